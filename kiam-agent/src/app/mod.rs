@@ -1,0 +1,1 @@
+//! Builds the parts, starts them in order, returns the bound addresses.

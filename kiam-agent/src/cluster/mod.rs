@@ -1,0 +1,1 @@
+//! Speaks Kubernetes: watches in. The only importer of kube.

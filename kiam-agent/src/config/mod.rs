@@ -1,0 +1,1 @@
+//! Flags and environment into a tree of part configs, reporting all mistakes.

@@ -1,0 +1,1 @@
+//! 4-tuple to cgroup to pod UID.

@@ -1,0 +1,3 @@
+//! The `kiam-agent` command.
+
+fn main() {}

@@ -1,0 +1,105 @@
+//! Knows, from records alone, which pod is which and which roles this node's pods want.
+
+use std::{fmt, net::IpAddr, net::SocketAddr, sync::Arc};
+
+/// A pod's UID: the API's `metadata.uid`, or a static pod's `config.hash`, in lower case with dashes as the API writes it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PodUid(Arc<str>);
+
+/// One pod as the Kubernetes API describes it, reduced to what decides about credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// `metadata.uid`.
+    pub uid: PodUid,
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.resourceVersion`, when it is a number; newer records replace older ones.
+    pub resource_version: Option<u64>,
+    /// `spec.nodeName`: set once the pod is scheduled.
+    pub node: Option<String>,
+    /// `status.hostIP`.
+    pub host_ip: Option<IpAddr>,
+    /// `status.podIPs`; empty until the kubelet publishes them.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.hostNetwork`.
+    pub host_network: bool,
+    /// Neither `Succeeded` nor `Failed`.
+    pub live: bool,
+    /// `kubernetes.io/config.hash` of a mirror pod.
+    pub config_hash: Option<String>,
+    /// `iam.amazonaws.com/role`, as written.
+    pub role: Option<String>,
+    /// `iam.amazonaws.com/session-name`, as written.
+    pub session_name: Option<String>,
+    /// `iam.amazonaws.com/external-id`, as written.
+    pub external_id: Option<String>,
+}
+
+/// One namespace, reduced to what decides about credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.resourceVersion`, when it is a number.
+    pub resource_version: Option<u64>,
+    /// `iam.amazonaws.com/permitted`, as written.
+    pub permitted: Option<String>,
+}
+
+/// The two ends of an accepted connection, as the agent's socket shows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// The pod's end.
+    pub peer: SocketAddr,
+    /// The agent's end.
+    pub local: SocketAddr,
+}
+
+/// Who is calling, before the pod is looked up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Client {
+    /// The kernel attests that a process of this pod connected; the address is a cross-check.
+    Pod {
+        /// From the cgroup path.
+        uid: PodUid,
+        /// The connection's source address.
+        address: IpAddr,
+    },
+    /// Only the source address is known (`--identity=source-ip`).
+    Address(IpAddr),
+}
+
+/// Why a connection belongs to no pod. Such a connection is refused with 403.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unattested {
+    /// The kernel has no entry: somebody connected to the agent's port directly.
+    #[error("the kernel has no entry for this connection")]
+    NoEntry,
+    /// The process's cgroup is below no pod.
+    #[error("cgroup {0} is not a pod's")]
+    NotAPod(String),
+    /// The cgroup is gone already.
+    #[error("cgroup id {0} is gone")]
+    Gone(u64),
+    /// The kernel could not be asked.
+    #[error("the identity map can't be read: {0}")]
+    Unreadable(String),
+}
+
+/// Tells who is at the other end of a connection.
+pub trait ClientResolver: Send + Sync + 'static {
+    /// Resolves `connection`, once, right after it is accepted.
+    ///
+    /// # Errors
+    ///
+    /// [`Unattested`] when it belongs to no pod.
+    fn resolve(&self, connection: &Connection) -> Result<Client, Unattested>;
+}
+
+impl fmt::Display for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

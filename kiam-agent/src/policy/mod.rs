@@ -1,0 +1,1 @@
+//! Decides whether a pod may have a role, and explains itself.
