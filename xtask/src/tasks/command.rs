@@ -21,7 +21,7 @@ pub(crate) fn command(program: impl AsRef<Path>) -> Command {
     let mut command = Command::new(program.as_ref());
     command.current_dir(workspace());
     for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|name| belongs_to_outer_build(name)) {
+        if name.to_str().is_some_and(belongs_to_outer_build) {
             command.env_remove(name);
         }
     }
@@ -29,28 +29,29 @@ pub(crate) fn command(program: impl AsRef<Path>) -> Command {
 }
 
 fn belongs_to_outer_build(name: &str) -> bool {
-    matches!(
-        name,
-        "CARGO"
-            | "RUSTC"
-            | "RUSTC_WRAPPER"
-            | "RUSTC_WORKSPACE_WRAPPER"
-            | "RUSTFLAGS"
-            | "RUSTUP_TOOLCHAIN"
-    ) || matches!(
-        name,
-        "RUSTC_BOOTSTRAP" | "RUSTDOC" | "RUSTDOCFLAGS" | "LD_LIBRARY_PATH" | "RUST_RECURSION_COUNT"
-    ) || [
-        "CARGO_PKG_",
-        "CARGO_MANIFEST_",
+    const NAMES: [&str; 12] = [
+        "CARGO",
+        "CARGO_CRATE_NAME",
+        "CARGO_TARGET_TMPDIR",
+        "LD_LIBRARY_PATH",
+        "OUT_DIR",
+        "RUSTC",
+        "RUSTC_BOOTSTRAP",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTC_WRAPPER",
+        "RUSTFLAGS",
+        "RUSTUP_TOOLCHAIN",
+        "RUST_RECURSION_COUNT",
+    ];
+    const PREFIXES: [&str; 6] = [
         "CARGO_BIN_",
-        "CARGO_PRIMARY_",
-        "CARGO_ENCODED_",
         "CARGO_BUILD_",
-    ]
-    .iter()
-    .any(|prefix| name.starts_with(prefix))
-        || matches!(name, "CARGO_CRATE_NAME" | "CARGO_TARGET_TMPDIR" | "OUT_DIR")
+        "CARGO_ENCODED_",
+        "CARGO_MANIFEST_",
+        "CARGO_PKG_",
+        "CARGO_PRIMARY_",
+    ];
+    NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// The command as a line that can be pasted into a shell, with the variables it sets.

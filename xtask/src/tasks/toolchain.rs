@@ -169,7 +169,7 @@ fn look() -> Machine {
     }
 }
 
-/// The folder a compiler keeps `core` for BPF in, if it is there. rustup's proxies answer for the toolchain they run.
+/// Whether a compiler has a prebuilt `core` for BPF.
 fn has_core(rustc: &Path) -> bool {
     let folder = output_of(command(rustc).args(["--print", "target-libdir", "--target", TARGET]));
     let entries = folder.and_then(|folder| std::fs::read_dir(folder).ok());
@@ -180,7 +180,9 @@ fn has_core(rustc: &Path) -> bool {
 }
 
 fn has_nightly_source() -> bool {
-    let sysroot = output_of(command("rustc").args(["+nightly", "--print", "sysroot"]));
+    // `rustup run` does not install what is missing, as `rustc +nightly` does.
+    let sysroot =
+        output_of(command("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]));
     sysroot.is_some_and(|sysroot| {
         Path::new(&sysroot).join("lib/rustlib/src/rust/library/core/Cargo.toml").exists()
     })
@@ -214,10 +216,16 @@ mod tests {
             Machine { debian_core: true, debian_llvm: true, linker: linker(), ..bare.clone() };
         let nightly = Machine { nightly_source: true, linker: linker(), ..bare.clone() };
         let all = ["rustc-web", "libstd-rust-web-dev-bpf", "llvm-22-dev"];
-        let cases: [(&str, Machine, Route, &[&str], Option<PathBuf>); 7] = [
-            ("bare Debian, root", bare.clone(), Route::Debian, &all, None),
-            ("everything of Debian", debian.clone(), Route::Debian, &[], linker()),
-            ("no linker", Machine { linker: None, ..debian.clone() }, Route::Debian, &[], None),
+        let cases = [
+            ("bare Debian, root", bare.clone(), Route::Debian, &all[..], None),
+            ("everything of Debian", debian.clone(), Route::Debian, &all[..0], linker()),
+            (
+                "no linker",
+                Machine { linker: None, ..debian.clone() },
+                Route::Debian,
+                &all[..0],
+                None,
+            ),
             (
                 "linker, no LLVM",
                 Machine { debian_llvm: false, ..debian.clone() },
@@ -225,8 +233,14 @@ mod tests {
                 &[],
                 linker(),
             ),
-            ("both", Machine { nightly_source: true, ..debian }, Route::Debian, &[], linker()),
-            ("nightly", nightly.clone(), Route::Nightly, &[], linker()),
+            (
+                "both",
+                Machine { nightly_source: true, ..debian },
+                Route::Debian,
+                &all[..0],
+                linker(),
+            ),
+            ("nightly", nightly.clone(), Route::Nightly, &all[..0], linker()),
             (
                 "nightly without linker",
                 Machine { linker: None, ..nightly },

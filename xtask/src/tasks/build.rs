@@ -1,4 +1,4 @@
-//! `cargo xtask build-ebpf`: compiles the kernel program and puts the object where `kiam-agent` embeds it from.
+//! Compiles the kernel program, and the programs of the workspace.
 
 use std::fs;
 use std::path::Path;
@@ -11,8 +11,8 @@ use super::toolchain::{self, Route, Toolchain};
 
 const OBJECT: &str = "kiam-ebpf/out/kiam.bpf.o";
 
-/// Compiles what has changed, and touches the object only if it is another one, so that the agent is not built anew.
-pub(crate) fn run() -> Result<()> {
+/// Compiles the kernel program and puts the object where `kiam-agent` embeds it from; touches the object only if it is another one, so that the agent is not built anew.
+pub(crate) fn ebpf() -> Result<()> {
     let toolchain = toolchain::ensure()?;
     say(format!("building the kernel program with {}", toolchain.route));
     command::run(&mut build(&toolchain))?;
@@ -40,6 +40,30 @@ fn build(toolchain: &Toolchain) -> Command {
     }
     build.env("RUSTFLAGS", flags);
     build
+}
+
+/// Lints the kernel program as if it were for this machine: no toolchain has both clippy and `core` for BPF, and what
+/// clippy looks at is the same.
+pub(crate) fn ebpf_lints() -> Command {
+    let mut lints = command("cargo");
+    lints.env("RUSTC_BOOTSTRAP", "1");
+    lints.args([
+        "clippy",
+        "--profile",
+        "bpf",
+        "--package",
+        "kiam-ebpf",
+        "--target-dir",
+        "target/bpf",
+    ]);
+    lints.args(["--", "-D", "warnings"]);
+    lints
+}
+
+/// Compiles the agent and this command, the latter for the lab's pods. All members at once, so that features are what
+/// `cargo test` has too, and nothing is compiled twice.
+pub(crate) fn programs() -> Result<()> {
+    command::run(command("cargo").args(["build", "--bins"]))
 }
 
 fn copy_if_changed(from: &Path, to: &Path) -> Result<bool> {
