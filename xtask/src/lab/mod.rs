@@ -4,6 +4,7 @@
 //! what a killed run left (cgroups and mounts named after a process that is gone) goes when the next one starts.
 
 mod cgroup;
+pub mod fake;
 mod netns;
 mod node;
 mod pod;
