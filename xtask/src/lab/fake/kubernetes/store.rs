@@ -140,6 +140,27 @@ impl Store {
         self.put(key, Some(pod.to_json()))
     }
 
+    /// Replaces a pod when the one of this name has the same UID.
+    pub fn update_pod(&self, pod: &PodRecord) {
+        let key = (Resource::Pods, pod.namespace.clone(), pod.name.clone());
+        let mut state = self.state();
+        let there = state.records.get(&key).is_some_and(|old| old["metadata"]["uid"] == pod.uid);
+        if there {
+            state.put(key, Some(pod.to_json()));
+            drop(state);
+            self.changed.send_replace(());
+        }
+    }
+
+    /// Creates a namespace, when there is none of its name.
+    pub fn ensure_namespace(&self, namespace: &NamespaceRecord) {
+        let key = (Resource::Namespaces, String::new(), namespace.name.clone());
+        let there = self.state().records.contains_key(&key);
+        if !there {
+            self.put(key, Some(namespace.to_json()));
+        }
+    }
+
     /// Deletes a pod; that there is none is fine.
     pub fn delete_pod(&self, namespace: &str, name: &str) -> u64 {
         self.put((Resource::Pods, namespace.to_owned(), name.to_owned()), None)
@@ -251,25 +272,31 @@ impl Store {
     }
 
     fn put(&self, key: Key, record: Option<Value>) -> u64 {
-        let mut state = self.state();
-        let old = state.records.get(&key).cloned();
+        let version = self.state().put(key, record);
+        self.changed.send_replace(());
+        version
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn put(&mut self, key: Key, record: Option<Value>) -> u64 {
+        let old = self.records.get(&key).cloned();
         if record.is_none() && old.is_none() {
-            return state.version;
+            return self.version;
         }
-        state.version += 1;
-        let version = state.version;
+        self.version += 1;
+        let (version, resource) = (self.version, key.0);
         let new = record.map(|mut record| {
             record["metadata"]["resourceVersion"] = json!(version.to_string());
             Arc::new(record)
         });
-        let resource = key.0;
         match &new {
-            Some(record) => state.records.insert(key, Arc::clone(record)),
-            None => state.records.remove(&key),
+            Some(record) => self.records.insert(key, Arc::clone(record)),
+            None => self.records.remove(&key),
         };
-        state.history.push_back(Change { version, resource, old, new });
-        drop(state);
-        self.changed.send_replace(());
+        self.history.push_back(Change { version, resource, old, new });
         version
     }
 }
