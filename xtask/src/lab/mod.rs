@@ -3,16 +3,23 @@
 //! Everything has a name of its own per process, uses private ranges inside its own namespaces, and goes away on Drop;
 //! what a killed run left (cgroups and mounts named after a process that is gone) goes when the next one starts.
 
+mod agent;
+mod ask;
 mod cgroup;
+pub mod fake;
 mod netns;
 mod node;
 mod pod;
 mod sweep;
+mod world;
 
+pub use agent::{AGENT_PORT, Agent};
+pub use ask::client_binary;
 pub use cgroup::{Cgroup, Layout, mount_point as cgroup_mount_point};
 pub use netns::Netns;
 pub use node::{IMDS_V4, IMDS_V6, NODE_NAME, NODE_V4, NODE_V6, Node};
 pub use pod::{LabPod, PodSpec};
+pub use world::{Lab, role_arn, role_base_arn};
 
 /// Set where a skipped test is a failure, as in CI.
 pub const NO_SKIP: &str = "KIAM_TEST_NO_SKIP";

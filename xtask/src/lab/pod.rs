@@ -41,7 +41,6 @@ pub struct PodSpec {
 #[derive(Debug)]
 pub struct LabPod {
     spec: PodSpec,
-    uid: String,
     addresses: (Ipv4Addr, Ipv6Addr),
     netns: Netns,
     cgroup: Cgroup,
@@ -71,6 +70,19 @@ impl PodSpec {
     #[must_use]
     pub fn role(self, role: &str) -> Self {
         self.annotation("iam.amazonaws.com/role", role)
+    }
+
+    /// Gives it a UID, when it has none.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel gives no random bytes.
+    pub fn with_uid(mut self) -> Result<Self> {
+        if self.uid.is_none() {
+            let (high, low) = (random()? >> 96, random()? & 0xffff_ffff_ffff);
+            self.uid = Some(format!("{high:08x}-0000-4000-8000-{low:012x}"));
+        }
+        Ok(self)
     }
 
     /// Adds an annotation.
@@ -111,13 +123,10 @@ impl LabPod {
     ///
     /// When the kernel refuses one of them.
     pub fn start(node: &Node, spec: PodSpec) -> Result<Self> {
+        let spec = spec.with_uid()?;
         let number = node.next_pod();
-        let random = random()?;
-        let uid = spec.uid.clone().unwrap_or_else(|| {
-            let (high, low) = (random >> 96, random & 0xffff_ffff_ffff);
-            format!("{high:08x}-0000-4000-8000-{low:012x}")
-        });
-        let container = spec.layout.container(&uid, &format!("{random:032x}"));
+        let uid = spec.uid.as_deref().unwrap_or_default();
+        let container = spec.layout.container(uid, &format!("{:032x}", random()?));
         let container = node.kubepods().join(container);
         let slice = container.parent().context("a container's cgroup is below its pod's")?;
         let slice = Cgroup::create(slice)?;
@@ -126,7 +135,6 @@ impl LabPod {
             let (netns, addresses) = (node.netns().clone(), (NODE_V4, NODE_V6));
             return Ok(Self {
                 spec,
-                uid,
                 addresses,
                 netns,
                 cgroup,
@@ -145,16 +153,7 @@ impl LabPod {
         let link = format!("pod{number}");
         connect(node, &netns, &link, addresses)
             .with_context(|| format!("wiring pod {}/{}", spec.namespace, spec.name))?;
-        Ok(Self {
-            spec,
-            uid,
-            addresses,
-            netns,
-            cgroup,
-            slice,
-            link: Some(link),
-            node: node.clone(),
-        })
+        Ok(Self { spec, addresses, netns, cgroup, slice, link: Some(link), node: node.clone() })
     }
 
     /// What was asked for.
@@ -166,7 +165,7 @@ impl LabPod {
     /// `metadata.uid`.
     #[must_use]
     pub fn uid(&self) -> &str {
-        &self.uid
+        self.spec.uid.as_deref().expect("a sandbox is made with a UID")
     }
 
     /// Its IPv4 address; the node's for a pod on the host's network.

@@ -1,0 +1,92 @@
+//! Asking the metadata service from inside a pod, by the client that is a hidden command of this project's own binary.
+
+use std::{
+    path::PathBuf,
+    process::{Child, Stdio},
+    thread::{self, JoinHandle},
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::pod::LabPod;
+use crate::pod_client::{self, Attempt};
+
+impl LabPod {
+    /// Asks from inside the pod; one attempt for each time that `options` ask.
+    ///
+    /// # Errors
+    ///
+    /// Only when the client can't be run: a refused connection is an attempt.
+    pub fn ask(&self, options: &pod_client::Options) -> Result<Vec<Attempt>> {
+        finish(self.asking(options)?)
+    }
+
+    /// Asks in the background.
+    ///
+    /// # Errors
+    ///
+    /// When the client can't be started.
+    pub fn ask_meanwhile(
+        &self,
+        options: &pod_client::Options,
+    ) -> Result<JoinHandle<Result<Vec<Attempt>>>> {
+        let child = self.asking(options)?;
+        Ok(thread::spawn(move || finish(child)))
+    }
+
+    /// Asks once as an SDK does: token, role, credentials.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::ask`].
+    pub fn credentials(&self) -> Result<Attempt> {
+        self.ask_once(&pod_client::Options::default())
+    }
+
+    /// Asks once for `path`, with a token.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::ask`].
+    pub fn get(&self, path: &str) -> Result<Attempt> {
+        self.ask_once(&pod_client::Options::get(path))
+    }
+
+    /// The first attempt of [`Self::ask`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::ask`].
+    pub fn ask_once(&self, options: &pod_client::Options) -> Result<Attempt> {
+        self.ask(options)?.into_iter().next().context("the client in the pod said nothing")
+    }
+
+    fn asking(&self, options: &pod_client::Options) -> Result<Child> {
+        let mut command = self.command(client_binary()?)?;
+        command.arg("in-pod").args(options.to_args());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().context("starting the client in a pod")
+    }
+}
+
+/// The binary that has the `in-pod` command: this one, or the one beside the test that runs.
+///
+/// # Errors
+///
+/// When it is not built.
+pub fn client_binary() -> Result<PathBuf> {
+    let this = std::env::current_exe().context("asking for the running binary")?;
+    let near = this.ancestors().skip(1).take(2).map(|dir| dir.join("xtask"));
+    near.filter(|path| path.is_file())
+        .next()
+        .with_context(|| format!("no xtask binary beside {}: cargo build -p xtask", this.display()))
+}
+
+fn finish(child: Child) -> Result<Vec<Attempt>> {
+    let output = child.wait_with_output().context("waiting for the client in a pod")?;
+    if !output.status.success() {
+        bail!("the client in a pod: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let lines = output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| serde_json::from_slice(line).context("reading an attempt")).collect()
+}
