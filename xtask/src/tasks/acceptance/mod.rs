@@ -11,8 +11,9 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use xtask::lab::fake::Place;
 use xtask::lab::fake::imds::{ACCOUNT, Imds, REGION};
-use xtask::lab::fake::{Kubernetes, NamespaceRecord, Place, PodRecord};
+use xtask::lab::fake::kubernetes::{Kubernetes, NamespaceRecord, PodRecord};
 use xtask::lab::{self, LabPod, NODE_NAME, NODE_V4, Node, PodSpec};
 
 use self::account::Account;
