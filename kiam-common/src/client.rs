@@ -40,6 +40,17 @@ pub struct Client {
 }
 const _: () = assert!(size_of::<Client>() == 48);
 
+/// `NETNS` value, by network namespace cookie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetnsUse {
+    /// Connections that are open now.
+    pub open: u64,
+    /// When the last one was opened, nanoseconds of `CLOCK_MONOTONIC`.
+    pub last_ns: u64,
+}
+const _: () = assert!(size_of::<NetnsUse>() == 16);
+
 /// An IPv4 address (network order, as the kernel's contexts hold it) in its v4-mapped form.
 #[inline(always)]
 #[must_use]
@@ -51,11 +62,13 @@ pub fn mapped(v4: [u8; 4]) -> [u8; 16] {
 #[cfg(feature = "user")]
 mod user {
     #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait")]
-    use super::{Client, FlowKey};
+    use super::{Client, FlowKey, NetnsUse};
     // SAFETY: `repr(C)`, integers only, padding explicit (the size asserts above), any bytes are valid.
     unsafe impl aya::Pod for FlowKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Client {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for NetnsUse {}
     // SAFETY: as above.
     unsafe impl aya::Pod for crate::redirect::Target {}
 }
