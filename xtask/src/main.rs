@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf => tasks::build::ebpf(),
         Command::Test(selection) => tasks::test::run_steps(&selection),
         Command::Tidy => tasks::tidy::run(),
-        Command::InPod(options) => xtask::pod_client::run(&options),
+        Command::InPod(options) => xtask::pod_client::main(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
