@@ -1,3 +1,29 @@
 //! What the kernel programs and the agent share: addresses, decisions, map layouts, names.
+//!
+//! Everything here is plain values, so the kernel's decisions are tested on the host.
 #![no_std]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
+
+pub mod client;
+pub mod counters;
+pub mod redirect;
+
+/// Number of the layout of the pinned maps: it names their folder, and changes when a map's key or
+/// value does. A release that keeps it takes over the pins of the one before.
+pub const LAYOUT: u32 = 1;
+
+/// The lease counts as held for this long after it was renewed, in nanoseconds of `CLOCK_MONOTONIC`
+/// (`bpf_ktime_get_ns`). The agent renews it every second.
+pub const LEASE_NS: u64 = 10_000_000_000;
+
+/// How many open IMDS connections one network namespace may hold; more are denied, so that one pod
+/// cannot fill [`client::FlowKey`]'s map, which evicts nothing.
+pub const NETNS_QUOTA: u64 = 1024;
+
+/// Levels of the cgroup path that are asked for an exemption, from the attached cgroup's top down.
+pub const CGROUP_LEVELS: i32 = 12;
+
+/// `CGROUPS` value: this subtree's connects are left alone.
+pub const CGROUP_PASS: u32 = 1;
+/// `CGROUPS` value: this subtree's connects are intercepted, though an ancestor's pass.
+pub const CGROUP_INTERCEPT: u32 = 2;

@@ -16,6 +16,9 @@ enum Command {
     Test(tasks::test::Selection),
     /// Checks the rules of this repository that no compiler checks.
     Tidy,
+    /// What runs inside the lab's pods.
+    #[command(hide = true)]
+    InPod(xtask::pod_client::Options),
 }
 
 fn main() -> ExitCode {
@@ -23,6 +26,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf => tasks::build::ebpf(),
         Command::Test(selection) => tasks::test::run_steps(&selection),
         Command::Tidy => tasks::tidy::run(),
+        Command::InPod(options) => xtask::pod_client::main(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,1 +1,148 @@
 //! Loads, attaches, pins and reads the kernel programs. The only importer of aya.
+//!
+//! Everything is pinned below `<bpffs>/v<layout>/`, so that what the kernel does outlives the agent: with
+//! no agent, pods' connects to the IMDS are denied. A later agent takes the maps as they are and replaces
+//! the programs in place; at no instant are they detached.
+
+mod cgroup;
+mod flows;
+mod lease;
+mod links;
+mod metrics;
+mod netns;
+mod programs;
+mod uninstall;
+
+use std::{io, path::PathBuf};
+
+pub use self::{
+    cgroup::Cgroup,
+    flows::{FlowEntry, Flows},
+    lease::Lease,
+    metrics::Verdicts,
+    programs::{Interception, Parts},
+    uninstall::uninstall,
+};
+
+/// What [`Interception::load`] is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The pods' cgroup; `None`: the only match of the layouts that kubelets make.
+    pub cgroup: Option<PathBuf>,
+    /// A folder on a BPF file system; pins go to `v<layout>` in it.
+    pub bpffs: PathBuf,
+    /// What becomes of hostNetwork pods.
+    pub host_network: HostNetworkPods,
+    /// Whether the kernel programs write to the agent's log (at debug level).
+    pub log: bool,
+}
+
+/// What becomes of pods in the node's own network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostNetworkPods {
+    /// They are the node, as with iptables: their IMDS traffic is left alone.
+    Pass,
+    /// They are identified by their cgroup like every other pod.
+    Intercept,
+}
+
+/// Why traffic can't be intercepted. None of it mends itself: the agent gives up with the message.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `--cgroup` names no directory of a cgroup2 file system.
+    #[error(
+        "--cgroup {path:?}: {problem}; name an absolute directory on a cgroup2 mount, below which the pods' cgroups are"
+    )]
+    Cgroup {
+        /// As given.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Nothing on this machine looks like the pods' cgroup.
+    #[error(
+        "found no pods' cgroup (kubepods, kubepods.slice, …-kubepods.slice) on a cgroup2 mount{hint}; cgroup v2 is needed; if the kubelet uses another root, name it with --cgroup"
+    )]
+    NoCgroup {
+        /// What was found instead.
+        hint: &'static str,
+    },
+    /// More than one does.
+    #[error("found several pods' cgroups, name one with --cgroup: {0:?}")]
+    SeveralCgroups(Vec<PathBuf>),
+    /// `--bpffs` is on another kind of file system.
+    #[error(
+        "--bpffs {path:?} is not on a BPF file system; mount one: mount -t bpf bpf /sys/fs/bpf"
+    )]
+    NotBpffs {
+        /// As given.
+        path: PathBuf,
+    },
+    /// Pins of a layout that this agent does not know.
+    #[error(
+        "{path:?} holds pins of another layout than v{layout}: run that release's `kiam-agent uninstall` first"
+    )]
+    OtherLayout {
+        /// The folder.
+        path: PathBuf,
+        /// Ours.
+        layout: u32,
+    },
+    /// A file or folder could not be read or written.
+    #[error("{what} {path:?}: {source}")]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A `bpf(2)` call of our own failed.
+    #[error("bpf({call}) for {path:?}: {source}")]
+    Bpf {
+        /// The command.
+        call: &'static str,
+        /// The pin.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The object or its maps could not be loaded.
+    #[error(
+        "the kernel programs can't be loaded (root or CAP_BPF and CAP_NET_ADMIN, and kernel 5.10, are needed): {0}"
+    )]
+    Load(#[from] aya::EbpfError),
+    /// A program was refused or could not be attached.
+    #[error("program {name}: {source}")]
+    Program {
+        /// Its name.
+        name: &'static str,
+        /// aya's error, with the verifier's log.
+        #[source]
+        source: aya::programs::ProgramError,
+    },
+    /// A map operation failed.
+    #[error("map {name}: {source}")]
+    Map {
+        /// Its name.
+        name: &'static str,
+        /// aya's error.
+        #[source]
+        source: aya::maps::MapError,
+    },
+    /// A link could not be pinned.
+    #[error("pin {path:?}: {source}")]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// aya's error.
+        #[source]
+        source: aya::pin::PinError,
+    },
+    /// The object lacks something; it was built from other sources.
+    #[error("the kernel object has no {0}: build it again with `cargo xtask build-ebpf`")]
+    Missing(&'static str),
+}

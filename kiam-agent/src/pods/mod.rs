@@ -1,10 +1,16 @@
 //! Knows, from records alone, which pod is which and which roles this node's pods want.
 
-use std::{fmt, net::IpAddr, net::SocketAddr, sync::Arc};
+mod index;
+mod reader;
+mod uid;
 
-/// A pod's UID: the API's `metadata.uid`, or a static pod's `config.hash`, in lower case with dashes as the API writes it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PodUid(Arc<str>);
+use std::net::{IpAddr, SocketAddr};
+
+pub use self::{
+    index::PodIndex,
+    reader::{NotFound, PodReader},
+    uid::PodUid,
+};
 
 /// One pod as the Kubernetes API describes it, reduced to what decides about credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,10 +102,4 @@ pub trait ClientResolver: Send + Sync + 'static {
     ///
     /// [`Unattested`] when it belongs to no pod.
     fn resolve(&self, connection: &Connection) -> Result<Client, Unattested>;
-}
-
-impl fmt::Display for PodUid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
 }

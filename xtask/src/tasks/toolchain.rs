@@ -119,7 +119,8 @@ pub(crate) fn ensure() -> Result<Toolchain> {
     Ok(Toolchain { route: plan.route, linker })
 }
 
-fn install_packages(packages: &[&str]) -> Result<()> {
+/// Installs Debian packages; the caller says which and why.
+pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
     let mut install = command("apt-get");
     install.env("DEBIAN_FRONTEND", "noninteractive");
     install.args(["install", "--yes", "--no-install-recommends"]).args(packages);

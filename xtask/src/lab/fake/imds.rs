@@ -37,13 +37,25 @@ const TTL_HEADER: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 pub struct Imds {
     server: Server<Service>,
     requests: Arc<Mutex<Requests>>,
+    credentials: Arc<Mutex<NodeCredentials>>,
     packets: Packets,
 }
 
 type Requests = BTreeMap<(IpAddr, String), u64>;
 
 #[derive(Debug)]
-struct Service(Arc<Mutex<Requests>>);
+struct Service {
+    requests: Arc<Mutex<Requests>>,
+    credentials: Arc<Mutex<NodeCredentials>>,
+}
+
+/// What it gives out as the node's own.
+#[derive(Debug)]
+struct NodeCredentials {
+    access_key: String,
+    secret_key: String,
+    token: String,
+}
 
 // === impl Imds ===
 
@@ -58,8 +70,17 @@ impl Imds {
         let places = [IpAddr::from(IMDS_V4), IMDS_V6.into()]
             .map(|address| Place::inside(netns, (address, 80).into()));
         let requests = Arc::default();
-        let server = Server::start(places.to_vec(), Arc::new(Service(Arc::clone(&requests))))?;
-        Ok(Self { server, requests, packets })
+        let credentials = Arc::default();
+        let service =
+            Service { requests: Arc::clone(&requests), credentials: Arc::clone(&credentials) };
+        let server = Server::start(places.to_vec(), Arc::new(service))?;
+        Ok(Self { server, requests, credentials, packets })
+    }
+
+    /// Gives these out as the node's own from now on, for an STS that knows them.
+    pub fn set_node_credentials(&self, access_key: &str, secret_key: &str, token: &str) {
+        let [access_key, secret_key, token] = [access_key, secret_key, token].map(str::to_owned);
+        *lock(&self.credentials) = NodeCredentials { access_key, secret_key, token };
     }
 
     /// How many packets to the service have come from `source`, of whatever protocol and port.
@@ -101,7 +122,20 @@ impl Imds {
     }
 
     fn counts(&self) -> MutexGuard<'_, Requests> {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.requests)
+    }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === impl NodeCredentials ===
+
+impl Default for NodeCredentials {
+    fn default() -> Self {
+        let [secret_key, token] = ["secret-of-the-node", "token-of-the-node"].map(str::to_owned);
+        Self { access_key: NODE_ACCESS_KEY.to_owned(), secret_key, token }
     }
 }
 
@@ -111,7 +145,7 @@ impl Answer for Service {
     async fn answer(&self, peer: SocketAddr, request: Request<Bytes>) -> Response<Body> {
         let path = request.uri().path().to_owned();
         let key = (peer.ip().to_canonical(), path.clone());
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default() += 1;
+        *lock(&self.requests).entry(key).or_default() += 1;
         if request.method() == Method::PUT && path == "/latest/api/token" {
             return token(&request);
         }
@@ -119,7 +153,7 @@ impl Answer for Service {
         if offered.is_some_and(|token| token != TOKEN) {
             return text(StatusCode::UNAUTHORIZED, "");
         }
-        match content(&path) {
+        match content(&path, &lock(&self.credentials)) {
             Some(body) => text(StatusCode::OK, &body),
             None => text(StatusCode::NOT_FOUND, ""),
         }
@@ -139,7 +173,7 @@ fn token(request: &Request<Bytes>) -> Response<Body> {
     }
 }
 
-fn content(path: &str) -> Option<String> {
+fn content(path: &str, node: &NodeCredentials) -> Option<String> {
     let credentials = format!("meta-data/iam/security-credentials/{NODE_ROLE}");
     let path = path.strip_prefix("/latest/")?;
     Some(match path {
@@ -155,7 +189,7 @@ fn content(path: &str) -> Option<String> {
         "meta-data/iam/security-credentials" | "meta-data/iam/security-credentials/" => {
             NODE_ROLE.to_owned()
         }
-        path if path == credentials => node_credentials(),
+        path if path == credentials => node_credentials(node),
         "dynamic/instance-identity/document" => format!(
             "{{\"accountId\":\"{ACCOUNT}\",\"region\":\"{REGION}\",\"availabilityZone\":\"{REGION}a\",\
              \"instanceId\":\"{INSTANCE_ID}\"}}"
@@ -165,12 +199,15 @@ fn content(path: &str) -> Option<String> {
     })
 }
 
-fn node_credentials() -> String {
+fn node_credentials(node: &NodeCredentials) -> String {
     let now = Timestamp::now();
     format!(
-        "{{\"Code\":\"Success\",\"LastUpdated\":\"{}\",\"Type\":\"AWS-HMAC\",\"AccessKeyId\":\"{NODE_ACCESS_KEY}\",\
-         \"SecretAccessKey\":\"secret-of-the-node\",\"Token\":\"token-of-the-node\",\"Expiration\":\"{}\"}}",
+        "{{\"Code\":\"Success\",\"LastUpdated\":\"{}\",\"Type\":\"AWS-HMAC\",\"AccessKeyId\":\"{}\",\
+         \"SecretAccessKey\":\"{}\",\"Token\":\"{}\",\"Expiration\":\"{}\"}}",
         time(now),
+        node.access_key,
+        node.secret_key,
+        node.token,
         time(now + 6.hours())
     )
 }

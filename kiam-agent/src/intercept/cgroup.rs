@@ -1,0 +1,196 @@
+//! The pods' cgroup: where the programs are attached, and which part of it is the agent's own.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use super::Error;
+use crate::pods::PodUid;
+
+/// How far below a mount the kubelet's root may be (kind nests it in a container's scope).
+const SEARCH_DEPTH: usize = 4;
+
+/// The directory that the programs are attached to.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+    directory: File,
+    id: u64,
+}
+
+// === impl Cgroup ===
+
+impl Cgroup {
+    /// Opens `given`, or the only match of the kubelets' layouts.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cgroup`], [`Error::NoCgroup`] or [`Error::SeveralCgroups`].
+    pub fn open(given: Option<&Path>) -> Result<Self, Error> {
+        match given {
+            Some(path) => Self::at(path),
+            None => Self::at(&only_match(found(&mounts("cgroup2")), &mounts("cgroup"))?),
+        }
+    }
+
+    fn at(path: &Path) -> Result<Self, Error> {
+        let wrong = |problem: String| Error::Cgroup { path: path.to_owned(), problem };
+        if !path.is_absolute() {
+            return Err(wrong("the path is not absolute".to_owned()));
+        }
+        let path = fs::canonicalize(path).map_err(|error| wrong(error.to_string()))?;
+        let directory = File::open(&path).map_err(|error| wrong(error.to_string()))?;
+        let metadata = directory.metadata().map_err(|error| wrong(error.to_string()))?;
+        if !metadata.is_dir() {
+            return Err(wrong("it is not a directory".to_owned()));
+        }
+        let system = rustix::fs::fstatfs(&directory).map_err(|error| wrong(error.to_string()))?;
+        if u64::try_from(system.f_type).ok() != Some(0x6367_7270) {
+            return Err(wrong("it is not on a cgroup2 file system".to_owned()));
+        }
+        Ok(Self { path, directory, id: metadata.ino() })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its id, as BPF has it: the inode number.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The open directory.
+    #[must_use]
+    pub fn directory(&self) -> &File {
+        &self.directory
+    }
+
+    /// The id of the pod's cgroup, below this one, that holds process `pid`, when it runs in a pod.
+    #[must_use]
+    pub fn pod_of_process(&self, pid: u32) -> Option<u64> {
+        let holder = holder(&self.path, &pid.to_string(), 8)?;
+        let below = holder.strip_prefix(&self.path).ok()?;
+        let named = |path: &Path| path.file_name()?.to_str().and_then(PodUid::from_cgroup_name);
+        // From the leaf up, so the last match is the outermost.
+        let pod = below.ancestors().filter(|path| named(path).is_some()).last()?;
+        fs::metadata(self.path.join(pod)).ok().map(|metadata| metadata.ino())
+    }
+}
+
+fn is_root(name: &str) -> bool {
+    name == "kubepods" || name == "kubepods.slice" || name.ends_with("-kubepods.slice")
+}
+
+/// Mount points of one file system type.
+fn mounts(kind: &str) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let columns = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    columns.filter(|row| row.get(2) == Some(&kind)).map(|row| PathBuf::from(row[1])).collect()
+}
+
+/// Every directory that is named as kubelets name the root of their pods.
+fn found(mounts: &[PathBuf]) -> Vec<PathBuf> {
+    let mut matches = Vec::new();
+    for mount in mounts {
+        search(mount, SEARCH_DEPTH, &mut matches);
+    }
+    matches.sort();
+    matches.dedup();
+    matches
+}
+
+fn search(folder: &Path, depth: usize, matches: &mut Vec<PathBuf>) {
+    for path in folders(folder) {
+        if path.file_name().and_then(|name| name.to_str()).is_some_and(is_root) {
+            matches.push(path);
+        } else if depth > 1 {
+            search(&path, depth - 1, matches);
+        }
+    }
+}
+
+fn only_match(mut matches: Vec<PathBuf>, v1: &[PathBuf]) -> Result<PathBuf, Error> {
+    match (matches.pop(), matches.is_empty()) {
+        (Some(only), true) => Ok(only),
+        (Some(last), false) => {
+            matches.push(last);
+            Err(Error::SeveralCgroups(matches))
+        }
+        (None, _) if !found(v1).is_empty() => {
+            Err(Error::NoCgroup { hint: ", only on a cgroup v1 mount" })
+        }
+        (None, _) => Err(Error::NoCgroup { hint: "" }),
+    }
+}
+
+fn folders(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path())
+}
+
+/// The cgroup at or below `folder` that lists `pid`. Inside a container `cgroup.procs` shows the
+/// container's own process numbers, so this works where `/proc/self/cgroup` shows only `/`.
+fn holder(folder: &Path, pid: &str, depth: usize) -> Option<PathBuf> {
+    let members = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    if members.lines().any(|line| line == pid) {
+        return Some(folder.to_owned());
+    }
+    if depth == 0 {
+        return None;
+    }
+    folders(folder).find_map(|path| holder(&path, pid, depth - 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(paths: &[&str]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for path in paths {
+            fs::create_dir_all(root.path().join(path)).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn kubelets_layouts_are_found_and_nothing_below_them() {
+        let cases: [(&[&str], &str); 4] = [
+            (&["kubepods.slice/kubepods-burstable.slice", "system.slice"], "kubepods.slice"),
+            (&["kubepods/burstable/kubepods"], "kubepods"),
+            (&["kubelet.slice/kubelet-kubepods.slice"], "kubelet.slice/kubelet-kubepods.slice"),
+            (
+                &["system.slice/docker-1.scope/kubelet/kubepods"],
+                "system.slice/docker-1.scope/kubelet/kubepods",
+            ),
+        ];
+        for (paths, expected) in cases {
+            let root = tree(paths);
+            let matches = found(&[root.path().to_owned()]);
+            assert_eq!(matches, [root.path().join(expected)]);
+        }
+    }
+
+    #[test]
+    fn several_or_no_match_is_an_error_that_says_what_to_do() {
+        let root = tree(&["kubepods", "a/b-kubepods.slice"]);
+        let error = only_match(found(&[root.path().to_owned()]), &[]).unwrap_err().to_string();
+        assert!(error.contains("--cgroup") && error.contains("b-kubepods.slice"), "{error}");
+        let error = only_match(vec![], &[root.path().to_owned()]).unwrap_err().to_string();
+        assert!(error.contains("only on a cgroup v1 mount"), "{error}");
+    }
+
+    #[test]
+    fn given_path_that_is_no_cgroup_is_refused_by_name() {
+        let error = Cgroup::open(Some(Path::new("kubepods"))).unwrap_err().to_string();
+        assert!(error.contains("\"kubepods\"") && error.contains("not absolute"), "{error}");
+        let error = Cgroup::open(Some(Path::new("/tmp"))).unwrap_err().to_string();
+        assert!(error.contains("not on a cgroup2"), "{error}");
+    }
+}

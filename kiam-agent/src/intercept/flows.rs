@@ -1,0 +1,106 @@
+//! The kernel's record of who opened which connection.
+
+use std::{
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use aya::maps::{HashMap, MapData, MapError};
+use kiam_common::client::{Client, FlowKey, NetnsUse};
+
+/// Who opened a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowEntry {
+    /// Leaf cgroup of the process that called connect.
+    pub cgroup: u64,
+    /// Cookie of the network namespace it was opened in.
+    pub netns: u64,
+}
+
+/// Looks up connections; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Flows(Arc<Mutex<Maps>>);
+
+#[derive(Debug)]
+struct Maps {
+    flows: HashMap<MapData, FlowKey, Client>,
+    netns: HashMap<MapData, u64, NetnsUse>,
+    /// Namespaces that had nothing open when last swept.
+    idle: HashSet<(u64, u64)>,
+}
+
+// === impl Flows ===
+
+impl Flows {
+    pub(super) fn new(
+        flows: HashMap<MapData, FlowKey, Client>,
+        netns: HashMap<MapData, u64, NetnsUse>,
+    ) -> Self {
+        Self(Arc::new(Mutex::new(Maps { flows, netns, idle: HashSet::new() })))
+    }
+
+    /// Takes the entry of the connection from `peer` to `local` out of the map, if it was opened in the
+    /// network namespace `netns`.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, when the map can't be read; a missing entry is no error.
+    pub fn take(
+        &self,
+        netns: u64,
+        peer: SocketAddr,
+        local: SocketAddr,
+    ) -> Result<Option<FlowEntry>, MapError> {
+        let key = FlowKey {
+            netns,
+            source: mapped(peer.ip()),
+            destination: mapped(local.ip()),
+            source_port_be: peer.port().to_be(),
+            destination_port_be: local.port().to_be(),
+            pad: 0,
+        };
+        let mut maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match maps.flows.get(&key, 0) {
+            Ok(client) => {
+                // The socket's close may have been faster.
+                let _ = maps.flows.remove(&key);
+                Ok(Some(FlowEntry { cgroup: client.cgroup, netns: client.netns }))
+            }
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Cookies of the network namespaces that have, or lately had, connections to the agent.
+    #[must_use]
+    pub fn namespaces(&self) -> Vec<u64> {
+        let maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        maps.netns.keys().flatten().collect()
+    }
+
+    /// Forgets namespaces that had nothing open and opened nothing since the sweep before.
+    pub fn sweep(&self) {
+        let mut maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle: HashSet<(u64, u64)> = maps
+            .netns
+            .iter()
+            .flatten()
+            .filter(|(_, held)| held.open == 0)
+            .map(|(netns, held)| (netns, held.last_ns))
+            .collect();
+        for (netns, _) in idle.intersection(&maps.idle).copied().collect::<Vec<_>>() {
+            // Gone already is as good.
+            let _ = maps.netns.remove(&netns);
+        }
+        maps.idle = idle;
+    }
+}
+
+/// IPv4 in the v4-mapped form that the kernel's entries have.
+fn mapped(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}

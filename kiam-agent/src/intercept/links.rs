@@ -1,0 +1,116 @@
+//! `bpf(2)` for pinned cgroup links: aya 0.14 offers no `BPF_LINK_UPDATE` for them.
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use super::Error;
+
+const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_LINK_UPDATE: libc::c_int = 29;
+
+/// `union bpf_attr`, the part for `BPF_OBJ_GET`.
+#[repr(C)]
+struct ObjGet {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+/// The part for `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+struct GetInfo {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// The part for `BPF_LINK_UPDATE`.
+#[repr(C)]
+struct LinkUpdate {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+/// `struct bpf_link_info` with its cgroup part.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    pad: u32,
+    cgroup_id: u64,
+    attach_type: u32,
+    pad2: u32,
+}
+
+/// A link that an earlier agent pinned.
+#[derive(Debug)]
+pub(super) struct PinnedLink(OwnedFd);
+
+// === impl PinnedLink ===
+
+impl PinnedLink {
+    /// Opens the pin at `path`; `None` where there is none.
+    pub(super) fn open(path: &Path) -> Result<Option<Self>, Error> {
+        let failed = |source| Error::Bpf { call: "BPF_OBJ_GET", path: path.to_owned(), source };
+        let name = CString::new(path.as_os_str().as_bytes())
+            .map_err(|error| failed(io::Error::other(error)))?;
+        let mut attr = ObjGet { pathname: name.as_ptr().addr() as u64, bpf_fd: 0, file_flags: 0 };
+        match bpf(BPF_OBJ_GET, &mut attr) {
+            // SAFETY: the call succeeded, so this is a descriptor that nobody else owns.
+            Ok(fd) => Ok(Some(Self(unsafe { OwnedFd::from_raw_fd(fd) }))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Id of the cgroup it is attached to; 0 once that cgroup is gone.
+    pub(super) fn cgroup(&self, path: &Path) -> Result<u64, Error> {
+        let mut info = LinkInfo::default();
+        let mut attr = GetInfo {
+            bpf_fd: self.0.as_raw_fd().unsigned_abs(),
+            info_len: size_of::<LinkInfo>() as u32,
+            info: (&raw mut info).addr() as u64,
+        };
+        bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map_err(|source| Error::Bpf {
+            call: "BPF_OBJ_GET_INFO_BY_FD",
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(info.cgroup_id)
+    }
+
+    /// Puts `program` in the place of the link's program, at once and for every later event.
+    pub(super) fn update(&self, program: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
+        let mut attr = LinkUpdate {
+            link_fd: self.0.as_raw_fd().unsigned_abs(),
+            new_prog_fd: program.as_raw_fd().unsigned_abs(),
+            flags: 0,
+            old_prog_fd: 0,
+        };
+        bpf(BPF_LINK_UPDATE, &mut attr).map(drop).map_err(|source| Error::Bpf {
+            call: "BPF_LINK_UPDATE",
+            path: path.to_owned(),
+            source,
+        })
+    }
+}
+
+/// `bpf(2)`: the kernel takes the attributes' size and treats what lies beyond it as zero.
+fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<RawFd> {
+    // SAFETY: `attr` is one of the structures above, of the size that is given, and the pointers in it are
+    // to values that outlive the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as RawFd) }
+}

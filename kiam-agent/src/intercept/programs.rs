@@ -1,0 +1,248 @@
+//! Loading, attaching and replacing the programs.
+
+use std::{
+    fs, io,
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::fs::DirBuilderExt as _,
+    },
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData, PerCpuArray},
+    programs::{
+        CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps,
+        links::{FdLink, LinkError},
+    },
+};
+use kiam_common::{CGROUP_PASS, LAYOUT, redirect::Target};
+
+use super::{
+    Cgroup, Config, Error, Flows, HostNetworkPods, Lease, Verdicts, links::PinnedLink, netns,
+};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
+
+const MAPS: [&str; 6] = ["LEASE", "CGROUPS", "CLIENTS", "FLOWS", "NETNS", "COUNTERS"];
+
+/// In the order they are attached: identity before the redirect, so that no redirected connection
+/// goes without a record.
+const PROGRAMS: [&str; 7] = [
+    "kiam_sock_ops",
+    "kiam_getpeername4",
+    "kiam_getpeername6",
+    "kiam_connect6",
+    "kiam_connect4",
+    "kiam_sendmsg4",
+    "kiam_sendmsg6",
+];
+
+/// The programs, loaded; [`Interception::attach`] puts them to work.
+#[derive(Debug)]
+pub struct Interception {
+    ebpf: Ebpf,
+    pins: PathBuf,
+    cgroup: Cgroup,
+}
+
+/// What stays with the agent once the programs work.
+#[derive(Debug)]
+pub struct Parts {
+    /// The agent's sign of life.
+    pub lease: Lease,
+    /// Who opened which connection.
+    pub flows: Flows,
+    /// The kernel's counts.
+    pub verdicts: Verdicts,
+    /// Where the programs are attached.
+    pub cgroup: Cgroup,
+}
+
+// === impl Interception ===
+
+impl Interception {
+    /// Loads the programs, with `target` as the agent's listeners, over the maps that are pinned or new ones.
+    /// Nothing that is attached changes.
+    ///
+    /// # Errors
+    ///
+    /// Whatever is missing on this machine; see [`Error`].
+    pub fn load(config: &Config, target: Target) -> Result<Self, Error> {
+        let cgroup = Cgroup::open(config.cgroup.as_deref())?;
+        let pins = pin_folder(&config.bpffs)?;
+        let host_netns = match config.host_network {
+            HostNetworkPods::Intercept => 0,
+            HostNetworkPods::Pass => netns::own_cookie().map_err(|source| Error::File {
+                what: "the node's network namespace cookie (SO_NETNS_COOKIE, kernel 5.14)",
+                path: PathBuf::from("/proc/self/ns/net"),
+                source,
+            })?,
+        };
+        let level: u8 = if config.log { 4 } else { 0 };
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global("TARGET", &target, true)
+            .override_global("HOST_NETNS", &host_netns, true)
+            .override_global(aya_log::LEVEL, &level, false);
+        for map in MAPS {
+            loader.map_pin_path(map, pins.join(map));
+        }
+        let ebpf = loader.load(OBJECT)?;
+        Ok(Self { ebpf, pins, cgroup })
+    }
+
+    /// Attaches the programs, or replaces those of an earlier agent in place, and pins them.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; what is attached already stays so, and a later attempt completes it.
+    pub fn attach(mut self) -> Result<Parts, Error> {
+        self.exempt_own_pod()?;
+        for name in PROGRAMS {
+            self.attach_one(name)?;
+        }
+        let Self { mut ebpf, cgroup, .. } = self;
+        let lease = Lease::new(array(&mut ebpf, "LEASE")?);
+        let flows = Flows::new(hash(&mut ebpf, "FLOWS")?, hash(&mut ebpf, "NETNS")?);
+        let map = ebpf.take_map("COUNTERS").ok_or(Error::Missing("COUNTERS"))?;
+        let counters = PerCpuArray::try_from(map).map_err(map_error("COUNTERS"))?;
+        Ok(Parts { lease, flows, verdicts: Verdicts::new(counters), cgroup })
+    }
+
+    /// The agent's own pod keeps the real IMDS. Entries of earlier agents' pods go.
+    fn exempt_own_pod(&mut self) -> Result<(), Error> {
+        let own = self.cgroup.pod_of_process(std::process::id());
+        let mut cgroups: HashMap<MapData, u64, u32> = hash(&mut self.ebpf, "CGROUPS")?;
+        if let Some(own) = own {
+            cgroups.insert(own, CGROUP_PASS, 0).map_err(map_error("CGROUPS"))?;
+        }
+        let others: Vec<u64> = cgroups.keys().flatten().filter(|id| Some(*id) != own).collect();
+        for id in others {
+            cgroups.remove(&id).map_err(map_error("CGROUPS"))?;
+        }
+        Ok(())
+    }
+
+    fn attach_one(&mut self, name: &'static str) -> Result<(), Error> {
+        let pin = self.pins.join(format!("link_{name}"));
+        let failed = |source| Error::Program { name, source };
+        let program = self.ebpf.program_mut(name).ok_or(Error::Missing(name))?;
+        if name == "kiam_sock_ops" {
+            let program: &mut SockOps = program.try_into().map_err(failed)?;
+            program.load().map_err(failed)?;
+            let fd =
+                program.fd().map_err(failed)?.try_clone().map_err(|source| io(&pin, source))?;
+            return replace_or(
+                &pin,
+                &self.cgroup,
+                fd.as_fd(),
+                || {
+                    let id = program.attach(self.cgroup.directory(), CgroupAttachMode::Single)?;
+                    Ok(program.take_link(id)?.try_into()?)
+                },
+                name,
+            );
+        }
+        let program: &mut CgroupSockAddr = program.try_into().map_err(failed)?;
+        program.load().map_err(failed)?;
+        let fd = program.fd().map_err(failed)?.try_clone().map_err(|source| io(&pin, source))?;
+        replace_or(
+            &pin,
+            &self.cgroup,
+            fd.as_fd(),
+            || {
+                let id = program.attach(self.cgroup.directory(), CgroupAttachMode::Single)?;
+                Ok(program.take_link(id)?.try_into()?)
+            },
+            name,
+        )
+    }
+}
+
+/// A failed attach, before it has a name.
+enum AttachError {
+    Program(ProgramError),
+    Link(LinkError),
+}
+
+impl From<ProgramError> for AttachError {
+    fn from(error: ProgramError) -> Self {
+        Self::Program(error)
+    }
+}
+
+impl From<LinkError> for AttachError {
+    fn from(error: LinkError) -> Self {
+        Self::Link(error)
+    }
+}
+
+/// Replaces the pinned link's program; where there is no link, or it is of another or a removed cgroup,
+/// attaches anew and pins that in the old one's place, which ends only then.
+fn replace_or(
+    pin: &Path,
+    cgroup: &Cgroup,
+    program: BorrowedFd<'_>,
+    attach: impl FnOnce() -> Result<FdLink, AttachError>,
+    name: &'static str,
+) -> Result<(), Error> {
+    if let Some(link) = PinnedLink::open(pin)?
+        && link.cgroup(pin)? == cgroup.id()
+    {
+        return link.update(program, pin);
+    }
+    let link = attach().map_err(|error| match error {
+        AttachError::Program(source) => Error::Program { name, source },
+        AttachError::Link(error) => Error::Program { name, source: io::Error::other(error).into() },
+    })?;
+    let fresh = pin.with_extension("new");
+    // A start that was cut short may have left one.
+    let _ = fs::remove_file(&fresh);
+    link.pin(&fresh).map_err(|source| Error::Pin { path: fresh.clone(), source })?;
+    fs::rename(&fresh, pin).map_err(|source| io(pin, source))
+}
+
+fn io(path: &Path, source: io::Error) -> Error {
+    Error::File { what: "pin", path: path.to_owned(), source }
+}
+
+/// Makes `<bpffs>/v<layout>`, for root alone.
+fn pin_folder(bpffs: &Path) -> Result<PathBuf, Error> {
+    let failed =
+        |source| Error::File { what: "make the pins' folder", path: bpffs.to_owned(), source };
+    let mut nearest = bpffs;
+    while !nearest.exists() {
+        nearest = nearest.parent().ok_or(Error::NotBpffs { path: bpffs.to_owned() })?;
+    }
+    let system = rustix::fs::statfs(nearest).map_err(|error| failed(error.into()))?;
+    if u64::try_from(system.f_type).ok() != Some(0xcafe_4a11) {
+        return Err(Error::NotBpffs { path: bpffs.to_owned() });
+    }
+    let pins = bpffs.join(format!("v{LAYOUT}"));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&pins).map_err(failed)?;
+    for entry in fs::read_dir(bpffs).map_err(failed)?.flatten() {
+        if entry.path() != pins && entry.file_name().to_string_lossy().starts_with('v') {
+            return Err(Error::OtherLayout { path: entry.path(), layout: LAYOUT });
+        }
+    }
+    Ok(pins)
+}
+
+fn map_error(name: &'static str) -> impl Fn(aya::maps::MapError) -> Error {
+    move |source| Error::Map { name, source }
+}
+
+fn array(ebpf: &mut Ebpf, name: &'static str) -> Result<Array<MapData, u64>, Error> {
+    let map = ebpf.take_map(name).ok_or(Error::Missing(name))?;
+    Array::try_from(map).map_err(map_error(name))
+}
+
+fn hash<K: aya::Pod, V: aya::Pod>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<HashMap<MapData, K, V>, Error> {
+    let map = ebpf.take_map(name).ok_or(Error::Missing(name))?;
+    HashMap::try_from(map).map_err(map_error(name))
+}

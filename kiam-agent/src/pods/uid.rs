@@ -1,0 +1,104 @@
+//! Pod UIDs, and how cgroup paths spell them.
+
+use std::{fmt, path::Path, sync::Arc};
+
+/// A pod's UID: `metadata.uid`, in lower case with dashes as the API writes it, or the 32 hex digits that
+/// the kubelet gives a static pod (`kubernetes.io/config.hash` of its mirror pod).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PodUid(Arc<str>);
+
+// === impl PodUid ===
+
+impl PodUid {
+    /// `metadata.uid` or a config hash, as an API object has it.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        Self(text.to_ascii_lowercase().into())
+    }
+
+    /// The pod that a cgroup's name stands for: `pod<uid>` (cgroupfs driver), or
+    /// `<prefix>-pod<uid>.slice` with underscores for dashes (systemd driver).
+    #[must_use]
+    pub fn from_cgroup_name(name: &str) -> Option<Self> {
+        let uid = match name.strip_suffix(".slice") {
+            Some(slice) => slice.rsplit_once("-pod").map(|(_, uid)| uid)?,
+            None => name.strip_prefix("pod")?,
+        };
+        Self::from_digits(uid)
+    }
+
+    /// The pod of a cgroup path below the pods' cgroup: its **outermost** component that names one, since
+    /// a container can make cgroups with any name below its own.
+    #[must_use]
+    pub fn from_cgroup_path(below: &Path) -> Option<Self> {
+        below.iter().find_map(|name| Self::from_cgroup_name(name.to_str()?))
+    }
+
+    /// 8-4-4-4-12 hex digits joined by dashes or underscores, or 32 of them.
+    fn from_digits(text: &str) -> Option<Self> {
+        let dashed = text.replace('_', "-").to_ascii_lowercase();
+        let groups: Vec<&str> = dashed.split('-').collect();
+        let lengths: Vec<usize> = groups.iter().map(|group| group.len()).collect();
+        let hex = groups.iter().all(|group| group.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let known = matches!(lengths.as_slice(), [8, 4, 4, 4, 12] | [32]);
+        (hex && known).then(|| Self(dashed.into()))
+    }
+}
+
+impl fmt::Display for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
+    const B: &str = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
+
+    #[test]
+    fn kubelets_layouts_name_their_pod() {
+        let under = A.replace('-', "_");
+        let hash = "5f6c3a1b2d4e5f60718293a4b5c6d7e8";
+        let cases = [
+            (
+                format!(
+                    "kubepods-burstable.slice/kubepods-burstable-pod{under}.slice/cri-containerd-1.scope"
+                ),
+                Some(A),
+            ),
+            (format!("kubepods-pod{under}.slice/crio-1.scope"), Some(A)),
+            (
+                format!(
+                    "kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{under}.slice/x"
+                ),
+                Some(A),
+            ),
+            (format!("burstable/pod{A}/0123"), Some(A)),
+            (format!("pod{A}/0123/docker/1"), Some(A)),
+            (format!("besteffort/pod{hash}/0123"), Some(hash)),
+            (format!("besteffort/pod{}/0123", A.to_uppercase()), Some(A)),
+            ("kubepods-burstable.slice".to_owned(), None),
+            ("besteffort/podium/0123".to_owned(), None),
+            (format!("besteffort/pod{A}0/0123"), None),
+            ("besteffort/pod/0123".to_owned(), None),
+            (String::new(), None),
+        ];
+        for (path, uid) in cases {
+            let found = PodUid::from_cgroup_path(Path::new(&path));
+            assert_eq!(found, uid.map(PodUid::new), "{path}");
+        }
+    }
+
+    #[test]
+    fn cgroups_that_a_container_made_are_not_believed() {
+        let victim = format!("pod{B}");
+        let systemd = format!("kubepods-pod{}.slice", B.replace('-', "_"));
+        for inner in [victim, systemd, "\u{1b}[2J'\"".to_owned(), "x".repeat(5000)] {
+            let path = format!("burstable/pod{A}/0123/{inner}/0123");
+            assert_eq!(PodUid::from_cgroup_path(Path::new(&path)), Some(PodUid::new(A)), "{path}");
+        }
+    }
+}

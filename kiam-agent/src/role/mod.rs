@@ -1,0 +1,101 @@
+//! Names a role the way AWS and kiam do.
+//!
+//! Text that people write in annotations and flags is parsed here, once, into types that can't be wrong;
+//! nothing behind this module checks a role, a session name or an external id again.
+
+mod arn;
+mod resolver;
+mod session;
+
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
+
+pub use self::{
+    arn::{InvalidRole, RoleArn, RoleProblem},
+    resolver::{BaseArn, RoleResolver},
+    session::{ExternalId, InvalidExternalId, InvalidSessionName, SessionName},
+};
+
+/// Everything that is sent to STS for one role: the key of the credential cache.
+///
+/// Two pods share credentials only when all of it is equal. `Display` is for logs: it shows no external id.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RoleIdentity {
+    /// The role to assume.
+    pub role: RoleArn,
+    /// The session name, which CloudTrail shows.
+    pub session_name: SessionName,
+    /// The external id that the role's trust policy may ask for.
+    pub external_id: Option<ExternalId>,
+    /// How long the session is asked to last.
+    pub duration: Duration,
+}
+
+/// The identities that the node's pods are allowed and want, level-triggered.
+pub type WantedRoles = Arc<BTreeSet<RoleIdentity>>;
+
+/// Characters of a wrong value that its error shows.
+const MAX_SHOWN: usize = 128;
+
+// === impl RoleIdentity ===
+
+impl fmt::Display for RoleIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} as {}", self.role, self.session_name)
+    }
+}
+
+/// Shows text that anybody may have written: quoted, in printable ASCII, and no longer than a line.
+///
+/// Errors and refusals use it, because they end in logs and in a header of the pod's answer.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Quoted(String);
+
+// === impl Quoted ===
+
+impl Quoted {
+    /// Keeps what of `text` is shown.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        let mut shown: String = text.chars().take(MAX_SHOWN).collect();
+        if shown.len() < text.len() {
+            shown.push_str("...");
+        }
+        Self(shown.escape_default().to_string())
+    }
+}
+
+impl fmt::Display for Quoted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", self.0)
+    }
+}
+
+impl fmt::Debug for Quoted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identity_shows_no_external_id() {
+        let identity = RoleIdentity {
+            role: "arn:aws:iam::123456789012:role/reader".parse().unwrap(),
+            session_name: SessionName::sanitised("kiam-kiam"),
+            external_id: Some("hunter2".parse().unwrap()),
+            duration: Duration::from_secs(3600),
+        };
+        assert_eq!(identity.to_string(), "arn:aws:iam::123456789012:role/reader as kiam-kiam");
+        assert!(!format!("{identity:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn quoted_text_is_short_printable_ascii() {
+        assert_eq!(Quoted::new("a\r\nX: \u{1b}é\"").to_string(), r#""a\r\nX: \u{1b}\u{e9}\"""#);
+        let long = Quoted::new(&"é".repeat(100_000)).to_string();
+        assert!(long.len() < 1_000 && long.ends_with("...\""), "{}", long.len());
+    }
+}

@@ -1,0 +1,136 @@
+//! From what an annotation says to the ARN of a role, as kiam resolves it.
+
+use std::{fmt, str::FromStr};
+
+use super::{InvalidRole, Quoted, RoleArn, RoleProblem, arn};
+
+/// What is put before a short name: `arn:aws:iam::123456789012:role/`, and maybe more.
+///
+/// It is put there as it is, as kiam does, so that `…:role/team/` means a path and `…:role/prod-` a
+/// common beginning of names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseArn(String);
+
+/// Resolves short names of roles to ARNs.
+#[derive(Clone, Debug)]
+pub struct RoleResolver {
+    base: Option<BaseArn>,
+}
+
+// === impl BaseArn ===
+
+impl FromStr for BaseArn {
+    type Err = InvalidRole;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let checked = arn::after_role(text).and_then(|rest| {
+            let good = arn::is_printable(rest) && !rest.starts_with('/') && !rest.contains("//");
+            if good { Ok(()) } else { Err(RoleProblem::Path) }
+        });
+        checked
+            .map(|()| Self(text.to_owned()))
+            .map_err(|problem| InvalidRole { text: Quoted::new(text), problem })
+    }
+}
+
+impl fmt::Display for BaseArn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+// === impl RoleResolver ===
+
+impl RoleResolver {
+    /// A resolver that puts `base` before short names; without it only full ARNs are roles.
+    #[must_use]
+    pub fn new(base: Option<BaseArn>) -> Self {
+        Self { base }
+    }
+
+    /// The role that `text` names: a full ARN as it is, of any account; else the base followed by `text`
+    /// without a leading slash.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRole`], with `text`, when the outcome is not the ARN of a role.
+    pub fn resolve(&self, text: &str) -> Result<RoleArn, InvalidRole> {
+        // Text that begins as an ARN is never a short name: `role/arn:…` is nobody's intention.
+        if text.is_empty() || text.starts_with("arn:") {
+            return text.parse();
+        }
+        let invalid = |problem| InvalidRole { text: Quoted::new(text), problem };
+        let base = self.base.as_ref().ok_or_else(|| invalid(RoleProblem::NoBase))?;
+        let short = text.strip_prefix('/').unwrap_or(text);
+        format!("{base}{short}").parse().map_err(|error: InvalidRole| invalid(error.problem))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_resolve_as_in_kiam() {
+        let base = "arn:aws:iam::123456789012:role/";
+        let team = "arn:aws-cn:iam::123456789012:role/team/";
+        let prefix = "arn:aws:iam::123456789012:role/prod-";
+        let other = "arn:aws:iam::999999999999:role/elsewhere/reader";
+        let cases = [
+            (base, "reader", "arn:aws:iam::123456789012:role/reader"),
+            (base, "/reader", "arn:aws:iam::123456789012:role/reader"),
+            (base, "team/reader", "arn:aws:iam::123456789012:role/team/reader"),
+            (base, "/team/reader", "arn:aws:iam::123456789012:role/team/reader"),
+            (base, other, other),
+            (team, "reader", "arn:aws-cn:iam::123456789012:role/team/reader"),
+            (team, other, other),
+            (prefix, "reader", "arn:aws:iam::123456789012:role/prod-reader"),
+        ];
+        for (base, text, arn) in cases {
+            let resolver = RoleResolver::new(Some(base.parse().unwrap()));
+            assert_eq!(resolver.resolve(text).unwrap().as_ref(), arn, "{base} {text}");
+        }
+    }
+
+    #[test]
+    fn what_names_no_role_is_refused_as_it_was_written() {
+        let resolver = RoleResolver::new(Some("arn:aws:iam::123456789012:role/".parse().unwrap()));
+        let cases = [
+            ("", RoleProblem::Empty),
+            ("/", RoleProblem::Name),
+            ("//reader", RoleProblem::Path),
+            ("team/", RoleProblem::Name),
+            ("rea der", RoleProblem::Name),
+            ("reader\r\nX-Evil: 1", RoleProblem::Name),
+            ("arn:", RoleProblem::Form),
+            ("arn:aws:iam::x:role/reader", RoleProblem::Account),
+            ("arn:aws:iam::123456789012:reader", RoleProblem::Resource),
+        ];
+        for (text, problem) in cases {
+            let error = resolver.resolve(text).unwrap_err();
+            assert_eq!((&error.text, error.problem), (&Quoted::new(text), problem));
+        }
+    }
+
+    #[test]
+    fn short_names_need_a_base_and_full_arns_do_not() {
+        let resolver = RoleResolver::new(None);
+        assert_eq!(resolver.resolve("reader").unwrap_err().problem, RoleProblem::NoBase);
+        resolver.resolve("arn:aws:iam::123456789012:role/reader").unwrap();
+    }
+
+    #[test]
+    fn malformed_bases_are_refused() {
+        let cases = [
+            ("", RoleProblem::Form),
+            ("reader", RoleProblem::Form),
+            ("arn:aws:iam::123456789012:role", RoleProblem::Resource),
+            ("arn:aws:iam::account-id:role/", RoleProblem::Account),
+            ("arn:aws:iam::123456789012:role//", RoleProblem::Path),
+            ("arn:aws:iam::123456789012:role/ ", RoleProblem::Path),
+        ];
+        for (text, problem) in cases {
+            assert_eq!(text.parse::<BaseArn>().unwrap_err().problem, problem, "{text:?}");
+        }
+    }
+}

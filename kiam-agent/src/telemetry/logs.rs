@@ -1,0 +1,148 @@
+//! Structured logs: lines for people, or JSON with kiam's field names for machines.
+
+use std::{fmt, io, str::FromStr};
+
+use tracing_subscriber::{
+    EnvFilter, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
+};
+
+/// How much is logged, by kiam's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Also what the libraries say.
+    Trace,
+    /// The story of each request.
+    Debug,
+    /// The story of a day.
+    Info,
+    /// Someone may have to act.
+    Warn,
+    /// Something is broken.
+    Error,
+}
+
+/// How a log line is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object a line, the fields at its top level.
+    Json,
+}
+
+/// What the logs are to be; built from the flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Logs {
+    /// `--level`.
+    pub level: Level,
+    /// `--json-log`.
+    pub format: Format,
+}
+
+/// Changes the level while the agent runs.
+#[derive(Clone, Debug)]
+pub struct LogLevel(reload::Handle<EnvFilter, tracing_subscriber::Registry>);
+
+/// A text that names no level.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no log level: use trace, debug, info, warn or error")]
+pub struct InvalidLevel(String);
+
+// === impl Logs ===
+
+impl Logs {
+    /// Starts logging to standard error; the process can do so once.
+    ///
+    /// # Errors
+    ///
+    /// When the process logs already.
+    pub fn init(self) -> Result<LogLevel, tracing_subscriber::util::TryInitError> {
+        let (filter, handle) = reload::Layer::new(self.level.filter());
+        let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+        let registry = tracing_subscriber::registry().with(filter);
+        match self.format {
+            Format::Text => registry.with(lines.with_target(false)).try_init()?,
+            Format::Json => {
+                let json = lines.json().flatten_event(true).with_current_span(false);
+                registry.with(json.with_span_list(false)).try_init()?;
+            }
+        }
+        Ok(LogLevel(handle))
+    }
+}
+
+// === impl LogLevel ===
+
+impl LogLevel {
+    /// From now on, `level`.
+    pub fn set(&self, level: Level) {
+        self.0.reload(level.filter()).expect("the subscriber lives as long as the process");
+    }
+
+    /// The filter in force, as `tracing` writes it.
+    #[must_use]
+    pub fn get(&self) -> String {
+        self.0.with_current(ToString::to_string).unwrap_or_default()
+    }
+}
+
+// === impl Level ===
+
+impl Level {
+    /// The libraries speak up only where they warn, or at `trace`.
+    fn filter(self) -> EnvFilter {
+        let libraries = if self == Self::Trace { "debug" } else { "warn" };
+        let directives = format!("{libraries},kiam_agent={self}");
+        EnvFilter::try_new(directives).expect("directives made of known levels parse")
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Trace => "trace",
+            Self::Debug => "debug",
+            Self::Info => "info",
+            Self::Warn => "warn",
+            Self::Error => "error",
+        })
+    }
+}
+
+impl FromStr for Level {
+    type Err = InvalidLevel;
+
+    /// Also takes logrus's `warning`, `fatal` and `panic`, which kiam's manifests may have.
+    fn from_str(text: &str) -> Result<Self, InvalidLevel> {
+        match text.to_ascii_lowercase().as_str() {
+            "trace" => Ok(Self::Trace),
+            "debug" => Ok(Self::Debug),
+            "info" => Ok(Self::Info),
+            "warn" | "warning" => Ok(Self::Warn),
+            "error" | "fatal" | "panic" => Ok(Self::Error),
+            _ => Err(InvalidLevel(text.to_owned())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_parse_by_kiams_names_and_others_say_what_to_use() {
+        assert_eq!("INFO".parse(), Ok(Level::Info));
+        assert_eq!("warning".parse(), Ok(Level::Warn));
+        let error = "verbose".parse::<Level>().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "\"verbose\" is no log level: use trace, debug, info, warn or error"
+        );
+    }
+
+    #[test]
+    fn libraries_are_quiet_below_trace() {
+        assert_eq!(Level::Debug.filter().to_string(), "kiam_agent=debug,warn");
+        assert_eq!(Level::Trace.filter().to_string(), "kiam_agent=trace,debug");
+    }
+}

@@ -1,0 +1,85 @@
+//! The identity maps: who opened a connection, as the kernel saw it.
+
+/// `FLOWS` key: a connection as both ends see it, in the network namespace it was opened in.
+///
+/// The namespace is part of it because loopback addresses repeat in every one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// The opener's network namespace cookie (`bpf_get_netns_cookie`).
+    pub netns: u64,
+    /// The opener's address, IPv4 as v4-mapped, network order.
+    pub source: [u8; 16],
+    /// The listener's address, IPv4 as v4-mapped, network order.
+    pub destination: [u8; 16],
+    /// The opener's port, network order.
+    pub source_port_be: u16,
+    /// The listener's port, network order.
+    pub destination_port_be: u16,
+    /// Explicit padding, zero: the kernel hashes every byte.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<FlowKey>() == 48);
+
+/// `FLOWS` value, and what is kept with the socket between connect and the handshake.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Client {
+    /// Leaf cgroup of the process that called connect (`bpf_get_current_cgroup_id`).
+    pub cgroup: u64,
+    /// Its network namespace's cookie.
+    pub netns: u64,
+    /// The socket's cookie: only this socket's close removes the entry.
+    pub socket: u64,
+    /// The destination that was asked, IPv4 as v4-mapped; for `getpeername`.
+    pub asked: [u8; 16],
+    /// 1 once the connection counts against its namespace's quota.
+    pub counted: u32,
+    /// Explicit padding.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<Client>() == 48);
+
+/// `NETNS` value, by network namespace cookie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetnsUse {
+    /// Connections that are open now.
+    pub open: u64,
+    /// When the last one was opened, nanoseconds of `CLOCK_MONOTONIC`.
+    pub last_ns: u64,
+}
+const _: () = assert!(size_of::<NetnsUse>() == 16);
+
+/// An IPv4 address (network order, as the kernel's contexts hold it) in its v4-mapped form.
+#[inline(always)]
+#[must_use]
+pub fn mapped(v4: [u8; 4]) -> [u8; 16] {
+    let [a, b, c, d] = v4;
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}
+
+#[cfg(feature = "user")]
+mod user {
+    #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait")]
+    use super::{Client, FlowKey, NetnsUse};
+    // SAFETY: `repr(C)`, integers only, padding explicit (the size asserts above), any bytes are valid.
+    unsafe impl aya::Pod for FlowKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Client {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for NetnsUse {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for crate::redirect::Target {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mapped_is_what_std_calls_mapped() {
+        let address = core::net::Ipv4Addr::new(10, 77, 1, 2);
+        assert_eq!(mapped(address.octets()), address.to_ipv6_mapped().octets());
+    }
+}

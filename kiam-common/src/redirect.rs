@@ -1,0 +1,219 @@
+//! The decision: what becomes of a connect or a datagram.
+//!
+//! Only traffic for the instance metadata service is judged. Whatever of it cannot be decided is denied.
+
+use core::net::{Ipv4Addr, Ipv6Addr};
+
+use crate::counters::Reason;
+
+/// `169.254.169.254`, the instance metadata service by IPv4.
+pub const IMDS_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// `fd00:ec2::254`, the same by IPv6 on Nitro instances.
+pub const IMDS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+/// The port it is served on.
+pub const IMDS_PORT: u16 = 80;
+
+/// Where redirected connections go: at most one listener a family. Port 0: none of that family.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// IPv4 address in network order, as octets.
+    pub v4: [u8; 4],
+    /// IPv6 address in network order, as octets.
+    pub v6: [u8; 16],
+    /// Port of the IPv4 listener, host order.
+    pub v4_port: u16,
+    /// Port of the IPv6 listener, host order.
+    pub v6_port: u16,
+}
+const _: () = assert!(size_of::<Target>() == 24);
+
+/// What is known about a caller besides its destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Its cgroup, or a hostNetwork pod under `--host-network-pods=pass`, is left alone.
+    pub exempt: bool,
+    /// The agent renewed its lease within [`crate::LEASE_NS`].
+    pub leased: bool,
+    /// It connects (a stream); false: it sends a datagram, or connects one.
+    pub stream: bool,
+}
+
+/// What the kernel does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing: other traffic, or an exempt caller's.
+    Pass(Reason),
+    /// To this address and port (host order) instead.
+    Redirect(Destination),
+    /// `EPERM`.
+    Deny(Reason),
+}
+
+/// A listener of the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// An IPv4 address with a port in host order.
+    V4(Ipv4Addr, u16),
+    /// An IPv6 address, possibly v4-mapped, with a port in host order.
+    V6(Ipv6Addr, u16),
+}
+
+/// Whether `address` leads to the instance metadata service.
+#[inline(always)]
+#[must_use]
+pub fn is_imds_v4(address: Ipv4Addr) -> bool {
+    address.octets() == IMDS_V4.octets()
+}
+
+/// What an IPv6 destination is to the instance metadata service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImdsV6 {
+    /// `fd00:ec2::254`.
+    Native,
+    /// `::ffff:169.254.169.254`, how an `AF_INET6` socket speaks IPv4.
+    Mapped,
+    /// A NAT64 (`64:ff9b::/96`, RFC 6052) or 6to4 (`2002::/16`, RFC 3056) form, which a gateway may undo.
+    Translated,
+    /// Another address.
+    No,
+}
+
+/// Classes an IPv6 destination.
+#[inline(always)]
+#[must_use]
+pub fn imds_v6(address: Ipv6Addr) -> ImdsV6 {
+    match address.segments() {
+        [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254] => ImdsV6::Native,
+        [0, 0, 0, 0, 0, 0xffff, 0xa9fe, 0xa9fe] => ImdsV6::Mapped,
+        [0x64, 0xff9b, 0, 0, 0, 0, 0xa9fe, 0xa9fe] | [0x2002, 0xa9fe, 0xa9fe, _, _, _, _, _] => {
+            ImdsV6::Translated
+        }
+        _ => ImdsV6::No,
+    }
+}
+
+/// Decides about an IPv4 destination; `port` in host order.
+#[inline(always)]
+#[must_use]
+pub fn decide_v4(address: Ipv4Addr, port: u16, target: &Target, caller: Caller) -> Verdict {
+    if !is_imds_v4(address) {
+        return Verdict::Pass(Reason::Unrelated);
+    }
+    if let Some(verdict) = refuse(port, caller) {
+        return verdict;
+    }
+    if target.v4_port == 0 {
+        return Verdict::Deny(Reason::NoTarget);
+    }
+    Verdict::Redirect(Destination::V4(Ipv4Addr::from_octets(target.v4), target.v4_port))
+}
+
+/// Decides about an IPv6 destination; `port` in host order. A v4-mapped one goes to the IPv4 listener.
+#[inline(always)]
+#[must_use]
+pub fn decide_v6(address: Ipv6Addr, port: u16, target: &Target, caller: Caller) -> Verdict {
+    let imds = imds_v6(address);
+    if imds == ImdsV6::No {
+        return Verdict::Pass(Reason::Unrelated);
+    }
+    if let Some(verdict) = refuse(port, caller) {
+        return verdict;
+    }
+    let mapped = Destination::V6(Ipv4Addr::from_octets(target.v4).to_ipv6_mapped(), target.v4_port);
+    match imds {
+        ImdsV6::Native if target.v6_port != 0 => {
+            Verdict::Redirect(Destination::V6(Ipv6Addr::from_octets(target.v6), target.v6_port))
+        }
+        ImdsV6::Native | ImdsV6::Mapped if target.v4_port != 0 => Verdict::Redirect(mapped),
+        _ => Verdict::Deny(Reason::NoTarget),
+    }
+}
+
+/// What holds for both families. The protocol is not asked: a stream may be MPTCP as well as TCP.
+#[inline(always)]
+fn refuse(port: u16, caller: Caller) -> Option<Verdict> {
+    if caller.exempt {
+        Some(Verdict::Pass(Reason::Exempt))
+    } else if !caller.stream {
+        Some(Verdict::Deny(Reason::Datagram))
+    } else if port != IMDS_PORT {
+        Some(Verdict::Deny(Reason::OtherPort))
+    } else if !caller.leased {
+        Some(Verdict::Deny(Reason::NoLease))
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POD: Caller = Caller { exempt: false, leased: true, stream: true };
+    const NODE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+    const NODE_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
+    const V4_ONLY: Target = Target { v4: NODE.octets(), v4_port: 3100, v6: [0; 16], v6_port: 0 };
+    const BOTH: Target = Target { v6: NODE_V6.octets(), v6_port: 3101, ..V4_ONLY };
+    const V6_ONLY: Target = Target { v4: [0; 4], v4_port: 0, ..BOTH };
+
+    #[test]
+    fn ipv4_decisions() {
+        let redirect = Verdict::Redirect(Destination::V4(NODE, 3100));
+        let other = Ipv4Addr::new(169, 254, 169, 253);
+        let cases = [
+            (IMDS_V4, 80, V4_ONLY, POD, redirect),
+            (IMDS_V4, 8080, V4_ONLY, POD, Verdict::Deny(Reason::OtherPort)),
+            (IMDS_V4, 80, V6_ONLY, POD, Verdict::Deny(Reason::NoTarget)),
+            (IMDS_V4, 80, V4_ONLY, Caller { leased: false, ..POD }, Verdict::Deny(Reason::NoLease)),
+            (
+                IMDS_V4,
+                80,
+                V4_ONLY,
+                Caller { stream: false, ..POD },
+                Verdict::Deny(Reason::Datagram),
+            ),
+            (IMDS_V4, 80, V4_ONLY, Caller { exempt: true, ..POD }, Verdict::Pass(Reason::Exempt)),
+            (
+                IMDS_V4,
+                80,
+                V4_ONLY,
+                Caller { exempt: true, leased: false, stream: false },
+                Verdict::Pass(Reason::Exempt),
+            ),
+            (other, 80, V4_ONLY, Caller { leased: false, ..POD }, Verdict::Pass(Reason::Unrelated)),
+        ];
+        for (address, port, target, caller, verdict) in cases {
+            assert_eq!(
+                decide_v4(address, port, &target, caller),
+                verdict,
+                "{address}:{port} {caller:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn ipv6_decisions() {
+        let mapped = IMDS_V4.to_ipv6_mapped();
+        let to_v4 = Verdict::Redirect(Destination::V6(NODE.to_ipv6_mapped(), 3100));
+        let to_v6 = Verdict::Redirect(Destination::V6(NODE_V6, 3101));
+        let no_target = Verdict::Deny(Reason::NoTarget);
+        let nat64: Ipv6Addr = "64:ff9b::a9fe:a9fe".parse().unwrap();
+        let six_to_four: Ipv6Addr = "2002:a9fe:a9fe:1::5".parse().unwrap();
+        let cases = [
+            (IMDS_V6, V4_ONLY, to_v4),
+            (IMDS_V6, BOTH, to_v6),
+            (IMDS_V6, V6_ONLY, to_v6),
+            (IMDS_V6, Target::default(), no_target),
+            (mapped, BOTH, to_v4),
+            (mapped, V6_ONLY, no_target),
+            (nat64, BOTH, no_target),
+            (six_to_four, BOTH, no_target),
+            (NODE_V6, BOTH, Verdict::Pass(Reason::Unrelated)),
+            ("::ffff:169.254.169.253".parse().unwrap(), BOTH, Verdict::Pass(Reason::Unrelated)),
+        ];
+        for (address, target, verdict) in cases {
+            assert_eq!(decide_v6(address, 80, &target, POD), verdict, "{address} {target:?}");
+        }
+    }
+}

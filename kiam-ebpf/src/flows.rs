@@ -1,0 +1,163 @@
+//! From a connect to the entry that the agent looks up.
+//!
+//! connect notes who calls with the socket; `BPF_SOCK_OPS_TCP_CONNECT_CB`, which runs once the source port
+//! is chosen and before the SYN leaves, publishes it; the socket's own close takes it away.
+
+use core::arch::asm;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_NOEXIST, BPF_SOCK_OPS_STATE_CB_FLAG},
+    helpers::{
+        bpf_get_current_cgroup_id, bpf_ktime_get_ns,
+        generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_storage_get},
+    },
+    programs::{SockAddrContext, SockOpsContext},
+};
+use kiam_common::{
+    NETNS_QUOTA,
+    client::{Client, FlowKey, NetnsUse, mapped},
+    counters::Reason,
+};
+
+use crate::maps::{CLIENTS, FLOWS, NETNS, TARGET};
+
+const AF_INET: u32 = 2;
+
+/// Notes with the socket who is connecting it, unless its network namespace holds too many already.
+#[inline(always)]
+pub(crate) fn record(ctx: &SockAddrContext, asked: [u8; 16]) -> Result<(), Reason> {
+    // SAFETY: the helper takes the program's own context (cgroup/connect, kernel 5.7).
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    // SAFETY: the entry is not freed while the program runs (RCU), and a torn count is only a count.
+    if let Some(held) = unsafe { NETNS.get(&netns) }
+        && held.open >= NETNS_QUOTA
+    {
+        return Err(Reason::Quota);
+    }
+    // SAFETY: the context's socket is the one that is being connected.
+    let client = unsafe { CLIENTS.get_or_insert_ptr_mut(ctx, None) };
+    if client.is_null() {
+        return Err(Reason::NoRecord);
+    }
+    // SAFETY: not null, and owned by this socket, which the caller of connect has locked.
+    let client = unsafe { &mut *client };
+    // SAFETY: the helper has no preconditions (kernel 4.18).
+    client.cgroup = unsafe { bpf_get_current_cgroup_id() };
+    client.netns = netns;
+    // SAFETY: the helper takes the program's own context (kernel 4.19).
+    client.socket = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    client.asked = asked;
+    Ok(())
+}
+
+/// The record of a socket that was redirected.
+#[inline(always)]
+fn recorded(ctx: &SockOpsContext) -> Option<&mut Client> {
+    // SAFETY: a field of the context, which the verifier checks.
+    let socket = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if socket.is_null() {
+        return None;
+    }
+    let map = (&raw const CLIENTS).cast_mut();
+    // SAFETY: aya's own accessor takes only a sock_addr context; the map and the socket are real (kernel 5.2).
+    let client = unsafe { bpf_sk_storage_get(map.cast(), socket.cast(), core::ptr::null_mut(), 0) };
+    // SAFETY: null, or this socket's own record.
+    unsafe { client.cast::<Client>().as_mut() }
+}
+
+/// Both ends, as the agent's accept will show them.
+#[inline(always)]
+fn key(ctx: &SockOpsContext, netns: u64) -> FlowKey {
+    let (source, destination) = if ctx.family() == AF_INET {
+        (mapped(ctx.local_ip4().to_ne_bytes()), mapped(ctx.remote_ip4().to_ne_bytes()))
+    } else {
+        (octets(ctx.local_ip6()), octets(ctx.remote_ip6()))
+    };
+    FlowKey {
+        netns,
+        source,
+        destination,
+        source_port_be: (ctx.local_port() as u16).to_be(),
+        destination_port_be: remote_port(ctx).to_be(),
+        pad: 0,
+    }
+}
+
+/// Host order; the context has it in network order, in the upper half on little-endian machines.
+#[inline(always)]
+fn remote_port(ctx: &SockOpsContext) -> u16 {
+    u32::from_be(ctx.remote_port()) as u16
+}
+
+#[inline(always)]
+fn octets(words: [u32; 4]) -> [u8; 16] {
+    let [a, b, c, d] = words.map(u32::to_ne_bytes);
+    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
+}
+
+/// Publishes who opened this connection.
+#[inline(always)]
+pub(crate) fn publish(ctx: &SockOpsContext) {
+    let Some(client) = recorded(ctx) else { return };
+    let target = TARGET.load();
+    let port = remote_port(ctx);
+    // A socket that asked for the IMDS once may be connected elsewhere later.
+    if port != target.v4_port && port != target.v6_port {
+        return;
+    }
+    if ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32).is_err() {
+        return;
+    }
+    if client.counted == 0 {
+        client.counted = 1;
+        open(client.netns);
+    }
+    let entry = *client;
+    // An entry that cannot be written leaves the connection unattested: the agent refuses it.
+    let _ = FLOWS.insert(key(ctx, entry.netns), entry, 0);
+}
+
+/// Takes the connection's entry away, if it is still this socket's, and its part of the quota.
+#[inline(always)]
+pub(crate) fn close(ctx: &SockOpsContext) {
+    let Some(client) = recorded(ctx) else { return };
+    let key = key(ctx, client.netns);
+    // SAFETY: the entry is not freed while the program runs (RCU).
+    if let Some(entry) = unsafe { FLOWS.get(&key) }
+        && entry.socket == client.socket
+    {
+        let _ = FLOWS.remove(key);
+    }
+    if client.counted == 1 {
+        client.counted = 0;
+        if let Some(held) = NETNS.get_ptr_mut(client.netns) {
+            add(held, u64::MAX);
+        }
+    }
+}
+
+#[inline(always)]
+fn open(netns: u64) {
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let first = NetnsUse { open: 0, last_ns: now };
+    let _ = NETNS.insert(netns, first, BPF_NOEXIST.into());
+    if let Some(held) = NETNS.get_ptr_mut(netns) {
+        add(held, 1);
+        // SAFETY: a value that the map returned; an aligned word is written whole.
+        unsafe { (*held).last_ns = now }
+    }
+}
+
+/// Adds to the count, `u64::MAX` taking one away. The sum is not asked for: that needs kernel 5.12.
+#[inline(always)]
+fn add(held: *mut NetnsUse, step: u64) {
+    // SAFETY: a value that the map returned lives as long as the program runs (RCU).
+    let open = unsafe { &raw mut (*held).open };
+    // The target has no compare-and-swap, so `core` gives it no `fetch_add`; BPF's own XADD is one.
+    // SAFETY: aligned, alive, and every program changes it by this instruction only.
+    unsafe {
+        asm!("lock *(u64 *)({open} + 0) += {step}", open = in(reg) open, step = in(reg) step)
+    };
+}

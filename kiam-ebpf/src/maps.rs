@@ -1,0 +1,62 @@
+//! The maps, and the constants that the agent writes into the programs before it loads them.
+//!
+//! What configures the programs is constant: a restart replaces the programs whole, so that no connect
+//! ever sees half of a change. The maps are pinned and outlive the agent.
+
+use aya_ebpf::{
+    Global,
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::SkStorage,
+    macros::{btf_map, map},
+    maps::{Array, HashMap, PerCpuArray},
+};
+use kiam_common::{
+    client::{Client, FlowKey, NetnsUse},
+    counters::Reason,
+    redirect::Target,
+};
+
+/// Where redirected connections go.
+#[unsafe(no_mangle)]
+pub(crate) static TARGET: Global<Target> =
+    Global::new(Target { v4: [0; 4], v6: [0; 16], v4_port: 0, v6_port: 0 });
+
+/// The node's own network namespace cookie, whose sockets pass (`--host-network-pods=pass`); 0: none do.
+#[unsafe(no_mangle)]
+pub(crate) static HOST_NETNS: Global<u64> = Global::new(0);
+
+/// When the agent last renewed its lease, `CLOCK_MONOTONIC` nanoseconds; 0: never.
+#[map]
+pub(crate) static LEASE: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Cgroup id to `CGROUP_PASS` or `CGROUP_INTERCEPT`.
+#[map]
+pub(crate) static CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(64, 0);
+
+/// Who connected, kept with the socket: nobody else's sockets can push it out.
+#[btf_map]
+pub(crate) static CLIENTS: SkStorage<Client> = SkStorage::new();
+
+/// Open connections by what both ends see of them. It evicts nothing; a quota keeps it from filling.
+#[map]
+pub(crate) static FLOWS: HashMap<FlowKey, Client> =
+    HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// Open connections by network namespace.
+#[map]
+pub(crate) static NETNS: HashMap<u64, NetnsUse> =
+    HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+
+/// How often each `Reason` was the answer.
+#[map]
+pub(crate) static COUNTERS: PerCpuArray<u64> =
+    PerCpuArray::with_max_entries(Reason::COUNTED.len() as u32, 0);
+
+/// Counts one.
+#[inline(always)]
+pub(crate) fn count(reason: Reason) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+        // SAFETY: a per-CPU value that the map returned, and no program interrupts this one on its CPU.
+        unsafe { *counter += 1 }
+    }
+}
