@@ -76,9 +76,8 @@ impl LabPod {
 /// When it is not built.
 pub fn client_binary() -> Result<PathBuf> {
     let this = std::env::current_exe().context("asking for the running binary")?;
-    let near = this.ancestors().skip(1).take(2).map(|dir| dir.join("xtask"));
-    near.filter(|path| path.is_file())
-        .next()
+    let mut near = this.ancestors().skip(1).take(2).map(|dir| dir.join("xtask"));
+    near.find(|path| path.is_file())
         .with_context(|| format!("no xtask binary beside {}: cargo build -p xtask", this.display()))
 }
 
