@@ -1,3 +1,38 @@
 //! The project's own commands: `cargo xtask <command>`.
 
-fn main() {}
+mod tasks;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Builds, checks and shows kiam-ebpf.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Command {
+    /// Builds the kernel program into `kiam-ebpf/out/kiam.bpf.o`; as root on Debian it installs what it needs for that.
+    BuildEbpf,
+    /// Runs all the tests, or those of the named parts.
+    Test(tasks::test::Selection),
+    /// Checks the rules of this repository that no compiler checks.
+    Tidy,
+    /// What runs inside the lab's pods.
+    #[command(hide = true)]
+    InPod(xtask::pod_client::Options),
+}
+
+fn main() -> ExitCode {
+    let done = match Command::parse() {
+        Command::BuildEbpf => tasks::build::ebpf(),
+        Command::Test(selection) => tasks::test::run_steps(&selection),
+        Command::Tidy => tasks::tidy::run(),
+        Command::InPod(options) => xtask::pod_client::main(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The real agent's binary, running on the lab's node.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::Instant;
+
+use super::{
+    fake::imds::REGION,
+    node::{NODE_NAME, NODE_V4, Node},
+    world::{Lab, role_base_arn},
+};
+use crate::pod_client::wire::{Reply, exchange};
+
+/// The agent's own port; pods are redirected here.
+pub const AGENT_PORT: u16 = 3100;
+const ADMIN: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 3101);
+const POLL: Duration = Duration::from_millis(10);
+/// How long a polite end may take.
+const EXIT_LIMIT: Duration = Duration::from_secs(20);
+
+/// One run of the agent. Drop kills it; in a panicking test its output is printed first.
+#[derive(Debug)]
+pub struct Agent {
+    child: Child,
+    log: PathBuf,
+    node: Node,
+    exited: Option<ExitStatus>,
+}
+
+// === impl Agent ===
+
+impl Agent {
+    /// Starts `binary` with the flags of a plain installation and `further` ones.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be run.
+    pub fn start(lab: &Lab, binary: &Path, further: &[&str]) -> Result<Self> {
+        let node = lab.node.clone();
+        let log = node.folder().join("agent.log");
+        let output = File::options().create(true).append(true).open(&log);
+        let output = output.with_context(|| format!("opening {}", log.display()))?;
+        let mut command = node.command(binary)?;
+        command.env_clear().args(flags(lab)?).args(further).stdin(Stdio::null());
+        command.stderr(output.try_clone().context("sharing the log")?).stdout(output);
+        let child = command.spawn();
+        let child = child.with_context(|| format!("starting the agent {}", binary.display()))?;
+        Ok(Self { child, log, node, exited: None })
+    }
+
+    /// Waits until `/ready` says so; returns how long that took.
+    ///
+    /// # Errors
+    ///
+    /// When the agent ends or `limit` passes first; with what it logged.
+    pub fn wait_ready(&mut self, limit: Duration) -> Result<Duration> {
+        let started = Instant::now();
+        loop {
+            if self.admin("/ready").is_ok_and(|reply| reply.status == 200) {
+                return Ok(started.elapsed());
+            }
+            if let Some(status) = self.status()? {
+                bail!("the agent ended with {status}; it said:\n{}", self.log());
+            }
+            if started.elapsed() > limit {
+                bail!("the agent is not ready after {limit:?}; it said:\n{}", self.log());
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Asks the agent's own endpoint on the node's loopback.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer.
+    pub fn admin(&self, path: &str) -> Result<Reply> {
+        let stream = self.node.netns().enter(|| TcpStream::connect(SocketAddr::from(ADMIN)))?;
+        let mut stream = stream.context("connecting to the agent's admin port")?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).context("setting a timeout")?;
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        exchange(&mut stream, &request).with_context(|| format!("asking for {path}"))
+    }
+
+    /// Everything it has written, earlier runs on this node included.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read(&self.log).map_or_else(
+            |error| format!("(no log: {error})"),
+            |bytes| String::from_utf8_lossy(&bytes).into_owned(),
+        )
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// `kill -9`, and waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// When it had ended before.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(status) = self.status()? {
+            bail!("the agent had ended already with {status}; it said:\n{}", self.log());
+        }
+        self.child.kill().context("killing the agent")?;
+        let status = self.child.wait().context("waiting for the agent")?;
+        self.exited = Some(status);
+        if status.signal() != Some(Signal::KILL.as_raw()) {
+            bail!("the agent ended with {status} before it was killed; it said:\n{}", self.log());
+        }
+        Ok(())
+    }
+
+    /// Asks it to end (SIGTERM) and returns how it did.
+    ///
+    /// # Errors
+    ///
+    /// When it takes longer than 20 s.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        let started = Instant::now();
+        if self.status()?.is_none() {
+            let pid = Pid::from_child(&self.child);
+            kill_process(pid, Signal::TERM).context("signalling the agent")?;
+        }
+        loop {
+            if let Some(status) = self.status()? {
+                return Ok(status);
+            }
+            if started.elapsed() > EXIT_LIMIT {
+                bail!("the agent goes on {EXIT_LIMIT:?} after SIGTERM; it said:\n{}", self.log());
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    fn status(&mut self) -> Result<Option<ExitStatus>> {
+        if self.exited.is_none() {
+            self.exited = self.child.try_wait().context("asking after the agent")?;
+        }
+        Ok(self.exited)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("--- the agent's output\n{}---", self.log());
+        }
+        if self.exited.is_none() {
+            let killed: io::Result<_> = self.child.kill().and_then(|()| self.child.wait());
+            if let Err(error) = killed {
+                eprintln!("lab: the agent can't be killed: {error}");
+            }
+        }
+    }
+}
+
+impl Lab {
+    /// `kiam-agent uninstall`, with what it printed.
+    ///
+    /// # Errors
+    ///
+    /// When it fails.
+    pub fn uninstall(&self, binary: &Path) -> Result<String> {
+        let mut command: Command = self.node.command(binary)?;
+        command.env_clear().arg("uninstall").arg("--bpffs").arg(self.pins());
+        let output = command.stdin(Stdio::null()).output().context("running uninstall")?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            bail!("uninstall ended with {}; it said:\n{text}", output.status);
+        }
+        Ok(text)
+    }
+
+    /// The agent's folder on the node's bpffs: what `--bpffs` names.
+    #[must_use]
+    pub fn pins(&self) -> PathBuf {
+        self.node.bpffs().join("kiam")
+    }
+}
+
+fn flags(lab: &Lab) -> Result<Vec<OsString>> {
+    let (host, port) = ADMIN;
+    let flags: [(&str, OsString); 13] = [
+        ("host", NODE_V4.to_string().into()),
+        ("port", AGENT_PORT.to_string().into()),
+        ("admin", format!("{host}:{port}").into()),
+        ("node-name", NODE_NAME.into()),
+        ("kubeconfig", lab.kubeconfig()?.into()),
+        ("cgroup", lab.node.kubepods().into()),
+        ("bpffs", lab.pins().into()),
+        ("state-dir", lab.node.folder().join("state").into()),
+        ("upstream", "http://169.254.169.254".into()),
+        ("sts-endpoint", lab.sts.url().into()),
+        ("region", REGION.into()),
+        ("role-base-arn", role_base_arn().into()),
+        ("level", "debug".into()),
+    ];
+    Ok(flags
+        .into_iter()
+        .flat_map(|(name, value)| [OsString::from(format!("--{name}")), value])
+        .collect())
+}

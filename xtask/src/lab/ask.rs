@@ -1,0 +1,114 @@
+//! Asking the metadata service from inside a pod, by the client that is a hidden command of this project's own binary.
+
+use std::{
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    thread::{self, JoinHandle},
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{node::Node, pod::LabPod, world::Lab};
+use crate::pod_client::{self, Attempt};
+
+impl LabPod {
+    /// Asks from inside the pod; one attempt for each time that `options` ask.
+    ///
+    /// # Errors
+    ///
+    /// Only when the client can't be run: a refused connection is an attempt.
+    pub fn ask(&self, options: &pod_client::Options) -> Result<Vec<Attempt>> {
+        finish(self.asking(options)?)
+    }
+
+    /// Asks in the background.
+    ///
+    /// # Errors
+    ///
+    /// When the client can't be started.
+    pub fn ask_meanwhile(
+        &self,
+        options: &pod_client::Options,
+    ) -> Result<JoinHandle<Result<Vec<Attempt>>>> {
+        let child = self.asking(options)?;
+        Ok(thread::spawn(move || finish(child)))
+    }
+
+    /// Asks once as an SDK does: token, role, credentials.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::ask`].
+    pub fn credentials(&self) -> Result<Attempt> {
+        self.ask_once(&pod_client::Options::default())
+    }
+
+    /// Asks once for `path`, with a token.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::ask`].
+    pub fn get(&self, path: &str) -> Result<Attempt> {
+        self.ask_once(&pod_client::Options::get(path))
+    }
+
+    /// The first attempt of [`Self::ask`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::ask`].
+    pub fn ask_once(&self, options: &pod_client::Options) -> Result<Attempt> {
+        self.ask(options)?.into_iter().next().context("the client in the pod said nothing")
+    }
+
+    fn asking(&self, options: &pod_client::Options) -> Result<Child> {
+        start(self.command(client_binary()?)?, options)
+    }
+}
+
+impl Node {
+    /// Asks once from the host: in the node's namespace, outside the pods' cgroup.
+    ///
+    /// # Errors
+    ///
+    /// As [`LabPod::ask`].
+    pub fn ask_once(&self, options: &pod_client::Options) -> Result<Attempt> {
+        let attempts = finish(start(self.command(client_binary()?)?, options)?)?;
+        attempts.into_iter().next().context("the client on the host said nothing")
+    }
+}
+
+impl Lab {
+    /// The ARN of the role that STS issued the attempt's credentials for; `None` when it got none of STS's.
+    #[must_use]
+    pub fn role_of(&self, attempt: &Attempt) -> Option<String> {
+        self.sts.owner(&attempt.field("AccessKeyId")?).map(|issued| issued.role)
+    }
+}
+
+/// The binary that has the `in-pod` command: this one, or the one beside the test that runs.
+///
+/// # Errors
+///
+/// When it is not built.
+pub fn client_binary() -> Result<PathBuf> {
+    let this = std::env::current_exe().context("asking for the running binary")?;
+    let mut near = this.ancestors().skip(1).take(2).map(|dir| dir.join("xtask"));
+    near.find(|path| path.is_file())
+        .with_context(|| format!("no xtask binary beside {}: cargo build -p xtask", this.display()))
+}
+
+fn start(mut command: Command, options: &pod_client::Options) -> Result<Child> {
+    command.arg("in-pod").args(options.to_args());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().context("starting the client of the lab")
+}
+
+fn finish(child: Child) -> Result<Vec<Attempt>> {
+    let output = child.wait_with_output().context("waiting for the client in a pod")?;
+    if !output.status.success() {
+        bail!("the client in a pod: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let lines = output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| serde_json::from_slice(line).context("reading an attempt")).collect()
+}

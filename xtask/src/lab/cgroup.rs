@@ -1,0 +1,193 @@
+//! Cgroups of our own below the cgroup2 mount, laid out as the kubelet does.
+
+use std::{
+    fs, io,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+
+/// How long the kernel is given to let go of killed processes.
+const EMPTY_TRIES: u32 = 200;
+const EMPTY_PAUSE: Duration = Duration::from_millis(10);
+
+/// Where the kubelet puts a pod's containers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Layout {
+    /// systemd driver, QoS burstable: `kubepods-burstable.slice/kubepods-burstable-pod<uid>.slice/…`.
+    #[default]
+    SystemdBurstable,
+    /// systemd driver, QoS guaranteed: no QoS folder.
+    SystemdGuaranteed,
+    /// cgroupfs driver, QoS burstable: `burstable/pod<uid>/<container id>`.
+    CgroupfsBurstable,
+}
+
+/// A cgroup that this process made. Drop kills what runs in it and removes it, with all below it.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+// === impl Layout ===
+
+impl Layout {
+    /// The container's cgroup, relative to the pods' one.
+    #[must_use]
+    pub fn container(self, pod_uid: &str, container_id: &str) -> PathBuf {
+        let uid = pod_uid.replace('-', "_");
+        match self {
+            Self::SystemdBurstable => format!(
+                "kubepods-burstable.slice/kubepods-burstable-pod{uid}.slice/cri-containerd-{container_id}.scope"
+            ),
+            Self::SystemdGuaranteed => {
+                format!("kubepods-pod{uid}.slice/cri-containerd-{container_id}.scope")
+            }
+            Self::CgroupfsBurstable => format!("burstable/pod{pod_uid}/{container_id}"),
+        }
+        .into()
+    }
+}
+
+// === impl Cgroup ===
+
+impl Cgroup {
+    /// Makes the cgroup `path`, and those above it that are missing.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        fs::create_dir_all(&path).with_context(|| format!("making cgroup {}", path.display()))?;
+        Ok(Self { path })
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its id, as `bpf_get_current_cgroup_id()` says it: the directory's inode.
+    ///
+    /// # Errors
+    ///
+    /// When it was removed by somebody else.
+    pub fn id(&self) -> Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        Ok(fs::metadata(&self.path).context("reading a cgroup's id")?.ino())
+    }
+
+    /// Makes `command` start in this cgroup.
+    ///
+    /// # Errors
+    ///
+    /// When its `cgroup.procs` can't be opened.
+    pub fn adopt(&self, command: &mut Command) -> Result<()> {
+        let procs = fs::File::options()
+            .write(true)
+            .open(self.path.join("cgroup.procs"))
+            .with_context(|| format!("opening {}/cgroup.procs", self.path.display()))?;
+        // "0" is the writer itself.
+        let join = move || rustix::io::write(&procs, b"0").map(drop).map_err(io::Error::from);
+        // SAFETY: between fork and exec, write(2) is one system call: no allocation, no lock.
+        unsafe { command.pre_exec(join) };
+        Ok(())
+    }
+
+    /// Kills every process in it and below.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses (`cgroup.kill` is there from 5.14).
+    pub fn kill(&self) -> Result<()> {
+        kill(&self.path)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        if let Err(error) = remove_tree(&self.path) {
+            eprintln!("lab: {error:#}");
+        }
+    }
+}
+
+/// The cgroup2 mount, `/sys/fs/cgroup` or, on hybrid systems, `/sys/fs/cgroup/unified`.
+///
+/// # Errors
+///
+/// When there is none.
+pub fn mount_point() -> Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("reading /proc/self/mounts")?;
+    mounts
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ').skip(1);
+            let (path, kind) = (fields.next()?, fields.next()?);
+            (kind == "cgroup2").then(|| PathBuf::from(path))
+        })
+        .next()
+        .context("no cgroup2 is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
+}
+
+/// Kills what runs in `root` and removes it, innermost first; that it is gone already is fine.
+pub(super) fn remove_tree(root: &Path) -> Result<()> {
+    if !root.exists() {
+        return Ok(());
+    }
+    kill(root)?;
+    for _ in 0..EMPTY_TRIES {
+        match remove_dirs(root) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                thread::sleep(EMPTY_PAUSE);
+            }
+            other => return other.with_context(|| format!("removing {}", root.display())),
+        }
+    }
+    bail!("cgroup {} stays busy", root.display())
+}
+
+fn kill(cgroup: &Path) -> Result<()> {
+    fs::write(cgroup.join("cgroup.kill"), "1")
+        .with_context(|| format!("killing what runs in {}", cgroup.display()))
+}
+
+fn remove_dirs(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_dirs(&entry.path())?;
+        }
+    }
+    fs::remove_dir(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layouts_are_the_kubelets() {
+        let uid = "0a1b2c3d-0000-4000-8000-00000000000f";
+        let cases = [
+            (
+                Layout::SystemdBurstable,
+                "kubepods-burstable.slice/kubepods-burstable-pod0a1b2c3d_0000_4000_8000_00000000000f.slice/cri-containerd-c1.scope",
+            ),
+            (
+                Layout::SystemdGuaranteed,
+                "kubepods-pod0a1b2c3d_0000_4000_8000_00000000000f.slice/cri-containerd-c1.scope",
+            ),
+            (Layout::CgroupfsBurstable, "burstable/pod0a1b2c3d-0000-4000-8000-00000000000f/c1"),
+        ];
+        for (layout, path) in cases {
+            assert_eq!(layout.container(uid, "c1"), PathBuf::from(path), "{layout:?}");
+        }
+    }
+}

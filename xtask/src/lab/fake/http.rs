@@ -1,0 +1,211 @@
+//! What the fakes share: an HTTP/1.1 server on its own thread that can be stopped and started on the same ports.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{self, Poll},
+    thread::JoinHandle,
+};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, combinators::BoxBody};
+use hyper::{
+    body::{Frame, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::lab::Netns;
+
+pub(super) type Body = BoxBody<Bytes, Infallible>;
+
+/// Where a fake listens.
+#[derive(Clone, Debug)]
+pub struct Place {
+    netns: Option<Netns>,
+    address: SocketAddr,
+}
+
+/// Answers requests whose body has been read.
+pub(super) trait Answer: Send + Sync + 'static {
+    fn answer(
+        &self,
+        peer: SocketAddr,
+        request: Request<Bytes>,
+    ) -> impl Future<Output = Response<Body>> + Send;
+}
+
+/// The server. Drop stops it, and cuts its connections.
+#[derive(Debug)]
+pub(super) struct Server<A> {
+    answer: Arc<A>,
+    places: Vec<Place>,
+    running: Mutex<Option<Running>>,
+}
+
+#[derive(Debug)]
+struct Running {
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+/// A body of unknown length: what is sent, when it is sent.
+struct Chunks(mpsc::Receiver<Bytes>);
+
+// === impl Place ===
+
+impl Place {
+    /// 127.0.0.1 in the caller's own namespace, on a port that is free.
+    #[must_use]
+    pub fn loopback() -> Self {
+        Self { netns: None, address: (Ipv4Addr::LOCALHOST, 0).into() }
+    }
+
+    /// `address` inside `netns`; port 0 takes a free one.
+    #[must_use]
+    pub fn inside(netns: &Netns, address: SocketAddr) -> Self {
+        Self { netns: Some(netns.clone()), address }
+    }
+
+    fn listen(&self) -> Result<TcpListener> {
+        let listener = match &self.netns {
+            Some(netns) => netns.listen(self.address)?,
+            None => TcpListener::bind(self.address)
+                .with_context(|| format!("listening on {}", self.address))?,
+        };
+        listener.set_nonblocking(true).context("making a listener non-blocking")?;
+        Ok(listener)
+    }
+}
+
+// === impl Server ===
+
+impl<A: Answer> Server<A> {
+    pub(super) fn start(places: Vec<Place>, answer: Arc<A>) -> Result<Self> {
+        let mut server = Self { answer, places, running: Mutex::new(None) };
+        let listeners = server.listen()?;
+        for (place, listener) in server.places.iter_mut().zip(&listeners) {
+            place.address = listener.local_addr().context("asking for a listener's address")?;
+        }
+        server.run(listeners)?;
+        Ok(server)
+    }
+
+    /// The address of the first place.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.places[0].address
+    }
+
+    /// Closes the listeners and cuts every connection.
+    pub(super) fn stop(&self) {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Running { stop, thread }) = running {
+            // Fails only when the thread has ended already.
+            let _ = stop.send(());
+            let _ = thread.join();
+        }
+    }
+
+    /// Listens again, on the same addresses.
+    pub(super) fn restart(&self) -> Result<()> {
+        self.stop();
+        self.run(self.listen()?)
+    }
+
+    fn listen(&self) -> Result<Vec<TcpListener>> {
+        self.places.iter().map(Place::listen).collect()
+    }
+
+    fn run(&self, listeners: Vec<TcpListener>) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("building a runtime")?;
+        let (stop, stopped) = oneshot::channel();
+        let answer = Arc::clone(&self.answer);
+        let thread = std::thread::spawn(move || {
+            runtime.block_on(async {
+                for listener in listeners {
+                    tokio::spawn(accept(listener, Arc::clone(&answer)));
+                }
+                let _ = stopped.await;
+            });
+        });
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        *running = Some(Running { stop, thread });
+        Ok(())
+    }
+}
+
+impl<A> Drop for Server<A> {
+    fn drop(&mut self) {
+        let running = self.running.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Running { stop, thread }) = running {
+            let _ = stop.send(());
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn accept<A: Answer>(listener: TcpListener, answer: Arc<A>) -> io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    loop {
+        let (stream, peer) = listener.accept().await?;
+        let answer = Arc::clone(&answer);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let answer = Arc::clone(&answer);
+            async move {
+                let (head, body) = request.into_parts();
+                // A client that breaks off hears nothing anyway.
+                let body = body.collect().await?.to_bytes();
+                Ok::<_, hyper::Error>(answer.answer(peer, Request::from_parts(head, body)).await)
+            }
+        });
+        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+    }
+}
+
+// === impl Chunks ===
+
+impl hyper::body::Body for Chunks {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(context).map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
+    }
+}
+
+/// A whole answer.
+pub(super) fn full(
+    status: StatusCode,
+    content_type: &str,
+    body: impl Into<Bytes>,
+) -> Response<Body> {
+    respond(status, content_type, Full::new(body.into()).boxed())
+}
+
+/// An answer that is sent bit by bit, until the sender is dropped.
+pub(super) fn chunks(content_type: &str) -> (mpsc::Sender<Bytes>, Response<Body>) {
+    let (tx, rx) = mpsc::channel(16);
+    (tx, respond(StatusCode::OK, content_type, Chunks(rx).boxed()))
+}
+
+fn respond(status: StatusCode, content_type: &str, body: Body) -> Response<Body> {
+    Response::builder()
+        .status(status)
+        .header(http::header::CONTENT_TYPE, content_type)
+        .body(body)
+        .expect("a status and a header of ours make an answer")
+}

@@ -1,0 +1,302 @@
+//! The records, their history and the log of requests: what tests steer and ask.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use http::StatusCode;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::{
+    Conduct,
+    record::{NamespaceRecord, PodRecord},
+};
+
+/// A kind of record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Resource {
+    /// `/api/v1/pods`.
+    Pods,
+    /// `/api/v1/namespaces`.
+    Namespaces,
+}
+
+/// How "resource version too old" is said; real servers do both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gone {
+    /// HTTP 410 in place of the watch.
+    Status,
+    /// HTTP 200 and an ERROR event that ends the watch.
+    Event,
+}
+
+/// One request, as it came.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The path.
+    pub path: String,
+    /// The query, decoded.
+    pub query: BTreeMap<String, String>,
+    /// The `Accept` header.
+    pub accept: String,
+}
+
+/// Records with a history, as etcd behind an API server.
+#[derive(Debug)]
+pub struct Store {
+    state: Mutex<State>,
+    changed: watch::Sender<()>,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    /// The newest resource version.
+    pub(super) version: u64,
+    /// The oldest resource version that a watch can go on from.
+    pub(super) oldest: u64,
+    /// By resource, namespace (empty for namespaces) and name.
+    pub(super) records: BTreeMap<Key, Arc<Value>>,
+    pub(super) history: VecDeque<Change>,
+    pub(super) conduct: Conduct,
+    /// Lines put into every open watch, in order.
+    pub(super) injected: Vec<String>,
+    /// Watches opened before the latest of these end.
+    pub(super) closings: u64,
+    pub(super) open_watches: usize,
+    seen: Vec<Seen>,
+}
+
+pub(super) type Key = (Resource, String, String);
+
+/// A record before and after.
+#[derive(Clone, Debug)]
+pub(super) struct Change {
+    pub(super) version: u64,
+    pub(super) resource: Resource,
+    pub(super) old: Option<Arc<Value>>,
+    pub(super) new: Option<Arc<Value>>,
+}
+
+// === impl Seen ===
+
+impl Seen {
+    /// Whether it is a watch.
+    #[must_use]
+    pub fn is_watch(&self) -> bool {
+        self.query.get("watch").is_some_and(|value| value == "true" || value == "1")
+    }
+
+    /// Whether it is about all records of `resource`.
+    #[must_use]
+    pub fn is_about(&self, resource: Resource) -> bool {
+        self.path == resource.path()
+    }
+}
+
+// === impl Resource ===
+
+impl Resource {
+    pub(super) fn path(self) -> &'static str {
+        match self {
+            Self::Pods => "/api/v1/pods",
+            Self::Namespaces => "/api/v1/namespaces",
+        }
+    }
+
+    pub(super) fn kind(self) -> &'static str {
+        match self {
+            Self::Pods => "Pod",
+            Self::Namespaces => "Namespace",
+        }
+    }
+}
+
+// === impl Store ===
+
+impl Default for Store {
+    fn default() -> Self {
+        let state = State {
+            version: 1000,
+            oldest: 1000,
+            records: BTreeMap::new(),
+            history: VecDeque::new(),
+            conduct: Conduct::default(),
+            injected: Vec::new(),
+            closings: 0,
+            open_watches: 0,
+            seen: Vec::new(),
+        };
+        Self { state: Mutex::new(state), changed: watch::Sender::new(()) }
+    }
+}
+
+impl Store {
+    /// Creates or replaces a pod; returns its resource version.
+    pub fn apply_pod(&self, pod: &PodRecord) -> u64 {
+        let key = (Resource::Pods, pod.namespace.clone(), pod.name.clone());
+        self.put(key, Some(pod.to_json()))
+    }
+
+    /// Replaces a pod when the one of this name has the same UID.
+    pub fn update_pod(&self, pod: &PodRecord) {
+        let key = (Resource::Pods, pod.namespace.clone(), pod.name.clone());
+        let mut state = self.state();
+        let there = state.records.get(&key).is_some_and(|old| old["metadata"]["uid"] == pod.uid);
+        if there {
+            state.put(key, Some(pod.to_json()));
+            drop(state);
+            self.changed.send_replace(());
+        }
+    }
+
+    /// Creates a namespace, when there is none of its name.
+    pub fn ensure_namespace(&self, namespace: &NamespaceRecord) {
+        let key = (Resource::Namespaces, String::new(), namespace.name.clone());
+        let there = self.state().records.contains_key(&key);
+        if !there {
+            self.put(key, Some(namespace.to_json()));
+        }
+    }
+
+    /// Deletes a pod; that there is none is fine.
+    pub fn delete_pod(&self, namespace: &str, name: &str) -> u64 {
+        self.put((Resource::Pods, namespace.to_owned(), name.to_owned()), None)
+    }
+
+    /// Creates or replaces a namespace; returns its resource version.
+    pub fn apply_namespace(&self, namespace: &NamespaceRecord) -> u64 {
+        let key = (Resource::Namespaces, String::new(), namespace.name.clone());
+        self.put(key, Some(namespace.to_json()))
+    }
+
+    /// Deletes a namespace, though not its pods.
+    pub fn delete_namespace(&self, name: &str) -> u64 {
+        self.put((Resource::Namespaces, String::new(), name.to_owned()), None)
+    }
+
+    /// Forgets the history: a watch can go on only from now.
+    pub fn compact(&self) {
+        self.steer(|state| {
+            state.oldest = state.version;
+            state.history.clear();
+        });
+    }
+
+    /// Uses up a resource version, as other resources' changes do.
+    pub fn skip_version(&self) {
+        self.steer(|state| state.version += 1);
+    }
+
+    /// Chooses how a watch from before the history is told so; at first an event.
+    pub fn say_gone_as(&self, gone: Gone) {
+        self.steer(|state| state.conduct.gone = gone);
+    }
+
+    /// Makes open watches and later ones say nothing, or speak again.
+    pub fn stall_watches(&self, stalled: bool) {
+        self.steer(|state| state.conduct.stalled = stalled);
+    }
+
+    /// Ends every open watch, as real servers do every few minutes.
+    pub fn close_watches(&self) {
+        self.steer(|state| state.closings += 1);
+    }
+
+    /// Puts a line into every open watch.
+    pub fn inject(&self, line: &str) {
+        self.steer(|state| state.injected.push(line.to_owned()));
+    }
+
+    /// Answers every request with `status`, or as usual again.
+    pub fn refuse_all(&self, status: Option<StatusCode>) {
+        self.steer(|state| state.conduct.refusing = status);
+    }
+
+    /// How often a quiet watch gets a bookmark; at first each second, where real servers take a minute.
+    pub fn bookmark_every(&self, period: Duration) {
+        self.steer(|state| state.conduct.bookmarks = period);
+    }
+
+    /// Every request so far.
+    #[must_use]
+    pub fn seen(&self) -> Vec<Seen> {
+        self.state().seen.clone()
+    }
+
+    /// How many lists of all of `resource` were asked for.
+    #[must_use]
+    pub fn lists(&self, resource: Resource) -> usize {
+        self.count(|seen| seen.is_about(resource) && !seen.is_watch())
+    }
+
+    /// How many watches of all of `resource` were asked for.
+    #[must_use]
+    pub fn watches(&self, resource: Resource) -> usize {
+        self.count(|seen| seen.is_about(resource) && seen.is_watch())
+    }
+
+    /// How many watches are open now.
+    #[must_use]
+    pub fn open_watches(&self) -> usize {
+        self.state().open_watches
+    }
+
+    /// The newest resource version.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.state().version
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    pub(super) fn note(&self, seen: Seen) {
+        self.state().seen.push(seen);
+    }
+
+    fn count(&self, which: impl Fn(&Seen) -> bool) -> usize {
+        self.state().seen.iter().filter(|seen| which(seen)).count()
+    }
+
+    fn steer(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.changed.send_replace(());
+    }
+
+    fn put(&self, key: Key, record: Option<Value>) -> u64 {
+        let version = self.state().put(key, record);
+        self.changed.send_replace(());
+        version
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn put(&mut self, key: Key, record: Option<Value>) -> u64 {
+        let old = self.records.get(&key).cloned();
+        if record.is_none() && old.is_none() {
+            return self.version;
+        }
+        self.version += 1;
+        let (version, resource) = (self.version, key.0);
+        let new = record.map(|mut record| {
+            record["metadata"]["resourceVersion"] = json!(version.to_string());
+            Arc::new(record)
+        });
+        match &new {
+            Some(record) => self.records.insert(key, Arc::clone(record)),
+            None => self.records.remove(&key),
+        };
+        self.history.push_back(Change { version, resource, old, new });
+        version
+    }
+}

@@ -1,0 +1,13 @@
+//! Small servers that stand in for the Kubernetes API, AWS STS and the EC2 metadata service, over real HTTP.
+//!
+//! Each runs on a thread and a runtime of its own, so that a test's paused time does not stop it, and is steered and
+//! asked by plain calls from any thread.
+
+mod form;
+mod http;
+pub mod imds;
+pub mod kubernetes;
+mod packets;
+pub mod sts;
+
+pub use self::http::Place;

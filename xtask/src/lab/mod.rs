@@ -1,0 +1,54 @@
+//! A Kubernetes node without Kubernetes: namespaces, veths, cgroups and servers that are real to the kernel and the agent.
+//!
+//! Everything has a name of its own per process, uses private ranges inside its own namespaces, and goes away on Drop;
+//! what a killed run left (cgroups and mounts named after a process that is gone) goes when the next one starts.
+
+mod agent;
+mod ask;
+mod cgroup;
+pub mod fake;
+mod netns;
+mod node;
+mod pod;
+mod sweep;
+mod world;
+
+pub use agent::{AGENT_PORT, Agent};
+pub use ask::client_binary;
+pub use cgroup::{Cgroup, Layout, mount_point as cgroup_mount_point};
+pub use netns::Netns;
+pub use node::{IMDS_V4, IMDS_V6, NODE_NAME, NODE_V4, NODE_V6, Node};
+pub use pod::{LabPod, PodSpec};
+pub use world::{Lab, role_arn, role_base_arn};
+
+/// Set where a skipped test is a failure, as in CI.
+pub const NO_SKIP: &str = "KIAM_TEST_NO_SKIP";
+
+/// Whether this machine lets us make namespaces, cgroups and mounts.
+///
+/// # Errors
+///
+/// The reason why not, for a person.
+pub fn available() -> Result<(), String> {
+    if !rustix::process::geteuid().is_root() {
+        return Err("needs root".to_owned());
+    }
+    cgroup::mount_point().map_err(|error| format!("{error:#}"))?;
+    Netns::create().map(drop).map_err(|error| format!("{error:#}"))
+}
+
+/// Whether the calling test must be left out; prints the reason.
+///
+/// # Panics
+///
+/// When it must, and [`NO_SKIP`] is set.
+#[must_use]
+pub fn skip(test: &str) -> bool {
+    let Err(reason) = available() else { return false };
+    assert!(
+        std::env::var_os(NO_SKIP).is_none(),
+        "{test} can't run, and {NO_SKIP} is set: {reason}"
+    );
+    eprintln!("skipped: {test}: {reason}");
+    true
+}

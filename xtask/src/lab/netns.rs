@@ -1,0 +1,157 @@
+//! Network namespaces without a name: a descriptor keeps each alive, so that nothing is left behind by a killed run.
+
+use std::{
+    fs,
+    io::{self, Write},
+    net::{SocketAddr, TcpListener, UdpSocket},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::unix::process::CommandExt,
+    process::{Command, Stdio},
+    sync::Arc,
+    thread,
+};
+
+use anyhow::{Context, Result, bail};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+
+/// A network namespace of our own. It lives as long as a clone of this, a socket or a process in it.
+#[derive(Clone, Debug)]
+pub struct Netns(Arc<OwnedFd>);
+
+// === impl Netns ===
+
+impl Netns {
+    /// Makes an empty namespace whose loopback is up; IPv6 addresses there are usable at once.
+    ///
+    /// # Errors
+    ///
+    /// Without CAP_SYS_ADMIN and CAP_NET_ADMIN.
+    pub fn create() -> Result<Self> {
+        let netns = on_own_thread(|| -> io::Result<OwnedFd> {
+            // SAFETY: NEWNET does not unshare the descriptor table, the one flag that is unsafe.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
+            Ok(fs::File::open("/proc/thread-self/ns/net")?.into())
+        })
+        .context("making a network namespace")?;
+        let netns = Self(Arc::new(netns));
+        // Duplicate address detection would keep each IPv6 address unusable for a second.
+        for scope in ["all", "default"] {
+            netns.sysctl(&format!("ipv6/conf/{scope}/accept_dad"), "0")?;
+            netns.sysctl(&format!("ipv4/conf/{scope}/rp_filter"), "0")?;
+        }
+        netns.ip("link set lo up")?;
+        Ok(netns)
+    }
+
+    /// The namespace that the calling process is in.
+    ///
+    /// # Errors
+    ///
+    /// Without /proc.
+    pub fn current() -> Result<Self> {
+        let file = fs::File::open("/proc/self/ns/net").context("opening /proc/self/ns/net")?;
+        Ok(Self(Arc::new(file.into())))
+    }
+
+    /// Runs `work` on a thread of its own inside the namespace. Sockets made there stay there.
+    ///
+    /// # Errors
+    ///
+    /// When the namespace can't be entered.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        on_own_thread(|| {
+            move_into_link_name_space(self.as_fd(), Some(LinkNameSpaceType::Network))
+                .context("entering a network namespace")?;
+            Ok(work())
+        })
+    }
+
+    /// A TCP listener inside the namespace.
+    ///
+    /// # Errors
+    ///
+    /// Those of `bind`.
+    pub fn listen(&self, address: SocketAddr) -> Result<TcpListener> {
+        self.enter(|| TcpListener::bind(address))?
+            .with_context(|| format!("listening on {address} in a network namespace"))
+    }
+
+    /// A UDP socket inside the namespace.
+    ///
+    /// # Errors
+    ///
+    /// Those of `bind`.
+    pub fn udp(&self, address: SocketAddr) -> Result<UdpSocket> {
+        self.enter(|| UdpSocket::bind(address))?
+            .with_context(|| format!("binding UDP {address} in a network namespace"))
+    }
+
+    /// Writes `value` to `/proc/sys/net/<name>`, which shows the namespace of the thread that opens it.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel has no such setting, or refuses the value.
+    pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
+        self.enter(|| fs::write(format!("/proc/sys/net/{name}"), value))?
+            .with_context(|| format!("setting net/{name} to {value}"))
+    }
+
+    /// Runs `ip` inside the namespace, with a command per line, such as `link set lo up`.
+    ///
+    /// # Errors
+    ///
+    /// At the first command that fails, with what `ip` says.
+    pub fn ip(&self, commands: &str) -> Result<()> {
+        let mut ip = self.command("ip");
+        ip.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut child = ip.stderr(Stdio::piped()).spawn().context("starting ip (iproute2)")?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(commands.as_bytes()).context("writing to ip")?;
+        }
+        let output = child.wait_with_output().context("waiting for ip")?;
+        if !output.status.success() {
+            bail!("ip said {:?} to\n{commands}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(())
+    }
+
+    /// A command that will run inside the namespace.
+    ///
+    /// Not `ip netns exec`: that unmounts /sys, and with it cgroup2 and bpffs.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        self.clone().adopt(&mut command);
+        command
+    }
+
+    /// Makes `command` start inside the namespace.
+    pub fn adopt(self, command: &mut Command) {
+        let setns = move || {
+            move_into_link_name_space(self.as_fd(), Some(LinkNameSpaceType::Network))
+                .map_err(io::Error::from)
+        };
+        // SAFETY: between fork and exec, setns(2) is one system call: no allocation, no lock.
+        unsafe { command.pre_exec(setns) };
+    }
+
+    /// A path by which other processes can enter (`nsenter --net=…`) for as long as this process keeps it.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Namespaces belong to threads: whatever moves a thread must not give it back to a pool.
+fn on_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| match scope.spawn(work).join() {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
+}

@@ -1,0 +1,193 @@
+//! The node: its network namespace, the real IMDS's place beside it, the kubelet's cgroup and a bpffs of its own.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
+};
+
+use anyhow::{Context, Result};
+use rustix::mount::{MountFlags, mount};
+
+use super::{
+    cgroup::{self, Cgroup},
+    netns::Netns,
+    pod::{LabPod, PodSpec},
+    sweep,
+};
+
+/// The node's name in the Kubernetes API.
+pub const NODE_NAME: &str = "lab-node";
+/// The node's own address, where the agent listens.
+pub const NODE_V4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+/// The same in IPv6.
+pub const NODE_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
+/// Where EC2 puts the instance metadata service.
+pub const IMDS_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// The same in IPv6.
+pub const IMDS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+
+/// One node. Clones are handles to the same; the last one takes everything away.
+#[derive(Clone, Debug)]
+pub struct Node(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    netns: Netns,
+    imds: Netns,
+    // Before the folder, so that what holds the mount is killed first.
+    agent: Cgroup,
+    kubepods: Cgroup,
+    root: Cgroup,
+    folder: Folder,
+    next_pod: AtomicU16,
+}
+
+/// The node's files: the bpffs mount, the agent's state, what servers write for it.
+#[derive(Debug)]
+struct Folder(PathBuf);
+
+// === impl Node ===
+
+impl Node {
+    /// Makes a node without pods: addresses, forwarding, routes to the metadata service, cgroups, bpffs.
+    ///
+    /// # Errors
+    ///
+    /// Where [`available`](super::available) says why not, and without iproute2.
+    pub fn start() -> Result<Self> {
+        sweep::leftovers();
+        let name = sweep::unique_name();
+        let folder = Folder::create(&name)?;
+        let root = Cgroup::create(cgroup::mount_point()?.join(&name))?;
+        let kubepods = Cgroup::create(root.path().join("kubepods.slice"))?;
+        let agent = Cgroup::create(root.path().join("system.slice/kiam-agent.service"))?;
+        let (netns, imds) = (Netns::create()?, Netns::create()?);
+        connect(&netns, &imds)?;
+        let next_pod = AtomicU16::new(2);
+        Ok(Self(Arc::new(Inner { netns, imds, agent, kubepods, root, folder, next_pod })))
+    }
+
+    /// Makes a pod that the Kubernetes API knows nothing of.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses one of its parts.
+    pub fn pod(&self, spec: PodSpec) -> Result<LabPod> {
+        LabPod::start(self, spec)
+    }
+
+    /// The node's network namespace: the "host network".
+    #[must_use]
+    pub fn netns(&self) -> &Netns {
+        &self.0.netns
+    }
+
+    /// The namespace beside it that holds the metadata service's addresses.
+    #[must_use]
+    pub fn imds_netns(&self) -> &Netns {
+        &self.0.imds
+    }
+
+    /// The pods' cgroup, `…/kubepods.slice`: what `--cgroup` names.
+    #[must_use]
+    pub fn kubepods(&self) -> &Path {
+        self.0.kubepods.path()
+    }
+
+    /// The cgroup above [`Self::kubepods`], where the host's own services are.
+    #[must_use]
+    pub fn root_cgroup(&self) -> &Path {
+        self.0.root.path()
+    }
+
+    /// A mounted, empty bpffs. Unmounting it at the end frees what is pinned.
+    #[must_use]
+    pub fn bpffs(&self) -> PathBuf {
+        self.0.folder.0.join("bpf")
+    }
+
+    /// A folder for files of the node, such as the agent's state.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.0.folder.0
+    }
+
+    /// A command on the host: in the node's network namespace, outside the pods' cgroup.
+    ///
+    /// # Errors
+    ///
+    /// When its cgroup is gone.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
+        let mut command = self.0.netns.command(program);
+        self.0.agent.adopt(&mut command)?;
+        Ok(command)
+    }
+
+    /// The number of the next pod, which its addresses and its interface are made of.
+    pub(super) fn next_pod(&self) -> u16 {
+        self.0.next_pod.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Whether `address` is the node's own.
+    #[must_use]
+    pub fn has_address(address: IpAddr) -> bool {
+        address == NODE_V4 || address == NODE_V6
+    }
+}
+
+// === impl Folder ===
+
+impl Folder {
+    fn create(name: &str) -> Result<Self> {
+        let path = sweep::folder(name);
+        let bpffs = path.join("bpf");
+        fs::create_dir_all(&bpffs).with_context(|| format!("making {}", bpffs.display()))?;
+        let folder = Self(path);
+        mount("bpf", &bpffs, "bpf", MountFlags::empty(), None)
+            .with_context(|| format!("mounting a bpffs at {}", bpffs.display()))?;
+        Ok(folder)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = sweep::remove_folder(&self.0) {
+            eprintln!("lab: {} can't be removed: {error:#}", self.0.display());
+        }
+    }
+}
+
+/// Links the two namespaces so that whatever leaves the node for an IMDS address does arrive, and is answered.
+fn connect(node: &Netns, imds: &Netns) -> Result<()> {
+    node.sysctl("ipv4/ip_forward", "1")?;
+    node.sysctl("ipv6/conf/all/forwarding", "1")?;
+    node.ip(&format!("link add eth0 type veth peer name eth0 netns {}", imds.path()))?;
+    imds.ip(&format!(
+        "link set eth0 up\n\
+         addr add 10.77.255.254/32 dev eth0\n\
+         addr add {IMDS_V4}/32 dev eth0\n\
+         addr add {IMDS_V6}/128 dev eth0 nodad\n\
+         addr add fd77::ffff:fe/128 dev eth0 nodad\n\
+         route add {NODE_V4} dev eth0\n\
+         route add default via {NODE_V4}\n\
+         route add {NODE_V6} dev eth0\n\
+         route add ::/0 via {NODE_V6} dev eth0\n"
+    ))?;
+    node.ip(&format!(
+        "link set eth0 up\n\
+         addr add {NODE_V4}/32 dev eth0\n\
+         addr add {NODE_V6}/128 dev eth0 nodad\n\
+         route add {IMDS_V4} dev eth0 src {NODE_V4}\n\
+         route add {IMDS_V6} dev eth0 src {NODE_V6}\n\
+         route add 10.77.255.254 dev eth0\n\
+         route add default via 10.77.255.254\n\
+         route add fd77::ffff:fe dev eth0\n\
+         route add ::/0 via fd77::ffff:fe dev eth0\n"
+    ))
+}

@@ -1,0 +1,140 @@
+//! A node with all its neighbours: what a whole agent needs around it.
+
+use std::{net::Ipv4Addr, path::PathBuf, thread, time::Duration};
+
+use anyhow::Result;
+
+use super::{
+    NODE_V4,
+    fake::{
+        Place,
+        imds::{self, Imds},
+        kubernetes::{Kubernetes, NamespaceRecord, PodRecord},
+        sts::Sts,
+    },
+    node::{NODE_NAME, Node},
+    pod::{LabPod, PodSpec},
+};
+
+/// Beyond the node, where the API server and STS are.
+pub(super) const OUTSIDE_V4: Ipv4Addr = Ipv4Addr::new(10, 77, 255, 254);
+/// How long after the sandbox the kubelet tells the API its addresses; really seconds.
+const PUBLISH_AFTER: Duration = Duration::from_millis(300);
+
+/// A node, its API server, STS and metadata service.
+#[derive(Debug)]
+pub struct Lab {
+    /// The API server.
+    pub kubernetes: Kubernetes,
+    /// AWS STS.
+    pub sts: Sts,
+    /// The real metadata service.
+    pub imds: Imds,
+    /// The node.
+    pub node: Node,
+}
+
+// === impl Lab ===
+
+impl Lab {
+    /// Starts it, with no pods and no agent.
+    ///
+    /// # Errors
+    ///
+    /// Those of its parts.
+    pub fn start() -> Result<Self> {
+        let node = Node::start()?;
+        let outside = || Place::inside(node.imds_netns(), (OUTSIDE_V4, 0).into());
+        let kubernetes = Kubernetes::start(outside())?;
+        let sts = Sts::start(outside(), imds::NODE_ACCESS_KEY)?;
+        let imds = Imds::start(node.imds_netns())?;
+        Ok(Self { kubernetes, sts, imds, node })
+    }
+
+    /// Schedules a pod, makes its sandbox and, a little later, publishes its addresses, as the kubelet does.
+    ///
+    /// # Errors
+    ///
+    /// When its sandbox can't be made.
+    pub fn pod(&self, spec: PodSpec) -> Result<LabPod> {
+        let pod = self.unpublished_pod(spec)?;
+        let (store, record) = (self.kubernetes.store(), running(&pod));
+        thread::spawn(move || {
+            thread::sleep(PUBLISH_AFTER);
+            // By then it may be deleted, or another of its name be there.
+            store.update_pod(&record);
+        });
+        Ok(pod)
+    }
+
+    /// A pod that runs and whose addresses the API does not know, until [`Self::publish`].
+    ///
+    /// # Errors
+    ///
+    /// When its sandbox can't be made.
+    pub fn unpublished_pod(&self, spec: PodSpec) -> Result<LabPod> {
+        let spec = self.schedule(spec)?;
+        self.node.pod(spec)
+    }
+
+    /// Tells the API of a pod that is to run here; the answer, with its UID, is what to make the sandbox of.
+    ///
+    /// # Errors
+    ///
+    /// Without random bytes for a UID.
+    pub fn schedule(&self, spec: PodSpec) -> Result<PodSpec> {
+        let spec = spec.with_uid()?;
+        self.kubernetes.ensure_namespace(&NamespaceRecord::new(&spec.namespace));
+        self.kubernetes.apply_pod(&record(&spec));
+        Ok(spec)
+    }
+
+    /// Tells the API the pod's addresses.
+    pub fn publish(&self, pod: &LabPod) {
+        self.kubernetes.apply_pod(&running(pod));
+    }
+
+    /// Deletes the pod, sandbox first.
+    pub fn delete(&self, pod: LabPod) {
+        let (namespace, name) = (pod.spec().namespace.clone(), pod.spec().name.clone());
+        drop(pod);
+        self.kubernetes.delete_pod(&namespace, &name);
+    }
+
+    /// The kubeconfig for the API server.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be written.
+    pub fn kubeconfig(&self) -> Result<PathBuf> {
+        let path = self.node.folder().join("kubeconfig");
+        self.kubernetes.write_kubeconfig(&path)?;
+        Ok(path)
+    }
+}
+
+/// The ARN of a role in the lab's account.
+#[must_use]
+pub fn role_arn(role: &str) -> String {
+    format!("{}{role}", role_base_arn())
+}
+
+/// What `--role-base-arn` is set to.
+#[must_use]
+pub fn role_base_arn() -> String {
+    format!("arn:aws:iam::{}:role/", imds::ACCOUNT)
+}
+
+fn record(spec: &PodSpec) -> PodRecord {
+    let uid = spec.uid.as_deref().unwrap_or_default();
+    let mut record = PodRecord::scheduled(&spec.namespace, &spec.name, uid, NODE_NAME);
+    record.annotations.clone_from(&spec.annotations);
+    record.host_network = spec.host_network;
+    record
+}
+
+fn running(pod: &LabPod) -> PodRecord {
+    let mut record = record(pod.spec()).running(&pod.ips());
+    record.host_ip = Some(NODE_V4.into());
+    record
+}

@@ -1,0 +1,8 @@
+//! What `cargo xtask` can do, one file per command.
+
+pub(crate) mod acceptance;
+pub(crate) mod build;
+pub(crate) mod command;
+pub(crate) mod test;
+pub(crate) mod tidy;
+pub(crate) mod toolchain;

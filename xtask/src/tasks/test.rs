@@ -1,0 +1,180 @@
+//! `cargo xtask test`: everything a change must pass, step by step, with a table of what ran at the end.
+
+use std::fmt;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use clap::{Args, ValueEnum};
+use tokio::time::Instant;
+
+use super::command::{command, run, say};
+use super::{acceptance, build, tidy};
+
+/// What to test, and how strictly.
+#[derive(Debug, Args)]
+pub(crate) struct Selection {
+    /// A test that can't run here (it needs root, or a kernel with BPF) fails instead of being skipped.
+    #[arg(long)]
+    no_skip: bool,
+    /// The parts to run; without one, all of them.
+    #[arg(value_enum)]
+    parts: Vec<Part>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Format, lints, layers and documents.
+    Checks,
+    /// Tests beside the code.
+    Unit,
+    /// Tests that drive the agent as a process, in network namespaces and cgroups where root allows.
+    Node,
+    /// Real AWS clients against the agent.
+    Clients,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.to_possible_value().expect("no part is hidden").get_name())
+    }
+}
+
+struct Step {
+    part: Part,
+    name: &'static str,
+    action: fn(&Selection) -> Result<()>,
+}
+
+const STEPS: [Step; 9] = [
+    Step { part: Part::Checks, name: "format", action: |_| run(cargo("fmt").arg("--check")) },
+    Step { part: Part::Checks, name: "tidy", action: |_| tidy::run() },
+    Step { part: Part::Checks, name: "lints", action: |_| run(&mut lints()) },
+    Step { part: Part::Checks, name: "kernel lints", action: |_| run(&mut build::ebpf_lints()) },
+    Step {
+        part: Part::Unit,
+        name: "unit tests",
+        action: |selection| run(tests(selection).args(["--lib", "--bins"])),
+    },
+    Step {
+        part: Part::Unit,
+        name: "doc tests",
+        action: |selection| run(tests(selection).arg("--doc")),
+    },
+    // The tests start this command for their pods, and look for it beside the agent.
+    Step { part: Part::Node, name: "programs", action: |_| build::programs() },
+    Step {
+        part: Part::Node,
+        name: "node tests",
+        action: |selection| run(tests(selection).args(["--test", "*"])),
+    },
+    Step {
+        part: Part::Clients,
+        name: "clients",
+        action: |selection| acceptance::run(selection.no_skip),
+    },
+];
+
+#[derive(Debug, PartialEq)]
+enum Outcome {
+    Passed(Duration),
+    Failed(Duration),
+    NotRun,
+}
+
+/// Runs the steps of the chosen parts in order, up to the first that fails.
+pub(crate) fn run_steps(selection: &Selection) -> Result<()> {
+    let chosen = |part| selection.parts.is_empty() || selection.parts.contains(&part);
+    let kernel = Step { part: Part::Checks, name: "kernel program", action: |_| build::ebpf() };
+    let steps = std::iter::once(&kernel).chain(STEPS.iter().filter(|step| chosen(step.part)));
+    let mut table = Vec::new();
+    let mut failure = None;
+    for step in steps {
+        if failure.is_some() {
+            table.push((step.name, Outcome::NotRun));
+            continue;
+        }
+        say(format!("=== {} ===", step.name));
+        let started = Instant::now();
+        let result = (step.action)(selection);
+        let took = started.elapsed();
+        table.push(match result {
+            Ok(()) => (step.name, Outcome::Passed(took)),
+            Err(error) => {
+                failure =
+                    Some(anyhow!("{error:#}\nto repeat it: {}", repeat(step, selection.no_skip)));
+                (step.name, Outcome::Failed(took))
+            }
+        });
+    }
+    eprint!("{}", summary(&table));
+    failure.map_or(Ok(()), Err)
+}
+
+fn repeat(step: &Step, no_skip: bool) -> String {
+    let strict = if no_skip { " --no-skip" } else { "" };
+    match step.name {
+        "kernel program" => "cargo xtask build-ebpf".to_owned(),
+        "tidy" => "cargo xtask tidy".to_owned(),
+        _ => format!("cargo xtask test{strict} {}", step.part),
+    }
+}
+
+fn summary(table: &[(&str, Outcome)]) -> String {
+    let mut text = format!("\n{:<16} {:<8} {:>7}\n", "step", "result", "seconds");
+    for (name, outcome) in table {
+        let (result, seconds) = match outcome {
+            Outcome::Passed(took) => ("passed", format!("{:.1}", took.as_secs_f64())),
+            Outcome::Failed(took) => ("FAILED", format!("{:.1}", took.as_secs_f64())),
+            Outcome::NotRun => ("not run", String::new()),
+        };
+        text.push_str(format!("{name:<16} {result:<8} {seconds:>7}").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn cargo(subcommand: &str) -> Command {
+    let mut cargo = command("cargo");
+    cargo.arg(subcommand);
+    cargo
+}
+
+fn lints() -> Command {
+    let mut lints = cargo("clippy");
+    lints.args(["--all-targets", "--", "-D", "warnings"]);
+    lints
+}
+
+fn tests(selection: &Selection) -> Command {
+    let mut tests = cargo("test");
+    if selection.no_skip {
+        tests.env("KIAM_TEST_NO_SKIP", "1");
+    }
+    tests
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summary_shows_every_step_with_its_time() {
+        let table = [
+            ("format", Outcome::Passed(Duration::from_millis(1240))),
+            ("tidy", Outcome::Failed(Duration::from_millis(300))),
+            ("lints", Outcome::NotRun),
+        ];
+        let wanted = "\nstep             result   seconds\n\
+                      format           passed       1.2\n\
+                      tidy             FAILED       0.3\n\
+                      lints            not run\n";
+        assert_eq!(summary(&table), wanted);
+    }
+
+    #[test]
+    fn failure_names_the_command_that_repeats_the_part() {
+        let node = STEPS.iter().find(|step| step.name == "node tests").unwrap();
+        assert_eq!(repeat(node, true), "cargo xtask test --no-skip node");
+    }
+}
