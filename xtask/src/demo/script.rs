@@ -11,7 +11,6 @@ use std::{
 
 use anyhow::{Result, bail};
 use jiff::Timestamp;
-use serde_json::Value;
 
 use super::transcript::Transcript;
 use crate::{
@@ -193,7 +192,7 @@ impl Script {
                 continue;
             };
             let Given { role: listed, access_key, expires_in } = Given::read(&attempt);
-            let owner = self.lab.sts.owner(&access_key).map(|issued| issued.role);
+            let owner = self.lab.role_of(&attempt);
             self.transcript.claim(
                 format!(
                     "{:<16}{:<8}{listed:<18}{access_key:<22}{expires_in:<12}{took}",
@@ -222,7 +221,7 @@ impl Script {
         for (what, via, imds) in ways {
             let attempt = pod.ask_once(&Options { via, imds, ..Options::default() })?;
             let key = Given::read(&attempt).access_key;
-            let owner = self.lab.sts.owner(&key).map(|issued| issued.role);
+            let owner = self.lab.role_of(&attempt);
             self.transcript.claim(
                 format!("{:<16}{:<8}{what:<44}{key}", label(pod), show(&attempt)),
                 &[("STS issued this key for the pod's role", owner == role)],
@@ -308,9 +307,7 @@ impl Script {
         let role = CAST[0].2.map(role_arn);
         let (given, refused): (Vec<_>, Vec<_>) =
             attempts.iter().partition(|attempt| attempt.status == Some(200));
-        let own = |attempt: &&Attempt| {
-            self.lab.sts.owner(&Given::read(attempt).access_key).map(|issued| issued.role) == role
-        };
+        let own = |attempt: &&Attempt| self.lab.role_of(attempt) == role;
         let leaked = self.packets() - before;
         self.transcript.claim(
             format!(
@@ -344,8 +341,7 @@ impl Script {
 
 impl Given {
     fn read(attempt: &Attempt) -> Self {
-        let body: Value = serde_json::from_str(&attempt.body).unwrap_or_default();
-        let field = |name: &str| body[name].as_str().unwrap_or("-").to_owned();
+        let field = |name: &str| attempt.field(name).unwrap_or_else(|| "-".to_owned());
         let expiration = field("Expiration").parse::<Timestamp>();
         let left = expiration.map(|at| at.duration_since(Timestamp::now()).as_mins());
         Self {

@@ -2,13 +2,13 @@
 
 use std::{
     path::PathBuf,
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     thread::{self, JoinHandle},
 };
 
 use anyhow::{Context, Result, bail};
 
-use super::pod::LabPod;
+use super::{node::Node, pod::LabPod, world::Lab};
 use crate::pod_client::{self, Attempt};
 
 impl LabPod {
@@ -62,10 +62,27 @@ impl LabPod {
     }
 
     fn asking(&self, options: &pod_client::Options) -> Result<Child> {
-        let mut command = self.command(client_binary()?)?;
-        command.arg("in-pod").args(options.to_args());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.spawn().context("starting the client in a pod")
+        start(self.command(client_binary()?)?, options)
+    }
+}
+
+impl Node {
+    /// Asks once from the host: in the node's namespace, outside the pods' cgroup.
+    ///
+    /// # Errors
+    ///
+    /// As [`LabPod::ask`].
+    pub fn ask_once(&self, options: &pod_client::Options) -> Result<Attempt> {
+        let attempts = finish(start(self.command(client_binary()?)?, options)?)?;
+        attempts.into_iter().next().context("the client on the host said nothing")
+    }
+}
+
+impl Lab {
+    /// The ARN of the role that STS issued the attempt's credentials for; `None` when it got none of STS's.
+    #[must_use]
+    pub fn role_of(&self, attempt: &Attempt) -> Option<String> {
+        self.sts.owner(&attempt.field("AccessKeyId")?).map(|issued| issued.role)
     }
 }
 
@@ -79,6 +96,12 @@ pub fn client_binary() -> Result<PathBuf> {
     let mut near = this.ancestors().skip(1).take(2).map(|dir| dir.join("xtask"));
     near.find(|path| path.is_file())
         .with_context(|| format!("no xtask binary beside {}: cargo build -p xtask", this.display()))
+}
+
+fn start(mut command: Command, options: &pod_client::Options) -> Result<Child> {
+    command.arg("in-pod").args(options.to_args());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().context("starting the client of the lab")
 }
 
 fn finish(child: Child) -> Result<Vec<Attempt>> {

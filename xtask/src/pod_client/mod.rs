@@ -141,6 +141,17 @@ pub fn attempt(options: &Options) -> Attempt {
     attempt
 }
 
+// === impl Attempt ===
+
+impl Attempt {
+    /// A text field of the body, when that is JSON, such as `AccessKeyId`.
+    #[must_use]
+    pub fn field(&self, name: &str) -> Option<String> {
+        let body: serde_json::Value = serde_json::from_str(&self.body).ok()?;
+        Some(body.get(name)?.as_str()?.to_owned())
+    }
+}
+
 // === impl Options ===
 
 impl Default for Options {
