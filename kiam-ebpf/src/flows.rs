@@ -30,7 +30,7 @@ pub(crate) fn record(ctx: &SockAddrContext, asked: [u8; 16]) -> Result<(), Reaso
     // SAFETY: the helper takes the program's own context (cgroup/connect, kernel 5.7).
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // SAFETY: the entry is not freed while the program runs (RCU), and a torn count is only a count.
-    if let Some(held) = unsafe { NETNS.get(&netns) }
+    if let Some(held) = unsafe { NETNS.get(netns) }
         && held.open >= NETNS_QUOTA
     {
         return Err(Reason::Quota);
@@ -53,9 +53,15 @@ pub(crate) fn record(ctx: &SockAddrContext, asked: [u8; 16]) -> Result<(), Reaso
 
 /// The record of a socket that was redirected.
 #[inline(always)]
+#[expect(
+    clippy::mut_from_ref,
+    reason = "the record is the socket's, which the callback has locked"
+)]
 fn recorded(ctx: &SockOpsContext) -> Option<&mut Client> {
-    // SAFETY: a field of the context, which the verifier checks.
-    let socket = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    // SAFETY: the context is there for as long as the program runs.
+    let union = unsafe { (*ctx.ops).__bindgen_anon_2 };
+    // SAFETY: the union has this one field, which the verifier checks.
+    let socket = unsafe { union.sk };
     if socket.is_null() {
         return None;
     }
@@ -124,7 +130,7 @@ pub(crate) fn close(ctx: &SockOpsContext) {
     let Some(client) = recorded(ctx) else { return };
     let key = key(ctx, client.netns);
     // SAFETY: the entry is not freed while the program runs (RCU).
-    if let Some(entry) = unsafe { FLOWS.get(&key) }
+    if let Some(entry) = unsafe { FLOWS.get(key) }
         && entry.socket == client.socket
     {
         let _ = FLOWS.remove(key);
