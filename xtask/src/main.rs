@@ -12,6 +12,8 @@ use clap::Parser;
 enum Command {
     /// Builds the kernel program into `kiam-ebpf/out/kiam.bpf.o`; as root on Debian it installs what it needs for that.
     BuildEbpf,
+    /// Builds everything and shows the agent at work on a node made of namespaces; needs root.
+    Demo(xtask::demo::Options),
     /// Runs all the tests, or those of the named parts.
     Test(tasks::test::Selection),
     /// Checks the rules of this repository that no compiler checks.
@@ -24,6 +26,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Command::parse() {
         Command::BuildEbpf => tasks::build::ebpf(),
+        Command::Demo(options) => tasks::demo::run(options),
         Command::Test(selection) => tasks::test::run_steps(&selection),
         Command::Tidy => tasks::tidy::run(),
         Command::InPod(options) => xtask::pod_client::main(&options),

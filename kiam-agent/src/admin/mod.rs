@@ -1,1 +1,130 @@
 //! Speaks HTTP to operators.
+//!
+//! Over TCP only what may be seen by everybody on the node: `/live`, `/ready`, `/metrics`, without pod or
+//! role names. `/pods` and `/log-level` are on a Unix socket that only root can open.
+
+mod client;
+mod routes;
+
+use std::{
+    convert::Infallible,
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::registry::Registry;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    time::sleep,
+};
+
+pub use self::client::{StatusError, get};
+use crate::lifecycle::{Drain, Readiness};
+
+/// Name of the Unix socket in the state folder.
+pub const SOCKET: &str = "admin.sock";
+
+const HEADER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What operators may see and change.
+pub struct Operations {
+    /// What the agent waits for.
+    pub readiness: Readiness,
+    /// Every metric.
+    pub registry: Registry,
+    /// `/pods`: JSON of what is known about each pod; no secrets.
+    pub pods: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// `/log-level`: the filter in force.
+    pub log_level: Box<dyn Fn() -> String + Send + Sync>,
+    /// `PUT /log-level`: a new level, or why not.
+    pub set_log_level: SetLogLevel,
+}
+
+/// Sets the log level by its name, or says why not.
+pub type SetLogLevel = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
+/// How much a listener shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Surface {
+    /// `/metrics` alone.
+    Metrics,
+    /// `/live`, `/ready`, `/metrics`.
+    Status,
+    /// All of it.
+    Everything,
+}
+
+/// Serves one TCP listener until the drain begins.
+pub async fn serve_tcp(
+    listener: TcpListener,
+    surface: Surface,
+    operations: Arc<Operations>,
+    mut drain: Drain,
+) {
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => spawn(stream, surface, &operations),
+                Err(_) => sleep(Duration::from_millis(50)).await,
+            },
+            () = drain.started() => return,
+        }
+    }
+}
+
+/// Serves the Unix socket until the drain begins.
+pub async fn serve_unix(listener: UnixListener, operations: Arc<Operations>, mut drain: Drain) {
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => spawn(stream, Surface::Everything, &operations),
+                Err(_) => sleep(Duration::from_millis(50)).await,
+            },
+            () = drain.started() => return,
+        }
+    }
+}
+
+/// Binds the Unix socket in `state_dir`, for root alone, in the place of one that a dead agent left.
+///
+/// # Errors
+///
+/// The system's.
+pub fn bind_unix(state_dir: &Path) -> io::Result<(UnixListener, PathBuf)> {
+    let path = state_dir.join(SOCKET);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    // Between bind and this, the folder's own mode (0700) keeps others out.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+    Ok((listener, path))
+}
+
+fn spawn(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    surface: Surface,
+    operations: &Arc<Operations>,
+) {
+    let operations = operations.clone();
+    // Ends by itself: with the other end's close, or at the deadline.
+    tokio::spawn(async move {
+        let answer = service_fn(|request| {
+            let operations = operations.clone();
+            async move { Ok::<_, Infallible>(routes::answer(&operations, surface, request).await) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_DEADLINE)
+            .serve_connection(TokioIo::new(stream), answer);
+        // The other end's errors are its own.
+        let _ = connection.await;
+    });
+}

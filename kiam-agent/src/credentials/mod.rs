@@ -1,6 +1,19 @@
 //! Keeps every wanted role's credentials fresh.
 
+mod metrics;
+mod prefetch;
+mod schedule;
+mod store;
+#[cfg(test)]
+mod tests;
+
 use std::{sync::Arc, time::SystemTime};
+
+pub use self::{
+    metrics::Metrics,
+    prefetch::Prefetcher,
+    store::{CredentialReader, Summary},
+};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;

@@ -1,1 +1,309 @@
 //! Decides whether a pod may have a role, and explains itself.
+//!
+//! The same decision is made before credentials are fetched and at every request, from the records as they
+//! are then.
+
+mod expression;
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+
+pub use self::expression::{InvalidExpression, Permitted};
+use crate::{
+    lifecycle::Drain,
+    pods::{Pod, PodReader},
+    role::{
+        ExternalId, InvalidExternalId, InvalidRole, Quoted, RoleArn, RoleIdentity, RoleResolver,
+        SessionName, WantedRoles,
+    },
+};
+
+/// In front of a pod's `iam.amazonaws.com/session-name`, as in kiam.
+const SESSION_PREFIX: &str = "kiam-";
+
+/// What a namespace without `iam.amazonaws.com/permitted` allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NamespacePolicy {
+    /// Every role, as kiam v1.
+    Optional,
+    /// None, as kiam v4.
+    Required,
+}
+
+/// What the policy is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Completes short role names.
+    pub resolver: RoleResolver,
+    /// What a silent namespace allows.
+    pub namespaces: NamespacePolicy,
+    /// The session name of pods that ask for none.
+    pub session_name: SessionName,
+    /// How long sessions are asked to last.
+    pub session_duration: Duration,
+}
+
+/// Decides by the pod's annotations and its namespace's.
+#[derive(Clone, Debug)]
+pub struct RolePolicy {
+    config: Arc<Config>,
+    reader: PodReader,
+}
+
+/// What was decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The pod may have this.
+    Allow(RoleIdentity),
+    /// It may have nothing, and why.
+    Refuse(Refusal),
+}
+
+/// Why a pod gets no role.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It asks for none.
+    #[error("the pod has no annotation iam.amazonaws.com/role")]
+    NoRole,
+    /// Its annotation names no role.
+    #[error("annotation iam.amazonaws.com/role: {0}")]
+    InvalidRole(InvalidRole),
+    /// STS takes no such external id.
+    #[error("annotation iam.amazonaws.com/external-id: {0}")]
+    InvalidExternalId(InvalidExternalId),
+    /// The namespace is not known (yet), so what it permits isn't either.
+    #[error("namespace {0} is not known yet")]
+    NamespaceUnknown(Quoted),
+    /// The namespace says nothing, and must.
+    #[error(
+        "namespace {0} has no annotation iam.amazonaws.com/permitted, and --namespace-policy=required asks for one"
+    )]
+    NamespaceSilent(Quoted),
+    /// The namespace's expression can't be used.
+    #[error("namespace {namespace}: annotation iam.amazonaws.com/permitted: {error}")]
+    NamespaceInvalid {
+        /// Its name.
+        namespace: Quoted,
+        /// What is wrong.
+        error: InvalidExpression,
+    },
+    /// The namespace permits other roles.
+    #[error("namespace {namespace} permits {permitted}, which {role} does not match as a whole")]
+    NamespaceForbids {
+        /// Its name.
+        namespace: Quoted,
+        /// Its expression.
+        permitted: Quoted,
+        /// What the pod asked for.
+        role: RoleArn,
+    },
+}
+
+// === impl RolePolicy ===
+
+impl RolePolicy {
+    /// A policy over the namespaces that `reader` knows.
+    #[must_use]
+    pub fn new(config: Config, reader: PodReader) -> Self {
+        Self { config: Arc::new(config), reader }
+    }
+
+    /// Whether `pod` may have the role it asks for.
+    #[must_use]
+    pub fn decide(&self, pod: &Pod) -> Decision {
+        match self.identity(pod) {
+            Ok(identity) => Decision::Allow(identity),
+            Err(refusal) => Decision::Refuse(refusal),
+        }
+    }
+
+    /// What the live pods that `serves` picks are allowed to have.
+    #[must_use]
+    pub fn wanted(&self, serves: &impl Fn(&Pod) -> bool) -> WantedRoles {
+        let pods = self.reader.all();
+        let served = pods.iter().filter(|pod| pod.live && serves(pod));
+        Arc::new(served.filter_map(|pod| self.identity(pod).ok()).collect::<BTreeSet<_>>())
+    }
+
+    fn identity(&self, pod: &Pod) -> Result<RoleIdentity, Refusal> {
+        let text = pod.role.as_deref().ok_or(Refusal::NoRole)?;
+        let role = self.config.resolver.resolve(text).map_err(Refusal::InvalidRole)?;
+        self.permit(&pod.namespace, &role)?;
+        let session_name = match &pod.session_name {
+            Some(name) => SessionName::sanitised(&format!("{SESSION_PREFIX}{name}")),
+            None => self.config.session_name.clone(),
+        };
+        let external_id: Option<ExternalId> = match &pod.external_id {
+            Some(id) => Some(id.parse().map_err(Refusal::InvalidExternalId)?),
+            None => None,
+        };
+        let duration = self.config.session_duration;
+        Ok(RoleIdentity { role, session_name, external_id, duration })
+    }
+
+    fn permit(&self, name: &str, role: &RoleArn) -> Result<(), Refusal> {
+        let shown = || Quoted::new(name);
+        let namespace =
+            self.reader.namespace(name).ok_or_else(|| Refusal::NamespaceUnknown(shown()))?;
+        let Some(text) = &namespace.permitted else {
+            return match self.config.namespaces {
+                NamespacePolicy::Optional => Ok(()),
+                NamespacePolicy::Required => Err(Refusal::NamespaceSilent(shown())),
+            };
+        };
+        let permitted = Permitted::parse(text)
+            .map_err(|error| Refusal::NamespaceInvalid { namespace: shown(), error })?;
+        if permitted.matches(role) {
+            return Ok(());
+        }
+        Err(Refusal::NamespaceForbids {
+            namespace: shown(),
+            permitted: Quoted::new(text),
+            role: role.clone(),
+        })
+    }
+}
+
+/// Publishes what the pods want whenever a record changes, until the drain begins.
+///
+/// Level-triggered: each time the whole set is made from the records, so that no change can be lost.
+pub async fn publish_wanted(
+    policy: RolePolicy,
+    serves: impl Fn(&Pod) -> bool,
+    wanted: watch::Sender<WantedRoles>,
+    mut drain: Drain,
+) {
+    let mut changes = policy.reader.changes();
+    loop {
+        changes.mark_unchanged();
+        let now = policy.wanted(&serves);
+        wanted.send_if_modified(|held| {
+            let changed = **held != *now;
+            if changed {
+                *held = now;
+            }
+            changed
+        });
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { break },
+            () = drain.started() => break,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pods::{Namespace, PodIndex, PodUid};
+
+    const ROLE: &str = "arn:aws:iam::123456789012:role/reader";
+
+    fn pod(role: Option<&str>) -> Pod {
+        Pod {
+            uid: PodUid::new("a"),
+            namespace: "default".to_owned(),
+            name: "a".to_owned(),
+            resource_version: Some(1),
+            node: None,
+            host_ip: None,
+            addresses: vec![],
+            host_network: false,
+            live: true,
+            config_hash: None,
+            role: role.map(str::to_owned),
+            session_name: None,
+            external_id: None,
+        }
+    }
+
+    fn policy(namespaces: NamespacePolicy) -> (PodIndex, RolePolicy) {
+        let (index, reader) = PodIndex::new();
+        let base = "arn:aws:iam::123456789012:role/".parse().unwrap();
+        let config = Config {
+            resolver: RoleResolver::new(Some(base)),
+            namespaces,
+            session_name: SessionName::sanitised("kiam-kiam"),
+            session_duration: Duration::from_secs(3600),
+        };
+        (index, RolePolicy::new(config, reader))
+    }
+
+    fn permit(index: &PodIndex, permitted: Option<&str>) {
+        index.apply_namespace(Namespace {
+            name: "default".to_owned(),
+            resource_version: None,
+            permitted: permitted.map(str::to_owned),
+        });
+    }
+
+    #[test]
+    fn namespaces_decide() {
+        use NamespacePolicy::{Optional, Required};
+        let cases = [
+            (Optional, None, true),
+            (Required, None, false),
+            (Required, Some(".*"), true),
+            (Optional, Some("arn:aws:iam::123456789012:role/reader"), true),
+            (Optional, Some("reader"), false),
+            (Optional, Some("nothing|.*reader"), true),
+            (Optional, Some("arn:aws:iam::123456789012:role/read|x"), false),
+            (Optional, Some("("), false),
+        ];
+        for (namespaces, permitted, allowed) in cases {
+            let (index, policy) = policy(namespaces);
+            permit(&index, permitted);
+            let decision = policy.decide(&pod(Some("reader")));
+            assert_eq!(
+                matches!(decision, Decision::Allow(_)),
+                allowed,
+                "{permitted:?}: {decision:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn refusals_say_why_and_nothing_panics() {
+        let (index, policy) = policy(NamespacePolicy::Optional);
+        let reason = |pod: &Pod| match policy.decide(pod) {
+            Decision::Refuse(refusal) => refusal.to_string(),
+            Decision::Allow(identity) => panic!("{identity}"),
+        };
+        assert!(reason(&pod(Some("reader"))).contains("\"default\" is not known"));
+        permit(&index, None);
+        assert!(reason(&pod(None)).contains("iam.amazonaws.com/role"));
+        assert!(reason(&pod(Some("arn:aws:iam"))).contains("arn:aws:iam"));
+        let id = Pod { external_id: Some("a b".to_owned()), ..pod(Some("reader")) };
+        assert!(reason(&id).contains("external-id") && !reason(&id).contains("a b"));
+    }
+
+    #[test]
+    fn annotated_session_name_has_kiams_prefix_and_stss_characters() {
+        let (index, policy) = policy(NamespacePolicy::Optional);
+        permit(&index, None);
+        let named = Pod { session_name: Some("my app!".to_owned()), ..pod(Some("reader")) };
+        let Decision::Allow(identity) = policy.decide(&named) else { panic!("refused") };
+        assert_eq!(identity.role.to_string(), ROLE);
+        assert!(identity.session_name.to_string().starts_with("kiam-my"), "{identity}");
+        assert!(!identity.session_name.to_string().contains([' ', '!']), "{identity}");
+    }
+
+    #[tokio::test]
+    async fn wanted_follows_the_records_and_holds_only_what_is_allowed() {
+        let (index, policy) = policy(NamespacePolicy::Optional);
+        permit(&index, Some(".*reader"));
+        index.apply(pod(Some("reader")));
+        index.apply(Pod { uid: PodUid::new("b"), ..pod(Some("writer")) });
+        index.apply(Pod { uid: PodUid::new("c"), ..pod(Some("reader")) });
+        let (sender, mut wanted) = watch::channel(WantedRoles::default());
+        let (signal, drain) = crate::lifecycle::drain();
+        let task = tokio::spawn(publish_wanted(policy, |_| true, sender, drain));
+        let one = wanted.wait_for(|set| !set.is_empty()).await.unwrap().clone();
+        assert_eq!(one.iter().map(|id| id.role.to_string()).collect::<Vec<_>>(), [ROLE]);
+        index.delete(&PodUid::new("a"));
+        index.delete(&PodUid::new("c"));
+        wanted.wait_for(|set| set.is_empty()).await.unwrap();
+        signal.start();
+        task.await.unwrap();
+    }
+}

@@ -11,23 +11,28 @@ use super::toolchain::{self, Route, Toolchain};
 
 const OBJECT: &str = "kiam-ebpf/out/kiam.bpf.o";
 
-/// Compiles the kernel program and puts the object where `kiam-agent` embeds it from; touches the object only if it is another one, so that the agent is not built anew.
+/// Compiles the kernel program and puts the object where `kiam-agent` embeds it from.
 pub(crate) fn ebpf() -> Result<()> {
     let toolchain = toolchain::ensure()?;
     say(format!("building the kernel program with {}", toolchain.route));
     command::run(&mut build(&toolchain))?;
     let built = workspace().join("target/bpf/bpfel-unknown-none/bpf/kiam-ebpf");
     let object = workspace().join(OBJECT);
-    let changed = copy_if_changed(&built, &object)?;
-    say(format!("{OBJECT} {}", if changed { "is new" } else { "is up to date" }));
+    if is_current(&object, &built) {
+        say(format!("{OBJECT} is up to date"));
+        return Ok(());
+    }
+    let folder = object.parent().expect("the object is in a folder");
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    fs::copy(&built, &object)
+        .with_context(|| format!("cannot copy {} to {OBJECT}", built.display()))?;
+    say(format!("{OBJECT} is new"));
     Ok(())
 }
 
 /// Machines are little-endian wherever kiam runs (x86_64, aarch64), so the object is `bpfel` for all of them.
 fn build(toolchain: &Toolchain) -> Command {
     let mut build = command("cargo");
-    let flags =
-        format!("-C linker={} -C link-arg=--btf -C debuginfo=2", toolchain.linker.display());
     match toolchain.route {
         // aya-ebpf uses `asm_experimental_arch`, which a stable compiler takes only with this variable.
         Route::Debian => build.env("RUSTC_BOOTSTRAP", "1").env("RUSTC", toolchain::DEBIAN_RUSTC),
@@ -38,7 +43,8 @@ fn build(toolchain: &Toolchain) -> Command {
     if toolchain.route == Route::Nightly {
         build.args(["-Z", "build-std=core"]);
     }
-    build.env("RUSTFLAGS", flags);
+    build.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &toolchain.linker);
+    build.env("RUSTFLAGS", "-C link-arg=--btf -C debuginfo=2");
     build
 }
 
@@ -66,13 +72,9 @@ pub(crate) fn programs() -> Result<()> {
     command::run(command("cargo").args(["build", "--bins"]))
 }
 
-fn copy_if_changed(from: &Path, to: &Path) -> Result<bool> {
-    let new = fs::read(from).with_context(|| format!("no kernel program at {}", from.display()))?;
-    if fs::read(to).is_ok_and(|old| old == new) {
-        return Ok(false);
-    }
-    let folder = to.parent().expect("the object is in a folder");
-    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    fs::write(to, new).with_context(|| format!("cannot write {}", to.display()))?;
-    Ok(true)
+/// Whether `object` was copied from `built` as it is now. The agent compares its time with that of the sources.
+fn is_current(object: &Path, built: &Path) -> bool {
+    let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    let content = |path: &Path| fs::read(path).ok();
+    modified(object) >= modified(built) && content(object) == content(built)
 }

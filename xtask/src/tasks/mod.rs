@@ -3,6 +3,7 @@
 pub(crate) mod acceptance;
 pub(crate) mod build;
 pub(crate) mod command;
+pub(crate) mod demo;
 pub(crate) mod test;
 pub(crate) mod tidy;
 pub(crate) mod toolchain;

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use tokio::time::Instant;
 
 use super::command::{command, run, say};
-use super::{acceptance, build, tidy};
+use super::{acceptance, build, tidy, toolchain};
 
 /// What to test, and how strictly.
 #[derive(Debug, Args)]
@@ -84,6 +84,7 @@ enum Outcome {
 
 /// Runs the steps of the chosen parts in order, up to the first that fails.
 pub(crate) fn run_steps(selection: &Selection) -> Result<()> {
+    toolchain::ensure_iproute()?;
     let chosen = |part| selection.parts.is_empty() || selection.parts.contains(&part);
     let kernel = Step { part: Part::Checks, name: "kernel program", action: |_| build::ebpf() };
     let steps = std::iter::once(&kernel).chain(STEPS.iter().filter(|step| chosen(step.part)));

@@ -119,6 +119,15 @@ pub(crate) fn ensure() -> Result<Toolchain> {
     Ok(Toolchain { route: plan.route, linker })
 }
 
+/// Installs `ip`, which the lab needs, where it is missing and can be installed; without it the lab says so.
+pub(crate) fn ensure_iproute() -> Result<()> {
+    if output_of(command("ip").arg("-V")).is_some() || look_for_apt() != Apt::Usable {
+        return Ok(());
+    }
+    say("installing Debian packages: iproute2");
+    install_packages(&["iproute2"])
+}
+
 /// Installs Debian packages; the caller says which and why.
 pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
     let mut install = command("apt-get");

@@ -1,0 +1,110 @@
+//! `kiam-agent status`: asks the agent that runs, over its Unix socket.
+
+use std::{io, path::Path, time::Duration};
+
+use bytes::Bytes;
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::{net::UnixStream, time::timeout};
+
+use super::SOCKET;
+
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// The agent could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StatusError {
+    /// Nobody listens there.
+    #[error("no agent answers at {socket}: {source}")]
+    Connect {
+        /// The socket.
+        socket: String,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// It broke off.
+    #[error("the agent's answer broke off: {0}")]
+    Http(#[from] hyper::Error),
+    /// It hangs.
+    #[error("the agent did not answer within {DEADLINE:?}")]
+    Deadline,
+}
+
+/// Status and body of `path` from the agent whose state is in `state_dir`.
+///
+/// # Errors
+///
+/// [`StatusError`].
+pub async fn get(state_dir: &Path, path: &str) -> Result<(StatusCode, String), StatusError> {
+    let asked = timeout(DEADLINE, ask(state_dir, path)).await;
+    asked.unwrap_or(Err(StatusError::Deadline))
+}
+
+async fn ask(state_dir: &Path, path: &str) -> Result<(StatusCode, String), StatusError> {
+    let socket = state_dir.join(SOCKET);
+    let stream = UnixStream::connect(&socket)
+        .await
+        .map_err(|source| StatusError::Connect { socket: socket.display().to_string(), source })?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let request = Request::get(path)
+        .header(header::HOST, "kiam-agent")
+        .body(Empty::<Bytes>::new())
+        .expect("a constant path makes a request");
+    let exchange = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        Ok((status, String::from_utf8_lossy(&body).into_owned()))
+    };
+    tokio::select! {
+        answered = exchange => answered,
+        // Ends first only when it broke.
+        Err(error) = connection => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+    use crate::{
+        admin::{Operations, bind_unix, serve_unix},
+        lifecycle::{Readiness, drain},
+    };
+
+    #[tokio::test]
+    async fn operator_sees_what_is_pending_over_a_socket_for_root_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let state = tempfile::tempdir().unwrap();
+        let (listener, path) = bind_unix(state.path()).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let readiness = Readiness::default();
+        let latch = readiness.latch("pods synced");
+        let operations = Arc::new(Operations {
+            readiness,
+            registry: Registry::default(),
+            pods: Box::new(|| serde_json::json!([{ "name": "a" }])),
+            log_level: Box::new(|| "info".to_owned()),
+            set_log_level: Box::new(|_| Ok(())),
+        });
+        let (signal, drain) = drain();
+        let task = tokio::spawn(serve_unix(listener, operations, drain));
+        let (status, body) = get(state.path(), "/ready").await.unwrap();
+        assert_eq!((status.as_u16(), body.as_str()), (503, "pending: pods synced\n"));
+        latch.set();
+        assert_eq!(get(state.path(), "/ready").await.unwrap().0, StatusCode::OK);
+        let (_, pods) = get(state.path(), "/pods").await.unwrap();
+        assert!(pods.contains("\"name\": \"a\""), "{pods}");
+        assert_eq!(get(state.path(), "/nothing").await.unwrap().0, StatusCode::NOT_FOUND);
+        signal.start();
+        task.await.unwrap();
+        drop(std::fs::remove_file(path));
+        assert!(matches!(get(state.path(), "/live").await, Err(StatusError::Connect { .. })));
+    }
+}

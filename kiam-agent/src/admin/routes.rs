@@ -1,0 +1,82 @@
+//! What is answered on which path.
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use prometheus_client::encoding::text::encode;
+
+use super::{Operations, Surface};
+
+/// A level's name is short.
+const MAX_BODY: usize = 256;
+const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Answers one request.
+pub(super) async fn answer(
+    operations: &Operations,
+    surface: Surface,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
+    let path = request.uri().path().to_owned();
+    let read = matches!(*request.method(), Method::GET | Method::HEAD);
+    let status = surface != Surface::Metrics;
+    let everything = surface == Surface::Everything;
+    match path.as_str() {
+        "/metrics" if read => metrics(operations),
+        "/live" if read && status => text(StatusCode::OK, "live\n".to_owned()),
+        "/ready" if read && status => ready(operations),
+        "/pods" if read && everything => json(&(operations.pods)()),
+        "/log-level" if read && everything => text(StatusCode::OK, (operations.log_level)() + "\n"),
+        "/log-level" if request.method() == Method::PUT && everything => {
+            set_log_level(operations, request).await
+        }
+        _ => text(StatusCode::NOT_FOUND, "not found\n".to_owned()),
+    }
+}
+
+fn ready(operations: &Operations) -> Response<Full<Bytes>> {
+    let pending = operations.readiness.pending();
+    if pending.is_empty() {
+        return text(StatusCode::OK, "ready\n".to_owned());
+    }
+    let lines = pending.iter().map(|name| format!("pending: {name}\n")).collect();
+    text(StatusCode::SERVICE_UNAVAILABLE, lines)
+}
+
+fn metrics(operations: &Operations) -> Response<Full<Bytes>> {
+    let mut body = String::new();
+    match encode(&mut body, &operations.registry) {
+        Ok(()) => typed(StatusCode::OK, METRICS_TYPE, body),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("metrics: {error}\n")),
+    }
+}
+
+async fn set_log_level(
+    operations: &Operations,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
+    let Ok(body) = Limited::new(request.into_body(), MAX_BODY).collect().await else {
+        return text(StatusCode::BAD_REQUEST, "the body must be a level's name\n".to_owned());
+    };
+    let level = String::from_utf8_lossy(&body.to_bytes()).trim().to_owned();
+    match (operations.set_log_level)(&level) {
+        Ok(()) => text(StatusCode::OK, (operations.log_level)() + "\n"),
+        Err(reason) => text(StatusCode::BAD_REQUEST, reason + "\n"),
+    }
+}
+
+fn json(value: &serde_json::Value) -> Response<Full<Bytes>> {
+    typed(StatusCode::OK, "application/json", format!("{value:#}\n"))
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    typed(status, "text/plain; charset=utf-8", body)
+}
+
+fn typed(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    response
+}

@@ -1,0 +1,87 @@
+//! What is held, and the readers' side of it.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::{sync::watch, time::timeout};
+
+use super::{Issued, SourceError, State, schedule};
+use crate::{clock::Clock, role::RoleIdentity};
+
+/// One identity's entry. The prefetcher alone writes it.
+#[derive(Default)]
+pub(super) struct Entry {
+    pub(super) issued: Option<Arc<Issued>>,
+    pub(super) failure: Option<(Arc<SourceError>, std::time::SystemTime)>,
+}
+
+pub(super) type Entries = HashMap<RoleIdentity, Entry>;
+
+/// Reads what is held; cheap to clone. It never asks STS.
+#[derive(Clone)]
+pub struct CredentialReader {
+    entries: watch::Receiver<Entries>,
+    clock: Clock,
+}
+
+/// How many identities stand where.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Held and valid.
+    pub ready: usize,
+    /// Asked for, not there yet.
+    pub pending: usize,
+    /// Failed, nothing valid held.
+    pub failed: usize,
+}
+
+// === impl CredentialReader ===
+
+impl CredentialReader {
+    pub(super) fn new(entries: watch::Receiver<Entries>, clock: Clock) -> Self {
+        Self { entries, clock }
+    }
+
+    /// Where `identity` stands now; `None` when nobody wants it. What has expired is never returned.
+    #[must_use]
+    pub fn get(&self, identity: &RoleIdentity) -> Option<State> {
+        self.entries.borrow().get(identity).map(|entry| self.state(entry))
+    }
+
+    /// As [`CredentialReader::get`], but what is pending, or not wanted yet, is waited for, up to `hold`.
+    pub async fn wait(&self, identity: &RoleIdentity, hold: Duration) -> Option<State> {
+        let mut entries = self.entries.clone();
+        let settled = entries.wait_for(|entries| {
+            let state = entries.get(identity).map(|entry| self.state(entry));
+            matches!(state, Some(State::Ready(_) | State::Failed { .. }))
+        });
+        // Whether it settled or the hold is over, what stands now is the answer.
+        let _ = timeout(hold, settled).await;
+        self.get(identity)
+    }
+
+    /// How many stand where.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let mut summary = Summary::default();
+        for entry in self.entries.borrow().values() {
+            match self.state(entry) {
+                State::Ready(_) => summary.ready += 1,
+                State::Pending => summary.pending += 1,
+                State::Failed { .. } => summary.failed += 1,
+            }
+        }
+        summary
+    }
+
+    fn state(&self, entry: &Entry) -> State {
+        let now = self.clock.now();
+        let valid = entry.issued.as_ref().filter(|held| schedule::valid(&held.credentials, now));
+        match (valid, &entry.failure) {
+            (Some(issued), _) => State::Ready(issued.clone()),
+            (None, Some((error, retry_at))) => {
+                State::Failed { error: error.clone(), retry_at: *retry_at }
+            }
+            (None, None) => State::Pending,
+        }
+    }
+}

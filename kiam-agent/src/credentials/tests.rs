@@ -1,0 +1,208 @@
+//! The prefetcher under virtual time.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use prometheus_client::registry::Registry;
+use tokio::{sync::watch, time::sleep};
+
+use super::*;
+use crate::{
+    clock::Clock,
+    lifecycle::{self, DrainSignal, Readiness},
+    role::{SessionName, WantedRoles},
+    secret::Secret,
+    telemetry::Statsd,
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Issues at once, or fails while it is told to; counts the calls.
+struct Source {
+    clock: Clock,
+    calls: Mutex<HashMap<RoleIdentity, u32>>,
+    failing: AtomicBool,
+    life: Duration,
+}
+
+impl CredentialSource for Source {
+    fn issue<'a>(
+        &'a self,
+        identity: &'a RoleIdentity,
+    ) -> BoxFuture<'a, Result<Credentials, SourceError>> {
+        Box::pin(async move {
+            sleep(Duration::from_millis(20)).await;
+            let mut calls = self.calls.lock().unwrap();
+            let count = calls.entry(identity.clone()).or_default();
+            *count += 1;
+            if self.failing.load(Ordering::Relaxed) {
+                let message = "Rate exceeded".to_owned();
+                return Err(SourceError { class: ErrorClass::Throttled, message });
+            }
+            let issued = self.clock.now();
+            Ok(Credentials {
+                role: identity.role.clone(),
+                access_key_id: format!("ASIA{count}"),
+                secret_access_key: Secret::new("secret"),
+                session_token: Secret::new("token"),
+                issued,
+                expires: issued + self.life,
+            })
+        })
+    }
+}
+
+struct Fixture {
+    source: Arc<Source>,
+    reader: CredentialReader,
+    wanted: watch::Sender<WantedRoles>,
+    clock: Clock,
+    readiness: Readiness,
+    _drain: DrainSignal,
+}
+
+fn identity(role: &str) -> RoleIdentity {
+    RoleIdentity {
+        role: format!("arn:aws:iam::123456789012:role/{role}").parse().unwrap(),
+        session_name: SessionName::sanitised("kiam-kiam"),
+        external_id: None,
+        duration: HOUR,
+    }
+}
+
+fn set(roles: &[&str]) -> WantedRoles {
+    Arc::new(roles.iter().map(|role| identity(role)).collect::<BTreeSet<_>>())
+}
+
+fn start(roles: &[&str], failing: bool, life: Duration) -> Fixture {
+    let clock = Clock::simulated(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000));
+    let source = Arc::new(Source {
+        clock: clock.clone(),
+        calls: Mutex::default(),
+        failing: AtomicBool::new(failing),
+        life,
+    });
+    let (wanted, receiver) = watch::channel(set(roles));
+    let readiness = Readiness::default();
+    let render = |_: &Credentials| Rendered { plain: Bytes::new(), extended: Bytes::new() };
+    let metrics = Metrics::register(&mut Registry::default(), Statsd::off());
+    let (prefetcher, reader) = Prefetcher::new(
+        source.clone(),
+        render,
+        clock.clone(),
+        receiver,
+        (metrics, readiness.latch("first credentials")),
+    );
+    let (signal, drain) = lifecycle::drain();
+    tokio::spawn(prefetcher.run(drain));
+    Fixture { source, reader, wanted, clock, readiness, _drain: signal }
+}
+
+impl Fixture {
+    fn calls(&self, role: &str) -> u32 {
+        self.source.calls.lock().unwrap().get(&identity(role)).copied().unwrap_or_default()
+    }
+
+    fn key(&self, role: &str) -> Option<String> {
+        match self.reader.get(&identity(role)) {
+            Some(State::Ready(issued)) => Some(issued.credentials.access_key_id.clone()),
+            _ => None,
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn wanted_identities_are_fetched_once_and_renewed_at_half_life() {
+    let fixture = start(&["a", "b"], false, HOUR);
+    assert!(!fixture.readiness.is_ready());
+    sleep(Duration::from_secs(1)).await;
+    assert!(fixture.readiness.is_ready());
+    assert_eq!((fixture.calls("a"), fixture.calls("b")), (1, 1));
+    sleep(Duration::from_secs(29 * 60)).await;
+    assert_eq!(fixture.calls("a"), 1);
+    sleep(Duration::from_secs(2 * 60)).await;
+    assert_eq!(fixture.key("a").as_deref(), Some("ASIA2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_ends_when_the_credentials_come() {
+    let fixture = start(&["a"], false, HOUR);
+    let state = fixture.reader.wait(&identity("a"), Duration::from_millis(400)).await;
+    assert!(matches!(state, Some(State::Ready(_))));
+    assert!(fixture.reader.wait(&identity("z"), Duration::from_millis(400)).await.is_none());
+    assert_eq!(fixture.calls("z"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn failed_renewal_keeps_valid_credentials_and_expired_ones_are_never_served() {
+    let fixture = start(&["a"], false, HOUR);
+    sleep(Duration::from_secs(60)).await;
+    fixture.source.failing.store(true, Ordering::Relaxed);
+    sleep(Duration::from_secs(58 * 60)).await;
+    assert_eq!(fixture.key("a").as_deref(), Some("ASIA1"));
+    assert!(fixture.calls("a") > 2);
+    sleep(Duration::from_secs(120)).await;
+    let state = fixture.reader.get(&identity("a"));
+    assert!(matches!(state, Some(State::Failed { .. })));
+    fixture.source.failing.store(false, Ordering::Relaxed);
+    sleep(Duration::from_secs(180)).await;
+    assert!(fixture.key("a").is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_back_off() {
+    let fixture = start(&["a"], true, HOUR);
+    sleep(Duration::from_secs(600)).await;
+    let calls = fixture.calls("a");
+    assert!((5..=12).contains(&calls), "{calls}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn unwanted_identities_are_forgotten_after_a_while() {
+    let fixture = start(&["a", "b"], false, HOUR);
+    sleep(Duration::from_secs(1)).await;
+    fixture.wanted.send_replace(set(&["b"]));
+    sleep(Duration::from_secs(30)).await;
+    assert!(fixture.key("a").is_some());
+    sleep(Duration::from_secs(60)).await;
+    assert!(fixture.reader.get(&identity("a")).is_none());
+    assert_eq!((fixture.calls("a"), fixture.calls("b")), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn clock_steps_serve_nothing_expired_and_make_no_storm() {
+    let fixture = start(&["a"], false, HOUR);
+    sleep(Duration::from_secs(1)).await;
+    fixture.clock.step(2 * 3600);
+    assert_eq!(fixture.key("a"), None);
+    sleep(Duration::from_secs(1200)).await;
+    assert!(fixture.key("a").is_some());
+    fixture.clock.step(-2 * 3600);
+    sleep(Duration::from_secs(1200)).await;
+    assert!(fixture.key("a").is_some());
+    assert!(fixture.calls("a") < 6, "{}", fixture.calls("a"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn short_sessions_make_no_storm() {
+    let fixture = start(&["a"], false, Duration::from_secs(900));
+    sleep(HOUR).await;
+    assert!((8..=20).contains(&fixture.calls("a")), "{}", fixture.calls("a"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn credentials_that_are_expired_on_arrival_are_not_kept() {
+    let fixture = start(&["a"], false, Duration::ZERO);
+    sleep(Duration::from_secs(2)).await;
+    let Some(State::Failed { error, .. }) = fixture.reader.get(&identity("a")) else {
+        panic!("kept")
+    };
+    assert!(error.message.contains("expired"), "{error}");
+}
