@@ -6,7 +6,7 @@ use std::{net::Ipv4Addr, path::Path, time::Duration};
 
 use xtask::{
     lab::{
-        self, AGENT_PORT, Agent, Lab, LabPod, Layout, NODE_V4, PodSpec,
+        self, AGENT_PORT, Agent, Cgroup, Lab, LabPod, Layout, NODE_V4, PodSpec,
         fake::imds::{INSTANCE_ID, NODE_ACCESS_KEY, NODE_ROLE},
         role_arn,
     },
@@ -145,6 +145,22 @@ fn a_source_address_that_is_not_the_pods_is_refused() {
     let attempt = thief.ask_once(&Options { bind, imds: Imds::V1, ..Options::default() }).unwrap();
     assert_refused(&attempt, 403);
     assert_role(&lab, &victim.credentials().unwrap(), "orders");
+}
+
+#[test]
+fn a_cgroup_named_like_another_pods_gives_nothing_of_it() {
+    if lab::skip("a_cgroup_named_like_another_pods_gives_nothing_of_it") {
+        return;
+    }
+    let (_agent, lab) = ready(&[]);
+    let victim = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    let thief = lab.pod(PodSpec::new("shop", "thief").role("reports")).unwrap();
+    for layout in [Layout::SystemdBurstable, Layout::CgroupfsBurstable] {
+        let disguise = thief.cgroup().path().join(layout.container(victim.uid(), "c0ffee"));
+        let disguise = Cgroup::create(disguise).unwrap();
+        let attempt = thief.ask_in(&disguise, &Options::default()).unwrap();
+        assert_role(&lab, &attempt, "reports");
+    }
 }
 
 #[test]

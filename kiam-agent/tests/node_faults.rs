@@ -98,6 +98,30 @@ fn kill_9_under_load_lets_nothing_through() {
 }
 
 #[test]
+fn an_agent_that_hangs_is_denied_at_once_after_its_lease() {
+    if lab::skip("an_agent_that_hangs_is_denied_at_once_after_its_lease") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let agent = start(&lab);
+    let pod = pod(&lab, "orders");
+    assert_role(&lab, &pod.credentials().unwrap(), "orders");
+    agent.freeze().unwrap();
+    let impatient = Options { timeout_ms: 300, ..Options::default() };
+    eventually("the kernel still redirects to an agent that hangs", || {
+        let attempt = pod.ask_once(&impatient).unwrap();
+        assert_ne!(attempt.status, Some(200), "{attempt:?}");
+        attempt.error.as_deref() == Some("EPERM")
+    });
+    agent.thaw().unwrap();
+    eventually("the agent is denied though it goes on", || {
+        pod.credentials().unwrap().status == Some(200)
+    });
+    assert_role(&lab, &pod.credentials().unwrap(), "orders");
+    assert_no_packets(&lab, &pod);
+}
+
+#[test]
 fn an_agent_that_ends_politely_leaves_the_door_shut() {
     if lab::skip("an_agent_that_ends_politely_leaves_the_door_shut") {
         return;
