@@ -4,7 +4,7 @@ use std::{
     fs,
     io::Read,
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::script::Script;
+use super::script::{CREDENTIALS, Script};
 use crate::lab::LabPod;
 
 const POLL: Duration = Duration::from_millis(50);
@@ -23,15 +23,16 @@ const POLL: Duration = Duration::from_millis(50);
 /// Says what can be tried and waits for Enter or Ctrl-C.
 pub(super) fn wait(script: &Script, interrupted: &Arc<AtomicBool>) -> Result<()> {
     println!("\nThe node stays up until Enter or Ctrl-C. From another terminal, as root:\n");
+    println!("   cd {}", script.folder().display());
     for pod in script.pods() {
         let inside = write_script(script.folder(), pod)?;
-        println!("   {} curl -s 169.254.169.254{}", inside.display(), super::script::CREDENTIALS);
+        println!("   ./{inside} curl -s 169.254.169.254{CREDENTIALS}");
     }
     println!(
         "   kill -9 {}      # the agent: pods are refused, not passed to the node's",
         script.agent_pid()
     );
-    println!("\n   The agent's log: {}/agent.log", script.folder().display());
+    println!("   tail agent.log");
     let entered = Arc::clone(interrupted);
     // A read that nobody answers must not keep the process: this thread is not waited for.
     thread::spawn(move || {
@@ -48,8 +49,9 @@ pub(super) fn wait(script: &Script, interrupted: &Arc<AtomicBool>) -> Result<()>
 }
 
 /// A script that joins the pod's cgroup and network namespace and becomes its arguments.
-fn write_script(folder: &Path, pod: &LabPod) -> Result<PathBuf> {
-    let path = folder.join(format!("in-{}", pod.spec().name));
+fn write_script(folder: &Path, pod: &LabPod) -> Result<String> {
+    let name = format!("in-{}", pod.spec().name);
+    let path = folder.join(&name);
     let text = format!(
         "#!/bin/sh\necho $$ > {}/cgroup.procs && exec nsenter --net={} -- \"$@\"\n",
         pod.cgroup().path().display(),
@@ -58,5 +60,5 @@ fn write_script(folder: &Path, pod: &LabPod) -> Result<PathBuf> {
     fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     let mode = fs::Permissions::from_mode(0o755);
     fs::set_permissions(&path, mode).with_context(|| format!("marking {}", path.display()))?;
-    Ok(path)
+    Ok(name)
 }

@@ -305,16 +305,16 @@ impl Script {
         let Ok(attempts) = asked.join() else { bail!("the asking thread panicked") };
         let attempts = attempts?;
         let role = CAST[0].2.map(role_arn);
-        let (given, refused): (Vec<_>, Vec<_>) =
+        let (given, cut): (Vec<_>, Vec<_>) =
             attempts.iter().partition(|attempt| attempt.status == Some(200));
         let own = |attempt: &&Attempt| self.lab.role_of(attempt) == role;
         let leaked = self.packets() - before;
         self.transcript.claim(
             format!(
-                "{} asked {} times: {} refused, then {} answers",
+                "{} asked {} times: {} refused or cut, {} answered",
                 label(&self.pods[0]),
                 attempts.len(),
-                refused.len(),
+                cut.len(),
                 given.len()
             ),
             &[
@@ -323,6 +323,10 @@ impl Script {
                     attempts.last().is_some_and(|attempt| attempt.status == Some(200)),
                 ),
                 ("every answer was of its own role", given.iter().all(own)),
+                (
+                    "what was not answered was cut or refused",
+                    cut.iter().all(|attempt| attempt.error.is_some()),
+                ),
                 ("no packet of a pod reached the real IMDS", leaked == 0),
             ],
         );

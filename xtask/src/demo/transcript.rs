@@ -46,7 +46,8 @@ impl Transcript {
         println!("   {line:<WIDTH$}{mark}");
         for check in broken {
             println!("      {}", self.paint(RED, &format!("not so: {check}")));
-            self.broken.push(format!("{}: {check}", line.trim()));
+            let line: Vec<&str> = line.split_whitespace().collect();
+            self.broken.push(format!("{}. {}: not so: {check}", self.sections, line.join(" ")));
         }
         self.held += u32::try_from(checks.iter().filter(|check| check.1).count()).unwrap_or(0);
     }

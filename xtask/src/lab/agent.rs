@@ -136,8 +136,7 @@ impl Agent {
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         let started = Instant::now();
         if self.status()?.is_none() {
-            let pid = Pid::from_child(&self.child);
-            kill_process(pid, Signal::TERM).context("signalling the agent")?;
+            self.signal(Signal::TERM)?;
         }
         loop {
             if let Some(status) = self.status()? {
@@ -148,6 +147,28 @@ impl Agent {
             }
             thread::sleep(POLL);
         }
+    }
+
+    /// Makes it hang (SIGSTOP): its sockets stay open and nothing answers.
+    ///
+    /// # Errors
+    ///
+    /// When it has ended.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on (SIGCONT).
+    ///
+    /// # Errors
+    ///
+    /// When it has ended.
+    pub fn thaw(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        kill_process(Pid::from_child(&self.child), signal).context("signalling the agent")
     }
 
     fn status(&mut self) -> Result<Option<ExitStatus>> {

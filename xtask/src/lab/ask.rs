@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{node::Node, pod::LabPod, world::Lab};
+use super::{cgroup::Cgroup, node::Node, pod::LabPod, world::Lab};
 use crate::pod_client::{self, Attempt};
 
 impl LabPod {
@@ -59,6 +59,18 @@ impl LabPod {
     /// As [`Self::ask`].
     pub fn ask_once(&self, options: &pod_client::Options) -> Result<Attempt> {
         self.ask(options)?.into_iter().next().context("the client in the pod said nothing")
+    }
+
+    /// Asks once from a cgroup that the pod's own root made below its container's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::ask`].
+    pub fn ask_in(&self, cgroup: &Cgroup, options: &pod_client::Options) -> Result<Attempt> {
+        let mut command = self.netns().command(client_binary()?);
+        cgroup.adopt(&mut command)?;
+        let attempts = finish(start(command, options)?)?;
+        attempts.into_iter().next().context("the client in the pod said nothing")
     }
 
     fn asking(&self, options: &pod_client::Options) -> Result<Child> {

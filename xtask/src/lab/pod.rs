@@ -204,6 +204,17 @@ impl LabPod {
         &self.slice
     }
 
+    /// Gives the pod a further address, and the node the route to it; the API hears nothing of it.
+    ///
+    /// # Errors
+    ///
+    /// On the host's network, and when the kernel refuses.
+    pub fn take_address(&self, address: Ipv4Addr) -> Result<()> {
+        let link = self.link.as_deref().context("a pod on the host's network has no link")?;
+        self.netns.ip(&format!("addr add {address}/32 dev eth0"))?;
+        self.node.netns().ip(&format!("route add {address} via {} dev {link} onlink", self.v4()))
+    }
+
     /// A command that will run inside the pod: its network namespace and its cgroup.
     ///
     /// # Errors

@@ -1,0 +1,251 @@
+//! The whole agent on a lab node, with the kernel's part: who gets what.
+
+#![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
+
+use std::{net::Ipv4Addr, path::Path, time::Duration};
+
+use xtask::{
+    lab::{
+        self, AGENT_PORT, Agent, Cgroup, Lab, LabPod, Layout, NODE_V4, PodSpec,
+        fake::imds::{INSTANCE_ID, NODE_ACCESS_KEY, NODE_ROLE},
+        role_arn,
+    },
+    pod_client::{Attempt, Imds, Options, Via},
+};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
+const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
+const READY_LIMIT: Duration = Duration::from_secs(30);
+
+/// A lab with an agent that is ready. The agent goes before the lab.
+fn ready(further: &[&str]) -> (Agent, Lab) {
+    let lab = Lab::start().unwrap();
+    let mut agent = Agent::start(&lab, Path::new(AGENT), further).unwrap();
+    agent.wait_ready(READY_LIMIT).unwrap();
+    (agent, lab)
+}
+
+/// Asserts that the attempt got credentials that STS issued for `role`.
+fn assert_role(lab: &Lab, attempt: &Attempt, role: &str) {
+    assert_eq!(attempt.status, Some(200), "{attempt:?}");
+    assert_eq!(lab.role_of(attempt), Some(role_arn(role)), "{attempt:?}");
+}
+
+fn assert_refused(attempt: &Attempt, status: u16) {
+    assert_eq!((attempt.status, attempt.body.as_str()), (Some(status), ""), "{attempt:?}");
+}
+
+/// Asserts that nothing of the pods has come to the real metadata service.
+fn assert_no_packets(lab: &Lab, pods: &[&LabPod]) {
+    let packets = lab.imds.packets();
+    for address in pods.iter().flat_map(|pod| pod.ips()) {
+        assert_eq!(packets.get(&address), None, "packets of {address} got to IMDS: {packets:?}");
+    }
+}
+
+#[test]
+fn each_pod_gets_its_own_role_by_every_way() {
+    if lab::skip("each_pod_gets_its_own_role_by_every_way") {
+        return;
+    }
+    let (_agent, lab) = ready(&[]);
+    let cast = [
+        ("orders", Layout::SystemdBurstable),
+        ("team/invoices", Layout::SystemdGuaranteed),
+        ("reports", Layout::CgroupfsBurstable),
+    ];
+    let pods = cast.map(|(role, layout)| {
+        let name = role.rsplit('/').next().unwrap();
+        lab.pod(PodSpec::new("shop", name).role(role).layout(layout)).unwrap()
+    });
+    let ways =
+        [(Via::V4, Imds::V2), (Via::V4, Imds::V1), (Via::V4Mapped, Imds::V2), (Via::V6, Imds::V2)];
+    for (via, imds) in ways {
+        for (pod, (role, _)) in pods.iter().zip(cast) {
+            let attempt = pod.ask_once(&Options { via, imds, ..Options::default() }).unwrap();
+            assert_role(&lab, &attempt, role);
+            assert_eq!(attempt.role.as_deref(), Some(pod.spec().name.as_str()), "{via:?} {imds:?}");
+        }
+    }
+    let other = pods[0].get(&format!("{CREDENTIALS}reports")).unwrap();
+    assert_refused(&other, 403);
+    assert_no_packets(&lab, &pods.each_ref());
+}
+
+#[test]
+fn a_pod_without_a_role_gets_404_and_the_reason() {
+    if lab::skip("a_pod_without_a_role_gets_404_and_the_reason") {
+        return;
+    }
+    let (_agent, lab) = ready(&[]);
+    let pod = lab.pod(PodSpec::new("shop", "scratch")).unwrap();
+    let attempt = pod.credentials().unwrap();
+    assert_refused(&attempt, 404);
+    assert!(attempt.headers.contains_key("x-kiam-reason"), "{attempt:?}");
+    for path in ["", NODE_ROLE] {
+        assert_refused(&pod.get(&format!("{CREDENTIALS}{path}")).unwrap(), 404);
+    }
+    assert_refused(&pod.get("/latest/user-data").unwrap(), 404);
+    assert_eq!(pod.get("/latest/meta-data/instance-id").unwrap().body, INSTANCE_ID);
+    assert_no_packets(&lab, &[&pod]);
+}
+
+#[test]
+fn an_address_that_another_pod_had_gives_the_new_pods_role() {
+    if lab::skip("an_address_that_another_pod_had_gives_the_new_pods_role") {
+        return;
+    }
+    let (_agent, lab) = ready(&[]);
+    let first = lab.unpublished_pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    lab.publish(&first);
+    assert_role(&lab, &first.credentials().unwrap(), "orders");
+    let (v4, v6) = (first.v4(), first.v6());
+    // The sandbox is gone; the API has not heard yet, as when the kubelet is slow or the watch stalls.
+    drop(first);
+    lab.kubernetes.stall_watches(true);
+    let early = lab.schedule(PodSpec::new("data", "reports").role("reports").addresses(v4, v6));
+    let second = lab.node.pod(early.unwrap()).unwrap();
+    let unheard = second.credentials().unwrap();
+    assert_ne!(lab.role_of(&unheard), Some(role_arn("orders")), "{unheard:?}");
+    lab.kubernetes.stall_watches(false);
+    lab.publish(&second);
+    assert_role(&lab, &second.credentials().unwrap(), "reports");
+    lab.kubernetes.delete_pod("shop", "orders");
+    assert_role(&lab, &second.credentials().unwrap(), "reports");
+    assert_no_packets(&lab, &[&second]);
+}
+
+#[test]
+fn a_pod_is_answered_before_its_address_is_published() {
+    if lab::skip("a_pod_is_answered_before_its_address_is_published") {
+        return;
+    }
+    let (_agent, lab) = ready(&[]);
+    let pod = lab.unpublished_pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    assert_role(&lab, &pod.credentials().unwrap(), "orders");
+    lab.publish(&pod);
+    assert_role(&lab, &pod.credentials().unwrap(), "orders");
+}
+
+#[test]
+fn a_source_address_that_is_not_the_pods_is_refused() {
+    if lab::skip("a_source_address_that_is_not_the_pods_is_refused") {
+        return;
+    }
+    let (_agent, lab) = ready(&[]);
+    let victim = lab.unpublished_pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    let thief = lab.unpublished_pod(PodSpec::new("shop", "thief").role("reports")).unwrap();
+    lab.publish(&victim);
+    lab.publish(&thief);
+    assert_role(&lab, &thief.credentials().unwrap(), "reports");
+    // Root in the pod can take any address that the network brings it the answers to.
+    let stolen = Ipv4Addr::new(10, 77, 9, 9);
+    thief.take_address(stolen).unwrap();
+    let bind = Some(stolen.into());
+    let attempt = thief.ask_once(&Options { bind, imds: Imds::V1, ..Options::default() }).unwrap();
+    assert_refused(&attempt, 403);
+    assert_role(&lab, &victim.credentials().unwrap(), "orders");
+}
+
+#[test]
+fn a_cgroup_named_like_another_pods_gives_nothing_of_it() {
+    if lab::skip("a_cgroup_named_like_another_pods_gives_nothing_of_it") {
+        return;
+    }
+    let (_agent, lab) = ready(&[]);
+    let victim = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    let thief = lab.pod(PodSpec::new("shop", "thief").role("reports")).unwrap();
+    for layout in [Layout::SystemdBurstable, Layout::CgroupfsBurstable] {
+        let disguise = thief.cgroup().path().join(layout.container(victim.uid(), "c0ffee"));
+        let disguise = Cgroup::create(disguise).unwrap();
+        let attempt = thief.ask_in(&disguise, &Options::default()).unwrap();
+        assert_role(&lab, &attempt, "reports");
+    }
+}
+
+#[test]
+fn a_direct_connection_to_the_agent_is_refused() {
+    if lab::skip("a_direct_connection_to_the_agent_is_refused") {
+        return;
+    }
+    let (_agent, lab) = ready(&[]);
+    let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    assert_role(&lab, &pod.credentials().unwrap(), "orders");
+    for imds in [Imds::V1, Imds::V2] {
+        let direct = Options {
+            to: Some(NODE_V4.into()),
+            port: AGENT_PORT,
+            imds,
+            ..Options::get(&format!("{CREDENTIALS}orders"))
+        };
+        assert_refused(&pod.ask_once(&direct).unwrap(), 403);
+        assert_refused(&lab.node.ask_once(&direct).unwrap(), 403);
+    }
+}
+
+#[test]
+fn other_ports_and_protocols_are_refused_by_the_kernel() {
+    if lab::skip("other_ports_and_protocols_are_refused_by_the_kernel") {
+        return;
+    }
+    let (_agent, lab) = ready(&[]);
+    let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    let tries = [
+        Options { port: 8080, ..Options::default() },
+        Options { port: 8080, via: Via::V4Mapped, ..Options::default() },
+        Options { port: 8080, via: Via::V6, ..Options::default() },
+        Options { via: Via::Udp, ..Options::default() },
+    ];
+    for options in tries {
+        let attempt = pod.ask_once(&options).unwrap();
+        assert_eq!(attempt.error.as_deref(), Some("EPERM"), "{options:?}: {attempt:?}");
+    }
+    assert_no_packets(&lab, &[&pod]);
+}
+
+#[test]
+fn a_thousand_requests_cost_one_assume_role() {
+    if lab::skip("a_thousand_requests_cost_one_assume_role") {
+        return;
+    }
+    let (_agent, lab) = ready(&[]);
+    let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    let attempts = pod.ask(&Options { repeat: 1000, ..Options::default() }).unwrap();
+    assert_eq!(attempts.len(), 1000);
+    for attempt in &attempts {
+        assert_role(&lab, attempt, "orders");
+    }
+    assert_eq!(lab.sts.requests(), 1);
+}
+
+#[test]
+fn the_host_and_its_pods_keep_the_nodes_role() {
+    if lab::skip("the_host_and_its_pods_keep_the_nodes_role") {
+        return;
+    }
+    let (_agent, lab) = ready(&[]);
+    let spec = PodSpec::new("kube-system", "cni").role("orders").host_network();
+    let pod = lab.pod(spec).unwrap();
+    for attempt in [pod.credentials().unwrap(), lab.node.ask_once(&Options::default()).unwrap()] {
+        assert_eq!(attempt.field("AccessKeyId").as_deref(), Some(NODE_ACCESS_KEY), "{attempt:?}");
+        assert_eq!(attempt.role.as_deref(), Some(NODE_ROLE));
+    }
+}
+
+#[test]
+fn a_namespace_that_permits_other_roles_only_gets_none() {
+    if lab::skip("a_namespace_that_permits_other_roles_only_gets_none") {
+        return;
+    }
+    let (_agent, lab) = ready(&[]);
+    let namespace = lab::fake::kubernetes::NamespaceRecord::new("shop");
+    let permitted = "arn:aws:iam::[0-9]+:role/orders";
+    lab.kubernetes.apply_namespace(&namespace.annotation("iam.amazonaws.com/permitted", permitted));
+    let allowed = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    let forbidden = lab.pod(PodSpec::new("shop", "reports").role("orders-and-more")).unwrap();
+    assert_role(&lab, &allowed.credentials().unwrap(), "orders");
+    assert_refused(&forbidden.credentials().unwrap(), 404);
+    let asked = forbidden.get(&format!("{CREDENTIALS}orders-and-more")).unwrap();
+    assert_refused(&asked, 403);
+    assert_eq!(lab.sts.requests_for(&role_arn("orders-and-more")), 0);
+}

@@ -1,0 +1,234 @@
+//! The whole agent on a lab node when things go wrong: it dies, its neighbours do, it is taken away.
+
+#![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
+
+use std::{fs, path::Path, thread, time::Duration};
+
+use tokio::time::Instant;
+use xtask::{
+    lab::{
+        self, Agent, Lab, LabPod, PodSpec,
+        fake::{
+            imds::NODE_ACCESS_KEY,
+            kubernetes::{Gone, Resource},
+        },
+        role_arn,
+    },
+    pod_client::{Attempt, Options},
+};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
+const READY_LIMIT: Duration = Duration::from_secs(30);
+
+fn start(lab: &Lab) -> Agent {
+    let mut agent = Agent::start(lab, Path::new(AGENT), &[]).unwrap();
+    agent.wait_ready(READY_LIMIT).unwrap();
+    agent
+}
+
+fn pod(lab: &Lab, role: &str) -> LabPod {
+    lab.pod(PodSpec::new("shop", role).role(role)).unwrap()
+}
+
+fn assert_role(lab: &Lab, attempt: &Attempt, role: &str) {
+    assert_eq!(attempt.status, Some(200), "{attempt:?}");
+    assert_eq!(lab.role_of(attempt), Some(role_arn(role)), "{attempt:?}");
+}
+
+/// Asserts that the pod can connect to nobody, and that nothing of it has come to the real service.
+fn assert_shut(lab: &Lab, pod: &LabPod) {
+    let attempt = pod.credentials().unwrap();
+    assert_eq!(attempt.error.as_deref(), Some("ECONNREFUSED"), "{attempt:?}");
+    assert_no_packets(lab, pod);
+}
+
+fn assert_no_packets(lab: &Lab, pod: &LabPod) {
+    let packets = lab.imds.packets();
+    for address in pod.ips() {
+        assert_eq!(packets.get(&address), None, "packets of {address} got to IMDS: {packets:?}");
+    }
+}
+
+/// Waits until `true_at_last` is.
+fn eventually(what: &str, true_at_last: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !true_at_last() {
+        assert!(started.elapsed() < Duration::from_secs(20), "{what}, even after 20 s");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn kill_9_under_load_lets_nothing_through() {
+    if lab::skip("kill_9_under_load_lets_nothing_through") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = start(&lab);
+    let pods = ["orders", "reports"].map(|role| (role, pod(&lab, role)));
+    for (role, pod) in &pods {
+        assert_role(&lab, &pod.credentials().unwrap(), role);
+    }
+    let asking = Options { for_ms: Some(5000), ..Options::default() };
+    let asked = pods.each_ref().map(|(role, pod)| (*role, pod.ask_meanwhile(&asking).unwrap()));
+    for _ in 0..3 {
+        thread::sleep(Duration::from_millis(200));
+        agent.kill().unwrap();
+        thread::sleep(Duration::from_millis(200));
+        agent = start(&lab);
+    }
+    for (role, asked) in asked {
+        let attempts = asked.join().unwrap().unwrap();
+        let (answered, cut): (Vec<_>, Vec<_>) =
+            attempts.iter().partition(|attempt| attempt.error.is_none());
+        assert!(!cut.is_empty(), "{role} noticed nothing in {} attempts", attempts.len());
+        for attempt in answered {
+            assert_role(&lab, attempt, role);
+        }
+        for attempt in cut {
+            let error = attempt.error.as_deref().unwrap();
+            let known = ["ECONNREFUSED", "ECONNRESET", "EPIPE", "EOF", "EPERM"];
+            assert!(known.contains(&error), "{attempt:?}");
+        }
+    }
+    for (role, pod) in &pods {
+        assert_role(&lab, &pod.credentials().unwrap(), role);
+        assert_no_packets(&lab, pod);
+    }
+}
+
+#[test]
+fn an_agent_that_hangs_is_denied_at_once_after_its_lease() {
+    if lab::skip("an_agent_that_hangs_is_denied_at_once_after_its_lease") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let agent = start(&lab);
+    let pod = pod(&lab, "orders");
+    assert_role(&lab, &pod.credentials().unwrap(), "orders");
+    agent.freeze().unwrap();
+    let impatient = Options { timeout_ms: 300, ..Options::default() };
+    eventually("the kernel still redirects to an agent that hangs", || {
+        let attempt = pod.ask_once(&impatient).unwrap();
+        assert_ne!(attempt.status, Some(200), "{attempt:?}");
+        attempt.error.as_deref() == Some("EPERM")
+    });
+    agent.thaw().unwrap();
+    eventually("the agent is denied though it goes on", || {
+        pod.credentials().unwrap().status == Some(200)
+    });
+    assert_role(&lab, &pod.credentials().unwrap(), "orders");
+    assert_no_packets(&lab, &pod);
+}
+
+#[test]
+fn an_agent_that_ends_politely_leaves_the_door_shut() {
+    if lab::skip("an_agent_that_ends_politely_leaves_the_door_shut") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = start(&lab);
+    let pod = pod(&lab, "orders");
+    assert_role(&lab, &pod.credentials().unwrap(), "orders");
+    assert!(agent.terminate().unwrap().success());
+    assert_shut(&lab, &pod);
+    let _agent = start(&lab);
+    assert_role(&lab, &pod.credentials().unwrap(), "orders");
+    assert_no_packets(&lab, &pod);
+}
+
+#[test]
+fn known_pods_are_served_while_the_api_server_is_away() {
+    if lab::skip("known_pods_are_served_while_the_api_server_is_away") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let _agent = start(&lab);
+    let known = pod(&lab, "orders");
+    assert_role(&lab, &known.credentials().unwrap(), "orders");
+    lab.kubernetes.stop();
+    let unknown = pod(&lab, "reports");
+    for _ in 0..3 {
+        assert_role(&lab, &known.credentials().unwrap(), "orders");
+    }
+    assert_eq!(unknown.credentials().unwrap().status, Some(404));
+    lab.kubernetes.restart().unwrap();
+    eventually("the new pod has no credentials", || {
+        unknown.credentials().is_ok_and(|attempt| attempt.status == Some(200))
+    });
+    assert_role(&lab, &unknown.credentials().unwrap(), "reports");
+    assert_no_packets(&lab, &unknown);
+}
+
+#[test]
+fn a_watch_that_is_too_old_is_replaced_by_a_list() {
+    if lab::skip("a_watch_that_is_too_old_is_replaced_by_a_list") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let _agent = start(&lab);
+    for (gone, role) in [(Gone::Event, "orders"), (Gone::Status, "reports")] {
+        let lists = lab.kubernetes.lists(Resource::Pods);
+        lab.kubernetes.say_gone_as(gone);
+        // What happens while nobody listens is forgotten at once.
+        lab.kubernetes.stop();
+        let pod = pod(&lab, role);
+        lab.kubernetes.compact();
+        lab.kubernetes.restart().unwrap();
+        eventually("the new pod has no credentials", || {
+            pod.credentials().is_ok_and(|attempt| attempt.status == Some(200))
+        });
+        assert_role(&lab, &pod.credentials().unwrap(), role);
+        assert!(lab.kubernetes.lists(Resource::Pods) > lists, "{gone:?}");
+    }
+}
+
+#[test]
+fn credentials_outlive_sts() {
+    if lab::skip("credentials_outlive_sts") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let _agent = start(&lab);
+    let known = pod(&lab, "orders");
+    assert_role(&lab, &known.credentials().unwrap(), "orders");
+    lab.sts.stop();
+    let unknown = pod(&lab, "reports");
+    assert_role(&lab, &known.credentials().unwrap(), "orders");
+    let attempt = unknown.credentials().unwrap();
+    assert_eq!((attempt.status, attempt.body.as_str()), (Some(503), ""), "{attempt:?}");
+    lab.sts.restart().unwrap();
+    eventually("the new pod has no credentials", || {
+        unknown.credentials().is_ok_and(|attempt| attempt.status == Some(200))
+    });
+    assert_role(&lab, &unknown.credentials().unwrap(), "reports");
+}
+
+#[test]
+fn uninstall_takes_everything_away() {
+    if lab::skip("uninstall_takes_everything_away") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = start(&lab);
+    let pod = pod(&lab, "orders");
+    assert_role(&lab, &pod.credentials().unwrap(), "orders");
+    agent.kill().unwrap();
+    assert_shut(&lab, &pod);
+    let said = lab.uninstall(Path::new(AGENT)).unwrap();
+    let left = files(&lab.pins());
+    assert!(left.is_empty(), "{left:?} is left; uninstall said: {said}");
+    let attempt = pod.credentials().unwrap();
+    assert_eq!(attempt.field("AccessKeyId").as_deref(), Some(NODE_ACCESS_KEY), "{attempt:?}");
+}
+
+/// The files below `dir`, which need not be there.
+fn files(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().map(Result::unwrap);
+    entries
+        .flat_map(|entry| match entry.file_type().unwrap().is_dir() {
+            true => files(&entry.path()),
+            false => vec![entry.path().display().to_string()],
+        })
+        .collect()
+}
