@@ -1,84 +1,139 @@
-//! What the feeds count.
+//! What the watches did, and how long ago they last gave a sign of life.
+
+use std::sync::{Arc, OnceLock};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue},
-    metrics::{counter::Counter, family::Family},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric},
+    metrics::{counter::Counter, family::Family, gauge::ConstGauge},
     registry::Registry,
 };
 
-/// How a list ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Outcome {
-    /// It was applied.
-    Ok,
-    /// It failed.
-    Error,
-}
+use crate::pods::PodReader;
 
-/// Why a watch was opened anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Restart {
-    /// The server ended it, as it does every few minutes.
-    Ended,
-    /// An error.
-    Error,
-    /// The version was too old (410).
-    Expired,
-    /// No event and no bookmark for too long.
-    Stalled,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Lists {
-    resource: &'static str,
-    outcome: Outcome,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Restarts {
-    resource: &'static str,
-    reason: Restart,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Kind {
-    resource: &'static str,
-}
-
-/// The feeds' metrics.
+/// Counters of the conversation with the API server.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
-    lists: Family<Lists, Counter>,
-    restarts: Family<Restarts, Counter>,
-    events: Family<Kind, Counter>,
+    pub(super) events: Family<EventLabels, Counter>,
+    pub(super) lists: Family<ListLabels, Counter>,
+    pub(super) restarts: Family<RestartLabels, Counter>,
+    scrape: Scrape,
 }
+
+/// What is listed and watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum Resource {
+    Pods,
+    Namespaces,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct EventLabels {
+    pub(super) resource: Resource,
+    pub(super) kind: EventKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum EventKind {
+    Applied,
+    Deleted,
+    Bookmark,
+    /// Not JSON, or no such object.
+    Unreadable,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ListLabels {
+    pub(super) resource: Resource,
+    pub(super) outcome: ListOutcome,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum ListOutcome {
+    Taken,
+    /// Older than what was known, so asked for again.
+    Lagging,
+    Failed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct RestartLabels {
+    pub(super) resource: Resource,
+    pub(super) reason: RestartReason,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum RestartReason {
+    /// The server ended the watch, as it does every few minutes.
+    Closed,
+    /// Neither event nor bookmark for too long.
+    Stalled,
+    /// The server no longer has the history since where the watch stood.
+    Expired,
+    /// The server's history went back.
+    Rewound,
+    Failed,
+}
+
+/// State that is read when it is asked for, once there is some.
+#[derive(Clone, Debug, Default)]
+struct Scrape(Arc<OnceLock<PodReader>>);
 
 // === impl Metrics ===
 
 impl Metrics {
-    /// Adds them to `registry`.
+    /// Adds the metrics of this part to `registry`.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        let Self { lists, restarts, events } = metrics.clone();
-        registry.register("kiam_cluster_lists", "Lists from the Kubernetes API", lists);
+        registry.register(
+            "kiam_cluster_events",
+            "Events that the watches of the Kubernetes API delivered",
+            metrics.events.clone(),
+        );
+        registry.register(
+            "kiam_cluster_lists",
+            "Lists asked of the Kubernetes API",
+            metrics.lists.clone(),
+        );
         registry.register(
             "kiam_cluster_watch_restarts",
-            "Watches of the Kubernetes API that were opened anew",
-            restarts,
+            "Watches of the Kubernetes API that ended and were opened anew, by why they ended",
+            metrics.restarts.clone(),
         );
-        registry.register("kiam_cluster_events", "Watch events from the Kubernetes API", events);
+        registry.register_collector(Box::new(metrics.scrape.clone()));
         metrics
     }
 
-    pub(super) fn listed(&self, resource: &'static str, outcome: Outcome) {
-        self.lists.get_or_create(&Lists { resource, outcome }).inc();
+    /// Shows what `pods` holds from now on.
+    pub(super) fn read(&self, pods: &PodReader) {
+        // Set before: the agent has one table.
+        let _ = self.scrape.0.set(pods.clone());
     }
+}
 
-    pub(super) fn restarted(&self, resource: &'static str, reason: Restart) {
-        self.restarts.get_or_create(&Restarts { resource, reason }).inc();
-    }
+// === impl Scrape ===
 
-    pub(super) fn event(&self, resource: &'static str) {
-        self.events.get_or_create(&Kind { resource }).inc();
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let Some(reader) = self.0.get() else { return Ok(()) };
+        let pods = ConstGauge::new(i64::try_from(reader.count()).unwrap_or(i64::MAX));
+        let descriptor = encoder.encode_descriptor(
+            "kiam_cluster_pods",
+            "Pods that are known",
+            None,
+            pods.metric_type(),
+        )?;
+        pods.encode(descriptor)?;
+
+        // Before the first sign of life there is no such time.
+        let Some(silence) = reader.silence() else { return Ok(()) };
+        let silence = ConstGauge::new(silence.as_secs_f64());
+        let descriptor = encoder.encode_descriptor(
+            "kiam_cluster_silence_seconds",
+            "Time since the watch of pods last gave a sign of life",
+            None,
+            silence.metric_type(),
+        )?;
+        silence.encode(descriptor)
     }
 }

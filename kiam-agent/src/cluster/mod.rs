@@ -1,102 +1,90 @@
-//! Speaks Kubernetes: watches in. The only importer of kube.
+//! Speaks Kubernetes: keeps the [`PodIndex`] the same as the API server has it.
 //!
-//! Two feeds, of pods and of namespaces, each a list and then a watch that is opened anew whenever it ends,
-//! errs or falls silent. Nothing here gives up: what is held stays held while the API server is away.
+//! Objects are reduced to [`crate::pods`]' own types as soon as they are read. The one rule: trouble
+//! with the API server loses nothing that is known, and is never the end.
 
-mod convert;
-mod feed;
+mod backoff;
+mod client;
+mod kinds;
 mod metrics;
-mod resources;
+mod outage;
+mod reflector;
+mod wire;
 
 use std::{path::PathBuf, time::Duration};
 
-use kube::{
-    Client,
-    config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
-};
+pub use metrics::Metrics;
+use tracing::Instrument;
 
-pub use self::metrics::Metrics;
 use self::{
-    feed::Feed,
-    resources::{Namespaces, Pods},
+    kinds::{Namespaces, Pods},
+    reflector::{Reflector, Timing},
 };
 use crate::{
     lifecycle::{Drain, Latch},
     pods::{PodIndex, PodReader},
 };
 
-/// How the API server is reached and what is asked of it.
-#[derive(Clone, Debug)]
+/// How to reach the cluster and what to watch there.
+#[derive(Debug, Clone)]
 pub struct Config {
-    /// A kubeconfig file; `None`: the pod's own service account. Never `~/.kube`.
+    /// A kubeconfig file; without one, the cluster that this process runs in.
     pub kubeconfig: Option<PathBuf>,
-    /// Watch only the pods of this node; `None`: all pods.
+    /// Only this node's pods; without it, all.
     pub node_name: Option<String>,
-    /// Everything is listed anew this often, in case an event was lost.
+    /// Time between two lists, which heal whatever the watch lost.
     pub sync_interval: Duration,
-    /// A watch that shows neither event nor bookmark (about one a minute) for this long is opened anew.
+    /// A watch that shows neither event nor bookmark for so long is opened anew.
     pub stall: Duration,
 }
 
-/// The API server can't be asked, and no waiting helps.
+/// Why there can be no client; trying again will not help.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file is missing or is no kubeconfig.
-    #[error("--kubeconfig {path:?}: {source}")]
+    /// The file is not there or is no kubeconfig.
+    #[error("can't use the kubeconfig {}: {source}", path.display())]
     Kubeconfig {
         /// The file.
         path: PathBuf,
-        /// kube's error.
-        #[source]
-        source: KubeconfigError,
+        /// What is wrong with it.
+        source: Box<kube::config::KubeconfigError>,
     },
-    /// The agent does not run in a pod with a service account.
-    #[error("not in a cluster ({0}): name a file with --kubeconfig")]
-    InCluster(#[source] InClusterError),
-    /// The configuration can't be used.
-    #[error("Kubernetes client: {0}")]
-    Client(#[from] kube::Error),
+    /// This process does not run in a pod with a service account.
+    #[error("can't use the cluster's own configuration, give --kubeconfig outside a pod: {0}")]
+    InCluster(#[source] kube::config::InClusterError),
+    /// Certificates or keys that can't be used.
+    #[error("can't make a client for the Kubernetes API: {0}")]
+    Client(#[source] Box<kube::Error>),
 }
 
-/// What is set once the first list of each kind is in.
+/// A client of one cluster, not yet connected.
+pub struct Cluster {
+    client: kube::Client,
+    config: Config,
+}
+
+/// What is set once the first list of each kind is taken. Stays set: what is known stays good.
 #[derive(Clone, Debug)]
 pub struct Synced {
-    /// Pods.
+    /// "pods synced".
     pub pods: Latch,
-    /// Namespaces.
+    /// "namespaces synced".
     pub namespaces: Latch,
-}
-
-/// The two feeds, ready to run.
-pub struct Cluster {
-    client: Client,
-    config: Config,
 }
 
 // === impl Cluster ===
 
 impl Cluster {
-    /// Reads the configuration; the server is not asked yet.
+    /// Reads what there is to read about the cluster. Sends nothing: the server may be down.
     ///
     /// # Errors
     ///
-    /// [`Error`], for a configuration that can't be used.
+    /// [`Error`] when the configuration can't be used.
     pub async fn new(config: Config) -> Result<Self, Error> {
-        let mut access = match &config.kubeconfig {
-            Some(path) => {
-                let failed = |source| Error::Kubeconfig { path: path.clone(), source };
-                let file = Kubeconfig::read_from(path).map_err(failed)?;
-                kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-                    .await
-                    .map_err(failed)?
-            }
-            None => kube::Config::incluster().map_err(Error::InCluster)?,
-        };
-        access.connect_timeout = Some(Duration::from_secs(5));
-        Ok(Self { client: Client::try_from(access)?, config })
+        Ok(Self { client: client::connect(&config).await?, config })
     }
 
-    /// Feeds `index` until the drain begins.
+    /// Copies pods and namespaces into `index` until the drain begins. `reader` reads that same index.
     pub async fn run(
         self,
         index: PodIndex,
@@ -105,24 +93,19 @@ impl Cluster {
         metrics: Metrics,
         mut drain: Drain,
     ) {
-        let pods = Feed {
-            resource: Pods::new(self.client.clone(), self.config.node_name.as_deref()),
-            index: &index,
-            synced: synced.pods,
-            metrics: metrics.clone(),
-            config: &self.config,
-        };
-        let namespaces = Feed {
-            resource: Namespaces::new(self.client),
-            index: &index,
-            synced: synced.namespaces,
-            metrics,
-            config: &self.config,
-        };
+        let Config { node_name: node, sync_interval, stall, .. } = self.config;
+        let timing = Timing { sync_interval, stall };
+        metrics.read(&reader);
+        let (index, reader) = (&index, &reader);
+        let pods = Pods { index, reader, node };
+        let pods = Reflector::new(self.client.clone(), pods, timing, synced.pods, metrics.clone());
+        let namespaces = Namespaces { index, reader };
+        let namespaces =
+            Reflector::new(self.client, namespaces, timing, synced.namespaces, metrics);
+        let both = async { tokio::join!(pods.run(), namespaces.run()) };
         tokio::select! {
-            () = pods.run(|| reader.missed()) => {}
-            () = namespaces.run(std::future::pending) => {}
             () = drain.started() => {}
+            _ = both.instrument(tracing::info_span!("cluster")) => {}
         }
     }
 }

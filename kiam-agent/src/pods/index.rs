@@ -1,213 +1,156 @@
-//! The records and their one writer.
+//! The write side: takes what the Kubernetes watch shows.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    net::IpAddr,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
 };
 
-use super::{Namespace, Pod, PodReader, PodUid};
+use super::{Namespace, Pod, PodReader, PodUid, reader::STALE_AFTER, tables::Tables};
 
-/// Static pods are believed only in this namespace, where nobody but the cluster's owner makes pods.
-const STATIC_POD_NAMESPACE: &str = "kube-system";
-
-/// Without a sign of life for this long, the watch is not trusted with who has which address. Bookmarks
-/// come about once a minute.
-pub(super) const STALE_AFTER: Duration = Duration::from_secs(90);
-
-/// The writer: what the Kubernetes API said last.
+/// The only writer of the pod table. Older records never replace newer ones, in whatever order events
+/// and lists come.
 #[derive(Debug)]
 pub struct PodIndex(Arc<Shared>);
 
 /// What the writer and the readers share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) records: RwLock<Records>,
+    pub(super) tables: RwLock<Tables>,
+    /// Goes up with every change of `tables`.
     pub(super) revision: watch::Sender<u64>,
+    /// The last sign of life of the pods' watch.
+    pub(super) heard: Mutex<Option<Instant>>,
+    /// Someone asked for a pod that is not known.
     pub(super) missed: Notify,
-    heard: RwLock<Option<Instant>>,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Records {
-    pods: HashMap<PodUid, Arc<Pod>>,
-    namespaces: BTreeMap<String, Arc<Namespace>>,
-    /// UIDs of the live pods, not of the host's network, that have an address.
-    by_address: HashMap<IpAddr, HashSet<PodUid>>,
-    /// UIDs of mirror pods by the UID that the kubelet gave the static pod.
-    by_hash: HashMap<PodUid, HashSet<PodUid>>,
 }
 
 // === impl PodIndex ===
 
 impl PodIndex {
-    /// An empty index and its reader.
+    /// An empty table, and a reader of it (clone it).
     #[must_use]
     pub fn new() -> (Self, PodReader) {
         let shared = Arc::new(Shared {
-            records: RwLock::default(),
+            tables: RwLock::default(),
             revision: watch::Sender::new(0),
+            heard: Mutex::default(),
             missed: Notify::new(),
-            heard: RwLock::default(),
         });
-        (Self(shared.clone()), PodReader(shared))
+        (Self(Arc::clone(&shared)), PodReader::new(shared))
     }
 
-    /// The watch lives: an event, a bookmark or a list came.
-    pub fn heard(&self) {
-        *self.0.heard.write().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    /// Another reader of this table.
+    #[must_use]
+    pub fn reader(&self) -> PodReader {
+        PodReader::new(Arc::clone(&self.0))
     }
 
-    /// A pod was added or changed. A record that is older than the one held is left out.
+    /// Takes one pod as an event shows it, unless what is known is newer.
     pub fn apply(&self, pod: Pod) {
-        self.write(|records| records.apply(pod));
+        self.write(|tables| {
+            let change = tables.pods.apply(pod.uid.clone(), pod.resource_version, pod);
+            tables.follow(change)
+        });
     }
 
-    /// The pod with this UID is gone.
+    /// The pod is gone, and its UID with it: no list or event of before can bring it back.
     pub fn delete(&self, uid: &PodUid) {
-        self.write(|records| records.remove(uid));
-    }
-
-    /// A whole list, as of `version`: what it lacks is gone, but for records that are newer than the list.
-    pub fn reset(&self, pods: Vec<Pod>, version: Option<u64>) {
-        self.write(|records| {
-            let listed: HashSet<PodUid> = pods.iter().map(|pod| pod.uid.clone()).collect();
-            let gone = |pod: &Arc<Pod>| {
-                !listed.contains(&pod.uid) && !newer(pod.resource_version, version)
-            };
-            let gone: Vec<PodUid> =
-                records.pods.values().filter(|pod| gone(pod)).map(|pod| pod.uid.clone()).collect();
-            for uid in gone {
-                records.remove(&uid);
-            }
-            for pod in pods {
-                records.apply(pod);
-            }
+        self.write(|tables| {
+            // Nothing of this pod is newer than anything that was seen up to its end.
+            let change = tables.pods.delete(uid, tables.pods.newest());
+            tables.follow(change)
         });
     }
 
-    /// A namespace was added or changed.
+    /// Takes a whole list, made at `resource_version`: pods that it lacks are dropped, but for those
+    /// that an event showed to be newer than the list.
+    pub fn reset(&self, pods: Vec<Pod>, resource_version: Option<u64>) {
+        self.write(|tables| {
+            let pods = pods.into_iter().map(|pod| (pod.uid.clone(), pod.resource_version, pod));
+            let changes = tables.pods.reset(pods, resource_version);
+            tables.follow(changes)
+        });
+    }
+
+    /// The newest version of any pod record, deletion or list seen so far.
+    #[must_use]
+    pub fn newest(&self) -> Option<u64> {
+        self.0.read().pods.newest()
+    }
+
+    /// Forgets the pods' versions (not the pods), so that the next list holds as it is. For a server
+    /// whose history went back, as after a restore of etcd; nothing newer would ever be taken else.
+    pub fn rewind(&self) {
+        self.0.write().pods.rewind();
+    }
+
+    /// Takes one namespace as an event shows it, unless what is known is newer.
     pub fn apply_namespace(&self, namespace: Namespace) {
-        self.write(|records| records.apply_namespace(namespace));
-    }
-
-    /// A namespace is gone.
-    pub fn delete_namespace(&self, name: &str) {
-        self.write(|records| {
-            records.namespaces.remove(name);
+        self.write(|tables| {
+            let (name, version) = (namespace.name.clone(), namespace.resource_version);
+            tables.namespaces.apply(name, version, namespace).is_some()
         });
     }
 
-    /// All namespaces, as of `version`.
-    pub fn reset_namespaces(&self, namespaces: Vec<Namespace>, version: Option<u64>) {
-        self.write(|records| {
-            let listed: HashSet<&str> = namespaces.iter().map(|item| item.name.as_str()).collect();
-            records.namespaces.retain(|name, held| {
-                listed.contains(name.as_str()) || newer(held.resource_version, version)
-            });
-            for namespace in namespaces {
-                records.apply_namespace(namespace);
-            }
+    /// The namespace went; one of the same name may come later.
+    pub fn delete_namespace(&self, name: &str, resource_version: Option<u64>) {
+        self.write(|tables| tables.namespaces.delete(&name.to_owned(), resource_version).is_some());
+    }
+
+    /// Takes a whole list of namespaces, as [`PodIndex::reset`] does for pods.
+    pub fn reset_namespaces(&self, namespaces: Vec<Namespace>, resource_version: Option<u64>) {
+        self.write(|tables| {
+            let list = namespaces.into_iter().map(|it| (it.name.clone(), it.resource_version, it));
+            !tables.namespaces.reset(list, resource_version).is_empty()
         });
     }
 
-    fn write(&self, change: impl FnOnce(&mut Records)) {
-        change(&mut self.0.records.write().unwrap_or_else(PoisonError::into_inner));
-        self.0.revision.send_modify(|revision| *revision += 1);
+    /// [`PodIndex::newest`], of namespaces.
+    #[must_use]
+    pub fn newest_namespace(&self) -> Option<u64> {
+        self.0.read().namespaces.newest()
+    }
+
+    /// [`PodIndex::rewind`], of namespaces.
+    pub fn rewind_namespaces(&self) {
+        self.0.write().namespaces.rewind();
+    }
+
+    /// The pods' watch gave a sign of life: an event, a bookmark or a list.
+    pub fn heard(&self) {
+        let before = self.0.heard().replace(Instant::now());
+        // Those who were refused because of the silence may look again.
+        if before.is_some_and(|at| at.elapsed() >= STALE_AFTER) {
+            self.0.changed();
+        }
+    }
+
+    fn write(&self, change: impl FnOnce(&mut Tables) -> bool) {
+        let changed = change(&mut self.0.write());
+        if changed {
+            self.0.changed();
+        }
     }
 }
 
 // === impl Shared ===
 
 impl Shared {
-    /// How long the watch has been silent; `None` before its first sign of life.
-    pub(super) fn silence(&self) -> Option<Duration> {
-        let heard = self.heard.read().unwrap_or_else(PoisonError::into_inner);
-        heard.map(|heard| heard.elapsed())
-    }
-}
-
-// === impl Records ===
-
-impl Records {
-    pub(super) fn pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
-        self.pods.values()
+    pub(super) fn read(&self) -> std::sync::RwLockReadGuard<'_, Tables> {
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// By its own UID, which always wins; else the one mirror pod of a static pod with that UID.
-    pub(super) fn pod(&self, uid: &PodUid) -> Option<&Arc<Pod>> {
-        self.pods.get(uid).or_else(|| {
-            let mirrors = self.by_hash.get(uid)?;
-            let only = mirrors.iter().next().filter(|_| mirrors.len() == 1)?;
-            self.pods.get(only)
-        })
+    pub(super) fn heard(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn at(&self, address: IpAddr) -> Vec<Arc<Pod>> {
-        let uids = self.by_address.get(&address).into_iter().flatten();
-        uids.filter_map(|uid| self.pods.get(uid)).cloned().collect()
+    fn write(&self) -> RwLockWriteGuard<'_, Tables> {
+        self.tables.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn namespace(&self, name: &str) -> Option<Arc<Namespace>> {
-        self.namespaces.get(name).cloned()
-    }
-
-    fn apply(&mut self, pod: Pod) {
-        let held = self.pods.get(&pod.uid).map(|held| held.resource_version);
-        if held.is_some_and(|held| newer(held, pod.resource_version)) {
-            return;
-        }
-        self.remove(&pod.uid);
-        if pod.live && !pod.host_network {
-            for address in &pod.addresses {
-                self.by_address.entry(*address).or_default().insert(pod.uid.clone());
-            }
-        }
-        if let Some(hash) = mirrored(&pod) {
-            self.by_hash.entry(hash).or_default().insert(pod.uid.clone());
-        }
-        self.pods.insert(pod.uid.clone(), Arc::new(pod));
-    }
-
-    fn remove(&mut self, uid: &PodUid) {
-        let Some(pod) = self.pods.remove(uid) else { return };
-        for address in &pod.addresses {
-            forget(&mut self.by_address, address, uid);
-        }
-        if let Some(hash) = mirrored(&pod) {
-            forget(&mut self.by_hash, &hash, uid);
-        }
-    }
-
-    fn apply_namespace(&mut self, namespace: Namespace) {
-        let held = self.namespaces.get(&namespace.name).map(|held| held.resource_version);
-        if !held.is_some_and(|held| newer(held, namespace.resource_version)) {
-            self.namespaces.insert(namespace.name.clone(), Arc::new(namespace));
-        }
-    }
-}
-
-/// Whether `held` is known to be newer than `other`. Versions that are no numbers are not compared.
-fn newer(held: Option<u64>, other: Option<u64>) -> bool {
-    matches!((held, other), (Some(held), Some(other)) if held > other)
-}
-
-fn mirrored(pod: &Pod) -> Option<PodUid> {
-    let hash = pod.config_hash.as_deref()?;
-    (pod.namespace == STATIC_POD_NAMESPACE).then(|| PodUid::new(hash))
-}
-
-fn forget<K: Eq + std::hash::Hash>(index: &mut HashMap<K, HashSet<PodUid>>, key: &K, uid: &PodUid) {
-    if let Some(uids) = index.get_mut(key) {
-        uids.remove(uid);
-        if uids.is_empty() {
-            index.remove(key);
-        }
+    fn changed(&self) {
+        self.revision.send_modify(|revision| *revision += 1);
     }
 }

@@ -1,7 +1,14 @@
 //! Knows, from records alone, which pod is which and which roles this node's pods want.
+//!
+//! One writer, [`PodIndex`], is fed by the Kubernetes watch; everybody else asks a [`PodReader`]. The
+//! one rule: where it is not certain which pod is calling, the answer is [`NotFound`] and never a guess.
 
+#[cfg(test)]
+pub(crate) mod fixtures;
 mod index;
 mod reader;
+mod records;
+mod tables;
 mod uid;
 
 use std::net::{IpAddr, SocketAddr};
@@ -9,7 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 pub use self::{
     index::PodIndex,
     reader::{NotFound, PodReader},
-    uid::PodUid,
+    uid::{InvalidPodUid, PodUid},
 };
 
 /// One pod as the Kubernetes API describes it, reduced to what decides about credentials.
@@ -33,8 +40,8 @@ pub struct Pod {
     pub host_network: bool,
     /// Neither `Succeeded` nor `Failed`.
     pub live: bool,
-    /// `kubernetes.io/config.hash` of a mirror pod.
-    pub config_hash: Option<String>,
+    /// `kubernetes.io/config.hash` of a mirror pod: the UID that the kubelet gave the static pod.
+    pub config_hash: Option<PodUid>,
     /// `iam.amazonaws.com/role`, as written.
     pub role: Option<String>,
     /// `iam.amazonaws.com/session-name`, as written.

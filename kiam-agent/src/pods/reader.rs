@@ -1,33 +1,36 @@
-//! Looking pods up.
+//! The read side: which pod is calling?
 
-use std::{
-    net::IpAddr,
-    sync::{Arc, PoisonError, RwLockReadGuard},
-    time::Duration,
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::watch,
+    time::{self, Instant},
 };
 
-use tokio::{sync::watch, time::timeout};
+use super::{Client, Namespace, Pod, PodUid, index::Shared, tables::Tables};
 
-use super::{
-    Client, Namespace, Pod,
-    index::{Records, STALE_AFTER, Shared},
-};
+/// How long an address is believed without a sign of life of the watch. API servers send a bookmark
+/// about once a minute, so a longer silence is a watch that broke unnoticed; the address may be another
+/// pod's by now.
+pub(super) const STALE_AFTER: Duration = Duration::from_secs(90);
 
-/// The reading side of a [`super::PodIndex`]; cheap to clone.
+/// Reads the pod table. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct PodReader(pub(super) Arc<Shared>);
+pub struct PodReader(Arc<Shared>);
 
-/// Why a client is no pod that may be answered.
+/// Why the caller is not known to be a certain live pod.
+///
+/// All may pass by waiting ([`PodReader::wait`]). Where it did not pass, `Unknown` is "no such pod", the others are refusals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotFound {
-    /// The API server has not told of it, or no longer knows it. Worth waiting for.
+    /// No live pod is known by this UID or address.
     #[error("pod not found")]
     Unknown,
-    /// The pod is known, and the connection's source is none of its addresses.
+    /// The UID is a pod's, but the connection comes from an address that the pod does not have.
     #[error("the source address is not the pod's")]
     AddressMismatch,
-    /// Two live pods have the address, and only the address is known.
-    #[error("several live pods have the source address")]
+    /// Several live pods claim the address or the static pod's UID.
+    #[error("several live pods claim the source address or the static pod's UID")]
     Ambiguous,
     /// Only the address is known, and the records of who has it may be old.
     #[error("the watch of pods has been silent for too long to tell whose the source address is")]
@@ -37,220 +40,334 @@ pub enum NotFound {
 // === impl PodReader ===
 
 impl PodReader {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self(shared)
+    }
+
     /// The live pod that `client` is.
     ///
-    /// A pod whose addresses are not known yet is accepted on its UID: the kubelet publishes them seconds
-    /// after the pod may connect. A hostNetwork pod may come from any address of the node.
-    ///
     /// # Errors
     ///
-    /// [`NotFound`].
+    /// [`NotFound`] where that is not certain.
     pub fn find(&self, client: &Client) -> Result<Arc<Pod>, NotFound> {
         match client {
-            Client::Pod { uid, address } => {
-                let records = self.records();
-                let pod = records.pod(uid).filter(|pod| pod.live).ok_or(NotFound::Unknown)?;
-                let may = pod.host_network
-                    || pod.addresses.is_empty()
-                    || pod.addresses.contains(&address.to_canonical());
-                if may { Ok(pod.clone()) } else { Err(NotFound::AddressMismatch) }
+            Client::Pod { uid, address } => attested(&self.0.read(), uid, *address),
+            Client::Address(address) => {
+                let pods = self.0.read().pods_at(*address);
+                let pod = only(pods)?;
+                if self.silence().is_none_or(|silence| silence >= STALE_AFTER) {
+                    return Err(NotFound::Stale);
+                }
+                Ok(pod)
             }
-            Client::Address(address) => self.find_address(*address),
         }
     }
 
-    fn find_address(&self, address: IpAddr) -> Result<Arc<Pod>, NotFound> {
-        let mut pods = self.pods_at(address);
-        match (pods.pop(), pods.is_empty()) {
-            (None, _) => Err(NotFound::Unknown),
-            (Some(_), false) => Err(NotFound::Ambiguous),
-            (Some(_), true) if self.0.silence().is_none_or(|silence| silence >= STALE_AFTER) => {
-                Err(NotFound::Stale)
-            }
-            (Some(pod), true) => Ok(pod),
-        }
-    }
-
-    /// As [`PodReader::find`], but a pod that is not known yet is waited for, up to `hold`.
+    /// [`PodReader::find`], and where that fails, asks for a list of the node's pods and tries again
+    /// with every change for up to `hold`. Returns at once when it succeeds.
     ///
     /// # Errors
     ///
-    /// [`NotFound`], once nothing is to be waited for.
+    /// The last [`NotFound`], when `hold` is over.
     pub async fn wait(&self, client: &Client, hold: Duration) -> Result<Arc<Pod>, NotFound> {
-        // Subscribed before the look, so that no change between the two is missed.
         let mut changes = self.changes();
-        let found = self.find(client);
-        if found != Err(NotFound::Unknown) {
-            return found;
-        }
-        self.0.missed.notify_one();
-        let known = async {
-            while changes.changed().await.is_ok() {
-                let found = self.find(client);
-                if found != Err(NotFound::Unknown) {
-                    return found;
-                }
-            }
-            Err(NotFound::Unknown)
+        let mut last = match self.find(client) {
+            Ok(pod) => return Ok(pod),
+            Err(not_found) => not_found,
         };
-        timeout(hold, known).await.unwrap_or(Err(NotFound::Unknown))
+        self.0.missed.notify_one();
+        let deadline = Instant::now() + hold;
+        while let Ok(Ok(())) = time::timeout_at(deadline, changes.changed()).await {
+            match self.find(client) {
+                Ok(pod) => return Ok(pod),
+                Err(not_found) => last = not_found,
+            }
+        }
+        Err(last)
     }
 
-    /// The live pods, not of the host's network, that have `address`.
-    #[must_use]
-    pub fn pods_at(&self, address: IpAddr) -> Vec<Arc<Pod>> {
-        self.records().at(address.to_canonical())
-    }
-
-    /// Every pod that is known.
-    #[must_use]
-    pub fn all(&self) -> Vec<Arc<Pod>> {
-        self.records().pods().cloned().collect()
-    }
-
-    /// A namespace by its name.
+    /// The namespace of this name.
     #[must_use]
     pub fn namespace(&self, name: &str) -> Option<Arc<Namespace>> {
-        self.records().namespace(name)
+        self.0.read().namespaces.get(name).cloned()
     }
 
-    /// Changes whenever a record does.
+    /// The live pods, other than hostNetwork ones, whose records show this address. More than one
+    /// while an address changes hands.
+    #[must_use]
+    pub fn pods_at(&self, address: IpAddr) -> Vec<Arc<Pod>> {
+        self.0.read().pods_at(address)
+    }
+
+    /// All pods that are known, those that are over included, in no order.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Pod>> {
+        self.0.read().pods.values().cloned().collect()
+    }
+
+    /// How many pods are known.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.read().pods.values().len()
+    }
+
+    /// How many namespaces are known.
+    #[must_use]
+    pub fn namespace_count(&self) -> usize {
+        self.0.read().namespaces.values().len()
+    }
+
+    /// A number that goes up with every change: look after subscribing, then wait for the next.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.0.revision.subscribe()
     }
 
-    /// Returns when a pod was asked for that is not known: a list may tell of it.
+    /// Returns when somebody waits for a pod that is not known, and did so since this last returned. For
+    /// the one task that lists pods then.
     pub async fn missed(&self) {
         self.0.missed.notified().await;
     }
 
-    /// How long the watch has shown no sign of life; `None` before its first.
+    /// How long ago the pods' watch gave its last sign of life; `None` before the first.
     #[must_use]
     pub fn silence(&self) -> Option<Duration> {
-        self.0.silence()
+        self.0.heard().map(|at| at.elapsed())
     }
+}
 
-    fn records(&self) -> RwLockReadGuard<'_, Records> {
-        self.0.records.read().unwrap_or_else(PoisonError::into_inner)
+/// The pod of an attested UID; `address` is a cross-check as far as the record goes.
+fn attested(tables: &Tables, uid: &PodUid, address: IpAddr) -> Result<Arc<Pod>, NotFound> {
+    let pod = match tables.pods.get(uid).filter(|pod| pod.live) {
+        Some(pod) => Arc::clone(pod),
+        None => only(tables.mirrors_of(uid))?,
+    };
+    let address = address.to_canonical();
+    // The kubelet publishes a pod's addresses only seconds after its sandbox runs.
+    let fits = pod.host_network
+        || pod.addresses.is_empty()
+        || pod.addresses.iter().any(|own| own.to_canonical() == address);
+    if fits { Ok(pod) } else { Err(NotFound::AddressMismatch) }
+}
+
+fn only(mut pods: Vec<Arc<Pod>>) -> Result<Arc<Pod>, NotFound> {
+    match (pods.pop(), pods.is_empty()) {
+        (Some(pod), true) => Ok(pod),
+        (Some(_), false) => Err(NotFound::Ambiguous),
+        (None, _) => Err(NotFound::Unknown),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pods::{PodIndex, PodUid};
+    use crate::pods::{
+        PodIndex,
+        fixtures::{attested, config_hash, ip, namespace, uid},
+    };
 
-    const IP: &str = "10.77.1.2";
-
-    fn pod(uid: &str, version: u64) -> Pod {
-        Pod {
-            uid: PodUid::new(uid),
-            namespace: "default".to_owned(),
-            name: uid.to_owned(),
-            resource_version: Some(version),
-            node: Some("node-1".to_owned()),
-            host_ip: None,
-            addresses: vec![IP.parse().unwrap()],
-            host_network: false,
-            live: true,
-            config_hash: None,
-            role: None,
-            session_name: None,
-            external_id: None,
-        }
-    }
-
-    fn attested(uid: &str, address: &str) -> Client {
-        Client::Pod { uid: PodUid::new(uid), address: address.parse().unwrap() }
-    }
-
-    fn uid(found: Result<Arc<Pod>, NotFound>) -> Result<String, NotFound> {
-        found.map(|pod| pod.uid.to_string())
-    }
-
-    #[test]
-    fn attested_pod_must_have_the_address_once_its_addresses_are_known() {
+    fn index(pods: impl IntoIterator<Item = Pod>) -> (PodIndex, PodReader) {
         let (index, reader) = PodIndex::new();
-        index.apply(pod("a", 1));
-        index.apply(Pod { addresses: vec![], ..pod("b", 1) });
-        index.apply(Pod { host_network: true, ..pod("c", 1) });
-        index.apply(Pod { live: false, ..pod("d", 1) });
-        let cases = [
-            ("a", IP, Ok("a")),
-            ("a", "::ffff:10.77.1.2", Ok("a")),
-            ("a", "10.77.1.3", Err(NotFound::AddressMismatch)),
-            ("b", "10.77.1.3", Ok("b")),
-            ("c", "10.77.0.1", Ok("c")),
-            ("d", IP, Err(NotFound::Unknown)),
-            ("e", IP, Err(NotFound::Unknown)),
-        ];
-        for (who, address, expected) in cases {
-            let found = uid(reader.find(&attested(who, address)));
-            assert_eq!(found, expected.map(str::to_owned), "{who} from {address}");
+        pods.into_iter().for_each(|pod| index.apply(pod));
+        index.heard();
+        (index, reader)
+    }
+
+    fn found(reader: &PodReader, client: &Client) -> Option<PodUid> {
+        reader.find(client).ok().map(|pod| pod.uid.clone())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn attested_pods_are_found_by_uid_and_checked_by_address() {
+        let hash = config_hash;
+        let (_index, reader) = index([
+            Pod::test(1).at(&["10.0.0.1", "fd00::1"]),
+            Pod::test(2),
+            Pod::test(3).at(&["192.0.2.1"]).on_host_network(),
+            Pod::test(4).at(&["10.0.0.4"]).over(),
+            Pod::test(5).at(&["::ffff:10.0.0.5"]),
+            Pod::test(6).mirroring("kube-system", hash(6)).on_host_network(),
+            Pod::test(7).mirroring("default", hash(7)),
+            Pod::test(8).mirroring("kube-system", hash(8)),
+            Pod::test(9).mirroring("kube-system", hash(8)),
+            Pod::test(10).mirroring("kube-system", hash(10)).over(),
+        ]);
+        let (mismatch, unknown) = (Err(NotFound::AddressMismatch), Err(NotFound::Unknown));
+        let collision = Err(NotFound::Ambiguous);
+        for (client, expected, why) in [
+            (attested(uid(1), "10.0.0.1"), Ok(uid(1)), "its address"),
+            (attested(uid(1), "fd00::1"), Ok(uid(1)), "its other address"),
+            (attested(uid(1), "::ffff:10.0.0.1"), Ok(uid(1)), "its address, v4-mapped"),
+            (attested(uid(1), "10.0.0.9"), mismatch.clone(), "not its address"),
+            (attested(uid(1), "::ffff:10.0.0.9"), mismatch.clone(), "not its address, v4-mapped"),
+            (attested(uid(2), "10.0.0.9"), Ok(uid(2)), "no addresses published yet"),
+            (attested(uid(3), "10.0.0.9"), Ok(uid(3)), "any address of the node"),
+            (attested(uid(4), "10.0.0.4"), unknown.clone(), "over"),
+            (attested(uid(5), "10.0.0.5"), Ok(uid(5)), "record v4-mapped"),
+            (attested(hash(6), "192.0.2.1"), Ok(uid(6)), "static pod by its mirror"),
+            (attested(hash(7), "10.0.0.7"), unknown.clone(), "hash forged in another namespace"),
+            (attested(hash(8), "10.0.0.8"), collision, "two claim the hash"),
+            (attested(hash(10), "10.0.0.8"), unknown.clone(), "mirror pod over"),
+            (attested(uid(99), "10.0.0.1"), unknown.clone(), "another's address is no help"),
+        ] {
+            assert_eq!(reader.find(&client).map(|pod| pod.uid.clone()), expected, "{why}");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn address_alone_is_refused_when_two_have_it_or_the_watch_is_silent() {
-        let (index, reader) = PodIndex::new();
-        let client = Client::Address(IP.parse().unwrap());
-        index.apply(pod("a", 1));
-        assert_eq!(uid(reader.find(&client)), Err(NotFound::Stale));
-        index.heard();
-        assert_eq!(uid(reader.find(&client)), Ok("a".to_owned()));
-        tokio::time::advance(STALE_AFTER).await;
-        assert_eq!(uid(reader.find(&client)), Err(NotFound::Stale));
-        index.heard();
-        index.apply(pod("b", 2));
-        assert_eq!(uid(reader.find(&client)), Err(NotFound::Ambiguous));
-        index.apply(Pod { live: false, ..pod("a", 3) });
-        assert_eq!(uid(reader.find(&client)), Ok("b".to_owned()));
-        index.delete(&PodUid::new("b"));
-        assert_eq!(uid(reader.find(&client)), Err(NotFound::Unknown));
-    }
-
-    #[test]
-    fn older_records_and_lists_change_nothing() {
-        let (index, reader) = PodIndex::new();
-        index.apply(Pod { name: "new".to_owned(), ..pod("a", 9) });
-        index.apply(Pod { name: "old".to_owned(), ..pod("a", 8) });
-        index.reset(vec![], Some(8));
-        assert_eq!(reader.all()[0].name, "new");
-        index.reset(vec![pod("b", 3)], Some(10));
-        assert_eq!(reader.all().len(), 1);
-        assert_eq!(reader.all()[0].name, "b");
-    }
-
-    #[test]
-    fn static_pod_is_found_by_its_hash_only_in_kube_system_and_only_if_one_claims_it() {
-        let hash = "5f6c3a1b2d4e5f60718293a4b5c6d7e8";
-        let claims = |uid: &str, namespace: &str| Pod {
-            namespace: namespace.to_owned(),
-            config_hash: Some(hash.to_owned()),
-            ..pod(uid, 1)
-        };
-        let (index, reader) = PodIndex::new();
-        index.apply(claims("forged", "default"));
-        assert_eq!(uid(reader.find(&attested(hash, IP))), Err(NotFound::Unknown));
-        index.apply(claims("mirror", "kube-system"));
-        assert_eq!(uid(reader.find(&attested(hash, IP))), Ok("mirror".to_owned()));
-        index.apply(claims("other", "kube-system"));
-        assert_eq!(uid(reader.find(&attested(hash, IP))), Err(NotFound::Unknown));
+    async fn a_real_uid_wins_over_a_hash_that_looks_like_it() {
+        let mut pod = Pod::test(1);
+        pod.uid = config_hash(7);
+        let (_index, reader) = index([pod, Pod::test(2).mirroring("kube-system", config_hash(7))]);
+        assert_eq!(found(&reader, &attested(config_hash(7), "10.0.0.1")), Some(config_hash(7)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn unknown_pod_is_waited_for_and_asked_about() {
-        let (index, reader) = PodIndex::new();
-        let hold = Duration::from_millis(400);
-        assert_eq!(uid(reader.wait(&attested("a", IP), hold).await), Err(NotFound::Unknown));
-        reader.missed().await;
+    async fn an_address_is_its_only_live_pods_and_nobodys_while_two_claim_it() {
+        let client = |text| Client::Address(ip(text));
+        let (index, reader) = index([
+            Pod::test(1).at(&["10.0.0.1"]),
+            Pod::test(2).at(&["10.0.0.2"]).over(),
+            Pod::test(3).at(&["192.0.2.1"]).on_host_network(),
+        ]);
+        assert_eq!(found(&reader, &client("10.0.0.1")), Some(uid(1)));
+        assert_eq!(found(&reader, &client("::ffff:10.0.0.1")), Some(uid(1)));
+        assert_eq!(reader.find(&client("10.0.0.2")), Err(NotFound::Unknown), "the pod is over");
+        assert!(matches!(reader.find(&client("192.0.2.1")), Err(NotFound::Unknown)));
+
+        index.apply(Pod::test(4).at(&["10.0.0.1"]));
+        assert_eq!(reader.find(&client("10.0.0.1")), Err(NotFound::Ambiguous));
+        index.apply(Pod::test(1).at(&["10.0.0.1"]).over().version(5));
+        assert_eq!(found(&reader, &client("10.0.0.1")), Some(uid(4)));
+        index.delete(&uid(4));
+        assert_eq!(found(&reader, &client("10.0.0.1")), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reused_address_is_never_the_old_pods_once_the_new_record_is_known() {
+        for seed in 0..300 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let (index, reader) = index([]);
+            // Each pod of a long row has one of two addresses; the news of its end may be late or lost.
+            for n in 1..=30 {
+                let address = if rng.bool() { "10.0.0.1" } else { "10.0.0.2" };
+                let version = u64::from(n) * 10;
+                index.apply(Pod::test(n).at(&[address]).version(version));
+                let answer = found(&reader, &Client::Address(ip(address)));
+                assert!(
+                    answer.as_ref().is_none_or(|it| *it == uid(n)),
+                    "seed {seed}: {answer:?} for {n}"
+                );
+                match rng.u8(0..4) {
+                    0 => index.delete(&uid(n)),
+                    1 => index.apply(Pod::test(n).at(&[address]).over().version(version + 2)),
+                    2 => {
+                        let older = rng.u32(1..=n);
+                        let list = Pod::test(older).at(&[address]).version(u64::from(older) * 10);
+                        index.reset(vec![list], Some(version - 5));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_is_not_believed_after_90_s_of_silence_but_an_attested_uid_is() {
+        let (index, reader) = index([Pod::test(1).at(&["10.0.0.1"])]);
+        let client = Client::Address(ip("10.0.0.1"));
+        time::advance(Duration::from_millis(89_999)).await;
+        assert!(reader.find(&client).is_ok());
+        time::advance(Duration::from_millis(1)).await;
+        assert_eq!(reader.find(&client), Err(NotFound::Stale));
+        assert!(reader.find(&attested(uid(1), "10.0.0.1")).is_ok());
+
+        // A list, or the watch's first word, ends the wait though no record changes.
         let waiting = tokio::spawn({
             let reader = reader.clone();
-            async move { uid(reader.wait(&attested("a", IP), hold).await) }
+            async move { reader.wait(&client, Duration::from_secs(1)).await }
         });
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        index.apply(pod("a", 1));
-        assert_eq!(waiting.await.unwrap(), Ok("a".to_owned()));
+        reader.missed().await;
+        index.heard();
+        assert!(waiting.await.unwrap().is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_is_not_believed_before_the_first_sign_of_life() {
+        let (index, reader) = PodIndex::new();
+        index.apply(Pod::test(1).at(&["10.0.0.1"]));
+        assert!(matches!(reader.find(&Client::Address(ip("10.0.0.1"))), Err(NotFound::Stale)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_ends_with_the_record_and_asks_for_a_list_once() {
+        let (index, reader) = index([]);
+        let started = Instant::now();
+        let waiting: Vec<_> = (0..3)
+            .map(|_| {
+                let reader = reader.clone();
+                let client = attested(uid(1), "10.0.0.1");
+                tokio::spawn(async move { reader.wait(&client, Duration::from_secs(4)).await })
+            })
+            .collect();
+        time::sleep(Duration::from_secs(1)).await;
+        reader.missed().await;
+        assert!(time::timeout(Duration::ZERO, reader.missed()).await.is_err());
+        index.apply(Pod::test(2));
+        time::sleep(Duration::from_secs(1)).await;
+        index.apply(Pod::test(1));
+        for task in waiting {
+            assert_eq!(task.await.unwrap().unwrap().uid, uid(1));
+        }
+        assert_eq!(started.elapsed(), Duration::from_secs(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_in_vain_lasts_as_long_as_the_hold() {
+        let (index, reader) = index([Pod::test(1).at(&["10.0.0.1"])]);
+        let started = Instant::now();
+        let hold = Duration::from_millis(400);
+        let answer = reader.wait(&attested(uid(2), "10.0.0.1"), hold).await;
+        assert!(matches!(answer, Err(NotFound::Unknown)));
+        assert_eq!(started.elapsed(), hold);
+        let answer = reader.wait(&attested(uid(1), "10.0.0.9"), hold).await;
+        assert!(matches!(answer, Err(NotFound::AddressMismatch)));
+        drop(index);
+    }
+
+    #[test]
+    fn a_deleted_pod_stays_deleted_whatever_older_lists_and_events_say() {
+        let (index, reader) = PodIndex::new();
+        index.reset(vec![Pod::test(1).version(10)], Some(20));
+        index.apply(Pod::test(2).version(30));
+        index.delete(&uid(1));
+        index.apply(Pod::test(1).version(12));
+        index.reset(vec![Pod::test(1).version(10)], Some(25));
+        index.reset(vec![Pod::test(1).version(10)], Some(15));
+        assert_eq!(reader.all().iter().map(|pod| pod.uid.clone()).collect::<Vec<_>>(), [uid(2)]);
+    }
+
+    #[test]
+    fn the_revision_moves_with_changes_only() {
+        let (index, reader) = PodIndex::new();
+        let mut changes = reader.changes();
+        let mut moved = move || changes.has_changed().unwrap().then(|| changes.mark_unchanged());
+        index.apply(Pod::test(1));
+        assert!(moved().is_some());
+        index.apply(Pod::test(1));
+        index.delete(&uid(2));
+        index.heard();
+        index.reset(vec![Pod::test(1)], Some(4));
+        assert!(moved().is_none());
+        index.apply_namespace(namespace("default", 1));
+        assert!(moved().is_some());
+        index.reset_namespaces(vec![namespace("default", 1)], Some(4));
+        assert!(moved().is_none());
+        index.reset_namespaces(vec![], Some(5));
+        assert!(moved().is_some());
+        assert!(reader.namespace("default").is_none());
+        index.delete(&uid(1));
+        assert!(moved().is_some());
+        assert_eq!(reader.count(), 0);
     }
 }

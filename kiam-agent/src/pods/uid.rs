@@ -1,16 +1,23 @@
 //! Pod UIDs, and how cgroup paths spell them.
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{fmt, path::Path, str::FromStr, sync::Arc};
 
 /// A pod's UID: `metadata.uid`, in lower case with dashes as the API writes it, or the 32 hex digits that
 /// the kubelet gives a static pod (`kubernetes.io/config.hash` of its mirror pod).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodUid(Arc<str>);
 
+/// The text is neither a UID nor a config hash.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is not a pod UID: expected 8-4-4-4-12 hexadecimal digits, or the 32 of a static pod's config hash"
+)]
+pub struct InvalidPodUid(String);
+
 // === impl PodUid ===
 
 impl PodUid {
-    /// `metadata.uid` or a config hash, as an API object has it.
+    /// A UID or config hash that is known to be one; what comes from outside is parsed.
     #[must_use]
     pub fn new(text: &str) -> Self {
         Self(text.to_ascii_lowercase().into())
@@ -42,6 +49,15 @@ impl PodUid {
         let hex = groups.iter().all(|group| group.bytes().all(|byte| byte.is_ascii_hexdigit()));
         let known = matches!(lengths.as_slice(), [8, 4, 4, 4, 12] | [32]);
         (hex && known).then(|| Self(dashed.into()))
+    }
+}
+
+impl FromStr for PodUid {
+    type Err = InvalidPodUid;
+
+    /// Reads any spelling that the API or a cgroup path has for a UID.
+    fn from_str(text: &str) -> Result<Self, InvalidPodUid> {
+        Self::from_digits(text).ok_or_else(|| InvalidPodUid(text.to_owned()))
     }
 }
 
@@ -89,6 +105,21 @@ mod tests {
         for (path, uid) in cases {
             let found = PodUid::from_cgroup_path(Path::new(&path));
             assert_eq!(found, uid.map(PodUid::new), "{path}");
+        }
+    }
+
+    #[test]
+    fn every_spelling_of_a_uid_is_the_same_uid_and_a_hash_with_its_digits_is_not() {
+        let uid: PodUid = A.parse().unwrap();
+        for text in [A.to_uppercase(), A.replace('-', "_")] {
+            assert_eq!(text.parse(), Ok(uid.clone()));
+        }
+        let hash: PodUid = A.replace('-', "").parse().unwrap();
+        assert_ne!(hash, uid);
+        let dashes =
+            ["--------------------------------", "", "0f8fad5b-d9cb-469f-a165-70867728950g"];
+        for text in dashes.into_iter().chain([&A[1..], "０f8fad5bd9cb469fa16570867728950"]) {
+            assert!(text.parse::<PodUid>().is_err(), "{text}");
         }
     }
 

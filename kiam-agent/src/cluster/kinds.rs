@@ -1,0 +1,163 @@
+//! The two kinds of objects that are watched: where they are, how they read, and where they go.
+
+use serde_json::Value;
+
+use super::{
+    metrics::Resource,
+    wire::{self, Malformed},
+};
+use crate::pods::{Namespace, Pod, PodIndex, PodReader};
+
+/// One kind of object, and its part of the [`PodIndex`].
+pub(super) trait Kind {
+    /// What is kept of an object.
+    type Record;
+
+    /// How metrics and logs call it.
+    const RESOURCE: Resource;
+    /// Where the API has it.
+    const PATH: &'static str;
+    /// How much of each object is needed.
+    const PARTS: Parts;
+
+    /// Restricts lists and watches to what concerns this node.
+    fn field_selector(&self) -> Option<String>;
+    /// Reads an object; `None` if it is of no concern.
+    fn read(&self, object: &Value) -> Result<Option<Self::Record>, Malformed>;
+    fn apply(&self, record: Self::Record);
+    fn delete(&self, record: &Self::Record);
+    fn reset(&self, records: Vec<Self::Record>, version: Option<u64>);
+    /// The newest version that was seen.
+    fn newest(&self) -> Option<u64>;
+    fn rewind(&self);
+    /// The server gave a sign of life.
+    fn heard(&self);
+    /// How many records are held.
+    fn count(&self) -> usize;
+    /// Returns when somebody asks for what is not known.
+    fn missed(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// How much to ask for of each object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parts {
+    Whole,
+    Metadata,
+}
+
+/// The pods of one node, or all.
+#[derive(Debug)]
+pub(super) struct Pods<'a> {
+    pub(super) index: &'a PodIndex,
+    pub(super) reader: &'a PodReader,
+    pub(super) node: Option<String>,
+}
+
+/// All namespaces.
+#[derive(Debug)]
+pub(super) struct Namespaces<'a> {
+    pub(super) index: &'a PodIndex,
+    pub(super) reader: &'a PodReader,
+}
+
+// === impl Pods ===
+
+impl Kind for Pods<'_> {
+    type Record = Pod;
+
+    const RESOURCE: Resource = Resource::Pods;
+    const PATH: &'static str = "/api/v1/pods";
+    const PARTS: Parts = Parts::Whole;
+
+    fn field_selector(&self) -> Option<String> {
+        self.node.as_ref().map(|node| format!("spec.nodeName={node}"))
+    }
+
+    fn read(&self, object: &Value) -> Result<Option<Pod>, Malformed> {
+        let pod = wire::pod(object)?;
+        // The server selects; were it to ignore the selector, another node's pods would be given their
+        // roles here.
+        Ok(Some(pod).filter(|pod| self.node.is_none() || pod.node == self.node))
+    }
+
+    fn apply(&self, pod: Pod) {
+        self.index.apply(pod);
+    }
+
+    fn delete(&self, pod: &Pod) {
+        self.index.delete(&pod.uid);
+    }
+
+    fn reset(&self, pods: Vec<Pod>, version: Option<u64>) {
+        self.index.reset(pods, version);
+    }
+
+    fn newest(&self) -> Option<u64> {
+        self.index.newest()
+    }
+
+    fn rewind(&self) {
+        self.index.rewind();
+    }
+
+    fn heard(&self) {
+        self.index.heard();
+    }
+
+    fn count(&self) -> usize {
+        self.reader.count()
+    }
+
+    async fn missed(&self) {
+        self.reader.missed().await;
+    }
+}
+
+// === impl Namespaces ===
+
+impl Kind for Namespaces<'_> {
+    type Record = Namespace;
+
+    const RESOURCE: Resource = Resource::Namespaces;
+    const PATH: &'static str = "/api/v1/namespaces";
+    const PARTS: Parts = Parts::Metadata;
+
+    fn field_selector(&self) -> Option<String> {
+        None
+    }
+
+    fn read(&self, object: &Value) -> Result<Option<Namespace>, Malformed> {
+        wire::namespace(object).map(Some)
+    }
+
+    fn apply(&self, namespace: Namespace) {
+        self.index.apply_namespace(namespace);
+    }
+
+    fn delete(&self, namespace: &Namespace) {
+        self.index.delete_namespace(&namespace.name, namespace.resource_version);
+    }
+
+    fn reset(&self, namespaces: Vec<Namespace>, version: Option<u64>) {
+        self.index.reset_namespaces(namespaces, version);
+    }
+
+    fn newest(&self) -> Option<u64> {
+        self.index.newest_namespace()
+    }
+
+    fn rewind(&self) {
+        self.index.rewind_namespaces();
+    }
+
+    /// Namespaces say nothing about whether the pods are up to date.
+    fn heard(&self) {}
+
+    fn count(&self) -> usize {
+        self.reader.namespace_count()
+    }
+
+    async fn missed(&self) {
+        std::future::pending().await
+    }
+}

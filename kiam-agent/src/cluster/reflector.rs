@@ -1,0 +1,393 @@
+//! Keeps one kind of objects the same here as at the API server: lists, watches, lists again.
+//!
+//! `kube::runtime::watcher` does most of this, but gives a silent watch 295 s, reports bookmarks to
+//! nobody, and fails a whole list for one object that it can't read. What is needed is small enough to be written
+//! plainly: one loop follows the watch, another lists from time to time and when somebody asks for a
+//! pod that is not known. Neither stops the other, and [`crate::pods`] sorts out who is newer.
+
+use std::{pin::pin, sync::Once, time::Duration};
+
+use futures::TryStreamExt;
+use kube::{
+    api::{ListParams, WatchParams},
+    core::{Request, Status, WatchEvent},
+};
+use serde_json::Value;
+use tokio::{
+    sync::Notify,
+    time::{self, Instant},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    backoff::{Backoff, jittered},
+    kinds::{Kind, Parts},
+    metrics::{
+        EventKind, EventLabels, ListLabels, ListOutcome, Metrics, RestartLabels, RestartReason,
+    },
+    outage::Outage,
+    wire::{self, List, Malformed},
+};
+use crate::lifecycle::Latch;
+
+/// How long a list may take, from the request to its last byte.
+const LIST_DEADLINE: Duration = Duration::from_secs(30);
+/// At most one list in this time, however many pods ask.
+const LIST_INTERVAL: Duration = Duration::from_secs(1);
+/// A watch that lived this long is opened anew at once when it ends; a shorter one after a pause.
+const SETTLED: Duration = Duration::from_secs(5);
+/// For how long servers are asked to keep a watch: as long as they would themselves, at random so
+/// that a fleet's do not end together.
+const WATCH_SECONDS: std::ops::Range<u32> = 300..600;
+/// How a server says that it can't watch from a version: it is no number, is no longer in the
+/// history, or is from a future that the server has not seen
+/// (<https://kubernetes.io/docs/reference/using-api/api-concepts/#unavailable-resource-versions>).
+const UNAVAILABLE_VERSION: [u16; 3] = [400, 410, 504];
+
+/// Copies one [`Kind`].
+pub(super) struct Reflector<K> {
+    pub(super) client: kube::Client,
+    pub(super) kind: K,
+    pub(super) timing: Timing,
+    /// Set once the first list is taken.
+    pub(super) synced: Latch,
+    pub(super) metrics: Metrics,
+    first_list: Once,
+    outage: Outage,
+    /// The history went back: the watch must start over.
+    rewound: Notify,
+}
+
+/// When to act without being asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timing {
+    /// Time between two lists, which heal whatever the watch lost.
+    pub(super) sync_interval: Duration,
+    /// A watch that is silent for so long is opened anew.
+    pub(super) stall: Duration,
+}
+
+/// A request that failed. All are worth another attempt.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("{}", describe(.0))]
+    Request(#[from] kube::Error),
+    #[error("can't build the request: {0}")]
+    Build(#[from] kube::core::request::Error),
+    #[error("the list is malformed: {0}")]
+    List(#[from] Malformed),
+    #[error("no answer within {} s", LIST_DEADLINE.as_secs())]
+    Timeout(#[from] time::error::Elapsed),
+    #[error("the server refuses the watch: {0}")]
+    Watch(String),
+    #[error("neither event nor bookmark within {} s, opening another watch", .0.as_secs())]
+    Silence(Duration),
+}
+
+/// How old a list may be.
+#[derive(Clone, Copy, Debug)]
+enum Freshness {
+    /// From the API server's cache, however far behind: costs nothing.
+    Any,
+    /// What etcd has now.
+    MostRecent,
+}
+
+/// Why a watch is over.
+enum End {
+    Closed,
+    Stalled,
+    Expired,
+    Rewound,
+    Failed(Failure),
+}
+
+/// An applied list.
+struct Listed {
+    version: String,
+    rewound: bool,
+}
+
+// === impl Reflector ===
+
+impl<K: Kind> Reflector<K> {
+    pub(super) fn new(
+        client: kube::Client,
+        kind: K,
+        timing: Timing,
+        synced: Latch,
+        metrics: Metrics,
+    ) -> Self {
+        let (first_list, outage, rewound) = (Once::new(), Outage::new(K::RESOURCE), Notify::new());
+        Self { client, kind, timing, synced, metrics, first_list, outage, rewound }
+    }
+
+    /// Never returns; stop it by dropping it.
+    pub(super) async fn run(&self) {
+        tokio::join!(self.follow(), self.heal());
+    }
+
+    /// Lists, then watches from there; lists again only if the history since then is gone.
+    async fn follow(&self) {
+        let mut backoff = Backoff::new();
+        let mut version = None;
+        loop {
+            let Some(mut at) = version.take() else {
+                match self.list().await {
+                    Ok(listed) => version = Some(listed.version),
+                    Err(error) => {
+                        self.outage.failed(&error);
+                        time::sleep(backoff.next()).await;
+                    }
+                }
+                continue;
+            };
+            let opened = Instant::now();
+            let end = self.watch(&mut at).await;
+            self.count_restart(&end);
+            version = match &end {
+                End::Closed | End::Failed(_) | End::Stalled => Some(at),
+                End::Expired | End::Rewound => None,
+            };
+            match &end {
+                End::Failed(error) => self.outage.failed(error),
+                End::Stalled => self.outage.failed(&Failure::Silence(self.timing.stall)),
+                End::Closed | End::Expired | End::Rewound => {}
+            }
+            if opened.elapsed() >= SETTLED {
+                backoff.reset();
+            } else {
+                time::sleep(backoff.next()).await;
+            }
+        }
+    }
+
+    /// Lists every now and then, and when a pod is missed.
+    async fn heal(&self) {
+        let mut backoff = Backoff::new();
+        loop {
+            tokio::select! {
+                () = time::sleep(jittered(self.timing.sync_interval)) => {}
+                () = self.kind.missed() => debug!(resource = ?K::RESOURCE, "Listing for a miss"),
+            }
+            let next = Instant::now() + LIST_INTERVAL;
+            match self.list().await {
+                Ok(listed) => {
+                    backoff.reset();
+                    if listed.rewound {
+                        self.rewound.notify_one();
+                    }
+                }
+                Err(error) => {
+                    self.outage.failed(&error);
+                    time::sleep(backoff.next()).await;
+                }
+            }
+            time::sleep_until(next).await;
+        }
+    }
+
+    /// Takes a list. One that is older than what is known came from a server that lags behind, or from one
+    /// whose history went back; a list from etcd itself tells which.
+    async fn list(&self) -> Result<Listed, Failure> {
+        let newest = self.kind.newest();
+        let lags = |list: &List| wire::number(Some(&list.version)) < newest;
+        let mut list = self.fetch(Freshness::Any).await?;
+        let mut rewound = false;
+        if lags(&list) {
+            self.count_list(ListOutcome::Lagging);
+            list = self.fetch(Freshness::MostRecent).await?;
+            rewound = lags(&list);
+        }
+        if rewound {
+            warn!(
+                resource = ?K::RESOURCE, list.version, ?newest,
+                "The history of the Kubernetes API went back, taking it as it is now"
+            );
+            self.kind.rewind();
+        }
+        let records = list.items.iter().filter_map(|object| self.read(object)).collect();
+        self.kind.reset(records, wire::number(Some(&list.version)));
+        self.answered();
+        self.count_list(ListOutcome::Taken);
+        self.first_list.call_once(|| {
+            info!(resource = ?K::RESOURCE, count = self.kind.count(), "Synced with the Kubernetes API");
+            self.synced.set();
+        });
+        Ok(Listed { version: list.version, rewound })
+    }
+
+    async fn fetch(&self, freshness: Freshness) -> Result<List, Failure> {
+        let field_selector = self.kind.field_selector();
+        let mut params = ListParams { field_selector, ..ListParams::default() };
+        if let Freshness::Any = freshness {
+            params = params.match_any();
+        }
+        let request = Request::new(K::PATH);
+        let request = match K::PARTS {
+            Parts::Whole => request.list(&params),
+            Parts::Metadata => request.list_metadata(&params),
+        }?;
+        let fetched = async {
+            let text = time::timeout(LIST_DEADLINE, self.client.request_text(request)).await??;
+            Ok(wire::list(&text)?)
+        };
+        fetched.await.inspect_err(|_: &Failure| self.count_list(ListOutcome::Failed))
+    }
+
+    /// Watches from version `at`, and keeps it where the watch stands.
+    async fn watch(&self, at: &mut String) -> End {
+        let mut params = WatchParams::default().timeout(fastrand::u32(WATCH_SECONDS));
+        params.field_selector = self.kind.field_selector();
+        let request = Request::new(K::PATH);
+        let request = match K::PARTS {
+            Parts::Whole => request.watch(&params, at),
+            Parts::Metadata => request.watch_metadata(&params, at),
+        };
+        let request = match request {
+            Ok(request) => request,
+            Err(error) => return End::Failed(error.into()),
+        };
+        let stall = self.timing.stall;
+        let opened = time::timeout(stall, self.client.request_events::<Value>(request)).await;
+        let mut events = match opened {
+            Ok(Ok(events)) => pin!(events),
+            Ok(Err(error)) => return End::of(error),
+            Err(_) => return End::Stalled,
+        };
+        loop {
+            let next = tokio::select! {
+                next = time::timeout(stall, events.try_next()) => next,
+                () = self.rewound.notified() => return End::Rewound,
+            };
+            match next {
+                Ok(Ok(Some(WatchEvent::Error(status)))) => return End::of_status(&status),
+                Ok(Ok(Some(event))) => self.take(event, at),
+                Ok(Ok(None)) => return End::Closed,
+                Ok(Err(kube::Error::SerdeError(error))) => {
+                    self.unreadable(&Malformed::Json(error), &Value::Null);
+                }
+                // Any JSON object that is no event reads as a status, for want of required fields.
+                Ok(Err(kube::Error::Api(status))) if status.code == 0 => {
+                    self.unreadable(&Malformed::Event, &Value::Null);
+                }
+                Ok(Err(error)) => return End::of(error),
+                Err(_) => return End::Stalled,
+            }
+        }
+    }
+
+    fn take(&self, event: WatchEvent<Value>, at: &mut String) {
+        self.answered();
+        let (kind, object) = match event {
+            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                (EventKind::Applied, object)
+            }
+            WatchEvent::Deleted(object) => (EventKind::Deleted, object),
+            WatchEvent::Bookmark(bookmark) => {
+                *at = bookmark.metadata.resource_version;
+                return self.count_event(EventKind::Bookmark);
+            }
+            // Ends the watch, see there.
+            WatchEvent::Error(_) => return,
+        };
+        if let Some(version) = wire::version(&object) {
+            version.clone_into(at);
+        }
+        let Some(record) = self.read(&object) else { return };
+        if kind == EventKind::Deleted {
+            self.kind.delete(&record);
+        } else {
+            self.kind.apply(record);
+        }
+        self.count_event(kind);
+    }
+
+    /// Reads an object; one that makes no sense is as if it were not there.
+    fn read(&self, object: &Value) -> Option<K::Record> {
+        match self.kind.read(object) {
+            Ok(record) => record,
+            Err(malformed) => {
+                self.unreadable(&malformed, object);
+                None
+            }
+        }
+    }
+
+    fn unreadable(&self, malformed: &Malformed, object: &Value) {
+        let metadata = |field| object.pointer(&format!("/metadata/{field}"));
+        warn!(
+            resource = ?K::RESOURCE, object.namespace = ?metadata("namespace"),
+            object.name = ?metadata("name"), error = %malformed, "Passed over an object that can't be read"
+        );
+        self.count_event(EventKind::Unreadable);
+    }
+
+    fn answered(&self) {
+        self.kind.heard();
+        self.outage.over();
+    }
+
+    fn count_event(&self, kind: EventKind) {
+        let labels = EventLabels { resource: K::RESOURCE, kind };
+        self.metrics.events.get_or_create(&labels).inc();
+    }
+
+    fn count_list(&self, outcome: ListOutcome) {
+        let labels = ListLabels { resource: K::RESOURCE, outcome };
+        self.metrics.lists.get_or_create(&labels).inc();
+    }
+
+    fn count_restart(&self, end: &End) {
+        let reason = match end {
+            End::Closed => RestartReason::Closed,
+            End::Stalled => RestartReason::Stalled,
+            End::Expired => RestartReason::Expired,
+            End::Rewound => RestartReason::Rewound,
+            End::Failed(_) => RestartReason::Failed,
+        };
+        debug!(resource = ?K::RESOURCE, ?reason, "Watch of the Kubernetes API ended");
+        let labels = RestartLabels { resource: K::RESOURCE, reason };
+        self.metrics.restarts.get_or_create(&labels).inc();
+    }
+}
+
+// === impl End ===
+
+impl End {
+    fn of(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::of_status(&status),
+            error => Self::Failed(error.into()),
+        }
+    }
+
+    fn of_status(status: &Status) -> Self {
+        if UNAVAILABLE_VERSION.contains(&status.code) {
+            return Self::Expired;
+        }
+        let Status { code, reason, message, .. } = status;
+        Self::Failed(Failure::Watch(format!("{code} {reason}: {message}")))
+    }
+}
+
+/// An error as one line: without the secrets that a whole answer may hold.
+fn describe(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => {
+            format!("the server answers {} {}: {}", status.code, status.reason, status.message)
+        }
+        error => {
+            let mut text = error.to_string();
+            let mut source = std::error::Error::source(error);
+            while let Some(cause) = source {
+                let cause_text = cause.to_string();
+                if !text.contains(&cause_text) {
+                    text = format!("{text}: {cause_text}");
+                }
+                source = cause.source();
+            }
+            text
+        }
+    }
+}

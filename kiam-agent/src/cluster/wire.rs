@@ -1,0 +1,312 @@
+//! Kubernetes objects as JSON, reduced at once to what decides about credentials.
+//!
+//! Each object is read on its own, so that one which makes no sense costs only itself. An object is
+//! taken whole or not at all: a pod whose address can't be read must not pass for one that has none yet.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::pods::{InvalidPodUid, Namespace, Pod, PodUid};
+
+const ROLE: &str = "iam.amazonaws.com/role";
+const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
+const EXTERNAL_ID: &str = "iam.amazonaws.com/external-id";
+const PERMITTED: &str = "iam.amazonaws.com/permitted";
+/// Set by the kubelet, and only by it, on the API's image of a static pod
+/// (<https://kubernetes.io/docs/reference/labels-annotations-taints/#kubernetes-io-config-mirror>).
+const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
+const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+
+/// Why an object or a list makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Malformed {
+    #[error("not the expected JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("not a watch event")]
+    Event,
+    #[error(transparent)]
+    Uid(#[from] InvalidPodUid),
+    #[error("address {0:?} is no IP address")]
+    Address(String),
+    #[error("annotation {0} is not a string")]
+    Annotation(&'static str),
+}
+
+/// A list, its items unread.
+#[derive(Debug)]
+pub(super) struct List {
+    pub(super) version: String,
+    pub(super) items: Vec<Value>,
+}
+
+#[derive(Deserialize)]
+struct ListObject {
+    metadata: ListMetadata,
+    /// An empty Go slice may be written as null.
+    items: Option<Vec<Value>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ListMetadata {
+    resource_version: String,
+}
+
+#[derive(Deserialize)]
+struct PodObject {
+    metadata: Metadata,
+    spec: Option<PodSpec>,
+    status: Option<PodStatus>,
+}
+
+#[derive(Deserialize)]
+struct NamespaceObject {
+    metadata: Metadata,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    name: String,
+    #[serde(default)]
+    namespace: String,
+    #[serde(default)]
+    uid: String,
+    resource_version: Option<String>,
+    annotations: Option<HashMap<String, Value>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct PodSpec {
+    node_name: Option<String>,
+    host_network: Option<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct PodStatus {
+    phase: Option<String>,
+    #[serde(rename = "hostIP")]
+    host_ip: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Option<Vec<PodIp>>,
+}
+
+#[derive(Deserialize)]
+struct PodIp {
+    ip: Option<String>,
+}
+
+/// Reads a list's frame.
+pub(super) fn list(text: &str) -> Result<List, Malformed> {
+    let list: ListObject = serde_json::from_str(text)?;
+    Ok(List { version: list.metadata.resource_version, items: list.items.unwrap_or_default() })
+}
+
+/// Reads one pod.
+pub(super) fn pod(object: &Value) -> Result<Pod, Malformed> {
+    let PodObject { metadata, spec, status } = PodObject::deserialize(object)?;
+    let (spec, status) = (spec.unwrap_or_default(), status.unwrap_or_default());
+    let mirror = metadata.annotation(CONFIG_MIRROR)?.is_some();
+    // A manifest may give a static pod any UID; one of another form is in no cgroup path that is understood.
+    let config_hash = metadata.annotation(CONFIG_HASH)?.filter(|_| mirror);
+    let config_hash = config_hash.and_then(|hash| hash.parse::<PodUid>().ok());
+    let listed = status.pod_ips.into_iter().flatten().filter_map(|it| it.ip);
+    let mut addresses = Vec::new();
+    for text in listed.chain(status.pod_ip).filter(|text| !text.is_empty()) {
+        let ip = address(&text)?;
+        if !addresses.contains(&ip) {
+            addresses.push(ip);
+        }
+    }
+    Ok(Pod {
+        uid: metadata.uid.parse()?,
+        resource_version: number(metadata.resource_version.as_deref()),
+        role: metadata.annotation(ROLE)?,
+        session_name: metadata.annotation(SESSION_NAME)?,
+        external_id: metadata.annotation(EXTERNAL_ID)?,
+        namespace: metadata.namespace,
+        name: metadata.name,
+        node: spec.node_name.filter(|name| !name.is_empty()),
+        host_ip: status.host_ip.filter(|ip| !ip.is_empty()).map(|ip| address(&ip)).transpose()?,
+        addresses,
+        host_network: spec.host_network.unwrap_or_default(),
+        live: !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+        config_hash,
+    })
+}
+
+/// Reads one namespace, or its metadata alone.
+pub(super) fn namespace(object: &Value) -> Result<Namespace, Malformed> {
+    let NamespaceObject { metadata } = NamespaceObject::deserialize(object)?;
+    Ok(Namespace {
+        resource_version: number(metadata.resource_version.as_deref()),
+        permitted: metadata.annotation_as_written(PERMITTED)?,
+        name: metadata.name,
+    })
+}
+
+/// The resource version of any object, as far as there is one.
+pub(super) fn version(object: &Value) -> Option<&str> {
+    object.get("metadata")?.get("resourceVersion")?.as_str()
+}
+
+/// A resource version as a number, which it is for Kubernetes' own types.
+pub(super) fn number(version: Option<&str>) -> Option<u64> {
+    version?.parse().ok()
+}
+
+fn address(text: &str) -> Result<IpAddr, Malformed> {
+    text.parse().map_err(|_| Malformed::Address(text.to_owned()))
+}
+
+// === impl Metadata ===
+
+impl Metadata {
+    /// The annotation, where it is there and says something.
+    fn annotation(&self, name: &'static str) -> Result<Option<String>, Malformed> {
+        Ok(self.annotation_as_written(name)?.filter(|text| !text.trim().is_empty()))
+    }
+
+    fn annotation_as_written(&self, name: &'static str) -> Result<Option<String>, Malformed> {
+        match self.annotations.as_ref().and_then(|all| all.get(name)) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(_) => Err(Malformed::Annotation(name)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const UID: &str = "3c1f7b0e-8a55-4f0d-9d3a-5be2c64a7f10";
+    const HASH: &str = "6d1f2a3b4c5d6e7f8091a2b3c4d5e6f7";
+
+    fn running() -> Value {
+        json!({
+            "kind": "Pod", "apiVersion": "v1", "unheard-of": [{}],
+            "metadata": {
+                "name": "reader", "namespace": "team", "uid": UID, "resourceVersion": "41",
+                "labels": {"app": "reader"}, "deletionTimestamp": "2026-01-01T00:00:00Z",
+                "annotations": {
+                    "iam.amazonaws.com/role": "reader", "iam.amazonaws.com/session-name": "s",
+                    "iam.amazonaws.com/external-id": "", "other": "x",
+                },
+            },
+            "spec": {"nodeName": "node-1", "containers": [{"name": "main"}]},
+            "status": {
+                "phase": "Running", "hostIP": "192.0.2.1", "podIP": "10.0.0.1",
+                "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}],
+            },
+        })
+    }
+
+    /// `running` with the value at each pointer replaced.
+    fn with(changes: &[(&str, Value)]) -> Value {
+        let mut object = running();
+        for (pointer, value) in changes {
+            let (parent, key) = pointer.rsplit_once('/').unwrap();
+            object.pointer_mut(parent).unwrap()[key.replace("~1", "/")] = value.clone();
+        }
+        object
+    }
+
+    #[test]
+    fn a_pod_is_reduced_to_what_decides_and_lives_until_it_is_gone() {
+        let expected = Pod {
+            uid: UID.parse().unwrap(),
+            namespace: "team".to_owned(),
+            name: "reader".to_owned(),
+            resource_version: Some(41),
+            node: Some("node-1".to_owned()),
+            host_ip: Some("192.0.2.1".parse().unwrap()),
+            addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+            host_network: false,
+            live: true,
+            config_hash: None,
+            role: Some("reader".to_owned()),
+            session_name: Some("s".to_owned()),
+            external_id: None,
+        };
+        assert_eq!(pod(&running()).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_is_null_or_absent_is_not_there_yet() {
+        let pending = json!({
+            "metadata": {"name": "p", "namespace": "n", "uid": UID, "annotations": null},
+            "spec": null, "status": {"phase": "Pending", "podIP": "", "podIPs": null},
+        });
+        let pod = pod(&pending).unwrap();
+        assert!(pod.live && pod.addresses.is_empty() && pod.role.is_none() && pod.node.is_none());
+        assert_eq!(
+            list(r#"{"metadata":{"resourceVersion":"7"},"items":null}"#).unwrap().items.len(),
+            0
+        );
+    }
+
+    #[test]
+    fn phases_and_mirrors_are_told_apart() {
+        for (phase, live) in
+            [("Pending", true), ("Unknown", true), ("Succeeded", false), ("Failed", false)]
+        {
+            assert_eq!(
+                pod(&with(&[("/status/phase", json!(phase))])).unwrap().live,
+                live,
+                "{phase}"
+            );
+        }
+        let hash = ("/metadata/annotations/kubernetes.io~1config.hash", json!(HASH));
+        let mirror = ("/metadata/annotations/kubernetes.io~1config.mirror", json!(HASH));
+        let odd = ("/metadata/annotations/kubernetes.io~1config.hash", json!("odd"));
+        let hash_of = |changes: &[_]| pod(&with(changes)).unwrap().config_hash;
+        assert_eq!(hash_of(std::slice::from_ref(&hash)), None, "static, but no mirror");
+        assert_eq!(hash_of(&[hash, mirror.clone()]), Some(HASH.parse().unwrap()));
+        assert_eq!(hash_of(&[odd, mirror]), None);
+    }
+
+    #[test]
+    fn an_object_that_makes_no_sense_is_refused_whole() {
+        for (pointer, value, expected) in [
+            ("/metadata/uid", json!("abc"), "\"abc\" is not a pod UID"),
+            ("/metadata/uid", json!(null), "expected a string"),
+            ("/metadata/name", json!(5), "expected a string"),
+            ("/metadata/annotations", json!("x"), "expected a map"),
+            ("/metadata/annotations/iam.amazonaws.com~1role", json!(5), "/role is not a string"),
+            ("/metadata/annotations/iam.amazonaws.com~1external-id", json!({}), "is not a string"),
+            ("/status/podIP", json!("10.0.0"), "\"10.0.0\" is no IP address"),
+            ("/status/podIPs", json!([{"ip": "x"}]), "\"x\" is no IP address"),
+            ("/spec/hostNetwork", json!("yes"), "expected a boolean"),
+        ] {
+            let refused = pod(&with(&[(pointer, value)])).unwrap_err().to_string();
+            assert!(refused.contains(expected), "{pointer}: {refused}");
+        }
+        for object in [json!(null), json!([]), json!({}), json!({"metadata": {}}), json!("x")] {
+            assert!(pod(&object).is_err() && namespace(&object).is_err(), "{object}");
+        }
+    }
+
+    #[test]
+    fn a_namespaces_permission_is_kept_as_written() {
+        let object = |permitted: Value| {
+            json!({"metadata": {
+                "name": "team", "resourceVersion": "9",
+                "annotations": {"iam.amazonaws.com/permitted": permitted},
+            }})
+        };
+        let permitted = |text| namespace(&object(text)).unwrap().permitted;
+        assert_eq!(permitted(json!("reader.*")).as_deref(), Some("reader.*"));
+        assert_eq!(permitted(json!("")).as_deref(), Some(""));
+        assert_eq!(permitted(json!(null)), None);
+        assert!(namespace(&object(json!(true))).is_err());
+    }
+}

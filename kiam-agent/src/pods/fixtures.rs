@@ -1,0 +1,75 @@
+//! Pods for tests, built up from one that is live and wants nothing.
+
+use std::net::IpAddr;
+
+use super::{Client, Namespace, Pod, PodUid};
+
+/// The `n`th pod's UID.
+pub(crate) fn uid(n: u32) -> PodUid {
+    PodUid::new(&format!("{n:08x}-0000-4000-8000-000000000000"))
+}
+
+/// The `n`th static pod's config hash.
+pub(crate) fn config_hash(n: u32) -> PodUid {
+    PodUid::new(&format!("{n:032x}"))
+}
+
+/// A client that the kernel attests.
+pub(crate) fn attested(uid: PodUid, address: &str) -> Client {
+    Client::Pod { uid, address: ip(address) }
+}
+
+pub(crate) fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+pub(crate) fn namespace(name: &str, version: u64) -> Namespace {
+    Namespace { name: name.to_owned(), resource_version: Some(version), permitted: None }
+}
+
+impl Pod {
+    /// Pod `n`, live, of namespace `default`, at resource version `n`, without addresses or role.
+    pub(crate) fn test(n: u32) -> Self {
+        Self {
+            uid: uid(n),
+            namespace: "default".to_owned(),
+            name: format!("pod-{n}"),
+            resource_version: Some(u64::from(n)),
+            node: Some("node-1".to_owned()),
+            host_ip: None,
+            addresses: Vec::new(),
+            host_network: false,
+            live: true,
+            config_hash: None,
+            role: None,
+            session_name: None,
+            external_id: None,
+        }
+    }
+
+    pub(crate) fn at(mut self, addresses: &[&str]) -> Self {
+        self.addresses = addresses.iter().map(|address| ip(address)).collect();
+        self
+    }
+
+    pub(crate) fn version(mut self, version: u64) -> Self {
+        self.resource_version = Some(version);
+        self
+    }
+
+    pub(crate) fn over(mut self) -> Self {
+        self.live = false;
+        self
+    }
+
+    pub(crate) fn on_host_network(mut self) -> Self {
+        self.host_network = true;
+        self
+    }
+
+    pub(crate) fn mirroring(mut self, namespace: &str, hash: PodUid) -> Self {
+        namespace.clone_into(&mut self.namespace);
+        self.config_hash = Some(hash);
+        self
+    }
+}

@@ -1,0 +1,111 @@
+//! The records, and the other keys by which a live pod is found.
+
+use std::{
+    collections::{HashMap, HashSet},
+    hash::Hash,
+    net::IpAddr,
+    sync::Arc,
+};
+
+use super::{
+    Namespace, Pod, PodUid,
+    records::{Change, Records},
+};
+
+/// Whose mirror pods stand for static pods. A `config.hash` elsewhere may be anybody's invention.
+const STATIC_POD_NAMESPACE: &str = "kube-system";
+
+/// What [`super::PodIndex`] writes and [`super::PodReader`] reads, under one lock.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    pub(super) pods: Records<PodUid, Pod>,
+    pub(super) namespaces: Records<String, Namespace>,
+    /// Live pods with an address of their own.
+    by_address: Keys<IpAddr>,
+    /// Live mirror pods, by the static pod's UID.
+    by_config_hash: Keys<PodUid>,
+}
+
+/// Pods by another key, which several may share for a while.
+#[derive(Debug)]
+struct Keys<K>(HashMap<K, HashSet<PodUid>>);
+
+// === impl Tables ===
+
+impl Tables {
+    /// Brings the other keys up to date with changes of `pods`.
+    pub(super) fn follow(&mut self, changes: impl IntoIterator<Item = Change<Pod>>) -> bool {
+        let mut changed = false;
+        for Change { before, after } in changes {
+            changed = true;
+            if let Some(pod) = before {
+                for address in own_addresses(&pod) {
+                    self.by_address.remove(&address, &pod.uid);
+                }
+                if let Some(hash) = static_uid(&pod) {
+                    self.by_config_hash.remove(hash, &pod.uid);
+                }
+            }
+            if let Some(pod) = after {
+                for address in own_addresses(&pod) {
+                    self.by_address.insert(address, &pod.uid);
+                }
+                if let Some(hash) = static_uid(&pod) {
+                    self.by_config_hash.insert(hash.clone(), &pod.uid);
+                }
+            }
+        }
+        changed
+    }
+
+    /// The live pods that have `address` to themselves, or think so.
+    pub(super) fn pods_at(&self, address: IpAddr) -> Vec<Arc<Pod>> {
+        self.pods_of(self.by_address.get(&address.to_canonical()))
+    }
+
+    /// The live mirror pods that claim this config hash.
+    pub(super) fn mirrors_of(&self, hash: &PodUid) -> Vec<Arc<Pod>> {
+        self.pods_of(self.by_config_hash.get(hash))
+    }
+
+    fn pods_of<'a>(&self, uids: impl Iterator<Item = &'a PodUid>) -> Vec<Arc<Pod>> {
+        uids.filter_map(|uid| self.pods.get(uid).cloned()).collect()
+    }
+}
+
+/// Addresses that identify `pod`: none if it is over, or has the node's.
+fn own_addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
+    let identifies = pod.live && !pod.host_network;
+    pod.addresses.iter().filter(move |_| identifies).map(IpAddr::to_canonical)
+}
+
+fn static_uid(pod: &Pod) -> Option<&PodUid> {
+    pod.config_hash.as_ref().filter(|_| pod.live && pod.namespace == STATIC_POD_NAMESPACE)
+}
+
+// === impl Keys ===
+
+impl<K> Default for Keys<K> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Eq + Hash> Keys<K> {
+    fn get(&self, key: &K) -> impl Iterator<Item = &PodUid> {
+        self.0.get(key).into_iter().flatten()
+    }
+
+    fn insert(&mut self, key: K, uid: &PodUid) {
+        self.0.entry(key).or_default().insert(uid.clone());
+    }
+
+    fn remove(&mut self, key: &K, uid: &PodUid) {
+        if let Some(uids) = self.0.get_mut(key) {
+            uids.remove(uid);
+            if uids.is_empty() {
+                self.0.remove(key);
+            }
+        }
+    }
+}
