@@ -19,6 +19,9 @@ fn rows(prefix: &str) -> BTreeSet<String> {
     cells.map(|(cell, _)| cell.to_owned()).filter(|cell| cell.starts_with(prefix)).collect()
 }
 
+/// Metrics that are no counters have their own names.
+const GAUGES: [&str; 2] = ["kiam_cluster_pods", "kiam_credentials_held"];
+
 /// Names of metrics in the agent's source, as Prometheus shows them.
 fn metrics(folder: &Path, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(folder).expect("the source can be read").flatten() {
@@ -33,7 +36,7 @@ fn metrics(folder: &Path, found: &mut BTreeSet<String>) {
                 .bytes()
                 .all(|byte| byte.is_ascii_lowercase() || byte == b'_' || byte.is_ascii_digit());
             if whole && literal != "kiam_agent" && !is_program(literal) {
-                let counter = !literal.ends_with("_seconds");
+                let counter = !literal.ends_with("_seconds") && !GAUGES.contains(&literal);
                 found.insert(if counter { format!("{literal}_total") } else { literal.to_owned() });
             }
         }

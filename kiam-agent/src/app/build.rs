@@ -201,6 +201,8 @@ impl Common {
             receiver,
             (metrics, first),
         );
+        let held = credentials::Held::new(credentials.clone());
+        self.registry.register_collector(Box::new(held));
         let serves = served(config.cluster.node_name.is_some(), config.hosts);
         let publish = publish_wanted(policy.clone(), serves, wanted, self.drain.clone());
         // Published only once both kinds are known, so that the first set is the whole one.

@@ -1,14 +1,15 @@
 //! What the prefetcher counts.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue},
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric as _},
+    metrics::{counter::Counter, family::Family, gauge::ConstGauge, histogram::Histogram},
     registry::Registry,
 };
 
-use super::ErrorClass;
+use super::{CredentialReader, ErrorClass, Summary};
 use crate::telemetry::Statsd;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -63,5 +64,42 @@ impl Metrics {
         self.issued.get_or_create(&Labels { outcome }).inc();
         self.duration.observe(took.as_secs_f64());
         self.statsd.timing("aws.assumeRole", took);
+    }
+}
+
+/// `kiam_credentials_held`, counted when it is asked for.
+pub struct Held(CredentialReader);
+
+// === impl Held ===
+
+impl Held {
+    /// Counts what `reader` sees.
+    #[must_use]
+    pub fn new(reader: CredentialReader) -> Self {
+        Self(reader)
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Held")
+    }
+}
+
+impl Collector for Held {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Summary { ready, pending, failed } = self.0.summary();
+        let mut family = encoder.encode_descriptor(
+            "kiam_credentials_held",
+            "Credentials that are wanted, by where they stand",
+            None,
+            ConstGauge::new(0_u64).metric_type(),
+        )?;
+        for (state, count) in [("ready", ready), ("pending", pending), ("failed", failed)] {
+            let labels = [("state", state)];
+            let encoder = family.encode_family(&labels)?;
+            ConstGauge::new(count as u64).encode(encoder)?;
+        }
+        Ok(())
     }
 }

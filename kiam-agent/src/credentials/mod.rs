@@ -10,7 +10,7 @@ mod tests;
 use std::{sync::Arc, time::SystemTime};
 
 pub use self::{
-    metrics::Metrics,
+    metrics::{Held, Metrics},
     prefetch::Prefetcher,
     store::{CredentialReader, Summary},
 };
