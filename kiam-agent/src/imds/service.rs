@@ -357,3 +357,8 @@ impl Seen {
         }
     }
 }
+
+#[cfg(test)]
+pub(super) mod fixture;
+#[cfg(test)]
+mod tests;

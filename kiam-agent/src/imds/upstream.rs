@@ -127,6 +127,8 @@ impl FromStr for UpstreamUrl {
             let authority = uri.authority()?;
             let port = match authority.as_str().strip_prefix(uri.host()?)? {
                 "" => 80,
+                // `parse` would take a sign, too.
+                port if port.contains('+') => return None,
                 port => port.strip_prefix(':')?.parse().ok()?,
             };
             let bare =
@@ -321,3 +323,6 @@ impl Upstream {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

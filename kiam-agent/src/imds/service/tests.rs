@@ -1,0 +1,545 @@
+//! What pods receive over real sockets.
+
+use std::time::Duration;
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    Imdsv2,
+    fixture::{EXTENDED, Identity, LIST, Node, Reply, body_of, config, namespace, pod},
+};
+
+#[tokio::test]
+async fn pod_gets_its_own_role_byte_for_byte() {
+    let node = Node::usual(config(), Identity::Kernel).await;
+    let list = node
+        .raw(
+            2,
+            format!("GET {LIST} HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n")
+                .as_bytes(),
+        )
+        .await;
+    let (head, body) = list.split_once("\r\n\r\n").unwrap();
+    assert_eq!(body, "reader", "no newline, no space");
+    let mut lines: Vec<_> = head.lines().map(str::to_ascii_lowercase).collect();
+    lines.retain(|line| !line.starts_with("date: "));
+    lines.sort();
+    assert_eq!(
+        lines,
+        [
+            "connection: close",
+            "content-length: 6",
+            "content-type: text/plain",
+            "http/1.1 200 ok",
+            "server: ec2ws"
+        ]
+    );
+    let plain = body_of("reader");
+    let extended = plain.replace('}', r#","AccountId":"123456789012"}"#);
+    for (path, expected) in [
+        (LIST.trim_end_matches('/').to_owned(), "reader"),
+        (EXTENDED.to_owned(), "reader"),
+        (format!("{LIST}reader"), &plain),
+        (format!("{LIST}/reader"), &plain),
+        (format!("{LIST}arn:aws:iam::123456789012:role/reader"), &plain),
+        (format!("{EXTENDED}reader"), &extended),
+        (format!("/1.0/{}reader", &LIST["/latest/".len()..]), &plain),
+        ("/".to_owned(), "latest"),
+        ("/latest/meta-data/iam/".to_owned(), "info\nsecurity-credentials/"),
+    ] {
+        let reply = node.get(2, &path).await;
+        assert_eq!((reply.status, reply.body.as_str()), (200, expected), "{path}");
+    }
+    assert_eq!(node.get(3, LIST).await.body, "writer");
+    for role in ["writer", "team/writer", "arn:aws:iam::123456789012:role/team/writer"] {
+        assert_eq!(node.get(3, &format!("{LIST}{role}")).await.body, body_of("writer"), "{role}");
+    }
+    let info = node.get(3, "/latest/meta-data/iam/info").await.body;
+    assert!(info.contains("123456789012:instance-profile/team/writer\""), "{info}");
+}
+
+/// (pod, path, status, part of the reason)
+const REFUSALS: [(u8, &str, u16, &str); 22] = [
+    // No role.
+    (4, "", 404, "no annotation"),
+    (4, "reader", 403, "no annotation"),
+    // Another pod's role, in every form.
+    (2, "writer", 403, "not the pod's"),
+    (2, "team/reader", 403, "not the pod's"),
+    (2, "Reader", 403, "not the pod's"),
+    (2, "arn:aws:iam::999999999999:role/reader", 403, "not the pod's"),
+    (3, "reader", 403, "not the pod's"),
+    // Forbidden by the namespace.
+    (7, "", 404, "namespace"),
+    (7, "reader", 403, "namespace"),
+    // A role that is none.
+    (8, "", 404, "iam.amazonaws.com/role"),
+    // AWS says no.
+    (5, "", 503, "AccessDenied"),
+    (5, "denied", 503, "AccessDenied"),
+    // AWS says nothing.
+    (6, "", 503, "no credentials yet"),
+    (6, "never", 503, "no credentials yet"),
+    // Not known.
+    (9, "", 404, "pod"),
+    (9, "reader", 403, "pod"),
+    // Not attested.
+    (66, "", 403, "kernel"),
+    (66, "reader", 403, "kernel"),
+    // Not a path.
+    (2, "reader/", 404, "path not allowed"),
+    (2, "%72eader", 404, "path not allowed"),
+    (2, "../info", 404, "path not allowed"),
+    (2, "//reader", 404, "path not allowed"),
+];
+
+#[tokio::test]
+async fn refusals_have_an_empty_body_and_a_reason() {
+    let node = Node::usual(config(), Identity::Kernel).await;
+    for (n, rest, status, reason) in REFUSALS {
+        for list in [LIST, EXTENDED] {
+            let reply = node.get(n, &format!("{list}{rest}")).await;
+            let shown = reply.header("x-kiam-reason").unwrap_or_default();
+            assert_eq!((reply.status, reply.body.as_str()), (status, ""), "{n} {rest}: {reply:?}");
+            assert!(shown.contains(reason), "{n} {rest}: {shown}");
+            assert_eq!(reply.header("content-length"), Some("0"));
+            assert_eq!(reply.header("content-type"), Some("text/plain"));
+            assert_eq!(reply.header("retry-after").is_some(), status == 503, "{reply:?}");
+        }
+    }
+    let metrics = node.metrics();
+    for line in [
+        "kiam_imds_requests_total{route=\"RoleName\",status=\"404\"}",
+        "kiam_imds_requests_total{route=\"Credentials\",status=\"403\"}",
+        "kiam_imds_refusals_total{reason=\"OtherRole\"}",
+        "kiam_imds_refusals_total{reason=\"Unattested\"}",
+        "kiam_imds_v1_requests_total",
+        "kiam_imds_request_duration_seconds_count",
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+}
+
+#[tokio::test]
+async fn address_that_is_not_the_pods_is_refused() {
+    let node = Node::usual(config(), Identity::Kernel).await;
+    let mut moved = pod(2, Some("reader"));
+    moved.addresses = vec!["10.0.0.2".parse().unwrap()];
+    moved.resource_version = Some(2);
+    node.index.apply(moved);
+    for path in
+        [LIST.to_owned(), format!("{LIST}reader"), "/latest/meta-data/instance-id".to_owned()]
+    {
+        assert_eq!(node.get(2, &path).await.status, 403, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn address_of_two_live_pods_is_refused_in_source_ip_mode() {
+    let node = Node::usual(config(), Identity::SourceIp).await;
+    let mut successor = pod(9, Some("team/writer"));
+    successor.addresses = vec!["127.0.0.2".parse().unwrap()];
+    node.index.apply(successor);
+    assert_eq!(node.get(2, LIST).await.status, 403);
+    assert_eq!(node.get(2, &format!("{LIST}reader")).await.status, 403);
+}
+
+#[tokio::test]
+async fn every_request_of_a_connection_is_authorised_anew() {
+    let node = Node::usual(config(), Identity::Kernel).await;
+    let mut stream = node.connect(2).await;
+    let request = format!("GET {LIST}reader HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n");
+    let mut ask = async || {
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut buffer = vec![0; 4096];
+        let read = stream.read(&mut buffer).await.unwrap();
+        Reply::parse(std::str::from_utf8(&buffer[..read]).unwrap()).status
+    };
+    assert_eq!(ask().await, 200);
+    node.index.apply_namespace({
+        let mut closed = namespace("default", Some("nothing"));
+        closed.resource_version = Some(2);
+        closed
+    });
+    assert_eq!(ask().await, 403);
+    node.index.apply_namespace({
+        let mut open = namespace("default", None);
+        open.resource_version = Some(3);
+        open
+    });
+    assert_eq!(ask().await, 200);
+    node.index.delete(&pod(2, None).uid);
+    assert_eq!(ask().await, 403);
+}
+
+#[tokio::test]
+async fn expired_credentials_are_never_served() {
+    let node = Node::usual(config(), Identity::Kernel).await;
+    node.clock.step(7200);
+    assert_eq!(node.get(2, LIST).await.status, 503);
+    assert_eq!(node.get(2, &format!("{LIST}reader")).await.status, 503);
+}
+
+#[tokio::test]
+async fn request_is_held_for_a_pod_its_namespace_and_its_credentials() {
+    let node = Node::start(config(), Identity::Kernel).await;
+    let later = async {
+        sleep(Duration::from_millis(40)).await;
+        node.index.apply(pod(2, Some("slow")));
+        sleep(Duration::from_millis(40)).await;
+        node.index.apply_namespace(namespace("default", None));
+    };
+    let (reply, ()) = tokio::join!(node.get(2, LIST), later);
+    assert_eq!((reply.status, reply.body.as_str()), (200, "slow"));
+}
+
+#[tokio::test]
+async fn hold_is_one_deadline_for_pod_and_credentials() {
+    let node = Node::start(config(), Identity::Kernel).await;
+    node.index.apply_namespace(namespace("default", None));
+    let later = async {
+        sleep(Duration::from_millis(200)).await;
+        node.index.apply(pod(2, Some("never")));
+    };
+    let began = Instant::now();
+    let (reply, ()) = tokio::join!(node.get(2, LIST), later);
+    assert_eq!(reply.status, 503);
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(290), "{took:?}");
+    assert!(took < Duration::from_millis(450), "{took:?}");
+}
+
+#[tokio::test]
+async fn role_that_changes_during_the_hold_is_the_new_one() {
+    let node = Node::start(config(), Identity::Kernel).await;
+    node.index.apply_namespace(namespace("default", None));
+    node.index.apply(pod(2, Some("slow")));
+    let later = async {
+        sleep(Duration::from_millis(50)).await;
+        let mut changed = pod(2, Some("reader"));
+        changed.resource_version = Some(2);
+        node.index.apply(changed);
+    };
+    let (reply, ()) = tokio::join!(node.get(2, LIST), later);
+    assert_eq!(reply.body, "reader");
+}
+
+#[tokio::test]
+async fn tokens_are_issued_in_every_framing_that_clients_use() {
+    let node = Node::start(config(), Identity::Kernel).await;
+    let ttl = "x-AWS-ec2-Metadata-TOKEN-ttl-seconds: 21600\r\n";
+    for framing in [
+        "",
+        "Content-Length: 0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n0\r\n",
+        "Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n0\r\n",
+    ] {
+        let began = Instant::now();
+        let request = format!(
+            "PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n{ttl}{framing}\r\n"
+        );
+        let text = node.raw(2, request.as_bytes()).await;
+        let text = text.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&text);
+        let reply = Reply::parse(text);
+        assert_eq!(reply.status, 200, "{framing:?} {reply:?}");
+        assert_eq!(reply.header("x-aws-ec2-metadata-token-ttl-seconds"), Some("21600"));
+        assert_eq!(reply.header("content-type"), Some("text/plain"));
+        assert!(reply.body.len() > 40 && reply.body.bytes().all(|b| b.is_ascii_graphic()));
+        // No pod is known here: it is never held.
+        assert!(began.elapsed() < Duration::from_millis(200));
+    }
+}
+
+#[tokio::test]
+async fn bad_token_requests_are_refused_as_ec2_does() {
+    let node = Node::start(config(), Identity::Kernel).await;
+    let good = "X-aws-ec2-metadata-token-ttl-seconds: 60\r\n";
+    for (line, headers, status) in [
+        ("PUT /latest/api/token", "", 400),
+        ("PUT /latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds: 0\r\n", 400),
+        ("PUT /latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds: 21601\r\n", 400),
+        ("PUT /latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds: \r\n", 400),
+        ("PUT /latest/api/token", &good.repeat(2), 400),
+        ("PUT /latest/api/token", &format!("{good}X-Forwarded-For: 10.0.0.1\r\n"), 403),
+        ("PUT /2021-03-23/api/token", good, 403),
+        ("PUT /latest//api/token", good, 404),
+        ("PUT /latest/meta-data/", good, 405),
+        ("POST /latest/api/token", good, 405),
+    ] {
+        let reply = node.send(2, line, headers).await;
+        assert_eq!((reply.status, reply.body.as_str()), (status, ""), "{line} {headers}");
+    }
+}
+
+#[tokio::test]
+async fn bodies_are_refused_and_the_connection_closed() {
+    let node = Node::usual(config(), Identity::Kernel).await;
+    let smuggled = format!("GET {LIST} HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n");
+    let length = smuggled.len();
+    let chunked = format!("{length:x}\r\n{smuggled}\r\n0\r\n\r\n");
+    let ttl = "X-aws-ec2-metadata-token-ttl-seconds: 60\r\n";
+    for (line, headers, body) in [
+        ("GET /latest/", format!("Content-Length: {length}\r\n"), smuggled.clone()),
+        ("HEAD /latest/", format!("Content-Length: {length}\r\n"), smuggled.clone()),
+        ("GET /latest/", "Transfer-Encoding: chunked\r\n".to_owned(), chunked.clone()),
+        ("GET /latest/", "Transfer-Encoding: chunked\r\n".to_owned(), "0\r\n\r\n".to_owned()),
+        ("PUT /latest/api/token", format!("{ttl}Content-Length: {length}\r\n"), smuggled.clone()),
+        ("PUT /latest/api/token", format!("{ttl}Transfer-Encoding: chunked\r\n"), chunked),
+    ] {
+        // No `Connection: close` is asked for: the agent closes by itself.
+        let request = format!("{line} HTTP/1.1\r\nHost: 169.254.169.254\r\n{headers}\r\n{body}");
+        let text = node.raw(2, request.as_bytes()).await;
+        let reply = Reply::parse(&text);
+        assert_eq!((reply.status, reply.body.as_str()), (400, ""), "{line} {headers} {text}");
+        assert_eq!(text.matches("HTTP/1.1 ").count(), 1, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn tokens_are_checked_in_both_modes() {
+    for imdsv2 in [Imdsv2::Optional, Imdsv2::Required] {
+        let node = Node::usual_with_tokens(imdsv2).await;
+        let own = node.token(2, 60).await;
+        let others = node.token(3, 60).await;
+        let list = format!("GET {LIST}");
+        let without = if imdsv2 == Imdsv2::Required { 401 } else { 200 };
+        let header = |token: &str| format!("X-aws-ec2-metadata-token: {token}\r\n");
+        for (headers, status) in [
+            (String::new(), without),
+            (header(&own), 200),
+            (header(&own).to_uppercase().replace(&own.to_uppercase(), &own), 200),
+            (header(&others), 401),
+            (header(""), 401),
+            (header("nonsense"), 401),
+            (header(&own[1..]), 401),
+            (header(&format!("{own}A")), 401),
+            (header(&own).repeat(2), 401),
+        ] {
+            let reply = node.send(2, &list, &headers).await;
+            assert_eq!((reply.status, reply.body.is_empty()), (status, status != 200), "{headers}");
+        }
+        for path in ["/", "/latest/meta-data/placement/region", "/latest/user-data"] {
+            let reply = node.send(2, &format!("GET {path}"), &header(&others)).await;
+            assert_eq!(reply.status, 401, "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn methods_hosts_and_proxies_are_refused() {
+    let node = Node::usual(config(), Identity::Kernel).await;
+    for method in ["POST", "DELETE", "PATCH", "OPTIONS", "TRACE", "get"] {
+        let reply = node.send(2, &format!("{method} {LIST}"), "").await;
+        assert_eq!((reply.status, reply.header("allow")), (405, Some("GET, HEAD")), "{method}");
+    }
+    assert_eq!(
+        node.send(2, &format!("GET {LIST}"), "X-Forwarded-For: 1.2.3.4\r\n").await.status,
+        403
+    );
+    let port = node.address.port();
+    for (line, host, status) in [
+        (LIST.to_owned(), "Host: 169.254.169.254\r\n".to_owned(), 200),
+        (LIST.to_owned(), "host: 169.254.169.254:80\r\n".to_owned(), 200),
+        (LIST.to_owned(), "HOST: [fd00:ec2::254]\r\n".to_owned(), 200),
+        (LIST.to_owned(), "Host: instance-data.ec2.internal\r\n".to_owned(), 200),
+        (LIST.to_owned(), "Host: evil.example\r\n".to_owned(), 403),
+        (LIST.to_owned(), "Host:\r\n".to_owned(), 403),
+        // In kernel mode the agent's own address is nobody's.
+        (LIST.to_owned(), format!("Host: 127.0.0.1:{port}\r\n"), 403),
+        (LIST.to_owned(), String::new(), 400),
+        (LIST.to_owned(), "Host: 169.254.169.254\r\n".repeat(2), 400),
+        (format!("http://169.254.169.254{LIST}"), "Host: 169.254.169.254\r\n".to_owned(), 200),
+        (format!("http://evil.example{LIST}"), "Host: 169.254.169.254\r\n".to_owned(), 404),
+        (format!("http://169.254.169.254{LIST}"), "Host: evil.example\r\n".to_owned(), 403),
+        (format!("https://169.254.169.254{LIST}"), "Host: 169.254.169.254\r\n".to_owned(), 404),
+        (format!("http://u@169.254.169.254{LIST}"), "Host: 169.254.169.254\r\n".to_owned(), 404),
+    ] {
+        let request = format!("GET {line} HTTP/1.1\r\nConnection: close\r\n{host}\r\n");
+        let reply = Reply::parse(&node.raw(2, request.as_bytes()).await);
+        assert_eq!(reply.status, status, "{line} {host}");
+    }
+    let old = node.raw(2, format!("GET {LIST} HTTP/1.0\r\n\r\n").as_bytes()).await;
+    assert_eq!(Reply::parse(&old).body, "reader");
+}
+
+#[tokio::test]
+async fn own_address_is_a_host_where_it_is_named() {
+    let mut config = config();
+    config.own_addresses = vec!["127.0.0.1".parse().unwrap()];
+    let node = Node::usual(config, Identity::SourceIp).await;
+    let host =
+        format!("GET {LIST} HTTP/1.1\r\nConnection: close\r\nHost: {}\r\n\r\n", node.address);
+    assert_eq!(Reply::parse(&node.raw(2, host.as_bytes()).await).status, 200);
+}
+
+#[tokio::test]
+async fn head_has_the_length_and_no_body() {
+    let node = Node::usual(config(), Identity::Kernel).await;
+    for path in [LIST.to_owned(), format!("{LIST}reader")] {
+        let got = node.get(2, &path).await;
+        let head = node.send(2, &format!("HEAD {path}"), "").await;
+        assert_eq!((head.status, head.body.as_str()), (200, ""));
+        assert_eq!(head.header("content-length"), got.header("content-length"));
+    }
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order() {
+    let node = Node::usual(config(), Identity::Kernel).await;
+    let one = |path: &str, close: &str| {
+        format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\n{close}\r\n")
+    };
+    let requests = [
+        one(LIST, ""),
+        one("/latest/user-data", ""),
+        one(&format!("{LIST}reader"), "Connection: close\r\n"),
+    ];
+    let text = node.raw(2, requests.concat().as_bytes()).await;
+    let statuses: Vec<_> =
+        text.match_indices("HTTP/1.1 ").map(|(at, _)| &text[at + 9..at + 12]).collect();
+    assert_eq!(statuses, ["200", "404", "200"], "{text}");
+    assert!(text.ends_with(&body_of("reader")));
+}
+
+#[tokio::test]
+async fn only_normalised_paths_and_no_client_byte_reach_the_nodes_service() {
+    let node = Node::usual(config(), Identity::Kernel).await;
+    let marker = "X-Marker: hunter2\r\nCookie: hunter2\r\nUser-Agent: hunter2\r\n";
+    for (path, body) in [
+        ("/latest/meta-data/placement/region?hunter2", "node:/latest/meta-data/placement/region"),
+        ("/2019-10-01/meta-data/placement/region", "node:/latest/meta-data/placement/region"),
+        (
+            "/latest/meta-data/placement/availability-zone/",
+            "node:/latest/meta-data/placement/availability-zone",
+        ),
+        ("/latest/meta-data/mac", "node:/latest/meta-data/mac"),
+        ("/1.0/meta-data/mac", "node:/latest/meta-data/mac"),
+    ] {
+        let reply = node.send(2, &format!("GET {path}"), marker).await;
+        assert_eq!((reply.status, reply.body.as_str()), (200, body), "{path}");
+    }
+    for path in [
+        "/latest/user-data",
+        "/latest/meta-data/iam/x",
+        "/latest/meta-data/%6dac",
+        "/latest/meta-data/identity-credentials/ec2/info",
+    ] {
+        assert_eq!(node.get(2, path).await.status, 404, "{path}");
+    }
+    // Unattested or unknown: not even what everybody may read.
+    assert_eq!(node.get(66, "/latest/meta-data/mac").await.status, 403);
+    assert_eq!(node.get(9, "/latest/meta-data/mac").await.status, 404);
+    let lines: Vec<_> = node.imds.heard();
+    let asked: Vec<_> = lines.iter().map(|head| head.lines().next().unwrap()).collect();
+    assert_eq!(
+        asked,
+        [
+            "PUT /latest/api/token HTTP/1.1",
+            // Asked once, for it can't change.
+            "GET /latest/meta-data/placement/region HTTP/1.1",
+            "GET /latest/meta-data/placement/availability-zone HTTP/1.1",
+            "GET /latest/meta-data/mac HTTP/1.1",
+            "GET /latest/meta-data/mac HTTP/1.1",
+        ]
+    );
+    assert!(!lines.concat().contains("hunter2"));
+}
+
+#[tokio::test]
+async fn address_in_the_query_counts_only_where_it_is_allowed() {
+    let asked = format!("{LIST}?ip=127.0.0.3");
+    let node = Node::usual(config(), Identity::SourceIp).await;
+    assert_eq!(node.get(2, &asked).await.body, "reader");
+    let mut open = config();
+    open.allow_ip_query = true;
+    let node = Node::usual(open, Identity::SourceIp).await;
+    assert_eq!(node.get(2, &asked).await.body, "writer");
+    assert_eq!(node.get(2, LIST).await.body, "reader");
+    for bad in ["?ip=", "?ip=x", "?ip=127.0.0.2&ip=127.0.0.3"] {
+        assert_eq!(node.get(2, &format!("{LIST}{bad}")).await.status, 404, "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn garbage_neither_breaks_nor_passes() {
+    let node = Node::usual(config(), Identity::Kernel).await;
+    let long = "a".repeat(20_000);
+    let corpus = [
+        "\r\n\r\n".to_owned(),
+        "\0\0\0\0\r\n\r\n".to_owned(),
+        "GET\r\n\r\n".to_owned(),
+        "GET / HTTP/9.9\r\n\r\n".to_owned(),
+        "GET / HTTP/1.1\r\nHost\r\n\r\n".to_owned(),
+        "GET / HTTP/1.1\r\n Host: x\r\n\r\n".to_owned(),
+        "GET / HTTP/1.1\r\nHost: a\0b\r\n\r\n".to_owned(),
+        "GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n".to_owned(),
+        "GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n".to_owned(),
+        "PUT /latest/api/token HTTP/1.1\r\nTransfer-Encoding: chunked, x\r\n\r\n".to_owned(),
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
+        format!("GET /{long} HTTP/1.1\r\n\r\n"),
+        format!("GET / HTTP/1.1\r\nX: {long}\r\n\r\n"),
+        format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(2_000)),
+        "\u{16}\u{3}\u{1}\u{2}\0\u{1}\0\u{1}\u{fc}\u{3}\u{3}".repeat(8) + "\r\n\r\n",
+    ];
+    let mut random = fastrand::Rng::with_seed(7);
+    for text in &corpus {
+        let answer = until_closed(&node, text.as_bytes()).await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{text:.80} {answer}");
+        for _ in 0..20 {
+            let mut bytes = text.clone().into_bytes();
+            for byte in &mut bytes {
+                if random.u8(..20) == 0 {
+                    *byte = random.u8(..);
+                }
+            }
+            // Whatever it is now, it comes to an end, and what is answered is no credential.
+            let answer = until_closed(&node, &bytes).await;
+            assert!(!answer.contains("Success"), "{answer}");
+        }
+    }
+    assert_eq!(node.get(2, LIST).await.body, "reader");
+}
+
+/// All that is answered to `bytes` and the end of the stream.
+async fn until_closed(node: &Node, bytes: &[u8]) -> String {
+    let mut stream = node.connect(2).await;
+    // The agent may close before it has read everything.
+    let _ = stream.write_all(bytes).await;
+    let _ = stream.shutdown().await;
+    let mut answer = Vec::new();
+    let read = timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await;
+    let _ = read.expect("the connection is closed in time");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn drain_answers_what_is_held_and_takes_nothing_new() {
+    let node = Node::start(config(), Identity::Kernel).await;
+    node.index.apply_namespace(namespace("default", None));
+    let mut stream = node.connect(9).await;
+    let request = format!("GET {LIST} HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    sleep(Duration::from_millis(50)).await;
+    node.drain.start();
+    let mut answer = String::new();
+    timeout(Duration::from_secs(2), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(Reply::parse(&answer).status, 404);
+    timeout(Duration::from_secs(2), node.task).await.unwrap().unwrap();
+    assert!(tokio::net::TcpStream::connect(node.address).await.is_err());
+}
+
+impl Node {
+    /// The usual node, whose requests need tokens only once it is set up.
+    async fn usual_with_tokens(imdsv2: Imdsv2) -> Self {
+        let mut config = config();
+        config.imdsv2 = imdsv2;
+        let node = Self::start(config, Identity::Kernel).await;
+        node.index.apply_namespace(namespace("default", None));
+        node.index.apply(pod(2, Some("reader")));
+        node.index.apply(pod(3, Some("writer")));
+        node
+    }
+}

@@ -1,0 +1,200 @@
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::imds::{
+    route::{Readable, Route, Routes},
+    service::fixture::{NodeImds, imdsv2},
+};
+
+fn path(text: &str) -> UpstreamPath {
+    let routes = Routes::new(vec!["/latest/meta-data/*".parse().unwrap()]);
+    match routes.parse(&Method::GET, &format!("/latest/{text}")) {
+        Ok(Route::Read(Readable::Upstream(path))) => path,
+        other => panic!("{text}: {other:?}"),
+    }
+}
+
+fn asked(imds: &NodeImds) -> Vec<String> {
+    imds.heard().iter().map(|head| head.lines().next().unwrap().replace(" HTTP/1.1", "")).collect()
+}
+
+#[test]
+fn urls_are_a_host_and_a_port() {
+    for (text, shown) in [
+        ("http://169.254.169.254", "http://169.254.169.254"),
+        ("http://169.254.169.254/", "http://169.254.169.254"),
+        ("http://169.254.169.254:80", "http://169.254.169.254"),
+        ("http://[fd00:ec2::254]:8080", "http://[fd00:ec2::254]:8080"),
+        ("http://imds.internal:1", "http://imds.internal:1"),
+    ] {
+        assert_eq!(text.parse::<UpstreamUrl>().unwrap().to_string(), shown);
+    }
+    for text in [
+        "",
+        "169.254.169.254",
+        "https://169.254.169.254",
+        "http://",
+        "http:///latest",
+        "http://169.254.169.254/latest",
+        "http://169.254.169.254?x",
+        "http://user@169.254.169.254",
+        "http://169.254.169.254:",
+        "http://169.254.169.254:65536",
+        "http://169.254.169.254:+80",
+        "unix:/run/imds",
+    ] {
+        let error = text.parse::<UpstreamUrl>().unwrap_err().to_string();
+        assert!(error.contains(text) && error.contains("http://HOST"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn token_is_fetched_once_and_what_cannot_change_too() {
+    let imds = NodeImds::start(imdsv2).await;
+    let upstream = imds.upstream();
+    for _ in 0..3 {
+        let region = upstream.get(&UpstreamPath::region()).await.unwrap();
+        assert_eq!(region, "node:/latest/meta-data/placement/region");
+        upstream.get(&path("meta-data/mac")).await.unwrap();
+    }
+    let read = "GET /latest/meta-data/mac";
+    assert_eq!(
+        asked(&imds),
+        ["PUT /latest/api/token", "GET /latest/meta-data/placement/region", read, read, read]
+    );
+    let heads = imds.heard();
+    assert!(heads[0].contains("x-aws-ec2-metadata-token-ttl-seconds: 21600\r\n"), "{}", heads[0]);
+    let host = format!("host: {}\r\n", imds.address);
+    assert!(
+        heads.iter().all(|head| head.contains(&host) && head.contains("connection: close\r\n"))
+    );
+}
+
+#[tokio::test]
+async fn service_without_tokens_is_asked_without() {
+    let imds = NodeImds::start(|head| {
+        if head.starts_with("PUT") {
+            ("404 Not Found", String::new())
+        } else {
+            ("200 OK", "x".to_owned())
+        }
+    })
+    .await;
+    let upstream = imds.upstream();
+    upstream.get(&path("meta-data/mac")).await.unwrap();
+    upstream.get(&path("meta-data/mac")).await.unwrap();
+    let read = "GET /latest/meta-data/mac";
+    assert_eq!(asked(&imds), ["PUT /latest/api/token", read, read]);
+    assert!(!imds.heard().concat().contains("x-aws-ec2-metadata-token:"));
+}
+
+#[tokio::test]
+async fn refused_token_is_renewed_once() {
+    let imds = NodeImds::start(|head| {
+        if head.starts_with("PUT") {
+            ("200 OK", "t".to_owned())
+        } else {
+            ("401 Unauthorized", String::new())
+        }
+    })
+    .await;
+    let error = imds.upstream().get(&path("meta-data/mac")).await.unwrap_err();
+    assert!(matches!(error, UpstreamError::Status(StatusCode::UNAUTHORIZED)), "{error}");
+    let (token, read) = ("PUT /latest/api/token", "GET /latest/meta-data/mac");
+    assert_eq!(asked(&imds), [token, read, token, read]);
+}
+
+#[tokio::test]
+async fn answers_that_are_none_are_errors_and_not_kept() {
+    type Answer = fn(&str) -> (&'static str, String);
+    let cases: [(Answer, &str); 6] = [
+        (|_| ("404 Not Found", String::new()), "no such path"),
+        (|_| ("500 Internal Server Error", "x".to_owned()), "answered 500"),
+        (|_| ("302 Found\r\nLocation: http://evil.example/", String::new()), "answered 302"),
+        (|_| ("200 OK", String::new()), "nothing that can be used"),
+        (|_| ("200 OK", "x".repeat(MAX_BODY + 1)), "nothing that can be used"),
+        (|_| ("200 O\0K", "x".to_owned()), "broke off"),
+    ];
+    for (answer, expected) in cases {
+        let imds = NodeImds::start(answer).await;
+        let upstream = imds.upstream();
+        // Past the token, so that the answer to the path is seen.
+        *lock(&upstream.0.session) = Session::V1 { until: Instant::now() + RETRY_TOKEN };
+        for _ in 0..2 {
+            let error = upstream.get(&UpstreamPath::region()).await.unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        assert_eq!(asked(&imds).len(), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_service_costs_a_second() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let upstream = Upstream::new(url.parse().unwrap());
+    let began = Instant::now();
+    assert!(matches!(upstream.region().await, Err(UpstreamError::Deadline)));
+    assert_eq!(began.elapsed().as_secs(), DEADLINE.as_secs());
+}
+
+#[tokio::test]
+async fn unreachable_service_is_named() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let error = Upstream::new(url.parse().unwrap()).region().await.unwrap_err().to_string();
+    assert!(error.contains(&url), "{error}");
+}
+
+#[tokio::test]
+async fn base_arn_is_the_instance_profiles_account() {
+    type Answer = fn(&str) -> (&'static str, String);
+    let profile: Answer = |head| {
+        if head.starts_with("PUT") {
+            return ("200 OK", "t".to_owned());
+        }
+        assert!(head.starts_with("GET /latest/meta-data/iam/info "), "{head}");
+        let arn = "arn:aws-cn:iam::123456789012:instance-profile/path/node";
+        (
+            "200 OK",
+            format!("{{\n  \"Code\" : \"Success\",\n  \"InstanceProfileArn\" : \"{arn}\"\n}}"),
+        )
+    };
+    let base = NodeImds::start(profile).await.upstream().base_arn().await.unwrap();
+    assert_eq!(base.to_string(), "arn:aws-cn:iam::123456789012:role/");
+    let bad: [Answer; 3] = [
+        |_| ("200 OK", "<html>".to_owned()),
+        |_| {
+            ("200 OK", r#"{"InstanceProfileArn":"arn:aws:iam::123456789012:role/node"}"#.to_owned())
+        },
+        |_| ("200 OK", r#"{"InstanceProfileArn":"nonsense:instance-profile/node"}"#.to_owned()),
+    ];
+    for answer in bad {
+        let upstream = NodeImds::start(answer).await.upstream();
+        *lock(&upstream.0.session) = Session::V1 { until: Instant::now() + RETRY_TOKEN };
+        assert!(upstream.base_arn().await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn region_is_a_name() {
+    let imds = NodeImds::start(|head| {
+        if head.starts_with("PUT") {
+            ("200 OK", "t".to_owned())
+        } else {
+            ("200 OK", "us-east-1\n".to_owned())
+        }
+    })
+    .await;
+    assert_eq!(imds.upstream().region().await.unwrap(), "us-east-1");
+    let imds = NodeImds::start(|head| {
+        if head.starts_with("PUT") {
+            ("200 OK", "t".to_owned())
+        } else {
+            ("200 OK", "evil.example/?".to_owned())
+        }
+    })
+    .await;
+    assert!(matches!(imds.upstream().region().await, Err(UpstreamError::Body)));
+}
