@@ -1,0 +1,204 @@
+//! The whole agent without a kernel: the real binary on loopback, with source-IP identity, a small
+//! Kubernetes API and a small STS over real HTTP.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+use tokio::time::Instant;
+use xtask::lab::fake::{
+    Place,
+    kubernetes::{Kubernetes, NamespaceRecord, PodRecord},
+    sts::{Fault, Sts},
+};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
+const NODE_KEY: &str = "AKIANODE";
+const BASE: &str = "arn:aws:iam::123456789012:role/";
+const LIST: &str = "/latest/meta-data/iam/security-credentials/";
+const UID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The agent, its neighbours, and where it listens.
+struct Fixture {
+    child: Child,
+    pods: SocketAddr,
+    admin: SocketAddr,
+    kubernetes: Kubernetes,
+    sts: Sts,
+    folder: TempDir,
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        // Ended already is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A pod on the agent's own loopback address.
+fn pod(role: &str) -> PodRecord {
+    PodRecord::scheduled("shop", "orders", UID, "n1")
+        .annotation("iam.amazonaws.com/role", role)
+        .running(&["127.0.0.1".parse().unwrap()])
+}
+
+fn start(pod: &PodRecord, prepare: impl FnOnce(&Sts)) -> Fixture {
+    let folder = tempfile::tempdir().unwrap();
+    let kubernetes = Kubernetes::start(Place::loopback()).unwrap();
+    kubernetes.store().apply_namespace(&NamespaceRecord::new("shop"));
+    kubernetes.store().apply_pod(pod);
+    let kubeconfig = folder.path().join("kubeconfig");
+    kubernetes.write_kubeconfig(&kubeconfig).unwrap();
+    let sts = Sts::start(Place::loopback(), NODE_KEY).unwrap();
+    prepare(&sts);
+    let mut child = Command::new(AGENT)
+        .args(["--interceptor=off", "--host=127.0.0.1", "--port=0", "--admin=127.0.0.1:0"])
+        .args([
+            "--node-name=n1",
+            "--region=eu-west-1",
+            "--json-log",
+            "--upstream=http://127.0.0.1:9",
+        ])
+        .arg(format!("--role-base-arn={BASE}"))
+        .arg(format!("--sts-endpoint={}", sts.url()))
+        .arg(format!("--kubeconfig={}", kubeconfig.display()))
+        .arg(format!("--state-dir={}", folder.path().join("state").display()))
+        .env_clear()
+        .envs([("AWS_ACCESS_KEY_ID", NODE_KEY), ("AWS_SECRET_ACCESS_KEY", "secret")])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let (pods, admin) = lines
+        .by_ref()
+        .find_map(|line| {
+            let event: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+            let pods = event["pods"].as_str()?.trim_matches(['[', ']']).parse().ok()?;
+            Some((pods, event["admin"].as_str()?.parse().unwrap()))
+        })
+        .expect("the agent logs where it listens");
+    // Read on, so that the agent never waits for the pipe.
+    std::thread::spawn(move || lines.for_each(drop));
+    Fixture { child, pods, admin, kubernetes, sts, folder }
+}
+
+/// Sends `request` as it is and returns all that comes back.
+fn raw(address: SocketAddr, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(request).unwrap();
+    let mut answer = Vec::new();
+    // A reset after the answer is an end too.
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n");
+    let answer = raw(address, request.as_bytes());
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < PATIENCE, "never came: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn credentials_are_there_before_the_first_request_and_no_request_asks_sts() {
+    let fixture = start(&pod("reader"), |_| ());
+    assert_eq!(get(fixture.admin, "/ready"), (200, "ready\n".to_owned()));
+    assert_eq!(get(fixture.pods, LIST), (200, "reader".to_owned()));
+    for _ in 0..1000 {
+        let (status, body) = get(fixture.pods, &format!("{LIST}reader"));
+        assert_eq!(status, 200, "{body}");
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let owner = fixture.sts.owner(body["AccessKeyId"].as_str().unwrap()).unwrap();
+        assert_eq!((owner.role, owner.caller), (format!("{BASE}reader"), NODE_KEY.to_owned()));
+    }
+    assert_eq!(fixture.sts.requests(), 1);
+    assert_eq!(get(fixture.pods, &format!("{LIST}writer")).0, 403);
+}
+
+#[test]
+fn changed_annotations_and_sts_faults_are_seen_and_survived() {
+    let fault = Fault { code: "AccessDenied", status: 403 };
+    let fixture = start(&pod("reader"), |sts| sts.fail_role(&format!("{BASE}writer"), Some(fault)));
+    assert_eq!(get(fixture.pods, LIST).1, "reader");
+    fixture.kubernetes.store().apply_pod(&pod("writer"));
+    eventually("503 for a role that STS refuses", || get(fixture.pods, LIST).0 == 503);
+    fixture.kubernetes.store().apply_pod(&pod("arn:aws:iam::broken"));
+    eventually("404 for garbage", || get(fixture.pods, LIST).0 == 404);
+    fixture.kubernetes.stop();
+    fixture.sts.stop();
+    assert_eq!(get(fixture.pods, LIST).0, 404);
+    assert_eq!(get(fixture.admin, "/live").0, 200);
+}
+
+#[test]
+fn garbage_over_http_is_refused_and_the_next_request_is_answered() {
+    let fixture = start(&pod("reader"), |_| ());
+    let long = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(100_000));
+    let garbage: [&[u8]; 8] = [
+        b"\0\0\0\0\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET http://example.com/latest/ HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n",
+        b"POST /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello",
+        b"GET /latest/meta-data/iam/security-credentials/%2e%2e HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n",
+        b"PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token-ttl-seconds: -1\r\nConnection: close\r\n\r\n",
+        b"GET /latest/meta-data/ HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n",
+        long.as_bytes(),
+    ];
+    for request in garbage {
+        let answer = raw(fixture.pods, request);
+        let refused = answer.is_empty()
+            || answer.starts_with("HTTP/1.1 4")
+            || answer.starts_with("HTTP/1.0 4");
+        assert!(refused, "{:?}: {answer}", String::from_utf8_lossy(request));
+        assert_eq!(get(fixture.pods, LIST), (200, "reader".to_owned()));
+    }
+}
+
+#[test]
+fn operators_see_pods_without_secrets() {
+    let fixture = start(&pod("reader"), |_| ());
+    let output = status(fixture.folder.path());
+    assert!(output.status.success(), "{output:?}");
+    let (code, metrics) = get(fixture.admin, "/metrics");
+    assert_eq!(code, 200);
+    assert!(metrics.contains("kiam_credentials_held{state=\"ready\"} 1"), "{metrics}");
+    assert_eq!(get(fixture.admin, "/pods").0, 404, "not over TCP");
+}
+
+fn status(folder: &Path) -> Output {
+    let state = format!("--state-dir={}", folder.join("state").display());
+    Command::new(AGENT).arg("status").arg(state).output().unwrap()
+}
+
+#[test]
+fn wrong_command_line_tells_every_mistake_and_exits_64() {
+    let output = Command::new(AGENT)
+        .args(["--port=x", "--hold=y", "--nonsense"])
+        .env_clear()
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    let text = String::from_utf8(output.stderr).unwrap();
+    for flag in ["--port", "--hold", "--nonsense", "--host", "--role-base-arn"] {
+        assert!(text.contains(flag), "{flag} is missing from:\n{text}");
+    }
+}
