@@ -1,6 +1,10 @@
 //! Structured logs: lines for people, or JSON with kiam's field names for machines.
 
-use std::{fmt, io, str::FromStr};
+use std::{
+    fmt,
+    io::{self, IsTerminal as _},
+    str::FromStr,
+};
 
 use tracing_subscriber::{
     EnvFilter, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
@@ -58,7 +62,9 @@ impl Logs {
     /// When the process logs already.
     pub fn init(self) -> Result<LogLevel, tracing_subscriber::util::TryInitError> {
         let (filter, handle) = reload::Layer::new(self.level.filter());
-        let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+        let lines = tracing_subscriber::fmt::layer()
+            .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal());
         let registry = tracing_subscriber::registry().with(filter);
         match self.format {
             Format::Text => registry.with(lines.with_target(false)).try_init()?,
@@ -89,9 +95,10 @@ impl LogLevel {
 // === impl Level ===
 
 impl Level {
-    /// The libraries speak up only where they warn, or at `trace`.
+    /// The libraries speak up only where they warn, or at `trace`. kube's client tells every failed request
+    /// as an error; `cluster` tells each outage once.
     fn filter(self) -> EnvFilter {
-        let libraries = if self == Self::Trace { "debug" } else { "warn" };
+        let libraries = if self == Self::Trace { "debug" } else { "warn,kube_client=off" };
         let directives = format!("{libraries},kiam_agent={self}");
         EnvFilter::try_new(directives).expect("directives made of known levels parse")
     }
@@ -142,7 +149,10 @@ mod tests {
 
     #[test]
     fn libraries_are_quiet_below_trace() {
-        assert_eq!(Level::Debug.filter().to_string(), "kiam_agent=debug,warn");
+        let debug = Level::Debug.filter().to_string();
+        let mut directives: Vec<&str> = debug.split(',').collect();
+        directives.sort_unstable();
+        assert_eq!(directives, ["kiam_agent=debug", "kube_client=off", "warn"]);
         assert_eq!(Level::Trace.filter().to_string(), "kiam_agent=trace,debug");
     }
 }
