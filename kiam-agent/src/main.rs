@@ -1,3 +1,63 @@
 //! The `kiam-agent` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+use kiam_agent::{
+    admin, app,
+    config::{self, ProcessVars, Task},
+    intercept,
+};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match config::parse(&arguments, &ProcessVars) {
+        Err(mistakes) => {
+            eprintln!("{mistakes}\nkiam-agent --help shows every flag");
+            ExitCode::from(config::USAGE)
+        }
+        Ok(Task::Print(text)) => {
+            println!("{}", text.trim_end());
+            ExitCode::SUCCESS
+        }
+        Ok(Task::Uninstall { bpffs }) => uninstall(&bpffs),
+        Ok(Task::Status { live, state_dir }) => status(&state_dir, live),
+        Ok(Task::Run(config)) => app::main(*config),
+    }
+}
+
+fn uninstall(bpffs: &std::path::Path) -> ExitCode {
+    match intercept::uninstall(bpffs) {
+        Ok(removed) if removed.is_empty() => {
+            println!("nothing is installed below {}", bpffs.display());
+            ExitCode::SUCCESS
+        }
+        Ok(removed) => {
+            for path in removed {
+                println!("removed {}", path.display());
+            }
+            println!("pods reach the node's metadata service directly now");
+            ExitCode::SUCCESS
+        }
+        Err(error) => failed(&error),
+    }
+}
+
+fn status(state_dir: &std::path::Path, live: bool) -> ExitCode {
+    let path = if live { "/live" } else { "/ready" };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    match runtime.block_on(admin::get(state_dir, path)) {
+        Ok((status, body)) => {
+            print!("{body}");
+            if status.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("kiam-agent: {error}");
+    ExitCode::FAILURE
+}

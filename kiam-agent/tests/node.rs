@@ -82,6 +82,7 @@ fn a_pod_without_a_role_gets_404_and_the_reason() {
     let attempt = pod.credentials().unwrap();
     assert_refused(&attempt, 404);
     assert!(attempt.headers.contains_key("x-kiam-reason"), "{attempt:?}");
+    assert_refused(&pod.get(CREDENTIALS).unwrap(), 404);
     assert_refused(&pod.get(&format!("{CREDENTIALS}{NODE_ROLE}")).unwrap(), 403);
     assert_refused(&pod.get("/latest/user-data").unwrap(), 404);
     assert_eq!(pod.get("/latest/meta-data/instance-id").unwrap().body, INSTANCE_ID);

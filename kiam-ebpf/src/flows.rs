@@ -30,7 +30,7 @@ pub(crate) fn record(ctx: &SockAddrContext, asked: [u8; 16]) -> Result<(), Reaso
     // SAFETY: the helper takes the program's own context (cgroup/connect, kernel 5.7).
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // SAFETY: the entry is not freed while the program runs (RCU), and a torn count is only a count.
-    if let Some(held) = unsafe { NETNS.get(&netns) }
+    if let Some(held) = unsafe { NETNS.get(netns) }
         && held.open >= NETNS_QUOTA
     {
         return Err(Reason::Quota);
@@ -53,9 +53,15 @@ pub(crate) fn record(ctx: &SockAddrContext, asked: [u8; 16]) -> Result<(), Reaso
 
 /// The record of a socket that was redirected.
 #[inline(always)]
+#[expect(
+    clippy::mut_from_ref,
+    reason = "the record is the socket's, which the callback has locked"
+)]
 fn recorded(ctx: &SockOpsContext) -> Option<&mut Client> {
-    // SAFETY: a field of the context, which the verifier checks.
-    let socket = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    // SAFETY: the context is there for as long as the program runs.
+    let union = unsafe { (*ctx.ops).__bindgen_anon_2 };
+    // SAFETY: the union has this one field, which the verifier checks.
+    let socket = unsafe { union.sk };
     if socket.is_null() {
         return None;
     }
@@ -69,15 +75,15 @@ fn recorded(ctx: &SockOpsContext) -> Option<&mut Client> {
 /// Both ends, as the agent's accept will show them.
 #[inline(always)]
 fn key(ctx: &SockOpsContext, netns: u64) -> FlowKey {
-    let (source, destination) = if ctx.family() == AF_INET {
-        (mapped(ctx.local_ip4().to_ne_bytes()), mapped(ctx.remote_ip4().to_ne_bytes()))
-    } else {
-        (octets(ctx.local_ip6()), octets(ctx.remote_ip6()))
-    };
+    // SAFETY: the context outlives the program's run.
+    let ops = unsafe { &*ctx.ops };
+    let local = Words::read(&raw const ops.local_ip4, &raw const ops.local_ip6);
+    let remote = Words::read(&raw const ops.remote_ip4, &raw const ops.remote_ip6);
+    let v4 = ctx.family() == AF_INET;
     FlowKey {
         netns,
-        source,
-        destination,
+        source: local.address(v4),
+        destination: remote.address(v4),
         source_port_be: (ctx.local_port() as u16).to_be(),
         destination_port_be: remote_port(ctx).to_be(),
         pad: 0,
@@ -90,10 +96,46 @@ fn remote_port(ctx: &SockOpsContext) -> u16 {
     u32::from_be(ctx.remote_port()) as u16
 }
 
-#[inline(always)]
-fn octets(words: [u32; 4]) -> [u8; 16] {
-    let [a, b, c, d] = words.map(u32::to_ne_bytes);
-    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
+/// Both forms of an address in the context.
+struct Words {
+    v4: u32,
+    v6: [u32; 4],
+}
+
+impl Words {
+    /// Reads both, whichever is asked for: were it one or the other, LLVM would choose the pointer first,
+    /// and the verifier takes no computed pointer into a context ("dereference of modified ctx ptr").
+    #[inline(always)]
+    fn read(v4: *const u32, v6: *const [u32; 4]) -> Self {
+        let v6 = v6.cast::<u32>();
+        Self {
+            // SAFETY: a field of the context, which the verifier checks.
+            v4: unsafe { v4.read_volatile() },
+            v6: [
+                // SAFETY: as above.
+                unsafe { v6.read_volatile() },
+                // SAFETY: as above, within the field's four words.
+                unsafe { v6.add(1).read_volatile() },
+                // SAFETY: as above.
+                unsafe { v6.add(2).read_volatile() },
+                // SAFETY: as above.
+                unsafe { v6.add(3).read_volatile() },
+            ],
+        }
+    }
+
+    /// In network order, IPv4 as v4-mapped; the words are in network order already.
+    #[inline(always)]
+    fn address(&self, v4: bool) -> [u8; 16] {
+        if v4 {
+            return mapped(self.v4.to_ne_bytes());
+        }
+        let [a, b, c, d] = self.v6.map(u32::to_ne_bytes);
+        [
+            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1],
+            d[2], d[3],
+        ]
+    }
 }
 
 /// Publishes who opened this connection.
@@ -124,7 +166,7 @@ pub(crate) fn close(ctx: &SockOpsContext) {
     let Some(client) = recorded(ctx) else { return };
     let key = key(ctx, client.netns);
     // SAFETY: the entry is not freed while the program runs (RCU).
-    if let Some(entry) = unsafe { FLOWS.get(&key) }
+    if let Some(entry) = unsafe { FLOWS.get(key) }
         && entry.socket == client.socket
     {
         let _ = FLOWS.remove(key);

@@ -107,12 +107,8 @@ fn kiam_getpeername6(ctx: SockAddrContext) -> i32 {
 fn kiam_sock_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => flows::publish(&ctx),
-        // SAFETY: `args` is the part of the union that this callback fills: old state, new state.
-        BPF_SOCK_OPS_STATE_CB
-            if unsafe { (*ctx.ops).__bindgen_anon_1.args[1] } == BPF_TCP_CLOSE =>
-        {
-            flows::close(&ctx);
-        }
+        // The arguments are the old state and the new state.
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => flows::close(&ctx),
         _ => {}
     }
     1
@@ -165,7 +161,7 @@ fn exempt(ctx: &SockAddrContext) -> bool {
     // SAFETY: the helper has no preconditions (kernel 4.18).
     let own = unsafe { bpf_get_current_cgroup_id() };
     // SAFETY: the entry is not freed while the program runs (RCU).
-    let mut nearest = unsafe { CGROUPS.get(&own) }.copied();
+    let mut nearest = unsafe { CGROUPS.get(own) }.copied();
     if nearest.is_none() {
         // From the root down, so the last one found is the nearest.
         for level in 1..=CGROUP_LEVELS {
@@ -175,7 +171,7 @@ fn exempt(ctx: &SockAddrContext) -> bool {
                 break;
             }
             // SAFETY: as above.
-            if let Some(mark) = unsafe { CGROUPS.get(&ancestor) } {
+            if let Some(mark) = unsafe { CGROUPS.get(ancestor) } {
                 nearest = Some(*mark);
             }
         }

@@ -1,1 +1,187 @@
 //! Builds the parts, starts them in order, returns the bound addresses.
+//!
+//! Order: what is pinned stays as it is (it refuses) → bind → pods and namespaces → first credentials,
+//! bounded → serve → attach or replace the kernel programs → ready. At the end: not ready → drain → exit,
+//! with the programs left where they are, so that pods are refused and never passed through.
+
+mod build;
+mod operations;
+
+use std::{net::SocketAddr, process::ExitCode, time::Duration};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+    time::timeout,
+};
+use tracing::{error, info, warn};
+
+pub use self::build::Error;
+use crate::{
+    config::{self, Config},
+    intercept::{Interception, Parts},
+    lifecycle::{DrainSignal, Latch, Readiness},
+};
+
+/// How long the start waits for pods and first credentials before it serves without them: a node whose
+/// API server or STS is away must still refuse in an orderly way.
+const FIRST_PASS: Duration = Duration::from_secs(10);
+
+/// The agent, running.
+pub struct App {
+    bound: Bound,
+    readiness: Readiness,
+    drain: DrainSignal,
+    tasks: JoinSet<()>,
+}
+
+/// Where the agent listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// For pods: one a family.
+    pub pods: Vec<SocketAddr>,
+    /// `/live`, `/ready`, `/metrics`.
+    pub admin: SocketAddr,
+    /// `/metrics` alone.
+    pub metrics: Option<SocketAddr>,
+}
+
+// === impl App ===
+
+impl App {
+    /// Builds and starts everything; returns once pods are served.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps a part from being built, which no waiting mends.
+    pub async fn start(config: Config) -> Result<Self, Error> {
+        build::start(config).await
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn bound(&self) -> &Bound {
+        &self.bound
+    }
+
+    /// What it waits for.
+    #[must_use]
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
+    }
+
+    /// Finishes what has begun and ends. The kernel programs stay.
+    pub async fn stop(mut self) {
+        self.drain.start();
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    /// Runs until a part ends that must not, or the system asks for the end.
+    async fn run(mut self) -> ExitCode {
+        let asked = async {
+            let (Ok(mut term), Ok(mut int)) =
+                (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+            else {
+                return std::future::pending().await;
+            };
+            tokio::select! {
+                _ = term.recv() => "SIGTERM",
+                _ = int.recv() => "SIGINT",
+            }
+        };
+        tokio::select! {
+            name = asked => {
+                info!(signal = name, "Draining; the kernel programs stay and refuse pods");
+                self.stop().await;
+                ExitCode::SUCCESS
+            }
+            Some(ended) = self.tasks.join_next() => {
+                match ended {
+                    Err(failure) if failure.is_panic() => error!("A part of the agent panicked; ending"),
+                    _ => error!("A part of the agent ended that must not; ending"),
+                }
+                self.stop().await;
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+/// The whole process, for `main`.
+#[must_use]
+pub fn main(config: Config) -> ExitCode {
+    let log_level = match config.logs.init() {
+        Ok(level) => level,
+        Err(error) => {
+            eprintln!("kiam-agent: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    operations::remember(log_level);
+    info!("{}", config::version());
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(failure) => {
+            error!(error = %failure, "No runtime");
+            return ExitCode::FAILURE;
+        }
+    };
+    runtime.block_on(async {
+        match App::start(config).await {
+            Ok(app) => app.run().await,
+            Err(failure) => {
+                error!(error = %failure, "The agent can't start");
+                ExitCode::FAILURE
+            }
+        }
+    })
+}
+
+/// Waits for what should be there before the first pod is answered, and serves without it after a while.
+async fn first_pass(readiness: &Readiness, names: &[&'static str]) {
+    let complete = async {
+        while readiness.pending().iter().any(|name| names.contains(name)) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    if timeout(FIRST_PASS, complete).await.is_err() {
+        warn!(pending = ?readiness.pending(), "Serving before everything is there");
+    }
+}
+
+/// Attaches, renews the lease while the agent lives, and ends the lease when it drains.
+async fn keep_lease(parts: Parts, attached: Latch, mut drain: crate::lifecycle::Drain) {
+    let Parts { mut lease, flows, .. } = parts;
+    let mut ticks = tokio::time::interval(crate::intercept::Lease::RENEWAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut count = 0_u32;
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => match lease.renew() {
+                Ok(()) => attached.set(),
+                Err(failure) => {
+                    attached.clear();
+                    error!(error = %failure, "Lease not renewed: the kernel denies pods' IMDS traffic");
+                }
+            },
+            () = drain.started() => break,
+        }
+        count = count.wrapping_add(1);
+        if count.is_multiple_of(60) {
+            flows.sweep();
+        }
+    }
+    attached.clear();
+    if let Err(failure) = lease.end() {
+        error!(error = %failure, "Lease not ended; it runs out by itself");
+    }
+}
+
+/// Attaching blocks for as long as the verifier takes.
+async fn attach(interception: Interception) -> Result<Parts, Error> {
+    let attached = tokio::task::spawn_blocking(|| interception.attach()).await;
+    Ok(attached.map_err(|_| Error::Panicked)??)
+}

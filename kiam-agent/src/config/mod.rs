@@ -1,1 +1,380 @@
 //! Flags and environment into a tree of part configs, reporting all mistakes.
+
+mod flags;
+mod scan;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{CommandFactory as _, Parser as _};
+
+pub use self::values::Hosts;
+use self::{
+    flags::{CommandLine, Flags, Subcommands},
+    values::Mistakes,
+};
+use crate::{
+    cluster, imds, intercept,
+    policy::NamespacePolicy,
+    role::{BaseArn, SessionName},
+    telemetry::{Format, Level, Logs},
+};
+
+/// Exit status for a wrong command line (`EX_USAGE` of `sysexits.h`).
+pub const USAGE: u8 = 64;
+
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// The environment, so that tests need not change the process's.
+pub trait Vars {
+    /// The variable's value, if it is set and is text.
+    fn get(&self, name: &str) -> Option<String>;
+}
+
+/// The process's own environment.
+#[derive(Clone, Copy, Debug)]
+pub struct ProcessVars;
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Task {
+    /// Run the agent.
+    Run(Box<Config>),
+    /// `uninstall`.
+    Uninstall {
+        /// `--bpffs`.
+        bpffs: PathBuf,
+    },
+    /// `status`.
+    Status {
+        /// Only whether it is alive.
+        live: bool,
+        /// `--state-dir`.
+        state_dir: PathBuf,
+    },
+    /// Print this and end well: help or version.
+    Print(String),
+}
+
+/// What tells who calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// The kernel's entry for the connection.
+    Kernel,
+    /// The source address alone.
+    SourceIp,
+}
+
+/// What completes short role names.
+#[derive(Clone, Debug)]
+pub enum Base {
+    /// `--role-base-arn`.
+    Given(BaseArn),
+    /// `--role-base-arn-autodetect`.
+    Autodetect,
+}
+
+/// Everything the agent is told.
+#[derive(Debug)]
+pub struct Config {
+    /// Logs.
+    pub logs: Logs,
+    /// StatsD server and interval.
+    pub statsd: Option<(SocketAddr, Duration)>,
+    /// `--host`.
+    pub hosts: Hosts,
+    /// `--port`.
+    pub port: u16,
+    /// Short role names.
+    pub base: Base,
+    /// Kubernetes.
+    pub cluster: cluster::Config,
+    /// The kernel's part; `None`: `--interceptor=off`.
+    pub intercept: Option<intercept::Config>,
+    /// `--identity`.
+    pub identity: Identity,
+    /// `--namespace-policy`.
+    pub namespaces: NamespacePolicy,
+    /// `--session-name`.
+    pub session_name: SessionName,
+    /// `--session-duration`.
+    pub session_duration: Duration,
+    /// The metadata service for pods.
+    pub imds: imds::Config,
+    /// `--upstream`.
+    pub upstream: imds::UpstreamUrl,
+    /// `--region`.
+    pub region: Option<String>,
+    /// `--sts-endpoint`.
+    pub sts_endpoint: Option<String>,
+    /// `--state-dir`.
+    pub state_dir: PathBuf,
+    /// `--admin`.
+    pub admin: SocketAddr,
+    /// `--metrics`.
+    pub metrics: Option<SocketAddr>,
+    /// What the operator should know of the choices made.
+    pub warnings: Vec<&'static str>,
+}
+
+/// Every mistake of a command line, a line each.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct UsageError(pub Vec<String>);
+
+impl Vars for ProcessVars {
+    fn get(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok()
+    }
+}
+
+/// Version, commit and map layout, as `--version` prints them.
+#[must_use]
+pub fn version() -> String {
+    format!(
+        "kiam-agent {} (commit {}, map layout v{})",
+        env!("CARGO_PKG_VERSION"),
+        env!("KIAM_COMMIT"),
+        kiam_common::LAYOUT
+    )
+}
+
+/// Names of the agent's flags, for checking documents against them.
+#[must_use]
+pub fn flag_names() -> Vec<String> {
+    let command = CommandLine::command();
+    command.get_arguments().filter_map(|arg| arg.get_long()).map(str::to_owned).collect()
+}
+
+/// Understands `arguments` (without the program's name) and the environment.
+///
+/// # Errors
+///
+/// [`UsageError`] with every mistake.
+pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> {
+    let first = arguments.first().map(String::as_str);
+    if arguments.iter().any(|word| word == "--version") {
+        return Ok(Task::Print(version()));
+    }
+    let subcommand = matches!(first, Some("uninstall" | "status" | "help"));
+    if subcommand || arguments.iter().any(|word| word == "--help" || word == "-h") {
+        return parse_subcommand(arguments);
+    }
+    let scanned = scan::scan(&CommandLine::command(), arguments, vars);
+    let mut mistakes = Mistakes(scanned.mistakes);
+    match CommandLine::try_parse_from(scanned.arguments) {
+        Ok(line) => {
+            let config = build(&line.flags, vars, &mut mistakes);
+            match config {
+                Some(config) if mistakes.0.is_empty() => Ok(Task::Run(Box::new(config))),
+                _ => Err(UsageError(mistakes.0)),
+            }
+        }
+        Err(error) => {
+            mistakes.0.push(error.to_string());
+            Err(UsageError(mistakes.0))
+        }
+    }
+}
+
+fn parse_subcommand(arguments: &[String]) -> Result<Task, UsageError> {
+    let words = std::iter::once("kiam-agent").chain(arguments.iter().map(String::as_str));
+    match CommandLine::try_parse_from(words) {
+        Ok(CommandLine { command: Some(Subcommands::Uninstall { bpffs }), .. }) => {
+            Ok(Task::Uninstall { bpffs: bpffs.into() })
+        }
+        Ok(CommandLine { command: Some(Subcommands::Status { live, state_dir }), .. }) => {
+            Ok(Task::Status { live, state_dir: state_dir.into() })
+        }
+        Ok(_) => Err(UsageError(vec!["there is no such subcommand".to_owned()])),
+        Err(error) if !error.use_stderr() => Ok(Task::Print(error.to_string())),
+        Err(error) => Err(UsageError(vec![error.to_string()])),
+    }
+}
+
+/// The config, with every mistake noted; `None` when a part is missing for one.
+fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Config> {
+    let logs = logs(flags, mistakes);
+    let statsd = statsd(flags, mistakes);
+    let hosts = mistakes.hosts(&flags.host);
+    let port = mistakes.parse("port", &flags.port);
+    let base = base(flags, mistakes);
+    let cluster = cluster(flags, mistakes);
+    let (intercept, identity) = interception(flags, mistakes);
+    let imds = metadata(flags, (identity, &hosts), intercept.is_some(), mistakes);
+    let upstream = mistakes.parse("upstream", &flags.upstream);
+    let words = [("optional", NamespacePolicy::Optional), ("required", NamespacePolicy::Required)];
+    let namespaces = mistakes.one_of("namespace-policy", &flags.namespace_policy, &words);
+    let session_name = mistakes.parse("session-name", &flags.session_name);
+    let (least, most) = (SECOND * 900, SECOND * 43_200);
+    let session_duration =
+        mistakes.duration("session-duration", &flags.session_duration, least, most);
+    let sts_endpoint = flags.sts_endpoint.as_ref().map(|text| mistakes.url("sts-endpoint", text));
+    let region = region(flags, vars, mistakes);
+    let state_dir = mistakes.folder("state-dir", &flags.state_dir);
+    let admin = mistakes.parse("admin", &flags.admin);
+    let metrics = flags.metrics.as_ref().map(|text| mistakes.parse("metrics", text));
+    Some(Config {
+        warnings: warnings(flags, namespaces?),
+        logs: logs?,
+        statsd: statsd?,
+        hosts,
+        port: port?,
+        base: base?,
+        cluster: cluster?,
+        intercept,
+        identity,
+        namespaces: namespaces?,
+        session_name: session_name?,
+        session_duration: session_duration?,
+        imds: imds?,
+        upstream: upstream?,
+        region,
+        sts_endpoint: given(sts_endpoint)?,
+        state_dir: state_dir?,
+        admin: admin?,
+        metrics: given(metrics)?,
+    })
+}
+
+/// A flag that may be absent: `None` only when it is there and wrong.
+fn given<T>(value: Option<Option<T>>) -> Option<Option<T>> {
+    match value {
+        Some(None) => None,
+        Some(good) => Some(good),
+        None => Some(None),
+    }
+}
+
+fn logs(flags: &Flags, mistakes: &mut Mistakes) -> Option<Logs> {
+    let json = mistakes.switch("json-log", &flags.json_log);
+    let level: Option<Level> = mistakes.parse("level", &flags.level);
+    Some(Logs { level: level?, format: if json { Format::Json } else { Format::Text } })
+}
+
+fn statsd(flags: &Flags, mistakes: &mut Mistakes) -> Option<Option<(SocketAddr, Duration)>> {
+    let interval = mistakes.duration("statsd-interval", &flags.statsd_interval, SECOND / 10, DAY);
+    let server = match flags.statsd.as_deref().filter(|text| !text.is_empty()) {
+        None => return Some(None),
+        Some(text) => mistakes.parse("statsd", text),
+    };
+    Some(Some((server?, interval?)))
+}
+
+fn base(flags: &Flags, mistakes: &mut Mistakes) -> Option<Base> {
+    let autodetect = mistakes.switch("role-base-arn-autodetect", &flags.role_base_arn_autodetect);
+    match (&flags.role_base_arn, autodetect) {
+        (Some(_), true) => {
+            mistakes.add("role-base-arn", "leave it out, or leave --role-base-arn-autodetect out");
+            None
+        }
+        (Some(text), false) => mistakes.parse("role-base-arn", text).map(Base::Given),
+        (None, true) => Some(Base::Autodetect),
+        (None, false) => {
+            let problem = "it is required, such as arn:aws:iam::123456789012:role/, or --role-base-arn-autodetect";
+            mistakes.add("role-base-arn", problem);
+            None
+        }
+    }
+}
+
+fn cluster(flags: &Flags, mistakes: &mut Mistakes) -> Option<cluster::Config> {
+    let interval = mistakes.duration("sync-interval", &flags.sync_interval, SECOND, DAY);
+    if flags.node_name.as_deref() == Some("") {
+        mistakes.add("node-name", "it is empty: leave it out to watch all nodes' pods");
+    }
+    Some(cluster::Config {
+        kubeconfig: flags.kubeconfig.as_ref().filter(|path| !path.is_empty()).map(PathBuf::from),
+        node_name: flags.node_name.clone(),
+        sync_interval: interval?,
+        stall: SECOND * 90,
+    })
+}
+
+fn interception(flags: &Flags, mistakes: &mut Mistakes) -> (Option<intercept::Config>, Identity) {
+    let on = mistakes.one_of("interceptor", &flags.interceptor, &[("ebpf", true), ("off", false)]);
+    let words = [("kernel", Identity::Kernel), ("source-ip", Identity::SourceIp)];
+    let asked = flags.identity.as_ref().and_then(|text| mistakes.one_of("identity", text, &words));
+    let host_network = mistakes.host_network(&flags.host_network_pods);
+    let bpffs = mistakes.folder("bpffs", &flags.bpffs);
+    let cgroup = flags.cgroup.as_ref().and_then(|text| mistakes.folder("cgroup", text));
+    if on == Some(false) {
+        if asked == Some(Identity::Kernel) {
+            mistakes.add("identity", "kernel needs --interceptor=ebpf: with off, use source-ip");
+        }
+        return (None, Identity::SourceIp);
+    }
+    let config = bpffs.zip(host_network).map(|(bpffs, host_network)| {
+        let log = flags.level == "trace";
+        intercept::Config { cgroup, bpffs, host_network, log }
+    });
+    (config, asked.unwrap_or(Identity::Kernel))
+}
+
+fn region(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<String> {
+    let region = flags.region.clone().or_else(|| vars.get("AWS_REGION"))?;
+    let good = !region.is_empty()
+        && region
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if !good {
+        mistakes.add("region", format!("{region:?} is no region, such as eu-west-1"));
+    }
+    good.then_some(region)
+}
+
+fn warnings(flags: &Flags, namespaces: NamespacePolicy) -> Vec<&'static str> {
+    let choices = [
+        (
+            flags.iptables != "false" || flags.host_interface.is_some(),
+            "--iptables and --host-interface do nothing: the kernel's own hooks intercept now",
+        ),
+        (
+            flags.node_name.is_none(),
+            "Without --node-name the pods of all nodes are watched, and credentials are prefetched only for pods of this --host",
+        ),
+        (
+            namespaces == NamespacePolicy::Optional,
+            "With --namespace-policy=optional, pods in namespaces without iam.amazonaws.com/permitted may have any role",
+        ),
+        (
+            flags.interceptor == "off",
+            "With --interceptor=off, nothing keeps pods from the node's own credentials but what you put in front",
+        ),
+        (
+            flags.allow_ip_query != "false",
+            "With --allow-ip-query, whoever reaches the agent gets any pod's credentials",
+        ),
+    ];
+    choices.into_iter().filter(|(made, _)| *made).map(|(_, warning)| warning).collect()
+}
+
+fn metadata(
+    flags: &Flags,
+    (identity, hosts): (Identity, &Hosts),
+    intercepts: bool,
+    mistakes: &mut Mistakes,
+) -> Option<imds::Config> {
+    let hold = mistakes.duration("hold", &flags.hold, Duration::ZERO, SECOND * 30);
+    let words = [("optional", imds::Imdsv2::Optional), ("required", imds::Imdsv2::Required)];
+    let imdsv2 = mistakes.one_of("imdsv2", &flags.imdsv2, &words);
+    let allow: Vec<Option<imds::AllowPath>> =
+        flags.allow_path.iter().map(|text| mistakes.parse("allow-path", text)).collect();
+    let allow_ip_query = mistakes.switch("allow-ip-query", &flags.allow_ip_query);
+    if allow_ip_query && intercepts {
+        mistakes.add("allow-ip-query", "it needs --interceptor=off: any pod could ask as another");
+    }
+    Some(imds::Config {
+        hold: hold?,
+        imdsv2: imdsv2?,
+        allow_paths: allow.into_iter().collect::<Option<Vec<_>>>()?,
+        allow_ip_query,
+        own_addresses: match identity {
+            Identity::Kernel => Vec::new(),
+            Identity::SourceIp => hosts.addresses().collect(),
+        },
+    })
+}

@@ -1,1 +1,27 @@
 //! Speaks EC2 instance metadata v1 and v2 to pods.
+//!
+//! A request is parsed into a [`route::Route`] by pure code, checked, and answered from what the agent
+//! holds; every failure is an [`Error`], which becomes a status in one place. No byte of a request ever
+//! reaches the real service.
+
+mod allow;
+mod checks;
+mod error;
+mod host;
+mod key;
+mod metrics;
+mod response;
+pub mod route;
+mod service;
+pub mod token;
+mod upstream;
+pub mod wire;
+
+pub use self::{
+    allow::{AllowPath, InvalidAllowPath},
+    error::{Error, Place, Reason},
+    metrics::Metrics,
+    service::{Config, Imdsv2, Parts, Service},
+    token::{KeyError, TokenAuthority},
+    upstream::{InvalidUpstream, Upstream, UpstreamError, UpstreamUrl},
+};

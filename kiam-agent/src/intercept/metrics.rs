@@ -1,6 +1,6 @@
 //! The kernel's own counts, read when they are asked for.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use aya::maps::{MapData, PerCpuArray};
 use kiam_common::counters::Reason;
@@ -12,13 +12,14 @@ use prometheus_client::{
 };
 
 /// `kiam_intercept_verdicts_total`: what the kernel programs decided about IMDS traffic.
-pub struct Verdicts(PerCpuArray<MapData, u64>);
+#[derive(Clone)]
+pub struct Verdicts(Arc<PerCpuArray<MapData, u64>>);
 
 // === impl Verdicts ===
 
 impl Verdicts {
     pub(super) fn new(map: PerCpuArray<MapData, u64>) -> Self {
-        Self(map)
+        Self(Arc::new(map))
     }
 
     /// How often `reason` was the answer, since the maps were first pinned.

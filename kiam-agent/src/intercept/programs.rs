@@ -114,7 +114,10 @@ impl Interception {
     /// The agent's own pod keeps the real IMDS. Entries of earlier agents' pods go.
     fn exempt_own_pod(&mut self) -> Result<(), Error> {
         let own = self.cgroup.pod_of_process(std::process::id());
-        let mut cgroups: HashMap<MapData, u64, u32> = hash(&mut self.ebpf, "CGROUPS")?;
+        // Borrowed: the programs that are still to be loaded need the map's descriptor.
+        let map = self.ebpf.map_mut("CGROUPS").ok_or(Error::Missing("CGROUPS"))?;
+        let mut cgroups: HashMap<&mut MapData, u64, u32> =
+            HashMap::try_from(map).map_err(map_error("CGROUPS"))?;
         if let Some(own) = own {
             cgroups.insert(own, CGROUP_PASS, 0).map_err(map_error("CGROUPS"))?;
         }
@@ -197,7 +200,10 @@ fn replace_or(
         AttachError::Program(source) => Error::Program { name, source },
         AttachError::Link(error) => Error::Program { name, source: io::Error::other(error).into() },
     })?;
-    let fresh = pin.with_extension("new");
+    // bpffs takes no dots in names.
+    let mut fresh = pin.as_os_str().to_owned();
+    fresh.push("_new");
+    let fresh = PathBuf::from(fresh);
     // A start that was cut short may have left one.
     let _ = fs::remove_file(&fresh);
     link.pin(&fresh).map_err(|source| Error::Pin { path: fresh.clone(), source })?;

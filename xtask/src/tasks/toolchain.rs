@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use super::command::{command, output_of, run, say, workspace};
 
@@ -93,9 +93,7 @@ fn plan(machine: &Machine) -> Result<Plan, String> {
 fn advice(machine: &Machine, packages: &[&str]) -> String {
     let debian =
         format!("apt-get update && apt-get install --no-install-recommends {}", packages.join(" "));
-    let nightly = format!(
-        "rustup toolchain install nightly --component rust-src && cargo install bpf-linker --version {LINKER_VERSION}"
-    );
+    let nightly = nightly_lines();
     match machine.apt {
         Apt::Absent => format!("no toolchain for BPF is here; install one with:\n  {nightly}"),
         _ => format!(
@@ -105,12 +103,23 @@ fn advice(machine: &Machine, packages: &[&str]) -> String {
     }
 }
 
+fn nightly_lines() -> String {
+    format!(
+        "rustup toolchain install nightly --component rust-src && cargo install bpf-linker --version {LINKER_VERSION}"
+    )
+}
+
 /// Looks for a toolchain and, where that is possible, installs what is missing, saying so.
 pub(crate) fn ensure() -> Result<Toolchain> {
     let plan = plan(&look()).map_err(anyhow::Error::msg)?;
     if !plan.packages.is_empty() {
         say(format!("installing Debian packages: {}", plan.packages.join(" ")));
-        install_packages(&plan.packages)?;
+        install_packages(&plan.packages).with_context(|| {
+            format!(
+                "this Debian may be too old or too new for them; with rustup it is:\n  {}",
+                nightly_lines()
+            )
+        })?;
     }
     let linker = match plan.linker {
         Some(linker) => linker,

@@ -1,0 +1,75 @@
+//! What operators see and change.
+
+use std::sync::OnceLock;
+
+use serde_json::{Value, json};
+
+use crate::{
+    admin::Operations,
+    credentials::{CredentialReader, State},
+    lifecycle::Readiness,
+    pods::{Pod, PodReader},
+    policy::{Decision, RolePolicy},
+    telemetry::{Level, LogLevel},
+};
+
+/// A process logs once.
+static LOG_LEVEL: OnceLock<LogLevel> = OnceLock::new();
+
+/// Makes the level changeable.
+pub(super) fn remember(level: LogLevel) {
+    // Set before by an earlier call: the same level.
+    let _ = LOG_LEVEL.set(level);
+}
+
+pub(super) fn operations(
+    readiness: Readiness,
+    registry: prometheus_client::registry::Registry,
+    pods: PodReader,
+    policy: RolePolicy,
+    credentials: CredentialReader,
+) -> Operations {
+    Operations {
+        readiness,
+        registry,
+        pods: Box::new(move || {
+            let mut all = pods.all();
+            all.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+            all.iter().map(|pod| shown(pod, &policy, &credentials)).collect()
+        }),
+        log_level: Box::new(|| LOG_LEVEL.get().map(LogLevel::get).unwrap_or_default()),
+        set_log_level: Box::new(|text| {
+            let level: Level = text.parse().map_err(|error| format!("{error}"))?;
+            LOG_LEVEL.get().ok_or("the process does not log")?.set(level);
+            Ok(())
+        }),
+    }
+}
+
+/// One pod with what it would be answered; no secrets.
+fn shown(pod: &Pod, policy: &RolePolicy, credentials: &CredentialReader) -> Value {
+    let mut shown = json!({
+        "namespace": pod.namespace, "name": pod.name, "uid": pod.uid.to_string(),
+        "addresses": pod.addresses, "hostNetwork": pod.host_network, "live": pod.live,
+        "annotation": pod.role,
+    });
+    let more = match policy.decide(pod) {
+        Decision::Refuse(refusal) => json!({ "refused": refusal.to_string() }),
+        Decision::Allow(identity) => {
+            let state = match credentials.get(&identity) {
+                None => json!("not wanted"),
+                Some(State::Pending) => json!("pending"),
+                Some(State::Failed { error, .. }) => json!({ "failed": error.message }),
+                Some(State::Ready(issued)) => json!({
+                    "accessKeyId": issued.credentials.access_key_id,
+                    "expiration": humantime::format_rfc3339_seconds(issued.credentials.expires).to_string(),
+                }),
+            };
+            json!({ "role": identity.role.to_string(), "credentials": state })
+        }
+    };
+    if let (Value::Object(shown), Value::Object(more)) = (&mut shown, more) {
+        shown.extend(more);
+    }
+    shown
+}

@@ -1,0 +1,139 @@
+//! The command line as clap has it: names, help and defaults. Values stay text here, so that all mistakes
+//! can be told at once.
+
+use clap::{Args, Parser, Subcommand};
+
+/// Gives each pod on a Kubernetes node the credentials of its own AWS IAM role.
+///
+/// Each flag of the agent is also an environment variable: --node-name is KIAM_NODE_NAME.
+#[derive(Debug, Parser)]
+#[command(name = "kiam-agent", disable_version_flag = true, args_conflicts_with_subcommands = true)]
+pub(super) struct CommandLine {
+    /// Something else than to run the agent.
+    #[command(subcommand)]
+    pub(super) command: Option<Subcommands>,
+    /// The agent's own.
+    #[command(flatten)]
+    pub(super) flags: Flags,
+}
+
+/// What else the program does.
+#[derive(Debug, Subcommand)]
+pub(super) enum Subcommands {
+    /// Detach the kernel programs and remove their pins; pods reach the node's metadata service again
+    Uninstall {
+        /// Folder of the pins
+        #[arg(long, value_name = "DIR", default_value = BPFFS)]
+        bpffs: String,
+    },
+    /// Ask the agent that runs on this node; exit 0 when it is ready (or alive), else 1
+    Status {
+        /// Only whether it is alive
+        #[arg(long)]
+        live: bool,
+        /// Folder of the agent's socket
+        #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+        state_dir: String,
+    },
+}
+
+const BPFFS: &str = "/sys/fs/bpf/kiam";
+const STATE_DIR: &str = "/run/kiam";
+
+/// The agent's flags.
+#[derive(Debug, Args)]
+pub(super) struct Flags {
+    /// Address of this node that the agent listens on: one IPv4, one IPv6, or both (required)
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub(super) host: Vec<String>,
+    /// Port that the agent listens on; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value = "3100")]
+    pub(super) port: String,
+    /// Completes short role names: arn:aws:iam::123456789012:role/ (or autodetect it)
+    #[arg(long, value_name = "ARN")]
+    pub(super) role_base_arn: Option<String>,
+    /// Take the base ARN from the node's own instance profile
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", default_value = "false")]
+    pub(super) role_base_arn_autodetect: String,
+    /// Watch only this node's pods; absent: all pods
+    #[arg(long, value_name = "NAME")]
+    pub(super) node_name: Option<String>,
+    /// Kubeconfig file; absent: the pod's service account
+    #[arg(long, value_name = "FILE")]
+    pub(super) kubeconfig: Option<String>,
+    /// How often everything is listed anew
+    #[arg(long, value_name = "DURATION", default_value = "2m")]
+    pub(super) sync_interval: String,
+    /// What intercepts pods' traffic: ebpf or off
+    #[arg(long, value_name = "WHAT", default_value = "ebpf")]
+    pub(super) interceptor: String,
+    /// What tells who calls: kernel or source-ip; default kernel, without interceptor source-ip
+    #[arg(long, value_name = "WHAT")]
+    pub(super) identity: Option<String>,
+    /// What becomes of pods in the host's network: pass or intercept
+    #[arg(long, value_name = "WHAT", default_value = "pass")]
+    pub(super) host_network_pods: String,
+    /// The pods' cgroup; absent: found by the kubelet's names
+    #[arg(long, value_name = "DIR")]
+    pub(super) cgroup: Option<String>,
+    /// Folder for pins on a BPF file system
+    #[arg(long, value_name = "DIR", default_value = BPFFS)]
+    pub(super) bpffs: String,
+    /// Folder for the token key and the admin socket
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+    pub(super) state_dir: String,
+    /// How long a request may wait for its pod or credentials
+    #[arg(long, value_name = "DURATION", default_value = "400ms")]
+    pub(super) hold: String,
+    /// Whether session tokens are optional or required
+    #[arg(long, value_name = "WHAT", default_value = "optional")]
+    pub(super) imdsv2: String,
+    /// Metadata path that pods may read too, exact or ending in /* (repeatable)
+    #[arg(long, value_name = "PATH")]
+    pub(super) allow_path: Vec<String>,
+    /// The real metadata service
+    #[arg(long, value_name = "URL", default_value = "http://169.254.169.254")]
+    pub(super) upstream: String,
+    /// AWS region; absent: AWS_REGION, else the metadata service's
+    #[arg(long, value_name = "REGION")]
+    pub(super) region: Option<String>,
+    /// STS instead of the region's
+    #[arg(long, value_name = "URL")]
+    pub(super) sts_endpoint: Option<String>,
+    /// Session name of pods that ask for none
+    #[arg(long, value_name = "NAME", default_value = "kiam-kiam")]
+    pub(super) session_name: String,
+    /// How long credentials are asked to last, 15m to 12h
+    #[arg(long, value_name = "DURATION", default_value = "1h")]
+    pub(super) session_duration: String,
+    /// Whether namespaces need iam.amazonaws.com/permitted: optional or required
+    #[arg(long, value_name = "WHAT", default_value = "optional")]
+    pub(super) namespace_policy: String,
+    /// Where /live, /ready and /metrics are served
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:3101")]
+    pub(super) admin: String,
+    /// A second listener for /metrics alone
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) metrics: Option<String>,
+    /// StatsD server, with kiam's metric names
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) statsd: Option<String>,
+    /// How often StatsD metrics are sent
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    pub(super) statsd_interval: String,
+    /// Log JSON objects
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", default_value = "false")]
+    pub(super) json_log: String,
+    /// Log level: trace, debug, info, warn, error
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub(super) level: String,
+    /// Let ?ip= stand for the caller; only with --interceptor=off
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", default_value = "false")]
+    pub(super) allow_ip_query: String,
+    /// Does nothing: the kernel intercepts now
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", default_value = "false")]
+    pub(super) iptables: String,
+    /// Does nothing: no interface is involved
+    #[arg(long, value_name = "NAME")]
+    pub(super) host_interface: Option<String>,
+}

@@ -1,0 +1,104 @@
+//! What clap would stop at: unknown and incomplete flags, all of them, and the environment's part.
+
+use std::collections::HashSet;
+
+use clap::{Arg, Command};
+
+use super::Vars;
+
+/// Flags and words of kiam v2 to v4, and what to use here.
+const FORMER: [(&str, &str); 22] = [
+    ("agent", "run kiam-agent without a subcommand"),
+    ("server", "there is no server: every node's agent asks STS itself"),
+    ("health", "use kiam-agent status"),
+    ("--whitelist-route-regexp", "use --allow-path, once for each path"),
+    ("--allow-route-regexp", "use --allow-path, once for each path"),
+    ("--server-address", "there is no server: every node's agent asks STS itself"),
+    ("--server-address-refresh", "there is no server: every node's agent asks STS itself"),
+    ("--bind", "there is no server: every node's agent asks STS itself"),
+    ("--cert", "there is no connection that needs it"),
+    ("--key", "there is no connection that needs it"),
+    ("--ca", "there is no connection that needs it"),
+    ("--gateway-timeout-creation", "there is no gateway"),
+    ("--no-iptables-remove", "run kiam-agent uninstall to stop intercepting"),
+    ("--iptables-remove", "run kiam-agent uninstall to stop intercepting"),
+    ("--prometheus-listen-addr", "use --metrics"),
+    ("--prometheus-sync-interval", "metrics are read when they are asked for"),
+    ("--sync", "use --sync-interval"),
+    ("--session", "use --session-name"),
+    ("--session-refresh", "credentials are renewed at half their life"),
+    ("--assume-role-arn", "not supported: the node's own role assumes the pods' roles"),
+    ("--disable-strict-namespace-regexp", "expressions are always matched as a whole"),
+    ("--statsd-prefix", "the prefix is kiam"),
+];
+
+/// The arguments that clap can take without an error, and what was wrong with the others.
+#[derive(Debug, Default)]
+pub(super) struct Scanned {
+    pub(super) arguments: Vec<String>,
+    pub(super) mistakes: Vec<String>,
+}
+
+/// Sorts `arguments` (without the program's name) for `command`, adding what `vars` has instead of flags.
+pub(super) fn scan(command: &Command, arguments: &[String], vars: &dyn Vars) -> Scanned {
+    let mut scanned = Scanned { arguments: vec!["kiam-agent".to_owned()], mistakes: vec![] };
+    let mut given = HashSet::new();
+    let mut words = arguments.iter().peekable();
+    while let Some(word) = words.next() {
+        let Some(flag) = word.strip_prefix("--") else {
+            scanned.mistakes.push(unexpected(word));
+            continue;
+        };
+        let (name, value) = match flag.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (flag, None),
+        };
+        let Some(known) = find(command, name) else {
+            scanned.mistakes.push(unexpected(&format!("--{name}")));
+            if value.is_none() && words.peek().is_some_and(|next| !next.starts_with("--")) {
+                words.next();
+            }
+            continue;
+        };
+        if !given.insert(name.to_owned()) && !repeatable(known) {
+            scanned.mistakes.push(format!("--{name}: it is there more than once"));
+            continue;
+        }
+        if value.is_some() || optional(known) {
+            scanned.arguments.push(word.clone());
+        } else if let Some(value) = words.next_if(|next| !next.starts_with("--")) {
+            scanned.arguments.push(format!("--{name}={value}"));
+        } else {
+            scanned.mistakes.push(format!("--{name}: a value must follow"));
+        }
+    }
+    for flag in command.get_arguments().filter_map(Arg::get_long) {
+        let variable = format!("KIAM_{}", flag.to_uppercase().replace('-', "_"));
+        if let Some(value) = vars.get(&variable).filter(|_| !given.contains(flag)) {
+            scanned.arguments.push(format!("--{flag}={value}"));
+        }
+    }
+    scanned
+}
+
+fn find<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
+    command.get_arguments().find(|arg| arg.get_long() == Some(name))
+}
+
+fn repeatable(arg: &Arg) -> bool {
+    matches!(arg.get_action(), clap::ArgAction::Append)
+}
+
+/// Whether the flag may stand alone.
+fn optional(arg: &Arg) -> bool {
+    arg.get_num_args().is_some_and(|count| count.min_values() == 0)
+        || !arg.get_action().takes_values()
+}
+
+fn unexpected(word: &str) -> String {
+    match FORMER.iter().find(|(former, _)| *former == word) {
+        Some((_, instead)) => format!("{word}: of another kiam; {instead}"),
+        None if word.starts_with("--") => format!("{word}: there is no such flag"),
+        None => format!("{word:?}: there is no such subcommand"),
+    }
+}

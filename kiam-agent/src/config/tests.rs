@@ -1,0 +1,145 @@
+//! Command lines, good and bad.
+
+use std::collections::HashMap;
+
+use super::*;
+
+struct Environment(HashMap<&'static str, &'static str>);
+
+impl Vars for Environment {
+    fn get(&self, name: &str) -> Option<String> {
+        self.0.get(name).map(|value| (*value).to_owned())
+    }
+}
+
+fn with(line: &str, vars: &[(&'static str, &'static str)]) -> Result<Task, UsageError> {
+    let arguments: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+    parse(&arguments, &Environment(vars.iter().copied().collect()))
+}
+
+fn config(line: &str) -> Config {
+    match with(line, &[]) {
+        Ok(Task::Run(config)) => *config,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn mistakes(line: &str) -> Vec<String> {
+    match with(line, &[]) {
+        Err(UsageError(mistakes)) => mistakes,
+        Ok(task) => panic!("{task:?}"),
+    }
+}
+
+const GOOD: &str = "--host=10.0.0.1 --role-base-arn=arn:aws:iam::123456789012:role/";
+
+#[test]
+fn the_least_command_line_has_kiams_defaults() {
+    let config = config(GOOD);
+    assert_eq!((config.port, config.identity), (3100, Identity::Kernel));
+    assert_eq!(config.cluster.sync_interval, Duration::from_secs(120));
+    assert_eq!(config.admin, "127.0.0.1:3101".parse().unwrap());
+    assert!(config.intercept.is_some() && config.cluster.node_name.is_none());
+}
+
+#[test]
+fn an_old_kiam_manifest_starts_with_warnings() {
+    let config = config(&format!(
+        "--iptables --host-interface cali+ --json-log --level=debug --port=8181 --sync-interval=1m0s --statsd=127.0.0.1:8125 {GOOD}"
+    ));
+    assert_eq!(config.port, 8181);
+    assert!(config.warnings.iter().any(|warning| warning.contains("--iptables")));
+    assert!(config.statsd.is_some());
+}
+
+#[test]
+fn every_mistake_is_told_at_once_with_its_flag_and_value() {
+    let mistakes = mistakes(
+        "--port=99999 --sync-interval=soon --interceptor=xdp --identity=dns --host-network-pods=maybe \
+         --cgroup=kubepods --bpffs=bpf --state-dir=run --hold=1y --imdsv2=no --allow-path=/latest/user-data \
+         --upstream=imds --region=EU --sts-endpoint=sts --session-name=a!b --session-duration=5m \
+         --namespace-policy=open --admin=here --metrics=there --statsd=nowhere --statsd-interval=0s \
+         --level=loud --json-log=perhaps --host=0.0.0.0 --host=node --role-base-arn=reader --nonsense extra --kubeconfig",
+    );
+    let all = mistakes.join("\n");
+    for flag in [
+        "port",
+        "sync-interval",
+        "interceptor",
+        "identity",
+        "host-network-pods",
+        "cgroup",
+        "bpffs",
+        "state-dir",
+        "hold",
+        "imdsv2",
+        "allow-path",
+        "upstream",
+        "region",
+        "sts-endpoint",
+        "session-name",
+        "session-duration",
+        "namespace-policy",
+        "admin",
+        "metrics",
+        "statsd",
+        "statsd-interval",
+        "level",
+        "json-log",
+        "host",
+        "role-base-arn",
+        "nonsense",
+        "kubeconfig",
+    ] {
+        assert!(all.contains(&format!("--{flag}: ")), "--{flag} is missing from:\n{all}");
+    }
+    for value in ["99999", "\"soon\"", "\"EU\"", "0.0.0.0", "\"5m\"", "\"loud\""] {
+        assert!(all.contains(value), "{value} is missing from:\n{all}");
+    }
+}
+
+#[test]
+fn what_is_required_is_asked_for() {
+    let all = mistakes("").join("\n");
+    assert!(
+        all.contains("--host: it is required") && all.contains("--role-base-arn: it is required")
+    );
+}
+
+#[test]
+fn flags_of_other_kiams_say_what_to_use() {
+    let all = mistakes(&format!("agent --whitelist-route-regexp=.* --server-address x:443 {GOOD}"));
+    assert!(all.iter().any(|line| line.contains("--allow-path")), "{all:?}");
+    assert_eq!(all.len(), 3, "{all:?}");
+}
+
+#[test]
+fn choices_that_contradict_are_refused() {
+    for (line, flag) in [
+        ("--allow-ip-query", "allow-ip-query"),
+        ("--interceptor=off --identity=kernel", "identity"),
+        ("--role-base-arn-autodetect", "role-base-arn"),
+        ("--port=1 --port=2", "port"),
+    ] {
+        let all = mistakes(&format!("{GOOD} {line}"));
+        assert!(all.len() == 1 && all[0].starts_with(&format!("--{flag}: ")), "{line}: {all:?}");
+    }
+    assert_eq!(config(&format!("{GOOD} --interceptor=off")).identity, Identity::SourceIp);
+}
+
+#[test]
+fn environment_stands_in_for_flags_that_are_absent() {
+    let vars =
+        [("KIAM_HOST", "10.0.0.9"), ("KIAM_PORT", "1"), ("KIAM_ROLE_BASE_ARN_AUTODETECT", "true")];
+    let Ok(Task::Run(config)) = with("--port=2", &vars) else { panic!("refused") };
+    assert_eq!((config.hosts.v4, config.port), (Some([10, 0, 0, 9].into()), 2));
+}
+
+#[test]
+fn subcommands_and_version_are_understood() {
+    assert!(matches!(with("uninstall", &[]), Ok(Task::Uninstall { .. })));
+    assert!(matches!(with("status --live", &[]), Ok(Task::Status { live: true, .. })));
+    assert!(matches!(with("--version", &[]), Ok(Task::Print(text)) if text.contains("layout v1")));
+    assert!(matches!(with("--help", &[]), Ok(Task::Print(text)) if text.contains("--node-name")));
+    assert!(with("uninstall --wrong", &[]).is_err());
+}

@@ -1,0 +1,146 @@
+//! Text to values, each mistake with the flag, the value and what would be right.
+
+use std::{fmt::Display, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use crate::intercept::HostNetworkPods;
+
+/// Collects what is wrong, so that all of it is told at once.
+#[derive(Debug, Default)]
+pub(super) struct Mistakes(pub(super) Vec<String>);
+
+/// The node's addresses: at most one a family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hosts {
+    /// The IPv4 address.
+    pub v4: Option<std::net::Ipv4Addr>,
+    /// The IPv6 address.
+    pub v6: Option<std::net::Ipv6Addr>,
+}
+
+// === impl Hosts ===
+
+impl Hosts {
+    /// Both, as far as they are given.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
+    }
+}
+
+// === impl Mistakes ===
+
+impl Mistakes {
+    pub(super) fn add(&mut self, flag: &str, problem: impl Display) {
+        self.0.push(format!("--{flag}: {problem}"));
+    }
+
+    /// Parses, or notes why not.
+    pub(super) fn parse<T: FromStr<Err: Display>>(&mut self, flag: &str, text: &str) -> Option<T> {
+        match text.parse() {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.add(flag, format!("{text:?}: {error}"));
+                None
+            }
+        }
+    }
+
+    /// One of `words`.
+    pub(super) fn one_of<T: Copy>(
+        &mut self,
+        flag: &str,
+        text: &str,
+        words: &[(&str, T)],
+    ) -> Option<T> {
+        let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+        if found.is_none() {
+            let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+            self.add(flag, format!("{text:?} is none of {}", known.join(", ")));
+        }
+        found
+    }
+
+    pub(super) fn switch(&mut self, flag: &str, text: &str) -> bool {
+        self.one_of(flag, text, &[("true", true), ("false", false)]).unwrap_or_default()
+    }
+
+    /// A duration within `least..=most`, such as `400ms` or Go's `2m0s`.
+    pub(super) fn duration(
+        &mut self,
+        flag: &str,
+        text: &str,
+        least: Duration,
+        most: Duration,
+    ) -> Option<Duration> {
+        match humantime::parse_duration(text) {
+            Ok(duration) if (least..=most).contains(&duration) => Some(duration),
+            Ok(_) => {
+                self.add(
+                    flag,
+                    format!("{text:?} is not between {} and {}", show(least), show(most)),
+                );
+                None
+            }
+            Err(_) => {
+                self.add(flag, format!("{text:?} is no duration, such as 400ms, 10s, 2m or 1h"));
+                None
+            }
+        }
+    }
+
+    /// An absolute path.
+    pub(super) fn folder(&mut self, flag: &str, text: &str) -> Option<PathBuf> {
+        let path = PathBuf::from(text);
+        if path.is_absolute() {
+            return Some(path);
+        }
+        self.add(flag, format!("{text:?} is no absolute path"));
+        None
+    }
+
+    /// An `http://` or `https://` URL of a server alone.
+    pub(super) fn url(&mut self, flag: &str, text: &str) -> Option<String> {
+        let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+        let good = rest.is_some_and(|rest| {
+            !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'@')
+        });
+        if !good {
+            self.add(flag, format!("{text:?} is no URL, such as http://127.0.0.1:5000"));
+        }
+        good.then(|| text.trim_end_matches('/').to_owned())
+    }
+
+    /// The addresses of `--host`.
+    pub(super) fn hosts(&mut self, texts: &[String]) -> Hosts {
+        let mut hosts = Hosts::default();
+        if texts.is_empty() {
+            self.add("host", "it is required: the address of this node, such as --host=10.0.0.1");
+        }
+        for text in texts {
+            let repeated = match text.parse::<IpAddr>() {
+                Ok(address) if address.is_unspecified() || address.is_multicast() => {
+                    self.add("host", format!("{text:?} is not an address of one node"));
+                    false
+                }
+                Ok(IpAddr::V4(v4)) => hosts.v4.replace(v4).is_some(),
+                Ok(IpAddr::V6(v6)) => hosts.v6.replace(v6).is_some(),
+                Err(_) => {
+                    self.add("host", format!("{text:?} is no IP address"));
+                    false
+                }
+            };
+            if repeated {
+                self.add("host", format!("{text:?}: there is another address of its family"));
+            }
+        }
+        hosts
+    }
+
+    pub(super) fn host_network(&mut self, text: &str) -> Option<HostNetworkPods> {
+        let words = [("pass", HostNetworkPods::Pass), ("intercept", HostNetworkPods::Intercept)];
+        self.one_of("host-network-pods", text, &words)
+    }
+}
+
+fn show(duration: Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(duration)
+}

@@ -1,0 +1,166 @@
+//! Why a request is not answered, and what the client sees of it.
+//!
+//! Statuses are chosen for what real SDKs make of them; bodies are empty, for some clients take the
+//! body of any answer for the name of a role.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use prometheus_client::encoding::EncodeLabelValue;
+
+use super::UpstreamError;
+use crate::{
+    pods::{NotFound, Unattested},
+    policy::Refusal,
+    role::Quoted,
+};
+
+/// Why a request is refused. Nothing here is worth a retry by the agent; clients judge by the status.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The connection belongs to no pod.
+    #[error("{0}")]
+    Unattested(Unattested),
+    /// The pod is not known, or the connection can't be its.
+    #[error(transparent)]
+    Pod(#[from] NotFound),
+    /// The request went through a proxy.
+    #[error("requests with X-Forwarded-For are refused")]
+    ForwardedFor,
+    /// The `Host` header names another service: DNS rebinding.
+    #[error("host {0} is not the instance metadata service")]
+    Host(Quoted),
+    /// HTTP/1.1 without `Host`, or with several.
+    #[error("exactly one Host header is needed")]
+    HostMissing,
+    /// A body where none belongs.
+    #[error("a request body is not accepted")]
+    Body,
+    /// A method that the path does not have.
+    #[error("method not allowed, only {allow}")]
+    Method {
+        /// The methods it has.
+        allow: &'static str,
+    },
+    /// Not a path of ours, or not its normalised spelling.
+    #[error("path not allowed")]
+    Path,
+    /// `PUT` of a token at a version other than `latest`.
+    #[error("tokens are issued at /latest/api/token only")]
+    DatedToken,
+    /// The token's life is not given or out of range.
+    #[error("x-aws-ec2-metadata-token-ttl-seconds must be 1 to 21600")]
+    Ttl,
+    /// `--imdsv2=required`, and no token.
+    #[error("a token is required (IMDSv2)")]
+    TokenMissing,
+    /// A token that is malformed, expired or another pod's.
+    #[error("the token is not valid")]
+    TokenInvalid,
+    /// Policy refuses the pod its role, or it has none.
+    #[error(transparent)]
+    Refused(Refusal),
+    /// Another role than the pod's is asked for.
+    #[error("role {0} is not the pod's")]
+    OtherRole(Quoted),
+    /// There are no valid credentials now.
+    #[error("no credentials yet: {reason}")]
+    NoCredentials {
+        /// What AWS answered last.
+        reason: String,
+        /// When it may be better.
+        retry_after: Duration,
+    },
+    /// The real service does not answer, or not with what was asked.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+}
+
+/// Where an error is answered, as far as the status depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The path of one role's credentials. A role that was just listed is never answered 404 here: Ruby's
+    /// SDK would ask again without end.
+    Credentials,
+    /// Any other path.
+    Elsewhere,
+}
+
+/// The kinds of [`Error`], for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(missing_docs, reason = "named as the variants of `Error`, `NotFound` and `Refusal`")]
+pub enum Reason {
+    Unattested,
+    PodUnknown,
+    AddressMismatch,
+    AddressAmbiguous,
+    WatchStale,
+    ForwardedFor,
+    Host,
+    Body,
+    Method,
+    Path,
+    DatedToken,
+    Ttl,
+    TokenMissing,
+    TokenInvalid,
+    NoRole,
+    Forbidden,
+    OtherRole,
+    NoCredentials,
+    Upstream,
+}
+
+// === impl Error ===
+
+impl Error {
+    /// The status that clients are answered.
+    #[must_use]
+    pub fn status(&self, place: Place) -> StatusCode {
+        let absent = match place {
+            Place::Credentials => StatusCode::FORBIDDEN,
+            Place::Elsewhere => StatusCode::NOT_FOUND,
+        };
+        match self {
+            Self::Body | Self::HostMissing | Self::Ttl => StatusCode::BAD_REQUEST,
+            // Only a 401 ends the v1 mode that SDKs fall into and stay in.
+            Self::TokenMissing | Self::TokenInvalid => StatusCode::UNAUTHORIZED,
+            Self::Unattested(_)
+            | Self::Pod(NotFound::AddressMismatch | NotFound::Ambiguous | NotFound::Stale)
+            | Self::ForwardedFor
+            | Self::Host(_)
+            | Self::DatedToken
+            | Self::OtherRole(_) => StatusCode::FORBIDDEN,
+            Self::Pod(NotFound::Unknown) | Self::Refused(_) => absent,
+            Self::Path | Self::Upstream(UpstreamError::NotFound) => StatusCode::NOT_FOUND,
+            Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NoCredentials { .. } | Self::Upstream(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// Its kind.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Unattested(_) => Reason::Unattested,
+            Self::Pod(NotFound::Unknown) => Reason::PodUnknown,
+            Self::Pod(NotFound::AddressMismatch) => Reason::AddressMismatch,
+            Self::Pod(NotFound::Ambiguous) => Reason::AddressAmbiguous,
+            Self::Pod(NotFound::Stale) => Reason::WatchStale,
+            Self::ForwardedFor => Reason::ForwardedFor,
+            Self::Host(_) | Self::HostMissing => Reason::Host,
+            Self::Body => Reason::Body,
+            Self::Method { .. } => Reason::Method,
+            Self::Path => Reason::Path,
+            Self::DatedToken => Reason::DatedToken,
+            Self::Ttl => Reason::Ttl,
+            Self::TokenMissing => Reason::TokenMissing,
+            Self::TokenInvalid => Reason::TokenInvalid,
+            Self::Refused(Refusal::NoRole) => Reason::NoRole,
+            Self::Refused(_) => Reason::Forbidden,
+            Self::OtherRole(_) => Reason::OtherRole,
+            Self::NoCredentials { .. } => Reason::NoCredentials,
+            Self::Upstream(_) => Reason::Upstream,
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Which `Host` a request may name.
+//!
+//! A page in a pod's browser, or a server-side fetch, can be brought here by a DNS name that changes its
+//! address; the name still shows in `Host`, and only the service's own are accepted.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use http::{HeaderMap, Uri, Version, header};
+
+use super::Error;
+use crate::role::Quoted;
+
+const IMDS_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
+const IMDS_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254));
+/// The names that EC2's resolvers have for it.
+const NAMES: [&str; 2] = ["instance-data", "instance-data.ec2.internal"];
+
+/// The hosts that requests may name.
+#[derive(Clone, Debug)]
+pub(super) struct Hosts {
+    own: Vec<IpAddr>,
+}
+
+// === impl Hosts ===
+
+impl Hosts {
+    /// The metadata service's, and the agent's `own` addresses: none in kernel mode, where whoever names
+    /// them was not redirected.
+    pub(super) fn new(own: Vec<IpAddr>) -> Self {
+        Self { own }
+    }
+
+    /// Checks `Host` and an absolute-form target.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Path`] for a target on another host; [`Error::Host`] and [`Error::HostMissing`].
+    pub(super) fn check(
+        &self,
+        version: Version,
+        target: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<(), Error> {
+        if let Some(authority) = target.authority() {
+            let http =
+                target.scheme_str().is_some_and(|scheme| scheme.eq_ignore_ascii_case("http"));
+            if !http || !self.accepts(authority.as_str()) {
+                return Err(Error::Path);
+            }
+        }
+        let mut hosts = headers.get_all(header::HOST).iter();
+        let Some(host) = hosts.next() else {
+            let optional = version < Version::HTTP_11;
+            return if optional { Ok(()) } else { Err(Error::HostMissing) };
+        };
+        if hosts.next().is_some() {
+            return Err(Error::HostMissing);
+        }
+        let text = String::from_utf8_lossy(host.as_bytes());
+        if self.accepts(&text) { Ok(()) } else { Err(Error::Host(Quoted::new(&text))) }
+    }
+
+    fn accepts(&self, authority: &str) -> bool {
+        let host = match authority.rsplit_once(':') {
+            Some((host, port)) if !port.contains(']') => {
+                if port.is_empty() || port.len() > 5 || !port.bytes().all(|b| b.is_ascii_digit()) {
+                    return false;
+                }
+                host
+            }
+            _ => authority,
+        };
+        let address = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            Some(v6) => v6.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
+            None => host.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
+        };
+        match address.map(|address| address.to_canonical()) {
+            Some(address) => [IMDS_V4, IMDS_V6].contains(&address) || self.own.contains(&address),
+            None => NAMES.iter().any(|name| host.eq_ignore_ascii_case(name)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_the_service_are_accepted() {
+        let kernel = Hosts::new(Vec::new());
+        let source_ip = Hosts::new(vec!["10.0.0.1".parse().unwrap()]);
+        let cases = [
+            ("169.254.169.254", true),
+            ("169.254.169.254:80", true),
+            ("169.254.169.254:3100", true),
+            ("[fd00:ec2::254]", true),
+            ("[fd00:ec2::254]:80", true),
+            ("[FD00:0EC2:0::0254]", true),
+            ("[::ffff:169.254.169.254]", true),
+            ("instance-data", true),
+            ("Instance-Data.ec2.internal", true),
+            ("instance-data:80", true),
+            ("", false),
+            (":80", false),
+            ("169.254.169.254:", false),
+            ("169.254.169.254:80:80", false),
+            ("169.254.169.254:http", false),
+            ("169.254.169.254.", false),
+            ("169.254.169.254.evil.example", false),
+            ("169.254.43518", false),
+            ("2852039166", false),
+            ("0xa9fea9fe", false),
+            ("169.254.169.0376", false),
+            ("fd00:ec2::254", false),
+            ("[169.254.169.254]", false),
+            ("user@169.254.169.254", false),
+            ("169.254.169.254, evil.example", false),
+            ("evil.example", false),
+            ("localhost", false),
+            ("127.0.0.1:3100", false),
+            ("instance-data.evil.example", false),
+            ("10.0.0.1:3100", false),
+        ];
+        for (host, accepted) in cases {
+            assert_eq!(kernel.accepts(host), accepted, "{host}");
+        }
+        assert!(source_ip.accepts("10.0.0.1:3100") && source_ip.accepts("10.0.0.1"));
+        assert!(!source_ip.accepts("10.0.0.2:3100"));
+    }
+}

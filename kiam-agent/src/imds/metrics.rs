@@ -1,0 +1,137 @@
+//! What is counted about pods' requests.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+use super::{
+    Error, Reason,
+    route::{Form, Readable, Route},
+};
+use crate::telemetry::Statsd;
+
+/// What was asked for, whether it was given or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum Asked {
+    Token,
+    RoleName,
+    Credentials,
+    CredentialsExtended,
+    InstanceProfile,
+    Listing,
+    Upstream,
+    Unrouted,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answered {
+    route: Asked,
+    status: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Refused {
+    reason: Reason,
+}
+
+/// The metadata service's metrics, in Prometheus' form and in kiam v1's StatsD names.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    requests: Family<Answered, Counter>,
+    refusals: Family<Refused, Counter>,
+    imdsv1: Counter,
+    duration: Histogram,
+    statsd: Statsd,
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// Adds them to `registry`; timings go to `statsd` too.
+    pub fn register(registry: &mut Registry, statsd: Statsd) -> Self {
+        let metrics = Self {
+            requests: Family::default(),
+            refusals: Family::default(),
+            imdsv1: Counter::default(),
+            // 100 µs to 0.8 s: SDKs give up between half a second and one.
+            duration: Histogram::new(exponential_buckets(0.000_1, 2.0, 14)),
+            statsd,
+        };
+        registry.register(
+            "kiam_imds_requests",
+            "Requests of pods, by what was asked for and the status of the answer",
+            metrics.requests.clone(),
+        );
+        registry.register(
+            "kiam_imds_refusals",
+            "Requests that were not answered as asked, by reason",
+            metrics.refusals.clone(),
+        );
+        registry.register(
+            "kiam_imds_v1_requests",
+            "Requests without a token (IMDSv1) that were accepted",
+            metrics.imdsv1.clone(),
+        );
+        registry.register(
+            "kiam_imds_request_duration_seconds",
+            "Time from a request's head to its answer, holds included",
+            metrics.duration.clone(),
+        );
+        metrics
+    }
+
+    pub(super) fn imdsv1(&self) {
+        self.imdsv1.inc();
+    }
+
+    pub(super) fn answered(
+        &self,
+        asked: Asked,
+        status: StatusCode,
+        refusal: Option<&Error>,
+        took: Duration,
+    ) {
+        let labels = Answered { route: asked, status: u32::from(status.as_u16()) };
+        self.requests.get_or_create(&labels).inc();
+        if let Some(error) = refusal {
+            self.refusals.get_or_create(&Refused { reason: error.reason() }).inc();
+        }
+        self.duration.observe(took.as_secs_f64());
+        match asked {
+            Asked::RoleName => self.statsd.timing("handler.role_name", took),
+            Asked::Credentials | Asked::CredentialsExtended => {
+                self.statsd.timing("handler.credentials", took);
+            }
+            _ => {}
+        }
+    }
+}
+
+// === impl Asked ===
+
+impl Asked {
+    pub(super) fn of(route: &Result<Route, Error>) -> Self {
+        let what = match route {
+            Ok(Route::Token) => return Self::Token,
+            Ok(Route::Read(what)) => what,
+            Err(_) => return Self::Unrouted,
+        };
+        match what {
+            Readable::RoleName => Self::RoleName,
+            Readable::Credentials(Form::Plain, _) => Self::Credentials,
+            Readable::Credentials(Form::Extended, _) => Self::CredentialsExtended,
+            Readable::InstanceProfile => Self::InstanceProfile,
+            Readable::Listing(_) => Self::Listing,
+            Readable::Upstream(_) => Self::Upstream,
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! From a request line to what is asked for.
+//!
+//! A path is routed only in its normalised spelling: whatever decoding, dot segments, doubled slashes or
+//! characters outside a small set could change is no path of ours (404). So there is one spelling to
+//! decide about, and it alone is asked of the real service, always below `/latest`, where it says at
+//! most what the same path says below an older version.
+
+use http::Method;
+
+use super::{AllowPath, Error};
+use crate::role::RoleArn;
+
+/// `Allow` of everything that is read.
+const READ: &str = "GET, HEAD";
+/// `Allow` of the token's path.
+const ISSUE: &str = "PUT";
+
+/// Paths that are open to every pod: where the instance is. They never change for an instance.
+const BUILT_IN: [&str; 5] = [
+    "meta-data/instance-id",
+    "meta-data/placement/availability-zone",
+    "meta-data/placement/availability-zone/",
+    "meta-data/placement/availability-zone-id",
+    "meta-data/placement/region",
+];
+
+/// What a request asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// `PUT /latest/api/token`.
+    Token,
+    /// `GET` or `HEAD` of one of the paths that are answered.
+    Read(Readable),
+}
+
+/// What can be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readable {
+    /// The list of roles: the name of the pod's role.
+    RoleName,
+    /// Credentials of a role.
+    Credentials(Form, RequestedRole),
+    /// `iam/info`: the instance profile, which is made up from the pod's role.
+    InstanceProfile,
+    /// A list of paths that does not depend on the pod.
+    Listing(&'static str),
+    /// A path that the real service answers.
+    Upstream(UpstreamPath),
+}
+
+/// The two forms of the credentials' body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// `security-credentials`.
+    Plain,
+    /// `security-credentials-extended`: names the account too.
+    Extended,
+}
+
+/// The role that a path names, as the client wrote it: a name, a path and name, or an ARN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestedRole(String);
+
+/// A normalised path, without leading slash, that the real service may be asked for below `/latest/`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UpstreamPath {
+    path: String,
+    lifetime: Lifetime,
+}
+
+/// How long an answer of the real service is true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lifetime {
+    /// As long as the instance lives.
+    Instance,
+    /// Until it is asked again.
+    Request,
+}
+
+/// The paths that this agent answers.
+#[derive(Clone, Debug, Default)]
+pub struct Routes {
+    allowed: Vec<AllowPath>,
+}
+
+// === impl Routes ===
+
+impl Routes {
+    /// The built-in paths and those of `allowed`.
+    #[must_use]
+    pub fn new(allowed: Vec<AllowPath>) -> Self {
+        Self { allowed }
+    }
+
+    /// What `method` on `path`, the request target without its query, asks for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Path`] for what is not ours or not normalised, [`Error::Method`], and
+    /// [`Error::DatedToken`] for a token of a version other than `latest`, as EC2 has it.
+    pub fn parse(&self, method: &Method, path: &str) -> Result<Route, Error> {
+        let normalised = Normalised::parse(path);
+        let is_token = matches!(&normalised, Some(path) if path.rest == "api/token");
+        match *method {
+            Method::GET | Method::HEAD => {}
+            Method::PUT if is_token => {
+                let latest = normalised.is_some_and(|path| path.version == Version::Latest);
+                return if latest { Ok(Route::Token) } else { Err(Error::DatedToken) };
+            }
+            Method::PUT if normalised.is_none() => return Err(Error::Path),
+            _ => return Err(Error::Method { allow: if is_token { ISSUE } else { READ } }),
+        }
+        let path = normalised.ok_or(Error::Path)?;
+        let what = path.local().or_else(|| self.upstream(path.rest)).ok_or(Error::Path)?;
+        Ok(Route::Read(what))
+    }
+
+    fn upstream(&self, rest: &str) -> Option<Readable> {
+        if is_denied(rest) {
+            return None;
+        }
+        let lifetime = if BUILT_IN.contains(&rest) {
+            Lifetime::Instance
+        } else if self.allowed.iter().any(|allowed| allowed.matches(rest)) {
+            Lifetime::Request
+        } else {
+            return None;
+        };
+        let path = match lifetime {
+            Lifetime::Instance => rest.trim_end_matches('/'),
+            Lifetime::Request => rest,
+        };
+        Some(Readable::Upstream(UpstreamPath { path: path.to_owned(), lifetime }))
+    }
+}
+
+// === impl RequestedRole ===
+
+impl RequestedRole {
+    /// The text; it has letters, digits and `-_.~+=,@:/` only.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it names `role`: SDKs ask for what they were listed, or for what their users configured.
+    #[must_use]
+    pub fn names(&self, role: &RoleArn) -> bool {
+        [role.name(), role.path_and_name(), role.as_ref()].contains(&self.as_str())
+    }
+}
+
+// === impl UpstreamPath ===
+
+impl UpstreamPath {
+    /// The region's name.
+    #[must_use]
+    pub fn region() -> Self {
+        Self { path: "meta-data/placement/region".to_owned(), lifetime: Lifetime::Instance }
+    }
+
+    /// The path, which begins with neither slash nor version.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.path
+    }
+
+    /// How long its answer is true.
+    #[must_use]
+    pub fn lifetime(&self) -> Lifetime {
+        self.lifetime
+    }
+}
+
+// === Normalised ===
+
+/// A path in its only spelling: a version, and what follows it.
+///
+/// Its characters are letters, digits and `-_.~+=,@:`, and `/`; no segment is `.` or `..`, and none is
+/// empty but the last, or one before a role.
+#[derive(Clone, Copy, Debug)]
+struct Normalised<'a> {
+    version: Version,
+    rest: &'a str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    /// `/`: above all versions.
+    None,
+    Latest,
+    /// `1.0`, or a day.
+    Numbered,
+}
+
+impl<'a> Normalised<'a> {
+    fn parse(path: &'a str) -> Option<Self> {
+        let path = path.strip_prefix('/')?;
+        if path.is_empty() {
+            return Some(Self { version: Version::None, rest: "" });
+        }
+        let (version, rest) = path.split_once('/').unwrap_or((path, ""));
+        let version = version_of(version)?;
+        is_normalised(rest).then_some(Self { version, rest })
+    }
+
+    fn local(self) -> Option<Readable> {
+        if self.version == Version::None {
+            return Some(Readable::Listing("latest"));
+        }
+        let iam = match self.rest {
+            "" => return Some(Readable::Listing("meta-data")),
+            "meta-data" | "meta-data/" => {
+                return Some(Readable::Listing("iam/\ninstance-id\nplacement/"));
+            }
+            "meta-data/iam" | "meta-data/iam/" => {
+                return Some(Readable::Listing("info\nsecurity-credentials/"));
+            }
+            rest => rest.strip_prefix("meta-data/iam/")?,
+        };
+        let (form, after) = match iam.strip_prefix("security-credentials-extended") {
+            Some(after) => (Form::Extended, after),
+            None if iam == "info" => return Some(Readable::InstanceProfile),
+            None => (Form::Plain, iam.strip_prefix("security-credentials")?),
+        };
+        if after.is_empty() || after == "/" {
+            return Some(Readable::RoleName);
+        }
+        let role = after.strip_prefix('/')?;
+        let role = role.strip_prefix('/').unwrap_or(role);
+        let whole = !role.is_empty() && !role.ends_with('/');
+        whole.then(|| Readable::Credentials(form, RequestedRole(role.to_owned())))
+    }
+}
+
+fn version_of(text: &str) -> Option<Version> {
+    let is_day = |text: &str| {
+        text.len() == "YYYY-MM-DD".len()
+            && text.bytes().enumerate().all(|(at, byte)| match at {
+                4 | 7 => byte == b'-',
+                _ => byte.is_ascii_digit(),
+            })
+    };
+    match text {
+        "latest" => Some(Version::Latest),
+        text if text == "1.0" || is_day(text) => Some(Version::Numbered),
+        _ => None,
+    }
+}
+
+/// Whether `rest`, which follows a version and a slash, is its own only spelling.
+pub(super) fn is_normalised(rest: &str) -> bool {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~+=,@:/".contains(&byte);
+    // minio-js asks for `…/security-credentials//ROLE`.
+    let role =
+        ["meta-data/iam/security-credentials//", "meta-data/iam/security-credentials-extended//"]
+            .iter()
+            .find_map(|list| rest.strip_prefix(list));
+    let checked = match role {
+        Some("") => return false,
+        Some(role) => role,
+        None => rest,
+    };
+    let mut segments = checked.split('/').peekable();
+    while let Some(segment) = segments.next() {
+        let empty = segment.is_empty() && (segments.peek().is_some() || checked.len() == 1);
+        if empty || segment == "." || segment == ".." {
+            return false;
+        }
+    }
+    rest.bytes().all(known)
+}
+
+/// Whether `rest` lies where nothing may be asked of the real service, whatever is allowed: it holds
+/// what belongs to the node alone.
+pub(super) fn is_denied(rest: &str) -> bool {
+    match folded(rest).as_slice() {
+        [first, second, ..] if first == "meta-data" => {
+            ["iam", "identity-credentials", "managed-ssh-keys", "public-keys"]
+                .contains(&second.as_str())
+        }
+        [first, ..] if first == "meta-data" || first == "dynamic" => false,
+        // `user-data`, `api`, and whatever may come.
+        _ => true,
+    }
+}
+
+/// Whether `rest` is one of the proofs of the instance's identity (`pkcs7`, `signature`, `rsa2048`) or
+/// may be: whoever has them passes for the node, so only an exact path opens them. The document alone
+/// proves nothing.
+pub(super) fn is_signature(rest: &str) -> bool {
+    let inside = matches!(
+        folded(rest).as_slice(),
+        [first, second, _, ..] if first == "dynamic" && second == "instance-identity"
+    );
+    inside && rest != "dynamic/instance-identity/document"
+}
+
+/// The segments without case and without dots at their ends, in case the real service should be more
+/// forgiving than it is known to be.
+fn folded(rest: &str) -> Vec<String> {
+    rest.split('/').map(|segment| segment.trim_matches('.').to_ascii_lowercase()).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,359 @@
+//! Answers pods' requests.
+//!
+//! Who is calling was resolved when the connection was accepted; whether it may have what it asks for is
+//! decided for every request from the records as they are then. Nothing here asks STS.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, request};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tokio::time::{Instant, timeout_at};
+use tracing::{debug, info, warn};
+
+use super::{
+    AllowPath, Error, Metrics, Place, TokenAuthority, Upstream,
+    checks::{self, Version},
+    host::Hosts,
+    metrics::Asked,
+    response,
+    route::{Form, Readable, RequestedRole, Route, Routes},
+    token::{TokenTtl, X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS},
+    wire,
+};
+use crate::{
+    clock::Clock,
+    credentials::{CredentialReader, Issued, State},
+    pods::{Client, Pod, PodReader, Unattested},
+    policy::{Decision, Refusal, RolePolicy},
+    role::{Quoted, RoleArn, RoleIdentity},
+    serve::PodService,
+};
+
+/// What clients are told to wait where nobody knows better.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// What the metadata service is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How long a request may wait for its pod and the pod's credentials, together.
+    pub hold: Duration,
+    /// Whether requests need a token.
+    pub imdsv2: Imdsv2,
+    /// What pods may read of the real service beyond the built-in paths.
+    pub allow_paths: Vec<AllowPath>,
+    /// Whether `?ip=` names the pod: for trying the agent, and never with the interceptor.
+    pub allow_ip_query: bool,
+    /// The agent's own addresses, which `Host` may name in source-ip mode. Empty in kernel mode: who
+    /// names them there was not redirected (a port-forward, or a request that was forged).
+    pub own_addresses: Vec<IpAddr>,
+}
+
+/// Whether requests need a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Imdsv2 {
+    /// A token that is there must be good.
+    Optional,
+    /// Without one a request is refused.
+    Required,
+}
+
+/// What the service asks.
+pub struct Parts {
+    /// Which pod?
+    pub pods: PodReader,
+    /// May it?
+    pub policy: RolePolicy,
+    /// What it gets.
+    pub credentials: CredentialReader,
+    /// Issues and verifies IMDSv2 tokens.
+    pub tokens: TokenAuthority,
+    /// The real service.
+    pub upstream: Upstream,
+    /// Tells the time.
+    pub clock: Clock,
+    /// Counts.
+    pub metrics: Metrics,
+}
+
+/// The instance metadata service, as pods see it.
+pub struct Service {
+    config: Config,
+    routes: Routes,
+    hosts: Hosts,
+    parts: Parts,
+}
+
+/// What a request is answered with.
+struct Answer {
+    body: Bytes,
+    ttl: Option<TokenTtl>,
+}
+
+/// What was found out about a request on the way, for its log line.
+#[derive(Default)]
+struct Seen {
+    pod: Option<Arc<Pod>>,
+    role: Option<RoleArn>,
+    issued: Option<Arc<Issued>>,
+}
+
+// === impl Service ===
+
+impl PodService for Service {
+    async fn call(
+        &self,
+        client: Arc<Result<Client, Unattested>>,
+        request: Request<Incoming>,
+    ) -> Response<Full<Bytes>> {
+        let began = Instant::now();
+        let (head, body) = request.into_parts();
+        let route = self.routes.parse(&head.method, head.uri.path());
+        let asked = Asked::of(&route);
+        let place = match &route {
+            Ok(Route::Read(Readable::Credentials(..))) => Place::Credentials,
+            _ => Place::Elsewhere,
+        };
+        let mut seen = Seen::default();
+        let outcome = self.answer(&client, &head, body, route, &mut seen).await;
+        let response = match &outcome {
+            Ok(answer) => answer.response(),
+            Err(error) => response::refusal(error, place),
+        };
+        let refusal = outcome.as_ref().err();
+        let took = began.elapsed();
+        self.parts.metrics.answered(asked, response.status(), refusal, took);
+        seen.log(&client, &head, response.status(), refusal, took);
+        response
+    }
+}
+
+impl Service {
+    /// A service over `parts`.
+    #[must_use]
+    pub fn new(config: Config, parts: Parts) -> Self {
+        let routes = Routes::new(config.allow_paths.clone());
+        let hosts = Hosts::new(config.own_addresses.clone());
+        Self { config, routes, hosts, parts }
+    }
+
+    /// Checks a request in the order of how little it takes to be refused: who, how, and only then what.
+    async fn answer(
+        &self,
+        client: &Result<Client, Unattested>,
+        head: &request::Parts,
+        body: Incoming,
+        route: Result<Route, Error>,
+        seen: &mut Seen,
+    ) -> Result<Answer, Error> {
+        let client = client.as_ref().map_err(|error| Error::Unattested(error.clone()))?;
+        checks::direct(&head.headers)?;
+        self.hosts.check(head.version, &head.uri, &head.headers)?;
+        if [Method::GET, Method::HEAD, Method::PUT].contains(&head.method) {
+            checks::no_body(&head.method, body).await?;
+        }
+        if [Method::GET, Method::HEAD].contains(&head.method) {
+            let (tokens, imdsv2) = (&self.parts.tokens, self.config.imdsv2);
+            let version = checks::token(&head.headers, client, tokens, imdsv2)?;
+            if version == Version::V1 {
+                self.parts.metrics.imdsv1();
+            }
+        }
+        match route? {
+            Route::Token => self.token(client, head),
+            Route::Read(what) => {
+                let caller = self.caller(client, head)?;
+                let body = self.read(&caller, what, seen).await?;
+                Ok(Answer { body, ttl: None })
+            }
+        }
+    }
+
+    /// A token. Local and at once: a failure here makes SDKs fall back to IMDSv1 and stay there.
+    fn token(&self, client: &Client, head: &request::Parts) -> Result<Answer, Error> {
+        let ttl = checks::ttl(&head.headers)?;
+        let body = self.parts.tokens.issue(client, ttl).into();
+        Ok(Answer { body, ttl: Some(ttl) })
+    }
+
+    /// Who is looked up: the client, or the address that it names where that is allowed.
+    fn caller(&self, client: &Client, head: &request::Parts) -> Result<Client, Error> {
+        let queried = match head.uri.query() {
+            Some(query) if self.config.allow_ip_query => checks::queried(query)?,
+            _ => None,
+        };
+        Ok(queried.map_or_else(|| client.clone(), Client::Address))
+    }
+
+    async fn read(&self, client: &Client, what: Readable, seen: &mut Seen) -> Result<Bytes, Error> {
+        let deadline = Instant::now() + self.config.hold;
+        let body = match what {
+            Readable::RoleName => {
+                let issued = self.issued(client, None, deadline, seen).await?;
+                Bytes::copy_from_slice(issued.credentials.role.name().as_bytes())
+            }
+            Readable::Credentials(form, role) => {
+                let issued = self.issued(client, Some(&role), deadline, seen).await?;
+                match form {
+                    Form::Plain => issued.rendered.plain.clone(),
+                    Form::Extended => issued.rendered.extended.clone(),
+                }
+            }
+            Readable::InstanceProfile => {
+                let identity = self.identity(client, deadline, seen).await?;
+                wire::instance_profile(&identity.role, self.parts.clock.now())
+            }
+            Readable::Listing(body) => {
+                self.pod(client, deadline, seen).await?;
+                Bytes::from_static(body.as_bytes())
+            }
+            Readable::Upstream(path) => {
+                self.pod(client, deadline, seen).await?;
+                self.parts.upstream.get(&path).await?
+            }
+        };
+        Ok(body)
+    }
+
+    /// The pod that `client` is; one that is not known yet is waited for.
+    async fn pod(
+        &self,
+        client: &Client,
+        deadline: Instant,
+        seen: &mut Seen,
+    ) -> Result<Arc<Pod>, Error> {
+        let hold = deadline.saturating_duration_since(Instant::now());
+        let pod = self.parts.pods.wait(client, hold).await?;
+        seen.pod = Some(pod.clone());
+        Ok(pod)
+    }
+
+    /// What the pod is allowed; a namespace that is not known yet is waited for.
+    async fn identity(
+        &self,
+        client: &Client,
+        deadline: Instant,
+        seen: &mut Seen,
+    ) -> Result<RoleIdentity, Error> {
+        let mut changes = self.parts.pods.changes();
+        loop {
+            let pod = self.pod(client, deadline, seen).await?;
+            let refusal = match self.parts.policy.decide(&pod) {
+                Decision::Allow(identity) => {
+                    seen.role = Some(identity.role.clone());
+                    return Ok(identity);
+                }
+                Decision::Refuse(refusal) => refusal,
+            };
+            let may_pass = matches!(refusal, Refusal::NamespaceUnknown(_));
+            if !may_pass || !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
+                return Err(Error::Refused(refusal));
+            }
+        }
+    }
+
+    /// The pod's credentials, if it asks for its own role's; those that are pending are waited for.
+    async fn issued(
+        &self,
+        client: &Client,
+        requested: Option<&RequestedRole>,
+        deadline: Instant,
+        seen: &mut Seen,
+    ) -> Result<Arc<Issued>, Error> {
+        let mut identity = self.identity(client, deadline, seen).await?;
+        loop {
+            if let Some(requested) = requested.filter(|requested| !requested.names(&identity.role))
+            {
+                return Err(Error::OtherRole(Quoted::new(requested.as_str())));
+            }
+            let mut state = self.parts.credentials.get(&identity);
+            let waited = !matches!(state, Some(State::Ready(_)));
+            if waited {
+                let hold = deadline.saturating_duration_since(Instant::now());
+                state = self.parts.credentials.wait(&identity, hold).await;
+            }
+            let issued = self.ready(state)?;
+            // While this waited, the pod may have gone, or its role been changed or forbidden.
+            if waited {
+                let now = self.identity(client, deadline, seen).await?;
+                if now != identity {
+                    identity = now;
+                    continue;
+                }
+            }
+            seen.issued = Some(issued.clone());
+            return Ok(issued);
+        }
+    }
+
+    fn ready(&self, state: Option<State>) -> Result<Arc<Issued>, Error> {
+        let (reason, retry_after) = match state {
+            Some(State::Ready(issued)) => return Ok(issued),
+            Some(State::Failed { error, retry_at }) => {
+                let wait = retry_at.duration_since(self.parts.clock.now());
+                (error.to_string(), wait.unwrap_or(RETRY_AFTER))
+            }
+            Some(State::Pending) | None => ("AWS has not answered".to_owned(), RETRY_AFTER),
+        };
+        Err(Error::NoCredentials { reason, retry_after })
+    }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    fn response(&self) -> Response<Full<Bytes>> {
+        let mut response = response::text(StatusCode::OK, self.body.clone());
+        if let Some(ttl) = self.ttl {
+            // Rust's SDK takes no token without it.
+            let value = HeaderValue::from(ttl.as_secs());
+            response.headers_mut().insert(X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS, value);
+        }
+        response
+    }
+}
+
+// === impl Seen ===
+
+impl Seen {
+    fn log(
+        &self,
+        client: &Result<Client, Unattested>,
+        head: &request::Parts,
+        status: StatusCode,
+        refusal: Option<&Error>,
+        took: Duration,
+    ) {
+        let pod = self.pod.as_deref();
+        let (name, namespace) = (pod.map(|pod| &*pod.name), pod.map(|pod| &*pod.namespace));
+        let ip = match client {
+            Ok(Client::Pod { address, .. } | Client::Address(address)) => Some(address),
+            Err(_) => None,
+        }
+        .map(tracing::field::display);
+        let role = self.role.as_ref().map(tracing::field::display);
+        let (method, path, status) = (&head.method, head.uri.path(), status.as_u16());
+        if let Some(reason) = refusal {
+            warn!(
+                pod.name = name, pod.namespace = namespace, pod.ip = ip, pod.iam.role = role,
+                req.method = %method, req.path = ?path, res.status = status, duration = ?took,
+                %reason, "Refused request"
+            );
+        } else if let Some(issued) = &self.issued {
+            let key = &*issued.credentials.access_key_id;
+            info!(
+                pod.name = name, pod.namespace = namespace, pod.ip = ip, pod.iam.role = role,
+                credentials.access.key = key,
+                req.method = %method, req.path = ?path, res.status = status, duration = ?took,
+                "Processed request"
+            );
+        } else {
+            debug!(
+                pod.name = name, pod.namespace = namespace, pod.ip = ip, pod.iam.role = role,
+                req.method = %method, req.path = ?path, res.status = status, duration = ?took,
+                "Processed request"
+            );
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! Asks the real IMDS, for the few things that pods may know of the node and the agent needs itself.
+//!
+//! Every request is made here from nothing, on a connection of its own: no byte that a pod sent, no
+//! header, no body and no state of a pod's connection can reach the real service.
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    str::FromStr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use tokio::{
+    net::TcpStream,
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
+
+use super::{
+    route::{Lifetime, UpstreamPath},
+    token::{MAX_TOKEN_TTL, X_AWS_EC2_METADATA_TOKEN, X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS},
+};
+use crate::{
+    role::{BaseArn, InvalidRole, Quoted},
+    secret::Secret,
+};
+
+/// For a whole answer, waiting for a slot included: most SDKs give up after a second.
+const DEADLINE: Duration = Duration::from_secs(1);
+/// Requests at once: EC2 throttles the service per instance, and the node needs it too.
+const SLOTS: usize = 8;
+/// Bytes of an answer; user data, which is never asked for, may be 16 KiB.
+const MAX_BODY: usize = 64 * 1024;
+/// Renewed before it expires, for a machine that was suspended meanwhile.
+const RENEW_TOKEN: Duration = Duration::from_secs(MAX_TOKEN_TTL as u64 / 2);
+/// How long a service without tokens is not asked for one again.
+const RETRY_TOKEN: Duration = Duration::from_secs(300);
+
+/// Where the real IMDS is: `http://host[:port]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamUrl {
+    host: String,
+    port: u16,
+}
+
+/// A text is no [`UpstreamUrl`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0} is not the URL of an instance metadata service: expected http://HOST or http://HOST:PORT"
+)]
+pub struct InvalidUpstream(Quoted);
+
+/// Why the real IMDS gave no answer. All but `NotFound`, `NoRole` and `Arn` may pass.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    /// It says that there is no such thing.
+    #[error("the instance metadata service has no such path")]
+    NotFound,
+    /// No connection.
+    #[error("the instance metadata service at {url} can't be reached: {source}")]
+    Connect {
+        /// Where it was looked for.
+        url: UpstreamUrl,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// It broke off, or doesn't speak HTTP.
+    #[error("the instance metadata service broke off: {0}")]
+    Http(#[from] hyper::Error),
+    /// It takes too long.
+    #[error("the instance metadata service did not answer within {DEADLINE:?}")]
+    Deadline,
+    /// Another status than 200.
+    #[error("the instance metadata service answered {0}")]
+    Status(StatusCode),
+    /// More than is believable, or not what was asked for.
+    #[error("the instance metadata service answered with nothing that can be used")]
+    Body,
+    /// The instance profile's ARN makes no base ARN.
+    #[error("the instance profile names no account: {0}")]
+    Arn(#[from] InvalidRole),
+}
+
+/// Asks the real IMDS. Cheap to clone.
+#[derive(Clone)]
+pub struct Upstream(Arc<Inner>);
+
+struct Inner {
+    url: UpstreamUrl,
+    slots: Semaphore,
+    /// Holds built-in paths only, so it has a handful of entries.
+    kept: Mutex<HashMap<UpstreamPath, Bytes>>,
+    session: Mutex<Session>,
+}
+
+/// How the service wants to be asked.
+#[derive(Clone)]
+enum Session {
+    Unknown,
+    V2 { token: Secret, renew_at: Instant },
+    V1 { until: Instant },
+}
+
+/// What is read of `iam/info`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct InstanceProfile {
+    instance_profile_arn: String,
+}
+
+// === impl UpstreamUrl ===
+
+impl FromStr for UpstreamUrl {
+    type Err = InvalidUpstream;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let uri: Uri = text.parse().ok()?;
+            let authority = uri.authority()?;
+            let port = match authority.as_str().strip_prefix(uri.host()?)? {
+                "" => 80,
+                port => port.strip_prefix(':')?.parse().ok()?,
+            };
+            let bare =
+                uri.scheme_str() == Some("http") && uri.path() == "/" && uri.query().is_none();
+            bare.then(|| Self { host: authority.host().to_owned(), port })
+        };
+        parse().ok_or_else(|| InvalidUpstream(Quoted::new(text)))
+    }
+}
+
+impl fmt::Display for UpstreamUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            80 => write!(f, "http://{}", self.host),
+            port => write!(f, "http://{}:{port}", self.host),
+        }
+    }
+}
+
+// === impl Upstream ===
+
+impl Upstream {
+    /// A client of the service at `url`. Nothing is asked yet.
+    #[must_use]
+    pub fn new(url: UpstreamUrl) -> Self {
+        Self(Arc::new(Inner {
+            url,
+            slots: Semaphore::new(SLOTS),
+            kept: Mutex::default(),
+            session: Mutex::new(Session::Unknown),
+        }))
+    }
+
+    /// The body of `path`. What can't change is asked once.
+    ///
+    /// # Errors
+    ///
+    /// [`UpstreamError`].
+    pub async fn get(&self, path: &UpstreamPath) -> Result<Bytes, UpstreamError> {
+        if let Some(body) = self.kept(path) {
+            return Ok(body);
+        }
+        let asked = async {
+            let _slot = self.0.slots.acquire().await.expect("the semaphore is never closed");
+            // Who had the slot before may have asked the same.
+            if let Some(body) = self.kept(path) {
+                return Ok(body);
+            }
+            let body = self.fetch(path.as_str()).await?;
+            if path.lifetime() == Lifetime::Instance {
+                if body.is_empty() {
+                    return Err(UpstreamError::Body);
+                }
+                lock(&self.0.kept).insert(path.clone(), body.clone());
+            }
+            Ok(body)
+        };
+        timeout(DEADLINE, asked).await.unwrap_or(Err(UpstreamError::Deadline))
+    }
+
+    /// The region that the node is in.
+    ///
+    /// # Errors
+    ///
+    /// [`UpstreamError`].
+    pub async fn region(&self) -> Result<String, UpstreamError> {
+        let body = self.get(&UpstreamPath::region()).await?;
+        let text = std::str::from_utf8(&body).map_err(|_| UpstreamError::Body)?.trim();
+        let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        if plain && !text.is_empty() { Ok(text.to_owned()) } else { Err(UpstreamError::Body) }
+    }
+
+    /// The beginning of the ARNs of roles in the node's own account, from its instance profile.
+    ///
+    /// # Errors
+    ///
+    /// [`UpstreamError`]; `NotFound` where the node has no instance profile.
+    pub async fn base_arn(&self) -> Result<BaseArn, UpstreamError> {
+        let asked = timeout(DEADLINE, self.fetch("meta-data/iam/info")).await;
+        let body = asked.unwrap_or(Err(UpstreamError::Deadline))?;
+        let profile: InstanceProfile =
+            serde_json::from_slice(&body).map_err(|_| UpstreamError::Body)?;
+        let account = profile
+            .instance_profile_arn
+            .split_once(":instance-profile/")
+            .map(|(account, _)| account)
+            .ok_or(UpstreamError::Body)?;
+        Ok(format!("{account}:role/").parse()?)
+    }
+
+    async fn fetch(&self, path: &str) -> Result<Bytes, UpstreamError> {
+        let token = self.token().await?;
+        let mut answer = self.read(path, token.as_ref()).await?;
+        if answer.0 == StatusCode::UNAUTHORIZED {
+            // Forgotten, or never wanted: ask for a new one, once.
+            *lock(&self.0.session) = Session::Unknown;
+            let token = self.token().await?;
+            answer = self.read(path, token.as_ref()).await?;
+        }
+        match answer {
+            (StatusCode::OK, body) => Ok(body),
+            (StatusCode::NOT_FOUND, _) => Err(UpstreamError::NotFound),
+            (status, _) => Err(UpstreamError::Status(status)),
+        }
+    }
+
+    async fn read(
+        &self,
+        path: &str,
+        token: Option<&Secret>,
+    ) -> Result<(StatusCode, Bytes), UpstreamError> {
+        let header = token.map(|token| (X_AWS_EC2_METADATA_TOKEN, token.expose()));
+        self.exchange(Method::GET, path, header).await
+    }
+
+    /// A token of the service's, or `None` where it knows none (IMDSv1).
+    async fn token(&self) -> Result<Option<Secret>, UpstreamError> {
+        let now = Instant::now();
+        match lock(&self.0.session).clone() {
+            Session::V2 { token, renew_at } if now < renew_at => return Ok(Some(token)),
+            Session::V1 { until } if now < until => return Ok(None),
+            _ => {}
+        }
+        let life = MAX_TOKEN_TTL.to_string();
+        let header = Some((X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS, life.as_str()));
+        let (status, body) = self.exchange(Method::PUT, "api/token", header).await?;
+        let (session, token) = match status {
+            StatusCode::OK => {
+                let text = String::from_utf8(body.to_vec()).map_err(|_| UpstreamError::Body)?;
+                let visible = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+                let token = Secret::new(visible.then_some(text).ok_or(UpstreamError::Body)?);
+                (Session::V2 { token: token.clone(), renew_at: now + RENEW_TOKEN }, Some(token))
+            }
+            StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+                (Session::V1 { until: now + RETRY_TOKEN }, None)
+            }
+            status => return Err(UpstreamError::Status(status)),
+        };
+        *lock(&self.0.session) = session;
+        Ok(token)
+    }
+
+    /// One request on a connection of its own.
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        header: Option<(&'static str, &str)>,
+    ) -> Result<(StatusCode, Bytes), UpstreamError> {
+        let url = &self.0.url;
+        let host = url.host.trim_matches(['[', ']']);
+        let stream = TcpStream::connect((host, url.port))
+            .await
+            .map_err(|source| UpstreamError::Connect { url: url.clone(), source })?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("/latest/{path}"))
+            .header(header::HOST, url.to_string().trim_start_matches("http://"))
+            .header(header::CONNECTION, "close");
+        if let Some((name, value)) = header {
+            request = request.header(name, value);
+        }
+        let request = request
+            .body(Empty::<Bytes>::new())
+            .expect("normalised paths and visible values make a request");
+        let exchange = async {
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
+            let body = body.map_err(|error| match error.downcast::<hyper::Error>() {
+                Ok(error) => UpstreamError::Http(*error),
+                Err(other) => {
+                    debug_assert!(other.is::<LengthLimitError>());
+                    UpstreamError::Body
+                }
+            })?;
+            Ok((status, body.to_bytes()))
+        };
+        tokio::select! {
+            answer = exchange => answer,
+            // Ends first only when it broke.
+            Err(error) = connection => Err(error.into()),
+        }
+    }
+
+    fn kept(&self, path: &UpstreamPath) -> Option<Bytes> {
+        lock(&self.0.kept).get(path).cloned()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

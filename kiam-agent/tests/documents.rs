@@ -1,0 +1,69 @@
+//! The README's tables say what the program does.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use kiam_agent::config;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// First cells, without backquotes, of the README's table rows that begin with `prefix`.
+fn rows(prefix: &str) -> BTreeSet<String> {
+    let readme = fs::read_to_string(root().join("README.md")).expect("the README can be read");
+    let cells = readme.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |"));
+    cells.map(|(cell, _)| cell.to_owned()).filter(|cell| cell.starts_with(prefix)).collect()
+}
+
+/// Names of metrics in the agent's source, as Prometheus shows them.
+fn metrics(folder: &Path, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).expect("the source can be read").flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            metrics(&path, found);
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("the source is text");
+        for literal in text.split('"').filter(|text| text.starts_with("kiam_")) {
+            let whole = literal
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte == b'_' || byte.is_ascii_digit());
+            if whole && literal != "kiam_agent" && !is_program(literal) {
+                let counter = !literal.ends_with("_seconds");
+                found.insert(if counter { format!("{literal}_total") } else { literal.to_owned() });
+            }
+        }
+    }
+}
+
+fn is_program(name: &str) -> bool {
+    let hooks = [
+        "sock_ops",
+        "getpeername4",
+        "getpeername6",
+        "connect4",
+        "connect6",
+        "sendmsg4",
+        "sendmsg6",
+    ];
+    name.strip_prefix("kiam_").is_some_and(|name| hooks.contains(&name))
+}
+
+#[test]
+fn readme_lists_exactly_the_flags() {
+    let flags: BTreeSet<String> =
+        config::flag_names().into_iter().map(|name| format!("--{name}")).collect();
+    assert_eq!(rows("--"), flags);
+}
+
+#[test]
+fn readme_lists_exactly_the_metrics() {
+    let mut found = BTreeSet::new();
+    metrics(&root().join("kiam-agent/src"), &mut found);
+    assert!(found.len() > 5, "{found:?}");
+    assert_eq!(rows("kiam_"), found);
+}

@@ -1,0 +1,96 @@
+//! The kernel programs on the kernel: what becomes of pods' connects, and who is attested.
+
+use std::{
+    net::{IpAddr, SocketAddr, TcpListener},
+    path::Path,
+};
+
+use kiam_agent::{
+    identity::CgroupPaths,
+    intercept::{Config, HostNetworkPods, Interception, Parts, uninstall},
+    pods::PodUid,
+};
+use kiam_common::{counters::Reason, redirect::Target};
+use xtask::{
+    lab::{IMDS_V4, IMDS_V6, LabPod, NODE_V4, Node, PodSpec, skip},
+    pod_client::{Options, Via},
+};
+
+const PORT: u16 = 3100;
+
+fn target() -> Target {
+    Target { v4: NODE_V4.octets(), v4_port: PORT, ..Target::default() }
+}
+
+/// Loads and attaches in the node's namespace, as the agent does.
+fn attach(node: &Node, bpffs: &Path) -> Parts {
+    let config = Config {
+        cgroup: Some(node.kubepods().to_owned()),
+        bpffs: bpffs.to_owned(),
+        host_network: HostNetworkPods::Pass,
+        log: false,
+    };
+    let load = || Interception::load(&config, target()).and_then(Interception::attach);
+    node.netns().enter(load).expect("a namespace can be entered").expect("the programs load")
+}
+
+fn options(to: IpAddr) -> Options {
+    Options { to: Some(to), timeout_ms: 300, ..Options::get("/latest/meta-data/") }
+}
+
+fn error(pod: &LabPod, options: &Options) -> String {
+    pod.ask_once(options).expect("the pod's client runs").error.unwrap_or_default()
+}
+
+#[test]
+fn connects_are_redirected_denied_or_left_alone_and_attested() {
+    if skip("connects_are_redirected_denied_or_left_alone_and_attested") {
+        return;
+    }
+    let node = Node::start().unwrap();
+    let pod = node.pod(PodSpec::new("default", "a").with_uid().unwrap()).unwrap();
+    let pins = node.bpffs().join("kiam");
+    let mut parts = attach(&node, &pins);
+
+    let imds = options(IMDS_V4.into());
+    assert_eq!(error(&pod, &imds), "EPERM", "without a lease");
+    parts.lease.renew().unwrap();
+    assert_eq!(error(&pod, &imds), "ECONNREFUSED", "with a lease and no listener");
+    let cases = [
+        (Options { port: 8080, ..imds.clone() }, "EPERM", "another port"),
+        (Options { via: Via::Udp, ..imds.clone() }, "EPERM", "UDP"),
+        (options(IMDS_V6.into()), "ECONNREFUSED", "IPv6"),
+        (options(IMDS_V4.to_ipv6_mapped().into()), "ECONNREFUSED", "v4-mapped"),
+        (options("64:ff9b::a9fe:a9fe".parse().unwrap()), "EPERM", "NAT64"),
+    ];
+    for (options, expected, what) in cases {
+        assert_eq!(error(&pod, &options), expected, "{what}");
+    }
+
+    let address = SocketAddr::from((NODE_V4, PORT));
+    let listener: TcpListener = node.netns().listen(address).unwrap();
+    for to in [IpAddr::from(IMDS_V4), IMDS_V6.into(), IMDS_V4.to_ipv6_mapped().into()] {
+        let client = std::thread::scope(|scope| {
+            let asking = scope.spawn(|| error(&pod, &options(to)));
+            let (stream, peer) = listener.accept().unwrap();
+            assert_eq!(peer.ip().to_canonical(), IpAddr::from(pod.v4()));
+            let namespaces = parts.flows.namespaces();
+            let found = namespaces.iter().find_map(|netns| {
+                parts.flows.take(*netns, peer, stream.local_addr().unwrap()).unwrap()
+            });
+            let again = namespaces.iter().find_map(|netns| {
+                parts.flows.take(*netns, peer, stream.local_addr().unwrap()).unwrap()
+            });
+            assert_eq!(again, None, "an entry is taken once");
+            asking.join().unwrap();
+            found
+        });
+        let entry = client.unwrap_or_else(|| panic!("no entry for {to}"));
+        let paths = CgroupPaths::new(parts.cgroup.path()).unwrap();
+        assert_eq!(paths.pod(entry.cgroup), Ok(PodUid::new(pod.uid())), "{to}");
+    }
+    assert_eq!(parts.verdicts.count(Reason::Redirected), 6);
+    assert_eq!(parts.verdicts.count(Reason::Datagram), 1);
+    assert!(!uninstall(&pins).unwrap().is_empty());
+    assert!(uninstall(&pins).unwrap().is_empty(), "idempotent");
+}
