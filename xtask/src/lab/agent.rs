@@ -53,7 +53,12 @@ impl Agent {
         let output = File::options().create(true).append(true).open(&log);
         let output = output.with_context(|| format!("opening {}", log.display()))?;
         let mut command = node.command(binary)?;
-        command.env_clear().args(flags(lab)?).args(further).stdin(Stdio::null());
+        command
+            .env_clear()
+            .env("NO_COLOR", "1")
+            .args(flags(lab)?)
+            .args(further)
+            .stdin(Stdio::null());
         command.stderr(output.try_clone().context("sharing the log")?).stdout(output);
         let child = command.spawn();
         let child = child.with_context(|| format!("starting the agent {}", binary.display()))?;

@@ -21,6 +21,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
+use rustix::net::{Shutdown, shutdown};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::lab::Netns;
@@ -55,6 +56,7 @@ pub(super) struct Server<A> {
 struct Running {
     stop: oneshot::Sender<()>,
     thread: JoinHandle<()>,
+    listeners: Vec<TcpListener>,
 }
 
 /// A body of unknown length: what is sent, when it is sent.
@@ -107,11 +109,7 @@ impl<A: Answer> Server<A> {
     /// Closes the listeners and cuts every connection.
     pub(super) fn stop(&self) {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Running { stop, thread }) = running {
-            // Fails only when the thread has ended already.
-            let _ = stop.send(());
-            let _ = thread.join();
-        }
+        running.into_iter().for_each(Running::stop);
     }
 
     /// Listens again, on the same addresses.
@@ -130,6 +128,8 @@ impl<A: Answer> Server<A> {
             .build()
             .context("building a runtime")?;
         let (stop, stopped) = oneshot::channel();
+        let kept: io::Result<_> = listeners.iter().map(TcpListener::try_clone).collect();
+        let kept = kept.context("keeping a listener")?;
         let answer = Arc::clone(&self.answer);
         let thread = std::thread::spawn(move || {
             runtime.block_on(async {
@@ -140,18 +140,29 @@ impl<A: Answer> Server<A> {
             });
         });
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        *running = Some(Running { stop, thread });
+        *running = Some(Running { stop, thread, listeners: kept });
         Ok(())
+    }
+}
+
+// === impl Running ===
+
+impl Running {
+    fn stop(self) {
+        // Closing is not enough: a child that is just being started holds copies until its exec.
+        for listener in &self.listeners {
+            let _ = shutdown(listener, Shutdown::Both);
+        }
+        // Fails only when the thread has ended already.
+        let _ = self.stop.send(());
+        let _ = self.thread.join();
     }
 }
 
 impl<A> Drop for Server<A> {
     fn drop(&mut self) {
         let running = self.running.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Running { stop, thread }) = running {
-            let _ = stop.send(());
-            let _ = thread.join();
-        }
+        running.into_iter().for_each(Running::stop);
     }
 }
 
