@@ -4,6 +4,7 @@ use std::{convert::Infallible, pin::pin, sync::Arc};
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::net::TcpStream;
 use tracing::debug;
 
@@ -28,6 +29,11 @@ pub(super) async fn serve<S: PodService>(
 ) {
     // A failure costs a delay at most.
     let _ = stream.set_nodelay(true);
+    // Else who asks and never reads would hold its slot for ever: see TCP_USER_TIMEOUT in tcp(7).
+    let unread = u32::try_from(config.unread_deadline.as_millis()).unwrap_or(u32::MAX);
+    if let Err(error) = set_tcp_user_timeout(&stream, unread) {
+        debug!(%error, "Connection without a deadline for what it leaves unread");
+    }
     let answer = service_fn(|request| {
         let service = service.clone();
         let client = client.clone();

@@ -22,7 +22,7 @@ use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use self::limits::Limits;
 pub use self::metrics::Metrics;
@@ -50,6 +50,8 @@ pub struct Config {
     pub connections_per_peer: usize,
     /// How long the head of a request may take, and a connection may lie idle.
     pub header_deadline: Duration,
+    /// How long the other end may leave what it is sent unread.
+    pub unread_deadline: Duration,
     /// How long what has begun may go on once the drain begins.
     pub drain_deadline: Duration,
 }
@@ -68,6 +70,7 @@ impl Default for Config {
             connections: 8192,
             connections_per_peer: 1024,
             header_deadline: Duration::from_secs(60),
+            unread_deadline: Duration::from_secs(30),
             drain_deadline: Duration::from_secs(5),
         }
     }
@@ -121,7 +124,12 @@ impl<S: PodService> Server<S> {
                         sleep(Duration::from_millis(50)).await;
                     }
                 },
-                Some(_) = connections.join_next() => {}
+                Some(ended) = connections.join_next() => {
+                    // The connection is lost, and no other.
+                    if let Err(error) = ended {
+                        error!(%error, "Connection's task failed");
+                    }
+                }
                 () = drain.started() => break,
             }
         }
@@ -163,3 +171,6 @@ impl<S: PodService> Server<S> {
 fn canonical(peer: SocketAddr) -> IpAddr {
     peer.ip().to_canonical()
 }
+
+#[cfg(test)]
+mod tests;
