@@ -154,7 +154,7 @@ async fn first_pass(readiness: &Readiness, names: &[&'static str]) {
 
 /// Attaches, renews the lease while the agent lives, and ends the lease when it drains.
 async fn keep_lease(parts: Parts, attached: Latch, mut drain: crate::lifecycle::Drain) {
-    let Parts { mut lease, flows, .. } = parts;
+    let Parts { mut lease, flows, mut log, .. } = parts;
     let mut ticks = tokio::time::interval(crate::intercept::Lease::RENEWAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut count = 0_u32;
@@ -168,6 +168,9 @@ async fn keep_lease(parts: Parts, attached: Latch, mut drain: crate::lifecycle::
                 }
             },
             () = drain.started() => break,
+        }
+        if let Some(log) = &mut log {
+            log.flush();
         }
         count = count.wrapping_add(1);
         if count.is_multiple_of(60) {

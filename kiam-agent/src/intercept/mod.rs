@@ -20,7 +20,7 @@ pub use self::{
     flows::{FlowEntry, Flows},
     lease::Lease,
     metrics::Verdicts,
-    programs::{Interception, Parts},
+    programs::{Interception, KernelLog, Parts},
     uninstall::uninstall,
 };
 
@@ -142,6 +142,9 @@ pub enum Error {
         #[source]
         source: aya::pin::PinError,
     },
+    /// The kernel's log can't be read.
+    #[error("the kernel programs' log: {0}")]
+    Log(#[from] aya_log::Error),
     /// The object lacks something; it was built from other sources.
     #[error("the kernel object has no {0}: build it again with `cargo xtask build-ebpf`")]
     Missing(&'static str),

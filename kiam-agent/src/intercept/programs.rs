@@ -1,7 +1,7 @@
 //! Loading, attaching and replacing the programs.
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     os::{
         fd::{AsFd as _, BorrowedFd},
         unix::fs::DirBuilderExt as _,
@@ -17,6 +17,7 @@ use aya::{
         links::{FdLink, LinkError},
     },
 };
+use aya_log::EbpfLogger;
 use kiam_common::{CGROUP_PASS, LAYOUT, redirect::Target};
 
 use super::{
@@ -45,6 +46,7 @@ pub struct Interception {
     ebpf: Ebpf,
     pins: PathBuf,
     cgroup: Cgroup,
+    log: bool,
 }
 
 /// What stays with the agent once the programs work.
@@ -58,6 +60,26 @@ pub struct Parts {
     pub verdicts: Verdicts,
     /// Where the programs are attached.
     pub cgroup: Cgroup,
+    /// What the programs write to the log, if they do.
+    pub log: Option<KernelLog>,
+}
+
+/// Passes on what the kernel programs log; nothing is seen until it is flushed.
+pub struct KernelLog(EbpfLogger<&'static dyn log::Log>);
+
+// === impl KernelLog ===
+
+impl KernelLog {
+    /// Writes what has come to the agent's log.
+    pub fn flush(&mut self) {
+        self.0.flush();
+    }
+}
+
+impl fmt::Debug for KernelLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KernelLog")
+    }
 }
 
 // === impl Interception ===
@@ -90,7 +112,7 @@ impl Interception {
             loader.map_pin_path(map, pins.join(map));
         }
         let ebpf = loader.load(OBJECT)?;
-        Ok(Self { ebpf, pins, cgroup })
+        Ok(Self { ebpf, pins, cgroup, log: config.log })
     }
 
     /// Attaches the programs, or replaces those of an earlier agent in place, and pins them.
@@ -103,12 +125,13 @@ impl Interception {
         for name in PROGRAMS {
             self.attach_one(name)?;
         }
-        let Self { mut ebpf, cgroup, .. } = self;
+        let Self { mut ebpf, cgroup, log, .. } = self;
+        let log = if log { Some(KernelLog(EbpfLogger::init(&mut ebpf)?)) } else { None };
         let lease = Lease::new(array(&mut ebpf, "LEASE")?);
         let flows = Flows::new(hash(&mut ebpf, "FLOWS")?, hash(&mut ebpf, "NETNS")?);
         let map = ebpf.take_map("COUNTERS").ok_or(Error::Missing("COUNTERS"))?;
         let counters = PerCpuArray::try_from(map).map_err(map_error("COUNTERS"))?;
-        Ok(Parts { lease, flows, verdicts: Verdicts::new(counters), cgroup })
+        Ok(Parts { lease, flows, verdicts: Verdicts::new(counters), cgroup, log })
     }
 
     /// The agent's own pod keeps the real IMDS. Entries of earlier agents' pods go.
