@@ -191,10 +191,10 @@ async fn a_bookmark_is_a_sign_of_life_and_says_where_to_go_on() {
     let api = server();
     let fed = Fed::with(&api, |_| {}).await;
     eventually("both watches", || api.open_watches() == 2).await;
-    time::sleep(Duration::from_millis(300)).await;
+    let silence = || fed.reader.silence().unwrap();
+    fed.until("silence", || silence() > Duration::from_millis(300)).await;
     api.skip_version();
     api.bookmark_every(Duration::from_millis(50));
-    let silence = || fed.reader.silence().unwrap();
     fed.until("a bookmark", || silence() < Duration::from_millis(200)).await;
     // What was before the bookmark may be forgotten now: the next watch starts behind it.
     api.compact();
@@ -245,14 +245,16 @@ async fn a_server_that_is_down_is_waited_for_and_what_is_known_is_kept() {
     api.apply_pod(&pod("a", 1));
     api.stop();
     let fed = Fed::by(&api.address().to_string(), |_| {}).await;
-    time::sleep(Duration::from_millis(300)).await;
+    let failed = r#"kiam_cluster_lists_total{resource="Pods",outcome="Failed"}"#;
+    fed.until("a failed list", || fed.metric(failed).is_some()).await;
     assert_eq!(fed.readiness.pending(), ["namespaces", "pods"]);
     api.restart().unwrap();
     fed.until("synced", || fed.readiness.is_ready()).await;
     fed.has(&["a"]).await;
 
     api.stop();
-    time::sleep(Duration::from_millis(300)).await;
+    let failed = r#"kiam_cluster_watch_restarts_total{resource="Pods",reason="Failed"}"#;
+    fed.until("a failed watch", || fed.metric(failed).is_some()).await;
     assert!(fed.readiness.is_ready());
     assert_eq!(fed.names(), ["a"]);
     api.apply_pod(&pod("b", 2));
