@@ -94,3 +94,74 @@ fn connects_are_redirected_denied_or_left_alone_and_attested() {
     assert!(!uninstall(&pins).unwrap().is_empty());
     assert!(uninstall(&pins).unwrap().is_empty(), "idempotent");
 }
+
+/// Runs a Python script in the pod and returns what it printed.
+fn python(pod: &LabPod, script: &str) -> String {
+    let output = pod
+        .command("python3")
+        .and_then(|mut python| Ok(python.args(["-c", script]).output()?))
+        .expect("python3 runs in the pod");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+#[test]
+fn mptcp_is_redirected_and_tcp_sees_the_address_it_asked_for() {
+    if skip("mptcp_is_redirected_and_tcp_sees_the_address_it_asked_for") {
+        return;
+    }
+    let node = Node::start().unwrap();
+    let pod = node.pod(PodSpec::new("default", "a").with_uid().unwrap()).unwrap();
+    let mut parts = attach(&node, &node.bpffs().join("kiam"));
+    parts.lease.renew().unwrap();
+    let listener = node.netns().listen(SocketAddr::from((NODE_V4, PORT))).unwrap();
+    // An MPTCP socket shows its first subflow's peer: the record is with the subflow, which connected.
+    let cases = [(6, "TCP", "('169.254.169.254', 80)"), (262, "MPTCP", "('10.77.0.1', 3100)")];
+    for (protocol, what, shown) in cases {
+        let script = format!(
+            "import socket\ns=socket.socket(socket.AF_INET,socket.SOCK_STREAM,{protocol})\n\
+             s.settimeout(5)\ns.connect(('169.254.169.254',80))\nprint(s.getpeername())\ns.recv(1)"
+        );
+        let (entry, peer) = std::thread::scope(|scope| {
+            let asking = scope.spawn(|| python(&pod, &script));
+            let (stream, peer) = listener.accept().unwrap();
+            let local = stream.local_addr().unwrap();
+            let taken = |netns: &u64| parts.flows.take(*netns, peer, local).unwrap();
+            let entry = parts.flows.namespaces().iter().find_map(taken);
+            drop(stream);
+            (entry, asking.join().unwrap())
+        });
+        assert!(entry.is_some(), "{what} has no entry");
+        assert_eq!(peer, shown, "{what}");
+    }
+}
+
+#[test]
+fn one_pods_flood_is_bounded_and_leaves_others_alone() {
+    if skip("one_pods_flood_is_bounded_and_leaves_others_alone") {
+        return;
+    }
+    let node = Node::start().unwrap();
+    let [flooding, working] =
+        ["a", "b"].map(|name| node.pod(PodSpec::new("default", name).with_uid().unwrap()).unwrap());
+    let mut parts = attach(&node, &node.bpffs().join("kiam"));
+    parts.lease.renew().unwrap();
+    let listener = node.netns().listen(SocketAddr::from((NODE_V4, PORT))).unwrap();
+    // Held, so that neither end closes before the count is taken.
+    std::thread::spawn(move || listener.incoming().collect::<Vec<_>>());
+    let flood = "import socket,resource\n\
+        resource.setrlimit(resource.RLIMIT_NOFILE,(4096,4096))\n\
+        held=[];denied=0\n\
+        for _ in range(1100):\n\
+        \x20s=socket.socket()\n\
+        \x20s.settimeout(5)\n\
+        \x20try:\n\
+        \x20 s.connect(('169.254.169.254',80));held.append(s)\n\
+        \x20except PermissionError: denied+=1\n\
+        print(len(held),denied)";
+    assert_eq!(python(&flooding, flood), "1024 76");
+    assert_eq!(parts.verdicts.count(Reason::Quota), 76);
+    // It ended, so its connections closed and their part of the quota is free again.
+    assert_eq!(python(&flooding, &flood.replace("range(1100)", "range(10)")), "10 0");
+    assert_eq!(python(&working, &flood.replace("range(1100)", "range(10)")), "10 0");
+}

@@ -115,11 +115,11 @@ impl Words {
                 // SAFETY: as above.
                 unsafe { v6.read_volatile() },
                 // SAFETY: as above, within the field's four words.
-                unsafe { v6.add(1).read_volatile() },
+                unsafe { v6.wrapping_add(1).read_volatile() },
                 // SAFETY: as above.
-                unsafe { v6.add(2).read_volatile() },
+                unsafe { v6.wrapping_add(2).read_volatile() },
                 // SAFETY: as above.
-                unsafe { v6.add(3).read_volatile() },
+                unsafe { v6.wrapping_add(3).read_volatile() },
             ],
         }
     }
