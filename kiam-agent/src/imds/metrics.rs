@@ -110,6 +110,13 @@ impl Metrics {
             Asked::RoleName => self.statsd.timing("handler.role_name", took),
             Asked::Credentials | Asked::CredentialsExtended => {
                 self.statsd.timing("handler.credentials", took);
+                match status {
+                    StatusCode::OK => self.statsd.incr("credentialsCache.cacheHit"),
+                    StatusCode::SERVICE_UNAVAILABLE => {
+                        self.statsd.incr("credentialsCache.cacheMiss");
+                    }
+                    _ => {}
+                }
             }
             _ => {}
         }
