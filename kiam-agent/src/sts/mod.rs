@@ -1,28 +1,29 @@
 //! Issues credentials through AWS STS and classes its errors. The only importer of the AWS SDK.
 
+mod error;
+mod node;
+#[cfg(test)]
+mod tests;
+
 use std::{
     fmt,
     time::{Duration, SystemTime},
 };
 
 use aws_config::{
-    BehaviorVersion, Region, SdkConfig, default_provider::credentials::DefaultCredentialsChain,
-    imds, provider_config::ProviderConfig, retry::RetryConfig, timeout::TimeoutConfig,
+    BehaviorVersion, Region, provider_config::ProviderConfig, retry::RetryConfig,
+    timeout::TimeoutConfig,
 };
-use aws_sdk_sts::{
-    Client,
-    config::http::HttpResponse,
-    error::{DisplayErrorContext, ProvideErrorMetadata as _, SdkError},
-    operation::assume_role::AssumeRoleError,
-    types::Credentials as StsCredentials,
-};
+use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_sdk_sts::{Client, config::SharedHttpClient, types::Credentials as StsCredentials};
 use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
 use futures::future::BoxFuture;
 
+use self::error::retryable;
 use crate::{
     clock::Clock,
-    credentials::{CredentialSource, Credentials, ErrorClass, SourceError},
-    role::RoleIdentity,
+    credentials::{CredentialSource, Credentials, SourceError},
+    role::{Quoted, RoleIdentity},
     secret::Secret,
 };
 
@@ -64,12 +65,30 @@ impl AssumeRole {
     ///
     /// [`InvalidUpstream`].
     pub async fn new(config: &Config, clock: Clock) -> Result<Self, InvalidUpstream> {
-        let shared = shared(config).await?;
+        let region = Region::new(config.region.clone());
+        let provider = ProviderConfig::default().with_region(Some(region)).with_http_client(http());
+        let node = node::credentials(config, provider).await?;
+        Ok(Self::with_node(config, clock, node).await)
+    }
+
+    async fn with_node(config: &Config, clock: Clock, node: SharedCredentialsProvider) -> Self {
+        let deadlines = TimeoutConfig::builder()
+            .connect_timeout(CONNECT_DEADLINE)
+            .operation_timeout(CALL_DEADLINE)
+            .build();
+        let shared = aws_config::defaults(BehaviorVersion::latest())
+            .http_client(http())
+            .region(Region::new(config.region.clone()))
+            .credentials_provider(node)
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(deadlines)
+            .load()
+            .await;
         let mut builder = aws_sdk_sts::config::Builder::from(&shared);
         if let Some(endpoint) = &config.endpoint {
             builder = builder.endpoint_url(endpoint);
         }
-        Ok(Self { client: Client::from_conf(builder.build()), clock })
+        Self { client: Client::from_conf(builder.build()), clock }
     }
 
     async fn assume(&self, identity: &RoleIdentity) -> Result<Credentials, SourceError> {
@@ -84,11 +103,14 @@ impl AssumeRole {
             .duration_seconds(seconds)
             .send()
             .await
-            .map_err(|error| classed(&error))?;
-        let credentials = answer.credentials.ok_or_else(|| SourceError {
-            class: ErrorClass::Retryable,
-            message: "STS answered without credentials".to_owned(),
-        })?;
+            .map_err(|error| error::classed(&error))?;
+        let user = answer.assumed_role_user.as_ref().map_or("", |user| user.arn());
+        if !is_session_of(user, identity) {
+            let user = Quoted::new(user);
+            return Err(retryable(&format!("STS answered for another role: {user}")));
+        }
+        let credentials =
+            answer.credentials.ok_or_else(|| retryable("STS answered without credentials"))?;
         converted(credentials, identity, issued)
     }
 }
@@ -108,40 +130,20 @@ impl fmt::Debug for AssumeRole {
     }
 }
 
-/// The SDK's part: where the node's credentials come from, deadlines, no retries of its own.
-async fn shared(config: &Config) -> Result<SdkConfig, InvalidUpstream> {
-    let http = aws_smithy_http_client::Builder::new()
+/// The HTTP client of both STS and the metadata service; it speaks `http://` too.
+fn http() -> SharedHttpClient {
+    aws_smithy_http_client::Builder::new()
         .tls_provider(tls::Provider::Rustls(CryptoMode::Ring))
-        .build_https();
-    let region = Region::new(config.region.clone());
-    let provider =
-        ProviderConfig::default().with_region(Some(region.clone())).with_http_client(http.clone());
-    let imds = imds::Client::builder()
-        .configure(&provider)
-        .endpoint(&config.upstream)
-        .map_err(|error| InvalidUpstream {
-            url: config.upstream.clone(),
-            reason: error.to_string(),
-        })?
-        .build();
-    let node = DefaultCredentialsChain::builder()
-        .configure(provider)
-        .region(region.clone())
-        .imds_client(imds)
-        .build()
-        .await;
-    let deadlines = TimeoutConfig::builder()
-        .connect_timeout(CONNECT_DEADLINE)
-        .operation_timeout(CALL_DEADLINE)
-        .build();
-    Ok(aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http)
-        .region(region)
-        .credentials_provider(node)
-        .retry_config(RetryConfig::disabled())
-        .timeout_config(deadlines)
-        .load()
-        .await)
+        .build_https()
+}
+
+/// Whether `user`, the ARN of the session that STS opened, is `identity`'s. A session's ARN has the role's
+/// name without its path.
+/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html>
+fn is_session_of(user: &str, identity: &RoleIdentity) -> bool {
+    let RoleIdentity { role, session_name, .. } = identity;
+    let (partition, account, name) = (role.partition(), role.account(), role.name());
+    user == format!("arn:{partition}:sts::{account}:assumed-role/{name}/{session_name}")
 }
 
 fn converted(
@@ -149,9 +151,8 @@ fn converted(
     identity: &RoleIdentity,
     issued: SystemTime,
 ) -> Result<Credentials, SourceError> {
-    let expires = SystemTime::try_from(credentials.expiration).map_err(|error| SourceError {
-        class: ErrorClass::Retryable,
-        message: format!("STS answered an expiration that is no time: {error}"),
+    let expires = SystemTime::try_from(credentials.expiration).map_err(|error| {
+        retryable(&format!("STS answered an expiration that is no time: {error}"))
     })?;
     Ok(Credentials {
         role: identity.role.clone(),
@@ -161,38 +162,4 @@ fn converted(
         issued,
         expires,
     })
-}
-
-/// What an error means for the next attempt. Codes: "Errors" of AssumeRole and "Common errors" in the STS
-/// API reference.
-fn classed(error: &SdkError<AssumeRoleError, HttpResponse>) -> SourceError {
-    let SdkError::ServiceError(service) = error else {
-        let message = format!("STS could not be asked: {}", DisplayErrorContext(error));
-        return SourceError { class: ErrorClass::Retryable, message: one_line(&message) };
-    };
-    let code = service.err().code().unwrap_or("no error code");
-    let text = service.err().message().unwrap_or("no message");
-    let status = service.raw().status().as_u16();
-    let class = match code {
-        "Throttling"
-        | "ThrottlingException"
-        | "RequestLimitExceeded"
-        | "TooManyRequestsException" => ErrorClass::Throttled,
-        // The node's own credentials; the chain gets new ones.
-        "ExpiredToken" | "ExpiredTokenException" | "RequestExpired" => ErrorClass::Retryable,
-        _ if status == 429 => ErrorClass::Throttled,
-        _ if status >= 500 => ErrorClass::Retryable,
-        _ => ErrorClass::Denied,
-    };
-    let hint = if code == "ValidationError" && text.contains("MaxSessionDuration") {
-        "; shorten --session-duration or raise the role's maximum"
-    } else {
-        ""
-    };
-    SourceError { class, message: one_line(&format!("STS: {code}: {text}{hint}")) }
-}
-
-/// Errors end in logs and headers: no line ends, no more than a line's length.
-fn one_line(text: &str) -> String {
-    text.chars().filter(|character| !character.is_control()).take(500).collect()
 }
