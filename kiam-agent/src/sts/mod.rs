@@ -104,9 +104,10 @@ impl AssumeRole {
             .send()
             .await
             .map_err(|error| error::classed(&error))?;
-        let user = answer.assumed_role_user.as_ref().map_or("", |user| user.arn());
-        if !is_session_of(user, identity) {
-            let user = Quoted::new(user);
+        if let Some(user) = &answer.assumed_role_user
+            && !is_session_of(user.arn(), identity)
+        {
+            let user = Quoted::new(user.arn());
             return Err(retryable(&format!("STS answered for another role: {user}")));
         }
         let credentials =
@@ -137,13 +138,16 @@ fn http() -> SharedHttpClient {
         .build_https()
 }
 
-/// Whether `user`, the ARN of the session that STS opened, is `identity`'s. A session's ARN has the role's
-/// name without its path.
+/// Whether `user`, the ARN of the session that STS opened, is of `identity`'s role:
+/// `arn:aws:sts::<account>:assumed-role/<name>/<session>`, without the role's path.
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html>
 fn is_session_of(user: &str, identity: &RoleIdentity) -> bool {
-    let RoleIdentity { role, session_name, .. } = identity;
-    let (partition, account, name) = (role.partition(), role.account(), role.name());
-    user == format!("arn:{partition}:sts::{account}:assumed-role/{name}/{session_name}")
+    let mut fields = user.splitn(6, ':').skip(4);
+    let (account, resource) = (fields.next(), fields.next().unwrap_or_default());
+    let mut words = resource.split('/');
+    account == Some(identity.role.account())
+        && words.next() == Some("assumed-role")
+        && words.next() == Some(identity.role.name())
 }
 
 fn converted(

@@ -252,7 +252,6 @@ async fn credentials_of_another_role_are_an_error() {
     let others = [
         "arn:aws:sts::123456789012:assumed-role/admin/kiam-kiam",
         "arn:aws:sts::999999999999:assumed-role/reader/kiam-kiam",
-        "arn:aws-cn:sts::123456789012:assumed-role/reader/kiam-kiam",
         "arn:aws:iam::123456789012:role/team/reader",
         "",
     ];
