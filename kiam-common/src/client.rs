@@ -44,8 +44,9 @@ const _: () = assert!(size_of::<Client>() == 48);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NetnsUse {
-    /// Connections that are open now.
-    pub open: u64,
+    /// Connections that are open now. Signed: an entry that is swept while a connection opens loses that
+    /// one's count, and its close must leave -1 here, not a number above every quota.
+    pub open: i64,
     /// When the last one was opened, nanoseconds of `CLOCK_MONOTONIC`.
     pub last_ns: u64,
 }

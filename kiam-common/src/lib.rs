@@ -18,7 +18,12 @@ pub const LEASE_NS: u64 = 10_000_000_000;
 
 /// How many open IMDS connections one network namespace may hold; more are denied, so that one pod
 /// cannot fill [`client::FlowKey`]'s map, which evicts nothing.
-pub const NETNS_QUOTA: u64 = 1024;
+pub const NETNS_QUOTA: i64 = 1024;
+
+/// `HOST_NETNS` of an agent that can't ask for its own namespace's cookie (`SO_NETNS_COOKIE` came with
+/// kernel 5.14): the programs compare with the initial namespace's, which they can ask for since 5.7.
+/// No namespace has this cookie: the kernel counts them up from 1.
+pub const HOST_NETNS_INITIAL: u64 = u64::MAX;
 
 /// Levels of the cgroup path that are asked for an exemption, from the attached cgroup's top down.
 pub const CGROUP_LEVELS: i32 = 12;

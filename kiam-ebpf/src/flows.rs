@@ -174,7 +174,7 @@ pub(crate) fn close(ctx: &SockOpsContext) {
     if client.counted == 1 {
         client.counted = 0;
         if let Some(held) = NETNS.get_ptr_mut(client.netns) {
-            add(held, u64::MAX);
+            add(held, -1);
         }
     }
 }
@@ -192,9 +192,9 @@ fn open(netns: u64) {
     }
 }
 
-/// Adds to the count, `u64::MAX` taking one away. The sum is not asked for: that needs kernel 5.12.
+/// Adds to the count. The sum is not asked for: that needs kernel 5.12.
 #[inline(always)]
-fn add(held: *mut NetnsUse, step: u64) {
+fn add(held: *mut NetnsUse, step: i64) {
     // SAFETY: a value that the map returned lives as long as the program runs (RCU).
     let open = unsafe { &raw mut (*held).open };
     // The target has no compare-and-swap, so `core` gives it no `fetch_add`; BPF's own XADD is one.

@@ -23,7 +23,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use kiam_common::{
-    CGROUP_LEVELS, CGROUP_PASS, LEASE_NS,
+    CGROUP_LEVELS, CGROUP_PASS, HOST_NETNS_INITIAL, LEASE_NS,
     client::mapped,
     counters::Reason,
     redirect::{self, Caller, Destination, IMDS_PORT, ImdsV6, Verdict},
@@ -179,9 +179,20 @@ fn exempt(ctx: &SockAddrContext) -> bool {
     if let Some(mark) = nearest {
         return mark == CGROUP_PASS;
     }
-    let host = HOST_NETNS.load();
+    on_host_network(ctx)
+}
+
+/// Whether the socket is of the network namespace whose pods pass.
+#[inline(always)]
+fn on_host_network(ctx: &SockAddrContext) -> bool {
+    let host = match HOST_NETNS.load() {
+        0 => return false,
+        // SAFETY: without a context the helper answers for the initial namespace (kernel 5.7).
+        HOST_NETNS_INITIAL => unsafe { bpf_get_netns_cookie(core::ptr::null_mut()) },
+        cookie => cookie,
+    };
     // SAFETY: the helper takes the program's own context.
-    host != 0 && host == unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+    host == unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
 #[inline(always)]

@@ -21,7 +21,8 @@ use kiam_common::{
 pub(crate) static TARGET: Global<Target> =
     Global::new(Target { v4: [0; 4], v6: [0; 16], v4_port: 0, v6_port: 0 });
 
-/// The node's own network namespace cookie, whose sockets pass (`--host-network-pods=pass`); 0: none do.
+/// The node's own network namespace cookie, whose sockets pass (`--host-network-pods=pass`), or
+/// `HOST_NETNS_INITIAL`; 0: none do.
 #[unsafe(no_mangle)]
 pub(crate) static HOST_NETNS: Global<u64> = Global::new(0);
 

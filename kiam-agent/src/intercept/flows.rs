@@ -86,7 +86,7 @@ impl Flows {
             .netns
             .iter()
             .flatten()
-            .filter(|(_, held)| held.open == 0)
+            .filter(|(_, held)| held.open <= 0)
             .map(|(netns, held)| (netns, held.last_ns))
             .collect();
         for (netns, _) in idle.intersection(&maps.idle).copied().collect::<Vec<_>>() {

@@ -2,11 +2,28 @@
 
 use std::{io, net::UdpSocket, os::fd::AsRawFd as _};
 
+use kiam_common::HOST_NETNS_INITIAL;
+
 /// `SO_NETNS_COOKIE` of `asm-generic/socket.h`. Kernel 5.14.
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
+/// The cookie that marks this thread's namespace as the node's, for `HOST_NETNS`.
+///
+/// Below kernel 5.14, where it can't be asked for, the node's is taken to be the initial namespace. Where
+/// that is wrong (a node that is itself a container) no pod passes: nobody is let through by mistake.
+pub(super) fn host_netns() -> io::Result<u64> {
+    or_initial(own_cookie())
+}
+
+fn or_initial(own: io::Result<u64>) -> io::Result<u64> {
+    match own {
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(HOST_NETNS_INITIAL),
+        answer => answer,
+    }
+}
+
 /// The cookie of this thread's network namespace, as `bpf_get_netns_cookie` shows it to the programs.
-pub(super) fn own_cookie() -> io::Result<u64> {
+fn own_cookie() -> io::Result<u64> {
     let socket = UdpSocket::bind(("127.0.0.1", 0))?;
     let mut cookie = 0_u64;
     let mut length = size_of::<u64>() as libc::socklen_t;
@@ -21,4 +38,17 @@ pub(super) fn own_cookie() -> io::Result<u64> {
         )
     };
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_the_option_means_the_initial_namespace_and_no_other_error_does() {
+        let errno = io::Error::from_raw_os_error;
+        assert_eq!(or_initial(Ok(7)).unwrap(), 7);
+        assert_eq!(or_initial(Err(errno(libc::ENOPROTOOPT))).unwrap(), HOST_NETNS_INITIAL);
+        assert!(or_initial(Err(errno(libc::EPERM))).is_err());
+    }
 }

@@ -96,8 +96,8 @@ impl Interception {
         let pins = pin_folder(&config.bpffs)?;
         let host_netns = match config.host_network {
             HostNetworkPods::Intercept => 0,
-            HostNetworkPods::Pass => netns::own_cookie().map_err(|source| Error::File {
-                what: "the node's network namespace cookie (SO_NETNS_COOKIE, kernel 5.14)",
+            HostNetworkPods::Pass => netns::host_netns().map_err(|source| Error::File {
+                what: "the node's network namespace cookie (SO_NETNS_COOKIE)",
                 path: PathBuf::from("/proc/self/ns/net"),
                 source,
             })?,
