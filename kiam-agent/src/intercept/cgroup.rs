@@ -27,8 +27,13 @@ impl Cgroup {
     ///
     /// # Errors
     ///
-    /// [`Error::Cgroup`], [`Error::NoCgroup`] or [`Error::SeveralCgroups`].
+    /// [`Error::Cgroup`], [`Error::NoCgroup`], [`Error::SeveralCgroups`] or [`Error::MixedCgroups`].
     pub fn open(given: Option<&Path>) -> Result<Self, Error> {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let controllers = fs::read_to_string("/proc/cgroups").unwrap_or_default();
+        if hides_sockets(&release, &controllers) {
+            return Err(Error::MixedCgroups { release: release.trim().to_owned() });
+        }
         match given {
             Some(path) => Self::at(path),
             None => Self::at(&only_match(found(&mounts("cgroup2")), &mounts("cgroup"))?),
@@ -81,6 +86,21 @@ impl Cgroup {
         let pod = below.ancestors().filter(|path| named(path).is_some()).last()?;
         fs::metadata(self.path.join(pod)).ok().map(|metadata| metadata.ino())
     }
+}
+
+/// Whether sockets may lose their v2 cgroup. Before kernel 5.15 one word of a socket was either its v2 cgroup or
+/// its net_cls and net_prio marks, and the first use of a mark turned every later socket's over: such a socket
+/// counts as the root's, and hooks at the pods' cgroup do not run for it. `controllers` is `/proc/cgroups`, where
+/// a hierarchy other than 0 is a v1 one. An unreadable release counts as an old one.
+fn hides_sockets(release: &str, controllers: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let version = (numbers.next().and_then(Result::ok), numbers.next().and_then(Result::ok));
+    version < (Some(5), Some(15))
+        && controllers.lines().any(|line| {
+            let mut columns = line.split_ascii_whitespace();
+            matches!(columns.next(), Some("net_cls" | "net_prio"))
+                && columns.next().is_some_and(|hierarchy| hierarchy != "0")
+        })
 }
 
 fn is_root(name: &str) -> bool {
@@ -184,6 +204,25 @@ mod tests {
         assert!(error.contains("--cgroup") && error.contains("b-kubepods.slice"), "{error}");
         let error = only_match(vec![], &[root.path().to_owned()]).unwrap_err().to_string();
         assert!(error.contains("only on a cgroup v1 mount"), "{error}");
+    }
+
+    #[test]
+    fn v1_marks_hide_sockets_on_old_kernels_only() {
+        let v1 = "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t3\t1\t1\nnet_prio\t9\t1\t1\n";
+        let v2 =
+            "#subsys_name\thierarchy\tnum_cgroups\tenabled\nnet_cls\t0\t1\t1\nnet_prio\t0\t1\t1\n";
+        let cases = [
+            ("5.10.0-30-cloud-amd64", v1, true),
+            ("5.14.21", v1, true),
+            ("5.15.0-1051-aws", v1, false),
+            ("6.18.3", v1, false),
+            ("10.0.1", v1, false),
+            ("5.10.0", v2, false),
+            ("", v1, true),
+        ];
+        for (release, controllers, expected) in cases {
+            assert_eq!(hides_sockets(release, controllers), expected, "{release:?}");
+        }
     }
 
     #[test]

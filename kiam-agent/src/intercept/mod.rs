@@ -70,6 +70,14 @@ pub enum Error {
     /// More than one does.
     #[error("found several pods' cgroups, name one with --cgroup: {0:?}")]
     SeveralCgroups(Vec<PathBuf>),
+    /// The hooks of this kernel would not see some sockets.
+    #[error(
+        "kernel {release} has cgroup v1's net_cls or net_prio, which hides sockets from cgroup v2's hooks before kernel 5.15: boot with cgroup_no_v1=net_cls,net_prio or a newer kernel"
+    )]
+    MixedCgroups {
+        /// As `uname -r` has it.
+        release: String,
+    },
     /// `--bpffs` is on another kind of file system.
     #[error(
         "--bpffs {path:?} is not on a BPF file system; mount one: mount -t bpf bpf /sys/fs/bpf"
