@@ -19,11 +19,11 @@ use crate::{
     cluster::{self, Cluster, Synced},
     config::{Base, Config, Hosts, Identity},
     credentials::{self, CredentialReader, Prefetcher},
-    identity::{CgroupPaths, KernelResolver, SourceIpResolver},
+    identity::{CgroupPaths, KernelResolver, NodeAddresses, SourceIpResolver},
     imds, intercept,
     intercept::Interception,
     lifecycle::{Drain, Readiness, drain},
-    pods::{ClientResolver, Pod, PodIndex, PodReader},
+    pods::{self, ClientResolver, Pod, PodIndex, PodReader},
     policy::{self, RolePolicy, publish_wanted},
     role::{RoleResolver, WantedRoles},
     serve::{self, Listener},
@@ -174,7 +174,10 @@ impl Common {
         config: &Config,
         upstream: &imds::Upstream,
     ) -> Result<Knowledge, Error> {
-        let (index, pods) = PodIndex::new();
+        let (index, pods) = PodIndex::with(pods::Config {
+            static_pod_namespaces: config.static_pod_namespaces.clone(),
+            node: Arc::new(NodeAddresses::default()),
+        });
         let cluster = Cluster::new(config.cluster.clone()).await?;
         let synced = Synced {
             pods: self.readiness.latch("pods"),

@@ -3,6 +3,8 @@
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::pods::STATIC_POD_NAMESPACE;
+
 /// Gives each pod on a Kubernetes node the credentials of its own AWS IAM role.
 ///
 /// Each flag of the agent is also an environment variable: --node-name is KIAM_NODE_NAME.
@@ -73,6 +75,9 @@ pub(super) struct Flags {
     /// What becomes of pods in the host's network: pass or intercept
     #[arg(long, value_name = "WHAT", default_value = "pass")]
     pub(super) host_network_pods: String,
+    /// Namespaces whose mirror pods stand for static pods (repeatable)
+    #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', default_value = STATIC_POD_NAMESPACE)]
+    pub(super) static_pod_namespaces: Vec<String>,
     /// The pods' cgroup; absent: found by the kubelet's names
     #[arg(long, value_name = "DIR")]
     pub(super) cgroup: Option<String>,

@@ -96,6 +96,8 @@ pub struct Config {
     pub intercept: Option<intercept::Config>,
     /// `--identity`.
     pub identity: Identity,
+    /// `--static-pod-namespaces`.
+    pub static_pod_namespaces: Vec<String>,
     /// `--namespace-policy`.
     pub namespaces: NamespacePolicy,
     /// `--session-name`.
@@ -208,6 +210,8 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let upstream = mistakes.parse("upstream", &flags.upstream);
     let words = [("optional", NamespacePolicy::Optional), ("required", NamespacePolicy::Required)];
     let namespaces = mistakes.one_of("namespace-policy", &flags.namespace_policy, &words);
+    let static_pod_namespaces =
+        mistakes.names("static-pod-namespaces", &flags.static_pod_namespaces);
     let session_name = mistakes.parse("session-name", &flags.session_name);
     let (least, most) = (SECOND * 900, SECOND * 43_200);
     let session_duration =
@@ -227,6 +231,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
         cluster: cluster?,
         intercept,
         identity,
+        static_pod_namespaces,
         namespaces: namespaces?,
         session_name: session_name?,
         session_duration: session_duration?,

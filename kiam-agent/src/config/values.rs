@@ -135,10 +135,27 @@ impl Mistakes {
         hosts
     }
 
+    /// Names of namespaces.
+    pub(super) fn names(&mut self, flag: &str, texts: &[String]) -> Vec<String> {
+        for text in texts.iter().filter(|text| !is_label(text)) {
+            self.add(flag, format!("{text:?} is no namespace's name, such as kube-system"));
+        }
+        texts.to_vec()
+    }
+
     pub(super) fn host_network(&mut self, text: &str) -> Option<HostNetworkPods> {
         let words = [("pass", HostNetworkPods::Pass), ("intercept", HostNetworkPods::Intercept)];
         self.one_of("host-network-pods", text, &words)
     }
+}
+
+/// Whether Kubernetes could call a namespace so: an RFC 1123 label.
+fn is_label(text: &str) -> bool {
+    let inside = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&text.len())
+        && text.bytes().all(inside)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
 }
 
 fn show(duration: Duration) -> humantime::FormattedDuration {

@@ -2,8 +2,9 @@
 
 mod cgroups;
 mod kernel;
+mod node;
 
-pub use self::{cgroups::CgroupPaths, kernel::KernelResolver};
+pub use self::{cgroups::CgroupPaths, kernel::KernelResolver, node::NodeAddresses};
 
 use crate::pods::{Client, ClientResolver, Connection, Unattested};
 
