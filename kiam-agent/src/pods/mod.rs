@@ -17,6 +17,8 @@ use std::{
     sync::Arc,
 };
 
+use crate::role::Quoted;
+
 pub use self::{
     index::PodIndex,
     reader::{NotFound, PodReader},
@@ -122,7 +124,7 @@ pub enum Unattested {
     NoEntry,
     /// The process's cgroup is below no pod.
     #[error("cgroup {0} is not a pod's")]
-    NotAPod(String),
+    NotAPod(Quoted),
     /// The cgroup is gone already.
     #[error("cgroup id {0} is gone")]
     Gone(u64),
