@@ -75,6 +75,9 @@ pub(super) struct Flags {
     /// What becomes of pods in the host's network: pass or intercept
     #[arg(long, value_name = "WHAT", default_value = "pass")]
     pub(super) host_network_pods: String,
+    /// Pods of this service account are passed on to the real metadata service (repeatable)
+    #[arg(long, value_name = "NAMESPACE/SERVICEACCOUNT")]
+    pub(super) node_role: Vec<String>,
     /// Namespaces whose mirror pods stand for static pods (repeatable)
     #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', default_value = STATIC_POD_NAMESPACE)]
     pub(super) static_pod_namespaces: Vec<String>,

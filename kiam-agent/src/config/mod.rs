@@ -368,6 +368,12 @@ fn metadata(
     let imdsv2 = mistakes.one_of("imdsv2", &flags.imdsv2, &words);
     let allow: Vec<Option<imds::AllowPath>> =
         flags.allow_path.iter().map(|text| mistakes.parse("allow-path", text)).collect();
+    let node_roles: Vec<Option<imds::NodeRole>> =
+        flags.node_role.iter().map(|text| mistakes.parse("node-role", text)).collect();
+    if !node_roles.is_empty() && identity == Identity::SourceIp {
+        mistakes
+            .add("node-role", "it needs --identity=kernel: an address may be another pod's by now");
+    }
     let allow_ip_query = mistakes.switch("allow-ip-query", &flags.allow_ip_query);
     if allow_ip_query && intercepts {
         mistakes.add("allow-ip-query", "it needs --interceptor=off: any pod could ask as another");
@@ -377,6 +383,7 @@ fn metadata(
         imdsv2: imdsv2?,
         allow_paths: allow.into_iter().collect::<Option<Vec<_>>>()?,
         allow_ip_query,
+        node_roles: node_roles.into_iter().collect::<Option<Vec<_>>>()?,
         own_addresses: match identity {
             Identity::Kernel => Vec::new(),
             Identity::SourceIp => hosts.addresses().collect(),

@@ -58,7 +58,7 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
         "--port=99999 --sync-interval=soon --interceptor=xdp --identity=dns --host-network-pods=maybe \
          --cgroup=kubepods --bpffs=bpf --state-dir=run --hold=1y --imdsv2=no --allow-path=/latest/user-data \
          --upstream=imds --region=EU --sts-endpoint=sts --session-name=a!b --session-duration=5m \
-         --static-pod-namespaces=Kube,ok --namespace-policy=open --admin=here --metrics=there --statsd=nowhere --statsd-interval=0s \
+         --node-role=kube-system --static-pod-namespaces=Kube,ok --namespace-policy=open --admin=here --metrics=there --statsd=nowhere --statsd-interval=0s \
          --level=loud --json-log=perhaps --host=0.0.0.0 --host=node --role-base-arn=reader --nonsense extra --kubeconfig",
     );
     let all = mistakes.join("\n");
@@ -79,6 +79,7 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
         "sts-endpoint",
         "session-name",
         "session-duration",
+        "node-role",
         "static-pod-namespaces",
         "namespace-policy",
         "admin",
@@ -121,6 +122,8 @@ fn choices_that_contradict_are_refused() {
         ("--interceptor=off --identity=kernel", "identity"),
         ("--role-base-arn-autodetect", "role-base-arn"),
         ("--port=1 --port=2", "port"),
+        ("--identity=source-ip --node-role=kube-system/cni", "node-role"),
+        ("--interceptor=off --node-role=kube-system/cni", "node-role"),
     ] {
         let all = mistakes(&format!("{GOOD} {line}"));
         assert!(all.len() == 1 && all[0].starts_with(&format!("--{flag}: ")), "{line}: {all:?}");

@@ -128,6 +128,9 @@ pub enum Unattested {
     /// The cgroup is gone already.
     #[error("cgroup id {0} is gone")]
     Gone(u64),
+    /// It is certain neither which pod it is, nor that it is one that is answered at all.
+    #[error("{0}")]
+    Pod(NotFound),
     /// The kernel could not be asked.
     #[error("the identity map can't be read: {0}")]
     Unreadable(String),

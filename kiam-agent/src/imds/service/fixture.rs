@@ -217,6 +217,7 @@ pub(super) fn config() -> Config {
         imdsv2: Imdsv2::Optional,
         allow_paths: vec!["/latest/meta-data/*".parse().unwrap()],
         allow_ip_query: false,
+        node_roles: Vec::new(),
         own_addresses: Vec::new(),
     }
 }
