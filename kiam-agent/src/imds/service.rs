@@ -391,4 +391,6 @@ impl Answer {
 #[cfg(test)]
 pub(super) mod fixture;
 #[cfg(test)]
+mod spellings;
+#[cfg(test)]
 mod tests;

@@ -13,6 +13,11 @@ use super::{
 };
 use crate::telemetry::captured::Captured;
 
+/// The statuses of all answers in `text`.
+pub(super) fn statuses(text: &str) -> Vec<&str> {
+    text.match_indices("HTTP/1.1 ").map(|(at, _)| &text[at + 9..at + 12]).collect()
+}
+
 #[tokio::test]
 async fn pod_gets_its_own_role_byte_for_byte() {
     let node = Node::usual(config(), Identity::Kernel).await;
@@ -560,9 +565,7 @@ async fn pipelined_requests_are_answered_in_order() {
         one(&format!("{LIST}reader"), "Connection: close\r\n"),
     ];
     let text = node.raw(2, requests.concat().as_bytes()).await;
-    let statuses: Vec<_> =
-        text.match_indices("HTTP/1.1 ").map(|(at, _)| &text[at + 9..at + 12]).collect();
-    assert_eq!(statuses, ["200", "404", "200"], "{text}");
+    assert_eq!(statuses(&text), ["200", "404", "200"], "{text}");
     assert!(text.ends_with(&body_of("reader")));
 }
 
