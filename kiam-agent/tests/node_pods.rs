@@ -1,0 +1,141 @@
+//! The whole agent on a lab node: pods that are told apart by more than their address.
+
+#![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
+
+use std::{path::Path, time::Duration};
+
+use tokio::time::Instant;
+use xtask::{
+    lab::{
+        self, Agent, Cgroup, Lab, Layout, PodSpec,
+        fake::{
+            imds::{NODE_ACCESS_KEY, NODE_ROLE},
+            kubernetes::Resource,
+        },
+        role_arn,
+    },
+    pod_client::{Attempt, Imds, Options},
+};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
+const READY_LIMIT: Duration = Duration::from_secs(30);
+
+/// A lab with an agent that is ready. The agent goes before the lab.
+fn ready(further: &[&str]) -> (Agent, Lab) {
+    let lab = Lab::start().unwrap();
+    let mut agent = Agent::start(&lab, Path::new(AGENT), further).unwrap();
+    agent.wait_ready(READY_LIMIT).unwrap();
+    (agent, lab)
+}
+
+fn assert_role(lab: &Lab, attempt: &Attempt, role: &str) {
+    assert_eq!(attempt.status, Some(200), "{attempt:?}");
+    assert_eq!(lab.role_of(attempt), Some(role_arn(role)), "{attempt:?}");
+}
+
+#[test]
+fn pods_of_a_node_role_have_the_nodes_and_reach_it_through_the_agent_alone() {
+    let name = "pods_of_a_node_role_have_the_nodes_and_reach_it_through_the_agent_alone";
+    if lab::skip(name) {
+        return;
+    }
+    let (agent, lab) = ready(&["--node-role=kube-system/csi", "--node-role=kube-system/other"]);
+    let spec = |namespace: &str, name: &str| PodSpec::new(namespace, name).role("orders");
+    let csi = lab.pod(spec("kube-system", "csi-1").service_account("csi")).unwrap();
+    for imds in [Imds::V2, Imds::V1] {
+        let attempt = csi.ask_once(&Options { imds, ..Options::default() }).unwrap();
+        assert_eq!(attempt.role.as_deref(), Some(NODE_ROLE), "{attempt:?}");
+        assert_eq!(attempt.field("AccessKeyId").as_deref(), Some(NODE_ACCESS_KEY), "{attempt:?}");
+    }
+    assert!(csi.get("/latest/user-data").unwrap().body.contains("secret"));
+    // The same service account elsewhere, and another one there.
+    let others = [spec("shop", "csi-2").service_account("csi"), spec("kube-system", "proxy")];
+    for spec in others {
+        let pod = lab.pod(spec).unwrap();
+        assert_role(&lab, &pod.credentials().unwrap(), "orders");
+        assert_eq!(pod.get("/latest/user-data").unwrap().status, Some(404));
+    }
+    let packets = lab.imds.packets();
+    assert!(csi.ips().iter().all(|ip| !packets.contains_key(ip)), "{packets:?}");
+    let log = agent.log();
+    assert_eq!(log.matches("Connections are passed on").count(), 1, "once for a pod");
+    let metrics = agent.admin("/metrics").unwrap().body;
+    assert!(metrics.contains("kiam_serve_relays_total{outcome=\"Closed\"}"), "{metrics}");
+}
+
+#[test]
+fn a_host_network_pod_that_is_intercepted_has_its_own_role() {
+    if lab::skip("a_host_network_pod_that_is_intercepted_has_its_own_role") {
+        return;
+    }
+    let (_agent, lab) = ready(&["--host-network-pods=intercept", "--node-role=kube-system/cni"]);
+    let host_pod = |namespace: &str, name: &str| PodSpec::new(namespace, name).host_network();
+    let orders = lab.pod(host_pod("shop", "orders").role("orders")).unwrap();
+    let reports = lab.pod(host_pod("shop", "reports").role("reports")).unwrap();
+    let spec = host_pod("kube-system", "cni").role("orders").service_account("cni");
+    let cni = lab.pod(spec).unwrap();
+    for _ in 0..3 {
+        assert_role(&lab, &orders.credentials().unwrap(), "orders");
+        assert_role(&lab, &reports.credentials().unwrap(), "reports");
+        let attempt = cni.credentials().unwrap();
+        assert_eq!(attempt.field("AccessKeyId").as_deref(), Some(NODE_ACCESS_KEY), "{attempt:?}");
+    }
+}
+
+#[test]
+fn a_pod_that_the_watch_did_not_show_is_found_by_a_list_once_a_second() {
+    if lab::skip("a_pod_that_the_watch_did_not_show_is_found_by_a_list_once_a_second") {
+        return;
+    }
+    let (_agent, lab) = ready(&["--sync-interval=1h"]);
+    lab.kubernetes.stall_watches(true);
+    let store = lab.kubernetes.store();
+    let before = store.lists(Resource::Pods);
+    // Nobody ever tells of this one.
+    let spec = PodSpec::new("shop", "ghost").role("orders").with_uid().unwrap();
+    let ghost = lab.node.pod(spec).unwrap();
+    let begun = Instant::now();
+    let attempts =
+        ghost.ask(&Options { for_ms: Some(2500), imds: Imds::V1, ..Options::default() }).unwrap();
+    assert!(attempts.len() >= 5, "{attempts:?}");
+    assert!(attempts.iter().all(|attempt| attempt.status == Some(404)), "{attempts:?}");
+    let lists = store.lists(Resource::Pods) - before;
+    let most = usize::try_from(begun.elapsed().as_secs()).unwrap() + 2;
+    assert!((2..=most).contains(&lists), "{lists} lists, {} attempts", attempts.len());
+    // This one's namespace is known, and it is held until the list is there.
+    lab.kubernetes.stall_watches(false);
+    let known = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    assert_role(&lab, &known.credentials().unwrap(), "orders");
+    lab.kubernetes.stall_watches(true);
+    let spec = PodSpec::new("shop", "reports").role("reports");
+    let late = lab.unpublished_pod(spec).unwrap();
+    let until = Instant::now() + Duration::from_secs(5);
+    let mut attempt = late.credentials().unwrap();
+    while attempt.status != Some(200) && Instant::now() < until {
+        attempt = late.credentials().unwrap();
+    }
+    assert_role(&lab, &attempt, "reports");
+}
+
+#[test]
+fn cgroups_that_no_kubelet_made_are_no_pods() {
+    if lab::skip("cgroups_that_no_kubelet_made_are_no_pods") {
+        return;
+    }
+    let (agent, lab) = ready(&[]);
+    let victim = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    assert_role(&lab, &victim.credentials().unwrap(), "orders");
+    let thief = lab.pod(PodSpec::new("shop", "thief").role("reports")).unwrap();
+    for layout in [Layout::SystemdBurstable, Layout::SystemdGuaranteed, Layout::CgroupfsBurstable] {
+        // Beside the kubelet's, with the victim's UID below, as a runtime of another kind might.
+        let beside = lab.node.kubepods().join("\u{1b}[2Jbuilds");
+        let disguise =
+            Cgroup::create(beside.join(layout.container(victim.uid(), "c0ffee"))).unwrap();
+        let attempt = thief.ask_in(&disguise, &Options::default()).unwrap();
+        assert_eq!(attempt.status, Some(403), "{attempt:?}");
+        drop(disguise);
+        Cgroup::create(beside).map(drop).unwrap();
+    }
+    assert!(!agent.log().contains('\u{1b}'), "paths are escaped in the log");
+    assert_role(&lab, &thief.credentials().unwrap(), "reports");
+}
