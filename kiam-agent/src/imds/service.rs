@@ -183,9 +183,9 @@ impl Service {
         route: Result<Route, Error>,
         seen: &mut Seen,
     ) -> Result<Answer, Error> {
-        let client = match client {
-            Ok(client) => client,
-            Err(Unattested::Pod(not_found)) => return Err(Error::Pod(*not_found)),
+        let (client, unknown) = match client {
+            Ok(client) => (client, None),
+            Err(Unattested::Unknown { client, not_found }) => (client, Some(*not_found)),
             Err(error) => return Err(Error::Unattested(error.clone())),
         };
         checks::direct(&head.headers)?;
@@ -198,9 +198,11 @@ impl Service {
             let (tokens, imdsv2) = (&self.parts.tokens, self.config.imdsv2);
             version = checks::token(&head.headers, client, tokens, imdsv2)?;
         }
-        match route? {
-            Route::Token => self.token(client, head),
-            Route::Read(what) => {
+        match (route?, unknown) {
+            (Route::Token, _) => self.token(client, head),
+            // It was waited for, and may be a pod that is passed on.
+            (Route::Read(_), Some(not_found)) => Err(not_found.into()),
+            (Route::Read(what), None) => {
                 let caller = self.caller(client, head)?;
                 let deadline = Instant::now() + self.config.hold;
                 if version == Version::V1 {

@@ -128,9 +128,15 @@ pub enum Unattested {
     /// The cgroup is gone already.
     #[error("cgroup id {0} is gone")]
     Gone(u64),
-    /// It is certain neither which pod it is, nor that it is one that is answered at all.
-    #[error("{0}")]
-    Pod(NotFound),
+    /// The kernel attests it, but whose it is was not certain when that had to be: its requests are for
+    /// nobody to answer. Only a session token, which says nothing, is given.
+    #[error("{not_found}")]
+    Unknown {
+        /// Who the kernel says it is.
+        client: Client,
+        /// Why that is no certain pod.
+        not_found: NotFound,
+    },
     /// The kernel could not be asked.
     #[error("the identity map can't be read: {0}")]
     Unreadable(String),

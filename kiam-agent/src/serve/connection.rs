@@ -48,7 +48,7 @@ impl<S: PodService> Served<S> {
                     let outcome = relay.run(stream, &self.config, self.drain).await;
                     return self.metrics.relayed(outcome);
                 }
-                Err(not_found) => Err(Unattested::Pod(not_found)),
+                Err(not_found) => Err(Unattested::Unknown { client, not_found }),
             },
         };
         self.answer(stream, client).await;

@@ -47,8 +47,10 @@ impl Owner {
     #[must_use]
     pub fn of(client: &Result<Client, Unattested>) -> Self {
         match client {
-            Ok(Client::Pod { uid, .. }) => Self::Pod(uid.clone()),
-            Ok(Client::Address(address)) => Self::Address(address.to_canonical()),
+            Ok(client) | Err(Unattested::Unknown { client, .. }) => match client {
+                Client::Pod { uid, .. } => Self::Pod(uid.clone()),
+                Client::Address(address) => Self::Address(address.to_canonical()),
+            },
             Err(_) => Self::Stranger,
         }
     }

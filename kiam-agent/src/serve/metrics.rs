@@ -74,7 +74,7 @@ impl Metrics {
             Some(Unattested::NotAPod(_)) => Identity::NotAPod,
             Some(Unattested::Gone(_)) => Identity::CgroupGone,
             Some(Unattested::Unreadable(_)) => Identity::Unreadable,
-            Some(Unattested::Pod(_)) => Identity::Unknown,
+            Some(Unattested::Unknown { .. }) => Identity::Unknown,
         });
     }
 

@@ -37,8 +37,8 @@ pub trait PodService: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`NotFound`] when it is not certain whose the connection is; its requests are then called with
-    /// [`Unattested::Pod`], and it is closed after the first.
+    /// [`NotFound`] when it is not certain whose the connection is; it is then called with
+    /// [`Unattested::Unknown`], once, and closed.
     fn relay(
         &self,
         client: &Client,

@@ -454,7 +454,7 @@ async fn nobody_to_pass_on_to_closes_and_an_unknown_pod_is_answered_as_such() {
 
     let node = Fixture::of(Echo(Err(NotFound::Unknown)), Config::default(), pods).await;
     let answer = node.raw(0, &GET.repeat(2)).await;
-    assert!(answer.ends_with("Err(Pod(Unknown))"), "{answer}");
+    assert!(answer.contains("Err(Unknown {"), "{answer}");
     assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
 }
 

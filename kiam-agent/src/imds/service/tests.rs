@@ -437,6 +437,14 @@ async fn a_pod_of_a_node_role_is_waited_for() {
     let answer = node.raw(9, get.as_bytes()).await;
     assert_eq!(Reply::parse(&answer).status, 404);
     assert!(began.elapsed() < Duration::from_millis(550), "{:?}", began.elapsed());
+    // A token is never refused: SDKs would fall back to IMDSv1 and stay there.
+    let put = "PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n";
+    let reply = Reply::parse(&node.raw(9, put.as_bytes()).await);
+    assert_eq!((reply.status, reply.header("connection")), (200, Some("close")), "{reply:?}");
+    node.index.apply_namespace(namespace("default", None));
+    node.index.apply(pod(9, Some("reader")));
+    let header = format!("X-aws-ec2-metadata-token: {}\r\n", reply.body);
+    assert_eq!(node.send(9, &format!("GET {LIST}"), &header).await.body, "reader");
 }
 
 #[tokio::test]
