@@ -76,7 +76,7 @@ pub(super) struct Flags {
     #[arg(long, value_name = "WHAT", default_value = "pass")]
     pub(super) host_network_pods: String,
     /// Pods of this service account are passed on to the real metadata service (repeatable)
-    #[arg(long, value_name = "NAMESPACE/SERVICEACCOUNT")]
+    #[arg(long, value_name = "NAMESPACE/SERVICEACCOUNT", value_delimiter = ',')]
     pub(super) node_role: Vec<String>,
     /// Namespaces whose mirror pods stand for static pods (repeatable)
     #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', default_value = STATIC_POD_NAMESPACE)]

@@ -168,6 +168,30 @@ mod tests {
     }
 
     #[test]
+    fn the_pods_cgroup_may_be_nested_as_deep_as_a_node_is() {
+        let under = A.replace('-', "_");
+        let kind = "kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod";
+        for (root, path) in [
+            ("/kubepods.slice", format!("kubepods-pod{under}.slice/crio-1.scope")),
+            ("/kubelet.slice/kubelet-kubepods.slice", format!("{kind}{under}.slice/1")),
+            ("/system.slice/docker-1.scope/kubelet/kubepods", format!("burstable/pod{A}/1")),
+            (
+                "/system.slice/docker-1.scope/kubelet.slice/kubelet-kubepods.slice",
+                format!("{kind}{under}.slice/1"),
+            ),
+            ("/k3s/kubepods", format!("besteffort/pod{A}/1")),
+            ("/docker/1/kubepods", format!("pod{A}/1")),
+        ] {
+            let whole = format!("{root}/{path}");
+            let below = Path::new(&whole).strip_prefix(root).unwrap();
+            assert_eq!(PodUid::from_cgroup_path(below), Some(PodUid::new(A)), "{whole}");
+            // A root that is not the pods' own names nobody.
+            let above = Path::new(&whole).strip_prefix("/").unwrap();
+            assert_eq!(PodUid::from_cgroup_path(above), None, "{whole}");
+        }
+    }
+
+    #[test]
     fn a_pods_name_counts_at_the_kubelets_depth_only() {
         let under = A.replace('-', "_");
         for above in [

@@ -6,8 +6,14 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tracing::warn;
+
 use super::Config;
 use crate::pods::{Client, PodUid, Unattested};
+
+/// Open files that are kept for all but connections: maps, the API server, STS, operators.
+const OTHER_FILES: usize = 256;
 
 /// Whose a connection is, for limits and logs: nobody's share is used up by others.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -38,6 +44,30 @@ struct Open {
 pub(super) struct Slot {
     limits: Limits,
     owner: Owner,
+}
+
+/// How many connections of the `wanted` the process may have open files for. Raises its soft limit first,
+/// which is 1024 under many a runtime, to the hard one.
+pub(super) fn within_open_files(wanted: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    let limit = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { limit };
+    let room = room(limit.current);
+    if room < wanted {
+        warn!(
+            open_files = limit.current,
+            connections = room,
+            wanted,
+            "The limit of open files (RLIMIT_NOFILE) allows fewer connections than are wanted"
+        );
+    }
+    room.min(wanted)
+}
+
+/// Connections that `open_files` are enough for, beside all else: one that is passed on needs two.
+fn room(open_files: Option<u64>) -> usize {
+    let files = open_files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
+    (files.saturating_sub(OTHER_FILES) / 2).max(1)
 }
 
 // === impl Owner ===
@@ -103,6 +133,18 @@ impl Drop for Slot {
 mod tests {
     use super::*;
     use crate::pods::fixtures::{attested, uid};
+
+    #[test]
+    fn connections_leave_open_files_for_all_else() {
+        let cases = [(Some(1024), 384), (Some(1_048_576), 524_160), (Some(10), 1)];
+        for (files, connections) in cases {
+            assert_eq!(room(files), connections, "{files:?}");
+        }
+        assert!(room(None) > 1_000_000);
+        assert_eq!(within_open_files(1), 1);
+        let limit = getrlimit(Resource::Nofile);
+        assert_eq!(limit.current, limit.maximum, "the soft limit is raised");
+    }
 
     #[test]
     fn one_owner_cannot_take_every_slot_and_closing_makes_room() {

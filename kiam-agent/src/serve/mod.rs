@@ -110,7 +110,8 @@ pub async fn run<S: PodService>(
     metrics: Metrics,
     drain: Drain,
 ) {
-    let limits = Limits::new(config);
+    let connections = limits::within_open_files(config.connections);
+    let limits = Limits::new(Config { connections, ..config });
     let log = Arc::new(LogLimit::new(LOG_PERIOD));
     let mut loops = JoinSet::new();
     for listener in listeners {

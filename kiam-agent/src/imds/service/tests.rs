@@ -293,7 +293,24 @@ async fn bodies_are_refused_and_the_connection_closed() {
         ("GET /latest/", "Transfer-Encoding: chunked\r\n".to_owned(), chunked.clone()),
         ("GET /latest/", "Transfer-Encoding: chunked\r\n".to_owned(), "0\r\n\r\n".to_owned()),
         ("PUT /latest/api/token", format!("{ttl}Content-Length: {length}\r\n"), smuggled.clone()),
-        ("PUT /latest/api/token", format!("{ttl}Transfer-Encoding: chunked\r\n"), chunked),
+        ("PUT /latest/api/token", format!("{ttl}Transfer-Encoding: chunked\r\n"), chunked.clone()),
+        // Two lengths: the body would be one thing to one reader and another to the next.
+        (
+            "GET /latest/",
+            format!("Transfer-Encoding: chunked\r\nContent-Length: {length}\r\n"),
+            chunked,
+        ),
+        // Nobody is told to go on with a body that is refused.
+        (
+            "GET /latest/",
+            format!("Content-Length: {length}\r\nExpect: 100-continue\r\n"),
+            String::new(),
+        ),
+        (
+            "PUT /latest/api/token",
+            format!("{ttl}Content-Length: 5\r\nExpect: 100-continue\r\n"),
+            String::new(),
+        ),
     ] {
         // No `Connection: close` is asked for: the agent closes by itself.
         let request = format!("{line} HTTP/1.1\r\nHost: 169.254.169.254\r\n{headers}\r\n{body}");
