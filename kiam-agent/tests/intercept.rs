@@ -7,7 +7,7 @@ use std::{
 
 use kiam_agent::{
     identity::CgroupPaths,
-    intercept::{Config, HostNetworkPods, Interception, Parts, uninstall},
+    intercept::{Config, HostNetworkPods, Interception, Mode, Parts, uninstall},
     pods::PodUid,
 };
 use kiam_common::{counters::Reason, redirect::Target};
@@ -28,9 +28,13 @@ fn attach(node: &Node, bpffs: &Path) -> Parts {
         cgroup: Some(node.kubepods().to_owned()),
         bpffs: bpffs.to_owned(),
         host_network: HostNetworkPods::Pass,
+        mode: Mode::Enforce,
+        filters_syns: false,
+        skb_guard: false,
+        operator_ports: [0; 2],
         log: false,
     };
-    let load = || Interception::load(&config, target()).and_then(Interception::attach);
+    let load = || Interception::load(&config, target()).and_then(|loaded| loaded.attach(&[]));
     node.netns().enter(load).expect("a namespace can be entered").expect("the programs load")
 }
 

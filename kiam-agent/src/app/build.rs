@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    os::fd::AsFd as _,
     sync::Arc,
     time::Duration,
 };
@@ -76,6 +77,9 @@ pub enum Error {
     /// The system gave no socket for StatsD.
     #[error("--statsd: {0}")]
     Statsd(#[source] io::Error),
+    /// There is no descriptor left for a copy of a listener.
+    #[error("copying a listener's descriptor: {0}")]
+    Descriptor(#[source] io::Error),
     /// The pods' cgroup can't be opened.
     #[error("cgroup: {0}")]
     Cgroup(#[source] io::Error),
@@ -125,7 +129,11 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let knowledge = common.knowledge(&config, &upstream).await?;
     first_pass(&common.readiness, &["pods", "namespaces", "first credentials"]).await;
     let parts = match interception {
-        Some(interception) => Some(attach(interception).await?),
+        Some(interception) => {
+            let sockets = listeners.iter().map(|listener| listener.as_fd().try_clone_to_owned());
+            let sockets = sockets.collect::<io::Result<_>>().map_err(Error::Descriptor)?;
+            Some(attach(interception, sockets).await?)
+        }
         None => None,
     };
     let resolver = resolver(config.identity, parts.as_ref(), &knowledge.pods)?;

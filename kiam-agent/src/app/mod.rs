@@ -7,7 +7,12 @@
 mod build;
 mod operations;
 
-use std::{net::SocketAddr, process::ExitCode, time::Duration};
+use std::{
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    process::ExitCode,
+    time::Duration,
+};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -184,7 +189,11 @@ async fn keep_lease(parts: Parts, attached: Latch, mut drain: crate::lifecycle::
 }
 
 /// Attaching blocks for as long as the verifier takes.
-async fn attach(interception: Interception) -> Result<Parts, Error> {
-    let attached = tokio::task::spawn_blocking(|| interception.attach()).await;
+async fn attach(interception: Interception, listeners: Vec<OwnedFd>) -> Result<Parts, Error> {
+    let attach = move || {
+        let listeners: Vec<BorrowedFd<'_>> = listeners.iter().map(AsFd::as_fd).collect();
+        interception.attach(&listeners)
+    };
+    let attached = tokio::task::spawn_blocking(attach).await;
     Ok(attached.map_err(|_| Error::Panicked)??)
 }

@@ -67,6 +67,9 @@ pub(super) struct Flags {
     /// What intercepts pods' traffic: ebpf or off
     #[arg(long, value_name = "WHAT", default_value = "ebpf")]
     pub(super) interceptor: String,
+    /// Whether pods' traffic is changed: enforce, or observe (only counted, and nothing is guarded)
+    #[arg(long, value_name = "MODE", default_value = "enforce")]
+    pub(super) mode: String,
     /// What tells who calls: kernel or source-ip; default kernel, without interceptor source-ip
     #[arg(long, value_name = "WHAT")]
     pub(super) identity: Option<String>,

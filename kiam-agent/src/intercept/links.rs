@@ -108,7 +108,7 @@ impl PinnedLink {
 }
 
 /// `bpf(2)`: the kernel takes the attributes' size and treats what lies beyond it as zero.
-fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<RawFd> {
+pub(super) fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<RawFd> {
     // SAFETY: `attr` is one of the structures above, of the size that is given, and the pointers in it are
     // to values that outlive the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };

@@ -4,6 +4,7 @@
 //! no agent, pods' connects to the IMDS are denied. A later agent takes the maps as they are and replaces
 //! the programs in place; at no instant are they detached.
 
+mod ancestors;
 mod cgroup;
 mod flows;
 mod lease;
@@ -33,8 +34,27 @@ pub struct Config {
     pub bpffs: PathBuf,
     /// What becomes of hostNetwork pods.
     pub host_network: HostNetworkPods,
+    /// Whether anything is changed at all.
+    pub mode: Mode,
+    /// Whether SYNs that no recorded connect has sent are dropped before the listener: not where the hooks
+    /// don't see who connects (`--identity=source-ip`).
+    pub filters_syns: bool,
+    /// Whether packets of the pods' cgroup are guarded (`--guard=skb`); they are wherever programs above the
+    /// pods' cgroup make it necessary.
+    pub skb_guard: bool,
+    /// The agent's ports for operators, host order, 0 for none: pods on the node's network can't bind them.
+    pub operator_ports: [u16; 2],
     /// Whether the kernel programs write to the agent's log (at debug level).
     pub log: bool,
+}
+
+/// Whether anything is changed at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Pods' IMDS traffic is redirected or denied.
+    Enforce,
+    /// It is only counted, by who sends it.
+    Observe,
 }
 
 /// What becomes of pods in the node's own network namespace.
