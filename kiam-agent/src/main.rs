@@ -32,8 +32,8 @@ fn uninstall(bpffs: &std::path::Path) -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(removed) => {
-            for path in removed {
-                println!("removed {}", path.display());
+            for what in removed {
+                println!("removed {what}");
             }
             println!("pods reach the node's metadata service directly now");
             ExitCode::SUCCESS

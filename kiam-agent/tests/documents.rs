@@ -20,7 +20,7 @@ fn rows(prefix: &str) -> BTreeSet<String> {
 }
 
 /// Metrics that are no counters have their own names.
-const GAUGES: [&str; 2] = ["kiam_cluster_pods", "kiam_credentials_held"];
+const GAUGES: [&str; 3] = ["kiam_cluster_pods", "kiam_credentials_held", "kiam_guard_route"];
 
 /// Names of metrics in the agent's source, as Prometheus shows them.
 fn metrics(folder: &Path, found: &mut BTreeSet<String>) {

@@ -7,7 +7,7 @@ use std::{
 
 use kiam_agent::{
     identity::CgroupPaths,
-    intercept::{Config, HostNetworkPods, Interception, Mode, Parts, uninstall},
+    intercept::{Config, GuardConfig, HostNetworkPods, Interception, Mode, Parts, uninstall},
     pods::PodUid,
 };
 use kiam_common::{counters::Reason, redirect::Target};
@@ -36,7 +36,7 @@ fn config(node: &Node, bpffs: &Path) -> Config {
         host_network: HostNetworkPods::Pass,
         mode: Mode::Enforce,
         filters_syns: false,
-        skb_guard: false,
+        guard: GuardConfig::default(),
         operator_ports: [0; 2],
         log: false,
     }
@@ -185,7 +185,8 @@ fn packets_that_pods_send_past_connect_are_dropped_by_the_guard_and_reach_the_im
         try: s.sendto(b'\\x30\\x39\\0\\x50\\0\\x08\\0\\0',('169.254.169.254',0));print('sent')\n\
         except OSError as e: print(errno.errorcode[e.errno])";
     let config = config(&lab.node, &lab.pins());
-    let mut parts = attach_as(&lab.node, Config { skb_guard: true, ..config.clone() });
+    let guard = GuardConfig { skb: true, ..GuardConfig::default() };
+    let mut parts = attach_as(&lab.node, Config { guard, ..config.clone() });
     parts.lease.renew().unwrap();
     let before = lab.imds.packets();
     assert_eq!(pod.python(raw).unwrap(), "EPERM");

@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tracing::{info, warn};
 
-use super::{App, Bound, attach, first_pass, keep_lease, operations};
+use super::{App, Bound, attach, first_pass, guard, keep_lease, operations};
 use crate::{
     admin::{self, Surface},
     clock::Clock,
@@ -153,6 +153,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     serving.set();
     match parts {
         Some(parts) => {
+            common.guard(&config, &parts).await?;
             info!(cgroup = %parts.cgroup.path().display(), "Kernel programs attached");
             common.registry.register_collector(Box::new(parts.verdicts.clone()));
             common.tasks.spawn(keep_lease(parts, attached, common.drain.clone()));
@@ -226,6 +227,13 @@ impl Common {
             prefetcher.run(drain).await;
         });
         Ok(Knowledge { pods, policy, credentials })
+    }
+
+    async fn guard(&mut self, config: &Config, parts: &intercept::Parts) -> Result<(), Error> {
+        let Some(config) = &config.intercept else { return Ok(()) };
+        let seen = (&mut self.registry, &self.readiness);
+        let started = guard::start(config, parts, seen, self.drain.clone(), &mut self.tasks).await;
+        Ok(started.map_err(intercept::Error::from)?)
     }
 
     fn serve(

@@ -1,10 +1,11 @@
 //! Builds the parts, starts them in order, returns the bound addresses.
 //!
 //! Order: what is pinned stays as it is (it refuses) → bind → pods and namespaces → first credentials,
-//! bounded → serve → attach or replace the kernel programs → ready. At the end: not ready → drain → exit,
+//! bounded → serve → attach or replace the kernel programs → guard → ready. At the end: not ready → drain → exit,
 //! with the programs left where they are, so that pods are refused and never passed through.
 
 mod build;
+mod guard;
 mod operations;
 
 use std::{

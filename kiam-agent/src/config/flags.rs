@@ -76,6 +76,12 @@ pub(super) struct Flags {
     /// What becomes of pods in the host's network: pass or intercept
     #[arg(long, value_name = "WHAT", default_value = "pass")]
     pub(super) host_network_pods: String,
+    /// What keeps out that connect's hooks don't see: route, skb, uplink (comma separated), or none
+    #[arg(long, value_name = "WHAT", value_delimiter = ',', default_value = "route")]
+    pub(super) guard: Vec<String>,
+    /// Preference of the guard's first routing rule; the next two are taken too
+    #[arg(long, value_name = "NUMBER", default_value = "5")]
+    pub(super) guard_preference: String,
     /// The pods' cgroup; absent: found by the kubelet's names
     #[arg(long, value_name = "DIR")]
     pub(super) cgroup: Option<String>,

@@ -301,6 +301,7 @@ fn interception(flags: &Flags, mistakes: &mut Mistakes) -> (Option<intercept::Co
     let words = [("kernel", Identity::Kernel), ("source-ip", Identity::SourceIp)];
     let asked = flags.identity.as_ref().and_then(|text| mistakes.one_of("identity", text, &words));
     let host_network = mistakes.host_network(&flags.host_network_pods);
+    let guard = mistakes.guard((&flags.guard, &flags.guard_preference), host_network);
     let bpffs = mistakes.folder("bpffs", &flags.bpffs);
     let cgroup = flags.cgroup.as_ref().and_then(|text| mistakes.folder("cgroup", text));
     if on == Some(false) {
@@ -312,6 +313,7 @@ fn interception(flags: &Flags, mistakes: &mut Mistakes) -> (Option<intercept::Co
     let identity = asked.unwrap_or(Identity::Kernel);
     let words = [("enforce", intercept::Mode::Enforce), ("observe", intercept::Mode::Observe)];
     let mode = mistakes.one_of("mode", &flags.mode, &words);
+    let guard = guard.unwrap_or_default();
     let config =
         bpffs.zip(host_network).zip(mode).map(|((bpffs, host_network), mode)| intercept::Config {
             cgroup,
@@ -319,7 +321,7 @@ fn interception(flags: &Flags, mistakes: &mut Mistakes) -> (Option<intercept::Co
             host_network,
             mode,
             filters_syns: identity == Identity::Kernel,
-            skb_guard: false,
+            guard,
             operator_ports: operator_ports(flags),
             log: flags.level == "trace",
         });

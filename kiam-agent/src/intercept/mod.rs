@@ -1,4 +1,4 @@
-//! Loads, attaches, pins and reads the kernel programs. The only importer of aya.
+//! Loads, attaches, pins and reads the kernel programs, and guards their back. The only importer of aya and netlink.
 //!
 //! Everything is pinned below `<bpffs>/v<layout>/`, so that what the kernel does outlives the agent: with
 //! no agent, pods' connects to the IMDS are denied. A later agent takes the maps as they are and replaces
@@ -7,6 +7,7 @@
 mod ancestors;
 mod cgroup;
 mod flows;
+mod guard;
 mod lease;
 mod links;
 mod metrics;
@@ -19,6 +20,7 @@ use std::{io, path::PathBuf};
 pub use self::{
     cgroup::Cgroup,
     flows::{FlowEntry, Flows},
+    guard::{Guard, GuardConfig, GuardError, Metrics as GuardMetrics},
     lease::Lease,
     metrics::Verdicts,
     programs::{Interception, KernelLog, Parts},
@@ -39,9 +41,9 @@ pub struct Config {
     /// Whether SYNs that no recorded connect has sent are dropped before the listener: not where the hooks
     /// don't see who connects (`--identity=source-ip`).
     pub filters_syns: bool,
-    /// Whether packets of the pods' cgroup are guarded (`--guard=skb`); they are wherever programs above the
-    /// pods' cgroup make it necessary.
-    pub skb_guard: bool,
+    /// What keeps out what no hook at connect sees. `skb` is also on wherever programs above the pods' cgroup make
+    /// it necessary.
+    pub guard: GuardConfig,
     /// The agent's ports for operators, host order, 0 for none: pods on the node's network can't bind them.
     pub operator_ports: [u16; 2],
     /// Whether the kernel programs write to the agent's log (at debug level).
@@ -170,6 +172,9 @@ pub enum Error {
         #[source]
         source: aya::pin::PinError,
     },
+    /// The guard's part.
+    #[error(transparent)]
+    Guard(#[from] GuardError),
     /// The kernel's log can't be read.
     #[error("the kernel programs' log: {0}")]
     Log(#[from] aya_log::Error),

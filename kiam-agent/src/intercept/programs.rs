@@ -243,7 +243,7 @@ fn programs(config: &Config, cgroup: &Cgroup) -> Result<Vec<&'static str>, Error
         // They run after ours and may rewrite any address to the IMDS's: socket load balancers do such things.
         info!(cgroup = %path.display(), "Programs above the pods' cgroup: packets are guarded too");
     }
-    if config.skb_guard || !above.is_empty() {
+    if config.guard.skb || !above.is_empty() {
         programs.push(GUARD);
     }
     Ok(programs)
