@@ -1,6 +1,7 @@
 //! Ready, draining, stopping.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -14,7 +15,7 @@ pub struct Readiness(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     latches: BTreeMap<&'static str, bool>,
-    details: BTreeMap<&'static str, &'static str>,
+    details: BTreeMap<&'static str, Cow<'static, str>>,
 }
 
 /// What operators should know, but readiness does not depend on.
@@ -64,8 +65,8 @@ impl Readiness {
 
     /// The facts that are set, with their names.
     #[must_use]
-    pub fn details(&self) -> Vec<(&'static str, &'static str)> {
-        self.state().details.iter().map(|(name, text)| (*name, *text)).collect()
+    pub fn details(&self) -> Vec<(&'static str, Cow<'static, str>)> {
+        self.state().details.iter().map(|(name, text)| (*name, text.clone())).collect()
     }
 
     /// The conditions that do not hold now, by name.
@@ -93,8 +94,8 @@ impl Readiness {
 
 impl Detail {
     /// Shows `text` from now on.
-    pub fn set(&self, text: &'static str) {
-        self.readiness.state().details.insert(self.name, text);
+    pub fn set(&self, text: impl Into<Cow<'static, str>>) {
+        self.readiness.state().details.insert(self.name, text.into());
     }
 }
 
@@ -162,7 +163,7 @@ mod tests {
         assert!(readiness.details().is_empty());
         guard.set("open");
         guard.set("holds");
-        assert_eq!(readiness.details(), [("guard", "holds")]);
+        assert_eq!(readiness.details(), [("guard", "holds".into())]);
         assert!(readiness.is_ready());
     }
 

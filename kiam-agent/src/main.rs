@@ -21,6 +21,10 @@ fn main() -> ExitCode {
         }
         Ok(Task::Uninstall { bpffs }) => uninstall(&bpffs),
         Ok(Task::Status { live, state_dir }) => status(&state_dir, live),
+        Ok(Task::ProofClient) => match intercept::proof_client() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error),
+        },
         Ok(Task::Run(config)) => app::main(*config),
     }
 }

@@ -37,6 +37,7 @@ fn config(node: &Node, bpffs: &Path) -> Config {
         mode: Mode::Enforce,
         filters_syns: false,
         guard: GuardConfig::default(),
+        proof_interval: std::time::Duration::from_secs(60),
         operator_ports: [0; 2],
         log: false,
     }

@@ -4,7 +4,7 @@ use aya_ebpf::{
     helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_ktime_get_ns},
     programs::SockAddrContext,
 };
-use kiam_common::{CGROUP_LEVELS, CGROUP_PASS, LEASE_NS, redirect::Caller};
+use kiam_common::{CGROUP_INTERCEPT, CGROUP_LEVELS, CGROUP_PASS, LEASE_NS, redirect::Caller};
 
 use crate::{
     maps::{CGROUPS, HOST_NETWORK_PASSES, LEASE},
@@ -20,8 +20,9 @@ pub(crate) fn caller(ctx: &SockAddrContext) -> Caller {
 #[inline(always)]
 fn is_exempt(ctx: &SockAddrContext) -> bool {
     match mark() {
-        Some(mark) => mark == CGROUP_PASS,
-        None => HOST_NETWORK_PASSES.load() != 0 && is_on_host_network(ctx),
+        Some(CGROUP_PASS) => true,
+        Some(CGROUP_INTERCEPT) => false,
+        _ => HOST_NETWORK_PASSES.load() != 0 && is_on_host_network(ctx),
     }
 }
 
@@ -29,6 +30,12 @@ fn is_exempt(ctx: &SockAddrContext) -> bool {
 #[inline(always)]
 pub(crate) fn is_agent() -> bool {
     mark() == Some(CGROUP_PASS)
+}
+
+/// Whether the calling process is the agent's proof of itself: nothing else is marked so.
+#[inline(always)]
+pub(crate) fn is_proof() -> bool {
+    mark() == Some(CGROUP_INTERCEPT)
 }
 
 /// The mark of the nearest cgroup, of the caller's and those above it, that has one.

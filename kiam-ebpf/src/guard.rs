@@ -11,11 +11,11 @@ use aya_ebpf::{
 };
 use core::net::{Ipv4Addr, Ipv6Addr};
 use kiam_common::{
-    CGROUP_LEVELS, CGROUP_PASS,
+    CGROUP_LEVELS, CGROUP_PASS, CGROUP_PODS,
     redirect::{ImdsV6, imds_v6, is_imds_v4},
 };
 
-use crate::maps::{CGROUPS, PASSED, PODS_CGROUP};
+use crate::maps::{CGROUPS, PASSED};
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
@@ -94,26 +94,30 @@ pub(crate) fn sender(skb: *mut __sk_buff) -> Sender {
     if own == 0 {
         return Sender::Nobody;
     }
-    let pods = PODS_CGROUP.load();
-    let mut sender = if own == pods { Sender::Pod } else { Sender::Node };
     // SAFETY: the entry is not freed while the program runs (RCU).
-    let mut nearest = unsafe { CGROUPS.get(own) }.copied();
-    let own_is_marked = nearest.is_some();
+    let own_mark = unsafe { CGROUPS.get(own) }.copied();
+    let mut nearest = own_mark;
+    let mut below_pods = own_mark == Some(CGROUP_PODS);
     for level in 1..=CGROUP_LEVELS {
         // SAFETY: the helper takes the program's own context; beyond the leaf it answers 0 (kernel 4.19).
         let ancestor = unsafe { bpf_skb_ancestor_cgroup_id(skb, level) };
         if ancestor == 0 {
             break;
         }
-        if ancestor == pods {
-            sender = Sender::Pod;
-        }
         // SAFETY: as above.
-        if !own_is_marked && let Some(mark) = unsafe { CGROUPS.get(ancestor) } {
-            nearest = Some(*mark);
+        if let Some(mark) = unsafe { CGROUPS.get(ancestor) } {
+            below_pods |= *mark == CGROUP_PODS;
+            // From the root down, so the last one found is the nearest, but for the socket's own.
+            if own_mark.is_none() {
+                nearest = Some(*mark);
+            }
         }
     }
-    if nearest == Some(CGROUP_PASS) { Sender::Passed } else { sender }
+    match nearest {
+        Some(CGROUP_PASS) => Sender::Passed,
+        _ if below_pods => Sender::Pod,
+        _ => Sender::Node,
+    }
 }
 
 /// Whether the packet came in by an interface: what the node's kernel sends by itself, such as a last ACK, did not.

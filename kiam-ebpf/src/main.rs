@@ -28,7 +28,7 @@ use kiam_common::{
 };
 
 use crate::{
-    callers::{caller, is_agent},
+    callers::{caller, is_agent, is_proof},
     guard::Sender,
     maps::{AGENT_PORTS, CLIENTS, OBSERVES, TARGET, count},
     sock_addr::{ipv4, ipv6, is_on_host_network, is_stream, port, rewrite},
@@ -77,6 +77,16 @@ fn kiam_bind4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(bind6)]
 fn kiam_bind6(ctx: SockAddrContext) -> i32 {
     bind(&ctx)
+}
+
+/// What a socket load balancer above the pods' cgroup may do, for the agent's proof of itself: attached while that
+/// runs, after the others, and only for its cgroup. Kernel 4.17.
+#[cgroup_sock_addr(connect4)]
+fn kiam_rewrite(ctx: SockAddrContext) -> i32 {
+    if ipv4(&ctx).octets() == redirect::REWRITTEN.octets() && is_proof() {
+        sock_addr::set_ipv4(&ctx, redirect::IMDS_V4.octets());
+    }
+    ALLOW
 }
 
 /// getpeername(2) of IPv4 sockets: shows the address that was asked. Kernel 5.8.

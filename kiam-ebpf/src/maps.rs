@@ -37,15 +37,11 @@ pub(crate) static HOST_NETWORK_PASSES: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static OBSERVES: Global<u32> = Global::new(0);
 
-/// Id of the pods' cgroup, where the programs are attached.
-#[unsafe(no_mangle)]
-pub(crate) static PODS_CGROUP: Global<u64> = Global::new(0);
-
 /// When the agent last renewed its lease, `CLOCK_MONOTONIC` nanoseconds; 0: never.
 #[map]
 pub(crate) static LEASE: Array<u64> = Array::with_max_entries(1, 0);
 
-/// Cgroup id to `CGROUP_PASS` or `CGROUP_INTERCEPT`.
+/// Cgroup id to `CGROUP_PASS`, `CGROUP_INTERCEPT` or `CGROUP_PODS`.
 #[map]
 pub(crate) static CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(64, 0);
 

@@ -16,7 +16,7 @@ use super::{
     App, Bound, Error, attach, first_pass, guard,
     keeper::keep_lease,
     listeners::{bind, listen, target},
-    operations,
+    operations, proof,
     upstream::{policy_config, region},
 };
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
     credentials::{self, CredentialReader, Prefetcher},
     identity::{CgroupPaths, KernelResolver, SourceIpResolver},
     imds, intercept,
-    intercept::Interception,
+    intercept::{Interception, Witness},
     lifecycle::{Drain, Readiness, drain},
     pods::{ClientResolver, Pod, PodIndex, PodReader},
     policy::{RolePolicy, publish_wanted},
@@ -85,7 +85,8 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
         }
         None => None,
     };
-    let resolver = resolver(config.identity, parts.as_ref(), &knowledge.pods)?;
+    let witness = Witness::default();
+    let resolver = resolver(config.identity, parts.as_ref(), &knowledge.pods, witness.clone())?;
     let service = imds::Service::new(
         config.imds.clone(),
         imds::Parts {
@@ -102,7 +103,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     serving.set();
     match parts {
         Some(parts) => {
-            common.guard(&config, &parts).await?;
+            common.guard(&config, &parts, witness).await?;
             info!(cgroup = %parts.cgroup.path().display(), "Kernel programs attached");
             common.registry.register_collector(Box::new(parts.verdicts.clone()));
             common.tasks.spawn(keep_lease(parts, attached, common.drain.clone()));
@@ -178,11 +179,20 @@ impl Common {
         Ok(Knowledge { pods, policy, credentials })
     }
 
-    async fn guard(&mut self, config: &Config, parts: &intercept::Parts) -> Result<(), Error> {
+    /// Guards what slips past the programs, and proves that nothing does.
+    async fn guard(
+        &mut self,
+        config: &Config,
+        parts: &intercept::Parts,
+        witness: Witness,
+    ) -> Result<(), Error> {
         let Some(config) = &config.intercept else { return Ok(()) };
         let seen = (&mut self.registry, &self.readiness);
         let started = guard::start(config, parts, seen, self.drain.clone(), &mut self.tasks).await;
-        Ok(started.map_err(intercept::Error::from)?)
+        started.map_err(intercept::Error::from)?;
+        let seen = (&mut self.registry, &self.readiness);
+        proof::start(config, parts, witness, seen, self.drain.clone(), &mut self.tasks);
+        Ok(())
     }
 
     fn serve(
@@ -240,13 +250,14 @@ fn resolver(
     identity: Identity,
     parts: Option<&intercept::Parts>,
     pods: &PodReader,
+    witness: Witness,
 ) -> Result<Arc<dyn ClientResolver>, Error> {
     match (identity, parts) {
         (Identity::Kernel, Some(parts)) => {
             let cgroups = CgroupPaths::new(parts.cgroup.path()).map_err(Error::Cgroup)?;
-            Ok(Arc::new(KernelResolver::new(parts.flows.clone(), cgroups, pods.clone())))
+            Ok(Arc::new(KernelResolver::new(parts.flows.clone(), cgroups, pods.clone(), witness)))
         }
-        _ => Ok(Arc::new(SourceIpResolver)),
+        _ => Ok(Arc::new(SourceIpResolver { witness })),
     }
 }
 

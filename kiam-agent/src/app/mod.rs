@@ -10,6 +10,7 @@ mod guard;
 mod keeper;
 mod listeners;
 mod operations;
+mod proof;
 mod upstream;
 
 use std::{

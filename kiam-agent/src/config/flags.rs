@@ -26,6 +26,9 @@ pub(super) enum Subcommands {
         #[arg(long, value_name = "DIR", default_value = BPFFS)]
         bpffs: String,
     },
+    /// What the agent's proof of itself runs in its throw-away pod
+    #[command(hide = true)]
+    ProofClient,
     /// Ask the agent that runs on this node; exit 0 when it is ready (or alive), else 1
     Status {
         /// Only whether it is alive
@@ -82,6 +85,9 @@ pub(super) struct Flags {
     /// Preference of the guard's first routing rule; the next two are taken too
     #[arg(long, value_name = "NUMBER", default_value = "5")]
     pub(super) guard_preference: String,
+    /// How often the agent tries on itself what pods may try; not ready while that fails
+    #[arg(long, value_name = "DURATION", default_value = "1m")]
+    pub(super) proof_interval: String,
     /// The pods' cgroup; absent: found by the kubelet's names
     #[arg(long, value_name = "DIR")]
     pub(super) cgroup: Option<String>,

@@ -57,6 +57,8 @@ pub enum Task {
         /// `--state-dir`.
         state_dir: PathBuf,
     },
+    /// `proof-client`: what the proof runs in its throw-away pod.
+    ProofClient,
     /// Print this and end well: help or version.
     Print(String),
 }
@@ -161,7 +163,8 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
     if arguments.iter().any(|word| word == "--version") {
         return Ok(Task::Print(version()));
     }
-    let subcommand = matches!(first, Some("uninstall" | "status" | "help"));
+    let subcommand =
+        matches!(first, Some("uninstall" | "status" | "help" | intercept::PROOF_CLIENT));
     if subcommand || arguments.iter().any(|word| word == "--help" || word == "-h") {
         return parse_subcommand(arguments);
     }
@@ -188,6 +191,7 @@ fn parse_subcommand(arguments: &[String]) -> Result<Task, UsageError> {
         Ok(CommandLine { command: Some(Subcommands::Uninstall { bpffs }), .. }) => {
             Ok(Task::Uninstall { bpffs: bpffs.into() })
         }
+        Ok(CommandLine { command: Some(Subcommands::ProofClient), .. }) => Ok(Task::ProofClient),
         Ok(CommandLine { command: Some(Subcommands::Status { live, state_dir }), .. }) => {
             Ok(Task::Status { live, state_dir: state_dir.into() })
         }
@@ -311,6 +315,7 @@ fn interception(flags: &Flags, mistakes: &mut Mistakes) -> (Option<intercept::Co
         return (None, Identity::SourceIp);
     }
     let identity = asked.unwrap_or(Identity::Kernel);
+    let proof_interval = mistakes.duration("proof-interval", &flags.proof_interval, SECOND, DAY);
     let words = [("enforce", intercept::Mode::Enforce), ("observe", intercept::Mode::Observe)];
     let mode = mistakes.one_of("mode", &flags.mode, &words);
     let guard = guard.unwrap_or_default();
@@ -322,6 +327,7 @@ fn interception(flags: &Flags, mistakes: &mut Mistakes) -> (Option<intercept::Co
             mode,
             filters_syns: identity == Identity::Kernel,
             guard,
+            proof_interval: proof_interval.unwrap_or(SECOND * 60),
             operator_ports: operator_ports(flags),
             log: flags.level == "trace",
         });

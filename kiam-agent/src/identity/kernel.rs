@@ -4,7 +4,7 @@ use std::{fmt::Display, iter, net::IpAddr};
 
 use super::CgroupPaths;
 use crate::{
-    intercept::{FlowEntry, Flows},
+    intercept::{FlowEntry, Flows, Witness},
     pods::{Client, ClientResolver, Connection, PodReader, Unattested},
 };
 
@@ -19,15 +19,17 @@ pub struct KernelResolver {
     flows: Flows,
     cgroups: CgroupPaths,
     pods: PodReader,
+    witness: Witness,
 }
 
 // === impl KernelResolver ===
 
 impl KernelResolver {
-    /// One that asks `flows`; `pods` tells which pod may have which address.
+    /// One that asks `flows`; `pods` tells which pod may have which address, and `witness` is shown the
+    /// connections of the agent's own proof.
     #[must_use]
-    pub fn new(flows: Flows, cgroups: CgroupPaths, pods: PodReader) -> Self {
-        Self { flows, cgroups, pods }
+    pub fn new(flows: Flows, cgroups: CgroupPaths, pods: PodReader, witness: Witness) -> Self {
+        Self { flows, cgroups, pods, witness }
     }
 
     /// The client of an entry, and how well the address speaks for it.
@@ -54,6 +56,9 @@ impl ClientResolver for KernelResolver {
         for netns in noted.into_iter().chain(iter::once_with(others).flatten()) {
             let taken = self.flows.take(netns, peer, local).map_err(unreadable)?;
             let Some(entry) = taken else { continue };
+            if self.witness.saw(entry, peer) {
+                return Err(Unattested::Proof);
+            }
             match self.client(entry, address) {
                 Ok((client, Fit::Own)) => return Ok(client),
                 Ok((client, fit)) => candidates.add(client, fit),

@@ -10,20 +10,31 @@ mod flows;
 mod guard;
 mod lease;
 mod links;
+mod marks;
 mod metrics;
+mod namespaces;
+mod netlink;
 mod netns;
 mod programs;
+mod proof;
+mod rewriter;
 mod uninstall;
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 pub use self::{
     cgroup::Cgroup,
     flows::{FlowEntry, Flows},
     guard::{Guard, GuardConfig, GuardError, Metrics as GuardMetrics},
     lease::Lease,
+    marks::Marks,
     metrics::Verdicts,
     programs::{Interception, KernelLog, Parts},
+    proof::{
+        Metrics as ProofMetrics, Outlook, Part, Proof, ProofConfig, SUBCOMMAND as PROOF_CLIENT,
+        Witness, client as proof_client,
+    },
+    rewriter::Rewriter,
     uninstall::uninstall,
 };
 
@@ -44,6 +55,8 @@ pub struct Config {
     /// What keeps out what no hook at connect sees. `skb` is also on wherever programs above the pods' cgroup make
     /// it necessary.
     pub guard: GuardConfig,
+    /// How often the agent proves itself.
+    pub proof_interval: Duration,
     /// The agent's ports for operators, host order, 0 for none: pods on the node's network can't bind them.
     pub operator_ports: [u16; 2],
     /// Whether the kernel programs write to the agent's log (at debug level).

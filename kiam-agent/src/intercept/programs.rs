@@ -22,14 +22,14 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use kiam_common::{
-    CGROUP_PASS, LAYOUT,
+    CGROUP_PASS, CGROUP_PODS, LAYOUT,
     redirect::{AgentPorts, Target},
 };
 use tracing::info;
 
 use super::{
-    Cgroup, Config, Error, Flows, HostNetworkPods, Lease, Mode, Verdicts, ancestors,
-    links::PinnedLink, netns,
+    Cgroup, Config, Error, Flows, HostNetworkPods, Lease, Marks, Mode, Rewriter, Verdicts,
+    ancestors, links::PinnedLink, netns,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
@@ -87,6 +87,12 @@ pub struct Parts {
     pub verdicts: Verdicts,
     /// Where the programs are attached.
     pub cgroup: Cgroup,
+    /// Cgroups that are treated otherwise.
+    pub marks: Marks,
+    /// For the proof.
+    pub rewriter: Rewriter,
+    /// Whether packets of the pods' cgroup are guarded.
+    pub guards_packets: bool,
     /// What the programs write to the log, if they do.
     pub log: Option<KernelLog>,
 }
@@ -130,7 +136,6 @@ impl Interception {
         let observes = u32::from(config.mode == Mode::Observe);
         let [admin, metrics] = config.operator_ports;
         let ports: AgentPorts = [target.v4_port, target.v6_port, admin, metrics];
-        let pods = cgroup.id();
         let level: u8 = if config.log { 4 } else { 0 };
         let mut loader = EbpfLoader::new();
         loader
@@ -139,7 +144,6 @@ impl Interception {
             .override_global("HOST_NETNS", &host_netns, true)
             .override_global("HOST_NETWORK_PASSES", &passes, true)
             .override_global("OBSERVES", &observes, true)
-            .override_global("PODS_CGROUP", &pods, true)
             .override_global(aya_log::LEVEL, &level, false);
         for map in MAPS {
             loader.map_pin_path(map, pins.join(map));
@@ -163,13 +167,17 @@ impl Interception {
             self.attach_one(name)?;
         }
         self.detach_others()?;
-        let Self { mut ebpf, cgroup, log, .. } = self;
+        let guards_packets = self.programs.contains(&GUARD);
+        let Self { mut ebpf, pins, cgroup, log, .. } = self;
+        let marks = Marks::open(&pins)?;
+        let rewriter = Rewriter::load(&mut ebpf)?;
         let log = if log { Some(KernelLog(EbpfLogger::init(&mut ebpf)?)) } else { None };
         let lease = Lease::new(array(&mut ebpf, "LEASE")?);
         let flows = Flows::new(hash(&mut ebpf, "FLOWS")?, hash(&mut ebpf, "NETNS")?);
         let map = ebpf.take_map("COUNTERS").ok_or(Error::Missing("COUNTERS"))?;
         let counters = PerCpuArray::try_from(map).map_err(map_error("COUNTERS"))?;
-        Ok(Parts { lease, flows, verdicts: Verdicts::new(counters), cgroup, log })
+        let verdicts = Verdicts::new(counters);
+        Ok(Parts { lease, flows, verdicts, cgroup, marks, rewriter, guards_packets, log })
     }
 
     /// The agent's own pod keeps the real IMDS. Entries of earlier agents' pods go.
@@ -179,10 +187,13 @@ impl Interception {
         let map = self.ebpf.map_mut("CGROUPS").ok_or(Error::Missing("CGROUPS"))?;
         let mut cgroups: HashMap<&mut MapData, u64, u32> =
             HashMap::try_from(map).map_err(map_error("CGROUPS"))?;
+        let pods = self.cgroup.id();
+        cgroups.insert(pods, CGROUP_PODS, 0).map_err(map_error("CGROUPS"))?;
         if let Some(own) = own {
             cgroups.insert(own, CGROUP_PASS, 0).map_err(map_error("CGROUPS"))?;
         }
-        let others: Vec<u64> = cgroups.keys().flatten().filter(|id| Some(*id) != own).collect();
+        let is_other = |id: &u64| *id != pods && Some(*id) != own;
+        let others: Vec<u64> = cgroups.keys().flatten().filter(is_other).collect();
         for id in others {
             cgroups.remove(&id).map_err(map_error("CGROUPS"))?;
         }

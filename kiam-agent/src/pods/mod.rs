@@ -96,6 +96,9 @@ pub enum Unattested {
     /// The cgroup is gone already.
     #[error("cgroup id {0} is gone")]
     Gone(u64),
+    /// The agent itself: the proof that it makes of the interception.
+    #[error("the connection is the agent's own proof")]
+    Proof,
     /// The kernel could not be asked.
     #[error("the identity map can't be read: {0}")]
     Unreadable(String),

@@ -155,6 +155,10 @@ impl<S: PodService> Server<S> {
         let Ok(local) = stream.local_addr() else { return };
         let client = listener.resolver.resolve(&Connection { peer, local });
         self.metrics.accepted(client.as_ref().err());
+        if client == Err(Unattested::Proof) {
+            // That it came is all there is to it.
+            return;
+        }
         if let Err(error) = &client {
             warn!(pod.ip = %peer.ip(), %error, "Connection belongs to no pod");
         }

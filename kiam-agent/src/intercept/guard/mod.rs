@@ -5,8 +5,6 @@
 
 mod changes;
 mod metrics;
-mod namespaces;
-mod netlink;
 mod probe;
 mod route;
 mod sockets;
@@ -23,7 +21,7 @@ use tracing::{debug, error, info, warn};
 
 pub use self::metrics::Metrics;
 use self::{changes::Changes, probe::Reach};
-use super::{Cgroup, HostNetworkPods};
+use super::{Cgroup, HostNetworkPods, namespaces, netlink};
 use crate::lifecycle::{Detail, Drain};
 
 /// Between two looks at everything, whether or not the kernel told of a change.
