@@ -3,86 +3,39 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    os::fd::AsFd as _,
     sync::Arc,
     time::Duration,
 };
 
-use kiam_common::redirect::Target;
 use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
-use tracing::{info, warn};
+use tracing::info;
 
-use super::{App, Bound, attach, first_pass, keep_lease, operations};
+use super::{
+    App, Bound, Error, attach, first_pass, guard,
+    keeper::keep_lease,
+    listeners::{bind, listen, target},
+    operations, proof,
+    upstream::{policy_config, region},
+};
 use crate::{
     admin::{self, Surface},
     clock::Clock,
     cluster::{self, Cluster, Synced},
-    config::{Base, Config, Hosts, Identity},
+    config::{Config, Hosts, Identity},
     credentials::{self, CredentialReader, Prefetcher},
     identity::{CgroupPaths, KernelResolver, NodeAddresses, SourceIpResolver},
     imds, intercept,
-    intercept::Interception,
+    intercept::{Interception, Witness},
     lifecycle::{Drain, Readiness, drain},
     pods::{self, ClientResolver, Pod, PodIndex, PodReader},
-    policy::{self, RolePolicy, publish_wanted},
-    role::{RoleResolver, WantedRoles},
+    policy::{RolePolicy, publish_wanted},
+    role::WantedRoles,
     serve::{self, Listener},
     sts,
     telemetry::Statsd,
 };
-
-/// How long the start goes on asking the real IMDS for what it must know.
-const UPSTREAM_ATTEMPTS: u32 = 30;
-
-/// Why the agent can't start.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// An address can't be listened on.
-    #[error("{flag} {address}: {source}")]
-    Bind {
-        /// Whose.
-        flag: &'static str,
-        /// Which.
-        address: String,
-        /// The system's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// The region is needed and nobody tells it.
-    #[error("the region is not known: give --region, for {upstream} does not tell it: {error}")]
-    Region {
-        /// The real IMDS.
-        upstream: String,
-        /// Its answer.
-        error: imds::UpstreamError,
-    },
-    /// The base ARN is needed and nobody tells it.
-    #[error(
-        "the base ARN is not known: give --role-base-arn, for the node's profile does not tell it: {0}"
-    )]
-    BaseArn(imds::UpstreamError),
-    /// The kernel's part.
-    #[error(transparent)]
-    Intercept(#[from] intercept::Error),
-    /// Kubernetes.
-    #[error(transparent)]
-    Cluster(#[from] cluster::Error),
-    /// STS.
-    #[error(transparent)]
-    Sts(#[from] sts::InvalidUpstream),
-    /// The key of session tokens.
-    #[error(transparent)]
-    Key(#[from] imds::KeyError),
-    /// The system gave no socket for StatsD.
-    #[error("--statsd: {0}")]
-    Statsd(#[source] io::Error),
-    /// The pods' cgroup can't be opened.
-    #[error("cgroup: {0}")]
-    Cgroup(#[source] io::Error),
-    /// A bug of the agent.
-    #[error("a part of the agent panicked")]
-    Panicked,
-}
 
 /// What every part may be given.
 struct Common {
@@ -125,10 +78,15 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let knowledge = common.knowledge(&config, &upstream).await?;
     first_pass(&common.readiness, &["pods", "namespaces", "first credentials"]).await;
     let parts = match interception {
-        Some(interception) => Some(attach(interception).await?),
+        Some(interception) => {
+            let sockets = listeners.iter().map(|listener| listener.as_fd().try_clone_to_owned());
+            let sockets = sockets.collect::<io::Result<_>>().map_err(Error::Descriptor)?;
+            Some(attach(interception, sockets).await?)
+        }
         None => None,
     };
-    let resolver = resolver(config.identity, parts.as_ref(), &knowledge.pods)?;
+    let witness = Witness::default();
+    let resolver = resolver(config.identity, parts.as_ref(), &knowledge.pods, witness.clone())?;
     let service = imds::Service::new(
         config.imds.clone(),
         imds::Parts {
@@ -145,6 +103,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     serving.set();
     match parts {
         Some(parts) => {
+            common.guard(&config, &parts, witness).await?;
             info!(cgroup = %parts.cgroup.path().display(), "Kernel programs attached");
             common.registry.register_collector(Box::new(parts.verdicts.clone()));
             common.tasks.spawn(keep_lease(parts, attached, common.drain.clone()));
@@ -223,6 +182,22 @@ impl Common {
         Ok(Knowledge { pods, policy, credentials })
     }
 
+    /// Guards what slips past the programs, and proves that nothing does.
+    async fn guard(
+        &mut self,
+        config: &Config,
+        parts: &intercept::Parts,
+        witness: Witness,
+    ) -> Result<(), Error> {
+        let Some(config) = &config.intercept else { return Ok(()) };
+        let seen = (&mut self.registry, &self.readiness);
+        let started = guard::start(config, parts, seen, self.drain.clone(), &mut self.tasks).await;
+        started.map_err(intercept::Error::from)?;
+        let seen = (&mut self.registry, &self.readiness);
+        proof::start(config, parts, witness, seen, self.drain.clone(), &mut self.tasks);
+        Ok(())
+    }
+
     fn serve(
         &mut self,
         sockets: Vec<TcpListener>,
@@ -274,94 +249,18 @@ impl Common {
     }
 }
 
-async fn bind(hosts: &Hosts, port: u16) -> Result<Vec<TcpListener>, Error> {
-    let mut listeners = Vec::new();
-    for host in hosts.addresses() {
-        listeners.push(listen("--host", SocketAddr::new(host, port)).await?);
-    }
-    Ok(listeners)
-}
-
-/// tokio sets SO_REUSEADDR, which a restart needs, and never SO_REUSEPORT.
-async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Error> {
-    let failed = |source| Error::Bind { flag, address: address.to_string(), source };
-    TcpListener::bind(address).await.map_err(failed)
-}
-
-fn target(bound: &[SocketAddr]) -> Target {
-    let mut target = Target::default();
-    for address in bound {
-        match address {
-            SocketAddr::V4(v4) => {
-                target.v4 = v4.ip().octets();
-                target.v4_port = v4.port();
-            }
-            SocketAddr::V6(v6) => {
-                target.v6 = v6.ip().octets();
-                target.v6_port = v6.port();
-            }
-        }
-    }
-    target
-}
-
 fn resolver(
     identity: Identity,
     parts: Option<&intercept::Parts>,
     pods: &PodReader,
+    witness: Witness,
 ) -> Result<Arc<dyn ClientResolver>, Error> {
     match (identity, parts) {
         (Identity::Kernel, Some(parts)) => {
             let cgroups = CgroupPaths::new(parts.cgroup.path()).map_err(Error::Cgroup)?;
-            Ok(Arc::new(KernelResolver::new(parts.flows.clone(), cgroups, pods.clone())))
+            Ok(Arc::new(KernelResolver::new(parts.flows.clone(), cgroups, pods.clone(), witness)))
         }
-        _ => Ok(Arc::new(SourceIpResolver)),
-    }
-}
-
-async fn policy_config(
-    config: &Config,
-    upstream: &imds::Upstream,
-) -> Result<policy::Config, Error> {
-    let base = match &config.base {
-        Base::Given(base) => base.clone(),
-        Base::Autodetect => ask(|| upstream.base_arn()).await.map_err(Error::BaseArn)?,
-    };
-    info!(base_arn = %base, "Short role names are completed");
-    Ok(policy::Config {
-        resolver: RoleResolver::new(Some(base)),
-        namespaces: config.namespaces,
-        session_name: config.session_name.clone(),
-        session_duration: config.session_duration,
-    })
-}
-
-async fn region(config: &Config, upstream: &imds::Upstream) -> Result<String, Error> {
-    match &config.region {
-        Some(region) => Ok(region.clone()),
-        None => ask(|| upstream.region())
-            .await
-            .map_err(|error| Error::Region { upstream: config.upstream.to_string(), error }),
-    }
-}
-
-/// Asks the real IMDS again for a while: early after boot it may not answer yet.
-async fn ask<T, F>(question: impl Fn() -> F) -> Result<T, imds::UpstreamError>
-where
-    F: Future<Output = Result<T, imds::UpstreamError>>,
-{
-    let mut attempt = 1;
-    loop {
-        match question().await {
-            Err(error) if attempt < UPSTREAM_ATTEMPTS => {
-                if attempt == 1 {
-                    warn!(%error, "The real metadata service does not answer; asking again");
-                }
-                attempt += 1;
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            answer => return answer,
-        }
+        _ => Ok(Arc::new(SourceIpResolver { witness })),
     }
 }
 

@@ -1,13 +1,24 @@
 //! Builds the parts, starts them in order, returns the bound addresses.
 //!
 //! Order: what is pinned stays as it is (it refuses) → bind → pods and namespaces → first credentials,
-//! bounded → serve → attach or replace the kernel programs → ready. At the end: not ready → drain → exit,
+//! bounded → serve → attach or replace the kernel programs → guard → ready. At the end: not ready → drain → exit,
 //! with the programs left where they are, so that pods are refused and never passed through.
 
 mod build;
+mod error;
+mod guard;
+mod keeper;
+mod listeners;
 mod operations;
+mod proof;
+mod upstream;
 
-use std::{net::SocketAddr, process::ExitCode, time::Duration};
+use std::{
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    process::ExitCode,
+    time::Duration,
+};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -16,11 +27,11 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-pub use self::build::Error;
+pub use self::error::Error;
 use crate::{
     config::{self, Config},
     intercept::{Interception, Parts},
-    lifecycle::{DrainSignal, Latch, Readiness},
+    lifecycle::{DrainSignal, Readiness},
 };
 
 /// How long the start waits for pods and first credentials before it serves without them: a node whose
@@ -152,39 +163,12 @@ async fn first_pass(readiness: &Readiness, names: &[&'static str]) {
     }
 }
 
-/// Attaches, renews the lease while the agent lives, and ends the lease when it drains.
-async fn keep_lease(parts: Parts, attached: Latch, mut drain: crate::lifecycle::Drain) {
-    let Parts { mut lease, flows, mut log, .. } = parts;
-    let mut ticks = tokio::time::interval(crate::intercept::Lease::RENEWAL);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut count = 0_u32;
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => match lease.renew() {
-                Ok(()) => attached.set(),
-                Err(failure) => {
-                    attached.clear();
-                    error!(error = %failure, "Lease not renewed: the kernel denies pods' IMDS traffic");
-                }
-            },
-            () = drain.started() => break,
-        }
-        if let Some(log) = &mut log {
-            log.flush();
-        }
-        count = count.wrapping_add(1);
-        if count.is_multiple_of(60) {
-            flows.sweep();
-        }
-    }
-    attached.clear();
-    if let Err(failure) = lease.end() {
-        error!(error = %failure, "Lease not ended; it runs out by itself");
-    }
-}
-
 /// Attaching blocks for as long as the verifier takes.
-async fn attach(interception: Interception) -> Result<Parts, Error> {
-    let attached = tokio::task::spawn_blocking(|| interception.attach()).await;
+async fn attach(interception: Interception, listeners: Vec<OwnedFd>) -> Result<Parts, Error> {
+    let attach = move || {
+        let listeners: Vec<BorrowedFd<'_>> = listeners.iter().map(AsFd::as_fd).collect();
+        interception.attach(&listeners)
+    };
+    let attached = tokio::task::spawn_blocking(attach).await;
     Ok(attached.map_err(|_| Error::Panicked)??)
 }

@@ -28,6 +28,9 @@ pub(super) enum Subcommands {
         #[arg(long, value_name = "DIR", default_value = BPFFS)]
         bpffs: String,
     },
+    /// What the agent's proof of itself runs in its throw-away pod
+    #[command(hide = true)]
+    ProofClient,
     /// Ask the agent that runs on this node; exit 0 when it is ready (or alive), else 1
     Status {
         /// Only whether it is alive
@@ -69,6 +72,9 @@ pub(super) struct Flags {
     /// What intercepts pods' traffic: ebpf or off
     #[arg(long, value_name = "WHAT", default_value = "ebpf")]
     pub(super) interceptor: String,
+    /// Whether pods' traffic is changed: enforce, or observe (only counted, and nothing is guarded)
+    #[arg(long, value_name = "MODE", default_value = "enforce")]
+    pub(super) mode: String,
     /// What tells who calls: kernel or source-ip; default kernel, without interceptor source-ip
     #[arg(long, value_name = "WHAT")]
     pub(super) identity: Option<String>,
@@ -81,6 +87,15 @@ pub(super) struct Flags {
     /// Namespaces whose mirror pods stand for static pods (repeatable)
     #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', default_value = STATIC_POD_NAMESPACE)]
     pub(super) static_pod_namespaces: Vec<String>,
+    /// What keeps out that connect's hooks don't see: route, skb, uplink (comma separated), or none
+    #[arg(long, value_name = "WHAT", value_delimiter = ',', default_value = "route")]
+    pub(super) guard: Vec<String>,
+    /// Preference of the guard's first routing rule; the next two are taken too
+    #[arg(long, value_name = "NUMBER", default_value = "5")]
+    pub(super) guard_preference: String,
+    /// How often the agent tries on itself what pods may try; not ready while that fails
+    #[arg(long, value_name = "DURATION", default_value = "1m")]
+    pub(super) proof_interval: String,
     /// The pods' cgroup; absent: found by the kubelet's names
     #[arg(long, value_name = "DIR")]
     pub(super) cgroup: Option<String>,

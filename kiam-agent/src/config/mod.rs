@@ -5,6 +5,7 @@ mod scan;
 #[cfg(test)]
 mod tests;
 mod values;
+mod warnings;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -14,6 +15,7 @@ pub use self::values::Hosts;
 use self::{
     flags::{CommandLine, Flags, Subcommands},
     values::Mistakes,
+    warnings::warnings,
 };
 use crate::{
     cluster, imds, intercept,
@@ -55,6 +57,8 @@ pub enum Task {
         /// `--state-dir`.
         state_dir: PathBuf,
     },
+    /// `proof-client`: what the proof runs in its throw-away pod.
+    ProofClient,
     /// Print this and end well: help or version.
     Print(String),
 }
@@ -161,7 +165,8 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
     if arguments.iter().any(|word| word == "--version") {
         return Ok(Task::Print(version()));
     }
-    let subcommand = matches!(first, Some("uninstall" | "status" | "help"));
+    let subcommand =
+        matches!(first, Some("uninstall" | "status" | "help" | intercept::PROOF_CLIENT));
     if subcommand || arguments.iter().any(|word| word == "--help" || word == "-h") {
         return parse_subcommand(arguments);
     }
@@ -188,6 +193,7 @@ fn parse_subcommand(arguments: &[String]) -> Result<Task, UsageError> {
         Ok(CommandLine { command: Some(Subcommands::Uninstall { bpffs }), .. }) => {
             Ok(Task::Uninstall { bpffs: bpffs.into() })
         }
+        Ok(CommandLine { command: Some(Subcommands::ProofClient), .. }) => Ok(Task::ProofClient),
         Ok(CommandLine { command: Some(Subcommands::Status { live, state_dir }), .. }) => {
             Ok(Task::Status { live, state_dir: state_dir.into() })
         }
@@ -304,6 +310,7 @@ fn interception(flags: &Flags, mistakes: &mut Mistakes) -> (Option<intercept::Co
     let words = [("kernel", Identity::Kernel), ("source-ip", Identity::SourceIp)];
     let asked = flags.identity.as_ref().and_then(|text| mistakes.one_of("identity", text, &words));
     let host_network = mistakes.host_network(&flags.host_network_pods);
+    let guard = mistakes.guard((&flags.guard, &flags.guard_preference), host_network);
     let bpffs = mistakes.folder("bpffs", &flags.bpffs);
     let cgroup = flags.cgroup.as_ref().and_then(|text| mistakes.folder("cgroup", text));
     if on == Some(false) {
@@ -312,11 +319,30 @@ fn interception(flags: &Flags, mistakes: &mut Mistakes) -> (Option<intercept::Co
         }
         return (None, Identity::SourceIp);
     }
-    let config = bpffs.zip(host_network).map(|(bpffs, host_network)| {
-        let log = flags.level == "trace";
-        intercept::Config { cgroup, bpffs, host_network, log }
-    });
-    (config, asked.unwrap_or(Identity::Kernel))
+    let identity = asked.unwrap_or(Identity::Kernel);
+    let proof_interval = mistakes.duration("proof-interval", &flags.proof_interval, SECOND, DAY);
+    let words = [("enforce", intercept::Mode::Enforce), ("observe", intercept::Mode::Observe)];
+    let mode = mistakes.one_of("mode", &flags.mode, &words);
+    let guard = guard.unwrap_or_default();
+    let config =
+        bpffs.zip(host_network).zip(mode).map(|((bpffs, host_network), mode)| intercept::Config {
+            cgroup,
+            bpffs,
+            host_network,
+            mode,
+            filters_syns: identity == Identity::Kernel,
+            guard,
+            proof_interval: proof_interval.unwrap_or(SECOND * 60),
+            operator_ports: operator_ports(flags),
+            log: flags.level == "trace",
+        });
+    (config, identity)
+}
+
+/// The ports of `--admin` and `--metrics`, as far as they are given; mistakes in them are told elsewhere.
+fn operator_ports(flags: &Flags) -> [u16; 2] {
+    let port = |text: &str| text.parse().map_or(0, |address: SocketAddr| address.port());
+    [port(&flags.admin), flags.metrics.as_deref().map_or(0, port)]
 }
 
 fn region(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<String> {
@@ -329,32 +355,6 @@ fn region(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Str
         mistakes.add("region", format!("{region:?} is no region, such as eu-west-1"));
     }
     good.then_some(region)
-}
-
-fn warnings(flags: &Flags, namespaces: NamespacePolicy) -> Vec<&'static str> {
-    let choices = [
-        (
-            flags.iptables != "false" || flags.host_interface.is_some(),
-            "--iptables and --host-interface do nothing: the kernel's own hooks intercept now",
-        ),
-        (
-            flags.node_name.is_none(),
-            "Without --node-name the pods of all nodes are watched, and credentials are prefetched only for pods of this --host",
-        ),
-        (
-            namespaces == NamespacePolicy::Optional,
-            "With --namespace-policy=optional, pods in namespaces without iam.amazonaws.com/permitted may have any role",
-        ),
-        (
-            flags.interceptor == "off",
-            "With --interceptor=off, nothing keeps pods from the node's own credentials but what you put in front",
-        ),
-        (
-            flags.allow_ip_query != "false",
-            "With --allow-ip-query, whoever reaches the agent gets any pod's credentials",
-        ),
-    ];
-    choices.into_iter().filter(|(made, _)| *made).map(|(_, warning)| warning).collect()
 }
 
 fn metadata(

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::*;
+use crate::intercept::GuardConfig;
 
 struct Environment(HashMap<&'static str, &'static str>);
 
@@ -146,4 +147,27 @@ fn subcommands_and_version_are_understood() {
     assert!(matches!(with("--version", &[]), Ok(Task::Print(text)) if text.contains("layout v1")));
     assert!(matches!(with("--help", &[]), Ok(Task::Print(text)) if text.contains("--node-name")));
     assert!(with("uninstall --wrong", &[]).is_err());
+}
+
+#[test]
+fn the_guard_is_what_is_asked_for_and_the_uplink_with_host_network_pods() {
+    let guard = |flags: &str| config(&format!("{flags} {GOOD}")).intercept.unwrap().guard;
+    let (on, off) =
+        (GuardConfig { route: Some(5), ..GuardConfig::default() }, GuardConfig::default());
+    let cases = [
+        ("", on),
+        ("--guard-preference=9", GuardConfig { route: Some(9), ..off }),
+        ("--guard=none", off),
+        ("--guard=skb,uplink", GuardConfig { skb: true, uplink: true, ..off }),
+        ("--guard=skb --guard=route", GuardConfig { skb: true, ..on }),
+        ("--host-network-pods=intercept", GuardConfig { uplink: true, ..on }),
+        ("--host-network-pods=intercept --guard=none", off),
+    ];
+    for (flags, expected) in cases {
+        assert_eq!(guard(flags), expected, "{flags}");
+    }
+    let wrong = mistakes(&format!("--guard=none,fence --guard-preference=0 {GOOD}"));
+    for part in ["none stands alone", "\"fence\" is none of", "\"0\" is no number"] {
+        assert!(wrong.iter().any(|mistake| mistake.contains(part)), "{part}: {wrong:?}");
+    }
 }

@@ -7,15 +7,23 @@ use std::{
 
 use kiam_common::LAYOUT;
 
-use super::Error;
+use super::{Error, guard};
 
-/// Removes the pins below `bpffs`: links first, which detaches the programs, then the maps, then the
-/// folders. Says what it removed; nothing there is no error.
+/// Removes the pins below `bpffs`, which detaches the programs, and the guard's routing rules. Says what it removed;
+/// nothing there is no error.
 ///
 /// # Errors
 ///
-/// [`Error::File`] for what could not be removed.
-pub fn uninstall(bpffs: &Path) -> Result<Vec<PathBuf>, Error> {
+/// [`Error::File`] or [`Error::Guard`] for what could not be removed.
+pub fn uninstall(bpffs: &Path) -> Result<Vec<String>, Error> {
+    let pins = remove_pins(bpffs)?;
+    let mut removed: Vec<String> = pins.iter().map(|path| path.display().to_string()).collect();
+    removed.extend(guard::uninstall()?);
+    Ok(removed)
+}
+
+/// Links first, which detaches the programs, then the maps, then the folder.
+fn remove_pins(bpffs: &Path) -> Result<Vec<PathBuf>, Error> {
     let pins = bpffs.join(format!("v{LAYOUT}"));
     let failed =
         |path: &Path, source| Error::File { what: "remove", path: path.to_owned(), source };

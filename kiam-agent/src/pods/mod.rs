@@ -137,6 +137,9 @@ pub enum Unattested {
         /// Why that is no certain pod.
         not_found: NotFound,
     },
+    /// The agent itself: the proof that it makes of the interception.
+    #[error("the connection is the agent's own proof")]
+    Proof,
     /// The kernel could not be asked.
     #[error("the identity map can't be read: {0}")]
     Unreadable(String),

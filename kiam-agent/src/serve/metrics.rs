@@ -15,6 +15,7 @@ enum Identity {
     NoEntry,
     NotAPod,
     CgroupGone,
+    Proof,
     Unreadable,
     Unknown,
     OverLimit,
@@ -73,6 +74,7 @@ impl Metrics {
             Some(Unattested::NoEntry) => Identity::NoEntry,
             Some(Unattested::NotAPod(_)) => Identity::NotAPod,
             Some(Unattested::Gone(_)) => Identity::CgroupGone,
+            Some(Unattested::Proof) => Identity::Proof,
             Some(Unattested::Unreadable(_)) => Identity::Unreadable,
             Some(Unattested::Unknown { .. }) => Identity::Unknown,
         });

@@ -197,6 +197,10 @@ impl<S: PodService> Server<S> {
             return self.too_many(peer, Some(owner));
         };
         self.metrics.accepted(client.as_ref().err());
+        if client == Err(Unattested::Proof) {
+            // That it came is all there is to it.
+            return;
+        }
         if let Err(error) = &client {
             let kind = Trouble::NoPod(std::mem::discriminant(error));
             if let Some(left_out) = self.log.admit(kind) {
