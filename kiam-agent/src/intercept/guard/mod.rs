@@ -234,7 +234,9 @@ fn keep_rules(preference: Option<u32>, others: Others) -> Result<Rules, GuardErr
                 rules.added += added;
                 rules.removed += removed;
             }
-            Err(error) if to.is_ipv6() && is_family_off(&error) => rules.ipv6 = false,
+            Err(error) if is_family_off(&error) && (to.is_ipv6() || preference.is_none()) => {
+                rules.ipv6 &= to.is_ipv4();
+            }
             Err(source) => return Err(GuardError::Rules { to, source }),
         }
     }
