@@ -101,8 +101,8 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     common.serve(listeners, resolver, service);
     serving.set();
     match parts {
-        Some(parts) => {
-            common.guard(&config, &parts).await?;
+        Some(mut parts) => {
+            common.guard(&config, &mut parts).await?;
             info!(cgroup = %parts.cgroup.path().display(), "Kernel programs attached");
             common.registry.register_collector(Box::new(parts.verdicts.clone()));
             common.tasks.spawn(keep_lease(parts, attached, common.drain.clone()));
@@ -178,7 +178,7 @@ impl Common {
         Ok(Knowledge { pods, policy, credentials })
     }
 
-    async fn guard(&mut self, config: &Config, parts: &intercept::Parts) -> Result<(), Error> {
+    async fn guard(&mut self, config: &Config, parts: &mut intercept::Parts) -> Result<(), Error> {
         let Some(config) = &config.intercept else { return Ok(()) };
         let seen = (&mut self.registry, &self.readiness);
         let started = guard::start(config, parts, seen, self.drain.clone(), &mut self.tasks).await;

@@ -20,7 +20,7 @@ use std::{io, path::PathBuf};
 pub use self::{
     cgroup::Cgroup,
     flows::{FlowEntry, Flows},
-    guard::{Guard, GuardConfig, GuardError, Metrics as GuardMetrics},
+    guard::{Guard, GuardConfig, GuardError, Metrics as GuardMetrics, UplinkProgram},
     lease::Lease,
     metrics::Verdicts,
     programs::{Interception, KernelLog, Parts},

@@ -28,8 +28,8 @@ use kiam_common::{
 use tracing::info;
 
 use super::{
-    Cgroup, Config, Error, Flows, HostNetworkPods, Lease, Mode, Verdicts, ancestors,
-    links::PinnedLink, netns,
+    Cgroup, Config, Error, Flows, HostNetworkPods, Lease, Mode, UplinkProgram, Verdicts, ancestors,
+    guard, links::PinnedLink, netns,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
@@ -72,6 +72,7 @@ pub struct Interception {
     pins: PathBuf,
     cgroup: Cgroup,
     programs: Vec<&'static str>,
+    uplink: bool,
     filters_syns: bool,
     log: bool,
 }
@@ -87,6 +88,8 @@ pub struct Parts {
     pub verdicts: Verdicts,
     /// Where the programs are attached.
     pub cgroup: Cgroup,
+    /// What the guard attaches where packets leave the node, if it does.
+    pub uplink: Option<UplinkProgram>,
     /// What the programs write to the log, if they do.
     pub log: Option<KernelLog>,
 }
@@ -147,7 +150,8 @@ impl Interception {
         let ebpf = loader.load(OBJECT)?;
         let programs = programs(config, &cgroup)?;
         let filters_syns = config.filters_syns && config.mode == Mode::Enforce;
-        Ok(Self { ebpf, pins, cgroup, programs, filters_syns, log: config.log })
+        let uplink = config.guard.uplink && config.mode == Mode::Enforce;
+        Ok(Self { ebpf, pins, cgroup, programs, uplink, filters_syns, log: config.log })
     }
 
     /// Attaches the programs, or replaces those of an earlier agent in place, and pins them. `listeners` are
@@ -163,13 +167,17 @@ impl Interception {
             self.attach_one(name)?;
         }
         self.detach_others()?;
-        let Self { mut ebpf, cgroup, log, .. } = self;
+        if self.uplink {
+            UplinkProgram::load(&mut self.ebpf)?;
+        }
+        let Self { mut ebpf, pins, cgroup, uplink, log, .. } = self;
         let log = if log { Some(KernelLog(EbpfLogger::init(&mut ebpf)?)) } else { None };
         let lease = Lease::new(array(&mut ebpf, "LEASE")?);
         let flows = Flows::new(hash(&mut ebpf, "FLOWS")?, hash(&mut ebpf, "NETNS")?);
         let map = ebpf.take_map("COUNTERS").ok_or(Error::Missing("COUNTERS"))?;
         let counters = PerCpuArray::try_from(map).map_err(map_error("COUNTERS"))?;
-        Ok(Parts { lease, flows, verdicts: Verdicts::new(counters), cgroup, log })
+        let uplink = uplink.then(|| UplinkProgram::own(ebpf, pins));
+        Ok(Parts { lease, flows, verdicts: Verdicts::new(counters), cgroup, uplink, log })
     }
 
     /// The agent's own pod keeps the real IMDS. Entries of earlier agents' pods go.
@@ -227,6 +235,9 @@ impl Interception {
             if !self.programs.contains(&name) && pin.exists() {
                 fs::remove_file(&pin).map_err(|source| io(&pin, source))?;
             }
+        }
+        if !self.uplink {
+            guard::remove_uplinks(&self.pins)?;
         }
         Ok(())
     }
