@@ -273,19 +273,22 @@ fn connections_of_pods_that_are_older_than_the_agent_end_and_the_hosts_go_on() {
             .map(|to| Held::connect(pod.command("python3").unwrap(), to));
         let mut of_host_pod = Held::connect(on_host.command("python3").unwrap(), "169.254.169.254");
         let mut of_host = Held::connect(lab.node.command("python3").unwrap(), "169.254.169.254");
-        for held in of_pod.iter_mut().chain([&mut of_host_pod, &mut of_host]) {
+        // In the pod's network, outside its cgroup.
+        let mut beside = Held::connect(pod.netns().command("python3"), "169.254.169.254");
+        let all = [&mut beside, &mut of_host_pod, &mut of_host];
+        for held in of_pod.iter_mut().chain(all) {
             assert_eq!(held.send(), "alive", "before the agent");
         }
         // No routing rules: what ends the connections is that they are ended.
         let agent = start(&lab, &["--guard=skb", "--host-network-pods", host_network]);
         let before = packets(&lab, &pod);
-        for held in &mut of_pod {
+        for held in of_pod.iter_mut().chain([&mut beside]) {
             assert_eq!(held.send(), "Software caused connection abort", "{host_network}");
         }
         assert_eq!(packets(&lab, &pod), before, "{host_network}");
         assert_eq!(of_host_pod.send(), expected, "{host_network}");
         assert_eq!(of_host.send(), "alive", "{host_network}");
-        let count = if host_network == "pass" { 3 } else { 4 };
+        let count = if host_network == "pass" { 4 } else { 5 };
         let metrics = agent.admin("/metrics").unwrap().body;
         let line = format!("kiam_guard_sockets_destroyed_total {count}\n");
         assert!(metrics.contains(&line), "{line} is not in {metrics}");
@@ -401,6 +404,22 @@ fn packet_sockets_of_host_network_pods_end_at_the_uplinks() {
         let arrived = || packets_from(&lab, FORGED_SOURCES) > before;
         eventually(&format!("{way} ({said}) does not get to IMDS"), arrived);
     }
+}
+
+#[test]
+fn what_pods_send_past_the_routing_rules_ends_at_the_uplinks() {
+    if lab::skip("what_pods_send_past_the_routing_rules_ends_at_the_uplinks") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = start(&lab, &["--guard=uplink"]);
+    assert_eq!(rules(lab.node.netns()), Vec::<String>::new());
+    let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    assert_shut(&lab, &pod, "with the agent");
+    host_gets_the_instance_id(&lab);
+    agent.kill().unwrap();
+    assert_shut(&lab, &pod, "after kill -9");
+    host_gets_the_instance_id(&lab);
 }
 
 #[test]

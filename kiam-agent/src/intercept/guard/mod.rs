@@ -216,16 +216,16 @@ impl Guard {
         let reach = blocking(move || probe::probe(&cgroup)).await.unwrap_or(Reach::Unknown);
         self.metrics.set_route(reach);
         self.detail.set(match reach {
-            Reach::Open => "open: pods' packets bypass this node's routing; use --guard=uplink",
+            Reach::Open => "open: pods' packets come to the IMDS past this node's routing",
             Reach::Holds | Reach::Unknown => reach.name(),
         });
         let before = std::mem::replace(&mut self.reach, reach);
         match (before, reach) {
             (before, reach) if before == reach => {}
             (_, Reach::Open) => error!(
-                "The route guard does not hold on this node: a packet of a pod came to the IMDS past the routing rules; use --guard=uplink and a hop limit of 1"
+                "The route guard does not hold on this node: a packet from a pod's network came to the IMDS past the routing rules; add uplink to --guard, and set the instances' hop limit to 1"
             ),
-            (Reach::Open, _) => warn!(state = reach.name(), "The route guard holds no longer open"),
+            (Reach::Open, _) => warn!(state = reach.name(), "The route guard is not open any more"),
             (_, reach) => debug!(state = reach.name(), "The route guard was tried from a pod"),
         }
     }
@@ -332,7 +332,7 @@ fn report_sockets(destroyed: &sockets::Destroyed, metrics: &Metrics) {
     if let Some(error) = &destroyed.failure {
         warn!(
             %error,
-            "Not every connection that a pod had to the IMDS could be ended (this needs a kernel with CONFIG_INET_DIAG_DESTROY): such a connection stays until it closes, unless the route guard is on"
+            "Not every connection that a pod had to the IMDS could be ended (this needs a kernel with CONFIG_INET_DIAG and CONFIG_INET_DIAG_DESTROY): such a connection stays until it closes, unless the route guard is on"
         );
     }
 }
