@@ -20,8 +20,13 @@ fn rows(prefix: &str) -> BTreeSet<String> {
 }
 
 /// Metrics that are no counters have their own names.
-const GAUGES: [&str; 4] =
-    ["kiam_cluster_pods", "kiam_credentials_held", "kiam_guard_route", "kiam_proof_failing"];
+const GAUGES: [&str; 5] = [
+    "kiam_cluster_pods",
+    "kiam_credentials_held",
+    "kiam_guard_route",
+    "kiam_guard_uplinks",
+    "kiam_proof_failing",
+];
 
 /// Names of metrics in the agent's source, as Prometheus shows them.
 fn metrics(folder: &Path, found: &mut BTreeSet<String>) {
@@ -48,9 +53,10 @@ fn metrics(folder: &Path, found: &mut BTreeSet<String>) {
     }
 }
 
-/// The kernel programs are named alike.
+/// Whether it is a program in the kernel object.
 fn is_program(name: &str) -> bool {
-    include_str!("../../kiam-ebpf/src/main.rs").contains(&format!("fn {name}("))
+    let source = fs::read_to_string(root().join("kiam-ebpf/src/main.rs"));
+    source.expect("the source can be read").contains(&format!("fn {name}("))
 }
 
 #[test]

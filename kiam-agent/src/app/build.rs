@@ -102,8 +102,8 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     common.serve(listeners, resolver, service);
     serving.set();
     match parts {
-        Some(parts) => {
-            common.guard(&config, &parts, witness).await?;
+        Some(mut parts) => {
+            common.guard(&config, &mut parts, witness).await?;
             info!(cgroup = %parts.cgroup.path().display(), "Kernel programs attached");
             common.registry.register_collector(Box::new(parts.verdicts.clone()));
             common.tasks.spawn(keep_lease(parts, attached, common.drain.clone()));
@@ -186,7 +186,7 @@ impl Common {
     async fn guard(
         &mut self,
         config: &Config,
-        parts: &intercept::Parts,
+        parts: &mut intercept::Parts,
         witness: Witness,
     ) -> Result<(), Error> {
         let Some(config) = &config.intercept else { return Ok(()) };

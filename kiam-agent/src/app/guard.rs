@@ -12,7 +12,7 @@ use crate::{
 /// Sets the guard up, and has it kept by a task until the drain.
 pub(super) async fn start(
     config: &Config,
-    parts: &Parts,
+    parts: &mut Parts,
     (registry, readiness): (&mut Registry, &Readiness),
     drain: Drain,
     tasks: &mut JoinSet<()>,
@@ -24,7 +24,9 @@ pub(super) async fn start(
         // Nothing changes for the pods.
         Mode::Observe => GuardConfig::default(),
     };
-    let guard = Guard::start(asked, config.host_network, &parts.cgroup, metrics, detail).await?;
+    let uplink = parts.uplink.take();
+    let (cgroup, host_network) = (&parts.cgroup, config.host_network);
+    let guard = Guard::start(asked, host_network, cgroup, uplink, metrics, detail).await?;
     tasks.spawn(guard.keep(drain).instrument(info_span!("guard")));
     Ok(())
 }

@@ -90,6 +90,18 @@ impl PinnedLink {
 
     /// Id of the cgroup it is attached to; 0 once that cgroup is gone.
     pub(super) fn cgroup(&self, path: &Path) -> Result<u64, Error> {
+        self.target(path)
+    }
+
+    /// Number of the interface that it, a tcx link, is attached to; 0 once that is gone.
+    pub(super) fn interface(&self, path: &Path) -> Result<u32, Error> {
+        // `{ __u32 ifindex; __u32 attach_type; }`
+        let [a, b, c, d, ..] = self.target(path)?.to_ne_bytes();
+        Ok(u32::from_ne_bytes([a, b, c, d]))
+    }
+
+    /// The first eight bytes of what the kernel tells of the kind of link.
+    fn target(&self, path: &Path) -> Result<u64, Error> {
         let mut info = LinkInfo::default();
         let mut attr = GetInfo {
             bpf_fd: self.0.as_raw_fd().unsigned_abs(),

@@ -25,7 +25,7 @@ use std::{io, path::PathBuf, time::Duration};
 pub use self::{
     cgroup::Cgroup,
     flows::{FlowEntry, Flows},
-    guard::{Guard, GuardConfig, GuardError, Metrics as GuardMetrics},
+    guard::{Guard, GuardConfig, GuardError, Metrics as GuardMetrics, UplinkProgram},
     lease::Lease,
     marks::Marks,
     metrics::Verdicts,

@@ -73,3 +73,20 @@ pub(super) fn inside<T: Send>(
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_namespace_is_left_out_and_processes_out_of_sight_are_counted() {
+        let cgroup = tempfile::tempdir().unwrap();
+        let container = cgroup.path().join("pod1/container");
+        fs::create_dir_all(&container).unwrap();
+        // The last is above the kernel's largest process id.
+        let processes = format!("0\n{}\n0\n99999999\n", std::process::id());
+        fs::write(container.join("cgroup.procs"), processes).unwrap();
+        let namespaces = Namespaces::of_pods(cgroup.path());
+        assert_eq!((namespaces.found.len(), namespaces.hidden), (0, 2));
+    }
+}

@@ -28,8 +28,8 @@ use kiam_common::{
 use tracing::info;
 
 use super::{
-    Cgroup, Config, Error, Flows, HostNetworkPods, Lease, Marks, Mode, Rewriter, Verdicts,
-    ancestors, links::PinnedLink, netns,
+    Cgroup, Config, Error, Flows, HostNetworkPods, Lease, Marks, Mode, Rewriter, UplinkProgram,
+    Verdicts, ancestors, guard, links::PinnedLink, netns,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
@@ -72,6 +72,7 @@ pub struct Interception {
     pins: PathBuf,
     cgroup: Cgroup,
     programs: Vec<&'static str>,
+    uplink: bool,
     filters_syns: bool,
     log: bool,
 }
@@ -93,6 +94,8 @@ pub struct Parts {
     pub rewriter: Rewriter,
     /// Whether packets of the pods' cgroup are guarded.
     pub guards_packets: bool,
+    /// What the guard attaches where packets leave the node, if it does.
+    pub uplink: Option<UplinkProgram>,
     /// What the programs write to the log, if they do.
     pub log: Option<KernelLog>,
 }
@@ -137,7 +140,7 @@ impl Interception {
         let [admin, metrics] = config.operator_ports;
         let ports: AgentPorts = [target.v4_port, target.v6_port, admin, metrics];
         let level: u8 = if config.log { 4 } else { 0 };
-        let mut loader = EbpfLoader::new();
+        let mut loader = loader(&pins);
         loader
             .override_global("TARGET", &target, true)
             .override_global("AGENT_PORTS", &ports, true)
@@ -145,13 +148,11 @@ impl Interception {
             .override_global("HOST_NETWORK_PASSES", &passes, true)
             .override_global("OBSERVES", &observes, true)
             .override_global(aya_log::LEVEL, &level, false);
-        for map in MAPS {
-            loader.map_pin_path(map, pins.join(map));
-        }
         let ebpf = loader.load(OBJECT)?;
         let programs = programs(config, &cgroup)?;
         let filters_syns = config.filters_syns && config.mode == Mode::Enforce;
-        Ok(Self { ebpf, pins, cgroup, programs, filters_syns, log: config.log })
+        let uplink = config.guard.uplink && config.mode == Mode::Enforce;
+        Ok(Self { ebpf, pins, cgroup, programs, uplink, filters_syns, log: config.log })
     }
 
     /// Attaches the programs, or replaces those of an earlier agent in place, and pins them. `listeners` are
@@ -168,16 +169,20 @@ impl Interception {
         }
         self.detach_others()?;
         let guards_packets = self.programs.contains(&GUARD);
-        let Self { mut ebpf, pins, cgroup, log, .. } = self;
+        let Self { mut ebpf, pins, cgroup, uplink, log, .. } = self;
         let marks = Marks::open(&pins)?;
         let rewriter = Rewriter::load(&mut ebpf)?;
+        let uplink = match uplink {
+            true => Some(UplinkProgram::load(loader(&pins).load(OBJECT)?, pins)?),
+            false => None,
+        };
         let log = if log { Some(KernelLog(EbpfLogger::init(&mut ebpf)?)) } else { None };
         let lease = Lease::new(array(&mut ebpf, "LEASE")?);
         let flows = Flows::new(hash(&mut ebpf, "FLOWS")?, hash(&mut ebpf, "NETNS")?);
         let map = ebpf.take_map("COUNTERS").ok_or(Error::Missing("COUNTERS"))?;
         let counters = PerCpuArray::try_from(map).map_err(map_error("COUNTERS"))?;
         let verdicts = Verdicts::new(counters);
-        Ok(Parts { lease, flows, verdicts, cgroup, marks, rewriter, guards_packets, log })
+        Ok(Parts { lease, flows, verdicts, cgroup, marks, rewriter, guards_packets, uplink, log })
     }
 
     /// The agent's own pod keeps the real IMDS. Entries of earlier agents' pods go.
@@ -239,8 +244,20 @@ impl Interception {
                 fs::remove_file(&pin).map_err(|source| io(&pin, source))?;
             }
         }
+        if !self.uplink {
+            guard::remove_uplinks(&self.pins)?;
+        }
         Ok(())
     }
+}
+
+/// Loads the object over the maps that are pinned in `pins`, or new ones.
+fn loader(pins: &Path) -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    for map in MAPS {
+        loader.map_pin_path(map, pins.join(map));
+    }
+    loader
 }
 
 /// The programs that `config` asks for, in the order they are attached.

@@ -5,7 +5,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
     process::{Child, ChildStdout, Command, Stdio},
     thread,
@@ -50,20 +50,30 @@ fn eventually(what: &str, true_at_last: impl Fn() -> bool) {
 
 /// Sends by `way`; what the sending socket said.
 fn send(pod: &LabPod, way: &str) -> String {
+    send_from(pod, way, pod.ips(), "eth0")
+}
+
+/// Sends by `way` with `sources` as its own addresses, by `interface` where the way has one.
+fn send_from(pod: &LabPod, way: &str, sources: [IpAddr; 2], interface: &str) -> String {
     let mut python = match way {
         OUTSIDE => pod.netns().command("python3"),
         _ => pod.command("python3").unwrap(),
     };
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guard/odd_sockets.py");
-    let [v4, v6] = pod.ips().map(|address| address.to_string());
-    let output = python.args([script, way, &v4, &v6, &NODE_V4.to_string()]).output().unwrap();
+    let [v4, v6] = sources.map(|address| address.to_string());
+    python.args([script, way, &v4, &v6, &NODE_V4.to_string(), interface]);
+    let output = python.output().unwrap();
     assert!(output.status.success(), "{way}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
 fn packets(lab: &Lab, pod: &LabPod) -> u64 {
+    packets_from(lab, pod.ips())
+}
+
+fn packets_from(lab: &Lab, sources: [IpAddr; 2]) -> u64 {
     let all = lab.imds.packets();
-    pod.ips().iter().filter_map(|address| all.get(address)).sum()
+    sources.iter().filter_map(|address| all.get(address)).sum()
 }
 
 /// Sends in every way and asserts that nothing arrives.
@@ -263,19 +273,22 @@ fn connections_of_pods_that_are_older_than_the_agent_end_and_the_hosts_go_on() {
             .map(|to| Held::connect(pod.command("python3").unwrap(), to));
         let mut of_host_pod = Held::connect(on_host.command("python3").unwrap(), "169.254.169.254");
         let mut of_host = Held::connect(lab.node.command("python3").unwrap(), "169.254.169.254");
-        for held in of_pod.iter_mut().chain([&mut of_host_pod, &mut of_host]) {
+        // In the pod's network, outside its cgroup.
+        let mut beside = Held::connect(pod.netns().command("python3"), "169.254.169.254");
+        let all = [&mut beside, &mut of_host_pod, &mut of_host];
+        for held in of_pod.iter_mut().chain(all) {
             assert_eq!(held.send(), "alive", "before the agent");
         }
         // No routing rules: what ends the connections is that they are ended.
         let agent = start(&lab, &["--guard=skb", "--host-network-pods", host_network]);
         let before = packets(&lab, &pod);
-        for held in &mut of_pod {
+        for held in of_pod.iter_mut().chain([&mut beside]) {
             assert_eq!(held.send(), "Software caused connection abort", "{host_network}");
         }
         assert_eq!(packets(&lab, &pod), before, "{host_network}");
         assert_eq!(of_host_pod.send(), expected, "{host_network}");
         assert_eq!(of_host.send(), "alive", "{host_network}");
-        let count = if host_network == "pass" { 3 } else { 4 };
+        let count = if host_network == "pass" { 4 } else { 5 };
         let metrics = agent.admin("/metrics").unwrap().body;
         let line = format!("kiam_guard_sockets_destroyed_total {count}\n");
         assert!(metrics.contains(&line), "{line} is not in {metrics}");
@@ -322,5 +335,106 @@ fn a_node_whose_pods_bypass_its_routing_is_found_out() {
         );
         sleeper.kill().unwrap();
         sleeper.wait().unwrap();
+    }
+}
+
+/// Ways with a source address that the sender chooses.
+const FORGED: [&str; 5] =
+    ["tcp from a raw socket", "ipv4 packet", "ipv4 frame", "ipv6 packet", "ipv6 frame"];
+/// No addresses of the node: what its own stack sends or answers must not count.
+const FORGED_SOURCES: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(10, 77, 9, 9)),
+    IpAddr::V6(Ipv6Addr::new(0xfd77, 9, 0, 0, 0, 0, 0, 9)),
+];
+
+/// The names of the pinned links, and the numbers in them.
+fn pinned_uplinks(lab: &Lab) -> Vec<String> {
+    let entries = std::fs::read_dir(lab.pins().join("v1")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with("link_uplink_")).collect()
+}
+
+#[test]
+fn packet_sockets_of_host_network_pods_end_at_the_uplinks() {
+    if lab::skip("packet_sockets_of_host_network_pods_end_at_the_uplinks") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = start(&lab, &["--host-network-pods=intercept"]);
+    let spec = PodSpec::new("kube-system", "proxy").host_network();
+    let pod = lab.pod(spec).unwrap();
+    let assert_shut = |interface: &str, when: &str| {
+        for way in FORGED {
+            let said = send_from(&pod, way, FORGED_SOURCES, interface);
+            let count = packets_from(&lab, FORGED_SOURCES);
+            assert_eq!(count, 0, "{when}: {way} got to IMDS by {interface} ({said})");
+        }
+    };
+    assert_shut("eth0", "with the agent");
+    host_gets_the_instance_id(&lab);
+    let pins = pinned_uplinks(&lab);
+    assert_eq!(pins.len(), 1);
+
+    // An interface that comes later, with a route in a table of its own, as a second ENI's.
+    let (netns, imds) = (lab.node.netns(), lab.node.imds_netns());
+    netns.ip(&format!("link add eth1 type veth peer name eth1 netns {}", imds.path())).unwrap();
+    imds.ip("link set eth1 up").unwrap();
+    netns.ip("link set eth1 up\nroute add default dev eth1 table 2").unwrap();
+    let metrics = || agent.admin("/metrics").unwrap().body;
+    eventually("the new uplink is not guarded", || metrics().contains("kiam_guard_uplinks 2\n"));
+    assert_shut("eth1", "with a new uplink");
+
+    agent.kill().unwrap();
+    assert_shut("eth0", "after kill -9");
+    assert_shut("eth1", "after kill -9");
+    let both = pinned_uplinks(&lab);
+    let agent = start(&lab, &["--host-network-pods=intercept"]);
+    assert_shut("eth0", "after a restart");
+    assert_eq!(pinned_uplinks(&lab).len(), both.len(), "replaced, not added");
+    netns.ip("link del eth1").unwrap();
+    eventually("the pin of an interface that is gone stays", || pinned_uplinks(&lab) == pins);
+    assert!(agent.admin("/metrics").unwrap().body.contains("kiam_guard_uplinks 1\n"));
+
+    drop(agent);
+    let said = lab.uninstall(Path::new(AGENT)).unwrap();
+    assert!(said.contains("link_uplink_"), "{said}");
+    for way in FORGED {
+        let before = packets_from(&lab, FORGED_SOURCES);
+        let said = send_from(&pod, way, FORGED_SOURCES, "eth0");
+        let arrived = || packets_from(&lab, FORGED_SOURCES) > before;
+        eventually(&format!("{way} ({said}) does not get to IMDS"), arrived);
+    }
+}
+
+#[test]
+fn what_pods_send_past_the_routing_rules_ends_at_the_uplinks() {
+    if lab::skip("what_pods_send_past_the_routing_rules_ends_at_the_uplinks") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = start(&lab, &["--guard=uplink"]);
+    assert_eq!(rules(lab.node.netns()), Vec::<String>::new());
+    let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    assert_shut(&lab, &pod, "with the agent");
+    host_gets_the_instance_id(&lab);
+    agent.kill().unwrap();
+    assert_shut(&lab, &pod, "after kill -9");
+    host_gets_the_instance_id(&lab);
+}
+
+#[test]
+fn an_agent_without_the_guard_takes_an_earlier_ones_away() {
+    if lab::skip("an_agent_without_the_guard_takes_an_earlier_ones_away") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    for further in ["--guard=none", "--mode=observe"] {
+        let mut agent = start(&lab, &["--guard=route,uplink"]);
+        assert_eq!(rules(lab.node.netns()).len(), 6);
+        assert_eq!(pinned_uplinks(&lab).len(), 1);
+        agent.kill().unwrap();
+        let _agent = start(&lab, &[further]);
+        assert_eq!(rules(lab.node.netns()), Vec::<String>::new(), "{further}");
+        assert_eq!(pinned_uplinks(&lab), Vec::<String>::new(), "{further}");
     }
 }

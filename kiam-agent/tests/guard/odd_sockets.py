@@ -1,12 +1,12 @@
 """Sends one packet to the metadata service by a way that no hook at connect sees.
 
-odd_sockets.py KIND SOURCE_V4 SOURCE_V6 NODE_V4; it ends once the packet has gone through the pod's link.
+odd_sockets.py KIND SOURCE_V4 SOURCE_V6 NODE_V4 INTERFACE; it ends once the packet has gone through the pod's link.
 """
 import socket
 import struct
 import sys
 
-kind, source4, source6, node4 = sys.argv[1:5]
+kind, source4, source6, node4, interface = sys.argv[1:6]
 IMDS4, IMDS6 = "169.254.169.254", "fd00:ec2::254"
 GATEWAY = b"\xee" * 6
 IPV4, IPV6 = 0x0800, 0x86DD
@@ -41,12 +41,11 @@ def raw(family, protocol, data, to):
 
 def packet(sort, kind_of_ip, data):
     with socket.socket(socket.AF_PACKET, sort) as sender:
-        mac = sender if sort == socket.SOCK_RAW else None
-        if mac:
-            sender.bind(("eth0", 0))
+        if sort == socket.SOCK_RAW:
+            sender.bind((interface, 0))
             sender.send(GATEWAY + sender.getsockname()[4] + struct.pack("!H", kind_of_ip) + data)
         else:
-            sender.sendto(data, ("eth0", kind_of_ip, 0, 0, GATEWAY))
+            sender.sendto(data, (interface, kind_of_ip, 0, 0, GATEWAY))
 
 
 def connect(to):

@@ -1,4 +1,4 @@
-//! The kernel's notices that rules changed.
+//! The kernel's notices that rules, or routes and links, changed.
 
 use std::io;
 
@@ -8,6 +8,8 @@ use netlink_sys::{
 
 /// `RTNLGRP_IPV4_RULE` and `RTNLGRP_IPV6_RULE` of `linux/rtnetlink.h`.
 const RULES: [u32; 2] = [8, 19];
+/// `RTNLGRP_LINK`, `RTNLGRP_IPV4_ROUTE` and `RTNLGRP_IPV6_ROUTE`.
+const UPLINKS: [u32; 3] = [1, 7, 11];
 /// What a notice says is not read: it may be cut.
 const NOTICE: usize = 4096;
 
@@ -20,6 +22,11 @@ impl Changes {
     /// Of rules, in the network namespace of this thread.
     pub(super) fn of_rules() -> io::Result<Self> {
         Self::of(&RULES)
+    }
+
+    /// Of routes and links, in the network namespace of this thread.
+    pub(super) fn of_uplinks() -> io::Result<Self> {
+        Self::of(&UPLINKS)
     }
 
     fn of(groups: &[u32]) -> io::Result<Self> {

@@ -12,6 +12,7 @@ use super::probe::Reach;
 pub struct Metrics {
     pub(super) restored: Counter,
     pub(super) destroyed: Counter,
+    pub(super) uplinks: Gauge,
     route: Family<[(&'static str, &'static str); 1], Gauge>,
 }
 
@@ -36,6 +37,11 @@ impl Metrics {
             "kiam_guard_route",
             "Whether the routing rules keep pods from the IMDS, as tried from a pod, by state",
             metrics.route.clone(),
+        );
+        registry.register(
+            "kiam_guard_uplinks",
+            "Interfaces at whose egress the guard drops pods' packets for the IMDS",
+            metrics.uplinks.clone(),
         );
         metrics
     }

@@ -7,7 +7,9 @@ mod changes;
 mod metrics;
 mod probe;
 mod route;
+mod selection;
 mod sockets;
+mod uplink;
 
 use std::{
     io,
@@ -19,14 +21,16 @@ use std::{
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, error, info, warn};
 
-pub use self::metrics::Metrics;
+pub(super) use self::uplink::remove as remove_uplinks;
 use self::{changes::Changes, probe::Reach};
-use super::{Cgroup, HostNetworkPods, namespaces, netlink};
+pub use self::{metrics::Metrics, uplink::UplinkProgram};
+use super::{Cgroup, Error, HostNetworkPods, namespaces, netlink};
 use crate::lifecycle::{Detail, Drain};
 
 /// Between two looks at everything, whether or not the kernel told of a change.
 const SWEEP: Duration = Duration::from_secs(60);
-/// After rules were put back: so that a quarrel with another program does not take the whole CPU.
+/// After a change was dealt with: so that a quarrel with another program, or many pods that come and go, do not take
+/// the whole CPU.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// There where the kernel has IPv6.
@@ -57,8 +61,11 @@ pub enum GuardError {
         #[source]
         source: io::Error,
     },
+    /// The uplinks can't be found, or the program can't be attached to one.
+    #[error("the node's uplinks can't be guarded: {0}; --guard=route goes without")]
+    Attach(#[source] Box<Error>),
     /// The kernel's notices can't be had.
-    #[error("changes of routing rules can't be followed: {0}; --guard=none goes without")]
+    #[error("changes of routing can't be followed: {0}; --guard=none goes without")]
     Changes(#[source] io::Error),
     /// The rules can't be removed.
     #[error("the route guard's rules to {to} can't be removed: {source}")]
@@ -78,7 +85,9 @@ pub enum GuardError {
 pub struct Guard {
     config: GuardConfig,
     cgroup: PathBuf,
-    changes: Option<Changes>,
+    uplink: Option<UplinkProgram>,
+    rules: Option<Changes>,
+    routes: Option<Changes>,
     metrics: Metrics,
     detail: Detail,
     reach: Reach,
@@ -87,44 +96,50 @@ pub struct Guard {
 // === impl Guard ===
 
 impl Guard {
-    /// Makes the rules, and ends the connections that pods have to the IMDS.
+    /// Makes the rules, attaches `uplink` where it is there, and ends the connections that pods have to the IMDS.
     ///
     /// # Errors
     ///
-    /// [`GuardError`], where the rules can't be made.
+    /// [`GuardError`], where a part that is on can't be.
     pub async fn start(
         config: GuardConfig,
         host_network: HostNetworkPods,
         cgroup: &Cgroup,
+        uplink: Option<UplinkProgram>,
         metrics: Metrics,
         detail: Detail,
     ) -> Result<Self, GuardError> {
         // Before the rules, so that nothing that happens to them goes unseen.
-        let changes = config.route.map(|_| Changes::of_rules()).transpose();
-        let changes = changes.map_err(GuardError::Changes)?;
+        let rules = config.route.map(|_| Changes::of_rules()).transpose();
+        let routes = uplink.as_ref().map(|_| Changes::of_uplinks()).transpose();
+        let mut guard = Self {
+            config,
+            cgroup: cgroup.path().to_owned(),
+            uplink,
+            rules: rules.map_err(GuardError::Changes)?,
+            routes: routes.map_err(GuardError::Changes)?,
+            metrics,
+            detail,
+            reach: Reach::Unknown,
+        };
         let rules = blocking(move || keep_rules(config.route, Others::Remove)).await??;
         if let Some(preference) = config.route {
             info!(preference, added = rules.added, removed = rules.removed, "Route guard is on");
-            match rules.ipv6 {
-                true => {}
-                false if Path::new(IPV6_ADDRESSES).exists() => warn!(
-                    "The kernel has no routing rules for IPv6 (CONFIG_IPV6_MULTIPLE_TABLES): the route guard is for IPv4 alone"
-                ),
-                false => info!("The node has no IPv6: the route guard is for IPv4 alone"),
-            }
+            report_ipv6(rules.ipv6);
         }
-        let path = cgroup.path().to_owned();
+        guard.attach_uplinks().await?;
         if config != GuardConfig::default() {
             let own = cgroup.pod_of_process(std::process::id());
             let host = host_network == HostNetworkPods::Intercept;
-            let pods = path.clone();
+            let pods = guard.cgroup.clone();
             let destroyed = blocking(move || sockets::destroy(&pods, own, host)).await?;
-            report(&destroyed, &metrics);
+            report_sockets(&destroyed, &guard.metrics);
         }
-        Ok(Self { config, cgroup: path, changes, metrics, detail, reach: Reach::Unknown })
+        Ok(guard)
     }
 
-    /// Puts back what somebody removes, and tries once a minute whether the guard holds, until the drain begins.
+    /// Puts back what somebody removes, follows the node's uplinks, and tries once a minute whether the guard holds,
+    /// until the drain begins.
     pub async fn keep(mut self, mut drain: Drain) {
         let mut sweeps = interval(SWEEP);
         sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -133,14 +148,18 @@ impl Guard {
                 () = drain.started() => return,
                 _ = sweeps.tick() => {
                     self.keep_route(Others::Remove).await;
+                    self.keep_uplinks().await;
                     self.try_route().await;
                 }
-                changed = next(self.changes.as_ref()) => {
-                    if let Err(error) = changed {
-                        warn!(%error, "Changes of routing rules are not seen at once");
-                        self.changes = None;
-                    }
+                changed = next(self.rules.as_ref()) => {
+                    seen(changed, &mut self.rules);
                     self.keep_route(Others::Leave).await;
+                    sleep(PAUSE).await;
+                }
+                changed = next(self.routes.as_ref()) => {
+                    seen(changed, &mut self.routes);
+                    self.keep_uplinks().await;
+                    sleep(PAUSE).await;
                 }
             }
         }
@@ -155,11 +174,36 @@ impl Guard {
                     rules = rules.added,
                     "Somebody removed routing rules of the guard; they are back"
                 );
-                sleep(PAUSE).await;
             }
             Ok(Ok(_)) => {}
             Ok(Err(error)) | Err(error) => error!(%error, "The route guard is not complete"),
         }
+    }
+
+    async fn keep_uplinks(&mut self) {
+        if let Err(error) = self.attach_uplinks().await {
+            error!(%error, "The uplink guard is not complete");
+        }
+    }
+
+    async fn attach_uplinks(&mut self) -> Result<(), GuardError> {
+        let Some(mut program) = self.uplink.take() else { return Ok(()) };
+        let (program, result) = blocking(move || {
+            let result = program.keep();
+            (program, result)
+        })
+        .await?;
+        let count = program.count();
+        self.uplink = Some(program);
+        self.metrics.uplinks.set(i64::try_from(count).unwrap_or(i64::MAX));
+        let new = result.map_err(|error| GuardError::Attach(Box::new(error)))?;
+        if !new.is_empty() {
+            info!(interfaces = ?new, "Uplink guard is on");
+        }
+        if count == 0 {
+            warn!("The node has no route to the IMDS, so that there is no uplink to guard yet");
+        }
+        Ok(())
     }
 
     async fn try_route(&mut self) {
@@ -170,16 +214,16 @@ impl Guard {
         let reach = blocking(move || probe::probe(&cgroup)).await.unwrap_or(Reach::Unknown);
         self.metrics.set_route(reach);
         self.detail.set(match reach {
-            Reach::Open => "open: pods' packets bypass this node's routing; use --guard=uplink",
+            Reach::Open => "open: pods' packets come to the IMDS past this node's routing",
             Reach::Holds | Reach::Unknown => reach.name(),
         });
         let before = std::mem::replace(&mut self.reach, reach);
         match (before, reach) {
             (before, reach) if before == reach => {}
             (_, Reach::Open) => error!(
-                "The route guard does not hold on this node: a packet of a pod came to the IMDS past the routing rules; use --guard=uplink and a hop limit of 1"
+                "The route guard does not hold on this node: a packet from a pod's network came to the IMDS past the routing rules; add uplink to --guard, and set the instances' hop limit to 1"
             ),
-            (Reach::Open, _) => warn!(state = reach.name(), "The route guard holds no longer open"),
+            (Reach::Open, _) => warn!(state = reach.name(), "The route guard is not open any more"),
             (_, reach) => debug!(state = reach.name(), "The route guard was tried from a pod"),
         }
     }
@@ -199,6 +243,7 @@ pub(super) fn uninstall() -> Result<Vec<String>, GuardError> {
             Err(source) => return Err(GuardError::Remove { to, source }),
         }
     }
+    removed.extend(uplink::remove_filters());
     Ok(removed)
 }
 
@@ -232,7 +277,9 @@ fn keep_rules(preference: Option<u32>, others: Others) -> Result<Rules, GuardErr
                 rules.added += added;
                 rules.removed += removed;
             }
-            Err(error) if to.is_ipv6() && is_family_off(&error) => rules.ipv6 = false,
+            Err(error) if is_family_off(&error) && (to.is_ipv6() || preference.is_none()) => {
+                rules.ipv6 &= to.is_ipv4();
+            }
             Err(source) => return Err(GuardError::Rules { to, source }),
         }
     }
@@ -253,7 +300,19 @@ fn is_family_off(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EAFNOSUPPORT)
 }
 
-fn report(destroyed: &sockets::Destroyed, metrics: &Metrics) {
+fn report_ipv6(has_rules: bool) {
+    if has_rules {
+        return;
+    }
+    match Path::new(IPV6_ADDRESSES).exists() {
+        true => warn!(
+            "The kernel has no routing rules for IPv6 (CONFIG_IPV6_MULTIPLE_TABLES): the route guard is for IPv4 alone"
+        ),
+        false => info!("The node has no IPv6: the route guard is for IPv4 alone"),
+    }
+}
+
+fn report_sockets(destroyed: &sockets::Destroyed, metrics: &Metrics) {
     metrics.destroyed.inc_by(destroyed.sockets);
     if destroyed.sockets > 0 {
         warn!(
@@ -271,7 +330,7 @@ fn report(destroyed: &sockets::Destroyed, metrics: &Metrics) {
     if let Some(error) = &destroyed.failure {
         warn!(
             %error,
-            "Not every connection that a pod had to the IMDS could be ended (this needs a kernel with CONFIG_INET_DIAG_DESTROY): such a connection stays until it closes, unless the route guard is on"
+            "Not every connection that a pod had to the IMDS could be ended (this needs a kernel with CONFIG_INET_DIAG and CONFIG_INET_DIAG_DESTROY): such a connection stays until it closes, unless the route guard is on"
         );
     }
 }
@@ -281,6 +340,14 @@ async fn next(changes: Option<&Changes>) -> io::Result<()> {
     match changes {
         Some(changes) => changes.next().await,
         None => std::future::pending().await,
+    }
+}
+
+/// Without its notices, the sweeps see a change later.
+fn seen(notice: io::Result<()>, changes: &mut Option<Changes>) {
+    if let Err(error) = notice {
+        warn!(%error, "Changes of routing are not seen at once any more");
+        *changes = None;
     }
 }
 
