@@ -1,88 +1,39 @@
 //! One function a part.
 
 use std::{
-    io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
-use kiam_common::redirect::Target;
 use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
-use tracing::{info, warn};
+use tracing::info;
 
-use super::{App, Bound, attach, first_pass, keep_lease, operations};
+use super::{
+    App, Bound, Error, attach, first_pass,
+    keeper::keep_lease,
+    listeners::{bind, listen, target},
+    operations,
+    upstream::{policy_config, region},
+};
 use crate::{
     admin::{self, Surface},
     clock::Clock,
     cluster::{self, Cluster, Synced},
-    config::{Base, Config, Hosts, Identity},
+    config::{Config, Hosts, Identity},
     credentials::{self, CredentialReader, Prefetcher},
     identity::{CgroupPaths, KernelResolver, SourceIpResolver},
     imds, intercept,
     intercept::Interception,
     lifecycle::{Drain, Readiness, drain},
     pods::{ClientResolver, Pod, PodIndex, PodReader},
-    policy::{self, RolePolicy, publish_wanted},
-    role::{RoleResolver, WantedRoles},
+    policy::{RolePolicy, publish_wanted},
+    role::WantedRoles,
     serve::{self, Listener},
     sts,
     telemetry::Statsd,
 };
-
-/// How long the start goes on asking the real IMDS for what it must know.
-const UPSTREAM_ATTEMPTS: u32 = 30;
-
-/// Why the agent can't start.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// An address can't be listened on.
-    #[error("{flag} {address}: {source}")]
-    Bind {
-        /// Whose.
-        flag: &'static str,
-        /// Which.
-        address: String,
-        /// The system's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// The region is needed and nobody tells it.
-    #[error("the region is not known: give --region, for {upstream} does not tell it: {error}")]
-    Region {
-        /// The real IMDS.
-        upstream: String,
-        /// Its answer.
-        error: imds::UpstreamError,
-    },
-    /// The base ARN is needed and nobody tells it.
-    #[error(
-        "the base ARN is not known: give --role-base-arn, for the node's profile does not tell it: {0}"
-    )]
-    BaseArn(imds::UpstreamError),
-    /// The kernel's part.
-    #[error(transparent)]
-    Intercept(#[from] intercept::Error),
-    /// Kubernetes.
-    #[error(transparent)]
-    Cluster(#[from] cluster::Error),
-    /// STS.
-    #[error(transparent)]
-    Sts(#[from] sts::InvalidUpstream),
-    /// The key of session tokens.
-    #[error(transparent)]
-    Key(#[from] imds::KeyError),
-    /// The system gave no socket for StatsD.
-    #[error("--statsd: {0}")]
-    Statsd(#[source] io::Error),
-    /// The pods' cgroup can't be opened.
-    #[error("cgroup: {0}")]
-    Cgroup(#[source] io::Error),
-    /// A bug of the agent.
-    #[error("a part of the agent panicked")]
-    Panicked,
-}
 
 /// What every part may be given.
 struct Common {
@@ -271,37 +222,6 @@ impl Common {
     }
 }
 
-async fn bind(hosts: &Hosts, port: u16) -> Result<Vec<TcpListener>, Error> {
-    let mut listeners = Vec::new();
-    for host in hosts.addresses() {
-        listeners.push(listen("--host", SocketAddr::new(host, port)).await?);
-    }
-    Ok(listeners)
-}
-
-/// tokio sets SO_REUSEADDR, which a restart needs, and never SO_REUSEPORT.
-async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Error> {
-    let failed = |source| Error::Bind { flag, address: address.to_string(), source };
-    TcpListener::bind(address).await.map_err(failed)
-}
-
-fn target(bound: &[SocketAddr]) -> Target {
-    let mut target = Target::default();
-    for address in bound {
-        match address {
-            SocketAddr::V4(v4) => {
-                target.v4 = v4.ip().octets();
-                target.v4_port = v4.port();
-            }
-            SocketAddr::V6(v6) => {
-                target.v6 = v6.ip().octets();
-                target.v6_port = v6.port();
-            }
-        }
-    }
-    target
-}
-
 fn resolver(
     identity: Identity,
     parts: Option<&intercept::Parts>,
@@ -313,52 +233,6 @@ fn resolver(
             Ok(Arc::new(KernelResolver::new(parts.flows.clone(), cgroups, pods.clone())))
         }
         _ => Ok(Arc::new(SourceIpResolver)),
-    }
-}
-
-async fn policy_config(
-    config: &Config,
-    upstream: &imds::Upstream,
-) -> Result<policy::Config, Error> {
-    let base = match &config.base {
-        Base::Given(base) => base.clone(),
-        Base::Autodetect => ask(|| upstream.base_arn()).await.map_err(Error::BaseArn)?,
-    };
-    info!(base_arn = %base, "Short role names are completed");
-    Ok(policy::Config {
-        resolver: RoleResolver::new(Some(base)),
-        namespaces: config.namespaces,
-        session_name: config.session_name.clone(),
-        session_duration: config.session_duration,
-    })
-}
-
-async fn region(config: &Config, upstream: &imds::Upstream) -> Result<String, Error> {
-    match &config.region {
-        Some(region) => Ok(region.clone()),
-        None => ask(|| upstream.region())
-            .await
-            .map_err(|error| Error::Region { upstream: config.upstream.to_string(), error }),
-    }
-}
-
-/// Asks the real IMDS again for a while: early after boot it may not answer yet.
-async fn ask<T, F>(question: impl Fn() -> F) -> Result<T, imds::UpstreamError>
-where
-    F: Future<Output = Result<T, imds::UpstreamError>>,
-{
-    let mut attempt = 1;
-    loop {
-        match question().await {
-            Err(error) if attempt < UPSTREAM_ATTEMPTS => {
-                if attempt == 1 {
-                    warn!(%error, "The real metadata service does not answer; asking again");
-                }
-                attempt += 1;
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            answer => return answer,
-        }
     }
 }
 

@@ -5,7 +5,11 @@
 //! with the programs left where they are, so that pods are refused and never passed through.
 
 mod build;
+mod error;
+mod keeper;
+mod listeners;
 mod operations;
+mod upstream;
 
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
@@ -16,11 +20,11 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-pub use self::build::Error;
+pub use self::error::Error;
 use crate::{
     config::{self, Config},
     intercept::{Interception, Parts},
-    lifecycle::{DrainSignal, Latch, Readiness},
+    lifecycle::{DrainSignal, Readiness},
 };
 
 /// How long the start waits for pods and first credentials before it serves without them: a node whose
@@ -149,37 +153,6 @@ async fn first_pass(readiness: &Readiness, names: &[&'static str]) {
     };
     if timeout(FIRST_PASS, complete).await.is_err() {
         warn!(pending = ?readiness.pending(), "Serving before everything is there");
-    }
-}
-
-/// Attaches, renews the lease while the agent lives, and ends the lease when it drains.
-async fn keep_lease(parts: Parts, attached: Latch, mut drain: crate::lifecycle::Drain) {
-    let Parts { mut lease, flows, mut log, .. } = parts;
-    let mut ticks = tokio::time::interval(crate::intercept::Lease::RENEWAL);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut count = 0_u32;
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => match lease.renew() {
-                Ok(()) => attached.set(),
-                Err(failure) => {
-                    attached.clear();
-                    error!(error = %failure, "Lease not renewed: the kernel denies pods' IMDS traffic");
-                }
-            },
-            () = drain.started() => break,
-        }
-        if let Some(log) = &mut log {
-            log.flush();
-        }
-        count = count.wrapping_add(1);
-        if count.is_multiple_of(60) {
-            flows.sweep();
-        }
-    }
-    attached.clear();
-    if let Err(failure) = lease.end() {
-        error!(error = %failure, "Lease not ended; it runs out by itself");
     }
 }
 

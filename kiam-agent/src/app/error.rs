@@ -1,0 +1,55 @@
+//! Why the agent can't start.
+
+use std::io;
+
+use crate::{cluster, imds, intercept, sts};
+
+/// Why the agent can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An address can't be listened on.
+    #[error("{flag} {address}: {source}")]
+    Bind {
+        /// Whose.
+        flag: &'static str,
+        /// Which.
+        address: String,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The region is needed and nobody tells it.
+    #[error("the region is not known: give --region, for {upstream} does not tell it: {error}")]
+    Region {
+        /// The real IMDS.
+        upstream: String,
+        /// Its answer.
+        error: imds::UpstreamError,
+    },
+    /// The base ARN is needed and nobody tells it.
+    #[error(
+        "the base ARN is not known: give --role-base-arn, for the node's profile does not tell it: {0}"
+    )]
+    BaseArn(imds::UpstreamError),
+    /// The kernel's part.
+    #[error(transparent)]
+    Intercept(#[from] intercept::Error),
+    /// Kubernetes.
+    #[error(transparent)]
+    Cluster(#[from] cluster::Error),
+    /// STS.
+    #[error(transparent)]
+    Sts(#[from] sts::InvalidUpstream),
+    /// The key of session tokens.
+    #[error(transparent)]
+    Key(#[from] imds::KeyError),
+    /// The system gave no socket for StatsD.
+    #[error("--statsd: {0}")]
+    Statsd(#[source] io::Error),
+    /// The pods' cgroup can't be opened.
+    #[error("cgroup: {0}")]
+    Cgroup(#[source] io::Error),
+    /// A bug of the agent.
+    #[error("a part of the agent panicked")]
+    Panicked,
+}

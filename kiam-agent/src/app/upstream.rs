@@ -1,0 +1,61 @@
+//! What the flags leave to the node's own metadata service.
+
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::Error;
+use crate::{
+    config::{Base, Config},
+    imds, policy,
+    role::RoleResolver,
+};
+
+/// How long the start goes on asking the real IMDS for what it must know.
+const UPSTREAM_ATTEMPTS: u32 = 30;
+
+pub(super) async fn policy_config(
+    config: &Config,
+    upstream: &imds::Upstream,
+) -> Result<policy::Config, Error> {
+    let base = match &config.base {
+        Base::Given(base) => base.clone(),
+        Base::Autodetect => ask(|| upstream.base_arn()).await.map_err(Error::BaseArn)?,
+    };
+    info!(base_arn = %base, "Short role names are completed");
+    Ok(policy::Config {
+        resolver: RoleResolver::new(Some(base)),
+        namespaces: config.namespaces,
+        session_name: config.session_name.clone(),
+        session_duration: config.session_duration,
+    })
+}
+
+pub(super) async fn region(config: &Config, upstream: &imds::Upstream) -> Result<String, Error> {
+    match &config.region {
+        Some(region) => Ok(region.clone()),
+        None => ask(|| upstream.region())
+            .await
+            .map_err(|error| Error::Region { upstream: config.upstream.to_string(), error }),
+    }
+}
+
+/// Asks the real IMDS again for a while: early after boot it may not answer yet.
+async fn ask<T, F>(question: impl Fn() -> F) -> Result<T, imds::UpstreamError>
+where
+    F: Future<Output = Result<T, imds::UpstreamError>>,
+{
+    let mut attempt = 1;
+    loop {
+        match question().await {
+            Err(error) if attempt < UPSTREAM_ATTEMPTS => {
+                if attempt == 1 {
+                    warn!(%error, "The real metadata service does not answer; asking again");
+                }
+                attempt += 1;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            answer => return answer,
+        }
+    }
+}
