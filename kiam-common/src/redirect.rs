@@ -59,6 +59,17 @@ pub enum Destination {
     V6(Ipv6Addr, u16),
 }
 
+impl Destination {
+    /// The port, in host order.
+    #[inline(always)]
+    #[must_use]
+    pub fn port(self) -> u16 {
+        match self {
+            Self::V4(_, port) | Self::V6(_, port) => port,
+        }
+    }
+}
+
 /// Whether `address` leads to the instance metadata service.
 #[inline(always)]
 #[must_use]

@@ -120,7 +120,7 @@ fn apply(ctx: &SockAddrContext, verdict: Verdict, asked: [u8; 16]) -> i32 {
     let (reason, answer) = match verdict {
         Verdict::Pass(reason) => (reason, ALLOW),
         Verdict::Deny(reason) => (reason, REFUSE),
-        Verdict::Redirect(destination) => match flows::record(ctx, asked) {
+        Verdict::Redirect(destination) => match flows::record(ctx, asked, destination.port()) {
             Err(reason) => (reason, REFUSE),
             Ok(()) => {
                 rewrite(ctx, destination);
@@ -213,15 +213,11 @@ fn stream(ctx: &SockAddrContext) -> bool {
 /// What a redirected socket asked for, if it is connected to the agent now.
 #[inline(always)]
 fn asked(ctx: &SockAddrContext) -> Option<[u8; 16]> {
-    let target = TARGET.load();
-    let port = port(ctx);
-    if port != target.v4_port && port != target.v6_port {
-        return None;
-    }
     // SAFETY: the context's socket is the one whose peer is asked for.
     let client = unsafe { CLIENTS.get_ptr_mut(ctx) };
     // SAFETY: null, or this socket's own record.
-    unsafe { client.as_ref() }.map(|client| client.asked)
+    let client = unsafe { client.as_ref() }?;
+    (client.port == port(ctx)).then_some(client.asked)
 }
 
 #[inline(always)]
