@@ -1,11 +1,12 @@
 //! One connection, by hyper.
 
-use std::{convert::Infallible, pin::pin, sync::Arc};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
+use http::{HeaderValue, header::CONNECTION};
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt::set_tcp_user_timeout;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::sleep};
 use tracing::debug;
 
 use super::{Config, PodService};
@@ -34,10 +35,16 @@ pub(super) async fn serve<S: PodService>(
     if let Err(error) = set_tcp_user_timeout(&stream, unread) {
         debug!(%error, "Connection without a deadline for what it leaves unread");
     }
+    let draining = drain.clone();
     let answer = service_fn(|request| {
-        let service = service.clone();
-        let client = client.clone();
-        async move { Ok::<_, Infallible>(service.call(client, request).await) }
+        let (service, client, draining) = (service.clone(), client.clone(), draining.clone());
+        async move {
+            let mut response = service.call(client, request).await;
+            if draining.is_started() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -48,7 +55,7 @@ pub(super) async fn serve<S: PodService>(
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = drain.started() => {
+        () = no_more_requests(&mut drain, config.last_requests) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -56,4 +63,11 @@ pub(super) async fn serve<S: PodService>(
     if let Err(error) = ended {
         debug!(%error, "Connection ended with an error");
     }
+}
+
+/// hyper would close a connection whose first request is still on its way, so that comes a while after the
+/// drain began: see `last_requests`.
+async fn no_more_requests(drain: &mut Drain, last_requests: Duration) {
+    drain.started().await;
+    sleep(last_requests).await;
 }
