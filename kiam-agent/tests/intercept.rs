@@ -86,7 +86,7 @@ fn connects_are_redirected_denied_or_left_alone_and_attested() {
             found
         });
         let entry = client.unwrap_or_else(|| panic!("no entry for {to}"));
-        let paths = CgroupPaths::new(parts.cgroup.path()).unwrap();
+        let paths = CgroupPaths::new(parts.cgroup.clone());
         assert_eq!(paths.pod(entry.cgroup), Ok(PodUid::new(pod.uid())), "{to}");
     }
     assert_eq!(parts.verdicts.count(Reason::Redirected), 6);

@@ -5,15 +5,9 @@
 
 mod client;
 mod routes;
+mod unix;
 
-use std::{
-    convert::Infallible,
-    fs, io,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,11 +18,11 @@ use tokio::{
     time::sleep,
 };
 
-pub use self::client::{StatusError, get};
+pub use self::{
+    client::{StatusError, get},
+    unix::{SOCKET, bind_unix},
+};
 use crate::lifecycle::{Drain, Readiness};
-
-/// Name of the Unix socket in the state folder.
-pub const SOCKET: &str = "admin.sock";
 
 const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -89,23 +83,6 @@ pub async fn serve_unix(listener: UnixListener, operations: Arc<Operations>, mut
             () = drain.started() => return,
         }
     }
-}
-
-/// Binds the Unix socket in `state_dir`, for root alone, in the place of one that a dead agent left.
-///
-/// # Errors
-///
-/// The system's.
-pub fn bind_unix(state_dir: &Path) -> io::Result<(UnixListener, PathBuf)> {
-    let path = state_dir.join(SOCKET);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&path)?;
-    // Between bind and this, the folder's own mode (0700) keeps others out.
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-    Ok((listener, path))
 }
 
 fn spawn(

@@ -6,15 +6,21 @@ use std::{
     time::Duration,
 };
 
+use kiam_common::redirect::Target;
 use prometheus_client::registry::Registry;
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, watch},
+    task::JoinSet,
+};
 use tracing::info;
 
 use super::{
-    App, Bound, Error, attach, first_pass,
-    keeper::keep_lease,
-    listeners::{bind, listen, target},
+    App, Bound, Error, first_pass,
+    keeper::Keeper,
+    listeners::{self, Listeners, target},
     operations,
+    running::{Operators, Successor},
     upstream::{policy_config, region},
 };
 use crate::{
@@ -23,9 +29,10 @@ use crate::{
     cluster::{self, Cluster, Synced},
     config::{Config, Hosts, Identity},
     credentials::{self, CredentialReader, Prefetcher},
+    handover::Handover,
     identity::{CgroupPaths, KernelResolver, SourceIpResolver},
-    imds, intercept,
-    intercept::Interception,
+    imds,
+    intercept::{self, Interception, Parts},
     lifecycle::{Drain, Readiness, drain},
     pods::{ClientResolver, Pod, PodIndex, PodReader},
     policy::{RolePolicy, publish_wanted},
@@ -66,45 +73,54 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let serving = common.readiness.latch("serving pods");
     common.statsd(config.statsd)?;
     let tokens = imds::TokenAuthority::open(&config.state_dir)?;
-    let listeners = bind(&config.hosts, config.port).await?;
-    let pods: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
-    let interception = match &config.intercept {
-        Some(intercept) => Some(Interception::load(intercept, target(&pods))?),
-        None => None,
-    };
+    if let Some(config) = &config.intercept {
+        intercept::prepare(config)?;
+    }
     let upstream = imds::Upstream::new(config.upstream.clone());
     let knowledge = common.knowledge(&config, &upstream).await?;
     first_pass(&common.readiness, &["pods", "namespaces", "first credentials"]).await;
-    let parts = match interception {
-        Some(interception) => Some(attach(interception).await?),
-        None => None,
-    };
-    let resolver = resolver(config.identity, parts.as_ref(), &knowledge.pods)?;
-    let service = imds::Service::new(
-        config.imds.clone(),
-        imds::Parts {
-            pods: knowledge.pods.clone(),
-            policy: knowledge.policy.clone(),
-            credentials: knowledge.credentials.clone(),
-            tokens,
-            upstream,
-            clock: common.clock.clone(),
-            metrics: imds::Metrics::register(&mut common.registry, common.statsd.clone()),
-        },
-    );
-    common.serve(listeners, resolver, service);
+    // An agent that runs goes on until this one serves.
+    let mut listeners = Listeners::acquire(&config).await?;
+    let spare = listeners.duplicates().map_err(Error::Handover)?;
+    let pods = listeners.pods();
+    let kernel = attach(&config, target(&pods), listeners.handover.as_ref()).await?;
+    let resolver = resolver(config.identity, kernel.as_ref(), &knowledge.pods);
+    let service = common.service(&config, &knowledge, tokens, upstream);
+    common.serve(std::mem::take(&mut listeners.pods), resolver, service);
     serving.set();
-    match parts {
-        Some(parts) => {
+    let reassert = Arc::new(Notify::new());
+    match kernel {
+        Some((parts, cgroups)) => {
             info!(cgroup = %parts.cgroup.path().display(), "Kernel programs attached");
             common.registry.register_collector(Box::new(parts.verdicts.clone()));
-            common.tasks.spawn(keep_lease(parts, attached, common.drain.clone()));
+            let readiness = &common.readiness;
+            let keeper = Keeper::new(parts, cgroups, attached, readiness, reassert.clone());
+            common.tasks.spawn(keeper.run(common.drain.clone()));
         }
         None => attached.set(),
     }
-    let bound = common.operate(&config, knowledge, pods).await?;
+    let successor = Successor::await_next(&config, spare, reassert.clone())?;
+    let mut handover = listeners.handover.take();
+    let (bound, operators) = common.operate(&config, knowledge, listeners, pods)?;
+    if let Some(handover) = handover.take()
+        && !handover.taken().await
+    {
+        // It may have put its own programs back before it heard.
+        reassert.notify_one();
+    }
     info!(pods = ?bound.pods, admin = %bound.admin, "Listening");
-    Ok(App { bound, readiness: common.readiness, drain: signal, tasks: common.tasks })
+    let detach = config.intercept.filter(|_| config.detach_on_exit).map(|config| config.bpffs);
+    let Common { readiness, tasks, .. } = common;
+    Ok(App {
+        bound,
+        readiness,
+        drain: signal,
+        tasks,
+        operators,
+        successor,
+        relieved: false,
+        detach,
+    })
 }
 
 // === impl Common ===
@@ -187,52 +203,90 @@ impl Common {
         self.tasks.spawn(serve::run(listeners, Arc::new(service), config, metrics, drain));
     }
 
-    /// Opens what operators ask.
-    async fn operate(
+    /// What answers pods.
+    fn service(
+        &mut self,
+        config: &Config,
+        knowledge: &Knowledge,
+        tokens: imds::TokenAuthority,
+        upstream: imds::Upstream,
+    ) -> imds::Service {
+        let parts = imds::Parts {
+            pods: knowledge.pods.clone(),
+            policy: knowledge.policy.clone(),
+            credentials: knowledge.credentials.clone(),
+            tokens,
+            upstream,
+            clock: self.clock.clone(),
+            metrics: imds::Metrics::register(&mut self.registry, self.statsd.clone()),
+        };
+        imds::Service::new(config.imds.clone(), parts)
+    }
+
+    /// Opens what operators ask. The Unix socket is this process's own and answers until its end; the others
+    /// are the node's agent's.
+    fn operate(
         &mut self,
         config: &Config,
         knowledge: Knowledge,
+        listeners: Listeners,
         pods: Vec<SocketAddr>,
-    ) -> Result<Bound, Error> {
-        let listener = listen("--admin", config.admin).await?;
-        let admin = listener.local_addr().unwrap_or(config.admin);
-        let failed = |source| Error::Bind {
-            flag: "--state-dir",
-            address: config.state_dir.join(admin::SOCKET).display().to_string(),
-            source,
-        };
-        let (socket, _) = admin::bind_unix(&config.state_dir).map_err(failed)?;
+    ) -> Result<(Bound, Operators), Error> {
+        let admin = listeners.admin.local_addr().unwrap_or(config.admin);
+        let metrics = listeners.metrics.as_ref().and_then(|socket| socket.local_addr().ok());
+        let socket = listeners::unix(&config.state_dir)?;
         let Knowledge { pods: reader, policy, credentials } = knowledge;
         let registry = std::mem::take(&mut self.registry);
         let readiness = self.readiness.clone();
         let operations =
             Arc::new(operations::operations(readiness, registry, reader, policy, credentials));
-        let drain = &self.drain;
-        let status = Surface::Status;
-        self.tasks.spawn(admin::serve_tcp(listener, status, operations.clone(), drain.clone()));
-        self.tasks.spawn(admin::serve_unix(socket, operations.clone(), drain.clone()));
-        let mut metrics = None;
-        if let Some(address) = config.metrics {
-            let listener = listen("--metrics", address).await?;
-            metrics = listener.local_addr().ok();
-            let serve = admin::serve_tcp(listener, Surface::Metrics, operations, drain.clone());
-            self.tasks.spawn(serve);
+        let sockets =
+            [(Some(listeners.admin), Surface::Status), (listeners.metrics, Surface::Metrics)];
+        for (socket, surface) in sockets {
+            if let Some(socket) = socket {
+                let drain = self.drain.clone();
+                self.tasks.spawn(admin::serve_tcp(socket, surface, operations.clone(), drain));
+            }
         }
-        Ok(Bound { pods, admin, metrics })
+        let (end, ending) = drain();
+        let task = tokio::spawn(admin::serve_unix(socket, operations, ending));
+        Ok((Bound { pods, admin, metrics }, Operators { end, task }))
     }
+}
+
+/// Loads and attaches the kernel programs, if there are to be any. An agent that was to be relieved and waits no
+/// more is not: its programs stay.
+async fn attach(
+    config: &Config,
+    target: Target,
+    handover: Option<&Handover>,
+) -> Result<Option<(Parts, CgroupPaths)>, Error> {
+    let Some(config) = config.intercept.clone() else { return Ok(None) };
+    // Both block, for as long as the verifier takes.
+    let panicked = |_| Error::Panicked;
+    let load = move || Interception::load(&config, target);
+    let loaded = tokio::task::spawn_blocking(load).await.map_err(panicked)??;
+    if handover.is_some_and(|handover| !handover.is_awaited()) {
+        tracing::warn!(
+            "The agent that runs waits no more; it has ended, or will find this one serving"
+        );
+    }
+    let attach = || loaded.attach();
+    let parts = tokio::task::spawn_blocking(attach).await.map_err(panicked)??;
+    let cgroups = CgroupPaths::new(parts.cgroup.clone());
+    Ok(Some((parts, cgroups)))
 }
 
 fn resolver(
     identity: Identity,
-    parts: Option<&intercept::Parts>,
+    kernel: Option<&(Parts, CgroupPaths)>,
     pods: &PodReader,
-) -> Result<Arc<dyn ClientResolver>, Error> {
-    match (identity, parts) {
-        (Identity::Kernel, Some(parts)) => {
-            let cgroups = CgroupPaths::new(parts.cgroup.path()).map_err(Error::Cgroup)?;
-            Ok(Arc::new(KernelResolver::new(parts.flows.clone(), cgroups, pods.clone())))
+) -> Arc<dyn ClientResolver> {
+    match (identity, kernel) {
+        (Identity::Kernel, Some((parts, cgroups))) => {
+            Arc::new(KernelResolver::new(parts.flows.clone(), cgroups.clone(), pods.clone()))
         }
-        _ => Ok(Arc::new(SourceIpResolver)),
+        _ => Arc::new(SourceIpResolver),
     }
 }
 

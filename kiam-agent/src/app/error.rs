@@ -46,9 +46,9 @@ pub enum Error {
     /// The system gave no socket for StatsD.
     #[error("--statsd: {0}")]
     Statsd(#[source] io::Error),
-    /// The pods' cgroup can't be opened.
-    #[error("cgroup: {0}")]
-    Cgroup(#[source] io::Error),
+    /// The next agent can't be given the sockets.
+    #[error("the sockets for the agent after this one: {0}")]
+    Handover(#[source] io::Error),
     /// A bug of the agent.
     #[error("a part of the agent panicked")]
     Panicked,

@@ -10,7 +10,10 @@ mod lease;
 mod links;
 mod metrics;
 mod netns;
+mod own_pod;
+mod pins;
 mod programs;
+mod reattach;
 mod uninstall;
 
 use std::{io, path::PathBuf};
@@ -20,6 +23,7 @@ pub use self::{
     flows::{FlowEntry, Flows},
     lease::Lease,
     metrics::Verdicts,
+    own_pod::{may_hand_over, prepare},
     programs::{Interception, KernelLog, Parts},
     uninstall::uninstall,
 };
@@ -88,11 +92,13 @@ pub enum Error {
     },
     /// Pins of a layout that this agent does not know.
     #[error(
-        "{path:?} holds pins of another layout than v{layout}: run that release's `kiam-agent uninstall` first"
+        "{path:?} holds pins of layout v{number}, newer than this agent's v{layout}: run that release or a newer one, or take the pins away with `kiam-agent uninstall` first"
     )]
-    OtherLayout {
+    NewerLayout {
         /// The folder.
         path: PathBuf,
+        /// Its layout.
+        number: u32,
         /// Ours.
         layout: u32,
     },

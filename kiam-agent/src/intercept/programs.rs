@@ -2,10 +2,7 @@
 
 use std::{
     fmt, fs, io,
-    os::{
-        fd::{AsFd as _, BorrowedFd},
-        unix::fs::DirBuilderExt as _,
-    },
+    os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
 };
 
@@ -18,10 +15,11 @@ use aya::{
     },
 };
 use aya_log::EbpfLogger;
-use kiam_common::{CGROUP_PASS, LAYOUT, redirect::Target};
+use kiam_common::redirect::Target;
 
 use super::{
     Cgroup, Config, Error, Flows, HostNetworkPods, Lease, Verdicts, links::PinnedLink, netns,
+    own_pod::exempt_own_pod, pins,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
@@ -45,7 +43,10 @@ const PROGRAMS: [&str; 7] = [
 pub struct Interception {
     ebpf: Ebpf,
     pins: PathBuf,
-    cgroup: Cgroup,
+    older: Vec<PathBuf>,
+    pub(super) cgroup: Cgroup,
+    /// `--cgroup`.
+    pub(super) given: Option<PathBuf>,
     log: bool,
 }
 
@@ -62,6 +63,8 @@ pub struct Parts {
     pub cgroup: Cgroup,
     /// What the programs write to the log, if they do.
     pub log: Option<KernelLog>,
+    /// The programs, to attach them again where that is needed.
+    pub programs: Interception,
 }
 
 /// Passes on what the kernel programs log; nothing is seen until it is flushed.
@@ -93,7 +96,7 @@ impl Interception {
     /// Whatever is missing on this machine; see [`Error`].
     pub fn load(config: &Config, target: Target) -> Result<Self, Error> {
         let cgroup = Cgroup::open(config.cgroup.as_deref())?;
-        let pins = pin_folder(&config.bpffs)?;
+        let (pins, older) = pins::open(&config.bpffs)?;
         let host_netns = match config.host_network {
             HostNetworkPods::Intercept => 0,
             HostNetworkPods::Pass => netns::host_netns().map_err(|source| Error::File {
@@ -112,7 +115,7 @@ impl Interception {
             loader.map_pin_path(map, pins.join(map));
         }
         let ebpf = loader.load(OBJECT)?;
-        Ok(Self { ebpf, pins, cgroup, log: config.log })
+        Ok(Self { ebpf, pins, older, cgroup, given: config.cgroup.clone(), log: config.log })
     }
 
     /// Attaches the programs, or replaces those of an earlier agent in place, and pins them.
@@ -121,34 +124,27 @@ impl Interception {
     ///
     /// The kernel's; what is attached already stays so, and a later attempt completes it.
     pub fn attach(mut self) -> Result<Parts, Error> {
-        self.exempt_own_pod()?;
+        self.attach_all()?;
+        let ebpf = &mut self.ebpf;
+        let log = if self.log { Some(KernelLog(EbpfLogger::init(ebpf)?)) } else { None };
+        let lease = Lease::new(array(ebpf, "LEASE")?);
+        let flows = Flows::new(hash(ebpf, "FLOWS")?, hash(ebpf, "NETNS")?);
+        let map = ebpf.take_map("COUNTERS").ok_or(Error::Missing("COUNTERS"))?;
+        let counters = PerCpuArray::try_from(map).map_err(map_error("COUNTERS"))?;
+        let cgroup = self.cgroup.clone();
+        Ok(Parts { lease, flows, verdicts: Verdicts::new(counters), cgroup, log, programs: self })
+    }
+
+    /// Attaches every program to the pods' cgroup, over what an earlier agent left there.
+    pub(super) fn attach_all(&mut self) -> Result<(), Error> {
+        let map = self.ebpf.map_mut("CGROUPS").ok_or(Error::Missing("CGROUPS"))?;
+        // Borrowed: the programs that are still to be loaded need the map's descriptor.
+        exempt_own_pod(HashMap::try_from(map).map_err(map_error("CGROUPS"))?, &self.cgroup)?;
+        pins::adopt(&self.pins, &self.older, &PROGRAMS)?;
         for name in PROGRAMS {
             self.attach_one(name)?;
         }
-        let Self { mut ebpf, cgroup, log, .. } = self;
-        let log = if log { Some(KernelLog(EbpfLogger::init(&mut ebpf)?)) } else { None };
-        let lease = Lease::new(array(&mut ebpf, "LEASE")?);
-        let flows = Flows::new(hash(&mut ebpf, "FLOWS")?, hash(&mut ebpf, "NETNS")?);
-        let map = ebpf.take_map("COUNTERS").ok_or(Error::Missing("COUNTERS"))?;
-        let counters = PerCpuArray::try_from(map).map_err(map_error("COUNTERS"))?;
-        Ok(Parts { lease, flows, verdicts: Verdicts::new(counters), cgroup, log })
-    }
-
-    /// The agent's own pod keeps the real IMDS. Entries of earlier agents' pods go.
-    fn exempt_own_pod(&mut self) -> Result<(), Error> {
-        let own = self.cgroup.pod_of_process(std::process::id());
-        // Borrowed: the programs that are still to be loaded need the map's descriptor.
-        let map = self.ebpf.map_mut("CGROUPS").ok_or(Error::Missing("CGROUPS"))?;
-        let mut cgroups: HashMap<&mut MapData, u64, u32> =
-            HashMap::try_from(map).map_err(map_error("CGROUPS"))?;
-        if let Some(own) = own {
-            cgroups.insert(own, CGROUP_PASS, 0).map_err(map_error("CGROUPS"))?;
-        }
-        let others: Vec<u64> = cgroups.keys().flatten().filter(|id| Some(*id) != own).collect();
-        for id in others {
-            cgroups.remove(&id).map_err(map_error("CGROUPS"))?;
-        }
-        Ok(())
+        pins::tidy(&self.pins, &self.older)
     }
 
     fn attach_one(&mut self, name: &'static str) -> Result<(), Error> {
@@ -157,7 +153,12 @@ impl Interception {
         let program = self.ebpf.program_mut(name).ok_or(Error::Missing(name))?;
         if name == "kiam_sock_ops" {
             let program: &mut SockOps = program.try_into().map_err(failed)?;
-            program.load().map_err(failed)?;
+            // Loaded already when it is attached again.
+            if program.fd().is_err() {
+                if program.fd().is_err() {
+                    program.load().map_err(failed)?;
+                }
+            }
             let fd =
                 program.fd().map_err(failed)?.try_clone().map_err(|source| io(&pin, source))?;
             return replace_or(
@@ -172,7 +173,9 @@ impl Interception {
             );
         }
         let program: &mut CgroupSockAddr = program.try_into().map_err(failed)?;
-        program.load().map_err(failed)?;
+        if program.fd().is_err() {
+            program.load().map_err(failed)?;
+        }
         let fd = program.fd().map_err(failed)?.try_clone().map_err(|source| io(&pin, source))?;
         replace_or(
             &pin,
@@ -225,7 +228,7 @@ fn replace_or(
     })?;
     // bpffs takes no dots in names.
     let mut fresh = pin.as_os_str().to_owned();
-    fresh.push("_new");
+    fresh.push(pins::DRAFT);
     let fresh = PathBuf::from(fresh);
     // A start that was cut short may have left one.
     let _ = fs::remove_file(&fresh);
@@ -237,29 +240,7 @@ fn io(path: &Path, source: io::Error) -> Error {
     Error::File { what: "pin", path: path.to_owned(), source }
 }
 
-/// Makes `<bpffs>/v<layout>`, for root alone.
-fn pin_folder(bpffs: &Path) -> Result<PathBuf, Error> {
-    let failed =
-        |source| Error::File { what: "make the pins' folder", path: bpffs.to_owned(), source };
-    let mut nearest = bpffs;
-    while !nearest.exists() {
-        nearest = nearest.parent().ok_or(Error::NotBpffs { path: bpffs.to_owned() })?;
-    }
-    let system = rustix::fs::statfs(nearest).map_err(|error| failed(error.into()))?;
-    if u64::try_from(system.f_type).ok() != Some(0xcafe_4a11) {
-        return Err(Error::NotBpffs { path: bpffs.to_owned() });
-    }
-    let pins = bpffs.join(format!("v{LAYOUT}"));
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&pins).map_err(failed)?;
-    for entry in fs::read_dir(bpffs).map_err(failed)?.flatten() {
-        if entry.path() != pins && entry.file_name().to_string_lossy().starts_with('v') {
-            return Err(Error::OtherLayout { path: entry.path(), layout: LAYOUT });
-        }
-    }
-    Ok(pins)
-}
-
-fn map_error(name: &'static str) -> impl Fn(aya::maps::MapError) -> Error {
+pub(super) fn map_error(name: &'static str) -> impl Fn(aya::maps::MapError) -> Error {
     move |source| Error::Map { name, source }
 }
 
