@@ -13,7 +13,7 @@ use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     App, Bound, Error, first_pass,
@@ -33,7 +33,7 @@ use crate::{
     identity::{CgroupPaths, KernelResolver, SourceIpResolver},
     imds,
     intercept::{self, Interception, Parts},
-    lifecycle::{Drain, Readiness, drain},
+    lifecycle::{Drain, Latch, Readiness, drain},
     pods::{ClientResolver, Pod, PodIndex, PodReader},
     policy::{RolePolicy, publish_wanted},
     role::WantedRoles,
@@ -59,16 +59,12 @@ struct Knowledge {
     credentials: CredentialReader,
 }
 
+/// The programs at work, and the pods' cgroups below them.
+type Kernel = (Parts, CgroupPaths);
+
 pub(super) async fn start(config: Config) -> Result<App, Error> {
     let (signal, drain) = drain();
-    let mut common = Common {
-        registry: Registry::default(),
-        statsd: Statsd::off(),
-        readiness: Readiness::default(),
-        clock: Clock::system(),
-        drain,
-        tasks: JoinSet::new(),
-    };
+    let mut common = Common::new(drain);
     let attached = common.readiness.latch("kernel programs attached");
     let serving = common.readiness.latch("serving pods");
     common.statsd(config.statsd)?;
@@ -89,20 +85,11 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     common.serve(std::mem::take(&mut listeners.pods), resolver, service);
     serving.set();
     let reassert = Arc::new(Notify::new());
-    match kernel {
-        Some((parts, cgroups)) => {
-            info!(cgroup = %parts.cgroup.path().display(), "Kernel programs attached");
-            common.registry.register_collector(Box::new(parts.verdicts.clone()));
-            let readiness = &common.readiness;
-            let keeper = Keeper::new(parts, cgroups, attached, readiness, reassert.clone());
-            common.tasks.spawn(keeper.run(common.drain.clone()));
-        }
-        None => attached.set(),
-    }
+    common.keep(kernel, attached, reassert.clone());
     let successor = Successor::await_next(&config, spare, reassert.clone())?;
-    let mut handover = listeners.handover.take();
+    let handover = listeners.handover.take();
     let (bound, operators) = common.operate(&config, knowledge, listeners, pods)?;
-    if let Some(handover) = handover.take()
+    if let Some(handover) = handover
         && !handover.taken().await
     {
         // It may have put its own programs back before it heard.
@@ -126,6 +113,17 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
 // === impl Common ===
 
 impl Common {
+    fn new(drain: Drain) -> Self {
+        Self {
+            registry: Registry::default(),
+            statsd: Statsd::off(),
+            readiness: Readiness::default(),
+            clock: Clock::system(),
+            drain,
+            tasks: JoinSet::new(),
+        }
+    }
+
     fn statsd(&mut self, config: Option<(SocketAddr, Duration)>) -> Result<(), Error> {
         if let Some((server, interval)) = config {
             let (statsd, flush) = Statsd::to(server, interval).map_err(Error::Statsd)?;
@@ -203,6 +201,15 @@ impl Common {
         self.tasks.spawn(serve::run(listeners, Arc::new(service), config, metrics, drain));
     }
 
+    /// Looks after the kernel's part from now on, if there is one.
+    fn keep(&mut self, kernel: Option<Kernel>, attached: Latch, reassert: Arc<Notify>) {
+        let Some((parts, cgroups)) = kernel else { return attached.set() };
+        info!(cgroup = %parts.cgroup.path().display(), "Kernel programs attached");
+        self.registry.register_collector(Box::new(parts.verdicts.clone()));
+        let keeper = Keeper::new(parts, cgroups, attached, &self.readiness, reassert);
+        self.tasks.spawn(keeper.run(self.drain.clone()));
+    }
+
     /// What answers pods.
     fn service(
         &mut self,
@@ -260,16 +267,14 @@ async fn attach(
     config: &Config,
     target: Target,
     handover: Option<&Handover>,
-) -> Result<Option<(Parts, CgroupPaths)>, Error> {
+) -> Result<Option<Kernel>, Error> {
     let Some(config) = config.intercept.clone() else { return Ok(None) };
     // Both block, for as long as the verifier takes.
     let panicked = |_| Error::Panicked;
     let load = move || Interception::load(&config, target);
     let loaded = tokio::task::spawn_blocking(load).await.map_err(panicked)??;
     if handover.is_some_and(|handover| !handover.is_awaited()) {
-        tracing::warn!(
-            "The agent that runs waits no more; it has ended, or will find this one serving"
-        );
+        warn!("The agent that runs waits no more; it has ended, or will find this one serving");
     }
     let attach = || loaded.attach();
     let parts = tokio::task::spawn_blocking(attach).await.map_err(panicked)??;
@@ -279,7 +284,7 @@ async fn attach(
 
 fn resolver(
     identity: Identity,
-    kernel: Option<&(Parts, CgroupPaths)>,
+    kernel: Option<&Kernel>,
     pods: &PodReader,
 ) -> Arc<dyn ClientResolver> {
     match (identity, kernel) {

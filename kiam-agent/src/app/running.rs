@@ -1,6 +1,6 @@
 //! The agent from its start to its end.
 
-use std::{os::fd::OwnedFd, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{os::fd::OwnedFd, path::Path, pin::pin, process::ExitCode, sync::Arc, time::Duration};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -96,7 +96,7 @@ impl App {
     /// Runs until a part ends that must not, or the system asks for the end. An agent that was relieved stays:
     /// the kubelet would start one that ends again, and that would take over in its turn.
     pub(super) async fn run(mut self) -> ExitCode {
-        let mut asked = std::pin::pin!(asked_to_end());
+        let mut asked = pin!(asked_to_end());
         loop {
             tokio::select! {
                 name = &mut asked => {
@@ -146,7 +146,7 @@ async fn asked_to_end() -> &'static str {
     }
 }
 
-fn detach(bpffs: &PathBuf) {
+fn detach(bpffs: &Path) {
     match intercept::uninstall(bpffs) {
         Ok(removed) => {
             for path in removed {

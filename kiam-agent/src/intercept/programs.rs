@@ -155,9 +155,7 @@ impl Interception {
             let program: &mut SockOps = program.try_into().map_err(failed)?;
             // Loaded already when it is attached again.
             if program.fd().is_err() {
-                if program.fd().is_err() {
-                    program.load().map_err(failed)?;
-                }
+                program.load().map_err(failed)?;
             }
             let fd =
                 program.fd().map_err(failed)?.try_clone().map_err(|source| io(&pin, source))?;
