@@ -247,6 +247,28 @@ fn successor_that_dies_half_way_leaves_the_old_agent_serving() {
 }
 
 #[test]
+fn successor_that_knows_nothing_does_not_take_over() {
+    if lab::skip("successor_that_knows_nothing_does_not_take_over") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut old = start(&lab, &[]);
+    let pods = three_pods(&lab);
+    lab.kubernetes.stop();
+    let mut new = begin(&lab, &[]);
+    new.wait_said("Not taking over before everything is there", LIMIT).unwrap();
+    for (role, pod) in &pods {
+        assert_served(&lab, pod, role);
+    }
+    assert!(!old.said(RELIEVED));
+    let load = Load::start(&lab, &pods, 3000);
+    lab.kubernetes.restart().unwrap();
+    new.wait_said(SERVES, LIMIT).unwrap();
+    old.wait_said(RELIEVED, LIMIT).unwrap();
+    load.finish();
+}
+
+#[test]
 fn successor_of_an_agent_that_hangs_waits_for_its_end() {
     if lab::skip("successor_of_an_agent_that_hangs_waits_for_its_end") {
         return;

@@ -22,6 +22,7 @@ use super::{
     operations,
     running::{Operators, Successor},
     upstream::{policy_config, region},
+    warm_up,
 };
 use crate::{
     admin::{self, Surface},
@@ -74,7 +75,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     }
     let upstream = imds::Upstream::new(config.upstream.clone());
     let knowledge = common.knowledge(&config, &upstream).await?;
-    first_pass(&common.readiness, &["pods", "namespaces", "first credentials"]).await;
+    warm_up(&common.readiness, &config).await;
     // An agent that runs goes on until this one serves.
     let mut listeners = Listeners::acquire(&config).await?;
     let spare = listeners.duplicates().map_err(Error::Handover)?;

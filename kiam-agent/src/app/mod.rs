@@ -22,6 +22,7 @@ pub use self::error::Error;
 use self::running::{Operators, Successor};
 use crate::{
     config::{self, Config},
+    handover,
     lifecycle::{DrainSignal, Readiness},
 };
 
@@ -113,14 +114,30 @@ pub fn main(config: Config) -> ExitCode {
     })
 }
 
-/// Waits for what should be there before the first pod is answered, and serves without it after a while.
-async fn first_pass(readiness: &Readiness, names: &[&'static str]) {
+/// Waits for what should be there before the first pod is answered, and serves without it after a while; but not
+/// in the place of an agent that serves, which has what this one lacks.
+async fn warm_up(readiness: &Readiness, config: &Config) {
+    const NAMES: [&str; 3] = ["pods", "namespaces", "first credentials"];
+    let mut warned = false;
+    while !first_pass(readiness, &NAMES).await
+        && handover::is_served(&config.state_dir, &listeners::trusted(config)).await
+    {
+        if !warned {
+            warn!(pending = ?readiness.pending(), "Not taking over before everything is there");
+            warned = true;
+        }
+    }
+    if NAMES.iter().any(|name| readiness.pending().contains(name)) {
+        warn!(pending = ?readiness.pending(), "Serving before everything is there");
+    }
+}
+
+/// Waits, for a while, until what has these names is there; whether it is.
+async fn first_pass(readiness: &Readiness, names: &[&'static str]) -> bool {
     let complete = async {
         while readiness.pending().iter().any(|name| names.contains(name)) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    if timeout(FIRST_PASS, complete).await.is_err() {
-        warn!(pending = ?readiness.pending(), "Serving before everything is there");
-    }
+    timeout(FIRST_PASS, complete).await.is_ok()
 }

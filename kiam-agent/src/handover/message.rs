@@ -17,7 +17,11 @@ use rustix::{
 use tokio::{io::Interest, net::UnixStream};
 
 /// The successor's question, with the protocol's version.
-pub(super) const REQUEST: &[u8] = b"kiam-handover 1\n";
+pub(super) const REQUEST: &[u8; 16] = b"kiam-handover 1\n";
+/// The question whether an agent serves there, of the same length; answered by one byte.
+pub(super) const PRESENCE: &[u8; REQUEST.len()] = b"kiam-presence 1\n";
+/// The answer.
+pub(super) const PRESENT: u8 = b'P';
 /// The successor's last word: it serves.
 pub(super) const TAKEN: u8 = b'T';
 /// Pods' sockets of two families, `--admin`, `--metrics`, and room for as many again.

@@ -21,7 +21,7 @@ use tokio::net::UnixStream;
 
 pub use self::{
     offer::{Ended, Offer},
-    successor::{Answer, Handover, ask},
+    successor::{Answer, Handover, ask, is_served},
 };
 
 /// Name of the Unix socket in the state folder.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use tokio::{
-    io::AsyncReadExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
     time::{interval, sleep, timeout},
 };
@@ -46,6 +46,8 @@ pub enum Ended {
 
 /// How one exchange ended.
 enum Exchange {
+    /// It only wanted to know that somebody is there.
+    Presence,
     Taken,
     /// The successor got the sockets and went without the last word. It may have replaced the kernel programs.
     Abandoned,
@@ -86,6 +88,7 @@ impl Offer {
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, _)) => match exchange(stream, &sockets, &trusted).await {
                         Ok(Exchange::Taken) => return Ended::Taken,
+                        Ok(Exchange::Presence) => {}
                         Ok(Exchange::Abandoned) => {
                             warn!("An agent that was to take over went away; this one goes on");
                             abandoned();
@@ -133,7 +136,11 @@ async fn exchange(
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the peer asked for nothing within 2 s");
     let mut request = [0; message::REQUEST.len()];
     timeout(REQUEST_DEADLINE, stream.read_exact(&mut request)).await.map_err(late)??;
-    if request != message::REQUEST {
+    if request == *message::PRESENCE {
+        stream.write_all(&[message::PRESENT]).await?;
+        return Ok(Exchange::Presence);
+    }
+    if request != *message::REQUEST {
         let text =
             format!("the peer speaks another protocol: {:?}", request.escape_ascii().to_string());
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::{
-    io::AsyncWriteExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
     time::{sleep, timeout},
 };
@@ -56,6 +56,18 @@ pub async fn ask(state_dir: &Path, trusted: &Trusted) -> Answer {
         Ok(None) => Answer::Silent("it closes the connection".to_owned()),
         Err(error) => Answer::Silent(error.to_string()),
     }
+}
+
+/// Whether an agent that does not hang serves with this `state_dir`.
+pub async fn is_served(state_dir: &Path, trusted: &Trusted) -> bool {
+    let exchange = async {
+        let mut stream = UnixStream::connect(state_dir.join(SOCKET)).await?;
+        check(&stream, trusted)?;
+        stream.write_all(message::PRESENCE).await?;
+        stream.read_u8().await
+    };
+    let answer = timeout(ANSWER_DEADLINE, exchange).await;
+    answer.is_ok_and(|answer| answer.is_ok_and(|byte| byte == message::PRESENT))
 }
 
 /// One exchange; `None` when the other end closed.

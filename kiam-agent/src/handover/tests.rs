@@ -71,6 +71,7 @@ async fn successor_gets_the_same_sockets_and_relieves() {
 #[tokio::test]
 async fn successor_that_dies_is_forgotten_and_the_next_one_served() {
     let predecessor = stand(tempfile::tempdir().unwrap(), everybody());
+    assert!(is_served(predecessor.folder.path(), &everybody()).await);
     drop(given(&predecessor.folder).await);
     let handover = given(&predecessor.folder).await;
     assert_eq!(predecessor.abandoned.load(Ordering::Relaxed), 1);
@@ -121,6 +122,7 @@ async fn successor_gives_up_on_an_agent_that_hangs_and_on_one_it_does_not_trust(
     let _hangs = UnixListener::bind(folder.path().join(SOCKET)).unwrap();
     let answer = ask(folder.path(), &everybody()).await;
     assert!(matches!(&answer, Answer::Silent(why) if why.contains("2 s")), "{answer:?}");
+    assert!(!is_served(folder.path(), &everybody()).await);
     let none: Trusted = Box::new(|_| false);
     let answer = ask(folder.path(), &none).await;
     assert!(matches!(&answer, Answer::Silent(why) if why.contains("pod")), "{answer:?}");
