@@ -209,6 +209,44 @@ fn attach_to_nowhere(lab: &Lab) {
 }
 
 #[test]
+fn probe_asks_the_agent_of_its_own_container() {
+    if lab::skip("probe_asks_the_agent_of_its_own_container") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    // To `SO_PEERCRED`, a container is a process namespace.
+    let begin = || {
+        let mut command = lab.node.command("unshare").unwrap();
+        command.args(["--pid", "--fork", "--kill-child", AGENT]);
+        Agent::start_by(command, &lab, &[]).unwrap()
+    };
+    let probe = |agent: &Agent| {
+        let pid = agent.pid();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        status(&lab, &["nsenter", "--pid", "--target", children.trim()])
+    };
+    let mut old = begin();
+    old.wait_said(SERVES, LIMIT).unwrap();
+    eventually("not ready", || probe(&old) == (true, "ready\n".to_owned()));
+    lab.kubernetes.stop();
+    let mut new = begin();
+    // While it warms up it is alive, and says what it waits for; the one that serves is ready.
+    eventually("the new agent does not answer", || {
+        let (ready, text) = probe(&new);
+        !ready && text.contains("pending: pods")
+    });
+    assert_eq!(probe(&old), (true, "ready\n".to_owned()));
+    lab.kubernetes.restart().unwrap();
+    new.wait_said(SERVES, LIMIT).unwrap();
+    eventually("not ready", || probe(&new) == (true, "ready\n".to_owned()));
+    eventually("the old agent is not relieved", || {
+        let (ready, text) = probe(&old);
+        !ready
+            && text == "pending: handed over to a newer agent\npending: kernel programs attached\n"
+    });
+}
+
+#[test]
 fn successor_that_dies_half_way_leaves_the_old_agent_serving() {
     if lab::skip("successor_that_dies_half_way_leaves_the_old_agent_serving") {
         return;

@@ -71,8 +71,6 @@ async fn ask(state_dir: &Path, path: &str) -> Result<(StatusCode, String), Statu
 mod tests {
     use std::sync::Arc;
 
-    use prometheus_client::registry::Registry;
-
     use super::*;
     use crate::{
         admin::{Operations, bind_unix, serve_unix},
@@ -82,12 +80,13 @@ mod tests {
     #[tokio::test]
     async fn operator_sees_what_is_pending_over_the_socket() {
         let state = tempfile::tempdir().unwrap();
-        let listener = bind_unix(state.path()).unwrap();
+        let (listener, own) = bind_unix(state.path()).unwrap();
+        own.link().unwrap();
         let readiness = Readiness::default();
         let latch = readiness.latch("pods synced");
         let operations = Arc::new(Operations {
             readiness,
-            registry: Registry::default(),
+            registry: Arc::default(),
             pods: Box::new(|| serde_json::json!([{ "name": "a" }])),
             log_level: Box::new(|| "info".to_owned()),
             set_log_level: Box::new(|_| Ok(())),

@@ -7,7 +7,11 @@ mod client;
 mod routes;
 mod unix;
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -20,7 +24,7 @@ use tokio::{
 
 pub use self::{
     client::{StatusError, get},
-    unix::{SOCKET, bind_unix},
+    unix::{OwnSocket, SOCKET, bind_unix},
 };
 use crate::lifecycle::{Drain, Readiness};
 
@@ -30,8 +34,8 @@ const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 pub struct Operations {
     /// What the agent waits for.
     pub readiness: Readiness,
-    /// Every metric.
-    pub registry: Registry,
+    /// Every metric, once all of them are registered.
+    pub registry: Arc<OnceLock<Registry>>,
     /// `/pods`: JSON of what is known about each pod; no secrets.
     pub pods: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
     /// `/log-level`: the filter in force.

@@ -1,6 +1,6 @@
 //! The Unix sockets for operators: each agent has its own, for while one takes over from another there are two.
 //!
-//! `admin.<random>.sock` is a process's own, and `admin.sock` is a link to the newest one's. `status`, which is the
+//! `admin.<random>.sock` is a process's own, and `admin.sock` is a link to that of the agent that serves. `status`, which is the
 //! container's probe, must ask the agent of its own container: the kernel shows it the other end's process, as 0
 //! when that is of another container (`SO_PEERCRED` in another pid namespace). On the host, or in a pod that
 //! shares the host's processes, every agent can be seen, and the link decides.
@@ -16,13 +16,19 @@ use tokio::net::{UnixListener, UnixStream};
 /// Name of the link in the state folder.
 pub const SOCKET: &str = "admin.sock";
 
-/// Binds a Unix socket of this process's own in `state_dir`, for root alone, and lets the link lead to it.
-/// Sockets that dead agents left are removed.
+/// Where a process's own socket is.
+#[derive(Debug)]
+pub struct OwnSocket {
+    state_dir: PathBuf,
+    name: String,
+}
+
+/// Binds a socket of this process's own in `state_dir`, for root alone. Sockets that dead agents left are removed.
 ///
 /// # Errors
 ///
 /// The system's.
-pub fn bind_unix(state_dir: &Path) -> io::Result<UnixListener> {
+pub fn bind_unix(state_dir: &Path) -> io::Result<(UnixListener, OwnSocket)> {
     sweep(state_dir);
     let name = format!("admin.{:016x}.sock", fastrand::u64(..));
     // Made under another name: what has the name listens.
@@ -31,16 +37,29 @@ pub fn bind_unix(state_dir: &Path) -> io::Result<UnixListener> {
     // Between bind and this, the folder's own mode (0700) keeps others out.
     fs::set_permissions(&draft, fs::Permissions::from_mode(0o600))?;
     fs::rename(&draft, state_dir.join(&name))?;
-    symlink(&name, &draft)?;
-    fs::rename(&draft, state_dir.join(SOCKET))?;
-    Ok(listener)
+    Ok((listener, OwnSocket { state_dir: state_dir.to_owned(), name }))
+}
+
+// === impl OwnSocket ===
+
+impl OwnSocket {
+    /// Lets the link lead to it: this is the agent that serves.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn link(&self) -> io::Result<()> {
+        let draft = self.state_dir.join(format!(".{}.link", self.name));
+        symlink(&self.name, &draft)?;
+        fs::rename(&draft, self.state_dir.join(SOCKET))
+    }
 }
 
 /// Connects to the agent of this process's own container.
 pub(super) async fn connect(state_dir: &Path) -> io::Result<UnixStream> {
-    let newest = UnixStream::connect(state_dir.join(SOCKET)).await;
-    if newest.as_ref().is_ok_and(is_near) {
-        return newest;
+    let serving = UnixStream::connect(state_dir.join(SOCKET)).await;
+    if serving.as_ref().is_ok_and(is_near) {
+        return serving;
     }
     for path in sockets(state_dir) {
         match UnixStream::connect(path).await {
@@ -48,7 +67,7 @@ pub(super) async fn connect(state_dir: &Path) -> io::Result<UnixStream> {
             _ => {}
         }
     }
-    newest.and(Err(io::Error::new(
+    serving.and(Err(io::Error::new(
         io::ErrorKind::NotFound,
         "the agents that listen there are of other containers",
     )))
@@ -85,22 +104,28 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn link_leads_to_the_newest_and_what_is_dead_is_swept() {
+    async fn link_leads_to_the_one_that_serves_and_what_is_dead_is_swept() {
         let state = tempfile::tempdir().unwrap();
+        let bind = || bind_unix(state.path()).unwrap();
         let error = connect(state.path()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
-        drop(bind_unix(state.path()).unwrap());
-        let older = bind_unix(state.path()).unwrap();
+        drop(bind());
+        let (first, name) = bind();
+        name.link().unwrap();
         assert_eq!(sockets(state.path()).len(), 1, "the dead one's is gone");
-        let newer = bind_unix(state.path()).unwrap();
+        let (second, name) = bind();
         assert_eq!(sockets(state.path()).len(), 2);
         let target = fs::canonicalize(state.path().join(SOCKET)).unwrap();
         assert_eq!(fs::metadata(target).unwrap().permissions().mode() & 0o777, 0o600);
         let asked = connect(state.path()).await.unwrap();
-        newer.accept().await.unwrap();
-        drop((asked, newer));
-        // The newest died: the one that is left is asked.
+        first.accept().await.unwrap();
+        drop(asked);
+        name.link().unwrap();
+        let asked = connect(state.path()).await.unwrap();
+        second.accept().await.unwrap();
+        drop((asked, second));
+        // The one that served died: the one that is left is asked.
         let _asked = connect(state.path()).await.unwrap();
-        older.accept().await.unwrap();
+        first.accept().await.unwrap();
     }
 }

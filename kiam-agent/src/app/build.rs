@@ -18,14 +18,14 @@ use tracing::{info, warn};
 use super::{
     App, Bound, Error, first_pass,
     keeper::Keeper,
-    listeners::{self, Listeners, target},
+    listeners::{Listeners, target},
     operations,
     running::{Operators, Successor},
     upstream::{policy_config, region},
     warm_up,
 };
 use crate::{
-    admin::{self, Surface},
+    admin::{self, Operations, OwnSocket, Surface},
     clock::Clock,
     cluster::{self, Cluster, Synced},
     config::{Config, Hosts, Identity},
@@ -54,10 +54,11 @@ struct Common {
 }
 
 /// The parts that answer questions about pods.
-struct Knowledge {
-    pods: PodReader,
-    policy: RolePolicy,
-    credentials: CredentialReader,
+#[derive(Clone)]
+pub(super) struct Knowledge {
+    pub(super) pods: PodReader,
+    pub(super) policy: RolePolicy,
+    pub(super) credentials: CredentialReader,
 }
 
 /// The programs at work, and the pods' cgroups below them.
@@ -75,6 +76,10 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     }
     let upstream = imds::Upstream::new(config.upstream.clone());
     let knowledge = common.knowledge(&config, &upstream).await?;
+    let operations = Arc::new(operations::operations(&common.readiness, &knowledge));
+    let failed = Error::state(&config, admin::SOCKET);
+    let (socket, own) = admin::bind_unix(&config.state_dir).map_err(failed)?;
+    let operators = Operators::answer(socket, operations.clone());
     warm_up(&common.readiness, &config).await;
     // An agent that runs goes on until this one serves.
     let mut listeners = Listeners::acquire(&config).await?;
@@ -89,7 +94,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     common.keep(kernel, attached, reassert.clone());
     let successor = Successor::await_next(&config, spare, reassert.clone())?;
     let handover = listeners.handover.take();
-    let (bound, operators) = common.operate(&config, knowledge, listeners, pods)?;
+    let bound = common.operate(&config, operations, (listeners, pods), &own)?;
     if let Some(handover) = handover
         && !handover.taken().await
     {
@@ -231,23 +236,18 @@ impl Common {
         imds::Service::new(config.imds.clone(), parts)
     }
 
-    /// Opens what operators ask. The Unix socket is this process's own and answers until its end; the others
-    /// are the node's agent's.
+    /// Answers operators over TCP, which is the serving agent's, and lets `admin.sock` lead to this process.
     fn operate(
         &mut self,
         config: &Config,
-        knowledge: Knowledge,
-        listeners: Listeners,
-        pods: Vec<SocketAddr>,
-    ) -> Result<(Bound, Operators), Error> {
+        operations: Arc<Operations>,
+        (listeners, pods): (Listeners, Vec<SocketAddr>),
+        socket: &OwnSocket,
+    ) -> Result<Bound, Error> {
         let admin = listeners.admin.local_addr().unwrap_or(config.admin);
         let metrics = listeners.metrics.as_ref().and_then(|socket| socket.local_addr().ok());
-        let socket = listeners::unix(&config.state_dir)?;
-        let Knowledge { pods: reader, policy, credentials } = knowledge;
-        let registry = std::mem::take(&mut self.registry);
-        let readiness = self.readiness.clone();
-        let operations =
-            Arc::new(operations::operations(readiness, registry, reader, policy, credentials));
+        // Set once, here: every part has registered its metrics.
+        let _ = operations.registry.set(std::mem::take(&mut self.registry));
         let sockets =
             [(Some(listeners.admin), Surface::Status), (listeners.metrics, Surface::Metrics)];
         for (socket, surface) in sockets {
@@ -256,9 +256,8 @@ impl Common {
                 self.tasks.spawn(admin::serve_tcp(socket, surface, operations.clone(), drain));
             }
         }
-        let (end, ending) = drain();
-        let task = tokio::spawn(admin::serve_unix(socket, operations, ending));
-        Ok((Bound { pods, admin, metrics }, Operators { end, task }))
+        socket.link().map_err(Error::state(config, admin::SOCKET))?;
+        Ok(Bound { pods, admin, metrics })
     }
 }
 

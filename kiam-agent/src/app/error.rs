@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::{cluster, imds, intercept, sts};
+use crate::{cluster, config::Config, imds, intercept, sts};
 
 /// Why the agent can't start.
 #[derive(Debug, thiserror::Error)]
@@ -52,4 +52,14 @@ pub enum Error {
     /// A bug of the agent.
     #[error("a part of the agent panicked")]
     Panicked,
+}
+
+// === impl Error ===
+
+impl Error {
+    /// A socket in the state folder can't be listened on.
+    pub(super) fn state(config: &Config, name: &str) -> impl Fn(io::Error) -> Self + use<> {
+        let address = config.state_dir.join(name).display().to_string();
+        move |source| Self::Bind { flag: "--state-dir", address: address.clone(), source }
+    }
 }

@@ -3,20 +3,15 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener as Socket},
-    path::Path,
     time::Duration,
 };
 
 use kiam_common::redirect::Target;
-use tokio::{
-    net::{TcpListener, UnixListener},
-    time::sleep,
-};
+use tokio::{net::TcpListener, time::sleep};
 use tracing::{info, warn};
 
 use super::Error;
 use crate::{
-    admin,
     config::{Config, Hosts},
     handover::{self, Answer, Handover, Trusted},
     intercept,
@@ -96,15 +91,6 @@ pub(super) fn trusted(config: &Config) -> Trusted {
         Some(config) => Box::new(move |pid| intercept::may_hand_over(&config, pid)),
         None => Box::new(|_| true),
     }
-}
-
-/// The folder's socket for operators.
-pub(super) fn unix(state_dir: &Path) -> Result<UnixListener, Error> {
-    admin::bind_unix(state_dir).map_err(|source| Error::Bind {
-        flag: "--state-dir",
-        address: state_dir.join(admin::SOCKET).display().to_string(),
-        source,
-    })
 }
 
 fn addresses(hosts: &Hosts, port: u16) -> impl Iterator<Item = SocketAddr> + use<> {

@@ -3,6 +3,7 @@
 use std::{os::fd::OwnedFd, path::Path, pin::pin, process::ExitCode, sync::Arc, time::Duration};
 
 use tokio::{
+    net::UnixListener,
     signal::unix::{SignalKind, signal},
     sync::Notify,
     task::{JoinError, JoinHandle},
@@ -12,6 +13,7 @@ use tracing::{error, info};
 
 use super::{App, Error, listeners::trusted};
 use crate::{
+    admin::{self, Operations},
     config::Config,
     handover::{self, Ended, Offer},
     intercept,
@@ -23,8 +25,8 @@ const EXCHANGE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What answers operators until the very end: a process that was relieved is alive and not ready.
 pub(super) struct Operators {
-    pub(super) end: DrainSignal,
-    pub(super) task: JoinHandle<()>,
+    end: DrainSignal,
+    task: JoinHandle<()>,
 }
 
 /// The standing offer to the agent after this one.
@@ -32,6 +34,23 @@ pub(super) struct Successor {
     withdraw: DrainSignal,
     /// `None` once it has ended.
     offer: Option<JoinHandle<Ended>>,
+}
+
+// === impl Operators ===
+
+impl Operators {
+    /// Answers over this process's own socket from now on.
+    pub(super) fn answer(socket: UnixListener, operations: Arc<Operations>) -> Self {
+        let (end, ending) = drain();
+        let task = tokio::spawn(admin::serve_unix(socket, operations, ending));
+        Self { end, task }
+    }
+
+    async fn end(self) {
+        self.end.start();
+        // A panic in it was logged.
+        let _ = self.task.await;
+    }
 }
 
 // === impl Successor ===
@@ -43,11 +62,8 @@ impl Successor {
         sockets: Vec<OwnedFd>,
         reassert: Arc<Notify>,
     ) -> Result<Self, Error> {
-        let offer = Offer::bind(&config.state_dir).map_err(|source| Error::Bind {
-            flag: "--state-dir",
-            address: config.state_dir.join(handover::SOCKET).display().to_string(),
-            source,
-        })?;
+        let offer =
+            Offer::bind(&config.state_dir).map_err(Error::state(config, handover::SOCKET))?;
         let (withdraw, withdrawn) = drain();
         let abandoned = move || reassert.notify_one();
         let offer = tokio::spawn(offer.stand(sockets, trusted(config), abandoned, withdrawn));
@@ -88,9 +104,7 @@ impl App {
         if let Some(bpffs) = self.detach.take_if(|_| !self.relieved) {
             detach(&bpffs);
         }
-        self.operators.end.start();
-        // A panic in it was logged.
-        let _ = self.operators.task.await;
+        self.operators.end().await;
     }
 
     /// Runs until a part ends that must not, or the system asks for the end. An agent that was relieved stays:
