@@ -299,8 +299,16 @@ fn successor_that_knows_nothing_does_not_take_over() {
         assert_served(&lab, pod, role);
     }
     assert!(!old.said(RELIEVED));
-    let load = Load::start(&lab, &pods, 3000);
+    // Pods, but none of the credentials that the old one holds.
+    lab.sts.stop();
     lab.kubernetes.restart().unwrap();
+    new.wait_said("Credentials not issued", LIMIT).unwrap();
+    for (role, pod) in &pods {
+        assert_served(&lab, pod, role);
+    }
+    assert!(!old.said(RELIEVED));
+    let load = Load::start(&lab, &pods, 5000);
+    lab.sts.restart().unwrap();
     new.wait_said(SERVES, LIMIT).unwrap();
     old.wait_said(RELIEVED, LIMIT).unwrap();
     load.finish();

@@ -16,13 +16,13 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    App, Bound, Error, first_pass,
+    App, Bound, Error,
     keeper::Keeper,
     listeners::{Listeners, target},
     operations,
     running::{Operators, Successor},
     upstream::{policy_config, region},
-    warm_up,
+    warm_up::{complete, warm_up},
 };
 use crate::{
     admin::{self, Operations, OwnSocket, Surface},
@@ -80,7 +80,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let failed = Error::state(&config, admin::SOCKET);
     let (socket, own) = admin::bind_unix(&config.state_dir).map_err(failed)?;
     let operators = Operators::answer(socket, operations.clone());
-    warm_up(&common.readiness, &config).await;
+    warm_up(&common.readiness, &knowledge.credentials, &config).await;
     // An agent that runs goes on until this one serves.
     let mut listeners = Listeners::acquire(&config).await?;
     let spare = listeners.duplicates().map_err(Error::Handover)?;
@@ -178,15 +178,14 @@ impl Common {
         let publish = publish_wanted(policy.clone(), serves, wanted, self.drain.clone());
         // Published only once both kinds are known, so that the first set is the whole one.
         let readiness = self.readiness.clone();
+        let mut drain = self.drain.clone();
         self.tasks.spawn(async move {
-            first_pass(&readiness, &["pods", "namespaces"]).await;
-            publish.await;
-        });
-        let drain = self.drain.clone();
-        let readiness = self.readiness.clone();
-        self.tasks.spawn(async move {
-            first_pass(&readiness, &["pods", "namespaces"]).await;
-            prefetcher.run(drain).await;
+            tokio::select! {
+                () = complete(&readiness, &["pods", "namespaces"]) => {}
+                () = drain.started() => return,
+            }
+            // Polled in this order: the prefetcher's first look must not be at a set that is empty yet.
+            tokio::join!(biased; publish, prefetcher.run(drain));
         });
         Ok(Knowledge { pods, policy, credentials })
     }

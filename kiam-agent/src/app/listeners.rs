@@ -1,10 +1,6 @@
 //! The sockets that pods and operators connect to: from the agent that runs, or new ones.
 
-use std::{
-    io,
-    net::{SocketAddr, TcpListener as Socket},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, time::Duration};
 
 use kiam_common::redirect::Target;
 use tokio::{net::TcpListener, time::sleep};
@@ -44,7 +40,7 @@ impl Listeners {
                 Answer::Silent(why) => (None, Some(why)),
                 Answer::Sockets(handover) => (Some(handover), None),
             };
-            match (Self::open(config, handover), why) {
+            match (Self::open(config, handover).await, why) {
                 (Err(Error::Bind { source, address, .. }), Some(why))
                     if source.kind() == io::ErrorKind::AddrInUse =>
                 {
@@ -59,14 +55,14 @@ impl Listeners {
         }
     }
 
-    fn open(config: &Config, mut handover: Option<Handover>) -> Result<Self, Error> {
+    async fn open(config: &Config, mut handover: Option<Handover>) -> Result<Self, Error> {
         let mut pods = Vec::new();
         for address in addresses(&config.hosts, config.port) {
-            pods.push(socket("--host", address, &mut handover)?);
+            pods.push(socket("--host", address, &mut handover).await?);
         }
-        let admin = socket("--admin", config.admin, &mut handover)?;
+        let admin = socket("--admin", config.admin, &mut handover).await?;
         let metrics = match config.metrics {
-            Some(address) => Some(socket("--metrics", address, &mut handover)?),
+            Some(address) => Some(socket("--metrics", address, &mut handover).await?),
             None => None,
         };
         Ok(Self { pods, admin, metrics, handover })
@@ -97,23 +93,19 @@ fn addresses(hosts: &Hosts, port: u16) -> impl Iterator<Item = SocketAddr> + use
     hosts.addresses().map(move |host| SocketAddr::new(host, port))
 }
 
-/// std sets SO_REUSEADDR, which a restart needs, and never SO_REUSEPORT.
-fn socket(
+/// tokio sets SO_REUSEADDR, which a restart needs, and never SO_REUSEPORT.
+async fn socket(
     flag: &'static str,
     address: SocketAddr,
     handover: &mut Option<Handover>,
 ) -> Result<TcpListener, Error> {
     let failed = |source| Error::Bind { flag, address: address.to_string(), source };
-    let given = handover.as_mut().and_then(|handover| handover.take(address));
-    if given.is_some() {
-        info!(%address, "Socket taken over from the agent that runs");
-    }
-    let socket = match given {
-        Some(socket) => socket,
-        None => Socket::bind(address).map_err(failed)?,
+    let Some(given) = handover.as_mut().and_then(|handover| handover.take(address)) else {
+        return TcpListener::bind(address).await.map_err(failed);
     };
-    socket.set_nonblocking(true).map_err(failed)?;
-    TcpListener::from_std(socket).map_err(failed)
+    info!(%address, "Socket taken over from the agent that runs");
+    given.set_nonblocking(true).map_err(failed)?;
+    TcpListener::from_std(given).map_err(failed)
 }
 
 /// The kernel programs' target.

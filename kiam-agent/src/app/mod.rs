@@ -12,23 +12,19 @@ mod listeners;
 mod operations;
 mod running;
 mod upstream;
+mod warm_up;
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
-use tokio::{task::JoinSet, time::timeout};
+use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 pub use self::error::Error;
 use self::running::{Operators, Successor};
 use crate::{
     config::{self, Config},
-    handover,
     lifecycle::{DrainSignal, Readiness},
 };
-
-/// How long the start waits for pods and first credentials before it serves without them: a node whose
-/// API server or STS is away must still refuse in an orderly way.
-const FIRST_PASS: Duration = Duration::from_secs(10);
 
 /// The agent, running.
 pub struct App {
@@ -112,32 +108,4 @@ pub fn main(config: Config) -> ExitCode {
             }
         }
     })
-}
-
-/// Waits for what should be there before the first pod is answered, and serves without it after a while; but not
-/// in the place of an agent that serves, which has what this one lacks.
-async fn warm_up(readiness: &Readiness, config: &Config) {
-    const NAMES: [&str; 3] = ["pods", "namespaces", "first credentials"];
-    let mut warned = false;
-    while !first_pass(readiness, &NAMES).await
-        && handover::is_served(&config.state_dir, &listeners::trusted(config)).await
-    {
-        if !warned {
-            warn!(pending = ?readiness.pending(), "Not taking over before everything is there");
-            warned = true;
-        }
-    }
-    if NAMES.iter().any(|name| readiness.pending().contains(name)) {
-        warn!(pending = ?readiness.pending(), "Serving before everything is there");
-    }
-}
-
-/// Waits, for a while, until what has these names is there; whether it is.
-async fn first_pass(readiness: &Readiness, names: &[&'static str]) -> bool {
-    let complete = async {
-        while readiness.pending().iter().any(|name| names.contains(name)) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(FIRST_PASS, complete).await.is_ok()
 }

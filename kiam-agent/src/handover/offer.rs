@@ -135,7 +135,13 @@ async fn exchange(
     check(&stream, trusted)?;
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the peer asked for nothing within 2 s");
     let mut request = [0; message::REQUEST.len()];
-    timeout(REQUEST_DEADLINE, stream.read_exact(&mut request)).await.map_err(late)??;
+    match timeout(REQUEST_DEADLINE, stream.read_exact(&mut request)).await.map_err(late)? {
+        // It only looked whether somebody listens.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            return Ok(Exchange::Presence);
+        }
+        read => read?,
+    };
     if request == *message::PRESENCE {
         stream.write_all(&[message::PRESENT]).await?;
         return Ok(Exchange::Presence);
