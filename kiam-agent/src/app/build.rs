@@ -260,8 +260,7 @@ impl Common {
     }
 }
 
-/// Loads and attaches the kernel programs, if there are to be any. An agent that was to be relieved and waits no
-/// more is not: its programs stay.
+/// Loads and attaches the kernel programs, if there are to be any.
 async fn attach(
     config: &Config,
     target: Target,
@@ -273,7 +272,7 @@ async fn attach(
     let load = move || Interception::load(&config, target);
     let loaded = tokio::task::spawn_blocking(load).await.map_err(panicked)??;
     if handover.is_some_and(|handover| !handover.is_awaited()) {
-        warn!("The agent that runs waits no more; it has ended, or will find this one serving");
+        warn!("The agent that runs waits no more: it has ended, or finds out that this one serves");
     }
     let attach = || loaded.attach();
     let parts = tokio::task::spawn_blocking(attach).await.map_err(panicked)??;

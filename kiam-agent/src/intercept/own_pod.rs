@@ -18,11 +18,11 @@ const CGROUPS: &str = "CGROUPS";
 /// Whatever is missing on this machine; see [`Error`].
 pub fn prepare(config: &Config) -> Result<(), Error> {
     let cgroup = Cgroup::open(config.cgroup.as_deref())?;
-    let (pins, _) = pins::open(&config.bpffs)?;
-    match pinned(&pins.join(CGROUPS)) {
-        Some(map) => exempt_own_pod(HashMap::try_from(map).map_err(map_error(CGROUPS))?, &cgroup),
-        None => Ok(()),
+    let (pins, older) = pins::open(&config.bpffs)?;
+    for map in older.iter().chain([&pins]).filter_map(|folder| marks(folder)) {
+        exempt_own_pod(map, &cgroup)?;
     }
+    Ok(())
 }
 
 /// Whether process `pid` is an agent's or the host's: it runs in no pod, or in one that is marked, or in ours.
@@ -34,10 +34,7 @@ pub fn may_hand_over(config: &Config, pid: u32) -> bool {
         return true;
     }
     let Ok((pins, _)) = pins::open(&config.bpffs) else { return false };
-    let map = pinned(&pins.join(CGROUPS)).and_then(|map| HashMap::try_from(map).ok());
-    map.is_some_and(|map: HashMap<MapData, u64, u32>| {
-        map.get(&pod, 0).is_ok_and(|mark| mark == CGROUP_PASS)
-    })
+    marks(&pins).is_some_and(|marks| marks.get(&pod, 0).is_ok_and(|mark| mark == CGROUP_PASS))
 }
 
 /// The agent's own pod keeps the real IMDS. Entries of agents whose pods are gone go; the agent that runs beside
@@ -62,7 +59,9 @@ pub(super) fn exempt_own_pod<M: std::borrow::BorrowMut<MapData>>(
     Ok(())
 }
 
-fn pinned(path: &Path) -> Option<Map> {
+/// The marked cgroups that are pinned in `folder`; an older layout may have them in another form.
+fn marks(folder: &Path) -> Option<HashMap<MapData, u64, u32>> {
+    let path = folder.join(CGROUPS);
     let map = path.exists().then(|| MapData::from_pin(path).ok()).flatten()?;
-    Map::from_map_data(map).ok()
+    HashMap::try_from(Map::from_map_data(map).ok()?).ok()
 }
