@@ -224,8 +224,10 @@ fn detach_on_exit_takes_everything_away_unless_another_agent_serves() {
     assert_no_packets(&lab, &pod);
     assert!(new.terminate().unwrap().success());
     assert!(pins(&lab.pins()).is_empty(), "{:?}", pins(&lab.pins()));
-    let attempt = pod.credentials().unwrap();
-    assert_eq!(attempt.field("AccessKeyId").as_deref(), Some(NODE_ACCESS_KEY), "{attempt:?}");
+    // The kernel lets go of links a little after their last pin.
+    eventually("still attached", || {
+        pod.credentials().unwrap().field("AccessKeyId").as_deref() == Some(NODE_ACCESS_KEY)
+    });
 }
 
 #[test]

@@ -17,7 +17,7 @@ use kiam_common::redirect::Target;
 use tokio::time::Instant;
 use xtask::{
     lab::{self, Agent, Lab, LabPod, NODE_V4, PodSpec, fake::imds::NODE_ACCESS_KEY, role_arn},
-    pod_client::{Attempt, Options},
+    pod_client::{Attempt, Options, Via},
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
@@ -315,6 +315,27 @@ fn successor_that_knows_nothing_does_not_take_over() {
 }
 
 #[test]
+fn successor_of_an_agent_that_is_killed_waits_no_longer() {
+    if lab::skip("successor_of_an_agent_that_is_killed_waits_no_longer") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut old = start(&lab, &[]);
+    let pod = pod(&lab, "orders");
+    assert_served(&lab, &pod, "orders");
+    lab.kubernetes.stop();
+    let mut new = begin(&lab, &[]);
+    new.wait_said("Not taking over before everything is there", LIMIT).unwrap();
+    old.kill().unwrap();
+    new.wait_said(SERVES, LIMIT).unwrap();
+    assert_eq!(pod.credentials().unwrap().status, Some(404), "unknown yet");
+    lab.kubernetes.restart().unwrap();
+    new.wait_ready(LIMIT).unwrap();
+    assert_served(&lab, &pod, "orders");
+    assert_no_packets(&lab, &[&pod]);
+}
+
+#[test]
 fn successor_of_an_agent_that_hangs_waits_for_its_end() {
     if lab::skip("successor_of_an_agent_that_hangs_waits_for_its_end") {
         return;
@@ -406,7 +427,8 @@ fn agents_in_pods_of_their_own_take_over_and_keep_the_nodes_role() {
     let agent_pod =
         |name: &str| lab.node.pod(PodSpec::new("kube-system", name).host_network()).unwrap();
     // Intercepted like any other pod, were they not the agents' own.
-    let flags = ["--host-network-pods=intercept"];
+    let flags =
+        ["--host-network-pods=intercept", "--host=10.77.0.1,fd77::1", "--metrics=127.0.0.1:3102"];
     let begin = |pod: &LabPod| Agent::start_by(pod.command(AGENT).unwrap(), &lab, &flags).unwrap();
     let (first, second) = (agent_pod("kiam-agent-1"), agent_pod("kiam-agent-2"));
     let mut old = begin(&first);
@@ -416,7 +438,10 @@ fn agents_in_pods_of_their_own_take_over_and_keep_the_nodes_role() {
     let mut new = begin(&second);
     new.wait_said(SERVES, LIMIT).unwrap();
     old.wait_said(RELIEVED, LIMIT).unwrap();
+    assert_eq!(new.log().matches("Socket taken over").count(), 4, "{}", new.log());
     assert_served(&lab, &pod, "orders");
+    let v6 = pod.ask_once(&Options { via: Via::V6, ..Options::default() }).unwrap();
+    assert_eq!(lab.role_of(&v6), Some(role_arn("orders")), "{v6:?}");
     for agent in [&first, &second] {
         let attempt = agent.credentials().unwrap();
         assert_eq!(attempt.field("AccessKeyId").as_deref(), Some(NODE_ACCESS_KEY), "{attempt:?}");

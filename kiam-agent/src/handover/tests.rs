@@ -80,6 +80,19 @@ async fn successor_that_dies_is_forgotten_and_the_next_one_served() {
 }
 
 #[tokio::test]
+async fn successor_of_an_agent_that_dies_half_way_has_the_sockets() {
+    let predecessor = stand(tempfile::tempdir().unwrap(), everybody());
+    let mut handover = given(&predecessor.folder).await;
+    let socket = handover.take(predecessor.pods).unwrap();
+    predecessor.ended.abort();
+    assert!(timeout(PATIENCE, predecessor.ended).await.unwrap().is_err());
+    assert!(!handover.is_awaited());
+    assert!(!handover.taken().await);
+    let _client = std::net::TcpStream::connect(predecessor.pods).unwrap();
+    socket.accept().unwrap();
+}
+
+#[tokio::test]
 async fn end_of_the_agent_withdraws_the_offer() {
     let predecessor = stand(tempfile::tempdir().unwrap(), everybody());
     predecessor.signal.start();
