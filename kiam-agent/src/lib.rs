@@ -8,6 +8,7 @@ pub mod clock;
 pub mod cluster;
 pub mod config;
 pub mod credentials;
+pub mod handover;
 pub mod identity;
 pub mod imds;
 pub mod intercept;

@@ -34,16 +34,26 @@ pub struct Latch {
 
 /// Tells every part to finish what it has begun and take nothing new.
 #[derive(Debug)]
-pub struct DrainSignal(watch::Sender<bool>);
+pub struct DrainSignal(watch::Sender<Phase>);
 
 /// The parts' end of a [`DrainSignal`].
 #[derive(Clone, Debug)]
-pub struct Drain(watch::Receiver<bool>);
+pub struct Drain(watch::Receiver<Phase>);
+
+/// What the parts are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Running,
+    /// Another process goes on with the work.
+    HandedOver,
+    /// Nobody does.
+    Ending,
+}
 
 /// A connected pair: the signal for the owner, the other for the parts (clone it).
 #[must_use]
 pub fn drain() -> (DrainSignal, Drain) {
-    let (tx, rx) = watch::channel(false);
+    let (tx, rx) = watch::channel(Phase::Running);
     (DrainSignal(tx), Drain(rx))
 }
 
@@ -107,6 +117,12 @@ impl Latch {
         self.readiness.record(self.name, true);
     }
 
+    /// Whether it holds.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        !self.readiness.pending().contains(&self.name)
+    }
+
     /// The condition holds no longer.
     pub fn clear(&self) {
         self.readiness.record(self.name, false);
@@ -116,9 +132,24 @@ impl Latch {
 // === impl DrainSignal ===
 
 impl DrainSignal {
-    /// Begins the drain; saying it twice changes nothing.
+    /// Begins the drain; saying it twice, or after [`DrainSignal::hand_over`], changes nothing.
     pub fn start(&self) {
-        self.0.send_replace(true);
+        self.begin(Phase::Ending);
+    }
+
+    /// Begins the drain of a process whose work another one goes on with.
+    pub fn hand_over(&self) {
+        self.begin(Phase::HandedOver);
+    }
+
+    fn begin(&self, phase: Phase) {
+        self.0.send_if_modified(|now| {
+            let running = *now == Phase::Running;
+            if running {
+                *now = phase;
+            }
+            running
+        });
     }
 }
 
@@ -128,13 +159,19 @@ impl Drain {
     /// Returns once the drain has begun, or its signal is gone.
     pub async fn started(&mut self) {
         // An error means that the signal was dropped: the process is going down.
-        let _ = self.0.wait_for(|draining| *draining).await;
+        let _ = self.0.wait_for(|phase| *phase != Phase::Running).await;
     }
 
     /// Whether the drain has begun.
     #[must_use]
     pub fn is_started(&self) -> bool {
-        *self.0.borrow()
+        *self.0.borrow() != Phase::Running
+    }
+
+    /// Whether it has begun because another process goes on with the work.
+    #[must_use]
+    pub fn is_handed_over(&self) -> bool {
+        *self.0.borrow() == Phase::HandedOver
     }
 }
 
@@ -176,6 +213,8 @@ mod tests {
         signal.start();
         waiting.await.unwrap();
         drain.clone().started().await;
-        assert!(drain.is_started());
+        assert!(drain.is_started() && !drain.is_handed_over());
+        signal.hand_over();
+        assert!(!drain.is_handed_over(), "the end can't be handed over any more");
     }
 }

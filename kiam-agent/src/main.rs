@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use kiam_agent::{
     admin, app,
     config::{self, ProcessVars, Task},
-    intercept,
+    handover, intercept,
 };
 
 fn main() -> ExitCode {
@@ -19,7 +19,16 @@ fn main() -> ExitCode {
             println!("{}", text.trim_end());
             ExitCode::SUCCESS
         }
-        Ok(Task::Uninstall { bpffs }) => uninstall(&bpffs),
+        Ok(Task::Uninstall { bpffs, state_dir, force }) => {
+            if !force && handover::agent_runs(&state_dir) {
+                eprintln!(
+                    "kiam-agent: an agent runs on this node (it listens in {}): end it first, or give --force",
+                    state_dir.display()
+                );
+                return ExitCode::FAILURE;
+            }
+            uninstall(&bpffs)
+        }
         Ok(Task::Status { live, state_dir }) => status(&state_dir, live),
         Ok(Task::ProofClient) => match intercept::proof_client() {
             Ok(()) => ExitCode::SUCCESS,

@@ -7,7 +7,7 @@ use std::{
 
 use kiam_agent::{
     identity::CgroupPaths,
-    intercept::{Config, GuardConfig, HostNetworkPods, Interception, Mode, Parts, uninstall},
+    intercept::{Config, GuardConfig, Interception, Parts, uninstall},
     pods::PodUid,
 };
 use kiam_common::{counters::Reason, redirect::Target};
@@ -30,17 +30,7 @@ fn attach(node: &Node, bpffs: &Path) -> Parts {
 }
 
 fn config(node: &Node, bpffs: &Path) -> Config {
-    Config {
-        cgroup: Some(node.kubepods().to_owned()),
-        bpffs: bpffs.to_owned(),
-        host_network: HostNetworkPods::Pass,
-        mode: Mode::Enforce,
-        filters_syns: false,
-        guard: GuardConfig::default(),
-        proof_interval: std::time::Duration::from_secs(60),
-        operator_ports: [0; 2],
-        log: false,
-    }
+    Config::new(Some(node.kubepods().to_owned()), bpffs.to_owned())
 }
 
 fn attach_as(node: &Node, config: Config) -> Parts {
@@ -100,7 +90,7 @@ fn connects_are_redirected_denied_or_left_alone_and_attested() {
             found
         });
         let entry = client.unwrap_or_else(|| panic!("no entry for {to}"));
-        let paths = CgroupPaths::new(parts.cgroup.path()).unwrap();
+        let paths = CgroupPaths::new(parts.cgroup.clone());
         assert_eq!(paths.pod(entry.cgroup), Ok(PodUid::new(pod.uid())), "{to}");
     }
     assert_eq!(parts.verdicts.count(Reason::Redirected), 6);

@@ -35,8 +35,11 @@ pub struct Client {
     pub asked: [u8; 16],
     /// 1 once the connection counts against its namespace's quota.
     pub counted: u32,
+    /// The port it was redirected to, host order: a connection elsewhere is not the agent's, and an agent that
+    /// takes over may have another port than the one that this was meant for.
+    pub port: u16,
     /// Explicit padding.
-    pub pad: u32,
+    pub pad: u16,
 }
 const _: () = assert!(size_of::<Client>() == 48);
 

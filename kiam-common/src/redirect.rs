@@ -95,6 +95,17 @@ pub fn is_agent_port(port: u16, ports: &AgentPorts) -> bool {
     port != 0 && (port == a || port == b || port == c || port == d)
 }
 
+impl Destination {
+    /// The port, in host order.
+    #[inline(always)]
+    #[must_use]
+    pub fn port(self) -> u16 {
+        match self {
+            Self::V4(_, port) | Self::V6(_, port) => port,
+        }
+    }
+}
+
 /// Whether `address` leads to the instance metadata service.
 #[inline(always)]
 #[must_use]

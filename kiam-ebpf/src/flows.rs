@@ -21,13 +21,13 @@ use kiam_common::{
     redirect::Verdict,
 };
 
-use crate::maps::{CLIENTS, FLOWS, NETNS, OBSERVED, TARGET, count};
+use crate::maps::{CLIENTS, FLOWS, NETNS, OBSERVED, count};
 
 const AF_INET: u32 = 2;
 
 /// Notes with the socket who is connecting it, unless its network namespace holds too many already.
 #[inline(always)]
-pub(crate) fn record(ctx: &SockAddrContext, asked: [u8; 16]) -> Result<(), Reason> {
+pub(crate) fn record(ctx: &SockAddrContext, asked: [u8; 16], port: u16) -> Result<(), Reason> {
     // SAFETY: the helper takes the program's own context (cgroup/connect, kernel 5.7).
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // SAFETY: the entry is not freed while the program runs (RCU), and a torn count is only a count.
@@ -49,6 +49,7 @@ pub(crate) fn record(ctx: &SockAddrContext, asked: [u8; 16]) -> Result<(), Reaso
     // SAFETY: the helper takes the program's own context (kernel 4.19).
     client.socket = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     client.asked = asked;
+    client.port = port;
     Ok(())
 }
 
@@ -143,10 +144,9 @@ impl Words {
 #[inline(always)]
 pub(crate) fn publish(ctx: &SockOpsContext) {
     let Some(client) = recorded(ctx) else { return };
-    let target = TARGET.load();
-    let port = remote_port(ctx);
-    // A socket that asked for the IMDS once may be connected elsewhere later.
-    if port != target.v4_port && port != target.v6_port {
+    // A socket that asked for the IMDS once may be connected elsewhere later. Not compared with this program's
+    // target: while one agent takes over from another, the connect programs may still have the other's.
+    if remote_port(ctx) != client.port {
         return;
     }
     if ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32).is_err() {

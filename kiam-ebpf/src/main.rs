@@ -214,7 +214,7 @@ fn redirect(
     if is_on_host_network(ctx) && !listener::is_agents(ctx, destination) {
         return Err(Reason::NoListener);
     }
-    flows::record(ctx, asked)?;
+    flows::record(ctx, asked, destination.port())?;
     rewrite(ctx, destination);
     Ok(())
 }
@@ -232,15 +232,11 @@ fn bind(ctx: &SockAddrContext) -> i32 {
 /// What a redirected socket asked for, if it is connected to the agent now.
 #[inline(always)]
 fn asked(ctx: &SockAddrContext) -> Option<[u8; 16]> {
-    let target = TARGET.load();
-    let port = port(ctx);
-    if port != target.v4_port && port != target.v6_port {
-        return None;
-    }
     // SAFETY: the context's socket is the one whose peer is asked for.
     let client = unsafe { CLIENTS.get_ptr_mut(ctx) };
     // SAFETY: null, or this socket's own record.
-    unsafe { client.as_ref() }.map(|client| client.asked)
+    let client = unsafe { client.as_ref() }?;
+    (client.port == port(ctx)).then_some(client.asked)
 }
 
 /// A BPF program cannot panic: the verifier proves that this is never reached.

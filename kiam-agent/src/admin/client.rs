@@ -7,9 +7,9 @@ use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::{net::UnixStream, time::timeout};
+use tokio::time::timeout;
 
-use super::SOCKET;
+use super::{SOCKET, unix};
 
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -44,10 +44,11 @@ pub async fn get(state_dir: &Path, path: &str) -> Result<(StatusCode, String), S
 }
 
 async fn ask(state_dir: &Path, path: &str) -> Result<(StatusCode, String), StatusError> {
-    let socket = state_dir.join(SOCKET);
-    let stream = UnixStream::connect(&socket)
-        .await
-        .map_err(|source| StatusError::Connect { socket: socket.display().to_string(), source })?;
+    let failed = |source| {
+        let socket = state_dir.join(SOCKET).display().to_string();
+        StatusError::Connect { socket, source }
+    };
+    let stream = unix::connect(state_dir).await.map_err(failed)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::get(path)
         .header(header::HOST, "kiam-agent")
@@ -70,8 +71,6 @@ async fn ask(state_dir: &Path, path: &str) -> Result<(StatusCode, String), Statu
 mod tests {
     use std::sync::Arc;
 
-    use prometheus_client::registry::Registry;
-
     use super::*;
     use crate::{
         admin::{Operations, bind_unix, serve_unix},
@@ -79,16 +78,15 @@ mod tests {
     };
 
     #[tokio::test]
-    async fn operator_sees_what_is_pending_over_a_socket_for_root_alone() {
-        use std::os::unix::fs::PermissionsExt as _;
+    async fn operator_sees_what_is_pending_over_the_socket() {
         let state = tempfile::tempdir().unwrap();
-        let (listener, path) = bind_unix(state.path()).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let (listener, own) = bind_unix(state.path()).unwrap();
+        own.link().unwrap();
         let readiness = Readiness::default();
         let latch = readiness.latch("pods synced");
         let operations = Arc::new(Operations {
             readiness,
-            registry: Registry::default(),
+            registry: Arc::default(),
             pods: Box::new(|| serde_json::json!([{ "name": "a" }])),
             log_level: Box::new(|| "info".to_owned()),
             set_log_level: Box::new(|_| Ok(())),
@@ -104,7 +102,6 @@ mod tests {
         assert_eq!(get(state.path(), "/nothing").await.unwrap().0, StatusCode::NOT_FOUND);
         signal.start();
         task.await.unwrap();
-        drop(std::fs::remove_file(path));
         assert!(matches!(get(state.path(), "/live").await, Err(StatusError::Connect { .. })));
     }
 }

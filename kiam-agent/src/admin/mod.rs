@@ -5,13 +5,11 @@
 
 mod client;
 mod routes;
+mod unix;
 
 use std::{
     convert::Infallible,
-    fs, io,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -24,11 +22,11 @@ use tokio::{
     time::sleep,
 };
 
-pub use self::client::{StatusError, get};
+pub use self::{
+    client::{StatusError, get},
+    unix::{OwnSocket, SOCKET, bind_unix},
+};
 use crate::lifecycle::{Drain, Readiness};
-
-/// Name of the Unix socket in the state folder.
-pub const SOCKET: &str = "admin.sock";
 
 const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -36,8 +34,8 @@ const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 pub struct Operations {
     /// What the agent waits for.
     pub readiness: Readiness,
-    /// Every metric.
-    pub registry: Registry,
+    /// Every metric, once all of them are registered.
+    pub registry: Arc<OnceLock<Registry>>,
     /// `/pods`: JSON of what is known about each pod; no secrets.
     pub pods: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
     /// `/log-level`: the filter in force.
@@ -89,23 +87,6 @@ pub async fn serve_unix(listener: UnixListener, operations: Arc<Operations>, mut
             () = drain.started() => return,
         }
     }
-}
-
-/// Binds the Unix socket in `state_dir`, for root alone, in the place of one that a dead agent left.
-///
-/// # Errors
-///
-/// The system's.
-pub fn bind_unix(state_dir: &Path) -> io::Result<(UnixListener, PathBuf)> {
-    let path = state_dir.join(SOCKET);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&path)?;
-    // Between bind and this, the folder's own mode (0700) keeps others out.
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-    Ok((listener, path))
 }
 
 fn spawn(

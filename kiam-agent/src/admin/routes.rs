@@ -47,8 +47,11 @@ fn ready(operations: &Operations) -> Response<Full<Bytes>> {
 }
 
 fn metrics(operations: &Operations) -> Response<Full<Bytes>> {
+    let Some(registry) = operations.registry.get() else {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "the agent starts\n".to_owned());
+    };
     let mut body = String::new();
-    match encode(&mut body, &operations.registry) {
+    match encode(&mut body, registry) {
         Ok(()) => typed(StatusCode::OK, METRICS_TYPE, body),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("metrics: {error}\n")),
     }

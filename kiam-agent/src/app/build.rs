@@ -1,34 +1,39 @@
 //! One function a part.
 
 use std::{
-    io,
     net::{IpAddr, SocketAddr},
-    os::fd::AsFd as _,
+    os::fd::{AsFd, BorrowedFd},
     sync::Arc,
     time::Duration,
 };
 
 use prometheus_client::registry::Registry;
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
-use tracing::info;
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, watch},
+    task::JoinSet,
+};
+use tracing::{info, warn};
 
 use super::{
-    App, Bound, Error, attach, first_pass, guard,
-    keeper::keep_lease,
-    listeners::{bind, listen, target},
+    App, Bound, Error, guard,
+    keeper::Keeper,
+    listeners::{Listeners, target},
     operations, proof,
+    running::{Operators, Successor},
     upstream::{policy_config, region},
+    warm_up::{complete, warm_up},
 };
 use crate::{
-    admin::{self, Surface},
+    admin::{self, Operations, OwnSocket, Surface},
     clock::Clock,
     cluster::{self, Cluster, Synced},
     config::{Config, Hosts, Identity},
     credentials::{self, CredentialReader, Prefetcher},
     identity::{CgroupPaths, KernelResolver, NodeAddresses, SourceIpResolver},
-    imds, intercept,
-    intercept::{Interception, Witness},
-    lifecycle::{Drain, Readiness, drain},
+    imds,
+    intercept::{self, Interception, Parts, Witness},
+    lifecycle::{Drain, Latch, Readiness, drain},
     pods::{self, ClientResolver, Pod, PodIndex, PodReader},
     policy::{RolePolicy, publish_wanted},
     role::WantedRoles,
@@ -48,76 +53,84 @@ struct Common {
 }
 
 /// The parts that answer questions about pods.
-struct Knowledge {
-    pods: PodReader,
-    policy: RolePolicy,
-    credentials: CredentialReader,
+#[derive(Clone)]
+pub(super) struct Knowledge {
+    pub(super) pods: PodReader,
+    pub(super) policy: RolePolicy,
+    pub(super) credentials: CredentialReader,
 }
+
+/// The programs at work, and the pods' cgroups below them.
+type Kernel = (Parts, CgroupPaths);
 
 pub(super) async fn start(config: Config) -> Result<App, Error> {
     let (signal, drain) = drain();
-    let mut common = Common {
-        registry: Registry::default(),
-        statsd: Statsd::off(),
-        readiness: Readiness::default(),
-        clock: Clock::system(),
-        drain,
-        tasks: JoinSet::new(),
-    };
+    let mut common = Common::new(drain);
     let attached = common.readiness.latch("kernel programs attached");
     let serving = common.readiness.latch("serving pods");
     common.statsd(config.statsd)?;
     let tokens = imds::TokenAuthority::open(&config.state_dir)?;
-    let listeners = bind(&config.hosts, config.port).await?;
-    let pods: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
-    let interception = match &config.intercept {
-        Some(intercept) => Some(Interception::load(intercept, target(&pods))?),
-        None => None,
-    };
+    if let Some(config) = &config.intercept {
+        intercept::prepare(config)?;
+    }
     let upstream = imds::Upstream::new(config.upstream.clone());
     let knowledge = common.knowledge(&config, &upstream).await?;
-    first_pass(&common.readiness, &["pods", "namespaces", "first credentials"]).await;
-    let parts = match interception {
-        Some(interception) => {
-            let sockets = listeners.iter().map(|listener| listener.as_fd().try_clone_to_owned());
-            let sockets = sockets.collect::<io::Result<_>>().map_err(Error::Descriptor)?;
-            Some(attach(interception, sockets).await?)
-        }
-        None => None,
-    };
+    let operations = Arc::new(operations::operations(&common.readiness, &knowledge));
+    let failed = Error::state(&config, admin::SOCKET);
+    let (socket, own) = admin::bind_unix(&config.state_dir).map_err(failed)?;
+    let operators = Operators::answer(socket, operations.clone());
+    warm_up(&common.readiness, &knowledge.credentials, &config).await;
+    // An agent that runs goes on until this one serves.
+    let mut listeners = Listeners::acquire(&config).await?;
+    let spare = listeners.duplicates().map_err(Error::Handover)?;
+    let pods = listeners.pods();
+    let mut kernel = attach(&config, &listeners).await?;
     let witness = Witness::default();
-    let resolver = resolver(config.identity, parts.as_ref(), &knowledge.pods, witness.clone())?;
-    let service = imds::Service::new(
-        config.imds.clone(),
-        imds::Parts {
-            pods: knowledge.pods.clone(),
-            policy: knowledge.policy.clone(),
-            credentials: knowledge.credentials.clone(),
-            tokens,
-            upstream,
-            clock: common.clock.clone(),
-            metrics: imds::Metrics::register(&mut common.registry, common.statsd.clone()),
-        },
-    );
-    common.serve(listeners, resolver, service);
+    let resolver = resolver(config.identity, kernel.as_ref(), &knowledge.pods, witness.clone());
+    let service = common.service(&config, &knowledge, tokens, upstream);
+    common.serve(std::mem::take(&mut listeners.pods), resolver, service);
     serving.set();
-    match parts {
-        Some(mut parts) => {
-            common.guard(&config, &mut parts, witness).await?;
-            info!(cgroup = %parts.cgroup.path().display(), "Kernel programs attached");
-            common.registry.register_collector(Box::new(parts.verdicts.clone()));
-            common.tasks.spawn(keep_lease(parts, attached, common.drain.clone()));
-        }
-        None => attached.set(),
+    common.guard(&config, kernel.as_mut(), witness).await?;
+    let reassert = Arc::new(Notify::new());
+    common.keep(kernel, attached, reassert.clone());
+    let successor = Successor::await_next(&config, spare, reassert.clone())?;
+    let handover = listeners.handover.take();
+    let bound = common.operate(&config, operations, (listeners, pods), &own)?;
+    if let Some(handover) = handover
+        && !handover.taken().await
+    {
+        // It may have put its own programs back before it heard.
+        reassert.notify_one();
     }
-    let bound = common.operate(&config, knowledge, pods).await?;
     info!(pods = ?bound.pods, admin = %bound.admin, "Listening");
-    Ok(App { bound, readiness: common.readiness, drain: signal, tasks: common.tasks })
+    let detach = config.intercept.filter(|_| config.detach_on_exit).map(|config| config.bpffs);
+    let Common { readiness, tasks, .. } = common;
+    Ok(App {
+        bound,
+        readiness,
+        drain: signal,
+        tasks,
+        operators,
+        successor,
+        relieved: false,
+        detach,
+    })
 }
 
 // === impl Common ===
 
 impl Common {
+    fn new(drain: Drain) -> Self {
+        Self {
+            registry: Registry::default(),
+            statsd: Statsd::off(),
+            readiness: Readiness::default(),
+            clock: Clock::system(),
+            drain,
+            tasks: JoinSet::new(),
+        }
+    }
+
     fn statsd(&mut self, config: Option<(SocketAddr, Duration)>) -> Result<(), Error> {
         if let Some((server, interval)) = config {
             let (statsd, flush) = Statsd::to(server, interval).map_err(Error::Statsd)?;
@@ -169,15 +182,14 @@ impl Common {
         let publish = publish_wanted(policy.clone(), serves, wanted, self.drain.clone());
         // Published only once both kinds are known, so that the first set is the whole one.
         let readiness = self.readiness.clone();
+        let mut drain = self.drain.clone();
         self.tasks.spawn(async move {
-            first_pass(&readiness, &["pods", "namespaces"]).await;
-            publish.await;
-        });
-        let drain = self.drain.clone();
-        let readiness = self.readiness.clone();
-        self.tasks.spawn(async move {
-            first_pass(&readiness, &["pods", "namespaces"]).await;
-            prefetcher.run(drain).await;
+            tokio::select! {
+                () = complete(&readiness, &["pods", "namespaces"]) => {}
+                () = drain.started() => return,
+            }
+            // Polled in this order: the prefetcher's first look must not be at a set that is empty yet.
+            tokio::join!(biased; publish, prefetcher.run(drain));
         });
         Ok(Knowledge { pods, policy, credentials })
     }
@@ -186,10 +198,10 @@ impl Common {
     async fn guard(
         &mut self,
         config: &Config,
-        parts: &mut intercept::Parts,
+        kernel: Option<&mut Kernel>,
         witness: Witness,
     ) -> Result<(), Error> {
-        let Some(config) = &config.intercept else { return Ok(()) };
+        let (Some(config), Some((parts, _))) = (&config.intercept, kernel) else { return Ok(()) };
         let seen = (&mut self.registry, &self.readiness);
         let started = guard::start(config, parts, seen, self.drain.clone(), &mut self.tasks).await;
         started.map_err(intercept::Error::from)?;
@@ -214,53 +226,93 @@ impl Common {
         self.tasks.spawn(serve::run(listeners, Arc::new(service), config, metrics, drain));
     }
 
-    /// Opens what operators ask.
-    async fn operate(
+    /// Looks after the kernel's part from now on, if there is one.
+    fn keep(&mut self, kernel: Option<Kernel>, attached: Latch, reassert: Arc<Notify>) {
+        let Some((parts, cgroups)) = kernel else { return attached.set() };
+        info!(cgroup = %parts.cgroup.path().display(), "Kernel programs attached");
+        self.registry.register_collector(Box::new(parts.verdicts.clone()));
+        let keeper = Keeper::new(parts, cgroups, attached, &self.readiness, reassert);
+        self.tasks.spawn(keeper.run(self.drain.clone()));
+    }
+
+    /// What answers pods.
+    fn service(
         &mut self,
         config: &Config,
-        knowledge: Knowledge,
-        pods: Vec<SocketAddr>,
-    ) -> Result<Bound, Error> {
-        let listener = listen("--admin", config.admin).await?;
-        let admin = listener.local_addr().unwrap_or(config.admin);
-        let failed = |source| Error::Bind {
-            flag: "--state-dir",
-            address: config.state_dir.join(admin::SOCKET).display().to_string(),
-            source,
+        knowledge: &Knowledge,
+        tokens: imds::TokenAuthority,
+        upstream: imds::Upstream,
+    ) -> imds::Service {
+        let parts = imds::Parts {
+            pods: knowledge.pods.clone(),
+            policy: knowledge.policy.clone(),
+            credentials: knowledge.credentials.clone(),
+            tokens,
+            upstream,
+            clock: self.clock.clone(),
+            metrics: imds::Metrics::register(&mut self.registry, self.statsd.clone()),
         };
-        let (socket, _) = admin::bind_unix(&config.state_dir).map_err(failed)?;
-        let Knowledge { pods: reader, policy, credentials } = knowledge;
-        let registry = std::mem::take(&mut self.registry);
-        let readiness = self.readiness.clone();
-        let operations =
-            Arc::new(operations::operations(readiness, registry, reader, policy, credentials));
-        let drain = &self.drain;
-        let status = Surface::Status;
-        self.tasks.spawn(admin::serve_tcp(listener, status, operations.clone(), drain.clone()));
-        self.tasks.spawn(admin::serve_unix(socket, operations.clone(), drain.clone()));
-        let mut metrics = None;
-        if let Some(address) = config.metrics {
-            let listener = listen("--metrics", address).await?;
-            metrics = listener.local_addr().ok();
-            let serve = admin::serve_tcp(listener, Surface::Metrics, operations, drain.clone());
-            self.tasks.spawn(serve);
+        imds::Service::new(config.imds.clone(), parts)
+    }
+
+    /// Answers operators over TCP, which is the serving agent's, and lets `admin.sock` lead to this process.
+    fn operate(
+        &mut self,
+        config: &Config,
+        operations: Arc<Operations>,
+        (listeners, pods): (Listeners, Vec<SocketAddr>),
+        socket: &OwnSocket,
+    ) -> Result<Bound, Error> {
+        let admin = listeners.admin.local_addr().unwrap_or(config.admin);
+        let metrics = listeners.metrics.as_ref().and_then(|socket| socket.local_addr().ok());
+        // Set once, here: every part has registered its metrics.
+        let _ = operations.registry.set(std::mem::take(&mut self.registry));
+        let sockets =
+            [(Some(listeners.admin), Surface::Status), (listeners.metrics, Surface::Metrics)];
+        for (socket, surface) in sockets {
+            if let Some(socket) = socket {
+                let drain = self.drain.clone();
+                self.tasks.spawn(admin::serve_tcp(socket, surface, operations.clone(), drain));
+            }
         }
+        socket.link().map_err(Error::state(config, admin::SOCKET))?;
         Ok(Bound { pods, admin, metrics })
     }
 }
 
+/// Loads and attaches the kernel programs, if there are to be any.
+async fn attach(config: &Config, listeners: &Listeners) -> Result<Option<Kernel>, Error> {
+    let Some(config) = config.intercept.clone() else { return Ok(None) };
+    let sockets = listeners.duplicates_for_pods().map_err(Error::Handover)?;
+    let target = target(&listeners.pods());
+    // Both block, for as long as the verifier takes.
+    let panicked = |_| Error::Panicked;
+    let load = move || Interception::load(&config, target);
+    let loaded = tokio::task::spawn_blocking(load).await.map_err(panicked)??;
+    if listeners.handover.as_ref().is_some_and(|handover| !handover.is_awaited()) {
+        warn!("The agent that runs waits no more: it has ended, or finds out that this one serves");
+    }
+    let attach = move || {
+        let sockets: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+        loaded.attach(&sockets)
+    };
+    let parts = tokio::task::spawn_blocking(attach).await.map_err(panicked)??;
+    let cgroups = CgroupPaths::new(parts.cgroup.clone());
+    Ok(Some((parts, cgroups)))
+}
+
 fn resolver(
     identity: Identity,
-    parts: Option<&intercept::Parts>,
+    kernel: Option<&Kernel>,
     pods: &PodReader,
     witness: Witness,
-) -> Result<Arc<dyn ClientResolver>, Error> {
-    match (identity, parts) {
-        (Identity::Kernel, Some(parts)) => {
-            let cgroups = CgroupPaths::new(parts.cgroup.path()).map_err(Error::Cgroup)?;
-            Ok(Arc::new(KernelResolver::new(parts.flows.clone(), cgroups, pods.clone(), witness)))
+) -> Arc<dyn ClientResolver> {
+    match (identity, kernel) {
+        (Identity::Kernel, Some((parts, cgroups))) => {
+            let (flows, cgroups) = (parts.flows.clone(), cgroups.clone());
+            Arc::new(KernelResolver::new(flows, cgroups, pods.clone(), witness))
         }
-        _ => Ok(Arc::new(SourceIpResolver { witness })),
+        _ => Arc::new(SourceIpResolver { witness }),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::{cluster, imds, intercept, sts};
+use crate::{cluster, config::Config, imds, intercept, sts};
 
 /// Why the agent can't start.
 #[derive(Debug, thiserror::Error)]
@@ -46,13 +46,20 @@ pub enum Error {
     /// The system gave no socket for StatsD.
     #[error("--statsd: {0}")]
     Statsd(#[source] io::Error),
-    /// There is no descriptor left for a copy of a listener.
-    #[error("copying a listener's descriptor: {0}")]
-    Descriptor(#[source] io::Error),
-    /// The pods' cgroup can't be opened.
-    #[error("cgroup: {0}")]
-    Cgroup(#[source] io::Error),
+    /// The next agent can't be given the sockets.
+    #[error("the sockets for the agent after this one: {0}")]
+    Handover(#[source] io::Error),
     /// A bug of the agent.
     #[error("a part of the agent panicked")]
     Panicked,
+}
+
+// === impl Error ===
+
+impl Error {
+    /// A socket in the state folder can't be listened on.
+    pub(super) fn state(config: &Config, name: &str) -> impl Fn(io::Error) -> Self + use<> {
+        let address = config.state_dir.join(name).display().to_string();
+        move |source| Self::Bind { flag: "--state-dir", address: address.clone(), source }
+    }
 }

@@ -1,39 +1,143 @@
 //! What has to be done again and again for the kernel's part.
 
-use tracing::error;
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::Notify,
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval},
+};
+use tracing::{error, info, warn};
 
 use crate::{
-    intercept::{Lease, Parts},
-    lifecycle::{Drain, Latch},
+    identity::CgroupPaths,
+    intercept::{Error, Flows, Interception, KernelLog, Lease, Parts},
+    lifecycle::{Drain, Latch, Readiness},
 };
 
-/// Renews the lease while the agent lives, and ends the lease when it drains.
-pub(super) async fn keep_lease(parts: Parts, attached: Latch, mut drain: Drain) {
-    let Parts { mut lease, flows, mut log, .. } = parts;
-    let mut ticks = tokio::time::interval(Lease::RENEWAL);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut count = 0_u32;
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => match lease.renew() {
-                Ok(()) => attached.set(),
-                Err(failure) => {
-                    attached.clear();
-                    error!(error = %failure, "Lease not renewed: the kernel denies pods' IMDS traffic");
-                }
-            },
-            () = drain.started() => break,
+/// How often it is looked whether the pods' cgroup is the one that the programs are attached to: pods that start
+/// in a new one are not held until that is found out.
+const LOOK: Duration = Duration::from_millis(200);
+/// Renewals of the lease, in looks.
+const RENEWAL: u32 = 5;
+/// Sweeps, in looks.
+const SWEEP: u32 = 300;
+
+/// Renews the lease while the agent lives, keeps the programs attached, and ends the lease when the agent drains,
+/// unless another goes on with it.
+pub(super) struct Keeper {
+    lease: Lease,
+    flows: Flows,
+    log: Option<KernelLog>,
+    /// `None` only while they are worked on.
+    programs: Option<Interception>,
+    cgroups: CgroupPaths,
+    attached: Latch,
+    in_place: Latch,
+    /// Told when the programs may be another agent's that did not come to serve.
+    reassert: Arc<Notify>,
+}
+
+// === impl Keeper ===
+
+impl Keeper {
+    pub(super) fn new(
+        parts: Parts,
+        cgroups: CgroupPaths,
+        attached: Latch,
+        readiness: &Readiness,
+        reassert: Arc<Notify>,
+    ) -> Self {
+        let in_place = readiness.latch("programs at the pods' cgroup, which was re-created");
+        in_place.set();
+        let Parts { lease, flows, log, programs, .. } = parts;
+        Self { lease, flows, log, programs: Some(programs), cgroups, attached, in_place, reassert }
+    }
+
+    /// Until the drain begins.
+    pub(super) async fn run(mut self, mut drain: Drain) {
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut count = 0_u32;
+        let reassert = self.reassert.clone();
+        loop {
+            tokio::select! {
+                _ = looks.tick() => {}
+                () = reassert.notified() => self.reassert().await,
+                () = drain.started() => break,
+            }
+            if count.is_multiple_of(RENEWAL) {
+                self.renew();
+            }
+            if count.is_multiple_of(SWEEP) {
+                self.flows.sweep();
+            }
+            count = count.wrapping_add(1);
+            self.look().await;
         }
-        if let Some(log) = &mut log {
-            log.flush();
+        self.attached.clear();
+        if drain.is_handed_over() {
+            return;
         }
-        count = count.wrapping_add(1);
-        if count.is_multiple_of(60) {
-            flows.sweep();
+        if let Err(failure) = self.lease.end() {
+            error!(error = %failure, "Lease not ended; it runs out by itself");
         }
     }
-    attached.clear();
-    if let Err(failure) = lease.end() {
-        error!(error = %failure, "Lease not ended; it runs out by itself");
+
+    fn renew(&mut self) {
+        match self.lease.renew() {
+            Ok(()) => self.attached.set(),
+            Err(failure) => {
+                self.attached.clear();
+                error!(error = %failure, "Lease not renewed: the kernel denies pods' IMDS traffic");
+            }
+        }
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
+    }
+
+    /// Follows the pods' cgroup to where it is.
+    async fn look(&mut self) {
+        if self.programs.as_ref().is_none_or(Interception::is_in_place) {
+            return;
+        }
+        let first = self.in_place.is_set();
+        self.in_place.clear();
+        match self.work(Interception::follow).await {
+            Some(Ok(cgroup)) => {
+                warn!(cgroup = %cgroup.path().display(), "The pods' cgroup was re-created; kernel programs attached to it");
+                self.cgroups.follow(cgroup);
+                self.in_place.set();
+            }
+            Some(Err(failure)) if first => {
+                warn!(error = %failure, "The pods' cgroup is gone; waiting for the next one");
+            }
+            _ => {}
+        }
+    }
+
+    async fn reassert(&mut self) {
+        match self.work(Interception::reassert).await {
+            Some(Ok(())) => info!("Kernel programs are in place"),
+            Some(Err(failure)) => error!(error = %failure, "Kernel programs not put back"),
+            None => {}
+        }
+    }
+
+    /// Attaching blocks.
+    async fn work<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Interception) -> Result<T, Error> + Send + 'static,
+    ) -> Option<Result<T, Error>> {
+        let mut programs = self.programs.take()?;
+        let done = spawn_blocking(move || {
+            let result = work(&mut programs);
+            (programs, result)
+        });
+        // A panic in it was logged, and leaves what is attached as it is.
+        let (programs, result) = done.await.ok()?;
+        self.programs = Some(programs);
+        Some(result)
     }
 }

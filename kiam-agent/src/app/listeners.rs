@@ -1,27 +1,123 @@
-//! The sockets that pods and operators connect to.
+//! The sockets that pods and operators connect to: from the agent that runs, or new ones.
 
-use std::net::SocketAddr;
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd as _, OwnedFd},
+    time::Duration,
+};
 
 use kiam_common::redirect::Target;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::sleep};
+use tracing::{info, warn};
 
 use super::Error;
-use crate::config::Hosts;
+use crate::{
+    config::{Config, Hosts},
+    handover::{self, Answer, Handover, Trusted},
+    intercept,
+};
 
-pub(super) async fn bind(hosts: &Hosts, port: u16) -> Result<Vec<TcpListener>, Error> {
-    let mut listeners = Vec::new();
-    for host in hosts.addresses() {
-        listeners.push(listen("--host", SocketAddr::new(host, port)).await?);
+/// How often an agent that hangs is asked again.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Everything that the agent listens on.
+pub(super) struct Listeners {
+    /// For pods: one a family.
+    pub(super) pods: Vec<TcpListener>,
+    pub(super) admin: TcpListener,
+    pub(super) metrics: Option<TcpListener>,
+    /// The agent that goes on until it hears that this one serves.
+    pub(super) handover: Option<Handover>,
+}
+
+// === impl Listeners ===
+
+impl Listeners {
+    /// Asks the agent that runs for its sockets, and opens those that it does not give. While one runs that
+    /// gives nothing, waits for what it holds: kubelet ends an agent that hangs.
+    pub(super) async fn acquire(config: &Config) -> Result<Self, Error> {
+        let mut warned = false;
+        loop {
+            let answer = handover::ask(&config.state_dir, &trusted(config)).await;
+            let (handover, why) = match answer {
+                Answer::Nobody => (None, None),
+                Answer::Silent(why) => (None, Some(why)),
+                Answer::Sockets(handover) => (Some(handover), None),
+            };
+            match (Self::open(config, handover).await, why) {
+                (Err(Error::Bind { source, address, .. }), Some(why))
+                    if source.kind() == io::ErrorKind::AddrInUse =>
+                {
+                    if !warned {
+                        warn!(%address, error = %why, "An agent holds the address and gives no sockets; waiting for its end");
+                        warned = true;
+                    }
+                    sleep(RETRY).await;
+                }
+                (opened, _) => return opened,
+            }
+        }
     }
-    Ok(listeners)
+
+    async fn open(config: &Config, mut handover: Option<Handover>) -> Result<Self, Error> {
+        let mut pods = Vec::new();
+        for address in addresses(&config.hosts, config.port) {
+            pods.push(socket("--host", address, &mut handover).await?);
+        }
+        let admin = socket("--admin", config.admin, &mut handover).await?;
+        let metrics = match config.metrics {
+            Some(address) => Some(socket("--metrics", address, &mut handover).await?),
+            None => None,
+        };
+        Ok(Self { pods, admin, metrics, handover })
+    }
+
+    /// Where pods are redirected to.
+    pub(super) fn pods(&self) -> Vec<SocketAddr> {
+        self.pods.iter().filter_map(|socket| socket.local_addr().ok()).collect()
+    }
+
+    /// The same sockets, for the agent after this one.
+    pub(super) fn duplicates(&self) -> io::Result<Vec<OwnedFd>> {
+        let all = self.pods.iter().chain([&self.admin]).chain(&self.metrics);
+        all.map(|socket| socket.as_fd().try_clone_to_owned()).collect()
+    }
+
+    /// Those of pods alone.
+    pub(super) fn duplicates_for_pods(&self) -> io::Result<Vec<OwnedFd>> {
+        self.pods.iter().map(|socket| socket.as_fd().try_clone_to_owned()).collect()
+    }
+}
+
+/// Who may hand over, or take: see [`intercept::may_hand_over`].
+pub(super) fn trusted(config: &Config) -> Trusted {
+    match config.intercept.clone() {
+        Some(config) => Box::new(move |pid| intercept::may_hand_over(&config, pid)),
+        None => Box::new(|_| true),
+    }
+}
+
+fn addresses(hosts: &Hosts, port: u16) -> impl Iterator<Item = SocketAddr> + use<> {
+    hosts.addresses().map(move |host| SocketAddr::new(host, port))
 }
 
 /// tokio sets SO_REUSEADDR, which a restart needs, and never SO_REUSEPORT.
-pub(super) async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Error> {
+async fn socket(
+    flag: &'static str,
+    address: SocketAddr,
+    handover: &mut Option<Handover>,
+) -> Result<TcpListener, Error> {
     let failed = |source| Error::Bind { flag, address: address.to_string(), source };
-    TcpListener::bind(address).await.map_err(failed)
+    let Some(given) = handover.as_mut().and_then(|handover| handover.take(address)) else {
+        return TcpListener::bind(address).await.map_err(failed);
+    };
+    info!(%address, "Socket taken over from the agent that runs");
+    given.set_nonblocking(true).map_err(failed)?;
+    TcpListener::from_std(given).map_err(failed)
 }
 
+/// The kernel programs' target.
 pub(super) fn target(bound: &[SocketAddr]) -> Target {
     let mut target = Target::default();
     for address in bound {

@@ -1,8 +1,9 @@
 //! Builds the parts, starts them in order, returns the bound addresses.
 //!
-//! Order: what is pinned stays as it is (it refuses) → bind → pods and namespaces → first credentials,
-//! bounded → serve → attach or replace the kernel programs → guard → ready. At the end: not ready → drain → exit,
-//! with the programs left where they are, so that pods are refused and never passed through.
+//! Order: what is pinned stays as it is (it refuses, or an agent that runs serves) → pods and namespaces → first
+//! credentials, bounded → listening sockets, that agent's or new ones → attach or replace the kernel programs →
+//! serve → guard → that agent is relieved → proof → ready. At the end: not ready → drain → exit, with the programs left where
+//! they are, so that pods are refused and never passed through.
 
 mod build;
 mod error;
@@ -11,39 +12,35 @@ mod keeper;
 mod listeners;
 mod operations;
 mod proof;
+mod running;
 mod upstream;
+mod warm_up;
 
-use std::{
-    net::SocketAddr,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    task::JoinSet,
-    time::timeout,
-};
+use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 pub use self::error::Error;
+use self::running::{Operators, Successor};
 use crate::{
     config::{self, Config},
-    intercept::{Interception, Parts},
     lifecycle::{DrainSignal, Readiness},
 };
-
-/// How long the start waits for pods and first credentials before it serves without them: a node whose
-/// API server or STS is away must still refuse in an orderly way.
-const FIRST_PASS: Duration = Duration::from_secs(10);
 
 /// The agent, running.
 pub struct App {
     bound: Bound,
     readiness: Readiness,
     drain: DrainSignal,
+    /// What ends when the drain begins, and must not before.
     tasks: JoinSet<()>,
+    operators: Operators,
+    successor: Successor,
+    /// Whether a newer agent serves.
+    relieved: bool,
+    /// `--bpffs`, with `--detach-on-exit`.
+    detach: Option<PathBuf>,
 }
 
 /// Where the agent listens.
@@ -80,42 +77,6 @@ impl App {
     pub fn readiness(&self) -> &Readiness {
         &self.readiness
     }
-
-    /// Finishes what has begun and ends. The kernel programs stay.
-    pub async fn stop(mut self) {
-        self.drain.start();
-        while self.tasks.join_next().await.is_some() {}
-    }
-
-    /// Runs until a part ends that must not, or the system asks for the end.
-    async fn run(mut self) -> ExitCode {
-        let asked = async {
-            let (Ok(mut term), Ok(mut int)) =
-                (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-            else {
-                return std::future::pending().await;
-            };
-            tokio::select! {
-                _ = term.recv() => "SIGTERM",
-                _ = int.recv() => "SIGINT",
-            }
-        };
-        tokio::select! {
-            name = asked => {
-                info!(signal = name, "Draining; the kernel programs stay and refuse pods");
-                self.stop().await;
-                ExitCode::SUCCESS
-            }
-            Some(ended) = self.tasks.join_next() => {
-                match ended {
-                    Err(failure) if failure.is_panic() => error!("A part of the agent panicked; ending"),
-                    _ => error!("A part of the agent ended that must not; ending"),
-                }
-                self.stop().await;
-                ExitCode::FAILURE
-            }
-        }
-    }
 }
 
 /// The whole process, for `main`.
@@ -149,26 +110,4 @@ pub fn main(config: Config) -> ExitCode {
             }
         }
     })
-}
-
-/// Waits for what should be there before the first pod is answered, and serves without it after a while.
-async fn first_pass(readiness: &Readiness, names: &[&'static str]) {
-    let complete = async {
-        while readiness.pending().iter().any(|name| names.contains(name)) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    if timeout(FIRST_PASS, complete).await.is_err() {
-        warn!(pending = ?readiness.pending(), "Serving before everything is there");
-    }
-}
-
-/// Attaching blocks for as long as the verifier takes.
-async fn attach(interception: Interception, listeners: Vec<OwnedFd>) -> Result<Parts, Error> {
-    let attach = move || {
-        let listeners: Vec<BorrowedFd<'_>> = listeners.iter().map(AsFd::as_fd).collect();
-        interception.attach(&listeners)
-    };
-    let attached = tokio::task::spawn_blocking(attach).await;
-    Ok(attached.map_err(|_| Error::Panicked)??)
 }

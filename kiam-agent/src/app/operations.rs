@@ -1,14 +1,15 @@
 //! What operators see and change.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::{Value, json};
 
+use super::build::Knowledge;
 use crate::{
     admin::Operations,
     credentials::{CredentialReader, State},
     lifecycle::Readiness,
-    pods::{Pod, PodReader},
+    pods::Pod,
     policy::{Decision, RolePolicy},
     telemetry::{Level, LogLevel},
 };
@@ -22,16 +23,11 @@ pub(super) fn remember(level: LogLevel) {
     let _ = LOG_LEVEL.set(level);
 }
 
-pub(super) fn operations(
-    readiness: Readiness,
-    registry: prometheus_client::registry::Registry,
-    pods: PodReader,
-    policy: RolePolicy,
-    credentials: CredentialReader,
-) -> Operations {
+pub(super) fn operations(readiness: &Readiness, knowledge: &Knowledge) -> Operations {
+    let Knowledge { pods, policy, credentials } = knowledge.clone();
     Operations {
-        readiness,
-        registry,
+        readiness: readiness.clone(),
+        registry: Arc::default(),
         pods: Box::new(move || {
             let mut all = pods.all();
             all.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));

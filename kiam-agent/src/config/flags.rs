@@ -27,6 +27,12 @@ pub(super) enum Subcommands {
         /// Folder of the pins
         #[arg(long, value_name = "DIR", default_value = BPFFS)]
         bpffs: String,
+        /// Folder of the agent's socket
+        #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+        state_dir: String,
+        /// Even while an agent runs
+        #[arg(long)]
+        force: bool,
     },
     /// What the agent's proof of itself runs in its throw-away pod
     #[command(hide = true)]
@@ -105,6 +111,9 @@ pub(super) struct Flags {
     /// Folder for the token key and the admin socket
     #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
     pub(super) state_dir: String,
+    /// At SIGTERM do what uninstall does, unless another agent has taken over
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", default_value = "false")]
+    pub(super) detach_on_exit: String,
     /// How long a request may wait for its pod or credentials
     #[arg(long, value_name = "DURATION", default_value = "400ms")]
     pub(super) hold: String,

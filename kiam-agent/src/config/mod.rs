@@ -49,6 +49,10 @@ pub enum Task {
     Uninstall {
         /// `--bpffs`.
         bpffs: PathBuf,
+        /// `--state-dir`.
+        state_dir: PathBuf,
+        /// Even while an agent runs.
+        force: bool,
     },
     /// `status`.
     Status {
@@ -118,6 +122,8 @@ pub struct Config {
     pub sts_endpoint: Option<String>,
     /// `--state-dir`.
     pub state_dir: PathBuf,
+    /// `--detach-on-exit`.
+    pub detach_on_exit: bool,
     /// `--admin`.
     pub admin: SocketAddr,
     /// `--metrics`.
@@ -190,9 +196,10 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
 fn parse_subcommand(arguments: &[String]) -> Result<Task, UsageError> {
     let words = std::iter::once("kiam-agent").chain(arguments.iter().map(String::as_str));
     match CommandLine::try_parse_from(words) {
-        Ok(CommandLine { command: Some(Subcommands::Uninstall { bpffs }), .. }) => {
-            Ok(Task::Uninstall { bpffs: bpffs.into() })
-        }
+        Ok(CommandLine {
+            command: Some(Subcommands::Uninstall { bpffs, state_dir, force }),
+            ..
+        }) => Ok(Task::Uninstall { bpffs: bpffs.into(), state_dir: state_dir.into(), force }),
         Ok(CommandLine { command: Some(Subcommands::ProofClient), .. }) => Ok(Task::ProofClient),
         Ok(CommandLine { command: Some(Subcommands::Status { live, state_dir }), .. }) => {
             Ok(Task::Status { live, state_dir: state_dir.into() })
@@ -225,6 +232,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let sts_endpoint = flags.sts_endpoint.as_ref().map(|text| mistakes.url("sts-endpoint", text));
     let region = region(flags, vars, mistakes);
     let state_dir = mistakes.folder("state-dir", &flags.state_dir);
+    let detach_on_exit = mistakes.switch("detach-on-exit", &flags.detach_on_exit);
     let admin = mistakes.parse("admin", &flags.admin);
     let metrics = flags.metrics.as_ref().map(|text| mistakes.parse("metrics", text));
     Some(Config {
@@ -246,6 +254,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
         region,
         sts_endpoint: given(sts_endpoint)?,
         state_dir: state_dir?,
+        detach_on_exit,
         admin: admin?,
         metrics: given(metrics)?,
     })

@@ -27,6 +27,10 @@ pub(super) fn warnings(flags: &Flags, namespaces: NamespacePolicy) -> Vec<&'stat
             "With --interceptor=off, nothing keeps pods from the node's own credentials but what you put in front",
         ),
         (
+            flags.detach_on_exit != "false",
+            "With --detach-on-exit, pods have the node's own credentials once the agent has ended",
+        ),
+        (
             flags.allow_ip_query != "false",
             "With --allow-ip-query, whoever reaches the agent gets any pod's credentials",
         ),

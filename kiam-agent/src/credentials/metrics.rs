@@ -88,7 +88,7 @@ impl fmt::Debug for Held {
 
 impl Collector for Held {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Summary { ready, pending, failed } = self.0.summary();
+        let Summary { ready, pending, failed, .. } = self.0.summary();
         let mut family = encoder.encode_descriptor(
             "kiam_credentials_held",
             "Credentials that are wanted, by where they stand",

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::timeout};
 
-use super::{Issued, SourceError, State, schedule};
+use super::{ErrorClass, Issued, SourceError, State, schedule};
 use crate::{clock::Clock, role::RoleIdentity};
 
 /// One identity's entry. The prefetcher alone writes it.
@@ -32,6 +32,8 @@ pub struct Summary {
     pub pending: usize,
     /// Failed, nothing valid held.
     pub failed: usize,
+    /// Of the failed ones, those that were not denied: STS may give them yet.
+    pub retried: usize,
 }
 
 // === impl CredentialReader ===
@@ -67,7 +69,10 @@ impl CredentialReader {
             match self.state(entry) {
                 State::Ready(_) => summary.ready += 1,
                 State::Pending => summary.pending += 1,
-                State::Failed { .. } => summary.failed += 1,
+                State::Failed { error, .. } => {
+                    summary.failed += 1;
+                    summary.retried += usize::from(error.class != ErrorClass::Denied);
+                }
             }
         }
         summary

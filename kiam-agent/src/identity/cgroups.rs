@@ -1,22 +1,15 @@
-//! Cgroup ids to paths, without walking: a cgroup's id is its file handle.
+//! Cgroup ids to pods, without walking.
 
 use std::{
     collections::HashMap,
-    ffi::c_int,
-    fs::{self, File},
-    io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-    path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use crate::{
+    intercept::Cgroup,
     pods::{PodUid, Unattested},
     role::Quoted,
 };
-
-/// `FILEID_KERNFS` of `linux/exportfs.h`: the handle is the 64-bit id. Kernel 5.5.
-const FILEID_KERNFS: c_int = 0xfe;
 
 /// Pods whose cgroups are remembered: more than a node runs. Then the memory starts anew.
 const PODS: usize = 1024;
@@ -24,12 +17,14 @@ const PODS: usize = 1024;
 /// look-up takes 4 to 10 µs, so there is nothing else to save.
 const CGROUPS: usize = 64;
 
-/// Finds the pod that a cgroup belongs to.
+/// Finds the pod that a cgroup belongs to; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct CgroupPaths(Arc<Mutex<Paths>>);
+
 #[derive(Debug)]
-pub struct CgroupPaths {
-    root: PathBuf,
-    directory: File,
-    known: Mutex<Known>,
+struct Paths {
+    root: Cgroup,
+    known: Known,
 }
 
 /// What was found. Ids are not used again within a boot, so it holds.
@@ -40,24 +35,19 @@ struct Known {
     cgroups: HashMap<PodUid, Vec<u64>>,
 }
 
-/// `struct file_handle` with the kernfs id as its handle.
-#[repr(C)]
-struct Handle {
-    bytes: u32,
-    kind: c_int,
-    id: [u8; 8],
-}
-
 // === impl CgroupPaths ===
 
 impl CgroupPaths {
     /// For cgroups below `root`, the pods' cgroup.
-    ///
-    /// # Errors
-    ///
-    /// The system's, when `root` can't be opened.
-    pub fn new(root: &Path) -> io::Result<Self> {
-        Ok(Self { root: root.to_owned(), directory: File::open(root)?, known: Mutex::default() })
+    #[must_use]
+    pub fn new(root: Cgroup) -> Self {
+        Self(Arc::new(Mutex::new(Paths { root, known: Known::default() })))
+    }
+
+    /// The pods' cgroup is another one from now on.
+    pub fn follow(&self, root: Cgroup) {
+        let mut paths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        paths.root = root;
     }
 
     /// The pod whose cgroup `id` is, or is below.
@@ -66,41 +56,19 @@ impl CgroupPaths {
     ///
     /// [`Unattested::Gone`] when the cgroup was removed, [`Unattested::NotAPod`] when it is below no pod.
     pub fn pod(&self, id: u64) -> Result<PodUid, Unattested> {
-        if let Some(uid) = self.known().pods.get(&id) {
+        let mut paths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(uid) = paths.known.pods.get(&id) {
             return Ok(uid.clone());
         }
-        let path = self.path(id).map_err(|error| match error.raw_os_error() {
+        let path = paths.root.path_of(id).map_err(|error| match error.raw_os_error() {
             Some(libc::ESTALE) => Unattested::Gone(id),
             _ => Unattested::Unreadable(format!("cgroup {id}: {error}")),
         })?;
-        let below = path.strip_prefix(&self.root).ok();
+        let below = path.strip_prefix(paths.root.path()).ok();
         let uid = below.and_then(PodUid::from_cgroup_path);
         let uid = uid.ok_or_else(|| Unattested::NotAPod(Quoted::new(&path.to_string_lossy())))?;
-        self.known().remember(id, &uid);
+        paths.known.remember(id, &uid);
         Ok(uid)
-    }
-
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn path(&self, id: u64) -> io::Result<PathBuf> {
-        let mut handle = Handle { bytes: 8, kind: FILEID_KERNFS, id: id.to_ne_bytes() };
-        // SAFETY: the descriptor is open, and `handle` is laid out as `struct file_handle` with 8 bytes.
-        let fd = unsafe {
-            libc::syscall(
-                libc::SYS_open_by_handle_at,
-                self.directory.as_raw_fd(),
-                &raw mut handle,
-                libc::O_PATH | libc::O_CLOEXEC,
-            )
-        };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the call succeeded, so this is a descriptor that nobody else owns.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd as c_int) };
-        fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
     }
 }
 
@@ -115,7 +83,6 @@ impl Known {
         if own.len() >= CGROUPS {
             own.drain(..).for_each(|id| drop(self.pods.remove(&id)));
         }
-        // Another thread may have found it at the same time.
         if self.pods.insert(id, uid.clone()).is_none() {
             own.push(id);
         }
@@ -124,15 +91,19 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
-    use std::os::{
-        fd::{AsFd as _, BorrowedFd},
-        unix::fs::MetadataExt as _,
+    use std::{
+        fs::{self, File},
+        os::{
+            fd::{AsFd as _, BorrowedFd, OwnedFd},
+            unix::fs::MetadataExt as _,
+        },
     };
 
     use rustix::fs::{AtFlags, Mode, OFlags, fstat, mkdirat, openat, unlinkat};
     use xtask::lab::{self, Cgroup};
 
     use super::*;
+    use crate::intercept;
 
     const A: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
     const B: &str = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
@@ -178,7 +149,7 @@ mod tests {
     #[test]
     fn cgroups_are_their_pods_by_depth_whatever_they_are_called() {
         let Some(root) = root("cgroups_by_depth") else { return };
-        let paths = CgroupPaths::new(root.path()).unwrap();
+        let paths = CgroupPaths::new(intercept::Cgroup::open(Some(root.path())).unwrap());
         let under = B.replace('-', "_");
         let container = format!("burstable/pod{A}/0123");
         for (path, expected) in [
@@ -217,7 +188,7 @@ mod tests {
     #[test]
     fn a_path_that_is_too_long_is_refused_and_no_other() {
         let Some(root) = root("path_too_long") else { return };
-        let paths = CgroupPaths::new(root.path()).unwrap();
+        let paths = CgroupPaths::new(intercept::Cgroup::open(Some(root.path())).unwrap());
         let pod = |uid: &str| {
             let path = root.path().join(format!("burstable/pod{uid}/0123"));
             fs::create_dir_all(&path).unwrap();

@@ -1,9 +1,15 @@
 //! The pods' cgroup: where the programs are attached, and which part of it is the agent's own.
 
 use std::{
+    ffi::c_int,
     fs::{self, File},
-    os::unix::fs::MetadataExt as _,
+    io,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::Error;
@@ -12,12 +18,23 @@ use crate::pods::PodUid;
 /// How far below a mount the kubelet's root may be (kind nests it in a container's scope).
 const SEARCH_DEPTH: usize = 4;
 
-/// The directory that the programs are attached to.
-#[derive(Debug)]
+/// `FILEID_KERNFS` of `linux/exportfs.h`: the handle is the 64-bit id. Kernel 5.5.
+const FILEID_KERNFS: c_int = 0xfe;
+
+/// The directory that the programs are attached to; clones are of the same one.
+#[derive(Clone, Debug)]
 pub struct Cgroup {
     path: PathBuf,
-    directory: File,
+    directory: Arc<File>,
     id: u64,
+}
+
+/// `struct file_handle` with the kernfs id as its handle.
+#[repr(C)]
+struct Handle {
+    bytes: u32,
+    kind: c_int,
+    id: [u8; 8],
 }
 
 // === impl Cgroup ===
@@ -55,7 +72,7 @@ impl Cgroup {
         if u64::try_from(system.f_type).ok() != Some(0x6367_7270) {
             return Err(wrong("it is not on a cgroup2 file system".to_owned()));
         }
-        Ok(Self { path, directory, id: metadata.ino() })
+        Ok(Self { path, directory: Arc::new(directory), id: metadata.ino() })
     }
 
     /// Where it is.
@@ -80,6 +97,37 @@ impl Cgroup {
     #[must_use]
     pub fn cgroup_of_process(&self, pid: u32) -> Option<PathBuf> {
         holder(&self.path, &pid.to_string(), 8)
+    }
+
+    /// Whether its path still leads to it; else it was removed, and may have been made anew.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        fs::metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.id)
+    }
+
+    /// The path of the cgroup `id` of the same mount, without walking: the id is its file handle. Needs
+    /// CAP_DAC_READ_SEARCH.
+    ///
+    /// # Errors
+    ///
+    /// The system's; `ESTALE` once that cgroup was removed.
+    pub fn path_of(&self, id: u64) -> io::Result<PathBuf> {
+        let mut handle = Handle { bytes: 8, kind: FILEID_KERNFS, id: id.to_ne_bytes() };
+        // SAFETY: the descriptor is open, and `handle` is laid out as `struct file_handle` with 8 bytes.
+        let fd = unsafe {
+            libc::syscall(
+                libc::SYS_open_by_handle_at,
+                self.directory.as_raw_fd(),
+                &raw mut handle,
+                libc::O_PATH | libc::O_CLOEXEC,
+            )
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the call succeeded, so this is a descriptor that nobody else owns.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd as c_int) };
+        fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
     }
 
     /// The id of the pod's cgroup, below this one, that holds process `pid`, when it runs in a pod.

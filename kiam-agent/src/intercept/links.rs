@@ -13,6 +13,7 @@ use std::{
 
 use super::Error;
 
+const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_CREATE: libc::c_int = 28;
@@ -20,9 +21,9 @@ const BPF_LINK_UPDATE: libc::c_int = 29;
 /// `enum bpf_attach_type`.
 const BPF_CGROUP_INET4_CONNECT: u32 = 10;
 
-/// `union bpf_attr`, the part for `BPF_OBJ_GET`.
+/// `union bpf_attr`, the part for `BPF_OBJ_GET` and `BPF_OBJ_PIN`.
 #[repr(C)]
-struct ObjGet {
+struct Obj {
     pathname: u64,
     bpf_fd: u32,
     file_flags: u32,
@@ -77,15 +78,23 @@ impl PinnedLink {
     /// Opens the pin at `path`; `None` where there is none.
     pub(super) fn open(path: &Path) -> Result<Option<Self>, Error> {
         let failed = |source| Error::Bpf { call: "BPF_OBJ_GET", path: path.to_owned(), source };
-        let name = CString::new(path.as_os_str().as_bytes())
-            .map_err(|error| failed(io::Error::other(error)))?;
-        let mut attr = ObjGet { pathname: name.as_ptr().addr() as u64, bpf_fd: 0, file_flags: 0 };
+        let name = c_path(path).map_err(failed)?;
+        let mut attr = Obj { pathname: name.as_ptr().addr() as u64, bpf_fd: 0, file_flags: 0 };
         match bpf(BPF_OBJ_GET, &mut attr) {
             // SAFETY: the call succeeded, so this is a descriptor that nobody else owns.
             Ok(fd) => Ok(Some(Self(unsafe { OwnedFd::from_raw_fd(fd) }))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed(error)),
         }
+    }
+
+    /// Pins it at `path` too.
+    pub(super) fn pin(&self, path: &Path) -> Result<(), Error> {
+        let failed = |source| Error::Bpf { call: "BPF_OBJ_PIN", path: path.to_owned(), source };
+        let name = c_path(path).map_err(failed)?;
+        let bpf_fd = self.0.as_raw_fd().unsigned_abs();
+        let mut attr = Obj { pathname: name.as_ptr().addr() as u64, bpf_fd, file_flags: 0 };
+        bpf(BPF_OBJ_PIN, &mut attr).map(drop).map_err(failed)
     }
 
     /// Id of the cgroup it is attached to; 0 once that cgroup is gone.
@@ -143,6 +152,10 @@ pub(super) fn connect4(program: BorrowedFd<'_>, cgroup: &File) -> io::Result<Own
     let fd = bpf(BPF_LINK_CREATE, &mut attr)?;
     // SAFETY: the call succeeded, so this is a descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
 }
 
 /// `bpf(2)`: the kernel takes the attributes' size and treats what lies beyond it as zero.

@@ -15,8 +15,11 @@ mod metrics;
 mod namespaces;
 mod netlink;
 mod netns;
+mod own_pod;
+mod pins;
 mod programs;
 mod proof;
+mod reattach;
 mod rewriter;
 mod uninstall;
 
@@ -29,6 +32,7 @@ pub use self::{
     lease::Lease,
     marks::Marks,
     metrics::Verdicts,
+    own_pod::{may_hand_over, prepare},
     programs::{Interception, KernelLog, Parts},
     proof::{
         Metrics as ProofMetrics, Outlook, Part, Proof, ProofConfig, SUBCOMMAND as PROOF_CLIENT,
@@ -61,6 +65,24 @@ pub struct Config {
     pub operator_ports: [u16; 2],
     /// Whether the kernel programs write to the agent's log (at debug level).
     pub log: bool,
+}
+
+impl Config {
+    /// Programs alone at `cgroup`, with pins below `bpffs`: no guard, no filter of SYNs.
+    #[must_use]
+    pub fn new(cgroup: Option<PathBuf>, bpffs: PathBuf) -> Self {
+        Self {
+            cgroup,
+            bpffs,
+            host_network: HostNetworkPods::Pass,
+            mode: Mode::Enforce,
+            filters_syns: false,
+            guard: GuardConfig::default(),
+            proof_interval: Duration::from_secs(60),
+            operator_ports: [0; 2],
+            log: false,
+        }
+    }
 }
 
 /// Whether anything is changed at all.
@@ -123,11 +145,13 @@ pub enum Error {
     },
     /// Pins of a layout that this agent does not know.
     #[error(
-        "{path:?} holds pins of another layout than v{layout}: run that release's `kiam-agent uninstall` first"
+        "{path:?} holds pins of layout v{number}, newer than this agent's v{layout}: run that release or a newer one, or take the pins away with `kiam-agent uninstall` first"
     )]
-    OtherLayout {
+    NewerLayout {
         /// The folder.
         path: PathBuf,
+        /// Its layout.
+        number: u32,
         /// Ours.
         layout: u32,
     },

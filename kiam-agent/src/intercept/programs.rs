@@ -4,10 +4,7 @@ use std::{
     fmt,
     fs::{self, File},
     io,
-    os::{
-        fd::{AsFd as _, BorrowedFd},
-        unix::fs::DirBuilderExt as _,
-    },
+    os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
 };
 
@@ -21,15 +18,12 @@ use aya::{
     },
 };
 use aya_log::EbpfLogger;
-use kiam_common::{
-    CGROUP_PASS, CGROUP_PODS, LAYOUT,
-    redirect::{AgentPorts, Target},
-};
+use kiam_common::redirect::{AgentPorts, Target};
 use tracing::info;
 
 use super::{
     Cgroup, Config, Error, Flows, HostNetworkPods, Lease, Marks, Mode, Rewriter, UplinkProgram,
-    Verdicts, ancestors, guard, links::PinnedLink, netns,
+    Verdicts, ancestors, guard, links::PinnedLink, netns, own_pod::exempt_own_pod, pins,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
@@ -70,7 +64,10 @@ const GUARD: &str = "kiam_guard";
 pub struct Interception {
     ebpf: Ebpf,
     pins: PathBuf,
-    cgroup: Cgroup,
+    older: Vec<PathBuf>,
+    pub(super) cgroup: Cgroup,
+    /// `--cgroup`.
+    pub(super) given: Option<PathBuf>,
     programs: Vec<&'static str>,
     uplink: bool,
     filters_syns: bool,
@@ -98,6 +95,8 @@ pub struct Parts {
     pub uplink: Option<UplinkProgram>,
     /// What the programs write to the log, if they do.
     pub log: Option<KernelLog>,
+    /// The programs, to attach them again where that is needed.
+    pub programs: Interception,
 }
 
 /// Passes on what the kernel programs log; nothing is seen until it is flushed.
@@ -129,7 +128,7 @@ impl Interception {
     /// Whatever is missing on this machine; see [`Error`].
     pub fn load(config: &Config, target: Target) -> Result<Self, Error> {
         let cgroup = Cgroup::open(config.cgroup.as_deref())?;
-        let pins = pin_folder(&config.bpffs)?;
+        let (pins, older) = pins::open(&config.bpffs)?;
         let host_netns = netns::host_netns().map_err(|source| Error::File {
             what: "the node's network namespace cookie (SO_NETNS_COOKIE)",
             path: PathBuf::from("/proc/self/ns/net"),
@@ -152,7 +151,8 @@ impl Interception {
         let programs = programs(config, &cgroup)?;
         let filters_syns = config.filters_syns && config.mode == Mode::Enforce;
         let uplink = config.guard.uplink && config.mode == Mode::Enforce;
-        Ok(Self { ebpf, pins, cgroup, programs, uplink, filters_syns, log: config.log })
+        let (given, log) = (config.cgroup.clone(), config.log);
+        Ok(Self { ebpf, pins, older, cgroup, given, programs, uplink, filters_syns, log })
     }
 
     /// Attaches the programs, or replaces those of an earlier agent in place, and pins them. `listeners` are
@@ -162,47 +162,44 @@ impl Interception {
     ///
     /// The kernel's; what is attached already stays so, and a later attempt completes it.
     pub fn attach(mut self, listeners: &[BorrowedFd<'_>]) -> Result<Parts, Error> {
-        self.exempt_own_pod()?;
         self.mark(listeners)?;
+        self.attach_all()?;
+        let ebpf = &mut self.ebpf;
+        let log = if self.log { Some(KernelLog(EbpfLogger::init(ebpf)?)) } else { None };
+        let lease = Lease::new(array(ebpf, "LEASE")?);
+        let flows = Flows::new(hash(ebpf, "FLOWS")?, hash(ebpf, "NETNS")?);
+        let map = ebpf.take_map("COUNTERS").ok_or(Error::Missing("COUNTERS"))?;
+        let counters = PerCpuArray::try_from(map).map_err(map_error("COUNTERS"))?;
+        let rewriter = Rewriter::load(ebpf)?;
+        let uplink = match self.uplink {
+            true => Some(UplinkProgram::load(loader(&self.pins).load(OBJECT)?, self.pins.clone())?),
+            false => None,
+        };
+        Ok(Parts {
+            lease,
+            flows,
+            verdicts: Verdicts::new(counters),
+            cgroup: self.cgroup.clone(),
+            marks: Marks::open(&self.pins)?,
+            rewriter,
+            guards_packets: self.programs.contains(&GUARD),
+            uplink,
+            log,
+            programs: self,
+        })
+    }
+
+    /// Attaches every program to the pods' cgroup, over what an earlier agent left there.
+    pub(super) fn attach_all(&mut self) -> Result<(), Error> {
+        let map = self.ebpf.map_mut("CGROUPS").ok_or(Error::Missing("CGROUPS"))?;
+        // Borrowed: the programs that are still to be loaded need the map's descriptor.
+        exempt_own_pod(HashMap::try_from(map).map_err(map_error("CGROUPS"))?, &self.cgroup)?;
+        pins::adopt(&self.pins, &self.older, &self.programs)?;
         for name in self.programs.clone() {
             self.attach_one(name)?;
         }
         self.detach_others()?;
-        let guards_packets = self.programs.contains(&GUARD);
-        let Self { mut ebpf, pins, cgroup, uplink, log, .. } = self;
-        let marks = Marks::open(&pins)?;
-        let rewriter = Rewriter::load(&mut ebpf)?;
-        let uplink = match uplink {
-            true => Some(UplinkProgram::load(loader(&pins).load(OBJECT)?, pins)?),
-            false => None,
-        };
-        let log = if log { Some(KernelLog(EbpfLogger::init(&mut ebpf)?)) } else { None };
-        let lease = Lease::new(array(&mut ebpf, "LEASE")?);
-        let flows = Flows::new(hash(&mut ebpf, "FLOWS")?, hash(&mut ebpf, "NETNS")?);
-        let map = ebpf.take_map("COUNTERS").ok_or(Error::Missing("COUNTERS"))?;
-        let counters = PerCpuArray::try_from(map).map_err(map_error("COUNTERS"))?;
-        let verdicts = Verdicts::new(counters);
-        Ok(Parts { lease, flows, verdicts, cgroup, marks, rewriter, guards_packets, uplink, log })
-    }
-
-    /// The agent's own pod keeps the real IMDS. Entries of earlier agents' pods go.
-    fn exempt_own_pod(&mut self) -> Result<(), Error> {
-        let own = self.cgroup.pod_of_process(std::process::id());
-        // Borrowed: the programs that are still to be loaded need the map's descriptor.
-        let map = self.ebpf.map_mut("CGROUPS").ok_or(Error::Missing("CGROUPS"))?;
-        let mut cgroups: HashMap<&mut MapData, u64, u32> =
-            HashMap::try_from(map).map_err(map_error("CGROUPS"))?;
-        let pods = self.cgroup.id();
-        cgroups.insert(pods, CGROUP_PODS, 0).map_err(map_error("CGROUPS"))?;
-        if let Some(own) = own {
-            cgroups.insert(own, CGROUP_PASS, 0).map_err(map_error("CGROUPS"))?;
-        }
-        let is_other = |id: &u64| *id != pods && Some(*id) != own;
-        let others: Vec<u64> = cgroups.keys().flatten().filter(is_other).collect();
-        for id in others {
-            cgroups.remove(&id).map_err(map_error("CGROUPS"))?;
-        }
-        Ok(())
+        pins::tidy(&self.pins, &self.older)
     }
 
     /// Marks the agent's listeners, so that connect knows them, and puts the filter of SYNs before them.
@@ -228,7 +225,7 @@ impl Interception {
     }
 
     fn attach_one(&mut self, name: &'static str) -> Result<(), Error> {
-        let pin = self.pins.join(link_pin(name));
+        let pin = pins::link(&self.pins, name);
         let failed = |source| Error::Program { name, source };
         let program = self.ebpf.program_mut(name).ok_or(Error::Missing(name))?;
         let fd = load(program).map_err(failed)?.try_clone().map_err(|source| io(&pin, source))?;
@@ -239,7 +236,7 @@ impl Interception {
     /// Ends what an earlier agent, with other flags, had attached besides.
     fn detach_others(&self) -> Result<(), Error> {
         for name in ENFORCING.into_iter().chain([GUARD]) {
-            let pin = self.pins.join(link_pin(name));
+            let pin = pins::link(&self.pins, name);
             if !self.programs.contains(&name) && pin.exists() {
                 fs::remove_file(&pin).map_err(|source| io(&pin, source))?;
             }
@@ -277,11 +274,11 @@ fn programs(config: &Config, cgroup: &Cgroup) -> Result<Vec<&'static str>, Error
     Ok(programs)
 }
 
-fn link_pin(name: &str) -> String {
-    format!("link_{name}")
-}
-
 fn load(program: &mut Program) -> Result<&ProgramFd, ProgramError> {
+    // Loaded already when it is attached again.
+    if program.fd().is_ok() {
+        return program.fd();
+    }
     match &mut *program {
         Program::SockOps(program) => program.load()?,
         Program::CgroupSkb(program) => program.load()?,
@@ -348,7 +345,7 @@ fn replace_or(
     })?;
     // bpffs takes no dots in names.
     let mut fresh = pin.as_os_str().to_owned();
-    fresh.push("_new");
+    fresh.push(pins::DRAFT);
     let fresh = PathBuf::from(fresh);
     // A start that was cut short may have left one.
     let _ = fs::remove_file(&fresh);
@@ -360,29 +357,7 @@ fn io(path: &Path, source: io::Error) -> Error {
     Error::File { what: "pin", path: path.to_owned(), source }
 }
 
-/// Makes `<bpffs>/v<layout>`, for root alone.
-fn pin_folder(bpffs: &Path) -> Result<PathBuf, Error> {
-    let failed =
-        |source| Error::File { what: "make the pins' folder", path: bpffs.to_owned(), source };
-    let mut nearest = bpffs;
-    while !nearest.exists() {
-        nearest = nearest.parent().ok_or(Error::NotBpffs { path: bpffs.to_owned() })?;
-    }
-    let system = rustix::fs::statfs(nearest).map_err(|error| failed(error.into()))?;
-    if u64::try_from(system.f_type).ok() != Some(0xcafe_4a11) {
-        return Err(Error::NotBpffs { path: bpffs.to_owned() });
-    }
-    let pins = bpffs.join(format!("v{LAYOUT}"));
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&pins).map_err(failed)?;
-    for entry in fs::read_dir(bpffs).map_err(failed)?.flatten() {
-        if entry.path() != pins && entry.file_name().to_string_lossy().starts_with('v') {
-            return Err(Error::OtherLayout { path: entry.path(), layout: LAYOUT });
-        }
-    }
-    Ok(pins)
-}
-
-fn map_error(name: &'static str) -> impl Fn(aya::maps::MapError) -> Error {
+pub(super) fn map_error(name: &'static str) -> impl Fn(aya::maps::MapError) -> Error {
     move |source| Error::Map { name, source }
 }
 

@@ -1,11 +1,12 @@
 //! One connection, by hyper.
 
-use std::{convert::Infallible, pin::pin, sync::Arc};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
+use http::{HeaderValue, header::CONNECTION};
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt::set_tcp_user_timeout;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::sleep};
 use tracing::debug;
 
 use super::{Config, Metrics, PodService};
@@ -57,10 +58,17 @@ impl<S: PodService> Served<S> {
     async fn answer(mut self, stream: TcpStream, client: Result<Client, Unattested>) {
         let known = client.is_ok();
         let client = Arc::new(client);
+        let draining = self.drain.clone();
         let answer = service_fn(|request| {
-            let service = self.service.clone();
-            let client = client.clone();
-            async move { Ok::<_, Infallible>(service.call(client, request).await) }
+            let (service, client) = (self.service.clone(), client.clone());
+            let draining = draining.clone();
+            async move {
+                let mut response = service.call(client, request).await;
+                if draining.is_started() {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
+            }
         });
         let deadline =
             if known { self.config.header_deadline } else { self.config.stranger_deadline };
@@ -74,7 +82,7 @@ impl<S: PodService> Served<S> {
         let mut connection = pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = self.drain.started() => {
+            () = no_more_requests(&mut self.drain, self.config.last_requests) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -83,4 +91,11 @@ impl<S: PodService> Served<S> {
             debug!(%error, "Connection ended with an error");
         }
     }
+}
+
+/// hyper would close a connection whose first request is still on its way, so that comes a while after the
+/// drain began: see `last_requests`.
+async fn no_more_requests(drain: &mut Drain, last_requests: Duration) {
+    drain.started().await;
+    sleep(last_requests).await;
 }

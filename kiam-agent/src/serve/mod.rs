@@ -7,7 +7,9 @@ mod limits;
 mod metrics;
 mod relay;
 
-use std::{future::Future, mem::Discriminant, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::Future, mem::Discriminant, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -67,7 +69,13 @@ pub struct Config {
     pub stranger_deadline: Duration,
     /// How long the other end may leave what it is sent unread.
     pub unread_deadline: Duration,
-    /// How long what has begun may go on once the drain begins.
+    /// How long after the drain began connections are still accepted: what was redirected here just before
+    /// is on its way into the queue, and closing that resets it.
+    pub late_accepts: Duration,
+    /// How long after the drain began an open connection may bring further requests; each answer says that the
+    /// next belongs on a new connection.
+    pub last_requests: Duration,
+    /// How long what has begun may go on once no connection is accepted.
     pub drain_deadline: Duration,
     /// How long the connection to pass on to may take.
     pub relay_connect: Duration,
@@ -94,6 +102,8 @@ impl Default for Config {
             header_deadline: Duration::from_secs(60),
             stranger_deadline: Duration::from_secs(5),
             unread_deadline: Duration::from_secs(30),
+            late_accepts: Duration::from_millis(500),
+            last_requests: Duration::from_secs(1),
             drain_deadline: Duration::from_secs(5),
             relay_connect: Duration::from_secs(1),
             relay_idle: Duration::from_secs(60),
@@ -152,10 +162,27 @@ impl<S: PodService> Server<S> {
     async fn accept(self, listener: Listener) {
         let mut connections = JoinSet::new();
         let mut drain = self.drain.clone();
+        self.accept_until(drain.started(), &listener, &mut connections).await;
+        let late = sleep(self.config.late_accepts);
+        self.accept_until(late, &listener, &mut connections).await;
+        drop(listener);
+        let all = async { while connections.join_next().await.is_some() {} };
+        if timeout(self.config.drain_deadline, all).await.is_err() {
+            warn!("Connections were still open at the end of the drain");
+        }
+    }
+
+    async fn accept_until(
+        &self,
+        end: impl Future<Output = ()>,
+        listener: &Listener,
+        connections: &mut JoinSet<()>,
+    ) {
+        let mut end = pin!(end);
         loop {
             tokio::select! {
                 accepted = listener.socket.accept() => match accepted {
-                    Ok((stream, peer)) => self.take(stream, peer, &listener, &mut connections),
+                    Ok((stream, peer)) => self.take(stream, peer, listener, connections),
                     Err(error) => {
                         // Mostly "too many open files": it passes when connections close.
                         if let Some(left_out) = self.log.admit(Trouble::NotAccepted) {
@@ -170,13 +197,8 @@ impl<S: PodService> Server<S> {
                         error!(%error, "Connection's task failed");
                     }
                 }
-                () = drain.started() => break,
+                () = end.as_mut() => return,
             }
-        }
-        drop(listener);
-        let all = async { while connections.join_next().await.is_some() {} };
-        if timeout(self.config.drain_deadline, all).await.is_err() {
-            warn!("Connections were still open at the end of the drain");
         }
     }
 

@@ -469,6 +469,22 @@ async fn drain_closes_idle_connections_and_the_listener() {
     assert!(TcpStream::connect(node.addresses[0]).await.is_err());
 }
 
+#[tokio::test]
+async fn what_connected_before_the_drain_is_answered_and_told_to_connect_anew() {
+    let node = Fixture::with(Config::default()).await;
+    let mut silent = node.connect(2).await;
+    let mut known = node.connect(3).await;
+    assert!(!ask(&mut known).await.contains("connection: close"));
+    node.drain.start();
+    let mut late = node.connect(4).await;
+    for stream in [&mut silent, &mut known, &mut late] {
+        let answer = ask(stream).await;
+        assert!(answer.contains("200 OK") && answer.contains("connection: close"), "{answer}");
+        assert_eq!(read(stream).await, "", "closed after its answer");
+    }
+    timeout(Duration::from_secs(2), node.task).await.unwrap().unwrap();
+}
+
 /// A connection of peer `n` is served, within bounds.
 async fn eventually(node: &Fixture, n: u8) {
     for _ in 0..50 {

@@ -48,20 +48,26 @@ impl Agent {
     ///
     /// When it can't be run.
     pub fn start(lab: &Lab, binary: &Path, further: &[&str]) -> Result<Self> {
+        Self::start_by(lab.node.command(binary)?, lab, further)
+    }
+
+    /// Starts it by `command`, which ends in the agent's binary, such as one of a pod's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start`].
+    pub fn start_by(mut command: Command, lab: &Lab, further: &[&str]) -> Result<Self> {
         let node = lab.node.clone();
-        let log = node.folder().join("agent.log");
-        let output = File::options().create(true).append(true).open(&log);
-        let output = output.with_context(|| format!("opening {}", log.display()))?;
-        let mut command = node.command(binary)?;
+        let (log, output) = log_file(node.folder())?;
         command
             .env_clear()
             .env("NO_COLOR", "1")
-            .args(flags(lab)?)
+            .args(flags(lab, further)?)
             .args(further)
             .stdin(Stdio::null());
         command.stderr(output.try_clone().context("sharing the log")?).stdout(output);
         let child = command.spawn();
-        let child = child.with_context(|| format!("starting the agent {}", binary.display()))?;
+        let child = child.context("starting the agent")?;
         Ok(Self { child, log, node, exited: None })
     }
 
@@ -86,6 +92,31 @@ impl Agent {
         }
     }
 
+    /// Waits until its own log, of this run alone, says `text`.
+    ///
+    /// # Errors
+    ///
+    /// When the agent ends or `limit` passes first; with what it logged.
+    pub fn wait_said(&mut self, text: &str, limit: Duration) -> Result<()> {
+        let started = Instant::now();
+        while !self.said(text) {
+            if let Some(status) = self.status()? {
+                bail!("the agent ended with {status}; it said:\n{}", self.log());
+            }
+            if started.elapsed() > limit {
+                bail!("the agent did not say {text:?} in {limit:?}, but:\n{}", self.log());
+            }
+            thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// Whether its own log says `text`.
+    #[must_use]
+    pub fn said(&self, text: &str) -> bool {
+        self.log().contains(text)
+    }
+
     /// Asks the agent's own endpoint on the node's loopback.
     ///
     /// # Errors
@@ -100,7 +131,7 @@ impl Agent {
         exchange(&mut stream, &request).with_context(|| format!("asking for {path}"))
     }
 
-    /// Everything it has written, earlier runs on this node included.
+    /// Everything it has written.
     #[must_use]
     pub fn log(&self) -> String {
         fs::read(&self.log).map_or_else(
@@ -207,6 +238,7 @@ impl Lab {
     pub fn uninstall(&self, binary: &Path) -> Result<String> {
         let mut command: Command = self.node.command(binary)?;
         command.env_clear().arg("uninstall").arg("--bpffs").arg(self.pins());
+        command.arg("--state-dir").arg(self.state());
         let output = command.stdin(Stdio::null()).output().context("running uninstall")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned()
             + &String::from_utf8_lossy(&output.stderr);
@@ -216,6 +248,12 @@ impl Lab {
         Ok(text)
     }
 
+    /// The agent's state folder: what `--state-dir` names.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.node.folder().join("state")
+    }
+
     /// The agent's folder on the node's bpffs: what `--bpffs` names.
     #[must_use]
     pub fn pins(&self) -> PathBuf {
@@ -223,7 +261,24 @@ impl Lab {
     }
 }
 
-fn flags(lab: &Lab) -> Result<Vec<OsString>> {
+/// `agent.log`, `agent-2.log`, …: one a run, as of two that run each is asked what it said.
+fn log_file(folder: &Path) -> Result<(PathBuf, File)> {
+    let name =
+        |run: u32| if run == 1 { "agent.log".to_owned() } else { format!("agent-{run}.log") };
+    for path in (1..).map(|run| folder.join(name(run))) {
+        match File::options().create_new(true).append(true).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            opened => {
+                let file = opened.with_context(|| format!("opening {}", path.display()))?;
+                return Ok((path, file));
+            }
+        }
+    }
+    bail!("there is no name left for a log in {}", folder.display())
+}
+
+/// The flags of a plain installation, but for those that `further` has.
+fn flags(lab: &Lab, further: &[&str]) -> Result<Vec<OsString>> {
     let (host, port) = ADMIN;
     let flags: [(&str, OsString); 13] = [
         ("host", NODE_V4.to_string().into()),
@@ -233,15 +288,17 @@ fn flags(lab: &Lab) -> Result<Vec<OsString>> {
         ("kubeconfig", lab.kubeconfig()?.into()),
         ("cgroup", lab.node.kubepods().into()),
         ("bpffs", lab.pins().into()),
-        ("state-dir", lab.node.folder().join("state").into()),
+        ("state-dir", lab.state().into()),
         ("upstream", "http://169.254.169.254".into()),
         ("sts-endpoint", lab.sts.url().into()),
         ("region", REGION.into()),
         ("role-base-arn", role_base_arn().into()),
         ("level", "debug".into()),
     ];
+    let given = |name: &str| further.iter().any(|flag| flag.starts_with(&format!("--{name}=")));
     Ok(flags
         .into_iter()
+        .filter(|(name, _)| !given(name))
         .flat_map(|(name, value)| [OsString::from(format!("--{name}")), value])
         .collect())
 }

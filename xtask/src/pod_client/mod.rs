@@ -233,32 +233,38 @@ fn ask(options: &Options, attempt: &mut Attempt) -> io::Result<()> {
     if options.imds == Imds::V2 {
         let ttl = format!("X-aws-ec2-metadata-token-ttl-seconds: {TTL}\r\nContent-Length: 0\r\n");
         let request = options.request("PUT", "/latest/api/token", &ttl);
-        if !step(attempt, "token", &mut stream, &request)? {
+        if !step(attempt, "token", options, &mut stream, &request)? {
             return Ok(());
         }
         token = format!("X-aws-ec2-metadata-token: {}\r\n", attempt.body);
     }
     if let Some(path) = &options.path {
         let request = options.request(&options.method, path, &token);
-        return step(attempt, "get", &mut stream, &request).map(drop);
+        return step(attempt, "get", options, &mut stream, &request).map(drop);
     }
-    if !step(attempt, "list", &mut stream, &options.request("GET", CREDENTIALS, &token))? {
+    let request = options.request("GET", CREDENTIALS, &token);
+    if !step(attempt, "list", options, &mut stream, &request)? {
         return Ok(());
     }
     let role = attempt.body.clone();
     let request = options.request("GET", &format!("{CREDENTIALS}{role}"), &token);
     attempt.role = Some(role);
-    step(attempt, "get", &mut stream, &request).map(drop)
+    step(attempt, "get", options, &mut stream, &request).map(drop)
 }
 
-/// Sends one request; `false` when the answer is not 200, which ends the attempt.
+/// Sends one request, on a new connection where the answer before said that the old one ends; `false` when the
+/// answer is not 200, which ends the attempt.
 fn step(
     attempt: &mut Attempt,
     name: &str,
+    options: &Options,
     stream: &mut TcpStream,
     request: &str,
 ) -> io::Result<bool> {
     attempt.step = name.to_owned();
+    if attempt.headers.get("connection").is_some_and(|value| value == "close") {
+        *stream = open(options)?;
+    }
     let reply = wire::exchange(stream, request)?;
     attempt.status = Some(reply.status);
     attempt.headers = reply.headers;

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use xtask::lab::{LabPod, Node, PodSpec, fake::imds::Imds, skip};
 
 use super::*;
-use crate::intercept::{Config, GuardConfig, HostNetworkPods, Interception, Mode, uninstall};
+use crate::intercept::{Config, GuardConfig, HostNetworkPods, Interception, uninstall};
 
 /// No address of the node: what its kernel answers must not count.
 const SOURCE: [u8; 4] = [10, 77, 9, 9];
@@ -15,15 +15,9 @@ const SOURCE: [u8; 4] = [10, 77, 9, 9];
 /// A program that works by filters, as a new agent loads it.
 fn load(node: &Node) -> UplinkProgram {
     let config = Config {
-        cgroup: Some(node.kubepods().to_owned()),
-        bpffs: node.bpffs().join("kiam"),
         host_network: HostNetworkPods::Intercept,
-        mode: Mode::Enforce,
-        filters_syns: false,
         guard: GuardConfig { uplink: true, ..GuardConfig::default() },
-        proof_interval: Duration::from_secs(60),
-        operator_ports: [0; 2],
-        log: false,
+        ..Config::new(Some(node.kubepods().to_owned()), node.bpffs().join("kiam"))
     };
     let load = || Interception::load(&config, Target::default()).and_then(|it| it.attach(&[]));
     let parts = node.netns().enter(load).unwrap().unwrap();

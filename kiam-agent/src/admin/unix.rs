@@ -1,0 +1,131 @@
+//! The Unix sockets for operators: each agent has its own, for while one takes over from another there are two.
+//!
+//! `admin.<random>.sock` is a process's own, and `admin.sock` is a link to that of the agent that serves. `status`, which is the
+//! container's probe, must ask the agent of its own container: the kernel shows it the other end's process, as 0
+//! when that is of another container (`SO_PEERCRED` in another pid namespace). On the host, or in a pod that
+//! shares the host's processes, every agent can be seen, and the link decides.
+
+use std::{
+    fs, io,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::{Path, PathBuf},
+};
+
+use tokio::net::{UnixListener, UnixStream};
+
+/// Name of the link in the state folder.
+pub const SOCKET: &str = "admin.sock";
+
+/// Where a process's own socket is.
+#[derive(Debug)]
+pub struct OwnSocket {
+    state_dir: PathBuf,
+    name: String,
+}
+
+/// Binds a socket of this process's own in `state_dir`, for root alone. Sockets that dead agents left are removed.
+///
+/// # Errors
+///
+/// The system's.
+pub fn bind_unix(state_dir: &Path) -> io::Result<(UnixListener, OwnSocket)> {
+    sweep(state_dir);
+    let name = format!("admin.{:016x}.sock", fastrand::u64(..));
+    // Made under another name: what has the name listens.
+    let draft = state_dir.join(format!(".{name}"));
+    let listener = UnixListener::bind(&draft)?;
+    // Between bind and this, the folder's own mode (0700) keeps others out.
+    fs::set_permissions(&draft, fs::Permissions::from_mode(0o600))?;
+    fs::rename(&draft, state_dir.join(&name))?;
+    Ok((listener, OwnSocket { state_dir: state_dir.to_owned(), name }))
+}
+
+// === impl OwnSocket ===
+
+impl OwnSocket {
+    /// Lets the link lead to it: this is the agent that serves.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn link(&self) -> io::Result<()> {
+        let draft = self.state_dir.join(format!(".{}.link", self.name));
+        symlink(&self.name, &draft)?;
+        fs::rename(&draft, self.state_dir.join(SOCKET))
+    }
+}
+
+/// Connects to the agent of this process's own container.
+pub(super) async fn connect(state_dir: &Path) -> io::Result<UnixStream> {
+    let serving = UnixStream::connect(state_dir.join(SOCKET)).await;
+    if serving.as_ref().is_ok_and(is_near) {
+        return serving;
+    }
+    for path in sockets(state_dir) {
+        match UnixStream::connect(path).await {
+            Ok(stream) if is_near(&stream) => return Ok(stream),
+            _ => {}
+        }
+    }
+    serving.and(Err(io::Error::new(
+        io::ErrorKind::NotFound,
+        "the agents that listen there are of other containers",
+    )))
+}
+
+fn is_near(stream: &UnixStream) -> bool {
+    stream.peer_cred().is_ok_and(|peer| peer.pid().is_some_and(|pid| pid != 0))
+}
+
+fn sweep(state_dir: &Path) {
+    for path in sockets(state_dir) {
+        let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+        if std::os::unix::net::UnixStream::connect(&path).is_err_and(refused) {
+            // Another agent that starts may have been faster.
+            let _ = fs::remove_file(&path);
+        }
+    }
+}
+
+/// The agents' own sockets in `state_dir`.
+fn sockets(state_dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(state_dir).into_iter().flatten().flatten();
+    let own = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| {
+            name != SOCKET && name.starts_with("admin.") && name.ends_with(".sock")
+        })
+    };
+    entries.map(|entry| entry.path()).filter(own).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn link_leads_to_the_one_that_serves_and_what_is_dead_is_swept() {
+        let state = tempfile::tempdir().unwrap();
+        let bind = || bind_unix(state.path()).unwrap();
+        let error = connect(state.path()).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        drop(bind());
+        let (first, name) = bind();
+        name.link().unwrap();
+        assert_eq!(sockets(state.path()).len(), 1, "the dead one's is gone");
+        let (second, name) = bind();
+        assert_eq!(sockets(state.path()).len(), 2);
+        let target = fs::canonicalize(state.path().join(SOCKET)).unwrap();
+        assert_eq!(fs::metadata(target).unwrap().permissions().mode() & 0o777, 0o600);
+        let asked = connect(state.path()).await.unwrap();
+        first.accept().await.unwrap();
+        drop(asked);
+        name.link().unwrap();
+        let asked = connect(state.path()).await.unwrap();
+        second.accept().await.unwrap();
+        drop((asked, second));
+        // The one that served died: the one that is left is asked.
+        let _asked = connect(state.path()).await.unwrap();
+        first.accept().await.unwrap();
+    }
+}

@@ -1,0 +1,54 @@
+//! Passes the listening sockets from the agent that runs to its successor, so that no connection is refused
+//! between them.
+//!
+//! One exchange over a Unix socket in `--state-dir`: the successor asks, gets the sockets, and when it serves on
+//! them says that it took over. Until then the predecessor goes on as if nobody had asked; for an instant both
+//! accept from the same queue. Whoever listens at the socket's path is the agent of the node: a process that finds
+//! a living successor there has been relieved, even if it heard nothing.
+//!
+//! Who may ask: the folder is 0700, so only root of the node, and a container only where the folder is mounted.
+//! The peer's uid is compared with ours, and its process, where we can see it, is judged by the caller. Another
+//! container's process has no number here (`SO_PEERCRED` shows 0), so of that no more can be known; but who is
+//! root and reads this folder has the key of the session tokens already.
+
+mod message;
+mod offer;
+mod successor;
+
+use std::{io, path::Path};
+
+use tokio::net::UnixStream;
+
+pub use self::{
+    offer::{Ended, Offer},
+    successor::{Answer, Handover, ask, is_served},
+};
+
+/// Name of the Unix socket in the state folder.
+pub const SOCKET: &str = "handover.sock";
+
+/// Judges a peer's process by its number.
+pub type Trusted = Box<dyn Fn(u32) -> bool + Send + Sync>;
+
+/// Whether an agent listens in `state_dir`; it may hang.
+#[must_use]
+pub fn agent_runs(state_dir: &Path) -> bool {
+    std::os::unix::net::UnixStream::connect(state_dir.join(SOCKET)).is_ok()
+}
+
+/// Whether the other end is one to speak with; says why not.
+fn check(stream: &UnixStream, trusted: &Trusted) -> io::Result<()> {
+    let refused = |reason: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
+    let peer = stream.peer_cred()?;
+    let (uid, own) = (peer.uid(), rustix::process::geteuid().as_raw());
+    if uid != own {
+        return refused(format!("its user is {uid}, not {own}"));
+    }
+    match peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0) {
+        Some(pid) if !trusted(pid) => refused(format!("process {pid} belongs to a pod")),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+//! The end of the agent that starts.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+    time::{sleep, timeout},
+};
+use tracing::{debug, warn};
+
+use super::{SOCKET, Trusted, check, message};
+
+/// How long an agent that lives may take to answer.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
+/// A predecessor that is relieved by another successor closes without an answer; soon that one listens.
+const ATTEMPTS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What came of asking.
+#[derive(Debug)]
+pub enum Answer {
+    /// No agent runs.
+    Nobody,
+    /// One runs and gives nothing: it hangs, or does not speak with us.
+    Silent(String),
+    /// Its sockets.
+    Sockets(Handover),
+}
+
+/// Sockets of the agent that runs, which goes on serving until [`Handover::taken`].
+#[derive(Debug)]
+pub struct Handover {
+    stream: UnixStream,
+    sockets: Vec<TcpListener>,
+}
+
+/// Asks the agent that runs with this `state_dir` for its listening sockets.
+pub async fn ask(state_dir: &Path, trusted: &Trusted) -> Answer {
+    let mut answer = attempt(state_dir, trusted).await;
+    for _ in 1..ATTEMPTS {
+        match answer {
+            Ok(None) => sleep(PAUSE).await,
+            Ok(Some(answer)) => return answer,
+            Err(error) => return Answer::Silent(error.to_string()),
+        }
+        answer = attempt(state_dir, trusted).await;
+    }
+    match answer {
+        Ok(Some(answer)) => answer,
+        Ok(None) => Answer::Silent("it closes the connection".to_owned()),
+        Err(error) => Answer::Silent(error.to_string()),
+    }
+}
+
+/// Whether an agent that does not hang serves with this `state_dir`.
+pub async fn is_served(state_dir: &Path, trusted: &Trusted) -> bool {
+    let exchange = async {
+        let mut stream = UnixStream::connect(state_dir.join(SOCKET)).await?;
+        check(&stream, trusted)?;
+        stream.write_all(message::PRESENCE).await?;
+        stream.read_u8().await
+    };
+    let answer = timeout(ANSWER_DEADLINE, exchange).await;
+    answer.is_ok_and(|answer| answer.is_ok_and(|byte| byte == message::PRESENT))
+}
+
+/// One exchange; `None` when the other end closed.
+async fn attempt(state_dir: &Path, trusted: &Trusted) -> io::Result<Option<Answer>> {
+    let mut stream = match UnixStream::connect(state_dir.join(SOCKET)).await {
+        Ok(stream) => stream,
+        Err(error) if gone(&error) => return Ok(Some(Answer::Nobody)),
+        Err(error) => return Err(error),
+    };
+    check(&stream, trusted)?;
+    let exchange = async {
+        match stream.write_all(message::REQUEST).await {
+            Err(error) if gone(&error) => Ok(None),
+            Err(error) => Err(error),
+            Ok(()) => message::receive(&stream).await,
+        }
+    };
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it does not answer within 2 s");
+    match timeout(ANSWER_DEADLINE, exchange).await.map_err(late)? {
+        Ok(Some(sockets)) => Ok(Some(Answer::Sockets(Handover { stream, sockets }))),
+        Ok(None) => Ok(None),
+        Err(error) if gone(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Errors that a process which ended leaves.
+fn gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+    )
+}
+
+// === impl Handover ===
+
+impl Handover {
+    /// The socket that listens at `address`, if the predecessor had one.
+    pub fn take(&mut self, address: SocketAddr) -> Option<TcpListener> {
+        let at = |socket: &TcpListener| socket.local_addr().is_ok_and(|local| local == address);
+        let index = self.sockets.iter().position(at)?;
+        Some(self.sockets.swap_remove(index))
+    }
+
+    /// Whether the predecessor still waits for the last word.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        // It sends nothing more: what can be read is its end.
+        let read = self.stream.try_read(&mut [0]);
+        matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Tells the predecessor that it is relieved; `false` when it could not be told.
+    pub async fn taken(mut self) -> bool {
+        match self.stream.write_all(&[message::TAKEN]).await {
+            Ok(()) => {
+                debug!("The agent before this one is relieved");
+                true
+            }
+            Err(error) => {
+                warn!(%error, "The agent before this one could not be told that it is relieved");
+                false
+            }
+        }
+    }
+}

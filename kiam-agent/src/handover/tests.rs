@@ -1,0 +1,142 @@
+//! Both ends, over a real socket.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener},
+    os::unix::{fs::PermissionsExt as _, net::UnixStream as Blocking},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use tempfile::TempDir;
+use tokio::{net::UnixListener, task::JoinHandle, time::timeout};
+
+use super::*;
+use crate::lifecycle::{self, DrainSignal};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+struct Predecessor {
+    folder: TempDir,
+    pods: SocketAddr,
+    abandoned: Arc<AtomicU32>,
+    signal: DrainSignal,
+    ended: JoinHandle<Ended>,
+}
+
+fn everybody() -> Trusted {
+    Box::new(|_| true)
+}
+
+fn stand(folder: TempDir, trusted: Trusted) -> Predecessor {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let pods = listener.local_addr().unwrap();
+    let abandoned = Arc::new(AtomicU32::new(0));
+    let (signal, drain) = lifecycle::drain();
+    let count = abandoned.clone();
+    let abandon = move || {
+        count.fetch_add(1, Ordering::Relaxed);
+    };
+    let offer = Offer::bind(folder.path()).unwrap();
+    let ended = tokio::spawn(offer.stand(vec![listener.into()], trusted, abandon, drain));
+    Predecessor { folder, pods, abandoned, signal, ended }
+}
+
+async fn given(folder: &TempDir) -> Handover {
+    match ask(folder.path(), &everybody()).await {
+        Answer::Sockets(handover) => handover,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn successor_gets_the_same_sockets_and_relieves() {
+    let predecessor = stand(tempfile::tempdir().unwrap(), everybody());
+    let path = predecessor.folder.path().join(SOCKET);
+    assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
+    let mut handover = given(&predecessor.folder).await;
+    assert!(handover.take("127.0.0.1:1".parse().unwrap()).is_none());
+    let socket = handover.take(predecessor.pods).unwrap();
+    assert!(handover.is_awaited() && !predecessor.ended.is_finished());
+    assert!(handover.taken().await);
+    assert_eq!(timeout(PATIENCE, predecessor.ended).await.unwrap().unwrap(), Ended::Taken);
+    // The predecessor's end of the socket is closed, and what connects now waits in the same queue.
+    let _client = std::net::TcpStream::connect(predecessor.pods).unwrap();
+    socket.accept().unwrap();
+}
+
+#[tokio::test]
+async fn successor_that_dies_is_forgotten_and_the_next_one_served() {
+    let predecessor = stand(tempfile::tempdir().unwrap(), everybody());
+    assert!(is_served(predecessor.folder.path(), &everybody()).await);
+    drop(given(&predecessor.folder).await);
+    let handover = given(&predecessor.folder).await;
+    assert_eq!(predecessor.abandoned.load(Ordering::Relaxed), 1);
+    assert!(handover.taken().await);
+    assert_eq!(timeout(PATIENCE, predecessor.ended).await.unwrap().unwrap(), Ended::Taken);
+}
+
+#[tokio::test]
+async fn successor_of_an_agent_that_dies_half_way_has_the_sockets() {
+    let predecessor = stand(tempfile::tempdir().unwrap(), everybody());
+    let mut handover = given(&predecessor.folder).await;
+    let socket = handover.take(predecessor.pods).unwrap();
+    predecessor.ended.abort();
+    assert!(timeout(PATIENCE, predecessor.ended).await.unwrap().is_err());
+    assert!(!handover.is_awaited());
+    assert!(!handover.taken().await);
+    let _client = std::net::TcpStream::connect(predecessor.pods).unwrap();
+    socket.accept().unwrap();
+}
+
+#[tokio::test]
+async fn end_of_the_agent_withdraws_the_offer() {
+    let predecessor = stand(tempfile::tempdir().unwrap(), everybody());
+    predecessor.signal.start();
+    assert_eq!(timeout(PATIENCE, predecessor.ended).await.unwrap().unwrap(), Ended::Withdrawn);
+    let answer = ask(predecessor.folder.path(), &everybody()).await;
+    assert!(matches!(answer, Answer::Nobody), "{answer:?}");
+}
+
+#[tokio::test]
+async fn agent_that_heard_nothing_finds_out_that_it_is_relieved() {
+    let mut predecessor = stand(tempfile::tempdir().unwrap(), everybody());
+    // One that listens there and died is no successor.
+    drop(Offer::bind(predecessor.folder.path()).unwrap());
+    let early = timeout(Duration::from_secs(3), &mut predecessor.ended).await;
+    assert!(early.is_err(), "{early:?}");
+    drop(given(&predecessor.folder).await);
+    let _successor = Offer::bind(predecessor.folder.path()).unwrap();
+    assert_eq!(timeout(PATIENCE, predecessor.ended).await.unwrap().unwrap(), Ended::Taken);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn untrusted_processes_and_other_protocols_get_nothing() {
+    let own = std::process::id();
+    let nobody: Trusted = Box::new(move |pid| pid != own);
+    let cases = [(nobody, &b"kiam-handover 1\n"[..]), (everybody(), b"kiam-handover 9\n")];
+    for (trusted, request) in cases {
+        let predecessor = stand(tempfile::tempdir().unwrap(), trusted);
+        let mut stream = Blocking::connect(predecessor.folder.path().join(SOCKET)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(request).unwrap();
+        // Reset, where it did not even read.
+        let read = stream.read(&mut [0; 8]).unwrap_or_default();
+        assert_eq!(read, 0);
+    }
+}
+
+#[tokio::test]
+async fn successor_gives_up_on_an_agent_that_hangs_and_on_one_it_does_not_trust() {
+    let folder = tempfile::tempdir().unwrap();
+    let _hangs = UnixListener::bind(folder.path().join(SOCKET)).unwrap();
+    let answer = ask(folder.path(), &everybody()).await;
+    assert!(matches!(&answer, Answer::Silent(why) if why.contains("2 s")), "{answer:?}");
+    assert!(!is_served(folder.path(), &everybody()).await);
+    let none: Trusted = Box::new(|_| false);
+    let answer = ask(folder.path(), &none).await;
+    assert!(matches!(&answer, Answer::Silent(why) if why.contains("pod")), "{answer:?}");
+}

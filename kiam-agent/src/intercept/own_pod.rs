@@ -1,0 +1,68 @@
+//! The agents' own pods: their traffic is left alone, and they may speak with each other.
+
+use std::path::Path;
+
+use aya::maps::{HashMap, Map, MapData};
+use kiam_common::{CGROUP_PASS, CGROUP_PODS};
+use tracing::warn;
+
+use super::{Cgroup, Config, Error, pins, programs::map_error};
+
+const CGROUPS: &str = "CGROUPS";
+
+/// Checks what can be checked before there is a listener, and marks the agent's own pod in the maps of an agent
+/// that runs, if one does: that one is asked for its sockets, and answers no other pod.
+///
+/// # Errors
+///
+/// Whatever is missing on this machine; see [`Error`].
+pub fn prepare(config: &Config) -> Result<(), Error> {
+    let cgroup = Cgroup::open(config.cgroup.as_deref())?;
+    let (pins, older) = pins::open(&config.bpffs)?;
+    for map in older.iter().chain([&pins]).filter_map(|folder| marks(folder)) {
+        exempt_own_pod(map, &cgroup)?;
+    }
+    Ok(())
+}
+
+/// Whether process `pid` is an agent's or the host's: it runs in no pod, or in one that is marked, or in ours.
+#[must_use]
+pub fn may_hand_over(config: &Config, pid: u32) -> bool {
+    let Ok(cgroup) = Cgroup::open(config.cgroup.as_deref()) else { return false };
+    let Some(pod) = cgroup.pod_of_process(pid) else { return true };
+    if cgroup.pod_of_process(std::process::id()) == Some(pod) {
+        return true;
+    }
+    let Ok((pins, _)) = pins::open(&config.bpffs) else { return false };
+    marks(&pins).is_some_and(|marks| marks.get(&pod, 0).is_ok_and(|mark| mark == CGROUP_PASS))
+}
+
+/// The agent's own pod keeps the real IMDS. Entries of agents whose pods are gone go; the agent that runs beside
+/// this one keeps its own until it is gone too.
+pub(super) fn exempt_own_pod<M: std::borrow::BorrowMut<MapData>>(
+    mut cgroups: HashMap<M, u64, u32>,
+    cgroup: &Cgroup,
+) -> Result<(), Error> {
+    cgroups.insert(cgroup.id(), CGROUP_PODS, 0).map_err(map_error(CGROUPS))?;
+    if let Some(own) = cgroup.pod_of_process(std::process::id()) {
+        cgroups.insert(own, CGROUP_PASS, 0).map_err(map_error(CGROUPS))?;
+    }
+    let gone = |id: &u64| {
+        cgroup.path_of(*id).is_err_and(|error| error.raw_os_error() == Some(libc::ESTALE))
+    };
+    let stale: Vec<u64> = cgroups.keys().flatten().filter(gone).collect();
+    for id in stale {
+        // Another agent may have been faster.
+        if let Err(error) = cgroups.remove(&id) {
+            warn!(%error, "Entry of an agent that is gone not removed");
+        }
+    }
+    Ok(())
+}
+
+/// The marked cgroups that are pinned in `folder`; an older layout may have them in another form.
+fn marks(folder: &Path) -> Option<HashMap<MapData, u64, u32>> {
+    let path = folder.join(CGROUPS);
+    let map = path.exists().then(|| MapData::from_pin(path).ok()).flatten()?;
+    HashMap::try_from(Map::from_map_data(map).ok()?).ok()
+}

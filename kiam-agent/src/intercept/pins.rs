@@ -1,0 +1,132 @@
+//! The folders of pins, `<bpffs>/v<layout>`: the number is that of the maps' layout.
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use kiam_common::LAYOUT;
+
+use super::{Error, links::PinnedLink};
+
+/// `BPF_FS_MAGIC` of `linux/magic.h`.
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+/// Ends the name of a pin that is about to be renamed over another.
+pub(super) const DRAFT: &str = "_new";
+
+/// Makes our folder, for root alone; returns it and those of older layouts.
+pub(super) fn open(bpffs: &Path) -> Result<(PathBuf, Vec<PathBuf>), Error> {
+    let failed =
+        |source| Error::File { what: "make the pins' folder", path: bpffs.to_owned(), source };
+    let mut nearest = bpffs;
+    while !nearest.exists() {
+        nearest = nearest.parent().ok_or(Error::NotBpffs { path: bpffs.to_owned() })?;
+    }
+    let system = rustix::fs::statfs(nearest).map_err(|error| failed(error.into()))?;
+    if u64::try_from(system.f_type).ok() != Some(BPF_FS_MAGIC) {
+        return Err(Error::NotBpffs { path: bpffs.to_owned() });
+    }
+    let mut others = layouts(bpffs)?;
+    if let Some((number, path)) = others.iter().find(|(number, _)| *number > LAYOUT) {
+        return Err(Error::NewerLayout { path: path.clone(), number: *number, layout: LAYOUT });
+    }
+    others.retain(|(number, _)| *number < LAYOUT);
+    let pins = bpffs.join(format!("v{LAYOUT}"));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&pins).map_err(failed)?;
+    Ok((pins, others.into_iter().map(|(_, path)| path).collect()))
+}
+
+/// Every layout's folder below `bpffs`, oldest first.
+pub(super) fn layouts(bpffs: &Path) -> Result<Vec<(u32, PathBuf)>, Error> {
+    let entries = match fs::read_dir(bpffs) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => {
+            return Err(Error::File { what: "read", path: bpffs.to_owned(), source });
+        }
+    };
+    let number = |path: &Path| path.file_name()?.to_str()?.strip_prefix('v')?.parse().ok();
+    let paths = entries.flatten().map(|entry| entry.path());
+    let mut found: Vec<(u32, PathBuf)> =
+        paths.filter_map(|path| Some((number(&path)?, path))).collect();
+    found.sort();
+    Ok(found)
+}
+
+/// Pins the links of `older` layouts in `pins` too, where there are none yet: there they are updated in place
+/// like our own, so that the programs are attached at every instant.
+pub(super) fn adopt(pins: &Path, older: &[PathBuf], programs: &[&str]) -> Result<(), Error> {
+    // The newest first.
+    for folder in older.iter().rev() {
+        for program in programs {
+            let (from, to) = (link(folder, program), link(pins, program));
+            if PinnedLink::open(&to)?.is_none()
+                && let Some(link) = PinnedLink::open(&from)?
+            {
+                link.pin(&to)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes what a start that was cut short left in `pins`, and the `older` layouts: whatever of them is still
+/// attached was adopted, or is of a program that is no more.
+pub(super) fn tidy(pins: &Path, older: &[PathBuf]) -> Result<(), Error> {
+    for file in files(pins)? {
+        if file.to_string_lossy().ends_with(DRAFT) {
+            remove_file(&file)?;
+        }
+    }
+    remove(older.to_vec()).map(drop)
+}
+
+/// Removes the folders with what is in them, links before maps; says what it removed. What is gone already
+/// is not told.
+pub(super) fn remove(folders: Vec<PathBuf>) -> Result<Vec<PathBuf>, Error> {
+    let mut pinned = Vec::new();
+    for folder in &folders {
+        pinned.extend(files(folder)?);
+    }
+    // Links before maps: `false` sorts first.
+    pinned.sort_by_key(|path| {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        (!name.is_some_and(|name| name.starts_with("link_")), path.clone())
+    });
+    let mut removed = Vec::new();
+    for file in pinned {
+        if remove_file(&file)? {
+            removed.push(file);
+        }
+    }
+    for folder in folders {
+        match fs::remove_dir(&folder) {
+            Ok(()) => removed.push(folder),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(Error::File { what: "remove", path: folder, source }),
+        }
+    }
+    Ok(removed)
+}
+
+fn remove_file(file: &Path) -> Result<bool, Error> {
+    match fs::remove_file(file) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(Error::File { what: "remove", path: file.to_owned(), source }),
+    }
+}
+
+fn files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    match fs::read_dir(folder) {
+        Ok(entries) => Ok(entries.flatten().map(|entry| entry.path()).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(Error::File { what: "read", path: folder.to_owned(), source }),
+    }
+}
+
+/// Where the link of `program` is pinned.
+pub(super) fn link(folder: &Path, program: &str) -> PathBuf {
+    folder.join(format!("link_{program}"))
+}

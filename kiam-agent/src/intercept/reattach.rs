@@ -1,0 +1,32 @@
+//! Attaching the programs again while the agent runs.
+
+use super::{Cgroup, Error, Interception};
+
+impl Interception {
+    /// Whether the pods' cgroup is still the one that the programs are attached to.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        self.cgroup.is_there()
+    }
+
+    /// Attaches the programs to the pods' cgroup that has come in the place of the one that is gone, which
+    /// is returned. New links are renamed over the old ones' pins.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cgroup`] or [`Error::NoCgroup`] while there is none; the kernel's.
+    pub fn follow(&mut self) -> Result<Cgroup, Error> {
+        self.cgroup = Cgroup::open(self.given.as_deref())?;
+        self.attach_all()?;
+        Ok(self.cgroup.clone())
+    }
+
+    /// Puts these programs back where another agent put its own and did not come to serve.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn reassert(&mut self) -> Result<(), Error> {
+        self.attach_all()
+    }
+}

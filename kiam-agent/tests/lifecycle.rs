@@ -1,0 +1,260 @@
+//! What is left on the node by other agents, and what this one leaves: pins, cgroups, the end.
+
+#![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use kiam_agent::intercept::{self, Error, Interception, Parts, uninstall};
+use kiam_common::redirect::Target;
+use tokio::time::Instant;
+use xtask::{
+    lab::{
+        self, Agent, Lab, LabPod, NODE_V4, Node, PodSpec, fake::imds::NODE_ACCESS_KEY, role_arn,
+    },
+    pod_client::{Attempt, Options},
+};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn start(lab: &Lab, further: &[&str]) -> Agent {
+    let mut agent = Agent::start(lab, Path::new(AGENT), further).unwrap();
+    agent.wait_ready(LIMIT).unwrap();
+    agent
+}
+
+fn pod(lab: &Lab, role: &str) -> LabPod {
+    lab.pod(PodSpec::new("shop", role).role(role)).unwrap()
+}
+
+fn assert_served(lab: &Lab, pod: &LabPod, role: &str) {
+    let attempt = pod.credentials().unwrap();
+    assert_eq!(lab.role_of(&attempt), Some(role_arn(role)), "{attempt:?}");
+}
+
+fn assert_no_packets(lab: &Lab, pod: &LabPod) {
+    let packets = lab.imds.packets();
+    for address in pod.ips() {
+        assert_eq!(packets.get(&address), None, "packets of {address} got to IMDS: {packets:?}");
+    }
+}
+
+/// What is pinned in `folder`.
+fn pins(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().map(Result::unwrap);
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// Loads and attaches in the node's namespace, as the agent does.
+fn attach(node: &Node) -> Result<Parts, Error> {
+    let cgroup = Some(node.kubepods().to_owned());
+    let config = intercept::Config::new(cgroup, node.bpffs().join("kiam"));
+    let target = Target { v4: NODE_V4.octets(), v4_port: 3100, ..Target::default() };
+    let load = || Interception::load(&config, target).and_then(|loaded| loaded.attach(&[]));
+    node.netns().enter(load).unwrap()
+}
+
+/// Asks while `work` is done; what came of it.
+fn meanwhile(pod: &LabPod, for_ms: u64, work: impl FnOnce()) -> Vec<Attempt> {
+    let asking = Options { for_ms: Some(for_ms), timeout_ms: 300, ..Options::default() };
+    let asked = pod.ask_meanwhile(&asking).unwrap();
+    work();
+    asked.join().unwrap().unwrap()
+}
+
+#[test]
+fn older_layout_is_taken_over_with_no_instant_without_programs() {
+    if lab::skip("older_layout_is_taken_over_with_no_instant_without_programs") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = start(&lab, &[]);
+    let pod = pod(&lab, "orders");
+    assert_served(&lab, &pod, "orders");
+    let (current, older) = (lab.pins().join("v1"), lab.pins().join("v0"));
+    let before = pins(&current);
+    assert!(before.iter().any(|name| name == "link_kiam_sendmsg6"), "{before:?}");
+    agent.kill().unwrap();
+    let attempts = meanwhile(&pod, 3000, || {
+        fs::rename(&current, &older).unwrap();
+        // A program of the old release that the new one has no more.
+        fs::rename(older.join("link_kiam_sendmsg6"), older.join("link_kiam_gone")).unwrap();
+        agent = start(&lab, &[]);
+    });
+    assert!(attempts.iter().any(|attempt| attempt.status == Some(200)), "none was answered");
+    assert!(!older.exists(), "{:?}", pins(&older));
+    assert_eq!(pins(&current), before);
+    assert_served(&lab, &pod, "orders");
+    assert_no_packets(&lab, &pod);
+}
+
+#[test]
+fn newer_layout_is_refused_with_a_sentence() {
+    if lab::skip("newer_layout_is_refused_with_a_sentence") {
+        return;
+    }
+    let node = Node::start().unwrap();
+    let folder = node.bpffs().join("kiam");
+    attach(&node).unwrap();
+    fs::rename(folder.join("v1"), folder.join("v2")).unwrap();
+    let error = attach(&node).unwrap_err().to_string();
+    for part in ["v2", "newer than this agent's v1", "uninstall"] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert_eq!(pins(&folder), ["v2"], "nothing is made beside it");
+    // What is needed to go on, though it is of a layout that is not known.
+    let removed = uninstall(&folder).unwrap();
+    let folder = folder.join("v2").display().to_string();
+    assert!(removed.contains(&folder), "{removed:?}");
+    attach(&node).unwrap();
+}
+
+#[test]
+fn half_finished_start_is_completed() {
+    if lab::skip("half_finished_start_is_completed") {
+        return;
+    }
+    let node = Node::start().unwrap();
+    let pod = node.pod(PodSpec::new("default", "a").with_uid().unwrap()).unwrap();
+    let folder = node.bpffs().join("kiam/v1");
+    attach(&node).unwrap();
+    let whole = pins(&folder);
+    // Some links are missing, some maps too, one link waits to be renamed over another.
+    for name in ["link_kiam_sock_ops", "link_kiam_connect4", "LEASE", "COUNTERS"] {
+        fs::remove_file(folder.join(name)).unwrap();
+    }
+    let stray = folder.join("link_kiam_connect6_new");
+    fs::rename(folder.join("link_kiam_connect6"), &stray).unwrap();
+    let mut parts = attach(&node).unwrap();
+    assert_eq!(pins(&folder), whole);
+    parts.lease.renew().unwrap();
+    let listener = node.netns().listen((NODE_V4, 3100).into()).unwrap();
+    let attempt = thread::scope(|scope| {
+        let options = Options { timeout_ms: 500, ..Options::get("/latest/") };
+        let asking = scope.spawn(move || pod.ask_once(&options).unwrap());
+        let (stream, peer) = listener.accept().unwrap();
+        let local = stream.local_addr().unwrap();
+        let taken = |netns: &u64| parts.flows.take(*netns, peer, local).unwrap();
+        assert!(parts.flows.namespaces().iter().find_map(taken).is_some(), "attested");
+        drop(stream);
+        asking.join().unwrap()
+    });
+    assert_ne!(attempt.error.as_deref(), Some("ETIMEDOUT"), "{attempt:?}");
+}
+
+/// Removes a cgroup in which nothing runs, with those below it.
+fn remove(cgroup: &Path) {
+    for entry in fs::read_dir(cgroup).unwrap().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            remove(&entry.path());
+        }
+    }
+    fs::remove_dir(cgroup).unwrap();
+}
+
+/// Makes another cgroup in the place of the pods'.
+fn recreate(root: &Path) {
+    let held = File::open(root).unwrap();
+    remove(root);
+    fs::create_dir(root).unwrap();
+    let ids = (held.metadata().unwrap().ino(), fs::metadata(root).unwrap().ino());
+    assert_ne!(ids.0, ids.1, "another cgroup");
+}
+
+#[test]
+fn recreated_pods_cgroup_is_followed() {
+    if lab::skip("recreated_pods_cgroup_is_followed") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = start(&lab, &[]);
+    let first = pod(&lab, "orders");
+    assert_served(&lab, &first, "orders");
+    lab.delete(first);
+    let root = lab.node.kubepods().to_owned();
+    for round in 0..2 {
+        recreate(&root);
+        let said = "The pods' cgroup was re-created; kernel programs attached to it";
+        let count = |agent: &Agent| agent.log().matches(said).count();
+        eventually("not noticed", || count(&agent) > round);
+        agent.wait_ready(LIMIT).unwrap();
+        let next = pod(&lab, "reports");
+        assert_served(&lab, &next, "reports");
+        assert_no_packets(&lab, &next);
+        lab.delete(next);
+    }
+    // While there is none, the agent is not ready and says why.
+    remove(&root);
+    eventually("still ready", || {
+        let reply = agent.admin("/ready").unwrap();
+        reply.status == 503 && reply.body.contains("pods' cgroup")
+    });
+    fs::create_dir(&root).unwrap();
+    agent.wait_ready(LIMIT).unwrap();
+    let last = pod(&lab, "invoices");
+    assert_served(&lab, &last, "invoices");
+    assert_no_packets(&lab, &last);
+}
+
+#[test]
+fn detach_on_exit_takes_everything_away_unless_another_agent_serves() {
+    if lab::skip("detach_on_exit_takes_everything_away_unless_another_agent_serves") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut old = start(&lab, &["--detach-on-exit"]);
+    let pod = pod(&lab, "orders");
+    assert_served(&lab, &pod, "orders");
+    let mut new = start(&lab, &["--detach-on-exit"]);
+    old.wait_said("A newer agent serves", LIMIT).unwrap();
+    assert!(old.terminate().unwrap().success());
+    assert_served(&lab, &pod, "orders");
+    assert_no_packets(&lab, &pod);
+    assert!(new.terminate().unwrap().success());
+    assert!(pins(&lab.pins()).is_empty(), "{:?}", pins(&lab.pins()));
+    // The kernel lets go of links a little after their last pin.
+    eventually("still attached", || {
+        pod.credentials().unwrap().field("AccessKeyId").as_deref() == Some(NODE_ACCESS_KEY)
+    });
+}
+
+#[test]
+fn uninstall_says_what_it_removed_and_not_under_a_running_agent() {
+    if lab::skip("uninstall_says_what_it_removed_and_not_under_a_running_agent") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = start(&lab, &[]);
+    let pod = pod(&lab, "orders");
+    let refusal = format!("{:#}", lab.uninstall(Path::new(AGENT)).unwrap_err());
+    assert!(refusal.contains("an agent runs on this node"), "{refusal}");
+    assert_served(&lab, &pod, "orders");
+    assert!(agent.terminate().unwrap().success());
+    let folder = lab.pins().join("v1");
+    let mut removed: Vec<PathBuf> = pins(&folder).iter().map(|name| folder.join(name)).collect();
+    removed.push(folder);
+    let said = lab.uninstall(Path::new(AGENT)).unwrap();
+    for path in removed {
+        assert!(said.contains(&format!("removed {}", path.display())), "{path:?}: {said}");
+    }
+    let again = lab.uninstall(Path::new(AGENT)).unwrap();
+    assert!(again.contains("nothing is installed"), "{again}");
+}
+
+/// Waits until `true_at_last` is.
+fn eventually(what: &str, true_at_last: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !true_at_last() {
+        assert!(started.elapsed() < Duration::from_secs(20), "{what}, even after 20 s");
+        thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,458 @@
+//! One agent after another on a lab node: no request fails between them, whatever becomes of either.
+
+#![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use kiam_agent::intercept::{self, Interception};
+use kiam_common::redirect::Target;
+use tokio::time::Instant;
+use xtask::{
+    lab::{self, Agent, Lab, LabPod, NODE_V4, PodSpec, fake::imds::NODE_ACCESS_KEY, role_arn},
+    pod_client::{Attempt, Options, Via},
+};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
+const LIMIT: Duration = Duration::from_secs(60);
+const SERVES: &str = "Listening";
+const RELIEVED: &str = "A newer agent serves";
+const THREADS: usize = 4;
+
+fn begin(lab: &Lab, further: &[&str]) -> Agent {
+    Agent::start(lab, Path::new(AGENT), further).unwrap()
+}
+
+/// An agent that serves, alone or as the successor of the one that did.
+fn start(lab: &Lab, further: &[&str]) -> Agent {
+    let mut agent = begin(lab, further);
+    agent.wait_said(SERVES, LIMIT).unwrap();
+    agent.wait_ready(LIMIT).unwrap();
+    agent
+}
+
+fn pod(lab: &Lab, role: &str) -> LabPod {
+    lab.pod(PodSpec::new("shop", role).role(role)).unwrap()
+}
+
+fn assert_served(lab: &Lab, pod: &LabPod, role: &str) {
+    let attempt = pod.credentials().unwrap();
+    assert_eq!(attempt.status, Some(200), "{attempt:?}");
+    assert_eq!(lab.role_of(&attempt), Some(role_arn(role)), "{attempt:?}");
+}
+
+fn assert_no_packets(lab: &Lab, pods: &[&LabPod]) {
+    let packets = lab.imds.packets();
+    for address in pods.iter().flat_map(|pod| pod.ips()) {
+        assert_eq!(packets.get(&address), None, "packets of {address} got to IMDS: {packets:?}");
+    }
+}
+
+/// What `status` says of the agent that it finds, run with `prefix` before it.
+fn status(lab: &Lab, prefix: &[&str]) -> (bool, String) {
+    let words: Vec<&str> = prefix.iter().copied().chain([AGENT, "status", "--state-dir"]).collect();
+    let mut command: Command = lab.node.command(words[0]).unwrap();
+    let output = command.args(&words[1..]).arg(lab.state()).stdin(Stdio::null()).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Several clients in each of the pods, asking all the while until `work` is done.
+struct Load<'a> {
+    lab: &'a Lab,
+    clients: Vec<(&'static str, thread::JoinHandle<Vec<Attempt>>)>,
+}
+
+impl<'a> Load<'a> {
+    fn start(lab: &'a Lab, pods: &[(&'static str, LabPod)], for_ms: u64) -> Self {
+        let asking = Options { for_ms: Some(for_ms), pause_ms: 2, ..Options::default() };
+        let clients = pods.iter().flat_map(|(role, pod)| {
+            let asking = &asking;
+            (0..THREADS).map(move |_| {
+                let client = pod.ask_meanwhile(asking).unwrap();
+                (*role, thread::spawn(move || client.join().unwrap().unwrap()))
+            })
+        });
+        Self { lab, clients: clients.collect() }
+    }
+
+    /// Asserts that every attempt got its own role's credentials; how many there were.
+    fn finish(self) -> usize {
+        let mut count = 0;
+        let mut failed = Vec::new();
+        for (role, client) in self.clients {
+            for attempt in client.join().unwrap() {
+                count += 1;
+                let good = attempt.status == Some(200)
+                    && attempt.error.is_none()
+                    && self.lab.role_of(&attempt) == Some(role_arn(role));
+                if !good {
+                    failed.push((role, attempt));
+                }
+            }
+        }
+        assert!(failed.is_empty(), "{} of {count} failed: {:?}", failed.len(), &failed[..1]);
+        count
+    }
+}
+
+fn three_pods(lab: &Lab) -> [(&'static str, LabPod); 3] {
+    let pods = ["orders", "reports", "invoices"].map(|role| (role, pod(lab, role)));
+    for (role, pod) in &pods {
+        assert_served(lab, pod, role);
+    }
+    pods
+}
+
+#[test]
+fn twenty_takeovers_under_load_fail_no_request() {
+    if lab::skip("twenty_takeovers_under_load_fail_no_request") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = start(&lab, &[]);
+    let pods = three_pods(&lab);
+    let started = Instant::now();
+    let mut asked = 0;
+    for round in 0..20 {
+        let load = Load::start(&lab, &pods, 2000);
+        let next = start(&lab, &[]);
+        agent.wait_said(RELIEVED, LIMIT).unwrap();
+        assert!(agent.terminate().unwrap().success(), "round {round}");
+        agent = next;
+        asked += load.finish();
+    }
+    println!("{asked} attempts in {:?} across 20 takeovers", started.elapsed());
+    assert!(asked > 1000, "{asked} attempts are no load");
+    assert_no_packets(&lab, &pods.each_ref().map(|(_, pod)| pod));
+}
+
+#[test]
+fn successor_with_another_port_takes_over_without_a_gap() {
+    if lab::skip("successor_with_another_port_takes_over_without_a_gap") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = start(&lab, &[]);
+    let pods = three_pods(&lab);
+    for port in ["--port=3200", "--port=0", "--port=3100"] {
+        let load = Load::start(&lab, &pods, 3000);
+        let next = start(&lab, &[port]);
+        agent.wait_said(RELIEVED, LIMIT).unwrap();
+        assert!(agent.terminate().unwrap().success(), "{port}");
+        agent = next;
+        load.finish();
+    }
+    assert_no_packets(&lab, &pods.each_ref().map(|(_, pod)| pod));
+}
+
+#[test]
+fn relieved_agent_stays_alive_and_unready_and_leaves_the_lease() {
+    if lab::skip("relieved_agent_stays_alive_and_unready_and_leaves_the_lease") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut old = start(&lab, &[]);
+    let pod = pod(&lab, "orders");
+    assert_served(&lab, &pod, "orders");
+    let mut new = start(&lab, &[]);
+    old.wait_said(RELIEVED, LIMIT).unwrap();
+    // On the host every agent can be seen, and the newest is asked.
+    assert_eq!(status(&lab, &[]), (true, "ready\n".to_owned()));
+    let (ready, text) = status(&lab, &["unshare", "--pid", "--fork"]);
+    assert!(!ready && text.contains("of other containers"), "{text}");
+    new.kill().unwrap();
+    let (ready, text) = status(&lab, &[]);
+    assert!(!ready && text.contains("pending: handed over to a newer agent"), "{text}");
+    // The old one accepts for an instant longer, and then nobody does.
+    eventually("the relieved agent still serves", || {
+        pod.credentials().unwrap().error.as_deref() == Some("ECONNREFUSED")
+    });
+    let _third = start(&lab, &[]);
+    assert!(old.terminate().unwrap().success());
+    for _ in 0..20 {
+        assert_served(&lab, &pod, "orders");
+    }
+    assert_no_packets(&lab, &[&pod]);
+}
+
+/// A successor that asks for the sockets, and nothing more until it is dropped.
+fn half_a_successor(lab: &Lab) -> UnixStream {
+    let mut stream = UnixStream::connect(lab.state().join("handover.sock")).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    stream.write_all(b"kiam-handover 1\n").unwrap();
+    // Their number; the sockets themselves are closed by the kernel, as nothing here takes them.
+    let mut count = [0];
+    stream.read_exact(&mut count).unwrap();
+    assert_eq!(count, [2], "the pods' socket and the admin port");
+    stream
+}
+
+/// Attaches the programs, with a target where nobody listens, as a successor does before it serves.
+fn attach_to_nowhere(lab: &Lab) {
+    let cgroup = Some(lab.node.kubepods().to_owned());
+    let config = intercept::Config::new(cgroup, lab.pins());
+    let target = Target { v4: NODE_V4.octets(), v4_port: 3999, ..Target::default() };
+    let attach =
+        || Interception::load(&config, target).and_then(|loaded| loaded.attach(&[])).map(drop);
+    lab.node.netns().enter(attach).unwrap().unwrap();
+}
+
+#[test]
+fn probe_asks_the_agent_of_its_own_container() {
+    if lab::skip("probe_asks_the_agent_of_its_own_container") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    // To `SO_PEERCRED`, a container is a process namespace.
+    let begin = || {
+        let mut command = lab.node.command("unshare").unwrap();
+        command.args(["--pid", "--fork", "--kill-child", AGENT]);
+        Agent::start_by(command, &lab, &[]).unwrap()
+    };
+    let probe = |agent: &Agent| {
+        let pid = agent.pid();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        status(&lab, &["nsenter", "--pid", "--target", children.trim()])
+    };
+    let mut old = begin();
+    old.wait_said(SERVES, LIMIT).unwrap();
+    eventually("not ready", || probe(&old) == (true, "ready\n".to_owned()));
+    lab.kubernetes.stop();
+    let mut new = begin();
+    // While it warms up it is alive, and says what it waits for; the one that serves is ready.
+    eventually("the new agent does not answer", || {
+        let (ready, text) = probe(&new);
+        !ready && text.contains("pending: pods")
+    });
+    assert_eq!(probe(&old), (true, "ready\n".to_owned()));
+    lab.kubernetes.restart().unwrap();
+    new.wait_said(SERVES, LIMIT).unwrap();
+    eventually("not ready", || probe(&new) == (true, "ready\n".to_owned()));
+    eventually("the old agent is not relieved", || {
+        let (ready, text) = probe(&old);
+        !ready
+            && text == "pending: handed over to a newer agent\npending: kernel programs attached\n"
+    });
+}
+
+#[test]
+fn successor_that_dies_half_way_leaves_the_old_agent_serving() {
+    if lab::skip("successor_that_dies_half_way_leaves_the_old_agent_serving") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut old = start(&lab, &[]);
+    let pods = three_pods(&lab);
+    let load = Load::start(&lab, &pods, 6000);
+    drop(half_a_successor(&lab));
+    // Killed while it warms up, at ever later moments, until it gets to serve.
+    for pause in (1..).map(|n| Duration::from_millis(20 * n)) {
+        let mut successor = begin(&lab, &["--port=3200"]);
+        thread::sleep(pause);
+        successor.freeze().unwrap();
+        if successor.said("Socket taken over") || pause > Duration::from_millis(300) {
+            break;
+        }
+        successor.kill().unwrap();
+    }
+    load.finish();
+    assert!(!old.said(RELIEVED), "{}", old.log());
+    // One that had replaced the programs: the old agent puts its own back.
+    let successor = half_a_successor(&lab);
+    attach_to_nowhere(&lab);
+    assert_eq!(pods[0].1.credentials().unwrap().error.as_deref(), Some("ECONNREFUSED"));
+    drop(successor);
+    old.wait_said("Kernel programs are in place", LIMIT).unwrap();
+    eventually("the old agent does not serve", || {
+        pods[0].1.credentials().is_ok_and(|attempt| attempt.status == Some(200))
+    });
+    let load = Load::start(&lab, &pods, 2000);
+    let _successor = start(&lab, &[]);
+    old.wait_said(RELIEVED, LIMIT).unwrap();
+    load.finish();
+    assert_no_packets(&lab, &pods.each_ref().map(|(_, pod)| pod));
+}
+
+#[test]
+fn successor_that_knows_nothing_does_not_take_over() {
+    if lab::skip("successor_that_knows_nothing_does_not_take_over") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut old = start(&lab, &[]);
+    let pods = three_pods(&lab);
+    lab.kubernetes.stop();
+    let mut new = begin(&lab, &[]);
+    new.wait_said("Not taking over before everything is there", LIMIT).unwrap();
+    for (role, pod) in &pods {
+        assert_served(&lab, pod, role);
+    }
+    assert!(!old.said(RELIEVED));
+    // Pods, but none of the credentials that the old one holds.
+    lab.sts.stop();
+    lab.kubernetes.restart().unwrap();
+    new.wait_said("Credentials not issued", LIMIT).unwrap();
+    for (role, pod) in &pods {
+        assert_served(&lab, pod, role);
+    }
+    assert!(!old.said(RELIEVED));
+    let load = Load::start(&lab, &pods, 5000);
+    lab.sts.restart().unwrap();
+    new.wait_said(SERVES, LIMIT).unwrap();
+    old.wait_said(RELIEVED, LIMIT).unwrap();
+    load.finish();
+}
+
+#[test]
+fn successor_of_an_agent_that_is_killed_waits_no_longer() {
+    if lab::skip("successor_of_an_agent_that_is_killed_waits_no_longer") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut old = start(&lab, &[]);
+    let pod = pod(&lab, "orders");
+    assert_served(&lab, &pod, "orders");
+    lab.kubernetes.stop();
+    let mut new = begin(&lab, &[]);
+    new.wait_said("Not taking over before everything is there", LIMIT).unwrap();
+    old.kill().unwrap();
+    new.wait_said(SERVES, LIMIT).unwrap();
+    assert_eq!(pod.credentials().unwrap().status, Some(404), "unknown yet");
+    lab.kubernetes.restart().unwrap();
+    new.wait_ready(LIMIT).unwrap();
+    assert_served(&lab, &pod, "orders");
+    assert_no_packets(&lab, &[&pod]);
+}
+
+#[test]
+fn successor_of_an_agent_that_hangs_waits_for_its_end() {
+    if lab::skip("successor_of_an_agent_that_hangs_waits_for_its_end") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut old = start(&lab, &[]);
+    let pod = pod(&lab, "orders");
+    assert_served(&lab, &pod, "orders");
+    old.freeze().unwrap();
+    let mut new = begin(&lab, &[]);
+    new.wait_said("gives no sockets; waiting for its end", LIMIT).unwrap();
+    assert!(!new.said(SERVES));
+    // The liveness probe has it killed.
+    old.kill().unwrap();
+    new.wait_said(SERVES, LIMIT).unwrap();
+    new.wait_ready(LIMIT).unwrap();
+    assert_served(&lab, &pod, "orders");
+    assert_no_packets(&lab, &[&pod]);
+}
+
+#[test]
+fn agent_that_hung_while_it_was_replaced_finds_out_and_leaves_the_lease() {
+    if lab::skip("agent_that_hung_while_it_was_replaced_finds_out_and_leaves_the_lease") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut old = start(&lab, &[]);
+    let pod = pod(&lab, "orders");
+    assert_served(&lab, &pod, "orders");
+    old.freeze().unwrap();
+    // Nothing that the old one holds is in its way.
+    let mut new = begin(&lab, &["--port=3200", "--admin=127.0.0.1:3201"]);
+    new.wait_said(SERVES, LIMIT).unwrap();
+    assert_served(&lab, &pod, "orders");
+    old.thaw().unwrap();
+    old.wait_said(RELIEVED, LIMIT).unwrap();
+    assert!(old.terminate().unwrap().success());
+    for _ in 0..20 {
+        assert_served(&lab, &pod, "orders");
+    }
+    assert_no_packets(&lab, &[&pod]);
+}
+
+/// What the agent that runs answers to `python`, which is run by `command`.
+fn ask_for_sockets(lab: &Lab, mut python: Command, uid: u32) -> String {
+    let path = lab.state().join("handover.sock");
+    let script = format!(
+        "import os,socket,array\nos.setresgid({uid},{uid},{uid})\nos.setresuid({uid},{uid},{uid})\n\
+         s=socket.socket(socket.AF_UNIX)\ns.settimeout(20)\ns.connect({path:?})\n\
+         try:\n\
+         \x20s.sendall(b'kiam-handover 1\\n')\n\
+         \x20data,fds,_,_=socket.recv_fds(s,1,8)\n\
+         except (ConnectionResetError,BrokenPipeError): data,fds=b'',[]\n\
+         print(len(data),len(fds))"
+    );
+    let output = python.args(["-c", &script]).stdin(Stdio::null()).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&text).trim().to_owned()
+}
+
+#[test]
+fn sockets_are_given_to_the_hosts_root_alone() {
+    if lab::skip("sockets_are_given_to_the_hosts_root_alone") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let agent = start(&lab, &[]);
+    let thief = pod(&lab, "orders");
+    let host = || lab.node.command("python3").unwrap();
+    assert!(ask_for_sockets(&lab, host(), 65534).contains("PermissionError"), "by the folder");
+    // What the folder's mode would have kept out.
+    for (path, mode) in [(lab.state(), 0o777), (lab.state().join("handover.sock"), 0o666)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    assert_eq!(ask_for_sockets(&lab, host(), 65534), "0 0", "another user");
+    assert_eq!(ask_for_sockets(&lab, thief.command("python3").unwrap(), 0), "0 0", "a pod's root");
+    assert_eq!(ask_for_sockets(&lab, host(), 0), "1 2", "the host's root");
+    for reason in ["its user is 65534", "belongs to a pod"] {
+        assert!(agent.said(reason), "{reason}: {}", agent.log());
+    }
+}
+
+#[test]
+fn agents_in_pods_of_their_own_take_over_and_keep_the_nodes_role() {
+    if lab::skip("agents_in_pods_of_their_own_take_over_and_keep_the_nodes_role") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let agent_pod =
+        |name: &str| lab.node.pod(PodSpec::new("kube-system", name).host_network()).unwrap();
+    // Intercepted like any other pod, were they not the agents' own.
+    let flags =
+        ["--host-network-pods=intercept", "--host=10.77.0.1,fd77::1", "--metrics=127.0.0.1:3102"];
+    let begin = |pod: &LabPod| Agent::start_by(pod.command(AGENT).unwrap(), &lab, &flags).unwrap();
+    let (first, second) = (agent_pod("kiam-agent-1"), agent_pod("kiam-agent-2"));
+    let mut old = begin(&first);
+    old.wait_said(SERVES, LIMIT).unwrap();
+    let pod = pod(&lab, "orders");
+    assert_served(&lab, &pod, "orders");
+    let mut new = begin(&second);
+    new.wait_said(SERVES, LIMIT).unwrap();
+    old.wait_said(RELIEVED, LIMIT).unwrap();
+    assert_eq!(new.log().matches("Socket taken over").count(), 4, "{}", new.log());
+    assert_served(&lab, &pod, "orders");
+    let v6 = pod.ask_once(&Options { via: Via::V6, ..Options::default() }).unwrap();
+    assert_eq!(lab.role_of(&v6), Some(role_arn("orders")), "{v6:?}");
+    for agent in [&first, &second] {
+        let attempt = agent.credentials().unwrap();
+        assert_eq!(attempt.field("AccessKeyId").as_deref(), Some(NODE_ACCESS_KEY), "{attempt:?}");
+    }
+    assert!(old.terminate().unwrap().success());
+    assert_served(&lab, &pod, "orders");
+    assert_no_packets(&lab, &[&pod]);
+}
+
+/// Waits until `true_at_last` is.
+fn eventually(what: &str, true_at_last: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !true_at_last() {
+        assert!(started.elapsed() < Duration::from_secs(20), "{what}, even after 20 s");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
