@@ -2,7 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
 
-use std::{path::Path, time::Duration};
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::Stdio,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 use xtask::{
@@ -138,4 +143,71 @@ fn cgroups_that_no_kubelet_made_are_no_pods() {
     }
     assert!(!agent.log().contains('\u{1b}'), "paths are escaped in the log");
     assert_role(&lab, &thief.credentials().unwrap(), "reports");
+}
+
+/// Opens `count` connections to the service, says how many there are, and holds them until its input ends.
+const HOLD: &str = r#"ulimit -n 4096
+open=0
+for _ in $(seq "$0"); do
+  exec {fd}<>/dev/tcp/169.254.169.254/80 && open=$((open + 1))
+done 2>/dev/null
+echo "$open"
+read -r _
+"#;
+
+#[test]
+fn connections_that_a_pod_holds_are_limited_and_no_others_trouble() {
+    if lab::skip("connections_that_a_pod_holds_are_limited_and_no_others_trouble") {
+        return;
+    }
+    let (agent, lab) = ready(&["--host-network-pods=intercept"]);
+    let host_pod = |name: &str| PodSpec::new("shop", name).role(name).host_network();
+    let flooding = [
+        lab.pod(PodSpec::new("shop", "flood").role("flood")).unwrap(),
+        lab.pod(host_pod("host-flood")).unwrap(),
+    ];
+    let others = [
+        lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap(),
+        lab.pod(host_pod("reports")).unwrap(),
+    ];
+    for (pod, role) in others.iter().zip(["orders", "reports"]) {
+        assert_role(&lab, &pod.credentials().unwrap(), role);
+    }
+    let mut floods = Vec::new();
+    for pod in &flooding {
+        let mut command = pod.command("bash").unwrap();
+        command.args(["-c", HOLD, "900"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        floods.push(command.spawn().unwrap());
+    }
+    for flood in &mut floods {
+        let mut opened = String::new();
+        BufReader::new(flood.stdout.as_mut().unwrap()).read_line(&mut opened).unwrap();
+        assert!(opened.trim().parse::<u32>().unwrap() >= 512, "{opened}");
+    }
+    for _ in 0..5 {
+        for (pod, role) in others.iter().zip(["orders", "reports"]) {
+            assert_role(&lab, &pod.credentials().unwrap(), role);
+        }
+    }
+    let metrics = agent.admin("/metrics").unwrap().body;
+    let over = metrics.lines().find_map(|line| {
+        line.strip_prefix("kiam_serve_connections_total{identity=\"OverLimit\"} ")
+    });
+    // 900 of each, of which 512 stay.
+    assert_eq!(over.map(str::parse), Some(Ok(2 * (900_u32 - 512))), "{metrics}");
+    let log = agent.log();
+    let lines = log.matches("Too many connections").count();
+    assert!((2..50).contains(&lines), "{lines}");
+    for mut flood in floods {
+        drop(flood.stdin.take());
+        flood.wait().unwrap();
+    }
+    for (pod, role) in flooding.iter().zip(["flood", "host-flood"]) {
+        let until = Instant::now() + Duration::from_secs(5);
+        let mut attempt = pod.credentials().unwrap();
+        while attempt.status != Some(200) && Instant::now() < until {
+            attempt = pod.credentials().unwrap();
+        }
+        assert_role(&lab, &attempt, role);
+    }
 }
