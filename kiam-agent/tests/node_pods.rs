@@ -2,15 +2,20 @@
 
 #![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
 
-use std::{path::Path, time::Duration};
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::Stdio,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 use xtask::{
     lab::{
-        self, Agent, Cgroup, Lab, Layout, PodSpec,
+        self, Agent, Cgroup, Lab, Layout, NODE_NAME, PodSpec, client_binary,
         fake::{
             imds::{NODE_ACCESS_KEY, NODE_ROLE},
-            kubernetes::Resource,
+            kubernetes::{NamespaceRecord, PodRecord, Resource},
         },
         role_arn,
     },
@@ -138,4 +143,152 @@ fn cgroups_that_no_kubelet_made_are_no_pods() {
     }
     assert!(!agent.log().contains('\u{1b}'), "paths are escaped in the log");
     assert_role(&lab, &thief.credentials().unwrap(), "reports");
+}
+
+/// Opens `count` connections to the service, says how many there are, and holds them until its input ends.
+const HOLD: &str = r#"ulimit -n 4096
+open=0
+for _ in $(seq "$0"); do
+  exec {fd}<>/dev/tcp/169.254.169.254/80 && open=$((open + 1))
+done 2>/dev/null
+echo "$open"
+read -r _
+"#;
+
+#[test]
+fn connections_that_a_pod_holds_are_limited_and_no_others_trouble() {
+    if lab::skip("connections_that_a_pod_holds_are_limited_and_no_others_trouble") {
+        return;
+    }
+    let (agent, lab) = ready(&["--host-network-pods=intercept"]);
+    let host_pod = |name: &str| PodSpec::new("shop", name).role(name).host_network();
+    let flooding = [
+        lab.pod(PodSpec::new("shop", "flood").role("flood")).unwrap(),
+        lab.pod(host_pod("host-flood")).unwrap(),
+    ];
+    let others = [
+        lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap(),
+        lab.pod(host_pod("reports")).unwrap(),
+    ];
+    for (pod, role) in others.iter().zip(["orders", "reports"]) {
+        assert_role(&lab, &pod.credentials().unwrap(), role);
+    }
+    let mut floods = Vec::new();
+    for pod in &flooding {
+        let mut command = pod.command("bash").unwrap();
+        command.args(["-c", HOLD, "900"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        floods.push(command.spawn().unwrap());
+    }
+    for flood in &mut floods {
+        let mut opened = String::new();
+        BufReader::new(flood.stdout.as_mut().unwrap()).read_line(&mut opened).unwrap();
+        assert!(opened.trim().parse::<u32>().unwrap() >= 512, "{opened}");
+    }
+    for _ in 0..5 {
+        for (pod, role) in others.iter().zip(["orders", "reports"]) {
+            assert_role(&lab, &pod.credentials().unwrap(), role);
+        }
+    }
+    let metrics = agent.admin("/metrics").unwrap().body;
+    let over = metrics.lines().find_map(|line| {
+        line.strip_prefix("kiam_serve_connections_total{identity=\"OverLimit\"} ")
+    });
+    // 900 of each, of which 512 stay.
+    assert_eq!(over.map(str::parse), Some(Ok(2 * (900_u32 - 512))), "{metrics}");
+    let log = agent.log();
+    let lines = log.matches("Too many connections").count();
+    assert!((2..50).contains(&lines), "{lines}");
+    for mut flood in floods {
+        drop(flood.stdin.take());
+        flood.wait().unwrap();
+    }
+    for (pod, role) in flooding.iter().zip(["flood", "host-flood"]) {
+        let until = Instant::now() + Duration::from_secs(5);
+        let mut attempt = pod.credentials().unwrap();
+        while attempt.status != Some(200) && Instant::now() < until {
+            attempt = pod.credentials().unwrap();
+        }
+        assert_role(&lab, &attempt, role);
+    }
+}
+
+#[test]
+fn static_pods_are_known_by_their_mirrors_where_the_operator_has_them() {
+    if lab::skip("static_pods_are_known_by_their_mirrors_where_the_operator_has_them") {
+        return;
+    }
+    let (agent, lab) = ready(&["--static-pod-namespaces=kube-system,node-system"]);
+    // The kubelet names the cgroup after its hash of the manifest; the API gives the mirror a UID of its own.
+    let cast = [
+        ("node-system", "registry", "5f6c3a1b2d4e5f60718293a4b5c6d7e8", 200),
+        ("shop", "forger", "6f6c3a1b2d4e5f60718293a4b5c6d7e8", 404),
+    ];
+    for (n, (namespace, name, hash, status)) in cast.into_iter().enumerate() {
+        let mut spec = PodSpec::new(namespace, name);
+        spec.uid = Some(hash.to_owned());
+        let pod = lab.node.pod(spec).unwrap();
+        lab.kubernetes.ensure_namespace(&NamespaceRecord::new(namespace));
+        let uid = format!("0f8fad5b-d9cb-469f-a165-70867728950{n}");
+        let mirror = PodRecord::scheduled(namespace, name, &uid, NODE_NAME)
+            .annotation("kubernetes.io/config.mirror", hash)
+            .annotation("kubernetes.io/config.hash", hash)
+            .annotation("iam.amazonaws.com/role", name)
+            .running(&pod.ips());
+        lab.kubernetes.apply_pod(&mirror);
+        let known = format!("kiam_cluster_pods {}\n", n + 1);
+        let until = Instant::now() + Duration::from_secs(5);
+        while !agent.admin("/metrics").unwrap().body.contains(&known) {
+            assert!(Instant::now() < until, "{name} does not get known");
+        }
+        let attempt = pod.credentials().unwrap();
+        assert_eq!(attempt.status, Some(status), "{attempt:?}");
+        assert_eq!(lab.role_of(&attempt), (status == 200).then(|| role_arn(name)));
+    }
+}
+
+/// Goes down from the cgroup `$1`, `$2` levels of the name `$3`, and runs the rest there.
+const DESCEND: &str = r#"set -e
+cd -P "$1"; depth=$2; name=$3; shift 3
+while [ $depth -gt 0 ]; do mkdir -p "$name"; cd -P "$name"; depth=$((depth - 1)); done
+echo 0 > cgroup.procs
+exec "$@"
+"#;
+
+/// Cgroups below this one, deeper than a path can say; they go from the inside.
+struct Depths<'a>(&'a Path);
+
+impl Drop for Depths<'_> {
+    fn drop(&mut self) {
+        let mut find = std::process::Command::new("find");
+        find.arg(self.0).args(["-mindepth", "1", "-depth", "-type", "d"]);
+        let removed = find.args(["-execdir", "rmdir", "{}", ";"]).status().unwrap();
+        assert!(removed.success() || std::thread::panicking());
+    }
+}
+
+#[test]
+fn a_cgroup_whose_path_is_too_long_refuses_its_own_processes_alone() {
+    if lab::skip("a_cgroup_whose_path_is_too_long_refuses_its_own_processes_alone") {
+        return;
+    }
+    let (agent, lab) = ready(&[]);
+    let victim = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    let deep = lab.pod(PodSpec::new("shop", "deep").role("reports")).unwrap();
+    assert_role(&lab, &victim.credentials().unwrap(), "orders");
+    let disguise =
+        format!("kubepods-pod{}.slice{}", victim.uid().replace('-', "_"), "x".repeat(180));
+    let _depths = Depths(deep.cgroup().path());
+    for (depth, status) in [("3", 200), ("24", 403)] {
+        let mut command = deep.netns().command("bash");
+        command.args(["-c", DESCEND, "descend"]).arg(deep.cgroup().path());
+        command.args([depth, &disguise]).arg(client_binary().unwrap()).arg("in-pod");
+        let output = command.args(Options::default().to_args()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let attempt: Attempt = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(attempt.status, Some(status), "{attempt:?}");
+        assert_eq!(lab.role_of(&attempt), (status == 200).then(|| role_arn("reports")));
+        assert_role(&lab, &victim.credentials().unwrap(), "orders");
+        assert_role(&lab, &deep.credentials().unwrap(), "reports");
+    }
+    assert!(agent.log().contains("File name too long"), "it says why");
 }

@@ -30,6 +30,9 @@ use crate::{
     telemetry::LogLimit,
 };
 
+/// Connections that may wait to be accepted; tokio's 128 are fewer than a node's pods open at once, and a
+/// SYN that finds no place is sent again only after a second. The system may allow fewer (`somaxconn`).
+const BACKLOG: i32 = 4096;
 /// How often the same trouble with connections is logged.
 const LOG_PERIOD: Duration = Duration::from_secs(1);
 
@@ -125,6 +128,10 @@ pub async fn run<S: PodService>(
     let log = Arc::new(LogLimit::new(LOG_PERIOD));
     let mut loops = JoinSet::new();
     for listener in listeners {
+        // What listens may be told to listen again: only the length of its queue changes.
+        if let Err(error) = rustix::net::listen(&listener.socket, BACKLOG) {
+            warn!(%error, "Listener keeps its short queue");
+        }
         let server = Server {
             service: service.clone(),
             config,

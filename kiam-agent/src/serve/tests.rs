@@ -286,6 +286,21 @@ async fn a_flood_of_strangers_is_one_line_of_the_log() {
 }
 
 #[tokio::test]
+async fn a_burst_of_connections_waits_in_the_queue() {
+    let node = Fixture::with(Config::default()).await;
+    let address = node.addresses[0];
+    assert!(ask(&mut node.connect(2).await).await.contains("200 OK"));
+    // Nothing is accepted meanwhile, for this thread is the runtime's.
+    let connect = |n| {
+        let stream = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(500));
+        stream.unwrap_or_else(|error| panic!("connection {n}: {error}"))
+    };
+    let burst: Vec<_> = (0..500).map(connect).collect();
+    drop(burst);
+    eventually(&node, 3).await;
+}
+
+#[tokio::test]
 async fn heads_have_limits() {
     let node = Fixture::with(Config::default()).await;
     let head = |target: &str, fields: &str| {
