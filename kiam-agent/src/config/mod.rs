@@ -1,6 +1,7 @@
 //! Flags and environment into a tree of part configs, reporting all mistakes.
 
 mod flags;
+mod interception;
 mod scan;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ use clap::{CommandFactory as _, Parser as _};
 pub use self::values::Hosts;
 use self::{
     flags::{CommandLine, Flags, Subcommands},
+    interception::interception,
     values::Mistakes,
     warnings::warnings,
 };
@@ -312,46 +314,6 @@ fn cluster(flags: &Flags, mistakes: &mut Mistakes) -> Option<cluster::Config> {
         sync_interval: interval?,
         stall: SECOND * 90,
     })
-}
-
-fn interception(flags: &Flags, mistakes: &mut Mistakes) -> (Option<intercept::Config>, Identity) {
-    let on = mistakes.one_of("interceptor", &flags.interceptor, &[("ebpf", true), ("off", false)]);
-    let words = [("kernel", Identity::Kernel), ("source-ip", Identity::SourceIp)];
-    let asked = flags.identity.as_ref().and_then(|text| mistakes.one_of("identity", text, &words));
-    let host_network = mistakes.host_network(&flags.host_network_pods);
-    let guard = mistakes.guard((&flags.guard, &flags.guard_preference), host_network);
-    let bpffs = mistakes.folder("bpffs", &flags.bpffs);
-    let cgroup = flags.cgroup.as_ref().and_then(|text| mistakes.folder("cgroup", text));
-    if on == Some(false) {
-        if asked == Some(Identity::Kernel) {
-            mistakes.add("identity", "kernel needs --interceptor=ebpf: with off, use source-ip");
-        }
-        return (None, Identity::SourceIp);
-    }
-    let identity = asked.unwrap_or(Identity::Kernel);
-    let proof_interval = mistakes.duration("proof-interval", &flags.proof_interval, SECOND, DAY);
-    let words = [("enforce", intercept::Mode::Enforce), ("observe", intercept::Mode::Observe)];
-    let mode = mistakes.one_of("mode", &flags.mode, &words);
-    let guard = guard.unwrap_or_default();
-    let config =
-        bpffs.zip(host_network).zip(mode).map(|((bpffs, host_network), mode)| intercept::Config {
-            cgroup,
-            bpffs,
-            host_network,
-            mode,
-            filters_syns: identity == Identity::Kernel,
-            guard,
-            proof_interval: proof_interval.unwrap_or(SECOND * 60),
-            operator_ports: operator_ports(flags),
-            log: flags.level == "trace",
-        });
-    (config, identity)
-}
-
-/// The ports of `--admin` and `--metrics`, as far as they are given; mistakes in them are told elsewhere.
-fn operator_ports(flags: &Flags) -> [u16; 2] {
-    let port = |text: &str| text.parse().map_or(0, |address: SocketAddr| address.port());
-    [port(&flags.admin), flags.metrics.as_deref().map_or(0, port)]
 }
 
 fn region(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<String> {
