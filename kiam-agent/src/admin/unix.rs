@@ -2,8 +2,8 @@
 //!
 //! `admin.<random>.sock` is a process's own, and `admin.sock` is a link to that of the agent that serves. `status`, which is the
 //! container's probe, must ask the agent of its own container: the kernel shows it the other end's process, as 0
-//! when that is of another container (`SO_PEERCRED` in another pid namespace). On the host, or in a pod that
-//! shares the host's processes, every agent can be seen, and the link decides.
+//! when that is of another process namespace (`SO_PEERCRED`), and in a pod that shares the host's processes, whose
+//! process is in another cgroup. On the host, outside every container, the link decides.
 
 use std::{
     fs, io,
@@ -12,6 +12,8 @@ use std::{
 };
 
 use tokio::net::{UnixListener, UnixStream};
+
+use crate::pods::PodUid;
 
 /// Name of the link in the state folder.
 pub const SOCKET: &str = "admin.sock";
@@ -55,17 +57,22 @@ impl OwnSocket {
     }
 }
 
-/// Connects to the agent of this process's own container.
+/// Connects to the agent of this process's own container; outside of containers, to the one that serves.
 pub(super) async fn connect(state_dir: &Path) -> io::Result<UnixStream> {
     let serving = UnixStream::connect(state_dir.join(SOCKET)).await;
-    if serving.as_ref().is_ok_and(is_near) {
+    let own = cgroups("self");
+    let is_own = |pid: u32| own.is_some() && cgroups(&pid.to_string()) == own;
+    if serving.as_ref().is_ok_and(|stream| process(stream).is_some_and(is_own)) {
         return serving;
     }
     for path in sockets(state_dir) {
         match UnixStream::connect(path).await {
-            Ok(stream) if is_near(&stream) => return Ok(stream),
+            Ok(stream) if process(&stream).is_some_and(is_own) => return Ok(stream),
             _ => {}
         }
+    }
+    if serving.as_ref().is_ok_and(|stream| process(stream).is_some()) && !is_container() {
+        return serving;
     }
     serving.and(Err(io::Error::new(
         io::ErrorKind::NotFound,
@@ -73,8 +80,24 @@ pub(super) async fn connect(state_dir: &Path) -> io::Result<UnixStream> {
     )))
 }
 
-fn is_near(stream: &UnixStream) -> bool {
-    stream.peer_cred().is_ok_and(|peer| peer.pid().is_some_and(|pid| pid != 0))
+/// The other end's process, as far as it can be seen from here.
+fn process(stream: &UnixStream) -> Option<u32> {
+    let pid = stream.peer_cred().ok()?.pid()?;
+    u32::try_from(pid).ok().filter(|pid| *pid != 0)
+}
+
+/// The cgroups of a process, as `/proc` shows them to this one: the same text for every process of a container.
+fn cgroups(process: &str) -> Option<String> {
+    fs::read_to_string(format!("/proc/{process}/cgroup")).ok()
+}
+
+/// Whether this process is of a container: it has a cgroup namespace that is not the node's (`init`'s), or its
+/// cgroup is a pod's.
+fn is_container() -> bool {
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/cgroup")).ok();
+    let names_pod = |name: &str| PodUid::from_cgroup_name(name).is_some();
+    namespace("1") != namespace("self")
+        || cgroups("self").is_some_and(|text| text.split(['/', '\n']).any(names_pod))
 }
 
 fn sweep(state_dir: &Path) {
