@@ -20,11 +20,12 @@ fn rows(prefix: &str) -> BTreeSet<String> {
 }
 
 /// Metrics that are no counters have their own names.
-const GAUGES: [&str; 5] = [
+const GAUGES: [&str; 6] = [
     "kiam_cluster_pods",
     "kiam_credentials_held",
     "kiam_guard_route",
     "kiam_guard_uplinks",
+    "kiam_observed_pods",
     "kiam_proof_failing",
 ];
 

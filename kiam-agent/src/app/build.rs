@@ -19,6 +19,7 @@ use super::{
     App, Bound, Error, guard,
     keeper::Keeper,
     listeners::{Listeners, target},
+    observe::{self, Observer, Sightings},
     operations, proof,
     running::{Operators, Successor},
     upstream::{policy_config, region},
@@ -58,6 +59,7 @@ pub(super) struct Knowledge {
     pub(super) pods: PodReader,
     pub(super) policy: RolePolicy,
     pub(super) credentials: CredentialReader,
+    pub(super) sightings: Sightings,
 }
 
 /// The programs at work, and the pods' cgroups below them.
@@ -91,6 +93,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     common.serve(std::mem::take(&mut listeners.pods), resolver, service);
     serving.set();
     common.guard(&config, kernel.as_mut(), witness).await?;
+    common.observe(kernel.as_mut(), &knowledge);
     let reassert = Arc::new(Notify::new());
     common.keep(kernel, attached, reassert.clone());
     let successor = Successor::await_next(&config, spare, reassert.clone())?;
@@ -191,7 +194,22 @@ impl Common {
             // Polled in this order: the prefetcher's first look must not be at a set that is empty yet.
             tokio::join!(biased; publish, prefetcher.run(drain));
         });
-        Ok(Knowledge { pods, policy, credentials })
+        Ok(Knowledge { pods, policy, credentials, sightings: Sightings::default() })
+    }
+
+    /// Tells of who asks, where that is all there is to do.
+    fn observe(&mut self, kernel: Option<&mut Kernel>, knowledge: &Knowledge) {
+        let Some((parts, cgroups)) = kernel else { return };
+        let Some(observed) = parts.observed.take() else { return };
+        let observer = Observer {
+            observed,
+            cgroups: cgroups.clone(),
+            pods: knowledge.pods.clone(),
+            policy: knowledge.policy.clone(),
+            sightings: knowledge.sightings.clone(),
+            metrics: observe::Metrics::register(&mut self.registry),
+        };
+        self.tasks.spawn(observer.run(self.drain.clone()));
     }
 
     /// Guards what slips past the programs, and proves that nothing does.

@@ -11,7 +11,7 @@ use kiam_common::redirect::Target;
 use tokio::{net::TcpListener, time::sleep};
 use tracing::{info, warn};
 
-use super::Error;
+use super::{Error, ports};
 use crate::{
     config::{Config, Hosts},
     handover::{self, Answer, Handover, Trusted},
@@ -102,19 +102,22 @@ fn addresses(hosts: &Hosts, port: u16) -> impl Iterator<Item = SocketAddr> + use
     hosts.addresses().map(move |host| SocketAddr::new(host, port))
 }
 
-/// tokio sets SO_REUSEADDR, which a restart needs, and never SO_REUSEPORT.
+/// std sets SO_REUSEADDR, which a restart needs, and never SO_REUSEPORT.
 async fn socket(
     flag: &'static str,
     address: SocketAddr,
     handover: &mut Option<Handover>,
 ) -> Result<TcpListener, Error> {
     let failed = |source| Error::Bind { flag, address: address.to_string(), source };
-    let Some(given) = handover.as_mut().and_then(|handover| handover.take(address)) else {
-        return TcpListener::bind(address).await.map_err(failed);
+    let socket = match handover.as_mut().and_then(|handover| handover.take(address)) {
+        None => ports::listen(address).map_err(failed)?,
+        Some(given) => {
+            info!(%address, "Socket taken over from the agent that runs");
+            given
+        }
     };
-    info!(%address, "Socket taken over from the agent that runs");
-    given.set_nonblocking(true).map_err(failed)?;
-    TcpListener::from_std(given).map_err(failed)
+    socket.set_nonblocking(true).map_err(failed)?;
+    TcpListener::from_std(socket).map_err(failed)
 }
 
 /// The kernel programs' target.

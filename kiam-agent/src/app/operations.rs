@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::{Value, json};
 
-use super::build::Knowledge;
+use super::{build::Knowledge, observe::Sightings};
 use crate::{
     admin::Operations,
     credentials::{CredentialReader, State},
@@ -24,14 +24,14 @@ pub(super) fn remember(level: LogLevel) {
 }
 
 pub(super) fn operations(readiness: &Readiness, knowledge: &Knowledge) -> Operations {
-    let Knowledge { pods, policy, credentials } = knowledge.clone();
+    let Knowledge { pods, policy, credentials, sightings } = knowledge.clone();
     Operations {
         readiness: readiness.clone(),
         registry: Arc::default(),
         pods: Box::new(move || {
             let mut all = pods.all();
             all.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-            all.iter().map(|pod| shown(pod, &policy, &credentials)).collect()
+            all.iter().map(|pod| shown(pod, &policy, &credentials, &sightings)).collect()
         }),
         log_level: Box::new(|| LOG_LEVEL.get().map(LogLevel::get).unwrap_or_default()),
         set_log_level: Box::new(|text| {
@@ -43,7 +43,12 @@ pub(super) fn operations(readiness: &Readiness, knowledge: &Knowledge) -> Operat
 }
 
 /// One pod with what it would be answered; no secrets.
-fn shown(pod: &Pod, policy: &RolePolicy, credentials: &CredentialReader) -> Value {
+fn shown(
+    pod: &Pod,
+    policy: &RolePolicy,
+    credentials: &CredentialReader,
+    sightings: &Sightings,
+) -> Value {
     let mut shown = json!({
         "namespace": pod.namespace, "name": pod.name, "uid": pod.uid.to_string(),
         "addresses": pod.addresses, "hostNetwork": pod.host_network, "live": pod.live,
@@ -66,6 +71,10 @@ fn shown(pod: &Pod, policy: &RolePolicy, credentials: &CredentialReader) -> Valu
     };
     if let (Value::Object(shown), Value::Object(more)) = (&mut shown, more) {
         shown.extend(more);
+        let observed = sightings.of(&pod.uid);
+        if !observed.is_empty() {
+            shown.insert("observed".to_owned(), json!(observed));
+        }
     }
     shown
 }

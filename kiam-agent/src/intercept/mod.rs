@@ -15,6 +15,7 @@ mod metrics;
 mod namespaces;
 mod netlink;
 mod netns;
+mod observed;
 mod own_pod;
 mod pins;
 mod programs;
@@ -32,6 +33,7 @@ pub use self::{
     lease::Lease,
     marks::Marks,
     metrics::Verdicts,
+    observed::{Observation, Observed},
     own_pod::{may_hand_over, prepare},
     programs::{Interception, KernelLog, Parts},
     proof::{

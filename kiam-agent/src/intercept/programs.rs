@@ -22,8 +22,9 @@ use kiam_common::redirect::{AgentPorts, Target};
 use tracing::info;
 
 use super::{
-    Cgroup, Config, Error, Flows, HostNetworkPods, Lease, Marks, Mode, Rewriter, UplinkProgram,
-    Verdicts, ancestors, guard, links::PinnedLink, netns, own_pod::exempt_own_pod, pins,
+    Cgroup, Config, Error, Flows, HostNetworkPods, Lease, Marks, Mode, Observed, Rewriter,
+    UplinkProgram, Verdicts, ancestors, guard, links::PinnedLink, netns, own_pod::exempt_own_pod,
+    pins,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
@@ -91,6 +92,8 @@ pub struct Parts {
     pub rewriter: Rewriter,
     /// Whether packets of the pods' cgroup are guarded.
     pub guards_packets: bool,
+    /// Who was only observed, where that is the mode.
+    pub observed: Option<Observed>,
     /// What the guard attaches where packets leave the node, if it does.
     pub uplink: Option<UplinkProgram>,
     /// What the programs write to the log, if they do.
@@ -171,6 +174,8 @@ impl Interception {
         let map = ebpf.take_map("COUNTERS").ok_or(Error::Missing("COUNTERS"))?;
         let counters = PerCpuArray::try_from(map).map_err(map_error("COUNTERS"))?;
         let rewriter = Rewriter::load(ebpf)?;
+        let observes = self.programs == OBSERVING;
+        let observed = observes.then(|| Observed::open(&self.pins)).transpose()?;
         let uplink = match self.uplink {
             true => Some(UplinkProgram::load(loader(&self.pins).load(OBJECT)?, self.pins.clone())?),
             false => None,
@@ -183,6 +188,7 @@ impl Interception {
             marks: Marks::open(&self.pins)?,
             rewriter,
             guards_packets: self.programs.contains(&GUARD),
+            observed,
             uplink,
             log,
             programs: self,

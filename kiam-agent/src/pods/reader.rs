@@ -92,6 +92,15 @@ impl PodReader {
         Err(last)
     }
 
+    /// The live pod of this UID, or the static pod whose config hash it is.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound::Unknown`] or [`NotFound::Ambiguous`].
+    pub fn by_uid(&self, uid: &PodUid) -> Result<Arc<Pod>, NotFound> {
+        attested(&self.0.read(), uid)
+    }
+
     /// The namespace of this name.
     #[must_use]
     pub fn namespace(&self, name: &str) -> Option<Arc<Namespace>> {

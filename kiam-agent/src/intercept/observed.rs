@@ -1,0 +1,54 @@
+//! Who asked for the IMDS while nothing was changed (`--mode=observe`).
+
+use std::{fmt, path::Path};
+
+use aya::maps::{HashMap, Map, MapData};
+use kiam_common::{
+    client::{Sighting, Sightings},
+    counters::Reason,
+};
+
+use super::Error;
+
+const NAME: &str = "OBSERVED";
+
+/// The kernel's list of them. It holds the latest 8,192 pairs of cgroup and verdict.
+pub struct Observed(HashMap<MapData, Sighting, Sightings>);
+
+/// Connects and datagrams of one cgroup, with one verdict that was not carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Observation {
+    /// Leaf cgroup of the process.
+    pub cgroup: u64,
+    /// What would have become of them.
+    pub verdict: Reason,
+    /// How many, since the maps were first pinned; roughly, for two processors may count at once.
+    pub count: u64,
+}
+
+// === impl Observed ===
+
+impl Observed {
+    /// Those that are pinned in the folder `pins`.
+    pub(super) fn open(pins: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::Map { name: NAME, source };
+        let map = MapData::from_pin(pins.join(NAME)).map_err(failed)?;
+        HashMap::try_from(Map::LruHashMap(map)).map(Self).map_err(failed)
+    }
+
+    /// All that are held now.
+    #[must_use]
+    pub fn all(&self) -> Vec<Observation> {
+        let held = self.0.iter().flatten().filter_map(|(seen, sightings)| {
+            let verdict = *Reason::COUNTED.get(seen.reason as usize)?;
+            Some(Observation { cgroup: seen.cgroup, verdict, count: sightings.count })
+        });
+        held.collect()
+    }
+}
+
+impl fmt::Debug for Observed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Observed")
+    }
+}

@@ -1,0 +1,78 @@
+//! `--mode=observe`: everything is seen, and nothing changes.
+
+#![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
+
+use std::{path::Path, thread, time::Duration};
+
+use tokio::time::Instant;
+use xtask::{
+    lab::{self, Agent, Lab, PodSpec, fake::imds::NODE_ACCESS_KEY, role_arn},
+    pod_client::{Options, Via},
+};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
+const READY_LIMIT: Duration = Duration::from_secs(30);
+
+fn start(lab: &Lab, further: &[&str]) -> Agent {
+    let mut agent = Agent::start(lab, Path::new(AGENT), further).unwrap();
+    agent.wait_ready(READY_LIMIT).unwrap();
+    agent
+}
+
+/// Waits until the agent's log has all of `lines`' words, each in one line.
+fn eventually_logged(agent: &Agent, lines: &[&[&str]]) {
+    let started = Instant::now();
+    loop {
+        let log = agent.log();
+        let has =
+            |words: &&[&str]| log.lines().any(|line| words.iter().all(|word| line.contains(word)));
+        if lines.iter().all(has) {
+            return;
+        }
+        assert!(started.elapsed() < Duration::from_secs(20), "no {lines:?} in:\n{log}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn observing_changes_nothing_and_tells_who_would_get_what() {
+    if lab::skip("observing_changes_nothing_and_tells_who_would_get_what") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    // An agent that enforced left its guard and programs behind; the mode is what the operator says now.
+    let mut enforcing = start(&lab, &[]);
+    let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    assert_eq!(lab.role_of(&pod.credentials().unwrap()), Some(role_arn("orders")));
+    enforcing.kill().unwrap();
+    let agent = start(&lab, &["--mode=observe"]);
+    let scratch = lab.pod(PodSpec::new("shop", "scratch")).unwrap();
+    for pod in [&pod, &scratch] {
+        for via in [Via::V4, Via::V6] {
+            let attempt = pod.ask_once(&Options { via, ..Options::default() }).unwrap();
+            let key = attempt.field("AccessKeyId");
+            assert_eq!(key.as_deref(), Some(NODE_ACCESS_KEY), "{via:?}: {attempt:?}");
+        }
+    }
+    let datagram = scratch.ask_once(&Options { via: Via::Udp, ..Options::default() }).unwrap();
+    assert_eq!(datagram.error, None, "{datagram:?}");
+    eventually_logged(
+        &agent,
+        &[
+            &["would get its role", "orders", &role_arn("orders"), "redirected"],
+            &["would get no role", "scratch", "no annotation", "redirected"],
+            &["would get no role", "scratch", "denied_datagram"],
+        ],
+    );
+    let metrics = agent.admin("/metrics").unwrap().body;
+    for line in [
+        "kiam_observed_pods{would=\"Allowed\"} 1",
+        "kiam_observed_pods{would=\"NoRole\"} 1",
+        "kiam_intercept_verdicts_total{verdict=\"observed\"} 5",
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
+    drop(agent);
+    let _agent = start(&lab, &[]);
+    assert_eq!(lab.role_of(&pod.credentials().unwrap()), Some(role_arn("orders")));
+}
