@@ -80,12 +80,6 @@ impl Latch {
         self.readiness.record(self.name, true);
     }
 
-    /// Whether it holds.
-    #[must_use]
-    pub fn is_set(&self) -> bool {
-        !self.readiness.pending().contains(&self.name)
-    }
-
     /// The condition holds no longer.
     pub fn clear(&self) {
         self.readiness.record(self.name, false);

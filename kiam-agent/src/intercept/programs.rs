@@ -10,7 +10,7 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, PerCpuArray},
     programs::{
-        CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps,
+        CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SockOps,
         links::{FdLink, LinkError},
     },
 };
@@ -114,7 +114,8 @@ impl Interception {
         for map in MAPS {
             loader.map_pin_path(map, pins.join(map));
         }
-        let ebpf = loader.load(OBJECT)?;
+        let mut ebpf = loader.load(OBJECT)?;
+        verify(&mut ebpf)?;
         Ok(Self { ebpf, pins, older, cgroup, given: config.cgroup.clone(), log: config.log })
     }
 
@@ -186,6 +187,22 @@ impl Interception {
             name,
         )
     }
+}
+
+/// Gives the kernel all programs before the first is attached: the verifier takes long, and while only some are
+/// replaced, those of two agents work together.
+fn verify(ebpf: &mut Ebpf) -> Result<(), Error> {
+    for name in PROGRAMS {
+        let program = ebpf.program_mut(name).ok_or(Error::Missing(name))?;
+        let loaded = match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::SockOps(program) => program.load(),
+            // Loaded when it is attached.
+            _ => Ok(()),
+        };
+        loaded.map_err(|source| Error::Program { name, source })?;
+    }
+    Ok(())
 }
 
 /// A failed attach, before it has a name.
