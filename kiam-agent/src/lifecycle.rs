@@ -1,15 +1,29 @@
 //! Ready, draining, stopping.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::watch;
 
 /// What must hold before the agent calls itself ready: a named [`Latch`] for each.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, bool>>>);
+pub struct Readiness(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    latches: BTreeMap<&'static str, bool>,
+    details: BTreeMap<&'static str, Cow<'static, str>>,
+}
+
+/// What operators should know, but readiness does not depend on.
+#[derive(Clone, Debug)]
+pub struct Detail {
+    name: &'static str,
+    readiness: Readiness,
+}
 
 /// One condition of [`Readiness`]; pending until [`Latch::set`].
 #[derive(Clone, Debug)]
@@ -55,11 +69,22 @@ impl Readiness {
         Latch { name, readiness: self.clone() }
     }
 
+    /// Adds a fact to show beside the conditions, once it is set.
+    #[must_use]
+    pub fn detail(&self, name: &'static str) -> Detail {
+        Detail { name, readiness: self.clone() }
+    }
+
+    /// The facts that are set, with their names.
+    #[must_use]
+    pub fn details(&self) -> Vec<(&'static str, Cow<'static, str>)> {
+        self.state().details.iter().map(|(name, text)| (*name, text.clone())).collect()
+    }
+
     /// The conditions that do not hold now, by name.
     #[must_use]
     pub fn pending(&self) -> Vec<&'static str> {
-        let latches = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        latches.iter().filter(|(_, set)| !**set).map(|(name, _)| *name).collect()
+        self.state().latches.iter().filter(|(_, set)| !**set).map(|(name, _)| *name).collect()
     }
 
     /// Whether every condition holds.
@@ -68,9 +93,21 @@ impl Readiness {
         self.pending().is_empty()
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn record(&self, name: &'static str, set: bool) {
-        let mut latches = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        latches.insert(name, set);
+        self.state().latches.insert(name, set);
+    }
+}
+
+// === impl Detail ===
+
+impl Detail {
+    /// Shows `text` from now on.
+    pub fn set(&self, text: impl Into<Cow<'static, str>>) {
+        self.readiness.state().details.insert(self.name, text.into());
     }
 }
 
@@ -157,6 +194,17 @@ mod tests {
         assert!(readiness.is_ready());
         hook.clear();
         assert_eq!(readiness.pending(), ["hook attached"]);
+    }
+
+    #[test]
+    fn details_are_shown_once_set_and_do_not_decide() {
+        let readiness = Readiness::default();
+        let guard = readiness.detail("guard");
+        assert!(readiness.details().is_empty());
+        guard.set("open");
+        guard.set("holds");
+        assert_eq!(readiness.details(), [("guard", "holds".into())]);
+        assert!(readiness.is_ready());
     }
 
     #[tokio::test]

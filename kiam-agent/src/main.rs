@@ -30,6 +30,10 @@ fn main() -> ExitCode {
             uninstall(&bpffs)
         }
         Ok(Task::Status { live, state_dir }) => status(&state_dir, live),
+        Ok(Task::ProofClient) => match intercept::proof_client() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error),
+        },
         Ok(Task::Run(config)) => app::main(*config),
     }
 }
@@ -41,8 +45,8 @@ fn uninstall(bpffs: &std::path::Path) -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(removed) => {
-            for path in removed {
-                println!("removed {}", path.display());
+            for what in removed {
+                println!("removed {what}");
             }
             println!("pods reach the node's metadata service directly now");
             ExitCode::SUCCESS

@@ -135,6 +135,44 @@ fn credentials_are_there_before_the_first_request_and_no_request_asks_sts() {
 }
 
 #[test]
+fn an_address_that_two_live_pods_claim_is_nobodys() {
+    let fixture = start(&pod("reader"), |_| ());
+    assert_eq!(get(fixture.pods, LIST).1, "reader");
+    let other = PodRecord::scheduled("shop", "invoices", &UID.replace('0', "1"), "n1")
+        .annotation("iam.amazonaws.com/role", "writer")
+        .running(&["127.0.0.1".parse().unwrap()]);
+    fixture.kubernetes.store().apply_pod(&other);
+    eventually("403 for both", || get(fixture.pods, LIST).0 == 403);
+    for role in ["reader", "writer"] {
+        assert_eq!(get(fixture.pods, &format!("{LIST}{role}")), (403, String::new()));
+    }
+    fixture.kubernetes.store().delete_pod("shop", "orders");
+    eventually("the one that is left", || get(fixture.pods, LIST) == (200, "writer".to_owned()));
+}
+
+#[test]
+fn a_namespace_requires_session_tokens_by_annotation() {
+    let fixture = start(&pod("reader"), |_| ());
+    assert_eq!(get(fixture.pods, LIST), (200, "reader".to_owned()));
+    let shop = NamespaceRecord::new("shop");
+    let store = fixture.kubernetes.store();
+    store.apply_namespace(&shop.clone().annotation("iam.amazonaws.com/imdsv2", "required"));
+    eventually("401 without a token", || get(fixture.pods, LIST) == (401, String::new()));
+    let put = "PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\
+               X-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n";
+    let answer = raw(fixture.pods, put.as_bytes());
+    let token = answer.split_once("\r\n\r\n").unwrap().1;
+    let with_token = format!(
+        "GET {LIST} HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\
+         X-aws-ec2-metadata-token: {token}\r\n\r\n"
+    );
+    let answer = raw(fixture.pods, with_token.as_bytes());
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("reader"), "{answer}");
+    store.apply_namespace(&shop);
+    eventually("200 again", || get(fixture.pods, LIST).0 == 200);
+}
+
+#[test]
 fn changed_annotations_and_sts_faults_are_seen_and_survived() {
     let fault = Fault { code: "AccessDenied", status: 403 };
     let fixture = start(&pod("reader"), |sts| sts.fail_role(&format!("{BASE}writer"), Some(fault)));

@@ -20,7 +20,13 @@ fn rows(prefix: &str) -> BTreeSet<String> {
 }
 
 /// Metrics that are no counters have their own names.
-const GAUGES: [&str; 2] = ["kiam_cluster_pods", "kiam_credentials_held"];
+const GAUGES: [&str; 5] = [
+    "kiam_cluster_pods",
+    "kiam_credentials_held",
+    "kiam_guard_route",
+    "kiam_guard_uplinks",
+    "kiam_proof_failing",
+];
 
 /// Names of metrics in the agent's source, as Prometheus shows them.
 fn metrics(folder: &Path, found: &mut BTreeSet<String>) {
@@ -47,17 +53,10 @@ fn metrics(folder: &Path, found: &mut BTreeSet<String>) {
     }
 }
 
+/// Whether it is a program in the kernel object.
 fn is_program(name: &str) -> bool {
-    let hooks = [
-        "sock_ops",
-        "getpeername4",
-        "getpeername6",
-        "connect4",
-        "connect6",
-        "sendmsg4",
-        "sendmsg6",
-    ];
-    name.strip_prefix("kiam_").is_some_and(|name| hooks.contains(&name))
+    let source = fs::read_to_string(root().join("kiam-ebpf/src/main.rs"));
+    source.expect("the source can be read").contains(&format!("fn {name}("))
 }
 
 #[test]

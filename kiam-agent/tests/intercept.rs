@@ -7,12 +7,14 @@ use std::{
 
 use kiam_agent::{
     identity::CgroupPaths,
-    intercept::{Config, HostNetworkPods, Interception, Parts, uninstall},
+    intercept::{Config, GuardConfig, Interception, Parts, uninstall},
     pods::PodUid,
 };
 use kiam_common::{counters::Reason, redirect::Target};
 use xtask::{
-    lab::{IMDS_V4, IMDS_V6, LabPod, NODE_V4, Node, PodSpec, skip},
+    lab::{
+        IMDS_V4, IMDS_V6, Lab, LabPod, NODE_V4, Node, PodSpec, fake::imds::NODE_ACCESS_KEY, skip,
+    },
     pod_client::{Options, Via},
 };
 
@@ -24,13 +26,15 @@ fn target() -> Target {
 
 /// Loads and attaches in the node's namespace, as the agent does.
 fn attach(node: &Node, bpffs: &Path) -> Parts {
-    let config = Config {
-        cgroup: Some(node.kubepods().to_owned()),
-        bpffs: bpffs.to_owned(),
-        host_network: HostNetworkPods::Pass,
-        log: false,
-    };
-    let load = || Interception::load(&config, target()).and_then(Interception::attach);
+    attach_as(node, config(node, bpffs))
+}
+
+fn config(node: &Node, bpffs: &Path) -> Config {
+    Config::new(Some(node.kubepods().to_owned()), bpffs.to_owned())
+}
+
+fn attach_as(node: &Node, config: Config) -> Parts {
+    let load = || Interception::load(&config, target()).and_then(|loaded| loaded.attach(&[]));
     node.netns().enter(load).expect("a namespace can be entered").expect("the programs load")
 }
 
@@ -95,16 +99,6 @@ fn connects_are_redirected_denied_or_left_alone_and_attested() {
     assert!(uninstall(&pins).unwrap().is_empty(), "idempotent");
 }
 
-/// Runs a Python script in the pod and returns what it printed.
-fn python(pod: &LabPod, script: &str) -> String {
-    let output = pod
-        .command("python3")
-        .and_then(|mut python| Ok(python.args(["-c", script]).output()?))
-        .expect("python3 runs in the pod");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
-}
-
 #[test]
 fn mptcp_is_redirected_and_tcp_sees_the_address_it_asked_for() {
     if skip("mptcp_is_redirected_and_tcp_sees_the_address_it_asked_for") {
@@ -123,7 +117,7 @@ fn mptcp_is_redirected_and_tcp_sees_the_address_it_asked_for() {
              s.settimeout(5)\ns.connect(('169.254.169.254',80))\nprint(s.getpeername())\ns.recv(1)"
         );
         let (entry, peer) = std::thread::scope(|scope| {
-            let asking = scope.spawn(|| python(&pod, &script));
+            let asking = scope.spawn(|| pod.python(&script).unwrap());
             let (stream, peer) = listener.accept().unwrap();
             let local = stream.local_addr().unwrap();
             let taken = |netns: &u64| parts.flows.take(*netns, peer, local).unwrap();
@@ -159,9 +153,46 @@ fn one_pods_flood_is_bounded_and_leaves_others_alone() {
         \x20 s.connect(('169.254.169.254',80));held.append(s)\n\
         \x20except PermissionError: denied+=1\n\
         print(len(held),denied)";
-    assert_eq!(python(&flooding, flood), "1024 76");
+    assert_eq!(flooding.python(flood).unwrap(), "1024 76");
     assert_eq!(parts.verdicts.count(Reason::Quota), 76);
+    let few = flood.replace("range(1100)", "range(10)");
     // It ended, so its connections closed and their part of the quota is free again.
-    assert_eq!(python(&flooding, &flood.replace("range(1100)", "range(10)")), "10 0");
-    assert_eq!(python(&working, &flood.replace("range(1100)", "range(10)")), "10 0");
+    assert_eq!(flooding.python(&few).unwrap(), "10 0");
+    assert_eq!(working.python(&few).unwrap(), "10 0");
+}
+
+#[test]
+fn packets_that_pods_send_past_connect_are_dropped_by_the_guard_and_reach_the_imds_without_it() {
+    if skip(
+        "packets_that_pods_send_past_connect_are_dropped_by_the_guard_and_reach_the_imds_without_it",
+    ) {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let pod = lab.pod(PodSpec::new("default", "a")).unwrap();
+    let host_pod = lab.pod(PodSpec::new("kube-system", "b").host_network()).unwrap();
+    let raw = "import socket,errno\n\
+        s=socket.socket(socket.AF_INET,socket.SOCK_RAW,socket.IPPROTO_UDP)\n\
+        try: s.sendto(b'\\x30\\x39\\0\\x50\\0\\x08\\0\\0',('169.254.169.254',0));print('sent')\n\
+        except OSError as e: print(errno.errorcode[e.errno])";
+    let config = config(&lab.node, &lab.pins());
+    let guard = GuardConfig { skb: true, ..GuardConfig::default() };
+    let mut parts = attach_as(&lab.node, Config { guard, ..config.clone() });
+    parts.lease.renew().unwrap();
+    let before = lab.imds.packets();
+    assert_eq!(pod.python(raw).unwrap(), "EPERM");
+    assert_eq!(host_pod.python(raw).unwrap(), "EPERM");
+    assert_eq!(lab.imds.packets(), before);
+    assert_eq!(parts.verdicts.count(Reason::Guard), 2);
+    // What connect lets through, the guard does too.
+    for attempt in
+        [host_pod.credentials().unwrap(), lab.node.ask_once(&Options::default()).unwrap()]
+    {
+        assert_eq!(attempt.field("AccessKeyId").as_deref(), Some(NODE_ACCESS_KEY), "{attempt:?}");
+    }
+    let parts = attach_as(&lab.node, config);
+    let before = lab.imds.packets();
+    assert_eq!(pod.python(raw).unwrap(), "sent");
+    assert_ne!(lab.imds.packets(), before);
+    assert_eq!(parts.verdicts.count(Reason::Guard), 2);
 }

@@ -197,14 +197,11 @@ fn half_a_successor(lab: &Lab) -> UnixStream {
 
 /// Attaches the programs, with a target where nobody listens, as a successor does before it serves.
 fn attach_to_nowhere(lab: &Lab) {
-    let config = intercept::Config {
-        cgroup: Some(lab.node.kubepods().to_owned()),
-        bpffs: lab.pins(),
-        host_network: intercept::HostNetworkPods::Pass,
-        log: false,
-    };
+    let cgroup = Some(lab.node.kubepods().to_owned());
+    let config = intercept::Config::new(cgroup, lab.pins());
     let target = Target { v4: NODE_V4.octets(), v4_port: 3999, ..Target::default() };
-    let attach = || Interception::load(&config, target).and_then(Interception::attach).map(drop);
+    let attach =
+        || Interception::load(&config, target).and_then(|loaded| loaded.attach(&[])).map(drop);
     lab.node.netns().enter(attach).unwrap().unwrap();
 }
 

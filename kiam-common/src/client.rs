@@ -6,7 +6,7 @@
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey {
-    /// The opener's network namespace cookie (`bpf_get_netns_cookie`).
+    /// The opener's network namespace cookie (`bpf_get_netns_cookie`); 0, which none has: whatever namespace.
     pub netns: u64,
     /// The opener's address, IPv4 as v4-mapped, network order.
     pub source: [u8; 16],
@@ -55,6 +55,30 @@ pub struct NetnsUse {
 }
 const _: () = assert!(size_of::<NetnsUse>() == 16);
 
+/// `OBSERVED` key: who asked for the IMDS, and what would have become of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Sighting {
+    /// Leaf cgroup of the process that asked.
+    pub cgroup: u64,
+    /// A [`crate::counters::Reason`], as its number.
+    pub reason: u32,
+    /// Explicit padding, zero: the kernel hashes every byte.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<Sighting>() == 16);
+
+/// `OBSERVED` value.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sightings {
+    /// How often. Not exact: two processors may count at once.
+    pub count: u64,
+    /// When the last was, nanoseconds of `CLOCK_MONOTONIC`.
+    pub last_ns: u64,
+}
+const _: () = assert!(size_of::<Sightings>() == 16);
+
 /// An IPv4 address (network order, as the kernel's contexts hold it) in its v4-mapped form.
 #[inline(always)]
 #[must_use]
@@ -66,13 +90,17 @@ pub fn mapped(v4: [u8; 4]) -> [u8; 16] {
 #[cfg(feature = "user")]
 mod user {
     #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait")]
-    use super::{Client, FlowKey, NetnsUse};
+    use super::{Client, FlowKey, NetnsUse, Sighting, Sightings};
     // SAFETY: `repr(C)`, integers only, padding explicit (the size asserts above), any bytes are valid.
     unsafe impl aya::Pod for FlowKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Client {}
     // SAFETY: as above.
     unsafe impl aya::Pod for NetnsUse {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Sighting {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Sightings {}
     // SAFETY: as above.
     unsafe impl aya::Pod for crate::redirect::Target {}
 }

@@ -20,13 +20,27 @@ pub enum Reason {
     Quota = 6,
     /// Denied: the kernel could not record who is calling.
     NoRecord = 7,
-    /// Not IMDS traffic; never counted.
-    Unrelated = 8,
+    /// Denied: the agent's own address was asked for, not the IMDS.
+    Direct = 8,
+    /// Denied: what listens at the agent's address is not the agent.
+    NoListener = 9,
+    /// Denied: a pod on the node's network would have bound a port of the agent.
+    Bind = 10,
+    /// Dropped: a SYN for the agent's listener that no recorded connect has sent.
+    Syn = 11,
+    /// Dropped: a packet for the IMDS that a socket of a pod has sent past the other hooks.
+    Guard = 12,
+    /// Dropped: the same where it would have left the node.
+    Uplink = 13,
+    /// Only seen (`--mode=observe`).
+    Observed = 14,
+    /// Neither for the IMDS nor for the agent; never counted.
+    Unrelated = u32::MAX,
 }
 
 impl Reason {
     /// Those that are counted, in the order of their indices.
-    pub const COUNTED: [Self; 8] = [
+    pub const COUNTED: [Self; 15] = [
         Self::Redirected,
         Self::Exempt,
         Self::OtherPort,
@@ -35,7 +49,17 @@ impl Reason {
         Self::NoTarget,
         Self::Quota,
         Self::NoRecord,
+        Self::Direct,
+        Self::NoListener,
+        Self::Bind,
+        Self::Syn,
+        Self::Guard,
+        Self::Uplink,
+        Self::Observed,
     ];
+
+    /// Entries of the counters' map: with room, so that new reasons leave the pinned maps' layout as it is.
+    pub const ROOM: u32 = 64;
 
     /// Its name in metrics.
     #[must_use]
@@ -49,6 +73,13 @@ impl Reason {
             Self::NoTarget => "denied_target",
             Self::Quota => "denied_quota",
             Self::NoRecord => "denied_record",
+            Self::Direct => "denied_direct",
+            Self::NoListener => "denied_listener",
+            Self::Bind => "denied_bind",
+            Self::Syn => "dropped_syn",
+            Self::Guard => "dropped_guard",
+            Self::Uplink => "dropped_uplink",
+            Self::Observed => "observed",
             Self::Unrelated => "unrelated",
         }
     }
@@ -63,5 +94,6 @@ mod tests {
         for (index, reason) in Reason::COUNTED.iter().enumerate() {
             assert_eq!(*reason as usize, index, "{}", reason.name());
         }
+        assert!(Reason::COUNTED.len() <= Reason::ROOM as usize);
     }
 }

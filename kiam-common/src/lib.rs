@@ -32,3 +32,5 @@ pub const CGROUP_LEVELS: i32 = 12;
 pub const CGROUP_PASS: u32 = 1;
 /// `CGROUPS` value: this subtree's connects are intercepted, though an ancestor's pass.
 pub const CGROUP_INTERCEPT: u32 = 2;
+/// `CGROUPS` value: the pods' cgroup itself, where the programs are attached.
+pub const CGROUP_PODS: u32 = 3;

@@ -1,6 +1,7 @@
 //! The decision: what becomes of a connect or a datagram.
 //!
-//! Only traffic for the instance metadata service is judged. Whatever of it cannot be decided is denied.
+//! Only traffic for the instance metadata service, and for the agent in its place, is judged. Whatever of it
+//! cannot be decided is denied.
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
@@ -12,6 +13,10 @@ pub const IMDS_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 pub const IMDS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 /// The port it is served on.
 pub const IMDS_PORT: u16 = 80;
+
+/// What the agent's proof of itself connects to when it shows that a program which runs after ours and rewrites
+/// this address to the IMDS's gets nowhere. Of TEST-NET-1 (RFC 5737): nobody has it.
+pub const REWRITTEN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
 
 /// Where redirected connections go: at most one listener a family. Port 0: none of that family.
 #[repr(C)]
@@ -27,6 +32,9 @@ pub struct Target {
     pub v6_port: u16,
 }
 const _: () = assert!(size_of::<Target>() == 24);
+
+/// The agent's ports on the node, host order; 0 stands for none. Pods on the node's network can't bind them.
+pub type AgentPorts = [u16; 4];
 
 /// What is known about a caller besides its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +65,34 @@ pub enum Destination {
     V4(Ipv4Addr, u16),
     /// An IPv6 address, possibly v4-mapped, with a port in host order.
     V6(Ipv6Addr, u16),
+}
+
+// === impl Target ===
+
+impl Target {
+    /// Whether this is the agent's IPv4 listener; `port` in host order.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_v4(&self, address: Ipv4Addr, port: u16) -> bool {
+        self.v4_port != 0 && port == self.v4_port && address.octets() == self.v4
+    }
+
+    /// Whether this is one of the agent's listeners, the IPv4 one in v4-mapped form; `port` in host order.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_v6(&self, address: Ipv6Addr, port: u16) -> bool {
+        let mapped = Ipv4Addr::from_octets(self.v4).to_ipv6_mapped();
+        (self.v6_port != 0 && port == self.v6_port && address.octets() == self.v6)
+            || (self.v4_port != 0 && port == self.v4_port && address.octets() == mapped.octets())
+    }
+}
+
+/// Whether `port` (host order) is one of the agent's.
+#[inline(always)]
+#[must_use]
+pub fn is_agent_port(port: u16, ports: &AgentPorts) -> bool {
+    let [a, b, c, d] = *ports;
+    port != 0 && (port == a || port == b || port == c || port == d)
 }
 
 impl Destination {
@@ -104,12 +140,27 @@ pub fn imds_v6(address: Ipv6Addr) -> ImdsV6 {
     }
 }
 
+/// Whether there is anything to decide about an IPv4 destination: asked before a [`Caller`] is made, for nearly
+/// all connects end here. `port` in host order.
+#[inline(always)]
+#[must_use]
+pub fn concerns_v4(address: Ipv4Addr, port: u16, target: &Target) -> bool {
+    is_imds_v4(address) || target.is_v4(address, port)
+}
+
+/// The same about an IPv6 destination.
+#[inline(always)]
+#[must_use]
+pub fn concerns_v6(address: Ipv6Addr, port: u16, target: &Target) -> bool {
+    imds_v6(address) != ImdsV6::No || target.is_v6(address, port)
+}
+
 /// Decides about an IPv4 destination; `port` in host order.
 #[inline(always)]
 #[must_use]
 pub fn decide_v4(address: Ipv4Addr, port: u16, target: &Target, caller: Caller) -> Verdict {
     if !is_imds_v4(address) {
-        return Verdict::Pass(Reason::Unrelated);
+        return direct(target.is_v4(address, port), caller);
     }
     if let Some(verdict) = refuse(port, caller) {
         return verdict;
@@ -126,7 +177,7 @@ pub fn decide_v4(address: Ipv4Addr, port: u16, target: &Target, caller: Caller) 
 pub fn decide_v6(address: Ipv6Addr, port: u16, target: &Target, caller: Caller) -> Verdict {
     let imds = imds_v6(address);
     if imds == ImdsV6::No {
-        return Verdict::Pass(Reason::Unrelated);
+        return direct(target.is_v6(address, port), caller);
     }
     if let Some(verdict) = refuse(port, caller) {
         return verdict;
@@ -138,6 +189,19 @@ pub fn decide_v6(address: Ipv6Addr, port: u16, target: &Target, caller: Caller) 
         }
         ImdsV6::Native | ImdsV6::Mapped if target.v4_port != 0 => Verdict::Redirect(mapped),
         _ => Verdict::Deny(Reason::NoTarget),
+    }
+}
+
+/// What becomes of a connect that is not for the IMDS. At its own address the agent serves nobody: who asks for
+/// it was not redirected, and no record says who that is.
+#[inline(always)]
+fn direct(to_agent: bool, caller: Caller) -> Verdict {
+    if !to_agent || !caller.stream {
+        Verdict::Pass(Reason::Unrelated)
+    } else if caller.exempt {
+        Verdict::Pass(Reason::Exempt)
+    } else {
+        Verdict::Deny(Reason::Direct)
     }
 }
 
@@ -193,6 +257,18 @@ mod tests {
                 Verdict::Pass(Reason::Exempt),
             ),
             (other, 80, V4_ONLY, Caller { leased: false, ..POD }, Verdict::Pass(Reason::Unrelated)),
+            (NODE, 3100, V4_ONLY, POD, Verdict::Deny(Reason::Direct)),
+            (NODE, 3101, V4_ONLY, POD, Verdict::Pass(Reason::Unrelated)),
+            (other, 3100, V4_ONLY, POD, Verdict::Pass(Reason::Unrelated)),
+            (NODE, 3100, V4_ONLY, Caller { exempt: true, ..POD }, Verdict::Pass(Reason::Exempt)),
+            (
+                NODE,
+                3100,
+                V4_ONLY,
+                Caller { stream: false, ..POD },
+                Verdict::Pass(Reason::Unrelated),
+            ),
+            (Ipv4Addr::UNSPECIFIED, 0, V6_ONLY, POD, Verdict::Pass(Reason::Unrelated)),
         ];
         for (address, port, target, caller, verdict) in cases {
             assert_eq!(
@@ -200,6 +276,45 @@ mod tests {
                 verdict,
                 "{address}:{port} {caller:?}"
             );
+        }
+    }
+
+    #[test]
+    fn nothing_else_is_looked_at() {
+        let other = Ipv4Addr::new(169, 254, 169, 253);
+        for (address, port, expected) in [
+            (IMDS_V4, 80, true),
+            (IMDS_V4, 8080, true),
+            (NODE, 3100, true),
+            (NODE, 80, false),
+            (other, 80, false),
+        ] {
+            assert_eq!(concerns_v4(address, port, &V4_ONLY), expected, "{address}:{port}");
+        }
+    }
+
+    #[test]
+    fn the_agents_own_addresses_are_denied_in_every_form() {
+        let denied = Verdict::Deny(Reason::Direct);
+        let unrelated = Verdict::Pass(Reason::Unrelated);
+        let cases = [
+            (NODE.to_ipv6_mapped(), 3100, denied),
+            (NODE_V6, 3101, denied),
+            (NODE_V6, 3100, unrelated),
+            (NODE.to_ipv6_mapped(), 3101, unrelated),
+            (Ipv6Addr::LOCALHOST, 3101, unrelated),
+        ];
+        for (address, port, verdict) in cases {
+            assert_eq!(decide_v6(address, port, &BOTH, POD), verdict, "[{address}]:{port}");
+            assert_eq!(concerns_v6(address, port, &BOTH), verdict == denied, "[{address}]:{port}");
+        }
+    }
+
+    #[test]
+    fn only_ports_that_are_given_are_the_agents() {
+        let ports = [3100, 0, 3101, 0];
+        for (port, expected) in [(3100, true), (3101, true), (3102, false), (0, false)] {
+            assert_eq!(is_agent_port(port, &ports), expected, "{port}");
         }
     }
 

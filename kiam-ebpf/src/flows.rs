@@ -16,11 +16,12 @@ use aya_ebpf::{
 };
 use kiam_common::{
     NETNS_QUOTA,
-    client::{Client, FlowKey, NetnsUse, mapped},
+    client::{Client, FlowKey, NetnsUse, Sighting, Sightings, mapped},
     counters::Reason,
+    redirect::Verdict,
 };
 
-use crate::maps::{CLIENTS, FLOWS, NETNS};
+use crate::maps::{CLIENTS, FLOWS, NETNS, OBSERVED, count};
 
 const AF_INET: u32 = 2;
 
@@ -156,27 +157,63 @@ pub(crate) fn publish(ctx: &SockOpsContext) {
         open(client.netns);
     }
     let entry = *client;
-    // An entry that cannot be written leaves the connection unattested: the agent refuses it.
-    let _ = FLOWS.insert(key(ctx, entry.netns), entry, 0);
+    let own = key(ctx, entry.netns);
+    // An entry that cannot be written leaves the connection unattested: its SYN is dropped.
+    let _ = FLOWS.insert(own, entry, 0);
+    let _ = FLOWS.insert(FlowKey { netns: 0, ..own }, entry, 0);
 }
 
 /// Takes the connection's entry away, if it is still this socket's, and its part of the quota.
 #[inline(always)]
 pub(crate) fn close(ctx: &SockOpsContext) {
     let Some(client) = recorded(ctx) else { return };
-    let key = key(ctx, client.netns);
-    // SAFETY: the entry is not freed while the program runs (RCU).
-    if let Some(entry) = unsafe { FLOWS.get(key) }
-        && entry.socket == client.socket
-    {
-        let _ = FLOWS.remove(key);
-    }
+    let own = key(ctx, client.netns);
+    remove(own, client.socket);
+    remove(FlowKey { netns: 0, ..own }, client.socket);
     if client.counted == 1 {
         client.counted = 0;
         if let Some(held) = NETNS.get_ptr_mut(client.netns) {
             add(held, -1);
         }
     }
+}
+
+/// Takes an entry away, if it is `socket`'s.
+#[inline(always)]
+fn remove(key: FlowKey, socket: u64) {
+    // SAFETY: the entry is not freed while the program runs (RCU).
+    if let Some(entry) = unsafe { FLOWS.get(key) }
+        && entry.socket == socket
+    {
+        let _ = FLOWS.remove(key);
+    }
+}
+
+/// Counts what would have become of a connect or a datagram.
+#[inline(always)]
+pub(crate) fn observe(verdict: Verdict) {
+    let reason = match verdict {
+        Verdict::Pass(Reason::Unrelated) => return,
+        Verdict::Pass(reason) | Verdict::Deny(reason) => reason,
+        Verdict::Redirect(_) => Reason::Redirected,
+    };
+    // SAFETY: the helper has no preconditions (kernel 4.18).
+    let cgroup = unsafe { bpf_get_current_cgroup_id() };
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let key = Sighting { cgroup, reason: reason as u32, pad: 0 };
+    match OBSERVED.get_ptr_mut(key) {
+        Some(seen) => {
+            // SAFETY: a value that the map returned lives as long as the program runs (RCU).
+            let seen = unsafe { &mut *seen };
+            seen.count += 1;
+            seen.last_ns = now;
+        }
+        None => {
+            let _ = OBSERVED.insert(key, Sightings { count: 1, last_ns: now }, 0);
+        }
+    }
+    count(Reason::Observed);
 }
 
 #[inline(always)]

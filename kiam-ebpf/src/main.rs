@@ -6,88 +6,95 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod callers;
 mod flows;
+mod guard;
+mod listener;
 mod maps;
-
-use core::net::{Ipv4Addr, Ipv6Addr};
+mod sock_addr;
 
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE},
-    helpers::{
-        bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_ktime_get_ns,
-        generated::bpf_get_netns_cookie,
-    },
-    macros::{cgroup_sock_addr, sock_ops},
-    programs::{SockAddrContext, SockOpsContext},
+    helpers::bpf_get_current_cgroup_id,
+    macros::{cgroup_skb, cgroup_sock_addr, classifier, sock_ops, socket_filter},
+    programs::{SkBuffContext, SockAddrContext, SockOpsContext, TcContext},
 };
 use aya_log_ebpf::debug;
 use kiam_common::{
-    CGROUP_LEVELS, CGROUP_PASS, HOST_NETNS_INITIAL, LEASE_NS,
     client::mapped,
     counters::Reason,
-    redirect::{self, Caller, Destination, IMDS_PORT, ImdsV6, Verdict},
+    redirect::{self, Destination, IMDS_PORT, Verdict},
 };
 
-use crate::maps::{CGROUPS, CLIENTS, HOST_NETNS, LEASE, TARGET, count};
+use crate::{
+    callers::{caller, is_agent, is_proof},
+    guard::Sender,
+    maps::{AGENT_PORTS, CLIENTS, OBSERVES, TARGET, count},
+    sock_addr::{ipv4, ipv6, is_on_host_network, is_stream, port, rewrite},
+};
 
 /// What the kernel is told: go on.
 const ALLOW: i32 = 1;
 /// What the kernel is told: `EPERM`.
 const REFUSE: i32 = 0;
-const SOCK_STREAM: u32 = 1;
+/// What tc is told: ask the next program. `TC_ACT_UNSPEC`, and `TCX_NEXT`.
+const NEXT: i32 = -1;
+/// What tc is told: drop. `TC_ACT_SHOT`.
+const SHOT: i32 = 2;
 
 /// connect(2) of IPv4 sockets. Kernel 4.17.
 #[cgroup_sock_addr(connect4)]
 fn kiam_connect4(ctx: SockAddrContext) -> i32 {
-    let address = ipv4(&ctx);
-    if !redirect::is_imds_v4(address) {
-        return ALLOW;
-    }
-    let verdict = redirect::decide_v4(address, port(&ctx), &TARGET.load(), caller(&ctx));
-    apply(&ctx, verdict, mapped(address.octets()))
+    judge_v4(&ctx)
 }
 
 /// connect(2) of IPv6 sockets; v4-mapped destinations run only this one. Kernel 4.17.
 #[cgroup_sock_addr(connect6)]
 fn kiam_connect6(ctx: SockAddrContext) -> i32 {
-    let address = ipv6(&ctx);
-    if redirect::imds_v6(address) == ImdsV6::No {
-        return ALLOW;
-    }
-    let verdict = redirect::decide_v6(address, port(&ctx), &TARGET.load(), caller(&ctx));
-    apply(&ctx, verdict, address.octets())
+    judge_v6(&ctx)
 }
 
 /// sendto(2) and sendmsg(2) of unconnected IPv4 datagram sockets. Kernel 4.18.
 #[cgroup_sock_addr(sendmsg4)]
 fn kiam_sendmsg4(ctx: SockAddrContext) -> i32 {
-    let address = ipv4(&ctx);
-    if !redirect::is_imds_v4(address) {
-        return ALLOW;
-    }
-    let verdict = redirect::decide_v4(address, port(&ctx), &TARGET.load(), caller(&ctx));
-    apply(&ctx, verdict, mapped(address.octets()))
+    judge_v4(&ctx)
 }
 
 /// The same of IPv6 sockets. Kernel 4.18.
 #[cgroup_sock_addr(sendmsg6)]
 fn kiam_sendmsg6(ctx: SockAddrContext) -> i32 {
-    let address = ipv6(&ctx);
-    if redirect::imds_v6(address) == ImdsV6::No {
-        return ALLOW;
+    judge_v6(&ctx)
+}
+
+/// bind(2) of IPv4 sockets: on the node's network, the agent's ports are the agent's. Kernel 4.17.
+#[cgroup_sock_addr(bind4)]
+fn kiam_bind4(ctx: SockAddrContext) -> i32 {
+    bind(&ctx)
+}
+
+/// bind(2) of IPv6 sockets, which may take IPv4 connections too. Kernel 4.17.
+#[cgroup_sock_addr(bind6)]
+fn kiam_bind6(ctx: SockAddrContext) -> i32 {
+    bind(&ctx)
+}
+
+/// What a socket load balancer above the pods' cgroup may do, for the agent's proof of itself: attached while that
+/// runs, after the others, and only for its cgroup. Kernel 4.17.
+#[cgroup_sock_addr(connect4)]
+fn kiam_rewrite(ctx: SockAddrContext) -> i32 {
+    if ipv4(&ctx).octets() == redirect::REWRITTEN.octets() && is_proof() {
+        sock_addr::set_ipv4(&ctx, redirect::IMDS_V4.octets());
     }
-    let verdict = redirect::decide_v6(address, port(&ctx), &TARGET.load(), caller(&ctx));
-    apply(&ctx, verdict, address.octets())
+    ALLOW
 }
 
 /// getpeername(2) of IPv4 sockets: shows the address that was asked. Kernel 5.8.
 #[cgroup_sock_addr(getpeername4)]
 fn kiam_getpeername4(ctx: SockAddrContext) -> i32 {
     if let Some([.., a, b, c, d]) = asked(&ctx) {
-        // SAFETY: fields of the context that the verifier lets this program type write.
-        unsafe { (*ctx.sock_addr).user_ip4 = u32::from_ne_bytes([a, b, c, d]) };
-        set_port(&ctx, IMDS_PORT);
+        sock_addr::set_ipv4(&ctx, [a, b, c, d]);
+        sock_addr::set_port(&ctx, IMDS_PORT);
     }
     ALLOW
 }
@@ -96,8 +103,8 @@ fn kiam_getpeername4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 fn kiam_getpeername6(ctx: SockAddrContext) -> i32 {
     if let Some(asked) = asked(&ctx) {
-        set_ipv6(&ctx, asked);
-        set_port(&ctx, IMDS_PORT);
+        sock_addr::set_ipv6(&ctx, asked);
+        sock_addr::set_port(&ctx, IMDS_PORT);
     }
     ALLOW
 }
@@ -114,18 +121,79 @@ fn kiam_sock_ops(ctx: SockOpsContext) -> u32 {
     1
 }
 
+/// What comes to the agent's listener, and to the connections accepted from it. Kernel 4.18.
+#[socket_filter]
+fn kiam_listener(ctx: SkBuffContext) -> i64 {
+    listener::filter(&ctx)
+}
+
+/// What sockets of the pods' cgroup send (`--guard=skb`). Kernel 5.2.
+#[cgroup_skb(egress)]
+fn kiam_guard(ctx: SkBuffContext) -> i32 {
+    let skb = ctx.as_ptr().cast();
+    if !guard::is_for_imds(skb) || guard::sender(skb) == Sender::Passed {
+        return ALLOW;
+    }
+    count(Reason::Guard);
+    REFUSE
+}
+
+/// What leaves the node (`--guard=uplink`). Kernel 5.2.
+#[classifier]
+fn kiam_uplink(ctx: TcContext) -> i32 {
+    let skb = ctx.as_ptr().cast();
+    if !guard::is_for_imds(skb) && !guard::is_frame_for_imds(skb) {
+        return NEXT;
+    }
+    let denied = match guard::sender(skb) {
+        Sender::Passed | Sender::Node => false,
+        Sender::Pod => true,
+        Sender::Nobody => guard::was_forwarded(skb),
+    };
+    if !denied {
+        return NEXT;
+    }
+    count(Reason::Uplink);
+    SHOT
+}
+
+#[inline(always)]
+fn judge_v4(ctx: &SockAddrContext) -> i32 {
+    let (address, port, target) = (ipv4(ctx), port(ctx), TARGET.load());
+    if !redirect::concerns_v4(address, port, &target) {
+        return ALLOW;
+    }
+    let verdict = redirect::decide_v4(address, port, &target, caller(ctx));
+    apply(ctx, verdict, mapped(address.octets()))
+}
+
+#[inline(always)]
+fn judge_v6(ctx: &SockAddrContext) -> i32 {
+    let (address, port, target) = (ipv6(ctx), port(ctx), TARGET.load());
+    if !redirect::concerns_v6(address, port, &target) {
+        return ALLOW;
+    }
+    let verdict = redirect::decide_v6(address, port, &target, caller(ctx));
+    apply(ctx, verdict, address.octets())
+}
+
 /// Does what was decided.
 #[inline(always)]
 fn apply(ctx: &SockAddrContext, verdict: Verdict, asked: [u8; 16]) -> i32 {
+    if OBSERVES.load() != 0 {
+        flows::observe(verdict);
+        return ALLOW;
+    }
     let (reason, answer) = match verdict {
-        Verdict::Pass(reason) => (reason, ALLOW),
+        Verdict::Pass(Reason::Unrelated) => return ALLOW,
+        Verdict::Pass(reason) => {
+            guard::let_through(ctx);
+            (reason, ALLOW)
+        }
         Verdict::Deny(reason) => (reason, REFUSE),
-        Verdict::Redirect(destination) => match flows::record(ctx, asked, destination.port()) {
+        Verdict::Redirect(destination) => match redirect(ctx, destination, asked) {
+            Ok(()) => (Reason::Redirected, ALLOW),
             Err(reason) => (reason, REFUSE),
-            Ok(()) => {
-                rewrite(ctx, destination);
-                (Reason::Redirected, ALLOW)
-            }
         },
     };
     count(reason);
@@ -135,79 +203,30 @@ fn apply(ctx: &SockAddrContext, verdict: Verdict, asked: [u8; 16]) -> i32 {
     answer
 }
 
+/// Sends the connect to the agent, and to nobody else, with a record of who it is.
 #[inline(always)]
-fn rewrite(ctx: &SockAddrContext, destination: Destination) {
-    match destination {
-        Destination::V4(address, port) => {
-            // SAFETY: a field of the context that the verifier lets this program type write.
-            unsafe { (*ctx.sock_addr).user_ip4 = u32::from_ne_bytes(address.octets()) };
-            set_port(ctx, port);
-        }
-        Destination::V6(address, port) => {
-            set_ipv6(ctx, address.octets());
-            set_port(ctx, port);
-        }
+fn redirect(
+    ctx: &SockAddrContext,
+    destination: Destination,
+    asked: [u8; 16],
+) -> Result<(), Reason> {
+    // From other namespaces the listener can't be seen.
+    if is_on_host_network(ctx) && !listener::is_agents(ctx, destination) {
+        return Err(Reason::NoListener);
     }
+    flows::record(ctx, asked, destination.port())?;
+    rewrite(ctx, destination);
+    Ok(())
 }
 
 #[inline(always)]
-fn caller(ctx: &SockAddrContext) -> Caller {
-    Caller { exempt: exempt(ctx), leased: leased(), stream: stream(ctx) }
-}
-
-/// The nearest cgroup that is listed decides; a hostNetwork pod passes where the operator says so.
-#[inline(always)]
-fn exempt(ctx: &SockAddrContext) -> bool {
-    // SAFETY: the helper has no preconditions (kernel 4.18).
-    let own = unsafe { bpf_get_current_cgroup_id() };
-    // SAFETY: the entry is not freed while the program runs (RCU).
-    let mut nearest = unsafe { CGROUPS.get(own) }.copied();
-    if nearest.is_none() {
-        // From the root down, so the last one found is the nearest.
-        for level in 1..=CGROUP_LEVELS {
-            // SAFETY: the helper has no preconditions; beyond the leaf it answers 0.
-            let ancestor = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
-            if ancestor == 0 {
-                break;
-            }
-            // SAFETY: as above.
-            if let Some(mark) = unsafe { CGROUPS.get(ancestor) } {
-                nearest = Some(*mark);
-            }
-        }
+fn bind(ctx: &SockAddrContext) -> i32 {
+    let takes = is_stream(ctx) && redirect::is_agent_port(port(ctx), &AGENT_PORTS.load());
+    if !takes || !is_on_host_network(ctx) || is_agent() {
+        return ALLOW;
     }
-    if let Some(mark) = nearest {
-        return mark == CGROUP_PASS;
-    }
-    on_host_network(ctx)
-}
-
-/// Whether the socket is of the network namespace whose pods pass.
-#[inline(always)]
-fn on_host_network(ctx: &SockAddrContext) -> bool {
-    let host = match HOST_NETNS.load() {
-        0 => return false,
-        // SAFETY: without a context the helper answers for the initial namespace (kernel 5.7).
-        HOST_NETNS_INITIAL => unsafe { bpf_get_netns_cookie(core::ptr::null_mut()) },
-        cookie => cookie,
-    };
-    // SAFETY: the helper takes the program's own context.
-    host == unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
-}
-
-#[inline(always)]
-fn leased() -> bool {
-    let Some(renewed) = LEASE.get(0) else { return false };
-    // SAFETY: the helper has no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
-    *renewed != 0 && now.wrapping_sub(*renewed) < LEASE_NS
-}
-
-/// MPTCP sockets are streams too; their protocol differs, so it is not asked.
-#[inline(always)]
-fn stream(ctx: &SockAddrContext) -> bool {
-    // SAFETY: a field of the context.
-    unsafe { (*ctx.sock_addr).type_ == SOCK_STREAM }
+    count(Reason::Bind);
+    REFUSE
 }
 
 /// What a redirected socket asked for, if it is connected to the agent now.
@@ -218,54 +237,6 @@ fn asked(ctx: &SockAddrContext) -> Option<[u8; 16]> {
     // SAFETY: null, or this socket's own record.
     let client = unsafe { client.as_ref() }?;
     (client.port == port(ctx)).then_some(client.asked)
-}
-
-#[inline(always)]
-fn ipv4(ctx: &SockAddrContext) -> Ipv4Addr {
-    // SAFETY: a field of the context, in network order.
-    Ipv4Addr::from_octets(unsafe { (*ctx.sock_addr).user_ip4 }.to_ne_bytes())
-}
-
-#[inline(always)]
-fn ipv6(ctx: &SockAddrContext) -> Ipv6Addr {
-    // SAFETY: fields of the context, in network order.
-    let words = unsafe { (*ctx.sock_addr).user_ip6 };
-    let [a, b, c, d] = words.map(u32::from_be);
-    Ipv6Addr::from_segments([
-        (a >> 16) as u16,
-        a as u16,
-        (b >> 16) as u16,
-        b as u16,
-        (c >> 16) as u16,
-        c as u16,
-        (d >> 16) as u16,
-        d as u16,
-    ])
-}
-
-/// Host order.
-#[inline(always)]
-fn port(ctx: &SockAddrContext) -> u16 {
-    // SAFETY: a field of the context, network order in its lower half.
-    u16::from_be(unsafe { (*ctx.sock_addr).user_port } as u16)
-}
-
-#[inline(always)]
-fn set_port(ctx: &SockAddrContext, port: u16) {
-    // SAFETY: a field of the context that the verifier lets this program type write.
-    unsafe { (*ctx.sock_addr).user_port = port.to_be().into() }
-}
-
-#[inline(always)]
-fn set_ipv6(ctx: &SockAddrContext, address: [u8; 16]) {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address;
-    let words = [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]];
-    let mut index = 0;
-    while index < 4 {
-        // SAFETY: a field of the context that the verifier lets this program type write.
-        unsafe { (*ctx.sock_addr).user_ip6[index] = u32::from_ne_bytes(words[index]) };
-        index += 1;
-    }
 }
 
 /// A BPF program cannot panic: the verifier proves that this is never reached.

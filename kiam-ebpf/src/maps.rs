@@ -8,12 +8,12 @@ use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     btf_maps::SkStorage,
     macros::{btf_map, map},
-    maps::{Array, HashMap, PerCpuArray},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use kiam_common::{
-    client::{Client, FlowKey, NetnsUse},
+    client::{Client, FlowKey, NetnsUse, Sighting, Sightings},
     counters::Reason,
-    redirect::Target,
+    redirect::{AgentPorts, Target},
 };
 
 /// Where redirected connections go.
@@ -21,16 +21,27 @@ use kiam_common::{
 pub(crate) static TARGET: Global<Target> =
     Global::new(Target { v4: [0; 4], v6: [0; 16], v4_port: 0, v6_port: 0 });
 
-/// The node's own network namespace cookie, whose sockets pass (`--host-network-pods=pass`), or
-/// `HOST_NETNS_INITIAL`; 0: none do.
+/// The agent's ports on the node.
+#[unsafe(no_mangle)]
+pub(crate) static AGENT_PORTS: Global<AgentPorts> = Global::new([0; 4]);
+
+/// The node's own network namespace cookie, or `HOST_NETNS_INITIAL`.
 #[unsafe(no_mangle)]
 pub(crate) static HOST_NETNS: Global<u64> = Global::new(0);
+
+/// Not 0: sockets of the node's network namespace pass (`--host-network-pods=pass`).
+#[unsafe(no_mangle)]
+pub(crate) static HOST_NETWORK_PASSES: Global<u32> = Global::new(0);
+
+/// Not 0: nothing is changed, only counted (`--mode=observe`).
+#[unsafe(no_mangle)]
+pub(crate) static OBSERVES: Global<u32> = Global::new(0);
 
 /// When the agent last renewed its lease, `CLOCK_MONOTONIC` nanoseconds; 0: never.
 #[map]
 pub(crate) static LEASE: Array<u64> = Array::with_max_entries(1, 0);
 
-/// Cgroup id to `CGROUP_PASS` or `CGROUP_INTERCEPT`.
+/// Cgroup id to `CGROUP_PASS`, `CGROUP_INTERCEPT` or `CGROUP_PODS`.
 #[map]
 pub(crate) static CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(64, 0);
 
@@ -38,10 +49,23 @@ pub(crate) static CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(64, 0);
 #[btf_map]
 pub(crate) static CLIENTS: SkStorage<Client> = SkStorage::new();
 
-/// Open connections by what both ends see of them. It evicts nothing; a quota keeps it from filling.
+/// Sockets that the agent listens with: connect goes to no others. Written by the agent.
+#[btf_map]
+pub(crate) static LISTENERS: SkStorage<u32> = SkStorage::new();
+
+/// Sockets that connect or sendmsg let through to the IMDS.
+#[btf_map]
+pub(crate) static PASSED: SkStorage<u32> = SkStorage::new();
+
+/// Open connections by what both ends see of them, each under its opener's network namespace and, for the
+/// listener's side, which can't see that, under namespace 0. It evicts nothing; a quota keeps it from filling.
 #[map]
 pub(crate) static FLOWS: HashMap<FlowKey, Client> =
-    HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+    HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+
+/// Who asked for the IMDS, and how often (`--mode=observe`).
+#[map]
+pub(crate) static OBSERVED: LruHashMap<Sighting, Sightings> = LruHashMap::with_max_entries(8192, 0);
 
 /// Open connections by network namespace.
 #[map]
@@ -50,8 +74,7 @@ pub(crate) static NETNS: HashMap<u64, NetnsUse> =
 
 /// How often each `Reason` was the answer.
 #[map]
-pub(crate) static COUNTERS: PerCpuArray<u64> =
-    PerCpuArray::with_max_entries(Reason::COUNTED.len() as u32, 0);
+pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::ROOM, 0);
 
 /// Counts one.
 #[inline(always)]

@@ -37,11 +37,13 @@ pub(super) async fn answer(
 
 fn ready(operations: &Operations) -> Response<Full<Bytes>> {
     let pending = operations.readiness.pending();
+    let details = operations.readiness.details().into_iter();
+    let details: String = details.map(|(name, text)| format!("{name}: {text}\n")).collect();
     if pending.is_empty() {
-        return text(StatusCode::OK, "ready\n".to_owned());
+        return text(StatusCode::OK, format!("ready\n{details}"));
     }
-    let lines = pending.iter().map(|name| format!("pending: {name}\n")).collect();
-    text(StatusCode::SERVICE_UNAVAILABLE, lines)
+    let lines: String = pending.iter().map(|name| format!("pending: {name}\n")).collect();
+    text(StatusCode::SERVICE_UNAVAILABLE, lines + &details)
 }
 
 fn metrics(operations: &Operations) -> Response<Full<Bytes>> {

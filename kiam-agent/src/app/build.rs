@@ -2,11 +2,11 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    os::fd::{AsFd, BorrowedFd},
     sync::Arc,
     time::Duration,
 };
 
-use kiam_common::redirect::Target;
 use prometheus_client::registry::Registry;
 use tokio::{
     net::TcpListener,
@@ -16,10 +16,10 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    App, Bound, Error,
+    App, Bound, Error, guard,
     keeper::Keeper,
     listeners::{Listeners, target},
-    operations,
+    operations, proof,
     running::{Operators, Successor},
     upstream::{policy_config, region},
     warm_up::{complete, warm_up},
@@ -30,12 +30,11 @@ use crate::{
     cluster::{self, Cluster, Synced},
     config::{Config, Hosts, Identity},
     credentials::{self, CredentialReader, Prefetcher},
-    handover::Handover,
-    identity::{CgroupPaths, KernelResolver, SourceIpResolver},
+    identity::{CgroupPaths, KernelResolver, NodeAddresses, SourceIpResolver},
     imds,
-    intercept::{self, Interception, Parts},
+    intercept::{self, Interception, Parts, Witness},
     lifecycle::{Drain, Latch, Readiness, drain},
-    pods::{ClientResolver, Pod, PodIndex, PodReader},
+    pods::{self, ClientResolver, Pod, PodIndex, PodReader},
     policy::{RolePolicy, publish_wanted},
     role::WantedRoles,
     serve::{self, Listener},
@@ -85,11 +84,13 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let mut listeners = Listeners::acquire(&config).await?;
     let spare = listeners.duplicates().map_err(Error::Handover)?;
     let pods = listeners.pods();
-    let kernel = attach(&config, target(&pods), listeners.handover.as_ref()).await?;
-    let resolver = resolver(config.identity, kernel.as_ref(), &knowledge.pods);
+    let mut kernel = attach(&config, &listeners).await?;
+    let witness = Witness::default();
+    let resolver = resolver(config.identity, kernel.as_ref(), &knowledge.pods, witness.clone());
     let service = common.service(&config, &knowledge, tokens, upstream);
     common.serve(std::mem::take(&mut listeners.pods), resolver, service);
     serving.set();
+    common.guard(&config, kernel.as_mut(), witness).await?;
     let reassert = Arc::new(Notify::new());
     common.keep(kernel, attached, reassert.clone());
     let successor = Successor::await_next(&config, spare, reassert.clone())?;
@@ -145,7 +146,10 @@ impl Common {
         config: &Config,
         upstream: &imds::Upstream,
     ) -> Result<Knowledge, Error> {
-        let (index, pods) = PodIndex::new();
+        let (index, pods) = PodIndex::with(pods::Config {
+            static_pod_namespaces: config.static_pod_namespaces.clone(),
+            node: Arc::new(NodeAddresses::default()),
+        });
         let cluster = Cluster::new(config.cluster.clone()).await?;
         let synced = Synced {
             pods: self.readiness.latch("pods"),
@@ -188,6 +192,22 @@ impl Common {
             tokio::join!(biased; publish, prefetcher.run(drain));
         });
         Ok(Knowledge { pods, policy, credentials })
+    }
+
+    /// Guards what slips past the programs, and proves that nothing does.
+    async fn guard(
+        &mut self,
+        config: &Config,
+        kernel: Option<&mut Kernel>,
+        witness: Witness,
+    ) -> Result<(), Error> {
+        let (Some(config), Some((parts, _))) = (&config.intercept, kernel) else { return Ok(()) };
+        let seen = (&mut self.registry, &self.readiness);
+        let started = guard::start(config, parts, seen, self.drain.clone(), &mut self.tasks).await;
+        started.map_err(intercept::Error::from)?;
+        let seen = (&mut self.registry, &self.readiness);
+        proof::start(config, parts, witness, seen, self.drain.clone(), &mut self.tasks);
+        Ok(())
     }
 
     fn serve(
@@ -261,20 +281,21 @@ impl Common {
 }
 
 /// Loads and attaches the kernel programs, if there are to be any.
-async fn attach(
-    config: &Config,
-    target: Target,
-    handover: Option<&Handover>,
-) -> Result<Option<Kernel>, Error> {
+async fn attach(config: &Config, listeners: &Listeners) -> Result<Option<Kernel>, Error> {
     let Some(config) = config.intercept.clone() else { return Ok(None) };
+    let sockets = listeners.duplicates_for_pods().map_err(Error::Handover)?;
+    let target = target(&listeners.pods());
     // Both block, for as long as the verifier takes.
     let panicked = |_| Error::Panicked;
     let load = move || Interception::load(&config, target);
     let loaded = tokio::task::spawn_blocking(load).await.map_err(panicked)??;
-    if handover.is_some_and(|handover| !handover.is_awaited()) {
+    if listeners.handover.as_ref().is_some_and(|handover| !handover.is_awaited()) {
         warn!("The agent that runs waits no more: it has ended, or finds out that this one serves");
     }
-    let attach = || loaded.attach();
+    let attach = move || {
+        let sockets: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+        loaded.attach(&sockets)
+    };
     let parts = tokio::task::spawn_blocking(attach).await.map_err(panicked)??;
     let cgroups = CgroupPaths::new(parts.cgroup.clone());
     Ok(Some((parts, cgroups)))
@@ -284,12 +305,14 @@ fn resolver(
     identity: Identity,
     kernel: Option<&Kernel>,
     pods: &PodReader,
+    witness: Witness,
 ) -> Arc<dyn ClientResolver> {
     match (identity, kernel) {
         (Identity::Kernel, Some((parts, cgroups))) => {
-            Arc::new(KernelResolver::new(parts.flows.clone(), cgroups.clone(), pods.clone()))
+            let (flows, cgroups) = (parts.flows.clone(), cgroups.clone());
+            Arc::new(KernelResolver::new(flows, cgroups, pods.clone(), witness))
         }
-        _ => Arc::new(SourceIpResolver),
+        _ => Arc::new(SourceIpResolver { witness }),
     }
 }
 

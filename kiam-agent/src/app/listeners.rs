@@ -1,6 +1,11 @@
 //! The sockets that pods and operators connect to: from the agent that runs, or new ones.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd as _, OwnedFd},
+    time::Duration,
+};
 
 use kiam_common::redirect::Target;
 use tokio::{
@@ -81,10 +86,14 @@ impl Listeners {
     }
 
     /// The same sockets, for the agent after this one.
-    pub(super) fn duplicates(&self) -> io::Result<Vec<std::os::fd::OwnedFd>> {
-        use std::os::fd::AsFd as _;
+    pub(super) fn duplicates(&self) -> io::Result<Vec<OwnedFd>> {
         let all = self.pods.iter().chain([&self.admin]).chain(&self.metrics);
         all.map(|socket| socket.as_fd().try_clone_to_owned()).collect()
+    }
+
+    /// Those of pods alone.
+    pub(super) fn duplicates_for_pods(&self) -> io::Result<Vec<OwnedFd>> {
+        self.pods.iter().map(|socket| socket.as_fd().try_clone_to_owned()).collect()
     }
 }
 

@@ -2,14 +2,16 @@
 //!
 //! Order: what is pinned stays as it is (it refuses, or an agent that runs serves) → pods and namespaces → first
 //! credentials, bounded → listening sockets, that agent's or new ones → attach or replace the kernel programs →
-//! serve → that agent is relieved → ready. At the end: not ready → drain → exit, with the programs left where
+//! serve → guard → that agent is relieved → proof → ready. At the end: not ready → drain → exit, with the programs left where
 //! they are, so that pods are refused and never passed through.
 
 mod build;
 mod error;
+mod guard;
 mod keeper;
 mod listeners;
 mod operations;
+mod proof;
 mod running;
 mod upstream;
 mod warm_up;

@@ -168,8 +168,8 @@ async fn asked_to_end() -> &'static str {
 fn detach(bpffs: &Path) {
     match intercept::uninstall(bpffs) {
         Ok(removed) => {
-            for path in removed {
-                info!(path = %path.display(), "Removed");
+            for what in removed {
+                info!(%what, "Removed");
             }
             info!("Pods reach the node's metadata service directly now");
         }

@@ -14,6 +14,9 @@ const ROLE: &str = "iam.amazonaws.com/role";
 const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
 const EXTERNAL_ID: &str = "iam.amazonaws.com/external-id";
 const PERMITTED: &str = "iam.amazonaws.com/permitted";
+const IMDSV2: &str = "iam.amazonaws.com/imdsv2";
+/// What `spec.serviceAccountName` is where nobody filled it in.
+const DEFAULT_SERVICE_ACCOUNT: &str = "default";
 /// Set by the kubelet, and only by it, on the API's image of a static pod
 /// (<https://kubernetes.io/docs/reference/labels-annotations-taints/#kubernetes-io-config-mirror>).
 const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
@@ -83,6 +86,7 @@ struct Metadata {
 struct PodSpec {
     node_name: Option<String>,
     host_network: Option<bool>,
+    service_account_name: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -136,6 +140,10 @@ pub(super) fn pod(object: &Value) -> Result<Pod, Malformed> {
         host_ip: status.host_ip.filter(|ip| !ip.is_empty()).map(|ip| address(&ip)).transpose()?,
         addresses,
         host_network: spec.host_network.unwrap_or_default(),
+        service_account: spec
+            .service_account_name
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| DEFAULT_SERVICE_ACCOUNT.to_owned()),
         live: !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
         config_hash,
     })
@@ -147,6 +155,7 @@ pub(super) fn namespace(object: &Value) -> Result<Namespace, Malformed> {
     Ok(Namespace {
         resource_version: number(metadata.resource_version.as_deref()),
         permitted: metadata.annotation_as_written(PERMITTED)?,
+        imdsv2: metadata.annotation_as_written(IMDSV2)?,
         name: metadata.name,
     })
 }
@@ -202,7 +211,7 @@ mod tests {
                     "iam.amazonaws.com/external-id": "", "other": "x",
                 },
             },
-            "spec": {"nodeName": "node-1", "containers": [{"name": "main"}]},
+            "spec": {"nodeName": "node-1", "serviceAccountName": "reading", "containers": [{"name": "main"}]},
             "status": {
                 "phase": "Running", "hostIP": "192.0.2.1", "podIP": "10.0.0.1",
                 "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}],
@@ -231,6 +240,7 @@ mod tests {
             host_ip: Some("192.0.2.1".parse().unwrap()),
             addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
             host_network: false,
+            service_account: "reading".to_owned(),
             live: true,
             config_hash: None,
             role: Some("reader".to_owned()),
@@ -248,6 +258,7 @@ mod tests {
         });
         let pod = pod(&pending).unwrap();
         assert!(pod.live && pod.addresses.is_empty() && pod.role.is_none() && pod.node.is_none());
+        assert_eq!(pod.service_account, "default");
         assert_eq!(
             list(r#"{"metadata":{"resourceVersion":"7"},"items":null}"#).unwrap().items.len(),
             0
@@ -286,6 +297,7 @@ mod tests {
             ("/status/podIP", json!("10.0.0"), "\"10.0.0\" is no IP address"),
             ("/status/podIPs", json!([{"ip": "x"}]), "\"x\" is no IP address"),
             ("/spec/hostNetwork", json!("yes"), "expected a boolean"),
+            ("/spec/serviceAccountName", json!(7), "expected a string"),
         ] {
             let refused = pod(&with(&[(pointer, value)])).unwrap_err().to_string();
             assert!(refused.contains(expected), "{pointer}: {refused}");
@@ -308,5 +320,21 @@ mod tests {
         assert_eq!(permitted(json!("")).as_deref(), Some(""));
         assert_eq!(permitted(json!(null)), None);
         assert!(namespace(&object(json!(true))).is_err());
+    }
+
+    #[test]
+    fn a_namespace_requires_tokens_unless_it_says_otherwise() {
+        for (written, required) in [
+            (json!(null), false),
+            (json!(""), false),
+            (json!("optional"), false),
+            (json!("required"), true),
+            (json!(" required "), true),
+            (json!("requried"), true),
+        ] {
+            let annotations = json!({"iam.amazonaws.com/imdsv2": written});
+            let object = json!({"metadata": {"name": "team", "annotations": annotations}});
+            assert_eq!(namespace(&object).unwrap().requires_imdsv2(), required, "{object}");
+        }
     }
 }

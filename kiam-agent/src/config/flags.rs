@@ -3,6 +3,8 @@
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::pods::STATIC_POD_NAMESPACE;
+
 /// Gives each pod on a Kubernetes node the credentials of its own AWS IAM role.
 ///
 /// Each flag of the agent is also an environment variable: --node-name is KIAM_NODE_NAME.
@@ -32,6 +34,9 @@ pub(super) enum Subcommands {
         #[arg(long)]
         force: bool,
     },
+    /// What the agent's proof of itself runs in its throw-away pod
+    #[command(hide = true)]
+    ProofClient,
     /// Ask the agent that runs on this node; exit 0 when it is ready (or alive), else 1
     Status {
         /// Only whether it is alive
@@ -73,12 +78,30 @@ pub(super) struct Flags {
     /// What intercepts pods' traffic: ebpf or off
     #[arg(long, value_name = "WHAT", default_value = "ebpf")]
     pub(super) interceptor: String,
+    /// Whether pods' traffic is changed: enforce, or observe (only counted, and nothing is guarded)
+    #[arg(long, value_name = "MODE", default_value = "enforce")]
+    pub(super) mode: String,
     /// What tells who calls: kernel or source-ip; default kernel, without interceptor source-ip
     #[arg(long, value_name = "WHAT")]
     pub(super) identity: Option<String>,
     /// What becomes of pods in the host's network: pass or intercept
     #[arg(long, value_name = "WHAT", default_value = "pass")]
     pub(super) host_network_pods: String,
+    /// Pods of this service account are passed on to the real metadata service (repeatable)
+    #[arg(long, value_name = "NAMESPACE/SERVICEACCOUNT", value_delimiter = ',')]
+    pub(super) node_role: Vec<String>,
+    /// Namespaces whose mirror pods stand for static pods (repeatable)
+    #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', default_value = STATIC_POD_NAMESPACE)]
+    pub(super) static_pod_namespaces: Vec<String>,
+    /// What keeps out that connect's hooks don't see: route, skb, uplink (comma separated), or none
+    #[arg(long, value_name = "WHAT", value_delimiter = ',', default_value = "route")]
+    pub(super) guard: Vec<String>,
+    /// Preference of the guard's first routing rule; the next two are taken too
+    #[arg(long, value_name = "NUMBER", default_value = "5")]
+    pub(super) guard_preference: String,
+    /// How often the agent tries on itself what pods may try; not ready while that fails
+    #[arg(long, value_name = "DURATION", default_value = "1m")]
+    pub(super) proof_interval: String,
     /// The pods' cgroup; absent: found by the kubelet's names
     #[arg(long, value_name = "DIR")]
     pub(super) cgroup: Option<String>,

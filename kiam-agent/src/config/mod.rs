@@ -5,6 +5,7 @@ mod scan;
 #[cfg(test)]
 mod tests;
 mod values;
+mod warnings;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -14,6 +15,7 @@ pub use self::values::Hosts;
 use self::{
     flags::{CommandLine, Flags, Subcommands},
     values::Mistakes,
+    warnings::warnings,
 };
 use crate::{
     cluster, imds, intercept,
@@ -59,6 +61,8 @@ pub enum Task {
         /// `--state-dir`.
         state_dir: PathBuf,
     },
+    /// `proof-client`: what the proof runs in its throw-away pod.
+    ProofClient,
     /// Print this and end well: help or version.
     Print(String),
 }
@@ -100,6 +104,8 @@ pub struct Config {
     pub intercept: Option<intercept::Config>,
     /// `--identity`.
     pub identity: Identity,
+    /// `--static-pod-namespaces`.
+    pub static_pod_namespaces: Vec<String>,
     /// `--namespace-policy`.
     pub namespaces: NamespacePolicy,
     /// `--session-name`.
@@ -165,7 +171,8 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
     if arguments.iter().any(|word| word == "--version") {
         return Ok(Task::Print(version()));
     }
-    let subcommand = matches!(first, Some("uninstall" | "status" | "help"));
+    let subcommand =
+        matches!(first, Some("uninstall" | "status" | "help" | intercept::PROOF_CLIENT));
     if subcommand || arguments.iter().any(|word| word == "--help" || word == "-h") {
         return parse_subcommand(arguments);
     }
@@ -193,6 +200,7 @@ fn parse_subcommand(arguments: &[String]) -> Result<Task, UsageError> {
             command: Some(Subcommands::Uninstall { bpffs, state_dir, force }),
             ..
         }) => Ok(Task::Uninstall { bpffs: bpffs.into(), state_dir: state_dir.into(), force }),
+        Ok(CommandLine { command: Some(Subcommands::ProofClient), .. }) => Ok(Task::ProofClient),
         Ok(CommandLine { command: Some(Subcommands::Status { live, state_dir }), .. }) => {
             Ok(Task::Status { live, state_dir: state_dir.into() })
         }
@@ -215,6 +223,8 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let upstream = mistakes.parse("upstream", &flags.upstream);
     let words = [("optional", NamespacePolicy::Optional), ("required", NamespacePolicy::Required)];
     let namespaces = mistakes.one_of("namespace-policy", &flags.namespace_policy, &words);
+    let static_pod_namespaces =
+        mistakes.names("static-pod-namespaces", &flags.static_pod_namespaces);
     let session_name = mistakes.parse("session-name", &flags.session_name);
     let (least, most) = (SECOND * 900, SECOND * 43_200);
     let session_duration =
@@ -235,6 +245,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
         cluster: cluster?,
         intercept,
         identity,
+        static_pod_namespaces,
         namespaces: namespaces?,
         session_name: session_name?,
         session_duration: session_duration?,
@@ -308,6 +319,7 @@ fn interception(flags: &Flags, mistakes: &mut Mistakes) -> (Option<intercept::Co
     let words = [("kernel", Identity::Kernel), ("source-ip", Identity::SourceIp)];
     let asked = flags.identity.as_ref().and_then(|text| mistakes.one_of("identity", text, &words));
     let host_network = mistakes.host_network(&flags.host_network_pods);
+    let guard = mistakes.guard((&flags.guard, &flags.guard_preference), host_network);
     let bpffs = mistakes.folder("bpffs", &flags.bpffs);
     let cgroup = flags.cgroup.as_ref().and_then(|text| mistakes.folder("cgroup", text));
     if on == Some(false) {
@@ -316,11 +328,30 @@ fn interception(flags: &Flags, mistakes: &mut Mistakes) -> (Option<intercept::Co
         }
         return (None, Identity::SourceIp);
     }
-    let config = bpffs.zip(host_network).map(|(bpffs, host_network)| {
-        let log = flags.level == "trace";
-        intercept::Config { cgroup, bpffs, host_network, log }
-    });
-    (config, asked.unwrap_or(Identity::Kernel))
+    let identity = asked.unwrap_or(Identity::Kernel);
+    let proof_interval = mistakes.duration("proof-interval", &flags.proof_interval, SECOND, DAY);
+    let words = [("enforce", intercept::Mode::Enforce), ("observe", intercept::Mode::Observe)];
+    let mode = mistakes.one_of("mode", &flags.mode, &words);
+    let guard = guard.unwrap_or_default();
+    let config =
+        bpffs.zip(host_network).zip(mode).map(|((bpffs, host_network), mode)| intercept::Config {
+            cgroup,
+            bpffs,
+            host_network,
+            mode,
+            filters_syns: identity == Identity::Kernel,
+            guard,
+            proof_interval: proof_interval.unwrap_or(SECOND * 60),
+            operator_ports: operator_ports(flags),
+            log: flags.level == "trace",
+        });
+    (config, identity)
+}
+
+/// The ports of `--admin` and `--metrics`, as far as they are given; mistakes in them are told elsewhere.
+fn operator_ports(flags: &Flags) -> [u16; 2] {
+    let port = |text: &str| text.parse().map_or(0, |address: SocketAddr| address.port());
+    [port(&flags.admin), flags.metrics.as_deref().map_or(0, port)]
 }
 
 fn region(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<String> {
@@ -335,36 +366,6 @@ fn region(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Str
     good.then_some(region)
 }
 
-fn warnings(flags: &Flags, namespaces: NamespacePolicy) -> Vec<&'static str> {
-    let choices = [
-        (
-            flags.iptables != "false" || flags.host_interface.is_some(),
-            "--iptables and --host-interface do nothing: the kernel's own hooks intercept now",
-        ),
-        (
-            flags.node_name.is_none(),
-            "Without --node-name the pods of all nodes are watched, and credentials are prefetched only for pods of this --host",
-        ),
-        (
-            namespaces == NamespacePolicy::Optional,
-            "With --namespace-policy=optional, pods in namespaces without iam.amazonaws.com/permitted may have any role",
-        ),
-        (
-            flags.interceptor == "off",
-            "With --interceptor=off, nothing keeps pods from the node's own credentials but what you put in front",
-        ),
-        (
-            flags.detach_on_exit != "false",
-            "With --detach-on-exit, pods have the node's own credentials once the agent has ended",
-        ),
-        (
-            flags.allow_ip_query != "false",
-            "With --allow-ip-query, whoever reaches the agent gets any pod's credentials",
-        ),
-    ];
-    choices.into_iter().filter(|(made, _)| *made).map(|(_, warning)| warning).collect()
-}
-
 fn metadata(
     flags: &Flags,
     (identity, hosts): (Identity, &Hosts),
@@ -376,6 +377,12 @@ fn metadata(
     let imdsv2 = mistakes.one_of("imdsv2", &flags.imdsv2, &words);
     let allow: Vec<Option<imds::AllowPath>> =
         flags.allow_path.iter().map(|text| mistakes.parse("allow-path", text)).collect();
+    let node_roles: Vec<Option<imds::NodeRole>> =
+        flags.node_role.iter().map(|text| mistakes.parse("node-role", text)).collect();
+    if !node_roles.is_empty() && identity == Identity::SourceIp {
+        mistakes
+            .add("node-role", "it needs --identity=kernel: an address may be another pod's by now");
+    }
     let allow_ip_query = mistakes.switch("allow-ip-query", &flags.allow_ip_query);
     if allow_ip_query && intercepts {
         mistakes.add("allow-ip-query", "it needs --interceptor=off: any pod could ask as another");
@@ -385,6 +392,7 @@ fn metadata(
         imdsv2: imdsv2?,
         allow_paths: allow.into_iter().collect::<Option<Vec<_>>>()?,
         allow_ip_query,
+        node_roles: node_roles.into_iter().collect::<Option<Vec<_>>>()?,
         own_addresses: match identity {
             Identity::Kernel => Vec::new(),
             Identity::SourceIp => hosts.addresses().collect(),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::*;
+use crate::intercept::GuardConfig;
 
 struct Environment(HashMap<&'static str, &'static str>);
 
@@ -58,7 +59,7 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
         "--port=99999 --sync-interval=soon --interceptor=xdp --identity=dns --host-network-pods=maybe \
          --cgroup=kubepods --bpffs=bpf --state-dir=run --hold=1y --imdsv2=no --allow-path=/latest/user-data \
          --upstream=imds --region=EU --sts-endpoint=sts --session-name=a!b --session-duration=5m \
-         --namespace-policy=open --admin=here --metrics=there --statsd=nowhere --statsd-interval=0s \
+         --node-role=kube-system --static-pod-namespaces=Kube,ok --namespace-policy=open --admin=here --metrics=there --statsd=nowhere --statsd-interval=0s \
          --level=loud --json-log=perhaps --host=0.0.0.0 --host=node --role-base-arn=reader --nonsense extra --kubeconfig",
     );
     let all = mistakes.join("\n");
@@ -79,6 +80,8 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
         "sts-endpoint",
         "session-name",
         "session-duration",
+        "node-role",
+        "static-pod-namespaces",
         "namespace-policy",
         "admin",
         "metrics",
@@ -120,6 +123,8 @@ fn choices_that_contradict_are_refused() {
         ("--interceptor=off --identity=kernel", "identity"),
         ("--role-base-arn-autodetect", "role-base-arn"),
         ("--port=1 --port=2", "port"),
+        ("--identity=source-ip --node-role=kube-system/cni", "node-role"),
+        ("--interceptor=off --node-role=kube-system/cni", "node-role"),
     ] {
         let all = mistakes(&format!("{GOOD} {line}"));
         assert!(all.len() == 1 && all[0].starts_with(&format!("--{flag}: ")), "{line}: {all:?}");
@@ -142,4 +147,27 @@ fn subcommands_and_version_are_understood() {
     assert!(matches!(with("--version", &[]), Ok(Task::Print(text)) if text.contains("layout v1")));
     assert!(matches!(with("--help", &[]), Ok(Task::Print(text)) if text.contains("--node-name")));
     assert!(with("uninstall --wrong", &[]).is_err());
+}
+
+#[test]
+fn the_guard_is_what_is_asked_for_and_the_uplink_with_host_network_pods() {
+    let guard = |flags: &str| config(&format!("{flags} {GOOD}")).intercept.unwrap().guard;
+    let (on, off) =
+        (GuardConfig { route: Some(5), ..GuardConfig::default() }, GuardConfig::default());
+    let cases = [
+        ("", on),
+        ("--guard-preference=9", GuardConfig { route: Some(9), ..off }),
+        ("--guard=none", off),
+        ("--guard=skb,uplink", GuardConfig { skb: true, uplink: true, ..off }),
+        ("--guard=skb --guard=route", GuardConfig { skb: true, ..on }),
+        ("--host-network-pods=intercept", GuardConfig { uplink: true, ..on }),
+        ("--host-network-pods=intercept --guard=none", off),
+    ];
+    for (flags, expected) in cases {
+        assert_eq!(guard(flags), expected, "{flags}");
+    }
+    let wrong = mistakes(&format!("--guard=none,fence --guard-preference=0 {GOOD}"));
+    for part in ["none stands alone", "\"fence\" is none of", "\"0\" is no number"] {
+        assert!(wrong.iter().any(|mistake| mistake.contains(part)), "{part}: {wrong:?}");
+    }
 }

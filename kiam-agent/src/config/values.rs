@@ -2,7 +2,7 @@
 
 use std::{fmt::Display, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use crate::intercept::HostNetworkPods;
+use crate::intercept::{GuardConfig, HostNetworkPods};
 
 /// Collects what is wrong, so that all of it is told at once.
 #[derive(Debug, Default)]
@@ -135,10 +135,60 @@ impl Mistakes {
         hosts
     }
 
+    /// Names of namespaces.
+    pub(super) fn names(&mut self, flag: &str, texts: &[String]) -> Vec<String> {
+        for text in texts.iter().filter(|text| !is_label(text)) {
+            self.add(flag, format!("{text:?} is no namespace's name, such as kube-system"));
+        }
+        texts.to_vec()
+    }
+
+    /// `--guard` and `--guard-preference`. hostNetwork pods that are intercepted share the node's namespace, where
+    /// only the uplink guard sees their packet sockets, so that it is on unless nothing is to be.
+    pub(super) fn guard(
+        &mut self,
+        (parts, preference): (&[String], &str),
+        host_network: Option<HostNetworkPods>,
+    ) -> Option<GuardConfig> {
+        let preference = match preference.parse() {
+            // 0 is the local table's, and 32766 the main one's; three are taken.
+            Ok(preference @ 1..=32_763) => Some(preference),
+            _ => {
+                let problem = "is no number from 1 to 32763, and below the CNI's own rules";
+                self.add("guard-preference", format!("{preference:?} {problem}"));
+                None
+            }
+        };
+        if parts == ["none"] {
+            return Some(GuardConfig::default());
+        }
+        let uplink = host_network == Some(HostNetworkPods::Intercept);
+        let mut config = GuardConfig { uplink, ..GuardConfig::default() };
+        for part in parts {
+            match part.as_str() {
+                "route" => config.route = preference,
+                "skb" => config.skb = true,
+                "uplink" => config.uplink = true,
+                "none" => self.add("guard", "none stands alone, or is left out"),
+                _ => self.add("guard", format!("{part:?} is none of route, skb, uplink, none")),
+            }
+        }
+        preference.map(|_| config)
+    }
+
     pub(super) fn host_network(&mut self, text: &str) -> Option<HostNetworkPods> {
         let words = [("pass", HostNetworkPods::Pass), ("intercept", HostNetworkPods::Intercept)];
         self.one_of("host-network-pods", text, &words)
     }
+}
+
+/// Whether Kubernetes could call a namespace so: an RFC 1123 label.
+fn is_label(text: &str) -> bool {
+    let inside = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&text.len())
+        && text.bytes().all(inside)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
 }
 
 fn show(duration: Duration) -> humantime::FormattedDuration {

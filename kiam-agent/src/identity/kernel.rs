@@ -1,49 +1,35 @@
 //! Identity as the kernel attests it.
 
-use std::net::{IpAddr, SocketAddr};
-
-use dashmap::DashMap;
+use std::{fmt::Display, iter, net::IpAddr};
 
 use super::CgroupPaths;
 use crate::{
-    intercept::{FlowEntry, Flows},
+    intercept::{FlowEntry, Flows, Witness},
     pods::{Client, ClientResolver, Connection, PodReader, Unattested},
 };
 
-/// How many addresses' namespaces are remembered; then the memory starts anew.
-const REMEMBERED: usize = 4096;
-
 /// Resolves a connection by the entry that the kernel programs published when it was opened.
 ///
-/// The listener's side does not show the opener's network namespace, which is part of the entry's key. So the
-/// namespace that the peer's address had last is tried first, then all that have connections. An address can be
-/// forged in another namespace, so the entry counts whose pod has the address; of several that are less
-/// certain, none does.
+/// The listener's side does not show the opener's network namespace, which is part of the entry's key. The kernel
+/// notes the namespace that opened a connection with these ends last, and that one is tried first. An address can
+/// be forged in another namespace, so where its pod does not have the address, all that have connections are
+/// tried: the entry counts whose pod has it; of several that are less certain, none does.
 #[derive(Debug)]
 pub struct KernelResolver {
     flows: Flows,
     cgroups: CgroupPaths,
     pods: PodReader,
-    namespaces: DashMap<IpAddr, u64>,
+    witness: Witness,
 }
 
 // === impl KernelResolver ===
 
 impl KernelResolver {
-    /// One that asks `flows`; `pods` tells which pod may have which address.
+    /// One that asks `flows`; `pods` tells which pod may have which address, and `witness` is shown the
+    /// connections of the agent's own proof.
     #[must_use]
-    pub fn new(flows: Flows, cgroups: CgroupPaths, pods: PodReader) -> Self {
-        Self { flows, cgroups, pods, namespaces: DashMap::new() }
-    }
-
-    fn take(
-        &self,
-        netns: u64,
-        peer: SocketAddr,
-        local: SocketAddr,
-    ) -> Result<Option<FlowEntry>, Unattested> {
-        let taken = self.flows.take(netns, peer, local);
-        taken.map_err(|error| Unattested::Unreadable(error.to_string()))
+    pub fn new(flows: Flows, cgroups: CgroupPaths, pods: PodReader, witness: Witness) -> Self {
+        Self { flows, cgroups, pods, witness }
     }
 
     /// The client of an entry, and how well the address speaks for it.
@@ -57,35 +43,34 @@ impl KernelResolver {
         };
         Ok((client, fit))
     }
-
-    fn remember(&self, address: IpAddr, netns: u64) {
-        if self.namespaces.len() >= REMEMBERED {
-            self.namespaces.clear();
-        }
-        self.namespaces.insert(address, netns);
-    }
 }
 
 impl ClientResolver for KernelResolver {
     fn resolve(&self, connection: &Connection) -> Result<Client, Unattested> {
         let Connection { peer, local } = *connection;
         let address = peer.ip().to_canonical();
-        let remembered = self.namespaces.get(&address).map(|netns| *netns);
-        let others = self.flows.namespaces().into_iter().filter(|netns| Some(*netns) != remembered);
+        let noted = self.flows.take_namespace(peer, local).map_err(unreadable)?;
         let mut candidates = Candidates::default();
-        for netns in remembered.into_iter().chain(others) {
-            let Some(entry) = self.take(netns, peer, local)? else { continue };
+        // The list of all is made only where the noted one is not enough.
+        let others = || self.flows.namespaces().into_iter().filter(|netns| Some(*netns) != noted);
+        for netns in noted.into_iter().chain(iter::once_with(others).flatten()) {
+            let taken = self.flows.take(netns, peer, local).map_err(unreadable)?;
+            let Some(entry) = taken else { continue };
+            if self.witness.saw(entry, peer) {
+                return Err(Unattested::Proof);
+            }
             match self.client(entry, address) {
-                Ok((client, Fit::Own)) => {
-                    self.remember(address, netns);
-                    return Ok(client);
-                }
+                Ok((client, Fit::Own)) => return Ok(client),
                 Ok((client, fit)) => candidates.add(client, fit),
                 Err(error) => candidates.errors.push(error),
             }
         }
         candidates.decide()
     }
+}
+
+fn unreadable(error: impl Display) -> Unattested {
+    Unattested::Unreadable(error.to_string())
 }
 
 /// How well a connection's source address speaks for the pod that an entry names.

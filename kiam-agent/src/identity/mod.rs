@@ -2,19 +2,29 @@
 
 mod cgroups;
 mod kernel;
+mod node;
 
-pub use self::{cgroups::CgroupPaths, kernel::KernelResolver};
+pub use self::{cgroups::CgroupPaths, kernel::KernelResolver, node::NodeAddresses};
 
-use crate::pods::{Client, ClientResolver, Connection, Unattested};
+use crate::{
+    intercept::Witness,
+    pods::{Client, ClientResolver, Connection, Unattested},
+};
 
 /// `--identity=source-ip`: the source address is all that is known, as in kiam.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SourceIpResolver;
+#[derive(Clone, Debug, Default)]
+pub struct SourceIpResolver {
+    /// Shown the connections of the agent's own proof.
+    pub witness: Witness,
+}
 
 // === impl SourceIpResolver ===
 
 impl ClientResolver for SourceIpResolver {
     fn resolve(&self, connection: &Connection) -> Result<Client, Unattested> {
+        if self.witness.saw_address(connection.peer) {
+            return Err(Unattested::Proof);
+        }
         Ok(Client::Address(connection.peer.ip().to_canonical()))
     }
 }

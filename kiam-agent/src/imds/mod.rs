@@ -10,17 +10,21 @@ mod error;
 mod host;
 mod key;
 mod metrics;
+mod node_role;
 mod response;
 pub mod route;
+mod seen;
 mod service;
 pub mod token;
 mod upstream;
+mod version1;
 pub mod wire;
 
 pub use self::{
     allow::{AllowPath, InvalidAllowPath},
     error::{Error, Place, Reason},
     metrics::Metrics,
+    node_role::{InvalidNodeRole, NodeRole},
     service::{Config, Imdsv2, Parts, Service},
     token::{KeyError, TokenAuthority},
     upstream::{InvalidUpstream, Upstream, UpstreamError, UpstreamUrl},

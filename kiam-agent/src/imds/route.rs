@@ -303,4 +303,6 @@ fn folded(rest: &str) -> Vec<String> {
 }
 
 #[cfg(test)]
+pub(super) mod corpus;
+#[cfg(test)]
 mod tests;

@@ -10,26 +10,34 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, request};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
-use tracing::{debug, info, warn};
+use tracing::info;
 
 use super::{
-    AllowPath, Error, Metrics, Place, TokenAuthority, Upstream,
+    AllowPath, Error, Metrics, NodeRole, Place, Reason, TokenAuthority, Upstream,
     checks::{self, Version},
     host::Hosts,
     metrics::Asked,
     response,
     route::{Form, Readable, RequestedRole, Route, Routes},
+    seen::Seen,
     token::{TokenTtl, X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS},
+    version1::Version1,
     wire,
 };
 use crate::{
     clock::Clock,
     credentials::{CredentialReader, Issued, State},
-    pods::{Client, Pod, PodReader, Unattested},
+    pods::{Client, NotFound, Pod, PodReader, PodUid, Unattested},
     policy::{Decision, Refusal, RolePolicy},
-    role::{Quoted, RoleArn, RoleIdentity},
-    serve::PodService,
+    role::{Quoted, RoleIdentity},
+    serve::{Owner, PodService, Relay},
+    telemetry::LogLimit,
 };
+
+/// How often the same refusal of the same pod, or its answers, are logged above `debug`.
+const LOG_PERIOD: Duration = Duration::from_secs(1);
+/// How often it is logged that a pod is passed on.
+const RELAY_LOG_PERIOD: Duration = Duration::from_secs(24 * 3600);
 
 /// What clients are told to wait where nobody knows better.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -45,6 +53,8 @@ pub struct Config {
     pub allow_paths: Vec<AllowPath>,
     /// Whether `?ip=` names the pod: for trying the agent, and never with the interceptor.
     pub allow_ip_query: bool,
+    /// Pods that are passed on to the real service.
+    pub node_roles: Vec<NodeRole>,
     /// The agent's own addresses, which `Host` may name in source-ip mode. Empty in kernel mode: who
     /// names them there was not redirected (a port-forward, or a request that was forged).
     pub own_addresses: Vec<IpAddr>,
@@ -83,6 +93,9 @@ pub struct Service {
     routes: Routes,
     hosts: Hosts,
     parts: Parts,
+    version1: Version1,
+    log: LogLimit<(Option<Reason>, Owner)>,
+    relayed: LogLimit<PodUid>,
 }
 
 /// What a request is answered with.
@@ -91,17 +104,29 @@ struct Answer {
     ttl: Option<TokenTtl>,
 }
 
-/// What was found out about a request on the way, for its log line.
-#[derive(Default)]
-struct Seen {
-    pod: Option<Arc<Pod>>,
-    role: Option<RoleArn>,
-    issued: Option<Arc<Issued>>,
-}
-
 // === impl Service ===
 
 impl PodService for Service {
+    async fn relay(&self, client: &Client) -> Result<Option<Relay>, NotFound> {
+        // Who has only an address may be another pod by now.
+        if self.config.node_roles.is_empty() || !matches!(client, Client::Pod { .. }) {
+            return Ok(None);
+        }
+        let pod = self.parts.pods.wait(client, self.config.hold).await?;
+        if !self.config.node_roles.iter().any(|role| role.names(&pod)) {
+            return Ok(None);
+        }
+        if self.relayed.admit(pod.uid.clone()).is_some() {
+            info!(
+                pod.name = pod.name,
+                pod.namespace = pod.namespace,
+                service_account = pod.service_account,
+                "Connections are passed on to the real metadata service (--node-role)"
+            );
+        }
+        Ok(Some(self.parts.upstream.relay()))
+    }
+
     async fn call(
         &self,
         client: Arc<Result<Client, Unattested>>,
@@ -124,7 +149,10 @@ impl PodService for Service {
         let refusal = outcome.as_ref().err();
         let took = began.elapsed();
         self.parts.metrics.answered(asked, response.status(), refusal, took);
-        seen.log(&client, &head, response.status(), refusal, took);
+        let kind = (refusal.map(Error::reason), Owner::of(&client));
+        let speaks = refusal.is_some() || seen.issued.is_some();
+        let admitted = speaks.then(|| self.log.admit(kind)).flatten();
+        seen.log(&client, &head, response.status(), (refusal, took), admitted);
         response
     }
 }
@@ -135,7 +163,15 @@ impl Service {
     pub fn new(config: Config, parts: Parts) -> Self {
         let routes = Routes::new(config.allow_paths.clone());
         let hosts = Hosts::new(config.own_addresses.clone());
-        Self { config, routes, hosts, parts }
+        Self {
+            config,
+            routes,
+            hosts,
+            parts,
+            version1: Version1::default(),
+            log: LogLimit::new(LOG_PERIOD),
+            relayed: LogLimit::new(RELAY_LOG_PERIOD),
+        }
     }
 
     /// Checks a request in the order of how little it takes to be refused: who, how, and only then what.
@@ -147,25 +183,60 @@ impl Service {
         route: Result<Route, Error>,
         seen: &mut Seen,
     ) -> Result<Answer, Error> {
-        let client = client.as_ref().map_err(|error| Error::Unattested(error.clone()))?;
+        let (client, unknown) = match client {
+            Ok(client) => (client, None),
+            Err(Unattested::Unknown { client, not_found }) => (client, Some(*not_found)),
+            Err(error) => return Err(Error::Unattested(error.clone())),
+        };
         checks::direct(&head.headers)?;
         self.hosts.check(head.version, &head.uri, &head.headers)?;
         if [Method::GET, Method::HEAD, Method::PUT].contains(&head.method) {
             checks::no_body(&head.method, body).await?;
         }
+        let mut version = Version::V2;
         if [Method::GET, Method::HEAD].contains(&head.method) {
             let (tokens, imdsv2) = (&self.parts.tokens, self.config.imdsv2);
-            let version = checks::token(&head.headers, client, tokens, imdsv2)?;
-            if version == Version::V1 {
-                self.parts.metrics.imdsv1();
+            version = checks::token(&head.headers, client, tokens, imdsv2)?;
+        }
+        match (route?, unknown) {
+            (Route::Token, _) => self.token(client, head),
+            // It was waited for, and may be a pod that is passed on.
+            (Route::Read(_), Some(not_found)) => Err(not_found.into()),
+            (Route::Read(what), None) => {
+                let caller = self.caller(client, head)?;
+                let deadline = Instant::now() + self.config.hold;
+                if version == Version::V1 {
+                    self.without_token(&caller, head, deadline, seen).await?;
+                }
+                let body = self.read(&caller, what, deadline, seen).await?;
+                Ok(Answer { body, ttl: None })
             }
         }
-        match route? {
-            Route::Token => self.token(client, head),
-            Route::Read(what) => {
-                let caller = self.caller(client, head)?;
-                let body = self.read(&caller, what, seen).await?;
-                Ok(Answer { body, ttl: None })
+    }
+
+    /// Refuses a request without token where the pod's namespace wants one, and notes it elsewhere. A
+    /// namespace that is not known yet is waited for; one that stays unknown may want tokens.
+    async fn without_token(
+        &self,
+        client: &Client,
+        head: &request::Parts,
+        deadline: Instant,
+        seen: &mut Seen,
+    ) -> Result<(), Error> {
+        let mut changes = self.parts.pods.changes();
+        loop {
+            let pod = self.pod(client, deadline, seen).await?;
+            match self.parts.pods.namespace(&pod.namespace) {
+                Some(namespace) if namespace.requires_imdsv2() => return Err(Error::TokenMissing),
+                Some(_) => {
+                    self.parts.metrics.imdsv1();
+                    self.version1.log(&pod, &head.headers);
+                    return Ok(());
+                }
+                None if !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) => {
+                    return Err(Error::TokenMissing);
+                }
+                None => {}
             }
         }
     }
@@ -186,8 +257,13 @@ impl Service {
         Ok(queried.map_or_else(|| client.clone(), Client::Address))
     }
 
-    async fn read(&self, client: &Client, what: Readable, seen: &mut Seen) -> Result<Bytes, Error> {
-        let deadline = Instant::now() + self.config.hold;
+    async fn read(
+        &self,
+        client: &Client,
+        what: Readable,
+        deadline: Instant,
+        seen: &mut Seen,
+    ) -> Result<Bytes, Error> {
         let body = match what {
             Readable::RoleName => {
                 let issued = self.issued(client, None, deadline, seen).await?;
@@ -314,51 +390,9 @@ impl Answer {
     }
 }
 
-// === impl Seen ===
-
-impl Seen {
-    fn log(
-        &self,
-        client: &Result<Client, Unattested>,
-        head: &request::Parts,
-        status: StatusCode,
-        refusal: Option<&Error>,
-        took: Duration,
-    ) {
-        let pod = self.pod.as_deref();
-        let (name, namespace) = (pod.map(|pod| &*pod.name), pod.map(|pod| &*pod.namespace));
-        let ip = match client {
-            Ok(Client::Pod { address, .. } | Client::Address(address)) => Some(address),
-            Err(_) => None,
-        }
-        .map(tracing::field::display);
-        let role = self.role.as_ref().map(tracing::field::display);
-        let (method, path, status) = (&head.method, head.uri.path(), status.as_u16());
-        if let Some(reason) = refusal {
-            warn!(
-                pod.name = name, pod.namespace = namespace, pod.ip = ip, pod.iam.role = role,
-                req.method = %method, req.path = ?path, res.status = status, duration = ?took,
-                %reason, "Refused request"
-            );
-        } else if let Some(issued) = &self.issued {
-            let key = &*issued.credentials.access_key_id;
-            info!(
-                pod.name = name, pod.namespace = namespace, pod.ip = ip, pod.iam.role = role,
-                credentials.access.key = key,
-                req.method = %method, req.path = ?path, res.status = status, duration = ?took,
-                "Processed request"
-            );
-        } else {
-            debug!(
-                pod.name = name, pod.namespace = namespace, pod.ip = ip, pod.iam.role = role,
-                req.method = %method, req.path = ?path, res.status = status, duration = ?took,
-                "Processed request"
-            );
-        }
-    }
-}
-
 #[cfg(test)]
 pub(super) mod fixture;
+#[cfg(test)]
+mod spellings;
 #[cfg(test)]
 mod tests;

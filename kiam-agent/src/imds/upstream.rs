@@ -30,6 +30,7 @@ use super::{
 use crate::{
     role::{BaseArn, InvalidRole, Quoted},
     secret::Secret,
+    serve::Relay,
 };
 
 /// For a whole answer, waiting for a slot included: most SDKs give up after a second.
@@ -160,6 +161,13 @@ impl Upstream {
             kept: Mutex::default(),
             session: Mutex::new(Session::Unknown),
         }))
+    }
+
+    /// The service itself, for a connection that is passed on to it.
+    #[must_use]
+    pub fn relay(&self) -> Relay {
+        let UpstreamUrl { host, port } = &self.0.url;
+        Relay { host: host.trim_matches(['[', ']']).to_owned(), port: *port }
     }
 
     /// The body of `path`. What can't change is asked once.

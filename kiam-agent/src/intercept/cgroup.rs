@@ -93,6 +93,12 @@ impl Cgroup {
         &self.directory
     }
 
+    /// The cgroup at or below this one that process `pid` runs in, when there is one.
+    #[must_use]
+    pub fn cgroup_of_process(&self, pid: u32) -> Option<PathBuf> {
+        holder(&self.path, &pid.to_string(), 8)
+    }
+
     /// Whether its path still leads to it; else it was removed, and may have been made anew.
     #[must_use]
     pub fn is_there(&self) -> bool {
@@ -127,7 +133,7 @@ impl Cgroup {
     /// The id of the pod's cgroup, below this one, that holds process `pid`, when it runs in a pod.
     #[must_use]
     pub fn pod_of_process(&self, pid: u32) -> Option<u64> {
-        let holder = holder(&self.path, &pid.to_string(), 8)?;
+        let holder = self.cgroup_of_process(pid)?;
         let below = holder.strip_prefix(&self.path).ok()?;
         let named = |path: &Path| path.file_name()?.to_str().and_then(PodUid::from_cgroup_name);
         // From the leaf up, so the last match is the outermost.

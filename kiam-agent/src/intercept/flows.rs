@@ -52,20 +52,31 @@ impl Flows {
         peer: SocketAddr,
         local: SocketAddr,
     ) -> Result<Option<FlowEntry>, MapError> {
-        let key = FlowKey {
-            netns,
-            source: mapped(peer.ip()),
-            destination: mapped(local.ip()),
-            source_port_be: peer.port().to_be(),
-            destination_port_be: local.port().to_be(),
-            pad: 0,
-        };
+        let client = self.take_entry(key(netns, peer, local))?;
+        Ok(client.map(|client| FlowEntry { cgroup: client.cgroup, netns: client.netns }))
+    }
+
+    /// Takes what the listener's side knows of the connection: the network namespace of whoever opened one
+    /// with these ends last. Whose it is, the entry of that namespace says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Flows::take`].
+    pub fn take_namespace(
+        &self,
+        peer: SocketAddr,
+        local: SocketAddr,
+    ) -> Result<Option<u64>, MapError> {
+        Ok(self.take_entry(key(0, peer, local))?.map(|client| client.netns))
+    }
+
+    fn take_entry(&self, key: FlowKey) -> Result<Option<Client>, MapError> {
         let mut maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match maps.flows.get(&key, 0) {
             Ok(client) => {
                 // The socket's close may have been faster.
                 let _ = maps.flows.remove(&key);
-                Ok(Some(FlowEntry { cgroup: client.cgroup, netns: client.netns }))
+                Ok(Some(client))
             }
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(error),
@@ -94,6 +105,17 @@ impl Flows {
             let _ = maps.netns.remove(&netns);
         }
         maps.idle = idle;
+    }
+}
+
+fn key(netns: u64, peer: SocketAddr, local: SocketAddr) -> FlowKey {
+    FlowKey {
+        netns,
+        source: mapped(peer.ip()),
+        destination: mapped(local.ip()),
+        source_port_be: peer.port().to_be(),
+        destination_port_be: local.port().to_be(),
+        pad: 0,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::CString,
+    fs::File,
     io,
     os::{
         fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
@@ -15,7 +16,10 @@ use super::Error;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
+/// `enum bpf_attach_type`.
+const BPF_CGROUP_INET4_CONNECT: u32 = 10;
 
 /// `union bpf_attr`, the part for `BPF_OBJ_GET` and `BPF_OBJ_PIN`.
 #[repr(C)]
@@ -31,6 +35,15 @@ struct GetInfo {
     bpf_fd: u32,
     info_len: u32,
     info: u64,
+}
+
+/// The part for `BPF_LINK_CREATE`.
+#[repr(C)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
 }
 
 /// The part for `BPF_LINK_UPDATE`.
@@ -86,6 +99,18 @@ impl PinnedLink {
 
     /// Id of the cgroup it is attached to; 0 once that cgroup is gone.
     pub(super) fn cgroup(&self, path: &Path) -> Result<u64, Error> {
+        self.target(path)
+    }
+
+    /// Number of the interface that it, a tcx link, is attached to; 0 once that is gone.
+    pub(super) fn interface(&self, path: &Path) -> Result<u32, Error> {
+        // `{ __u32 ifindex; __u32 attach_type; }`
+        let [a, b, c, d, ..] = self.target(path)?.to_ne_bytes();
+        Ok(u32::from_ne_bytes([a, b, c, d]))
+    }
+
+    /// The first eight bytes of what the kernel tells of the kind of link.
+    fn target(&self, path: &Path) -> Result<u64, Error> {
         let mut info = LinkInfo::default();
         let mut attr = GetInfo {
             bpf_fd: self.0.as_raw_fd().unsigned_abs(),
@@ -116,12 +141,25 @@ impl PinnedLink {
     }
 }
 
+/// Attaches `program` to connect(2) of IPv4 sockets at `cgroup`, for as long as the link is open. Kernel 5.7.
+pub(super) fn connect4(program: BorrowedFd<'_>, cgroup: &File) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreate {
+        prog_fd: program.as_raw_fd().unsigned_abs(),
+        target_fd: cgroup.as_raw_fd().unsigned_abs(),
+        attach_type: BPF_CGROUP_INET4_CONNECT,
+        flags: 0,
+    };
+    let fd = bpf(BPF_LINK_CREATE, &mut attr)?;
+    // SAFETY: the call succeeded, so this is a descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
 }
 
 /// `bpf(2)`: the kernel takes the attributes' size and treats what lies beyond it as zero.
-fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<RawFd> {
+pub(super) fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<RawFd> {
     // SAFETY: `attr` is one of the structures above, of the size that is given, and the pointers in it are
     // to values that outlive the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };

@@ -1,30 +1,44 @@
-//! Loads, attaches, pins and reads the kernel programs. The only importer of aya.
+//! Loads, attaches, pins and reads the kernel programs, and guards their back. The only importer of aya and netlink.
 //!
 //! Everything is pinned below `<bpffs>/v<layout>/`, so that what the kernel does outlives the agent: with
 //! no agent, pods' connects to the IMDS are denied. A later agent takes the maps as they are and replaces
 //! the programs in place; at no instant are they detached.
 
+mod ancestors;
 mod cgroup;
 mod flows;
+mod guard;
 mod lease;
 mod links;
+mod marks;
 mod metrics;
+mod namespaces;
+mod netlink;
 mod netns;
 mod own_pod;
 mod pins;
 mod programs;
+mod proof;
 mod reattach;
+mod rewriter;
 mod uninstall;
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 pub use self::{
     cgroup::Cgroup,
     flows::{FlowEntry, Flows},
+    guard::{Guard, GuardConfig, GuardError, Metrics as GuardMetrics, UplinkProgram},
     lease::Lease,
+    marks::Marks,
     metrics::Verdicts,
     own_pod::{may_hand_over, prepare},
     programs::{Interception, KernelLog, Parts},
+    proof::{
+        Metrics as ProofMetrics, Outlook, Part, Proof, ProofConfig, SUBCOMMAND as PROOF_CLIENT,
+        Witness, client as proof_client,
+    },
+    rewriter::Rewriter,
     uninstall::uninstall,
 };
 
@@ -37,8 +51,47 @@ pub struct Config {
     pub bpffs: PathBuf,
     /// What becomes of hostNetwork pods.
     pub host_network: HostNetworkPods,
+    /// Whether anything is changed at all.
+    pub mode: Mode,
+    /// Whether SYNs that no recorded connect has sent are dropped before the listener: not where the hooks
+    /// don't see who connects (`--identity=source-ip`).
+    pub filters_syns: bool,
+    /// What keeps out what no hook at connect sees. `skb` is also on wherever programs above the pods' cgroup make
+    /// it necessary.
+    pub guard: GuardConfig,
+    /// How often the agent proves itself.
+    pub proof_interval: Duration,
+    /// The agent's ports for operators, host order, 0 for none: pods on the node's network can't bind them.
+    pub operator_ports: [u16; 2],
     /// Whether the kernel programs write to the agent's log (at debug level).
     pub log: bool,
+}
+
+impl Config {
+    /// Programs alone at `cgroup`, with pins below `bpffs`: no guard, no filter of SYNs.
+    #[must_use]
+    pub fn new(cgroup: Option<PathBuf>, bpffs: PathBuf) -> Self {
+        Self {
+            cgroup,
+            bpffs,
+            host_network: HostNetworkPods::Pass,
+            mode: Mode::Enforce,
+            filters_syns: false,
+            guard: GuardConfig::default(),
+            proof_interval: Duration::from_secs(60),
+            operator_ports: [0; 2],
+            log: false,
+        }
+    }
+}
+
+/// Whether anything is changed at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Pods' IMDS traffic is redirected or denied.
+    Enforce,
+    /// It is only counted, by who sends it.
+    Observe,
 }
 
 /// What becomes of pods in the node's own network namespace.
@@ -156,6 +209,9 @@ pub enum Error {
         #[source]
         source: aya::pin::PinError,
     },
+    /// The guard's part.
+    #[error(transparent)]
+    Guard(#[from] GuardError),
     /// The kernel's log can't be read.
     #[error("the kernel programs' log: {0}")]
     Log(#[from] aya_log::Error),

@@ -23,7 +23,7 @@ fn or_initial(own: io::Result<u64>) -> io::Result<u64> {
 }
 
 /// The cookie of this thread's network namespace, as `bpf_get_netns_cookie` shows it to the programs.
-fn own_cookie() -> io::Result<u64> {
+pub(super) fn own_cookie() -> io::Result<u64> {
     let socket = UdpSocket::bind(("127.0.0.1", 0))?;
     let mut cookie = 0_u64;
     let mut length = size_of::<u64>() as libc::socklen_t;

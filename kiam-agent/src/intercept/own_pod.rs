@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use aya::maps::{HashMap, Map, MapData};
-use kiam_common::CGROUP_PASS;
+use kiam_common::{CGROUP_PASS, CGROUP_PODS};
 use tracing::warn;
 
 use super::{Cgroup, Config, Error, pins, programs::map_error};
@@ -43,6 +43,7 @@ pub(super) fn exempt_own_pod<M: std::borrow::BorrowMut<MapData>>(
     mut cgroups: HashMap<M, u64, u32>,
     cgroup: &Cgroup,
 ) -> Result<(), Error> {
+    cgroups.insert(cgroup.id(), CGROUP_PODS, 0).map_err(map_error(CGROUPS))?;
     if let Some(own) = cgroup.pod_of_process(std::process::id()) {
         cgroups.insert(own, CGROUP_PASS, 0).map_err(map_error(CGROUPS))?;
     }

@@ -1,34 +1,50 @@
 //! Loading, attaching and replacing the programs.
 
 use std::{
-    fmt, fs, io,
+    fmt,
+    fs::{self, File},
+    io,
     os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
 };
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, PerCpuArray},
+    maps::{Array, HashMap, MapData, PerCpuArray, SkStorage},
     programs::{
-        CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SockOps,
+        CgroupAttachMode, CgroupSkbAttachType, CgroupSockAddr, Program, ProgramError, ProgramFd,
+        SocketFilter,
         links::{FdLink, LinkError},
     },
 };
 use aya_log::EbpfLogger;
-use kiam_common::redirect::Target;
+use kiam_common::redirect::{AgentPorts, Target};
+use tracing::info;
 
 use super::{
-    Cgroup, Config, Error, Flows, HostNetworkPods, Lease, Verdicts, links::PinnedLink, netns,
-    own_pod::exempt_own_pod, pins,
+    Cgroup, Config, Error, Flows, HostNetworkPods, Lease, Marks, Mode, Rewriter, UplinkProgram,
+    Verdicts, ancestors, guard, links::PinnedLink, netns, own_pod::exempt_own_pod, pins,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
 
-const MAPS: [&str; 6] = ["LEASE", "CGROUPS", "CLIENTS", "FLOWS", "NETNS", "COUNTERS"];
+const MAPS: [&str; 9] = [
+    "LEASE",
+    "CGROUPS",
+    "CLIENTS",
+    "LISTENERS",
+    "PASSED",
+    "FLOWS",
+    "NETNS",
+    "OBSERVED",
+    "COUNTERS",
+];
 
-/// In the order they are attached: identity before the redirect, so that no redirected connection
-/// goes without a record.
-const PROGRAMS: [&str; 7] = [
+/// In the order they are attached: nobody takes the agent's ports, and identity comes before the redirect, so
+/// that no redirected connection goes without a record.
+const ENFORCING: [&str; 9] = [
+    "kiam_bind4",
+    "kiam_bind6",
     "kiam_sock_ops",
     "kiam_getpeername4",
     "kiam_getpeername6",
@@ -37,6 +53,11 @@ const PROGRAMS: [&str; 7] = [
     "kiam_sendmsg4",
     "kiam_sendmsg6",
 ];
+
+/// What sees connects and datagrams, and nothing that changes anything else.
+const OBSERVING: [&str; 4] = ["kiam_connect6", "kiam_connect4", "kiam_sendmsg4", "kiam_sendmsg6"];
+
+const GUARD: &str = "kiam_guard";
 
 /// The programs, loaded; [`Interception::attach`] puts them to work.
 #[derive(Debug)]
@@ -47,6 +68,9 @@ pub struct Interception {
     pub(super) cgroup: Cgroup,
     /// `--cgroup`.
     pub(super) given: Option<PathBuf>,
+    programs: Vec<&'static str>,
+    uplink: bool,
+    filters_syns: bool,
     log: bool,
 }
 
@@ -61,6 +85,14 @@ pub struct Parts {
     pub verdicts: Verdicts,
     /// Where the programs are attached.
     pub cgroup: Cgroup,
+    /// Cgroups that are treated otherwise.
+    pub marks: Marks,
+    /// For the proof.
+    pub rewriter: Rewriter,
+    /// Whether packets of the pods' cgroup are guarded.
+    pub guards_packets: bool,
+    /// What the guard attaches where packets leave the node, if it does.
+    pub uplink: Option<UplinkProgram>,
     /// What the programs write to the log, if they do.
     pub log: Option<KernelLog>,
     /// The programs, to attach them again where that is needed.
@@ -97,34 +129,41 @@ impl Interception {
     pub fn load(config: &Config, target: Target) -> Result<Self, Error> {
         let cgroup = Cgroup::open(config.cgroup.as_deref())?;
         let (pins, older) = pins::open(&config.bpffs)?;
-        let host_netns = match config.host_network {
-            HostNetworkPods::Intercept => 0,
-            HostNetworkPods::Pass => netns::host_netns().map_err(|source| Error::File {
-                what: "the node's network namespace cookie (SO_NETNS_COOKIE)",
-                path: PathBuf::from("/proc/self/ns/net"),
-                source,
-            })?,
-        };
+        let host_netns = netns::host_netns().map_err(|source| Error::File {
+            what: "the node's network namespace cookie (SO_NETNS_COOKIE)",
+            path: PathBuf::from("/proc/self/ns/net"),
+            source,
+        })?;
+        let passes = u32::from(config.host_network == HostNetworkPods::Pass);
+        let observes = u32::from(config.mode == Mode::Observe);
+        let [admin, metrics] = config.operator_ports;
+        let ports: AgentPorts = [target.v4_port, target.v6_port, admin, metrics];
         let level: u8 = if config.log { 4 } else { 0 };
-        let mut loader = EbpfLoader::new();
+        let mut loader = loader(&pins);
         loader
             .override_global("TARGET", &target, true)
+            .override_global("AGENT_PORTS", &ports, true)
             .override_global("HOST_NETNS", &host_netns, true)
+            .override_global("HOST_NETWORK_PASSES", &passes, true)
+            .override_global("OBSERVES", &observes, true)
             .override_global(aya_log::LEVEL, &level, false);
-        for map in MAPS {
-            loader.map_pin_path(map, pins.join(map));
-        }
         let mut ebpf = loader.load(OBJECT)?;
-        verify(&mut ebpf)?;
-        Ok(Self { ebpf, pins, older, cgroup, given: config.cgroup.clone(), log: config.log })
+        let programs = programs(config, &cgroup)?;
+        verify(&mut ebpf, &programs)?;
+        let filters_syns = config.filters_syns && config.mode == Mode::Enforce;
+        let uplink = config.guard.uplink && config.mode == Mode::Enforce;
+        let (given, log) = (config.cgroup.clone(), config.log);
+        Ok(Self { ebpf, pins, older, cgroup, given, programs, uplink, filters_syns, log })
     }
 
-    /// Attaches the programs, or replaces those of an earlier agent in place, and pins them.
+    /// Attaches the programs, or replaces those of an earlier agent in place, and pins them. `listeners` are
+    /// the sockets that the targets name.
     ///
     /// # Errors
     ///
     /// The kernel's; what is attached already stays so, and a later attempt completes it.
-    pub fn attach(mut self) -> Result<Parts, Error> {
+    pub fn attach(mut self, listeners: &[BorrowedFd<'_>]) -> Result<Parts, Error> {
+        self.mark(listeners)?;
         self.attach_all()?;
         let ebpf = &mut self.ebpf;
         let log = if self.log { Some(KernelLog(EbpfLogger::init(ebpf)?)) } else { None };
@@ -132,8 +171,23 @@ impl Interception {
         let flows = Flows::new(hash(ebpf, "FLOWS")?, hash(ebpf, "NETNS")?);
         let map = ebpf.take_map("COUNTERS").ok_or(Error::Missing("COUNTERS"))?;
         let counters = PerCpuArray::try_from(map).map_err(map_error("COUNTERS"))?;
-        let cgroup = self.cgroup.clone();
-        Ok(Parts { lease, flows, verdicts: Verdicts::new(counters), cgroup, log, programs: self })
+        let rewriter = Rewriter::load(ebpf)?;
+        let uplink = match self.uplink {
+            true => Some(UplinkProgram::load(loader(&self.pins).load(OBJECT)?, self.pins.clone())?),
+            false => None,
+        };
+        Ok(Parts {
+            lease,
+            flows,
+            verdicts: Verdicts::new(counters),
+            cgroup: self.cgroup.clone(),
+            marks: Marks::open(&self.pins)?,
+            rewriter,
+            guards_packets: self.programs.contains(&GUARD),
+            uplink,
+            log,
+            programs: self,
+        })
     }
 
     /// Attaches every program to the pods' cgroup, over what an earlier agent left there.
@@ -141,66 +195,125 @@ impl Interception {
         let map = self.ebpf.map_mut("CGROUPS").ok_or(Error::Missing("CGROUPS"))?;
         // Borrowed: the programs that are still to be loaded need the map's descriptor.
         exempt_own_pod(HashMap::try_from(map).map_err(map_error("CGROUPS"))?, &self.cgroup)?;
-        pins::adopt(&self.pins, &self.older, &PROGRAMS)?;
-        for name in PROGRAMS {
+        pins::adopt(&self.pins, &self.older, &self.programs)?;
+        for name in self.programs.clone() {
             self.attach_one(name)?;
         }
+        self.detach_others()?;
         pins::tidy(&self.pins, &self.older)
     }
 
-    fn attach_one(&mut self, name: &'static str) -> Result<(), Error> {
-        let pin = self.pins.join(format!("link_{name}"));
+    /// Marks the agent's listeners, so that connect knows them, and puts the filter of SYNs before them.
+    fn mark(&mut self, listeners: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        let map = self.ebpf.map_mut("LISTENERS").ok_or(Error::Missing("LISTENERS"))?;
+        let mut marks: SkStorage<&mut MapData, u32> =
+            SkStorage::try_from(map).map_err(map_error("LISTENERS"))?;
+        for socket in listeners {
+            marks.insert(socket, 1, 0).map_err(map_error("LISTENERS"))?;
+        }
+        if !self.filters_syns {
+            return Ok(());
+        }
+        let name = "kiam_listener";
         let failed = |source| Error::Program { name, source };
         let program = self.ebpf.program_mut(name).ok_or(Error::Missing(name))?;
-        if name == "kiam_sock_ops" {
-            let program: &mut SockOps = program.try_into().map_err(failed)?;
-            // Loaded already when it is attached again.
-            if program.fd().is_err() {
-                program.load().map_err(failed)?;
-            }
-            let fd =
-                program.fd().map_err(failed)?.try_clone().map_err(|source| io(&pin, source))?;
-            return replace_or(
-                &pin,
-                &self.cgroup,
-                fd.as_fd(),
-                || {
-                    let id = program.attach(self.cgroup.directory(), CgroupAttachMode::Single)?;
-                    Ok(program.take_link(id)?.try_into()?)
-                },
-                name,
-            );
+        let filter: &mut SocketFilter = program.try_into().map_err(failed)?;
+        filter.load().map_err(failed)?;
+        for socket in listeners {
+            filter.attach(socket).map_err(failed)?;
         }
-        let program: &mut CgroupSockAddr = program.try_into().map_err(failed)?;
-        if program.fd().is_err() {
-            program.load().map_err(failed)?;
-        }
-        let fd = program.fd().map_err(failed)?.try_clone().map_err(|source| io(&pin, source))?;
-        replace_or(
-            &pin,
-            &self.cgroup,
-            fd.as_fd(),
-            || {
-                let id = program.attach(self.cgroup.directory(), CgroupAttachMode::Single)?;
-                Ok(program.take_link(id)?.try_into()?)
-            },
-            name,
-        )
+        Ok(())
     }
+
+    fn attach_one(&mut self, name: &'static str) -> Result<(), Error> {
+        let pin = pins::link(&self.pins, name);
+        let failed = |source| Error::Program { name, source };
+        let program = self.ebpf.program_mut(name).ok_or(Error::Missing(name))?;
+        let fd = load(program).map_err(failed)?.try_clone().map_err(|source| io(&pin, source))?;
+        let directory = self.cgroup.directory();
+        replace_or(&pin, &self.cgroup, fd.as_fd(), || attach(program, directory), name)
+    }
+
+    /// Ends what an earlier agent, with other flags, had attached besides.
+    fn detach_others(&self) -> Result<(), Error> {
+        for name in ENFORCING.into_iter().chain([GUARD]) {
+            let pin = pins::link(&self.pins, name);
+            if !self.programs.contains(&name) && pin.exists() {
+                fs::remove_file(&pin).map_err(|source| io(&pin, source))?;
+            }
+        }
+        if !self.uplink {
+            guard::remove_uplinks(&self.pins)?;
+        }
+        Ok(())
+    }
+}
+
+/// Loads the object over the maps that are pinned in `pins`, or new ones.
+fn loader(pins: &Path) -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    for map in MAPS {
+        loader.map_pin_path(map, pins.join(map));
+    }
+    loader
+}
+
+/// The programs that `config` asks for, in the order they are attached.
+fn programs(config: &Config, cgroup: &Cgroup) -> Result<Vec<&'static str>, Error> {
+    if config.mode == Mode::Observe {
+        return Ok(OBSERVING.to_vec());
+    }
+    let mut programs = ENFORCING.to_vec();
+    let above = ancestors::with_programs(cgroup)?;
+    for path in &above {
+        // They run after ours and may rewrite any address to the IMDS's: socket load balancers do such things.
+        info!(cgroup = %path.display(), "Programs above the pods' cgroup: packets are guarded too");
+    }
+    if config.guard.skb || !above.is_empty() {
+        programs.push(GUARD);
+    }
+    Ok(programs)
+}
+
+fn load(program: &mut Program) -> Result<&ProgramFd, ProgramError> {
+    // Loaded already when it is attached again.
+    if program.fd().is_ok() {
+        return program.fd();
+    }
+    match &mut *program {
+        Program::SockOps(program) => program.load()?,
+        Program::CgroupSkb(program) => program.load()?,
+        program => <&mut CgroupSockAddr>::try_from(program)?.load()?,
+    }
+    program.fd()
+}
+
+fn attach(program: &mut Program, directory: &File) -> Result<FdLink, AttachError> {
+    // Single is what a link has; on every kernel it coexists with others.
+    let mode = CgroupAttachMode::Single;
+    Ok(match program {
+        Program::SockOps(program) => {
+            let id = program.attach(directory, mode)?;
+            program.take_link(id)?.try_into()?
+        }
+        Program::CgroupSkb(program) => {
+            let id = program.attach(directory, CgroupSkbAttachType::Egress, mode)?;
+            program.take_link(id)?.try_into()?
+        }
+        program => {
+            let program = <&mut CgroupSockAddr>::try_from(program)?;
+            let id = program.attach(directory, mode)?;
+            program.take_link(id)?.try_into()?
+        }
+    })
 }
 
 /// Gives the kernel all programs before the first is attached: the verifier takes long, and while only some are
 /// replaced, those of two agents work together.
-fn verify(ebpf: &mut Ebpf) -> Result<(), Error> {
-    for name in PROGRAMS {
+fn verify(ebpf: &mut Ebpf, programs: &[&'static str]) -> Result<(), Error> {
+    for &name in programs {
         let program = ebpf.program_mut(name).ok_or(Error::Missing(name))?;
-        let loaded = match program {
-            Program::CgroupSockAddr(program) => program.load(),
-            Program::SockOps(program) => program.load(),
-            // Loaded when it is attached.
-            _ => Ok(()),
-        };
-        loaded.map_err(|source| Error::Program { name, source })?;
+        load(program).map_err(|source| Error::Program { name, source })?;
     }
     Ok(())
 }

@@ -1,15 +1,19 @@
 //! Taking everything away again.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::{Error, pins};
+use super::{Error, guard, pins};
 
 /// Removes the pins below `bpffs`, of every layout: links first, which detaches the programs, then the maps,
-/// then the folders. Says what it removed; nothing there is no error.
+/// then the folders; and the guard's routing rules and filters. Says what it removed; nothing there is no error.
 ///
 /// # Errors
 ///
-/// [`Error::File`] for what could not be removed.
-pub fn uninstall(bpffs: &Path) -> Result<Vec<PathBuf>, Error> {
-    pins::remove(pins::layouts(bpffs)?.into_iter().map(|(_, folder)| folder).collect())
+/// [`Error::File`] or [`Error::Guard`] for what could not be removed.
+pub fn uninstall(bpffs: &Path) -> Result<Vec<String>, Error> {
+    let folders = pins::layouts(bpffs)?.into_iter().map(|(_, folder)| folder).collect();
+    let pins = pins::remove(folders)?;
+    let mut removed: Vec<String> = pins.iter().map(|path| path.display().to_string()).collect();
+    removed.extend(guard::uninstall()?);
+    Ok(removed)
 }

@@ -24,7 +24,12 @@ pub(crate) fn ip(text: &str) -> IpAddr {
 }
 
 pub(crate) fn namespace(name: &str, version: u64) -> Namespace {
-    Namespace { name: name.to_owned(), resource_version: Some(version), permitted: None }
+    Namespace {
+        name: name.to_owned(),
+        resource_version: Some(version),
+        permitted: None,
+        imdsv2: None,
+    }
 }
 
 impl Pod {
@@ -39,6 +44,7 @@ impl Pod {
             host_ip: None,
             addresses: Vec::new(),
             host_network: false,
+            service_account: "default".to_owned(),
             live: true,
             config_hash: None,
             role: None,

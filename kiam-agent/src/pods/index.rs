@@ -7,7 +7,9 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Namespace, Pod, PodReader, PodUid, reader::STALE_AFTER, tables::Tables};
+use super::{
+    Config, Namespace, NodeAddresses, Pod, PodReader, PodUid, reader::STALE_AFTER, tables::Tables,
+};
 
 /// The only writer of the pod table. Older records never replace newer ones, in whatever order events
 /// and lists come.
@@ -18,6 +20,7 @@ pub struct PodIndex(Arc<Shared>);
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) tables: RwLock<Tables>,
+    pub(super) node: Arc<dyn NodeAddresses>,
     /// Goes up with every change of `tables`.
     pub(super) revision: watch::Sender<u64>,
     /// The last sign of life of the pods' watch.
@@ -29,11 +32,18 @@ pub(super) struct Shared {
 // === impl PodIndex ===
 
 impl PodIndex {
-    /// An empty table, and a reader of it (clone it).
+    /// [`PodIndex::with`] the least: static pods in `kube-system`, and a node with loopback addresses alone.
     #[must_use]
     pub fn new() -> (Self, PodReader) {
+        Self::with(Config::default())
+    }
+
+    /// An empty table, and a reader of it (clone it).
+    #[must_use]
+    pub fn with(config: Config) -> (Self, PodReader) {
         let shared = Arc::new(Shared {
-            tables: RwLock::default(),
+            tables: RwLock::new(Tables::new(config.static_pod_namespaces)),
+            node: config.node,
             revision: watch::Sender::new(0),
             heard: Mutex::default(),
             missed: Notify::new(),

@@ -11,13 +11,22 @@ mod records;
 mod tables;
 mod uid;
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use crate::role::Quoted;
 
 pub use self::{
     index::PodIndex,
     reader::{NotFound, PodReader},
     uid::{InvalidPodUid, PodUid},
 };
+
+/// Where kubeadm and its like put the mirror pods of static pods.
+pub const STATIC_POD_NAMESPACE: &str = "kube-system";
 
 /// One pod as the Kubernetes API describes it, reduced to what decides about credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +47,8 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     /// `spec.hostNetwork`.
     pub host_network: bool,
+    /// `spec.serviceAccountName`; the API server fills in `default`.
+    pub service_account: String,
     /// Neither `Succeeded` nor `Failed`.
     pub live: bool,
     /// `kubernetes.io/config.hash` of a mirror pod: the UID that the kubelet gave the static pod.
@@ -59,7 +70,28 @@ pub struct Namespace {
     pub resource_version: Option<u64>,
     /// `iam.amazonaws.com/permitted`, as written.
     pub permitted: Option<String>,
+    /// `iam.amazonaws.com/imdsv2`, as written.
+    pub imdsv2: Option<String>,
 }
+
+/// What the records don't tell.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Whose mirror pods stand for static pods. A `config.hash` elsewhere may be anybody's invention.
+    pub static_pod_namespaces: Vec<String>,
+    /// The node's own addresses, which pods in the host's network connect from.
+    pub node: Arc<dyn NodeAddresses>,
+}
+
+/// Knows the node's own addresses.
+pub trait NodeAddresses: fmt::Debug + Send + Sync {
+    /// Whether `address` is one of them now; a v4-mapped one is its IPv4 address.
+    fn contains(&self, address: IpAddr) -> bool;
+}
+
+/// A node that has no addresses but loopback ones.
+#[derive(Clone, Copy, Debug)]
+struct LoopbackOnly;
 
 /// The two ends of an accepted connection, as the agent's socket shows them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,13 +124,55 @@ pub enum Unattested {
     NoEntry,
     /// The process's cgroup is below no pod.
     #[error("cgroup {0} is not a pod's")]
-    NotAPod(String),
+    NotAPod(Quoted),
     /// The cgroup is gone already.
     #[error("cgroup id {0} is gone")]
     Gone(u64),
+    /// The kernel attests it, but whose it is was not certain when that had to be: its requests are for
+    /// nobody to answer. Only a session token, which says nothing, is given.
+    #[error("{not_found}")]
+    Unknown {
+        /// Who the kernel says it is.
+        client: Client,
+        /// Why that is no certain pod.
+        not_found: NotFound,
+    },
+    /// The agent itself: the proof that it makes of the interception.
+    #[error("the connection is the agent's own proof")]
+    Proof,
     /// The kernel could not be asked.
     #[error("the identity map can't be read: {0}")]
     Unreadable(String),
+}
+
+// === impl Namespace ===
+
+impl Namespace {
+    /// Whether the namespace's pods need session tokens. Whatever it says but `optional` asks for them, so
+    /// that a slip of the pen closes and does not open.
+    #[must_use]
+    pub fn requires_imdsv2(&self) -> bool {
+        self.imdsv2.as_deref().is_some_and(|text| !["", "optional"].contains(&text.trim()))
+    }
+}
+
+// === impl Config ===
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            static_pod_namespaces: vec![STATIC_POD_NAMESPACE.to_owned()],
+            node: Arc::new(LoopbackOnly),
+        }
+    }
+}
+
+// === impl LoopbackOnly ===
+
+impl NodeAddresses for LoopbackOnly {
+    fn contains(&self, address: IpAddr) -> bool {
+        address.to_canonical().is_loopback()
+    }
 }
 
 /// Tells who is at the other end of a connection.

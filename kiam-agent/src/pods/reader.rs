@@ -51,7 +51,10 @@ impl PodReader {
     /// [`NotFound`] where that is not certain.
     pub fn find(&self, client: &Client) -> Result<Arc<Pod>, NotFound> {
         match client {
-            Client::Pod { uid, address } => attested(&self.0.read(), uid, *address),
+            Client::Pod { uid, address } => {
+                let pod = attested(&self.0.read(), uid)?;
+                if self.fits(&pod, *address) { Ok(pod) } else { Err(NotFound::AddressMismatch) }
+            }
             Client::Address(address) => {
                 let pods = self.0.read().pods_at(*address);
                 let pod = only(pods)?;
@@ -132,6 +135,17 @@ impl PodReader {
         self.0.missed.notified().await;
     }
 
+    /// Whether a connection of `pod` may come from `address`, as far as is known: one of the pod's own, or,
+    /// in the host's network, of the node's.
+    fn fits(&self, pod: &Pod, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        if pod.host_network {
+            return self.0.node.contains(address);
+        }
+        // The kubelet publishes a pod's addresses only seconds after its sandbox runs.
+        pod.addresses.is_empty() || pod.addresses.iter().any(|own| own.to_canonical() == address)
+    }
+
     /// How long ago the pods' watch gave its last sign of life; `None` before the first.
     #[must_use]
     pub fn silence(&self) -> Option<Duration> {
@@ -139,18 +153,12 @@ impl PodReader {
     }
 }
 
-/// The pod of an attested UID; `address` is a cross-check as far as the record goes.
-fn attested(tables: &Tables, uid: &PodUid, address: IpAddr) -> Result<Arc<Pod>, NotFound> {
-    let pod = match tables.pods.get(uid).filter(|pod| pod.live) {
-        Some(pod) => Arc::clone(pod),
-        None => only(tables.mirrors_of(uid))?,
-    };
-    let address = address.to_canonical();
-    // The kubelet publishes a pod's addresses only seconds after its sandbox runs.
-    let fits = pod.host_network
-        || pod.addresses.is_empty()
-        || pod.addresses.iter().any(|own| own.to_canonical() == address);
-    if fits { Ok(pod) } else { Err(NotFound::AddressMismatch) }
+/// The pod of an attested UID.
+fn attested(tables: &Tables, uid: &PodUid) -> Result<Arc<Pod>, NotFound> {
+    match tables.pods.get(uid).filter(|pod| pod.live) {
+        Some(pod) => Ok(Arc::clone(pod)),
+        None => only(tables.mirrors_of(uid)),
+    }
 }
 
 fn only(mut pods: Vec<Arc<Pod>>) -> Result<Arc<Pod>, NotFound> {
@@ -165,12 +173,24 @@ fn only(mut pods: Vec<Arc<Pod>>) -> Result<Arc<Pod>, NotFound> {
 mod tests {
     use super::*;
     use crate::pods::{
-        PodIndex,
+        Config, NodeAddresses, PodIndex,
         fixtures::{attested, config_hash, ip, namespace, uid},
     };
 
+    /// Has 192.0.2.0/24.
+    #[derive(Debug)]
+    struct Node;
+
+    impl NodeAddresses for Node {
+        fn contains(&self, address: IpAddr) -> bool {
+            matches!(address, IpAddr::V4(v4) if v4.octets().starts_with(&[192, 0, 2]))
+        }
+    }
+
     fn index(pods: impl IntoIterator<Item = Pod>) -> (PodIndex, PodReader) {
-        let (index, reader) = PodIndex::new();
+        let static_pod_namespaces = vec!["kube-system".to_owned(), "node-system".to_owned()];
+        let config = Config { static_pod_namespaces, node: Arc::new(Node) };
+        let (index, reader) = PodIndex::with(config);
         pods.into_iter().for_each(|pod| index.apply(pod));
         index.heard();
         (index, reader)
@@ -194,6 +214,7 @@ mod tests {
             Pod::test(8).mirroring("kube-system", hash(8)),
             Pod::test(9).mirroring("kube-system", hash(8)),
             Pod::test(10).mirroring("kube-system", hash(10)).over(),
+            Pod::test(11).mirroring("node-system", hash(11)),
         ]);
         let (mismatch, unknown) = (Err(NotFound::AddressMismatch), Err(NotFound::Unknown));
         let collision = Err(NotFound::Ambiguous);
@@ -204,10 +225,15 @@ mod tests {
             (attested(uid(1), "10.0.0.9"), mismatch.clone(), "not its address"),
             (attested(uid(1), "::ffff:10.0.0.9"), mismatch.clone(), "not its address, v4-mapped"),
             (attested(uid(2), "10.0.0.9"), Ok(uid(2)), "no addresses published yet"),
-            (attested(uid(3), "10.0.0.9"), Ok(uid(3)), "any address of the node"),
+            (attested(uid(3), "192.0.2.1"), Ok(uid(3)), "the node's address"),
+            (attested(uid(3), "::ffff:192.0.2.2"), Ok(uid(3)), "another of the node's"),
+            (attested(uid(3), "10.0.0.1"), mismatch.clone(), "an address that the node has not"),
+            (attested(uid(3), "fd00::1"), mismatch.clone(), "nor this"),
             (attested(uid(4), "10.0.0.4"), unknown.clone(), "over"),
             (attested(uid(5), "10.0.0.5"), Ok(uid(5)), "record v4-mapped"),
             (attested(hash(6), "192.0.2.1"), Ok(uid(6)), "static pod by its mirror"),
+            (attested(hash(6), "10.0.0.6"), mismatch.clone(), "it is in the node's network, too"),
+            (attested(hash(11), "10.0.0.11"), Ok(uid(11)), "of the other namespace of static pods"),
             (attested(hash(7), "10.0.0.7"), unknown.clone(), "hash forged in another namespace"),
             (attested(hash(8), "10.0.0.8"), collision, "two claim the hash"),
             (attested(hash(10), "10.0.0.8"), unknown.clone(), "mirror pod over"),

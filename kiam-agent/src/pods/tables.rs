@@ -12,9 +12,6 @@ use super::{
     records::{Change, Records},
 };
 
-/// Whose mirror pods stand for static pods. A `config.hash` elsewhere may be anybody's invention.
-const STATIC_POD_NAMESPACE: &str = "kube-system";
-
 /// What [`super::PodIndex`] writes and [`super::PodReader`] reads, under one lock.
 #[derive(Debug, Default)]
 pub(super) struct Tables {
@@ -24,6 +21,7 @@ pub(super) struct Tables {
     by_address: Keys<IpAddr>,
     /// Live mirror pods, by the static pod's UID.
     by_config_hash: Keys<PodUid>,
+    static_pod_namespaces: Vec<String>,
 }
 
 /// Pods by another key, which several may share for a while.
@@ -33,6 +31,11 @@ struct Keys<K>(HashMap<K, HashSet<PodUid>>);
 // === impl Tables ===
 
 impl Tables {
+    /// Empty ones; mirror pods count in these namespaces.
+    pub(super) fn new(static_pod_namespaces: Vec<String>) -> Self {
+        Self { static_pod_namespaces, ..Self::default() }
+    }
+
     /// Brings the other keys up to date with changes of `pods`.
     pub(super) fn follow(&mut self, changes: impl IntoIterator<Item = Change<Pod>>) -> bool {
         let mut changed = false;
@@ -42,7 +45,7 @@ impl Tables {
                 for address in own_addresses(&pod) {
                     self.by_address.remove(&address, &pod.uid);
                 }
-                if let Some(hash) = static_uid(&pod) {
+                if let Some(hash) = self.static_uid(&pod) {
                     self.by_config_hash.remove(hash, &pod.uid);
                 }
             }
@@ -50,7 +53,7 @@ impl Tables {
                 for address in own_addresses(&pod) {
                     self.by_address.insert(address, &pod.uid);
                 }
-                if let Some(hash) = static_uid(&pod) {
+                if let Some(hash) = self.static_uid(&pod) {
                     self.by_config_hash.insert(hash.clone(), &pod.uid);
                 }
             }
@@ -68,6 +71,11 @@ impl Tables {
         self.pods_of(self.by_config_hash.get(hash))
     }
 
+    fn static_uid<'a>(&self, pod: &'a Pod) -> Option<&'a PodUid> {
+        let trusted = pod.live && self.static_pod_namespaces.contains(&pod.namespace);
+        pod.config_hash.as_ref().filter(|_| trusted)
+    }
+
     fn pods_of<'a>(&self, uids: impl Iterator<Item = &'a PodUid>) -> Vec<Arc<Pod>> {
         uids.filter_map(|uid| self.pods.get(uid).cloned()).collect()
     }
@@ -77,10 +85,6 @@ impl Tables {
 fn own_addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
     let identifies = pod.live && !pod.host_network;
     pod.addresses.iter().filter(move |_| identifies).map(IpAddr::to_canonical)
-}
-
-fn static_uid(pod: &Pod) -> Option<&PodUid> {
-    pod.config_hash.as_ref().filter(|_| pod.live && pod.namespace == STATIC_POD_NAMESPACE)
 }
 
 // === impl Keys ===

@@ -1,6 +1,6 @@
 //! Pod UIDs, and how cgroup paths spell them.
 
-use std::{fmt, path::Path, str::FromStr, sync::Arc};
+use std::{ffi::OsStr, fmt, path::Path, str::FromStr, sync::Arc};
 
 /// A pod's UID: `metadata.uid`, in lower case with dashes as the API writes it, or the 32 hex digits that
 /// the kubelet gives a static pod (`kubernetes.io/config.hash` of its mirror pod).
@@ -34,11 +34,14 @@ impl PodUid {
         Self::from_digits(uid)
     }
 
-    /// The pod of a cgroup path below the pods' cgroup: its **outermost** component that names one, since
-    /// a container can make cgroups with any name below its own.
+    /// The pod of a cgroup path below the pods' cgroup, where the kubelet has it: first, or second after
+    /// the cgroup of a QoS class. Deeper names are anybody's, since a container can make cgroups below its
+    /// own, and so is what is below a cgroup that is not the kubelet's.
     #[must_use]
     pub fn from_cgroup_path(below: &Path) -> Option<Self> {
-        below.iter().find_map(|name| Self::from_cgroup_name(name.to_str()?))
+        let mut names = below.iter().map(OsStr::to_str);
+        let first = names.next()??;
+        Self::from_cgroup_name(if is_qos_class(first) { names.next()?? } else { first })
     }
 
     /// 8-4-4-4-12 hex digits joined by dashes or underscores, or 32 of them.
@@ -49,6 +52,16 @@ impl PodUid {
         let hex = groups.iter().all(|group| group.bytes().all(|byte| byte.is_ascii_hexdigit()));
         let known = matches!(lengths.as_slice(), [8, 4, 4, 4, 12] | [32]);
         (hex && known).then(|| Self(dashed.into()))
+    }
+}
+
+/// Whether a cgroup's name is that of a QoS class; guaranteed pods are in none. By the cgroupfs driver, or
+/// by systemd's, which has all the slices above in a slice's name.
+fn is_qos_class(name: &str) -> bool {
+    let classes = ["burstable", "besteffort"];
+    match name.strip_suffix(".slice").and_then(|slice| slice.rsplit_once('-')) {
+        Some((above, class)) => !above.is_empty() && classes.contains(&class),
+        None => classes.contains(&name),
     }
 }
 
@@ -69,6 +82,8 @@ impl fmt::Display for PodUid {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt as _;
+
     use super::*;
 
     const A: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
@@ -96,11 +111,40 @@ mod tests {
             (format!("pod{A}/0123/docker/1"), Some(A)),
             (format!("besteffort/pod{hash}/0123"), Some(hash)),
             (format!("besteffort/pod{}/0123", A.to_uppercase()), Some(A)),
+            // CRI-O, with its monitor and the container's own cgroup below the scope.
+            (
+                format!(
+                    "kubepods-besteffort.slice/kubepods-besteffort-pod{under}.slice/crio-conmon-1.scope"
+                ),
+                Some(A),
+            ),
+            (format!("kubepods-pod{under}.slice/crio-1.scope/container"), Some(A)),
+            // Docker by cri-dockerd, both drivers.
+            (
+                format!(
+                    "kubepods-burstable.slice/kubepods-burstable-pod{under}.slice/docker-1.scope"
+                ),
+                Some(A),
+            ),
+            (format!("besteffort/pod{A}/docker/1"), Some(A)),
+            // kind, below kubelet.slice; and systemd's escape in a container's name.
+            (
+                format!(
+                    "kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod{under}.slice/cri-containerd-1.scope/init.scope"
+                ),
+                Some(A),
+            ),
+            (format!("kubepods-pod{under}.slice/cri\\x2dcontainerd-1.scope"), Some(A)),
+            // The pod's own cgroup, and one without a container's name.
+            (format!("burstable/pod{A}"), Some(A)),
             ("kubepods-burstable.slice".to_owned(), None),
             ("besteffort/podium/0123".to_owned(), None),
             (format!("besteffort/pod{A}0/0123"), None),
             ("besteffort/pod/0123".to_owned(), None),
             (String::new(), None),
+            // Escaped dashes are no dashes.
+            (format!("kubepods\\x2dpod{under}.slice/1"), None),
+            (format!("kubepods-pod{}.slice/1", under.replace('_', "\\x2d")), None),
         ];
         for (path, uid) in cases {
             let found = PodUid::from_cgroup_path(Path::new(&path));
@@ -121,6 +165,57 @@ mod tests {
         for text in dashes.into_iter().chain([&A[1..], "０f8fad5bd9cb469fa16570867728950"]) {
             assert!(text.parse::<PodUid>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn the_pods_cgroup_may_be_nested_as_deep_as_a_node_is() {
+        let under = A.replace('-', "_");
+        let kind = "kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod";
+        for (root, path) in [
+            ("/kubepods.slice", format!("kubepods-pod{under}.slice/crio-1.scope")),
+            ("/kubelet.slice/kubelet-kubepods.slice", format!("{kind}{under}.slice/1")),
+            ("/system.slice/docker-1.scope/kubelet/kubepods", format!("burstable/pod{A}/1")),
+            (
+                "/system.slice/docker-1.scope/kubelet.slice/kubelet-kubepods.slice",
+                format!("{kind}{under}.slice/1"),
+            ),
+            ("/k3s/kubepods", format!("besteffort/pod{A}/1")),
+            ("/docker/1/kubepods", format!("pod{A}/1")),
+        ] {
+            let whole = format!("{root}/{path}");
+            let below = Path::new(&whole).strip_prefix(root).unwrap();
+            assert_eq!(PodUid::from_cgroup_path(below), Some(PodUid::new(A)), "{whole}");
+            // A root that is not the pods' own names nobody.
+            let above = Path::new(&whole).strip_prefix("/").unwrap();
+            assert_eq!(PodUid::from_cgroup_path(above), None, "{whole}");
+        }
+    }
+
+    #[test]
+    fn a_pods_name_counts_at_the_kubelets_depth_only() {
+        let under = A.replace('-', "_");
+        for above in [
+            "system.slice",
+            "burstable/burstable",
+            "burstable/besteffort",
+            "kubepods-burstable.slice/burstable",
+            "burstable/0123",
+            "podium",
+            "-burstable.slice",
+            "burstable.slice",
+            "Burstable",
+            "guaranteed",
+            "kubepods",
+            "kubelet/kubepods",
+            "\u{1b}[2J",
+        ] {
+            for pod in [format!("pod{A}"), format!("kubepods-burstable-pod{under}.slice")] {
+                let path = format!("{above}/{pod}/0123");
+                assert_eq!(PodUid::from_cgroup_path(Path::new(&path)), None, "{path}");
+            }
+        }
+        let bytes = OsStr::from_bytes(b"burstable\xff/pod").to_owned();
+        assert_eq!(PodUid::from_cgroup_path(Path::new(&bytes)), None);
     }
 
     #[test]

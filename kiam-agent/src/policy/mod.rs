@@ -209,6 +209,7 @@ mod tests {
             host_ip: None,
             addresses: vec![],
             host_network: false,
+            service_account: "default".to_owned(),
             live: true,
             config_hash: None,
             role: role.map(str::to_owned),
@@ -234,6 +235,7 @@ mod tests {
             name: "default".to_owned(),
             resource_version: None,
             permitted: permitted.map(str::to_owned),
+            imdsv2: None,
         });
     }
 

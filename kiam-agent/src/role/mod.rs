@@ -62,6 +62,12 @@ impl Quoted {
         }
         Self(shown.escape_default().to_string())
     }
+
+    /// What is shown, without the quotes.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 impl fmt::Display for Quoted {

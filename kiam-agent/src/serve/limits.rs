@@ -1,4 +1,4 @@
-//! How many connections may be open, in all and from one address.
+//! How many connections may be open, in all and by whose they are.
 
 use std::{
     collections::HashMap,
@@ -6,44 +6,113 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tracing::warn;
+
+use super::Config;
+use crate::pods::{Client, PodUid, Unattested};
+
+/// Open files that are kept for all but connections: maps, the API server, STS, operators.
+const OTHER_FILES: usize = 256;
+
+/// Whose a connection is, for limits and logs: nobody's share is used up by others.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// A pod that the kernel attests, whatever addresses it has or shares.
+    Pod(PodUid),
+    /// Whoever has this address, where only that is known.
+    Address(IpAddr),
+    /// Anybody who is no pod, all together.
+    Stranger,
+}
+
 /// Hands out slots.
 #[derive(Clone, Debug)]
 pub(super) struct Limits {
     open: Arc<Mutex<Open>>,
-    in_all: usize,
-    per_peer: usize,
+    config: Config,
 }
 
 #[derive(Debug, Default)]
 struct Open {
     in_all: usize,
-    by_peer: HashMap<IpAddr, usize>,
+    by_owner: HashMap<Owner, usize>,
 }
 
 /// One open connection; dropping it makes room.
 #[derive(Debug)]
 pub(super) struct Slot {
     limits: Limits,
-    peer: IpAddr,
+    owner: Owner,
+}
+
+/// How many connections of the `wanted` the process may have open files for. Raises its soft limit first,
+/// which is 1024 under many a runtime, to the hard one.
+pub(super) fn within_open_files(wanted: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    let limit = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { limit };
+    let room = room(limit.current);
+    if room < wanted {
+        warn!(
+            open_files = limit.current,
+            connections = room,
+            wanted,
+            "The limit of open files (RLIMIT_NOFILE) allows fewer connections than are wanted"
+        );
+    }
+    room.min(wanted)
+}
+
+/// Connections that `open_files` are enough for, beside all else: one that is passed on needs two.
+fn room(open_files: Option<u64>) -> usize {
+    let files = open_files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
+    (files.saturating_sub(OTHER_FILES) / 2).max(1)
+}
+
+// === impl Owner ===
+
+impl Owner {
+    /// The owner of a connection that is `client`'s.
+    #[must_use]
+    pub fn of(client: &Result<Client, Unattested>) -> Self {
+        match client {
+            Ok(client) | Err(Unattested::Unknown { client, .. }) => match client {
+                Client::Pod { uid, .. } => Self::Pod(uid.clone()),
+                Client::Address(address) => Self::Address(address.to_canonical()),
+            },
+            Err(_) => Self::Stranger,
+        }
+    }
 }
 
 // === impl Limits ===
 
 impl Limits {
-    pub(super) fn new(in_all: usize, per_peer: usize) -> Self {
-        Self { open: Arc::default(), in_all, per_peer }
+    pub(super) fn new(config: Config) -> Self {
+        Self { open: Arc::default(), config }
     }
 
-    /// A slot for a connection from `peer`, while there is room.
-    pub(super) fn take(&self, peer: IpAddr) -> Option<Slot> {
+    /// Whether there is room for anybody, to be asked before more is found out about a connection.
+    pub(super) fn has_room(&self) -> bool {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.in_all < self.config.connections
+    }
+
+    /// A slot for a connection of `owner`, while there is room.
+    pub(super) fn take(&self, owner: Owner) -> Option<Slot> {
+        let own = match owner {
+            Owner::Pod(_) | Owner::Address(_) => self.config.connections_per_pod,
+            Owner::Stranger => self.config.connections_of_strangers,
+        };
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = open.by_peer.get(&peer).copied().unwrap_or_default();
-        if open.in_all >= self.in_all || held >= self.per_peer {
+        let held = open.by_owner.get(&owner).copied().unwrap_or_default();
+        if open.in_all >= self.config.connections || held >= own {
             return None;
         }
         open.in_all += 1;
-        open.by_peer.insert(peer, held + 1);
-        Some(Slot { limits: self.clone(), peer })
+        open.by_owner.insert(owner.clone(), held + 1);
+        Some(Slot { limits: self.clone(), owner })
     }
 }
 
@@ -51,10 +120,10 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let mut open = self.limits.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.in_all -= 1;
-        if let Some(held) = open.by_peer.get_mut(&self.peer) {
+        if let Some(held) = open.by_owner.get_mut(&self.owner) {
             *held -= 1;
             if *held == 0 {
-                open.by_peer.remove(&self.peer);
+                open.by_owner.remove(&self.owner);
             }
         }
     }
@@ -63,18 +132,44 @@ impl Drop for Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pods::fixtures::{attested, uid};
 
     #[test]
-    fn one_peer_cannot_take_every_slot_and_closing_makes_room() {
-        let limits = Limits::new(3, 2);
-        let a: IpAddr = "10.0.0.1".parse().unwrap();
-        let b: IpAddr = "10.0.0.2".parse().unwrap();
-        let held = [limits.take(a), limits.take(a)];
-        assert!(held.iter().all(Option::is_some));
-        assert!(limits.take(a).is_none());
-        let other = limits.take(b);
-        assert!(other.is_some() && limits.take(b).is_none());
+    fn connections_leave_open_files_for_all_else() {
+        let cases = [(Some(1024), 384), (Some(1_048_576), 524_160), (Some(10), 1)];
+        for (files, connections) in cases {
+            assert_eq!(room(files), connections, "{files:?}");
+        }
+        assert!(room(None) > 1_000_000);
+        assert_eq!(within_open_files(1), 1);
+        let limit = getrlimit(Resource::Nofile);
+        assert_eq!(limit.current, limit.maximum, "the soft limit is raised");
+    }
+
+    #[test]
+    fn one_owner_cannot_take_every_slot_and_closing_makes_room() {
+        let limits = Limits::new(Config {
+            connections: 5,
+            connections_per_pod: 2,
+            connections_of_strangers: 1,
+            ..Config::default()
+        });
+        let pod = |n, address| Owner::of(&Ok(attested(uid(n), address)));
+        let stranger = || Owner::of(&Err(Unattested::NoEntry));
+        // Its addresses make no difference, and neither do others on the same.
+        let held = [limits.take(pod(1, "10.0.0.1")), limits.take(pod(1, "fd00::1"))];
+        assert!(held.iter().all(Option::is_some) && limits.take(pod(1, "10.0.0.1")).is_none());
+        let other = limits.take(pod(2, "10.0.0.1"));
+        let strange = limits.take(stranger());
+        assert!(other.is_some() && strange.is_some() && limits.take(stranger()).is_none());
+        assert!(limits.has_room());
+        let mapped = Client::Address("::ffff:10.0.0.1".parse().unwrap());
+        let address = limits.take(Owner::of(&Ok(mapped)));
+        assert!(address.is_some() && !limits.has_room());
+        assert!(limits.take(pod(2, "10.0.0.1")).is_none(), "the limit of all");
         drop(held);
-        assert!(limits.take(a).is_some());
+        assert!(limits.take(pod(1, "10.0.0.1")).is_some());
+        drop((other, strange, address));
+        assert!(limits.open.lock().unwrap().by_owner.is_empty());
     }
 }

@@ -15,7 +15,9 @@ enum Identity {
     NoEntry,
     NotAPod,
     CgroupGone,
+    Proof,
     Unreadable,
+    Unknown,
     OverLimit,
 }
 
@@ -24,9 +26,28 @@ struct Labels {
     identity: Identity,
 }
 
+/// How a connection that was passed on ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum Relayed {
+    Closed,
+    Broken,
+    Idle,
+    Overtime,
+    Drained,
+    Unreachable,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RelayLabels {
+    outcome: Relayed,
+}
+
 /// The accept loops' metrics.
 #[derive(Clone, Debug, Default)]
-pub struct Metrics(Family<Labels, Counter>);
+pub struct Metrics {
+    connections: Family<Labels, Counter>,
+    relays: Family<RelayLabels, Counter>,
+}
 
 // === impl Metrics ===
 
@@ -37,7 +58,12 @@ impl Metrics {
         registry.register(
             "kiam_serve_connections",
             "Connections to the agent, by what is known of the other end",
-            metrics.0.clone(),
+            metrics.connections.clone(),
+        );
+        registry.register(
+            "kiam_serve_relays",
+            "Connections of --node-role pods that were passed on to the real service, by how they ended",
+            metrics.relays.clone(),
         );
         metrics
     }
@@ -48,7 +74,9 @@ impl Metrics {
             Some(Unattested::NoEntry) => Identity::NoEntry,
             Some(Unattested::NotAPod(_)) => Identity::NotAPod,
             Some(Unattested::Gone(_)) => Identity::CgroupGone,
+            Some(Unattested::Proof) => Identity::Proof,
             Some(Unattested::Unreadable(_)) => Identity::Unreadable,
+            Some(Unattested::Unknown { .. }) => Identity::Unknown,
         });
     }
 
@@ -56,7 +84,11 @@ impl Metrics {
         self.count(Identity::OverLimit);
     }
 
+    pub(super) fn relayed(&self, outcome: Relayed) {
+        self.relays.get_or_create(&RelayLabels { outcome }).inc();
+    }
+
     fn count(&self, identity: Identity) {
-        self.0.get_or_create(&Labels { identity }).inc();
+        self.connections.get_or_create(&Labels { identity }).inc();
     }
 }

@@ -5,13 +5,10 @@
 mod connection;
 mod limits;
 mod metrics;
+mod relay;
 
 use std::{
-    future::Future,
-    net::{IpAddr, SocketAddr},
-    pin::pin,
-    sync::Arc,
-    time::Duration,
+    future::Future, mem::Discriminant, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
 };
 
 use bytes::Bytes;
@@ -23,17 +20,35 @@ use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
-use tracing::{debug, error, warn};
+use tracing::{error, warn};
 
 use self::limits::Limits;
-pub use self::metrics::Metrics;
+pub use self::{limits::Owner, metrics::Metrics, relay::Relay};
 use crate::{
     lifecycle::Drain,
-    pods::{Client, ClientResolver, Connection, Unattested},
+    pods::{Client, ClientResolver, Connection, NotFound, Unattested},
+    telemetry::LogLimit,
 };
+
+/// Connections that may wait to be accepted; tokio's 128 are fewer than a node's pods open at once, and a
+/// SYN that finds no place is sent again only after a second. The system may allow fewer (`somaxconn`).
+const BACKLOG: i32 = 4096;
+/// How often the same trouble with connections is logged.
+const LOG_PERIOD: Duration = Duration::from_secs(1);
 
 /// Answers pods' requests; `imds` provides it.
 pub trait PodService: Send + Sync + 'static {
+    /// Where the connection of `client` is passed on to before a byte of it is read; `None`: nowhere.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`] when it is not certain whose the connection is; it is then called with
+    /// [`Unattested::Unknown`], once, and closed.
+    fn relay(
+        &self,
+        client: &Client,
+    ) -> impl Future<Output = Result<Option<Relay>, NotFound>> + Send;
+
     /// Answers one request of `client`, whose identity was resolved when it connected.
     fn call(
         &self,
@@ -47,10 +62,14 @@ pub trait PodService: Send + Sync + 'static {
 pub struct Config {
     /// Open connections in all.
     pub connections: usize,
-    /// Open connections from one address.
-    pub connections_per_peer: usize,
-    /// How long the head of a request may take, and a connection may lie idle.
+    /// Open connections of one pod, or of one address where only that is known.
+    pub connections_per_pod: usize,
+    /// Open connections that are no pod's, together.
+    pub connections_of_strangers: usize,
+    /// How long a connection may take, from its last answer, until the head of a request is there.
     pub header_deadline: Duration,
+    /// The same for a connection that is no pod's.
+    pub stranger_deadline: Duration,
     /// How long the other end may leave what it is sent unread.
     pub unread_deadline: Duration,
     /// How long after the drain began connections are still accepted: what was redirected here just before
@@ -61,6 +80,12 @@ pub struct Config {
     pub last_requests: Duration,
     /// How long what has begun may go on once no connection is accepted.
     pub drain_deadline: Duration,
+    /// How long the connection to pass on to may take.
+    pub relay_connect: Duration,
+    /// How long a connection that is passed on may lie idle.
+    pub relay_idle: Duration,
+    /// How long a connection may be passed on in all.
+    pub relay_total: Duration,
 }
 
 /// A listening socket and who tells whose its connections are; inside a pod, later, that may be another.
@@ -75,12 +100,17 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             connections: 8192,
-            connections_per_peer: 1024,
+            connections_per_pod: 512,
+            connections_of_strangers: 256,
             header_deadline: Duration::from_secs(60),
+            stranger_deadline: Duration::from_secs(5),
             unread_deadline: Duration::from_secs(30),
             late_accepts: Duration::from_millis(500),
             last_requests: Duration::from_secs(1),
             drain_deadline: Duration::from_secs(5),
+            relay_connect: Duration::from_secs(1),
+            relay_idle: Duration::from_secs(60),
+            relay_total: Duration::from_secs(3600),
         }
     }
 }
@@ -93,14 +123,21 @@ pub async fn run<S: PodService>(
     metrics: Metrics,
     drain: Drain,
 ) {
-    let limits = Limits::new(config.connections, config.connections_per_peer);
+    let connections = limits::within_open_files(config.connections);
+    let limits = Limits::new(Config { connections, ..config });
+    let log = Arc::new(LogLimit::new(LOG_PERIOD));
     let mut loops = JoinSet::new();
     for listener in listeners {
+        // What listens may be told to listen again: only the length of its queue changes.
+        if let Err(error) = rustix::net::listen(&listener.socket, BACKLOG) {
+            warn!(%error, "Listener keeps its short queue");
+        }
         let server = Server {
             service: service.clone(),
             config,
             limits: limits.clone(),
             metrics: metrics.clone(),
+            log: log.clone(),
             drain: drain.clone(),
         };
         loops.spawn(server.accept(listener));
@@ -114,7 +151,16 @@ struct Server<S> {
     config: Config,
     limits: Limits,
     metrics: Metrics,
+    log: Arc<LogLimit<Trouble>>,
     drain: Drain,
+}
+
+/// What is logged of connections, once in a while for each kind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Trouble {
+    NotAccepted,
+    TooMany(Option<Owner>),
+    NoPod(Discriminant<Unattested>),
 }
 
 // === impl Server ===
@@ -148,7 +194,9 @@ impl<S: PodService> Server<S> {
                     Ok((stream, peer)) => self.take(stream, peer, listener, connections),
                     Err(error) => {
                         // Mostly "too many open files": it passes when connections close.
-                        warn!(%error, "Connection not accepted");
+                        if let Some(left_out) = self.log.admit(Trouble::NotAccepted) {
+                            warn!(%error, left_out, "Connection not accepted");
+                        }
                         sleep(Duration::from_millis(50)).await;
                     }
                 },
@@ -170,29 +218,45 @@ impl<S: PodService> Server<S> {
         listener: &Listener,
         connections: &mut JoinSet<()>,
     ) {
-        let Some(slot) = self.limits.take(canonical(peer)) else {
-            self.metrics.refused();
-            debug!(pod.ip = %peer.ip(), "Too many connections; closed");
-            return;
-        };
+        if !self.limits.has_room() {
+            return self.too_many(peer, None);
+        }
         let Ok(local) = stream.local_addr() else { return };
         let client = listener.resolver.resolve(&Connection { peer, local });
+        let owner = Owner::of(&client);
+        let Some(slot) = self.limits.take(owner.clone()) else {
+            return self.too_many(peer, Some(owner));
+        };
         self.metrics.accepted(client.as_ref().err());
-        if let Err(error) = &client {
-            warn!(pod.ip = %peer.ip(), %error, "Connection belongs to no pod");
+        if client == Err(Unattested::Proof) {
+            // That it came is all there is to it.
+            return;
         }
-        let service = self.service.clone();
-        let config = self.config;
-        let drain = self.drain.clone();
+        if let Err(error) = &client {
+            let kind = Trouble::NoPod(std::mem::discriminant(error));
+            if let Some(left_out) = self.log.admit(kind) {
+                warn!(pod.ip = %peer.ip(), %error, left_out, "Connection belongs to no pod");
+            }
+        }
+        let served = connection::Served {
+            service: self.service.clone(),
+            config: self.config,
+            metrics: self.metrics.clone(),
+            drain: self.drain.clone(),
+        };
         connections.spawn(async move {
-            connection::serve(stream, Arc::new(client), service, config, drain).await;
+            served.run(stream, client).await;
             drop(slot);
         });
     }
-}
 
-fn canonical(peer: SocketAddr) -> IpAddr {
-    peer.ip().to_canonical()
+    /// Counts and tells of a connection that is closed at once: beyond the limit of `owner`, or of all.
+    fn too_many(&self, peer: SocketAddr, owner: Option<Owner>) {
+        self.metrics.refused();
+        if let Some(left_out) = self.log.admit(Trouble::TooMany(owner.clone())) {
+            warn!(pod.ip = %peer.ip(), ?owner, left_out, "Too many connections; closed");
+        }
+    }
 }
 
 #[cfg(test)]

@@ -2,10 +2,14 @@
 //!
 //! Each part registers its own Prometheus metrics beside its code; here is only what they share.
 
+#[cfg(test)]
+pub(crate) mod captured;
+mod limit;
 mod logs;
 mod statsd;
 
 pub use self::{
+    limit::LogLimit,
     logs::{Format, InvalidLevel, Level, LogLevel, Logs},
     statsd::{Statsd, StatsdFlush},
 };

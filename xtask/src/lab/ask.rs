@@ -73,6 +73,15 @@ impl LabPod {
         attempts.into_iter().next().context("the client in the pod said nothing")
     }
 
+    /// Runs a Python script inside the pod and returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// When it fails, with what it said.
+    pub fn python(&self, script: &str) -> Result<String> {
+        python(self.command("python3")?, script)
+    }
+
     fn asking(&self, options: &pod_client::Options) -> Result<Child> {
         start(self.command(client_binary()?)?, options)
     }
@@ -87,6 +96,15 @@ impl Node {
     pub fn ask_once(&self, options: &pod_client::Options) -> Result<Attempt> {
         let attempts = finish(start(self.command(client_binary()?)?, options)?)?;
         attempts.into_iter().next().context("the client on the host said nothing")
+    }
+
+    /// Runs a Python script on the host and returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// When it fails, with what it said.
+    pub fn python(&self, script: &str) -> Result<String> {
+        python(self.command("python3")?, script)
     }
 }
 
@@ -108,6 +126,15 @@ pub fn client_binary() -> Result<PathBuf> {
     let mut near = this.ancestors().skip(1).take(2).map(|dir| dir.join("xtask"));
     near.find(|path| path.is_file())
         .with_context(|| format!("no xtask binary beside {}: cargo build -p xtask", this.display()))
+}
+
+fn python(mut python: Command, script: &str) -> Result<String> {
+    let output = python.args(["-c", script]).stdin(Stdio::null()).output();
+    let output = output.context("running python3")?;
+    if !output.status.success() {
+        bail!("python3: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 fn start(mut command: Command, options: &pod_client::Options) -> Result<Child> {

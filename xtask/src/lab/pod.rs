@@ -33,6 +33,8 @@ pub struct PodSpec {
     pub layout: Layout,
     /// `spec.hostNetwork`: it shares the node's namespace and addresses.
     pub host_network: bool,
+    /// `spec.serviceAccountName`.
+    pub service_account: String,
     /// `metadata.annotations`.
     pub annotations: Vec<(String, String)>,
 }
@@ -62,6 +64,7 @@ impl PodSpec {
             addresses: None,
             layout: Layout::default(),
             host_network: false,
+            service_account: "default".to_owned(),
             annotations: Vec::new(),
         }
     }
@@ -103,6 +106,13 @@ impl PodSpec {
     #[must_use]
     pub fn host_network(mut self) -> Self {
         self.host_network = true;
+        self
+    }
+
+    /// Gives it a service account other than `default`.
+    #[must_use]
+    pub fn service_account(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.service_account);
         self
     }
 

@@ -354,3 +354,56 @@ fn random_paths_are_routed_or_not_but_never_panic() {
         }
     }
 }
+
+/// One thing that an operator may allow, as open as it comes or close to what is the node's.
+fn allowed(random: &mut fastrand::Rng) -> Option<AllowPath> {
+    let path = corpus::mutated(random);
+    let text = String::from_utf8(path).ok()?;
+    let text = match random.u8(..4) {
+        0 => {
+            ["/latest/*", "/latest/meta-data/*", "/latest/dynamic/*"][random.usize(..3)].to_owned()
+        }
+        1 => format!("{}/*", text.trim_end_matches('/')),
+        2 => text.rsplit_once('/').map(|(folder, _)| format!("{folder}/*"))?,
+        _ => text,
+    };
+    text.parse().ok()
+}
+
+#[test]
+fn no_mutation_is_forwarded_that_means_the_nodes_own_whatever_is_allowed() {
+    let seed = fastrand::u64(..);
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (mut forwarded, mut refused) = (0, 0);
+    for _ in 0..1000 {
+        let allow: Vec<AllowPath> = (0..8).filter_map(|_| allowed(&mut random)).collect();
+        let routes = Routes::new(allow.clone());
+        for _ in 0..100 {
+            let Ok(target) = String::from_utf8(corpus::mutated(&mut random)) else { continue };
+            let path = target.split(['?', '#']).next().unwrap();
+            let shown = || format!("seed {seed}: {path:?} with {allow:?}");
+            match routes.parse(&Method::GET, path) {
+                Ok(Route::Read(Readable::Upstream(sent))) => {
+                    let sent = sent.as_str();
+                    // A signature is opened by its exact path only.
+                    let exact = format!("/latest/{sent}").parse::<AllowPath>();
+                    let named = exact.is_ok_and(|exact| allow.contains(&exact))
+                        && sent.starts_with("dynamic/instance-identity/");
+                    assert!(named || corpus::may_be_forwarded(sent), "{} as {sent}", shown());
+                    // It means nothing else, and has no other spelling.
+                    let (_, rest) = path[1..].split_once('/').unwrap();
+                    assert!(sent == rest || format!("{sent}/") == rest, "{} as {sent}", shown());
+                    forwarded += 1;
+                }
+                Ok(Route::Read(Readable::Credentials(_, role))) => {
+                    let role = role.as_str();
+                    assert!(path.ends_with(role) && !role.contains("//"), "{}: {role}", shown());
+                }
+                Ok(Route::Read(_)) => {}
+                Err(Error::Path) => refused += 1,
+                other => panic!("{}: {other:?}", shown()),
+            }
+        }
+    }
+    assert!(forwarded > 1000 && refused > 10_000, "seed {seed}: {forwarded} {refused}");
+}

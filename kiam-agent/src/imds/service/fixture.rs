@@ -68,6 +68,7 @@ pub(super) fn pod(n: u8, role: Option<&str>) -> Pod {
         host_ip: None,
         addresses: vec![Ipv4Addr::new(127, 0, 0, n).into()],
         host_network: false,
+        service_account: "default".to_owned(),
         live: true,
         config_hash: None,
         role: role.map(str::to_owned),
@@ -81,6 +82,7 @@ pub(super) fn namespace(name: &str, permitted: Option<&str>) -> Namespace {
         name: name.to_owned(),
         resource_version: Some(1),
         permitted: permitted.map(str::to_owned),
+        imdsv2: None,
     }
 }
 
@@ -215,6 +217,7 @@ pub(super) fn config() -> Config {
         imdsv2: Imdsv2::Optional,
         allow_paths: vec!["/latest/meta-data/*".parse().unwrap()],
         allow_ip_query: false,
+        node_roles: Vec::new(),
         own_addresses: Vec::new(),
     }
 }

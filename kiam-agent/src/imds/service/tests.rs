@@ -8,9 +8,15 @@ use tokio::{
 };
 
 use super::{
-    Imdsv2,
-    fixture::{EXTENDED, Identity, LIST, Node, Reply, body_of, config, namespace, pod},
+    Config, Imdsv2,
+    fixture::{EXTENDED, Identity, LIST, Node, Reply, body_of, config, namespace, pod, uid},
 };
+use crate::telemetry::captured::Captured;
+
+/// The statuses of all answers in `text`.
+pub(super) fn statuses(text: &str) -> Vec<&str> {
+    text.match_indices("HTTP/1.1 ").map(|(at, _)| &text[at + 9..at + 12]).collect()
+}
 
 #[tokio::test]
 async fn pod_gets_its_own_role_byte_for_byte() {
@@ -287,7 +293,24 @@ async fn bodies_are_refused_and_the_connection_closed() {
         ("GET /latest/", "Transfer-Encoding: chunked\r\n".to_owned(), chunked.clone()),
         ("GET /latest/", "Transfer-Encoding: chunked\r\n".to_owned(), "0\r\n\r\n".to_owned()),
         ("PUT /latest/api/token", format!("{ttl}Content-Length: {length}\r\n"), smuggled.clone()),
-        ("PUT /latest/api/token", format!("{ttl}Transfer-Encoding: chunked\r\n"), chunked),
+        ("PUT /latest/api/token", format!("{ttl}Transfer-Encoding: chunked\r\n"), chunked.clone()),
+        // Two lengths: the body would be one thing to one reader and another to the next.
+        (
+            "GET /latest/",
+            format!("Transfer-Encoding: chunked\r\nContent-Length: {length}\r\n"),
+            chunked,
+        ),
+        // Nobody is told to go on with a body that is refused.
+        (
+            "GET /latest/",
+            format!("Content-Length: {length}\r\nExpect: 100-continue\r\n"),
+            String::new(),
+        ),
+        (
+            "PUT /latest/api/token",
+            format!("{ttl}Content-Length: 5\r\nExpect: 100-continue\r\n"),
+            String::new(),
+        ),
     ] {
         // No `Connection: close` is asked for: the agent closes by itself.
         let request = format!("{line} HTTP/1.1\r\nHost: 169.254.169.254\r\n{headers}\r\n{body}");
@@ -325,6 +348,175 @@ async fn tokens_are_checked_in_both_modes() {
             let reply = node.send(2, &format!("GET {path}"), &header(&others)).await;
             assert_eq!(reply.status, 401, "{path}");
         }
+    }
+}
+
+/// A GET without token, but with a name.
+const PROGRAM: &str = "User-Agent: Boto/2.49\r\n";
+
+#[tokio::test]
+async fn tokens_are_required_where_the_namespace_says_so() {
+    let captured = Captured::start(tracing::Level::INFO);
+    let node = Node::usual(config(), Identity::Kernel).await;
+    let token = format!("X-aws-ec2-metadata-token: {}\r\n", node.token(2, 60).await);
+    let mut namespace = namespace("default", None);
+    let paths = [LIST, "/", "/latest/meta-data/placement/region", "/latest/meta-data/iam/info"];
+    for (version, imdsv2, without) in [
+        (2, Some("required"), 401),
+        (3, Some("optional"), 200),
+        (4, Some("reqired"), 401),
+        (5, None, 200),
+    ] {
+        namespace.imdsv2 = imdsv2.map(str::to_owned);
+        namespace.resource_version = Some(version);
+        node.index.apply_namespace(namespace.clone());
+        for path in paths {
+            let reply = node.send(2, &format!("GET {path}"), PROGRAM).await;
+            assert_eq!(reply.status, without, "{imdsv2:?} {path}");
+            let reply = node.send(2, &format!("GET {path}"), &token).await;
+            assert_eq!(reply.status, 200, "{imdsv2:?} {path}");
+        }
+    }
+    // Only those that were accepted are counted, and each program is told of once.
+    let metrics = node.metrics();
+    assert!(metrics.contains("kiam_imds_v1_requests_total 10\n"), "{metrics}");
+    let lines = captured.lines_with("user_agent=\"Boto/2.49\"");
+    assert!(lines.len() == 1 && lines[0].contains("pod-2"), "{lines:?}");
+}
+
+#[tokio::test]
+async fn a_namespace_that_is_not_known_is_waited_for_and_may_require_tokens() {
+    let node = Node::start(config(), Identity::Kernel).await;
+    node.index.apply(pod(2, Some("reader")));
+    let region = "/latest/meta-data/placement/region";
+    let token = format!("X-aws-ec2-metadata-token: {}\r\n", node.token(2, 60).await);
+    assert_eq!(node.get(2, region).await.status, 401);
+    assert_eq!(node.send(2, &format!("GET {region}"), &token).await.status, 200);
+    let later = async {
+        sleep(Duration::from_millis(40)).await;
+        node.index.apply_namespace(namespace("default", None));
+    };
+    let (reply, ()) = tokio::join!(node.get(2, region), later);
+    assert_eq!(reply.status, 200);
+}
+
+fn node_role() -> Config {
+    Config { node_roles: vec!["default/node".parse().unwrap()], ..config() }
+}
+
+#[tokio::test]
+async fn pods_of_a_node_role_are_passed_on_and_no_others() {
+    let captured = Captured::start(tracing::Level::INFO);
+    let node = Node::usual(node_role(), Identity::Kernel).await;
+    let mut own = pod(10, Some("reader"));
+    "node".clone_into(&mut own.service_account);
+    let mut other_namespace = own.clone();
+    other_namespace.namespace = "strict".to_owned();
+    other_namespace.uid = uid(11);
+    other_namespace.addresses = vec!["127.0.0.11".parse().unwrap()];
+    node.index.apply(own.clone());
+    node.index.apply(other_namespace);
+    // What the agent would refuse: it goes out byte for byte.
+    let request = "GET /latest/%75ser-data?x HTTP/1.1\r\nhOST: evil.example\r\nX-Forwarded-For: 1.2.3.4\r\nConnection: close\r\nx-aws-ec2-metadata-token: node-token\r\n\r\n";
+    let answer = node.raw(10, request.as_bytes()).await;
+    assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+    assert_eq!(Reply::parse(&answer).body, "node:/latest/%75ser-data?x");
+    assert_eq!(node.imds.heard().last().map(String::as_str), Some(request));
+    let heard = node.imds.heard().len();
+    for n in [2, 11, 9, 66] {
+        let status = Reply::parse(&node.raw(n, request.as_bytes()).await).status;
+        assert!([403, 404].contains(&status), "{n}: {status}");
+    }
+    // Its address alone is no proof.
+    own.addresses = vec!["10.0.0.10".parse().unwrap()];
+    own.resource_version = Some(2);
+    node.index.apply(own);
+    assert_eq!(Reply::parse(&node.raw(10, request.as_bytes()).await).status, 403);
+    assert_eq!(node.imds.heard().len(), heard, "{:?}", node.imds.heard());
+    assert_eq!(captured.lines_with("--node-role").len(), 1);
+}
+
+#[tokio::test]
+async fn a_pod_of_a_node_role_is_waited_for() {
+    let node = Node::start(node_role(), Identity::Kernel).await;
+    let later = async {
+        sleep(Duration::from_millis(40)).await;
+        let mut own = pod(10, None);
+        "node".clone_into(&mut own.service_account);
+        node.index.apply(own);
+    };
+    let request = b"PUT /latest/api/token HTTP/1.1\r\n\r\n";
+    let (answer, ()) = tokio::join!(node.raw(10, request), later);
+    assert_eq!(Reply::parse(&answer).body, "node-token");
+    // One hold, not two, and then the answer that an unknown pod has; nothing is kept open for it.
+    let began = Instant::now();
+    let get = format!("GET {LIST} HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n");
+    let answer = node.raw(9, get.as_bytes()).await;
+    assert_eq!(Reply::parse(&answer).status, 404);
+    assert!(began.elapsed() < Duration::from_millis(550), "{:?}", began.elapsed());
+    // A token is never refused: SDKs would fall back to IMDSv1 and stay there.
+    let put = "PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n";
+    let reply = Reply::parse(&node.raw(9, put.as_bytes()).await);
+    assert_eq!((reply.status, reply.header("connection")), (200, Some("close")), "{reply:?}");
+    node.index.apply_namespace(namespace("default", None));
+    node.index.apply(pod(9, Some("reader")));
+    let header = format!("X-aws-ec2-metadata-token: {}\r\n", reply.body);
+    assert_eq!(node.send(9, &format!("GET {LIST}"), &header).await.body, "reader");
+}
+
+#[tokio::test]
+async fn an_address_is_not_believed_when_the_watch_is_silent_for_90_s() {
+    let node = Node::usual(config(), Identity::SourceIp).await;
+    let silent = async |time: Duration| {
+        tokio::time::pause();
+        tokio::time::advance(time).await;
+        tokio::time::resume();
+    };
+    node.index.heard();
+    silent(Duration::from_secs(85)).await;
+    assert_eq!(node.get(2, LIST).await.status, 200);
+    silent(Duration::from_secs(5)).await;
+    for path in [LIST.to_owned(), format!("{LIST}reader")] {
+        let reply = node.get(2, &path).await;
+        assert_eq!((reply.status, reply.body.as_str()), (403, ""), "{reply:?}");
+        assert!(reply.header("x-kiam-reason").unwrap().contains("silent"), "{reply:?}");
+    }
+    node.index.heard();
+    assert_eq!(node.get(2, LIST).await.body, "reader");
+}
+
+#[tokio::test]
+async fn a_flood_of_refusals_is_one_line_for_each_pod_and_reason() {
+    let captured = Captured::start(tracing::Level::INFO);
+    let node = Node::usual(config(), Identity::Kernel).await;
+    let began = Instant::now();
+    for _ in 0..50 {
+        assert_eq!(node.get(2, "/latest/user-data").await.status, 404);
+        assert_eq!(node.get(3, &format!("{LIST}writer")).await.status, 200);
+    }
+    assert_eq!(node.get(4, "/latest/user-data").await.status, 404);
+    assert_eq!(node.get(2, &format!("{LIST}writer")).await.status, 403);
+    let most = usize::try_from(began.elapsed().as_secs()).unwrap() + 1;
+    let refused = captured.lines_with("Refused request");
+    let of = |part: &str| refused.iter().filter(|line| line.contains(part)).count();
+    assert!((1..=most + 1).contains(&of("path not allowed")), "{refused:#?}");
+    assert_eq!(of("not the pod's"), 1, "{refused:#?}");
+    let mut served = captured.lines_with("Processed request");
+    served.retain(|line| line.contains("pod-3"));
+    assert!((1..=most + 1).contains(&served.len()), "{served:#?}");
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_end_is_given_up() {
+    let node = Node::start(config(), Identity::Kernel).await;
+    let head = "PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for (rest, most) in [("", 1500), ("0", 1500), ("0\r\n", 1500), ("5\r\n", 1500), ("zz\r\n", 500)]
+    {
+        let began = Instant::now();
+        let answer = node.raw(2, format!("{head}{rest}").as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{rest:?}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+        assert!(began.elapsed() < Duration::from_millis(most), "{rest:?}: {:?}", began.elapsed());
     }
 }
 
@@ -398,9 +590,7 @@ async fn pipelined_requests_are_answered_in_order() {
         one(&format!("{LIST}reader"), "Connection: close\r\n"),
     ];
     let text = node.raw(2, requests.concat().as_bytes()).await;
-    let statuses: Vec<_> =
-        text.match_indices("HTTP/1.1 ").map(|(at, _)| &text[at + 9..at + 12]).collect();
-    assert_eq!(statuses, ["200", "404", "200"], "{text}");
+    assert_eq!(statuses(&text), ["200", "404", "200"], "{text}");
     assert!(text.ends_with(&body_of("reader")));
 }
 

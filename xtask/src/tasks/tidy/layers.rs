@@ -9,10 +9,11 @@ const TABLE: &str = "ARCHITECTURE.md";
 const SOURCE: &str = "kiam-agent/src/";
 
 /// The crates that only some modules may name, so that what they bring stays behind one door.
-const OWNED: [(&[&str], &[&str]); 4] = [
+const OWNED: [(&[&str], &[&str]); 5] = [
     (&["aws_config", "aws_credential_types", "aws_sdk_sts", "aws_smithy_"], &["sts"]),
     (&["kube", "k8s_openapi"], &["cluster"]),
     (&["aya", "aya_log"], &["intercept"]),
+    (&["netlink_packet_", "netlink_sys"], &["intercept"]),
     (&["hyper", "hyper_util", "http", "http_body_util"], &["imds", "admin", "serve"]),
 ];
 

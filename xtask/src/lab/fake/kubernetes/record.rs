@@ -19,6 +19,8 @@ pub struct PodRecord {
     pub node: Option<String>,
     /// `spec.hostNetwork`.
     pub host_network: bool,
+    /// `spec.serviceAccountName`.
+    pub service_account: String,
     /// `status.hostIP`.
     pub host_ip: Option<IpAddr>,
     /// `status.podIPs`; empty until the kubelet publishes them.
@@ -49,6 +51,7 @@ impl PodRecord {
             annotations: Vec::new(),
             node: Some(node.to_owned()),
             host_network: false,
+            service_account: "default".to_owned(),
             host_ip: None,
             ips: Vec::new(),
             phase: "Pending".to_owned(),
@@ -79,7 +82,10 @@ impl PodRecord {
             status["podIP"] = json!(ip);
             status["podIPs"] = self.ips.iter().map(|ip| json!({ "ip": ip })).collect();
         }
-        let mut spec = json!({ "containers": [{ "name": "main", "image": "example.com/main" }] });
+        let mut spec = json!({
+            "containers": [{ "name": "main", "image": "example.com/main" }],
+            "serviceAccountName": self.service_account,
+        });
         if let Some(node) = &self.node {
             spec["nodeName"] = json!(node);
         }

@@ -1,0 +1,37 @@
+//! The proof's place in the start: once pods are served, and before the agent is ready.
+
+use prometheus_client::registry::Registry;
+use tokio::task::JoinSet;
+use tracing::{Instrument as _, info_span};
+
+use crate::{
+    intercept::{Config, Mode, Outlook, Parts, Proof, ProofConfig, ProofMetrics, Witness},
+    lifecycle::{Drain, Readiness},
+};
+
+/// Has a task prove the interception until the drain; the agent is not ready before the first proof succeeds.
+pub(super) fn start(
+    config: &Config,
+    parts: &Parts,
+    witness: Witness,
+    (registry, readiness): (&mut Registry, &Readiness),
+    drain: Drain,
+    tasks: &mut JoinSet<()>,
+) {
+    if config.mode == Mode::Observe {
+        return;
+    }
+    let outlook = Outlook {
+        latch: readiness.latch("proof"),
+        detail: readiness.detail("proof"),
+        metrics: ProofMetrics::register(registry),
+    };
+    let asked = ProofConfig {
+        interval: config.proof_interval,
+        attested: config.filters_syns,
+        guarded: parts.guards_packets || config.guard.route.is_some(),
+    };
+    let (marks, rewriter) = (parts.marks.clone(), parts.rewriter.clone());
+    let proof = Proof::new(asked, parts.cgroup.path().to_owned(), marks, rewriter, witness);
+    tasks.spawn(proof.keep(outlook, drain).instrument(info_span!("proof")));
+}

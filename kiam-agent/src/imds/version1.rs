@@ -1,0 +1,114 @@
+//! Who still asks without a session token (IMDSv1), so that an operator can tell when to require one.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use http::{HeaderMap, header};
+use tokio::time::Instant;
+use tracing::info;
+
+use crate::{
+    pods::{Pod, PodUid},
+    role::Quoted,
+};
+
+/// How often a program of a pod is logged.
+const PERIOD: Duration = Duration::from_secs(3600);
+/// Programs of one pod that are logged in a period: a pod may call itself by any number of names.
+const PROGRAMS: usize = 8;
+
+/// The log of IMDSv1 requests: one line for each pod and `User-Agent` in an hour.
+#[derive(Debug, Default)]
+pub(super) struct Version1(Mutex<Seen>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// Everything is forgotten when the period is over, and with it the pods that are gone.
+    since: Option<Instant>,
+    programs: HashMap<PodUid, HashSet<String>>,
+}
+
+// === impl Version1 ===
+
+impl Version1 {
+    /// Logs a request of `pod`, unless one like it was logged lately.
+    pub(super) fn log(&self, pod: &Pod, headers: &HeaderMap) {
+        let program = headers.get(header::USER_AGENT).map_or(&b""[..], |value| value.as_bytes());
+        let program = Quoted::new(&String::from_utf8_lossy(program)).as_str().to_owned();
+        if self.is_news(&pod.uid, &program) {
+            info!(
+                pod.name = pod.name,
+                pod.namespace = pod.namespace,
+                user_agent = program,
+                "IMDSv1 request"
+            );
+        }
+    }
+
+    fn is_news(&self, pod: &PodUid, program: &str) -> bool {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.since.is_none_or(|since| since.elapsed() >= PERIOD) {
+            *seen = Seen { since: Some(Instant::now()), programs: HashMap::new() };
+        }
+        let own = seen.programs.entry(pod.clone()).or_default();
+        own.len() < PROGRAMS && own.insert(program.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+    use crate::telemetry::captured::Captured;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_program_of_a_pod_is_logged_once_an_hour() {
+        let captured = Captured::start(tracing::Level::INFO);
+        let log = Version1::default();
+        let request = |n, program: &str| {
+            let mut headers = HeaderMap::new();
+            headers
+                .insert(header::USER_AGENT, HeaderValue::from_bytes(program.as_bytes()).unwrap());
+            log.log(&Pod::test(n), &headers);
+        };
+        let lines = || captured.lines_with("IMDSv1 request").len();
+        for _ in 0..3 {
+            request(1, "Boto/2.49");
+            request(1, "s3fs");
+            request(2, "s3fs");
+            log.log(&Pod::test(2), &HeaderMap::new());
+        }
+        assert_eq!(lines(), 4);
+        let line = captured.lines_with("Boto").concat();
+        for field in ["pod.name=\"pod-1\"", "pod.namespace=\"default\"", "user_agent=\"Boto/2.49\""]
+        {
+            assert!(line.contains(field), "{line}");
+        }
+        tokio::time::advance(PERIOD).await;
+        request(1, "s3fs");
+        assert_eq!(lines(), 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_can_neither_flood_the_log_nor_write_what_it_likes_there() {
+        let captured = Captured::start(tracing::Level::INFO);
+        let log = Version1::default();
+        for n in 0..10_000 {
+            let name = format!("\u{e9}\t{n} {}", "x".repeat(5000));
+            let mut headers = HeaderMap::new();
+            headers.insert(header::USER_AGENT, HeaderValue::from_bytes(name.as_bytes()).unwrap());
+            log.log(&Pod::test(1), &headers);
+        }
+        let lines = captured.lines_with("IMDSv1 request");
+        assert_eq!(lines.len(), PROGRAMS);
+        for line in lines {
+            assert!(line.len() < 500 && line.is_ascii() && !line.contains('\t'), "{line}");
+        }
+        log.log(&Pod::test(2), &HeaderMap::new());
+        assert_eq!(captured.lines_with("IMDSv1 request").len(), PROGRAMS + 1);
+    }
+}

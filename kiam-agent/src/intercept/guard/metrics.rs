@@ -1,0 +1,56 @@
+//! The guard's metrics.
+
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use super::probe::Reach;
+
+/// What the guard did, and whether it holds.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    pub(super) restored: Counter,
+    pub(super) destroyed: Counter,
+    pub(super) uplinks: Gauge,
+    route: Family<[(&'static str, &'static str); 1], Gauge>,
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// Adds them to `registry`.
+    #[must_use]
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "kiam_guard_restored",
+            "Routing rules of the guard that somebody had removed and the agent put back",
+            metrics.restored.clone(),
+        );
+        registry.register(
+            "kiam_guard_sockets_destroyed",
+            "Connections of pods to the IMDS, older than the agent, that it ended",
+            metrics.destroyed.clone(),
+        );
+        registry.register(
+            "kiam_guard_route",
+            "Whether the routing rules keep pods from the IMDS, as tried from a pod, by state",
+            metrics.route.clone(),
+        );
+        registry.register(
+            "kiam_guard_uplinks",
+            "Interfaces at whose egress the guard drops pods' packets for the IMDS",
+            metrics.uplinks.clone(),
+        );
+        metrics
+    }
+
+    /// `reach` is 1, the others 0.
+    pub(super) fn set_route(&self, reach: Reach) {
+        for state in Reach::ALL {
+            let gauge = self.route.get_or_create(&[("state", state.name())]);
+            gauge.set(i64::from(state == reach));
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The pods' network namespaces, found by the processes in the pods' cgroup; and work inside them.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    io,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    path::Path,
+    thread,
+};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// What the processes in the pods' cgroup live in.
+#[derive(Debug, Default)]
+pub(super) struct Namespaces {
+    /// Each once; the node's own is not among them.
+    pub(super) found: Vec<File>,
+    /// Processes that the agent can't see: it is in another PID namespace than they are.
+    pub(super) hidden: usize,
+}
+
+// === impl Namespaces ===
+
+impl Namespaces {
+    /// Those of the processes below `cgroup`. Processes come and go meanwhile; who is gone is left out.
+    pub(super) fn of_pods(cgroup: &Path) -> Self {
+        let mut namespaces = Self::default();
+        // Inode numbers: they are unique among the namespaces that a descriptor keeps alive.
+        let mut known = HashSet::new();
+        known.extend(fs::metadata("/proc/self/ns/net").map(|own| own.ino()));
+        namespaces.search(cgroup, &mut known);
+        namespaces
+    }
+
+    fn search(&mut self, cgroup: &Path, known: &mut HashSet<u64>) {
+        let processes = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+        for pid in processes.lines() {
+            // The kernel's way to say that the reader's PID namespace has no number for it.
+            if pid == "0" {
+                self.hidden += 1;
+                continue;
+            }
+            let Ok(namespace) = File::open(format!("/proc/{pid}/ns/net")) else { continue };
+            if namespace.metadata().is_ok_and(|metadata| known.insert(metadata.ino())) {
+                self.found.push(namespace);
+            }
+        }
+        for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                self.search(&entry.path(), known);
+            }
+        }
+    }
+}
+
+/// Does `work` in `namespace`, on a thread that ends with it: a pool's thread would stay there.
+///
+/// # Errors
+///
+/// The system's, without CAP_SYS_ADMIN or threads.
+pub(super) fn inside<T: Send>(
+    namespace: &File,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    thread::scope(|scope| {
+        let entered = move || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            work()
+        };
+        let thread =
+            thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, entered)?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_namespace_is_left_out_and_processes_out_of_sight_are_counted() {
+        let cgroup = tempfile::tempdir().unwrap();
+        let container = cgroup.path().join("pod1/container");
+        fs::create_dir_all(&container).unwrap();
+        // The last is above the kernel's largest process id.
+        let processes = format!("0\n{}\n0\n99999999\n", std::process::id());
+        fs::write(container.join("cgroup.procs"), processes).unwrap();
+        let namespaces = Namespaces::of_pods(cgroup.path());
+        assert_eq!((namespaces.found.len(), namespaces.hidden), (0, 2));
+    }
+}

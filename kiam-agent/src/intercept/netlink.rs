@@ -1,0 +1,99 @@
+//! Questions and orders to the kernel by netlink, one at a time and blocking: the kernel answers at once.
+
+use std::{fmt::Debug, io};
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+};
+use netlink_sys::{
+    Socket, SocketAddr,
+    protocols::{NETLINK_ROUTE, NETLINK_SOCK_DIAG},
+};
+
+/// A socket to the kernel, in the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub(super) struct Netlink(Socket);
+
+// === impl Netlink ===
+
+impl Netlink {
+    /// For rules, routes and links.
+    pub(super) fn route() -> io::Result<Self> {
+        Self::open(NETLINK_ROUTE)
+    }
+
+    /// For sockets.
+    pub(super) fn sock_diag() -> io::Result<Self> {
+        Self::open(NETLINK_SOCK_DIAG)
+    }
+
+    fn open(protocol: isize) -> io::Result<Self> {
+        let socket = Socket::new(protocol)?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self(socket))
+    }
+
+    /// Orders `message`, with `flags` beside the usual ones, and waits for the acknowledgement.
+    pub(super) fn order<I>(&self, message: I, flags: u16) -> io::Result<()>
+    where
+        I: NetlinkSerializable + NetlinkDeserializable + Debug,
+    {
+        self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
+        self.answers::<I>().map(drop)
+    }
+
+    /// Everything of the kind that `question` asks for. What can't be understood is left out: it is none of
+    /// ours. What changes meanwhile may be missing or double; the kernel tells of the change as well.
+    pub(super) fn dump<I>(&self, question: I) -> io::Result<Vec<I>>
+    where
+        I: NetlinkSerializable + NetlinkDeserializable + Debug,
+    {
+        self.send(question, NLM_F_REQUEST | NLM_F_DUMP)?;
+        self.answers()
+    }
+
+    fn send<I: NetlinkSerializable + Debug>(&self, message: I, flags: u16) -> io::Result<()> {
+        let mut header = NetlinkHeader::default();
+        header.flags = flags;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.0.send(&bytes, 0).map(drop)
+    }
+
+    /// What comes until the kernel says that it is all, or acknowledges, or refuses.
+    fn answers<I: NetlinkDeserializable + Debug>(&self) -> io::Result<Vec<I>> {
+        let mut all = Vec::new();
+        loop {
+            let (bytes, _) = self.0.recv_from_full()?;
+            let mut rest = bytes.as_slice();
+            while let Some(length) = message_length(rest) {
+                match NetlinkMessage::<I>::deserialize(&rest[..length]) {
+                    Ok(NetlinkMessage { payload, .. }) => match payload {
+                        NetlinkPayload::InnerMessage(message) => all.push(message),
+                        NetlinkPayload::Error(error) if error.code.is_some() => {
+                            return Err(error.to_io());
+                        }
+                        NetlinkPayload::Error(_) => return Ok(all),
+                        NetlinkPayload::Done(done) if done.code < 0 => {
+                            return Err(io::Error::from_raw_os_error(-done.code));
+                        }
+                        NetlinkPayload::Done(_) => return Ok(all),
+                        _ => {}
+                    },
+                    Err(error) => tracing::trace!(%error, "A netlink message is left out"),
+                }
+                // Messages begin at multiples of four.
+                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            }
+        }
+    }
+}
+
+/// How long the first message in `bytes` is; `None` where there is no whole one.
+fn message_length(bytes: &[u8]) -> Option<usize> {
+    let length = NetlinkBuffer::new_checked(bytes).ok()?.length() as usize;
+    (length > 0).then_some(length)
+}

@@ -1,0 +1,103 @@
+//! What the accept loops see of the proof's own connections.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::super::FlowEntry;
+
+/// Sees the proof's connections where those of pods are identified, so that they are proven the whole way.
+/// Cheap to clone; the accept loops' resolver and the proof share one.
+#[derive(Clone, Debug, Default)]
+pub struct Witness(Arc<Mutex<Seen>>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// Who is the proof; `None` while there is none.
+    prover: Option<Prover>,
+    /// Its connections by the port they came from, with the kernel's entry where those are looked up.
+    arrived: HashMap<u16, Option<FlowEntry>>,
+}
+
+/// Where the proof's connections come from.
+#[derive(Clone, Debug)]
+pub(super) struct Prover {
+    /// Its cgroup.
+    pub(super) cgroup: u64,
+    /// Its addresses.
+    pub(super) addresses: [IpAddr; 2],
+}
+
+// === impl Witness ===
+
+impl Witness {
+    /// Whether the connection from `peer` with this entry is the proof's. Then it is no pod's, and is not answered.
+    #[must_use]
+    pub fn saw(&self, entry: FlowEntry, peer: SocketAddr) -> bool {
+        self.is_prover(peer, Some(entry), |prover| prover.cgroup == entry.cgroup)
+    }
+
+    /// The same where only the address tells who is calling.
+    #[must_use]
+    pub fn saw_address(&self, peer: SocketAddr) -> bool {
+        let address = peer.ip().to_canonical();
+        self.is_prover(peer, None, |prover| prover.addresses.contains(&address))
+    }
+
+    /// Forgets what it saw; from now on connections of `prover` are the proof's.
+    pub(super) fn watch(&self, prover: Option<Prover>) {
+        *self.lock() = Seen { prover, arrived: HashMap::new() };
+    }
+
+    /// What was seen of the connection that came from `port`: its entry, where there are any.
+    pub(super) fn arrived(&self, port: u16) -> Option<Option<FlowEntry>> {
+        self.lock().arrived.get(&port).copied()
+    }
+
+    fn is_prover(
+        &self,
+        peer: SocketAddr,
+        entry: Option<FlowEntry>,
+        is_its: impl Fn(&Prover) -> bool,
+    ) -> bool {
+        let mut seen = self.lock();
+        let proof = seen.prover.as_ref().is_some_and(is_its);
+        if proof {
+            seen.arrived.insert(peer.port(), entry);
+        }
+        proof
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+
+    #[test]
+    fn only_the_proofs_cgroup_or_address_is_the_proof() {
+        let witness = Witness::default();
+        let own = Ipv4Addr::new(169, 254, 76, 2);
+        let peer = SocketAddr::from((own, 4000));
+        let entry = FlowEntry { cgroup: 7, netns: 3 };
+        assert!(!witness.saw(entry, peer) && !witness.saw_address(peer), "before there is one");
+        let addresses = [own.into(), Ipv6Addr::LOCALHOST.into()];
+        witness.watch(Some(Prover { cgroup: 7, addresses }));
+        assert!(witness.saw(entry, peer));
+        assert!(!witness.saw(FlowEntry { cgroup: 8, netns: 3 }, peer));
+        assert!(witness.saw_address((own.to_ipv6_mapped(), 4001).into()));
+        assert!(!witness.saw_address(([169, 254, 76, 3], 4002).into()));
+        assert_eq!(witness.arrived(4000), Some(Some(entry)));
+        assert_eq!((witness.arrived(4001), witness.arrived(4002)), (Some(None), None));
+        witness.watch(None);
+        assert!(!witness.saw(entry, peer));
+        assert_eq!(witness.arrived(4000), None);
+    }
+}

@@ -1,0 +1,92 @@
+//! A connection whose bytes are passed on, unread.
+
+use std::{io, time::Duration};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::Notify,
+    time::{sleep, timeout},
+};
+use tracing::debug;
+
+use super::{Config, metrics::Relayed};
+use crate::lifecycle::Drain;
+
+/// Bytes that are on their way in one direction.
+const BUFFER: usize = 8 * 1024;
+/// How long a connection is taken to do nothing any more once the drain has begun.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Where a connection's bytes go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relay {
+    /// Name or address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+}
+
+// === impl Relay ===
+
+impl Relay {
+    /// Passes `stream` on, both ways, on a connection of its own, and tells how that ended.
+    pub(super) async fn run(
+        &self,
+        mut stream: TcpStream,
+        config: &Config,
+        mut drain: Drain,
+    ) -> Relayed {
+        let connect = TcpStream::connect((self.host.as_str(), self.port));
+        let mut other = match timeout(config.relay_connect, connect).await {
+            Ok(Ok(other)) => other,
+            failed => {
+                debug!(?failed, host = self.host, "No connection to pass on to");
+                return Relayed::Unreachable;
+            }
+        };
+        // A failure costs a delay at most.
+        let _ = other.set_nodelay(true);
+        let moved = Notify::new();
+        let (mut from_pod, mut to_pod) = stream.split();
+        let (mut from_other, mut to_other) = other.split();
+        let both = async {
+            tokio::try_join!(
+                copy(&mut from_pod, &mut to_other, &moved),
+                copy(&mut from_other, &mut to_pod, &moved),
+            )
+        };
+        let idle = async {
+            let idle = async |limit| while timeout(limit, moved.notified()).await.is_ok() {};
+            tokio::select! {
+                () = idle(config.relay_idle) => Relayed::Idle,
+                () = drain.started() => {
+                    idle(PAUSE.min(config.relay_idle)).await;
+                    Relayed::Drained
+                }
+            }
+        };
+        tokio::select! {
+            ended = both => if ended.is_ok() { Relayed::Closed } else { Relayed::Broken },
+            how = idle => how,
+            () = sleep(config.relay_total) => Relayed::Overtime,
+        }
+    }
+}
+
+/// Copies until the end, which is passed on too.
+async fn copy(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    moved: &Notify,
+) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let length = from.read(&mut buffer).await?;
+        if length == 0 {
+            return to.shutdown().await;
+        }
+        to.write_all(&buffer[..length]).await?;
+        moved.notify_one();
+    }
+}

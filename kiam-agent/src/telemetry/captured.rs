@@ -1,0 +1,47 @@
+//! What a test's own thread logs.
+
+use std::{
+    io,
+    sync::{Arc, Mutex},
+};
+
+use tracing::subscriber::{DefaultGuard, set_default};
+
+/// The lines so far, without colours; logged to while it lives.
+pub(crate) struct Captured {
+    text: Arc<Mutex<Vec<u8>>>,
+    _guard: DefaultGuard,
+}
+
+struct Writer(Arc<Mutex<Vec<u8>>>);
+
+impl Captured {
+    /// Captures from now on what this thread logs at `level` or above.
+    pub(crate) fn start(level: tracing::Level) -> Self {
+        let text: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let writer = text.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_max_level(level)
+            .with_writer(move || Writer(writer.clone()))
+            .finish();
+        Self { text, _guard: set_default(subscriber) }
+    }
+
+    /// The lines that have `part`.
+    pub(crate) fn lines_with(&self, part: &str) -> Vec<String> {
+        let text = String::from_utf8(self.text.lock().unwrap().clone()).unwrap();
+        text.lines().filter(|line| line.contains(part)).map(str::to_owned).collect()
+    }
+}
+
+impl io::Write for Writer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,88 @@
+//! Keeps a flood of events from becoming a flood of log lines.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// Kinds that are remembered at once; events of further kinds are left out until some are forgotten.
+const KINDS: usize = 4096;
+
+/// Lets one event of each kind through in a period, and counts those that it leaves out.
+#[derive(Debug)]
+pub struct LogLimit<K> {
+    period: Duration,
+    kinds: Mutex<HashMap<K, Since>>,
+}
+
+/// What became of a kind's events since one was let through.
+#[derive(Debug)]
+struct Since {
+    at: Instant,
+    left_out: u64,
+}
+
+// === impl LogLimit ===
+
+impl<K: Eq + Hash> LogLimit<K> {
+    /// One event of a kind in `period`.
+    #[must_use]
+    pub fn new(period: Duration) -> Self {
+        Self { period, kinds: Mutex::default() }
+    }
+
+    /// Whether an event of this kind is to be logged now, and how many were left out since the last one.
+    pub fn admit(&self, kind: K) -> Option<u64> {
+        let now = Instant::now();
+        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(since) = kinds.get_mut(&kind) {
+            if now.duration_since(since.at) < self.period {
+                since.left_out += 1;
+                return None;
+            }
+            let left_out = since.left_out;
+            *since = Since { at: now, left_out: 0 };
+            return Some(left_out);
+        }
+        if kinds.len() >= KINDS {
+            kinds.retain(|_, since| now.duration_since(since.at) < self.period);
+        }
+        if kinds.len() >= KINDS {
+            return None;
+        }
+        kinds.insert(kind, Since { at: now, left_out: 0 });
+        Some(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_event_of_a_kind_passes_in_a_period_and_the_others_are_counted() {
+        let limit = LogLimit::new(Duration::from_secs(1));
+        assert_eq!((limit.admit("a"), limit.admit("b")), (Some(0), Some(0)));
+        for _ in 0..1000 {
+            assert_eq!(limit.admit("a"), None);
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!((limit.admit("a"), limit.admit("b")), (Some(1000), Some(0)));
+        assert_eq!(limit.admit("a"), None);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(limit.admit("a"), Some(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn memory_is_bounded_and_comes_back() {
+        let limit = LogLimit::new(Duration::from_secs(1));
+        let admitted = (0..100_000).filter(|n| limit.admit(*n).is_some()).count();
+        assert_eq!(admitted, KINDS);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(limit.admit(99_999), Some(0));
+    }
+}

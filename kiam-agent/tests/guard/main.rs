@@ -1,0 +1,440 @@
+//! The guard on the kernel, with the whole agent: nothing that slips past the hooks at connect gets to the metadata
+//! service, and the node's own traffic is left alone.
+
+#![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+    process::{Child, ChildStdout, Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use xtask::{
+    lab::{self, Agent, IMDS_V4, IMDS_V6, Lab, LabPod, NODE_V4, Netns, PodSpec},
+    pod_client::Options,
+};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
+const READY_LIMIT: Duration = Duration::from_secs(30);
+/// Ways of `odd_sockets.py` by which the pod's own processes send.
+const INSIDE: [&str; 7] = [
+    "tcp from a raw socket",
+    "icmp",
+    "icmpv6",
+    "ipv4 packet",
+    "ipv4 frame",
+    "ipv6 packet",
+    "ipv6 frame",
+];
+/// The same for a process in the pod's network namespace but outside the pods' cgroup, for which no hook runs.
+const OUTSIDE: &str = "connect";
+
+fn start(lab: &Lab, further: &[&str]) -> Agent {
+    let mut agent = Agent::start(lab, Path::new(AGENT), further).unwrap();
+    agent.wait_ready(READY_LIMIT).unwrap();
+    agent
+}
+
+/// Waits until `true_at_last` is.
+fn eventually(what: &str, true_at_last: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !true_at_last() {
+        assert!(started.elapsed() < Duration::from_secs(20), "{what}, even after 20 s");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Sends by `way`; what the sending socket said.
+fn send(pod: &LabPod, way: &str) -> String {
+    send_from(pod, way, pod.ips(), "eth0")
+}
+
+/// Sends by `way` with `sources` as its own addresses, by `interface` where the way has one.
+fn send_from(pod: &LabPod, way: &str, sources: [IpAddr; 2], interface: &str) -> String {
+    let mut python = match way {
+        OUTSIDE => pod.netns().command("python3"),
+        _ => pod.command("python3").unwrap(),
+    };
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guard/odd_sockets.py");
+    let [v4, v6] = sources.map(|address| address.to_string());
+    python.args([script, way, &v4, &v6, &NODE_V4.to_string(), interface]);
+    let output = python.output().unwrap();
+    assert!(output.status.success(), "{way}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+fn packets(lab: &Lab, pod: &LabPod) -> u64 {
+    packets_from(lab, pod.ips())
+}
+
+fn packets_from(lab: &Lab, sources: [IpAddr; 2]) -> u64 {
+    let all = lab.imds.packets();
+    sources.iter().filter_map(|address| all.get(address)).sum()
+}
+
+/// Sends in every way and asserts that nothing arrives.
+fn assert_shut(lab: &Lab, pod: &LabPod, when: &str) {
+    for way in INSIDE.iter().chain([&OUTSIDE]) {
+        let said = send(pod, way);
+        assert_eq!(packets(lab, pod), 0, "{when}: {way} got to IMDS ({said})");
+    }
+}
+
+/// The rules to the metadata service, of both families, as `ip` shows them.
+fn rules(netns: &Netns) -> Vec<String> {
+    let of = |family: &str| {
+        let output = netns.command("ip").args([family, "rule"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let all = of("-4") + &of("-6");
+    let ours = all.lines().filter(|line| line.contains("169.254.169.254") || line.contains("ec2"));
+    ours.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+}
+
+fn ip(netns: &Netns, arguments: &str) {
+    let output = netns.command("ip").args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn host_gets_the_instance_id(lab: &Lab) {
+    for address in [IpAddr::from(IMDS_V4), IMDS_V6.into()] {
+        let options =
+            Options { to: Some(address), ..Options::get("/latest/meta-data/instance-id") };
+        let attempt = lab.node.ask_once(&options).unwrap();
+        assert_eq!(attempt.status, Some(200), "{address}: {attempt:?}");
+    }
+}
+
+/// A Python process with a connection to the metadata service.
+struct Held {
+    child: Child,
+    said: BufReader<ChildStdout>,
+}
+
+impl Held {
+    fn connect(mut python: Command, to: &str) -> Self {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guard/held_connection.py");
+        python.args([script, to]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = python.spawn().unwrap();
+        let said = BufReader::new(child.stdout.take().unwrap());
+        let mut held = Self { child, said };
+        assert_eq!(held.line(), "connected", "{to}");
+        held
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.said.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    }
+
+    /// What comes of sending a byte.
+    fn send(&mut self) -> String {
+        writeln!(self.child.stdin.as_mut().unwrap()).unwrap();
+        self.line()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn nothing_sent_past_the_hooks_arrives_while_the_agent_runs_and_after_it_died() {
+    if lab::skip("nothing_sent_past_the_hooks_arrives_while_the_agent_runs_and_after_it_died") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = start(&lab, &[]);
+    let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    assert_shut(&lab, &pod, "with the agent");
+    host_gets_the_instance_id(&lab);
+    agent.kill().unwrap();
+    assert_shut(&lab, &pod, "after kill -9");
+    host_gets_the_instance_id(&lab);
+
+    let said = lab.uninstall(Path::new(AGENT)).unwrap();
+    assert_eq!(said.matches("removed routing rule").count(), 6, "{said}");
+    assert_eq!(rules(lab.node.netns()), Vec::<String>::new());
+    // The same packets do arrive now: they were stopped by what is gone, and not by a mistake in them.
+    for way in INSIDE.iter().chain([&OUTSIDE]) {
+        let before = packets(&lab, &pod);
+        let said = send(&pod, way);
+        eventually(&format!("{way} ({said}) does not get to IMDS"), || {
+            packets(&lab, &pod) > before
+        });
+    }
+    assert!(lab.uninstall(Path::new(AGENT)).unwrap().contains("nothing"), "idempotent");
+}
+
+#[test]
+fn rules_that_somebody_removes_are_put_back_at_once() {
+    if lab::skip("rules_that_somebody_removes_are_put_back_at_once") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let agent = start(&lab, &["--guard-preference=40"]);
+    let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    let netns = lab.node.netns();
+    let whole = rules(netns);
+    let expected: Vec<String> = ["169.254.169.254", "fd00:ec2::254"]
+        .iter()
+        .flat_map(|to| {
+            [
+                format!("40: from all to {to} iif lo goto 42 proto 107"),
+                format!("41: from all to {to} prohibit proto 107"),
+                format!("42: from all to {to} nop proto 107"),
+            ]
+        })
+        .collect();
+    assert_eq!(whole, expected);
+    for (family, preference) in [("-4", 40), ("-4", 41), ("-4", 42), ("-6", 41), ("-6", 40)] {
+        ip(netns, &format!("{family} rule del pref {preference}"));
+        eventually("a rule stays away", || rules(netns) == whole);
+    }
+    assert_shut(&lab, &pod, "after the rules were removed");
+    host_gets_the_instance_id(&lab);
+    let metrics = agent.admin("/metrics").unwrap().body;
+    assert!(metrics.contains("kiam_guard_restored_total 5\n"), "{metrics}");
+    assert!(agent.log().contains("Somebody removed routing rules"), "{}", agent.log());
+}
+
+#[test]
+fn another_preference_moves_the_rules_without_a_gap() {
+    if lab::skip("another_preference_moves_the_rules_without_a_gap") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    let mut agent = start(&lab, &[]);
+    let flood = "import socket\n\
+        s=socket.socket(socket.AF_INET,socket.SOCK_RAW,socket.IPPROTO_ICMP)\n\
+        print('sending',flush=True)\n\
+        while True: s.sendto(b'\\x08\\0\\xf7\\xff\\0\\0\\0\\0',('169.254.169.254',0))";
+    let mut flood =
+        pod.command("python3").unwrap().args(["-c", flood]).stdout(Stdio::piped()).spawn().unwrap();
+    BufReader::new(flood.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+    // Up over the old ones, and down over them again.
+    for preference in ["7", "5"] {
+        agent.kill().unwrap();
+        agent = start(&lab, &["--guard-preference", preference]);
+        host_gets_the_instance_id(&lab);
+        let now = rules(lab.node.netns());
+        assert!(now.len() == 6 && now[0].starts_with(&format!("{preference}:")), "{now:?}");
+    }
+    assert!(flood.try_wait().unwrap().is_none(), "the flood ended early");
+    flood.kill().unwrap();
+    flood.wait().unwrap();
+    assert_eq!(packets(&lab, &pod), 0);
+}
+
+#[test]
+fn a_nodes_own_route_to_imds_counts_in_whatever_table_it_is() {
+    if lab::skip("a_nodes_own_route_to_imds_counts_in_whatever_table_it_is") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let netns = lab.node.netns();
+    for (family, to, source) in
+        [("-4", "169.254.169.254", "10.77.0.1"), ("-6", "fd00:ec2::254", "fd77::1")]
+    {
+        ip(netns, &format!("{family} route add {to} dev eth0 src {source} table 77"));
+        ip(netns, &format!("{family} rule add pref 300 table 77"));
+        ip(netns, &format!("{family} route del {to} dev eth0 table main"));
+        // A look-up of the main table alone would end here.
+        ip(netns, &format!("{family} route add blackhole {to}"));
+    }
+    host_gets_the_instance_id(&lab);
+    let _agent = start(&lab, &[]);
+    host_gets_the_instance_id(&lab);
+    let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    assert_shut(&lab, &pod, "with the route in another table");
+}
+
+#[test]
+fn connections_of_pods_that_are_older_than_the_agent_end_and_the_hosts_go_on() {
+    if lab::skip("connections_of_pods_that_are_older_than_the_agent_end_and_the_hosts_go_on") {
+        return;
+    }
+    for (host_network, expected) in
+        [("pass", "alive"), ("intercept", "Software caused connection abort")]
+    {
+        let lab = Lab::start().unwrap();
+        let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+        let on_host = lab.pod(PodSpec::new("kube-system", "proxy").host_network()).unwrap();
+        let mut of_pod = ["169.254.169.254", "::ffff:169.254.169.254", "fd00:ec2::254"]
+            .map(|to| Held::connect(pod.command("python3").unwrap(), to));
+        let mut of_host_pod = Held::connect(on_host.command("python3").unwrap(), "169.254.169.254");
+        let mut of_host = Held::connect(lab.node.command("python3").unwrap(), "169.254.169.254");
+        // In the pod's network, outside its cgroup.
+        let mut beside = Held::connect(pod.netns().command("python3"), "169.254.169.254");
+        let all = [&mut beside, &mut of_host_pod, &mut of_host];
+        for held in of_pod.iter_mut().chain(all) {
+            assert_eq!(held.send(), "alive", "before the agent");
+        }
+        // No routing rules: what ends the connections is that they are ended.
+        let agent = start(&lab, &["--guard=skb", "--host-network-pods", host_network]);
+        let before = packets(&lab, &pod);
+        for held in of_pod.iter_mut().chain([&mut beside]) {
+            assert_eq!(held.send(), "Software caused connection abort", "{host_network}");
+        }
+        assert_eq!(packets(&lab, &pod), before, "{host_network}");
+        assert_eq!(of_host_pod.send(), expected, "{host_network}");
+        assert_eq!(of_host.send(), "alive", "{host_network}");
+        let count = if host_network == "pass" { 4 } else { 5 };
+        let metrics = agent.admin("/metrics").unwrap().body;
+        let line = format!("kiam_guard_sockets_destroyed_total {count}\n");
+        assert!(metrics.contains(&line), "{line} is not in {metrics}");
+    }
+}
+
+#[test]
+fn a_node_whose_pods_bypass_its_routing_is_found_out() {
+    if lab::skip("a_node_whose_pods_bypass_its_routing_is_found_out") {
+        return;
+    }
+    for bypass in [false, true] {
+        let lab = Lab::start().unwrap();
+        let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+        if bypass {
+            // Another way out than the node's stack, as with an interface of its own (SR-IOV, ipvlan).
+            let imds = lab.node.imds_netns();
+            pod.netns()
+                .ip(&format!("link add way type veth peer name way netns {}", imds.path()))
+                .unwrap();
+            pod.netns().ip("link set way up\nroute add 169.254.169.254 dev way").unwrap();
+            imds.ip(&format!("link set way up\nroute add {} dev way", pod.v4())).unwrap();
+        }
+        let mut sleeper = pod.command("sleep").unwrap().arg("60").spawn().unwrap();
+        let agent = start(&lab, &[]);
+        let (state, other) = if bypass { ("open", "holds") } else { ("holds", "open") };
+        let ready = || agent.admin("/ready").unwrap().body;
+        eventually("/ready says nothing of it", || {
+            ready().contains(&format!("guard route: {state}"))
+        });
+        assert!(ready().starts_with("ready\n"), "{}", ready());
+        let metrics = agent.admin("/metrics").unwrap().body;
+        for line in [format!("{state}\"}} 1"), format!("{other}\"}} 0")] {
+            assert!(
+                metrics.contains(&format!("kiam_guard_route{{state=\"{line}\n")),
+                "{line}: {metrics}"
+            );
+        }
+        assert_eq!(
+            agent.log().contains("The route guard does not hold"),
+            bypass,
+            "{}",
+            agent.log()
+        );
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+    }
+}
+
+/// Ways with a source address that the sender chooses.
+const FORGED: [&str; 5] =
+    ["tcp from a raw socket", "ipv4 packet", "ipv4 frame", "ipv6 packet", "ipv6 frame"];
+/// No addresses of the node: what its own stack sends or answers must not count.
+const FORGED_SOURCES: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(10, 77, 9, 9)),
+    IpAddr::V6(Ipv6Addr::new(0xfd77, 9, 0, 0, 0, 0, 0, 9)),
+];
+
+/// The names of the pinned links, and the numbers in them.
+fn pinned_uplinks(lab: &Lab) -> Vec<String> {
+    let entries = std::fs::read_dir(lab.pins().join("v1")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with("link_uplink_")).collect()
+}
+
+#[test]
+fn packet_sockets_of_host_network_pods_end_at_the_uplinks() {
+    if lab::skip("packet_sockets_of_host_network_pods_end_at_the_uplinks") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = start(&lab, &["--host-network-pods=intercept"]);
+    let spec = PodSpec::new("kube-system", "proxy").host_network();
+    let pod = lab.pod(spec).unwrap();
+    let assert_shut = |interface: &str, when: &str| {
+        for way in FORGED {
+            let said = send_from(&pod, way, FORGED_SOURCES, interface);
+            let count = packets_from(&lab, FORGED_SOURCES);
+            assert_eq!(count, 0, "{when}: {way} got to IMDS by {interface} ({said})");
+        }
+    };
+    assert_shut("eth0", "with the agent");
+    host_gets_the_instance_id(&lab);
+    let pins = pinned_uplinks(&lab);
+    assert_eq!(pins.len(), 1);
+
+    // An interface that comes later, with a route in a table of its own, as a second ENI's.
+    let (netns, imds) = (lab.node.netns(), lab.node.imds_netns());
+    netns.ip(&format!("link add eth1 type veth peer name eth1 netns {}", imds.path())).unwrap();
+    imds.ip("link set eth1 up").unwrap();
+    netns.ip("link set eth1 up\nroute add default dev eth1 table 2").unwrap();
+    let metrics = || agent.admin("/metrics").unwrap().body;
+    eventually("the new uplink is not guarded", || metrics().contains("kiam_guard_uplinks 2\n"));
+    assert_shut("eth1", "with a new uplink");
+
+    agent.kill().unwrap();
+    assert_shut("eth0", "after kill -9");
+    assert_shut("eth1", "after kill -9");
+    let both = pinned_uplinks(&lab);
+    let agent = start(&lab, &["--host-network-pods=intercept"]);
+    assert_shut("eth0", "after a restart");
+    assert_eq!(pinned_uplinks(&lab).len(), both.len(), "replaced, not added");
+    netns.ip("link del eth1").unwrap();
+    eventually("the pin of an interface that is gone stays", || pinned_uplinks(&lab) == pins);
+    assert!(agent.admin("/metrics").unwrap().body.contains("kiam_guard_uplinks 1\n"));
+
+    drop(agent);
+    let said = lab.uninstall(Path::new(AGENT)).unwrap();
+    assert!(said.contains("link_uplink_"), "{said}");
+    for way in FORGED {
+        let before = packets_from(&lab, FORGED_SOURCES);
+        let said = send_from(&pod, way, FORGED_SOURCES, "eth0");
+        let arrived = || packets_from(&lab, FORGED_SOURCES) > before;
+        eventually(&format!("{way} ({said}) does not get to IMDS"), arrived);
+    }
+}
+
+#[test]
+fn what_pods_send_past_the_routing_rules_ends_at_the_uplinks() {
+    if lab::skip("what_pods_send_past_the_routing_rules_ends_at_the_uplinks") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = start(&lab, &["--guard=uplink"]);
+    assert_eq!(rules(lab.node.netns()), Vec::<String>::new());
+    let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    assert_shut(&lab, &pod, "with the agent");
+    host_gets_the_instance_id(&lab);
+    agent.kill().unwrap();
+    assert_shut(&lab, &pod, "after kill -9");
+    host_gets_the_instance_id(&lab);
+}
+
+#[test]
+fn an_agent_without_the_guard_takes_an_earlier_ones_away() {
+    if lab::skip("an_agent_without_the_guard_takes_an_earlier_ones_away") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    for further in ["--guard=none", "--mode=observe"] {
+        let mut agent = start(&lab, &["--guard=route,uplink"]);
+        assert_eq!(rules(lab.node.netns()).len(), 6);
+        assert_eq!(pinned_uplinks(&lab).len(), 1);
+        agent.kill().unwrap();
+        let _agent = start(&lab, &[further]);
+        assert_eq!(rules(lab.node.netns()), Vec::<String>::new(), "{further}");
+        assert_eq!(pinned_uplinks(&lab), Vec::<String>::new(), "{further}");
+    }
+}

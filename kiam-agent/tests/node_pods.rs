@@ -1,0 +1,294 @@
+//! The whole agent on a lab node: pods that are told apart by more than their address.
+
+#![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::Stdio,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use xtask::{
+    lab::{
+        self, Agent, Cgroup, Lab, Layout, NODE_NAME, PodSpec, client_binary,
+        fake::{
+            imds::{NODE_ACCESS_KEY, NODE_ROLE},
+            kubernetes::{NamespaceRecord, PodRecord, Resource},
+        },
+        role_arn,
+    },
+    pod_client::{Attempt, Imds, Options},
+};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
+const READY_LIMIT: Duration = Duration::from_secs(30);
+
+/// A lab with an agent that is ready. The agent goes before the lab.
+fn ready(further: &[&str]) -> (Agent, Lab) {
+    let lab = Lab::start().unwrap();
+    let mut agent = Agent::start(&lab, Path::new(AGENT), further).unwrap();
+    agent.wait_ready(READY_LIMIT).unwrap();
+    (agent, lab)
+}
+
+fn assert_role(lab: &Lab, attempt: &Attempt, role: &str) {
+    assert_eq!(attempt.status, Some(200), "{attempt:?}");
+    assert_eq!(lab.role_of(attempt), Some(role_arn(role)), "{attempt:?}");
+}
+
+#[test]
+fn pods_of_a_node_role_have_the_nodes_and_reach_it_through_the_agent_alone() {
+    let name = "pods_of_a_node_role_have_the_nodes_and_reach_it_through_the_agent_alone";
+    if lab::skip(name) {
+        return;
+    }
+    let (agent, lab) = ready(&["--node-role=kube-system/csi", "--node-role=kube-system/other"]);
+    let spec = |namespace: &str, name: &str| PodSpec::new(namespace, name).role("orders");
+    let csi = lab.pod(spec("kube-system", "csi-1").service_account("csi")).unwrap();
+    for imds in [Imds::V2, Imds::V1] {
+        let attempt = csi.ask_once(&Options { imds, ..Options::default() }).unwrap();
+        assert_eq!(attempt.role.as_deref(), Some(NODE_ROLE), "{attempt:?}");
+        assert_eq!(attempt.field("AccessKeyId").as_deref(), Some(NODE_ACCESS_KEY), "{attempt:?}");
+    }
+    assert!(csi.get("/latest/user-data").unwrap().body.contains("secret"));
+    // The same service account elsewhere, and another one there.
+    let others = [spec("shop", "csi-2").service_account("csi"), spec("kube-system", "proxy")];
+    for spec in others {
+        let pod = lab.pod(spec).unwrap();
+        assert_role(&lab, &pod.credentials().unwrap(), "orders");
+        assert_eq!(pod.get("/latest/user-data").unwrap().status, Some(404));
+    }
+    let packets = lab.imds.packets();
+    assert!(csi.ips().iter().all(|ip| !packets.contains_key(ip)), "{packets:?}");
+    let log = agent.log();
+    assert_eq!(log.matches("Connections are passed on").count(), 1, "once for a pod");
+    let metrics = agent.admin("/metrics").unwrap().body;
+    assert!(metrics.contains("kiam_serve_relays_total{outcome=\"Closed\"}"), "{metrics}");
+}
+
+#[test]
+fn a_host_network_pod_that_is_intercepted_has_its_own_role() {
+    if lab::skip("a_host_network_pod_that_is_intercepted_has_its_own_role") {
+        return;
+    }
+    let (_agent, lab) = ready(&["--host-network-pods=intercept", "--node-role=kube-system/cni"]);
+    let host_pod = |namespace: &str, name: &str| PodSpec::new(namespace, name).host_network();
+    let orders = lab.pod(host_pod("shop", "orders").role("orders")).unwrap();
+    let reports = lab.pod(host_pod("shop", "reports").role("reports")).unwrap();
+    let spec = host_pod("kube-system", "cni").role("orders").service_account("cni");
+    let cni = lab.pod(spec).unwrap();
+    for _ in 0..3 {
+        assert_role(&lab, &orders.credentials().unwrap(), "orders");
+        assert_role(&lab, &reports.credentials().unwrap(), "reports");
+        let attempt = cni.credentials().unwrap();
+        assert_eq!(attempt.field("AccessKeyId").as_deref(), Some(NODE_ACCESS_KEY), "{attempt:?}");
+    }
+}
+
+#[test]
+fn a_pod_that_the_watch_did_not_show_is_found_by_a_list_once_a_second() {
+    if lab::skip("a_pod_that_the_watch_did_not_show_is_found_by_a_list_once_a_second") {
+        return;
+    }
+    let (_agent, lab) = ready(&["--sync-interval=1h"]);
+    lab.kubernetes.stall_watches(true);
+    let store = lab.kubernetes.store();
+    let before = store.lists(Resource::Pods);
+    // Nobody ever tells of this one.
+    let spec = PodSpec::new("shop", "ghost").role("orders").with_uid().unwrap();
+    let ghost = lab.node.pod(spec).unwrap();
+    let begun = Instant::now();
+    let attempts =
+        ghost.ask(&Options { for_ms: Some(2500), imds: Imds::V1, ..Options::default() }).unwrap();
+    assert!(attempts.len() >= 5, "{attempts:?}");
+    assert!(attempts.iter().all(|attempt| attempt.status == Some(404)), "{attempts:?}");
+    let lists = store.lists(Resource::Pods) - before;
+    let most = usize::try_from(begun.elapsed().as_secs()).unwrap() + 2;
+    assert!((2..=most).contains(&lists), "{lists} lists, {} attempts", attempts.len());
+    // This one's namespace is known, and it is held until the list is there.
+    lab.kubernetes.stall_watches(false);
+    let known = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    assert_role(&lab, &known.credentials().unwrap(), "orders");
+    lab.kubernetes.stall_watches(true);
+    let spec = PodSpec::new("shop", "reports").role("reports");
+    let late = lab.unpublished_pod(spec).unwrap();
+    let until = Instant::now() + Duration::from_secs(5);
+    let mut attempt = late.credentials().unwrap();
+    while attempt.status != Some(200) && Instant::now() < until {
+        attempt = late.credentials().unwrap();
+    }
+    assert_role(&lab, &attempt, "reports");
+}
+
+#[test]
+fn cgroups_that_no_kubelet_made_are_no_pods() {
+    if lab::skip("cgroups_that_no_kubelet_made_are_no_pods") {
+        return;
+    }
+    let (agent, lab) = ready(&[]);
+    let victim = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    assert_role(&lab, &victim.credentials().unwrap(), "orders");
+    let thief = lab.pod(PodSpec::new("shop", "thief").role("reports")).unwrap();
+    for layout in [Layout::SystemdBurstable, Layout::SystemdGuaranteed, Layout::CgroupfsBurstable] {
+        // Beside the kubelet's, with the victim's UID below, as a runtime of another kind might.
+        let beside = lab.node.kubepods().join("\u{1b}[2Jbuilds");
+        let disguise =
+            Cgroup::create(beside.join(layout.container(victim.uid(), "c0ffee"))).unwrap();
+        let attempt = thief.ask_in(&disguise, &Options::default()).unwrap();
+        assert_eq!(attempt.status, Some(403), "{attempt:?}");
+        drop(disguise);
+        Cgroup::create(beside).map(drop).unwrap();
+    }
+    assert!(!agent.log().contains('\u{1b}'), "paths are escaped in the log");
+    assert_role(&lab, &thief.credentials().unwrap(), "reports");
+}
+
+/// Opens `count` connections to the service, says how many there are, and holds them until its input ends.
+const HOLD: &str = r#"ulimit -n 4096
+open=0
+for _ in $(seq "$0"); do
+  exec {fd}<>/dev/tcp/169.254.169.254/80 && open=$((open + 1))
+done 2>/dev/null
+echo "$open"
+read -r _
+"#;
+
+#[test]
+fn connections_that_a_pod_holds_are_limited_and_no_others_trouble() {
+    if lab::skip("connections_that_a_pod_holds_are_limited_and_no_others_trouble") {
+        return;
+    }
+    let (agent, lab) = ready(&["--host-network-pods=intercept"]);
+    let host_pod = |name: &str| PodSpec::new("shop", name).role(name).host_network();
+    let flooding = [
+        lab.pod(PodSpec::new("shop", "flood").role("flood")).unwrap(),
+        lab.pod(host_pod("host-flood")).unwrap(),
+    ];
+    let others = [
+        lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap(),
+        lab.pod(host_pod("reports")).unwrap(),
+    ];
+    for (pod, role) in others.iter().zip(["orders", "reports"]) {
+        assert_role(&lab, &pod.credentials().unwrap(), role);
+    }
+    let mut floods = Vec::new();
+    for pod in &flooding {
+        let mut command = pod.command("bash").unwrap();
+        command.args(["-c", HOLD, "900"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        floods.push(command.spawn().unwrap());
+    }
+    for flood in &mut floods {
+        let mut opened = String::new();
+        BufReader::new(flood.stdout.as_mut().unwrap()).read_line(&mut opened).unwrap();
+        assert!(opened.trim().parse::<u32>().unwrap() >= 512, "{opened}");
+    }
+    for _ in 0..5 {
+        for (pod, role) in others.iter().zip(["orders", "reports"]) {
+            assert_role(&lab, &pod.credentials().unwrap(), role);
+        }
+    }
+    let metrics = agent.admin("/metrics").unwrap().body;
+    let over = metrics.lines().find_map(|line| {
+        line.strip_prefix("kiam_serve_connections_total{identity=\"OverLimit\"} ")
+    });
+    // 900 of each, of which 512 stay.
+    assert_eq!(over.map(str::parse), Some(Ok(2 * (900_u32 - 512))), "{metrics}");
+    let log = agent.log();
+    let lines = log.matches("Too many connections").count();
+    assert!((2..50).contains(&lines), "{lines}");
+    for mut flood in floods {
+        drop(flood.stdin.take());
+        flood.wait().unwrap();
+    }
+    for (pod, role) in flooding.iter().zip(["flood", "host-flood"]) {
+        let until = Instant::now() + Duration::from_secs(5);
+        let mut attempt = pod.credentials().unwrap();
+        while attempt.status != Some(200) && Instant::now() < until {
+            attempt = pod.credentials().unwrap();
+        }
+        assert_role(&lab, &attempt, role);
+    }
+}
+
+#[test]
+fn static_pods_are_known_by_their_mirrors_where_the_operator_has_them() {
+    if lab::skip("static_pods_are_known_by_their_mirrors_where_the_operator_has_them") {
+        return;
+    }
+    let (agent, lab) = ready(&["--static-pod-namespaces=kube-system,node-system"]);
+    // The kubelet names the cgroup after its hash of the manifest; the API gives the mirror a UID of its own.
+    let cast = [
+        ("node-system", "registry", "5f6c3a1b2d4e5f60718293a4b5c6d7e8", 200),
+        ("shop", "forger", "6f6c3a1b2d4e5f60718293a4b5c6d7e8", 404),
+    ];
+    for (n, (namespace, name, hash, status)) in cast.into_iter().enumerate() {
+        let mut spec = PodSpec::new(namespace, name);
+        spec.uid = Some(hash.to_owned());
+        let pod = lab.node.pod(spec).unwrap();
+        lab.kubernetes.ensure_namespace(&NamespaceRecord::new(namespace));
+        let uid = format!("0f8fad5b-d9cb-469f-a165-70867728950{n}");
+        let mirror = PodRecord::scheduled(namespace, name, &uid, NODE_NAME)
+            .annotation("kubernetes.io/config.mirror", hash)
+            .annotation("kubernetes.io/config.hash", hash)
+            .annotation("iam.amazonaws.com/role", name)
+            .running(&pod.ips());
+        lab.kubernetes.apply_pod(&mirror);
+        let known = format!("kiam_cluster_pods {}\n", n + 1);
+        let until = Instant::now() + Duration::from_secs(5);
+        while !agent.admin("/metrics").unwrap().body.contains(&known) {
+            assert!(Instant::now() < until, "{name} does not get known");
+        }
+        let attempt = pod.credentials().unwrap();
+        assert_eq!(attempt.status, Some(status), "{attempt:?}");
+        assert_eq!(lab.role_of(&attempt), (status == 200).then(|| role_arn(name)));
+    }
+}
+
+/// Goes down from the cgroup `$1`, `$2` levels of the name `$3`, and runs the rest there.
+const DESCEND: &str = r#"set -e
+cd -P "$1"; depth=$2; name=$3; shift 3
+while [ $depth -gt 0 ]; do mkdir -p "$name"; cd -P "$name"; depth=$((depth - 1)); done
+echo 0 > cgroup.procs
+exec "$@"
+"#;
+
+/// Cgroups below this one, deeper than a path can say; they go from the inside.
+struct Depths<'a>(&'a Path);
+
+impl Drop for Depths<'_> {
+    fn drop(&mut self) {
+        let mut find = std::process::Command::new("find");
+        find.arg(self.0).args(["-mindepth", "1", "-depth", "-type", "d"]);
+        let removed = find.args(["-execdir", "rmdir", "{}", ";"]).status().unwrap();
+        assert!(removed.success() || std::thread::panicking());
+    }
+}
+
+#[test]
+fn a_cgroup_whose_path_is_too_long_refuses_its_own_processes_alone() {
+    if lab::skip("a_cgroup_whose_path_is_too_long_refuses_its_own_processes_alone") {
+        return;
+    }
+    let (agent, lab) = ready(&[]);
+    let victim = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    let deep = lab.pod(PodSpec::new("shop", "deep").role("reports")).unwrap();
+    assert_role(&lab, &victim.credentials().unwrap(), "orders");
+    let disguise =
+        format!("kubepods-pod{}.slice{}", victim.uid().replace('-', "_"), "x".repeat(180));
+    let _depths = Depths(deep.cgroup().path());
+    for (depth, status) in [("3", 200), ("24", 403)] {
+        let mut command = deep.netns().command("bash");
+        command.args(["-c", DESCEND, "descend"]).arg(deep.cgroup().path());
+        command.args([depth, &disguise]).arg(client_binary().unwrap()).arg("in-pod");
+        let output = command.args(Options::default().to_args()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let attempt: Attempt = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(attempt.status, Some(status), "{attempt:?}");
+        assert_eq!(lab.role_of(&attempt), (status == 200).then(|| role_arn("reports")));
+        assert_role(&lab, &victim.credentials().unwrap(), "orders");
+        assert_role(&lab, &deep.credentials().unwrap(), "reports");
+    }
+    assert!(agent.log().contains("File name too long"), "it says why");
+}

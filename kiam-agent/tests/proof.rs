@@ -1,0 +1,94 @@
+//! The agent's proof of itself, with the real agent on a lab node.
+
+#![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
+
+use std::{fs, path::Path, thread, time::Duration};
+
+use tokio::time::Instant;
+use xtask::lab::{self, Agent, Lab, PodSpec, role_arn};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
+const READY_LIMIT: Duration = Duration::from_secs(30);
+
+fn start(lab: &Lab, further: &[&str]) -> Agent {
+    let mut agent = Agent::start(lab, Path::new(AGENT), further).unwrap();
+    agent.wait_ready(READY_LIMIT).unwrap();
+    agent
+}
+
+/// Waits until `/ready` answers `status` with `text` in its body.
+fn eventually(agent: &Agent, status: u16, text: &str) {
+    let started = Instant::now();
+    loop {
+        let reply = agent.admin("/ready").unwrap();
+        if reply.status == status && reply.body.contains(text) {
+            return;
+        }
+        let late = started.elapsed() > Duration::from_secs(20);
+        assert!(!late, "no {status} with {text:?}: {} {}", reply.status, reply.body);
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn the_proof_passes_with_every_guard_and_nothing_of_it_reaches_the_imds() {
+    if lab::skip("the_proof_passes_with_every_guard_and_nothing_of_it_reaches_the_imds") {
+        return;
+    }
+    for further in [
+        &[][..],
+        &["--guard=skb"],
+        &["--guard=route,skb", "--host-network-pods=intercept"],
+        &["--identity=source-ip"],
+    ] {
+        let lab = Lab::start().unwrap();
+        let agent = start(&lab, further);
+        eventually(&agent, 200, "proof: passed");
+        let foreign: Vec<_> = lab.imds.packets().into_keys().collect();
+        let only_node = foreign.iter().all(|address| lab::Node::has_address(*address));
+        assert!(only_node, "{further:?}: {foreign:?}");
+        let metrics = agent.admin("/metrics").unwrap().body;
+        assert!(metrics.contains("kiam_proof_made_total{outcome=\"Passed\"} 1"), "{metrics}");
+        assert!(metrics.contains("identity=\"Proof\""), "{further:?}: {metrics}");
+    }
+}
+
+#[test]
+fn a_hook_that_is_taken_away_costs_readiness_and_is_named() {
+    if lab::skip("a_hook_that_is_taken_away_costs_readiness_and_is_named") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    let mut agent = start(&lab, &["--proof-interval=1s"]);
+    let pins = lab.pins().join("v1");
+    for (pin, part) in [("link_kiam_sendmsg4", "Datagram"), ("link_kiam_connect6", "Mapped")] {
+        fs::remove_file(pins.join(pin)).unwrap();
+        eventually(&agent, 503, part);
+    }
+    // What still holds goes on.
+    let attempt = pod.credentials().unwrap();
+    assert_eq!(lab.role_of(&attempt), Some(role_arn("orders")), "{attempt:?}");
+    agent.kill().unwrap();
+    let agent = start(&lab, &[]);
+    eventually(&agent, 200, "proof: passed");
+}
+
+#[test]
+fn without_a_guard_the_proof_asks_only_for_what_is_promised_and_with_one_it_sees_leaks() {
+    if lab::skip("without_a_guard_the_proof_asks_only_for_what_is_promised") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let agent = start(&lab, &["--guard=none"]);
+    eventually(&agent, 200, "proof: passed");
+    // Its raw packet and its rewritten connect have left the node, and the real service has seen them.
+    assert!(lab.imds.packets().keys().any(|address| !lab::Node::has_address(*address)));
+    drop(agent);
+    // With the program of the guard taken away, and put on the flags, both are noticed.
+    let lab = Lab::start().unwrap();
+    let agent = start(&lab, &["--guard=skb", "--proof-interval=1s"]);
+    fs::remove_file(lab.pins().join("v1/link_kiam_guard")).unwrap();
+    eventually(&agent, 503, "Ancestor");
+    eventually(&agent, 503, "Raw");
+}

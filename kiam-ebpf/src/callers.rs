@@ -1,0 +1,71 @@
+//! What is known of a caller besides where it wants to go.
+
+use aya_ebpf::{
+    helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_ktime_get_ns},
+    programs::SockAddrContext,
+};
+use kiam_common::{CGROUP_INTERCEPT, CGROUP_LEVELS, CGROUP_PASS, LEASE_NS, redirect::Caller};
+
+use crate::{
+    maps::{CGROUPS, HOST_NETWORK_PASSES, LEASE},
+    sock_addr::{is_on_host_network, is_stream},
+};
+
+#[inline(always)]
+pub(crate) fn caller(ctx: &SockAddrContext) -> Caller {
+    Caller { exempt: is_exempt(ctx), leased: is_leased(), stream: is_stream(ctx) }
+}
+
+/// The nearest cgroup that is marked decides; a hostNetwork pod passes where the operator says so.
+#[inline(always)]
+fn is_exempt(ctx: &SockAddrContext) -> bool {
+    match mark() {
+        Some(CGROUP_PASS) => true,
+        Some(CGROUP_INTERCEPT) => false,
+        _ => HOST_NETWORK_PASSES.load() != 0 && is_on_host_network(ctx),
+    }
+}
+
+/// Whether the calling process is of the agent's own pod.
+#[inline(always)]
+pub(crate) fn is_agent() -> bool {
+    mark() == Some(CGROUP_PASS)
+}
+
+/// Whether the calling process is the agent's proof of itself: nothing else is marked so.
+#[inline(always)]
+pub(crate) fn is_proof() -> bool {
+    mark() == Some(CGROUP_INTERCEPT)
+}
+
+/// The mark of the nearest cgroup, of the caller's and those above it, that has one.
+#[inline(always)]
+fn mark() -> Option<u32> {
+    // SAFETY: the helper has no preconditions (kernel 4.18).
+    let own = unsafe { bpf_get_current_cgroup_id() };
+    // SAFETY: the entry is not freed while the program runs (RCU).
+    let mut nearest = unsafe { CGROUPS.get(own) }.copied();
+    if nearest.is_none() {
+        // From the root down, so the last one found is the nearest.
+        for level in 1..=CGROUP_LEVELS {
+            // SAFETY: the helper has no preconditions; beyond the leaf it answers 0.
+            let ancestor = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
+            if ancestor == 0 {
+                break;
+            }
+            // SAFETY: as above.
+            if let Some(mark) = unsafe { CGROUPS.get(ancestor) } {
+                nearest = Some(*mark);
+            }
+        }
+    }
+    nearest
+}
+
+#[inline(always)]
+fn is_leased() -> bool {
+    let Some(renewed) = LEASE.get(0) else { return false };
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    *renewed != 0 && now.wrapping_sub(*renewed) < LEASE_NS
+}

@@ -1,0 +1,171 @@
+//! The guard: packets for the IMDS that went past the connect hooks (raw and packet sockets, connections older
+//! than the agent, addresses that a later program rewrote) are dropped by who sent them.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_SK_STORAGE_GET_F_CREATE, bpf_hdr_start_off::BPF_HDR_START_NET},
+    helpers::generated::{
+        bpf_sk_fullsock, bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
+        bpf_skb_load_bytes, bpf_skb_load_bytes_relative,
+    },
+    programs::SockAddrContext,
+};
+use core::net::{Ipv4Addr, Ipv6Addr};
+use kiam_common::{
+    CGROUP_LEVELS, CGROUP_PASS, CGROUP_PODS,
+    redirect::{ImdsV6, imds_v6, is_imds_v4},
+};
+
+use crate::maps::{CGROUPS, PASSED};
+
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+const ETHERNET_HEADER: u32 = 14;
+
+/// Who sent a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sender {
+    /// A socket that connect let through, or one of the agent's own pod.
+    Passed,
+    /// Another socket of the pods' cgroup.
+    Pod,
+    /// A socket of the node, outside the pods' cgroup.
+    Node,
+    /// No socket: the packet was forwarded, or the kernel made it.
+    Nobody,
+}
+
+/// Notes that connect, or sendmsg, let this socket through to the IMDS.
+#[inline(always)]
+pub(crate) fn let_through(ctx: &SockAddrContext) {
+    // SAFETY: the context is there for as long as the program runs.
+    let union = unsafe { (*ctx.sock_addr).__bindgen_anon_1 };
+    // SAFETY: the union has this one field, which the verifier checks.
+    let socket = unsafe { union.sk };
+    if socket.is_null() {
+        return;
+    }
+    let mut passed = 1_u32;
+    let map = (&raw const PASSED).cast_mut();
+    let value = (&raw mut passed).cast();
+    let create = BPF_SK_STORAGE_GET_F_CREATE.into();
+    // SAFETY: the map is a socket storage of `u32`; without memory the socket has no note, and is denied.
+    unsafe { bpf_sk_storage_get(map.cast(), socket.cast(), value, create) };
+}
+
+/// Whether the packet is for the IMDS by its IP header, wherever it begins.
+#[inline(always)]
+pub(crate) fn is_for_imds(skb: *mut __sk_buff) -> bool {
+    // SAFETY: a field of the context, in network order.
+    match u16::from_be(unsafe { (*skb).protocol } as u16) {
+        ETH_P_IP => network_header::<4>(skb, 16).is_some_and(v4),
+        ETH_P_IPV6 => network_header::<16>(skb, 24).is_some_and(v6),
+        _ => false,
+    }
+}
+
+/// The same by the frame itself: who writes frames by hand can leave the kernel's notes about them wrong.
+#[inline(always)]
+pub(crate) fn is_frame_for_imds(skb: *mut __sk_buff) -> bool {
+    match frame::<2>(skb, 12).map(u16::from_be_bytes) {
+        Some(ETH_P_IP) => frame::<4>(skb, ETHERNET_HEADER + 16).is_some_and(v4),
+        Some(ETH_P_IPV6) => frame::<16>(skb, ETHERNET_HEADER + 24).is_some_and(v6),
+        _ => false,
+    }
+}
+
+#[inline(always)]
+fn v4(address: [u8; 4]) -> bool {
+    is_imds_v4(Ipv4Addr::from_octets(address))
+}
+
+#[inline(always)]
+fn v6(address: [u8; 16]) -> bool {
+    imds_v6(Ipv6Addr::from_octets(address)) != ImdsV6::No
+}
+
+/// Who sent the packet. Kernel 5.2.
+#[inline(always)]
+pub(crate) fn sender(skb: *mut __sk_buff) -> Sender {
+    if was_let_through(skb) {
+        return Sender::Passed;
+    }
+    // SAFETY: the helper takes the program's own context (kernel 4.18).
+    let own = unsafe { bpf_skb_cgroup_id(skb) };
+    if own == 0 {
+        return Sender::Nobody;
+    }
+    // SAFETY: the entry is not freed while the program runs (RCU).
+    let own_mark = unsafe { CGROUPS.get(own) }.copied();
+    let mut nearest = own_mark;
+    let mut below_pods = own_mark == Some(CGROUP_PODS);
+    for level in 1..=CGROUP_LEVELS {
+        // SAFETY: the helper takes the program's own context; beyond the leaf it answers 0 (kernel 4.19).
+        let ancestor = unsafe { bpf_skb_ancestor_cgroup_id(skb, level) };
+        if ancestor == 0 {
+            break;
+        }
+        // SAFETY: as above.
+        if let Some(mark) = unsafe { CGROUPS.get(ancestor) } {
+            below_pods |= *mark == CGROUP_PODS;
+            // From the root down, so the last one found is the nearest, but for the socket's own.
+            if own_mark.is_none() {
+                nearest = Some(*mark);
+            }
+        }
+    }
+    match nearest {
+        Some(CGROUP_PASS) => Sender::Passed,
+        _ if below_pods => Sender::Pod,
+        _ => Sender::Node,
+    }
+}
+
+/// Whether the packet came in by an interface: what the node's kernel sends by itself, such as a last ACK, did not.
+#[inline(always)]
+pub(crate) fn was_forwarded(skb: *mut __sk_buff) -> bool {
+    // SAFETY: a field of the context.
+    let came_by = unsafe { (*skb).ingress_ifindex };
+    came_by != 0
+}
+
+#[inline(always)]
+fn was_let_through(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the context is there for as long as the program runs.
+    let union = unsafe { (*skb).__bindgen_anon_2 };
+    // SAFETY: the union has this one field, which the verifier checks.
+    let socket = unsafe { union.sk };
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: not null (kernel 5.1).
+    let socket = unsafe { bpf_sk_fullsock(socket) };
+    if socket.is_null() {
+        return false;
+    }
+    let map = (&raw const PASSED).cast_mut();
+    // SAFETY: the map is a socket storage, and the socket is a whole one.
+    let note = unsafe { bpf_sk_storage_get(map.cast(), socket.cast(), core::ptr::null_mut(), 0) };
+    !note.is_null()
+}
+
+/// `N` bytes of the IP header. Kernel 4.18.
+#[inline(always)]
+fn network_header<const N: usize>(skb: *mut __sk_buff, offset: u32) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    let buffer = bytes.as_mut_ptr().cast();
+    // SAFETY: the buffer is `N` bytes long.
+    let result = unsafe {
+        bpf_skb_load_bytes_relative(skb.cast(), offset, buffer, N as u32, BPF_HDR_START_NET)
+    };
+    (result == 0).then_some(bytes)
+}
+
+/// `N` bytes of the frame.
+#[inline(always)]
+fn frame<const N: usize>(skb: *mut __sk_buff, offset: u32) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    // SAFETY: the buffer is `N` bytes long.
+    let result =
+        unsafe { bpf_skb_load_bytes(skb.cast(), offset, bytes.as_mut_ptr().cast(), N as u32) };
+    (result == 0).then_some(bytes)
+}
