@@ -44,8 +44,10 @@ pub struct Drain(watch::Receiver<Phase>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Running,
-    /// Another process goes on with the work.
-    HandedOver,
+    /// Another process goes on with the work; `queue`: it accepts from the same sockets.
+    HandedOver {
+        queue: bool,
+    },
     /// Nobody does.
     Ending,
 }
@@ -117,12 +119,6 @@ impl Latch {
         self.readiness.record(self.name, true);
     }
 
-    /// Whether it holds.
-    #[must_use]
-    pub fn is_set(&self) -> bool {
-        !self.readiness.pending().contains(&self.name)
-    }
-
     /// The condition holds no longer.
     pub fn clear(&self) {
         self.readiness.record(self.name, false);
@@ -137,9 +133,10 @@ impl DrainSignal {
         self.begin(Phase::Ending);
     }
 
-    /// Begins the drain of a process whose work another one goes on with.
-    pub fn hand_over(&self) {
-        self.begin(Phase::HandedOver);
+    /// Begins the drain of a process whose work another one goes on with; `queue`: it accepts from the same
+    /// sockets, so that whoever connects now is its.
+    pub fn hand_over(&self, queue: bool) {
+        self.begin(Phase::HandedOver { queue });
     }
 
     fn begin(&self, phase: Phase) {
@@ -171,7 +168,13 @@ impl Drain {
     /// Whether it has begun because another process goes on with the work.
     #[must_use]
     pub fn is_handed_over(&self) -> bool {
-        *self.0.borrow() == Phase::HandedOver
+        matches!(*self.0.borrow(), Phase::HandedOver { .. })
+    }
+
+    /// Whether that one accepts from the same sockets.
+    #[must_use]
+    pub fn is_queue_handed_over(&self) -> bool {
+        *self.0.borrow() == Phase::HandedOver { queue: true }
     }
 }
 
@@ -214,7 +217,7 @@ mod tests {
         waiting.await.unwrap();
         drain.clone().started().await;
         assert!(drain.is_started() && !drain.is_handed_over());
-        signal.hand_over();
+        signal.hand_over(true);
         assert!(!drain.is_handed_over(), "the end can't be handed over any more");
     }
 }

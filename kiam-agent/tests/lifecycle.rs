@@ -83,17 +83,32 @@ fn older_layout_is_taken_over_with_no_instant_without_programs() {
     let (current, older) = (lab.pins().join("v1"), lab.pins().join("v0"));
     let before = pins(&current);
     assert!(before.iter().any(|name| name == "link_kiam_sendmsg6"), "{before:?}");
-    agent.kill().unwrap();
-    let attempts = meanwhile(&pod, 3000, || {
-        fs::rename(&current, &older).unwrap();
-        // A program of the old release that the new one has no more.
-        fs::rename(older.join("link_kiam_sendmsg6"), older.join("link_kiam_gone")).unwrap();
-        agent = start(&lab, &[]);
-    });
-    assert!(attempts.iter().any(|attempt| attempt.status == Some(200)), "none was answered");
-    assert!(!older.exists(), "{:?}", pins(&older));
-    assert_eq!(pins(&current), before);
-    assert_served(&lab, &pod, "orders");
+    // First of an agent that died, then of one that runs.
+    for dead in [true, false] {
+        if dead {
+            agent.kill().unwrap();
+        }
+        let mut next = None;
+        let attempts = meanwhile(&pod, 3000, || {
+            fs::rename(&current, &older).unwrap();
+            // A program of the old release that the new one has no more.
+            fs::rename(older.join("link_kiam_sendmsg6"), older.join("link_kiam_gone")).unwrap();
+            next = Some(start(&lab, &[]));
+        });
+        let mut old = std::mem::replace(&mut agent, next.unwrap());
+        let answered = attempts.iter().filter(|attempt| attempt.status == Some(200)).count();
+        println!("dead: {dead}; {answered} of {} attempts were answered", attempts.len());
+        assert!(answered > 0, "none was answered");
+        for attempt in attempts.iter().filter(|attempt| attempt.status == Some(200)) {
+            assert_eq!(lab.role_of(attempt), Some(role_arn("orders")), "{attempt:?}");
+        }
+        if !dead {
+            old.wait_said("A newer agent serves", LIMIT).unwrap();
+        }
+        assert!(!older.exists(), "{:?}", pins(&older));
+        assert_eq!(pins(&current), before);
+        assert_served(&lab, &pod, "orders");
+    }
     assert_no_packets(&lab, &pod);
 }
 

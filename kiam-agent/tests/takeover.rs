@@ -64,7 +64,7 @@ fn status(lab: &Lab, prefix: &[&str]) -> (bool, String) {
     (output.status.success(), String::from_utf8_lossy(&text).into_owned())
 }
 
-/// Several clients in each of the pods, asking all the while until `work` is done.
+/// Several clients in each of the pods, asking all the while.
 struct Load<'a> {
     lab: &'a Lab,
     clients: Vec<(&'static str, thread::JoinHandle<Vec<Attempt>>)>,
@@ -349,7 +349,7 @@ fn successor_of_an_agent_that_hangs_waits_for_its_end() {
     assert_served(&lab, &pod, "orders");
     old.freeze().unwrap();
     let mut new = begin(&lab, &[]);
-    new.wait_said("gives no sockets; waiting for its end", LIMIT).unwrap();
+    new.wait_said("An agent runs and gives no sockets; waiting for its end", LIMIT).unwrap();
     assert!(!new.said(SERVES));
     // The liveness probe has it killed.
     old.kill().unwrap();

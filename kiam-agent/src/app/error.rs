@@ -57,6 +57,11 @@ pub enum Error {
 // === impl Error ===
 
 impl Error {
+    /// Whether somebody else listens at an address.
+    pub(super) fn is_in_use(&self) -> bool {
+        matches!(self, Self::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse)
+    }
+
     /// A socket in the state folder can't be listened on.
     pub(super) fn state(config: &Config, name: &str) -> impl Fn(io::Error) -> Self + use<> {
         let address = config.state_dir.join(name).display().to_string();

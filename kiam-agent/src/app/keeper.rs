@@ -34,6 +34,8 @@ pub(super) struct Keeper {
     cgroups: CgroupPaths,
     attached: Latch,
     in_place: Latch,
+    /// What kept the programs from the pods' cgroup when it was last tried; told once.
+    problem: String,
     /// Told when the programs may be another agent's that did not come to serve.
     reassert: Arc<Notify>,
 }
@@ -51,7 +53,9 @@ impl Keeper {
         let in_place = readiness.latch("programs at the pods' cgroup, which was re-created");
         in_place.set();
         let Parts { lease, flows, log, programs, .. } = parts;
-        Self { lease, flows, log, programs: Some(programs), cgroups, attached, in_place, reassert }
+        let programs = Some(programs);
+        let problem = String::new();
+        Self { lease, flows, log, programs, cgroups, attached, in_place, problem, reassert }
     }
 
     /// Until the drain begins.
@@ -102,18 +106,22 @@ impl Keeper {
         if self.programs.as_ref().is_none_or(Interception::is_in_place) {
             return;
         }
-        let first = self.in_place.is_set();
         self.in_place.clear();
         match self.work(Interception::follow).await {
             Some(Ok(cgroup)) => {
                 warn!(cgroup = %cgroup.path().display(), "The pods' cgroup was re-created; kernel programs attached to it");
                 self.cgroups.follow(cgroup);
+                self.problem.clear();
                 self.in_place.set();
             }
-            Some(Err(failure)) if first => {
-                warn!(error = %failure, "The pods' cgroup is gone; waiting for the next one");
+            Some(Err(failure)) => {
+                let problem = failure.to_string();
+                if self.problem != problem {
+                    warn!(error = %problem, "The pods' cgroup is gone; waiting for the next one");
+                    self.problem = problem;
+                }
             }
-            _ => {}
+            None => {}
         }
     }
 

@@ -8,7 +8,10 @@ use std::{
 };
 
 use kiam_common::redirect::Target;
-use tokio::{net::TcpListener, time::sleep};
+use tokio::{
+    net::TcpListener,
+    time::{Instant, sleep},
+};
 use tracing::{info, warn};
 
 use super::{Error, ports};
@@ -20,6 +23,8 @@ use crate::{
 
 /// How often an agent that hangs is asked again.
 const RETRY: Duration = Duration::from_millis(500);
+/// How long an agent that was killed may take to let go of its sockets.
+const LETTING_GO: Duration = Duration::from_secs(5);
 
 /// Everything that the agent listens on.
 pub(super) struct Listeners {
@@ -37,26 +42,28 @@ impl Listeners {
     /// Asks the agent that runs for its sockets, and opens those that it does not give. While one runs that
     /// gives nothing, waits for what it holds: kubelet ends an agent that hangs.
     pub(super) async fn acquire(config: &Config) -> Result<Self, Error> {
+        let began = Instant::now();
         let mut warned = false;
         loop {
             let answer = handover::ask(&config.state_dir, &trusted(config)).await;
-            let (handover, why) = match answer {
+            let (handover, silent) = match answer {
                 Answer::Nobody => (None, None),
                 Answer::Silent(why) => (None, Some(why)),
                 Answer::Sockets(handover) => (Some(handover), None),
             };
-            match (Self::open(config, handover).await, why) {
-                (Err(Error::Bind { source, address, .. }), Some(why))
-                    if source.kind() == io::ErrorKind::AddrInUse =>
-                {
-                    if !warned {
-                        warn!(%address, error = %why, "An agent holds the address and gives no sockets; waiting for its end");
-                        warned = true;
-                    }
-                    sleep(RETRY).await;
+            let taken = match Self::open(config, handover).await {
+                Err(error) if error.is_in_use() => error,
+                opened => return opened,
+            };
+            match silent {
+                Some(why) if !warned => {
+                    warn!(error = %taken, agent = %why, "An agent runs and gives no sockets; waiting for its end");
+                    warned = true;
                 }
-                (opened, _) => return opened,
+                None if began.elapsed() > LETTING_GO => return Err(taken),
+                _ => {}
             }
+            sleep(RETRY).await;
         }
     }
 

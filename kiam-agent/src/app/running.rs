@@ -70,25 +70,28 @@ impl Successor {
         Ok(Self { withdraw, offer: Some(offer) })
     }
 
-    /// Returns once one has taken over; never, when the offer ended otherwise.
-    async fn took_over(&mut self) {
+    /// Returns once one has taken over, with whether it has the sockets; never, when the offer ended otherwise.
+    async fn took_over(&mut self) -> bool {
         if let Some(offer) = &mut self.offer {
             let ended = offer.await;
             self.offer = None;
-            if matches!(ended, Ok(Ended::Taken)) {
-                return;
+            if let Ok(Ended::Taken { queue }) = ended {
+                return queue;
             }
         }
         std::future::pending().await
     }
 
-    /// Withdraws the offer; whether a successor that was about to take over has done so.
-    async fn finish(&mut self) -> bool {
+    /// Withdraws the offer; a successor that was about to take over may still, as [`Self::took_over`] says.
+    async fn finish(&mut self) -> Option<bool> {
         self.withdraw.start();
-        let Some(mut offer) = self.offer.take() else { return false };
+        let mut offer = self.offer.take()?;
         let ended = timeout(EXCHANGE_DEADLINE, &mut offer).await;
         offer.abort();
-        matches!(ended, Ok(Ok(Ended::Taken)))
+        match ended {
+            Ok(Ok(Ended::Taken { queue })) => Some(queue),
+            _ => None,
+        }
     }
 }
 
@@ -96,8 +99,10 @@ impl App {
     /// Finishes what has begun and ends. The kernel programs stay, unless `--detach-on-exit` says otherwise and
     /// no other agent goes on.
     pub async fn stop(mut self) {
-        if !self.relieved && self.successor.finish().await {
-            self.relieve();
+        if !self.relieved
+            && let Some(queue) = self.successor.finish().await
+        {
+            self.relieve(queue);
         }
         self.drain.start();
         while self.tasks.join_next().await.is_some() {}
@@ -122,7 +127,7 @@ impl App {
                     self.stop().await;
                     return ExitCode::SUCCESS;
                 }
-                () = self.successor.took_over(), if !self.relieved => self.relieve(),
+                queue = self.successor.took_over(), if !self.relieved => self.relieve(queue),
                 Some(ended) = self.tasks.join_next() => {
                     if panicked(&ended) || !self.relieved {
                         error!("A part of the agent ended that must not; ending");
@@ -135,12 +140,12 @@ impl App {
     }
 
     /// Another agent serves: what was accepted is finished, and the lease is left to it.
-    fn relieve(&mut self) {
+    fn relieve(&mut self, queue: bool) {
         info!("A newer agent serves; this one is idle until it is told to end");
         self.relieved = true;
         // Never set again.
         let _ = self.readiness.latch("handed over to a newer agent");
-        self.drain.hand_over();
+        self.drain.hand_over(queue);
     }
 }
 

@@ -22,8 +22,10 @@ pub(super) const REQUEST: &[u8; 16] = b"kiam-handover 1\n";
 pub(super) const PRESENCE: &[u8; REQUEST.len()] = b"kiam-presence 1\n";
 /// The answer.
 pub(super) const PRESENT: u8 = b'P';
-/// The successor's last word: it serves.
+/// The successor's last word: it serves on all the sockets.
 pub(super) const TAKEN: u8 = b'T';
+/// The same, but some of its sockets are others: what is in the predecessor's queue is its own.
+pub(super) const TAKEN_ELSEWHERE: u8 = b'E';
 /// Pods' sockets of two families, `--admin`, `--metrics`, and room for as many again.
 pub(super) const MAX_SOCKETS: usize = 8;
 

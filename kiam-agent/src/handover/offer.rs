@@ -38,8 +38,11 @@ pub struct Offer {
 /// Why an offer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// A successor serves now.
-    Taken,
+    /// A successor serves now; `queue`: it accepts from the same sockets.
+    Taken {
+        /// From all of them.
+        queue: bool,
+    },
     /// The agent ends; no successor came.
     Withdrawn,
 }
@@ -48,7 +51,9 @@ pub enum Ended {
 enum Exchange {
     /// It only wanted to know that somebody is there.
     Presence,
-    Taken,
+    Taken {
+        queue: bool,
+    },
     /// The successor got the sockets and went without the last word. It may have replaced the kernel programs.
     Abandoned,
 }
@@ -87,7 +92,7 @@ impl Offer {
             tokio::select! {
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, _)) => match exchange(stream, &sockets, &trusted).await {
-                        Ok(Exchange::Taken) => return Ended::Taken,
+                        Ok(Exchange::Taken { queue }) => return Ended::Taken { queue },
                         Ok(Exchange::Presence) => {}
                         Ok(Exchange::Abandoned) => {
                             warn!("An agent that was to take over went away; this one goes on");
@@ -102,7 +107,7 @@ impl Offer {
                 },
                 _ = checks.tick() => {
                     if self.is_relieved().await {
-                        return Ended::Taken;
+                        return Ended::Taken { queue: false };
                     }
                 }
                 () = drain.started() => return Ended::Withdrawn,
@@ -155,7 +160,8 @@ async fn exchange(
     info!("A newer agent has the sockets; serving until it does");
     let mut last = [0];
     match timeout(TAKEN_DEADLINE, stream.read_exact(&mut last)).await {
-        Ok(Ok(_)) if last == [message::TAKEN] => Ok(Exchange::Taken),
+        Ok(Ok(_)) if last == [message::TAKEN] => Ok(Exchange::Taken { queue: true }),
+        Ok(Ok(_)) if last == [message::TAKEN_ELSEWHERE] => Ok(Exchange::Taken { queue: false }),
         _ => Ok(Exchange::Abandoned),
     }
 }

@@ -123,9 +123,12 @@ impl Handover {
         matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Tells the predecessor that it is relieved; `false` when it could not be told.
+    /// Tells the predecessor that it is relieved, and whether all its sockets were taken; `false` when it could
+    /// not be told.
     pub async fn taken(mut self) -> bool {
-        match self.stream.write_all(&[message::TAKEN]).await {
+        let all = self.sockets.is_empty();
+        let word = if all { message::TAKEN } else { message::TAKEN_ELSEWHERE };
+        match self.stream.write_all(&[word]).await {
             Ok(()) => {
                 debug!("The agent before this one is relieved");
                 true

@@ -62,7 +62,10 @@ async fn successor_gets_the_same_sockets_and_relieves() {
     let socket = handover.take(predecessor.pods).unwrap();
     assert!(handover.is_awaited() && !predecessor.ended.is_finished());
     assert!(handover.taken().await);
-    assert_eq!(timeout(PATIENCE, predecessor.ended).await.unwrap().unwrap(), Ended::Taken);
+    assert_eq!(
+        timeout(PATIENCE, predecessor.ended).await.unwrap().unwrap(),
+        Ended::Taken { queue: true }
+    );
     // The predecessor's end of the socket is closed, and what connects now waits in the same queue.
     let _client = std::net::TcpStream::connect(predecessor.pods).unwrap();
     socket.accept().unwrap();
@@ -76,7 +79,10 @@ async fn successor_that_dies_is_forgotten_and_the_next_one_served() {
     let handover = given(&predecessor.folder).await;
     assert_eq!(predecessor.abandoned.load(Ordering::Relaxed), 1);
     assert!(handover.taken().await);
-    assert_eq!(timeout(PATIENCE, predecessor.ended).await.unwrap().unwrap(), Ended::Taken);
+    assert_eq!(
+        timeout(PATIENCE, predecessor.ended).await.unwrap().unwrap(),
+        Ended::Taken { queue: false }
+    );
 }
 
 #[tokio::test]
@@ -110,7 +116,10 @@ async fn agent_that_heard_nothing_finds_out_that_it_is_relieved() {
     assert!(early.is_err(), "{early:?}");
     drop(given(&predecessor.folder).await);
     let _successor = Offer::bind(predecessor.folder.path()).unwrap();
-    assert_eq!(timeout(PATIENCE, predecessor.ended).await.unwrap().unwrap(), Ended::Taken);
+    assert_eq!(
+        timeout(PATIENCE, predecessor.ended).await.unwrap().unwrap(),
+        Ended::Taken { queue: false }
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

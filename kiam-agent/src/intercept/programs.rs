@@ -150,8 +150,9 @@ impl Interception {
             .override_global("HOST_NETWORK_PASSES", &passes, true)
             .override_global("OBSERVES", &observes, true)
             .override_global(aya_log::LEVEL, &level, false);
-        let ebpf = loader.load(OBJECT)?;
+        let mut ebpf = loader.load(OBJECT)?;
         let programs = programs(config, &cgroup)?;
+        verify(&mut ebpf, &programs)?;
         let filters_syns = config.filters_syns && config.mode == Mode::Enforce;
         let uplink = config.guard.uplink && config.mode == Mode::Enforce;
         let (given, log) = (config.cgroup.clone(), config.log);
@@ -311,6 +312,16 @@ fn attach(program: &mut Program, directory: &File) -> Result<FdLink, AttachError
             program.take_link(id)?.try_into()?
         }
     })
+}
+
+/// Gives the kernel all programs before the first is attached: the verifier takes long, and while only some are
+/// replaced, those of two agents work together.
+fn verify(ebpf: &mut Ebpf, programs: &[&'static str]) -> Result<(), Error> {
+    for &name in programs {
+        let program = ebpf.program_mut(name).ok_or(Error::Missing(name))?;
+        load(program).map_err(|source| Error::Program { name, source })?;
+    }
+    Ok(())
 }
 
 /// A failed attach, before it has a name.

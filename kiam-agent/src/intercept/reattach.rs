@@ -16,9 +16,15 @@ impl Interception {
     ///
     /// [`Error::Cgroup`] or [`Error::NoCgroup`] while there is none; the kernel's.
     pub fn follow(&mut self) -> Result<Cgroup, Error> {
-        self.cgroup = Cgroup::open(self.given.as_deref())?;
-        self.attach_all()?;
-        Ok(self.cgroup.clone())
+        let gone = std::mem::replace(&mut self.cgroup, Cgroup::open(self.given.as_deref())?);
+        match self.attach_all() {
+            Ok(()) => Ok(self.cgroup.clone()),
+            Err(error) => {
+                // Not in place yet: it is tried again.
+                self.cgroup = gone;
+                Err(error)
+            }
+        }
     }
 
     /// Puts these programs back where another agent put its own and did not come to serve.

@@ -73,7 +73,7 @@ pub struct Config {
     /// How long the other end may leave what it is sent unread.
     pub unread_deadline: Duration,
     /// How long after the drain began connections are still accepted: what was redirected here just before
-    /// is on its way into the queue, and closing that resets it.
+    /// is on its way into the queue, and closing that resets it. Not where another agent has the queue.
     pub late_accepts: Duration,
     /// How long after the drain began an open connection may bring further requests; each answer says that the
     /// next belongs on a new connection.
@@ -170,8 +170,10 @@ impl<S: PodService> Server<S> {
         let mut connections = JoinSet::new();
         let mut drain = self.drain.clone();
         self.accept_until(drain.started(), &listener, &mut connections).await;
-        let late = sleep(self.config.late_accepts);
-        self.accept_until(late, &listener, &mut connections).await;
+        if !drain.is_queue_handed_over() {
+            let late = sleep(self.config.late_accepts);
+            self.accept_until(late, &listener, &mut connections).await;
+        }
         drop(listener);
         let all = async { while connections.join_next().await.is_some() {} };
         if timeout(self.config.drain_deadline, all).await.is_err() {

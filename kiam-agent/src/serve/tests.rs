@@ -500,6 +500,17 @@ async fn what_connected_before_the_drain_is_answered_and_told_to_connect_anew() 
     timeout(Duration::from_secs(2), node.task).await.unwrap().unwrap();
 }
 
+#[tokio::test]
+async fn what_connects_after_the_sockets_were_handed_over_is_the_successors() {
+    let node = Fixture::with(Config::default()).await;
+    let mut known = node.connect(3).await;
+    assert!(ask(&mut known).await.contains("200 OK"));
+    node.drain.hand_over(true);
+    assert!(ask(&mut known).await.contains("200 OK"), "it was accepted here");
+    timeout(Duration::from_millis(400), node.task).await.unwrap().unwrap();
+    assert!(TcpStream::connect(node.addresses[0]).await.is_err(), "nobody has it here");
+}
+
 /// A connection of peer `n` is served, within bounds.
 async fn eventually(node: &Fixture, n: u8) {
     for _ in 0..50 {
