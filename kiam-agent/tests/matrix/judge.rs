@@ -42,17 +42,6 @@ pub(crate) enum Expect {
     Node,
 }
 
-/// What keeps the row shut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Closes {
-    /// The hooks, the agent and the guards that are there.
-    Agent,
-    /// The guard of the uplinks: see [`UPLINK`](crate::UPLINK).
-    ByUplink,
-    /// Nothing does: it is documented as open.
-    Never,
-}
-
 /// What the caller was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -81,8 +70,6 @@ pub(crate) struct Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Right,
-    /// As it should not be, but the guard that closes it is not there yet.
-    Tolerated,
     /// Documented as open.
     Open,
     Wrong,
@@ -148,14 +135,13 @@ impl fmt::Display for Answer {
 // === impl Outcome ===
 
 impl Outcome {
-    /// What to think of it.
-    pub(crate) fn judge(&self, expect: Expect, closes: Closes, state: State) -> Verdict {
+    /// What to think of it; `open`: nothing closes it, and the documents say so.
+    pub(crate) fn judge(&self, expect: Expect, open: bool, state: State) -> Verdict {
         let closed = matches!(expect, Expect::Node) || self.packets.is_empty();
-        match (closed && self.fits(expect, state), closes) {
+        match (closed && self.fits(expect, state), open) {
             (true, _) => Verdict::Right,
-            (false, Closes::Never) => Verdict::Open,
-            (false, Closes::ByUplink) if !crate::UPLINK => Verdict::Tolerated,
-            (false, _) => Verdict::Wrong,
+            (false, true) => Verdict::Open,
+            (false, false) => Verdict::Wrong,
         }
     }
 

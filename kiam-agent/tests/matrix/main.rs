@@ -15,16 +15,14 @@ use tokio::time::Instant;
 use xtask::lab::{Agent, Lab, NODE_V6, skip};
 
 use crate::{
-    judge::State,
+    judge::{Outcome, State},
     stage::{Cast, Stage},
     table::Table,
 };
 
-/// Whether the agent guards the node's uplinks (`--guard=uplink`). Without, the rows that say
-/// [`Closes::ByUplink`](judge::Closes::ByUplink) may fail; the table shows which do.
-const UPLINK: bool = false;
-/// Whether a second agent that starts beside the first takes over from it. Without, that state is left out.
-const TAKES_OVER: bool = false;
+/// How many agents take over from each other while the rows are played, and how often these are at most.
+const TAKEOVERS: usize = 8;
+const PASSES: usize = 50;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 /// What it logs when it has listeners, its own or the one's that it relieves.
@@ -47,8 +45,8 @@ fn nothing_gets_past_from_a_pod_on_the_hosts_network() {
     if skip("nothing_gets_past_from_a_pod_on_the_hosts_network") {
         return;
     }
-    let guard = if UPLINK { "--guard=route,skb,uplink" } else { "--guard=route,skb" };
-    run("hostNetwork pods", &["--host-network-pods=intercept", guard], rows::of_a_host_network_pod);
+    let flags = ["--host-network-pods=intercept", "--guard=route,skb,uplink"];
+    run("hostNetwork pods", &flags, rows::of_a_host_network_pod);
 }
 
 /// Plays all rows in every state of one agent's life, prints the table, and fails for every cell that is not as it must be.
@@ -72,13 +70,9 @@ fn run(title: &str, flags: &[&str], rows: fn(&Cast) -> Vec<rows::Row>) {
     agent.thaw().unwrap();
     stage.await_credentials();
 
-    if TAKES_OVER {
-        let cells;
-        (agent, cells) = taking_over(agent, &lab, flags, || stage.play(State::Takeover));
-        table.add(State::Takeover, cells);
-    } else {
-        table.leave_out(State::Takeover, "TAKES_OVER is off: this agent does not take over");
-    }
+    let cells;
+    (agent, cells) = taking_over(agent, &lab, flags, &mut stage);
+    table.add(State::Takeover, cells);
 
     agent.kill().unwrap();
     table.add(State::Killed, stage.play(State::Killed));
@@ -102,23 +96,30 @@ fn start(lab: &Lab, flags: &[&str]) -> Agent {
     agent
 }
 
-/// Runs `play` while one agent after the other takes over; returns the last one.
-fn taking_over<T: Send>(
+/// Plays the rows again and again while one agent after the other takes over; of each row, the worst that came of it.
+fn taking_over(
     mut agent: Agent,
     lab: &Lab,
     flags: &[&str],
-    play: impl FnOnce() -> T + Send,
-) -> (Agent, T) {
+    stage: &mut Stage<'_>,
+) -> (Agent, Vec<Option<Outcome>>) {
     thread::scope(|scope| {
-        let playing = scope.spawn(play);
-        loop {
-            let next = start(lab, flags);
-            agent.terminate().unwrap();
-            agent = next;
-            if playing.is_finished() {
-                return (agent, playing.join().unwrap());
+        let taking_over = scope.spawn(|| {
+            for _ in 0..TAKEOVERS {
+                let next = start(lab, flags);
+                agent.terminate().unwrap();
+                agent = next;
             }
+            agent
+        });
+        let mut cells = stage.play(State::Takeover);
+        for _ in 1..PASSES {
+            if taking_over.is_finished() {
+                break;
+            }
+            cells = stage.worst(cells, State::Takeover);
         }
+        (taking_over.join().unwrap(), cells)
     })
 }
 

@@ -14,7 +14,7 @@ use xtask::{
 };
 
 use crate::{
-    judge::{Closes, Expect, Outcome, State, Verdict},
+    judge::{Expect, Outcome, State, Verdict},
     scenes,
     stage::{Cast, Stage, Who},
 };
@@ -35,7 +35,8 @@ pub(crate) struct Row {
     pub(crate) who: Who,
     pub(crate) act: Act,
     pub(crate) expect: Expect,
-    pub(crate) closes: Closes,
+    /// Documented as open: nothing closes it.
+    pub(crate) open: bool,
     /// Whether it is to the metadata service itself, so that it arrives there when nothing is closed.
     arrives: bool,
 }
@@ -55,8 +56,8 @@ const fn v6(address: Ipv6Addr) -> SocketAddr {
 
 impl Row {
     fn attack(name: &str, who: Who, attack: Attack, expect: Expect) -> Self {
-        let (closes, arrives) = (Closes::Agent, true);
-        Self { name: name.to_owned(), who, act: Act::Attack(attack), expect, closes, arrives }
+        let act = Act::Attack(attack);
+        Self { name: name.to_owned(), who, act, expect, open: false, arrives: true }
     }
 
     fn scene(
@@ -65,16 +66,12 @@ impl Row {
         scene: impl Fn(&mut Stage<'_>) -> Attempt + Send + Sync + 'static,
         expect: Expect,
     ) -> Self {
-        let (act, closes, arrives) = (Act::Scene(Box::new(scene)), Closes::Agent, false);
-        Self { name: name.to_owned(), who, act, expect, closes, arrives }
-    }
-
-    fn by_uplink(self) -> Self {
-        Self { closes: Closes::ByUplink, ..self }
+        let act = Act::Scene(Box::new(scene));
+        Self { name: name.to_owned(), who, act, expect, open: false, arrives: false }
     }
 
     fn open(self) -> Self {
-        Self { closes: Closes::Never, ..self }
+        Self { open: true, ..self }
     }
 
     fn elsewhere(self) -> Self {
@@ -83,7 +80,7 @@ impl Row {
 
     pub(crate) fn judge(&self, outcome: &Outcome, state: State) -> Verdict {
         if state != State::NoAgent {
-            return outcome.judge(self.expect, self.closes, state);
+            return outcome.judge(self.expect, self.open, state);
         }
         if outcome.packets.is_empty() == self.arrives { Verdict::Wrong } else { Verdict::Right }
     }
@@ -122,8 +119,8 @@ pub(crate) fn of_a_host_network_pod(_: &Cast) -> Vec<Row> {
     rows.extend(refused(who));
     rows.extend(raw_sockets(who, ips));
     rows.push(nobodys(who));
-    let nobodys = frame("packet, nobody's source", who, frame::Way::Raw, NOBODY, IMDS_V4.into());
-    rows.extend(packet_sockets(who, ips).into_iter().chain([nobodys]).map(Row::by_uplink));
+    rows.extend(packet_sockets(who, ips));
+    rows.push(frame("packet, nobody's source", who, frame::Way::Raw, NOBODY, IMDS_V4.into()));
     let bypass = frame("packet, QDISC_BYPASS", who, frame::Way::RawBypass, ips.0, IMDS_V4.into());
     rows.push(bypass.open());
     rows.push(stream("TCP_REPAIR", who, stream::Way::Repair, IMDS, Expect::Nothing));

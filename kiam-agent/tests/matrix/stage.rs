@@ -9,8 +9,8 @@ use xtask::{
 };
 
 use crate::{
-    eventually,
-    judge::{Answer, Expect, Outcome, State},
+    PASSES, eventually,
+    judge::{Answer, Expect, Outcome, State, Verdict},
     rows::{Act, IMDS, Row},
 };
 
@@ -19,10 +19,12 @@ const PATIENT: u64 = 5000;
 const IMPATIENT: u64 = 250;
 /// When something has come, nothing more must come for so long before the next attempt.
 const QUIET: Duration = Duration::from_millis(30);
-/// How long after a freeze the lease is good for certain; it ends after 10 s.
-const LEASE: Duration = Duration::from_secs(8);
-/// In how many states a connection from before the attach is tried after one [`Stage::connect_early`].
-const STATES: usize = 6;
+/// How long after a freeze the lease is good for certain, with time for one more row; it ends after 10 s.
+const LEASE: Duration = Duration::from_secs(6);
+/// The lease is renewed each second, which shows nowhere.
+const RENEWED: Duration = Duration::from_millis(1500);
+/// How many connections from before an attach are kept: one for each time that the rows are played after it.
+const EARLY: usize = PASSES + 8;
 
 /// Who is on the node.
 pub(crate) struct Cast {
@@ -134,19 +136,34 @@ impl<'a> Stage<'a> {
         self.play_with(state, |_| {})
     }
 
+    /// Plays them once more, and keeps of `cells` what is wrong.
+    pub(crate) fn worst(
+        &mut self,
+        cells: Vec<Option<Outcome>>,
+        state: State,
+    ) -> Vec<Option<Outcome>> {
+        let more = self.play(state);
+        let both = self.rows.iter().zip(cells).zip(more);
+        both.map(|((row, first), second)| {
+            let wrong = |outcome: &Outcome| row.judge(outcome, state) == Verdict::Wrong;
+            if first.as_ref().is_some_and(wrong) { first } else { second }
+        })
+        .collect()
+    }
+
     /// The same while the agent hangs and its lease is good.
     pub(crate) fn play_hung(&mut self, agent: &Agent) -> Vec<Option<Outcome>> {
         self.play_with(State::Hung, |stage| {
             if stage.frozen.elapsed() > LEASE {
                 agent.thaw().unwrap();
                 stage.await_credentials();
+                thread::sleep(RENEWED);
                 stage.freeze(agent);
             }
         })
     }
 
     fn play_with(&mut self, state: State, before: impl Fn(&mut Self)) -> Vec<Option<Outcome>> {
-        let started = Instant::now();
         self.state = state;
         let between = self.arrivals.take(self.lab).unwrap();
         // On the way to these, connections were opened that must arrive; else nobody had any business there.
@@ -157,9 +174,7 @@ impl<'a> Stage<'a> {
             before(self);
             self.play_row(row)
         });
-        let outcomes = outcomes.collect();
-        eprintln!("{}: {:.1} s", state.name(), started.elapsed().as_secs_f64());
-        outcomes
+        outcomes.collect()
     }
 
     fn play_row(&mut self, row: &Row) -> Option<Outcome> {
@@ -247,7 +262,7 @@ impl<'a> Stage<'a> {
                     "no connection is let through, even after {limit:?}"
                 );
             }
-            for _ in 1..STATES {
+            for _ in 1..EARLY {
                 attacker.must(Attack::Keep { to: IMDS }).unwrap();
             }
         }

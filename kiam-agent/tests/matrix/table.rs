@@ -3,8 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use crate::{
-    UPLINK,
-    judge::{Closes, Outcome, State, Verdict},
+    judge::{Outcome, State, Verdict},
     rows::Row,
 };
 
@@ -12,13 +11,8 @@ use crate::{
 pub(crate) struct Table<'a> {
     title: &'a str,
     rows: &'a [Row],
-    columns: BTreeMap<State, Column>,
-}
-
-enum Column {
     /// By row; `None` where the row does not apply.
-    Played(Vec<Option<Outcome>>),
-    LeftOut(&'static str),
+    columns: BTreeMap<State, Vec<Option<Outcome>>>,
 }
 
 // === impl Table ===
@@ -30,20 +24,12 @@ impl<'a> Table<'a> {
 
     pub(crate) fn add(&mut self, state: State, cells: Vec<Option<Outcome>>) {
         assert_eq!(cells.len(), self.rows.len());
-        self.columns.insert(state, Column::Played(cells));
-    }
-
-    pub(crate) fn leave_out(&mut self, state: State, reason: &'static str) {
-        self.columns.insert(state, Column::LeftOut(reason));
+        self.columns.insert(state, cells);
     }
 
     /// The cells that are not as they must be, each with its row and state.
     pub(crate) fn wrong(&self) -> Vec<String> {
-        let cells = self.columns.iter().flat_map(|(state, column)| {
-            let cells = match column {
-                Column::Played(cells) => cells.as_slice(),
-                Column::LeftOut(_) => &[],
-            };
+        let cells = self.columns.iter().flat_map(|(state, cells)| {
             self.rows.iter().zip(cells).map(move |(row, cell)| (*state, row, cell))
         });
         let wrong = cells.filter_map(|(state, row, cell)| {
@@ -53,22 +39,16 @@ impl<'a> Table<'a> {
         });
         wrong.collect()
     }
+}
 
-    fn cell(&self, index: usize, state: State, column: &Column) -> String {
-        let row = &self.rows[index];
-        match column {
-            Column::LeftOut(_) => "-".to_owned(),
-            Column::Played(cells) => cells[index].as_ref().map_or("-".to_owned(), |outcome| {
-                let mark = match row.judge(outcome, state) {
-                    Verdict::Right => "",
-                    Verdict::Tolerated => "~",
-                    Verdict::Open => "o",
-                    Verdict::Wrong => "!",
-                };
-                format!("{mark}{outcome}")
-            }),
-        }
-    }
+fn text(row: &Row, state: State, cell: Option<&Outcome>) -> String {
+    let Some(outcome) = cell else { return "-".to_owned() };
+    let mark = match row.judge(outcome, state) {
+        Verdict::Right => "",
+        Verdict::Open => "o",
+        Verdict::Wrong => "!",
+    };
+    format!("{mark}{outcome}")
 }
 
 impl fmt::Display for Table<'_> {
@@ -85,22 +65,12 @@ impl fmt::Display for Table<'_> {
         }
         for (index, row) in self.rows.iter().enumerate() {
             write!(f, "\n{:names$}", row.name)?;
-            for (state, column) in &self.columns {
-                write!(f, "  {:14}", self.cell(index, *state, column))?;
+            for (state, cells) in &self.columns {
+                write!(f, "  {:14}", text(row, *state, cells[index].as_ref()))?;
             }
         }
-        writeln!(f)?;
-        for (state, column) in &self.columns {
-            if let Column::LeftOut(reason) = column {
-                writeln!(f, "{} is left out: {reason}", state.name())?;
-            }
-        }
-        let open = self.rows.iter().filter(|row| row.closes == Closes::Never);
+        let open = self.rows.iter().filter(|row| row.open);
         let open: Vec<_> = open.map(|row| row.name.as_str()).collect();
-        writeln!(f, "o: documented as open ({})", open.join("; "))?;
-        if !UPLINK {
-            writeln!(f, "~: tolerated, because UPLINK is off: this agent lacks that guard")?;
-        }
-        Ok(())
+        writeln!(f, "\no: documented as open ({})", open.join("; "))
     }
 }
