@@ -15,8 +15,6 @@ use xtask::{
 const CONNECTIONS: u32 = 100_000;
 const THREADS: u32 = 8;
 const ROLES: [&str; 3] = ["orders", "reports", "invoices"];
-/// Whether a second agent that starts beside the first takes over from it. Without, none does here.
-const TAKES_OVER: bool = false;
 const TAKEOVERS: u32 = 20;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
@@ -45,8 +43,7 @@ fn under_load_and_across_takeovers_each_connection_gets_its_own_credentials() {
         .zip(&asking)
         .map(|(pod, options)| pod.ask_from(THREADS, options).unwrap())
         .collect();
-    let takeovers = if TAKES_OVER { TAKEOVERS } else { 0 };
-    for _ in 0..takeovers {
+    for _ in 0..TAKEOVERS {
         let next = start(&lab);
         agent.terminate().unwrap();
         agent = next;
@@ -58,14 +55,11 @@ fn under_load_and_across_takeovers_each_connection_gets_its_own_credentials() {
     let attempts: u64 = tallies.iter().map(Tally::attempts).sum();
     let slowest = tallies.iter().map(|tally| tally.slowest_micros).max().unwrap();
     println!(
-        "{attempts} connections in {:.1} s, the slowest {} ms; {takeovers} take-overs in {:.1} s",
+        "{attempts} connections in {:.1} s, the slowest {} ms; {TAKEOVERS} take-overs in {:.1} s",
         took.as_secs_f64(),
         slowest / 1000,
         taken_over.as_secs_f64(),
     );
-    if !TAKES_OVER {
-        println!("no take-overs, because TAKES_OVER is off: this agent does not take over");
-    }
     assert!(attempts >= CONNECTIONS.into());
     let packets = lab.imds.packets();
     for ((pod, role), tally) in pods.iter().zip(ROLES).zip(&tallies) {
