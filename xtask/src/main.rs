@@ -21,6 +21,9 @@ enum Command {
     /// What runs inside the lab's pods.
     #[command(hide = true)]
     InPod(xtask::pod_client::Options),
+    /// What runs inside the lab's hostile pods.
+    #[command(hide = true)]
+    InPodAttack,
 }
 
 fn main() -> ExitCode {
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
         Command::Test(selection) => tasks::test::run_steps(&selection),
         Command::Tidy => tasks::tidy::run(),
         Command::InPod(options) => xtask::pod_client::main(&options),
+        Command::InPodAttack => xtask::pod_client::attack::main(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

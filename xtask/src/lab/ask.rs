@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{cgroup::Cgroup, node::Node, pod::LabPod, world::Lab};
-use crate::pod_client::{self, Attempt};
+use crate::pod_client::{self, Attempt, Tally};
 
 impl LabPod {
     /// Asks from inside the pod; one attempt for each time that `options` ask.
@@ -32,6 +32,16 @@ impl LabPod {
     ) -> Result<JoinHandle<Result<Vec<Attempt>>>> {
         let child = self.asking(options)?;
         Ok(thread::spawn(move || finish(child)))
+    }
+
+    /// Asks from `threads` threads until [`Asking::finish`], and from each as often as `options` say at least.
+    ///
+    /// # Errors
+    ///
+    /// When the client can't be started.
+    pub fn ask_from(&self, threads: u32, options: &pod_client::Options) -> Result<Asking> {
+        let options = pod_client::Options { threads: Some(threads), ..options.clone() };
+        Ok(Asking(self.asking(&options)?))
     }
 
     /// Asks once as an SDK does: token, role, credentials.
@@ -116,6 +126,25 @@ impl Lab {
     }
 }
 
+/// A client that asks from several threads until it is told that it is enough.
+#[derive(Debug)]
+pub struct Asking(Child);
+
+// === impl Asking ===
+
+impl Asking {
+    /// Lets it end once each thread has asked as often as it was to, and returns the tally.
+    ///
+    /// # Errors
+    ///
+    /// When the client failed.
+    pub fn finish(mut self) -> Result<Tally> {
+        drop(self.0.stdin.take());
+        let printed = output(self.0)?;
+        serde_json::from_slice(&printed).context("reading a tally")
+    }
+}
+
 /// The binary that has the `in-pod` command: this one, or the one beside the test that runs.
 ///
 /// # Errors
@@ -139,15 +168,21 @@ fn python(mut python: Command, script: &str) -> Result<String> {
 
 fn start(mut command: Command, options: &pod_client::Options) -> Result<Child> {
     command.arg("in-pod").args(options.to_args());
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(if options.threads.is_some() { Stdio::piped() } else { Stdio::null() });
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().context("starting the client of the lab")
 }
 
 fn finish(child: Child) -> Result<Vec<Attempt>> {
+    let printed = output(child)?;
+    let lines = printed.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| serde_json::from_slice(line).context("reading an attempt")).collect()
+}
+
+fn output(child: Child) -> Result<Vec<u8>> {
     let output = child.wait_with_output().context("waiting for the client in a pod")?;
     if !output.status.success() {
         bail!("the client in a pod: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    let lines = output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    lines.map(|line| serde_json::from_slice(line).context("reading an attempt")).collect()
+    Ok(output.stdout)
 }

@@ -4,7 +4,9 @@
 //! what a killed run left (cgroups and mounts named after a process that is gone) goes when the next one starts.
 
 mod agent;
+mod arrivals;
 mod ask;
+mod attacker;
 mod cgroup;
 pub mod fake;
 mod netns;
@@ -14,7 +16,9 @@ mod sweep;
 mod world;
 
 pub use agent::{AGENT_PORT, Agent};
-pub use ask::client_binary;
+pub use arrivals::Arrivals;
+pub use ask::{Asking, client_binary};
+pub use attacker::Attacker;
 pub use cgroup::{Cgroup, Layout, mount_point as cgroup_mount_point};
 pub use netns::Netns;
 pub use node::{IMDS_V4, IMDS_V6, NODE_NAME, NODE_V4, NODE_V6, Node};

@@ -225,6 +225,27 @@ impl LabPod {
         self.node.netns().ip(&format!("route add {address} via {} dev {link} onlink", self.v4()))
     }
 
+    /// Gives itself another pod's address, as root in the pod can; the node hears nothing of it.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn forge_address(&self, address: Ipv4Addr) -> Result<()> {
+        self.netns.ip(&format!("addr add {address}/32 dev eth0"))
+    }
+
+    /// Makes the node send what is for `address` here, its own or another pod's, as when two pods got the same.
+    ///
+    /// # Errors
+    ///
+    /// On the host's network, and when the kernel refuses.
+    pub fn attract(&self, address: Ipv4Addr) -> Result<()> {
+        let link = self.link.as_deref().context("a pod on the host's network has no link")?;
+        let own = address == self.v4();
+        let by = if own { String::new() } else { format!("via {} onlink ", self.v4()) };
+        self.node.netns().ip(&format!("route replace {address} {by}dev {link}"))
+    }
+
     /// A command that will run inside the pod: its network namespace and its cgroup.
     ///
     /// # Errors

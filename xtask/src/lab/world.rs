@@ -1,6 +1,11 @@
 //! A node with all its neighbours: what a whole agent needs around it.
 
-use std::{net::Ipv4Addr, path::PathBuf, thread, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
 
 use anyhow::Result;
 
@@ -92,6 +97,13 @@ impl Lab {
     /// Tells the API the pod's addresses.
     pub fn publish(&self, pod: &LabPod) {
         self.kubernetes.apply_pod(&running(pod));
+    }
+
+    /// Tells the API addresses that are not the pod's own.
+    pub fn publish_with(&self, pod: &LabPod, addresses: &[IpAddr]) {
+        let mut record = record(pod.spec()).running(addresses);
+        record.host_ip = Some(NODE_V4.into());
+        self.kubernetes.apply_pod(&record);
     }
 
     /// Deletes the pod, sandbox first.

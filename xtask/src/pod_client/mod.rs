@@ -1,11 +1,15 @@
 //! What runs inside a lab pod (`xtask in-pod`): asks the metadata service as an SDK does and says what came of it.
 
+pub mod attack;
+mod tally;
 pub mod wire;
+
+pub use tally::Tally;
 
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    io::{self, Write},
+    io::{self, Read, Write},
     net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     os::fd::OwnedFd,
     thread,
@@ -56,6 +60,9 @@ pub struct Options {
     /// Ask again and again for so many milliseconds, and at least once.
     #[arg(long)]
     pub for_ms: Option<u64>,
+    /// Ask from so many threads, `repeat` times each and on until stdin ends, and print one [`Tally`].
+    #[arg(long)]
+    pub threads: Option<u32>,
     /// The pause between two attempts in milliseconds.
     #[arg(long, default_value_t = 0)]
     pub pause_ms: u64,
@@ -113,6 +120,9 @@ pub struct Attempt {
 ///
 /// Only when nothing can be printed: a failed attempt is an answer.
 pub fn main(options: &Options) -> Result<()> {
+    if let Some(threads) = options.threads {
+        return tally::main(options, threads);
+    }
     let started = Instant::now();
     let mut stdout = io::stdout().lock();
     let mut done = 0;
@@ -167,6 +177,7 @@ impl Default for Options {
             headers: Vec::new(),
             repeat: 1,
             for_ms: None,
+            threads: None,
             pause_ms: 0,
             timeout_ms: 5000,
         }
@@ -196,6 +207,7 @@ impl Options {
         self.bind.iter().for_each(|bind| flag("bind", bind.to_string()));
         self.headers.iter().for_each(|header| flag("header", header.clone()));
         self.for_ms.iter().for_each(|limit| flag("for-ms", limit.to_string()));
+        self.threads.iter().for_each(|threads| flag("threads", threads.to_string()));
         args.into_iter().map(OsString::from).collect()
     }
 
@@ -228,42 +240,51 @@ fn ask(options: &Options, attempt: &mut Attempt) -> io::Result<()> {
     if options.via == Via::Udp {
         return datagram(options);
     }
-    let mut stream = open(options)?;
+    converse(options, attempt, &mut || open(options))
+}
+
+/// Asks as an SDK does, on a stream that `open` connects.
+fn converse<S: Read + Write>(
+    options: &Options,
+    attempt: &mut Attempt,
+    open: &mut dyn FnMut() -> io::Result<S>,
+) -> io::Result<()> {
+    let mut stream = open()?;
     let mut token = String::new();
     if options.imds == Imds::V2 {
         let ttl = format!("X-aws-ec2-metadata-token-ttl-seconds: {TTL}\r\nContent-Length: 0\r\n");
         let request = options.request("PUT", "/latest/api/token", &ttl);
-        if !step(attempt, "token", options, &mut stream, &request)? {
+        if !step(attempt, "token", open, &mut stream, &request)? {
             return Ok(());
         }
         token = format!("X-aws-ec2-metadata-token: {}\r\n", attempt.body);
     }
     if let Some(path) = &options.path {
         let request = options.request(&options.method, path, &token);
-        return step(attempt, "get", options, &mut stream, &request).map(drop);
+        return step(attempt, "get", open, &mut stream, &request).map(drop);
     }
     let request = options.request("GET", CREDENTIALS, &token);
-    if !step(attempt, "list", options, &mut stream, &request)? {
+    if !step(attempt, "list", open, &mut stream, &request)? {
         return Ok(());
     }
     let role = attempt.body.clone();
     let request = options.request("GET", &format!("{CREDENTIALS}{role}"), &token);
     attempt.role = Some(role);
-    step(attempt, "get", options, &mut stream, &request).map(drop)
+    step(attempt, "get", open, &mut stream, &request).map(drop)
 }
 
 /// Sends one request, on a new connection where the answer before said that the old one ends; `false` when the
 /// answer is not 200, which ends the attempt.
-fn step(
+fn step<S: Read + Write>(
     attempt: &mut Attempt,
     name: &str,
-    options: &Options,
-    stream: &mut TcpStream,
+    open: &mut dyn FnMut() -> io::Result<S>,
+    stream: &mut S,
     request: &str,
 ) -> io::Result<bool> {
     attempt.step = name.to_owned();
     if attempt.headers.get("connection").is_some_and(|value| value == "close") {
-        *stream = open(options)?;
+        *stream = open()?;
     }
     let reply = wire::exchange(stream, request)?;
     attempt.status = Some(reply.status);
@@ -319,9 +340,14 @@ fn name(error: &io::Error) -> String {
         Some(libc::EHOSTUNREACH) => "EHOSTUNREACH",
         Some(libc::EPIPE) => "EPIPE",
         Some(libc::EADDRNOTAVAIL) => "EADDRNOTAVAIL",
+        Some(libc::EADDRINUSE) => "EADDRINUSE",
+        Some(libc::ECONNABORTED) => "ECONNABORTED",
+        // What traffic control drops.
+        Some(libc::ENOBUFS) => "ENOBUFS",
         Some(libc::ETIMEDOUT | libc::EINPROGRESS | libc::EAGAIN) => "ETIMEDOUT",
         Some(_) => return error.to_string(),
         None if error.kind() == io::ErrorKind::UnexpectedEof => "EOF",
+        None if error.kind() == io::ErrorKind::TimedOut => "ETIMEDOUT",
         None => return error.to_string(),
     };
     known.to_owned()
@@ -349,6 +375,7 @@ mod tests {
             imds: Imds::V1,
             headers: vec!["X-Forwarded-For: 10.0.0.1".to_owned()],
             for_ms: Some(5),
+            threads: Some(8),
             ..Options::get("/latest/")
         };
         let args = options.to_args();

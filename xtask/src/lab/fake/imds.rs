@@ -15,7 +15,10 @@ use super::{
     http::{Answer, Body, Place, Server, full},
     packets::Packets,
 };
-use crate::lab::{IMDS_V4, IMDS_V6, Netns};
+use crate::{
+    lab::{IMDS_V4, IMDS_V6, NODE_V4, Netns},
+    pod_client::attack::TOS,
+};
 
 /// The node's own access key, which only the real service gives out. A pod that shows it has broken through.
 pub const NODE_ACCESS_KEY: &str = "ASIANODE000000000000";
@@ -93,6 +96,25 @@ impl Imds {
     #[must_use]
     pub fn packets(&self) -> BTreeMap<IpAddr, u64> {
         self.packets.all()
+    }
+
+    /// How many packets to the service have come from pods and other attackers, by source.
+    ///
+    /// Of those with the node's own address it is the ones that an attacker marked: the agent has that address too.
+    #[must_use]
+    pub fn attackers_packets(&self) -> BTreeMap<IpAddr, u64> {
+        let mut all = BTreeMap::new();
+        for ((source, tos), count) in self.packets.kinds() {
+            let of_attacker = match source {
+                IpAddr::V4(source) => source != NODE_V4 || tos == TOS,
+                // Those never pass a router: it is the link's own neighbour discovery.
+                IpAddr::V6(source) => !source.is_unicast_link_local(),
+            };
+            if of_attacker {
+                *all.entry(source).or_default() += count;
+            }
+        }
+        all
     }
 
     /// How many requests have come, by peer and path.

@@ -28,8 +28,11 @@ pub(super) struct Packets(Arc<Mutex<Tap>>);
 #[derive(Debug)]
 struct Tap {
     socket: OwnedFd,
-    seen: BTreeMap<IpAddr, u64>,
+    seen: BTreeMap<Kind, u64>,
 }
+
+/// A packet's source and its type of service (0 in IPv6).
+type Kind = (IpAddr, u8);
 
 // === impl Packets ===
 
@@ -58,6 +61,15 @@ impl Packets {
 
     /// How many packets have come in, by source.
     pub(super) fn all(&self) -> BTreeMap<IpAddr, u64> {
+        let mut all = BTreeMap::new();
+        for ((source, _), count) in self.kinds() {
+            *all.entry(source).or_default() += count;
+        }
+        all
+    }
+
+    /// The same, by source and type of service.
+    pub(super) fn kinds(&self) -> BTreeMap<Kind, u64> {
         let mut tap = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         tap.drain();
         tap.seen.clone()
@@ -72,10 +84,10 @@ impl Tap {
         loop {
             match recv(&self.socket, &mut head, RecvFlags::DONTWAIT) {
                 Ok((length, _)) => {
-                    if let Some((source, destination)) = ends(&head[..length])
+                    if let Some((kind, destination)) = ends(&head[..length])
                         && (destination == IMDS_V4 || destination == IMDS_V6)
                     {
-                        *self.seen.entry(source).or_default() += 1;
+                        *self.seen.entry(kind).or_default() += 1;
                     }
                 }
                 // ENETDOWN and its kind say that an interface went; the socket goes on.
@@ -94,13 +106,13 @@ fn drain(tap: &Weak<Mutex<Tap>>) {
     }
 }
 
-/// Source and destination of an IP packet.
-fn ends(packet: &[u8]) -> Option<(IpAddr, IpAddr)> {
+/// Source, type of service and destination of an IP packet.
+fn ends(packet: &[u8]) -> Option<(Kind, IpAddr)> {
     let v4 = |at: usize| Some(IpAddr::V4(Ipv4Addr::from(*packet.get(at..)?.first_chunk::<4>()?)));
     let v6 = |at: usize| Some(IpAddr::V6(Ipv6Addr::from(*packet.get(at..)?.first_chunk::<16>()?)));
     match packet.first()? >> 4 {
-        4 => v4(12).zip(v4(16)),
-        6 => v6(8).zip(v6(24)),
+        4 => Some(((v4(12)?, packet[1]), v4(16)?)),
+        6 => Some(((v6(8)?, 0), v6(24)?)),
         _ => None,
     }
 }

@@ -1,0 +1,100 @@
+//! The whole agent under load on a lab node: three pods, eight threads each, a new connection for every request, across
+//! take-overs. None may fail, none may get what is another's, none may reach the real metadata service.
+
+#![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
+
+use std::{path::Path, thread, time::Duration};
+
+use tokio::time::Instant;
+use xtask::{
+    lab::{Agent, Lab, LabPod, PodSpec, role_arn, skip},
+    pod_client::{Imds, Options, Tally},
+};
+
+/// In all; more where the take-overs take longer.
+const CONNECTIONS: u32 = 100_000;
+const THREADS: u32 = 8;
+const ROLES: [&str; 3] = ["orders", "reports", "invoices"];
+const TAKEOVERS: u32 = 20;
+
+const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
+/// What it logs when it has listeners, its own or the one's that it relieves.
+const LISTENS: &str = "Listening";
+const READY_LIMIT: Duration = Duration::from_secs(30);
+const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
+
+#[test]
+fn under_load_and_across_takeovers_each_connection_gets_its_own_credentials() {
+    if skip("under_load_and_across_takeovers_each_connection_gets_its_own_credentials") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = start(&lab);
+    let pods = ROLES.map(|role| pod(&lab, role));
+    let started = Instant::now();
+    let asking = ROLES.map(|role| Options {
+        imds: Imds::V1,
+        repeat: CONNECTIONS.div_ceil(ROLES.len() as u32 * THREADS),
+        headers: vec!["Connection: close".to_owned()],
+        ..Options::get(&format!("{CREDENTIALS}{role}"))
+    });
+    let asking: Vec<_> = pods
+        .iter()
+        .zip(&asking)
+        .map(|(pod, options)| pod.ask_from(THREADS, options).unwrap())
+        .collect();
+    for _ in 0..TAKEOVERS {
+        let next = start(&lab);
+        agent.terminate().unwrap();
+        agent = next;
+    }
+    let taken_over = started.elapsed();
+    let tallies: Vec<Tally> = asking.into_iter().map(|asking| asking.finish().unwrap()).collect();
+    let took = started.elapsed();
+
+    let attempts: u64 = tallies.iter().map(Tally::attempts).sum();
+    let slowest = tallies.iter().map(|tally| tally.slowest_micros).max().unwrap();
+    println!(
+        "{attempts} connections in {:.1} s, the slowest {} ms; {TAKEOVERS} take-overs in {:.1} s",
+        took.as_secs_f64(),
+        slowest / 1000,
+        taken_over.as_secs_f64(),
+    );
+    assert!(attempts >= CONNECTIONS.into());
+    let packets = lab.imds.packets();
+    for ((pod, role), tally) in pods.iter().zip(ROLES).zip(&tallies) {
+        assert!(tally.failures.is_empty(), "{role}: {:?}", tally.failures);
+        for key in tally.keys.keys() {
+            let owner = lab.sts.owner(key).map(|issued| issued.role);
+            assert_eq!(owner, Some(role_arn(role)), "{role} got {key}");
+        }
+        for address in pod.ips() {
+            assert_eq!(
+                packets.get(&address),
+                None,
+                "packets of {address} got to IMDS: {packets:?}"
+            );
+        }
+    }
+}
+
+fn start(lab: &Lab) -> Agent {
+    let mut agent = Agent::start(lab, Path::new(AGENT), &[]).unwrap();
+    // Until it has taken over, it is the one before that says it is ready.
+    let started = Instant::now();
+    while !agent.log().contains(LISTENS) {
+        assert!(started.elapsed() < READY_LIMIT, "it does not listen:\n{}", agent.log());
+        thread::sleep(Duration::from_millis(20));
+    }
+    agent.wait_ready(READY_LIMIT).unwrap();
+    agent
+}
+
+/// One that has been answered, with ports enough for its share of connections within a minute.
+fn pod(lab: &Lab, role: &str) -> LabPod {
+    let pod = lab.pod(PodSpec::new("shop", role).role(role)).unwrap();
+    pod.netns().sysctl("ipv4/ip_local_port_range", "1024 65535").unwrap();
+    let attempt = pod.credentials().unwrap();
+    assert_eq!(lab.role_of(&attempt), Some(role_arn(role)), "{attempt:?}");
+    pod
+}

@@ -1,0 +1,133 @@
+//! The attack matrix: what hostile pods try, by the moments of the agent's life. Of each cell, how many packets came to
+//! the metadata service and whose credentials were given. `cargo test --test matrix -- --nocapture` prints the table.
+
+#![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
+
+mod judge;
+mod rows;
+mod scenes;
+mod stage;
+mod table;
+
+use std::{path::Path, thread, time::Duration};
+
+use tokio::time::Instant;
+use xtask::lab::{Agent, Lab, NODE_V6, skip};
+
+use crate::{
+    judge::{Outcome, State},
+    stage::{Cast, Stage},
+    table::Table,
+};
+
+/// How many agents take over from each other while the rows are played, and how often these are at most.
+const TAKEOVERS: usize = 8;
+const PASSES: usize = 50;
+
+const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
+/// What it logs when it has listeners, its own or the one's that it relieves.
+const LISTENS: &str = "Listening";
+const READY_LIMIT: Duration = Duration::from_secs(30);
+
+/// What ordinary pods try, with the guards that the agent has by default.
+#[test]
+fn nothing_gets_past_from_a_pod() {
+    if skip("nothing_gets_past_from_a_pod") {
+        return;
+    }
+    let v6 = NODE_V6.to_string();
+    run("pods", &["--host", &v6], rows::of_a_pod);
+}
+
+/// What pods on the host's network try, where they are intercepted, with all guards.
+#[test]
+fn nothing_gets_past_from_a_pod_on_the_hosts_network() {
+    if skip("nothing_gets_past_from_a_pod_on_the_hosts_network") {
+        return;
+    }
+    let flags = ["--host-network-pods=intercept", "--guard=route,skb,uplink"];
+    run("hostNetwork pods", &flags, rows::of_a_host_network_pod);
+}
+
+/// Plays all rows in every state of one agent's life, prints the table, and fails for every cell that is not as it must be.
+fn run(title: &str, flags: &[&str], rows: fn(&Cast) -> Vec<rows::Row>) {
+    let lab = Lab::start().unwrap();
+    let cast = Cast::assemble(&lab);
+    let rows = rows(&cast);
+    let mut stage = Stage::new(&lab, &cast, &rows);
+    let mut table = Table::new(title, &rows);
+
+    table.add(State::NoAgent, stage.play(State::NoAgent));
+    stage.connect_early();
+    let mut agent = start(&lab, flags);
+    stage.await_credentials();
+    table.add(State::Running, stage.play(State::Running));
+
+    stage.freeze(&agent);
+    table.add(State::Hung, stage.play_hung(&agent));
+    stage.await_end_of_lease();
+    table.add(State::HungLapsed, stage.play(State::HungLapsed));
+    agent.thaw().unwrap();
+    stage.await_credentials();
+
+    let cells;
+    (agent, cells) = taking_over(agent, &lab, flags, &mut stage);
+    table.add(State::Takeover, cells);
+
+    agent.kill().unwrap();
+    table.add(State::Killed, stage.play(State::Killed));
+
+    lab.uninstall(Path::new(AGENT)).unwrap();
+    stage.connect_early();
+    let _agent = start(&lab, flags);
+    stage.await_credentials();
+    table.add(State::Reinstalled, stage.play(State::Reinstalled));
+
+    println!("{table}");
+    let wrong = table.wrong();
+    assert!(wrong.is_empty(), "{} cells are wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+fn start(lab: &Lab, flags: &[&str]) -> Agent {
+    let mut agent = Agent::start(lab, Path::new(AGENT), flags).unwrap();
+    // Until it has taken over, it is the one before that says it is ready.
+    eventually("the agent does not listen", || agent.log().contains(LISTENS));
+    agent.wait_ready(READY_LIMIT).unwrap();
+    agent
+}
+
+/// Plays the rows again and again while one agent after the other takes over; of each row, the worst that came of it.
+fn taking_over(
+    mut agent: Agent,
+    lab: &Lab,
+    flags: &[&str],
+    stage: &mut Stage<'_>,
+) -> (Agent, Vec<Option<Outcome>>) {
+    thread::scope(|scope| {
+        let taking_over = scope.spawn(|| {
+            for _ in 0..TAKEOVERS {
+                let next = start(lab, flags);
+                agent.terminate().unwrap();
+                agent = next;
+            }
+            agent
+        });
+        let mut cells = stage.play(State::Takeover);
+        for _ in 1..PASSES {
+            if taking_over.is_finished() {
+                break;
+            }
+            cells = stage.worst(cells, State::Takeover);
+        }
+        (taking_over.join().unwrap(), cells)
+    })
+}
+
+/// Waits until `true_at_last` is.
+fn eventually(what: &str, true_at_last: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !true_at_last() {
+        assert!(started.elapsed() < READY_LIMIT, "{what}, even after {READY_LIMIT:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,102 @@
+//! A hostile process in a pod or on the host, which does what it is told, step by step.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{ask::client_binary, cgroup::Cgroup, node::Node, pod::LabPod};
+use crate::pod_client::{
+    Attempt,
+    attack::{Attack, Order},
+};
+
+/// The process. Drop kills it, and with it all that it holds.
+#[derive(Debug)]
+pub struct Attacker {
+    child: Child,
+    orders: ChildStdin,
+    attempts: BufReader<ChildStdout>,
+}
+
+// === impl Attacker ===
+
+impl Attacker {
+    /// Tries one thing; each step of it takes at most `timeout_ms`.
+    ///
+    /// # Errors
+    ///
+    /// Only when the process has ended: an attempt that fails is an answer.
+    pub fn attempt(&mut self, attack: Attack, timeout_ms: u64) -> Result<Attempt> {
+        let order = serde_json::to_string(&Order { attack, timeout_ms }).context("an order")?;
+        writeln!(self.orders, "{order}").context("ordering an attempt")?;
+        let mut line = String::new();
+        self.attempts.read_line(&mut line).context("reading what came of an attempt")?;
+        serde_json::from_str(&line).with_context(|| format!("after {order} came {line:?}"))
+    }
+
+    /// Does one thing that must succeed for what follows to mean anything.
+    ///
+    /// # Errors
+    ///
+    /// When it does not.
+    pub fn must(&mut self, attack: Attack) -> Result<()> {
+        let what = format!("{attack:?}");
+        match self.attempt(attack, 5000)?.error {
+            Some(error) => bail!("{what}: {error}"),
+            None => Ok(()),
+        }
+    }
+
+    fn start(mut command: Command) -> Result<Self> {
+        command.arg("in-pod-attack").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().context("starting an attacker")?;
+        let orders = child.stdin.take().context("an attacker's stdin is piped")?;
+        let attempts = child.stdout.take().context("an attacker's stdout is piped")?;
+        Ok(Self { child, orders, attempts: BufReader::new(attempts) })
+    }
+}
+
+impl Drop for Attacker {
+    fn drop(&mut self) {
+        let killed = self.child.kill().and_then(|()| self.child.wait());
+        if let Err(error) = killed {
+            eprintln!("lab: an attacker can't be killed: {error}");
+        }
+    }
+}
+
+impl LabPod {
+    /// A hostile process in the pod.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be started.
+    pub fn attacker(&self) -> Result<Attacker> {
+        Attacker::start(self.command(client_binary()?)?)
+    }
+
+    /// One in the pod's network, but in `cgroup`.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be started.
+    pub fn attacker_in(&self, cgroup: &Cgroup) -> Result<Attacker> {
+        let mut command = self.netns().command(client_binary()?);
+        cgroup.adopt(&mut command)?;
+        Attacker::start(command)
+    }
+}
+
+impl Node {
+    /// One on the host, outside the pods' cgroup.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be started.
+    pub fn attacker(&self) -> Result<Attacker> {
+        Attacker::start(self.command(client_binary()?)?)
+    }
+}
