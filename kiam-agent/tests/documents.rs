@@ -74,3 +74,33 @@ fn readme_lists_exactly_the_metrics() {
     assert!(found.len() > 5, "{found:?}");
     assert_eq!(rows("kiam_"), found);
 }
+
+/// The security model names the test behind each of its rows: `file::test` or `module::test`.
+#[test]
+fn readme_names_tests_that_are_there() {
+    let text = fs::read_to_string(root().join("README.md")).expect("the README can be read");
+    let model = text.split("## Security model").nth(1).expect("there is a security model");
+    let rows = model.lines().skip_while(|line| !line.starts_with("| ---")).skip(1);
+    let rows: Vec<&str> = rows.take_while(|line| line.starts_with('|')).collect();
+    assert!(rows.len() > 15, "{rows:?}");
+    for row in rows {
+        let proof = row.trim_end_matches(" |").rsplit("| ").next().unwrap_or_default();
+        let (place, test) = proof.trim_matches('`').rsplit_once("::").unwrap_or_default();
+        let folder = match place.split_once("::") {
+            None => format!("kiam-agent/tests/{place}"),
+            Some(_) => format!("kiam-agent/src/{}", place.replace("::", "/")),
+        };
+        let sources = [format!("{folder}.rs"), format!("{folder}/main.rs"), folder];
+        let is_there = sources.iter().any(|path| holds(&root().join(path), test));
+        assert!(is_there && !test.is_empty(), "no test {proof}");
+    }
+}
+
+/// Whether a source, or one in a folder, has this function.
+fn holds(path: &Path, function: &str) -> bool {
+    if path.is_dir() {
+        let entries = fs::read_dir(path).expect("the folder can be read").flatten();
+        return entries.map(|entry| entry.path()).any(|path| holds(&path, function));
+    }
+    fs::read_to_string(path).is_ok_and(|text| text.contains(&format!("fn {function}(")))
+}

@@ -1,6 +1,7 @@
 //! `cargo xtask demo`: the real agent on a lab node, shown by what its pods get. Every line is checked before it is shown.
 
 mod by_hand;
+mod lives;
 mod script;
 mod transcript;
 

@@ -15,17 +15,20 @@ use jiff::Timestamp;
 use super::transcript::Transcript;
 use crate::{
     lab::{
-        AGENT_PORT, Agent, Lab, LabPod, NODE_V4, PodSpec,
+        AGENT_PORT, Agent, IMDS_V4, Lab, LabPod, NODE_V4, PodSpec,
         fake::imds::{NODE_ACCESS_KEY, NODE_ROLE},
         role_arn,
     },
-    pod_client::{Attempt, Imds, Options, Via},
+    pod_client::{
+        Attempt, Imds, Options, Via,
+        attack::{Attack, frame, raw},
+    },
 };
 
 pub(super) const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
-const READY_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const READY_LIMIT: Duration = Duration::from_secs(30);
 /// Namespace, name, role.
-const CAST: [(&str, &str, Option<&str>); 4] = [
+pub(super) const CAST: [(&str, &str, Option<&str>); 4] = [
     ("shop", "orders", Some("shop-orders")),
     ("shop", "invoices", Some("shop-invoices")),
     ("data", "reports", Some("analytics/reports")),
@@ -35,11 +38,11 @@ const CAST: [(&str, &str, Option<&str>); 4] = [
 /// The stage: lab, agent, pods and what was shown.
 pub(super) struct Script {
     // The agent goes first, then the pods, then the node.
-    agent: Option<Agent>,
-    pods: Vec<LabPod>,
-    lab: Lab,
-    binary: PathBuf,
-    transcript: Transcript,
+    pub(super) agent: Option<Agent>,
+    pub(super) pods: Vec<LabPod>,
+    pub(super) lab: Lab,
+    pub(super) binary: PathBuf,
+    pub(super) transcript: Transcript,
     interrupted: Arc<AtomicBool>,
 }
 
@@ -71,6 +74,8 @@ impl Script {
             Self::each_gets_its_own,
             Self::every_way_in,
             Self::no_way_round,
+            Self::nothing_gets_past,
+            Self::agent_is_replaced,
             Self::agent_dies,
             Self::agent_returns,
         ];
@@ -175,7 +180,7 @@ impl Script {
     }
 
     /// Shows what each pod gets, and checks with STS whose it is.
-    fn ask_all(&mut self) -> Result<()> {
+    pub(super) fn ask_all(&mut self) -> Result<()> {
         for (pod, (.., role)) in self.pods.iter().zip(CAST) {
             let attempt = pod.credentials()?;
             let took = millis(Duration::from_micros(attempt.micros));
@@ -243,7 +248,7 @@ impl Script {
         let tries = [
             ("the role of another pod", Options::get(&other), "403"),
             ("the node's user data", Options::get("/latest/user-data"), "404"),
-            ("the agent's own port, directly", agent, "403"),
+            ("the agent's own port, directly", agent, "EPERM"),
             (
                 "another port of the metadata service",
                 Options { port: 8080, ..Options::default() },
@@ -268,73 +273,32 @@ impl Script {
         Ok(())
     }
 
-    fn agent_dies(&mut self) -> Result<()> {
-        self.transcript
-            .section("kill -9: nobody answers, and nobody falls through to the node's credentials");
+    /// What no hook at connect sees.
+    fn nothing_gets_past(&mut self) -> Result<()> {
+        self.transcript.section("Nor past the hooks: packets are sent, and none arrives");
+        let pod = &self.pods[0];
+        let (from, to) = (pod.v4().into(), IMDS_V4.into());
+        let mut attacker = pod.attacker()?;
         let before = self.packets();
-        if let Some(agent) = &mut self.agent {
-            agent.kill()?;
-        }
-        for pod in &self.pods {
-            let attempt = pod.credentials()?;
-            let took = millis(Duration::from_micros(attempt.micros));
-            let got = show(&attempt);
-            self.transcript.claim(
-                format!("{:<16}{got:<14}after {took}", label(pod)),
-                &[("connection refused", got == "ECONNREFUSED")],
-            );
+        let tries = [
+            ("a ping", Attack::Raw { way: raw::Way::Echo, from, to }),
+            ("a TCP SYN by a raw socket", Attack::Raw { way: raw::Way::SynHeader, from, to }),
+            ("a TCP SYN by a packet socket", Attack::Frame { way: frame::Way::Raw, from, to }),
+        ];
+        for (what, attack) in tries {
+            let got = show(&attacker.attempt(attack, 1000)?);
+            self.transcript.say(format!("{:<16}{got:<14}{what}", label(pod)));
         }
         let leaked = self.packets() - before;
         self.transcript.claim(
-            format!("packets from these pods at the real IMDS meanwhile: {leaked}"),
+            format!("packets of these at the real IMDS: {leaked}"),
             &[("none got there", leaked == 0)],
         );
         Ok(())
     }
 
-    fn agent_returns(&mut self) -> Result<()> {
-        self.transcript.section("The agent returns, while a pod keeps asking");
-        let before = self.packets();
-        let asking = Options { for_ms: Some(3000), pause_ms: 5, ..Options::default() };
-        let asked = self.pods[0].ask_meanwhile(&asking)?;
-        let mut agent = Agent::start(&self.lab, &self.binary, &[])?;
-        let took = agent.wait_ready(READY_LIMIT)?;
-        self.agent = Some(agent);
-        self.transcript.say(format!("ready again after {}", millis(took)));
-        self.ask_all()?;
-        let Ok(attempts) = asked.join() else { bail!("the asking thread panicked") };
-        let attempts = attempts?;
-        let role = CAST[0].2.map(role_arn);
-        let (given, cut): (Vec<_>, Vec<_>) =
-            attempts.iter().partition(|attempt| attempt.status == Some(200));
-        let own = |attempt: &&Attempt| self.lab.role_of(attempt) == role;
-        let leaked = self.packets() - before;
-        self.transcript.claim(
-            format!(
-                "{} asked {} times: {} refused or cut, {} answered",
-                label(&self.pods[0]),
-                attempts.len(),
-                cut.len(),
-                given.len()
-            ),
-            &[
-                (
-                    "it was answered in the end",
-                    attempts.last().is_some_and(|attempt| attempt.status == Some(200)),
-                ),
-                ("every answer was of its own role", given.iter().all(own)),
-                (
-                    "what was not answered was cut or refused",
-                    cut.iter().all(|attempt| attempt.error.is_some()),
-                ),
-                ("no packet of a pod reached the real IMDS", leaked == 0),
-            ],
-        );
-        Ok(())
-    }
-
     /// Packets of all the pods that have arrived at the real metadata service.
-    fn packets(&self) -> u64 {
+    pub(super) fn packets(&self) -> u64 {
         let seen = self.lab.imds.packets();
         let sources = self.pods.iter().flat_map(LabPod::ips);
         sources.filter_map(|source| seen.get(&source)).sum()
@@ -356,12 +320,12 @@ impl Given {
     }
 }
 
-fn label(pod: &LabPod) -> String {
+pub(super) fn label(pod: &LabPod) -> String {
     format!("{}/{}", pod.spec().namespace, pod.spec().name)
 }
 
 /// The status, or the error in its place.
-fn show(attempt: &Attempt) -> String {
+pub(super) fn show(attempt: &Attempt) -> String {
     match (&attempt.error, attempt.status) {
         (Some(error), _) => error.clone(),
         (None, Some(status)) => status.to_string(),
@@ -369,6 +333,6 @@ fn show(attempt: &Attempt) -> String {
     }
 }
 
-fn millis(duration: Duration) -> String {
+pub(super) fn millis(duration: Duration) -> String {
     format!("{:.1} ms", duration.as_secs_f64() * 1000.0)
 }
