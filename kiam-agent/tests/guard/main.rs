@@ -339,8 +339,15 @@ fn a_node_whose_pods_bypass_its_routing_is_found_out() {
 }
 
 /// Ways with a source address that the sender chooses.
-const FORGED: [&str; 5] =
-    ["tcp from a raw socket", "ipv4 packet", "ipv4 frame", "ipv6 packet", "ipv6 frame"];
+const FORGED: [&str; 7] = [
+    "tcp from a raw socket",
+    "ipv4 packet",
+    "ipv4 frame",
+    "ipv4 tagged frame",
+    "ipv6 packet",
+    "ipv6 frame",
+    "ipv6 tagged frame",
+];
 /// No addresses of the node: what its own stack sends or answers must not count.
 const FORGED_SOURCES: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(10, 77, 9, 9)),
