@@ -34,7 +34,7 @@ use super::{
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
 
-const MAPS: [&str; 9] = [
+const MAPS: [&str; 10] = [
     "LEASE",
     "CGROUPS",
     "CLIENTS",
@@ -42,6 +42,7 @@ const MAPS: [&str; 9] = [
     "PASSED",
     "FLOWS",
     "NETNS",
+    "PODS",
     "OBSERVED",
     "COUNTERS",
 ];
@@ -178,7 +179,8 @@ impl Interception {
         };
         let log = if log { Some(KernelLog(EbpfLogger::init(&mut ebpf)?)) } else { None };
         let lease = Lease::new(array(&mut ebpf, "LEASE")?);
-        let flows = Flows::new(hash(&mut ebpf, "FLOWS")?, hash(&mut ebpf, "NETNS")?);
+        let [netns, pods] = [hash(&mut ebpf, "NETNS")?, hash(&mut ebpf, "PODS")?];
+        let flows = Flows::new(hash(&mut ebpf, "FLOWS")?, netns, pods);
         let map = ebpf.take_map("COUNTERS").ok_or(Error::Missing("COUNTERS"))?;
         let counters = PerCpuArray::try_from(map).map_err(map_error("COUNTERS"))?;
         let verdicts = Verdicts::new(counters);
