@@ -95,7 +95,10 @@ fn ancestor(level: i32) -> u64 {
 #[inline(always)]
 fn is_leased() -> bool {
     let Some(renewed) = LEASE.get(0) else { return false };
+    // Once, and before the time: a renewal in between would be later than now.
+    // SAFETY: a value that the map returned; an aligned word is read whole.
+    let renewed = unsafe { core::ptr::from_ref(renewed).read_volatile() };
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    *renewed != 0 && now.wrapping_sub(*renewed) < LEASE_NS
+    renewed != 0 && now.saturating_sub(renewed) < LEASE_NS
 }
