@@ -1,8 +1,10 @@
 //! The kernel programs on the kernel: what becomes of pods' connects, and who is attested.
 
 use std::{
+    io::{BufRead as _, BufReader},
     net::{IpAddr, SocketAddr, TcpListener},
     path::Path,
+    process::Stdio,
 };
 
 use kiam_agent::{
@@ -211,6 +213,40 @@ fn namespaces_that_a_pod_makes_share_its_quota() {
     // They ended, and each count is free again, under whatever namespace it was made.
     assert_eq!(flooding.python(&script).unwrap(), "1024 976");
     assert_eq!(error(&working, &options(IMDS_V4.into())), "ECONNREFUSED");
+}
+
+#[test]
+fn connections_that_close_while_observed_count_no_more() {
+    if skip("connections_that_close_while_observed_count_no_more") {
+        return;
+    }
+    let node = Node::start().unwrap();
+    let pod = node.pod(PodSpec::new("default", "a").with_uid().unwrap()).unwrap();
+    let pins = node.bpffs().join("kiam");
+    let mut parts = attach(&node, &pins);
+    parts.lease.renew().unwrap();
+    let listener = node.netns().listen(SocketAddr::from((NODE_V4, PORT))).unwrap();
+    std::thread::spawn(move || listener.incoming().collect::<Vec<_>>());
+    let connect = "import socket,sys\n\
+        held=[];denied=0\n\
+        for _ in range(600):\n\
+        \x20s=socket.socket();s.settimeout(5)\n\
+        \x20try: s.connect(('169.254.169.254',80));held.append(s)\n\
+        \x20except PermissionError: denied+=1\n\
+        print(len(held),denied,flush=True)\n\
+        sys.stdin.read()";
+    let mut python = pod.command("python3").unwrap();
+    python.args(["-c", connect]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut holding = python.spawn().unwrap();
+    let mut counts = String::new();
+    BufReader::new(holding.stdout.take().unwrap()).read_line(&mut counts).unwrap();
+    assert_eq!(counts, "600 0\n");
+    let _observing = attach_as(&node, Config { mode: Mode::Observe, ..config(&node, &pins) });
+    drop(holding.stdin.take());
+    holding.wait().unwrap();
+    let mut parts = attach(&node, &pins);
+    parts.lease.renew().unwrap();
+    assert_eq!(pod.python(connect).unwrap(), "600 0");
 }
 
 #[test]

@@ -61,8 +61,10 @@ const ENFORCING: [&str; 9] = [
     "kiam_sendmsg6",
 ];
 
-/// What sees connects and datagrams, and nothing that changes anything else.
-const OBSERVING: [&str; 4] = ["kiam_connect6", "kiam_connect4", "kiam_sendmsg4", "kiam_sendmsg6"];
+/// What sees connects and datagrams, and nothing that changes anything else. `kiam_sock_ops` has nothing to publish, but
+/// takes back what was published before: a connection that nobody saw close would count for its pod for good.
+const OBSERVING: [&str; 5] =
+    ["kiam_sock_ops", "kiam_connect6", "kiam_connect4", "kiam_sendmsg4", "kiam_sendmsg6"];
 
 const GUARD: &str = "kiam_guard";
 
