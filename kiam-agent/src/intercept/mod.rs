@@ -15,6 +15,7 @@ mod metrics;
 mod namespaces;
 mod netlink;
 mod netns;
+mod pins;
 mod programs;
 mod proof;
 mod rewriter;

@@ -4,10 +4,7 @@ use std::{
     fmt,
     fs::{self, File},
     io,
-    os::{
-        fd::{AsFd as _, BorrowedFd},
-        unix::fs::DirBuilderExt as _,
-    },
+    os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
 };
 
@@ -22,14 +19,14 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use kiam_common::{
-    CGROUP_PASS, CGROUP_PODS, LAYOUT,
+    CGROUP_PASS, CGROUP_PODS,
     redirect::{AgentPorts, Target},
 };
 use tracing::info;
 
 use super::{
     Cgroup, Config, Error, Flows, HostNetworkPods, Lease, Marks, Mode, Rewriter, UplinkProgram,
-    Verdicts, ancestors, guard, links::PinnedLink, netns,
+    Verdicts, ancestors, guard, links::PinnedLink, netns, pins,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
@@ -97,6 +94,8 @@ pub struct Parts {
     pub rewriter: Rewriter,
     /// Whether packets of the pods' cgroup are guarded.
     pub guards_packets: bool,
+    /// Whether no agent enforced here before, so that nothing notes which older connections may go on.
+    pub first: bool,
     /// What the guard attaches where packets leave the node, if it does.
     pub uplink: Option<UplinkProgram>,
     /// What the programs write to the log, if they do.
@@ -132,7 +131,7 @@ impl Interception {
     /// Whatever is missing on this machine; see [`Error`].
     pub fn load(config: &Config, target: Target) -> Result<Self, Error> {
         let cgroup = Cgroup::open(config.cgroup.as_deref())?;
-        let pins = pin_folder(&config.bpffs)?;
+        let pins = pins::folder(&config.bpffs)?;
         let host_netns = netns::host_netns().map_err(|source| Error::File {
             what: "the node's network namespace cookie (SO_NETNS_COOKIE)",
             path: PathBuf::from("/proc/self/ns/net"),
@@ -165,6 +164,8 @@ impl Interception {
     ///
     /// The kernel's; what is attached already stays so, and a later attempt completes it.
     pub fn attach(mut self, listeners: &[BorrowedFd<'_>]) -> Result<Parts, Error> {
+        // One that only observes does not attach it.
+        let first = !self.pins.join(pins::link("kiam_getpeername4")).exists();
         self.exempt_own_pod()?;
         self.mark(listeners)?;
         for name in self.programs.clone() {
@@ -186,7 +187,18 @@ impl Interception {
         let map = ebpf.take_map("COUNTERS").ok_or(Error::Missing("COUNTERS"))?;
         let counters = PerCpuArray::try_from(map).map_err(map_error("COUNTERS"))?;
         let verdicts = Verdicts::new(counters);
-        Ok(Parts { lease, flows, verdicts, cgroup, marks, rewriter, guards_packets, uplink, log })
+        Ok(Parts {
+            lease,
+            flows,
+            verdicts,
+            cgroup,
+            marks,
+            rewriter,
+            guards_packets,
+            first,
+            uplink,
+            log,
+        })
     }
 
     /// The agent's own pod keeps the real IMDS. Entries of earlier agents' pods go.
@@ -232,7 +244,7 @@ impl Interception {
     }
 
     fn attach_one(&mut self, name: &'static str) -> Result<(), Error> {
-        let pin = self.pins.join(link_pin(name));
+        let pin = self.pins.join(pins::link(name));
         let failed = |source| Error::Program { name, source };
         let program = self.ebpf.program_mut(name).ok_or(Error::Missing(name))?;
         let fd = load(program).map_err(failed)?.try_clone().map_err(|source| io(&pin, source))?;
@@ -243,7 +255,7 @@ impl Interception {
     /// Ends what an earlier agent, with other flags, had attached besides.
     fn detach_others(&self) -> Result<(), Error> {
         for name in ENFORCING.into_iter().chain([GUARD]) {
-            let pin = self.pins.join(link_pin(name));
+            let pin = self.pins.join(pins::link(name));
             if !self.programs.contains(&name) && pin.exists() {
                 fs::remove_file(&pin).map_err(|source| io(&pin, source))?;
             }
@@ -279,10 +291,6 @@ fn programs(config: &Config, cgroup: &Cgroup) -> Result<Vec<&'static str>, Error
         programs.push(GUARD);
     }
     Ok(programs)
-}
-
-fn link_pin(name: &str) -> String {
-    format!("link_{name}")
 }
 
 fn load(program: &mut Program) -> Result<&ProgramFd, ProgramError> {
@@ -362,28 +370,6 @@ fn replace_or(
 
 fn io(path: &Path, source: io::Error) -> Error {
     Error::File { what: "pin", path: path.to_owned(), source }
-}
-
-/// Makes `<bpffs>/v<layout>`, for root alone.
-fn pin_folder(bpffs: &Path) -> Result<PathBuf, Error> {
-    let failed =
-        |source| Error::File { what: "make the pins' folder", path: bpffs.to_owned(), source };
-    let mut nearest = bpffs;
-    while !nearest.exists() {
-        nearest = nearest.parent().ok_or(Error::NotBpffs { path: bpffs.to_owned() })?;
-    }
-    let system = rustix::fs::statfs(nearest).map_err(|error| failed(error.into()))?;
-    if u64::try_from(system.f_type).ok() != Some(0xcafe_4a11) {
-        return Err(Error::NotBpffs { path: bpffs.to_owned() });
-    }
-    let pins = bpffs.join(format!("v{LAYOUT}"));
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&pins).map_err(failed)?;
-    for entry in fs::read_dir(bpffs).map_err(failed)?.flatten() {
-        if entry.path() != pins && entry.file_name().to_string_lossy().starts_with('v') {
-            return Err(Error::OtherLayout { path: entry.path(), layout: LAYOUT });
-        }
-    }
-    Ok(pins)
 }
 
 fn map_error(name: &'static str) -> impl Fn(aya::maps::MapError) -> Error {
