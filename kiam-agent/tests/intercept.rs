@@ -1,13 +1,15 @@
 //! The kernel programs on the kernel: what becomes of pods' connects, and who is attested.
 
 use std::{
+    io::{BufRead as _, BufReader},
     net::{IpAddr, SocketAddr, TcpListener},
     path::Path,
+    process::Stdio,
 };
 
 use kiam_agent::{
     identity::CgroupPaths,
-    intercept::{Config, GuardConfig, Interception, Parts, uninstall},
+    intercept::{Config, GuardConfig, Interception, Mode, Parts, uninstall},
     pods::PodUid,
 };
 use kiam_common::{counters::Reason, redirect::Target};
@@ -159,6 +161,82 @@ fn one_pods_flood_is_bounded_and_leaves_others_alone() {
     // It ended, so its connections closed and their part of the quota is free again.
     assert_eq!(flooding.python(&few).unwrap(), "10 0");
     assert_eq!(working.python(&few).unwrap(), "10 0");
+}
+
+#[test]
+fn namespaces_that_a_pod_makes_share_its_quota() {
+    if skip("namespaces_that_a_pod_makes_share_its_quota") {
+        return;
+    }
+    let node = Node::start().unwrap();
+    let [flooding, working] =
+        ["a", "b"].map(|name| node.pod(PodSpec::new("default", name).with_uid().unwrap()).unwrap());
+    let mut parts = attach(&node, &node.bpffs().join("kiam"));
+    parts.lease.renew().unwrap();
+    // No privilege is needed: each has a user namespace of its own, and connections that come to nobody.
+    let inside = "import socket,subprocess,sys\n\
+        subprocess.check_call(sys.argv[1],shell=True)\n\
+        held=[];denied=0\n\
+        for _ in range(500):\n\
+        \x20s=socket.socket();s.setblocking(False)\n\
+        \x20try: s.connect(('169.254.169.254',80))\n\
+        \x20except BlockingIOError: held.append(s)\n\
+        \x20except PermissionError: denied+=1\n\
+        print(len(held),denied,flush=True)\n\
+        sys.stdin.read()";
+    let script = format!(
+        "import subprocess\n\
+         nobody=['setpriv','--reuid=65534','--regid=65534','--clear-groups','unshare','-Urn']\n\
+         children=[];held=denied=0\n\
+         for number in range(1,5):\n\
+         \x20setup=f'ip link set lo up;ip addr add 10.9.9.{{number}}/32 dev lo;ip route add default dev lo'\n\
+         \x20c=subprocess.Popen([*nobody,'python3','-c',\"\"\"{inside}\"\"\",setup],text=True,\n\
+         \x20 stdin=subprocess.PIPE,stdout=subprocess.PIPE)\n\
+         \x20children.append(c)\n\
+         \x20counts=c.stdout.readline().split()\n\
+         \x20held+=int(counts[0]);denied+=int(counts[1])\n\
+         for c in children: c.communicate()\n\
+         print(held,denied)"
+    );
+    assert_eq!(flooding.python(&script).unwrap(), "1024 976");
+    assert_eq!(parts.verdicts.count(Reason::Quota), 976);
+    // They ended, and each count is free again, under whatever namespace it was made.
+    assert_eq!(flooding.python(&script).unwrap(), "1024 976");
+    assert_eq!(error(&working, &options(IMDS_V4.into())), "ECONNREFUSED");
+}
+
+#[test]
+fn connections_that_close_while_observed_count_no_more() {
+    if skip("connections_that_close_while_observed_count_no_more") {
+        return;
+    }
+    let node = Node::start().unwrap();
+    let pod = node.pod(PodSpec::new("default", "a").with_uid().unwrap()).unwrap();
+    let pins = node.bpffs().join("kiam");
+    let mut parts = attach(&node, &pins);
+    parts.lease.renew().unwrap();
+    let listener = node.netns().listen(SocketAddr::from((NODE_V4, PORT))).unwrap();
+    std::thread::spawn(move || listener.incoming().collect::<Vec<_>>());
+    let connect = "import socket,sys\n\
+        held=[];denied=0\n\
+        for _ in range(600):\n\
+        \x20s=socket.socket();s.settimeout(5)\n\
+        \x20try: s.connect(('169.254.169.254',80));held.append(s)\n\
+        \x20except PermissionError: denied+=1\n\
+        print(len(held),denied,flush=True)\n\
+        sys.stdin.read()";
+    let mut python = pod.command("python3").unwrap();
+    python.args(["-c", connect]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut holding = python.spawn().unwrap();
+    let mut counts = String::new();
+    BufReader::new(holding.stdout.take().unwrap()).read_line(&mut counts).unwrap();
+    assert_eq!(counts, "600 0\n");
+    let _observing = attach_as(&node, Config { mode: Mode::Observe, ..config(&node, &pins) });
+    drop(holding.stdin.take());
+    holding.wait().unwrap();
+    let mut parts = attach(&node, &pins);
+    parts.lease.renew().unwrap();
+    assert_eq!(pod.python(connect).unwrap(), "600 0");
 }
 
 #[test]

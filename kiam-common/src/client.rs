@@ -29,11 +29,13 @@ pub struct Client {
     pub cgroup: u64,
     /// Its network namespace's cookie.
     pub netns: u64,
+    /// The cgroup that its connections count for: its pod's, or that of a container of it.
+    pub pod: u64,
     /// The socket's cookie: only this socket's close removes the entry.
     pub socket: u64,
     /// The destination that was asked, IPv4 as v4-mapped; for `getpeername`.
     pub asked: [u8; 16],
-    /// 1 once the connection counts against its namespace's quota.
+    /// 1 once the connection counts against its pod's quota.
     pub counted: u32,
     /// The port it was redirected to, host order: a connection elsewhere is not the agent's, and an agent that
     /// takes over may have another port than the one that this was meant for.
@@ -41,19 +43,19 @@ pub struct Client {
     /// Explicit padding.
     pub pad: u16,
 }
-const _: () = assert!(size_of::<Client>() == 48);
+const _: () = assert!(size_of::<Client>() == 56);
 
-/// `NETNS` value, by network namespace cookie.
+/// `NETNS` value, by network namespace cookie, and `PODS` value, by cgroup.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct NetnsUse {
+pub struct Held {
     /// Connections that are open now. Signed: an entry that is swept while a connection opens loses that
     /// one's count, and its close must leave -1 here, not a number above every quota.
     pub open: i64,
     /// When the last one was opened, nanoseconds of `CLOCK_MONOTONIC`.
     pub last_ns: u64,
 }
-const _: () = assert!(size_of::<NetnsUse>() == 16);
+const _: () = assert!(size_of::<Held>() == 16);
 
 /// `OBSERVED` key: who asked for the IMDS, and what would have become of it.
 #[repr(C)]
@@ -90,13 +92,13 @@ pub fn mapped(v4: [u8; 4]) -> [u8; 16] {
 #[cfg(feature = "user")]
 mod user {
     #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait")]
-    use super::{Client, FlowKey, NetnsUse, Sighting, Sightings};
+    use super::{Client, FlowKey, Held, Sighting, Sightings};
     // SAFETY: `repr(C)`, integers only, padding explicit (the size asserts above), any bytes are valid.
     unsafe impl aya::Pod for FlowKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Client {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for NetnsUse {}
+    unsafe impl aya::Pod for Held {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Sighting {}
     // SAFETY: as above.

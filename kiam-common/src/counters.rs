@@ -16,7 +16,7 @@ pub enum Reason {
     NoLease = 4,
     /// Denied: the agent has no listener for this form of the address.
     NoTarget = 5,
-    /// Denied: the network namespace holds too many connections.
+    /// Denied: the pod holds too many connections.
     Quota = 6,
     /// Denied: the kernel could not record who is calling.
     NoRecord = 7,

@@ -16,9 +16,11 @@ pub const LAYOUT: u32 = 1;
 /// (`bpf_ktime_get_ns`). The agent renews it every second.
 pub const LEASE_NS: u64 = 10_000_000_000;
 
-/// How many open IMDS connections one network namespace may hold; more are denied, so that one pod
-/// cannot fill [`client::FlowKey`]'s map, which evicts nothing.
-pub const NETNS_QUOTA: i64 = 1024;
+/// How many open IMDS connections one pod may hold; more are denied, so that one pod cannot fill
+/// [`client::FlowKey`]'s map, which evicts nothing. Not a network namespace: any user may make many of them.
+pub const POD_QUOTA: i64 = 1024;
+/// Pods of one node that may hold so many at once, each connection with two entries: twice as many as kubelets run.
+pub const FULL_PODS: u32 = 256;
 
 /// `HOST_NETNS` of an agent that can't ask for its own namespace's cookie (`SO_NETNS_COOKIE` came with
 /// kernel 5.14): the programs compare with the initial namespace's, which they can ask for since 5.7.

@@ -4,7 +4,9 @@ use aya_ebpf::{
     helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_ktime_get_ns},
     programs::SockAddrContext,
 };
-use kiam_common::{CGROUP_INTERCEPT, CGROUP_LEVELS, CGROUP_PASS, LEASE_NS, redirect::Caller};
+use kiam_common::{
+    CGROUP_INTERCEPT, CGROUP_LEVELS, CGROUP_PASS, CGROUP_PODS, LEASE_NS, redirect::Caller,
+};
 
 use crate::{
     maps::{CGROUPS, HOST_NETWORK_PASSES, LEASE},
@@ -48,13 +50,12 @@ fn mark() -> Option<u32> {
     if nearest.is_none() {
         // From the root down, so the last one found is the nearest.
         for level in 1..=CGROUP_LEVELS {
-            // SAFETY: the helper has no preconditions; beyond the leaf it answers 0.
-            let ancestor = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
-            if ancestor == 0 {
+            let above = ancestor(level);
+            if above == 0 {
                 break;
             }
             // SAFETY: as above.
-            if let Some(mark) = unsafe { CGROUPS.get(ancestor) } {
+            if let Some(mark) = unsafe { CGROUPS.get(above) } {
                 nearest = Some(*mark);
             }
         }
@@ -62,10 +63,42 @@ fn mark() -> Option<u32> {
     nearest
 }
 
+/// The cgroup two levels below the pods': the pod's or, of a guaranteed pod, a container's. The kubelet and the runtime
+/// make these; what a container makes is deeper.
+#[inline(always)]
+pub(crate) fn pod() -> u64 {
+    let mut pods = 0;
+    for level in 1..=CGROUP_LEVELS {
+        let above = ancestor(level);
+        if above == 0 {
+            break;
+        }
+        // SAFETY: the entry is not freed while the program runs (RCU).
+        if unsafe { CGROUPS.get(above) } == Some(&CGROUP_PODS) {
+            pods = level;
+        }
+    }
+    match ancestor(pods + 2) {
+        // SAFETY: the helper has no preconditions (kernel 4.18).
+        0 => unsafe { bpf_get_current_cgroup_id() },
+        pod => pod,
+    }
+}
+
+/// The cgroup at `level` that the calling process is in; 0 beyond its own.
+#[inline(always)]
+fn ancestor(level: i32) -> u64 {
+    // SAFETY: the helper has no preconditions (kernel 5.6).
+    unsafe { bpf_get_current_ancestor_cgroup_id(level) }
+}
+
 #[inline(always)]
 fn is_leased() -> bool {
     let Some(renewed) = LEASE.get(0) else { return false };
+    // Once, and before the time: a renewal in between would be later than now.
+    // SAFETY: a value that the map returned; an aligned word is read whole.
+    let renewed = unsafe { core::ptr::from_ref(renewed).read_volatile() };
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    *renewed != 0 && now.wrapping_sub(*renewed) < LEASE_NS
+    renewed != 0 && now.saturating_sub(renewed) < LEASE_NS
 }

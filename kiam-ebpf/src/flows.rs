@@ -12,27 +12,30 @@ use aya_ebpf::{
         bpf_get_current_cgroup_id, bpf_ktime_get_ns,
         generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_storage_get},
     },
+    maps::HashMap,
     programs::{SockAddrContext, SockOpsContext},
 };
 use kiam_common::{
-    NETNS_QUOTA,
-    client::{Client, FlowKey, NetnsUse, Sighting, Sightings, mapped},
+    POD_QUOTA,
+    client::{Client, FlowKey, Held, Sighting, Sightings, mapped},
     counters::Reason,
     redirect::Verdict,
 };
 
-use crate::maps::{CLIENTS, FLOWS, NETNS, OBSERVED, count};
+use crate::{
+    callers,
+    maps::{CLIENTS, FLOWS, NETNS, OBSERVED, PODS, count},
+};
 
 const AF_INET: u32 = 2;
 
-/// Notes with the socket who is connecting it, unless its network namespace holds too many already.
+/// Notes with the socket who is connecting it, unless its pod holds too many already.
 #[inline(always)]
 pub(crate) fn record(ctx: &SockAddrContext, asked: [u8; 16], port: u16) -> Result<(), Reason> {
-    // SAFETY: the helper takes the program's own context (cgroup/connect, kernel 5.7).
-    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    let pod = callers::pod();
     // SAFETY: the entry is not freed while the program runs (RCU), and a torn count is only a count.
-    if let Some(held) = unsafe { NETNS.get(netns) }
-        && held.open >= NETNS_QUOTA
+    if let Some(held) = unsafe { PODS.get(pod) }
+        && held.open >= POD_QUOTA
     {
         return Err(Reason::Quota);
     }
@@ -45,7 +48,9 @@ pub(crate) fn record(ctx: &SockAddrContext, asked: [u8; 16], port: u16) -> Resul
     let client = unsafe { &mut *client };
     // SAFETY: the helper has no preconditions (kernel 4.18).
     client.cgroup = unsafe { bpf_get_current_cgroup_id() };
-    client.netns = netns;
+    // SAFETY: the helper takes the program's own context (cgroup/connect, kernel 5.7).
+    client.netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    client.pod = pod;
     // SAFETY: the helper takes the program's own context (kernel 4.19).
     client.socket = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     client.asked = asked;
@@ -154,7 +159,8 @@ pub(crate) fn publish(ctx: &SockOpsContext) {
     }
     if client.counted == 0 {
         client.counted = 1;
-        open(client.netns);
+        open(&NETNS, client.netns);
+        open(&PODS, client.pod);
     }
     let entry = *client;
     let own = key(ctx, entry.netns);
@@ -172,8 +178,10 @@ pub(crate) fn close(ctx: &SockOpsContext) {
     remove(FlowKey { netns: 0, ..own }, client.socket);
     if client.counted == 1 {
         client.counted = 0;
-        if let Some(held) = NETNS.get_ptr_mut(client.netns) {
-            add(held, -1);
+        for (held, key) in [(&NETNS, client.netns), (&PODS, client.pod)] {
+            if let Some(held) = held.get_ptr_mut(key) {
+                add(held, -1);
+            }
         }
     }
 }
@@ -217,12 +225,11 @@ pub(crate) fn observe(verdict: Verdict) {
 }
 
 #[inline(always)]
-fn open(netns: u64) {
+fn open(map: &HashMap<u64, Held>, key: u64) {
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    let first = NetnsUse { open: 0, last_ns: now };
-    let _ = NETNS.insert(netns, first, BPF_NOEXIST.into());
-    if let Some(held) = NETNS.get_ptr_mut(netns) {
+    let _ = map.insert(key, Held { open: 0, last_ns: now }, BPF_NOEXIST.into());
+    if let Some(held) = map.get_ptr_mut(key) {
         add(held, 1);
         // SAFETY: a value that the map returned; an aligned word is written whole.
         unsafe { (*held).last_ns = now }
@@ -231,7 +238,7 @@ fn open(netns: u64) {
 
 /// Adds to the count. The sum is not asked for: that needs kernel 5.12.
 #[inline(always)]
-fn add(held: *mut NetnsUse, step: i64) {
+fn add(held: *mut Held, step: i64) {
     // SAFETY: a value that the map returned lives as long as the program runs (RCU).
     let open = unsafe { &raw mut (*held).open };
     // The target has no compare-and-swap, so `core` gives it no `fetch_add`; BPF's own XADD is one.

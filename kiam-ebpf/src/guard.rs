@@ -19,7 +19,10 @@ use crate::maps::{CGROUPS, PASSED};
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
+const ETH_P_8021Q: u16 = 0x8100;
+const ETH_P_8021AD: u16 = 0x88a8;
 const ETHERNET_HEADER: u32 = 14;
+const VLAN_TAG: u32 = 4;
 
 /// Who sent a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -66,11 +69,17 @@ pub(crate) fn is_for_imds(skb: *mut __sk_buff) -> bool {
 /// The same by the frame itself: who writes frames by hand can leave the kernel's notes about them wrong.
 #[inline(always)]
 pub(crate) fn is_frame_for_imds(skb: *mut __sk_buff) -> bool {
-    match frame::<2>(skb, 12).map(u16::from_be_bytes) {
-        Some(ETH_P_IP) => frame::<4>(skb, ETHERNET_HEADER + 16).is_some_and(v4),
-        Some(ETH_P_IPV6) => frame::<16>(skb, ETHERNET_HEADER + 24).is_some_and(v6),
-        _ => false,
+    // With none, one or two VLAN tags: a priority tag (VLAN 0) is none to whoever receives it.
+    for tags in 0..3 {
+        let begin = ETHERNET_HEADER + tags * VLAN_TAG;
+        match frame::<2>(skb, begin - 2).map(u16::from_be_bytes) {
+            Some(ETH_P_IP) => return frame::<4>(skb, begin + 16).is_some_and(v4),
+            Some(ETH_P_IPV6) => return frame::<16>(skb, begin + 24).is_some_and(v6),
+            Some(ETH_P_8021Q | ETH_P_8021AD) => {}
+            _ => return false,
+        }
     }
+    false
 }
 
 #[inline(always)]

@@ -11,7 +11,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use kiam_common::{
-    client::{Client, FlowKey, NetnsUse, Sighting, Sightings},
+    FULL_PODS, POD_QUOTA,
+    client::{Client, FlowKey, Held, Sighting, Sightings},
     counters::Reason,
     redirect::{AgentPorts, Target},
 };
@@ -61,7 +62,7 @@ pub(crate) static PASSED: SkStorage<u32> = SkStorage::new();
 /// listener's side, which can't see that, under namespace 0. It evicts nothing; a quota keeps it from filling.
 #[map]
 pub(crate) static FLOWS: HashMap<FlowKey, Client> =
-    HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+    HashMap::with_max_entries(FULL_PODS * POD_QUOTA as u32 * 2, BPF_F_NO_PREALLOC);
 
 /// Who asked for the IMDS, and how often (`--mode=observe`).
 #[map]
@@ -69,8 +70,11 @@ pub(crate) static OBSERVED: LruHashMap<Sighting, Sightings> = LruHashMap::with_m
 
 /// Open connections by network namespace.
 #[map]
-pub(crate) static NETNS: HashMap<u64, NetnsUse> =
-    HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+pub(crate) static NETNS: HashMap<u64, Held> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+
+/// Open connections by pod.
+#[map]
+pub(crate) static PODS: HashMap<u64, Held> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 
 /// How often each `Reason` was the answer.
 #[map]

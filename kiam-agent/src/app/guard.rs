@@ -5,7 +5,9 @@ use tokio::task::JoinSet;
 use tracing::{Instrument as _, info_span};
 
 use crate::{
-    intercept::{Config, Guard, GuardConfig, GuardError, GuardMetrics, Mode, Parts},
+    intercept::{
+        Config, Guard, GuardConfig, GuardError, GuardMetrics, HostNetworkPods, Mode, Parts,
+    },
     lifecycle::{Drain, Readiness},
 };
 
@@ -25,8 +27,11 @@ pub(super) async fn start(
         Mode::Observe => GuardConfig::default(),
     };
     let uplink = parts.uplink.take();
-    let (cgroup, host_network) = (&parts.cgroup, config.host_network);
-    let guard = Guard::start(asked, host_network, cgroup, uplink, metrics, detail).await?;
+    // Those of hostNetwork pods that pass would hang where packets are guarded, for no connect was noted: ended, they
+    // are opened anew.
+    let guarded = parts.guards_packets || uplink.is_some();
+    let ends_hosts = config.host_network == HostNetworkPods::Intercept || (guarded && parts.first);
+    let guard = Guard::start(asked, ends_hosts, &parts.cgroup, uplink, metrics, detail).await?;
     tasks.spawn(guard.keep(drain).instrument(info_span!("guard")));
     Ok(())
 }

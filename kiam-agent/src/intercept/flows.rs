@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::maps::{HashMap, MapData, MapError};
-use kiam_common::client::{Client, FlowKey, NetnsUse};
+use kiam_common::client::{Client, FlowKey, Held};
 
 /// Who opened a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +25,15 @@ pub struct Flows(Arc<Mutex<Maps>>);
 #[derive(Debug)]
 struct Maps {
     flows: HashMap<MapData, FlowKey, Client>,
-    netns: HashMap<MapData, u64, NetnsUse>,
-    /// Namespaces that had nothing open when last swept.
+    netns: Holders,
+    pods: Holders,
+}
+
+/// Who has connections, by namespace or by pod.
+#[derive(Debug)]
+struct Holders {
+    held: HashMap<MapData, u64, Held>,
+    /// Those that had nothing open when last swept.
     idle: HashSet<(u64, u64)>,
 }
 
@@ -35,9 +42,11 @@ struct Maps {
 impl Flows {
     pub(super) fn new(
         flows: HashMap<MapData, FlowKey, Client>,
-        netns: HashMap<MapData, u64, NetnsUse>,
+        netns: HashMap<MapData, u64, Held>,
+        pods: HashMap<MapData, u64, Held>,
     ) -> Self {
-        Self(Arc::new(Mutex::new(Maps { flows, netns, idle: HashSet::new() })))
+        let [netns, pods] = [netns, pods].map(|held| Holders { held, idle: HashSet::new() });
+        Self(Arc::new(Mutex::new(Maps { flows, netns, pods })))
     }
 
     /// Takes the entry of the connection from `peer` to `local` out of the map, if it was opened in the
@@ -87,24 +96,28 @@ impl Flows {
     #[must_use]
     pub fn namespaces(&self) -> Vec<u64> {
         let maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        maps.netns.keys().flatten().collect()
+        maps.netns.held.keys().flatten().collect()
     }
 
-    /// Forgets namespaces that had nothing open and opened nothing since the sweep before.
+    /// Forgets namespaces and pods that had nothing open and opened nothing since the sweep before.
     pub fn sweep(&self) {
         let mut maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle: HashSet<(u64, u64)> = maps
-            .netns
-            .iter()
-            .flatten()
-            .filter(|(_, held)| held.open <= 0)
-            .map(|(netns, held)| (netns, held.last_ns))
-            .collect();
-        for (netns, _) in idle.intersection(&maps.idle).copied().collect::<Vec<_>>() {
+        maps.netns.sweep();
+        maps.pods.sweep();
+    }
+}
+
+// === impl Holders ===
+
+impl Holders {
+    fn sweep(&mut self) {
+        let held = self.held.iter().flatten().filter(|(_, held)| held.open <= 0);
+        let idle: HashSet<(u64, u64)> = held.map(|(key, held)| (key, held.last_ns)).collect();
+        for (key, _) in idle.intersection(&self.idle) {
             // Gone already is as good.
-            let _ = maps.netns.remove(&netns);
+            let _ = self.held.remove(key);
         }
-        maps.idle = idle;
+        self.idle = idle;
     }
 }
 

@@ -5,6 +5,7 @@
 //! the programs in place; at no instant are they detached.
 
 mod ancestors;
+mod attach;
 mod cgroup;
 mod flows;
 mod guard;

@@ -1,9 +1,7 @@
 //! Loading, attaching and replacing the programs.
 
 use std::{
-    fmt,
-    fs::{self, File},
-    io,
+    fmt, fs,
     os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
 };
@@ -11,11 +9,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, PerCpuArray, SkStorage},
-    programs::{
-        CgroupAttachMode, CgroupSkbAttachType, CgroupSockAddr, Program, ProgramError, ProgramFd,
-        SocketFilter,
-        links::{FdLink, LinkError},
-    },
+    programs::SocketFilter,
 };
 use aya_log::EbpfLogger;
 use kiam_common::redirect::{AgentPorts, Target};
@@ -23,13 +17,16 @@ use tracing::info;
 
 use super::{
     Cgroup, Config, Error, Flows, HostNetworkPods, Lease, Marks, Mode, Observed, Rewriter,
-    UplinkProgram, Verdicts, ancestors, guard, links::PinnedLink, netns, own_pod::exempt_own_pod,
+    UplinkProgram, Verdicts, ancestors,
+    attach::{attach, load, pin_error, replace_or, verify},
+    guard, netns,
+    own_pod::exempt_own_pod,
     pins,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
 
-const MAPS: [&str; 9] = [
+const MAPS: [&str; 10] = [
     "LEASE",
     "CGROUPS",
     "CLIENTS",
@@ -37,6 +34,7 @@ const MAPS: [&str; 9] = [
     "PASSED",
     "FLOWS",
     "NETNS",
+    "PODS",
     "OBSERVED",
     "COUNTERS",
 ];
@@ -55,8 +53,10 @@ const ENFORCING: [&str; 9] = [
     "kiam_sendmsg6",
 ];
 
-/// What sees connects and datagrams, and nothing that changes anything else.
-const OBSERVING: [&str; 4] = ["kiam_connect6", "kiam_connect4", "kiam_sendmsg4", "kiam_sendmsg6"];
+/// What sees connects and datagrams, and nothing that changes anything else. `kiam_sock_ops` has nothing to publish, but
+/// takes back what was published before: a connection that nobody saw close would count for its pod for good.
+const OBSERVING: [&str; 5] =
+    ["kiam_sock_ops", "kiam_connect6", "kiam_connect4", "kiam_sendmsg4", "kiam_sendmsg6"];
 
 const GUARD: &str = "kiam_guard";
 
@@ -94,6 +94,8 @@ pub struct Parts {
     pub guards_packets: bool,
     /// Who was only observed, where that is the mode.
     pub observed: Option<Observed>,
+    /// Whether no agent enforced here before, so that nothing notes which older connections may go on.
+    pub first: bool,
     /// What the guard attaches where packets leave the node, if it does.
     pub uplink: Option<UplinkProgram>,
     /// What the programs write to the log, if they do.
@@ -166,12 +168,15 @@ impl Interception {
     ///
     /// The kernel's; what is attached already stays so, and a later attempt completes it.
     pub fn attach(mut self, listeners: &[BorrowedFd<'_>]) -> Result<Parts, Error> {
+        // One that only observes does not attach it.
+        let first = !pins::link(&self.pins, "kiam_getpeername4").exists() && self.older.is_empty();
         self.mark(listeners)?;
         self.attach_all()?;
         let ebpf = &mut self.ebpf;
         let log = if self.log { Some(KernelLog(EbpfLogger::init(ebpf)?)) } else { None };
         let lease = Lease::new(array(ebpf, "LEASE")?);
-        let flows = Flows::new(hash(ebpf, "FLOWS")?, hash(ebpf, "NETNS")?);
+        let [netns, pods] = [hash(ebpf, "NETNS")?, hash(ebpf, "PODS")?];
+        let flows = Flows::new(hash(ebpf, "FLOWS")?, netns, pods);
         let map = ebpf.take_map("COUNTERS").ok_or(Error::Missing("COUNTERS"))?;
         let counters = PerCpuArray::try_from(map).map_err(map_error("COUNTERS"))?;
         let rewriter = Rewriter::load(ebpf)?;
@@ -190,6 +195,7 @@ impl Interception {
             rewriter,
             guards_packets: self.programs.contains(&GUARD),
             observed,
+            first,
             uplink,
             log,
             programs: self,
@@ -235,7 +241,8 @@ impl Interception {
         let pin = pins::link(&self.pins, name);
         let failed = |source| Error::Program { name, source };
         let program = self.ebpf.program_mut(name).ok_or(Error::Missing(name))?;
-        let fd = load(program).map_err(failed)?.try_clone().map_err(|source| io(&pin, source))?;
+        let fd =
+            load(program).map_err(failed)?.try_clone().map_err(|source| pin_error(&pin, source))?;
         let directory = self.cgroup.directory();
         replace_or(&pin, &self.cgroup, fd.as_fd(), || attach(program, directory), name)
     }
@@ -245,7 +252,7 @@ impl Interception {
         for name in ENFORCING.into_iter().chain([GUARD]) {
             let pin = pins::link(&self.pins, name);
             if !self.programs.contains(&name) && pin.exists() {
-                fs::remove_file(&pin).map_err(|source| io(&pin, source))?;
+                fs::remove_file(&pin).map_err(|source| pin_error(&pin, source))?;
             }
         }
         if !self.uplink {
@@ -279,99 +286,6 @@ fn programs(config: &Config, cgroup: &Cgroup) -> Result<Vec<&'static str>, Error
         programs.push(GUARD);
     }
     Ok(programs)
-}
-
-fn load(program: &mut Program) -> Result<&ProgramFd, ProgramError> {
-    // Loaded already when it is attached again.
-    if program.fd().is_ok() {
-        return program.fd();
-    }
-    match &mut *program {
-        Program::SockOps(program) => program.load()?,
-        Program::CgroupSkb(program) => program.load()?,
-        program => <&mut CgroupSockAddr>::try_from(program)?.load()?,
-    }
-    program.fd()
-}
-
-fn attach(program: &mut Program, directory: &File) -> Result<FdLink, AttachError> {
-    // Single is what a link has; on every kernel it coexists with others.
-    let mode = CgroupAttachMode::Single;
-    Ok(match program {
-        Program::SockOps(program) => {
-            let id = program.attach(directory, mode)?;
-            program.take_link(id)?.try_into()?
-        }
-        Program::CgroupSkb(program) => {
-            let id = program.attach(directory, CgroupSkbAttachType::Egress, mode)?;
-            program.take_link(id)?.try_into()?
-        }
-        program => {
-            let program = <&mut CgroupSockAddr>::try_from(program)?;
-            let id = program.attach(directory, mode)?;
-            program.take_link(id)?.try_into()?
-        }
-    })
-}
-
-/// Gives the kernel all programs before the first is attached: the verifier takes long, and while only some are
-/// replaced, those of two agents work together.
-fn verify(ebpf: &mut Ebpf, programs: &[&'static str]) -> Result<(), Error> {
-    for &name in programs {
-        let program = ebpf.program_mut(name).ok_or(Error::Missing(name))?;
-        load(program).map_err(|source| Error::Program { name, source })?;
-    }
-    Ok(())
-}
-
-/// A failed attach, before it has a name.
-enum AttachError {
-    Program(ProgramError),
-    Link(LinkError),
-}
-
-impl From<ProgramError> for AttachError {
-    fn from(error: ProgramError) -> Self {
-        Self::Program(error)
-    }
-}
-
-impl From<LinkError> for AttachError {
-    fn from(error: LinkError) -> Self {
-        Self::Link(error)
-    }
-}
-
-/// Replaces the pinned link's program; where there is no link, or it is of another or a removed cgroup,
-/// attaches anew and pins that in the old one's place, which ends only then.
-fn replace_or(
-    pin: &Path,
-    cgroup: &Cgroup,
-    program: BorrowedFd<'_>,
-    attach: impl FnOnce() -> Result<FdLink, AttachError>,
-    name: &'static str,
-) -> Result<(), Error> {
-    if let Some(link) = PinnedLink::open(pin)?
-        && link.cgroup(pin)? == cgroup.id()
-    {
-        return link.update(program, pin);
-    }
-    let link = attach().map_err(|error| match error {
-        AttachError::Program(source) => Error::Program { name, source },
-        AttachError::Link(error) => Error::Program { name, source: io::Error::other(error).into() },
-    })?;
-    // bpffs takes no dots in names.
-    let mut fresh = pin.as_os_str().to_owned();
-    fresh.push(pins::DRAFT);
-    let fresh = PathBuf::from(fresh);
-    // A start that was cut short may have left one.
-    let _ = fs::remove_file(&fresh);
-    link.pin(&fresh).map_err(|source| Error::Pin { path: fresh.clone(), source })?;
-    fs::rename(&fresh, pin).map_err(|source| io(pin, source))
-}
-
-fn io(path: &Path, source: io::Error) -> Error {
-    Error::File { what: "pin", path: path.to_owned(), source }
 }
 
 pub(super) fn map_error(name: &'static str) -> impl Fn(aya::maps::MapError) -> Error {

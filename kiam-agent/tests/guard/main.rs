@@ -263,9 +263,15 @@ fn connections_of_pods_that_are_older_than_the_agent_end_and_the_hosts_go_on() {
     if lab::skip("connections_of_pods_that_are_older_than_the_agent_end_and_the_hosts_go_on") {
         return;
     }
-    for (host_network, expected) in
-        [("pass", "alive"), ("intercept", "Software caused connection abort")]
-    {
+    let ended = "Software caused connection abort";
+    for (host_network, guard, expected) in [
+        ("pass", "--guard=route", "alive"),
+        // Nothing notes that the packets of a connection so old may pass.
+        ("pass", "--guard=skb", ended),
+        ("pass", "--guard=uplink", ended),
+        // No routing rules: what ends the connections is that they are ended.
+        ("intercept", "--guard=skb", ended),
+    ] {
         let lab = Lab::start().unwrap();
         let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
         let on_host = lab.pod(PodSpec::new("kube-system", "proxy").host_network()).unwrap();
@@ -279,19 +285,27 @@ fn connections_of_pods_that_are_older_than_the_agent_end_and_the_hosts_go_on() {
         for held in of_pod.iter_mut().chain(all) {
             assert_eq!(held.send(), "alive", "before the agent");
         }
-        // No routing rules: what ends the connections is that they are ended.
-        let agent = start(&lab, &["--guard=skb", "--host-network-pods", host_network]);
+        let flags = [guard, "--host-network-pods", host_network];
+        let mut agent = start(&lab, &flags);
         let before = packets(&lab, &pod);
         for held in of_pod.iter_mut().chain([&mut beside]) {
-            assert_eq!(held.send(), "Software caused connection abort", "{host_network}");
+            assert_eq!(held.send(), ended, "{flags:?}");
         }
-        assert_eq!(packets(&lab, &pod), before, "{host_network}");
-        assert_eq!(of_host_pod.send(), expected, "{host_network}");
-        assert_eq!(of_host.send(), "alive", "{host_network}");
-        let count = if host_network == "pass" { 4 } else { 5 };
+        assert_eq!(packets(&lab, &pod), before, "{flags:?}");
+        assert_eq!(of_host_pod.send(), expected, "{flags:?}");
+        assert_eq!(of_host.send(), "alive", "{flags:?}");
+        let count = if expected == ended { 5 } else { 4 };
         let metrics = agent.admin("/metrics").unwrap().body;
         let line = format!("kiam_guard_sockets_destroyed_total {count}\n");
         assert!(metrics.contains(&line), "{line} is not in {metrics}");
+        if host_network == "pass" {
+            // What an earlier agent let through goes on.
+            let python = on_host.command("python3").unwrap();
+            let mut let_through = Held::connect(python, "169.254.169.254");
+            agent.kill().unwrap();
+            let _agent = start(&lab, &flags);
+            assert_eq!(let_through.send(), "alive", "{flags:?}");
+        }
     }
 }
 
@@ -339,8 +353,15 @@ fn a_node_whose_pods_bypass_its_routing_is_found_out() {
 }
 
 /// Ways with a source address that the sender chooses.
-const FORGED: [&str; 5] =
-    ["tcp from a raw socket", "ipv4 packet", "ipv4 frame", "ipv6 packet", "ipv6 frame"];
+const FORGED: [&str; 7] = [
+    "tcp from a raw socket",
+    "ipv4 packet",
+    "ipv4 frame",
+    "ipv4 tagged frame",
+    "ipv6 packet",
+    "ipv6 frame",
+    "ipv6 tagged frame",
+];
 /// No addresses of the node: what its own stack sends or answers must not count.
 const FORGED_SOURCES: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(10, 77, 9, 9)),

@@ -9,7 +9,7 @@ import sys
 kind, source4, source6, node4, interface = sys.argv[1:6]
 IMDS4, IMDS6 = "169.254.169.254", "fd00:ec2::254"
 GATEWAY = b"\xee" * 6
-IPV4, IPV6 = 0x0800, 0x86DD
+IPV4, IPV6, VLAN = 0x0800, 0x86DD, 0x8100
 
 
 def checksum(data):
@@ -62,6 +62,8 @@ ways = {
     "icmpv6": lambda: raw(socket.AF_INET6, socket.IPPROTO_ICMPV6, ECHO6, (IMDS6, 0)),
     "ipv4 packet": lambda: packet(socket.SOCK_DGRAM, IPV4, ipv4()),
     "ipv4 frame": lambda: packet(socket.SOCK_RAW, IPV4, ipv4()),
+    "ipv4 tagged frame": lambda: packet(socket.SOCK_RAW, VLAN, struct.pack("!HH", 0, IPV4) + ipv4()),
+    "ipv6 tagged frame": lambda: packet(socket.SOCK_RAW, VLAN, struct.pack("!HH", 0, IPV6) + ipv6()),
     "ipv6 packet": lambda: packet(socket.SOCK_DGRAM, IPV6, ipv6()),
     "ipv6 frame": lambda: packet(socket.SOCK_RAW, IPV6, ipv6()),
     "connect": lambda: connect(IMDS4),

@@ -24,7 +24,7 @@ use tracing::{debug, error, info, warn};
 pub(super) use self::uplink::remove as remove_uplinks;
 use self::{changes::Changes, probe::Reach};
 pub use self::{metrics::Metrics, uplink::UplinkProgram};
-use super::{Cgroup, Error, HostNetworkPods, namespaces, netlink};
+use super::{Cgroup, Error, namespaces, netlink};
 use crate::lifecycle::{Detail, Drain};
 
 /// Between two looks at everything, whether or not the kernel told of a change.
@@ -96,14 +96,15 @@ pub struct Guard {
 // === impl Guard ===
 
 impl Guard {
-    /// Makes the rules, attaches `uplink` where it is there, and ends the connections that pods have to the IMDS.
+    /// Makes the rules, attaches `uplink` where it is there, and ends the connections that pods have to the IMDS, those of
+    /// hostNetwork pods with `ends_hosts`.
     ///
     /// # Errors
     ///
     /// [`GuardError`], where a part that is on can't be.
     pub async fn start(
         config: GuardConfig,
-        host_network: HostNetworkPods,
+        ends_hosts: bool,
         cgroup: &Cgroup,
         uplink: Option<UplinkProgram>,
         metrics: Metrics,
@@ -130,9 +131,8 @@ impl Guard {
         guard.attach_uplinks().await?;
         if config != GuardConfig::default() {
             let own = cgroup.pod_of_process(std::process::id());
-            let host = host_network == HostNetworkPods::Intercept;
             let pods = guard.cgroup.clone();
-            let destroyed = blocking(move || sockets::destroy(&pods, own, host)).await?;
+            let destroyed = blocking(move || sockets::destroy(&pods, own, ends_hosts)).await?;
             report_sockets(&destroyed, &guard.metrics);
         }
         Ok(guard)

@@ -1,0 +1,114 @@
+//! One program at a time: loaded, attached, pinned, or put in the place of an earlier agent's.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::BorrowedFd,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf,
+    programs::{
+        CgroupAttachMode, CgroupSkbAttachType, CgroupSockAddr, Program, ProgramError, ProgramFd,
+        links::{FdLink, LinkError},
+    },
+};
+
+use super::{Cgroup, Error, links::PinnedLink, pins};
+
+/// Loads it, unless it is loaded already.
+pub(super) fn load(program: &mut Program) -> Result<&ProgramFd, ProgramError> {
+    // Loaded already when it is attached again.
+    if program.fd().is_ok() {
+        return program.fd();
+    }
+    match &mut *program {
+        Program::SockOps(program) => program.load()?,
+        Program::CgroupSkb(program) => program.load()?,
+        program => <&mut CgroupSockAddr>::try_from(program)?.load()?,
+    }
+    program.fd()
+}
+
+/// Attaches it to the cgroup `directory`.
+pub(super) fn attach(program: &mut Program, directory: &File) -> Result<FdLink, AttachError> {
+    // Single is what a link has; on every kernel it coexists with others.
+    let mode = CgroupAttachMode::Single;
+    Ok(match program {
+        Program::SockOps(program) => {
+            let id = program.attach(directory, mode)?;
+            program.take_link(id)?.try_into()?
+        }
+        Program::CgroupSkb(program) => {
+            let id = program.attach(directory, CgroupSkbAttachType::Egress, mode)?;
+            program.take_link(id)?.try_into()?
+        }
+        program => {
+            let program = <&mut CgroupSockAddr>::try_from(program)?;
+            let id = program.attach(directory, mode)?;
+            program.take_link(id)?.try_into()?
+        }
+    })
+}
+
+/// Gives the kernel all programs before the first is attached: the verifier takes long, and while only some are
+/// replaced, those of two agents work together.
+pub(super) fn verify(ebpf: &mut Ebpf, programs: &[&'static str]) -> Result<(), Error> {
+    for &name in programs {
+        let program = ebpf.program_mut(name).ok_or(Error::Missing(name))?;
+        load(program).map_err(|source| Error::Program { name, source })?;
+    }
+    Ok(())
+}
+
+/// A failed attach, before it has a name.
+pub(super) enum AttachError {
+    Program(ProgramError),
+    Link(LinkError),
+}
+
+impl From<ProgramError> for AttachError {
+    fn from(error: ProgramError) -> Self {
+        Self::Program(error)
+    }
+}
+
+impl From<LinkError> for AttachError {
+    fn from(error: LinkError) -> Self {
+        Self::Link(error)
+    }
+}
+
+/// Replaces the pinned link's program; where there is no link, or it is of another or a removed cgroup,
+/// attaches anew and pins that in the old one's place, which ends only then.
+pub(super) fn replace_or(
+    pin: &Path,
+    cgroup: &Cgroup,
+    program: BorrowedFd<'_>,
+    attach: impl FnOnce() -> Result<FdLink, AttachError>,
+    name: &'static str,
+) -> Result<(), Error> {
+    if let Some(link) = PinnedLink::open(pin)?
+        && link.cgroup(pin)? == cgroup.id()
+    {
+        return link.update(program, pin);
+    }
+    let link = attach().map_err(|error| match error {
+        AttachError::Program(source) => Error::Program { name, source },
+        AttachError::Link(error) => Error::Program { name, source: io::Error::other(error).into() },
+    })?;
+    // bpffs takes no dots in names.
+    let mut fresh = pin.as_os_str().to_owned();
+    fresh.push(pins::DRAFT);
+    let fresh = PathBuf::from(fresh);
+    // A start that was cut short may have left one.
+    let _ = fs::remove_file(&fresh);
+    link.pin(&fresh).map_err(|source| Error::Pin { path: fresh.clone(), source })?;
+    fs::rename(&fresh, pin).map_err(|source| pin_error(pin, source))
+}
+
+/// A pin could not be made, or its program's descriptor not be copied.
+pub(super) fn pin_error(path: &Path, source: io::Error) -> Error {
+    Error::File { what: "pin", path: path.to_owned(), source }
+}
