@@ -82,6 +82,7 @@ fn run(title: &str, flags: &[&str], rows: fn(&Cast) -> Vec<rows::Row>) {
     let _agent = start(&lab, flags);
     stage.await_credentials();
     table.add(State::Reinstalled, stage.play(State::Reinstalled));
+    stage.assert_nothing_came();
 
     println!("{table}");
     let wrong = table.wrong();

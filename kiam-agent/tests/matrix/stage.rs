@@ -19,6 +19,7 @@ const PATIENT: u64 = 5000;
 const IMPATIENT: u64 = 250;
 /// When something has come, nothing more must come for so long before the next attempt.
 const QUIET: Duration = Duration::from_millis(30);
+const MOST_WAITS: usize = 100;
 /// How long after a freeze the lease is good for certain, with time for one more row; it ends after 10 s.
 const LEASE: Duration = Duration::from_secs(6);
 /// The lease is renewed each second, which shows nowhere.
@@ -165,16 +166,22 @@ impl<'a> Stage<'a> {
 
     fn play_with(&mut self, state: State, before: impl Fn(&mut Self)) -> Vec<Option<Outcome>> {
         self.state = state;
-        let between = self.arrivals.take(self.lab).unwrap();
         // On the way to these, connections were opened that must arrive; else nobody had any business there.
-        if state != State::Running && state != State::Reinstalled {
-            assert!(between.is_empty(), "{between:?} came to IMDS before {state:?}");
+        if state == State::Running || state == State::Reinstalled {
+            self.arrived();
         }
+        self.assert_nothing_came();
         let outcomes = self.rows.iter().map(|row| {
             before(self);
             self.play_row(row)
         });
         outcomes.collect()
+    }
+
+    /// Asserts that nothing has come to the metadata service that no attempt is charged with.
+    pub(crate) fn assert_nothing_came(&mut self) {
+        let late = self.arrivals.take(self.lab).unwrap();
+        assert!(late.is_empty(), "{late:?} came to IMDS before or after {:?}", self.state);
     }
 
     fn play_row(&mut self, row: &Row) -> Option<Outcome> {
@@ -193,7 +200,10 @@ impl<'a> Stage<'a> {
     fn arrived(&mut self) -> BTreeMap<IpAddr, u64> {
         let mut packets = self.arrivals.take(self.lab).unwrap();
         let mut more = packets.clone();
-        while !more.is_empty() {
+        for _ in 0..MOST_WAITS {
+            if more.is_empty() {
+                break;
+            }
             thread::sleep(QUIET);
             more = self.arrivals.take(self.lab).unwrap();
             for (source, count) in &more {
