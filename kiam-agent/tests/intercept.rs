@@ -240,6 +240,40 @@ fn connections_that_close_while_observed_count_no_more() {
 }
 
 #[test]
+fn a_close_finds_its_entry_though_the_source_has_changed() {
+    if skip("a_close_finds_its_entry_though_the_source_has_changed") {
+        return;
+    }
+    let node = Node::start().unwrap();
+    let pod = node.pod(PodSpec::new("default", "a").with_uid().unwrap()).unwrap();
+    let mut parts = attach(&node, &node.bpffs().join("kiam"));
+    parts.lease.renew().unwrap();
+    pod.netns().sysctl("ipv4/ip_dynaddr", "1").unwrap();
+    // Nobody answers, and at a retransmission the kernel finds the source's address gone.
+    let script = "import socket,subprocess,time\n\
+        def ip(*commands):\n\
+        \x20for command in commands: subprocess.check_call(['ip',*command.split()])\n\
+        to='route replace 10.77.0.1/32 dev lo src '\n\
+        ip('link set lo up','addr add 10.9.9.1/32 dev lo','addr add 10.9.9.2/32 dev lo',to+'10.9.9.1')\n\
+        s=socket.socket();s.setblocking(False)\n\
+        s.connect_ex(('169.254.169.254',80))\n\
+        before=s.getsockname()\n\
+        ip(to+'10.9.9.2','addr del 10.9.9.1/32 dev lo')\n\
+        end=time.monotonic()+10\n\
+        while s.getsockname()==before and time.monotonic()<end: time.sleep(.02)\n\
+        print(before[1],s.getsockname()[0])";
+    let said = pod.python(script).unwrap();
+    let (port, address) = said.split_once(' ').unwrap();
+    assert_eq!(address, "10.9.9.2");
+    let peer = SocketAddr::from(([10, 9, 9, 1], port.parse().unwrap()));
+    let local = SocketAddr::from((NODE_V4, PORT));
+    assert_eq!(parts.flows.take_namespace(peer, local).unwrap(), None);
+    let namespaces = parts.flows.namespaces();
+    assert_eq!(namespaces.len(), 1);
+    assert_eq!(parts.flows.take(namespaces[0], peer, local).unwrap(), None);
+}
+
+#[test]
 fn packets_that_pods_send_past_connect_are_dropped_by_the_guard_and_reach_the_imds_without_it() {
     if skip(
         "packets_that_pods_send_past_connect_are_dropped_by_the_guard_and_reach_the_imds_without_it",

@@ -35,6 +35,8 @@ pub struct Client {
     pub socket: u64,
     /// The destination that was asked, IPv4 as v4-mapped; for `getpeername`.
     pub asked: [u8; 16],
+    /// The source address it was published with: the kernel may change it until the handshake (`ip_dynaddr`).
+    pub source: [u8; 16],
     /// 1 once the connection counts against its pod's quota.
     pub counted: u32,
     /// The port it was redirected to, host order: a connection elsewhere is not the agent's, and an agent that
@@ -43,7 +45,7 @@ pub struct Client {
     /// Explicit padding.
     pub pad: u16,
 }
-const _: () = assert!(size_of::<Client>() == 56);
+const _: () = assert!(size_of::<Client>() == 72);
 
 /// `NETNS` value, by network namespace cookie, and `PODS` value, by cgroup.
 #[repr(C)]

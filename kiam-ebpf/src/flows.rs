@@ -162,8 +162,9 @@ pub(crate) fn publish(ctx: &SockOpsContext) {
         open(&NETNS, client.netns);
         open(&PODS, client.pod);
     }
+    let own = key(ctx, client.netns);
+    client.source = own.source;
     let entry = *client;
-    let own = key(ctx, entry.netns);
     // An entry that cannot be written leaves the connection unattested: its SYN is dropped.
     let _ = FLOWS.insert(own, entry, 0);
     let _ = FLOWS.insert(FlowKey { netns: 0, ..own }, entry, 0);
@@ -173,7 +174,7 @@ pub(crate) fn publish(ctx: &SockOpsContext) {
 #[inline(always)]
 pub(crate) fn close(ctx: &SockOpsContext) {
     let Some(client) = recorded(ctx) else { return };
-    let own = key(ctx, client.netns);
+    let own = FlowKey { source: client.source, ..key(ctx, client.netns) };
     remove(own, client.socket);
     remove(FlowKey { netns: 0, ..own }, client.socket);
     if client.counted == 1 {
