@@ -308,3 +308,30 @@ fn packets_that_pods_send_past_connect_are_dropped_by_the_guard_and_reach_the_im
     assert_ne!(lab.imds.packets(), before);
     assert_eq!(parts.verdicts.count(Reason::Guard), 2);
 }
+
+#[test]
+fn programs_that_come_above_the_pods_cgroup_turn_the_guard_on() {
+    if skip("programs_that_come_above_the_pods_cgroup_turn_the_guard_on") {
+        return;
+    }
+    let node = Node::start().unwrap();
+    let pod = node.pod(PodSpec::new("default", "a").with_uid().unwrap()).unwrap();
+    let mut parts = attach(&node, &node.bpffs().join("kiam"));
+    assert!(!parts.guards_packets);
+    assert!(!parts.programs.follow_ancestors().unwrap(), "nothing is above");
+    let raw = "import socket,errno\n\
+        s=socket.socket(socket.AF_INET,socket.SOCK_RAW,socket.IPPROTO_UDP)\n\
+        try: s.sendto(b'\\x30\\x39\\0\\x50\\0\\x08\\0\\0',('169.254.169.254',0));print('sent')\n\
+        except OSError as e: print(errno.errorcode[e.errno])";
+    assert_eq!(pod.python(raw).unwrap(), "sent");
+    // What a socket load balancer does: programs at a cgroup above, which run after the others.
+    let above = Config::new(Some(node.root_cgroup().to_owned()), node.bpffs().join("other"));
+    let above = attach_as(&node, above);
+    assert!(parts.programs.follow_ancestors().unwrap());
+    assert!(!parts.programs.follow_ancestors().unwrap(), "once");
+    assert_eq!(pod.python(raw).unwrap(), "EPERM");
+    drop(above);
+    // A later start finds them by itself.
+    let parts = attach(&node, &node.bpffs().join("kiam"));
+    assert!(parts.guards_packets);
+}

@@ -26,6 +26,8 @@ pub(super) async fn start(
         // Nothing changes for the pods.
         Mode::Observe => GuardConfig::default(),
     };
+    // On also where programs above the pods' cgroup made it necessary.
+    let asked = GuardConfig { skb: parts.guards_packets, ..asked };
     let uplink = parts.uplink.take();
     // Those of hostNetwork pods that pass would hang where packets are guarded, for no connect was noted: ended, they
     // are opened anew.

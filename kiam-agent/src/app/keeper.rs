@@ -75,6 +75,7 @@ impl Keeper {
             }
             if count.is_multiple_of(SWEEP) {
                 self.flows.sweep();
+                self.follow_ancestors().await;
             }
             count = count.wrapping_add(1);
             self.look().await;
@@ -122,6 +123,19 @@ impl Keeper {
                 }
             }
             None => {}
+        }
+    }
+
+    /// A socket load balancer may come after the agent, and runs after its programs.
+    async fn follow_ancestors(&mut self) {
+        match self.work(Interception::follow_ancestors).await {
+            Some(Ok(true)) => {
+                warn!("Programs above the pods' cgroup: packets are guarded too from now on");
+            }
+            Some(Err(failure)) => {
+                error!(error = %failure, "Programs above the pods' cgroup may get past the hooks");
+            }
+            _ => {}
         }
     }
 

@@ -32,16 +32,13 @@ impl KernelResolver {
         Self { flows, cgroups, pods, witness }
     }
 
-    /// The client of an entry, and how well the address speaks for it.
-    fn client(&self, entry: FlowEntry, address: IpAddr) -> Result<(Client, Fit), Unattested> {
+    /// The client of an entry, and whether the address speaks for it for certain.
+    fn client(&self, entry: FlowEntry, address: IpAddr) -> Result<(Client, bool), Unattested> {
         let uid = self.cgroups.pod(entry.cgroup)?;
         let client = Client::Pod { uid, address };
-        let fit = match self.pods.find(&client) {
-            Ok(pod) if pod.host_network || pod.addresses.contains(&address) => Fit::Own,
-            Ok(_) => Fit::Possible,
-            Err(_) => Fit::Doubtful,
-        };
-        Ok((client, fit))
+        let pod = self.pods.find(&client);
+        let certain = pod.is_ok_and(|pod| pod.host_network || pod.addresses.contains(&address));
+        Ok((client, certain))
     }
 }
 
@@ -60,8 +57,8 @@ impl ClientResolver for KernelResolver {
                 return Err(Unattested::Proof);
             }
             match self.client(entry, address) {
-                Ok((client, Fit::Own)) => return Ok(client),
-                Ok((client, fit)) => candidates.add(client, fit),
+                Ok((client, true)) => return Ok(client),
+                Ok((client, false)) => candidates.clients.push(client),
                 Err(error) => candidates.errors.push(error),
             }
         }
@@ -73,47 +70,27 @@ fn unreadable(error: impl Display) -> Unattested {
     Unattested::Unreadable(error.to_string())
 }
 
-/// How well a connection's source address speaks for the pod that an entry names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fit {
-    /// It is the pod's.
-    Own,
-    /// The pod's addresses are not known yet.
-    Possible,
-    /// The pod is not known yet, or the address is not its own: each request decides.
-    Doubtful,
-}
-
 /// What namespaces said of one connection, none of them for certain.
 #[derive(Debug, Default)]
 struct Candidates {
-    possible: Vec<Client>,
-    doubtful: Vec<Client>,
+    clients: Vec<Client>,
     errors: Vec<Unattested>,
 }
 
 // === impl Candidates ===
 
 impl Candidates {
-    fn add(&mut self, client: Client, fit: Fit) {
-        let list = if fit == Fit::Possible { &mut self.possible } else { &mut self.doubtful };
-        list.push(client);
-    }
-
-    /// The only candidate of the best sort. Of several, one is forged, and nothing tells which.
-    fn decide(self) -> Result<Client, Unattested> {
-        for mut list in [self.possible, self.doubtful] {
-            match (list.pop(), list.is_empty()) {
-                (Some(only), true) => return Ok(only),
-                (Some(_), false) => {
-                    let count = list.len() + 1;
-                    let text = format!("{count} network namespaces have this connection");
-                    return Err(Unattested::Unreadable(text));
-                }
-                (None, _) => {}
+    /// The only candidate; each request decides whether it is a known pod whose address that may be. Of several,
+    /// all but one are forged, and nothing tells which.
+    fn decide(mut self) -> Result<Client, Unattested> {
+        match (self.clients.pop(), self.clients.len()) {
+            (Some(only), 0) => Ok(only),
+            (Some(_), others) => {
+                let text = format!("{} network namespaces have this connection", others + 1);
+                Err(Unattested::Unreadable(text))
             }
+            (None, _) => Err(self.errors.into_iter().next().unwrap_or(Unattested::NoEntry)),
         }
-        Err(self.errors.into_iter().next().unwrap_or(Unattested::NoEntry))
     }
 }
 
@@ -127,23 +104,17 @@ mod tests {
     }
 
     #[test]
-    fn the_only_best_candidate_is_taken_and_several_are_refused() {
-        let cases = [
-            (vec![], Err(Unattested::NoEntry)),
-            (vec![("a", Fit::Doubtful)], Ok(client("a"))),
-            (vec![("a", Fit::Possible), ("b", Fit::Doubtful)], Ok(client("a"))),
-            (vec![("b", Fit::Doubtful), ("a", Fit::Possible)], Ok(client("a"))),
-            (
-                vec![("a", Fit::Possible), ("b", Fit::Possible)],
-                Err(Unattested::Unreadable("2 network namespaces have this connection".to_owned())),
-            ),
+    fn the_only_candidate_is_taken_and_several_are_refused() {
+        let several = "2 network namespaces have this connection".to_owned();
+        let cases: [(&[&str], _); 3] = [
+            (&[], Err(Unattested::NoEntry)),
+            (&["a"], Ok(client("a"))),
+            (&["a", "b"], Err(Unattested::Unreadable(several))),
         ];
-        for (found, expected) in cases {
-            let mut candidates = Candidates::default();
-            for (uid, fit) in &found {
-                candidates.add(client(uid), *fit);
-            }
-            assert_eq!(candidates.decide(), expected, "{found:?}");
+        for (uids, expected) in cases {
+            let clients = uids.iter().map(|uid| client(uid)).collect();
+            let candidates = Candidates { clients, ..Candidates::default() };
+            assert_eq!(candidates.decide(), expected, "{uids:?}");
         }
         let gone = Candidates { errors: vec![Unattested::Gone(7)], ..Candidates::default() };
         assert_eq!(gone.decide(), Err(Unattested::Gone(7)));

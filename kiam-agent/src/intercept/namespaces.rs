@@ -4,12 +4,18 @@ use std::{
     collections::HashSet,
     fs::{self, File},
     io,
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::Path,
     thread,
 };
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// `NS_GET_USERNS` of `linux/nsfs.h`: the user namespace that owns another namespace.
+const NS_GET_USERNS: libc::Ioctl = 0xb701;
 
 /// What the processes in the pods' cgroup live in.
 #[derive(Debug, Default)]
@@ -52,6 +58,20 @@ impl Namespaces {
             }
         }
     }
+}
+
+/// Whether the node made this network namespace: one that a process made in a user namespace of its own belongs to
+/// that, and its routes are that process's. Kernel 4.9.
+pub(super) fn is_nodes(namespace: &File) -> bool {
+    // SAFETY: the request takes no argument, and answers with a descriptor that nobody else owns.
+    let owner = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) };
+    if owner < 0 {
+        return false;
+    }
+    // SAFETY: as above.
+    let owner = File::from(unsafe { OwnedFd::from_raw_fd(owner) });
+    let own = fs::metadata("/proc/self/ns/user");
+    owner.metadata().is_ok_and(|owner| own.is_ok_and(|own| own.ino() == owner.ino()))
 }
 
 /// Does `work` in `namespace`, on a thread that ends with it: a pool's thread would stay there.

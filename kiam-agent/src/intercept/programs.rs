@@ -58,7 +58,7 @@ const ENFORCING: [&str; 9] = [
 const OBSERVING: [&str; 5] =
     ["kiam_sock_ops", "kiam_connect6", "kiam_connect4", "kiam_sendmsg4", "kiam_sendmsg6"];
 
-const GUARD: &str = "kiam_guard";
+pub(super) const GUARD: &str = "kiam_guard";
 
 /// The programs, loaded; [`Interception::attach`] puts them to work.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ pub struct Interception {
     pub(super) cgroup: Cgroup,
     /// `--cgroup`.
     pub(super) given: Option<PathBuf>,
-    programs: Vec<&'static str>,
+    pub(super) programs: Vec<&'static str>,
     uplink: bool,
     filters_syns: bool,
     log: bool,
@@ -180,8 +180,7 @@ impl Interception {
         let map = ebpf.take_map("COUNTERS").ok_or(Error::Missing("COUNTERS"))?;
         let counters = PerCpuArray::try_from(map).map_err(map_error("COUNTERS"))?;
         let rewriter = Rewriter::load(ebpf)?;
-        let observes = self.programs == OBSERVING;
-        let observed = observes.then(|| Observed::open(&self.pins)).transpose()?;
+        let observed = (!self.enforces()).then(|| Observed::open(&self.pins)).transpose()?;
         let uplink = match self.uplink {
             true => Some(UplinkProgram::load(loader(&self.pins).load(OBJECT)?, self.pins.clone())?),
             false => None,
@@ -193,7 +192,7 @@ impl Interception {
             cgroup: self.cgroup.clone(),
             marks: Marks::open(&self.pins)?,
             rewriter,
-            guards_packets: self.programs.contains(&GUARD),
+            guards_packets: self.guards_packets(),
             observed,
             first,
             uplink,
@@ -237,7 +236,17 @@ impl Interception {
         Ok(())
     }
 
-    fn attach_one(&mut self, name: &'static str) -> Result<(), Error> {
+    /// Whether packets of the pods' cgroup are guarded.
+    pub(super) fn guards_packets(&self) -> bool {
+        self.programs.contains(&GUARD)
+    }
+
+    /// Whether it does more than observe.
+    pub(super) fn enforces(&self) -> bool {
+        self.programs != OBSERVING
+    }
+
+    pub(super) fn attach_one(&mut self, name: &'static str) -> Result<(), Error> {
         let pin = pins::link(&self.pins, name);
         let failed = |source| Error::Program { name, source };
         let program = self.ebpf.program_mut(name).ok_or(Error::Missing(name))?;

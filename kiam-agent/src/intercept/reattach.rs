@@ -1,6 +1,6 @@
 //! Attaching the programs again while the agent runs.
 
-use super::{Cgroup, Error, Interception};
+use super::{Cgroup, Error, Interception, ancestors, programs::GUARD};
 
 impl Interception {
     /// Whether the pods' cgroup is still the one that the programs are attached to.
@@ -25,6 +25,22 @@ impl Interception {
                 Err(error)
             }
         }
+    }
+
+    /// Guards packets as well, once others have put programs above the pods' cgroup; whether that begins now.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn follow_ancestors(&mut self) -> Result<bool, Error> {
+        let begins = self.enforces()
+            && !self.guards_packets()
+            && !ancestors::with_programs(&self.cgroup)?.is_empty();
+        if begins {
+            self.attach_one(GUARD)?;
+            self.programs.push(GUARD);
+        }
+        Ok(begins)
     }
 
     /// Puts these programs back where another agent put its own and did not come to serve.

@@ -10,7 +10,7 @@ use rustix::{
     net::{AddressFamily, SocketAddrV4, SocketFlags, SocketType, connect, socket_with, sockopt},
 };
 
-use super::namespaces::{Namespaces, inside};
+use super::namespaces::{Namespaces, inside, is_nodes};
 
 /// How long a connect may take.
 const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -46,7 +46,9 @@ impl Reach {
 /// Connects from up to three pods in turn, until one answer is known. The socket is the agent's, so that no hook at
 /// the pods' cgroup runs for it; its packets go the pod's way. Blocks for up to a second a pod.
 pub(super) fn probe(cgroup: &Path) -> Reach {
-    let namespaces = Namespaces::of_pods(cgroup).found;
+    let mut namespaces = Namespaces::of_pods(cgroup).found;
+    // What a pod made for itself can be made to answer anything.
+    namespaces.retain(is_nodes);
     let answers = namespaces.iter().take(PODS).map(|namespace| {
         inside(namespace, || Ok(reach(attempt(IMDS_V4, IMDS_PORT)))).unwrap_or(Reach::Unknown)
     });
