@@ -9,7 +9,7 @@ use tokio::{
     task::{JoinError, JoinHandle},
     time::timeout,
 };
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::{App, Error, listeners::trusted};
 use crate::{
@@ -90,7 +90,13 @@ impl Successor {
         offer.abort();
         match ended {
             Ok(Ok(Ended::Taken { queue })) => Some(queue),
-            _ => None,
+            Ok(_) => None,
+            Err(_) => {
+                warn!(
+                    "An agent has the sockets and may serve at any moment: the lease and the kernel programs are left to it"
+                );
+                Some(false)
+            }
         }
     }
 }

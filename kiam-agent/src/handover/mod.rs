@@ -50,5 +50,16 @@ fn check(stream: &UnixStream, trusted: &Trusted) -> io::Result<()> {
     }
 }
 
+/// Errors that a process which ended leaves.
+fn gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+    )
+}
+
 #[cfg(test)]
 mod tests;

@@ -17,7 +17,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{SOCKET, Trusted, check, message};
+use super::{SOCKET, Trusted, check, gone, message};
 use crate::lifecycle::Drain;
 
 /// The successor asks at once.
@@ -110,7 +110,11 @@ impl Offer {
                         return Ended::Taken { queue: false };
                     }
                 }
-                () = drain.started() => return Ended::Withdrawn,
+                () = drain.started() => {
+                    // Who hung until now may have missed that.
+                    let relieved = self.is_relieved().await;
+                    return if relieved { Ended::Taken { queue: false } } else { Ended::Withdrawn };
+                }
             }
         }
     }
@@ -120,8 +124,10 @@ impl Offer {
         if identity(&self.path).is_ok_and(|file| file == self.file) {
             return false;
         }
-        if UnixStream::connect(&self.path).await.is_ok() {
-            return true;
+        match UnixStream::connect(&self.path).await {
+            Err(error) if gone(&error) => {}
+            // Also one that is too busy to be asked is there.
+            _ => return true,
         }
         match self.path.parent().map(Self::bind) {
             Some(Ok(again)) => *self = again,

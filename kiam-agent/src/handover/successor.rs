@@ -14,7 +14,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{SOCKET, Trusted, check, message};
+use super::{SOCKET, Trusted, check, gone, message};
 
 /// How long an agent that lives may take to answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
@@ -92,17 +92,6 @@ async fn attempt(state_dir: &Path, trusted: &Trusted) -> io::Result<Option<Answe
         Err(error) if gone(&error) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// Errors that a process which ended leaves.
-fn gone(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound
-            | io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::BrokenPipe
-    )
 }
 
 // === impl Handover ===

@@ -122,6 +122,20 @@ async fn agent_that_heard_nothing_finds_out_that_it_is_relieved() {
     );
 }
 
+#[tokio::test]
+async fn agent_that_ends_before_it_finds_out_is_relieved_all_the_same() {
+    // Which of the two it looks at first is left to chance.
+    for _ in 0..20 {
+        let predecessor = stand(tempfile::tempdir().unwrap(), everybody());
+        let _successor = Offer::bind(predecessor.folder.path()).unwrap();
+        predecessor.signal.start();
+        assert_eq!(
+            timeout(PATIENCE, predecessor.ended).await.unwrap().unwrap(),
+            Ended::Taken { queue: false }
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn untrusted_processes_and_other_protocols_get_nothing() {
     let own = std::process::id();
