@@ -19,7 +19,8 @@ use prometheus_client::registry::Registry;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    time::sleep,
+    sync::Semaphore,
+    time::{sleep, timeout},
 };
 
 pub use self::{
@@ -29,6 +30,11 @@ pub use self::{
 use crate::lifecycle::{Drain, Readiness};
 
 const HEADER_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a connection may last in all; who reads nothing would keep it for ever.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Connections to one TCP listener at once. Pods in the node's network can open any number, and each takes memory
+/// and an open file from the agent.
+const CONNECTIONS: usize = 64;
 
 /// What operators may see and change.
 pub struct Operations {
@@ -65,10 +71,15 @@ pub async fn serve_tcp(
     operations: Arc<Operations>,
     mut drain: Drain,
 ) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let next = async || {
+        let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+        listener.accept().await.map(|(stream, _)| (stream, slot))
+    };
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => spawn(stream, surface, &operations),
+            accepted = next() => match accepted {
+                Ok((stream, slot)) => spawn(stream, surface, &operations, slot),
                 Err(_) => sleep(Duration::from_millis(50)).await,
             },
             () = drain.started() => return,
@@ -81,7 +92,7 @@ pub async fn serve_unix(listener: UnixListener, operations: Arc<Operations>, mut
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => spawn(stream, Surface::Everything, &operations),
+                Ok((stream, _)) => spawn(stream, Surface::Everything, &operations, ()),
                 Err(_) => sleep(Duration::from_millis(50)).await,
             },
             () = drain.started() => return,
@@ -93,6 +104,7 @@ fn spawn(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     surface: Surface,
     operations: &Arc<Operations>,
+    slot: impl Send + 'static,
 ) {
     let operations = operations.clone();
     // Ends by itself: with the other end's close, or at the deadline.
@@ -106,6 +118,45 @@ fn spawn(
             .header_read_timeout(HEADER_DEADLINE)
             .serve_connection(TokioIo::new(stream), answer);
         // The other end's errors are its own.
-        let _ = connection.await;
+        let _ = timeout(DEADLINE, connection).await;
+        drop(slot);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+    };
+
+    use super::*;
+    use crate::lifecycle::drain;
+
+    #[tokio::test]
+    async fn connections_beyond_the_limit_wait_until_others_close() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let operations = Arc::new(Operations {
+            readiness: Readiness::default(),
+            registry: Arc::default(),
+            pods: Box::new(|| serde_json::json!([])),
+            log_level: Box::new(String::new),
+            set_log_level: Box::new(|_| Ok(())),
+        });
+        let (_signal, drain) = drain();
+        tokio::spawn(serve_tcp(listener, Surface::Status, operations, drain));
+        let mut held = Vec::new();
+        for _ in 0..CONNECTIONS {
+            held.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut last = TcpStream::connect(address).await.unwrap();
+        last.write_all(b"GET /live HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        let early = timeout(Duration::from_millis(300), last.read_to_string(&mut answer)).await;
+        assert!(early.is_err(), "{answer:?}");
+        drop(held.pop());
+        last.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.0 200"), "{answer:?}");
+    }
 }
