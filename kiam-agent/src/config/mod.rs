@@ -176,7 +176,7 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
     let subcommand =
         matches!(first, Some("uninstall" | "status" | "help" | intercept::PROOF_CLIENT));
     if subcommand || arguments.iter().any(|word| word == "--help" || word == "-h") {
-        return parse_subcommand(arguments);
+        return parse_subcommand(arguments, vars);
     }
     let scanned = scan::scan(&CommandLine::command(), arguments, vars);
     let mut mistakes = Mistakes(scanned.mistakes);
@@ -195,8 +195,20 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
     }
 }
 
-fn parse_subcommand(arguments: &[String]) -> Result<Task, UsageError> {
-    let words = std::iter::once("kiam-agent").chain(arguments.iter().map(String::as_str));
+fn parse_subcommand(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> {
+    let mut words = vec!["kiam-agent".to_owned()];
+    words.extend_from_slice(arguments);
+    // Where the agent was told by its environment, they must look there too.
+    let known: &[_] = match arguments.first().map(String::as_str) {
+        Some("uninstall") => &[("--bpffs", "KIAM_BPFFS"), ("--state-dir", "KIAM_STATE_DIR")],
+        Some("status") => &[("--state-dir", "KIAM_STATE_DIR")],
+        _ => &[],
+    };
+    for (flag, name) in known {
+        if let Some(value) = vars.get(name).filter(|_| !words.iter().any(|w| w.starts_with(flag))) {
+            words.push(format!("{flag}={value}"));
+        }
+    }
     match CommandLine::try_parse_from(words) {
         Ok(CommandLine {
             command: Some(Subcommands::Uninstall { bpffs, state_dir, force }),

@@ -150,6 +150,24 @@ fn subcommands_and_version_are_understood() {
 }
 
 #[test]
+fn subcommands_look_where_the_environment_says_that_the_agent_is() {
+    let vars = [("KIAM_STATE_DIR", "/run/a"), ("KIAM_BPFFS", "/sys/fs/bpf/a")];
+    let folders = |line| match with(line, &vars).unwrap() {
+        Task::Status { state_dir, .. } => vec![state_dir],
+        Task::Uninstall { bpffs, state_dir, .. } => vec![bpffs, state_dir],
+        other => panic!("{other:?}"),
+    };
+    for (line, expected) in [
+        ("status", vec!["/run/a"]),
+        ("status --live --state-dir /run/b", vec!["/run/b"]),
+        ("uninstall", vec!["/sys/fs/bpf/a", "/run/a"]),
+        ("uninstall --bpffs=/sys/fs/bpf/b", vec!["/sys/fs/bpf/b", "/run/a"]),
+    ] {
+        assert_eq!(folders(line), expected.iter().map(PathBuf::from).collect::<Vec<_>>(), "{line}");
+    }
+}
+
+#[test]
 fn the_guard_is_what_is_asked_for_and_the_uplink_with_host_network_pods() {
     let guard = |flags: &str| config(&format!("{flags} {GOOD}")).intercept.unwrap().guard;
     let (on, off) =
