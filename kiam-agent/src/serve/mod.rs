@@ -142,7 +142,13 @@ pub async fn run<S: PodService>(
         };
         loops.spawn(server.accept(listener));
     }
-    while loops.join_next().await.is_some() {}
+    while let Some(ended) = loops.join_next().await {
+        // One that panicked ends all: the agent must not go on for one family alone.
+        if let Err(failure) = ended {
+            error!(error = %failure, "A listener's task failed");
+            return;
+        }
+    }
 }
 
 /// What every accept loop has.

@@ -66,6 +66,14 @@ impl ClientResolver for Nobody {
     }
 }
 
+struct Panics;
+
+impl ClientResolver for Panics {
+    fn resolve(&self, _: &Connection) -> Result<Client, Unattested> {
+        panic!("as the test asks for")
+    }
+}
+
 struct Fixture {
     addresses: Vec<SocketAddr>,
     drain: DrainSignal,
@@ -154,6 +162,14 @@ async fn each_listener_has_its_own_resolver() {
     for line in ["{identity=\"Attested\"} 1", "{identity=\"NoEntry\"} 1"] {
         assert!(metrics.contains(line), "{metrics}");
     }
+}
+
+#[tokio::test]
+async fn listeners_end_together() {
+    let node = Fixture::start(Config::default(), vec![Arc::new(SourceIp), Arc::new(Panics)]).await;
+    let _stream = TcpStream::connect(node.addresses[1]).await.unwrap();
+    timeout(Duration::from_secs(5), node.task).await.expect("all ends").unwrap();
+    assert!(TcpStream::connect(node.addresses[0]).await.is_err());
 }
 
 #[tokio::test]
