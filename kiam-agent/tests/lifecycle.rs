@@ -12,6 +12,7 @@ use std::{
 
 use kiam_agent::intercept::{self, Error, Interception, Parts, uninstall};
 use kiam_common::redirect::Target;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::Instant;
 use xtask::{
     lab::{
@@ -240,6 +241,27 @@ fn detach_on_exit_takes_everything_away_unless_another_agent_serves() {
     eventually("still attached", || {
         pod.credentials().unwrap().field("AccessKeyId").as_deref() == Some(NODE_ACCESS_KEY)
     });
+}
+
+#[test]
+fn agent_that_still_starts_ends_when_asked_though_it_is_process_1() {
+    if lab::skip("agent_that_still_starts_ends_when_asked_though_it_is_process_1") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    lab.kubernetes.stop();
+    // Process 1 of a namespace is not ended by a signal that it does not handle.
+    let mut command = lab.node.command("unshare").unwrap();
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc", AGENT]);
+    let mut agent = Agent::start_by(command, &lab, &[]).unwrap();
+    agent.wait_said("Kubernetes API fails", LIMIT).unwrap();
+    let pid = agent.pid();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let first = Pid::from_raw(children.trim().parse().unwrap()).unwrap();
+    kill_process(first, Signal::TERM).unwrap();
+    eventually("the agent goes on", || agent.said("Ending before it serves"));
+    assert!(agent.terminate().unwrap().success(), "unshare ends as the agent does");
+    assert!(!agent.said("Serving before everything is there"));
 }
 
 #[test]

@@ -18,13 +18,13 @@ mod running;
 mod upstream;
 mod warm_up;
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{net::SocketAddr, path::PathBuf, pin::pin, process::ExitCode};
 
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 pub use self::error::Error;
-use self::running::{Operators, Successor};
+use self::running::{Operators, Successor, asked_to_end};
 use crate::{
     config::{self, Config},
     lifecycle::{DrainSignal, Readiness},
@@ -104,8 +104,20 @@ pub fn main(config: Config) -> ExitCode {
         }
     };
     runtime.block_on(async {
-        match App::start(config).await {
-            Ok(app) => app.run().await,
+        // Heard from the first moment: process 1 of a container has no default that would end it.
+        let mut asked = pin!(asked_to_end());
+        let started = tokio::select! {
+            biased;
+            name = &mut asked => {
+                info!(signal = name, "Ending before it serves");
+                // As the signal itself would end it: what is half done must not go on while it is undone, and an
+                // agent that runs puts its own programs back only then.
+                std::process::exit(0)
+            }
+            started = App::start(config) => started,
+        };
+        match started {
+            Ok(app) => app.run(asked).await,
             Err(failure) => {
                 error!(error = %failure, "The agent can't start");
                 ExitCode::FAILURE

@@ -1,6 +1,6 @@
 //! The agent from its start to its end.
 
-use std::{os::fd::OwnedFd, path::Path, pin::pin, process::ExitCode, sync::Arc, time::Duration};
+use std::{os::fd::OwnedFd, path::Path, pin::Pin, process::ExitCode, sync::Arc, time::Duration};
 
 use tokio::{
     net::UnixListener,
@@ -118,10 +118,12 @@ impl App {
         self.operators.end().await;
     }
 
-    /// Runs until a part ends that must not, or the system asks for the end. An agent that was relieved stays:
+    /// Runs until a part ends that must not, or the system asks for the end, which `asked` tells. An agent that was relieved stays:
     /// the kubelet would start one that ends again, and that would take over in its turn.
-    pub(super) async fn run(mut self) -> ExitCode {
-        let mut asked = pin!(asked_to_end());
+    pub(super) async fn run(
+        mut self,
+        mut asked: Pin<&mut impl Future<Output = &'static str>>,
+    ) -> ExitCode {
         loop {
             tokio::select! {
                 name = &mut asked => {
@@ -159,7 +161,8 @@ fn panicked(ended: &Result<(), JoinError>) -> bool {
     ended.as_ref().is_err_and(JoinError::is_panic)
 }
 
-async fn asked_to_end() -> &'static str {
+/// Returns the name of the signal by which the system asks for the end.
+pub(super) async fn asked_to_end() -> &'static str {
     let (Ok(mut term), Ok(mut int)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
