@@ -5,6 +5,7 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
+    net::TcpStream,
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::Path,
     process::{Command, Stdio},
@@ -151,6 +152,32 @@ fn successor_with_another_port_takes_over_without_a_gap() {
         load.finish();
     }
     assert_no_packets(&lab, &pods.each_ref().map(|(_, pod)| pod));
+}
+
+#[test]
+fn successor_that_goes_by_addresses_takes_the_filter_of_syns_away() {
+    if lab::skip("successor_that_goes_by_addresses_takes_the_filter_of_syns_away") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    // Of a host's process, as it comes of a guest that the hooks don't see: there is no record of it.
+    let connect = || {
+        let to = (NODE_V4, 3100).into();
+        let limit = Duration::from_millis(500);
+        lab.node.netns().enter(|| TcpStream::connect_timeout(&to, limit)).unwrap().is_ok()
+    };
+    let mut old = start(&lab, &[]);
+    assert!(!connect(), "filtered");
+    for flag in ["--identity=source-ip", "--interceptor=off"] {
+        let next = start(&lab, &[flag]);
+        assert!(next.said("Socket taken over"), "{}", next.log());
+        old.wait_said(RELIEVED, LIMIT).unwrap();
+        assert!(connect(), "{flag}");
+        let filters = start(&lab, &[]);
+        assert!(!connect(), "filtered again");
+        drop(next);
+        old = filters;
+    }
 }
 
 #[test]

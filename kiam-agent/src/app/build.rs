@@ -85,6 +85,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     // An agent that runs goes on until this one serves.
     let mut listeners = Listeners::acquire(&config).await?;
     let spare = listeners.duplicates().map_err(Error::Handover)?;
+    let unfiltered = listeners.unfiltered(&config).map_err(Error::Handover)?;
     let pods = listeners.pods();
     let mut kernel = attach(&config, &listeners).await?;
     let witness = Witness::default();
@@ -104,6 +105,10 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     {
         // It may have put its own programs back before it heard.
         reassert.notify_one();
+    }
+    // Not before: until then that agent might have had to go on.
+    for socket in &unfiltered {
+        intercept::unfilter(socket.as_fd()).map_err(Error::Handover)?;
     }
     info!(pods = ?bound.pods, admin = %bound.admin, "Listening");
     let detach = config.intercept.filter(|_| config.detach_on_exit).map(|config| config.bpffs);

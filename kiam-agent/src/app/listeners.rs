@@ -91,6 +91,14 @@ impl Listeners {
         all.map(|socket| socket.as_fd().try_clone_to_owned()).collect()
     }
 
+    /// Those of pods, where the filter of SYNs that they may have from an agent before is not wanted.
+    pub(super) fn unfiltered(&self, config: &Config) -> io::Result<Vec<OwnedFd>> {
+        match config.intercept.as_ref().is_some_and(intercept::Config::has_filter) {
+            true => Ok(Vec::new()),
+            false => self.duplicates_for_pods(),
+        }
+    }
+
     /// Those of pods alone.
     pub(super) fn duplicates_for_pods(&self) -> io::Result<Vec<OwnedFd>> {
         self.pods.iter().map(|socket| socket.as_fd().try_clone_to_owned()).collect()

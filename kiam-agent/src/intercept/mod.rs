@@ -23,6 +23,7 @@ mod programs;
 mod proof;
 mod reattach;
 mod rewriter;
+mod unfilter;
 mod uninstall;
 
 use std::{io, path::PathBuf, time::Duration};
@@ -42,6 +43,7 @@ pub use self::{
         Witness, client as proof_client,
     },
     rewriter::Rewriter,
+    unfilter::unfilter,
     uninstall::uninstall,
 };
 
@@ -85,6 +87,12 @@ impl Config {
             operator_ports: [0; 2],
             log: false,
         }
+    }
+
+    /// Whether SYNs are filtered in this mode.
+    #[must_use]
+    pub fn has_filter(&self) -> bool {
+        self.filters_syns && self.mode == Mode::Enforce
     }
 }
 

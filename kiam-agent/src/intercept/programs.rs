@@ -155,7 +155,7 @@ impl Interception {
         let mut ebpf = loader.load(OBJECT)?;
         let programs = programs(config, &cgroup)?;
         verify(&mut ebpf, &programs)?;
-        let filters_syns = config.filters_syns && config.mode == Mode::Enforce;
+        let filters_syns = config.has_filter();
         let uplink = config.guard.uplink && config.mode == Mode::Enforce;
         let (given, log) = (config.cgroup.clone(), config.log);
         Ok(Self { ebpf, pins, older, cgroup, given, programs, uplink, filters_syns, log })
