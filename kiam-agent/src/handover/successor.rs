@@ -21,6 +21,8 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
 /// A predecessor that is relieved by another successor closes without an answer; soon that one listens.
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(100);
+/// Questions in vain before an agent is taken to hang.
+const PRESENCE_ATTEMPTS: u32 = 3;
 
 /// What came of asking.
 #[derive(Debug)]
@@ -58,16 +60,24 @@ pub async fn ask(state_dir: &Path, trusted: &Trusted) -> Answer {
     }
 }
 
-/// Whether an agent that does not hang serves with this `state_dir`.
+/// Whether an agent that does not hang serves with this `state_dir`. One late answer is no hanging: a node that
+/// starts many pods is busy.
 pub async fn is_served(state_dir: &Path, trusted: &Trusted) -> bool {
-    let exchange = async {
+    let exchange = async || {
         let mut stream = UnixStream::connect(state_dir.join(SOCKET)).await?;
         check(&stream, trusted)?;
         stream.write_all(message::PRESENCE).await?;
         stream.read_u8().await
     };
-    let answer = timeout(ANSWER_DEADLINE, exchange).await;
-    answer.is_ok_and(|answer| answer.is_ok_and(|byte| byte == message::PRESENT))
+    for _ in 0..PRESENCE_ATTEMPTS {
+        match timeout(ANSWER_DEADLINE, exchange()).await {
+            Ok(Ok(byte)) => return byte == message::PRESENT,
+            Ok(Err(error)) if gone(&error) => return false,
+            Ok(Err(_)) => sleep(PAUSE).await,
+            Err(_) => {}
+        }
+    }
+    false
 }
 
 /// One exchange; `None` when the other end closed.

@@ -12,7 +12,12 @@ use std::{
 };
 
 use tempfile::TempDir;
-use tokio::{net::UnixListener, task::JoinHandle, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixListener,
+    task::JoinHandle,
+    time::timeout,
+};
 
 use super::*;
 use crate::lifecycle::{self, DrainSignal};
@@ -150,6 +155,22 @@ async fn untrusted_processes_and_other_protocols_get_nothing() {
         let read = stream.read(&mut [0; 8]).unwrap_or_default();
         assert_eq!(read, 0);
     }
+}
+
+#[tokio::test]
+async fn agent_that_is_late_once_still_serves() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(folder.path().join(SOCKET)).unwrap();
+    let trusted = everybody();
+    let asked = is_served(folder.path(), &trusted);
+    let late = async {
+        let _first = listener.accept().await.unwrap();
+        let (mut second, _) = listener.accept().await.unwrap();
+        let mut request = [0; message::PRESENCE.len()];
+        second.read_exact(&mut request).await.unwrap();
+        second.write_all(&[message::PRESENT]).await.unwrap();
+    };
+    assert!(tokio::join!(asked, late).0);
 }
 
 #[tokio::test]
