@@ -23,7 +23,7 @@ type Key = Zeroizing<[u8; KEY_BYTES]>;
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The folder can't be made or closed to others.
-    #[error("can't prepare the state directory {path} (--state-dir)")]
+    #[error("can't prepare the state directory {path} (--state-dir): {source}")]
     Directory {
         /// The folder.
         path: PathBuf,
@@ -32,7 +32,7 @@ pub enum KeyError {
         source: io::Error,
     },
     /// The file can't be read or written.
-    #[error("can't read or write the token key {path}")]
+    #[error("can't read or write the token key {path}: {source}")]
     File {
         /// The file.
         path: PathBuf,
@@ -49,10 +49,10 @@ pub enum KeyError {
         problem: &'static str,
     },
     /// The system gives no random bytes.
-    #[error("can't get random bytes for the token key")]
+    #[error("can't get random bytes for the token key: {0}")]
     Random(#[source] io::Error),
     /// The boot can't be told from others.
-    #[error("can't read /proc/sys/kernel/random/boot_id")]
+    #[error("can't read /proc/sys/kernel/random/boot_id: {0}")]
     BootId(#[source] io::Error),
 }
 
@@ -149,6 +149,15 @@ mod tests {
         std::fs::set_permissions(state.path(), Permissions::from_mode(0o755)).unwrap();
         open(state.path()).unwrap();
         assert_eq!(mode(state.path()), 0o700);
+    }
+
+    #[test]
+    fn error_says_what_the_system_says() {
+        let state = tempfile::tempdir().unwrap();
+        let file = state.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let error = open(&file.join("state")).unwrap_err().to_string();
+        assert!(error.contains("Not a directory"), "{error}");
     }
 
     #[test]
