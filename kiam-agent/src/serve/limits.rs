@@ -15,6 +15,9 @@ use crate::pods::{Client, PodUid, Unattested};
 /// Open files that are kept for all but connections: maps, the API server, STS, operators.
 const OTHER_FILES: usize = 256;
 
+/// More pods than a node runs.
+const PODS: usize = 256;
+
 /// Whose a connection is, for limits and logs: nobody's share is used up by others.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Owner {
@@ -99,7 +102,8 @@ impl Limits {
         open.in_all < self.config.connections
     }
 
-    /// A slot for a connection of `owner`, while there is room.
+    /// A slot for a connection of `owner`, while there is room. Half of the room is for those that have few: pods
+    /// that each keep to their limit must not together take everything.
     pub(super) fn take(&self, owner: Owner) -> Option<Slot> {
         let own = match owner {
             Owner::Pod(_) | Owner::Address(_) => self.config.connections_per_pod,
@@ -107,6 +111,8 @@ impl Limits {
         };
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let held = open.by_owner.get(&owner).copied().unwrap_or_default();
+        let half = self.config.connections / 2;
+        let own = if open.in_all < half { own } else { own.min((half / PODS).max(2)) };
         if open.in_all >= self.config.connections || held >= own {
             return None;
         }
@@ -171,5 +177,21 @@ mod tests {
         assert!(limits.take(pod(1, "10.0.0.1")).is_some());
         drop((other, strange, address));
         assert!(limits.open.lock().unwrap().by_owner.is_empty());
+    }
+
+    #[test]
+    fn owners_with_many_leave_room_for_those_with_few() {
+        let limits = Limits::new(Config::default());
+        let take = |n| limits.take(Owner::of(&Ok(attested(uid(n), "10.0.0.1"))));
+        let mut held = Vec::new();
+        for hoarder in 1..=100 {
+            held.extend(std::iter::from_fn(|| take(hoarder)));
+        }
+        assert!(held.len() >= limits.config.connections / 2, "{} is no crowd", held.len());
+        for late in 101..=200 {
+            let own: Vec<_> = (0..8).map_while(|_| take(late)).collect();
+            assert_eq!(own.len(), 8, "pod {late}");
+            held.extend(own);
+        }
     }
 }

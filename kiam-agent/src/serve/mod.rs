@@ -62,7 +62,8 @@ pub trait PodService: Send + Sync + 'static {
 pub struct Config {
     /// Open connections in all.
     pub connections: usize,
-    /// Open connections of one pod, or of one address where only that is known.
+    /// Open connections of one pod, or of one address where only that is known; far fewer once half of all are
+    /// open.
     pub connections_per_pod: usize,
     /// Open connections that are no pod's, together.
     pub connections_of_strangers: usize,
