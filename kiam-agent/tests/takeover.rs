@@ -173,6 +173,9 @@ fn successor_that_goes_by_addresses_takes_the_filter_of_syns_away() {
         assert!(next.said("Socket taken over"), "{}", next.log());
         old.wait_said(RELIEVED, LIMIT).unwrap();
         assert!(connect(), "{flag}");
+        // Where there are to be no programs, those of before are still there, and refuse pods.
+        let told = next.said("kernel programs are still attached");
+        assert_eq!(told, flag == "--interceptor=off", "{}", next.log());
         let filters = start(&lab, &[]);
         assert!(!connect(), "filtered again");
         drop(next);

@@ -72,9 +72,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let serving = common.readiness.latch("serving pods");
     common.statsd(config.statsd)?;
     let tokens = imds::TokenAuthority::open(&config.state_dir)?;
-    if let Some(config) = &config.intercept {
-        intercept::prepare(config)?;
-    }
+    prepare(&config)?;
     let upstream = imds::Upstream::new(config.upstream.clone());
     let knowledge = common.knowledge(&config, &upstream).await?;
     let operations = Arc::new(operations::operations(&common.readiness, &knowledge));
@@ -301,6 +299,19 @@ impl Common {
         socket.link().map_err(Error::state(config, admin::SOCKET))?;
         Ok(Bound { pods, admin, metrics })
     }
+}
+
+/// What is done before anything is asked; tells of what an agent with interceptor left to one without.
+fn prepare(config: &Config) -> Result<(), Error> {
+    match &config.intercept {
+        Some(config) => intercept::prepare(config)?,
+        None if intercept::is_installed(&config.bpffs) => warn!(
+            bpffs = %config.bpffs.display(),
+            "An earlier agent's kernel programs are still attached, and refuse pods from ten seconds after its end: take them away with kiam-agent uninstall --force"
+        ),
+        None => {}
+    }
+    Ok(())
 }
 
 /// Loads and attaches the kernel programs, if there are to be any.

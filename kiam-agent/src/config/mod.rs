@@ -104,6 +104,8 @@ pub struct Config {
     pub cluster: cluster::Config,
     /// The kernel's part; `None`: `--interceptor=off`.
     pub intercept: Option<intercept::Config>,
+    /// `--bpffs`, also where there is no interceptor.
+    pub bpffs: PathBuf,
     /// `--identity`.
     pub identity: Identity,
     /// `--static-pod-namespaces`.
@@ -258,6 +260,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
         base: base?,
         cluster: cluster?,
         intercept,
+        bpffs: flags.bpffs.clone().into(),
         identity,
         static_pod_namespaces,
         namespaces: namespaces?,

@@ -44,7 +44,7 @@ pub use self::{
     },
     rewriter::Rewriter,
     unfilter::unfilter,
-    uninstall::uninstall,
+    uninstall::{is_installed, uninstall},
 };
 
 /// What [`Interception::load`] is told.

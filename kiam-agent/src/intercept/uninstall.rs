@@ -4,6 +4,12 @@ use std::path::Path;
 
 use super::{Error, guard, pins};
 
+/// Whether something is pinned below `bpffs`, by whatever agent.
+#[must_use]
+pub fn is_installed(bpffs: &Path) -> bool {
+    pins::layouts(bpffs).is_ok_and(|folders| !folders.is_empty())
+}
+
 /// Removes the pins below `bpffs`, of every layout: links first, which detaches the programs, then the maps,
 /// then the folders; and the guard's routing rules and filters. Says what it removed; nothing there is no error.
 ///
