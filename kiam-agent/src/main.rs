@@ -27,6 +27,12 @@ fn main() -> ExitCode {
                 );
                 return ExitCode::FAILURE;
             }
+            if !force && intercept::is_renewed(&bpffs) {
+                eprintln!(
+                    "kiam-agent: an agent runs on this node, with another --state-dir: end it first, or give --force"
+                );
+                return ExitCode::FAILURE;
+            }
             uninstall(&bpffs)
         }
         Ok(Task::Status { live, state_dir }) => status(&state_dir, live),

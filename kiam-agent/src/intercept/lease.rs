@@ -1,14 +1,45 @@
 //! The lease: the kernel redirects only while the agent has shown, within ten seconds, that it lives.
 
-use std::{fmt, time::Duration};
+use std::{fmt, path::Path, thread, time::Duration};
 
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, Map, MapData};
+use kiam_common::LEASE_NS;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::Error;
+use super::{Error, pins};
+
+const NAME: &str = "LEASE";
 
 /// The agent's sign of life in the kernel.
 pub struct Lease(Array<MapData, u64>);
+
+/// Whether an agent renews the lease that is pinned below `bpffs`, wherever else it keeps its state. Looks for three
+/// seconds where one did so lately: it may have been killed.
+#[must_use]
+pub fn is_renewed(bpffs: &Path) -> bool {
+    let before = leases(bpffs);
+    if before.iter().all(|renewed| now() >= renewed + LEASE_NS) {
+        return false;
+    }
+    thread::sleep(Lease::RENEWAL * 3);
+    leases(bpffs).iter().max() > before.iter().max()
+}
+
+/// When each layout's was last renewed.
+fn leases(bpffs: &Path) -> Vec<u64> {
+    let folders = pins::layouts(bpffs).unwrap_or_default();
+    let renewed = |folder: &Path| {
+        let map = MapData::from_pin(folder.join(NAME)).ok()?;
+        let lease: Array<_, u64> = Array::try_from(Map::Array(map)).ok()?;
+        lease.get(&0, 0).ok()
+    };
+    folders.iter().filter_map(|(_, folder)| renewed(folder)).collect()
+}
+
+fn now() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+}
 
 // === impl Lease ===
 
@@ -26,9 +57,7 @@ impl Lease {
     ///
     /// The kernel's, when the map can't be written.
     pub fn renew(&mut self) -> Result<(), Error> {
-        let now = clock_gettime(ClockId::Monotonic);
-        let ns = now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs();
-        self.write(ns)
+        self.write(now())
     }
 
     /// Ends it: the kernel denies from now on, at once.
@@ -41,7 +70,7 @@ impl Lease {
     }
 
     fn write(&mut self, ns: u64) -> Result<(), Error> {
-        self.0.set(0, ns, 0).map_err(|source| Error::Map { name: "LEASE", source })
+        self.0.set(0, ns, 0).map_err(|source| Error::Map { name: NAME, source })
     }
 }
 

@@ -32,7 +32,7 @@ pub use self::{
     cgroup::Cgroup,
     flows::{FlowEntry, Flows},
     guard::{Guard, GuardConfig, GuardError, Metrics as GuardMetrics, UplinkProgram},
-    lease::Lease,
+    lease::{Lease, is_renewed},
     marks::Marks,
     metrics::Verdicts,
     observed::{Observation, Observed},
