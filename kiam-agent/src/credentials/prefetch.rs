@@ -112,7 +112,7 @@ impl Prefetcher {
         let mut next = LOOK_AGAIN;
         let now = Instant::now();
         let mut unanswered = false;
-        for identity in wanted.iter() {
+        for identity in wanted.keys() {
             let due = self.due(identity, now);
             unanswered |= self.unanswered(identity);
             let Some(plan) = self.plans.get_mut(identity) else { continue };
@@ -134,12 +134,12 @@ impl Prefetcher {
 
     /// Takes up what is newly wanted, and forgets what has been unwanted for a while.
     fn follow(&mut self, wanted: &WantedRoles) {
-        for identity in wanted.iter() {
+        for identity in wanted.keys() {
             self.plans.entry(identity.clone()).or_default().unwanted_since = None;
         }
         let now = Instant::now();
         self.plans.retain(|identity, plan| {
-            if wanted.contains(identity) || plan.in_flight {
+            if wanted.contains_key(identity) || plan.in_flight {
                 return true;
             }
             now.duration_since(*plan.unwanted_since.get_or_insert(now)) < LINGER
@@ -149,7 +149,7 @@ impl Prefetcher {
             let before = entries.len();
             entries.retain(|identity, _| plans.contains_key(identity));
             let kept = entries.len();
-            for identity in wanted.iter() {
+            for identity in wanted.keys() {
                 entries.entry(identity.clone()).or_default();
             }
             before != kept || kept != entries.len()

@@ -17,7 +17,7 @@ use super::*;
 use crate::{
     clock::Clock,
     lifecycle::{self, DrainSignal, Readiness},
-    role::{SessionName, WantedRoles},
+    role::{Claimant, SessionName, WantedRoles},
     secret::Secret,
     telemetry::Statsd,
 };
@@ -77,8 +77,10 @@ fn identity(role: &str) -> RoleIdentity {
     }
 }
 
+/// Each role is wanted by a pod of its own.
 fn set(roles: &[&str]) -> WantedRoles {
-    Arc::new(roles.iter().map(|role| identity(role)).collect::<BTreeSet<_>>())
+    let wanted = |role: &&str| (identity(role), BTreeSet::from([Claimant::new("shop", role)]));
+    Arc::new(roles.iter().map(wanted).collect())
 }
 
 fn start(roles: &[&str], failing: bool, life: Duration) -> Fixture {

@@ -5,7 +5,11 @@
 
 mod expression;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::sync::watch;
 
@@ -14,8 +18,8 @@ use crate::{
     lifecycle::Drain,
     pods::{Pod, PodReader},
     role::{
-        ExternalId, InvalidExternalId, InvalidRole, Quoted, RoleArn, RoleIdentity, RoleResolver,
-        SessionName, WantedRoles,
+        Claimant, ExternalId, InvalidExternalId, InvalidRole, Quoted, RoleArn, RoleIdentity,
+        RoleResolver, SessionName, WantedRoles,
     },
 };
 
@@ -122,8 +126,14 @@ impl RolePolicy {
     #[must_use]
     pub fn wanted(&self, serves: &impl Fn(&Pod) -> bool) -> WantedRoles {
         let pods = self.reader.all();
-        let served = pods.iter().filter(|pod| pod.live && serves(pod));
-        Arc::new(served.filter_map(|pod| self.identity(pod).ok()).collect::<BTreeSet<_>>())
+        let mut wanted: BTreeMap<RoleIdentity, BTreeSet<Claimant>> = BTreeMap::new();
+        for pod in pods.iter().filter(|pod| pod.live && serves(pod)) {
+            if let Ok(identity) = self.identity(pod) {
+                let claimant = Claimant::new(&pod.namespace, &pod.uid.to_string());
+                wanted.entry(identity).or_default().insert(claimant);
+            }
+        }
+        Arc::new(wanted)
     }
 
     fn identity(&self, pod: &Pod) -> Result<RoleIdentity, Refusal> {
@@ -301,7 +311,9 @@ mod tests {
         let (signal, drain) = crate::lifecycle::drain();
         let task = tokio::spawn(publish_wanted(policy, |_| true, sender, drain));
         let one = wanted.wait_for(|set| !set.is_empty()).await.unwrap().clone();
-        assert_eq!(one.iter().map(|id| id.role.to_string()).collect::<Vec<_>>(), [ROLE]);
+        assert_eq!(one.keys().map(|id| id.role.to_string()).collect::<Vec<_>>(), [ROLE]);
+        let pods: Vec<_> = one.values().flatten().map(|pod| pod.pod.to_string()).collect();
+        assert_eq!(pods, ["a", "c"]);
         index.delete(&PodUid::new("a"));
         index.delete(&PodUid::new("c"));
         wanted.wait_for(|set| set.is_empty()).await.unwrap();
