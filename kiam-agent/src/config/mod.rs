@@ -20,7 +20,7 @@ use self::{
     warnings::warnings,
 };
 use crate::{
-    cluster, imds, intercept,
+    cluster, credentials, imds, intercept,
     policy::NamespacePolicy,
     role::{BaseArn, SessionName},
     telemetry::{Format, Level, Logs},
@@ -114,6 +114,8 @@ pub struct Config {
     pub session_name: SessionName,
     /// `--session-duration`.
     pub session_duration: Duration,
+    /// `--sts-rate` and `--max-staleness`.
+    pub credentials: credentials::Config,
     /// The metadata service for pods.
     pub imds: imds::Config,
     /// `--upstream`.
@@ -231,6 +233,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let (least, most) = (SECOND * 900, SECOND * 43_200);
     let session_duration =
         mistakes.duration("session-duration", &flags.session_duration, least, most);
+    let credentials = credentials(flags, mistakes);
     let sts_endpoint = flags.sts_endpoint.as_ref().map(|text| mistakes.url("sts-endpoint", text));
     let region = region(flags, vars, mistakes);
     let state_dir = mistakes.folder("state-dir", &flags.state_dir);
@@ -251,6 +254,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
         namespaces: namespaces?,
         session_name: session_name?,
         session_duration: session_duration?,
+        credentials: credentials?,
         imds: imds?,
         upstream: upstream?,
         region,
@@ -314,6 +318,15 @@ fn cluster(flags: &Flags, mistakes: &mut Mistakes) -> Option<cluster::Config> {
         sync_interval: interval?,
         stall: SECOND * 90,
     })
+}
+
+fn credentials(flags: &Flags, mistakes: &mut Mistakes) -> Option<credentials::Config> {
+    let sts_rate = mistakes.rate("sts-rate", &flags.sts_rate);
+    let max_staleness = match flags.max_staleness.as_str() {
+        "off" => Some(None),
+        text => mistakes.duration("max-staleness", text, SECOND, DAY * 365).map(Some),
+    };
+    Some(credentials::Config { sts_rate: sts_rate?, max_staleness: max_staleness? })
 }
 
 fn region(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<String> {

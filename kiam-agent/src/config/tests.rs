@@ -58,7 +58,7 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
     let mistakes = mistakes(
         "--port=99999 --sync-interval=soon --interceptor=xdp --identity=dns --host-network-pods=maybe \
          --cgroup=kubepods --bpffs=bpf --state-dir=run --hold=1y --imdsv2=no --allow-path=/latest/user-data \
-         --upstream=imds --region=EU --sts-endpoint=sts --session-name=a!b --session-duration=5m \
+         --upstream=imds --region=EU --sts-endpoint=sts --session-name=a!b --session-duration=5m --sts-rate=0:5 --max-staleness=never \
          --node-role=kube-system --static-pod-namespaces=Kube,ok --namespace-policy=open --admin=here --metrics=there --statsd=nowhere --statsd-interval=0s \
          --level=loud --json-log=perhaps --host=0.0.0.0 --host=node --role-base-arn=reader --nonsense extra --kubeconfig",
     );
@@ -80,6 +80,8 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
         "sts-endpoint",
         "session-name",
         "session-duration",
+        "sts-rate",
+        "max-staleness",
         "node-role",
         "static-pod-namespaces",
         "namespace-policy",

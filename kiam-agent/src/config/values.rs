@@ -2,7 +2,10 @@
 
 use std::{fmt::Display, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use crate::intercept::{GuardConfig, HostNetworkPods};
+use crate::{
+    credentials::Rate,
+    intercept::{GuardConfig, HostNetworkPods},
+};
 
 /// Collects what is wrong, so that all of it is told at once.
 #[derive(Debug, Default)]
@@ -85,6 +88,21 @@ impl Mistakes {
                 None
             }
         }
+    }
+
+    /// `<rate>` or `<rate>:<burst>`: times a second, and at once. A burst that is not given is ten seconds' worth.
+    pub(super) fn rate(&mut self, flag: &str, text: &str) -> Option<Rate> {
+        let (rate, burst) = match text.split_once(':') {
+            Some((rate, burst)) => (rate, Some(burst)),
+            None => (text, None),
+        };
+        let number = |text: &str| text.parse().ok().filter(|n| (1..=10_000).contains(n));
+        let rate: Option<u32> = number(rate);
+        let burst = burst.map_or(rate.map(|rate| rate * 10), number);
+        if rate.is_none() || burst.is_none() {
+            self.add(flag, format!("{text:?} is no rate from 1 to 10000, such as 10 or 10:100"));
+        }
+        Some(Rate { burst: burst?, period: Duration::from_secs(1) / rate? })
     }
 
     /// An absolute path.
