@@ -147,6 +147,9 @@ pub(super) struct Flags {
     /// Whether namespaces need iam.amazonaws.com/permitted: optional or required
     #[arg(long, value_name = "WHAT", default_value = "optional")]
     pub(super) namespace_policy: String,
+    /// Namespaces whose pods may set iam.amazonaws.com/session-name and external-id, or * (repeatable)
+    #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', default_value = "*")]
+    pub(super) annotation_overrides: Vec<String>,
     /// Where /live, /ready and /metrics are served
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:3101")]
     pub(super) admin: String,

@@ -21,7 +21,7 @@ use self::{
 };
 use crate::{
     cluster, credentials, imds, intercept,
-    policy::NamespacePolicy,
+    policy::{AnnotationOverrides, NamespacePolicy},
     role::{BaseArn, SessionName},
     telemetry::{Format, Level, Logs},
 };
@@ -110,6 +110,8 @@ pub struct Config {
     pub static_pod_namespaces: Vec<String>,
     /// `--namespace-policy`.
     pub namespaces: NamespacePolicy,
+    /// `--annotation-overrides`.
+    pub overrides: AnnotationOverrides,
     /// `--session-name`.
     pub session_name: SessionName,
     /// `--session-duration`.
@@ -229,6 +231,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let namespaces = mistakes.one_of("namespace-policy", &flags.namespace_policy, &words);
     let static_pod_namespaces =
         mistakes.names("static-pod-namespaces", &flags.static_pod_namespaces);
+    let overrides = mistakes.overrides("annotation-overrides", &flags.annotation_overrides);
     let session_name = mistakes.parse("session-name", &flags.session_name);
     let (least, most) = (SECOND * 900, SECOND * 43_200);
     let session_duration =
@@ -252,6 +255,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
         identity,
         static_pod_namespaces,
         namespaces: namespaces?,
+        overrides,
         session_name: session_name?,
         session_duration: session_duration?,
         credentials: credentials?,

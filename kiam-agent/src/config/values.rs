@@ -5,6 +5,7 @@ use std::{fmt::Display, net::IpAddr, path::PathBuf, str::FromStr, time::Duration
 use crate::{
     credentials::Rate,
     intercept::{GuardConfig, HostNetworkPods},
+    policy::AnnotationOverrides,
 };
 
 /// Collects what is wrong, so that all of it is told at once.
@@ -159,6 +160,14 @@ impl Mistakes {
             self.add(flag, format!("{text:?} is no namespace's name, such as kube-system"));
         }
         texts.to_vec()
+    }
+
+    /// Names of namespaces, or `*` for all of them.
+    pub(super) fn overrides(&mut self, flag: &str, texts: &[String]) -> AnnotationOverrides {
+        if texts == ["*"] {
+            return AnnotationOverrides::Everywhere;
+        }
+        AnnotationOverrides::In(self.names(flag, texts).into_iter().collect())
     }
 
     /// `--guard` and `--guard-preference`. hostNetwork pods that are intercepted share the node's namespace, where

@@ -234,6 +234,7 @@ impl Node {
                 )),
                 namespaces: NamespacePolicy::Optional,
                 session_name: SessionName::sanitised("kiam-kiam"),
+                overrides: policy::AnnotationOverrides::Everywhere,
                 session_duration: Duration::from_secs(3600),
             },
             pods.clone(),
