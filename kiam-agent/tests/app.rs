@@ -52,6 +52,10 @@ fn pod(role: &str) -> PodRecord {
 }
 
 fn start(pod: &PodRecord, prepare: impl FnOnce(&Sts)) -> Fixture {
+    start_with(&[], pod, prepare)
+}
+
+fn start_with(flags: &[&str], pod: &PodRecord, prepare: impl FnOnce(&Sts)) -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let kubernetes = Kubernetes::start(Place::loopback()).unwrap();
     kubernetes.store().apply_namespace(&NamespaceRecord::new("shop"));
@@ -68,6 +72,7 @@ fn start(pod: &PodRecord, prepare: impl FnOnce(&Sts)) -> Fixture {
             "--json-log",
             "--upstream=http://127.0.0.1:9",
         ])
+        .args(flags)
         .arg(format!("--role-base-arn={BASE}"))
         .arg(format!("--sts-endpoint={}", sts.url()))
         .arg(format!("--kubeconfig={}", kubeconfig.display()))
@@ -102,10 +107,12 @@ fn raw(address: SocketAddr, request: &[u8]) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
+fn request(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n")
+}
+
 fn get(address: SocketAddr, path: &str) -> (u16, String) {
-    let request =
-        format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n");
-    let answer = raw(address, request.as_bytes());
+    let answer = raw(address, request(path).as_bytes());
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
@@ -185,6 +192,51 @@ fn changed_annotations_and_sts_faults_are_seen_and_survived() {
     fixture.sts.stop();
     assert_eq!(get(fixture.pods, LIST).0, 404);
     assert_eq!(get(fixture.admin, "/live").0, 200);
+}
+
+#[test]
+fn while_the_watch_is_silent_for_too_long_what_is_held_is_served_and_not_renewed() {
+    let life = Duration::from_secs(10);
+    let short = |sts: &Sts| sts.set_session_length(Some(life));
+    let fixture = start_with(&["--max-staleness=3s"], &pod("reader"), short);
+    eventually("a renewal", || fixture.sts.requests() >= 2);
+    fixture.kubernetes.stall_watches(true);
+    let stale = "kiam_credentials_waiting{reason=\"Stale\"} 1";
+    eventually("a renewal that is kept back", || get(fixture.admin, "/metrics").1.contains(stale));
+    let asked = fixture.sts.requests();
+    assert_eq!(get(fixture.pods, LIST), (200, "reader".to_owned()));
+    eventually("the end of what was held", || get(fixture.pods, LIST).0 == 503);
+    let answer = raw(fixture.pods, request(LIST).as_bytes());
+    assert!(answer.contains("--max-staleness"), "the pod is told why: {answer}");
+    assert_eq!(fixture.sts.requests(), asked);
+    fixture.kubernetes.stall_watches(false);
+    eventually("credentials again", || get(fixture.pods, LIST) == (200, "reader".to_owned()));
+    assert!(fixture.sts.requests() > asked);
+}
+
+#[test]
+fn an_annotation_loop_does_not_drain_sts() {
+    let fixture = start(&pod("reader"), |_| ());
+    let store = fixture.kubernetes.store();
+    let ask = request(LIST);
+    for n in 0..200 {
+        store.apply_pod(
+            &pod("reader").annotation("iam.amazonaws.com/external-id", &format!("id-{n}")),
+        );
+        store.apply_pod(
+            &pod("reader").annotation("iam.amazonaws.com/session-name", &format!("s{n}")),
+        );
+    }
+    eventually("a reason", || {
+        let answer = raw(fixture.pods, ask.as_bytes());
+        answer.starts_with("HTTP/1.1 503 ") && answer.contains("too often")
+    });
+    let kept = "kiam_credentials_waiting{reason=\"Pod\"} 1";
+    assert!(get(fixture.admin, "/metrics").1.contains(kept));
+    assert!(fixture.sts.requests() <= 5, "{} calls", fixture.sts.requests());
+    // What was held before costs nothing, as it lingers.
+    store.apply_pod(&pod("reader"));
+    eventually("the first role again", || get(fixture.pods, LIST).0 == 200);
 }
 
 #[test]

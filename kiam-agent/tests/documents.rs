@@ -20,9 +20,10 @@ fn rows(prefix: &str) -> BTreeSet<String> {
 }
 
 /// Metrics that are no counters have their own names.
-const GAUGES: [&str; 6] = [
+const GAUGES: [&str; 7] = [
     "kiam_cluster_pods",
     "kiam_credentials_held",
+    "kiam_credentials_waiting",
     "kiam_guard_route",
     "kiam_guard_uplinks",
     "kiam_observed_pods",

@@ -175,13 +175,17 @@ impl Common {
         self.tasks.spawn(feeds);
         let (wanted, receiver) = watch::channel(WantedRoles::default());
         let metrics = credentials::Metrics::register(&mut self.registry, self.statsd.clone());
-        let (prefetcher, credentials) = Prefetcher::new(
+        let watched = pods.clone();
+        let parts = credentials::Parts {
             source,
-            imds::wire::render,
-            self.clock.clone(),
-            receiver,
-            (metrics, first),
-        );
+            render: imds::wire::render,
+            clock: self.clock.clone(),
+            wanted: receiver,
+            silence: Box::new(move || watched.silence()),
+            metrics,
+            first_pass: first,
+        };
+        let (prefetcher, credentials) = Prefetcher::new(config.credentials, parts);
         let held = credentials::Held::new(credentials.clone());
         self.registry.register_collector(Box::new(held));
         let serves = served(config.cluster.node_name.is_some(), config.hosts);

@@ -59,7 +59,8 @@ fn shown(
         Decision::Allow(identity) => {
             let state = match credentials.get(&identity) {
                 None => json!("not wanted"),
-                Some(State::Pending) => json!("pending"),
+                Some(State::Pending(None)) => json!("pending"),
+                Some(State::Pending(Some(limit))) => json!({ "waiting": limit.to_string() }),
                 Some(State::Failed { error, .. }) => json!({ "failed": error.message }),
                 Some(State::Ready(issued)) => json!({
                     "accessKeyId": issued.credentials.access_key_id,

@@ -27,6 +27,7 @@ pub(super) async fn policy_config(
         resolver: RoleResolver::new(Some(base)),
         namespaces: config.namespaces,
         session_name: config.session_name.clone(),
+        overrides: config.overrides.clone(),
         session_duration: config.session_duration,
     })
 }

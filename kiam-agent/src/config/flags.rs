@@ -138,9 +138,18 @@ pub(super) struct Flags {
     /// How long credentials are asked to last, 15m to 12h
     #[arg(long, value_name = "DURATION", default_value = "1h")]
     pub(super) session_duration: String,
+    /// Calls to STS a second, and how many at once: RATE or RATE:BURST
+    #[arg(long, value_name = "RATE[:BURST]", default_value = "10:100")]
+    pub(super) sts_rate: String,
+    /// How long the Kubernetes API may be silent before nothing is asked of STS any more; or off
+    #[arg(long, value_name = "DURATION", default_value = "24h")]
+    pub(super) max_staleness: String,
     /// Whether namespaces need iam.amazonaws.com/permitted: optional or required
     #[arg(long, value_name = "WHAT", default_value = "optional")]
     pub(super) namespace_policy: String,
+    /// Namespaces whose pods may set iam.amazonaws.com/session-name and external-id, or * (repeatable)
+    #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', default_value = "*")]
+    pub(super) annotation_overrides: Vec<String>,
     /// Where /live, /ready and /metrics are served
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:3101")]
     pub(super) admin: String,

@@ -20,8 +20,8 @@ use self::{
     warnings::warnings,
 };
 use crate::{
-    cluster, imds, intercept,
-    policy::NamespacePolicy,
+    cluster, credentials, imds, intercept,
+    policy::{AnnotationOverrides, NamespacePolicy},
     role::{BaseArn, SessionName},
     telemetry::{Format, Level, Logs},
 };
@@ -112,10 +112,14 @@ pub struct Config {
     pub static_pod_namespaces: Vec<String>,
     /// `--namespace-policy`.
     pub namespaces: NamespacePolicy,
+    /// `--annotation-overrides`.
+    pub overrides: AnnotationOverrides,
     /// `--session-name`.
     pub session_name: SessionName,
     /// `--session-duration`.
     pub session_duration: Duration,
+    /// `--sts-rate` and `--max-staleness`.
+    pub credentials: credentials::Config,
     /// The metadata service for pods.
     pub imds: imds::Config,
     /// `--upstream`.
@@ -241,10 +245,12 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let namespaces = mistakes.one_of("namespace-policy", &flags.namespace_policy, &words);
     let static_pod_namespaces =
         mistakes.names("static-pod-namespaces", &flags.static_pod_namespaces);
+    let overrides = mistakes.overrides("annotation-overrides", &flags.annotation_overrides);
     let session_name = mistakes.parse("session-name", &flags.session_name);
     let (least, most) = (SECOND * 900, SECOND * 43_200);
     let session_duration =
         mistakes.duration("session-duration", &flags.session_duration, least, most);
+    let credentials = credentials(flags, mistakes);
     let sts_endpoint = flags.sts_endpoint.as_ref().map(|text| mistakes.url("sts-endpoint", text));
     let region = region(flags, vars, mistakes);
     let state_dir = mistakes.folder("state-dir", &flags.state_dir);
@@ -264,8 +270,10 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
         identity,
         static_pod_namespaces,
         namespaces: namespaces?,
+        overrides,
         session_name: session_name?,
         session_duration: session_duration?,
+        credentials: credentials?,
         imds: imds?,
         upstream: upstream?,
         region,
@@ -329,6 +337,15 @@ fn cluster(flags: &Flags, mistakes: &mut Mistakes) -> Option<cluster::Config> {
         sync_interval: interval?,
         stall: SECOND * 90,
     })
+}
+
+fn credentials(flags: &Flags, mistakes: &mut Mistakes) -> Option<credentials::Config> {
+    let sts_rate = mistakes.rate("sts-rate", &flags.sts_rate);
+    let max_staleness = match flags.max_staleness.as_str() {
+        "off" => Some(None),
+        text => mistakes.duration("max-staleness", text, SECOND, DAY * 365).map(Some),
+    };
+    Some(credentials::Config { sts_rate: sts_rate?, max_staleness: max_staleness? })
 }
 
 fn region(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<String> {

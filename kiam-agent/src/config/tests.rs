@@ -58,8 +58,8 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
     let mistakes = mistakes(
         "--port=99999 --sync-interval=soon --interceptor=xdp --identity=dns --host-network-pods=maybe \
          --cgroup=kubepods --bpffs=bpf --state-dir=run --hold=1y --imdsv2=no --allow-path=/latest/user-data \
-         --upstream=imds --region=EU --sts-endpoint=sts --session-name=a!b --session-duration=5m \
-         --node-role=kube-system --static-pod-namespaces=Kube,ok --namespace-policy=open --admin=here --metrics=there --statsd=nowhere --statsd-interval=0s \
+         --upstream=imds --region=EU --sts-endpoint=sts --session-name=a!b --session-duration=5m --sts-rate=0:5 --max-staleness=never \
+         --node-role=kube-system --static-pod-namespaces=Kube,ok --annotation-overrides=ok,* --namespace-policy=open --admin=here --metrics=there --statsd=nowhere --statsd-interval=0s \
          --level=loud --json-log=perhaps --host=0.0.0.0 --host=node --role-base-arn=reader --nonsense extra --kubeconfig",
     );
     let all = mistakes.join("\n");
@@ -80,8 +80,11 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
         "sts-endpoint",
         "session-name",
         "session-duration",
+        "sts-rate",
+        "max-staleness",
         "node-role",
         "static-pod-namespaces",
+        "annotation-overrides",
         "namespace-policy",
         "admin",
         "metrics",
@@ -99,6 +102,35 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
     for value in ["99999", "\"soon\"", "\"EU\"", "0.0.0.0", "\"5m\"", "\"loud\""] {
         assert!(all.contains(value), "{value} is missing from:\n{all}");
     }
+}
+
+#[test]
+fn overrides_are_for_all_namespaces_or_for_those_that_are_named() {
+    let overrides = |flags: &str| config(&format!("{flags} {GOOD}")).overrides;
+    let named =
+        |names: &[&str]| AnnotationOverrides::In(names.iter().map(ToString::to_string).collect());
+    assert_eq!(overrides(""), AnnotationOverrides::Everywhere);
+    assert_eq!(overrides("--annotation-overrides=*"), AnnotationOverrides::Everywhere);
+    let two = "--annotation-overrides=ci,partners";
+    assert_eq!(overrides(two), named(&["ci", "partners"]));
+    assert_eq!(
+        overrides("--annotation-overrides=ci --annotation-overrides=x"),
+        named(&["ci", "x"])
+    );
+}
+
+#[test]
+fn calls_to_sts_and_staleness_have_bounds_that_can_be_changed() {
+    let credentials = |flags: &str| config(&format!("{flags} {GOOD}")).credentials;
+    let rate = |flags: &str| {
+        let rate = credentials(flags).sts_rate;
+        (rate.period, rate.burst)
+    };
+    assert_eq!(credentials(""), credentials::Config::default());
+    assert_eq!(rate("--sts-rate=5"), (SECOND / 5, 50));
+    assert_eq!(rate("--sts-rate=2:3"), (SECOND / 2, 3));
+    assert_eq!(credentials("--max-staleness=off").max_staleness, None);
+    assert_eq!(credentials("--max-staleness=1h").max_staleness, Some(SECOND * 3600));
 }
 
 #[test]

@@ -2,7 +2,11 @@
 
 use std::{fmt::Display, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use crate::intercept::{GuardConfig, HostNetworkPods};
+use crate::{
+    credentials::Rate,
+    intercept::{GuardConfig, HostNetworkPods},
+    policy::AnnotationOverrides,
+};
 
 /// Collects what is wrong, so that all of it is told at once.
 #[derive(Debug, Default)]
@@ -87,6 +91,21 @@ impl Mistakes {
         }
     }
 
+    /// `<rate>` or `<rate>:<burst>`: times a second, and at once. A burst that is not given is ten seconds' worth.
+    pub(super) fn rate(&mut self, flag: &str, text: &str) -> Option<Rate> {
+        let (rate, burst) = match text.split_once(':') {
+            Some((rate, burst)) => (rate, Some(burst)),
+            None => (text, None),
+        };
+        let number = |text: &str| text.parse().ok().filter(|n| (1..=10_000).contains(n));
+        let rate: Option<u32> = number(rate);
+        let burst = burst.map_or(rate.map(|rate| rate * 10), number);
+        if rate.is_none() || burst.is_none() {
+            self.add(flag, format!("{text:?} is no rate from 1 to 10000, such as 10 or 10:100"));
+        }
+        Some(Rate { burst: burst?, period: Duration::from_secs(1) / rate? })
+    }
+
     /// An absolute path.
     pub(super) fn folder(&mut self, flag: &str, text: &str) -> Option<PathBuf> {
         let path = PathBuf::from(text);
@@ -141,6 +160,14 @@ impl Mistakes {
             self.add(flag, format!("{text:?} is no namespace's name, such as kube-system"));
         }
         texts.to_vec()
+    }
+
+    /// Names of namespaces, or `*` for all of them.
+    pub(super) fn overrides(&mut self, flag: &str, texts: &[String]) -> AnnotationOverrides {
+        if texts == ["*"] {
+            return AnnotationOverrides::Everywhere;
+        }
+        AnnotationOverrides::In(self.names(flag, texts).into_iter().collect())
     }
 
     /// `--guard` and `--guard-preference`. hostNetwork pods that are intercepted share the node's namespace, where

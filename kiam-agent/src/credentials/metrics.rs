@@ -5,11 +5,16 @@ use std::{fmt, time::Duration};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric as _},
-    metrics::{counter::Counter, family::Family, gauge::ConstGauge, histogram::Histogram},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::Histogram,
+    },
     registry::Registry,
 };
 
-use super::{CredentialReader, ErrorClass, Summary};
+use super::{CredentialReader, ErrorClass, Limit, Summary};
 use crate::telemetry::Statsd;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -25,10 +30,16 @@ struct Labels {
     outcome: Outcome,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WaitingLabels {
+    reason: Limit,
+}
+
 /// The prefetcher's metrics.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     issued: Family<Labels, Counter>,
+    waiting: Family<WaitingLabels, Gauge>,
     duration: Histogram,
     statsd: Statsd,
 }
@@ -39,8 +50,18 @@ impl Metrics {
     /// Adds them to `registry`.
     pub fn register(registry: &mut Registry, statsd: Statsd) -> Self {
         let buckets = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-        let metrics = Self { issued: Family::default(), duration: Histogram::new(buckets), statsd };
-        let Self { issued, duration, .. } = metrics.clone();
+        let metrics = Self {
+            issued: Family::default(),
+            waiting: Family::default(),
+            duration: Histogram::new(buckets),
+            statsd,
+        };
+        let Self { issued, waiting, duration, .. } = metrics.clone();
+        registry.register(
+            "kiam_credentials_waiting",
+            "Credentials that are due but not asked for yet, by what keeps them back",
+            waiting,
+        );
         registry.register(
             "kiam_credentials_issued",
             "Requests for credentials, by outcome",
@@ -52,6 +73,15 @@ impl Metrics {
             duration,
         );
         metrics
+    }
+
+    /// Shows `limits`, of everything that waits now.
+    pub(super) fn waiting<'a>(&self, limits: impl Iterator<Item = &'a Limit> + Clone) {
+        for reason in Limit::ALL {
+            let count = limits.clone().filter(|limit| **limit == reason).count();
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.waiting.get_or_create(&WaitingLabels { reason }).set(count);
+        }
     }
 
     pub(super) fn issued(&self, took: Duration, error: Option<ErrorClass>) {

@@ -1,22 +1,29 @@
 //! Keeps every wanted role's credentials fresh.
 
+mod budget;
 mod metrics;
 mod prefetch;
+mod queue;
 mod schedule;
 mod store;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 pub use self::{
+    budget::Rate,
     metrics::{Held, Metrics},
-    prefetch::Prefetcher,
+    prefetch::{Parts, Prefetcher},
     store::{CredentialReader, Summary},
 };
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use prometheus_client::encoding::EncodeLabelValue;
 
 use crate::{
     role::{RoleArn, RoleIdentity},
@@ -93,8 +100,8 @@ pub enum ErrorClass {
 /// Where one identity's credentials stand.
 #[derive(Clone)]
 pub enum State {
-    /// Asked for, or about to be.
-    Pending,
+    /// Asked for, or about to be; or kept back, and why.
+    Pending(Option<Limit>),
     /// Held and not expired.
     Ready(Arc<Issued>),
     /// The last attempt failed and nothing valid is held.
@@ -104,4 +111,67 @@ pub enum State {
         /// When it is tried again.
         retry_at: SystemTime,
     },
+}
+
+/// What the engine is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Calls to STS, renewals included.
+    pub sts_rate: Rate,
+    /// Nothing is asked of STS while the watch of the pods has shown no sign of life for longer.
+    pub max_staleness: Option<Duration>,
+}
+
+/// Tells how long the watch of the pods has shown no sign of life; `None` before the first.
+pub type Silence = Box<dyn Fn() -> Option<Duration> + Send + Sync>;
+
+/// Why something that is due is not asked for yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue, thiserror::Error)]
+pub enum Limit {
+    /// The node's calls to STS are used up for now.
+    #[error("the node asks STS as often as --sts-rate lets it; this is next in turn")]
+    Node,
+    /// As many calls as may be under way are.
+    #[error("STS is slow: as many calls as may be under way are")]
+    InFlight,
+    /// The pod's namespace has asked for too many new things.
+    #[error("the pod's namespace asked for new roles, session names or external ids too often")]
+    Namespace,
+    /// The pod has.
+    #[error("the pod asked for new roles, session names or external ids too often")]
+    Pod,
+    /// AWS denied the pod what it asked for before.
+    #[error("AWS denied the pod what it asked for before, so that it waits for longer each time")]
+    Denied,
+    /// What pods want may not be true any more.
+    #[error("the Kubernetes API has been silent for longer than --max-staleness")]
+    Stale,
+}
+
+// === impl Config ===
+
+impl Default for Config {
+    /// 10 calls a second, 100 at once: a node of pods that all have roles of their own is ready ten seconds
+    /// after its start, and 50 such nodes that start together stay below STS's default quota of 600 a second.
+    /// A day: an outage of the control plane takes nothing away, but who is cut off for good holds nothing for ever.
+    fn default() -> Self {
+        Self {
+            sts_rate: Rate { burst: 100, period: Duration::from_millis(100) },
+            max_staleness: Some(Duration::from_secs(24 * 3600)),
+        }
+    }
+}
+
+// === impl Limit ===
+
+impl Limit {
+    /// All there are.
+    pub const ALL: [Self; 6] =
+        [Self::Node, Self::InFlight, Self::Namespace, Self::Pod, Self::Denied, Self::Stale];
+
+    /// Whether the wait is short and says nothing about who waits.
+    #[must_use]
+    pub fn is_queue(self) -> bool {
+        matches!(self, Self::Node | Self::InFlight)
+    }
 }

@@ -1,27 +1,30 @@
 //! Fetching what is wanted before it is asked for, and keeping it fresh.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::watch,
     task::JoinSet,
     time::{Instant, sleep},
 };
 use tracing::{info, warn};
 
 use super::{
-    CredentialReader, CredentialSource, Credentials, ErrorClass, Issued, Metrics, Render,
-    SourceError, schedule,
-    store::{Entries, Entry},
+    Config, CredentialReader, CredentialSource, Credentials, ErrorClass, Issued, Limit, Metrics,
+    Render, Silence, SourceError,
+    budget::{Bucket, Kept, Shares},
+    queue::{New, Queue},
+    schedule,
+    store::{Entries, Entry, HeldRequests},
 };
 use crate::{
     clock::Clock,
     lifecycle::{Drain, Latch},
-    role::{RoleIdentity, WantedRoles},
+    role::{Claimant, RoleIdentity, WantedRoles},
 };
 
 /// Calls to STS in flight at once.
@@ -33,18 +36,39 @@ const LINGER: Duration = Duration::from_secs(60);
 /// The schedule is looked at again at least this often: the wall clock may step.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
 
+/// While the watch of the pods is silent for too long, its return is looked for this often.
+const LOOK_FOR_LIFE: Duration = Duration::from_secs(1);
+
 /// Keeps the wanted identities' credentials; [`Prefetcher::run`] is its task.
 pub struct Prefetcher {
-    source: Arc<dyn CredentialSource>,
-    render: Render,
-    clock: Clock,
-    wanted: watch::Receiver<WantedRoles>,
+    config: Config,
+    parts: Parts,
     entries: watch::Sender<Entries>,
+    held_requests: HeldRequests,
     plans: HashMap<RoleIdentity, Plan>,
     calls: JoinSet<(RoleIdentity, Result<Credentials, SourceError>)>,
-    slots: Arc<Semaphore>,
-    metrics: Metrics,
-    first_pass: Latch,
+    /// The node's calls.
+    node: Bucket,
+    shares: Shares,
+    stale: bool,
+}
+
+/// What the prefetcher works with.
+pub struct Parts {
+    /// Where credentials come from.
+    pub source: Arc<dyn CredentialSource>,
+    /// Renders the answers.
+    pub render: Render,
+    /// Tells when they expire.
+    pub clock: Clock,
+    /// What pods want.
+    pub wanted: watch::Receiver<WantedRoles>,
+    /// Whether that can still be believed.
+    pub silence: Silence,
+    /// Its counters.
+    pub metrics: Metrics,
+    /// Set once every identity of the first set that was wanted has been answered, well or badly.
+    pub first_pass: Latch,
 }
 
 /// What is to happen to one identity.
@@ -55,34 +79,30 @@ struct Plan {
     /// By tokio's clock, which no step moves.
     not_before: Option<Instant>,
     unwanted_since: Option<Instant>,
+    /// Whose share the first call was taken from; `None` before that call.
+    payer: Option<Claimant>,
 }
 
 // === impl Prefetcher ===
 
 impl Prefetcher {
-    /// A prefetcher and the reader of what it holds. `first_pass` is set once every identity of the first
-    /// set that was wanted has been answered, well or badly.
+    /// A prefetcher and the reader of what it holds.
     #[must_use]
-    pub fn new(
-        source: Arc<dyn CredentialSource>,
-        render: Render,
-        clock: Clock,
-        wanted: watch::Receiver<WantedRoles>,
-        (metrics, first_pass): (Metrics, Latch),
-    ) -> (Self, CredentialReader) {
+    pub fn new(config: Config, parts: Parts) -> (Self, CredentialReader) {
         let entries = watch::Sender::new(Entries::new());
-        let reader = CredentialReader::new(entries.subscribe(), clock.clone());
+        let held_requests = HeldRequests::default();
+        let reader =
+            CredentialReader::new(entries.subscribe(), held_requests.clone(), parts.clock.clone());
         let prefetcher = Self {
-            source,
-            render,
-            clock,
-            wanted,
+            config,
+            parts,
             entries,
+            held_requests,
             plans: HashMap::new(),
             calls: JoinSet::new(),
-            slots: Arc::new(Semaphore::new(IN_FLIGHT)),
-            metrics,
-            first_pass,
+            node: Bucket::default(),
+            shares: Shares::default(),
+            stale: false,
         };
         (prefetcher, reader)
     }
@@ -92,7 +112,7 @@ impl Prefetcher {
         loop {
             let next = self.step();
             tokio::select! {
-                Ok(()) = self.wanted.changed() => {}
+                Ok(()) = self.parts.wanted.changed() => {}
                 Some(done) = self.calls.join_next() => {
                     // A call that panicked is lost to its key for a while, not to the others.
                     if let Ok((identity, result)) = done {
@@ -107,49 +127,125 @@ impl Prefetcher {
 
     /// Compares what is wanted with what is held, starts what is due, and says when to look again.
     fn step(&mut self) -> Duration {
-        let wanted = self.wanted.borrow_and_update().clone();
+        let wanted = self.parts.wanted.borrow_and_update().clone();
         self.follow(&wanted);
-        let mut next = LOOK_AGAIN;
         let now = Instant::now();
-        let mut unanswered = false;
-        for identity in wanted.iter() {
-            let due = self.due(identity, now);
-            unanswered |= self.unanswered(identity);
-            let Some(plan) = self.plans.get_mut(identity) else { continue };
-            if plan.in_flight {
-                continue;
-            }
-            if due.is_zero() {
-                plan.in_flight = true;
-                self.call(identity.clone());
-            } else {
-                next = next.min(due);
-            }
-        }
+        let (mut queue, mut next) = self.queue(&wanted, now);
+        let stopped = if self.is_stale() {
+            Some((Limit::Stale, LOOK_FOR_LIFE))
+        } else {
+            self.start(&mut queue, now)
+        };
+        let limits = queue.limits(&self.shares, stopped, now);
+        next = limits.values().map(|(_, wait)| *wait).fold(next, Duration::min);
+        self.show(&limits);
+        let unanswered = wanted.keys().any(|identity| self.unanswered(identity));
         if !unanswered {
-            self.first_pass.set();
+            self.parts.first_pass.set();
         }
         next
     }
 
+    /// What is due, and how long until more will be.
+    fn queue<'a>(&self, wanted: &'a WantedRoles, now: Instant) -> (Queue<'a>, Duration) {
+        let (mut queue, mut next) = (Queue::default(), LOOK_AGAIN);
+        for (identity, claimants) in wanted.iter() {
+            let Some(plan) = self.plans.get(identity).filter(|plan| !plan.in_flight) else {
+                continue;
+            };
+            let wait = self.due(identity, now);
+            if !wait.is_zero() {
+                next = next.min(wait);
+            } else if let Some(expires) = self.held_until(identity) {
+                queue.renew(identity, expires);
+            } else {
+                let asked = self.held_requests.has(identity);
+                queue.add(New { identity, claimants, asked, paid: plan.payer.is_some() });
+            }
+        }
+        (queue, next)
+    }
+
+    /// Starts of `queue` what may be. Says what ended that, and for how long at most.
+    fn start(&mut self, queue: &mut Queue<'_>, now: Instant) -> Option<Kept> {
+        let rate = self.config.sts_rate;
+        loop {
+            if self.calls.len() >= IN_FLIGHT {
+                return Some((Limit::InFlight, LOOK_AGAIN));
+            }
+            let wait = self.node.wait(rate, now);
+            if !wait.is_zero() {
+                return Some((Limit::Node, wait));
+            }
+            let (identity, payer) = queue.take(&mut self.shares, now)?;
+            self.node.take(rate, now);
+            if let Some(plan) = self.plans.get_mut(identity) {
+                plan.in_flight = true;
+                if plan.payer.is_none() {
+                    plan.payer = payer.cloned();
+                }
+            }
+            self.call(identity.clone());
+        }
+    }
+
+    /// Lets readers and operators know what waits for what.
+    fn show(&self, limits: &HashMap<RoleIdentity, Kept>) {
+        self.parts.metrics.waiting(limits.values().map(|(limit, _)| limit));
+        self.entries.send_if_modified(|entries| {
+            let mut changed = false;
+            for (identity, entry) in entries {
+                let limit = limits.get(identity).map(|(limit, _)| *limit);
+                changed |= entry.limit != limit;
+                entry.limit = limit;
+            }
+            changed
+        });
+    }
+
+    fn is_stale(&mut self) -> bool {
+        let silence = (self.parts.silence)();
+        let stale = self.config.max_staleness.zip(silence).is_some_and(|(most, now)| now > most);
+        if stale && !self.stale {
+            warn!(
+                ?silence,
+                "Asking STS for nothing until the Kubernetes API tells again what pods want"
+            );
+        } else if self.stale && !stale {
+            info!("Asking STS again: the Kubernetes API tells what pods want");
+        }
+        self.stale = stale;
+        stale
+    }
+
+    fn held_until(&self, identity: &RoleIdentity) -> Option<SystemTime> {
+        let entries = self.entries.borrow();
+        Some(entries.get(identity)?.issued.as_ref()?.credentials.expires)
+    }
+
     /// Takes up what is newly wanted, and forgets what has been unwanted for a while.
     fn follow(&mut self, wanted: &WantedRoles) {
-        for identity in wanted.iter() {
+        for identity in wanted.keys() {
             self.plans.entry(identity.clone()).or_default().unwanted_since = None;
         }
         let now = Instant::now();
         self.plans.retain(|identity, plan| {
-            if wanted.contains(identity) || plan.in_flight {
+            if wanted.contains_key(identity) || plan.in_flight {
                 return true;
             }
-            now.duration_since(*plan.unwanted_since.get_or_insert(now)) < LINGER
+            // What was never asked for leaves nothing to keep, however much of it there is.
+            plan.payer.is_some()
+                && now.duration_since(*plan.unwanted_since.get_or_insert(now)) < LINGER
         });
+        let namespaces: HashSet<&str> =
+            wanted.values().flatten().map(|claimant| &*claimant.namespace).collect();
+        self.shares.forget(|namespace| namespaces.contains(&**namespace), now);
         let plans = &self.plans;
         self.entries.send_if_modified(|entries| {
             let before = entries.len();
             entries.retain(|identity, _| plans.contains_key(identity));
             let kept = entries.len();
-            for identity in wanted.iter() {
+            for identity in wanted.keys() {
                 entries.entry(identity.clone()).or_default();
             }
             before != kept || kept != entries.len()
@@ -158,7 +254,11 @@ impl Prefetcher {
 
     fn unanswered(&self, identity: &RoleIdentity) -> bool {
         let entries = self.entries.borrow();
-        entries.get(identity).is_none_or(|entry| entry.issued.is_none() && entry.failure.is_none())
+        entries.get(identity).is_none_or(|entry| {
+            let answered = entry.issued.is_some() || entry.failure.is_some();
+            // Who is kept back for having asked too much keeps nobody else waiting.
+            !answered && entry.limit.is_none_or(Limit::is_queue)
+        })
     }
 
     /// How long until `identity` is to be fetched.
@@ -174,16 +274,14 @@ impl Prefetcher {
         };
         let credentials = &issued.credentials;
         let refresh = schedule::refresh_at(credentials.issued, credentials.expires);
-        let until = refresh.duration_since(self.clock.now()).unwrap_or_default();
+        let until = refresh.duration_since(self.parts.clock.now()).unwrap_or_default();
         until.max(backoff)
     }
 
     fn call(&mut self, identity: RoleIdentity) {
-        let source = self.source.clone();
-        let slots = self.slots.clone();
-        let metrics = self.metrics.clone();
+        let source = self.parts.source.clone();
+        let metrics = self.parts.metrics.clone();
         self.calls.spawn(async move {
-            let _slot = slots.acquire_owned().await;
             let begun = Instant::now();
             let result = source.issue(&identity).await;
             metrics.issued(begun.elapsed(), result.as_ref().err().map(|error| error.class));
@@ -193,10 +291,16 @@ impl Prefetcher {
 
     /// Keeps what came, or keeps what was there.
     fn settle(&mut self, identity: RoleIdentity, result: Result<Credentials, SourceError>) {
-        let now = self.clock.now();
+        let now = self.parts.clock.now();
         let result = result.and_then(|credentials| checked(credentials, &identity, now));
         let Some(plan) = self.plans.get_mut(&identity) else { return };
         plan.in_flight = false;
+        if let Some(payer) = &plan.payer {
+            let denied = result.as_ref().is_err_and(|error| error.class == ErrorClass::Denied);
+            if result.is_ok() || denied && plan.failures == 0 {
+                self.shares.answered(payer, denied, Instant::now());
+            }
+        }
         match result {
             Ok(credentials) => {
                 plan.failures = 0;
@@ -209,9 +313,9 @@ impl Prefetcher {
                     credentials.expiration = %humantime::format_rfc3339_seconds(credentials.expires),
                     "Issued credentials"
                 );
-                let rendered = (self.render)(&credentials);
+                let rendered = (self.parts.render)(&credentials);
                 let issued = Some(Arc::new(Issued { credentials, rendered }));
-                self.write(identity, Entry { issued, failure: None });
+                self.write(identity, Entry { issued, failure: None, limit: None });
             }
             Err(error) => {
                 plan.failures += 1;
@@ -220,7 +324,7 @@ impl Prefetcher {
                 warn!(pod.iam.role = %identity.role, %error, retry_in = ?wait, "Credentials not issued");
                 let issued = self.entries.borrow().get(&identity).and_then(|e| e.issued.clone());
                 let failure = Some((Arc::new(error), now + wait));
-                self.write(identity, Entry { issued, failure });
+                self.write(identity, Entry { issued, failure, limit: None });
             }
         }
     }

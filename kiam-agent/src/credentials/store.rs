@@ -1,10 +1,14 @@
 //! What is held, and the readers' side of it.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use tokio::{sync::watch, time::timeout};
 
-use super::{ErrorClass, Issued, SourceError, State, schedule};
+use super::{ErrorClass, Issued, Limit, SourceError, State, schedule};
 use crate::{clock::Clock, role::RoleIdentity};
 
 /// One identity's entry. The prefetcher alone writes it.
@@ -12,6 +16,8 @@ use crate::{clock::Clock, role::RoleIdentity};
 pub(super) struct Entry {
     pub(super) issued: Option<Arc<Issued>>,
     pub(super) failure: Option<(Arc<SourceError>, std::time::SystemTime)>,
+    /// Why it is not asked for although it is due.
+    pub(super) limit: Option<Limit>,
 }
 
 pub(super) type Entries = HashMap<RoleIdentity, Entry>;
@@ -20,7 +26,18 @@ pub(super) type Entries = HashMap<RoleIdentity, Entry>;
 #[derive(Clone)]
 pub struct CredentialReader {
     entries: watch::Receiver<Entries>,
+    held_requests: HeldRequests,
     clock: Clock,
+}
+
+/// How many requests are held for what. There are only as many as there may be connections.
+#[derive(Clone, Default)]
+pub(super) struct HeldRequests(Arc<Mutex<HashMap<RoleIdentity, usize>>>);
+
+/// One held request, for as long as it is.
+struct HeldRequest<'a> {
+    all: &'a HeldRequests,
+    identity: &'a RoleIdentity,
 }
 
 /// How many identities stand where.
@@ -39,8 +56,12 @@ pub struct Summary {
 // === impl CredentialReader ===
 
 impl CredentialReader {
-    pub(super) fn new(entries: watch::Receiver<Entries>, clock: Clock) -> Self {
-        Self { entries, clock }
+    pub(super) fn new(
+        entries: watch::Receiver<Entries>,
+        held_requests: HeldRequests,
+        clock: Clock,
+    ) -> Self {
+        Self { entries, held_requests, clock }
     }
 
     /// Where `identity` stands now; `None` when nobody wants it. What has expired is never returned.
@@ -51,6 +72,7 @@ impl CredentialReader {
 
     /// As [`CredentialReader::get`], but what is pending, or not wanted yet, is waited for, up to `hold`.
     pub async fn wait(&self, identity: &RoleIdentity, hold: Duration) -> Option<State> {
+        let _held = self.held_requests.enter(identity);
         let mut entries = self.entries.clone();
         let settled = entries.wait_for(|entries| {
             let state = entries.get(identity).map(|entry| self.state(entry));
@@ -68,7 +90,7 @@ impl CredentialReader {
         for entry in self.entries.borrow().values() {
             match self.state(entry) {
                 State::Ready(_) => summary.ready += 1,
-                State::Pending => summary.pending += 1,
+                State::Pending(_) => summary.pending += 1,
                 State::Failed { error, .. } => {
                     summary.failed += 1;
                     summary.retried += usize::from(error.class != ErrorClass::Denied);
@@ -83,10 +105,42 @@ impl CredentialReader {
         let valid = entry.issued.as_ref().filter(|held| schedule::valid(&held.credentials, now));
         match (valid, &entry.failure) {
             (Some(issued), _) => State::Ready(issued.clone()),
+            // Whatever failed before, this is why it is not tried again.
+            (None, _) if entry.limit == Some(Limit::Stale) => State::Pending(entry.limit),
             (None, Some((error, retry_at))) => {
                 State::Failed { error: error.clone(), retry_at: *retry_at }
             }
-            (None, None) => State::Pending,
+            (None, None) => State::Pending(entry.limit),
+        }
+    }
+}
+
+// === impl HeldRequests ===
+
+impl HeldRequests {
+    /// Whether there are any for `identity`.
+    pub(super) fn has(&self, identity: &RoleIdentity) -> bool {
+        self.counts().contains_key(identity)
+    }
+
+    fn enter<'a>(&'a self, identity: &'a RoleIdentity) -> HeldRequest<'a> {
+        *self.counts().entry(identity.clone()).or_default() += 1;
+        HeldRequest { all: self, identity }
+    }
+
+    fn counts(&self) -> MutexGuard<'_, HashMap<RoleIdentity, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for HeldRequest<'_> {
+    fn drop(&mut self) {
+        let mut counts = self.all.counts();
+        if let Some(count) = counts.get_mut(self.identity) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(self.identity);
+            }
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The prefetcher under virtual time.
 
+mod tenants;
+
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{
@@ -17,7 +19,7 @@ use super::*;
 use crate::{
     clock::Clock,
     lifecycle::{self, DrainSignal, Readiness},
-    role::{SessionName, WantedRoles},
+    role::{Claimant, SessionName, WantedRoles},
     secret::Secret,
     telemetry::Statsd,
 };
@@ -29,6 +31,7 @@ struct Source {
     clock: Clock,
     calls: Mutex<HashMap<RoleIdentity, u32>>,
     failing: AtomicBool,
+    denying: AtomicBool,
     life: Duration,
 }
 
@@ -45,6 +48,10 @@ impl CredentialSource for Source {
             if self.failing.load(Ordering::Relaxed) {
                 let message = "Rate exceeded".to_owned();
                 return Err(SourceError { class: ErrorClass::Throttled, message });
+            }
+            if self.denying.load(Ordering::Relaxed) {
+                let message = "AccessDenied".to_owned();
+                return Err(SourceError { class: ErrorClass::Denied, message });
             }
             let issued = self.clock.now();
             Ok(Credentials {
@@ -65,6 +72,9 @@ struct Fixture {
     wanted: watch::Sender<WantedRoles>,
     clock: Clock,
     readiness: Readiness,
+    registry: Registry,
+    /// How long the watch of the pods has been silent.
+    silence: Arc<Mutex<Duration>>,
     _drain: DrainSignal,
 }
 
@@ -77,37 +87,56 @@ fn identity(role: &str) -> RoleIdentity {
     }
 }
 
+/// Each role is wanted by a pod of its own.
 fn set(roles: &[&str]) -> WantedRoles {
-    Arc::new(roles.iter().map(|role| identity(role)).collect::<BTreeSet<_>>())
+    let wanted = |role: &&str| (identity(role), BTreeSet::from([Claimant::new("shop", role)]));
+    Arc::new(roles.iter().map(wanted).collect())
 }
 
 fn start(roles: &[&str], failing: bool, life: Duration) -> Fixture {
+    start_with(Config::default(), set(roles), failing, life)
+}
+
+fn start_with(config: Config, wanted: WantedRoles, failing: bool, life: Duration) -> Fixture {
     let clock = Clock::simulated(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000));
     let source = Arc::new(Source {
         clock: clock.clone(),
         calls: Mutex::default(),
         failing: AtomicBool::new(failing),
+        denying: AtomicBool::new(false),
         life,
     });
-    let (wanted, receiver) = watch::channel(set(roles));
+    let (wanted, receiver) = watch::channel(wanted);
     let readiness = Readiness::default();
     let render = |_: &Credentials| Rendered { plain: Bytes::new(), extended: Bytes::new() };
-    let metrics = Metrics::register(&mut Registry::default(), Statsd::off());
+    let mut registry = Registry::default();
+    let metrics = Metrics::register(&mut registry, Statsd::off());
+    let silence: Arc<Mutex<Duration>> = Arc::default();
+    let silent = silence.clone();
     let (prefetcher, reader) = Prefetcher::new(
-        source.clone(),
-        render,
-        clock.clone(),
-        receiver,
-        (metrics, readiness.latch("first credentials")),
+        config,
+        Parts {
+            source: source.clone(),
+            render,
+            clock: clock.clone(),
+            wanted: receiver,
+            silence: Box::new(move || Some(*silent.lock().unwrap())),
+            metrics,
+            first_pass: readiness.latch("first credentials"),
+        },
     );
     let (signal, drain) = lifecycle::drain();
     tokio::spawn(prefetcher.run(drain));
-    Fixture { source, reader, wanted, clock, readiness, _drain: signal }
+    Fixture { source, reader, wanted, clock, readiness, registry, silence, _drain: signal }
 }
 
 impl Fixture {
     fn calls(&self, role: &str) -> u32 {
         self.source.calls.lock().unwrap().get(&identity(role)).copied().unwrap_or_default()
+    }
+
+    fn all_calls(&self) -> u32 {
+        self.source.calls.lock().unwrap().values().sum()
     }
 
     fn key(&self, role: &str) -> Option<String> {

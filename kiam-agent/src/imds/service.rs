@@ -370,7 +370,8 @@ impl Service {
                 let wait = retry_at.duration_since(self.parts.clock.now());
                 (error.to_string(), wait.unwrap_or(RETRY_AFTER))
             }
-            Some(State::Pending) | None => ("AWS has not answered".to_owned(), RETRY_AFTER),
+            Some(State::Pending(Some(limit))) => (limit.to_string(), RETRY_AFTER),
+            Some(State::Pending(None)) | None => ("AWS has not answered".to_owned(), RETRY_AFTER),
         };
         Err(Error::NoCredentials { reason, retry_after })
     }

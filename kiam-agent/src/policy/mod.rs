@@ -5,7 +5,11 @@
 
 mod expression;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::sync::watch;
 
@@ -14,10 +18,13 @@ use crate::{
     lifecycle::Drain,
     pods::{Pod, PodReader},
     role::{
-        ExternalId, InvalidExternalId, InvalidRole, Quoted, RoleArn, RoleIdentity, RoleResolver,
-        SessionName, WantedRoles,
+        Claimant, ExternalId, InvalidExternalId, InvalidRole, Quoted, RoleArn, RoleIdentity,
+        RoleResolver, SessionName, WantedRoles,
     },
 };
+
+const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
+const EXTERNAL_ID: &str = "iam.amazonaws.com/external-id";
 
 /// In front of a pod's `iam.amazonaws.com/session-name`, as in kiam.
 const SESSION_PREFIX: &str = "kiam-";
@@ -31,6 +38,16 @@ pub enum NamespacePolicy {
     Required,
 }
 
+/// Whose pods may set `iam.amazonaws.com/session-name` and `iam.amazonaws.com/external-id`. A role's trust policy may
+/// go by either, so that whoever chooses them may get what the trust policy was to keep from them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AnnotationOverrides {
+    /// Everybody's, as with kiam.
+    Everywhere,
+    /// Those of these namespaces.
+    In(BTreeSet<String>),
+}
+
 /// What the policy is told.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -40,6 +57,8 @@ pub struct Config {
     pub namespaces: NamespacePolicy,
     /// The session name of pods that ask for none.
     pub session_name: SessionName,
+    /// Who may have another session name, or an external id.
+    pub overrides: AnnotationOverrides,
     /// How long sessions are asked to last.
     pub session_duration: Duration,
 }
@@ -69,6 +88,16 @@ pub enum Refusal {
     /// Its annotation names no role.
     #[error("annotation iam.amazonaws.com/role: {0}")]
     InvalidRole(InvalidRole),
+    /// It sets what pods of its namespace may not.
+    #[error(
+        "annotation {annotation}: pods of namespace {namespace} may not set it, as --annotation-overrides does not name the namespace"
+    )]
+    OverrideForbidden {
+        /// The annotation.
+        annotation: &'static str,
+        /// The pod's namespace.
+        namespace: Quoted,
+    },
     /// STS takes no such external id.
     #[error("annotation iam.amazonaws.com/external-id: {0}")]
     InvalidExternalId(InvalidExternalId),
@@ -122,14 +151,21 @@ impl RolePolicy {
     #[must_use]
     pub fn wanted(&self, serves: &impl Fn(&Pod) -> bool) -> WantedRoles {
         let pods = self.reader.all();
-        let served = pods.iter().filter(|pod| pod.live && serves(pod));
-        Arc::new(served.filter_map(|pod| self.identity(pod).ok()).collect::<BTreeSet<_>>())
+        let mut wanted: BTreeMap<RoleIdentity, BTreeSet<Claimant>> = BTreeMap::new();
+        for pod in pods.iter().filter(|pod| pod.live && serves(pod)) {
+            if let Ok(identity) = self.identity(pod) {
+                let claimant = Claimant::new(&pod.namespace, &pod.uid.to_string());
+                wanted.entry(identity).or_default().insert(claimant);
+            }
+        }
+        Arc::new(wanted)
     }
 
     fn identity(&self, pod: &Pod) -> Result<RoleIdentity, Refusal> {
         let text = pod.role.as_deref().ok_or(Refusal::NoRole)?;
         let role = self.config.resolver.resolve(text).map_err(Refusal::InvalidRole)?;
         self.permit(&pod.namespace, &role)?;
+        self.permit_overrides(pod)?;
         let session_name = match &pod.session_name {
             Some(name) => SessionName::sanitised(&format!("{SESSION_PREFIX}{name}")),
             None => self.config.session_name.clone(),
@@ -140,6 +176,19 @@ impl RolePolicy {
         };
         let duration = self.config.session_duration;
         Ok(RoleIdentity { role, session_name, external_id, duration })
+    }
+
+    fn permit_overrides(&self, pod: &Pod) -> Result<(), Refusal> {
+        let AnnotationOverrides::In(namespaces) = &self.config.overrides else { return Ok(()) };
+        let set = [(SESSION_NAME, &pod.session_name), (EXTERNAL_ID, &pod.external_id)];
+        let found = set.iter().find(|(_, value)| value.is_some());
+        match found {
+            Some((annotation, _)) if !namespaces.contains(&pod.namespace) => {
+                let namespace = Quoted::new(&pod.namespace);
+                Err(Refusal::OverrideForbidden { annotation, namespace })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn permit(&self, name: &str, role: &RoleArn) -> Result<(), Refusal> {
@@ -225,14 +274,19 @@ mod tests {
             resolver: RoleResolver::new(Some(base)),
             namespaces,
             session_name: SessionName::sanitised("kiam-kiam"),
+            overrides: AnnotationOverrides::In(BTreeSet::from(["default".to_owned()])),
             session_duration: Duration::from_secs(3600),
         };
         (index, RolePolicy::new(config, reader))
     }
 
     fn permit(index: &PodIndex, permitted: Option<&str>) {
+        permit_in("default", index, permitted);
+    }
+
+    fn permit_in(name: &str, index: &PodIndex, permitted: Option<&str>) {
         index.apply_namespace(Namespace {
-            name: "default".to_owned(),
+            name: name.to_owned(),
             resource_version: None,
             permitted: permitted.map(str::to_owned),
             imdsv2: None,
@@ -290,6 +344,62 @@ mod tests {
         assert!(!identity.session_name.to_string().contains([' ', '!']), "{identity}");
     }
 
+    #[test]
+    fn no_session_name_pushes_the_prefix_out() {
+        let (index, policy) = policy(NamespacePolicy::Optional);
+        permit(&index, None);
+        let long = "x".repeat(100_000);
+        let odd = ["", "admin", "kiam-admin", "\u{8}\u{8}\u{8}\u{8}\u{8}admin", "/../admin", &long];
+        for name in odd {
+            let named = Pod { session_name: Some(name.to_owned()), ..pod(Some("reader")) };
+            let Decision::Allow(identity) = policy.decide(&named) else {
+                panic!("refused {name:?}")
+            };
+            let sent = identity.session_name.as_ref();
+            assert!(sent.starts_with("kiam-") && (5..=64).contains(&sent.len()), "{sent}");
+            assert!(name.len() < 5 || sent.len() > 5, "{sent}: nothing is left of {name:?}");
+        }
+    }
+
+    #[test]
+    fn session_names_and_external_ids_are_refused_where_they_may_not_be_set() {
+        let (index, named) = policy(NamespacePolicy::Optional);
+        permit(&index, None);
+        permit_in("tenant", &index, None);
+        let set = |namespace: &str, session_name: Option<&str>, external_id: Option<&str>| Pod {
+            namespace: namespace.to_owned(),
+            session_name: session_name.map(str::to_owned),
+            external_id: external_id.map(str::to_owned),
+            ..pod(Some("reader"))
+        };
+        let cases = [
+            (set("default", Some("ci"), Some("partner")), None),
+            (set("tenant", None, None), None),
+            (set("tenant", Some("ci"), None), Some(SESSION_NAME)),
+            (set("tenant", Some(""), None), Some(SESSION_NAME)),
+            (set("tenant", None, Some("partner")), Some(EXTERNAL_ID)),
+            (set("tenant", None, Some("not valid")), Some(EXTERNAL_ID)),
+        ];
+        for (pod, forbidden) in &cases {
+            match (named.decide(pod), forbidden) {
+                (Decision::Allow(_), None) => {}
+                (Decision::Refuse(refusal), Some(annotation)) => {
+                    let text = refusal.to_string();
+                    assert!(matches!(refusal, Refusal::OverrideForbidden { .. }), "{text}");
+                    assert!(text.contains(annotation) && text.contains("\"tenant\""), "{text}");
+                    assert!(!text.contains("partner"), "{text}");
+                }
+                (decision, _) => panic!("{pod:?}: {decision:?}"),
+            }
+        }
+        let reader = named.reader.clone();
+        let overrides = AnnotationOverrides::Everywhere;
+        let config = Config { overrides, ..Config::clone(&named.config) };
+        let anybody = RolePolicy::new(config, reader);
+        let tenant = set("tenant", Some("ci"), Some("partner"));
+        assert!(matches!(anybody.decide(&tenant), Decision::Allow(_)));
+    }
+
     #[tokio::test]
     async fn wanted_follows_the_records_and_holds_only_what_is_allowed() {
         let (index, policy) = policy(NamespacePolicy::Optional);
@@ -301,7 +411,9 @@ mod tests {
         let (signal, drain) = crate::lifecycle::drain();
         let task = tokio::spawn(publish_wanted(policy, |_| true, sender, drain));
         let one = wanted.wait_for(|set| !set.is_empty()).await.unwrap().clone();
-        assert_eq!(one.iter().map(|id| id.role.to_string()).collect::<Vec<_>>(), [ROLE]);
+        assert_eq!(one.keys().map(|id| id.role.to_string()).collect::<Vec<_>>(), [ROLE]);
+        let pods: Vec<_> = one.values().flatten().map(|pod| pod.pod.to_string()).collect();
+        assert_eq!(pods, ["a", "c"]);
         index.delete(&PodUid::new("a"));
         index.delete(&PodUid::new("c"));
         wanted.wait_for(|set| set.is_empty()).await.unwrap();

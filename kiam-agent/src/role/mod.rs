@@ -6,13 +6,15 @@
 mod arn;
 mod resolver;
 mod session;
+mod wanted;
 
-use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
+use std::{fmt, time::Duration};
 
 pub use self::{
     arn::{InvalidRole, RoleArn, RoleProblem},
     resolver::{BaseArn, RoleResolver},
     session::{ExternalId, InvalidExternalId, InvalidSessionName, SessionName},
+    wanted::{Claimant, WantedRoles},
 };
 
 /// Everything that is sent to STS for one role: the key of the credential cache.
@@ -29,9 +31,6 @@ pub struct RoleIdentity {
     /// How long the session is asked to last.
     pub duration: Duration,
 }
-
-/// The identities that the node's pods are allowed and want, level-triggered.
-pub type WantedRoles = Arc<BTreeSet<RoleIdentity>>;
 
 /// Characters of a wrong value that its error shows.
 const MAX_SHOWN: usize = 128;

@@ -234,6 +234,7 @@ impl Node {
                 )),
                 namespaces: NamespacePolicy::Optional,
                 session_name: SessionName::sanitised("kiam-kiam"),
+                overrides: policy::AnnotationOverrides::Everywhere,
                 session_duration: Duration::from_secs(3600),
             },
             pods.clone(),
@@ -242,14 +243,16 @@ impl Node {
         let (drain, draining) = lifecycle::drain();
         let wanted = watch::Sender::new(WantedRoles::default());
         let (prefetcher, credentials) = Prefetcher::new(
-            Arc::new(Aws),
-            wire::render,
-            clock.clone(),
-            wanted.subscribe(),
-            (
-                credentials::Metrics::register(&mut registry, Statsd::off()),
-                Readiness::default().latch("first pass"),
-            ),
+            credentials::Config::default(),
+            credentials::Parts {
+                source: Arc::new(Aws),
+                render: wire::render,
+                clock: clock.clone(),
+                wanted: wanted.subscribe(),
+                silence: Box::new(|| None),
+                metrics: credentials::Metrics::register(&mut registry, Statsd::off()),
+                first_pass: Readiness::default().latch("first pass"),
+            },
         );
         tokio::spawn(prefetcher.run(draining.clone()));
         tokio::spawn(policy::publish_wanted(policy.clone(), |_| true, wanted, draining.clone()));

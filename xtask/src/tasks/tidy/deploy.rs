@@ -1,44 +1,78 @@
 //! The manifests of `deploy/` are complete, and speak of flags that exist.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use super::{Complaint, File, Tree};
 
 const FOLDER: &str = "deploy/";
-const LIST: &str = "deploy/kustomization.yaml";
+const LIST: &str = "kustomization.yaml";
+const DEFAULT: &str = "deploy/kustomization.yaml";
 const README: &str = "README.md";
 
-/// Every manifest parses and is listed; nothing takes a host port; every flag of the DaemonSet is in the README.
+/// Every manifest parses and is listed in its folder; nothing takes a host port; every flag of the DaemonSet is in the
+/// README; every admission policy is in force.
 pub(super) fn manifests_are_sound(tree: &Tree) -> Vec<Complaint> {
-    let Some(list) = tree.get(LIST) else {
-        return vec![format!("{LIST} is not there")];
-    };
-    let mut complaints = Vec::new();
+    if tree.get(DEFAULT).is_none() {
+        return vec![format!("{DEFAULT} is not there")];
+    }
     let manifests = tree
         .files
         .iter()
         .filter(|file| file.path.starts_with(FOLDER) && file.path.ends_with(".yaml"));
-    let listed = listed(list);
-    for name in listed.iter().filter(|name| tree.get(&format!("{FOLDER}{name}")).is_none()) {
-        complaints.push(format!("{LIST}: `{name}` is not there"));
-    }
+    let mut complaints = Vec::new();
+    let mut all = Vec::new();
     for file in manifests {
-        let name = file.path.trim_start_matches(FOLDER);
-        if file.path != LIST && !listed.iter().any(|listed| listed == name) {
-            complaints.push(format!("{}: not listed in {LIST}", file.path));
+        let (folder, name) = file.path.rsplit_once('/').unwrap_or_default();
+        let list = format!("{folder}/{LIST}");
+        if name == LIST {
+            complaints.extend(missing(file, folder, tree));
+        } else if !tree.get(&list).is_some_and(|list| listed(list).iter().any(|it| it == name)) {
+            complaints.push(format!("{}: not listed in {list}", file.path));
         }
         match documents(file) {
-            Ok(documents) => documents.iter().for_each(|document| {
-                complaints.extend(
-                    faults(document, tree)
-                        .into_iter()
-                        .map(|fault| format!("{}: {fault}", file.path)),
-                );
-            }),
+            Ok(documents) => {
+                let faults = documents.iter().flat_map(|document| faults(document, tree));
+                complaints.extend(faults.map(|fault| format!("{}: {fault}", file.path)));
+                all.extend(documents);
+            }
             Err(error) => complaints.push(format!("{}: {error}", file.path)),
         }
     }
+    complaints.extend(policies_without_force(&all));
     complaints
+}
+
+/// What a kustomization lists and is not there.
+fn missing(list: &File, folder: &str, tree: &Tree) -> Vec<Complaint> {
+    let absent = |name: &String| tree.get(&format!("{folder}/{name}")).is_none();
+    let names = listed(list).into_iter().filter(absent);
+    names.map(|name| format!("{}: `{name}` is not there", list.path)).collect()
+}
+
+/// Admission policies that no binding denies by: they would change nothing, and nobody would see it.
+fn policies_without_force(documents: &[Value]) -> Vec<Complaint> {
+    let of_kind = |kind: &str| -> Vec<&Value> {
+        documents.iter().filter(|document| document["kind"] == *kind).collect()
+    };
+    let name = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let denied: BTreeSet<String> = of_kind("ValidatingAdmissionPolicyBinding")
+        .iter()
+        .filter(|binding| binding["spec"]["validationActions"] == serde_json::json!(["Deny"]))
+        .map(|binding| name(&binding["spec"]["policyName"]))
+        .collect();
+    let policies: BTreeSet<String> = of_kind("ValidatingAdmissionPolicy")
+        .iter()
+        .filter(|policy| policy["spec"]["failurePolicy"] == "Fail")
+        .map(|policy| name(&policy["metadata"]["name"]))
+        .collect();
+    let loose = denied.symmetric_difference(&policies);
+    loose
+        .map(|name| {
+            format!("{FOLDER}: `{name}` needs a policy that fails closed and a binding that denies")
+        })
+        .collect()
 }
 
 fn documents(file: &File) -> Result<Vec<Value>, String> {
@@ -93,7 +127,7 @@ mod tests {
     #[test]
     fn sound_manifests_pass() {
         let readme = "| `--host` | required |";
-        let files = [(LIST, LISTED), ("deploy/daemonset.yaml", SET), (README, readme)];
+        let files = [(DEFAULT, LISTED), ("deploy/daemonset.yaml", SET), (README, readme)];
         assert_eq!(complaints(&files), Vec::<String>::new());
     }
 
@@ -108,12 +142,51 @@ mod tests {
             (LISTED, "deploy/daemonset.yaml", &ports, "`ports` of a pod"),
         ];
         for (list, path, text, wanted) in cases {
-            let found = complaints(&[(LIST, list), (path, text)]);
+            let found = complaints(&[(DEFAULT, list), (path, text)]);
             assert!(
                 found.iter().any(|complaint| complaint.contains(wanted)),
                 "{wanted}: {found:?}"
             );
         }
-        assert_eq!(complaints(&[]), [format!("{LIST} is not there")]);
+        assert_eq!(complaints(&[]), [format!("{DEFAULT} is not there")]);
+    }
+
+    #[test]
+    fn each_folder_lists_its_own_manifests() {
+        let files = [(DEFAULT, "resources: []\n"), ("deploy/admission/a.yaml", "a: 1")];
+        assert!(
+            complaints(&files)[0].contains("not listed in deploy/admission/kustomization.yaml")
+        );
+        let listed =
+            [files[0], files[1], ("deploy/admission/kustomization.yaml", "resources: [a.yaml]")];
+        assert_eq!(complaints(&listed), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_policy_denies_or_is_complained_of() {
+        let policy = |failure: &str| {
+            format!(
+                "kind: ValidatingAdmissionPolicy\nmetadata: {{name: p}}\nspec: {{failurePolicy: {failure}}}\n"
+            )
+        };
+        let binding = |action: &str| {
+            format!(
+                "kind: ValidatingAdmissionPolicyBinding\nspec: {{policyName: p, validationActions: [{action}]}}\n"
+            )
+        };
+        let (closed, open) = (policy("Fail"), policy("Ignore"));
+        let (denies, warns) = (binding("Deny"), binding("Warn"));
+        let cases = [
+            (format!("{closed}---\n{denies}"), true),
+            (closed.clone(), false),
+            (denies.clone(), false),
+            (format!("{closed}---\n{warns}"), false),
+            (format!("{open}---\n{denies}"), false),
+        ];
+        for (text, sound) in cases {
+            let files = [(DEFAULT, "resources: [p.yaml]\n"), ("deploy/p.yaml", text.as_str())];
+            let found = complaints(&files);
+            assert_eq!(found.is_empty(), sound, "{text}: {found:?}");
+        }
     }
 }

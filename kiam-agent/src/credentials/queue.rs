@@ -1,0 +1,93 @@
+//! What is due, in the order in which it is asked for.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::SystemTime,
+};
+
+use tokio::time::Instant;
+
+use super::budget::{Candidate, Kept, Shares};
+use crate::role::{Claimant, RoleIdentity};
+
+/// Everything that may be asked for now.
+#[derive(Default)]
+pub(super) struct Queue<'a> {
+    /// Held, until when.
+    renewals: Vec<(SystemTime, &'a RoleIdentity)>,
+    new: Vec<New<'a>>,
+}
+
+/// Something that is not held.
+pub(super) struct New<'a> {
+    pub(super) identity: &'a RoleIdentity,
+    pub(super) claimants: &'a BTreeSet<Claimant>,
+    /// Whether a request is held for it now.
+    pub(super) asked: bool,
+    /// Whether it was asked for before.
+    pub(super) paid: bool,
+}
+
+// === impl Queue ===
+
+impl<'a> Queue<'a> {
+    /// Adds something that is held until `expires`.
+    pub(super) fn renew(&mut self, identity: &'a RoleIdentity, expires: SystemTime) {
+        let at = self.renewals.partition_point(|(other, _)| *other >= expires);
+        self.renewals.insert(at, (expires, identity));
+    }
+
+    /// Adds something new.
+    pub(super) fn add(&mut self, new: New<'a>) {
+        self.new.push(new);
+    }
+
+    /// Takes out what is next, with the pod that has the turn if it is new. Renewals, the one that expires first
+    /// before others, and what is new alternate, so that neither waits for all of the other.
+    pub(super) fn take(
+        &mut self,
+        shares: &mut Shares,
+        now: Instant,
+    ) -> Option<(&'a RoleIdentity, Option<&'a Claimant>)> {
+        let turn = shares.is_turn_of_new() || self.renewals.is_empty();
+        if let Some(candidate) = turn.then(|| self.take_new(shares, now)).flatten() {
+            return Some((candidate.identity, Some(candidate.claimant)));
+        }
+        let (_, identity) = self.renewals.pop()?;
+        shares.take_renewal();
+        Some((identity, None))
+    }
+
+    fn take_new(&mut self, shares: &mut Shares, now: Instant) -> Option<Candidate<'a>> {
+        let picked = shares.pick(self.new.iter().flat_map(New::candidates), now)?;
+        shares.take(&picked, now);
+        self.new.retain(|new| new.identity != picked.identity);
+        Some(picked)
+    }
+
+    /// What keeps back each that is left: the shares of those who want it, or else what `stopped` all.
+    pub(super) fn limits(
+        &self,
+        shares: &Shares,
+        stopped: Option<Kept>,
+        now: Instant,
+    ) -> HashMap<RoleIdentity, Kept> {
+        let renewals = self.renewals.iter().map(|(_, identity)| (*identity, stopped));
+        let new = self.new.iter().map(|new| {
+            let limits = new.candidates().map(|candidate| shares.keeps_back(&candidate, now));
+            let own = limits.min_by_key(|limit| limit.map(|(_, wait)| wait)).flatten();
+            (new.identity, own.or(stopped))
+        });
+        let all = renewals.chain(new);
+        all.filter_map(|(identity, limit)| Some((identity.clone(), limit?))).collect()
+    }
+}
+
+// === impl New ===
+
+impl<'a> New<'a> {
+    fn candidates(&self) -> impl Iterator<Item = Candidate<'a>> + use<'a> {
+        let Self { identity, asked, paid, .. } = *self;
+        self.claimants.iter().map(move |claimant| Candidate { claimant, identity, asked, paid })
+    }
+}
