@@ -50,6 +50,8 @@ pub struct Prefetcher {
     /// The node's calls.
     node: Bucket,
     shares: Shares,
+    /// Whether nothing was looked at yet.
+    starting: bool,
     stale: bool,
 }
 
@@ -79,7 +81,9 @@ struct Plan {
     /// By tokio's clock, which no step moves.
     not_before: Option<Instant>,
     unwanted_since: Option<Instant>,
-    /// Whose share the first call was taken from; `None` before that call.
+    /// Whether no share need be asked any more: one has paid, or it was wanted when the agent started.
+    paid: bool,
+    /// Whose share has paid.
     payer: Option<Claimant>,
 }
 
@@ -102,6 +106,7 @@ impl Prefetcher {
             calls: JoinSet::new(),
             node: Bucket::default(),
             shares: Shares::default(),
+            starting: true,
             stale: false,
         };
         (prefetcher, reader)
@@ -160,7 +165,7 @@ impl Prefetcher {
                 queue.renew(identity, expires);
             } else {
                 let asked = self.held_requests.has(identity);
-                queue.add(New { identity, claimants, asked, paid: plan.payer.is_some() });
+                queue.add(New { identity, claimants, asked, paid: plan.paid });
             }
         }
         (queue, next)
@@ -181,7 +186,7 @@ impl Prefetcher {
             self.node.take(rate, now);
             if let Some(plan) = self.plans.get_mut(identity) {
                 plan.in_flight = true;
-                if plan.payer.is_none() {
+                if !std::mem::replace(&mut plan.paid, true) {
                     plan.payer = payer.cloned();
                 }
             }
@@ -225,8 +230,11 @@ impl Prefetcher {
 
     /// Takes up what is newly wanted, and forgets what has been unwanted for a while.
     fn follow(&mut self, wanted: &WantedRoles) {
+        // What pods want when the agent starts is nothing new, and may have been held by the agent before.
+        let paid = std::mem::take(&mut self.starting);
         for identity in wanted.keys() {
-            self.plans.entry(identity.clone()).or_default().unwanted_since = None;
+            let plan = self.plans.entry(identity.clone());
+            plan.or_insert_with(|| Plan { paid, ..Plan::default() }).unwanted_since = None;
         }
         let now = Instant::now();
         self.plans.retain(|identity, plan| {
@@ -234,8 +242,7 @@ impl Prefetcher {
                 return true;
             }
             // What was never asked for leaves nothing to keep, however much of it there is.
-            plan.payer.is_some()
-                && now.duration_since(*plan.unwanted_since.get_or_insert(now)) < LINGER
+            plan.paid && now.duration_since(*plan.unwanted_since.get_or_insert(now)) < LINGER
         });
         let namespaces: HashSet<&str> =
             wanted.values().flatten().map(|claimant| &*claimant.namespace).collect();
