@@ -25,6 +25,8 @@ pub(super) struct Report {
     pub(super) load_after: String,
     pub(super) took: Duration,
     pub(super) day: String,
+    /// What it says of its version.
+    pub(super) agent: String,
     pub(super) requests: u32,
     /// Those of the client and of the agent.
     pub(super) processors: (u32, u32),
@@ -103,20 +105,21 @@ const LIMITS: &str = "\
 
 fn head(report: &Report) -> String {
     let machine = &report.machine;
-    let virtual_ = if machine.is_virtual { ", virtual" } else { "" };
+    let below = if machine.is_virtual { ", virtual" } else { "" };
     let version = |version: &Option<String>| version.clone().unwrap_or("not there".to_owned());
     let mut text = format!(
         "# Benchmarks\n\n\
          Ways from a pod to the agent. Written by\n\n```sh\n{}\n```\n\n\
          as root; do not edit, run it again.\n\n\
          | | |\n| --- | --- |\n\
-         | day | {} |\n| processor | {}, {} threads{virtual_} |\n| kernel | {} |\n\
+         | day | {} |\n| agent | {} |\n| processor | {}, {} threads{below} |\n| kernel | {} |\n\
          | load average before, after (1, 5, 15 minutes) | {}; {} |\n\
          | packet filters | {}; {} |\n\
          | processors | client on {}, agent on {} |\n\
          | rounds | {}, each {} requests of each kind by each way, {} s in all |\n",
         report.command,
         report.day,
+        report.agent,
         machine.processor,
         machine.cores,
         machine.kernel,
@@ -339,6 +342,7 @@ mod tests {
             load_after: "1.1 1.2 1.3".to_owned(),
             took: Duration::from_secs(61),
             day: "2026-01-02".to_owned(),
+            agent: "kiam-agent 1.2.3".to_owned(),
             requests: 9,
             processors: (1, 0),
             command: "cargo xtask bench path".to_owned(),

@@ -75,6 +75,7 @@ struct Programs {
     client: PathBuf,
     client_processor: u32,
     has_path: bool,
+    version: String,
 }
 
 /// Measures, and writes the document.
@@ -111,6 +112,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
         load_after: machine::load(),
         took: started.elapsed(),
         day: jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
+        agent: programs.version,
         requests: options.requests,
         processors: (options.client_processor, options.agent_processor),
         command: repeat(options),
@@ -196,14 +198,18 @@ impl Programs {
                 workspace().join("target/release/kiam-agent")
             }
         };
-        let help = output_of(command(&agent).arg("--help"));
-        let help = help.with_context(|| format!("{} --help says nothing", agent.display()))?;
+        let ask = |flag: &str| {
+            let output = output_of(command(&agent).arg(flag));
+            output.with_context(|| format!("{} {flag} says nothing", agent.display()))
+        };
+        let (help, version) = (ask("--help")?, ask("--version")?);
         Ok(Self {
             agent,
             agent_processor: options.agent_processor,
             client: lab::client_binary()?,
             client_processor: options.client_processor,
             has_path: has_path(&help),
+            version,
         })
     }
 

@@ -84,3 +84,31 @@ impl Way {
         flags
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_kernel_programs_ways_attach_it_and_only_direct_connects_to_the_node() {
+        for way in Way::ALL {
+            let flags = way.flags(true);
+            let path = flags.iter().find_map(|flag| flag.strip_prefix("--path="));
+            let wanted = match way {
+                Way::Node => Some("node"),
+                Way::PodLocal => Some("pod-local"),
+                _ => None,
+            };
+            assert_eq!(path, wanted, "{way:?}");
+            assert_eq!(flags.contains(&"--interceptor=off"), wanted.is_none(), "{way:?}");
+            assert_eq!(way.is_ours(), wanted.is_some(), "{way:?}");
+            let asks_the_node = way.destination() == (NODE_V4, AGENT_PORT).into();
+            assert_eq!(asks_the_node, way == Way::Direct, "{way:?}");
+        }
+    }
+
+    #[test]
+    fn an_agent_without_paths_is_not_asked_for_one() {
+        assert!(!Way::Node.flags(false).iter().any(|flag| flag.starts_with("--path")));
+    }
+}
