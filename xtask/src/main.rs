@@ -18,12 +18,18 @@ enum Command {
     Test(tasks::test::Selection),
     /// Checks the rules of this repository that no compiler checks.
     Tidy,
+    /// Measures the agent beside what else could be there, and writes what it found; needs root.
+    #[command(subcommand)]
+    Bench(tasks::bench::Bench),
     /// What runs inside the lab's pods.
     #[command(hide = true)]
     InPod(xtask::pod_client::Options),
     /// What runs inside the lab's hostile pods.
     #[command(hide = true)]
     InPodAttack,
+    /// What runs inside the lab's pods to be timed.
+    #[command(hide = true)]
+    InPodBench(xtask::pod_client::bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -32,8 +38,10 @@ fn main() -> ExitCode {
         Command::Demo(options) => tasks::demo::run(options),
         Command::Test(selection) => tasks::test::run_steps(&selection),
         Command::Tidy => tasks::tidy::run(),
+        Command::Bench(bench) => tasks::bench::run(&bench),
         Command::InPod(options) => xtask::pod_client::main(&options),
         Command::InPodAttack => xtask::pod_client::attack::main(),
+        Command::InPodBench(options) => xtask::pod_client::bench::main(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,7 @@
 //! What runs inside a lab pod (`xtask in-pod`): asks the metadata service as an SDK does and says what came of it.
 
 pub mod attack;
+pub mod bench;
 mod tally;
 pub mod wire;
 
