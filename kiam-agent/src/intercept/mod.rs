@@ -34,6 +34,8 @@ pub use self::{
     lease::Lease,
     marks::Marks,
     metrics::Verdicts,
+    namespaces::inside,
+    netns::cookie_of,
     observed::{Observation, Observed},
     own_pod::{may_hand_over, prepare},
     programs::{Interception, KernelLog, Parts},

@@ -59,7 +59,7 @@ impl Namespaces {
 /// # Errors
 ///
 /// The system's, without CAP_SYS_ADMIN or threads.
-pub(super) fn inside<T: Send>(
+pub fn inside<T: Send>(
     namespace: &File,
     work: impl FnOnce() -> io::Result<T> + Send,
 ) -> io::Result<T> {
