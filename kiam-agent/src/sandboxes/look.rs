@@ -128,7 +128,8 @@ impl Found {
     }
 
     fn refuse(&mut self, reason: Reason) {
-        self.unsettled |= reason == Reason::LoopbackDown;
+        // Somebody may be about to set the namespace up.
+        self.unsettled |= matches!(reason, Reason::LoopbackDown | Reason::NoAddress);
         self.reason = reason;
     }
 }
