@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     io,
-    net::{IpAddr, TcpListener},
+    net::TcpListener,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -12,14 +12,15 @@ use std::{
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     task::{JoinSet, spawn_blocking},
-    time::{Instant, Interval, MissedTickBehavior, interval, sleep},
+    time::{Instant, Interval, MissedTickBehavior, interval_at, sleep},
 };
 use tracing::{error, warn};
 
 use super::{
-    Config, Event, Listener, Metrics, Reason, SandboxReader, State, TOGETHER,
+    Config, Event, Metrics, Reason, SandboxReader, State, TOGETHER,
     claims::Claims,
-    look::{Found, Held, Look},
+    look::{Found, Look},
+    sandbox::{Record, Sandbox},
     watch::{Change, Watch},
 };
 use crate::{
@@ -52,33 +53,6 @@ pub struct Sandboxes {
     outbox: VecDeque<Event>,
     /// Sweeps that were made: what was inherited is nobody's after the second.
     sweeps: u32,
-}
-
-/// A pod that has a cgroup.
-#[derive(Debug)]
-struct Sandbox {
-    birth: u64,
-    cgroup: PathBuf,
-    /// Empty while it is looked at.
-    held: Vec<Held>,
-    /// The namespaces that [`Event::Opened`] was told of, by cookie, and not [`Event::Closed`].
-    told: Vec<u64>,
-    record: Record,
-    looking: bool,
-    /// Something happened while it was looked at.
-    again: bool,
-    /// Looks in a row that found it unsettled.
-    attempt: u32,
-    /// When its first process was noticed, until it is ready.
-    seen: Option<Instant>,
-    refusal: Option<Reason>,
-}
-
-/// What the API says of a pod, as far as it matters here.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Record {
-    host_network: bool,
-    addresses: Vec<IpAddr>,
 }
 
 /// What ended in the background.
@@ -142,7 +116,8 @@ impl Sandboxes {
     /// takes them; nothing is left out.
     pub async fn run(mut self, events: mpsc::Sender<Event>, mut drain: Drain) {
         let mut records = self.records.changes();
-        let (mut root, mut sweep) = (ticks(ROOT), ticks(self.sweep));
+        // The first sweep is at once, and finds the pods that are there.
+        let (mut root, mut sweep) = (ticks(ROOT, ROOT), ticks(Duration::ZERO, self.sweep));
         let mut collecting = false;
         loop {
             let turn = tokio::select! {
@@ -219,34 +194,16 @@ impl Sandboxes {
     fn made(&mut self, pod: PodUid, cgroup: PathBuf) {
         self.removed(&pod);
         self.births += 1;
-        let sandbox = Sandbox {
-            birth: self.births,
-            cgroup,
-            held: Vec::new(),
-            told: Vec::new(),
-            record: Record::default(),
-            looking: false,
-            again: false,
-            attempt: 0,
-            seen: None,
-            refusal: None,
-        };
+        let sandbox = Sandbox::new(self.births, cgroup);
         self.pods.insert(pod.clone(), sandbox);
         self.states.set(&pod, State::Waiting);
         self.stirred(&pod);
     }
 
     fn removed(&mut self, pod: &PodUid) {
-        let Some(sandbox) = self.pods.remove(pod) else { return };
+        let Some(mut sandbox) = self.pods.remove(pod) else { return };
         self.states.remove(pod);
-        self.outbox.extend(
-            sandbox.told.into_iter().map(|netns| Event::Closed { pod: pod.clone(), netns }),
-        );
-        let freed = !sandbox.held.is_empty();
-        drop(sandbox.held);
-        if freed {
-            self.look_at_refused();
-        }
+        self.closed(sandbox.close(pod));
     }
 
     fn stirred(&mut self, pod: &PodUid) {
@@ -268,7 +225,7 @@ impl Sandboxes {
             |sandbox: &Sandbox| matches!(sandbox.refusal, Some(Reason::AnotherPods(_)));
         let refused = self.pods.iter().filter(|(_, sandbox)| is_refused(sandbox));
         let refused: Vec<PodUid> = refused.map(|(uid, _)| uid.clone()).collect();
-        refused.iter().for_each(|pod| self.stirred(pod));
+        refused.iter().for_each(|pod| self.look(pod));
     }
 
     fn follow_records(&mut self) {
@@ -315,10 +272,17 @@ impl Sandboxes {
 
     fn refuse_host_network(&mut self, pod: &PodUid) {
         let Some(sandbox) = self.pods.get_mut(pod) else { return };
-        sandbox.held.clear();
-        let closed = sandbox.told.drain(..);
-        self.outbox.extend(closed.map(|netns| Event::Closed { pod: pod.clone(), netns }));
+        let events = sandbox.close(pod);
         self.states.set(pod, State::Without(Reason::HostNetwork));
+        self.closed(events);
+    }
+
+    /// What was those pods' may now be others'.
+    fn closed(&mut self, events: Vec<Event>) {
+        if !events.is_empty() {
+            self.outbox.extend(events);
+            self.look_at_refused();
+        }
     }
 
     fn looked(&mut self, pod: &PodUid, birth: u64, asked: Instant, found: Option<Found>) {
@@ -329,30 +293,18 @@ impl Sandboxes {
         };
         sandbox.looking = false;
         let found = found.unwrap_or_else(Found::panicked);
-        if found.any {
-            sandbox.seen.get_or_insert(asked);
-        } else {
+        if !found.any {
             sandbox.seen = None;
+        } else if sandbox.told.is_empty() {
+            sandbox.seen.get_or_insert(asked);
         }
-        let there: Vec<u64> = found.held.iter().map(|held| held.cookie).collect();
-        let (told, gone): (Vec<u64>, Vec<u64>) =
-            sandbox.told.drain(..).partition(|netns| there.contains(netns));
-        sandbox.told = told;
-        self.outbox
-            .extend(gone.iter().map(|netns| Event::Closed { pod: pod.clone(), netns: *netns }));
-        for open in found.opened {
-            if let Some(seen) = sandbox.seen {
-                self.metrics.ready.observe(seen.elapsed().as_secs_f64());
-            }
-            sandbox.told.push(open.cookie);
-            self.outbox.push_back(Event::Opened(Listener {
-                pod: pod.clone(),
-                netns: open.cookie,
-                port: open.port,
-                sockets: open.sockets,
-            }));
+        if !found.opened.is_empty()
+            && let Some(seen) = sandbox.seen.take()
+        {
+            self.metrics.ready.observe(seen.elapsed().as_secs_f64());
         }
-        sandbox.held = found.held;
+        let (events, freed) = sandbox.take(pod, found.held, found.opened);
+        self.outbox.extend(events);
         let again = std::mem::take(&mut sandbox.again);
         let pause = found.unsettled && !again && sandbox.attempt < AGAIN;
         let state = sandbox.state(found.reason, again || pause);
@@ -366,7 +318,7 @@ impl Sandboxes {
             });
         }
         drop(found.closed);
-        if !gone.is_empty() {
+        if freed || found.released {
             self.look_at_refused();
         }
         if again {
@@ -375,8 +327,8 @@ impl Sandboxes {
     }
 }
 
-fn ticks(period: Duration) -> Interval {
-    let mut ticks = interval(period);
+fn ticks(first: Duration, period: Duration) -> Interval {
+    let mut ticks = interval_at(Instant::now() + first, period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
 }
@@ -386,31 +338,5 @@ async fn changed(records: &mut watch::Receiver<u64>) -> bool {
     match records.changed().await {
         Ok(()) => true,
         Err(_) => std::future::pending().await,
-    }
-}
-
-// === impl Sandbox ===
-
-impl Sandbox {
-    /// Where it stands after a look, which another one will follow if it is `due`.
-    fn state(&mut self, reason: Reason, due: bool) -> State {
-        if let Some(first) = self.held.first() {
-            self.refusal = None;
-            return State::Ready { netns: first.cookie, port: first.port };
-        }
-        self.refusal = Some(reason.clone());
-        if due { State::Waiting } else { State::Without(reason) }
-    }
-}
-
-// === impl Record ===
-
-impl Record {
-    /// `None` while the API's is not known.
-    fn of(records: &PodReader, pod: &PodUid) -> Option<Self> {
-        let pod = records.by_uid(pod).ok()?;
-        let mut addresses: Vec<_> = pod.addresses.iter().map(IpAddr::to_canonical).collect();
-        addresses.sort_unstable();
-        Some(Self { host_network: pod.host_network, addresses })
     }
 }

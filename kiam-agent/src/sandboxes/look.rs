@@ -44,6 +44,9 @@ pub(super) struct Found {
     pub(super) reason: Reason,
     /// There are processes.
     pub(super) any: bool,
+    /// A namespace was claimed for as long as it took to see that it is not the pod's: another pod may have been
+    /// refused it meanwhile.
+    pub(super) released: bool,
     /// Something was on its way: a look in a moment may find more.
     pub(super) unsettled: bool,
 }
@@ -62,6 +65,7 @@ impl Look {
             closed: Vec::new(),
             reason: processes.reason(),
             any: processes.any,
+            released: false,
             unsettled: !processes.complete || processes.on_node,
         };
         for held in held {
@@ -73,13 +77,12 @@ impl Look {
             if found.held.len() >= if addresses.is_empty() { 1 } else { NAMESPACES } {
                 break;
             }
-            let opened =
-                claims.claim(inode, namespace, &pod).map_err(Reason::AnotherPods).and_then(
-                    |claim| Ok((listen::open(claim.namespace(), &addresses, &claims)?, claim)),
-                );
-            match opened {
-                Ok((open, claim)) => found.add(open, claim, &addresses),
-                Err(reason) => found.refuse(reason),
+            match claims.claim(inode, namespace, &pod) {
+                Ok(claim) => match listen::open(claim.namespace(), &addresses, &claims) {
+                    Ok(open) => found.add(open, claim, &addresses),
+                    Err(reason) => found.release(claim, reason),
+                },
+                Err(owner) => found.reason = Reason::AnotherPods(owner),
             }
         }
         // The runtime and its monitor stay on the node.
@@ -99,6 +102,7 @@ impl Found {
             closed: Vec::new(),
             reason: Reason::Failed { call: "look", error: "it panicked".to_owned() },
             any: false,
+            released: true,
             unsettled: true,
         }
     }
@@ -127,7 +131,9 @@ impl Found {
         self.opened.push(open);
     }
 
-    fn refuse(&mut self, reason: Reason) {
+    fn release(&mut self, claim: Claim, reason: Reason) {
+        drop(claim);
+        self.released = true;
         // Somebody may be about to set the namespace up.
         self.unsettled |= matches!(reason, Reason::LoopbackDown | Reason::NoAddress);
         self.reason = reason;
@@ -139,10 +145,11 @@ impl Found {
 impl Processes {
     /// Why a pod with these processes has nothing to listen in.
     fn reason(&self) -> Reason {
-        match (self.on_node, self.hidden) {
-            (true, _) => Reason::NodesNamespace,
-            (false, true) => Reason::Hidden,
-            (false, false) => Reason::NoProcess,
+        match &self.failure {
+            Some(error) => Reason::Failed { call: "open /proc/<pid>/ns/net", error: error.clone() },
+            None if self.on_node => Reason::NodesNamespace,
+            None if self.hidden => Reason::Hidden,
+            None => Reason::NoProcess,
         }
     }
 }

@@ -11,6 +11,7 @@ mod look;
 mod metrics;
 mod processes;
 mod reader;
+mod sandbox;
 mod watch;
 
 use std::{fmt, net::TcpListener, time::Duration};

@@ -36,6 +36,8 @@ pub(super) struct Processes {
     pub(super) on_node: bool,
     /// Some can't be seen from the agent's PID namespace.
     pub(super) hidden: bool,
+    /// Why the namespace of a process that runs can't be seen: a capability may be missing.
+    pub(super) failure: Option<String>,
     /// Nothing was left out: what was not found is not there.
     pub(super) complete: bool,
 }
@@ -97,9 +99,15 @@ impl Processes {
                 self.hidden = true;
                 continue;
             }
-            let Ok(process) = Process::open(pid) else {
-                self.complete = false;
-                continue;
+            let process = match Process::open(pid) {
+                Ok(process) => process,
+                Err(error) => {
+                    self.complete = false;
+                    if !has_ended(&error) {
+                        self.failure = Some(error.to_string());
+                    }
+                    continue;
+                }
             };
             if claims.is_nodes(process.inode) {
                 self.on_node = true;
@@ -156,6 +164,10 @@ impl Process {
     fn lives(&self) -> bool {
         at(&self.folder, "stat").is_ok()
     }
+}
+
+fn has_ended(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
 
 fn at(folder: &File, path: &str) -> io::Result<File> {

@@ -153,10 +153,10 @@ impl Watch {
         let known = self.pods.iter().map(|(uid, pod)| (uid.clone(), pod.is_there()));
         let gone: Vec<_> = known.filter(|(_, there)| !there).collect();
         gone.iter().for_each(|(uid, _)| self.forget_pod(uid, &mut changes));
+        let known: Vec<PodUid> = self.pods.keys().cloned().collect();
         let root = self.root.clone();
         self.folder(&root, &mut changes);
-        let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
-        for uid in uids {
+        for uid in known {
             self.containers(&uid);
             changes.push(Change::Stirred(uid));
         }
