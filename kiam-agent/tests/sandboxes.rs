@@ -376,6 +376,33 @@ fn processes_that_end_all_the_time_change_nothing_and_the_last_one_closes() {
 }
 
 #[test]
+fn a_process_that_is_another_one_all_the_time_is_not_taken_for_none() {
+    let _shared = together();
+    let Some(mut stage) = Stage::start("a_process_that_is_another_one") else { return };
+    let (pod, uid) = stage.pod("hopping");
+    let mut hopping = pod.command("sh").unwrap();
+    // Each starts the next one and ends.
+    hopping.args(["-c", "hop() { /bin/true; hop & }; hop"]);
+    let _first = Process::idle(hopping);
+    let listener = loop {
+        stir(&pod);
+        match stage.followed.events.try_recv() {
+            Ok(Event::Opened(listener)) => break listener,
+            Ok(closed) => panic!("{closed:?}"),
+            Err(_) => thread::sleep(Duration::from_millis(1)),
+        }
+    };
+    for _ in 0..300 {
+        stir(&pod);
+        thread::sleep(Duration::from_millis(1));
+    }
+    stage.nothing_else_came();
+    pod.slice().kill().unwrap();
+    assert_eq!(stage.followed.closed(&uid), listener.netns);
+    stage.followed.end();
+}
+
+#[test]
 fn a_namespace_is_its_first_pods_until_that_ends() {
     let _shared = together();
     let Some(mut stage) = Stage::start("a_namespace_is_its_first_pods") else { return };
@@ -592,6 +619,50 @@ fn the_next_agent_goes_on_with_the_same_listeners() {
         assert_eq!(families(&again), families(before));
     }
     next.end();
+    stage.followed.end();
+}
+
+#[test]
+fn the_pods_cgroup_that_is_made_anew_is_followed() {
+    let _shared = together();
+    let Some(mut stage) = Stage::start("the_pods_cgroup_that_is_made_anew") else { return };
+    let (pod, uid) = stage.pod("orders");
+    let process = Process::of(&pod);
+    stage.followed.opened(&uid);
+    drop((process, pod));
+    stage.followed.closed(&uid);
+    let root = stage.node.kubepods();
+    fs::remove_dir(root.join("kubepods-burstable.slice")).unwrap();
+    fs::remove_dir(root).unwrap();
+    fs::create_dir(root).unwrap();
+    let (pod, uid) = stage.pod("orders");
+    let _process = Process::of(&pod);
+    answers(&stage.followed.opened(&uid), pod.netns());
+    stage.followed.end();
+}
+
+#[test]
+fn events_wait_for_whoever_takes_them_and_the_end_does_not() {
+    let _shared = together();
+    let Some(mut stage) = Stage::start("events_wait") else { return };
+    let pods: Vec<_> = (0..8).map(|n| stage.pod(&format!("p{n}"))).collect();
+    let processes: Vec<_> = pods.iter().map(|(pod, _)| Process::of(pod)).collect();
+    let first = |pods: &[(LabPod, PodUid)], states: &SandboxReader| {
+        let ready = |uid| matches!(states.state(uid), Some(State::Ready { .. }));
+        pods.iter().any(|(_, uid)| ready(uid))
+    };
+    eventually(&true, || first(&pods, &stage.followed.states));
+    let mut uids: Vec<PodUid> = pods.iter().map(|(_, uid)| uid.clone()).collect();
+    for _ in 0..pods.len() {
+        match stage.followed.event() {
+            Event::Opened(listener) => uids.retain(|uid| *uid != listener.pod),
+            Event::Closed { pod, .. } => panic!("{pod} was closed"),
+        }
+    }
+    assert!(uids.is_empty(), "{uids:?}");
+    drop((processes, pods));
+    // Eight ends, and room for one.
+    stage.followed.event();
     stage.followed.end();
 }
 

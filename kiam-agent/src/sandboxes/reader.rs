@@ -50,3 +50,29 @@ impl SandboxReader {
         self.0.write().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        pods::fixtures::{config_hash, uid},
+        sandboxes::Reason,
+    };
+
+    #[test]
+    fn a_static_pods_state_is_that_of_its_config_hash_unless_its_uid_has_one() {
+        let reader = SandboxReader::default();
+        let mirror = Pod::test(1).mirroring("kube-system", config_hash(7));
+        assert_eq!(reader.of(&mirror), None);
+        let ready = State::Ready { netns: 7, port: 61000 };
+        reader.set(&config_hash(7), ready.clone());
+        assert_eq!(reader.of(&mirror), Some(ready));
+        assert_eq!(reader.of(&Pod::test(2)), None);
+        let without = State::Without(Reason::NoProcess);
+        reader.set(&uid(1), without.clone());
+        assert_eq!(reader.of(&mirror), Some(without));
+        let counts = reader.counts();
+        assert_eq!((counts["ready"], counts["no_process"], counts["failed"]), (1, 1, 0));
+        assert_eq!(counts.len(), State::NAMES.len());
+    }
+}
