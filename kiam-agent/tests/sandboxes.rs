@@ -380,9 +380,9 @@ fn a_process_that_is_another_one_all_the_time_is_not_taken_for_none() {
     let _shared = together();
     let Some(mut stage) = Stage::start("a_process_that_is_another_one") else { return };
     let (pod, uid) = stage.pod("hopping");
-    let mut hopping = pod.command("sh").unwrap();
+    let mut hopping = pod.command("python3").unwrap();
     // Each starts the next one and ends.
-    hopping.args(["-c", "hop() { /bin/true; hop & }; hop"]);
+    hopping.args(["-c", "import os\nwhile os.fork() == 0: pass\nos._exit(0)"]);
     let _first = Process::idle(hopping);
     let listener = loop {
         stir(&pod);
@@ -392,9 +392,10 @@ fn a_process_that_is_another_one_all_the_time_is_not_taken_for_none() {
             Err(_) => thread::sleep(Duration::from_millis(1)),
         }
     };
-    for _ in 0..300 {
+    // As often as it takes to look in the wrong moment.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(500) {
         stir(&pod);
-        thread::sleep(Duration::from_millis(1));
     }
     stage.nothing_else_came();
     pod.slice().kill().unwrap();
@@ -470,6 +471,7 @@ fn nested_namespaces_get_listeners_only_with_one_of_the_pods_addresses() {
     };
     let _other = nested(":");
     stir(&pod);
+    stage.nothing_else_came();
     stage.record(&pod, &pod.ips());
     stir(&pod);
     let ready = State::Ready { netns: listener.netns, port: listener.port };

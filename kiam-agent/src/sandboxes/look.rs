@@ -153,3 +153,37 @@ impl Processes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use super::*;
+
+    /// A look at a pod that holds a namespace which is not this process's, with `processes` in its cgroup.
+    fn look(processes: &str) -> Found {
+        let cgroup = tempfile::tempdir().unwrap();
+        fs::write(cgroup.path().join("cgroup.procs"), processes).unwrap();
+        let claims = Claims::new(Vec::new()).unwrap();
+        let pod = PodUid::new("a");
+        let claim = claims.claim(7, File::open("/dev/null").unwrap(), &pod).unwrap();
+        let held = vec![Held { claim, cookie: 7, port: 61000, proven_by: Vec::new() }];
+        Look { pod, cgroup: cgroup.path().to_owned(), held, addresses: Vec::new(), claims }.run()
+    }
+
+    #[test]
+    fn a_namespace_is_given_up_only_when_every_process_was_seen_elsewhere() {
+        let own = std::process::id();
+        for (processes, kept) in [
+            (String::new(), 0),
+            (format!("{own}\n"), 0),
+            // Ended since, or out of sight: it may have been there, and have left others.
+            ("99999999\n".to_owned(), 1),
+            (format!("{own}\n99999999\n"), 1),
+            ("0\n".to_owned(), 1),
+        ] {
+            let found = look(&processes);
+            assert_eq!((found.held.len(), found.closed.len()), (kept, 1 - kept), "{processes:?}");
+        }
+    }
+}

@@ -94,9 +94,10 @@ impl Processes {
         let mut unsure = Vec::new();
         for pid in pids.iter().take(most) {
             self.any = true;
-            // The kernel's way to say that the reader's PID namespace has no number for it.
+            // The kernel's way to say that the reader's PID namespace has no number for it; or that it ended just now.
             if pid == "0" {
                 self.hidden = true;
+                self.complete = false;
                 continue;
             }
             let process = match Process::open(pid) {
