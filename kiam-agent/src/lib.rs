@@ -16,6 +16,7 @@ pub mod lifecycle;
 pub mod pods;
 pub mod policy;
 pub mod role;
+pub mod sandboxes;
 pub mod secret;
 pub mod serve;
 pub mod sts;

@@ -35,6 +35,8 @@ pub use self::{
     lease::{Lease, is_renewed},
     marks::Marks,
     metrics::Verdicts,
+    namespaces::inside,
+    netns::cookie_of,
     observed::{Observation, Observed},
     own_pod::{may_hand_over, prepare},
     programs::{Interception, KernelLog, Parts},

@@ -79,7 +79,7 @@ pub(super) fn is_nodes(namespace: &File) -> bool {
 /// # Errors
 ///
 /// The system's, without CAP_SYS_ADMIN or threads.
-pub(super) fn inside<T: Send>(
+pub fn inside<T: Send>(
     namespace: &File,
     work: impl FnOnce() -> io::Result<T> + Send,
 ) -> io::Result<T> {

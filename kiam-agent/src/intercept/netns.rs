@@ -1,6 +1,10 @@
 //! The agent's own network namespace, which is the node's.
 
-use std::{io, net::UdpSocket, os::fd::AsRawFd as _};
+use std::{
+    io,
+    net::UdpSocket,
+    os::fd::{AsFd, AsRawFd as _},
+};
 
 use kiam_common::HOST_NETNS_INITIAL;
 
@@ -24,13 +28,22 @@ fn or_initial(own: io::Result<u64>) -> io::Result<u64> {
 
 /// The cookie of this thread's network namespace, as `bpf_get_netns_cookie` shows it to the programs.
 pub(super) fn own_cookie() -> io::Result<u64> {
-    let socket = UdpSocket::bind(("127.0.0.1", 0))?;
+    cookie_of(UdpSocket::bind(("127.0.0.1", 0))?)
+}
+
+/// The cookie of the network namespace that `socket` is in, as `bpf_get_netns_cookie` shows it to the programs. It
+/// names that namespace alone, for as long as the node is up. Kernel 5.14.
+///
+/// # Errors
+///
+/// `ENOPROTOOPT` below kernel 5.14.
+pub fn cookie_of(socket: impl AsFd) -> io::Result<u64> {
     let mut cookie = 0_u64;
     let mut length = size_of::<u64>() as libc::socklen_t;
     // SAFETY: the descriptor is open, and the kernel writes at most `length` bytes to `cookie`.
     let result = unsafe {
         libc::getsockopt(
-            socket.as_raw_fd(),
+            socket.as_fd().as_raw_fd(),
             libc::SOL_SOCKET,
             SO_NETNS_COOKIE,
             (&raw mut cookie).cast(),

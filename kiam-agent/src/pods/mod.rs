@@ -22,7 +22,7 @@ use crate::role::Quoted;
 pub use self::{
     index::PodIndex,
     reader::{NotFound, PodReader},
-    uid::{InvalidPodUid, PodUid},
+    uid::{InvalidPodUid, PodUid, is_qos_class},
 };
 
 /// Where kubeadm and its like put the mirror pods of static pods.

@@ -57,7 +57,8 @@ impl PodUid {
 
 /// Whether a cgroup's name is that of a QoS class; guaranteed pods are in none. By the cgroupfs driver, or
 /// by systemd's, which has all the slices above in a slice's name.
-fn is_qos_class(name: &str) -> bool {
+#[must_use]
+pub fn is_qos_class(name: &str) -> bool {
     let classes = ["burstable", "besteffort"];
     match name.strip_suffix(".slice").and_then(|slice| slice.rsplit_once('-')) {
         Some((above, class)) => !above.is_empty() && classes.contains(&class),

@@ -1,0 +1,342 @@
+//! The owner of the state: takes changes, has pods looked at, and tells what became of their listeners.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    net::TcpListener,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    task::{JoinSet, spawn_blocking},
+    time::{Instant, Interval, MissedTickBehavior, interval_at, sleep},
+};
+use tracing::{error, warn};
+
+use super::{
+    Config, Event, Metrics, Reason, SandboxReader, State, TOGETHER,
+    claims::Claims,
+    look::{Found, Look},
+    sandbox::{Record, Sandbox},
+    watch::{Change, Watch},
+};
+use crate::{
+    lifecycle::Drain,
+    pods::{PodReader, PodUid},
+};
+
+/// Pauses before a pod that is not settled is looked at again: 1, 2, 4 … 64 ms. The runtime's first steps are on
+/// the node's network, and no event tells of the step into the pod's.
+const AGAIN: u32 = 7;
+/// How long changes of the pods' records are collected.
+const COLLECT: Duration = Duration::from_millis(100);
+/// How often it is looked whether the pods' cgroup was made anew, which no watch in it tells.
+const ROOT: Duration = Duration::from_secs(1);
+
+/// Follows the pods' sandboxes.
+#[derive(Debug)]
+pub struct Sandboxes {
+    watch: Watch,
+    pods: HashMap<PodUid, Sandbox>,
+    records: PodReader,
+    claims: Claims,
+    states: SandboxReader,
+    metrics: Metrics,
+    sweep: Duration,
+    tasks: JoinSet<Done>,
+    limit: Arc<Semaphore>,
+    /// Distinguishes a pod's cgroup from an earlier one of the same UID.
+    births: u64,
+    outbox: VecDeque<Event>,
+    /// Sweeps that were made: what was inherited is nobody's after the second.
+    sweeps: u32,
+}
+
+/// What ended in the background.
+#[derive(Debug)]
+enum Done {
+    /// `None`: it panicked.
+    Looked { pod: PodUid, birth: u64, asked: Instant, found: Option<Found> },
+    /// A pause before another look.
+    Paused { pod: PodUid, birth: u64 },
+    /// A pause after a change of records.
+    Collected,
+}
+
+/// What happened.
+enum Turn {
+    Changes(io::Result<Vec<Change>>),
+    Done(Done),
+    Records,
+    Root,
+    Sweep,
+    Drain,
+}
+
+// === impl Sandboxes ===
+
+impl Sandboxes {
+    /// Follows pods' sandboxes below `config.cgroup`. `records` tells their addresses; `inherited` are the
+    /// listeners of the agent before this one, which are used again in the namespaces that they are in.
+    ///
+    /// The namespace of the calling thread is the node's, and no pod's.
+    ///
+    /// # Errors
+    ///
+    /// The system's, without inotify or /proc, or below kernel 5.14 when there is something inherited.
+    pub fn new(
+        config: Config,
+        records: PodReader,
+        inherited: Vec<TcpListener>,
+        metrics: Metrics,
+    ) -> io::Result<(Self, SandboxReader)> {
+        let states = SandboxReader::default();
+        metrics.read(&states);
+        let sandboxes = Self {
+            watch: Watch::new(config.cgroup.path().to_owned())?,
+            pods: HashMap::new(),
+            records,
+            claims: Claims::new(inherited)?,
+            states: states.clone(),
+            metrics,
+            sweep: config.sweep,
+            tasks: JoinSet::new(),
+            limit: Arc::new(Semaphore::new(TOGETHER)),
+            births: 0,
+            outbox: VecDeque::new(),
+            sweeps: 0,
+        };
+        Ok((sandboxes, states))
+    }
+
+    /// Until the drain begins, nobody takes `events` any more, or inotify fails (which is logged). Waits for whoever
+    /// takes them; nothing is left out.
+    pub async fn run(mut self, events: mpsc::Sender<Event>, mut drain: Drain) {
+        let mut records = self.records.changes();
+        // The first sweep is at once, and finds the pods that are there.
+        let (mut root, mut sweep) = (ticks(ROOT, ROOT), ticks(Duration::ZERO, self.sweep));
+        let mut collecting = false;
+        loop {
+            let turn = tokio::select! {
+                () = drain.started() => Turn::Drain,
+                changes = self.watch.changes() => Turn::Changes(changes),
+                Some(done) = self.tasks.join_next() => match done {
+                    Ok(done) => Turn::Done(done),
+                    // Nothing aborts them, and looks' panics are caught.
+                    Err(_) => continue,
+                },
+                true = changed(&mut records), if !collecting => Turn::Records,
+                _ = sweep.tick() => Turn::Sweep,
+                _ = root.tick() => Turn::Root,
+            };
+            match turn {
+                Turn::Drain => return,
+                Turn::Changes(Ok(changes)) => self.take(changes),
+                Turn::Changes(Err(failure)) => {
+                    error!(error = %failure, "Pods' cgroups can't be watched; new pods get no listeners");
+                    return;
+                }
+                Turn::Done(Done::Looked { pod, birth, asked, found }) => {
+                    self.looked(&pod, birth, asked, found);
+                }
+                Turn::Done(Done::Paused { pod, birth }) => self.look_again(&pod, birth),
+                Turn::Done(Done::Collected) => collecting = false,
+                Turn::Records => {
+                    collecting = true;
+                    self.tasks.spawn(async {
+                        sleep(COLLECT).await;
+                        Done::Collected
+                    });
+                    self.follow_records();
+                }
+                Turn::Root if self.watch.is_moved() => self.sweep(),
+                Turn::Root => {}
+                Turn::Sweep => {
+                    self.sweep();
+                    self.sweeps += 1;
+                    if self.sweeps == 2 {
+                        self.claims.drop_inherited();
+                    }
+                }
+            }
+            while let Some(event) = self.outbox.pop_front() {
+                tokio::select! {
+                    sent = events.send(event) => if sent.is_err() { return },
+                    () = drain.started() => return,
+                }
+            }
+        }
+    }
+
+    fn sweep(&mut self) {
+        let changes = self.watch.sweep();
+        self.take(changes);
+    }
+
+    fn take(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            match change {
+                Change::Made(pod, cgroup) => self.made(pod, cgroup),
+                Change::Stirred(pod) => self.stirred(&pod),
+                Change::Removed(pod) => self.removed(&pod),
+                Change::Lost => {
+                    warn!("Changes of pods' cgroups were lost; looking at all of them");
+                    self.metrics.lost.inc();
+                    self.sweep();
+                }
+            }
+        }
+    }
+
+    fn made(&mut self, pod: PodUid, cgroup: PathBuf) {
+        self.removed(&pod);
+        self.births += 1;
+        let sandbox = Sandbox::new(self.births, cgroup);
+        self.pods.insert(pod.clone(), sandbox);
+        self.states.set(&pod, State::Waiting);
+        self.stirred(&pod);
+    }
+
+    fn removed(&mut self, pod: &PodUid) {
+        let Some(mut sandbox) = self.pods.remove(pod) else { return };
+        self.states.remove(pod);
+        self.closed(sandbox.close(pod));
+    }
+
+    fn stirred(&mut self, pod: &PodUid) {
+        if let Some(sandbox) = self.pods.get_mut(pod) {
+            sandbox.attempt = 0;
+            self.look(pod);
+        }
+    }
+
+    fn look_again(&mut self, pod: &PodUid, birth: u64) {
+        if self.pods.get(pod).is_some_and(|sandbox| sandbox.birth == birth && !sandbox.looking) {
+            self.look(pod);
+        }
+    }
+
+    /// Pods whose namespace was another's: it may be free now.
+    fn look_at_refused(&mut self) {
+        let is_refused =
+            |sandbox: &Sandbox| matches!(sandbox.refusal, Some(Reason::AnotherPods(_)));
+        let refused = self.pods.iter().filter(|(_, sandbox)| is_refused(sandbox));
+        let refused: Vec<PodUid> = refused.map(|(uid, _)| uid.clone()).collect();
+        refused.iter().for_each(|pod| self.look(pod));
+    }
+
+    fn follow_records(&mut self) {
+        let records = &self.records;
+        let changed = self.pods.iter().filter(|(uid, sandbox)| {
+            Record::of(records, uid).is_some_and(|record| record != sandbox.record)
+        });
+        let changed: Vec<PodUid> = changed.map(|(uid, _)| uid.clone()).collect();
+        changed.iter().for_each(|pod| self.stirred(pod));
+    }
+
+    /// Begins a look, or notes that another one is due after that which is on.
+    fn look(&mut self, pod: &PodUid) {
+        let Some(sandbox) = self.pods.get_mut(pod) else { return };
+        if sandbox.looking {
+            sandbox.again = true;
+            return;
+        }
+        // A pod that the API has deleted keeps what was known of it.
+        if let Some(record) = Record::of(&self.records, pod) {
+            sandbox.record = record;
+        }
+        if sandbox.record.host_network {
+            self.refuse_host_network(pod);
+            return;
+        }
+        sandbox.looking = true;
+        let look = Look {
+            pod: pod.clone(),
+            cgroup: sandbox.cgroup.clone(),
+            held: std::mem::take(&mut sandbox.held),
+            addresses: sandbox.record.addresses.clone(),
+            claims: self.claims.clone(),
+        };
+        let (pod, birth, asked) = (pod.clone(), sandbox.birth, Instant::now());
+        let limit = Arc::clone(&self.limit);
+        self.tasks.spawn(async move {
+            let permit = limit.acquire_owned().await;
+            let found = spawn_blocking(move || look.run()).await.ok();
+            drop(permit);
+            Done::Looked { pod, birth, asked, found }
+        });
+    }
+
+    fn refuse_host_network(&mut self, pod: &PodUid) {
+        let Some(sandbox) = self.pods.get_mut(pod) else { return };
+        let events = sandbox.close(pod);
+        self.states.set(pod, State::Without(Reason::HostNetwork));
+        self.closed(events);
+    }
+
+    /// What was those pods' may now be others'.
+    fn closed(&mut self, events: Vec<Event>) {
+        if !events.is_empty() {
+            self.outbox.extend(events);
+            self.look_at_refused();
+        }
+    }
+
+    fn looked(&mut self, pod: &PodUid, birth: u64, asked: Instant, found: Option<Found>) {
+        // What is not the pod's any more is dropped with what was found: nobody was told of it.
+        let Some(sandbox) = self.pods.get_mut(pod).filter(|sandbox| sandbox.birth == birth) else {
+            drop(found);
+            return self.look_at_refused();
+        };
+        sandbox.looking = false;
+        let found = found.unwrap_or_else(Found::panicked);
+        if !found.any {
+            sandbox.seen = None;
+        } else if sandbox.told.is_empty() {
+            sandbox.seen.get_or_insert(asked);
+        }
+        if !found.opened.is_empty()
+            && let Some(seen) = sandbox.seen.take()
+        {
+            self.metrics.ready.observe(seen.elapsed().as_secs_f64());
+        }
+        let (events, freed) = sandbox.take(pod, found.held, found.opened);
+        self.outbox.extend(events);
+        let again = std::mem::take(&mut sandbox.again);
+        let pause = found.unsettled && !again && sandbox.attempt < AGAIN;
+        let state = sandbox.state(found.reason, again || pause);
+        self.states.set(pod, state);
+        if pause {
+            let (pod, pause) = (pod.clone(), Duration::from_millis(1 << sandbox.attempt));
+            sandbox.attempt += 1;
+            self.tasks.spawn(async move {
+                sleep(pause).await;
+                Done::Paused { pod, birth }
+            });
+        }
+        drop(found.closed);
+        if freed || found.released {
+            self.look_at_refused();
+        }
+        if again {
+            self.look(pod);
+        }
+    }
+}
+
+fn ticks(first: Duration, period: Duration) -> Interval {
+    let mut ticks = interval_at(Instant::now() + first, period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// Never again, once nobody writes records any more.
+async fn changed(records: &mut watch::Receiver<u64>) -> bool {
+    match records.changed().await {
+        Ok(()) => true,
+        Err(_) => std::future::pending().await,
+    }
+}

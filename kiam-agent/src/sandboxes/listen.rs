@@ -1,0 +1,241 @@
+//! Listeners inside a network namespace.
+
+use std::{
+    fs::{self, File},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener},
+};
+
+use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt},
+};
+
+use super::{Reason, claims::Claims};
+use crate::intercept::{cookie_of, inside};
+
+/// Connections that may wait. The namespace's `somaxconn` may be less, and is 4096 by default.
+const BACKLOG: i32 = 4096;
+/// What `ip_local_port_range` is by default.
+const EPHEMERAL: (u16, u16) = (32768, 60999);
+/// The first port that is not the system's.
+const UNPRIVILEGED: u16 = 1024;
+/// Ports that are tried on either side of the range.
+const TRIES: usize = 64;
+
+/// Open listeners and where they are.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) cookie: u64,
+    pub(super) port: u16,
+    pub(super) sockets: Vec<TcpListener>,
+}
+
+/// What was found on the namespace's interfaces.
+struct Interfaces {
+    loopback_is_up: bool,
+    addresses: Vec<IpAddr>,
+}
+
+/// Opens listeners in `namespace`, or takes those that were inherited. One of `addresses` must be there; none is
+/// needed while none is known.
+pub(super) fn open(
+    namespace: &File,
+    addresses: &[IpAddr],
+    claims: &Claims,
+) -> Result<Open, Reason> {
+    let opened = inside(namespace, || Ok(open_here(addresses, claims)));
+    opened.map_err(failed("setns"))?
+}
+
+/// Whether one of `addresses` is on an interface in `namespace`.
+pub(super) fn has_one(namespace: &File, addresses: &[IpAddr]) -> Result<bool, Reason> {
+    let interfaces = inside(namespace, || Ok(Interfaces::here()));
+    Ok(interfaces.map_err(failed("setns"))??.have_one(addresses))
+}
+
+fn open_here(addresses: &[IpAddr], claims: &Claims) -> Result<Open, Reason> {
+    let interfaces = Interfaces::here()?;
+    if !addresses.is_empty() && !interfaces.have_one(addresses) {
+        return Err(Reason::NoAddress);
+    }
+    if !interfaces.loopback_is_up {
+        return Err(Reason::LoopbackDown);
+    }
+    let cookie = cookie_here()?;
+    let inherited = claims.inherited(cookie);
+    if let Some(port) = port_of(&inherited) {
+        return Ok(Open { cookie, port, sockets: inherited });
+    }
+    // The thread that opens the file is in the namespace, so this is the namespace's own.
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok();
+    let range = range.as_deref().and_then(parse_range).unwrap_or(EPHEMERAL);
+    for port in ports(range, fastrand::u16(..)) {
+        match pair(port) {
+            Ok(sockets) => return Ok(Open { cookie, port, sockets }),
+            Err(Errno::ADDRINUSE) => {}
+            Err(error) => return Err(failed("bind")(error.into())),
+        }
+    }
+    Err(Reason::NoPort)
+}
+
+fn failed(call: &'static str) -> impl Fn(io::Error) -> Reason {
+    move |error| Reason::Failed { call, error: error.to_string() }
+}
+
+fn cookie_here() -> Result<u64, Reason> {
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+    let socket = socket.map_err(|error| failed("socket")(error.into()))?;
+    cookie_of(&socket).map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOPROTOOPT) => Reason::Kernel,
+        _ => failed("SO_NETNS_COOKIE")(error),
+    })
+}
+
+/// The port that `sockets` share, when they are a whole set.
+fn port_of(sockets: &[TcpListener]) -> Option<u16> {
+    let mut addresses = sockets.iter().map(|socket| socket.local_addr().ok());
+    let first = addresses.next()??;
+    let rest: Vec<_> = addresses.collect::<Option<_>>()?;
+    let is_set = first.is_ipv4() && rest.len() < 2 && rest.iter().all(SocketAddr::is_ipv6);
+    (is_set && rest.iter().all(|other| other.port() == first.port())).then_some(first.port())
+}
+
+/// Listeners at `port` of both families, or of IPv4 alone where the namespace has no IPv6.
+///
+/// Neither SO_REUSEADDR, which std's listeners have, nor SO_REUSEPORT: whoever is at the port keeps it, and nobody
+/// can come to it later.
+fn pair(port: u16) -> Result<Vec<TcpListener>, Errno> {
+    let mut sockets = vec![listener(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port).into())?];
+    match listener(SocketAddrV6::new(Ipv6Addr::LOCALHOST, port, 0, 0).into()) {
+        Ok(socket) => sockets.push(socket),
+        // Off at boot, or off in this namespace.
+        Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(sockets)
+}
+
+fn listener(address: SocketAddr) -> Result<TcpListener, Errno> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    bind(&socket, &address)?;
+    listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn parse_range(text: &str) -> Option<(u16, u16)> {
+    let mut numbers = text.split_ascii_whitespace().map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// Ports outside `range`, in the order in which they are tried: from somewhere above it, where hardly anything
+/// listens, then from below it downwards.
+fn ports(range: (u16, u16), start: u16) -> impl Iterator<Item = u16> {
+    let first = range.1.saturating_add(1).max(UNPRIVILEGED);
+    let count = if range.1 == u16::MAX { 0 } else { u16::MAX - first + 1 };
+    let above = (0..count).map(move |n| {
+        let step = (u32::from(start) + u32::from(n)) % u32::from(count);
+        // Less than `count`, so the sum is a port.
+        first + step as u16
+    });
+    let below = (UNPRIVILEGED..range.0.max(UNPRIVILEGED)).rev();
+    above.take(TRIES).chain(below.take(TRIES))
+}
+
+// === impl Interfaces ===
+
+impl Interfaces {
+    /// Those of this thread's namespace.
+    fn here() -> Result<Self, Reason> {
+        let found = getifaddrs().map_err(|error| failed("getifaddrs")(error.into()))?;
+        let mut interfaces = Self { loopback_is_up: false, addresses: Vec::new() };
+        let up = InterfaceFlags::IFF_LOOPBACK | InterfaceFlags::IFF_UP;
+        for interface in found {
+            interfaces.loopback_is_up |= interface.flags.contains(up);
+            let Some(address) = interface.address else { continue };
+            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+            let v6 = || address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()));
+            interfaces.addresses.extend(v4.or_else(v6));
+        }
+        Ok(interfaces)
+    }
+
+    fn have_one(&self, addresses: &[IpAddr]) -> bool {
+        addresses.iter().any(|address| self.addresses.contains(&address.to_canonical()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_outside_the_range_and_not_the_systems() {
+        let cases = [
+            ((32768, 60999), 61000..=65535, 2 * TRIES),
+            ((1024, 65535), 0..=0, 0),
+            ((1025, 65535), 1024..=1024, 1),
+            ((1, 500), 1024..=65535, TRIES),
+            ((0, 65534), 65535..=65535, 1),
+            ((20000, 65535), 1024..=19999, TRIES),
+        ];
+        for (range, first, count) in cases {
+            for start in [0, 1, 4535, 4536, 61000, u16::MAX] {
+                let ports: Vec<u16> = ports(range, start).collect();
+                assert_eq!(ports.len(), count, "{range:?}");
+                assert!(ports.first().is_none_or(|port| first.contains(port)), "{range:?}");
+                let allowed = |port: &u16| *port >= 1024 && (*port < range.0 || *port > range.1);
+                assert!(ports.iter().all(allowed), "{range:?} from {start}: {ports:?}");
+                let mut once = ports.clone();
+                once.sort_unstable();
+                once.dedup();
+                assert_eq!(once.len(), ports.len(), "{range:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_range_is_read_as_the_kernel_writes_it() {
+        assert_eq!(parse_range("32768\t60999\n"), Some((32768, 60999)));
+        for text in ["", "1", "a b", "1 65536"] {
+            assert_eq!(parse_range(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_whole_set_of_one_port_is_taken_over() {
+        let v4 = || TcpListener::bind("127.0.0.1:0").unwrap();
+        let v6 = |port| TcpListener::bind(("::1", port)).unwrap();
+        let one = v4();
+        let port = one.local_addr().unwrap().port();
+        assert_eq!(port_of(&[]), None);
+        assert_eq!(port_of(&[v6(0)]), None);
+        assert_eq!(port_of(&[v4(), v4()]), None);
+        let other = v6(0);
+        let differs = other.local_addr().unwrap().port() != port;
+        assert!(!differs || port_of(&[one.try_clone().unwrap(), other]).is_none());
+        assert_eq!(port_of(&[one.try_clone().unwrap()]), Some(port));
+        assert_eq!(port_of(&[one, v6(port)]), Some(port));
+    }
+
+    #[test]
+    fn nobody_can_join_or_take_a_port_and_whoever_has_it_keeps_it() {
+        let listener = listener((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let address = listener.local_addr().unwrap();
+        assert!(!sockopt::socket_reuseaddr(&listener).unwrap());
+        assert!(!sockopt::socket_reuseport(&listener).unwrap());
+        // std's listener has SO_REUSEADDR.
+        for address in [address, (Ipv4Addr::UNSPECIFIED, address.port()).into()] {
+            let error = TcpListener::bind(address).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        }
+        assert_eq!(pair(address.port()).unwrap_err(), Errno::ADDRINUSE);
+    }
+}

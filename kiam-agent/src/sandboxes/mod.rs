@@ -1,0 +1,176 @@
+//! Follows the pods' sandboxes: from a pod's cgroup to its network namespace to listeners inside it.
+//!
+//! The one rule: a namespace is a pod's because the kernel shows a process of the pod's cgroup in it, because it is
+//! neither the node's nor another pod's, and because it has one of the pod's addresses, once those are known. Nothing
+//! that a container can name or make counts.
+
+mod claims;
+mod follow;
+mod listen;
+mod look;
+mod metrics;
+mod processes;
+mod reader;
+mod sandbox;
+mod watch;
+
+use std::{fmt, net::TcpListener, time::Duration};
+
+use crate::{intercept::Cgroup, pods::PodUid};
+
+pub use self::{follow::Sandboxes, metrics::Metrics, reader::SandboxReader};
+
+/// Namespaces of one pod that have listeners at most. One is normal, two while a sandbox is made anew.
+const NAMESPACES: usize = 4;
+/// Pods that are looked at together: as much as starts of pods in a row make use of on a small node.
+const TOGETHER: usize = 4;
+/// Descriptors of one look at most: processes' folders and namespaces, and what is opened.
+const LOOK: u64 = 2 * processes::CANDIDATES as u64 + 16;
+
+/// What [`Sandboxes`] is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The pods' cgroup.
+    pub cgroup: Cgroup,
+    /// How often everything is looked at again, beside what is noticed at once.
+    pub sweep: Duration,
+}
+
+/// Listeners inside a pod's network namespace.
+#[derive(Debug)]
+pub struct Listener {
+    /// As its cgroup is named: of a static pod this is the config hash.
+    pub pod: PodUid,
+    /// The namespace's cookie.
+    pub netns: u64,
+    /// The port of all of them, host order.
+    pub port: u16,
+    /// Listening at 127.0.0.1 and, where the namespace has IPv6, `::1`; non-blocking. They keep the namespace alive.
+    pub sockets: Vec<TcpListener>,
+}
+
+/// What becomes of listeners.
+#[derive(Debug)]
+pub enum Event {
+    /// There are new ones.
+    Opened(Listener),
+    /// The pod is gone or lives elsewhere: the listeners are to be dropped.
+    Closed {
+        /// As [`Listener::pod`].
+        pod: PodUid,
+        /// As [`Listener::netns`].
+        netns: u64,
+    },
+}
+
+/// Where a pod stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It has listeners.
+    Ready {
+        /// The cookie of its network namespace.
+        netns: u64,
+        /// Their port, host order.
+        port: u16,
+    },
+    /// It is being looked at.
+    Waiting,
+    /// It has none.
+    Without(Reason),
+}
+
+/// Why a pod has no listeners. All but the first may change; it is looked at again with every event.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// The API says so.
+    #[error("the pod is on the node's network (hostNetwork)")]
+    HostNetwork,
+    /// The cgroup is empty.
+    #[error("no process of the pod runs yet")]
+    NoProcess,
+    /// The agent is in a PID namespace of its own.
+    #[error("the agent can't see the pod's processes; run it with hostPID")]
+    Hidden,
+    /// Only the runtime's own first steps were seen.
+    #[error("the pod's processes are in the node's network namespace")]
+    NodesNamespace,
+    /// Two pods share one.
+    #[error("the pod's network namespace is that of pod {0}")]
+    AnotherPods(PodUid),
+    /// It may be a nested one, or none of this pod's.
+    #[error("none of the pod's addresses is on an interface in its network namespace")]
+    NoAddress,
+    /// Nothing can be bound there.
+    #[error("lo is down in the pod's network namespace")]
+    LoopbackDown,
+    /// The pod has them all.
+    #[error("no port outside ip_local_port_range is free in the pod's network namespace")]
+    NoPort,
+    /// `SO_NETNS_COOKIE` is not there.
+    #[error("this kernel does not tell network namespaces apart; kernel 5.14 does")]
+    Kernel,
+    /// The system refused.
+    #[error("{call}: {error}")]
+    Failed {
+        /// What.
+        call: &'static str,
+        /// Why.
+        error: String,
+    },
+}
+
+/// Descriptors that `pods` pods take, for `RLIMIT_NOFILE`: two sockets and a namespace each, and what looks take.
+#[must_use]
+pub const fn descriptors(pods: u64) -> u64 {
+    // The watch is one more.
+    3 * pods + TOGETHER as u64 * LOOK + 1
+}
+
+// === impl State ===
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ready { port, .. } => write!(f, "listening on port {port} inside the pod"),
+            Self::Waiting => f.write_str("being looked at"),
+            Self::Without(reason) => write!(f, "{reason}"),
+        }
+    }
+}
+
+impl State {
+    /// Every [`State::name`].
+    pub(crate) const NAMES: [&'static str; 12] = [
+        "ready",
+        "waiting",
+        "host_network",
+        "no_process",
+        "hidden",
+        "nodes_namespace",
+        "another_pods",
+        "no_address",
+        "loopback_down",
+        "no_port",
+        "kernel",
+        "failed",
+    ];
+
+    /// For metrics.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Ready { .. } => "ready",
+            Self::Waiting => "waiting",
+            Self::Without(Reason::HostNetwork) => "host_network",
+            Self::Without(Reason::NoProcess) => "no_process",
+            Self::Without(Reason::Hidden) => "hidden",
+            Self::Without(Reason::NodesNamespace) => "nodes_namespace",
+            Self::Without(Reason::AnotherPods(_)) => "another_pods",
+            Self::Without(Reason::NoAddress) => "no_address",
+            Self::Without(Reason::LoopbackDown) => "loopback_down",
+            Self::Without(Reason::NoPort) => "no_port",
+            Self::Without(Reason::Kernel) => "kernel",
+            Self::Without(Reason::Failed { .. }) => "failed",
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! A pod's network namespaces, from the processes in its cgroup.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{Mode, OFlags, open, openat};
+
+use super::claims::Claims;
+
+/// Namespaces of one pod that are considered: a container may make any number.
+pub(super) const CANDIDATES: usize = 16;
+/// Cgroups of one pod that are searched, from the outside in, as deep as runtimes make them: the pod's, its
+/// containers', and within those an init system's or the runtime's.
+const CGROUPS: usize = 256;
+const DEPTH: usize = 3;
+/// Processes of one pod that are looked at.
+const PROCESSES: usize = 4096;
+/// How often a search in which processes ended is made again. What they may have started is found then.
+const TRIES: usize = 3;
+
+/// What the processes of a pod live in.
+#[derive(Debug, Default)]
+pub(super) struct Processes {
+    /// Namespaces that the pod has not claimed, oldest cgroup first, with their numbers.
+    pub(super) others: Vec<(u64, File)>,
+    /// The claimed ones that a process is in.
+    pub(super) lived_in: HashSet<u64>,
+    /// There is a process.
+    pub(super) any: bool,
+    /// Some are in the node's namespace.
+    pub(super) on_node: bool,
+    /// Some can't be seen from the agent's PID namespace.
+    pub(super) hidden: bool,
+    /// Why the namespace of a process that runs can't be seen: a capability may be missing.
+    pub(super) failure: Option<String>,
+    /// Nothing was left out: what was not found is not there.
+    pub(super) complete: bool,
+}
+
+/// A process, held by its folder in /proc: after its end that leads nowhere, whoever gets its number.
+struct Process {
+    pid: String,
+    folder: File,
+    inode: u64,
+    namespace: File,
+}
+
+// === impl Processes ===
+
+impl Processes {
+    /// Those of the cgroup `pod` and below, where `claimed` are the pod's own namespaces.
+    pub(super) fn of(pod: &Path, claimed: &HashSet<u64>, claims: &Claims) -> Self {
+        let mut found = Self::default();
+        for _ in 0..TRIES {
+            found = Self { complete: true, ..Self::default() };
+            found.search(pod, claimed, claims);
+            if found.complete {
+                break;
+            }
+        }
+        found
+    }
+
+    fn search(&mut self, pod: &Path, claimed: &HashSet<u64>, claims: &Claims) {
+        let mut cgroups = VecDeque::from([(pod.to_owned(), 0)]);
+        let (mut searched, mut processes) = (0, 0);
+        while let Some((cgroup, depth)) = cgroups.pop_front() {
+            searched += 1;
+            processes += self.search_one(&cgroup, PROCESSES - processes, claimed, claims);
+            if searched == CGROUPS || processes == PROCESSES {
+                self.complete = false;
+                return;
+            }
+            if depth < DEPTH {
+                cgroups.extend(below(&cgroup).into_iter().map(|path| (path, depth + 1)));
+            }
+        }
+    }
+
+    /// Up to `most` processes of `cgroup`; how many there were.
+    fn search_one(
+        &mut self,
+        cgroup: &Path,
+        most: usize,
+        claimed: &HashSet<u64>,
+        claims: &Claims,
+    ) -> usize {
+        let pids = members(cgroup);
+        let mut unsure = Vec::new();
+        for pid in pids.iter().take(most) {
+            self.any = true;
+            // The kernel's way to say that the reader's PID namespace has no number for it; or that it ended just now.
+            if pid == "0" {
+                self.hidden = true;
+                self.complete = false;
+                continue;
+            }
+            let process = match Process::open(pid) {
+                Ok(process) => process,
+                Err(error) => {
+                    self.complete = false;
+                    if !has_ended(&error) {
+                        self.failure = Some(error.to_string());
+                    }
+                    continue;
+                }
+            };
+            if claims.is_nodes(process.inode) {
+                self.on_node = true;
+            } else if claimed.contains(&process.inode) {
+                self.lived_in.insert(process.inode);
+            } else if self.is_new(process.inode, &unsure) {
+                unsure.push(process);
+            }
+        }
+        self.confirm(cgroup, unsure);
+        pids.len().min(most)
+    }
+
+    fn is_new(&self, inode: u64, unsure: &[Process]) -> bool {
+        self.others.len() + unsure.len() < CANDIDATES
+            && self.others.iter().all(|(known, _)| *known != inode)
+            && unsure.iter().all(|process| process.inode != inode)
+    }
+
+    /// Takes those who are still of `cgroup`: between its list and /proc a number may have become another's.
+    fn confirm(&mut self, cgroup: &Path, unsure: Vec<Process>) {
+        if unsure.is_empty() {
+            return;
+        }
+        let pids: HashSet<String> = members(cgroup).into_iter().collect();
+        for process in unsure {
+            if pids.contains(&process.pid) && process.lives() {
+                self.others.push((process.inode, process.namespace));
+            } else {
+                self.complete = false;
+            }
+        }
+    }
+}
+
+// === impl Process ===
+
+impl Process {
+    fn open(pid: &str) -> io::Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = File::from(open(format!("/proc/{pid}"), flags, Mode::empty())?);
+        let namespace = at(&folder, "ns/net").or_else(|error| {
+            // The first thread may have ended before the others.
+            let threads = fs::read_dir(format!("/proc/{pid}/task"))?.flatten();
+            let names = threads.filter_map(|thread| thread.file_name().into_string().ok());
+            let mut open =
+                names.filter_map(|thread| at(&folder, &format!("task/{thread}/ns/net")).ok());
+            open.next().ok_or(error)
+        })?;
+        let inode = namespace.metadata()?.ino();
+        Ok(Self { pid: pid.to_owned(), folder, inode, namespace })
+    }
+
+    fn lives(&self) -> bool {
+        at(&self.folder, "stat").is_ok()
+    }
+}
+
+fn has_ended(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+}
+
+fn at(folder: &File, path: &str) -> io::Result<File> {
+    Ok(openat(folder, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?.into())
+}
+
+/// The processes of one cgroup; none when it is gone.
+fn members(cgroup: &Path) -> Vec<String> {
+    let text = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    text.lines().map(ToOwned::to_owned).collect()
+}
+
+/// The cgroups in `cgroup`, oldest first: the kernel numbers them in order.
+fn below(cgroup: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let mut numbered: Vec<_> = folders
+        .filter_map(|entry| Some((entry.metadata().ok()?.ino(), entry.path())))
+        .take(CGROUPS)
+        .collect();
+    numbered.sort();
+    numbered.into_iter().map(|(_, path)| path).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(members: &[(&str, String)]) -> tempfile::TempDir {
+        let pod = tempfile::tempdir().unwrap();
+        for (cgroup, pids) in members {
+            let cgroup = pod.path().join(cgroup);
+            fs::create_dir_all(&cgroup).unwrap();
+            fs::write(cgroup.join("cgroup.procs"), pids).unwrap();
+        }
+        pod
+    }
+
+    fn of(pod: &tempfile::TempDir) -> Processes {
+        Processes::of(pod.path(), &HashSet::new(), &Claims::new(Vec::new()).unwrap())
+    }
+
+    #[test]
+    fn the_nodes_namespace_is_no_pods_and_what_is_out_of_sight_is_told() {
+        let found = of(&pod(&[("1", format!("{}\n", std::process::id()))]));
+        assert!(found.any && found.on_node && found.complete && !found.hidden);
+        assert!(found.others.is_empty());
+        let found = of(&pod(&[("1", "0\n".to_owned())]));
+        assert!(found.any && found.hidden && !found.on_node);
+        let found = of(&pod(&[("1", String::new())]));
+        assert!(!found.any && found.complete);
+    }
+
+    #[test]
+    fn a_search_is_not_complete_when_a_process_ended_or_there_are_too_many() {
+        // Above the kernel's largest process id.
+        assert!(!of(&pod(&[("1", "99999999\n".to_owned())])).complete);
+        let own = format!("{}\n", std::process::id());
+        assert!(!of(&pod(&[("1", own.repeat(PROCESSES))])).complete);
+        assert!(of(&pod(&[("1", own.repeat(100))])).complete);
+        let names: Vec<String> = (0..CGROUPS).map(|n| n.to_string()).collect();
+        let many: Vec<_> = names.iter().map(|name| (name.as_str(), String::new())).collect();
+        assert!(!of(&pod(&many)).complete);
+    }
+
+    #[test]
+    fn cgroups_deeper_than_runtimes_make_them_are_not_searched() {
+        let own = format!("{}\n", std::process::id());
+        assert!(of(&pod(&[("1/2/3", own.clone())])).any);
+        assert!(!of(&pod(&[("1/2/3/4", own)])).any);
+    }
+
+    #[test]
+    fn a_number_that_is_no_longer_of_the_cgroup_is_not_believed() {
+        let pod = pod(&[("1", String::new())]);
+        let cgroup = pod.path().join("1");
+        let mut found = Processes { complete: true, ..Processes::default() };
+        let own = std::process::id().to_string();
+        found.confirm(&cgroup, vec![Process::open(&own).unwrap()]);
+        assert!(found.others.is_empty() && !found.complete);
+        fs::write(cgroup.join("cgroup.procs"), &own).unwrap();
+        found.confirm(&cgroup, vec![Process::open(&own).unwrap()]);
+        assert_eq!(found.others.len(), 1);
+        // The folder is of a process that has ended, and the number is in the list.
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id().to_string();
+        let ended = Process::open(&pid);
+        child.wait().unwrap();
+        fs::write(cgroup.join("cgroup.procs"), &pid).unwrap();
+        if let Ok(ended) = ended {
+            found.confirm(&cgroup, vec![ended]);
+            assert_eq!(found.others.len(), 1);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! One pod that has a cgroup: its namespaces, and what was told of them.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use tokio::time::Instant;
+
+use super::{Event, Listener, Reason, State, listen::Open, look::Held};
+use crate::pods::{PodReader, PodUid};
+
+/// A pod that has a cgroup.
+#[derive(Debug)]
+pub(super) struct Sandbox {
+    pub(super) birth: u64,
+    pub(super) cgroup: PathBuf,
+    /// Empty while it is looked at.
+    pub(super) held: Vec<Held>,
+    /// The namespaces that [`Event::Opened`] was told of, by cookie, and not [`Event::Closed`].
+    pub(super) told: Vec<u64>,
+    pub(super) record: Record,
+    pub(super) looking: bool,
+    /// Something happened while it was looked at.
+    pub(super) again: bool,
+    /// Looks in a row that found it unsettled.
+    pub(super) attempt: u32,
+    /// When its first process was noticed, until it is ready.
+    pub(super) seen: Option<Instant>,
+    pub(super) refusal: Option<Reason>,
+}
+
+/// What the API says of a pod, as far as it matters here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Record {
+    pub(super) host_network: bool,
+    pub(super) addresses: Vec<IpAddr>,
+}
+
+// === impl Sandbox ===
+
+impl Sandbox {
+    pub(super) fn new(birth: u64, cgroup: PathBuf) -> Self {
+        Self {
+            birth,
+            cgroup,
+            held: Vec::new(),
+            told: Vec::new(),
+            record: Record::default(),
+            looking: false,
+            again: false,
+            attempt: 0,
+            seen: None,
+            refusal: None,
+        }
+    }
+
+    /// Has `held` from now on, of which `opened` are new. What there is to tell, and whether something is free now.
+    pub(super) fn take(
+        &mut self,
+        pod: &PodUid,
+        held: Vec<Held>,
+        opened: Vec<Open>,
+    ) -> (Vec<Event>, bool) {
+        let is_held = |netns: &u64| held.iter().any(|held| held.cookie == *netns);
+        let (told, gone): (Vec<u64>, Vec<u64>) = self.told.drain(..).partition(is_held);
+        self.told = told;
+        self.held = held;
+        let freed = !gone.is_empty();
+        let mut events = closed(pod, gone);
+        for Open { cookie, port, sockets } in opened {
+            self.told.push(cookie);
+            events.push(Event::Opened(Listener { pod: pod.clone(), netns: cookie, port, sockets }));
+        }
+        (events, freed)
+    }
+
+    /// Has none any more, nor anything to wait for.
+    pub(super) fn close(&mut self, pod: &PodUid) -> Vec<Event> {
+        self.held.clear();
+        self.refusal = None;
+        closed(pod, self.told.drain(..).collect())
+    }
+
+    /// Where it stands after a look, which another one will follow if it is `due`.
+    pub(super) fn state(&mut self, reason: Reason, due: bool) -> State {
+        if let Some(first) = self.held.first() {
+            self.refusal = None;
+            return State::Ready { netns: first.cookie, port: first.port };
+        }
+        self.refusal = Some(reason.clone());
+        if due { State::Waiting } else { State::Without(reason) }
+    }
+}
+
+fn closed(pod: &PodUid, cookies: Vec<u64>) -> Vec<Event> {
+    cookies.into_iter().map(|netns| Event::Closed { pod: pod.clone(), netns }).collect()
+}
+
+// === impl Record ===
+
+impl Record {
+    /// `None` while the API's is not known.
+    pub(super) fn of(records: &PodReader, pod: &PodUid) -> Option<Self> {
+        let pod = records.by_uid(pod).ok()?;
+        let mut addresses: Vec<_> = pod.addresses.iter().map(IpAddr::to_canonical).collect();
+        addresses.sort_unstable();
+        Some(Self { host_network: pod.host_network, addresses })
+    }
+}

@@ -1,0 +1,160 @@
+use std::{fs, time::Duration};
+
+use tokio::time::timeout;
+use xtask::lab::{self, Cgroup, Layout};
+
+use super::*;
+
+const A: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
+const B: &str = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
+
+/// The pods' cgroup of a node, and the watch of it.
+struct Stage {
+    root: Cgroup,
+    watch: Watch,
+}
+
+impl Stage {
+    fn start(name: &str) -> Option<Self> {
+        if lab::skip(name) {
+            return None;
+        }
+        let mount = lab::cgroup_mount_point().unwrap();
+        let path = mount.join(format!("kiam-test-{name}-{}", std::process::id()));
+        let root = Cgroup::create(path).unwrap();
+        let watch = Watch::new(root.path().to_owned()).unwrap();
+        Some(Self { root, watch })
+    }
+
+    /// Waits until `change` has come, and returns all that came up to it.
+    async fn until(&mut self, change: &Change) -> Vec<Change> {
+        let mut all = Vec::new();
+        while !all.contains(change) {
+            let next = timeout(Duration::from_secs(5), self.watch.changes()).await;
+            all.extend(next.unwrap_or_else(|_| panic!("no {change:?} after {all:?}")).unwrap());
+        }
+        all
+    }
+}
+
+fn uid(text: &str) -> PodUid {
+    PodUid::new(text)
+}
+
+#[tokio::test]
+async fn pods_of_every_layout_are_noticed_when_they_come_stir_and_go() {
+    let Some(mut stage) = Stage::start("pods_are_noticed") else { return };
+    assert_eq!(stage.watch.sweep(), []);
+    for layout in [Layout::SystemdBurstable, Layout::SystemdGuaranteed, Layout::CgroupfsBurstable] {
+        let container = Cgroup::create(stage.root.path().join(layout.container(A, "1"))).unwrap();
+        let pod = container.path().parent().unwrap().to_owned();
+        let made = Change::Made(uid(A), pod.clone());
+        stage.until(&made).await;
+        let mut process = std::process::Command::new("sleep");
+        container.adopt(process.arg("60")).unwrap();
+        let mut process = process.spawn().unwrap();
+        stage.until(&Change::Stirred(uid(A))).await;
+        container.kill().unwrap();
+        process.wait().unwrap();
+        stage.until(&Change::Stirred(uid(A))).await;
+        let watched = stage.watch.places.len();
+        fs::create_dir(pod.join("2")).unwrap();
+        stage.until(&Change::Stirred(uid(A))).await;
+        assert_eq!(stage.watch.places.len(), watched + 1);
+        fs::remove_dir(pod.join("2")).unwrap();
+        stage.until(&Change::Stirred(uid(A))).await;
+        drop(container);
+        fs::remove_dir(&pod).unwrap();
+        stage.until(&Change::Removed(uid(A))).await;
+    }
+    // What remains is the pods' cgroup and the QoS classes'.
+    assert_eq!((stage.watch.places.len(), stage.watch.pods.len()), (3, 0));
+}
+
+#[tokio::test]
+async fn what_a_container_makes_is_neither_believed_nor_watched() {
+    let Some(mut stage) = Stage::start("container_makes") else { return };
+    let container = stage.root.path().join(format!("burstable/pod{A}/1"));
+    fs::create_dir_all(&container).unwrap();
+    let made = Change::Made(uid(A), container.parent().unwrap().to_owned());
+    assert!(stage.watch.sweep().contains(&made));
+    let watched = stage.watch.places.len();
+    fs::create_dir_all(container.join(format!("pod{B}/1"))).unwrap();
+    fs::create_dir_all(stage.root.path().join(format!("mine/pod{B}"))).unwrap();
+    fs::create_dir_all(stage.root.path().join(format!("burstable/burstable/pod{B}"))).unwrap();
+    let other = stage.root.path().join(format!("pod{B}"));
+    fs::create_dir(&other).unwrap();
+    let all = stage.until(&Change::Made(uid(B), other)).await;
+    assert_eq!(all.len(), 1, "{all:?}");
+    assert_eq!(stage.watch.places.len(), watched + 2);
+    for _ in 0..2 {
+        stage.watch.sweep();
+        assert_eq!(stage.watch.places.len(), watched + 2);
+    }
+}
+
+#[tokio::test]
+async fn the_watches_of_one_pod_are_bounded() {
+    let Some(mut stage) = Stage::start("watches_bounded") else { return };
+    stage.watch.sweep();
+    let pod = stage.root.path().join(format!("pod{A}"));
+    fs::create_dir(&pod).unwrap();
+    stage.until(&Change::Made(uid(A), pod.clone())).await;
+    for n in 0..2 * CONTAINERS {
+        fs::create_dir(pod.join(n.to_string())).unwrap();
+    }
+    stage.until(&Change::Stirred(uid(A))).await;
+    stage.watch.sweep();
+    assert_eq!(stage.watch.places.len(), 1 + 2 + CONTAINERS);
+}
+
+#[tokio::test]
+async fn a_sweep_finds_what_no_event_told() {
+    let Some(mut stage) = Stage::start("sweep_finds") else { return };
+    let pod = |uid: &str| stage.root.path().join(format!("burstable/pod{uid}"));
+    let (a, b) = (pod(A), pod(B));
+    fs::create_dir_all(a.join("1")).unwrap();
+    stage.watch.sweep();
+    // Without the queue, as after an overflow.
+    fs::remove_dir(a.join("1")).unwrap();
+    fs::remove_dir(&a).unwrap();
+    fs::create_dir_all(b.join("1")).unwrap();
+    fs::create_dir_all(a.join("1")).unwrap();
+    let changes = stage.watch.sweep();
+    let gone = changes.iter().position(|it| *it == Change::Removed(uid(A))).unwrap();
+    let made = changes.iter().position(|it| *it == Change::Made(uid(A), a.clone())).unwrap();
+    assert!(gone < made && changes.contains(&Change::Made(uid(B), b)), "{changes:?}");
+    // The late events change nothing.
+    while let Ok(changes) = timeout(Duration::from_millis(50), stage.watch.changes()).await {
+        let stirred = |change: &Change| matches!(change, Change::Stirred(_));
+        assert!(changes.unwrap().iter().all(stirred));
+    }
+    assert_eq!(stage.watch.pods.len(), 2);
+    // The pods' cgroup itself.
+    let root = stage.root.path().to_owned();
+    drop(stage.root);
+    assert!(stage.watch.is_moved());
+    let again = Cgroup::create(root).unwrap();
+    fs::create_dir_all(&a).unwrap();
+    let changes = stage.watch.sweep();
+    assert!(changes.contains(&Change::Made(uid(A), a)), "{changes:?}");
+    assert!(!stage.watch.is_moved());
+    drop(again);
+}
+
+#[tokio::test]
+async fn more_events_than_the_kernel_keeps_are_told() {
+    let Some(mut stage) = Stage::start("events_lost") else { return };
+    stage.watch.sweep();
+    let most: usize = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events")
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    let path = stage.root.path().join("x");
+    for _ in 0..=most / 2 {
+        fs::create_dir(&path).unwrap();
+        fs::remove_dir(&path).unwrap();
+    }
+    stage.until(&Change::Lost).await;
+}
