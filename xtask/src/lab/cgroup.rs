@@ -89,15 +89,7 @@ impl Cgroup {
     ///
     /// When its `cgroup.procs` can't be opened.
     pub fn adopt(&self, command: &mut Command) -> Result<()> {
-        let procs = fs::File::options()
-            .write(true)
-            .open(self.path.join("cgroup.procs"))
-            .with_context(|| format!("opening {}/cgroup.procs", self.path.display()))?;
-        // "0" is the writer itself.
-        let join = move || rustix::io::write(&procs, b"0").map(drop).map_err(io::Error::from);
-        // SAFETY: between fork and exec, write(2) is one system call: no allocation, no lock.
-        unsafe { command.pre_exec(join) };
-        Ok(())
+        join(&self.path, command)
     }
 
     /// Kills every process in it and below.
@@ -108,6 +100,19 @@ impl Cgroup {
     pub fn kill(&self) -> Result<()> {
         kill(&self.path)
     }
+}
+
+/// Makes `command` start in the cgroup `path`.
+pub(super) fn join(path: &Path, command: &mut Command) -> Result<()> {
+    let procs = fs::File::options()
+        .write(true)
+        .open(path.join("cgroup.procs"))
+        .with_context(|| format!("opening {}/cgroup.procs", path.display()))?;
+    // "0" is the writer itself.
+    let join = move || rustix::io::write(&procs, b"0").map(drop).map_err(io::Error::from);
+    // SAFETY: between fork and exec, write(2) is one system call: no allocation, no lock.
+    unsafe { command.pre_exec(join) };
+    Ok(())
 }
 
 impl Drop for Cgroup {

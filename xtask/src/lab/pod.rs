@@ -1,14 +1,15 @@
 //! A pod as the kernel sees it: a network namespace, a veth routed as Calico and the VPC CNI do, a cgroup as the kubelet's.
 
 use std::{
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    process::Command,
+    process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context, Result};
 
 use super::{
-    cgroup::{Cgroup, Layout},
+    cgroup::{Cgroup, Layout, join},
     netns::Netns,
     node::{NODE_V4, NODE_V6, Node},
 };
@@ -49,6 +50,7 @@ pub struct LabPod {
     slice: Cgroup,
     link: Option<String>,
     node: Node,
+    pause: Option<Child>,
 }
 
 // === impl PodSpec ===
@@ -151,6 +153,7 @@ impl LabPod {
                 slice,
                 link: None,
                 node: node.clone(),
+                pause: None,
             });
         }
         let netns = Netns::create()?;
@@ -163,7 +166,27 @@ impl LabPod {
         let link = format!("pod{number}");
         connect(node, &netns, &link, addresses)
             .with_context(|| format!("wiring pod {}/{}", spec.namespace, spec.name))?;
-        Ok(Self { spec, addresses, netns, cgroup, slice, link: Some(link), node: node.clone() })
+        let (link, node) = (Some(link), node.clone());
+        Ok(Self { spec, addresses, netns, cgroup, slice, link, node, pause: None })
+    }
+
+    /// Starts what holds a sandbox in Kubernetes: a process that does nothing, first and as long as the pod is there,
+    /// in a cgroup of its own.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn pause(&mut self) -> Result<()> {
+        let uid = self.uid();
+        let container = self.spec.layout.container(uid, &format!("{:032x}", random()?));
+        let cgroup = self.node.kubepods().join(container);
+        fs::create_dir_all(&cgroup)?;
+        let mut command = self.netns.command("sleep");
+        // It is removed with the pod's.
+        join(&cgroup, &mut command)?;
+        command.arg("infinity").stdin(Stdio::null());
+        self.pause = Some(command.spawn().context("starting the pause process")?);
+        Ok(())
     }
 
     /// What was asked for.
@@ -262,6 +285,9 @@ impl Drop for LabPod {
     fn drop(&mut self) {
         if let Err(error) = self.slice.kill() {
             eprintln!("lab: {error:#}");
+        }
+        if let Some(mut pause) = self.pause.take() {
+            let _ = pause.wait();
         }
         // The namespace goes some time after its last user; its address must be free at once.
         if let Some(link) = &self.link

@@ -79,7 +79,9 @@ impl Lab {
     /// When its sandbox can't be made.
     pub fn unpublished_pod(&self, spec: PodSpec) -> Result<LabPod> {
         let spec = self.schedule(spec)?;
-        self.node.pod(spec)
+        let mut pod = self.node.pod(spec)?;
+        pod.pause()?;
+        Ok(pod)
     }
 
     /// Tells the API of a pod that is to run here; the answer, with its UID, is what to make the sandbox of.
