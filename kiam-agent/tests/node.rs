@@ -131,7 +131,7 @@ fn a_source_address_that_is_not_the_pods_is_refused() {
     if lab::skip("a_source_address_that_is_not_the_pods_is_refused") {
         return;
     }
-    let (_agent, lab) = ready(&[]);
+    let (_agent, lab) = ready(&["--path=node"]);
     let victim = lab.unpublished_pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     let thief = lab.unpublished_pod(PodSpec::new("shop", "thief").role("reports")).unwrap();
     lab.publish(&victim);

@@ -42,10 +42,21 @@ pub struct Client {
     /// The port it was redirected to, host order: a connection elsewhere is not the agent's, and an agent that
     /// takes over may have another port than the one that this was meant for.
     pub port: u16,
-    /// Explicit padding.
-    pub pad: u16,
+    /// 1 for a listener inside its own network namespace, 0 for one of the node's.
+    pub inside: u16,
 }
 const _: () = assert!(size_of::<Client>() == 72);
+
+/// `INSIDE` value, by network namespace cookie: the ports of the agent's listeners inside that namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InsidePorts {
+    /// At 127.0.0.1, host order; 0: none.
+    pub v4: u16,
+    /// At ::1, host order; 0: none.
+    pub v6: u16,
+}
+const _: () = assert!(size_of::<InsidePorts>() == 4);
 
 /// `NETNS` value, by network namespace cookie, and `PODS` value, by cgroup.
 #[repr(C)]
@@ -94,13 +105,15 @@ pub fn mapped(v4: [u8; 4]) -> [u8; 16] {
 #[cfg(feature = "user")]
 mod user {
     #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait")]
-    use super::{Client, FlowKey, Held, Sighting, Sightings};
+    use super::{Client, FlowKey, Held, InsidePorts, Sighting, Sightings};
     // SAFETY: `repr(C)`, integers only, padding explicit (the size asserts above), any bytes are valid.
     unsafe impl aya::Pod for FlowKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Client {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Held {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for InsidePorts {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Sighting {}
     // SAFETY: as above.

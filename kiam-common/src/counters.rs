@@ -4,7 +4,7 @@
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// Sent to the agent.
+    /// Sent to the agent's listener on the node.
     Redirected = 0,
     /// Left alone: an exempt cgroup, or a hostNetwork pod under `pass`.
     Exempt = 1,
@@ -34,13 +34,17 @@ pub enum Reason {
     Uplink = 13,
     /// Only seen (`--mode=observe`).
     Observed = 14,
+    /// Sent to the agent's listener inside the caller's network namespace.
+    RedirectedInside = 15,
+    /// Denied: there is no listener inside the caller's network namespace (`--path=pod-local`).
+    NoInside = 16,
     /// Neither for the IMDS nor for the agent; never counted.
     Unrelated = u32::MAX,
 }
 
 impl Reason {
     /// Those that are counted, in the order of their indices.
-    pub const COUNTED: [Self; 15] = [
+    pub const COUNTED: [Self; 17] = [
         Self::Redirected,
         Self::Exempt,
         Self::OtherPort,
@@ -56,6 +60,8 @@ impl Reason {
         Self::Guard,
         Self::Uplink,
         Self::Observed,
+        Self::RedirectedInside,
+        Self::NoInside,
     ];
 
     /// Entries of the counters' map: with room, so that new reasons leave the pinned maps' layout as it is.
@@ -80,6 +86,8 @@ impl Reason {
             Self::Guard => "dropped_guard",
             Self::Uplink => "dropped_uplink",
             Self::Observed => "observed",
+            Self::RedirectedInside => "redirected_inside",
+            Self::NoInside => "denied_path",
             Self::Unrelated => "unrelated",
         }
     }

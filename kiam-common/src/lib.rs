@@ -27,6 +27,13 @@ pub const FULL_PODS: u32 = 256;
 /// No namespace has this cookie: the kernel counts them up from 1.
 pub const HOST_NETNS_INITIAL: u64 = u64::MAX;
 
+/// `PATH`: to the listener inside the caller's network namespace where there is one, else to the node's.
+pub const PATH_AUTO: u32 = 0;
+/// `PATH`: to the listener inside the caller's network namespace; without one, denied.
+pub const PATH_POD_LOCAL: u32 = 1;
+/// `PATH`: to the node's listener.
+pub const PATH_NODE: u32 = 2;
+
 /// Levels of the cgroup path that are asked for an exemption, from the attached cgroup's top down.
 pub const CGROUP_LEVELS: i32 = 12;
 

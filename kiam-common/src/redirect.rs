@@ -5,7 +5,7 @@
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::counters::Reason;
+use crate::{client::InsidePorts, counters::Reason};
 
 /// `169.254.169.254`, the instance metadata service by IPv4.
 pub const IMDS_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
@@ -70,6 +70,18 @@ pub enum Destination {
 // === impl Target ===
 
 impl Target {
+    /// The listeners inside a pod's own network namespace: 127.0.0.1 and ::1, where nobody else reads.
+    #[inline(always)]
+    #[must_use]
+    pub fn inside(ports: InsidePorts) -> Self {
+        Self {
+            v4: Ipv4Addr::LOCALHOST.octets(),
+            v4_port: ports.v4,
+            v6: Ipv6Addr::LOCALHOST.octets(),
+            v6_port: ports.v6,
+        }
+    }
+
     /// Whether this is the agent's IPv4 listener; `port` in host order.
     #[inline(always)]
     #[must_use]
@@ -307,6 +319,24 @@ mod tests {
         for (address, port, verdict) in cases {
             assert_eq!(decide_v6(address, port, &BOTH, POD), verdict, "[{address}]:{port}");
             assert_eq!(concerns_v6(address, port, &BOTH), verdict == denied, "[{address}]:{port}");
+        }
+    }
+
+    #[test]
+    fn inside_a_pod_each_form_goes_to_loopback() {
+        let inside = Target::inside(InsidePorts { v4: 2000, v6: 2001 });
+        let v4_only = Target::inside(InsidePorts { v4: 2000, v6: 0 });
+        let mapped = Ipv4Addr::LOCALHOST.to_ipv6_mapped();
+        let to = |address, port| Verdict::Redirect(Destination::V6(address, port));
+        let v4 = Verdict::Redirect(Destination::V4(Ipv4Addr::LOCALHOST, 2000));
+        assert_eq!(decide_v4(IMDS_V4, 80, &inside, POD), v4);
+        let cases = [
+            (IMDS_V4.to_ipv6_mapped(), inside, to(mapped, 2000)),
+            (IMDS_V6, inside, to(Ipv6Addr::LOCALHOST, 2001)),
+            (IMDS_V6, v4_only, to(mapped, 2000)),
+        ];
+        for (address, target, expected) in cases {
+            assert_eq!(decide_v6(address, 80, &target, POD), expected, "{address} {target:?}");
         }
     }
 

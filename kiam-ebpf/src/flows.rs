@@ -10,7 +10,7 @@ use aya_ebpf::{
     bindings::{BPF_NOEXIST, BPF_SOCK_OPS_STATE_CB_FLAG},
     helpers::{
         bpf_get_current_cgroup_id, bpf_ktime_get_ns,
-        generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_storage_get},
+        generated::{bpf_get_socket_cookie, bpf_sk_storage_get},
     },
     maps::HashMap,
     programs::{SockAddrContext, SockOpsContext},
@@ -25,13 +25,19 @@ use kiam_common::{
 use crate::{
     callers,
     maps::{CLIENTS, FLOWS, NETNS, OBSERVED, PODS, count},
+    sock_addr::netns,
 };
 
 const AF_INET: u32 = 2;
 
 /// Notes with the socket who is connecting it, unless its pod holds too many already.
 #[inline(always)]
-pub(crate) fn record(ctx: &SockAddrContext, asked: [u8; 16], port: u16) -> Result<(), Reason> {
+pub(crate) fn record(
+    ctx: &SockAddrContext,
+    asked: [u8; 16],
+    port: u16,
+    inside: bool,
+) -> Result<(), Reason> {
     let pod = callers::pod();
     // SAFETY: the entry is not freed while the program runs (RCU), and a torn count is only a count.
     if let Some(held) = unsafe { PODS.get(pod) }
@@ -48,13 +54,13 @@ pub(crate) fn record(ctx: &SockAddrContext, asked: [u8; 16], port: u16) -> Resul
     let client = unsafe { &mut *client };
     // SAFETY: the helper has no preconditions (kernel 4.18).
     client.cgroup = unsafe { bpf_get_current_cgroup_id() };
-    // SAFETY: the helper takes the program's own context (cgroup/connect, kernel 5.7).
-    client.netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    client.netns = netns(ctx);
     client.pod = pod;
     // SAFETY: the helper takes the program's own context (kernel 4.19).
     client.socket = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     client.asked = asked;
     client.port = port;
+    client.inside = inside.into();
     Ok(())
 }
 
@@ -167,7 +173,10 @@ pub(crate) fn publish(ctx: &SockOpsContext) {
     let entry = *client;
     // An entry that cannot be written leaves the connection unattested: its SYN is dropped.
     let _ = FLOWS.insert(own, entry, 0);
-    let _ = FLOWS.insert(FlowKey { netns: 0, ..own }, entry, 0);
+    // A listener inside knows its namespace; and loopback addresses repeat in every one.
+    if entry.inside == 0 {
+        let _ = FLOWS.insert(FlowKey { netns: 0, ..own }, entry, 0);
+    }
 }
 
 /// Takes the connection's entry away, if it is still this socket's, and its part of the quota.
@@ -176,7 +185,9 @@ pub(crate) fn close(ctx: &SockOpsContext) {
     let Some(client) = recorded(ctx) else { return };
     let own = FlowKey { source: client.source, ..key(ctx, client.netns) };
     remove(own, client.socket);
-    remove(FlowKey { netns: 0, ..own }, client.socket);
+    if client.inside == 0 {
+        remove(FlowKey { netns: 0, ..own }, client.socket);
+    }
     if client.counted == 1 {
         client.counted = 0;
         for (held, key) in [(&NETNS, client.netns), (&PODS, client.pod)] {

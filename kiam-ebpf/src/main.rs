@@ -22,16 +22,17 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use kiam_common::{
+    PATH_NODE, PATH_POD_LOCAL,
     client::mapped,
     counters::Reason,
-    redirect::{self, Destination, IMDS_PORT, Verdict},
+    redirect::{self, Destination, IMDS_PORT, ImdsV6, Target, Verdict},
 };
 
 use crate::{
     callers::{caller, is_agent, is_proof},
     guard::Sender,
-    maps::{AGENT_PORTS, CLIENTS, OBSERVES, TARGET, count},
-    sock_addr::{ipv4, ipv6, is_on_host_network, is_stream, port, rewrite},
+    maps::{AGENT_PORTS, CLIENTS, INSIDE, OBSERVES, PATH, TARGET, count},
+    sock_addr::{ipv4, ipv6, is_on_host_network, is_stream, netns, port, rewrite},
 };
 
 /// What the kernel is told: go on.
@@ -42,6 +43,28 @@ const REFUSE: i32 = 0;
 const NEXT: i32 = -1;
 /// What tc is told: drop. `TC_ACT_SHOT`.
 const SHOT: i32 = 2;
+
+/// Which of the agent's listeners a caller is sent to.
+#[derive(Clone, Copy)]
+struct Way {
+    target: Target,
+    /// Inside the caller's own network namespace.
+    inside: bool,
+}
+
+impl Way {
+    /// Only what is for the IMDS has a choice: the agent's own address is the node's.
+    #[inline(always)]
+    fn of(ctx: &SockAddrContext, node: Target, for_imds: bool) -> Self {
+        if for_imds && PATH.load() != PATH_NODE {
+            // SAFETY: the entry is not freed while the program runs (RCU).
+            if let Some(ports) = unsafe { INSIDE.get(netns(ctx)) } {
+                return Self { target: Target::inside(*ports), inside: true };
+            }
+        }
+        Self { target: node, inside: false }
+    }
+}
 
 /// connect(2) of IPv4 sockets. Kernel 4.17.
 #[cgroup_sock_addr(connect4)]
@@ -159,27 +182,29 @@ fn kiam_uplink(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn judge_v4(ctx: &SockAddrContext) -> i32 {
-    let (address, port, target) = (ipv4(ctx), port(ctx), TARGET.load());
-    if !redirect::concerns_v4(address, port, &target) {
+    let (address, port, node) = (ipv4(ctx), port(ctx), TARGET.load());
+    if !redirect::concerns_v4(address, port, &node) {
         return ALLOW;
     }
-    let verdict = redirect::decide_v4(address, port, &target, caller(ctx));
-    apply(ctx, verdict, mapped(address.octets()))
+    let way = Way::of(ctx, node, redirect::is_imds_v4(address));
+    let verdict = redirect::decide_v4(address, port, &way.target, caller(ctx));
+    apply(ctx, verdict, mapped(address.octets()), way)
 }
 
 #[inline(always)]
 fn judge_v6(ctx: &SockAddrContext) -> i32 {
-    let (address, port, target) = (ipv6(ctx), port(ctx), TARGET.load());
-    if !redirect::concerns_v6(address, port, &target) {
+    let (address, port, node) = (ipv6(ctx), port(ctx), TARGET.load());
+    if !redirect::concerns_v6(address, port, &node) {
         return ALLOW;
     }
-    let verdict = redirect::decide_v6(address, port, &target, caller(ctx));
-    apply(ctx, verdict, address.octets())
+    let way = Way::of(ctx, node, redirect::imds_v6(address) != ImdsV6::No);
+    let verdict = redirect::decide_v6(address, port, &way.target, caller(ctx));
+    apply(ctx, verdict, address.octets(), way)
 }
 
 /// Does what was decided.
 #[inline(always)]
-fn apply(ctx: &SockAddrContext, verdict: Verdict, asked: [u8; 16]) -> i32 {
+fn apply(ctx: &SockAddrContext, verdict: Verdict, asked: [u8; 16], way: Way) -> i32 {
     if OBSERVES.load() != 0 {
         flows::observe(verdict);
         return ALLOW;
@@ -191,8 +216,8 @@ fn apply(ctx: &SockAddrContext, verdict: Verdict, asked: [u8; 16]) -> i32 {
             (reason, ALLOW)
         }
         Verdict::Deny(reason) => (reason, REFUSE),
-        Verdict::Redirect(destination) => match redirect(ctx, destination, asked) {
-            Ok(()) => (Reason::Redirected, ALLOW),
+        Verdict::Redirect(destination) => match redirect(ctx, destination, asked, way) {
+            Ok(reason) => (reason, ALLOW),
             Err(reason) => (reason, REFUSE),
         },
     };
@@ -209,14 +234,19 @@ fn redirect(
     ctx: &SockAddrContext,
     destination: Destination,
     asked: [u8; 16],
-) -> Result<(), Reason> {
-    // From other namespaces the listener can't be seen.
-    if is_on_host_network(ctx) && !listener::is_agents(ctx, destination) {
+    way: Way,
+) -> Result<Reason, Reason> {
+    let on_host = is_on_host_network(ctx);
+    if !way.inside && !on_host && PATH.load() == PATH_POD_LOCAL {
+        return Err(Reason::NoInside);
+    }
+    // From other namespaces the node's listener can't be seen.
+    if (way.inside || on_host) && !listener::is_agents(ctx, destination) {
         return Err(Reason::NoListener);
     }
-    flows::record(ctx, asked, destination.port())?;
+    flows::record(ctx, asked, destination.port(), way.inside)?;
     rewrite(ctx, destination);
-    Ok(())
+    Ok(if way.inside { Reason::RedirectedInside } else { Reason::Redirected })
 }
 
 #[inline(always)]

@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use kiam_common::{
     FULL_PODS, POD_QUOTA,
-    client::{Client, FlowKey, Held, Sighting, Sightings},
+    client::{Client, FlowKey, Held, InsidePorts, Sighting, Sightings},
     counters::Reason,
     redirect::{AgentPorts, Target},
 };
@@ -34,6 +34,10 @@ pub(crate) static HOST_NETNS: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static HOST_NETWORK_PASSES: Global<u32> = Global::new(0);
 
+/// `PATH_AUTO`, `PATH_POD_LOCAL` or `PATH_NODE`.
+#[unsafe(no_mangle)]
+pub(crate) static PATH: Global<u32> = Global::new(0);
+
 /// Not 0: nothing is changed, only counted (`--mode=observe`).
 #[unsafe(no_mangle)]
 pub(crate) static OBSERVES: Global<u32> = Global::new(0);
@@ -53,6 +57,11 @@ pub(crate) static CLIENTS: SkStorage<Client> = SkStorage::new();
 /// Sockets that the agent listens with: connect goes to no others. Written by the agent.
 #[btf_map]
 pub(crate) static LISTENERS: SkStorage<u32> = SkStorage::new();
+
+/// The agent's listeners inside pods' network namespaces, by those. Written by the agent once they listen.
+#[map]
+pub(crate) static INSIDE: HashMap<u64, InsidePorts> =
+    HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 
 /// Sockets that connect or sendmsg let through to the IMDS.
 #[btf_map]

@@ -56,8 +56,14 @@ pub(crate) fn is_on_host_network(ctx: &SockAddrContext) -> bool {
         HOST_NETNS_INITIAL => unsafe { bpf_get_netns_cookie(core::ptr::null_mut()) },
         cookie => cookie,
     };
+    host == netns(ctx)
+}
+
+/// The socket's network namespace's cookie. Kernel 5.7.
+#[inline(always)]
+pub(crate) fn netns(ctx: &SockAddrContext) -> u64 {
     // SAFETY: the helper takes the program's own context.
-    host == unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
 /// Sends the connect there instead.

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::AsFd,
     sync::Arc,
     time::Duration,
 };
@@ -10,15 +10,17 @@ use std::{
 use prometheus_client::registry::Registry;
 use tokio::{
     net::TcpListener,
-    sync::{Notify, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinSet,
 };
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{
     App, Bound, Error, guard,
+    inside::{Held, Insides, Paths},
     keeper::Keeper,
-    listeners::{Listeners, target},
+    kernel::{Kernel, attach, prepare, resolver},
+    listeners::Listeners,
     observe::{self, Observer, Sightings},
     operations, proof,
     running::{Operators, Successor},
@@ -29,11 +31,11 @@ use crate::{
     admin::{self, Operations, OwnSocket, Surface},
     clock::Clock,
     cluster::{self, Cluster, Synced},
-    config::{Config, Hosts, Identity},
+    config::{Config, Hosts},
     credentials::{self, CredentialReader, Prefetcher},
-    identity::{CgroupPaths, KernelResolver, NodeAddresses, SourceIpResolver},
+    identity::NodeAddresses,
     imds,
-    intercept::{self, Interception, Parts, Witness},
+    intercept::{self, Witness},
     lifecycle::{Drain, Latch, Readiness, drain},
     pods::{self, ClientResolver, Pod, PodIndex, PodReader},
     policy::{RolePolicy, publish_wanted},
@@ -60,10 +62,8 @@ pub(super) struct Knowledge {
     pub(super) policy: RolePolicy,
     pub(super) credentials: CredentialReader,
     pub(super) sightings: Sightings,
+    pub(super) paths: Paths,
 }
-
-/// The programs at work, and the pods' cgroups below them.
-type Kernel = (Parts, CgroupPaths);
 
 pub(super) async fn start(config: Config) -> Result<App, Error> {
     let (signal, drain) = drain();
@@ -89,13 +89,18 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let witness = Witness::default();
     let resolver = resolver(config.identity, kernel.as_ref(), &knowledge.pods, witness.clone());
     let service = common.service(&config, &knowledge, tokens, upstream);
-    common.serve(std::mem::take(&mut listeners.pods), resolver, service);
+    let sockets = std::mem::take(&mut listeners.pods);
+    let serve = common.serve(sockets, resolver, service).await;
     serving.set();
+    let inherited = std::mem::take(&mut listeners.inside);
+    let held = common.inside(&config, kernel.as_ref(), &knowledge, (serve, inherited))?;
     common.guard(&config, kernel.as_mut(), witness).await?;
     common.observe(kernel.as_mut(), &knowledge);
     let reassert = Arc::new(Notify::new());
     common.keep(kernel, attached, reassert.clone());
-    let successor = Successor::await_next(&config, spare, reassert.clone())?;
+    held.adopted().await;
+    let sockets = move || held.beside(&spare);
+    let successor = Successor::await_next(&config, sockets, reassert.clone())?;
     let handover = listeners.handover.take();
     let bound = common.operate(&config, operations, (listeners, pods), &own)?;
     if let Some(handover) = handover
@@ -201,7 +206,40 @@ impl Common {
             // Polled in this order: the prefetcher's first look must not be at a set that is empty yet.
             tokio::join!(biased; publish, prefetcher.run(drain));
         });
-        Ok(Knowledge { pods, policy, credentials, sightings: Sightings::default() })
+        Ok(Knowledge {
+            pods,
+            policy,
+            credentials,
+            sightings: Sightings::default(),
+            paths: Paths::default(),
+        })
+    }
+
+    /// Serves inside pods from now on, beginning with the `inherited` sockets.
+    fn inside(
+        &mut self,
+        config: &Config,
+        kernel: Option<&Kernel>,
+        knowledge: &Knowledge,
+        (serve, inherited): (mpsc::Sender<Listener>, Vec<std::net::TcpListener>),
+    ) -> Result<Held, Error> {
+        let (Some(config), Some((parts, cgroups))) = (&config.intercept, kernel) else {
+            return Ok(Held::default());
+        };
+        if !config.listens_inside() {
+            return Ok(Held::default());
+        }
+        let held = Held::of(&parts.inside);
+        let insides = Insides {
+            inside: parts.inside.clone(),
+            flows: parts.flows.clone(),
+            cgroups: cgroups.clone(),
+            serve,
+            held: held.clone(),
+        };
+        let seen = (&mut self.registry, knowledge);
+        insides.start(parts, seen, inherited, (self.drain.clone(), &mut self.tasks))?;
+        Ok(held)
     }
 
     /// Tells of who asks, where that is all there is to do.
@@ -235,20 +273,23 @@ impl Common {
         Ok(())
     }
 
-    fn serve(
+    /// Serves pods at `sockets`, and at what is sent from now on.
+    async fn serve(
         &mut self,
         sockets: Vec<TcpListener>,
         resolver: Arc<dyn ClientResolver>,
         service: imds::Service,
-    ) {
-        let listeners = sockets
-            .into_iter()
-            .map(|socket| Listener { socket, resolver: resolver.clone() })
-            .collect();
+    ) -> mpsc::Sender<Listener> {
+        let (sender, listeners) = mpsc::channel(64);
         let metrics = serve::Metrics::register(&mut self.registry);
         let config = serve::Config::default();
         let drain = self.drain.clone();
         self.tasks.spawn(serve::run(listeners, Arc::new(service), config, metrics, drain));
+        for socket in sockets {
+            // Refused only when the drain has begun.
+            let _ = sender.send(Listener::new(socket, resolver.clone())).await;
+        }
+        sender
     }
 
     /// Looks after the kernel's part from now on, if there is one.
@@ -302,55 +343,6 @@ impl Common {
         }
         socket.link().map_err(Error::state(config, admin::SOCKET))?;
         Ok(Bound { pods, admin, metrics })
-    }
-}
-
-/// What is done before anything is asked; tells of what an agent with interceptor left to one without.
-fn prepare(config: &Config) -> Result<(), Error> {
-    match &config.intercept {
-        Some(config) => intercept::prepare(config)?,
-        None if intercept::is_installed(&config.bpffs) => warn!(
-            bpffs = %config.bpffs.display(),
-            "An earlier agent's kernel programs are still attached, and refuse pods from ten seconds after its end: take them away with kiam-agent uninstall --force"
-        ),
-        None => {}
-    }
-    Ok(())
-}
-
-/// Loads and attaches the kernel programs, if there are to be any.
-async fn attach(config: &Config, listeners: &Listeners) -> Result<Option<Kernel>, Error> {
-    let Some(config) = config.intercept.clone() else { return Ok(None) };
-    let sockets = listeners.duplicates_for_pods().map_err(Error::Handover)?;
-    let target = target(&listeners.pods());
-    // Both block, for as long as the verifier takes.
-    let panicked = |_| Error::Panicked;
-    let load = move || Interception::load(&config, target);
-    let loaded = tokio::task::spawn_blocking(load).await.map_err(panicked)??;
-    if listeners.handover.as_ref().is_some_and(|handover| !handover.is_awaited()) {
-        warn!("The agent that runs waits no more: it has ended, or finds out that this one serves");
-    }
-    let attach = move || {
-        let sockets: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
-        loaded.attach(&sockets)
-    };
-    let parts = tokio::task::spawn_blocking(attach).await.map_err(panicked)??;
-    let cgroups = CgroupPaths::new(parts.cgroup.clone());
-    Ok(Some((parts, cgroups)))
-}
-
-fn resolver(
-    identity: Identity,
-    kernel: Option<&Kernel>,
-    pods: &PodReader,
-    witness: Witness,
-) -> Arc<dyn ClientResolver> {
-    match (identity, kernel) {
-        (Identity::Kernel, Some((parts, cgroups))) => {
-            let (flows, cgroups) = (parts.flows.clone(), cgroups.clone());
-            Arc::new(KernelResolver::new(flows, cgroups, pods.clone(), witness))
-        }
-        _ => Arc::new(SourceIpResolver { witness }),
     }
 }
 

@@ -49,6 +49,9 @@ pub enum Error {
     /// The next agent can't be given the sockets.
     #[error("the sockets for the agent after this one: {0}")]
     Handover(#[source] io::Error),
+    /// The pods' sandboxes can't be followed.
+    #[error("pods' sandboxes can't be followed: {0}; --path=node goes without")]
+    Sandboxes(#[source] io::Error),
     /// A bug of the agent.
     #[error("a part of the agent panicked")]
     Panicked,

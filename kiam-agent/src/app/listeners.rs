@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener as Socket},
     os::fd::{AsFd as _, OwnedFd},
     time::Duration,
 };
@@ -32,6 +32,8 @@ pub(super) struct Listeners {
     pub(super) pods: Vec<TcpListener>,
     pub(super) admin: TcpListener,
     pub(super) metrics: Option<TcpListener>,
+    /// Those inside pods' network namespaces, of the agent that runs.
+    pub(super) inside: Vec<Socket>,
     /// The agent that goes on until it hears that this one serves.
     pub(super) handover: Option<Handover>,
 }
@@ -68,6 +70,8 @@ impl Listeners {
     }
 
     async fn open(config: &Config, mut handover: Option<Handover>) -> Result<Self, Error> {
+        let elsewhere = |given: &mut Handover| given.extract(intercept::is_elsewhere);
+        let inside = handover.as_mut().map(elsewhere).unwrap_or_default();
         let mut pods = Vec::new();
         for address in addresses(&config.hosts, config.port) {
             pods.push(socket("--host", address, &mut handover).await?);
@@ -77,7 +81,7 @@ impl Listeners {
             Some(address) => Some(socket("--metrics", address, &mut handover).await?),
             None => None,
         };
-        Ok(Self { pods, admin, metrics, handover })
+        Ok(Self { pods, admin, metrics, inside, handover })
     }
 
     /// Where pods are redirected to.

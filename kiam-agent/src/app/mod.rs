@@ -8,7 +8,9 @@
 mod build;
 mod error;
 mod guard;
+mod inside;
 mod keeper;
+mod kernel;
 mod listeners;
 mod observe;
 mod operations;

@@ -24,14 +24,19 @@ pub(super) fn remember(level: LogLevel) {
 }
 
 pub(super) fn operations(readiness: &Readiness, knowledge: &Knowledge) -> Operations {
-    let Knowledge { pods, policy, credentials, sightings } = knowledge.clone();
+    let Knowledge { pods, policy, credentials, sightings, paths } = knowledge.clone();
     Operations {
         readiness: readiness.clone(),
         registry: Arc::default(),
         pods: Box::new(move || {
             let mut all = pods.all();
             all.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-            all.iter().map(|pod| shown(pod, &policy, &credentials, &sightings)).collect()
+            let shown = |pod: &Arc<Pod>| {
+                let mut shown = shown(pod, &policy, &credentials, &sightings);
+                shown["path"] = json!(paths.of(pod));
+                shown
+            };
+            all.iter().map(shown).collect()
         }),
         log_level: Box::new(|| LOG_LEVEL.get().map(LogLevel::get).unwrap_or_default()),
         set_log_level: Box::new(|text| {

@@ -5,7 +5,9 @@ use tokio::task::JoinSet;
 use tracing::{Instrument as _, info_span};
 
 use crate::{
-    intercept::{Config, Mode, Outlook, Parts, Proof, ProofConfig, ProofMetrics, Witness},
+    intercept::{
+        Config, Mode, Outlook, Parts, Proof, ProofConfig, ProofMetrics, ProofParts, Witness,
+    },
     lifecycle::{Drain, Readiness},
 };
 
@@ -30,8 +32,15 @@ pub(super) fn start(
         interval: config.proof_interval,
         attested: config.filters_syns,
         guarded: parts.guards_packets || config.guard.route.is_some(),
+        path: config.path,
     };
-    let (marks, rewriter) = (parts.marks.clone(), parts.rewriter.clone());
-    let proof = Proof::new(asked, parts.cgroup.path().to_owned(), marks, rewriter, witness);
+    let needs = ProofParts {
+        cgroup: parts.cgroup.path().to_owned(),
+        marks: parts.marks.clone(),
+        flows: parts.flows.clone(),
+        inside: parts.inside.clone(),
+        rewriter: parts.rewriter.clone(),
+    };
+    let proof = Proof::new(asked, needs, witness);
     tasks.spawn(proof.keep(outlook, drain).instrument(info_span!("proof")));
 }

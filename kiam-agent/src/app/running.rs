@@ -1,6 +1,8 @@
 //! The agent from its start to its end.
 
-use std::{os::fd::OwnedFd, path::Path, pin::Pin, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    io, os::fd::OwnedFd, path::Path, pin::Pin, process::ExitCode, sync::Arc, time::Duration,
+};
 
 use tokio::{
     net::UnixListener,
@@ -56,10 +58,10 @@ impl Operators {
 // === impl Successor ===
 
 impl Successor {
-    /// Offers `sockets` from now on. `reassert` is told when a successor gave up half way.
+    /// Offers the `sockets` of then from now on. `reassert` is told when a successor gave up half way.
     pub(super) fn await_next(
         config: &Config,
-        sockets: Vec<OwnedFd>,
+        sockets: impl Fn() -> io::Result<Vec<OwnedFd>> + Send + Sync + 'static,
         reassert: Arc<Notify>,
     ) -> Result<Self, Error> {
         let offer =

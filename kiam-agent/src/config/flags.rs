@@ -99,6 +99,9 @@ pub(super) struct Flags {
     /// Preference of the guard's first routing rule; the next two are taken too
     #[arg(long, value_name = "NUMBER", default_value = "5")]
     pub(super) guard_preference: String,
+    /// How pods' connections reach the agent: auto, pod-local (inside the pod, or not at all) or node
+    #[arg(long, value_name = "PATH", default_value = "auto")]
+    pub(super) path: String,
     /// How often the agent tries on itself what pods may try; not ready while that fails
     #[arg(long, value_name = "DURATION", default_value = "1m")]
     pub(super) proof_interval: String,

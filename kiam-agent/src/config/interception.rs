@@ -27,20 +27,36 @@ pub(super) fn interception(
     let proof_interval = mistakes.duration("proof-interval", &flags.proof_interval, SECOND, DAY);
     let words = [("enforce", intercept::Mode::Enforce), ("observe", intercept::Mode::Observe)];
     let mode = mistakes.one_of("mode", &flags.mode, &words);
+    let path = path(flags, identity, mistakes);
     let guard = guard.unwrap_or_default();
-    let config =
-        bpffs.zip(host_network).zip(mode).map(|((bpffs, host_network), mode)| intercept::Config {
-            cgroup,
-            bpffs,
-            host_network,
-            mode,
-            filters_syns: identity == Identity::Kernel,
-            guard,
-            proof_interval: proof_interval.unwrap_or(SECOND * 60),
-            operator_ports: operator_ports(flags),
-            log: flags.level == "trace",
-        });
+    let required = bpffs.zip(host_network).zip(mode).zip(path);
+    let config = required.map(|(((bpffs, host_network), mode), path)| intercept::Config {
+        cgroup,
+        bpffs,
+        host_network,
+        mode,
+        filters_syns: identity == Identity::Kernel,
+        guard,
+        path,
+        proof_interval: proof_interval.unwrap_or(SECOND * 60),
+        operator_ports: operator_ports(flags),
+        log: flags.level == "trace",
+    });
     (config, identity)
+}
+
+/// `--path`. By the source address alone nobody is known who comes from a loopback address.
+fn path(flags: &Flags, identity: Identity, mistakes: &mut Mistakes) -> Option<intercept::Path> {
+    use intercept::Path;
+    let words = [("auto", Path::Auto), ("pod-local", Path::PodLocal), ("node", Path::Node)];
+    match (mistakes.one_of("path", &flags.path, &words)?, identity) {
+        (Path::PodLocal, Identity::SourceIp) => {
+            mistakes.add("path", "pod-local needs --identity=kernel: every pod has 127.0.0.1");
+            None
+        }
+        (Path::Auto, Identity::SourceIp) => Some(Path::Node),
+        (path, _) => Some(path),
+    }
 }
 
 /// The ports of `--admin` and `--metrics`, as far as they are given; mistakes in them are told elsewhere.

@@ -78,11 +78,11 @@ impl Offer {
         Ok(Self { listener, path, file })
     }
 
-    /// Gives `sockets` to each successor that asks, until one has taken over or `drain` begins; an exchange that
-    /// has begun is finished first. `abandoned` is called when a successor went with the sockets.
+    /// Gives the `sockets` of then to each successor that asks, until one has taken over or `drain` begins; an exchange
+    /// that has begun is finished first. `abandoned` is called when a successor went with the sockets.
     pub async fn stand(
         mut self,
-        sockets: Vec<OwnedFd>,
+        sockets: impl Fn() -> io::Result<Vec<OwnedFd>>,
         trusted: Trusted,
         abandoned: impl Fn(),
         mut drain: Drain,
@@ -140,7 +140,7 @@ impl Offer {
 
 async fn exchange(
     mut stream: UnixStream,
-    sockets: &[OwnedFd],
+    sockets: &impl Fn() -> io::Result<Vec<OwnedFd>>,
     trusted: &Trusted,
 ) -> io::Result<Exchange> {
     check(&stream, trusted)?;
@@ -162,7 +162,7 @@ async fn exchange(
             format!("the peer speaks another protocol: {:?}", request.escape_ascii().to_string());
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
-    message::send(&stream, sockets).await?;
+    message::send(&stream, &sockets()?).await?;
     info!("A newer agent has the sockets; serving until it does");
     let mut last = [0];
     match timeout(TAKEN_DEADLINE, stream.read_exact(&mut last)).await {

@@ -114,6 +114,11 @@ impl Handover {
         Some(self.sockets.swap_remove(index))
     }
 
+    /// Takes out the sockets that `is_other` picks: they are none of the node's.
+    pub fn extract(&mut self, is_other: impl Fn(&TcpListener) -> bool) -> Vec<TcpListener> {
+        self.sockets.extract_if(.., |socket| is_other(socket)).collect()
+    }
+
     /// Whether the predecessor still waits for the last word.
     #[must_use]
     pub fn is_awaited(&self) -> bool {

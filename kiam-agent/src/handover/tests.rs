@@ -3,6 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener},
+    os::fd::OwnedFd,
     os::unix::{fs::PermissionsExt as _, net::UnixStream as Blocking},
     sync::{
         Arc,
@@ -46,7 +47,9 @@ fn stand(folder: TempDir, trusted: Trusted) -> Predecessor {
         count.fetch_add(1, Ordering::Relaxed);
     };
     let offer = Offer::bind(folder.path()).unwrap();
-    let ended = tokio::spawn(offer.stand(vec![listener.into()], trusted, abandon, drain));
+    let listener = OwnedFd::from(listener);
+    let sockets = move || Ok(vec![listener.try_clone()?]);
+    let ended = tokio::spawn(offer.stand(sockets, trusted, abandon, drain));
     Predecessor { folder, pods, abandoned, signal, ended }
 }
 

@@ -1,8 +1,8 @@
 //! Identity as the kernel attests it.
 
-use std::{fmt::Display, iter, net::IpAddr};
+use std::{iter, net::IpAddr};
 
-use super::CgroupPaths;
+use super::{CgroupPaths, unreadable};
 use crate::{
     intercept::{FlowEntry, Flows, Witness},
     pods::{Client, ClientResolver, Connection, PodReader, Unattested},
@@ -64,10 +64,6 @@ impl ClientResolver for KernelResolver {
         }
         candidates.decide()
     }
-}
-
-fn unreadable(error: impl Display) -> Unattested {
-    Unattested::Unreadable(error.to_string())
 }
 
 /// What namespaces said of one connection, none of them for certain.

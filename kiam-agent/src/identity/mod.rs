@@ -1,10 +1,15 @@
 //! Who is at the other end: 4-tuple to cgroup to pod UID.
 
 mod cgroups;
+mod inside;
 mod kernel;
 mod node;
 
-pub use self::{cgroups::CgroupPaths, kernel::KernelResolver, node::NodeAddresses};
+pub use self::{
+    cgroups::CgroupPaths, inside::InsideResolver, kernel::KernelResolver, node::NodeAddresses,
+};
+
+use std::fmt::Display;
 
 use crate::{
     intercept::Witness,
@@ -16,6 +21,10 @@ use crate::{
 pub struct SourceIpResolver {
     /// Shown the connections of the agent's own proof.
     pub witness: Witness,
+}
+
+fn unreadable(error: impl Display) -> Unattested {
+    Unattested::Unreadable(error.to_string())
 }
 
 // === impl SourceIpResolver ===

@@ -36,7 +36,7 @@ impl Seen {
         let (name, namespace) = (pod.map(|pod| &*pod.name), pod.map(|pod| &*pod.namespace));
         let ip = match client {
             Ok(Client::Pod { address, .. } | Client::Address(address)) => Some(address),
-            Err(_) => None,
+            Ok(Client::Inside { .. }) | Err(_) => None,
         }
         .map(tracing::field::display);
         let role = self.role.as_ref().map(tracing::field::display);

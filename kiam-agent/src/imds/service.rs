@@ -109,7 +109,7 @@ struct Answer {
 impl PodService for Service {
     async fn relay(&self, client: &Client) -> Result<Option<Relay>, NotFound> {
         // Who has only an address may be another pod by now.
-        if self.config.node_roles.is_empty() || !matches!(client, Client::Pod { .. }) {
+        if self.config.node_roles.is_empty() || matches!(client, Client::Address(_)) {
             return Ok(None);
         }
         let pod = self.parts.pods.wait(client, self.config.hold).await?;

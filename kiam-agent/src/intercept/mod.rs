@@ -9,6 +9,7 @@ mod attach;
 mod cgroup;
 mod flows;
 mod guard;
+mod inside;
 mod lease;
 mod links;
 mod marks;
@@ -32,17 +33,18 @@ pub use self::{
     cgroup::Cgroup,
     flows::{FlowEntry, Flows},
     guard::{Guard, GuardConfig, GuardError, Metrics as GuardMetrics, UplinkProgram},
+    inside::Inside,
     lease::{Lease, is_renewed},
     marks::Marks,
     metrics::Verdicts,
     namespaces::inside,
-    netns::cookie_of,
+    netns::{cookie_of, is_elsewhere},
     observed::{Observation, Observed},
     own_pod::{may_hand_over, prepare},
     programs::{Interception, KernelLog, Parts},
     proof::{
-        Metrics as ProofMetrics, Outlook, Part, Proof, ProofConfig, SUBCOMMAND as PROOF_CLIENT,
-        Witness, client as proof_client,
+        Metrics as ProofMetrics, Outlook, Part, Proof, ProofConfig, ProofParts,
+        SUBCOMMAND as PROOF_CLIENT, Witness, client as proof_client,
     },
     rewriter::Rewriter,
     unfilter::unfilter,
@@ -66,6 +68,8 @@ pub struct Config {
     /// What keeps out what no hook at connect sees. `skb` is also on wherever programs above the pods' cgroup make
     /// it necessary.
     pub guard: GuardConfig,
+    /// How redirected connections reach the agent.
+    pub path: Path,
     /// How often the agent proves itself.
     pub proof_interval: Duration,
     /// The agent's ports for operators, host order, 0 for none: pods on the node's network can't bind them.
@@ -85,6 +89,7 @@ impl Config {
             mode: Mode::Enforce,
             filters_syns: false,
             guard: GuardConfig::default(),
+            path: Path::Node,
             proof_interval: Duration::from_secs(60),
             operator_ports: [0; 2],
             log: false,
@@ -96,6 +101,12 @@ impl Config {
     pub fn has_filter(&self) -> bool {
         self.filters_syns && self.mode == Mode::Enforce
     }
+
+    /// Whether listeners inside pods are of use.
+    #[must_use]
+    pub fn listens_inside(&self) -> bool {
+        self.path != Path::Node && self.mode == Mode::Enforce
+    }
 }
 
 /// Whether anything is changed at all.
@@ -105,6 +116,18 @@ pub enum Mode {
     Enforce,
     /// It is only counted, by who sends it.
     Observe,
+}
+
+/// How redirected connections reach the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// By a listener inside the pod's network namespace where there is one, else as [`Path::Node`].
+    Auto,
+    /// By a listener inside the pod's network namespace; without one they are denied. hostNetwork pods, whose
+    /// namespace is the node's, go there.
+    PodLocal,
+    /// By the listener at the node's address.
+    Node,
 }
 
 /// What becomes of pods in the node's own network namespace.

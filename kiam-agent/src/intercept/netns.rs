@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::UdpSocket,
+    net::{TcpListener, UdpSocket},
     os::fd::{AsFd, AsRawFd as _},
 };
 
@@ -51,6 +51,12 @@ pub fn cookie_of(socket: impl AsFd) -> io::Result<u64> {
         )
     };
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether `socket` was made in another network namespace than this thread's. Not where the kernel can't tell.
+#[must_use]
+pub fn is_elsewhere(socket: &TcpListener) -> bool {
+    cookie_of(socket).is_ok_and(|cookie| own_cookie().is_ok_and(|own| own != cookie))
 }
 
 #[cfg(test)]

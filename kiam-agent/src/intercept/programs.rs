@@ -12,12 +12,15 @@ use aya::{
     programs::SocketFilter,
 };
 use aya_log::EbpfLogger;
-use kiam_common::redirect::{AgentPorts, Target};
+use kiam_common::{
+    PATH_AUTO, PATH_NODE, PATH_POD_LOCAL,
+    redirect::{AgentPorts, Target},
+};
 use tracing::info;
 
 use super::{
-    Cgroup, Config, Error, Flows, HostNetworkPods, Lease, Marks, Mode, Observed, Rewriter,
-    UplinkProgram, Verdicts, ancestors,
+    Cgroup, Config, Error, Flows, HostNetworkPods, Inside, Lease, Marks, Mode, Observed,
+    Path as Way, Rewriter, UplinkProgram, Verdicts, ancestors,
     attach::{attach, load, pin_error, replace_or, verify},
     guard, netns,
     own_pod::exempt_own_pod,
@@ -26,8 +29,9 @@ use super::{
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
 
-const MAPS: [&str; 10] = [
+const MAPS: [&str; 11] = [
     "LEASE",
+    "INSIDE",
     "CGROUPS",
     "CLIENTS",
     "LISTENERS",
@@ -88,6 +92,8 @@ pub struct Parts {
     pub cgroup: Cgroup,
     /// Cgroups that are treated otherwise.
     pub marks: Marks,
+    /// Listeners inside pods' network namespaces.
+    pub inside: Inside,
     /// For the proof.
     pub rewriter: Rewriter,
     /// Whether packets of the pods' cgroup are guarded.
@@ -141,6 +147,11 @@ impl Interception {
         })?;
         let passes = u32::from(config.host_network == HostNetworkPods::Pass);
         let observes = u32::from(config.mode == Mode::Observe);
+        let path = match config.path {
+            Way::Auto => PATH_AUTO,
+            Way::PodLocal => PATH_POD_LOCAL,
+            Way::Node => PATH_NODE,
+        };
         let [admin, metrics] = config.operator_ports;
         let ports: AgentPorts = [target.v4_port, target.v6_port, admin, metrics];
         let level: u8 = if config.log { 4 } else { 0 };
@@ -151,6 +162,7 @@ impl Interception {
             .override_global("HOST_NETNS", &host_netns, true)
             .override_global("HOST_NETWORK_PASSES", &passes, true)
             .override_global("OBSERVES", &observes, true)
+            .override_global("PATH", &path, true)
             .override_global(aya_log::LEVEL, &level, false);
         let mut ebpf = loader.load(OBJECT)?;
         let programs = programs(config, &cgroup)?;
@@ -191,6 +203,7 @@ impl Interception {
             verdicts: Verdicts::new(counters),
             cgroup: self.cgroup.clone(),
             marks: Marks::open(&self.pins)?,
+            inside: Inside::open(&self.pins)?,
             rewriter,
             guards_packets: self.guards_packets(),
             observed,

@@ -112,6 +112,11 @@ pub enum Client {
         /// The connection's source address.
         address: IpAddr,
     },
+    /// The same, by a listener inside the pod's own network namespace: there is no address to check.
+    Inside {
+        /// From the cgroup path, and the listener's.
+        uid: PodUid,
+    },
     /// Only the source address is known (`--identity=source-ip`).
     Address(IpAddr),
 }
@@ -136,6 +141,14 @@ pub enum Unattested {
         client: Client,
         /// Why that is no certain pod.
         not_found: NotFound,
+    },
+    /// It came to the listener inside one pod's network namespace, from a process of another pod.
+    #[error("the connection is of pod {caller}, and came to the listener inside pod {listener}")]
+    OtherPod {
+        /// Whose process it is.
+        caller: PodUid,
+        /// Whose listener.
+        listener: PodUid,
     },
     /// The agent itself: the proof that it makes of the interception.
     #[error("the connection is the agent's own proof")]

@@ -55,6 +55,8 @@ impl PodReader {
                 let pod = attested(&self.0.read(), uid)?;
                 if self.fits(&pod, *address) { Ok(pod) } else { Err(NotFound::AddressMismatch) }
             }
+            // It came from inside the pod's own network namespace.
+            Client::Inside { uid } => attested(&self.0.read(), uid),
             Client::Address(address) => {
                 let pods = self.0.read().pods_at(*address);
                 let pod = only(pods)?;

@@ -17,9 +17,11 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::JoinSet,
+    sync::mpsc,
+    task::{JoinError, JoinSet},
     time::{sleep, timeout},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use self::limits::Limits;
@@ -89,12 +91,24 @@ pub struct Config {
     pub relay_total: Duration,
 }
 
-/// A listening socket and who tells whose its connections are; inside a pod, later, that may be another.
+/// A listening socket and who tells whose its connections are.
 pub struct Listener {
     /// Listening.
-    pub socket: TcpListener,
+    pub socket: Arc<TcpListener>,
     /// Resolves its connections.
     pub resolver: Arc<dyn ClientResolver>,
+    /// Cancelled when nothing more is to be accepted: the pod that it is inside of is gone.
+    pub closed: CancellationToken,
+}
+
+// === impl Listener ===
+
+impl Listener {
+    /// One of the node, that is there as long as the agent is.
+    #[must_use]
+    pub fn new(socket: TcpListener, resolver: Arc<dyn ClientResolver>) -> Self {
+        Self { socket: Arc::new(socket), resolver, closed: CancellationToken::new() }
+    }
 }
 
 impl Default for Config {
@@ -118,38 +132,52 @@ impl Default for Config {
 
 /// Serves all `listeners` until the drain begins, and then finishes what has begun.
 pub async fn run<S: PodService>(
-    listeners: Vec<Listener>,
+    mut listeners: mpsc::Receiver<Listener>,
     service: Arc<S>,
     config: Config,
     metrics: Metrics,
-    drain: Drain,
+    mut drain: Drain,
 ) {
     let connections = limits::within_open_files(config.connections);
     let limits = Limits::new(Config { connections, ..config });
     let log = Arc::new(LogLimit::new(LOG_PERIOD));
+    let server = |drain: &Drain| Server {
+        service: service.clone(),
+        config,
+        limits: limits.clone(),
+        metrics: metrics.clone(),
+        log: log.clone(),
+        drain: drain.clone(),
+    };
     let mut loops = JoinSet::new();
-    for listener in listeners {
-        // What listens may be told to listen again: only the length of its queue changes.
-        if let Err(error) = rustix::net::listen(&listener.socket, BACKLOG) {
-            warn!(%error, "Listener keeps its short queue");
-        }
-        let server = Server {
-            service: service.clone(),
-            config,
-            limits: limits.clone(),
-            metrics: metrics.clone(),
-            log: log.clone(),
-            drain: drain.clone(),
+    loop {
+        let ended = tokio::select! {
+            Some(listener) = listeners.recv() => {
+                // What listens may be told to listen again: only the length of its queue changes.
+                if let Err(error) = rustix::net::listen(&*listener.socket, BACKLOG) {
+                    warn!(%error, "Listener keeps its short queue");
+                }
+                loops.spawn(server(&drain).accept(listener));
+                continue;
+            }
+            // One that was inside a pod that is gone, or one that panicked.
+            Some(ended) = loops.join_next() => ended,
+            () = drain.started() => break,
         };
-        loops.spawn(server.accept(listener));
-    }
-    while let Some(ended) = loops.join_next().await {
-        // One that panicked ends all: the agent must not go on for one family alone.
-        if let Err(failure) = ended {
-            error!(error = %failure, "A listener's task failed");
+        if failed(ended) {
             return;
         }
     }
+    while let Some(ended) = loops.join_next().await {
+        if failed(ended) {
+            return;
+        }
+    }
+}
+
+/// Whether an accept loop panicked. That ends all: the agent must not go on for one family, or without one pod.
+fn failed(ended: Result<(), JoinError>) -> bool {
+    ended.inspect_err(|failure| error!(error = %failure, "A listener's task failed")).is_err()
 }
 
 /// What every accept loop has.
@@ -176,8 +204,15 @@ impl<S: PodService> Server<S> {
     async fn accept(self, listener: Listener) {
         let mut connections = JoinSet::new();
         let mut drain = self.drain.clone();
-        self.accept_until(drain.started(), &listener, &mut connections).await;
-        if !drain.is_queue_handed_over() {
+        let closed = listener.closed.clone();
+        let end = async {
+            tokio::select! {
+                () = drain.started() => {}
+                () = closed.cancelled() => {}
+            }
+        };
+        self.accept_until(end, &listener, &mut connections).await;
+        if !drain.is_queue_handed_over() && !closed.is_cancelled() {
             let late = sleep(self.config.late_accepts);
             self.accept_until(late, &listener, &mut connections).await;
         }

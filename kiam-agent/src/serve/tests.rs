@@ -79,6 +79,7 @@ struct Fixture {
     drain: DrainSignal,
     task: JoinHandle<()>,
     registry: Registry,
+    sender: mpsc::Sender<Listener>,
 }
 
 impl Fixture {
@@ -87,18 +88,18 @@ impl Fixture {
     }
 
     async fn of(service: Echo, config: Config, resolvers: Vec<Arc<dyn ClientResolver>>) -> Self {
-        let mut listeners = Vec::new();
+        let (sender, listeners) = mpsc::channel(8);
+        let mut addresses = Vec::new();
         for resolver in resolvers {
             let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            listeners.push(Listener { socket, resolver });
+            addresses.push(socket.local_addr().unwrap());
+            sender.send(Listener::new(socket, resolver)).await.unwrap();
         }
-        let addresses =
-            listeners.iter().map(|listener| listener.socket.local_addr().unwrap()).collect();
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let (drain, draining) = lifecycle::drain();
         let task = tokio::spawn(run(listeners, Arc::new(service), config, metrics, draining));
-        Self { addresses, drain, task, registry }
+        Self { addresses, drain, task, registry, sender }
     }
 
     async fn with(config: Config) -> Self {
@@ -487,6 +488,27 @@ async fn nobody_to_pass_on_to_closes_and_an_unknown_pod_is_answered_as_such() {
     let answer = node.raw(0, &GET.repeat(2)).await;
     assert!(answer.contains("Err(Unknown {"), "{answer}");
     assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
+}
+
+#[tokio::test]
+async fn a_listener_may_come_later_and_go_while_others_stay() {
+    let node = Fixture::with(Config::default()).await;
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let later = Listener::new(socket, Arc::new(Nobody));
+    let closed = later.closed.clone();
+    node.sender.send(later).await.unwrap();
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    assert!(ask(&mut stream).await.ends_with("Err(NoEntry)"));
+    closed.cancel();
+    for _ in 0..100 {
+        if TcpStream::connect(address).await.is_err() {
+            assert!(ask(&mut node.connect(2).await).await.contains("200 OK"));
+            return;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the listener stays");
 }
 
 #[tokio::test]

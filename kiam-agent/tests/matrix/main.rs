@@ -29,14 +29,24 @@ const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const LISTENS: &str = "Listening";
 const READY_LIMIT: Duration = Duration::from_secs(30);
 
-/// What ordinary pods try, with the guards that the agent has by default.
+/// What ordinary pods try, with what the agent has by default: a listener inside each of them.
 #[test]
 fn nothing_gets_past_from_a_pod() {
     if skip("nothing_gets_past_from_a_pod") {
         return;
     }
     let v6 = NODE_V6.to_string();
-    run("pods", &["--host", &v6], rows::of_a_pod);
+    run("pods", &["--host", &v6], rows::of_a_pod_with_a_listener_inside);
+}
+
+/// The same where connections go to the node's address.
+#[test]
+fn nothing_gets_past_from_a_pod_by_way_of_the_node() {
+    if skip("nothing_gets_past_from_a_pod_by_way_of_the_node") {
+        return;
+    }
+    let v6 = NODE_V6.to_string();
+    run("pods, --path=node", &["--path=node", "--host", &v6], rows::of_a_pod);
 }
 
 /// What pods on the host's network try, where they are intercepted, with all guards.

@@ -86,8 +86,17 @@ impl Row {
     }
 }
 
-/// What an ordinary pod can try.
+/// What an ordinary pod can try. Who connects from another's address never hears the answer.
 pub(crate) fn of_a_pod(cast: &Cast) -> Vec<Row> {
+    pods_rows(cast, Expect::Nothing)
+}
+
+/// The same with a listener inside: an address is nobody else's there, so whoever connects gets their own.
+pub(crate) fn of_a_pod_with_a_listener_inside(cast: &Cast) -> Vec<Row> {
+    pods_rows(cast, Expect::NothingStrange)
+}
+
+fn pods_rows(cast: &Cast, forged_source: Expect) -> Vec<Row> {
     let who = Who::Pod;
     let ips = (cast.pod.v4().into(), cast.pod.v6().into());
     let mut rows = vec![the_host()];
@@ -102,7 +111,7 @@ pub(crate) fn of_a_pod(cast: &Cast) -> Vec<Row> {
     let forged = cast.thief.v4().into();
     rows.push(frame("packet, another pod's source", who, frame::Way::Raw, forged, IMDS_V4.into()));
     rows.push(frame("packet, QDISC_BYPASS", who, frame::Way::RawBypass, ips.0, IMDS_V4.into()));
-    rows.extend(forgeries(cast));
+    rows.extend(forgeries(cast, forged_source));
     rows.extend(direct(who));
     rows.push(early(who));
     rows.extend(handovers());
@@ -233,13 +242,13 @@ fn packet_sockets(who: Who, ips: (IpAddr, IpAddr)) -> Vec<Row> {
     ]
 }
 
-/// What CAP_NET_ADMIN lets a pod do. Who connects from another's address never hears the answer.
-fn forgeries(cast: &Cast) -> Vec<Row> {
+/// What CAP_NET_ADMIN lets a pod do.
+fn forgeries(cast: &Cast, forged_source: Expect) -> Vec<Row> {
     use stream::Way;
     let victim = SocketAddr::from((cast.pod.v4(), 40_000));
     let from = |name, way, from| {
         let attack = Attack::Stream { way, to: IMDS, from: Some(from) };
-        Row::attack(name, Who::Thief, attack, Expect::Nothing)
+        Row::attack(name, Who::Thief, attack, forged_source)
     };
     vec![
         stream("TCP_REPAIR", Who::Pod, Way::Repair, IMDS, Expect::Nothing),

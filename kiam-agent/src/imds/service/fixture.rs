@@ -12,7 +12,7 @@ use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::watch,
+    sync::{mpsc, watch},
     time::{sleep, timeout},
 };
 
@@ -269,8 +269,10 @@ impl Node {
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
         let metrics = serve::Metrics::register(&mut registry);
+        let (sender, listeners) = mpsc::channel(1);
+        assert!(sender.try_send(serve::Listener::new(socket, Arc::new(identity))).is_ok());
         let task = tokio::spawn(serve::run(
-            vec![serve::Listener { socket, resolver: Arc::new(identity) }],
+            listeners,
             Arc::new(Service::new(config, parts)),
             serve::Config::default(),
             metrics,

@@ -5,6 +5,7 @@
 //! where pods' are identified, and what leaves the node from its addresses is counted.
 
 mod client;
+mod inside;
 mod sandbox;
 mod tap;
 mod witness;
@@ -22,11 +23,12 @@ use tracing::{error, info};
 pub use self::{client::client, witness::Witness};
 use self::{
     client::{Attempt, Outcome},
+    inside::Published,
     sandbox::Sandbox,
     tap::Tap,
     witness::Prover,
 };
-use super::{Cgroup, Marks, Rewriter};
+use super::{Cgroup, Flows, Inside, Marks, Path, Rewriter};
 use crate::lifecycle::{Detail, Drain, Latch};
 
 /// The hidden subcommand that runs [`client`].
@@ -46,6 +48,30 @@ pub struct ProofConfig {
     /// Whether anything stops packets that no connect was asked about: the route guard, or the program at the
     /// pods' cgroup.
     pub guarded: bool,
+    /// How connections reach the agent.
+    pub path: Path,
+}
+
+/// What the proof needs of the kernel's part.
+#[derive(Clone, Debug)]
+pub struct ProofParts {
+    /// The pods' cgroup.
+    pub cgroup: PathBuf,
+    /// Cgroups that are treated otherwise.
+    pub marks: Marks,
+    /// Who opened which connection.
+    pub flows: Flows,
+    /// Listeners inside network namespaces.
+    pub inside: Inside,
+    /// Rewrites addresses behind the agent's programs.
+    pub rewriter: Rewriter,
+}
+
+/// Where the proof's connections go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Node,
+    Inside,
 }
 
 /// What is proven.
@@ -77,9 +103,7 @@ struct Failure {
 /// The proof, with all it needs.
 pub struct Proof {
     config: ProofConfig,
-    cgroup: PathBuf,
-    marks: Marks,
-    rewriter: Rewriter,
+    parts: ProofParts,
     witness: Witness,
     sandbox: Option<Sandbox>,
 }
@@ -140,16 +164,10 @@ impl fmt::Display for Failure {
 // === impl Proof ===
 
 impl Proof {
-    /// One of the programs that are attached to the pods' cgroup `cgroup`, seen by `witness`.
+    /// One of the programs that are attached, seen by `witness`.
     #[must_use]
-    pub fn new(
-        config: ProofConfig,
-        cgroup: PathBuf,
-        marks: Marks,
-        rewriter: Rewriter,
-        witness: Witness,
-    ) -> Self {
-        Self { config, cgroup, marks, rewriter, witness, sandbox: None }
+    pub fn new(config: ProofConfig, parts: ProofParts, witness: Witness) -> Self {
+        Self { config, parts, witness, sandbox: None }
     }
 
     /// Proves again and again, until the drain begins.
@@ -204,20 +222,42 @@ impl Proof {
     }
 
     fn prove(&mut self) -> io::Result<Vec<Failure>> {
+        let ways: &[Way] = match self.config.path {
+            Path::Node => &[Way::Node],
+            Path::Auto => &[Way::Node, Way::Inside],
+            Path::PodLocal => &[Way::Inside],
+        };
+        let mut failures = Vec::new();
+        for way in ways {
+            failures.extend(self.prove_way(*way)?);
+        }
+        Ok(failures)
+    }
+
+    fn prove_way(&mut self, way: Way) -> io::Result<Vec<Failure>> {
         // Opened anew each time: it may have been made anew.
-        let cgroup = Cgroup::open(Some(&self.cgroup)).map_err(io::Error::other)?;
+        let cgroup = Cgroup::open(Some(&self.parts.cgroup)).map_err(io::Error::other)?;
         let sandbox = match self.sandbox.take() {
             Some(sandbox) => sandbox,
             None => prepared(&cgroup)?,
         };
         let sandbox = self.sandbox.insert(sandbox);
-        self.marks.intercept(sandbox.cgroup_id()).map_err(io::Error::other)?;
+        self.parts.marks.intercept(sandbox.cgroup_id()).map_err(io::Error::other)?;
         let addresses = sandbox.addresses();
         self.witness.watch(Some(Prover { cgroup: sandbox.cgroup_id(), addresses }));
         let tap = Tap::open()?;
-        let rewriting = self.rewriter.attach(&cgroup).map_err(io::Error::other)?;
+        let rewriting = self.parts.rewriter.attach(&cgroup).map_err(io::Error::other)?;
         let mut client = Command::new("/proc/self/exe");
-        let output = sandbox.run(client.arg(SUBCOMMAND).env_clear())?;
+        let mut run = || sandbox.run(client.arg(SUBCOMMAND).env_clear());
+        let output = match (way, sandbox.cookie()) {
+            (Way::Inside, Some(netns)) => {
+                let published = Published::open(sandbox.netns(), netns, &self.parts.inside)?;
+                published.seen_by(&self.witness, &self.parts.flows, run)?
+            }
+            // Without cookies (kernel 5.14) there are no listeners inside namespaces.
+            (Way::Inside, None) => return Ok(Vec::new()),
+            (Way::Node, _) => run()?,
+        };
         drop(rewriting);
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
@@ -245,7 +285,7 @@ impl Proof {
         self.witness.watch(None);
         if let Some(sandbox) = self.sandbox.take() {
             // It goes with the next start of an agent, if not now.
-            let _ = self.marks.remove(sandbox.cgroup_id());
+            let _ = self.parts.marks.remove(sandbox.cgroup_id());
         }
     }
 }

@@ -30,6 +30,8 @@ use super::super::{namespaces::inside, netlink::Netlink, netns};
 
 /// The client's link in its namespace.
 const LINK: &str = "eth0";
+/// The loopback link's index in every namespace (`LOOPBACK_IFINDEX` in the kernel).
+const LOOPBACK: u32 = 1;
 /// Who the client believes to be its gateway: no such host, the node's end of the link answers.
 const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 76, 1);
 const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
@@ -73,6 +75,11 @@ impl Sandbox {
     /// Its cgroup's id.
     pub(super) fn cgroup_id(&self) -> u64 {
         self.cgroup_id
+    }
+
+    /// Its network namespace.
+    pub(super) fn netns(&self) -> &File {
+        &self.netns
     }
 
     /// Its network namespace's cookie, where the kernel tells it (5.14).
@@ -205,11 +212,13 @@ fn connect_node(node: &Netlink, index: u32, addresses: &[IpAddr; 2]) -> io::Resu
 fn connect_client(addresses: &[IpAddr; 2]) -> io::Result<()> {
     let netlink = Netlink::route()?;
     let index = index(LINK)?;
-    let mut up = LinkMessage::default();
-    up.header.index = index;
-    up.header.flags = LinkFlags::Up;
-    up.header.change_mask = LinkFlags::Up;
-    netlink.order(RouteNetlinkMessage::SetLink(up), 0)?;
+    for link in [LOOPBACK, index] {
+        let mut up = LinkMessage::default();
+        up.header.index = link;
+        up.header.flags = LinkFlags::Up;
+        up.header.change_mask = LinkFlags::Up;
+        netlink.order(RouteNetlinkMessage::SetLink(up), 0)?;
+    }
     for (address, gateway) in addresses.iter().zip([IpAddr::from(GATEWAY_V4), GATEWAY_V6.into()]) {
         let own = RouteNetlinkMessage::NewAddress(own_address(*address, index));
         let via = vec![RouteAttribute::Gateway(destination(gateway))];

@@ -1,0 +1,75 @@
+//! The kernel's part: made ready, attached, and asked who calls.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+};
+
+use tracing::warn;
+
+use super::{
+    Error,
+    listeners::{Listeners, target},
+};
+use crate::{
+    config::{Config, Identity},
+    identity::{CgroupPaths, KernelResolver, SourceIpResolver},
+    intercept::{self, Interception, Parts, Witness},
+    pods::{ClientResolver, PodReader},
+};
+
+/// The programs at work, and the pods' cgroups below them.
+pub(super) type Kernel = (Parts, CgroupPaths);
+
+/// What is done before anything is asked; tells of what an agent with interceptor left to one without.
+pub(super) fn prepare(config: &Config) -> Result<(), Error> {
+    match &config.intercept {
+        Some(config) => intercept::prepare(config)?,
+        None if intercept::is_installed(&config.bpffs) => warn!(
+            bpffs = %config.bpffs.display(),
+            "An earlier agent's kernel programs are still attached, and refuse pods from ten seconds after its end: take them away with kiam-agent uninstall --force"
+        ),
+        None => {}
+    }
+    Ok(())
+}
+
+/// Loads and attaches the kernel programs, if there are to be any.
+pub(super) async fn attach(
+    config: &Config,
+    listeners: &Listeners,
+) -> Result<Option<Kernel>, Error> {
+    let Some(config) = config.intercept.clone() else { return Ok(None) };
+    let sockets = listeners.duplicates_for_pods().map_err(Error::Handover)?;
+    let target = target(&listeners.pods());
+    // Both block, for as long as the verifier takes.
+    let panicked = |_| Error::Panicked;
+    let load = move || Interception::load(&config, target);
+    let loaded = tokio::task::spawn_blocking(load).await.map_err(panicked)??;
+    if listeners.handover.as_ref().is_some_and(|handover| !handover.is_awaited()) {
+        warn!("The agent that runs waits no more: it has ended, or finds out that this one serves");
+    }
+    let attach = move || {
+        let sockets: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+        loaded.attach(&sockets)
+    };
+    let parts = tokio::task::spawn_blocking(attach).await.map_err(panicked)??;
+    let cgroups = CgroupPaths::new(parts.cgroup.clone());
+    Ok(Some((parts, cgroups)))
+}
+
+/// How the agent knows whose a connection is that comes to the node's address.
+pub(super) fn resolver(
+    identity: Identity,
+    kernel: Option<&Kernel>,
+    pods: &PodReader,
+    witness: Witness,
+) -> Arc<dyn ClientResolver> {
+    match (identity, kernel) {
+        (Identity::Kernel, Some((parts, cgroups))) => {
+            let (flows, cgroups) = (parts.flows.clone(), cgroups.clone());
+            Arc::new(KernelResolver::new(flows, cgroups, pods.clone(), witness))
+        }
+        _ => Arc::new(SourceIpResolver { witness }),
+    }
+}

@@ -1,0 +1,89 @@
+//! The agent's listener inside the proof's own network namespace, as it is inside pods'.
+
+use std::{
+    fs::File,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use kiam_common::client::InsidePorts;
+
+use super::{
+    super::{Flows, Inside, namespaces::inside},
+    Witness,
+};
+
+/// How often it is looked whether something came.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// Published while it lives. Drop takes it back.
+pub(super) struct Published<'a> {
+    inside: &'a Inside,
+    netns: u64,
+    sockets: Vec<TcpListener>,
+}
+
+// === impl Published ===
+
+impl<'a> Published<'a> {
+    /// Listens in `namespace`, whose cookie is `netns`, and has the programs send connects there.
+    pub(super) fn open(namespace: &File, netns: u64, kernel: &'a Inside) -> io::Result<Self> {
+        let listen = |address: IpAddr| TcpListener::bind(SocketAddr::new(address, 0));
+        let v4 = inside(namespace, || listen(Ipv4Addr::LOCALHOST.into()))?;
+        let mut ports = InsidePorts { v4: v4.local_addr()?.port(), v6: 0 };
+        let mut sockets = vec![v4];
+        // Not where the node has no IPv6.
+        if let Ok(v6) = inside(namespace, || listen(Ipv6Addr::LOCALHOST.into())) {
+            ports.v6 = v6.local_addr()?.port();
+            sockets.push(v6);
+        }
+        for socket in &sockets {
+            socket.set_nonblocking(true)?;
+        }
+        kernel.publish(netns, ports, &sockets).map_err(io::Error::other)?;
+        Ok(Self { inside: kernel, netns, sockets })
+    }
+
+    /// Does `work`, and meanwhile shows `witness` what comes.
+    pub(super) fn seen_by<T>(
+        &self,
+        witness: &Witness,
+        flows: &Flows,
+        work: impl FnOnce() -> T,
+    ) -> T {
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    self.accept(witness, flows);
+                    thread::sleep(LOOK);
+                }
+            });
+            let done = work();
+            over.store(true, Ordering::Relaxed);
+            done
+        })
+    }
+
+    /// As for a pod: without the kernel's entry of this namespace, nothing counts. What came is closed.
+    fn accept(&self, witness: &Witness, flows: &Flows) {
+        for socket in &self.sockets {
+            while let Ok((stream, peer)) = socket.accept() {
+                let Ok(local) = stream.local_addr() else { continue };
+                if let Ok(Some(entry)) = flows.take(self.netns, peer, local) {
+                    let _ = witness.saw(entry, peer);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Published<'_> {
+    fn drop(&mut self) {
+        // The namespace is the proof's: what stays in the list sends nobody anywhere.
+        let _ = self.inside.withdraw(self.netns);
+    }
+}
