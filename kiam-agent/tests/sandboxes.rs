@@ -284,6 +284,8 @@ fn sandboxes_get_listeners_when_their_first_process_comes_and_lose_them_when_the
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &stage.followed.registry).unwrap();
     assert!(text.contains("kiam_sandboxes_ready_seconds_count 20"), "{text}");
+    let sum = text.lines().find(|line| line.starts_with("kiam_sandboxes_ready_seconds_sum"));
+    println!("from the notice to listeners, 20 times: {}", sum.unwrap());
     assert!(text.contains("kiam_sandboxes{state=\"ready\"} 0"), "{text}");
     stage.followed.end();
 }
