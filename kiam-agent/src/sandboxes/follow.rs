@@ -17,7 +17,7 @@ use tokio::{
 use tracing::{error, warn};
 
 use super::{
-    Config, Event, Metrics, Reason, SandboxReader, State, TOGETHER,
+    Config, Error, Event, Metrics, Reason, SandboxReader, State, TOGETHER,
     claims::Claims,
     look::{Found, Look},
     sandbox::{Record, Sandbox},
@@ -86,20 +86,20 @@ impl Sandboxes {
     ///
     /// # Errors
     ///
-    /// The system's, without inotify or /proc, or below kernel 5.14 when there is something inherited.
+    /// Those of [`Error`]: without inotify or /proc, or below kernel 5.14 when there is something inherited.
     pub fn new(
         config: Config,
         records: PodReader,
         inherited: Vec<TcpListener>,
         metrics: Metrics,
-    ) -> io::Result<(Self, SandboxReader)> {
+    ) -> Result<(Self, SandboxReader), Error> {
         let states = SandboxReader::default();
         metrics.read(&states);
         let sandboxes = Self {
-            watch: Watch::new(config.cgroup.path().to_owned())?,
+            watch: Watch::new(config.cgroup.path().to_owned()).map_err(Error::Inotify)?,
             pods: HashMap::new(),
             records,
-            claims: Claims::new(inherited)?,
+            claims: Claims::new(inherited).map_err(Error::Namespaces)?,
             states: states.clone(),
             metrics,
             sweep: config.sweep,

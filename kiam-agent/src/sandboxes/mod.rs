@@ -14,7 +14,7 @@ mod reader;
 mod sandbox;
 mod watch;
 
-use std::{fmt, net::TcpListener, time::Duration};
+use std::{fmt, io, net::TcpListener, time::Duration};
 
 use crate::{intercept::Cgroup, pods::PodUid};
 
@@ -117,6 +117,17 @@ pub enum Reason {
         /// Why.
         error: String,
     },
+}
+
+/// Why sandboxes can't be followed at all. None of it mends itself.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The node's processes have all the instances that they may.
+    #[error("no inotify to be had ({0}); raise fs.inotify.max_user_instances")]
+    Inotify(#[source] io::Error),
+    /// The node's own network namespace, or that of an inherited listener, can't be told.
+    #[error("network namespaces can't be told apart ({0}); /proc and kernel 5.14 are needed")]
+    Namespaces(#[source] io::Error),
 }
 
 /// Descriptors that `pods` pods take, for `RLIMIT_NOFILE`: two sockets and a namespace each, and what looks take.
