@@ -40,10 +40,14 @@ use crate::{
     pods::{self, ClientResolver, Pod, PodIndex, PodReader},
     policy::{RolePolicy, publish_wanted},
     role::WantedRoles,
+    sandboxes,
     serve::{self, Listener},
     sts,
     telemetry::Statsd,
 };
+
+/// Pods of a large node; EKS's default is 110, and 250 with prefix delegation.
+const PODS: usize = 250;
 
 /// What every part may be given.
 struct Common {
@@ -90,7 +94,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let resolver = resolver(config.identity, kernel.as_ref(), &knowledge.pods, witness.clone());
     let service = common.service(&config, &knowledge, tokens, upstream);
     let sockets = std::mem::take(&mut listeners.pods);
-    let serve = common.serve(sockets, resolver, service).await;
+    let serve = common.serve(sockets, resolver, service, serving_config(&config)).await;
     serving.set();
     let inherited = std::mem::take(&mut listeners.inside);
     let held = common.inside(&config, kernel.as_ref(), &knowledge, (serve, inherited))?;
@@ -279,10 +283,10 @@ impl Common {
         sockets: Vec<TcpListener>,
         resolver: Arc<dyn ClientResolver>,
         service: imds::Service,
+        config: serve::Config,
     ) -> mpsc::Sender<Listener> {
         let (sender, listeners) = mpsc::channel(64);
         let metrics = serve::Metrics::register(&mut self.registry);
-        let config = serve::Config::default();
         let drain = self.drain.clone();
         self.tasks.spawn(serve::run(listeners, Arc::new(service), config, metrics, drain));
         for socket in sockets {
@@ -344,6 +348,15 @@ impl Common {
         socket.link().map_err(Error::state(config, admin::SOCKET))?;
         Ok(Bound { pods, admin, metrics })
     }
+}
+
+/// Limits that leave open files to listeners inside as many pods as a node runs.
+fn serving_config(config: &Config) -> serve::Config {
+    let mut serving = serve::Config::default();
+    if config.intercept.as_ref().is_some_and(intercept::Config::listens_inside) {
+        serving.other_files += sandboxes::descriptors(PODS);
+    }
+    serving
 }
 
 /// Which pods' credentials are prefetched: with a node's name all that are watched, else those of this host.

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::{cluster, config::Config, imds, intercept, sts};
+use crate::{cluster, config::Config, imds, intercept, sandboxes, sts};
 
 /// Why the agent can't start.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +51,7 @@ pub enum Error {
     Handover(#[source] io::Error),
     /// The pods' sandboxes can't be followed.
     #[error("pods' sandboxes can't be followed: {0}; --path=node goes without")]
-    Sandboxes(#[source] io::Error),
+    Sandboxes(#[source] sandboxes::Error),
     /// A bug of the agent.
     #[error("a part of the agent panicked")]
     Panicked,

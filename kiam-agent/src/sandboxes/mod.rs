@@ -25,7 +25,7 @@ const NAMESPACES: usize = 4;
 /// Pods that are looked at together: as much as starts of pods in a row make use of on a small node.
 const TOGETHER: usize = 4;
 /// Descriptors of one look at most: processes' folders and namespaces, and what is opened.
-const LOOK: u64 = 2 * processes::CANDIDATES as u64 + 16;
+const LOOK: usize = 2 * processes::CANDIDATES + 16;
 
 /// What [`Sandboxes`] is told.
 #[derive(Clone, Debug)]
@@ -132,9 +132,9 @@ pub enum Error {
 
 /// Descriptors that `pods` pods take, for `RLIMIT_NOFILE`: two sockets and a namespace each, and what looks take.
 #[must_use]
-pub const fn descriptors(pods: u64) -> u64 {
+pub const fn descriptors(pods: usize) -> usize {
     // The watch is one more.
-    3 * pods + TOGETHER as u64 * LOOK + 1
+    3 * pods + TOGETHER * LOOK + 1
 }
 
 // === impl State ===

@@ -12,9 +12,6 @@ use tracing::warn;
 use super::Config;
 use crate::pods::{Client, PodUid, Unattested};
 
-/// Open files that are kept for all but connections: maps, the API server, STS, operators.
-const OTHER_FILES: usize = 256;
-
 /// More pods than a node runs.
 const PODS: usize = 256;
 
@@ -49,28 +46,30 @@ pub(super) struct Slot {
     owner: Owner,
 }
 
-/// How many connections of the `wanted` the process may have open files for. Raises its soft limit first,
-/// which is 1024 under many a runtime, to the hard one.
-pub(super) fn within_open_files(wanted: usize) -> usize {
+/// How many connections of the `wanted` the process may have open files for, beside `others`. Raises its soft limit
+/// first, which is 1024 under many a runtime, to the hard one.
+pub(super) fn within_open_files(wanted: usize, others: usize) -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
     let limit = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { limit };
-    let room = room(limit.current);
+    let room = room(limit.current, others);
     if room < wanted {
         warn!(
             open_files = limit.current,
             connections = room,
             wanted,
+            others,
             "The limit of open files (RLIMIT_NOFILE) allows fewer connections than are wanted"
         );
     }
     room.min(wanted)
 }
 
-/// Connections that `open_files` are enough for, beside all else: one that is passed on needs two.
-fn room(open_files: Option<u64>) -> usize {
+/// Connections that `open_files` are enough for, beside `others`, which get half at most: one that is passed on needs
+/// two.
+fn room(open_files: Option<u64>, others: usize) -> usize {
     let files = open_files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
-    (files.saturating_sub(OTHER_FILES) / 2).max(1)
+    ((files - others.min(files / 2)) / 2).max(1)
 }
 
 // === impl Owner ===
@@ -142,12 +141,17 @@ mod tests {
 
     #[test]
     fn connections_leave_open_files_for_all_else() {
-        let cases = [(Some(1024), 384), (Some(1_048_576), 524_160), (Some(10), 1)];
-        for (files, connections) in cases {
-            assert_eq!(room(files), connections, "{files:?}");
+        let cases = [
+            (Some(1024), 256, 384),
+            (Some(1_048_576), 256, 524_160),
+            (Some(1024), 2000, 256),
+            (Some(1), 256, 1),
+        ];
+        for (files, others, connections) in cases {
+            assert_eq!(room(files, others), connections, "{files:?}, {others}");
         }
-        assert!(room(None) > 1_000_000);
-        assert_eq!(within_open_files(1), 1);
+        assert!(room(None, 256) > 1_000_000);
+        assert_eq!(within_open_files(1, 256), 1);
         let limit = getrlimit(Resource::Nofile);
         assert_eq!(limit.current, limit.maximum, "the soft limit is raised");
     }

@@ -64,6 +64,8 @@ pub trait PodService: Send + Sync + 'static {
 pub struct Config {
     /// Open connections in all.
     pub connections: usize,
+    /// Open files that are kept for all but connections.
+    pub other_files: usize,
     /// Open connections of one pod, or of one address where only that is known; far fewer once half of all are
     /// open.
     pub connections_per_pod: usize,
@@ -115,6 +117,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             connections: 8192,
+            other_files: 256,
             connections_per_pod: 512,
             connections_of_strangers: 256,
             header_deadline: Duration::from_secs(60),
@@ -138,7 +141,7 @@ pub async fn run<S: PodService>(
     metrics: Metrics,
     mut drain: Drain,
 ) {
-    let connections = limits::within_open_files(config.connections);
+    let connections = limits::within_open_files(config.connections, config.other_files);
     let limits = Limits::new(Config { connections, ..config });
     let log = Arc::new(LogLimit::new(LOG_PERIOD));
     let server = |drain: &Drain| Server {
