@@ -20,7 +20,7 @@ fn rows(prefix: &str) -> BTreeSet<String> {
 }
 
 /// Metrics that are no counters have their own names.
-const GAUGES: [&str; 7] = [
+const GAUGES: [&str; 8] = [
     "kiam_cluster_pods",
     "kiam_credentials_held",
     "kiam_credentials_waiting",
@@ -28,6 +28,7 @@ const GAUGES: [&str; 7] = [
     "kiam_guard_uplinks",
     "kiam_observed_pods",
     "kiam_proof_failing",
+    "kiam_sandboxes",
 ];
 
 /// Names of metrics in the agent's source, as Prometheus shows them.

@@ -445,7 +445,11 @@ fn sockets_are_given_to_the_hosts_root_alone() {
     }
     assert_eq!(ask_for_sockets(&lab, host(), 65534), "0 0", "another user");
     assert_eq!(ask_for_sockets(&lab, thief.command("python3").unwrap(), 0), "0 0", "a pod's root");
-    assert_eq!(ask_for_sockets(&lab, host(), 0), "1 4", "the host's root: two sockets, and two inside the pod");
+    assert_eq!(
+        ask_for_sockets(&lab, host(), 0),
+        "1 4",
+        "the host's root: two sockets, and two inside the pod"
+    );
     for reason in ["its user is 65534", "belongs to a pod"] {
         assert!(agent.said(reason), "{reason}: {}", agent.log());
     }
