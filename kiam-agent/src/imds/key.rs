@@ -79,7 +79,13 @@ pub(super) fn open(directory: &Path) -> Result<Key, KeyError> {
 
 fn prepare(directory: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    // The kubelet makes hostPath folders 0755.
+    // The kubelet makes hostPath folders 0755. But nothing like /run or /tmp may be closed to the whole node.
+    let is_open = std::fs::metadata(directory)?.mode() & 0o077 != 0;
+    if is_open && !directory.join(NAME).exists() && directory.read_dir()?.next().is_some() {
+        return Err(io::Error::other(
+            "others use it, and it is not empty: name a folder for the agent alone",
+        ));
+    }
     std::fs::set_permissions(directory, Permissions::from_mode(0o700))
 }
 
@@ -149,6 +155,16 @@ mod tests {
         std::fs::set_permissions(state.path(), Permissions::from_mode(0o755)).unwrap();
         open(state.path()).unwrap();
         assert_eq!(mode(state.path()), 0o700);
+    }
+
+    #[test]
+    fn folder_that_others_use_is_left_alone() {
+        let state = tempfile::tempdir().unwrap();
+        std::fs::write(state.path().join("somebody's"), "").unwrap();
+        std::fs::set_permissions(state.path(), Permissions::from_mode(0o755)).unwrap();
+        let error = open(state.path()).unwrap_err().to_string();
+        assert!(error.contains("others use it"), "{error}");
+        assert_eq!(mode(state.path()), 0o755);
     }
 
     #[test]
