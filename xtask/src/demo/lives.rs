@@ -49,7 +49,7 @@ impl Script {
             let got = show(&attempt);
             self.transcript.claim(
                 format!("{:<16}{got:<14}after {took}", label(pod)),
-                &[("connection refused", got == "ECONNREFUSED")],
+                &[("refused by the kernel", got == "EPERM")],
             );
         }
         let leaked = self.packets() - before;
