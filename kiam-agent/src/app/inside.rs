@@ -1,14 +1,14 @@
 //! Listeners inside pods' network namespaces: served, told to the kernel, and taken back when their pods go.
 
 use std::{
-    collections::HashMap,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
+use dashmap::DashMap;
 use kiam_common::client::InsidePorts;
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -50,7 +50,7 @@ pub(super) struct Insides {
 /// The sockets that listen inside pods, by network namespace cookie. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Held {
-    sockets: Arc<Mutex<HashMap<u64, Sockets>>>,
+    sockets: Arc<DashMap<u64, Sockets>>,
     /// Where the agent before this one listened, whether it handed its sockets over, crashed or hangs.
     expected: Vec<u64>,
 }
@@ -75,10 +75,11 @@ impl Held {
 
     /// Copies of the sockets in `others`, and of all that listen inside pods: what the agent after this one gets.
     pub(super) fn beside(&self, others: &[OwnedFd]) -> io::Result<Vec<OwnedFd>> {
-        let held = self.lock();
-        let inside = held.values().flat_map(|of_pod| &of_pod.sockets).map(|socket| socket.as_fd());
-        let all = others.iter().map(AsFd::as_fd).chain(inside);
-        all.map(|socket| socket.try_clone_to_owned()).collect()
+        let mut all: Vec<_> = others.iter().map(OwnedFd::try_clone).collect();
+        for of_pod in self.sockets.iter() {
+            all.extend(of_pod.sockets.iter().map(|socket| socket.as_fd().try_clone_to_owned()));
+        }
+        all.into_iter().collect()
     }
 
     /// Waits until it is served again where the agent before this one listened, and for a while at most: a pod may
@@ -95,23 +96,19 @@ impl Held {
     }
 
     fn insert(&self, netns: u64, sockets: Sockets) {
-        if let Some(before) = self.lock().insert(netns, sockets) {
+        if let Some(before) = self.sockets.insert(netns, sockets) {
             before.closed.cancel();
         }
     }
 
     fn remove(&self, netns: u64) {
-        if let Some(of_pod) = self.lock().remove(&netns) {
+        if let Some((_, of_pod)) = self.sockets.remove(&netns) {
             of_pod.closed.cancel();
         }
     }
 
     fn has(&self, netns: u64) -> bool {
-        self.lock().contains_key(&netns)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Sockets>> {
-        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sockets.contains_key(&netns)
     }
 }
 
