@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
 
 mod secrets;
+mod strangers;
 
 use std::{os::unix::net::UnixStream, path::Path, thread, time::Duration};
 
