@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
 
 mod crowd;
+mod paths;
 mod secrets;
 mod strangers;
 
