@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{cgroup::Cgroup, node::Node, pod::LabPod, world::Lab};
+use super::{cgroup::Cgroup, netns::Netns, node::Node, pod::LabPod, world::Lab};
 use crate::pod_client::{self, Attempt, Tally};
 
 impl LabPod {
@@ -79,8 +79,18 @@ impl LabPod {
     pub fn ask_in(&self, cgroup: &Cgroup, options: &pod_client::Options) -> Result<Attempt> {
         let mut command = self.netns().command(client_binary()?);
         cgroup.adopt(&mut command)?;
-        let attempts = finish(start(command, options)?)?;
-        attempts.into_iter().next().context("the client in the pod said nothing")
+        once(command, options)
+    }
+
+    /// Asks once from this pod's cgroup, in a network namespace that is not its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::ask`].
+    pub fn ask_inside(&self, netns: &Netns, options: &pod_client::Options) -> Result<Attempt> {
+        let mut command = netns.command(client_binary()?);
+        self.cgroup().adopt(&mut command)?;
+        once(command, options)
     }
 
     /// Runs a Python script inside the pod and returns what it printed.
@@ -104,8 +114,19 @@ impl Node {
     ///
     /// As [`LabPod::ask`].
     pub fn ask_once(&self, options: &pod_client::Options) -> Result<Attempt> {
-        let attempts = finish(start(self.command(client_binary()?)?, options)?)?;
-        attempts.into_iter().next().context("the client on the host said nothing")
+        once(self.command(client_binary()?)?, options)
+    }
+
+    /// Asks once from a process of the host that entered a pod's network namespace, as the runtime's
+    /// `kubectl port-forward` does.
+    ///
+    /// # Errors
+    ///
+    /// As [`LabPod::ask`].
+    pub fn ask_inside(&self, netns: &Netns, options: &pod_client::Options) -> Result<Attempt> {
+        let mut command = self.command(client_binary()?)?;
+        netns.clone().adopt(&mut command);
+        once(command, options)
     }
 
     /// Runs a Python script on the host and returns what it printed.
@@ -171,6 +192,11 @@ fn start(mut command: Command, options: &pod_client::Options) -> Result<Child> {
     command.stdin(if options.threads.is_some() { Stdio::piped() } else { Stdio::null() });
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().context("starting the client of the lab")
+}
+
+fn once(command: Command, options: &pod_client::Options) -> Result<Attempt> {
+    let attempts = finish(start(command, options)?)?;
+    attempts.into_iter().next().context("the client of the lab said nothing")
 }
 
 fn finish(child: Child) -> Result<Vec<Attempt>> {

@@ -225,6 +225,12 @@ impl LabPod {
         &self.netns
     }
 
+    /// The node's end of its link; `None` on the host's network.
+    #[must_use]
+    pub fn link(&self) -> Option<&str> {
+        self.link.as_deref()
+    }
+
     /// Its container's cgroup.
     #[must_use]
     pub fn cgroup(&self) -> &Cgroup {

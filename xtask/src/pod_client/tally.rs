@@ -5,6 +5,7 @@ use std::{
     io::{self, Write},
     sync::atomic::{AtomicBool, Ordering},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -80,6 +81,9 @@ fn repeat(options: &Options, ended: &AtomicBool) -> Tally {
     let mut tally = Tally::default();
     let mut done = 0;
     while done < options.repeat || !ended.load(Ordering::Relaxed) {
+        if done > 0 && options.pause_ms > 0 {
+            thread::sleep(Duration::from_millis(options.pause_ms));
+        }
         tally.add(&attempt(options));
         done += 1;
     }

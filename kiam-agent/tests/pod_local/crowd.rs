@@ -1,0 +1,142 @@
+//! Pods that come and go, and agents that follow one another, while others ask.
+
+use std::{
+    fs,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use xtask::{
+    lab::{self, Lab, PodSpec, role_arn},
+    pod_client::{Options, Tally},
+};
+
+use super::{
+    Agent, INSIDE, ON_THE_NODE, assert_served, eventually, metric, pod_inside, port_inside, start,
+    verdicts,
+};
+
+const ROLES: [&str; 3] = ["orders", "reports", "invoices"];
+/// Logged by an agent when another serves.
+const RELIEVED: &str = "A newer agent serves";
+const LIMIT: Duration = Duration::from_secs(60);
+/// Pods that come and go, twice, and how long that may take each time: then there are fewer.
+const PODS: usize = 125;
+const MAKING: Duration = Duration::from_secs(30);
+const MAKERS: usize = 2;
+/// What a runtime takes at least, once the sandbox is there, until the first process of a container runs.
+const CONTAINER: Duration = Duration::from_millis(25);
+
+/// Asserts that nothing failed and that every credential is of the role; how many there were.
+fn assert_all(lab: &Lab, tally: &Tally, role: &str) -> u64 {
+    assert!(tally.failures.is_empty(), "{role}: {:?}", tally.failures);
+    for key in tally.keys.keys() {
+        let owner = lab.sts.owner(key).map(|issued| issued.role);
+        assert_eq!(owner, Some(role_arn(role)), "{role} got {key}");
+    }
+    tally.attempts()
+}
+
+fn descriptors(agent: &Agent) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", agent.pid())).unwrap().count()
+}
+
+/// Makes pods that ask once, `gap` after the sandbox is there, and go; how many.
+fn come_and_go(lab: &Lab, name: &str, gap: Duration) -> u64 {
+    let (begun, next) = (Instant::now(), AtomicUsize::new(0));
+    let make = || {
+        let mut made = 0;
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= PODS || begun.elapsed() > MAKING {
+                return made;
+            }
+            let role = ROLES[number % ROLES.len()];
+            let pod = lab.pod(PodSpec::new(name, &format!("pod-{number}")).role(role)).unwrap();
+            thread::sleep(gap);
+            assert_served(lab, &pod.credentials().unwrap(), role);
+            lab.delete(pod);
+            made += 1;
+        }
+    };
+    thread::scope(|scope| {
+        let makers: Vec<_> = (0..MAKERS).map(|_| scope.spawn(make)).collect();
+        makers.into_iter().map(|maker| maker.join().unwrap()).sum()
+    })
+}
+
+#[test]
+fn pods_come_and_go_under_load() {
+    if lab::skip("pods_come_and_go_under_load") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let agent = start(&lab, &[]);
+    let stable = ROLES.map(|role| (role, pod_inside(&lab, role)));
+    for (role, pod) in &stable {
+        assert_served(&lab, &pod.credentials().unwrap(), role);
+    }
+    let held = descriptors(&agent);
+    let asked = Options { pause_ms: 20, ..Options::default() };
+    let asking: Vec<_> = stable.iter().map(|(_, pod)| pod.ask_from(2, &asked).unwrap()).collect();
+    let begun = Instant::now();
+    let mut shares = Vec::new();
+    for (name, gap) in [("at-once", Duration::ZERO), ("as-a-runtime", CONTAINER)] {
+        let before = verdicts(&agent, ON_THE_NODE);
+        let count = come_and_go(&lab, name, gap);
+        let node = verdicts(&agent, ON_THE_NODE) - before;
+        println!("{node} of {count} first connects went by the node, {gap:?} after the sandbox");
+        shares.push((node, count));
+    }
+    let took = begun.elapsed().as_secs_f64();
+    let mut attempts = 0;
+    for (asking, role) in asking.into_iter().zip(ROLES) {
+        attempts += assert_all(&lab, &asking.finish().unwrap(), role);
+    }
+    let count: u64 = shares.iter().map(|(_, count)| count).sum();
+    println!("{count} pods came and went in {took:.1} s while {attempts} others were answered");
+    assert!(count >= 50 && attempts >= 100, "{count} pods and {attempts} attempts are no load");
+    let (node, count) = shares[1];
+    assert!(node * 10 <= count, "{node} of {count} first connects went by the node");
+    eventually(|| descriptors(&agent) <= held + 4, || (held, descriptors(&agent)));
+    let all = "kiam_sandboxes{state=\"ready\"}";
+    eventually(|| metric(&agent, all) == 3, || metric(&agent, all));
+    println!("{held} descriptors before, {} after", descriptors(&agent));
+}
+
+#[test]
+fn takeovers_leave_the_listeners_where_they_are() {
+    const TAKEOVERS: u32 = 5;
+    if lab::skip("takeovers_leave_the_listeners_where_they_are") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = start(&lab, &[]);
+    // Those of an agent's own proof, as it starts.
+    let proven = verdicts(&agent, ON_THE_NODE);
+    let pods = ROLES.map(|role| pod_inside(&lab, role));
+    for (pod, role) in pods.iter().zip(ROLES) {
+        assert_served(&lab, &pod.credentials().unwrap(), role);
+    }
+    let ports = || pods.each_ref().map(|pod| port_inside(&lab, pod));
+    let before = ports();
+    let inside = verdicts(&agent, INSIDE);
+    let asked = Options { pause_ms: 2, ..Options::default() };
+    let asking: Vec<_> = pods.iter().map(|pod| pod.ask_from(2, &asked).unwrap()).collect();
+    for round in 0..TAKEOVERS {
+        let next = start(&lab, &[]);
+        agent.wait_said(RELIEVED, LIMIT).unwrap();
+        assert!(agent.terminate().unwrap().success(), "round {round}");
+        agent = next;
+        assert_eq!(ports(), before, "round {round}");
+    }
+    let tallies = asking.into_iter().map(|asking| asking.finish().unwrap());
+    let attempts: u64 =
+        tallies.zip(ROLES).map(|(tally, role)| assert_all(&lab, &tally, role)).sum();
+    println!("{attempts} attempts across {TAKEOVERS} takeovers");
+    assert!(attempts > 300, "{attempts} attempts are no load");
+    assert_eq!(verdicts(&agent, ON_THE_NODE), proven * u64::from(TAKEOVERS + 1), "by the node");
+    assert!(verdicts(&agent, INSIDE) >= inside + attempts);
+}

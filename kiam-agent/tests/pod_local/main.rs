@@ -1,0 +1,103 @@
+//! The pod-local path on a lab node, with the whole agent: who can read it, who can block it, who else comes to the
+//! listeners inside pods, and what becomes of them when agents and pods come and go.
+
+#![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
+
+mod crowd;
+mod paths;
+mod secrets;
+mod strangers;
+
+use std::{os::unix::net::UnixStream, path::Path, thread, time::Duration};
+
+use kiam_agent::admin;
+use serde_json::Value;
+use tokio::time::Instant;
+use xtask::{
+    lab::{Agent, Lab, LabPod, PodSpec, role_arn},
+    pod_client::{Attempt, wire::exchange},
+};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
+const LIMIT: Duration = Duration::from_secs(30);
+/// Logged when it serves; in lower case it would be what is said of a single pod.
+const SERVES: &str = "Listening pods=";
+
+/// Verdicts, as the metrics name them.
+const INSIDE: &str = "redirected_inside";
+const ON_THE_NODE: &str = "redirected";
+
+/// An agent that serves, alone or as the successor of the one that did.
+fn start(lab: &Lab, further: &[&str]) -> Agent {
+    let mut agent = Agent::start(lab, Path::new(AGENT), further).unwrap();
+    agent.wait_said(SERVES, LIMIT).unwrap();
+    agent.wait_ready(LIMIT).unwrap();
+    agent
+}
+
+fn pod(lab: &Lab, role: &str) -> LabPod {
+    lab.pod(PodSpec::new("shop", role).role(role)).unwrap()
+}
+
+/// A pod that has its listeners.
+fn pod_inside(lab: &Lab, role: &str) -> LabPod {
+    let pod = pod(lab, role);
+    port_inside(lab, &pod);
+    pod
+}
+
+fn is_served(lab: &Lab, attempt: &Attempt, role: &str) -> bool {
+    attempt.status == Some(200) && lab.role_of(attempt) == Some(role_arn(role))
+}
+
+fn assert_served(lab: &Lab, attempt: &Attempt, role: &str) {
+    assert!(is_served(lab, attempt, role), "not {role}'s: {attempt:?}");
+}
+
+/// What the agent that serves says at `/pods`, which only the node's root can ask.
+fn pods(lab: &Lab) -> Vec<Value> {
+    let mut stream = UnixStream::connect(lab.state().join(admin::SOCKET)).unwrap();
+    let request = "GET /pods HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    serde_json::from_str(&exchange(&mut stream, request).unwrap().body).unwrap()
+}
+
+/// How it says that the pod's connections go; empty while it does not know the pod.
+fn path_of(lab: &Lab, pod: &LabPod) -> String {
+    let pods = pods(lab);
+    let found = pods.iter().find(|shown| shown["uid"] == pod.uid());
+    found.map(|shown| shown["path"].as_str().unwrap().to_owned()).unwrap_or_default()
+}
+
+/// Waits until the pod has its listeners; their port.
+fn port_inside(lab: &Lab, pod: &LabPod) -> u16 {
+    let path = || path_of(lab, pod);
+    eventually(|| port(&path()).is_some(), path);
+    port(&path()).unwrap()
+}
+
+/// The port that `/pods` tells.
+fn port(path: &str) -> Option<u16> {
+    let text =
+        path.strip_prefix("pod-local: listening on port ")?.strip_suffix(" inside the pod")?;
+    text.parse().ok()
+}
+
+/// A counter of the agent's, such as `kiam_serve_connections_total{identity="NoEntry"}`; 0 before it is counted.
+fn metric(agent: &Agent, name: &str) -> u64 {
+    let metrics = agent.admin("/metrics").unwrap().body;
+    let mut found = metrics.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    found.next().map_or(0, |value| value.parse().unwrap())
+}
+
+fn verdicts(agent: &Agent, verdict: &str) -> u64 {
+    metric(agent, &format!("kiam_intercept_verdicts_total{{verdict=\"{verdict}\"}}"))
+}
+
+/// Waits until `true_at_last` is; `shown` tells what it was instead.
+fn eventually<T: std::fmt::Debug>(true_at_last: impl Fn() -> bool, shown: impl Fn() -> T) {
+    let started = Instant::now();
+    while !true_at_last() {
+        assert!(started.elapsed() < Duration::from_secs(20), "after 20 s it is {:?}", shown());
+        thread::sleep(Duration::from_millis(20));
+    }
+}

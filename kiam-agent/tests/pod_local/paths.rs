@@ -1,0 +1,82 @@
+//! What `--path` says of pods that no listener can be opened in.
+
+use xtask::{
+    lab::{self, Lab, LabPod, PodSpec},
+    pod_client::{Options, Via},
+};
+
+use super::{
+    INSIDE, ON_THE_NODE, assert_served, eventually, is_served, path_of, port_inside, start,
+    verdicts,
+};
+
+const NO_LISTENER: &str = "denied_path";
+const LO_IS_DOWN: &str = "node: lo is down in the pod's network namespace";
+const WAYS: [Via; 3] = [Via::V4, Via::V4Mapped, Via::V6];
+
+/// A pod that runs, and whose loopback is down.
+fn pod_without_loopback(lab: &Lab, role: &str) -> LabPod {
+    let spec = lab.schedule(PodSpec::new("shop", role).role(role)).unwrap();
+    let mut pod = lab.node.pod(spec).unwrap();
+    pod.netns().ip("link set lo down\n").unwrap();
+    pod.pause().unwrap();
+    lab.publish(&pod);
+    pod
+}
+
+#[test]
+fn pod_local_refuses_a_pod_until_it_has_a_listener() {
+    if lab::skip("pod_local_refuses_a_pod_until_it_has_a_listener") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let agent = start(&lab, &["--path=pod-local"]);
+    let pod = pod_without_loopback(&lab, "orders");
+    eventually(|| path_of(&lab, &pod).contains("lo is down"), || path_of(&lab, &pod));
+    let (denied, node) = (verdicts(&agent, NO_LISTENER), verdicts(&agent, ON_THE_NODE));
+    for via in WAYS {
+        let attempt = pod.ask_once(&Options { via, ..Options::default() }).unwrap();
+        assert_eq!(attempt.error.as_deref(), Some("EPERM"), "{via:?}: {attempt:?}");
+    }
+    assert_eq!(verdicts(&agent, NO_LISTENER) - denied, 3);
+    pod.netns().ip("link set lo up\n").unwrap();
+    // Each of its processes that comes makes the agent look again.
+    let served = || is_served(&lab, &pod.credentials().unwrap(), "orders");
+    eventually(served, || path_of(&lab, &pod));
+    port_inside(&lab, &pod);
+    for via in WAYS {
+        let attempt = pod.ask_once(&Options { via, ..Options::default() }).unwrap();
+        assert_served(&lab, &attempt, "orders");
+    }
+    assert_eq!(verdicts(&agent, ON_THE_NODE), node, "none by the node");
+}
+
+#[test]
+fn auto_serves_a_pod_by_the_node_until_it_has_a_listener() {
+    if lab::skip("auto_serves_a_pod_by_the_node_until_it_has_a_listener") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let agent = start(&lab, &[]);
+    let pod = pod_without_loopback(&lab, "orders");
+    eventually(|| path_of(&lab, &pod) == LO_IS_DOWN, || path_of(&lab, &pod));
+    let node = verdicts(&agent, ON_THE_NODE);
+    for via in [Via::V4, Via::V4Mapped] {
+        let attempt = pod.ask_once(&Options { via, ..Options::default() }).unwrap();
+        assert_served(&lab, &attempt, "orders");
+    }
+    assert!(verdicts(&agent, ON_THE_NODE) >= node + 2, "by the node");
+    pod.netns().ip("link set lo up\n").unwrap();
+    let inside = || {
+        assert_served(&lab, &pod.credentials().unwrap(), "orders");
+        path_of(&lab, &pod).starts_with("pod-local")
+    };
+    eventually(inside, || path_of(&lab, &pod));
+    let (inside, node) = (verdicts(&agent, INSIDE), verdicts(&agent, ON_THE_NODE));
+    for via in WAYS {
+        let attempt = pod.ask_once(&Options { via, ..Options::default() }).unwrap();
+        assert_served(&lab, &attempt, "orders");
+    }
+    assert!(verdicts(&agent, INSIDE) >= inside + 3);
+    assert_eq!(verdicts(&agent, ON_THE_NODE), node, "none by the node any more");
+}
