@@ -93,6 +93,28 @@ fn verdicts(agent: &Agent, verdict: &str) -> u64 {
     metric(agent, &format!("kiam_intercept_verdicts_total{{verdict=\"{verdict}\"}}"))
 }
 
+/// As many pods as a node has, made by a few threads.
+fn many_pods(lab: &Lab, count: usize) -> Vec<LabPod> {
+    thread::scope(|scope| {
+        let parts: Vec<_> = (0..4)
+            .map(|part| {
+                let make = move |number: usize| {
+                    let spec = PodSpec::new("crowd", &format!("pod-{number}")).role("crowd");
+                    lab.pod(spec).unwrap()
+                };
+                scope.spawn(move || (part..count).step_by(4).map(make).collect::<Vec<_>>())
+            })
+            .collect();
+        parts.into_iter().flat_map(|part| part.join().unwrap()).collect()
+    })
+}
+
+/// How many pods `/pods` says are inside.
+fn inside(lab: &Lab) -> usize {
+    let is_inside = |shown: &&Value| port(shown["path"].as_str().unwrap()).is_some();
+    pods(lab).iter().filter(is_inside).count()
+}
+
 /// Waits until `true_at_last` is; `shown` tells what it was instead.
 fn eventually<T: std::fmt::Debug>(true_at_last: impl Fn() -> bool, shown: impl Fn() -> T) {
     let started = Instant::now();

@@ -3,7 +3,6 @@
 use std::{
     io::{BufRead as _, BufReader},
     process::{Child, Stdio},
-    thread,
     time::Duration,
 };
 
@@ -14,8 +13,8 @@ use xtask::{
 };
 
 use super::{
-    Agent, assert_served, eventually, metric, path_of, pod_inside, pods, port, port_inside, start,
-    verdicts,
+    Agent, assert_served, eventually, inside, many_pods, metric, path_of, pod_inside, port_inside,
+    start, verdicts,
 };
 
 /// Listens at a port of 127.0.0.1 and `::1`, says so, and prints whatever comes until its input ends.
@@ -130,28 +129,6 @@ impl Squatter {
         self.child.wait().unwrap();
         caught
     }
-}
-
-/// As many pods as a node has, made by a few threads.
-fn many_pods(lab: &Lab, count: usize) -> Vec<LabPod> {
-    thread::scope(|scope| {
-        let parts: Vec<_> = (0..4)
-            .map(|part| {
-                let make = move |number: usize| {
-                    let spec = lab::PodSpec::new("crowd", &format!("pod-{number}")).role("crowd");
-                    lab.pod(spec).unwrap()
-                };
-                scope.spawn(move || (part..count).step_by(4).map(make).collect::<Vec<_>>())
-            })
-            .collect();
-        parts.into_iter().flat_map(|part| part.join().unwrap()).collect()
-    })
-}
-
-/// How many pods `/pods` says are inside.
-fn inside(lab: &Lab) -> usize {
-    let is_inside = |shown: &&serde_json::Value| port(shown["path"].as_str().unwrap()).is_some();
-    pods(lab).iter().filter(is_inside).count()
 }
 
 #[test]
