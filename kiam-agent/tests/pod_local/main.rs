@@ -27,11 +27,19 @@ const SERVES: &str = "Listening pods=";
 const INSIDE: &str = "redirected_inside";
 const ON_THE_NODE: &str = "redirected";
 
-/// An agent that serves, alone or as the successor of the one that did.
-fn start(lab: &Lab, further: &[&str]) -> Agent {
-    let mut agent = Agent::start(lab, Path::new(AGENT), further).unwrap();
+fn begin(lab: &Lab, further: &[&str]) -> Agent {
+    Agent::start(lab, Path::new(AGENT), further).unwrap()
+}
+
+fn serves(agent: &mut Agent) {
     agent.wait_said(SERVES, LIMIT).unwrap();
     agent.wait_ready(LIMIT).unwrap();
+}
+
+/// An agent that serves, alone or as the successor of the one that did.
+fn start(lab: &Lab, further: &[&str]) -> Agent {
+    let mut agent = begin(lab, further);
+    serves(&mut agent);
     agent
 }
 
