@@ -14,8 +14,8 @@ use xtask::{
 };
 
 use super::{
-    Agent, INSIDE, ON_THE_NODE, assert_served, eventually, metric, pod_inside, port_inside, start,
-    verdicts,
+    Agent, INSIDE, ON_THE_NODE, assert_served, eventually, inside, many_pods, metric, pod_inside,
+    port_inside, start, verdicts,
 };
 
 const ROLES: [&str; 3] = ["orders", "reports", "invoices"];
@@ -104,6 +104,46 @@ fn pods_come_and_go_under_load() {
     let all = "kiam_sandboxes{state=\"ready\"}";
     eventually(|| metric(&agent, all) == 3, || metric(&agent, all));
     println!("{held} descriptors before, {} after", descriptors(&agent));
+}
+
+/// Resident memory in KiB.
+fn memory(agent: &Agent) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
+}
+
+#[test]
+#[ignore = "takes a minute; for what 1,000 pods cost"]
+fn a_thousand_pods_on_a_node() {
+    const COUNT: usize = 1000;
+    if lab::skip("a_thousand_pods_on_a_node") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = start(&lab, &["--path=node"]);
+    let pods = many_pods(&lab, COUNT);
+    assert_served(&lab, &pods[0].credentials().unwrap(), "crowd");
+    eventually(|| super::pods(&lab).len() == COUNT, || super::pods(&lab).len());
+    let without = (descriptors(&agent), memory(&agent));
+    agent.kill().unwrap();
+    for before in ["by the node", "inside and killed"] {
+        let begun = Instant::now();
+        agent = start(&lab, &[]);
+        let serves = begun.elapsed();
+        while inside(&lab) < COUNT {
+            assert!(begun.elapsed() < LIMIT, "{} of {COUNT}", inside(&lab));
+        }
+        let took = begun.elapsed();
+        let (descriptors, memory) = (descriptors(&agent), memory(&agent));
+        println!(
+            "{COUNT} pods, before {before}: the agent serves {serves:?} after its start, all are inside after \
+             {took:?}; {descriptors} descriptors and {memory} KiB, and with --path=node {} and {} KiB",
+            without.0, without.1
+        );
+        assert_served(&lab, &pods[0].credentials().unwrap(), "crowd");
+        agent.kill().unwrap();
+    }
 }
 
 #[test]

@@ -27,11 +27,19 @@ const SERVES: &str = "Listening pods=";
 const INSIDE: &str = "redirected_inside";
 const ON_THE_NODE: &str = "redirected";
 
-/// An agent that serves, alone or as the successor of the one that did.
-fn start(lab: &Lab, further: &[&str]) -> Agent {
-    let mut agent = Agent::start(lab, Path::new(AGENT), further).unwrap();
+fn begin(lab: &Lab, further: &[&str]) -> Agent {
+    Agent::start(lab, Path::new(AGENT), further).unwrap()
+}
+
+fn serves(agent: &mut Agent) {
     agent.wait_said(SERVES, LIMIT).unwrap();
     agent.wait_ready(LIMIT).unwrap();
+}
+
+/// An agent that serves, alone or as the successor of the one that did.
+fn start(lab: &Lab, further: &[&str]) -> Agent {
+    let mut agent = begin(lab, further);
+    serves(&mut agent);
     agent
 }
 
@@ -91,6 +99,28 @@ fn metric(agent: &Agent, name: &str) -> u64 {
 
 fn verdicts(agent: &Agent, verdict: &str) -> u64 {
     metric(agent, &format!("kiam_intercept_verdicts_total{{verdict=\"{verdict}\"}}"))
+}
+
+/// As many pods as a node has, made by a few threads.
+fn many_pods(lab: &Lab, count: usize) -> Vec<LabPod> {
+    thread::scope(|scope| {
+        let parts: Vec<_> = (0..4)
+            .map(|part| {
+                let make = move |number: usize| {
+                    let spec = PodSpec::new("crowd", &format!("pod-{number}")).role("crowd");
+                    lab.pod(spec).unwrap()
+                };
+                scope.spawn(move || (part..count).step_by(4).map(make).collect::<Vec<_>>())
+            })
+            .collect();
+        parts.into_iter().flat_map(|part| part.join().unwrap()).collect()
+    })
+}
+
+/// How many pods `/pods` says are inside.
+fn inside(lab: &Lab) -> usize {
+    let is_inside = |shown: &&Value| port(shown["path"].as_str().unwrap()).is_some();
+    pods(lab).iter().filter(is_inside).count()
 }
 
 /// Waits until `true_at_last` is; `shown` tells what it was instead.
