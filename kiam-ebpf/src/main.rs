@@ -32,7 +32,9 @@ use crate::{
     callers::{caller, is_agent, is_proof},
     guard::Sender,
     maps::{AGENT_PORTS, CLIENTS, INSIDE, OBSERVES, PATH, TARGET, count},
-    sock_addr::{ipv4, ipv6, is_on_host_network, is_stream, netns, port, rewrite},
+    sock_addr::{
+        ipv4, ipv6, is_bound_to_interface, is_on_host_network, is_stream, netns, port, rewrite,
+    },
 };
 
 /// What the kernel is told: go on.
@@ -56,7 +58,7 @@ impl Way {
     /// Only what is for the IMDS has a choice: the agent's own address is the node's.
     #[inline(always)]
     fn of(ctx: &SockAddrContext, node: Target, for_imds: bool) -> Self {
-        if for_imds && PATH.load() != PATH_NODE {
+        if for_imds && PATH.load() != PATH_NODE && !is_bound_to_interface(ctx) {
             // SAFETY: the entry is not freed while the program runs (RCU).
             if let Some(ports) = unsafe { INSIDE.get(netns(ctx)) } {
                 return Self { target: Target::inside(*ports), inside: true };

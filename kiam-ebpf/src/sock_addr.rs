@@ -66,6 +66,13 @@ pub(crate) fn netns(ctx: &SockAddrContext) -> u64 {
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
+/// Whether the socket is bound to an interface (`SO_BINDTODEVICE`): it can't reach the loopback of its namespace.
+#[inline(always)]
+pub(crate) fn is_bound_to_interface(ctx: &SockAddrContext) -> bool {
+    // SAFETY: fields of the context and of the socket that it always has (kernel 5.3).
+    unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).bound_dev_if != 0 }
+}
+
 /// Sends the connect there instead.
 #[inline(always)]
 pub(crate) fn rewrite(ctx: &SockAddrContext, destination: Destination) {

@@ -84,6 +84,8 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let (socket, own) = admin::bind_unix(&config.state_dir).map_err(failed)?;
     let operators = Operators::answer(socket, operations.clone());
     warm_up(&common.readiness, &knowledge.credentials, &config).await;
+    // The sockets inside pods come all at once.
+    serve::raise_open_files();
     // An agent that runs goes on until this one serves.
     let mut listeners = Listeners::acquire(&config).await?;
     let spare = listeners.duplicates().map_err(Error::Handover)?;
@@ -242,7 +244,13 @@ impl Common {
             held: held.clone(),
         };
         let seen = (&mut self.registry, knowledge);
-        insides.start(parts, seen, inherited, (self.drain.clone(), &mut self.tasks))?;
+        insides.start(
+            config.path,
+            parts,
+            seen,
+            inherited,
+            (self.drain.clone(), &mut self.tasks),
+        )?;
         Ok(held)
     }
 

@@ -15,7 +15,7 @@ use tokio::{
     net::TcpListener,
     sync::mpsc,
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
@@ -23,7 +23,7 @@ use tracing::{debug, error};
 use super::{Error, build::Knowledge};
 use crate::{
     identity::{CgroupPaths, InsideResolver},
-    intercept::{Flows, Inside, Parts},
+    intercept::{self, Flows, Inside, Parts},
     lifecycle::Drain,
     pods::Pod,
     sandboxes::{self, Event, Listener, SandboxReader, Sandboxes, State},
@@ -34,6 +34,9 @@ use crate::{
 const SWEEP: Duration = Duration::from_secs(30);
 /// How long after the start it is certain which pods there are listeners in.
 const SETTLED: Duration = Duration::from_secs(30);
+/// How often the kernel's list is compared with what is held: for a while at each takeover two agents write it, and
+/// the last to write need not be the one that stays.
+const COMPARE: Duration = Duration::from_millis(100);
 /// How long an agent that takes over may take to serve the sockets that it was given.
 const ADOPTION: Duration = Duration::from_secs(1);
 
@@ -57,11 +60,12 @@ pub(super) struct Held {
 
 /// Which way pods' connections go, once that is known. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Paths(Arc<OnceLock<SandboxReader>>);
+pub(super) struct Paths(Arc<OnceLock<(intercept::Path, SandboxReader)>>);
 
 #[derive(Debug)]
 struct Sockets {
     sockets: Vec<Arc<TcpListener>>,
+    ports: InsidePorts,
     closed: CancellationToken,
 }
 
@@ -117,11 +121,19 @@ impl Held {
 impl Paths {
     /// How `pod`'s connections reach the agent, and why.
     pub(super) fn of(&self, pod: &Pod) -> String {
-        match self.0.get().map(|sandboxes| sandboxes.of(pod)) {
-            None => "node".to_owned(),
-            Some(None) => "node: no cgroup of the pod was seen".to_owned(),
-            Some(Some(state @ State::Ready { .. })) => format!("pod-local: {state}"),
-            Some(Some(state)) => format!("node: {state}"),
+        let Some((path, sandboxes)) = self.0.get() else { return "node".to_owned() };
+        let other = match (path, pod.host_network) {
+            (intercept::Path::PodLocal, false) => "denied",
+            _ => "node",
+        };
+        match sandboxes.of(pod) {
+            None => format!("{other}: no cgroup of the pod was seen"),
+            Some(state @ State::Ready { .. }) => format!("pod-local: {state}"),
+            // The kernel knows the namespace alone: their connects go to that pod's listener.
+            Some(state @ State::Without(sandboxes::Reason::AnotherPods(_))) => {
+                format!("refused: {state}")
+            }
+            Some(state) => format!("{other}: {state}"),
         }
     }
 }
@@ -132,6 +144,7 @@ impl Insides {
     /// Follows the pods' sandboxes until the drain begins.
     pub(super) fn start(
         self,
+        path: intercept::Path,
         parts: &Parts,
         (registry, knowledge): (&mut Registry, &Knowledge),
         inherited: Vec<std::net::TcpListener>,
@@ -139,10 +152,22 @@ impl Insides {
     ) -> Result<(), Error> {
         let asked = sandboxes::Config { cgroup: parts.cgroup.clone(), sweep: SWEEP };
         let metrics = sandboxes::Metrics::register(registry);
-        let (sandboxes, reader) = Sandboxes::new(asked, knowledge.pods.clone(), inherited, metrics)
-            .map_err(Error::Sandboxes)?;
+        let (sandboxes, reader) = match Sandboxes::new(
+            asked,
+            knowledge.pods.clone(),
+            inherited,
+            metrics,
+        ) {
+            Ok(started) => started,
+            Err(failure) if path == intercept::Path::Auto => {
+                error!(error = %failure, "Pods' sandboxes can't be followed; all go by the node's path");
+                self.inside.namespaces().into_iter().for_each(|netns| self.close(netns));
+                return Ok(());
+            }
+            Err(failure) => return Err(Error::Sandboxes(failure)),
+        };
         // Set once, here.
-        let _ = knowledge.paths.0.set(reader);
+        let _ = knowledge.paths.0.set((path, reader));
         let (sender, events) = mpsc::channel(64);
         tasks.spawn(self.follow(events, drain.clone()));
         tasks.spawn(sandboxes.run(sender, drain));
@@ -154,9 +179,13 @@ impl Insides {
     async fn follow(self, mut events: mpsc::Receiver<Event>, mut drain: Drain) {
         let mut settled = pin!(sleep(SETTLED));
         let mut tidied = false;
+        let mut compare = interval(COMPARE);
+        compare.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased;
                 () = drain.started() => return,
+                _ = compare.tick() => self.compare(),
                 () = settled.as_mut(), if !tidied => {
                     self.tidy();
                     tidied = true;
@@ -187,6 +216,9 @@ impl Insides {
                 }
             }
         }
+        if ports.v4 == 0 {
+            return self.close(netns);
+        }
         let closed = CancellationToken::new();
         for socket in &listening {
             let resolver =
@@ -199,13 +231,29 @@ impl Insides {
             // Refused only when the drain has begun.
             let _ = self.serve.send(listener).await;
         }
-        match self.inside.publish(netns, ports, &listening) {
-            Ok(()) => debug!(pod.uid = %pod, ?ports, "Listening inside a pod"),
-            Err(failure) => {
-                error!(error = %failure, pod.uid = %pod, "Pod's connects don't go to the listener inside it");
+        let sockets = Sockets { sockets: listening, ports, closed };
+        if self.publish(netns, &sockets) {
+            debug!(pod.uid = %pod, ?ports, "Listening inside a pod");
+        }
+        self.held.insert(netns, sockets);
+    }
+
+    fn publish(&self, netns: u64, held: &Sockets) -> bool {
+        let published = self.inside.publish(netns, held.ports, &held.sockets);
+        if let Err(failure) = &published {
+            error!(error = %failure, netns, "Connects don't go to the listener inside a pod");
+        }
+        published.is_ok()
+    }
+
+    /// Puts into the kernel's list what another agent has put there otherwise, or taken away.
+    fn compare(&self) {
+        for held in self.held.sockets.iter() {
+            let netns = *held.key();
+            if self.inside.ports(netns) != Some(held.ports) && self.publish(netns, &held) {
+                debug!(netns, "The listener inside a pod is in the kernel's list again");
             }
         }
-        self.held.insert(netns, Sockets { sockets: listening, closed });
     }
 
     /// Takes out of the kernel's list what an agent that crashed left there and this one does not listen in: until

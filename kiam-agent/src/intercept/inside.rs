@@ -70,6 +70,13 @@ impl Inside {
         }
     }
 
+    /// Where connects from the network namespace of cookie `netns` are sent; `None` if they are not, or nobody knows.
+    #[must_use]
+    pub fn ports(&self, netns: u64) -> Option<InsidePorts> {
+        let maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        maps.ports.get(&netns, 0).ok()
+    }
+
     /// The namespaces that connects are sent inside of; an earlier agent's as well.
     #[must_use]
     pub fn namespaces(&self) -> Vec<u64> {

@@ -3,10 +3,12 @@
 use std::{
     fs::{self, File},
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener},
+    net::{
+        IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, UdpSocket,
+    },
+    os::fd::AsRawFd as _,
 };
 
-use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt},
@@ -32,12 +34,6 @@ pub(super) struct Open {
     pub(super) sockets: Vec<TcpListener>,
 }
 
-/// What was found on the namespace's interfaces.
-struct Interfaces {
-    loopback_is_up: bool,
-    addresses: Vec<IpAddr>,
-}
-
 /// Opens listeners in `namespace`, or takes those that were inherited. One of `addresses` must be there; none is
 /// needed while none is known.
 pub(super) fn open(
@@ -51,16 +47,20 @@ pub(super) fn open(
 
 /// Whether one of `addresses` is on an interface in `namespace`.
 pub(super) fn has_one(namespace: &File, addresses: &[IpAddr]) -> Result<bool, Reason> {
-    let interfaces = inside(namespace, || Ok(Interfaces::here()));
-    Ok(interfaces.map_err(failed("setns"))??.have_one(addresses))
+    inside(namespace, || Ok(have_one(addresses))).map_err(failed("setns"))
+}
+
+/// Whether one of `addresses` is local in this thread's namespace: it can be bound. A list of all that is there would
+/// be as long as the pod likes.
+fn have_one(addresses: &[IpAddr]) -> bool {
+    addresses.iter().any(|address| UdpSocket::bind((*address, 0)).is_ok())
 }
 
 fn open_here(addresses: &[IpAddr], claims: &Claims) -> Result<Open, Reason> {
-    let interfaces = Interfaces::here()?;
-    if !addresses.is_empty() && !interfaces.have_one(addresses) {
+    if !addresses.is_empty() && !have_one(addresses) {
         return Err(Reason::NoAddress);
     }
-    if !interfaces.loopback_is_up {
+    if !loopback_is_up().map_err(failed("SIOCGIFFLAGS"))? {
         return Err(Reason::LoopbackDown);
     }
     let cookie = cookie_here()?;
@@ -79,6 +79,23 @@ fn open_here(addresses: &[IpAddr], claims: &Claims) -> Result<Open, Reason> {
         }
     }
     Err(Reason::NoPort)
+}
+
+/// Whether `lo` is up in this thread's namespace. It can be bound and be down.
+fn loopback_is_up() -> io::Result<bool> {
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let mut name = [0; libc::IFNAMSIZ];
+    name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
+    let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_flags: 0 };
+    let mut request = libc::ifreq { ifr_name: name, ifr_ifru };
+    // SAFETY: the kernel reads the name, which ends with 0, and writes the flags.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the flags were set here, and by the kernel.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    Ok(i32::from(flags) & libc::IFF_UP != 0)
 }
 
 fn failed(call: &'static str) -> impl Fn(io::Error) -> Reason {
@@ -147,29 +164,6 @@ fn ports(range: (u16, u16), start: u16) -> impl Iterator<Item = u16> {
     });
     let below = (UNPRIVILEGED..range.0.max(UNPRIVILEGED)).rev();
     above.take(TRIES).chain(below.take(TRIES))
-}
-
-// === impl Interfaces ===
-
-impl Interfaces {
-    /// Those of this thread's namespace.
-    fn here() -> Result<Self, Reason> {
-        let found = getifaddrs().map_err(|error| failed("getifaddrs")(error.into()))?;
-        let mut interfaces = Self { loopback_is_up: false, addresses: Vec::new() };
-        let up = InterfaceFlags::IFF_LOOPBACK | InterfaceFlags::IFF_UP;
-        for interface in found {
-            interfaces.loopback_is_up |= interface.flags.contains(up);
-            let Some(address) = interface.address else { continue };
-            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-            let v6 = || address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()));
-            interfaces.addresses.extend(v4.or_else(v6));
-        }
-        Ok(interfaces)
-    }
-
-    fn have_one(&self, addresses: &[IpAddr]) -> bool {
-        addresses.iter().any(|address| self.addresses.contains(&address.to_canonical()))
-    }
 }
 
 #[cfg(test)]

@@ -77,7 +77,8 @@ impl Processes {
                 return;
             }
             if depth < DEPTH {
-                cgroups.extend(below(&cgroup).into_iter().map(|path| (path, depth + 1)));
+                let below = self.known(below(&cgroup));
+                cgroups.extend(below.into_iter().map(|path| (path, depth + 1)));
             }
         }
     }
@@ -90,7 +91,7 @@ impl Processes {
         claimed: &HashSet<u64>,
         claims: &Claims,
     ) -> usize {
-        let pids = members(cgroup);
+        let pids = self.known(members(cgroup));
         let mut unsure = Vec::new();
         for pid in pids.iter().take(most) {
             self.any = true;
@@ -122,6 +123,14 @@ impl Processes {
         pids.len().min(most)
     }
 
+    /// Nothing where the cgroup is gone. Where it can't be read, nothing is known of it.
+    fn known<T>(&mut self, read: io::Result<Vec<T>>) -> Vec<T> {
+        read.unwrap_or_else(|error| {
+            self.complete &= matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV));
+            Vec::new()
+        })
+    }
+
     fn is_new(&self, inode: u64, unsure: &[Process]) -> bool {
         self.others.len() + unsure.len() < CANDIDATES
             && self.others.iter().all(|(known, _)| *known != inode)
@@ -133,7 +142,7 @@ impl Processes {
         if unsure.is_empty() {
             return;
         }
-        let pids: HashSet<String> = members(cgroup).into_iter().collect();
+        let pids: HashSet<String> = self.known(members(cgroup)).into_iter().collect();
         for process in unsure {
             if pids.contains(&process.pid) && process.lives() {
                 self.others.push((process.inode, process.namespace));
@@ -175,22 +184,22 @@ fn at(folder: &File, path: &str) -> io::Result<File> {
     Ok(openat(folder, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?.into())
 }
 
-/// The processes of one cgroup; none when it is gone.
-fn members(cgroup: &Path) -> Vec<String> {
-    let text = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
-    text.lines().map(ToOwned::to_owned).collect()
+/// The processes of one cgroup.
+fn members(cgroup: &Path) -> io::Result<Vec<String>> {
+    let text = fs::read_to_string(cgroup.join("cgroup.procs"))?;
+    Ok(text.lines().map(ToOwned::to_owned).collect())
 }
 
 /// The cgroups in `cgroup`, oldest first: the kernel numbers them in order.
-fn below(cgroup: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
+fn below(cgroup: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(cgroup)?.flatten();
     let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     let mut numbered: Vec<_> = folders
         .filter_map(|entry| Some((entry.metadata().ok()?.ino(), entry.path())))
         .take(CGROUPS)
         .collect();
     numbered.sort();
-    numbered.into_iter().map(|(_, path)| path).collect()
+    Ok(numbered.into_iter().map(|(_, path)| path).collect())
 }
 
 #[cfg(test)]

@@ -46,12 +46,16 @@ pub(super) struct Slot {
     owner: Owner,
 }
 
-/// How many connections of the `wanted` the process may have open files for, beside `others`. Raises its soft limit
-/// first, which is 1024 under many a runtime, to the hard one.
-pub(super) fn within_open_files(wanted: usize, others: usize) -> usize {
+/// Raises the soft limit of open files, which is 1024 under many a runtime, to the hard one; what it is then.
+pub fn raise_open_files() -> Rlimit {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
-    let limit = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { limit };
+    if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { limit }
+}
+
+/// How many connections of the `wanted` the process may have open files for, beside `others`.
+pub(super) fn within_open_files(wanted: usize, others: usize) -> usize {
+    let limit = raise_open_files();
     let room = room(limit.current, others);
     if room < wanted {
         warn!(

@@ -25,7 +25,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use self::limits::Limits;
-pub use self::{limits::Owner, metrics::Metrics, relay::Relay};
+pub use self::{
+    limits::{Owner, raise_open_files},
+    metrics::Metrics,
+    relay::Relay,
+};
 use crate::{
     lifecycle::Drain,
     pods::{Client, ClientResolver, Connection, NotFound, Unattested},

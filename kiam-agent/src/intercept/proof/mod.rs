@@ -2,7 +2,8 @@
 //!
 //! A process in a throw-away cgroup and network namespace connects to the IMDS in every form, sends what must be
 //! denied, and connects by way of a program that rewrites addresses behind the agent's. Its connections are seen
-//! where pods' are identified, and what leaves the node from its addresses is counted.
+//! where pods' are identified, or at a listener in its own namespace, and what leaves the node from its addresses is
+//! counted.
 
 mod client;
 mod inside;
@@ -254,7 +255,10 @@ impl Proof {
                 let published = Published::open(sandbox.netns(), netns, &self.parts.inside)?;
                 published.seen_by(&self.witness, &self.parts.flows, run)?
             }
-            // Without cookies (kernel 5.14) there are no listeners inside namespaces.
+            (Way::Inside, None) if self.config.path == Path::PodLocal => {
+                return Err(io::Error::other("--path=pod-local needs kernel 5.14"));
+            }
+            // Without cookies there are no listeners inside namespaces.
             (Way::Inside, None) => return Ok(Vec::new()),
             (Way::Node, _) => run()?,
         };
