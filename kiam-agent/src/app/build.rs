@@ -236,6 +236,7 @@ impl Common {
             cgroups: cgroups.clone(),
             serve,
             held: held.clone(),
+            otherwise: config.path,
         };
         let seen = (&mut self.registry, knowledge);
         insides.start(parts, seen, inherited, (self.drain.clone(), &mut self.tasks))?;

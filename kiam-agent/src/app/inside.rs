@@ -23,10 +23,10 @@ use tracing::{debug, error};
 use super::{Error, build::Knowledge};
 use crate::{
     identity::{CgroupPaths, InsideResolver},
-    intercept::{Flows, Inside, Parts},
+    intercept::{Flows, Inside, Parts, Path},
     lifecycle::Drain,
     pods::Pod,
-    sandboxes::{self, Event, Listener, SandboxReader, Sandboxes, State},
+    sandboxes::{self, Event, Listener, Reason, SandboxReader, Sandboxes, State},
     serve,
 };
 
@@ -45,6 +45,8 @@ pub(super) struct Insides {
     /// Where listeners are served.
     pub(super) serve: mpsc::Sender<serve::Listener>,
     pub(super) held: Held,
+    /// How connections go where there is no listener inside.
+    pub(super) otherwise: Path,
 }
 
 /// The sockets that listen inside pods, by network namespace cookie. Cheap to clone.
@@ -57,7 +59,7 @@ pub(super) struct Held {
 
 /// Which way pods' connections go, once that is known. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Paths(Arc<OnceLock<SandboxReader>>);
+pub(super) struct Paths(Arc<OnceLock<(SandboxReader, Path)>>);
 
 #[derive(Debug)]
 struct Sockets {
@@ -120,11 +122,13 @@ impl Held {
 impl Paths {
     /// How `pod`'s connections reach the agent, and why.
     pub(super) fn of(&self, pod: &Pod) -> String {
-        match self.0.get().map(|sandboxes| sandboxes.of(pod)) {
-            None => "node".to_owned(),
-            Some(None) => "node: no cgroup of the pod was seen".to_owned(),
-            Some(Some(state @ State::Ready { .. })) => format!("pod-local: {state}"),
-            Some(Some(state)) => format!("node: {state}"),
+        let Some((sandboxes, path)) = self.0.get() else { return "node".to_owned() };
+        let otherwise = if *path == Path::PodLocal { "denied" } else { "node" };
+        match sandboxes.of(pod) {
+            None => format!("{otherwise}: no cgroup of the pod was seen"),
+            Some(state @ State::Ready { .. }) => format!("pod-local: {state}"),
+            Some(state @ State::Without(Reason::HostNetwork)) => format!("node: {state}"),
+            Some(state) => format!("{otherwise}: {state}"),
         }
     }
 }
@@ -145,7 +149,7 @@ impl Insides {
         let (sandboxes, reader) = Sandboxes::new(asked, knowledge.pods.clone(), inherited, metrics)
             .map_err(Error::Sandboxes)?;
         // Set once, here.
-        let _ = knowledge.paths.0.set(reader);
+        let _ = knowledge.paths.0.set((reader, self.otherwise));
         let (sender, events) = mpsc::channel(64);
         tasks.spawn(self.follow(events, drain.clone()));
         tasks.spawn(sandboxes.run(sender, drain));
