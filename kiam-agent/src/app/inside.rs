@@ -122,18 +122,18 @@ impl Paths {
     /// How `pod`'s connections reach the agent, and why.
     pub(super) fn of(&self, pod: &Pod) -> String {
         let Some((path, sandboxes)) = self.0.get() else { return "node".to_owned() };
-        let other = match (path, pod.host_network) {
+        let otherwise = match (path, pod.host_network) {
             (intercept::Path::PodLocal, false) => "denied",
             _ => "node",
         };
         match sandboxes.of(pod) {
-            None => format!("{other}: no cgroup of the pod was seen"),
+            None => format!("{otherwise}: no cgroup of the pod was seen"),
             Some(state @ State::Ready { .. }) => format!("pod-local: {state}"),
             // The kernel knows the namespace alone: their connects go to that pod's listener.
             Some(state @ State::Without(sandboxes::Reason::AnotherPods(_))) => {
                 format!("refused: {state}")
             }
-            Some(state) => format!("{other}: {state}"),
+            Some(state) => format!("{otherwise}: {state}"),
         }
     }
 }

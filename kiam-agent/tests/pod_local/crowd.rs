@@ -114,33 +114,34 @@ fn memory(agent: &Agent) -> u64 {
 }
 
 #[test]
-#[ignore = "takes a minute; for what 1,000 pods cost"]
-fn a_thousand_pods_on_a_node() {
-    const COUNT: usize = 1000;
-    if lab::skip("a_thousand_pods_on_a_node") {
+fn what_pods_inside_cost_an_agent() {
+    if lab::skip("what_pods_inside_cost_an_agent") {
         return;
     }
+    // More by hand, for what 1,000 pods cost.
+    let count = std::env::var("KIAM_TEST_PODS").map_or(50, |text| text.parse().unwrap());
     let lab = Lab::start().unwrap();
     let mut agent = start(&lab, &["--path=node"]);
-    let pods = many_pods(&lab, COUNT);
+    let pods = many_pods(&lab, count);
     assert_served(&lab, &pods[0].credentials().unwrap(), "crowd");
-    eventually(|| super::pods(&lab).len() == COUNT, || super::pods(&lab).len());
+    eventually(|| super::pods(&lab).len() == count, || super::pods(&lab).len());
     let without = (descriptors(&agent), memory(&agent));
     agent.kill().unwrap();
     for before in ["by the node", "inside and killed"] {
         let begun = Instant::now();
         agent = start(&lab, &[]);
         let serves = begun.elapsed();
-        while inside(&lab) < COUNT {
-            assert!(begun.elapsed() < LIMIT, "{} of {COUNT}", inside(&lab));
+        while inside(&lab) < count {
+            assert!(begun.elapsed() < LIMIT, "{} of {count}", inside(&lab));
         }
         let took = begun.elapsed();
         let (descriptors, memory) = (descriptors(&agent), memory(&agent));
         println!(
-            "{COUNT} pods, before {before}: the agent serves {serves:?} after its start, all are inside after \
+            "{count} pods, before {before}: the agent serves {serves:?} after its start, all are inside after \
              {took:?}; {descriptors} descriptors and {memory} KiB, and with --path=node {} and {} KiB",
             without.0, without.1
         );
+        assert!(descriptors <= without.0 + 3 * count + 16, "{descriptors} descriptors");
         assert_served(&lab, &pods[0].credentials().unwrap(), "crowd");
         agent.kill().unwrap();
     }
@@ -149,13 +150,13 @@ fn a_thousand_pods_on_a_node() {
 #[test]
 fn takeovers_leave_the_listeners_where_they_are() {
     const TAKEOVERS: u32 = 5;
+    // Connects of an agent's own proof that go by the node, once as it starts.
+    const PROOF: u64 = 3;
     if lab::skip("takeovers_leave_the_listeners_where_they_are") {
         return;
     }
     let lab = Lab::start().unwrap();
-    let mut agent = start(&lab, &[]);
-    // Those of an agent's own proof, as it starts.
-    let proven = verdicts(&agent, ON_THE_NODE);
+    let mut agent = start(&lab, &["--proof-interval=1h"]);
     let pods = ROLES.map(|role| pod_inside(&lab, role));
     for (pod, role) in pods.iter().zip(ROLES) {
         assert_served(&lab, &pod.credentials().unwrap(), role);
@@ -166,7 +167,7 @@ fn takeovers_leave_the_listeners_where_they_are() {
     let asked = Options { pause_ms: 2, ..Options::default() };
     let asking: Vec<_> = pods.iter().map(|pod| pod.ask_from(2, &asked).unwrap()).collect();
     for round in 0..TAKEOVERS {
-        let next = start(&lab, &[]);
+        let next = start(&lab, &["--proof-interval=1h"]);
         agent.wait_said(RELIEVED, LIMIT).unwrap();
         assert!(agent.terminate().unwrap().success(), "round {round}");
         agent = next;
@@ -177,6 +178,8 @@ fn takeovers_leave_the_listeners_where_they_are() {
         tallies.zip(ROLES).map(|(tally, role)| assert_all(&lab, &tally, role)).sum();
     println!("{attempts} attempts across {TAKEOVERS} takeovers");
     assert!(attempts > 300, "{attempts} attempts are no load");
-    assert_eq!(verdicts(&agent, ON_THE_NODE), proven * u64::from(TAKEOVERS + 1), "by the node");
+    // The last agent's proof may be on yet.
+    let node = verdicts(&agent, ON_THE_NODE);
+    assert!(node <= PROOF * u64::from(TAKEOVERS + 1), "{node} by the node");
     assert!(verdicts(&agent, INSIDE) >= inside + attempts);
 }

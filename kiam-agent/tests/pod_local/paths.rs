@@ -11,7 +11,7 @@ use super::{
 };
 
 const NO_LISTENER: &str = "denied_path";
-const LO_IS_DOWN: &str = "node: lo is down in the pod's network namespace";
+const LO_IS_DOWN: &str = "lo is down in the pod's network namespace";
 const WAYS: [Via; 3] = [Via::V4, Via::V4Mapped, Via::V6];
 
 /// A pod that runs, and whose loopback is down.
@@ -32,7 +32,8 @@ fn pod_local_refuses_a_pod_until_it_has_a_listener() {
     let lab = Lab::start().unwrap();
     let agent = start(&lab, &["--path=pod-local"]);
     let pod = pod_without_loopback(&lab, "orders");
-    eventually(|| path_of(&lab, &pod).contains("lo is down"), || path_of(&lab, &pod));
+    let down = format!("denied: {LO_IS_DOWN}");
+    eventually(|| path_of(&lab, &pod) == down, || path_of(&lab, &pod));
     let (denied, node) = (verdicts(&agent, NO_LISTENER), verdicts(&agent, ON_THE_NODE));
     for via in WAYS {
         let attempt = pod.ask_once(&Options { via, ..Options::default() }).unwrap();
@@ -59,7 +60,8 @@ fn auto_serves_a_pod_by_the_node_until_it_has_a_listener() {
     let lab = Lab::start().unwrap();
     let agent = start(&lab, &[]);
     let pod = pod_without_loopback(&lab, "orders");
-    eventually(|| path_of(&lab, &pod) == LO_IS_DOWN, || path_of(&lab, &pod));
+    let down = format!("node: {LO_IS_DOWN}");
+    eventually(|| path_of(&lab, &pod) == down, || path_of(&lab, &pod));
     let node = verdicts(&agent, ON_THE_NODE);
     for via in [Via::V4, Via::V4Mapped] {
         let attempt = pod.ask_once(&Options { via, ..Options::default() }).unwrap();
