@@ -7,7 +7,7 @@ use clap::{Arg, Command};
 use super::Vars;
 
 /// Flags and words of kiam v2 to v4, and what to use here.
-const FORMER: [(&str, &str); 22] = [
+const FORMER: [(&str, &str); 24] = [
     ("agent", "run kiam-agent without a subcommand"),
     ("server", "there is no server: every node's agent asks STS itself"),
     ("health", "use kiam-agent status"),
@@ -20,6 +20,8 @@ const FORMER: [(&str, &str); 22] = [
     ("--key", "there is no connection that needs it"),
     ("--ca", "there is no connection that needs it"),
     ("--gateway-timeout-creation", "there is no gateway"),
+    ("--fetchers", "--sts-rate says how fast credentials are fetched"),
+    ("--prefetch-buffer-size", "--sts-rate says how fast credentials are fetched"),
     ("--no-iptables-remove", "run kiam-agent uninstall to stop intercepting"),
     ("--iptables-remove", "run kiam-agent uninstall to stop intercepting"),
     ("--prometheus-listen-addr", "use --metrics"),

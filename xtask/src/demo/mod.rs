@@ -21,9 +21,9 @@ use script::Script;
 /// What to show.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// The agent's binary.
-    #[arg(long, default_value = "target/debug/kiam-agent")]
-    pub agent: PathBuf,
+    /// The agent's binary; without it the one that was just built.
+    #[arg(long)]
+    pub agent: Option<PathBuf>,
     /// Leave the node up at the end, until Enter or Ctrl-C, and say what can be tried by hand.
     #[arg(long)]
     pub keep: bool,
@@ -40,10 +40,10 @@ pub async fn run(options: Options) -> Result<()> {
             "the demo makes network namespaces and cgroups, which this machine refuses: {reason}"
         );
     }
-    let agent = options.agent.canonicalize();
-    let agent = agent.with_context(|| {
-        format!("no agent at {}: cargo build -p kiam-agent", options.agent.display())
-    })?;
+    let agent = options.agent.map_or_else(lab::built_agent, Ok)?;
+    let agent = agent
+        .canonicalize()
+        .with_context(|| format!("no agent at {}: cargo build -p kiam-agent", agent.display()))?;
     // With a handler the signal does not end the process, so that Drop takes the node away.
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&interrupted);

@@ -3,6 +3,8 @@
 //! Everything has a name of its own per process, uses private ranges inside its own namespaces, and goes away on Drop;
 //! what a killed run left (cgroups and mounts named after a process that is gone) goes when the next one starts.
 
+use std::{env, io, path::PathBuf};
+
 mod agent;
 mod arrivals;
 mod ask;
@@ -28,6 +30,15 @@ pub use world::{Lab, role_arn, role_base_arn};
 /// Set where a skipped test is a failure, as in CI.
 pub const NO_SKIP: &str = "KIAM_TEST_NO_SKIP";
 
+/// The agent that cargo builds: beside this program, wherever its target folder is.
+///
+/// # Errors
+///
+/// The system's, when it does not tell where this program is.
+pub fn built_agent() -> io::Result<PathBuf> {
+    Ok(env::current_exe()?.with_file_name("kiam-agent"))
+}
+
 /// Whether this machine lets us make namespaces, cgroups and mounts.
 ///
 /// # Errors
@@ -49,10 +60,7 @@ pub fn available() -> Result<(), String> {
 #[must_use]
 pub fn skip(test: &str) -> bool {
     let Err(reason) = available() else { return false };
-    assert!(
-        std::env::var_os(NO_SKIP).is_none(),
-        "{test} can't run, and {NO_SKIP} is set: {reason}"
-    );
+    assert!(env::var_os(NO_SKIP).is_none(), "{test} can't run, and {NO_SKIP} is set: {reason}");
     eprintln!("skipped: {test}: {reason}");
     true
 }

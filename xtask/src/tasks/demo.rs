@@ -3,11 +3,10 @@
 use anyhow::{Context, Result, bail};
 use xtask::{demo, lab};
 
-use super::command::workspace;
 use super::{build, toolchain};
 
-/// Builds what the demo shows, and shows it. A relative path to an agent is one from the workspace's folder.
-pub(crate) fn run(mut options: demo::Options) -> Result<()> {
+/// Builds what the demo shows, and shows it.
+pub(crate) fn run(options: demo::Options) -> Result<()> {
     toolchain::ensure_iproute()?;
     if let Err(reason) = lab::available() {
         bail!(
@@ -17,7 +16,6 @@ pub(crate) fn run(mut options: demo::Options) -> Result<()> {
     }
     build::ebpf()?;
     build::programs()?;
-    options.agent = workspace().join(options.agent);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.context("building a runtime")?.block_on(demo::run(options))
 }

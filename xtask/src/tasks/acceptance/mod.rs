@@ -146,7 +146,7 @@ fn start_agent(node: &Node, kubernetes: &Kubernetes, account: &Account<'_>) -> R
     let kubeconfig = node.folder().join("kubeconfig");
     kubernetes.write_kubeconfig(&kubeconfig)?;
     let path = |path: &Path| path.display().to_string();
-    let mut command = node.command(workspace().join("target/debug/kiam-agent"))?;
+    let mut command = node.command(lab::built_agent()?)?;
     command.env_clear().args([
         format!("--host={NODE_V4}"),
         "--port=3100".to_owned(),
