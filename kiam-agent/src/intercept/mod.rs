@@ -37,7 +37,7 @@ pub use self::{
     lease::{Lease, is_renewed},
     marks::Marks,
     metrics::Verdicts,
-    namespaces::inside,
+    namespaces::{inside, loopback_is_up},
     netns::{cookie_of, is_elsewhere},
     observed::{Observation, Observed},
     own_pod::{may_hand_over, prepare},

@@ -12,7 +12,10 @@ use std::{
     thread,
 };
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::{
+    net::{AddressFamily, SocketFlags, SocketType, socket_with},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 
 /// `NS_GET_USERNS` of `linux/nsfs.h`: the user namespace that owns another namespace.
 const NS_GET_USERNS: libc::Ioctl = 0xb701;
@@ -92,6 +95,27 @@ pub fn inside<T: Send>(
             thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, entered)?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// Whether `lo` is up in this thread's network namespace. Its addresses can be bound when it is down.
+///
+/// # Errors
+///
+/// The system's.
+pub fn loopback_is_up() -> io::Result<bool> {
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let mut name = [0; libc::IFNAMSIZ];
+    name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
+    let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_flags: 0 };
+    let mut request = libc::ifreq { ifr_name: name, ifr_ifru };
+    // SAFETY: the kernel reads the name, which ends with 0, and writes the flags.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the flags were set here, and by the kernel.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    Ok(i32::from(flags) & libc::IFF_UP != 0)
 }
 
 #[cfg(test)]

@@ -6,7 +6,6 @@ use std::{
     net::{
         IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, UdpSocket,
     },
-    os::fd::AsRawFd as _,
 };
 
 use rustix::{
@@ -15,7 +14,7 @@ use rustix::{
 };
 
 use super::{Reason, claims::Claims};
-use crate::intercept::{cookie_of, inside};
+use crate::intercept::{cookie_of, inside, loopback_is_up};
 
 /// Connections that may wait. The namespace's `somaxconn` may be less, and is 4096 by default.
 const BACKLOG: i32 = 4096;
@@ -79,23 +78,6 @@ fn open_here(addresses: &[IpAddr], claims: &Claims) -> Result<Open, Reason> {
         }
     }
     Err(Reason::NoPort)
-}
-
-/// Whether `lo` is up in this thread's namespace. It can be bound and be down.
-fn loopback_is_up() -> io::Result<bool> {
-    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    let mut name = [0; libc::IFNAMSIZ];
-    name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
-    let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_flags: 0 };
-    let mut request = libc::ifreq { ifr_name: name, ifr_ifru };
-    // SAFETY: the kernel reads the name, which ends with 0, and writes the flags.
-    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) };
-    if done < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the flags were set here, and by the kernel.
-    let flags = unsafe { request.ifr_ifru.ifru_flags };
-    Ok(i32::from(flags) & libc::IFF_UP != 0)
 }
 
 fn failed(call: &'static str) -> impl Fn(io::Error) -> Reason {
