@@ -21,6 +21,7 @@ pub(super) fn interception(
         if asked == Some(Identity::Kernel) {
             mistakes.add("identity", "kernel needs --interceptor=ebpf: with off, use source-ip");
         }
+        path(flags, Identity::SourceIp, mistakes);
         return (None, Identity::SourceIp);
     }
     let identity = asked.unwrap_or(Identity::Kernel);
@@ -51,7 +52,13 @@ fn path(flags: &Flags, identity: Identity, mistakes: &mut Mistakes) -> Option<in
     let words = [("auto", Path::Auto), ("pod-local", Path::PodLocal), ("node", Path::Node)];
     match (mistakes.one_of("path", &flags.path, &words)?, identity) {
         (Path::PodLocal, Identity::SourceIp) => {
-            mistakes.add("path", "pod-local needs --identity=kernel: every pod has 127.0.0.1");
+            let why =
+                "pod-local needs --interceptor=ebpf and --identity=kernel: every pod has 127.0.0.1";
+            mistakes.add("path", why);
+            None
+        }
+        (Path::PodLocal, _) if flags.mode == "observe" => {
+            mistakes.add("path", "pod-local needs --mode=enforce: observe sends nobody anywhere");
             None
         }
         (Path::Auto, Identity::SourceIp) => Some(Path::Node),

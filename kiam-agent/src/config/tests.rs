@@ -157,6 +157,9 @@ fn choices_that_contradict_are_refused() {
         ("--port=1 --port=2", "port"),
         ("--identity=source-ip --node-role=kube-system/cni", "node-role"),
         ("--interceptor=off --node-role=kube-system/cni", "node-role"),
+        ("--interceptor=off --path=pod-local", "path"),
+        ("--identity=source-ip --path=pod-local", "path"),
+        ("--mode=observe --path=pod-local", "path"),
     ] {
         let all = mistakes(&format!("{GOOD} {line}"));
         assert!(all.len() == 1 && all[0].starts_with(&format!("--{flag}: ")), "{line}: {all:?}");
