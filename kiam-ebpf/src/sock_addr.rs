@@ -69,8 +69,12 @@ pub(crate) fn netns(ctx: &SockAddrContext) -> u64 {
 /// Whether the socket is bound to an interface (`SO_BINDTODEVICE`): it can't reach the loopback of its namespace.
 #[inline(always)]
 pub(crate) fn is_bound_to_interface(ctx: &SockAddrContext) -> bool {
-    // SAFETY: fields of the context and of the socket that it always has (kernel 5.3).
-    unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).bound_dev_if != 0 }
+    // SAFETY: a field of the context.
+    let union = unsafe { (*ctx.sock_addr).__bindgen_anon_1 };
+    // SAFETY: the union has this one field, the socket that the context always has (kernel 5.3).
+    let socket = unsafe { union.sk };
+    // SAFETY: a field of the socket, which the verifier checks.
+    unsafe { (*socket).bound_dev_if != 0 }
 }
 
 /// Sends the connect there instead.
