@@ -43,8 +43,8 @@ pub use self::{
     own_pod::{may_hand_over, prepare},
     programs::{Interception, KernelLog, Parts},
     proof::{
-        Metrics as ProofMetrics, Outlook, Part, Proof, ProofConfig, ProofParts,
-        SUBCOMMAND as PROOF_CLIENT, Witness, client as proof_client,
+        CGROUP_PREFIX as PROOF_CGROUP, Metrics as ProofMetrics, Outlook, Part, Proof, ProofConfig,
+        ProofParts, SUBCOMMAND as PROOF_CLIENT, Witness, client as proof_client,
     },
     rewriter::Rewriter,
     unfilter::unfilter,

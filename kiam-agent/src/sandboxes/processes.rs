@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashSet, VecDeque},
+    ffi::OsStr,
     fs::{self, File},
     io,
     os::unix::fs::MetadataExt as _,
@@ -11,6 +12,7 @@ use std::{
 use rustix::fs::{Mode, OFlags, open, openat};
 
 use super::claims::Claims;
+use crate::intercept::PROOF_CGROUP;
 
 /// Namespaces of one pod that are considered: a container may make any number.
 pub(super) const CANDIDATES: usize = 16;
@@ -190,10 +192,13 @@ fn members(cgroup: &Path) -> io::Result<Vec<String>> {
     Ok(text.lines().map(ToOwned::to_owned).collect())
 }
 
-/// The cgroups in `cgroup`, oldest first: the kernel numbers them in order.
+/// The cgroups in `cgroup`, but for those of the agent's proof, oldest first: the kernel numbers them in order.
 fn below(cgroup: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(cgroup)?.flatten();
-    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let is_proofs = |name: &OsStr| name.as_encoded_bytes().starts_with(PROOF_CGROUP.as_bytes());
+    let folders = entries.filter(|entry| {
+        entry.file_type().is_ok_and(|kind| kind.is_dir()) && !is_proofs(&entry.file_name())
+    });
     let mut numbered: Vec<_> = folders
         .filter_map(|entry| Some((entry.metadata().ok()?.ino(), entry.path())))
         .take(CGROUPS)

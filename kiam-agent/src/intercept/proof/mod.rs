@@ -21,7 +21,7 @@ use prometheus_client::{
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{error, info};
 
-pub use self::{client::client, witness::Witness};
+pub use self::{client::client, sandbox::CGROUP_PREFIX, witness::Witness};
 use self::{
     client::{Attempt, Outcome},
     inside::Published,

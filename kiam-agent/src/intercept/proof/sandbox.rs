@@ -28,6 +28,8 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
 
 use super::super::{namespaces::inside, netlink::Netlink, netns};
 
+/// How the client's cgroup is called, below that of the agent's pod: what runs there is no sandbox of that pod.
+pub const CGROUP_PREFIX: &str = "kiam-proof-";
 /// The client's link in its namespace.
 const LINK: &str = "eth0";
 /// The loopback link's index in every namespace (`LOOPBACK_IFINDEX` in the kernel).
@@ -57,7 +59,7 @@ impl Sandbox {
     /// Makes one whose cgroup is below `parent`.
     pub(super) fn create(parent: &Path) -> io::Result<Self> {
         let cgroup =
-            parent.join(format!("kiam-proof-{}-{:08x}", std::process::id(), fastrand::u32(..)));
+            parent.join(format!("{CGROUP_PREFIX}{}-{:08x}", std::process::id(), fastrand::u32(..)));
         fs::create_dir(&cgroup)?;
         // From here on Drop removes it.
         let mut sandbox = Self {
@@ -141,7 +143,7 @@ impl Drop for Sandbox {
 pub(super) fn sweep(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        if name.to_string_lossy().starts_with("kiam-proof-") {
+        if name.to_string_lossy().starts_with(CGROUP_PREFIX) {
             // One that an agent uses at the moment is made anew by it.
             let _ = fs::remove_dir(entry.path());
         }
