@@ -28,8 +28,20 @@ fn under_load_and_across_takeovers_each_connection_gets_its_own_credentials() {
     if skip("under_load_and_across_takeovers_each_connection_gets_its_own_credentials") {
         return;
     }
+    under_load("--path=auto");
+}
+
+#[test]
+fn under_load_and_across_takeovers_the_nodes_path_does_the_same() {
+    if skip("under_load_and_across_takeovers_the_nodes_path_does_the_same") {
+        return;
+    }
+    under_load("--path=node");
+}
+
+fn under_load(path: &str) {
     let lab = Lab::start().unwrap();
-    let mut agent = start(&lab);
+    let mut agent = start(&lab, path);
     let pods = ROLES.map(|role| pod(&lab, role));
     let started = Instant::now();
     let asking = ROLES.map(|role| Options {
@@ -44,7 +56,7 @@ fn under_load_and_across_takeovers_each_connection_gets_its_own_credentials() {
         .map(|(pod, options)| pod.ask_from(THREADS, options).unwrap())
         .collect();
     for _ in 0..TAKEOVERS {
-        let next = start(&lab);
+        let next = start(&lab, path);
         agent.terminate().unwrap();
         agent = next;
     }
@@ -55,7 +67,7 @@ fn under_load_and_across_takeovers_each_connection_gets_its_own_credentials() {
     let attempts: u64 = tallies.iter().map(Tally::attempts).sum();
     let slowest = tallies.iter().map(|tally| tally.slowest_micros).max().unwrap();
     println!(
-        "{attempts} connections in {:.1} s, the slowest {} ms; {TAKEOVERS} take-overs in {:.1} s",
+        "{path}: {attempts} connections in {:.1} s, the slowest {} ms; {TAKEOVERS} take-overs in {:.1} s",
         took.as_secs_f64(),
         slowest / 1000,
         taken_over.as_secs_f64(),
@@ -78,8 +90,8 @@ fn under_load_and_across_takeovers_each_connection_gets_its_own_credentials() {
     }
 }
 
-fn start(lab: &Lab) -> Agent {
-    let mut agent = Agent::start(lab, Path::new(AGENT), &[]).unwrap();
+fn start(lab: &Lab, path: &str) -> Agent {
+    let mut agent = Agent::start(lab, Path::new(AGENT), &[path]).unwrap();
     // Until it has taken over, it is the one before that says it is ready.
     let started = Instant::now();
     while !agent.log().contains(LISTENS) {
