@@ -208,12 +208,9 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn identity(role: &str) -> RoleIdentity {
-        RoleIdentity {
-            role: format!("arn:aws:iam::123456789012:role/{role}").parse().unwrap(),
-            session_name: SessionName::sanitised("kiam-kiam"),
-            external_id: None,
-            duration: Duration::from_secs(3600),
-        }
+        let role = format!("arn:aws:iam::123456789012:role/{role}").parse().unwrap();
+        let name = SessionName::sanitised("kiam-kiam");
+        RoleIdentity::new(role, name, Duration::from_secs(3600))
     }
 
     /// What of `claimants`, each waiting for a thing of its own, gets a turn at `now`, in order.

@@ -79,12 +79,8 @@ struct Fixture {
 }
 
 fn identity(role: &str) -> RoleIdentity {
-    RoleIdentity {
-        role: format!("arn:aws:iam::123456789012:role/{role}").parse().unwrap(),
-        session_name: SessionName::sanitised("kiam-kiam"),
-        external_id: None,
-        duration: HOUR,
-    }
+    let role = format!("arn:aws:iam::123456789012:role/{role}").parse().unwrap();
+    RoleIdentity::new(role, SessionName::sanitised("kiam-kiam"), HOUR)
 }
 
 /// Each role is wanted by a pod of its own.

@@ -175,7 +175,8 @@ impl RolePolicy {
             None => None,
         };
         let duration = self.config.session_duration;
-        Ok(RoleIdentity { role, session_name, external_id, duration })
+        let plain = RoleIdentity::new(role, session_name, duration);
+        Ok(RoleIdentity { external_id, ..plain })
     }
 
     fn permit_overrides(&self, pod: &Pod) -> Result<(), Refusal> {

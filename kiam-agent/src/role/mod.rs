@@ -37,6 +37,14 @@ const MAX_SHOWN: usize = 128;
 
 // === impl RoleIdentity ===
 
+impl RoleIdentity {
+    /// The role's session of this name and length, with nothing else.
+    #[must_use]
+    pub fn new(role: RoleArn, session_name: SessionName, duration: Duration) -> Self {
+        Self { role, session_name, external_id: None, duration }
+    }
+}
+
 impl fmt::Display for RoleIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} as {}", self.role, self.session_name)
@@ -87,12 +95,10 @@ mod tests {
 
     #[test]
     fn identity_shows_no_external_id() {
-        let identity = RoleIdentity {
-            role: "arn:aws:iam::123456789012:role/reader".parse().unwrap(),
-            session_name: SessionName::sanitised("kiam-kiam"),
-            external_id: Some("hunter2".parse().unwrap()),
-            duration: Duration::from_secs(3600),
-        };
+        let role = "arn:aws:iam::123456789012:role/reader".parse().unwrap();
+        let name = SessionName::sanitised("kiam-kiam");
+        let plain = RoleIdentity::new(role, name, Duration::from_secs(3600));
+        let identity = RoleIdentity { external_id: Some("hunter2".parse().unwrap()), ..plain };
         assert_eq!(identity.to_string(), "arn:aws:iam::123456789012:role/reader as kiam-kiam");
         assert!(!format!("{identity:?}").contains("hunter2"));
     }

@@ -122,12 +122,10 @@ fn failure(code: &str, message: &str) -> String {
 }
 
 fn identity() -> RoleIdentity {
-    RoleIdentity {
-        role: ROLE.parse().unwrap(),
-        session_name: SessionName::sanitised("kiam-kiam"),
-        external_id: Some("id:42/x".parse().unwrap()),
-        duration: Duration::from_secs(3600),
-    }
+    let name = SessionName::sanitised("kiam-kiam");
+    let external_id = Some("id:42/x".parse().unwrap());
+    let plain = RoleIdentity::new(ROLE.parse().unwrap(), name, Duration::from_secs(3600));
+    RoleIdentity { external_id, ..plain }
 }
 
 /// What `AssumeRole` makes of one scripted answer.
