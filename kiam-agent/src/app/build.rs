@@ -1,48 +1,37 @@
 //! One function a part.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    os::fd::AsFd,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use tokio::{
     net::TcpListener,
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, mpsc},
     task::JoinSet,
 };
 use tracing::info;
 
 use super::{
     App, Bound, Error, guard,
-    inside::{Held, Insides, Paths},
+    inside::{Held, Insides},
     keeper::Keeper,
     kernel::{Kernel, attach, prepare, resolver},
+    knowledge::Knowledge,
     listeners::Listeners,
-    observe::{self, Observer, Sightings},
+    observe::{self, Observer},
     operations, proof,
     running::{Operators, Successor},
-    upstream::{policy_config, region},
-    warm_up::{complete, warm_up},
+    warm_up::warm_up,
 };
 use crate::{
     admin::{self, Operations, OwnSocket, Surface},
     clock::Clock,
-    cluster::{self, Cluster, Synced},
-    config::{Config, Hosts},
-    credentials::{self, CredentialReader, Prefetcher},
-    identity::NodeAddresses,
+    config::Config,
     imds,
     intercept::{self, Witness},
     lifecycle::{Drain, Latch, Readiness, drain},
-    pods::{self, ClientResolver, Pod, PodIndex, PodReader},
-    policy::{RolePolicy, publish_wanted},
-    role::WantedRoles,
+    pods::ClientResolver,
     sandboxes,
     serve::{self, Listener},
-    sts,
     telemetry::Statsd,
 };
 
@@ -50,23 +39,13 @@ use crate::{
 const PODS: usize = 250;
 
 /// What every part may be given.
-struct Common {
-    registry: Registry,
-    statsd: Statsd,
-    readiness: Readiness,
-    clock: Clock,
-    drain: Drain,
-    tasks: JoinSet<()>,
-}
-
-/// The parts that answer questions about pods.
-#[derive(Clone)]
-pub(super) struct Knowledge {
-    pub(super) pods: PodReader,
-    pub(super) policy: RolePolicy,
-    pub(super) credentials: CredentialReader,
-    pub(super) sightings: Sightings,
-    pub(super) paths: Paths,
+pub(super) struct Common {
+    pub(super) registry: Registry,
+    pub(super) statsd: Statsd,
+    pub(super) readiness: Readiness,
+    pub(super) clock: Clock,
+    pub(super) drain: Drain,
+    pub(super) tasks: JoinSet<()>,
 }
 
 pub(super) async fn start(config: Config) -> Result<App, Error> {
@@ -155,70 +134,6 @@ impl Common {
             self.tasks.spawn(flush.run(self.drain.clone()));
         }
         Ok(())
-    }
-
-    /// Pods, policy and credentials, fed from now on.
-    async fn knowledge(
-        &mut self,
-        config: &Config,
-        upstream: &imds::Upstream,
-    ) -> Result<Knowledge, Error> {
-        let (index, pods) = PodIndex::with(pods::Config {
-            static_pod_namespaces: config.static_pod_namespaces.clone(),
-            node: Arc::new(NodeAddresses::default()),
-        });
-        let cluster = Cluster::new(config.cluster.clone()).await?;
-        let synced = Synced {
-            pods: self.readiness.latch("pods"),
-            namespaces: self.readiness.latch("namespaces"),
-        };
-        let metrics = cluster::Metrics::register(&mut self.registry);
-        let feeds = cluster.run(index, pods.clone(), synced.clone(), metrics, self.drain.clone());
-        let first = self.readiness.latch("first credentials");
-        let policy = RolePolicy::new(policy_config(config, upstream).await?, pods.clone());
-        let region = region(config, upstream).await?;
-        let sts = sts::Config {
-            region,
-            endpoint: config.sts_endpoint.clone(),
-            upstream: config.upstream.to_string(),
-        };
-        let source = Arc::new(sts::AssumeRole::new(&sts, self.clock.clone()).await?);
-        self.tasks.spawn(feeds);
-        let (wanted, receiver) = watch::channel(WantedRoles::default());
-        let metrics = credentials::Metrics::register(&mut self.registry, self.statsd.clone());
-        let watched = pods.clone();
-        let parts = credentials::Parts {
-            source,
-            render: imds::wire::render,
-            clock: self.clock.clone(),
-            wanted: receiver,
-            silence: Box::new(move || watched.silence()),
-            metrics,
-            first_pass: first,
-        };
-        let (prefetcher, credentials) = Prefetcher::new(config.credentials, parts);
-        let held = credentials::Held::new(credentials.clone());
-        self.registry.register_collector(Box::new(held));
-        let serves = served(config.cluster.node_name.is_some(), config.hosts);
-        let publish = publish_wanted(policy.clone(), serves, wanted, self.drain.clone());
-        // Published only once both kinds are known, so that the first set is the whole one.
-        let readiness = self.readiness.clone();
-        let mut drain = self.drain.clone();
-        self.tasks.spawn(async move {
-            tokio::select! {
-                () = complete(&readiness, &["pods", "namespaces"]) => {}
-                () = drain.started() => return,
-            }
-            // Polled in this order: the prefetcher's first look must not be at a set that is empty yet.
-            tokio::join!(biased; publish, prefetcher.run(drain));
-        });
-        Ok(Knowledge {
-            pods,
-            policy,
-            credentials,
-            sightings: Sightings::default(),
-            paths: Paths::default(),
-        })
     }
 
     /// Serves inside pods from now on, beginning with the `inherited` sockets.
@@ -365,16 +280,4 @@ fn serving_config(config: &Config) -> serve::Config {
         serving.other_files += sandboxes::descriptors(PODS);
     }
     serving
-}
-
-/// Which pods' credentials are prefetched: with a node's name all that are watched, else those of this host.
-fn served(by_node: bool, hosts: Hosts) -> impl Fn(&Pod) -> bool {
-    move |pod| {
-        by_node
-            || match pod.host_ip {
-                Some(IpAddr::V4(address)) => hosts.v4 == Some(address),
-                Some(IpAddr::V6(address)) => hosts.v6 == Some(address),
-                None => false,
-            }
-    }
 }

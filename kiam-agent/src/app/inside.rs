@@ -20,7 +20,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use super::{Error, build::Knowledge};
+use super::{Error, knowledge::Knowledge};
 use crate::{
     identity::{CgroupPaths, InsideResolver},
     intercept::{self, Flows, Inside, Parts},

@@ -11,6 +11,7 @@ mod guard;
 mod inside;
 mod keeper;
 mod kernel;
+mod knowledge;
 mod listeners;
 mod observe;
 mod operations;

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::{Value, json};
 
-use super::{build::Knowledge, observe::Sightings};
+use super::{knowledge::Knowledge, observe::Sightings};
 use crate::{
     admin::Operations,
     credentials::{CredentialReader, State},

@@ -18,22 +18,22 @@ pub(super) async fn policy_config(
     config: &Config,
     upstream: &imds::Upstream,
 ) -> Result<policy::Config, Error> {
-    let base = match &config.base {
+    let base = match &config.roles.base {
         Base::Given(base) => base.clone(),
         Base::Autodetect => ask(|| upstream.base_arn()).await.map_err(Error::BaseArn)?,
     };
     info!(base_arn = %base, "Short role names are completed");
     Ok(policy::Config {
         resolver: RoleResolver::new(Some(base)),
-        namespaces: config.namespaces,
-        session_name: config.session_name.clone(),
-        overrides: config.overrides.clone(),
-        session_duration: config.session_duration,
+        namespaces: config.roles.namespaces,
+        session_name: config.roles.session_name.clone(),
+        overrides: config.roles.overrides.clone(),
+        session_duration: config.roles.session_duration,
     })
 }
 
 pub(super) async fn region(config: &Config, upstream: &imds::Upstream) -> Result<String, Error> {
-    match &config.region {
+    match &config.sts.region {
         Some(region) => Ok(region.clone()),
         None => ask(|| upstream.region())
             .await

@@ -2,7 +2,9 @@
 
 mod flags;
 mod interception;
+mod roles;
 mod scan;
+mod sts;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -12,17 +14,19 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{CommandFactory as _, Parser as _};
 
-pub use self::values::Hosts;
 use self::{
     flags::{CommandLine, Flags, Subcommands},
     interception::interception,
     values::Mistakes,
     warnings::warnings,
 };
+pub use self::{
+    roles::{Base, Roles},
+    sts::Sts,
+    values::Hosts,
+};
 use crate::{
     cluster, credentials, imds, intercept,
-    policy::{AnnotationOverrides, NamespacePolicy},
-    role::{BaseArn, SessionName},
     telemetry::{Format, Level, Logs},
 };
 
@@ -78,15 +82,6 @@ pub enum Identity {
     SourceIp,
 }
 
-/// What completes short role names.
-#[derive(Clone, Debug)]
-pub enum Base {
-    /// `--role-base-arn`.
-    Given(BaseArn),
-    /// `--role-base-arn-autodetect`.
-    Autodetect,
-}
-
 /// Everything the agent is told.
 #[derive(Debug)]
 pub struct Config {
@@ -98,8 +93,8 @@ pub struct Config {
     pub hosts: Hosts,
     /// `--port`.
     pub port: u16,
-    /// Short role names.
-    pub base: Base,
+    /// Which roles there are for pods.
+    pub roles: Roles,
     /// Kubernetes.
     pub cluster: cluster::Config,
     /// The kernel's part; `None`: `--interceptor=off`.
@@ -110,24 +105,14 @@ pub struct Config {
     pub identity: Identity,
     /// `--static-pod-namespaces`.
     pub static_pod_namespaces: Vec<String>,
-    /// `--namespace-policy`.
-    pub namespaces: NamespacePolicy,
-    /// `--annotation-overrides`.
-    pub overrides: AnnotationOverrides,
-    /// `--session-name`.
-    pub session_name: SessionName,
-    /// `--session-duration`.
-    pub session_duration: Duration,
+    /// STS.
+    pub sts: Sts,
     /// `--sts-rate` and `--max-staleness`.
     pub credentials: credentials::Config,
     /// The metadata service for pods.
     pub imds: imds::Config,
     /// `--upstream`.
     pub upstream: imds::UpstreamUrl,
-    /// `--region`.
-    pub region: Option<String>,
-    /// `--sts-endpoint`.
-    pub sts_endpoint: Option<String>,
     /// `--state-dir`.
     pub state_dir: PathBuf,
     /// `--detach-on-exit`.
@@ -236,48 +221,35 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let statsd = statsd(flags, mistakes);
     let hosts = mistakes.hosts(&flags.host);
     let port = mistakes.parse("port", &flags.port);
-    let base = base(flags, mistakes);
+    let roles = roles::roles(flags, mistakes);
     let cluster = cluster(flags, mistakes);
     let (intercept, identity) = interception(flags, mistakes);
     let imds = metadata(flags, (identity, &hosts), intercept.is_some(), mistakes);
     let upstream = mistakes.parse("upstream", &flags.upstream);
-    let words = [("optional", NamespacePolicy::Optional), ("required", NamespacePolicy::Required)];
-    let namespaces = mistakes.one_of("namespace-policy", &flags.namespace_policy, &words);
     let static_pod_namespaces =
         mistakes.names("static-pod-namespaces", &flags.static_pod_namespaces);
-    let overrides = mistakes.overrides("annotation-overrides", &flags.annotation_overrides);
-    let session_name = mistakes.parse("session-name", &flags.session_name);
-    let (least, most) = (SECOND * 900, SECOND * 43_200);
-    let session_duration =
-        mistakes.duration("session-duration", &flags.session_duration, least, most);
-    let credentials = credentials(flags, mistakes);
-    let sts_endpoint = flags.sts_endpoint.as_ref().map(|text| mistakes.url("sts-endpoint", text));
-    let region = region(flags, vars, mistakes);
+    let sts = sts::sts(flags, vars, mistakes);
+    let credentials = sts::credentials(flags, mistakes);
     let state_dir = mistakes.folder("state-dir", &flags.state_dir);
     let detach_on_exit = mistakes.switch("detach-on-exit", &flags.detach_on_exit);
     let admin = mistakes.parse("admin", &flags.admin);
     let metrics = flags.metrics.as_ref().map(|text| mistakes.parse("metrics", text));
     Some(Config {
-        warnings: warnings(flags, namespaces?),
+        warnings: warnings(flags),
         logs: logs?,
         statsd: statsd?,
         hosts,
         port: port?,
-        base: base?,
+        roles: roles?,
         cluster: cluster?,
         intercept,
         bpffs: flags.bpffs.clone().into(),
         identity,
         static_pod_namespaces,
-        namespaces: namespaces?,
-        overrides,
-        session_name: session_name?,
-        session_duration: session_duration?,
+        sts: sts?,
         credentials: credentials?,
         imds: imds?,
         upstream: upstream?,
-        region,
-        sts_endpoint: given(sts_endpoint)?,
         state_dir: state_dir?,
         detach_on_exit,
         admin: admin?,
@@ -309,23 +281,6 @@ fn statsd(flags: &Flags, mistakes: &mut Mistakes) -> Option<Option<(SocketAddr, 
     Some(Some((server?, interval?)))
 }
 
-fn base(flags: &Flags, mistakes: &mut Mistakes) -> Option<Base> {
-    let autodetect = mistakes.switch("role-base-arn-autodetect", &flags.role_base_arn_autodetect);
-    match (&flags.role_base_arn, autodetect) {
-        (Some(_), true) => {
-            mistakes.add("role-base-arn", "leave it out, or leave --role-base-arn-autodetect out");
-            None
-        }
-        (Some(text), false) => mistakes.parse("role-base-arn", text).map(Base::Given),
-        (None, true) => Some(Base::Autodetect),
-        (None, false) => {
-            let problem = "it is required, such as arn:aws:iam::123456789012:role/, or --role-base-arn-autodetect";
-            mistakes.add("role-base-arn", problem);
-            None
-        }
-    }
-}
-
 fn cluster(flags: &Flags, mistakes: &mut Mistakes) -> Option<cluster::Config> {
     let interval = mistakes.duration("sync-interval", &flags.sync_interval, SECOND, DAY);
     if flags.node_name.as_deref() == Some("") {
@@ -337,27 +292,6 @@ fn cluster(flags: &Flags, mistakes: &mut Mistakes) -> Option<cluster::Config> {
         sync_interval: interval?,
         stall: SECOND * 90,
     })
-}
-
-fn credentials(flags: &Flags, mistakes: &mut Mistakes) -> Option<credentials::Config> {
-    let sts_rate = mistakes.rate("sts-rate", &flags.sts_rate);
-    let max_staleness = match flags.max_staleness.as_str() {
-        "off" => Some(None),
-        text => mistakes.duration("max-staleness", text, SECOND, DAY * 365).map(Some),
-    };
-    Some(credentials::Config { sts_rate: sts_rate?, max_staleness: max_staleness? })
-}
-
-fn region(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<String> {
-    let region = flags.region.clone().or_else(|| vars.get("AWS_REGION"))?;
-    let good = !region.is_empty()
-        && region
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-    if !good {
-        mistakes.add("region", format!("{region:?} is no region, such as eu-west-1"));
-    }
-    good.then_some(region)
 }
 
 fn metadata(

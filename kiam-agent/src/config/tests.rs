@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::intercept::GuardConfig;
+use crate::{intercept::GuardConfig, policy::AnnotationOverrides};
 
 struct Environment(HashMap<&'static str, &'static str>);
 
@@ -106,7 +106,7 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
 
 #[test]
 fn overrides_are_for_all_namespaces_or_for_those_that_are_named() {
-    let overrides = |flags: &str| config(&format!("{flags} {GOOD}")).overrides;
+    let overrides = |flags: &str| config(&format!("{flags} {GOOD}")).roles.overrides;
     let named =
         |names: &[&str]| AnnotationOverrides::In(names.iter().map(ToString::to_string).collect());
     assert_eq!(overrides(""), AnnotationOverrides::Everywhere);

@@ -1,10 +1,9 @@
 //! What is allowed but should be known.
 
 use super::flags::Flags;
-use crate::policy::NamespacePolicy;
 
 /// A sentence for each choice that someone may regret.
-pub(super) fn warnings(flags: &Flags, namespaces: NamespacePolicy) -> Vec<&'static str> {
+pub(super) fn warnings(flags: &Flags) -> Vec<&'static str> {
     let choices = [
         (
             flags.iptables != "false" || flags.host_interface.is_some(),
@@ -15,7 +14,7 @@ pub(super) fn warnings(flags: &Flags, namespaces: NamespacePolicy) -> Vec<&'stat
             "Without --node-name the pods of all nodes are watched, and credentials are prefetched only for pods of this --host",
         ),
         (
-            namespaces == NamespacePolicy::Optional,
+            flags.namespace_policy == "optional",
             "With --namespace-policy=optional, pods in namespaces without iam.amazonaws.com/permitted may have any role",
         ),
         (

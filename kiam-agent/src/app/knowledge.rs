@@ -1,0 +1,115 @@
+//! The parts that answer questions about pods, and what feeds them.
+
+use std::{net::IpAddr, sync::Arc};
+
+use tokio::sync::watch;
+
+use super::{
+    Error,
+    build::Common,
+    inside::Paths,
+    observe::Sightings,
+    upstream::{policy_config, region},
+    warm_up::complete,
+};
+use crate::{
+    cluster::{self, Cluster, Synced},
+    config::{Config, Hosts},
+    credentials::{self, CredentialReader, Prefetcher},
+    identity::NodeAddresses,
+    imds,
+    pods::{self, Pod, PodIndex, PodReader},
+    policy::{RolePolicy, publish_wanted},
+    role::WantedRoles,
+    sts,
+};
+
+/// The parts that answer questions about pods.
+#[derive(Clone)]
+pub(super) struct Knowledge {
+    pub(super) pods: PodReader,
+    pub(super) policy: RolePolicy,
+    pub(super) credentials: CredentialReader,
+    pub(super) sightings: Sightings,
+    pub(super) paths: Paths,
+}
+
+// === impl Common ===
+
+impl Common {
+    /// Pods, policy and credentials, fed from now on.
+    pub(super) async fn knowledge(
+        &mut self,
+        config: &Config,
+        upstream: &imds::Upstream,
+    ) -> Result<Knowledge, Error> {
+        let (index, pods) = PodIndex::with(pods::Config {
+            static_pod_namespaces: config.static_pod_namespaces.clone(),
+            node: Arc::new(NodeAddresses::default()),
+        });
+        let cluster = Cluster::new(config.cluster.clone()).await?;
+        let synced = Synced {
+            pods: self.readiness.latch("pods"),
+            namespaces: self.readiness.latch("namespaces"),
+        };
+        let metrics = cluster::Metrics::register(&mut self.registry);
+        let feeds = cluster.run(index, pods.clone(), synced.clone(), metrics, self.drain.clone());
+        let first = self.readiness.latch("first credentials");
+        let policy = RolePolicy::new(policy_config(config, upstream).await?, pods.clone());
+        let region = region(config, upstream).await?;
+        let sts = sts::Config {
+            region,
+            endpoint: config.sts.endpoint.clone(),
+            upstream: config.upstream.to_string(),
+        };
+        let source = Arc::new(sts::AssumeRole::new(&sts, self.clock.clone()).await?);
+        self.tasks.spawn(feeds);
+        let (wanted, receiver) = watch::channel(WantedRoles::default());
+        let metrics = credentials::Metrics::register(&mut self.registry, self.statsd.clone());
+        let watched = pods.clone();
+        let parts = credentials::Parts {
+            source,
+            render: imds::wire::render,
+            clock: self.clock.clone(),
+            wanted: receiver,
+            silence: Box::new(move || watched.silence()),
+            metrics,
+            first_pass: first,
+        };
+        let (prefetcher, credentials) = Prefetcher::new(config.credentials, parts);
+        let held = credentials::Held::new(credentials.clone());
+        self.registry.register_collector(Box::new(held));
+        let serves = served(config.cluster.node_name.is_some(), config.hosts);
+        let publish = publish_wanted(policy.clone(), serves, wanted, self.drain.clone());
+        // Published only once both kinds are known, so that the first set is the whole one.
+        let readiness = self.readiness.clone();
+        let mut drain = self.drain.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = complete(&readiness, &["pods", "namespaces"]) => {}
+                () = drain.started() => return,
+            }
+            // Polled in this order: the prefetcher's first look must not be at a set that is empty yet.
+            tokio::join!(biased; publish, prefetcher.run(drain));
+        });
+        Ok(Knowledge {
+            pods,
+            policy,
+            credentials,
+            sightings: Sightings::default(),
+            paths: Paths::default(),
+        })
+    }
+}
+
+/// Which pods' credentials are prefetched: with a node's name all that are watched, else those of this host.
+fn served(by_node: bool, hosts: Hosts) -> impl Fn(&Pod) -> bool {
+    move |pod| {
+        by_node
+            || match pod.host_ip {
+                Some(IpAddr::V4(address)) => hosts.v4 == Some(address),
+                Some(IpAddr::V6(address)) => hosts.v6 == Some(address),
+                None => false,
+            }
+    }
+}

@@ -1,0 +1,69 @@
+//! Which roles there are for pods, and what sessions of them look like.
+
+use std::time::Duration;
+
+use super::{SECOND, flags::Flags, values::Mistakes};
+use crate::{
+    policy::{AnnotationOverrides, NamespacePolicy},
+    role::{BaseArn, SessionName},
+};
+
+/// What pods may have, and under which names.
+#[derive(Clone, Debug)]
+pub struct Roles {
+    /// Short role names.
+    pub base: Base,
+    /// `--namespace-policy`.
+    pub namespaces: NamespacePolicy,
+    /// `--annotation-overrides`.
+    pub overrides: AnnotationOverrides,
+    /// `--session-name`.
+    pub session_name: SessionName,
+    /// `--session-duration`.
+    pub session_duration: Duration,
+}
+
+/// What completes short role names.
+#[derive(Clone, Debug)]
+pub enum Base {
+    /// `--role-base-arn`.
+    Given(BaseArn),
+    /// `--role-base-arn-autodetect`.
+    Autodetect,
+}
+
+/// [`Roles`]; `None` when a part is missing for a mistake.
+pub(super) fn roles(flags: &Flags, mistakes: &mut Mistakes) -> Option<Roles> {
+    let base = base(flags, mistakes);
+    let words = [("optional", NamespacePolicy::Optional), ("required", NamespacePolicy::Required)];
+    let namespaces = mistakes.one_of("namespace-policy", &flags.namespace_policy, &words);
+    let overrides = mistakes.overrides("annotation-overrides", &flags.annotation_overrides);
+    let session_name = mistakes.parse("session-name", &flags.session_name);
+    let (least, most) = (SECOND * 900, SECOND * 43_200);
+    let session_duration =
+        mistakes.duration("session-duration", &flags.session_duration, least, most);
+    Some(Roles {
+        base: base?,
+        namespaces: namespaces?,
+        overrides,
+        session_name: session_name?,
+        session_duration: session_duration?,
+    })
+}
+
+fn base(flags: &Flags, mistakes: &mut Mistakes) -> Option<Base> {
+    let autodetect = mistakes.switch("role-base-arn-autodetect", &flags.role_base_arn_autodetect);
+    match (&flags.role_base_arn, autodetect) {
+        (Some(_), true) => {
+            mistakes.add("role-base-arn", "leave it out, or leave --role-base-arn-autodetect out");
+            None
+        }
+        (Some(text), false) => mistakes.parse("role-base-arn", text).map(Base::Given),
+        (None, true) => Some(Base::Autodetect),
+        (None, false) => {
+            let problem = "it is required, such as arn:aws:iam::123456789012:role/, or --role-base-arn-autodetect";
+            mistakes.add("role-base-arn", problem);
+            None
+        }
+    }
+}

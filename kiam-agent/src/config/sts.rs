@@ -1,0 +1,42 @@
+//! Where STS is, and how much is asked of it.
+
+use super::{DAY, SECOND, Vars, flags::Flags, given, values::Mistakes};
+use crate::credentials;
+
+/// Where STS is.
+#[derive(Clone, Debug)]
+pub struct Sts {
+    /// `--region`.
+    pub region: Option<String>,
+    /// `--sts-endpoint`.
+    pub endpoint: Option<String>,
+}
+
+/// [`Sts`]; `None` when a part is missing for a mistake.
+pub(super) fn sts(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Sts> {
+    let endpoint = flags.sts_endpoint.as_ref().map(|text| mistakes.url("sts-endpoint", text));
+    let region = region(flags, vars, mistakes);
+    Some(Sts { region, endpoint: given(endpoint)? })
+}
+
+/// How much is asked of STS.
+pub(super) fn credentials(flags: &Flags, mistakes: &mut Mistakes) -> Option<credentials::Config> {
+    let sts_rate = mistakes.rate("sts-rate", &flags.sts_rate);
+    let max_staleness = match flags.max_staleness.as_str() {
+        "off" => Some(None),
+        text => mistakes.duration("max-staleness", text, SECOND, DAY * 365).map(Some),
+    };
+    Some(credentials::Config { sts_rate: sts_rate?, max_staleness: max_staleness? })
+}
+
+fn region(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<String> {
+    let region = flags.region.clone().or_else(|| vars.get("AWS_REGION"))?;
+    let good = !region.is_empty()
+        && region
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if !good {
+        mistakes.add("region", format!("{region:?} is no region, such as eu-west-1"));
+    }
+    good.then_some(region)
+}
