@@ -32,7 +32,9 @@ pub(super) fn wait(script: &Script, interrupted: &Arc<AtomicBool>) -> Result<()>
         "   kill -9 {}      # the agent: pods are refused, not passed to the node's",
         script.agent_pid()
     );
-    println!("   tail agent.log");
+    if let Some(log) = script.agent_log() {
+        println!("   tail {}", log.display());
+    }
     let entered = Arc::clone(interrupted);
     // A read that nobody answers must not keep the process: this thread is not waited for.
     thread::spawn(move || {

@@ -2,6 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -9,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
 
 use super::transcript::Transcript;
@@ -62,7 +63,10 @@ impl Script {
         );
         let lab = Lab::start()?;
         let transcript = Transcript::new();
-        transcript.say(format!("agent  {}", binary.display()));
+        let version = Command::new(&binary).arg("--version").output();
+        let version = version.with_context(|| format!("running {}", binary.display()))?;
+        transcript.say(format!("agent  {}", String::from_utf8_lossy(&version.stdout).trim()));
+        transcript.say(format!("       {}", binary.display()));
         transcript.say(format!("node   {NODE_V4}, files in {}", lab.node.folder().display()));
         Ok(Self { agent: None, pods: Vec::new(), lab, binary, transcript, interrupted })
     }
@@ -111,6 +115,11 @@ impl Script {
 
     pub(super) fn folder(&self) -> &Path {
         self.lab.node.folder()
+    }
+
+    /// The file that has the log of the agent that runs.
+    pub(super) fn agent_log(&self) -> Option<&Path> {
+        self.agent.as_ref().map(Agent::log_path)
     }
 
     pub(super) fn agent_pid(&self) -> u32 {

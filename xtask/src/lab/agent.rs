@@ -140,6 +140,12 @@ impl Agent {
         )
     }
 
+    /// The file that has its log.
+    #[must_use]
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
