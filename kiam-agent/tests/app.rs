@@ -14,9 +14,9 @@ use std::{
 use tempfile::TempDir;
 use tokio::time::Instant;
 use xtask::lab::fake::{
-    Place,
+    Injected, Place,
     kubernetes::{Kubernetes, NamespaceRecord, PodRecord},
-    sts::{Fault, Sts},
+    sts::Sts,
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
@@ -181,8 +181,10 @@ fn a_namespace_requires_session_tokens_by_annotation() {
 
 #[test]
 fn changed_annotations_and_sts_faults_are_seen_and_survived() {
-    let fault = Fault { code: "AccessDenied", status: 403 };
-    let fixture = start(&pod("reader"), |sts| sts.fail_role(&format!("{BASE}writer"), Some(fault)));
+    let denied = Injected::refuse(403, "AccessDenied").field("RoleArn", &format!("{BASE}writer"));
+    let fixture = start(&pod("reader"), |sts| {
+        sts.faults().inject(denied);
+    });
     assert_eq!(get(fixture.pods, LIST).1, "reader");
     fixture.kubernetes.store().apply_pod(&pod("writer"));
     eventually("503 for a role that STS refuses", || get(fixture.pods, LIST).0 == 503);

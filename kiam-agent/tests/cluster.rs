@@ -24,7 +24,7 @@ use tokio::{
     time,
 };
 use xtask::lab::fake::{
-    Place,
+    Injected, Place,
     kubernetes::{Gone, Kubernetes, NamespaceRecord, PodRecord, Resource},
 };
 
@@ -266,11 +266,11 @@ async fn a_server_that_is_down_is_waited_for_and_what_is_known_is_kept() {
 #[tokio::test]
 async fn refusals_are_waited_out() {
     let api = server();
-    api.refuse_all(Some(http::StatusCode::FORBIDDEN));
+    let forbidden = api.faults().inject(Injected::refuse(403, "Forbidden"));
     let fed = Fed::by(&api.address().to_string(), |_| {}).await;
     let failed = r#"kiam_cluster_lists_total{resource="Pods",outcome="Failed"}"#;
     fed.until("a failed list", || fed.metric(failed).is_some()).await;
-    api.refuse_all(None);
+    forbidden.lift();
     fed.until("synced", || fed.readiness.is_ready()).await;
 }
 

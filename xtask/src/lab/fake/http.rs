@@ -2,7 +2,6 @@
 
 use std::{
     convert::Infallible,
-    future::Future,
     io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     pin::Pin,
@@ -24,6 +23,7 @@ use hyper_util::rt::TokioIo;
 use rustix::net::{Shutdown, shutdown};
 use tokio::sync::{mpsc, oneshot};
 
+use super::fault::{Call, Faults};
 use crate::lab::Netns;
 
 pub(super) type Body = BoxBody<Bytes, Infallible>;
@@ -37,17 +37,21 @@ pub struct Place {
 
 /// Answers requests whose body has been read.
 pub(super) trait Answer: Send + Sync + 'static {
-    fn answer(
-        &self,
-        peer: SocketAddr,
-        request: Request<Bytes>,
-    ) -> impl Future<Output = Response<Body>> + Send;
+    /// A request has come; whatever fault it meets, it counts.
+    fn note(&self, peer: SocketAddr, call: &Call);
+
+    /// The answer.
+    fn answer(&self, call: &Call) -> Response<Body>;
+
+    /// An error in the server's own words.
+    fn refusal(&self, status: StatusCode, code: &str) -> Response<Body>;
 }
 
 /// The server. Drop stops it, and cuts its connections.
 #[derive(Debug)]
 pub(super) struct Server<A> {
     answer: Arc<A>,
+    faults: Faults,
     places: Vec<Place>,
     running: Mutex<Option<Running>>,
 }
@@ -92,7 +96,8 @@ impl Place {
 
 impl<A: Answer> Server<A> {
     pub(super) fn start(places: Vec<Place>, answer: Arc<A>) -> Result<Self> {
-        let mut server = Self { answer, places, running: Mutex::new(None) };
+        let (faults, running) = (Faults::default(), Mutex::new(None));
+        let mut server = Self { answer, faults, places, running };
         let listeners = server.listen()?;
         for (place, listener) in server.places.iter_mut().zip(&listeners) {
             place.address = listener.local_addr().context("asking for a listener's address")?;
@@ -104,6 +109,10 @@ impl<A: Answer> Server<A> {
     /// The address of the first place.
     pub(super) fn address(&self) -> SocketAddr {
         self.places[0].address
+    }
+
+    pub(super) fn faults(&self) -> &Faults {
+        &self.faults
     }
 
     /// Closes the listeners and cuts every connection.
@@ -130,11 +139,11 @@ impl<A: Answer> Server<A> {
         let (stop, stopped) = oneshot::channel();
         let kept: io::Result<_> = listeners.iter().map(TcpListener::try_clone).collect();
         let kept = kept.context("keeping a listener")?;
-        let answer = Arc::clone(&self.answer);
+        let (answer, faults) = (Arc::clone(&self.answer), self.faults.clone());
         let thread = std::thread::spawn(move || {
             runtime.block_on(async {
                 for listener in listeners {
-                    tokio::spawn(accept(listener, Arc::clone(&answer)));
+                    tokio::spawn(accept(listener, Arc::clone(&answer), faults.clone()));
                 }
                 let _ = stopped.await;
             });
@@ -166,18 +175,26 @@ impl<A> Drop for Server<A> {
     }
 }
 
-async fn accept<A: Answer>(listener: TcpListener, answer: Arc<A>) -> io::Result<()> {
+async fn accept<A: Answer>(
+    listener: TcpListener,
+    answer: Arc<A>,
+    faults: Faults,
+) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     loop {
         let (stream, peer) = listener.accept().await?;
-        let answer = Arc::clone(&answer);
+        let (answer, faults) = (Arc::clone(&answer), faults.clone());
         let service = service_fn(move |request: Request<Incoming>| {
-            let answer = Arc::clone(&answer);
+            let (answer, faults) = (Arc::clone(&answer), faults.clone());
             async move {
                 let (head, body) = request.into_parts();
                 // A client that breaks off hears nothing anyway.
                 let body = body.collect().await?.to_bytes();
-                Ok::<_, hyper::Error>(answer.answer(peer, Request::from_parts(head, body)).await)
+                let call = Call::new(Request::from_parts(head, body));
+                answer.note(peer, &call);
+                let refusal = |status, code: &str| answer.refusal(status, code);
+                let answered = faults.answer(&call, refusal, || answer.answer(&call)).await;
+                Ok::<_, hyper::Error>(answered)
             }
         });
         tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));

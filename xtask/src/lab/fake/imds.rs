@@ -7,11 +7,11 @@ use std::{
 };
 
 use anyhow::Result;
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use jiff::{Timestamp, ToSpan};
 
 use super::{
+    fault::{Call, Faults},
     http::{Answer, Body, Place, Server, full},
     packets::Packets,
 };
@@ -129,6 +129,12 @@ impl Imds {
         self.counts().iter().filter(|((_, asked), _)| asked == path).map(|(_, count)| count).sum()
     }
 
+    /// The faults of its answers.
+    #[must_use]
+    pub fn faults(&self) -> &Faults {
+        self.server.faults()
+    }
+
     /// Goes away: connections are cut, new ones refused. Packets are still counted.
     pub fn stop(&self) {
         self.server.stop();
@@ -164,26 +170,31 @@ impl Default for NodeCredentials {
 // === impl Service ===
 
 impl Answer for Service {
-    async fn answer(&self, peer: SocketAddr, request: Request<Bytes>) -> Response<Body> {
-        let path = request.uri().path().to_owned();
-        let key = (peer.ip().to_canonical(), path.clone());
+    fn note(&self, peer: SocketAddr, call: &Call) {
+        let key = (peer.ip().to_canonical(), call.path.clone());
         *lock(&self.requests).entry(key).or_default() += 1;
-        if request.method() == Method::PUT && path == "/latest/api/token" {
-            return token(&request);
+    }
+
+    fn answer(&self, call: &Call) -> Response<Body> {
+        if call.method == Method::PUT && call.path == "/latest/api/token" {
+            return token(call);
         }
-        let offered = request.headers().get(TOKEN_HEADER);
-        if offered.is_some_and(|token| token != TOKEN) {
+        if call.headers.get(TOKEN_HEADER).is_some_and(|token| token != TOKEN) {
             return text(StatusCode::UNAUTHORIZED, "");
         }
-        match content(&path, &lock(&self.credentials)) {
+        match content(&call.path, &lock(&self.credentials)) {
             Some(body) => text(StatusCode::OK, &body),
             None => text(StatusCode::NOT_FOUND, ""),
         }
     }
+
+    fn refusal(&self, status: StatusCode, _code: &str) -> Response<Body> {
+        text(status, "")
+    }
 }
 
-fn token(request: &Request<Bytes>) -> Response<Body> {
-    let ttl = request.headers().get(TTL_HEADER);
+fn token(call: &Call) -> Response<Body> {
+    let ttl = call.headers.get(TTL_HEADER);
     let valid = ttl.and_then(|ttl| ttl.to_str().ok()?.parse().ok());
     match (ttl, valid) {
         (Some(ttl), Some(1..=21600_u32)) => {

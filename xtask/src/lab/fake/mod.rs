@@ -3,11 +3,16 @@
 //! Each runs on a thread and a runtime of its own, so that a test's paused time does not stop it, and is steered and
 //! asked by plain calls from any thread.
 
+mod fault;
 mod form;
 mod http;
 pub mod imds;
 pub mod kubernetes;
 mod packets;
 pub mod sts;
+mod web_token;
 
-pub use self::http::Place;
+pub use self::{
+    fault::{Fault, Faults, Injected},
+    http::Place,
+};

@@ -1,18 +1,19 @@
-//! The HTTP side: list and watch as <https://kubernetes.io/docs/reference/using-api/api-concepts/> describes them.
+//! The HTTP side: which request is what, lists, and single records.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http::{Request, Response, StatusCode, header::ACCEPT};
+use http::{Method, Response, StatusCode, header::ACCEPT};
 use serde_json::{Value, json};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::time::Instant;
 
 use super::{
-    record::{metadata_only, status},
-    store::{Change, Gone, Resource, Seen, State, Store},
+    record::status,
+    store::{Gone, Resource, Seen, Store},
+    watch::{View, Watch, event, too_old},
+    write,
 };
 use crate::lab::fake::{
-    form,
+    fault::Call,
     http::{Answer, Body, chunks, full},
 };
 
@@ -20,28 +21,48 @@ const JSON: &str = "application/json";
 /// What real servers take when a watch names no `timeoutSeconds`: 30 to 60 minutes.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(1800);
 
+/// An error answer: code, reason and message.
+pub(super) type Refusal = (StatusCode, &'static str, String);
+
 #[derive(Debug)]
 pub(super) struct Api {
     store: Arc<Store>,
 }
 
-/// Which records, and how they are shown.
-#[derive(Clone, Debug)]
-struct View {
+/// What a path names.
+#[derive(Debug, PartialEq, Eq)]
+struct Target<'a> {
     resource: Resource,
-    namespace: Option<String>,
-    node: Option<String>,
-    metadata_only: bool,
+    namespace: Option<&'a str>,
+    name: Option<&'a str>,
+    /// Such as `token`.
+    subresource: Option<&'a str>,
 }
 
-/// One open watch. Drop counts it off.
-struct Watch {
-    store: Arc<Store>,
-    view: View,
-    bookmarks: bool,
-    cursor: u64,
-    injected: usize,
-    closings: u64,
+// === impl Target ===
+
+impl<'a> Target<'a> {
+    fn parse(path: &'a str) -> Option<Self> {
+        let path: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let (group, rest) = match path.as_slice() {
+            ["api", "v1", rest @ ..] => ("v1", rest),
+            ["apis", "events.k8s.io", "v1", rest @ ..] => ("events.k8s.io/v1", rest),
+            _ => return None,
+        };
+        let (namespace, rest) = match rest {
+            ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (Some(*namespace), rest),
+            rest => (None, rest),
+        };
+        let mut rest = rest.iter().copied();
+        let plural = rest.next()?;
+        let resource = Resource::ALL
+            .into_iter()
+            .find(|resource| resource.plural() == plural && resource.api_version() == group)?;
+        let target = Self { resource, namespace, name: rest.next(), subresource: rest.next() };
+        // Records of namespaced kinds are named together with their namespace.
+        let named = target.name.is_none() || namespace.is_some() == resource.is_namespaced();
+        (rest.next().is_none() && named).then_some(target)
+    }
 }
 
 // === impl Api ===
@@ -54,10 +75,9 @@ impl Api {
     fn list(&self, view: &View) -> Response<Body> {
         let state = self.store.state();
         let version = state.version.to_string();
-        let (kind, api_version) = match (view.metadata_only, view.resource) {
-            (true, _) => ("PartialObjectMetadataList", "meta.k8s.io/v1"),
-            (false, Resource::Pods) => ("PodList", "v1"),
-            (false, Resource::Namespaces) => ("NamespaceList", "v1"),
+        let (kind, api_version) = match view.metadata_only {
+            true => ("PartialObjectMetadataList".to_owned(), "meta.k8s.io/v1"),
+            false => (format!("{}List", view.resource.kind()), view.resource.api_version()),
         };
         let items: Vec<Value> = view.records(&state).map(|record| view.show(record)).collect();
         let metadata = json!({ "resourceVersion": version });
@@ -67,16 +87,15 @@ impl Api {
         )
     }
 
-    fn watch(&self, view: View, seen: &Seen) -> Response<Body> {
+    fn watch(&self, view: View, seen: &Seen) -> Result<Response<Body>, Refusal> {
         let asked = seen.query.get("resourceVersion").map_or("", String::as_str);
         let mut state = self.store.state();
         let fresh = matches!(asked, "" | "0");
         let Some(cursor) = (if fresh { Some(state.version) } else { asked.parse().ok() }) else {
-            let message = format!("invalid resource version {asked:?}");
-            return failure(StatusCode::BAD_REQUEST, "BadRequest", &message);
+            return Err(bad_request(format!("invalid resource version {asked:?}")));
         };
         if cursor < state.oldest && state.conduct.gone == Gone::Status {
-            return failure(StatusCode::GONE, "Expired", &too_old(cursor, &state));
+            return Err((StatusCode::GONE, "Expired", too_old(cursor, &state)));
         }
         let first: Vec<Value> = if fresh {
             view.records(&state).map(|record| event("ADDED", &view.show(record))).collect()
@@ -100,176 +119,98 @@ impl Api {
             // The client went away, or the watch has ended: both are its end.
             let _ = tokio::time::timeout_at(deadline, watch.run(first, tx)).await;
         });
-        answer
+        Ok(answer)
     }
 
-    fn route(&self, seen: &Seen) -> Response<Body> {
-        if let Some(status) = self.store.state().conduct.refusing {
-            return failure(status, "InternalError", "refused by the lab");
-        }
-        let path: Vec<&str> = seen.path.trim_matches('/').split('/').collect();
-        let (resource, namespace) = match path.as_slice() {
-            ["version"] => {
-                let version = json!({ "major": "1", "minor": "35", "gitVersion": "v1.35.0" });
-                return json_answer(StatusCode::OK, &version);
-            }
-            ["api", "v1", "pods"] => (Resource::Pods, None),
-            ["api", "v1", "namespaces", namespace, "pods"] => (Resource::Pods, Some(*namespace)),
-            ["api", "v1", "namespaces"] => (Resource::Namespaces, None),
-            _ => return failure(StatusCode::NOT_FOUND, "NotFound", "no such resource"),
-        };
+    /// List, watch or get.
+    fn read(&self, target: &Target<'_>, seen: &Seen) -> Result<Response<Body>, Refusal> {
         if seen.query.contains_key("sendInitialEvents") {
             let message = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
-            return failure(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message);
+            return Err((StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message.to_owned()));
         }
-        let node = match seen.query.get("fieldSelector").map(String::as_str) {
-            None | Some("") => None,
-            Some(selector) => match selector.strip_prefix("spec.nodeName=") {
-                Some(node) => Some(node.to_owned()),
-                None => {
-                    let message = format!("field selector {selector:?} is not known here");
-                    return failure(StatusCode::BAD_REQUEST, "BadRequest", &message);
-                }
-            },
+        let selector = seen.query.get("fieldSelector").filter(|selector| !selector.is_empty());
+        let node = selector.map(|selector| {
+            let node = selector.strip_prefix("spec.nodeName=").map(str::to_owned);
+            node.ok_or_else(|| {
+                bad_request(format!("field selector {selector:?} is not known here"))
+            })
+        });
+        let view = View {
+            resource: target.resource,
+            namespace: target.namespace.map(str::to_owned),
+            node: node.transpose()?,
+            metadata_only: seen.accept.contains("as=PartialObjectMetadata"),
         };
-        let metadata_only = seen.accept.contains("as=PartialObjectMetadata");
-        let view = View { resource, namespace: namespace.map(str::to_owned), node, metadata_only };
-        if seen.is_watch() { self.watch(view, seen) } else { self.list(&view) }
+        if let Some(name) = target.name {
+            let state = self.store.state();
+            let record = state.find(target.resource, target.namespace, name)?;
+            return Ok(json_answer(StatusCode::OK, &view.show(record)));
+        }
+        if seen.is_watch() { self.watch(view, seen) } else { Ok(self.list(&view)) }
+    }
+
+    fn route(&self, seen: &Seen) -> Result<Response<Body>, Refusal> {
+        if seen.path == "/version" {
+            let version = json!({ "major": "1", "minor": "35", "gitVersion": "v1.35.0" });
+            return Ok(json_answer(StatusCode::OK, &version));
+        }
+        let unknown = || (StatusCode::NOT_FOUND, "NotFound", "no such resource".to_owned());
+        let target = Target::parse(&seen.path).ok_or_else(unknown)?;
+        let Target { resource, namespace, name, subresource } = target;
+        let (status, body) = match (&seen.method, resource, namespace, name, subresource) {
+            (&Method::GET, _, _, _, None) => return self.read(&target, seen),
+            (
+                &Method::POST,
+                Resource::ServiceAccounts,
+                Some(namespace),
+                Some(name),
+                Some("token"),
+            ) => {
+                let token = write::token(&self.store.state(), namespace, name, &seen.body)?;
+                (StatusCode::CREATED, token)
+            }
+            (&Method::POST, Resource::Events, Some(namespace), None, None) => {
+                (StatusCode::CREATED, write::create_event(&self.store, namespace, &seen.body)?)
+            }
+            (&Method::PATCH, Resource::Events, Some(namespace), Some(name), None) => {
+                (StatusCode::OK, write::patch_event(&self.store, namespace, name, &seen.body)?)
+            }
+            (method, ..) => {
+                let message = format!("{method} is not for {}", seen.path);
+                return Err((StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message));
+            }
+        };
+        Ok(json_answer(status, &body))
     }
 }
 
 impl Answer for Api {
-    async fn answer(&self, _peer: SocketAddr, request: Request<Bytes>) -> Response<Body> {
-        let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok());
-        let seen = Seen {
-            path: request.uri().path().to_owned(),
-            query: form::parse(request.uri().query().unwrap_or_default()),
-            accept: accept.unwrap_or_default().to_owned(),
-        };
-        self.store.note(seen.clone());
-        self.route(&seen)
+    fn note(&self, _peer: SocketAddr, call: &Call) {
+        self.store.note(seen(call));
+    }
+
+    fn answer(&self, call: &Call) -> Response<Body> {
+        let answered = self.route(&seen(call));
+        answered.unwrap_or_else(|(code, reason, message)| failure(code, reason, &message))
+    }
+
+    fn refusal(&self, status: StatusCode, code: &str) -> Response<Body> {
+        failure(status, code, "refused by the lab")
     }
 }
 
-// === impl View ===
-
-impl View {
-    fn shows(&self, record: &Value) -> bool {
-        self.namespace
-            .as_deref()
-            .is_none_or(|namespace| record["metadata"]["namespace"] == namespace)
-            && self.node.as_deref().is_none_or(|node| record["spec"]["nodeName"] == node)
-    }
-
-    fn show(&self, record: &Value) -> Value {
-        if self.metadata_only { metadata_only(record) } else { record.clone() }
-    }
-
-    fn records<'a>(&'a self, state: &'a State) -> impl Iterator<Item = &'a Value> {
-        let of_kind = state.records.iter().filter(|(key, _)| key.0 == self.resource);
-        of_kind.map(|(_, record)| &**record).filter(|record| self.shows(record))
-    }
-
-    /// What a watch with this view hears of a change: a record that leaves the selector is DELETED to it.
-    fn event(&self, change: &Change) -> Option<Value> {
-        if change.resource != self.resource {
-            return None;
-        }
-        let old = change.old.as_deref().filter(|record| self.shows(record));
-        let new = change.new.as_deref().filter(|record| self.shows(record));
-        let (kind, record) = match (old, new) {
-            (None, None) => return None,
-            (None, Some(new)) => ("ADDED", new),
-            (Some(_), Some(new)) => ("MODIFIED", new),
-            (Some(old), None) => ("DELETED", old),
-        };
-        let mut shown = self.show(record);
-        shown["metadata"]["resourceVersion"] = json!(change.version.to_string());
-        Some(event(kind, &shown))
-    }
-
-    fn bookmark(&self, version: u64) -> Value {
-        let kind = self.resource.kind();
-        let metadata = json!({ "resourceVersion": version.to_string(), "creationTimestamp": null });
-        let mut object = json!({ "kind": kind, "apiVersion": "v1", "metadata": metadata });
-        if self.metadata_only {
-            object = metadata_only(&object);
-        } else if self.resource == Resource::Pods {
-            object["spec"] = json!({ "containers": null });
-            object["status"] = json!({});
-        }
-        event("BOOKMARK", &object)
-    }
+pub(super) fn bad_request(message: String) -> Refusal {
+    (StatusCode::BAD_REQUEST, "BadRequest", message)
 }
 
-// === impl Watch ===
-
-impl Watch {
-    async fn run(mut self, mut lines: Vec<Value>, tx: mpsc::Sender<Bytes>) {
-        let mut changes = self.store.changes();
-        let mut quiet_since = Instant::now();
-        loop {
-            changes.mark_unchanged();
-            let (stalled, period) = {
-                let state = self.store.state();
-                (state.conduct.stalled, state.conduct.bookmarks)
-            };
-            if !stalled {
-                let ended = self.catch_up(&mut lines);
-                if self.bookmarks && lines.is_empty() && quiet_since.elapsed() >= period {
-                    lines.push(self.view.bookmark(self.cursor));
-                }
-                if !lines.is_empty() {
-                    quiet_since = Instant::now();
-                }
-                for line in lines.drain(..) {
-                    // An injected line is a string here, and is sent as it is.
-                    let text = line.as_str().map_or_else(|| line.to_string(), str::to_owned);
-                    if tx.send(Bytes::from(text + "\n")).await.is_err() {
-                        return;
-                    }
-                }
-                if ended {
-                    return;
-                }
-            }
-            tokio::select! {
-                _ = changes.changed() => {}
-                () = tokio::time::sleep_until(quiet_since + period), if self.bookmarks && !stalled => {}
-                () = tx.closed() => return,
-            }
-        }
+fn seen(call: &Call) -> Seen {
+    Seen {
+        method: call.method.clone(),
+        path: call.path.clone(),
+        query: call.fields.clone(),
+        accept: call.header(ACCEPT).unwrap_or_default().to_owned(),
+        body: serde_json::from_slice(&call.body).unwrap_or_default(),
     }
-
-    /// Adds what happened since the last time to `lines`; `true` when the watch ends with it.
-    fn catch_up(&mut self, lines: &mut Vec<Value>) -> bool {
-        let state = self.store.state();
-        let injected = state.injected.iter().skip(self.injected);
-        lines.extend(injected.map(|line| Value::from(line.as_str())));
-        self.injected = state.injected.len();
-        if self.cursor < state.oldest {
-            lines.push(event("ERROR", &status(410, "Expired", &too_old(self.cursor, &state))));
-            return true;
-        }
-        let news = state.history.iter().filter(|change| change.version > self.cursor);
-        lines.extend(news.filter_map(|change| self.view.event(change)));
-        self.cursor = state.version.max(self.cursor);
-        state.closings > self.closings
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.store.state().open_watches -= 1;
-    }
-}
-
-fn event(kind: &str, object: &Value) -> Value {
-    json!({ "type": kind, "object": object })
-}
-
-fn too_old(asked: u64, state: &State) -> String {
-    format!("too old resource version: {asked} ({})", state.oldest)
 }
 
 fn failure(code: StatusCode, reason: &str, message: &str) -> Response<Body> {
@@ -278,4 +219,37 @@ fn failure(code: StatusCode, reason: &str, message: &str) -> Response<Body> {
 
 fn json_answer(status: StatusCode, body: &Value) -> Response<Body> {
     full(status, JSON, body.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_names_a_kind_a_namespace_a_record_and_a_part_of_it() {
+        let target = |resource, namespace, name, subresource| {
+            Some(Target { resource, namespace, name, subresource })
+        };
+        use Resource::{Events, Namespaces, Pods, ServiceAccounts};
+        for (path, parsed) in [
+            ("/api/v1/pods", target(Pods, None, None, None)),
+            ("/api/v1/namespaces", target(Namespaces, None, None, None)),
+            ("/api/v1/namespaces/shop", target(Namespaces, None, Some("shop"), None)),
+            ("/api/v1/namespaces/shop/pods", target(Pods, Some("shop"), None, None)),
+            (
+                "/api/v1/namespaces/shop/serviceaccounts/a/token",
+                target(ServiceAccounts, Some("shop"), Some("a"), Some("token")),
+            ),
+            (
+                "/apis/events.k8s.io/v1/namespaces/shop/events/e",
+                target(Events, Some("shop"), Some("e"), None),
+            ),
+            ("/api/v1/events", None),
+            ("/api/v1/pods/a", None),
+            ("/api/v1/namespaces/shop/pods/a/b/c", None),
+            ("/apis/apps/v1/deployments", None),
+        ] {
+            assert_eq!(Target::parse(path), parsed, "{path}");
+        }
+    }
 }

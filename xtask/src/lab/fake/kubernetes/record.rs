@@ -1,4 +1,4 @@
-//! Pods and namespaces in the API's words.
+//! Pods, namespaces and ServiceAccounts in the API's words.
 
 use std::net::IpAddr;
 
@@ -32,6 +32,17 @@ pub struct PodRecord {
 /// What the API says about a namespace.
 #[derive(Clone, Debug)]
 pub struct NamespaceRecord {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.annotations`.
+    pub annotations: Vec<(String, String)>,
+}
+
+/// What the API says about a ServiceAccount.
+#[derive(Clone, Debug)]
+pub struct ServiceAccountRecord {
+    /// `metadata.namespace`.
+    pub namespace: String,
     /// `metadata.name`.
     pub name: String,
     /// `metadata.annotations`.
@@ -122,6 +133,31 @@ impl NamespaceRecord {
             "kind": "Namespace", "apiVersion": "v1", "metadata": metadata,
             "spec": { "finalizers": ["kubernetes"] }, "status": { "phase": "Active" },
         })
+    }
+}
+
+// === impl ServiceAccountRecord ===
+
+impl ServiceAccountRecord {
+    /// A ServiceAccount without annotations.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str) -> Self {
+        let [namespace, name] = [namespace, name].map(str::to_owned);
+        Self { namespace, name, annotations: Vec::new() }
+    }
+
+    /// Adds an annotation, such as `eks.amazonaws.com/role-arn`.
+    #[must_use]
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.annotations.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        let mut metadata = metadata(&self.name, &self.annotations);
+        metadata["namespace"] = json!(self.namespace);
+        metadata["uid"] = json!(format!("serviceaccount-{}-{}", self.namespace, self.name));
+        json!({ "kind": "ServiceAccount", "apiVersion": "v1", "metadata": metadata })
     }
 }
 

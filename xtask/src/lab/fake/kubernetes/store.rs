@@ -6,13 +6,14 @@ use std::{
     time::Duration,
 };
 
-use http::StatusCode;
+use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::{
     Conduct,
-    record::{NamespaceRecord, PodRecord},
+    api::Refusal,
+    record::{NamespaceRecord, PodRecord, ServiceAccountRecord},
 };
 
 /// A kind of record.
@@ -22,6 +23,10 @@ pub enum Resource {
     Pods,
     /// `/api/v1/namespaces`.
     Namespaces,
+    /// `/api/v1/serviceaccounts`.
+    ServiceAccounts,
+    /// `/apis/events.k8s.io/v1/events`.
+    Events,
 }
 
 /// How "resource version too old" is said; real servers do both.
@@ -36,12 +41,16 @@ pub enum Gone {
 /// One request, as it came.
 #[derive(Clone, Debug)]
 pub struct Seen {
+    /// The method.
+    pub method: Method,
     /// The path.
     pub path: String,
     /// The query, decoded.
     pub query: BTreeMap<String, String>,
     /// The `Accept` header.
     pub accept: String,
+    /// The body; null when there was none, or no JSON.
+    pub body: Value,
 }
 
 /// Records with a history, as etcd behind an API server.
@@ -92,17 +101,26 @@ impl Seen {
     /// Whether it is about all records of `resource`.
     #[must_use]
     pub fn is_about(&self, resource: Resource) -> bool {
-        self.path == resource.path()
+        let root = match resource {
+            Resource::Events => "/apis",
+            _ => "/api",
+        };
+        self.path == format!("{root}/{}/{}", resource.api_version(), resource.plural())
     }
 }
 
 // === impl Resource ===
 
 impl Resource {
-    pub(super) fn path(self) -> &'static str {
+    pub(super) const ALL: [Self; 4] =
+        [Self::Pods, Self::Namespaces, Self::ServiceAccounts, Self::Events];
+
+    pub(super) fn plural(self) -> &'static str {
         match self {
-            Self::Pods => "/api/v1/pods",
-            Self::Namespaces => "/api/v1/namespaces",
+            Self::Pods => "pods",
+            Self::Namespaces => "namespaces",
+            Self::ServiceAccounts => "serviceaccounts",
+            Self::Events => "events",
         }
     }
 
@@ -110,7 +128,20 @@ impl Resource {
         match self {
             Self::Pods => "Pod",
             Self::Namespaces => "Namespace",
+            Self::ServiceAccounts => "ServiceAccount",
+            Self::Events => "Event",
         }
+    }
+
+    pub(super) fn api_version(self) -> &'static str {
+        match self {
+            Self::Events => "events.k8s.io/v1",
+            _ => "v1",
+        }
+    }
+
+    pub(super) fn is_namespaced(self) -> bool {
+        self != Self::Namespaces
     }
 }
 
@@ -177,6 +208,24 @@ impl Store {
         self.put((Resource::Namespaces, String::new(), name.to_owned()), None)
     }
 
+    /// Creates or replaces a ServiceAccount; returns its resource version.
+    pub fn apply_service_account(&self, account: &ServiceAccountRecord) -> u64 {
+        self.put(account_key(&account.namespace, &account.name), Some(account.to_json()))
+    }
+
+    /// Deletes a ServiceAccount; that there is none is fine.
+    pub fn delete_service_account(&self, namespace: &str, name: &str) -> u64 {
+        self.put(account_key(namespace, name), None)
+    }
+
+    /// Every Event (`events.k8s.io/v1`) that there is, by namespace and name.
+    #[must_use]
+    pub fn events(&self) -> Vec<Value> {
+        let state = self.state();
+        let events = state.records.iter().filter(|(key, _)| key.0 == Resource::Events);
+        events.map(|(_, event)| Value::clone(event)).collect()
+    }
+
     /// Forgets the history: a watch can go on only from now.
     pub fn compact(&self) {
         self.steer(|state| {
@@ -208,11 +257,6 @@ impl Store {
     /// Puts a line into every open watch.
     pub fn inject(&self, line: &str) {
         self.steer(|state| state.injected.push(line.to_owned()));
-    }
-
-    /// Answers every request with `status`, or as usual again.
-    pub fn refuse_all(&self, status: Option<StatusCode>) {
-        self.steer(|state| state.conduct.refusing = status);
     }
 
     /// How often a quiet watch gets a bookmark; at first each second, where real servers take a minute.
@@ -262,6 +306,15 @@ impl Store {
         self.state().seen.push(seen);
     }
 
+    /// Creates or replaces an Event; returns it with its version.
+    pub(super) fn put_event(&self, namespace: &str, name: &str, event: Value) -> Value {
+        let key = (Resource::Events, namespace.to_owned(), name.to_owned());
+        let mut event = event;
+        let version = self.put(key, Some(event.clone()));
+        event["metadata"]["resourceVersion"] = json!(version.to_string());
+        event
+    }
+
     fn count(&self, which: impl Fn(&Seen) -> bool) -> usize {
         self.state().seen.iter().filter(|seen| which(seen)).count()
     }
@@ -281,6 +334,19 @@ impl Store {
 // === impl State ===
 
 impl State {
+    /// The record of this name, or 404.
+    pub(super) fn find(
+        &self,
+        resource: Resource,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<&Value, Refusal> {
+        let key = (resource, namespace.unwrap_or_default().to_owned(), name.to_owned());
+        let missing = || format!("{} {name:?} not found", resource.plural());
+        let record = self.records.get(&key);
+        record.map(|record| &**record).ok_or_else(|| (StatusCode::NOT_FOUND, "NotFound", missing()))
+    }
+
     fn put(&mut self, key: Key, record: Option<Value>) -> u64 {
         let old = self.records.get(&key).cloned();
         if record.is_none() && old.is_none() {
@@ -299,4 +365,8 @@ impl State {
         self.history.push_back(Change { version, resource, old, new });
         version
     }
+}
+
+fn account_key(namespace: &str, name: &str) -> Key {
+    (Resource::ServiceAccounts, namespace.to_owned(), name.to_owned())
 }
