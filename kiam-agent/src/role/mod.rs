@@ -4,16 +4,20 @@
 //! nothing behind this module checks a role, a session name or an external id again.
 
 mod arn;
+mod policies;
 mod resolver;
 mod session;
+mod tags;
 mod wanted;
 
 use std::{fmt, time::Duration};
 
 pub use self::{
     arn::{InvalidRole, RoleArn, RoleProblem},
+    policies::{InvalidPolicies, PolicyArn, SessionPolicies},
     resolver::{BaseArn, RoleResolver},
     session::{ExternalId, InvalidExternalId, InvalidSessionName, SessionName},
+    tags::{InvalidTags, SessionTags},
     wanted::{Claimant, WantedRoles},
 };
 
@@ -30,6 +34,12 @@ pub struct RoleIdentity {
     pub external_id: Option<ExternalId>,
     /// How long the session is asked to last.
     pub duration: Duration,
+    /// Tags of the session, all of them transitive.
+    pub tags: SessionTags,
+    /// What CloudTrail shows of this session and of all that are chained to it; it takes what a session name takes.
+    pub source_identity: Option<SessionName>,
+    /// Managed policies; the session may do what both they and the role allow. With none, what the role allows.
+    pub policies: SessionPolicies,
 }
 
 /// Characters of a wrong value that its error shows.
@@ -41,7 +51,15 @@ impl RoleIdentity {
     /// The role's session of this name and length, with nothing else.
     #[must_use]
     pub fn new(role: RoleArn, session_name: SessionName, duration: Duration) -> Self {
-        Self { role, session_name, external_id: None, duration }
+        Self {
+            role,
+            session_name,
+            external_id: None,
+            duration,
+            tags: SessionTags::default(),
+            source_identity: None,
+            policies: SessionPolicies::default(),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod error;
 mod node;
+mod parameters;
 #[cfg(test)]
 mod tests;
 
@@ -101,6 +102,10 @@ impl AssumeRole {
             .role_session_name(identity.session_name.as_ref())
             .set_external_id(identity.external_id.as_ref().map(|id| id.expose().to_owned()))
             .duration_seconds(seconds)
+            .set_source_identity(identity.source_identity.as_ref().map(ToString::to_string))
+            .set_tags(parameters::tags(identity))
+            .set_transitive_tag_keys(parameters::transitive(identity))
+            .set_policy_arns(parameters::policies(identity))
             .send()
             .await
             .map_err(|error| error::classed(&error))?;

@@ -13,7 +13,10 @@ use tokio::{
 };
 
 use super::*;
-use crate::{credentials::ErrorClass, role::SessionName};
+use crate::{
+    credentials::ErrorClass,
+    role::{SessionName, SessionTags},
+};
 
 const ROLE: &str = "arn:aws:iam::123456789012:role/team/reader";
 const SECRET: &str = "wJalrXUtnFEMISECRET";
@@ -125,7 +128,15 @@ fn identity() -> RoleIdentity {
     let name = SessionName::sanitised("kiam-kiam");
     let external_id = Some("id:42/x".parse().unwrap());
     let plain = RoleIdentity::new(ROLE.parse().unwrap(), name, Duration::from_secs(3600));
-    RoleIdentity { external_id, ..plain }
+    let tags = [("team", "a b"), ("kubernetes-namespace", "prod")];
+    let tags = tags.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    RoleIdentity {
+        external_id,
+        tags: SessionTags::new(tags).unwrap(),
+        source_identity: Some("prod.web-0".parse().unwrap()),
+        policies: "arn:aws:iam::aws:policy/ReadOnlyAccess".parse().unwrap(),
+        ..plain
+    }
 }
 
 /// What `AssumeRole` makes of one scripted answer.
@@ -166,8 +177,16 @@ async fn request_carries_the_whole_identity_and_answer_becomes_credentials() {
             "Action=AssumeRole",
             "DurationSeconds=3600",
             "ExternalId=id%3A42%2Fx",
+            "PolicyArns.member.1.arn=arn%3Aaws%3Aiam%3A%3Aaws%3Apolicy%2FReadOnlyAccess",
             "RoleArn=arn%3Aaws%3Aiam%3A%3A123456789012%3Arole%2Fteam%2Freader",
             "RoleSessionName=kiam-kiam",
+            "SourceIdentity=prod.web-0",
+            "Tags.member.1.Key=kubernetes-namespace",
+            "Tags.member.1.Value=prod",
+            "Tags.member.2.Key=team",
+            "Tags.member.2.Value=a%20b",
+            "TransitiveTagKeys.member.1=kubernetes-namespace",
+            "TransitiveTagKeys.member.2=team",
             "Version=2011-06-15",
         ]
     );

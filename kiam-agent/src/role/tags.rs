@@ -1,0 +1,148 @@
+//! Session tags.
+//!
+//! Limits: <https://docs.aws.amazon.com/STS/latest/APIReference/API_Tag.html> and
+//! <https://docs.aws.amazon.com/IAM/latest/UserGuide/id_session-tags.html>
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+};
+
+use regex::Regex;
+
+use super::Quoted;
+
+const MOST: usize = 50;
+const KEY_LENGTH: std::ops::RangeInclusive<usize> = 1..=128;
+const MAX_VALUE: usize = 256;
+/// As STS has it, but of `\p{Z}` only the space: no other separator is anybody's intention.
+const TAG_CHARACTERS: &str = r"\A[\p{L}\p{N} _.:/=+\-@]*\z";
+
+/// Tags of a session as STS takes them, by key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionTags(Arc<BTreeMap<String, String>>);
+
+/// Text that STS takes as no tags.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidTags {
+    /// The key's length or characters.
+    #[error(
+        "tag key {0} is invalid: it takes 1 to 128 letters, digits, spaces and _ . : / = + - @"
+    )]
+    Key(Quoted),
+    /// AWS keeps these for itself.
+    #[error("tag key {0} is invalid: AWS keeps aws: for itself")]
+    Reserved(Quoted),
+    /// The value's length or characters.
+    #[error(
+        "tag {key} has an invalid value: it takes at most 256 letters, digits, spaces and _ . : / = + - @"
+    )]
+    Value {
+        /// Whose value.
+        key: Quoted,
+    },
+    /// Two keys are the same to STS.
+    #[error("tag {0} is there twice: STS takes upper and lower case for the same")]
+    Twice(Quoted),
+    /// They are too many.
+    #[error("{0} tags are too many: a session takes at most {MOST}")]
+    Count(usize),
+}
+
+// === impl SessionTags ===
+
+impl SessionTags {
+    /// These keys with these values.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidTags`].
+    pub fn new(tags: impl IntoIterator<Item = (String, String)>) -> Result<Self, InvalidTags> {
+        let mut held = BTreeMap::new();
+        for (key, value) in tags {
+            check(&key, &value)?;
+            if held.keys().any(|other: &String| other.to_lowercase() == key.to_lowercase()) {
+                return Err(InvalidTags::Twice(Quoted::new(&key)));
+            }
+            held.insert(key, value);
+        }
+        if held.len() > MOST {
+            return Err(InvalidTags::Count(held.len()));
+        }
+        Ok(Self(Arc::new(held)))
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Each key and value.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+}
+
+fn check(key: &str, value: &str) -> Result<(), InvalidTags> {
+    if !KEY_LENGTH.contains(&key.chars().count()) || !is_made_of_tag_characters(key) {
+        return Err(InvalidTags::Key(Quoted::new(key)));
+    }
+    if key.to_lowercase().starts_with("aws:") {
+        return Err(InvalidTags::Reserved(Quoted::new(key)));
+    }
+    if value.chars().count() > MAX_VALUE || !is_made_of_tag_characters(value) {
+        return Err(InvalidTags::Value { key: Quoted::new(key) });
+    }
+    Ok(())
+}
+
+fn is_made_of_tag_characters(text: &str) -> bool {
+    static TAG: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(TAG_CHARACTERS).expect("the expression is well formed"));
+    TAG.is_match(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tags(pairs: &[(&str, &str)]) -> Result<SessionTags, InvalidTags> {
+        SessionTags::new(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())))
+    }
+
+    #[test]
+    fn tags_are_the_same_in_any_order() {
+        let held =
+            tags(&[("team", "a b"), ("Équipe", ""), ("kubernetes-pod-name", "x.y-0")]).unwrap();
+        assert_eq!(
+            Ok(&held),
+            tags(&[("kubernetes-pod-name", "x.y-0"), ("team", "a b"), ("Équipe", "")]).as_ref()
+        );
+        assert_eq!(held.iter().next(), Some(("kubernetes-pod-name", "x.y-0")));
+    }
+
+    #[test]
+    fn what_sts_does_not_take_is_refused() {
+        let quoted = Quoted::new;
+        let (long, wide) = ("k".repeat(129), "v".repeat(257));
+        let cases = [
+            ("", "x", InvalidTags::Key(quoted(""))),
+            ("a,b", "x", InvalidTags::Key(quoted("a,b"))),
+            ("a\n", "x", InvalidTags::Key(quoted("a\n"))),
+            (long.as_str(), "x", InvalidTags::Key(quoted(&long))),
+            ("AWS:x", "x", InvalidTags::Reserved(quoted("AWS:x"))),
+            ("a", "x*", InvalidTags::Value { key: quoted("a") }),
+            ("a", wide.as_str(), InvalidTags::Value { key: quoted("a") }),
+        ];
+        for (key, value, error) in cases {
+            assert_eq!(tags(&[(key, value)]), Err(error));
+        }
+        let twice = tags(&[("Team", "x"), ("team", "y")]);
+        assert_eq!(twice, Err(InvalidTags::Twice(quoted("team"))));
+        let many =
+            |count: usize| SessionTags::new((0..count).map(|n| (n.to_string(), String::new())));
+        assert!(many(50).is_ok());
+        assert_eq!(many(51), Err(InvalidTags::Count(51)));
+    }
+}
