@@ -32,7 +32,7 @@ pub(super) type Kept = (Limit, Duration);
 
 /// A token bucket, as the time when it will be full again; an empty one that nobody used is full.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Bucket {
+pub struct Bucket {
     full_at: Option<Instant>,
 }
 
@@ -72,13 +72,14 @@ pub(super) struct Candidate<'a> {
 
 impl Bucket {
     /// How long until there is a token.
-    pub(super) fn wait(&self, rate: Rate, now: Instant) -> Duration {
+    #[must_use]
+    pub fn wait(&self, rate: Rate, now: Instant) -> Duration {
         let missing = self.full_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
         (missing + rate.period).saturating_sub(rate.period * rate.burst)
     }
 
     /// Takes a token, whether there is one or not.
-    pub(super) fn take(&mut self, rate: Rate, now: Instant) {
+    pub fn take(&mut self, rate: Rate, now: Instant) {
         let from = self.full_at.map_or(now, |at| at.max(now));
         self.full_at = Some(from + rate.period);
     }

@@ -1,10 +1,11 @@
 //! Keeps every wanted role's credentials fresh.
 
 mod budget;
+mod call;
 mod metrics;
 mod prefetch;
 mod queue;
-mod schedule;
+pub mod schedule;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -15,7 +16,7 @@ use std::{
 };
 
 pub use self::{
-    budget::Rate,
+    budget::{Bucket, Rate},
     metrics::{Held, Metrics},
     prefetch::{Parts, Prefetcher},
     store::{CredentialReader, Summary},
@@ -24,6 +25,7 @@ pub use self::{
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use prometheus_client::encoding::EncodeLabelValue;
+use tokio::time::Instant;
 
 use crate::{
     role::{RoleArn, RoleIdentity},
@@ -62,6 +64,8 @@ pub struct Issued {
     pub credentials: Credentials,
     /// What pods are answered.
     pub rendered: Rendered,
+    /// For how long.
+    term: schedule::Term,
 }
 
 /// Renders the answers; `imds::wire` provides it, so that this layer need not know the format.
@@ -109,7 +113,7 @@ pub enum State {
         /// Why.
         error: Arc<SourceError>,
         /// When it is tried again.
-        retry_at: SystemTime,
+        retry_at: Instant,
     },
 }
 

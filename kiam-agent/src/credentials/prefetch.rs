@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use tokio::{
@@ -14,9 +14,10 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    Config, CredentialReader, CredentialSource, Credentials, ErrorClass, Issued, Limit, Metrics,
-    Render, Silence, SourceError,
+    Config, CredentialReader, CredentialSource, ErrorClass, Issued, Limit, Metrics, Render,
+    Silence,
     budget::{Bucket, Kept, Shares},
+    call::{Called, answer, checked},
     queue::{New, Queue},
     schedule,
     store::{Entries, Entry, HeldRequests},
@@ -46,7 +47,7 @@ pub struct Prefetcher {
     entries: watch::Sender<Entries>,
     held_requests: HeldRequests,
     plans: HashMap<RoleIdentity, Plan>,
-    calls: JoinSet<(RoleIdentity, Result<Credentials, SourceError>)>,
+    calls: JoinSet<Called>,
     /// The node's calls.
     node: Bucket,
     shares: Shares,
@@ -119,9 +120,9 @@ impl Prefetcher {
             tokio::select! {
                 Ok(()) = self.parts.wanted.changed() => {}
                 Some(done) = self.calls.join_next() => {
-                    // A call that panicked is lost to its key for a while, not to the others.
-                    if let Ok((identity, result)) = done {
-                        self.settle(identity, result);
+                    // An error is the runtime's end: no call panics, and nobody aborts one.
+                    if let Ok(called) = done {
+                        self.settle(called);
                     }
                 }
                 () = sleep(next) => {}
@@ -161,8 +162,8 @@ impl Prefetcher {
             let wait = self.due(identity, now);
             if !wait.is_zero() {
                 next = next.min(wait);
-            } else if let Some(expires) = self.held_until(identity) {
-                queue.renew(identity, expires);
+            } else if let Some(left) = self.left(identity, now) {
+                queue.renew(identity, left);
             } else {
                 let asked = self.held_requests.has(identity);
                 queue.add(New { identity, claimants, asked, paid: plan.paid });
@@ -223,9 +224,11 @@ impl Prefetcher {
         stale
     }
 
-    fn held_until(&self, identity: &RoleIdentity) -> Option<SystemTime> {
+    /// How long what is held is still good.
+    fn left(&self, identity: &RoleIdentity, now: Instant) -> Option<Duration> {
         let entries = self.entries.borrow();
-        Some(entries.get(identity)?.issued.as_ref()?.credentials.expires)
+        let issued = entries.get(identity)?.issued.as_ref()?;
+        Some(issued.term.left(self.parts.clock.now(), now))
     }
 
     /// Takes up what is newly wanted, and forgets what has been unwanted for a while.
@@ -279,10 +282,7 @@ impl Prefetcher {
         let Some(issued) = entries.get(identity).and_then(|entry| entry.issued.as_ref()) else {
             return backoff;
         };
-        let credentials = &issued.credentials;
-        let refresh = schedule::refresh_at(credentials.issued, credentials.expires);
-        let until = refresh.duration_since(self.parts.clock.now()).unwrap_or_default();
-        until.max(backoff)
+        issued.term.refresh_in(self.parts.clock.now(), now).max(backoff)
     }
 
     fn call(&mut self, identity: RoleIdentity) {
@@ -290,30 +290,29 @@ impl Prefetcher {
         let metrics = self.parts.metrics.clone();
         self.calls.spawn(async move {
             let begun = Instant::now();
-            let result = source.issue(&identity).await;
+            let result = answer(async { source.issue(&identity).await }).await;
             metrics.issued(begun.elapsed(), result.as_ref().err().map(|error| error.class));
-            (identity, result)
+            Called { identity, begun, result }
         });
     }
 
     /// Keeps what came, or keeps what was there.
-    fn settle(&mut self, identity: RoleIdentity, result: Result<Credentials, SourceError>) {
-        let now = self.parts.clock.now();
-        let result = result.and_then(|credentials| checked(credentials, &identity, now));
+    fn settle(&mut self, Called { identity, begun, result }: Called) {
+        let now = Instant::now();
+        let clock = &self.parts.clock;
+        let result = result.and_then(|answer| checked(answer, &identity, begun, clock));
         let Some(plan) = self.plans.get_mut(&identity) else { return };
         plan.in_flight = false;
         if let Some(payer) = &plan.payer {
             let denied = result.as_ref().is_err_and(|error| error.class == ErrorClass::Denied);
             if result.is_ok() || denied && plan.failures == 0 {
-                self.shares.answered(payer, denied, Instant::now());
+                self.shares.answered(payer, denied, now);
             }
         }
         match result {
-            Ok(credentials) => {
+            Ok((credentials, term)) => {
                 plan.failures = 0;
-                // A little spread, so that what was fetched together is not renewed together.
-                let quarter = credentials.expires.duration_since(now).unwrap_or_default() / 4;
-                plan.not_before = Some(Instant::now() + schedule::jittered(quarter));
+                plan.not_before = Some(now + schedule::SOONEST);
                 info!(
                     pod.iam.role = %identity.role,
                     credentials.access.key = %credentials.access_key_id,
@@ -321,13 +320,13 @@ impl Prefetcher {
                     "Issued credentials"
                 );
                 let rendered = (self.parts.render)(&credentials);
-                let issued = Some(Arc::new(Issued { credentials, rendered }));
+                let issued = Some(Arc::new(Issued { credentials, rendered, term }));
                 self.write(identity, Entry { issued, failure: None, limit: None });
             }
             Err(error) => {
                 plan.failures += 1;
                 let wait = schedule::jittered(schedule::backoff(error.class, plan.failures));
-                plan.not_before = Some(Instant::now() + wait);
+                plan.not_before = Some(now + wait);
                 warn!(pod.iam.role = %identity.role, %error, retry_in = ?wait, "Credentials not issued");
                 let issued = self.entries.borrow().get(&identity).and_then(|e| e.issued.clone());
                 let failure = Some((Arc::new(error), now + wait));
@@ -341,25 +340,4 @@ impl Prefetcher {
             entries.insert(identity, entry);
         });
     }
-}
-
-/// An answer that must not be served is an error.
-fn checked(
-    credentials: Credentials,
-    identity: &RoleIdentity,
-    now: SystemTime,
-) -> Result<Credentials, SourceError> {
-    let problem = if credentials.role != identity.role {
-        "STS answered credentials of another role"
-    } else if credentials.access_key_id.is_empty()
-        || credentials.secret_access_key.expose().is_empty()
-        || credentials.session_token.expose().is_empty()
-    {
-        "STS answered credentials with an empty field"
-    } else if !schedule::valid(&credentials, now) {
-        "STS answered credentials that have expired (is the node's clock right?)"
-    } else {
-        return Ok(credentials);
-    };
-    Err(SourceError { class: ErrorClass::Retryable, message: problem.to_owned() })
 }

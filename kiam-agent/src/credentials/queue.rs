@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    time::SystemTime,
+    time::Duration,
 };
 
 use tokio::time::Instant;
@@ -13,8 +13,8 @@ use crate::role::{Claimant, RoleIdentity};
 /// Everything that may be asked for now.
 #[derive(Default)]
 pub(super) struct Queue<'a> {
-    /// Held, until when.
-    renewals: Vec<(SystemTime, &'a RoleIdentity)>,
+    /// Held, and for how long.
+    renewals: Vec<(Duration, &'a RoleIdentity)>,
     new: Vec<New<'a>>,
 }
 
@@ -31,10 +31,10 @@ pub(super) struct New<'a> {
 // === impl Queue ===
 
 impl<'a> Queue<'a> {
-    /// Adds something that is held until `expires`.
-    pub(super) fn renew(&mut self, identity: &'a RoleIdentity, expires: SystemTime) {
-        let at = self.renewals.partition_point(|(other, _)| *other >= expires);
-        self.renewals.insert(at, (expires, identity));
+    /// Adds something that is held, with this much life `left`.
+    pub(super) fn renew(&mut self, identity: &'a RoleIdentity, left: Duration) {
+        let at = self.renewals.partition_point(|(other, _)| *other >= left);
+        self.renewals.insert(at, (left, identity));
     }
 
     /// Adds something new.

@@ -1,30 +1,77 @@
 //! When what is due: pure functions of times.
+//!
+//! Two clocks are asked, and the one that shows less life counts. The wall clock is AWS's and the pods' own, but may
+//! be stepped: forward, and what is held looks expired, to SDKs too, so that it is renewed at once and not served;
+//! back, and only the clock that no step moves tells that it has expired.
 
 use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
 
 use super::{Credentials, ErrorClass};
 
 /// Credentials with less life than this are renewed before anything else: SDKs refresh at 15 minutes, and
 /// botocore moves a shorter expiry ahead by itself and then signs with expired keys.
-pub(super) const FLOOR: Duration = Duration::from_secs(15 * 60);
+const FLOOR: Duration = Duration::from_secs(15 * 60);
 
-/// Whether AWS still takes them.
-pub(super) fn valid(credentials: &Credentials, now: SystemTime) -> bool {
-    now < credentials.expires
+/// Nothing is renewed sooner, whatever life it says it has: where the node's clock is wrong that may be seconds.
+pub(super) const SOONEST: Duration = Duration::from_secs(10);
+
+/// For how long credentials are good.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Term {
+    issued: SystemTime,
+    expires: SystemTime,
+    /// When they were asked for, by the clock that no step moves.
+    begun: Instant,
+    life: Duration,
+    /// Age at which they are renewed.
+    refresh: Duration,
 }
 
-/// When they are to be renewed: at half their life, or a floor before their end where that is sooner than
-/// half, but never at once again, so that short sessions don't make a storm.
-pub(super) fn refresh_at(issued: SystemTime, expires: SystemTime) -> SystemTime {
-    let life = expires.duration_since(issued).unwrap_or_default();
-    let half = issued + life / 2;
-    let floor = expires.checked_sub(FLOOR).unwrap_or(issued);
-    let soonest = issued + life / 4;
-    half.min(floor).max(soonest)
+// === impl Term ===
+
+impl Term {
+    /// Of `credentials` that were asked for at `begun`, for a session of at most `longest`; `draw` as for
+    /// [`refresh_after`].
+    pub(super) fn new(
+        credentials: &Credentials,
+        begun: Instant,
+        longest: Duration,
+        draw: f64,
+    ) -> Self {
+        let Credentials { issued, expires, .. } = *credentials;
+        // Never longer than was asked for: more says only that the node's clock was slow.
+        let life = expires.duration_since(issued).unwrap_or_default().min(longest);
+        Self { issued, expires, begun, life, refresh: refresh_after(life, draw) }
+    }
+
+    /// How long AWS still takes them; zero when they have expired.
+    pub(super) fn left(&self, wall: SystemTime, now: Instant) -> Duration {
+        let by_wall = self.expires.duration_since(wall).unwrap_or_default();
+        by_wall.min((self.begun + self.life).saturating_duration_since(now))
+    }
+
+    /// How long until they are to be renewed.
+    pub(super) fn refresh_in(&self, wall: SystemTime, now: Instant) -> Duration {
+        let by_wall = wall.duration_since(self.issued).unwrap_or_default();
+        self.refresh.saturating_sub(by_wall.max(now.saturating_duration_since(self.begun)))
+    }
+}
+
+/// How long after they were issued credentials with this `life` are renewed: between 40 and 60 % of it, or before
+/// a floor at its end where that is sooner, but never at once again, so that short sessions make no storm. `draw`,
+/// between 0 and 1, is drawn once for each: what is fetched together, at a start, is not renewed together.
+#[must_use]
+pub fn refresh_after(life: Duration, draw: f64) -> Duration {
+    let latest = (life * 3 / 5).min(life.saturating_sub(FLOOR)).max(life * 3 / 10);
+    let earliest = latest * 2 / 3;
+    earliest + (latest - earliest).mul_f64(draw.clamp(0.0, 1.0))
 }
 
 /// How long to wait after the `failures`th failure in a row, before jitter.
-pub(super) fn backoff(class: ErrorClass, failures: u32) -> Duration {
+#[must_use]
+pub fn backoff(class: ErrorClass, failures: u32) -> Duration {
     let (first, last) = match class {
         ErrorClass::Retryable => (1, 60),
         ErrorClass::Throttled => (5, 120),
@@ -35,23 +82,62 @@ pub(super) fn backoff(class: ErrorClass, failures: u32) -> Duration {
 }
 
 /// Between three quarters and five quarters of `duration`.
-pub(super) fn jittered(duration: Duration) -> Duration {
+#[must_use]
+pub fn jittered(duration: Duration) -> Duration {
     duration.mul_f64(0.75 + fastrand::f64() / 2.0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secret::Secret;
+
+    const MINUTE: Duration = Duration::from_secs(60);
 
     #[test]
-    fn renewal_is_at_half_life_with_a_floor() {
-        let issued = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
-        let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
-        // Life, and when it is renewed after it was issued.
-        for (life, renewed) in [(60, 30), (720, 360), (20, 5), (15, 3), (0, 0)] {
-            let at = refresh_at(issued, issued + minutes(life)).duration_since(issued).unwrap();
-            assert!(at >= minutes(renewed) && at <= minutes(renewed + 1), "{life}: {at:?}");
+    fn renewal_is_around_half_life_with_a_floor() {
+        // Minutes of life, and of the age at which it is renewed: at the earliest, and at the latest.
+        let cases =
+            [(60, 24, 36), (720, 288, 432), (30, 10, 15), (20, 4, 6), (10, 2, 3), (0, 0, 0)];
+        for (life, earliest, latest) in cases {
+            let at = |draw| refresh_after(MINUTE * life, draw);
+            assert_eq!((at(0.0), at(1.0)), (MINUTE * earliest, MINUTE * latest), "{life}");
+            assert_eq!(at(0.5), (at(0.0) + at(1.0)) / 2);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_clock_that_shows_less_life_counts() {
+        let (issued, begun) = (SystemTime::UNIX_EPOCH + MINUTE * 1_000_000, Instant::now());
+        let credentials = Credentials {
+            role: "arn:aws:iam::123456789012:role/a".parse().unwrap(),
+            access_key_id: String::new(),
+            secret_access_key: Secret::new(""),
+            session_token: Secret::new(""),
+            issued,
+            expires: issued + MINUTE * 60,
+        };
+        let term = Term::new(&credentials, begun, MINUTE * 60, 0.5);
+        // Minutes of age by the wall clock and by the other, of life left, and until the renewal.
+        let cases = [
+            (0, 0, 60, 30),
+            (20, 20, 40, 10),
+            (80, 20, 0, 0),
+            (25, 10, 35, 5),
+            (-40, 20, 40, 10),
+            (-40, 45, 15, 0),
+            (0, 60, 0, 0),
+        ];
+        for (wall, age, left, refresh) in cases {
+            let distance = MINUTE * i32::unsigned_abs(wall);
+            let wall_now = if wall < 0 { issued - distance } else { issued + distance };
+            let now = begun + MINUTE * age;
+            let found = (term.left(wall_now, now), term.refresh_in(wall_now, now));
+            assert_eq!(found, (MINUTE * left, MINUTE * refresh), "{wall} {age}");
+        }
+        // Asked of AWS by a clock that was half an hour slow.
+        let slow = Term::new(&credentials, begun, MINUTE * 30, 0.5);
+        assert_eq!(slow.left(issued, begun), MINUTE * 30);
     }
 
     #[test]

@@ -6,16 +6,19 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 
-use super::{ErrorClass, Issued, Limit, SourceError, State, schedule};
+use super::{ErrorClass, Issued, Limit, SourceError, State};
 use crate::{clock::Clock, role::RoleIdentity};
 
 /// One identity's entry. The prefetcher alone writes it.
 #[derive(Default)]
 pub(super) struct Entry {
     pub(super) issued: Option<Arc<Issued>>,
-    pub(super) failure: Option<(Arc<SourceError>, std::time::SystemTime)>,
+    pub(super) failure: Option<(Arc<SourceError>, Instant)>,
     /// Why it is not asked for although it is due.
     pub(super) limit: Option<Limit>,
 }
@@ -101,8 +104,8 @@ impl CredentialReader {
     }
 
     fn state(&self, entry: &Entry) -> State {
-        let now = self.clock.now();
-        let valid = entry.issued.as_ref().filter(|held| schedule::valid(&held.credentials, now));
+        let (wall, now) = (self.clock.now(), Instant::now());
+        let valid = entry.issued.as_ref().filter(|held| !held.term.left(wall, now).is_zero());
         match (valid, &entry.failure) {
             (Some(issued), _) => State::Ready(issued.clone()),
             // Whatever failed before, this is why it is not tried again.

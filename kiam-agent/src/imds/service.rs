@@ -367,8 +367,7 @@ impl Service {
         let (reason, retry_after) = match state {
             Some(State::Ready(issued)) => return Ok(issued),
             Some(State::Failed { error, retry_at }) => {
-                let wait = retry_at.duration_since(self.parts.clock.now());
-                (error.to_string(), wait.unwrap_or(RETRY_AFTER))
+                (error.to_string(), retry_at.saturating_duration_since(Instant::now()))
             }
             Some(State::Pending(Some(limit))) => (limit.to_string(), RETRY_AFTER),
             Some(State::Pending(None)) | None => ("AWS has not answered".to_owned(), RETRY_AFTER),
