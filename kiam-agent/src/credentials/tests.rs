@@ -1,5 +1,6 @@
 //! The prefetcher under virtual time.
 
+mod properties;
 mod tenants;
 
 use std::{
