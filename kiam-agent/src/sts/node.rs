@@ -1,11 +1,31 @@
 //! The node's own credentials, with which STS is asked.
 
+use std::time::Duration;
+
 use aws_config::{
     default_provider::credentials::DefaultCredentialsChain, imds, provider_config::ProviderConfig,
 };
-use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_credential_types::{
+    Credentials,
+    provider::{ProvideCredentials, SharedCredentialsProvider, future},
+};
 
 use super::{Config, InvalidUpstream};
+use crate::clock::Clock;
+
+/// What is this near its end is soon read anew. IMDS always has credentials that last longer, but for when AWS fails
+/// to renew them: then the SDK takes expired ones for good, ten to fifteen minutes at a time, and would not look
+/// for fresh ones meanwhile, though STS refuses the old.
+const NEAR_THE_END: Duration = Duration::from_secs(16 * 60);
+/// How soon, less the five to ten seconds by which the SDK's cache is ahead of an expiry.
+const SOON: Duration = Duration::from_secs(15);
+
+/// The SDK's chain; credentials near their end are to be read again soon.
+#[derive(Debug)]
+struct Chain {
+    chain: DefaultCredentialsChain,
+    clock: Clock,
+}
 
 /// The SDK's default chain (environment, profile, web identity, container, IMDS), with the real IMDS
 /// where `--upstream` says it is.
@@ -22,5 +42,33 @@ pub(super) async fn credentials(
         })?
         .build();
     let chain = DefaultCredentialsChain::builder().configure(provider).imds_client(imds);
-    Ok(SharedCredentialsProvider::new(chain.build().await))
+    let chain = Chain { chain: chain.build().await, clock: Clock::system() };
+    Ok(SharedCredentialsProvider::new(chain))
+}
+
+// === impl Chain ===
+
+impl Chain {
+    fn shortened(&self, mut credentials: Credentials) -> Credentials {
+        let now = self.clock.now();
+        if credentials.expiry().is_some_and(|expires| expires < now + NEAR_THE_END) {
+            *credentials.expiry_mut() = credentials.expiry().min(Some(now + SOON));
+        }
+        credentials
+    }
+}
+
+impl ProvideCredentials for Chain {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(async {
+            self.chain.provide_credentials().await.map(|credentials| self.shortened(credentials))
+        })
+    }
+
+    fn fallback_on_interrupt(&self) -> Option<Credentials> {
+        self.chain.fallback_on_interrupt().map(|credentials| self.shortened(credentials))
+    }
 }

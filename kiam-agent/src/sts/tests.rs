@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use aws_credential_types::Credentials as NodeCredentials;
+use aws_credential_types::{Credentials as NodeCredentials, provider::ProvideCredentials as _};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -23,6 +23,7 @@ const SECRET: &str = "wJalrXUtnFEMISECRET";
 const SESSION_TOKEN: &str = "FwoGZXIvYXdzEJr-TOKEN";
 const NODE_SECRET: &str = "NODESECRETNODESECRET";
 const NODE_TOKEN: &str = "NODETOKENNODETOKEN";
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// Answers connections in turn with what is scripted, and keeps what it was asked.
 struct Scripted {
@@ -349,4 +350,22 @@ async fn missing_node_credentials_are_retryable_and_say_so() {
     assert_eq!(error.class, ErrorClass::Retryable);
     assert!(error.message.contains("the node's own credentials"), "{error}");
     assert!(sts.requests().is_empty());
+}
+
+#[tokio::test]
+async fn expired_node_credentials_are_read_again_soon_though_the_sdk_takes_them_for_good() {
+    let bare = ProviderConfig::empty().with_region(Some(Region::new("eu-west-1")));
+    let in_an_hour = humantime::format_rfc3339_seconds(Clock::system().now() + HOUR).to_string();
+    for (expires, soon) in [("2020-01-01T00:00:00Z", true), (&in_an_hour, false)] {
+        let replies = imds_replies()
+            .map(|reply| Some(reply.unwrap().replace("2036-01-01T00:00:00Z", expires)));
+        let imds = Scripted::new(replies).await;
+        let upstream = format!("http://{}", imds.address);
+        let config = Config { upstream, ..Scripted::new([]).await.config() };
+        let node = node::credentials(&config, bare.clone().with_http_client(http())).await.unwrap();
+        let credentials = node.provide_credentials().await.unwrap();
+        assert_eq!(credentials.access_key_id(), "ASIAFROMIMDS");
+        let left = credentials.expiry().unwrap().duration_since(Clock::system().now()).unwrap();
+        assert_eq!(left <= Duration::from_secs(15), soon, "{expires}: {left:?}");
+    }
 }
