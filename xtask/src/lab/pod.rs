@@ -4,9 +4,12 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use tokio::time::Instant;
 
 use super::{
     cgroup::{Cgroup, Layout, join},
@@ -18,6 +21,8 @@ use super::{
 const GATEWAY_V4: &str = "169.254.1.1";
 const GATEWAY_V6: &str = "fe80::1";
 const HOST_MAC: &str = "ee:ee:ee:ee:ee:ee";
+/// How long a link may take to be up: milliseconds, and more only on a machine that is very busy.
+const LINK_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a pod is to be; the rest is chosen.
 #[derive(Clone, Debug)]
@@ -332,7 +337,25 @@ fn connect(node: &Node, pod: &Netns, link: &str, addresses: (Ipv4Addr, Ipv6Addr)
          neigh replace {v6} lladdr {mac} dev {link} nud permanent\n\
          route add {v4} dev {link}\n\
          route add {v6} dev {link}\n"
-    ))
+    ))?;
+    until_up(host, link)
+}
+
+/// Waits until the node's end of a link takes packets. That end was up first, and the kernel makes it work a little
+/// after the pod's; until then it drops what is sent, such as the SYN-ACK for the pod's first connect.
+fn until_up(host: &Netns, link: &str) -> Result<()> {
+    let begun = Instant::now();
+    while begun.elapsed() < LINK_LIMIT {
+        let mut ip = host.command("ip");
+        let shown = ip.args(["-oneline", "link", "show", "dev", link]).output();
+        let shown = shown.context("starting ip (iproute2)")?.stdout;
+        let shown = String::from_utf8_lossy(&shown);
+        if shown.contains(" state UP ") && !shown.contains(" qdisc noop ") {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    bail!("the node's end {link} is not up after {LINK_LIMIT:?}")
 }
 
 fn random() -> Result<u128> {
