@@ -41,6 +41,7 @@ pub struct Metrics {
     issued: Family<Labels, Counter>,
     waiting: Family<WaitingLabels, Gauge>,
     duration: Histogram,
+    ready: Histogram,
     statsd: Statsd,
 }
 
@@ -54,9 +55,16 @@ impl Metrics {
             issued: Family::default(),
             waiting: Family::default(),
             duration: Histogram::new(buckets),
+            // A pod's first container starts a second or more after the pod was assigned.
+            ready: Histogram::new([0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0]),
             statsd,
         };
-        let Self { issued, waiting, duration, .. } = metrics.clone();
+        let Self { issued, waiting, duration, ready, .. } = metrics.clone();
+        registry.register(
+            "kiam_credentials_ready_seconds",
+            "Time from when a pod was seen to be assigned to the node until its credentials were there",
+            ready,
+        );
         registry.register(
             "kiam_credentials_waiting",
             "Credentials that are due but not asked for yet, by what keeps them back",
@@ -82,6 +90,11 @@ impl Metrics {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             self.waiting.get_or_create(&WaitingLabels { reason }).set(count);
         }
+    }
+
+    /// A pod has credentials for the first time, after it `waited`.
+    pub(super) fn ready(&self, waited: Duration) {
+        self.ready.observe(waited.as_secs_f64());
     }
 
     pub(super) fn issued(&self, took: Duration, error: Option<ErrorClass>) {

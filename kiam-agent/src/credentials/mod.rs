@@ -1,5 +1,6 @@
 //! Keeps every wanted role's credentials fresh.
 
+mod arrivals;
 mod budget;
 mod call;
 mod metrics;

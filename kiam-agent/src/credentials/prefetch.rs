@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use super::{
     Config, CredentialReader, CredentialSource, ErrorClass, Issued, Limit, Metrics, Render,
     Silence,
+    arrivals::Arrivals,
     budget::{Bucket, Kept, Shares},
     call::{Called, answer, checked},
     queue::{New, Queue},
@@ -51,6 +52,7 @@ pub struct Prefetcher {
     /// The node's calls.
     node: Bucket,
     shares: Shares,
+    arrivals: Arrivals,
     /// Whether nothing was looked at yet.
     starting: bool,
     stale: bool,
@@ -107,6 +109,7 @@ impl Prefetcher {
             calls: JoinSet::new(),
             node: Bucket::default(),
             shares: Shares::default(),
+            arrivals: Arrivals::default(),
             starting: true,
             stale: false,
         };
@@ -134,8 +137,9 @@ impl Prefetcher {
     /// Compares what is wanted with what is held, starts what is due, and says when to look again.
     fn step(&mut self) -> Duration {
         let wanted = self.parts.wanted.borrow_and_update().clone();
-        self.follow(&wanted);
         let now = Instant::now();
+        self.follow(&wanted, now);
+        self.receive(&wanted, now);
         let (mut queue, mut next) = self.queue(&wanted, now);
         let stopped = if self.is_stale() {
             Some((Limit::Stale, LOOK_FOR_LIFE))
@@ -232,14 +236,13 @@ impl Prefetcher {
     }
 
     /// Takes up what is newly wanted, and forgets what has been unwanted for a while.
-    fn follow(&mut self, wanted: &WantedRoles) {
+    fn follow(&mut self, wanted: &WantedRoles, now: Instant) {
         // What pods want when the agent starts is nothing new, and may have been held by the agent before.
         let paid = std::mem::take(&mut self.starting);
         for identity in wanted.keys() {
             let plan = self.plans.entry(identity.clone());
             plan.or_insert_with(|| Plan { paid, ..Plan::default() }).unwanted_since = None;
         }
-        let now = Instant::now();
         self.plans.retain(|identity, plan| {
             if wanted.contains_key(identity) || plan.in_flight {
                 return true;
@@ -260,6 +263,16 @@ impl Prefetcher {
             }
             before != kept || kept != entries.len()
         });
+    }
+
+    /// Tells how long those pods waited that wait no more.
+    fn receive(&mut self, wanted: &WantedRoles, now: Instant) {
+        let mut arrivals = std::mem::take(&mut self.arrivals);
+        let held = |identity: &_| self.left(identity, now).is_some_and(|left| !left.is_zero());
+        for waited in arrivals.follow(wanted, held, now) {
+            self.parts.metrics.ready(waited);
+        }
+        self.arrivals = arrivals;
     }
 
     fn unanswered(&self, identity: &RoleIdentity) -> bool {

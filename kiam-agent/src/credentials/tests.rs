@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use prometheus_client::registry::Registry;
+use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::{sync::watch, time::sleep};
 
 use super::*;
@@ -45,9 +45,18 @@ impl CredentialSource for Source {
     ) -> BoxFuture<'a, Result<Credentials, SourceError>> {
         Box::pin(async move {
             sleep(Duration::from_millis(20)).await;
-            let mut calls = self.calls.lock().unwrap();
-            let count = calls.entry(identity.clone()).or_default();
-            *count += 1;
+            let count = {
+                let mut calls = self.calls.lock().unwrap();
+                let count = calls.entry(identity.clone()).or_default();
+                *count += 1;
+                *count
+            };
+            match identity.role.name() {
+                // Without the message that panic! prints.
+                "panics" => std::panic::resume_unwind(Box::new("panicked")),
+                "hangs" => std::future::pending().await,
+                _ => {}
+            }
             if self.failing.load(Ordering::Relaxed) {
                 let message = "Rate exceeded".to_owned();
                 return Err(SourceError { class: ErrorClass::Throttled, message });
@@ -230,6 +239,76 @@ async fn clock_that_steps_back_puts_off_neither_renewal_nor_end() {
     fixture.clock.step(-3600);
     sleep(HOUR).await;
     assert_eq!(fixture.key("a"), None, "it has expired, whatever the wall clock says");
+}
+
+#[tokio::test(start_paused = true)]
+async fn time_until_a_pods_first_credentials_is_measured_once_a_pod() {
+    let fixture = start(&["a"], false, HOUR);
+    let measured = || {
+        let mut text = String::new();
+        encode(&mut text, &fixture.registry).unwrap();
+        let value = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.trim().parse::<f64>().unwrap()
+        };
+        let (count, sum) =
+            ("kiam_credentials_ready_seconds_count", "kiam_credentials_ready_seconds_sum");
+        (value(count), (value(sum) * 1000.0).round())
+    };
+    // Renewed once in that time.
+    sleep(Duration::from_secs(40 * 60)).await;
+    assert_eq!(measured(), (1.0, 20.0), "milliseconds of a call");
+    // A second pod that wants what is held, and a third that waits.
+    let mut wanted = WantedRoles::unwrap_or_clone(set(&["a", "b"]));
+    wanted.get_mut(&identity("a")).unwrap().insert(Claimant::new("shop", "other"));
+    fixture.wanted.send_replace(Arc::new(wanted.clone()));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(measured(), (3.0, 40.0));
+    wanted.remove(&identity("b"));
+    fixture.wanted.send_replace(Arc::new(wanted));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(measured(), (3.0, 40.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_panic_and_hang_are_tried_again() {
+    let fixture = start(&["panics", "hangs", "a"], false, HOUR);
+    sleep(Duration::from_secs(59)).await;
+    let failed = |role: &str| match fixture.reader.get(&identity(role)) {
+        Some(State::Failed { error, .. }) => error.message.clone(),
+        _ => String::new(),
+    };
+    assert!(failed("panics").contains("panicked"));
+    assert!(fixture.key("a").is_some() && !fixture.readiness.is_ready());
+    sleep(Duration::from_secs(2)).await;
+    assert!(failed("hangs").contains("did not answer"));
+    assert!(fixture.readiness.is_ready(), "all have been answered, well or badly");
+    sleep(Duration::from_secs(300)).await;
+    assert!(fixture.calls("panics") > 2 && fixture.calls("hangs") > 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_an_hour_is_not_noticed_and_ends_for_all_but_not_at_once() {
+    let names: Vec<String> = (0..100).map(|n| format!("r{n}")).collect();
+    let roles: Vec<&str> = names.iter().map(String::as_str).collect();
+    let fixture = start(&roles, false, HOUR);
+    sleep(Duration::from_secs(60)).await;
+    fixture.source.failing.store(true, Ordering::Relaxed);
+    sleep(Duration::from_secs(58 * 60)).await;
+    assert_eq!(fixture.reader.summary().ready, 100, "nobody has noticed");
+    sleep(Duration::from_secs(180)).await;
+    assert_eq!(fixture.reader.summary().ready, 0);
+    let during = fixture.all_calls();
+    assert!(during < 100 * 40, "{during} calls: no storm, either");
+    fixture.source.failing.store(false, Ordering::Relaxed);
+    let (mut most, mut last) = (0, during);
+    for _ in 0..151 {
+        sleep(Duration::from_secs(1)).await;
+        let now = fixture.all_calls();
+        (most, last) = (most.max(now - last), now);
+    }
+    assert_eq!((fixture.reader.summary().ready, last - during), (100, 100));
+    assert!(most <= 10, "{most} in a second");
 }
 
 #[tokio::test(start_paused = true)]

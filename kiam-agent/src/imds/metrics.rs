@@ -15,6 +15,7 @@ use prometheus_client::{
 
 use super::{
     Error, Reason,
+    held::Found,
     route::{Form, Readable, Route},
 };
 use crate::telemetry::Statsd;
@@ -43,12 +44,18 @@ struct Refused {
     reason: Reason,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct First {
+    found: Found,
+}
+
 /// The metadata service's metrics, in Prometheus' form and in kiam v1's StatsD names.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     requests: Family<Answered, Counter>,
     refusals: Family<Refused, Counter>,
     imdsv1: Counter,
+    first: Family<First, Counter>,
     duration: Histogram,
     statsd: Statsd,
 }
@@ -62,6 +69,7 @@ impl Metrics {
             requests: Family::default(),
             refusals: Family::default(),
             imdsv1: Counter::default(),
+            first: Family::default(),
             // 100 µs to 0.8 s: SDKs give up between half a second and one.
             duration: Histogram::new(exponential_buckets(0.000_1, 2.0, 14)),
             statsd,
@@ -82,6 +90,11 @@ impl Metrics {
             metrics.imdsv1.clone(),
         );
         registry.register(
+            "kiam_imds_first_requests",
+            "First requests of pods for credentials, by whether they were there",
+            metrics.first.clone(),
+        );
+        registry.register(
             "kiam_imds_request_duration_seconds",
             "Time from a request's head to its answer, holds included",
             metrics.duration.clone(),
@@ -91,6 +104,10 @@ impl Metrics {
 
     pub(super) fn imdsv1(&self) {
         self.imdsv1.inc();
+    }
+
+    pub(super) fn first_request(&self, found: Found) {
+        self.first.get_or_create(&First { found }).inc();
     }
 
     pub(super) fn answered(

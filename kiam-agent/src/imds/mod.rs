@@ -7,6 +7,7 @@
 mod allow;
 mod checks;
 mod error;
+mod held;
 mod host;
 mod key;
 mod metrics;

@@ -15,6 +15,7 @@ use tracing::info;
 use super::{
     AllowPath, Error, Metrics, NodeRole, Place, Reason, TokenAuthority, Upstream,
     checks::{self, Version},
+    held::{FirstRequests, Found, ready},
     host::Hosts,
     metrics::Asked,
     response,
@@ -38,9 +39,6 @@ use crate::{
 const LOG_PERIOD: Duration = Duration::from_secs(1);
 /// How often it is logged that a pod is passed on.
 const RELAY_LOG_PERIOD: Duration = Duration::from_secs(24 * 3600);
-
-/// What clients are told to wait where nobody knows better.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// What the metadata service is told.
 #[derive(Clone, Debug)]
@@ -94,6 +92,7 @@ pub struct Service {
     hosts: Hosts,
     parts: Parts,
     version1: Version1,
+    first: FirstRequests,
     log: LogLimit<(Option<Reason>, Owner)>,
     relayed: LogLimit<PodUid>,
 }
@@ -169,6 +168,7 @@ impl Service {
             hosts,
             parts,
             version1: Version1::default(),
+            first: FirstRequests::default(),
             log: LogLimit::new(LOG_PERIOD),
             relayed: LogLimit::new(RELAY_LOG_PERIOD),
         }
@@ -329,6 +329,13 @@ impl Service {
         }
     }
 
+    fn count_first(&self, seen: &Seen, waited: bool, ready: bool) {
+        let Some(pod) = &seen.pod else { return };
+        if self.first.is_first(&pod.uid, &self.parts.pods) {
+            self.parts.metrics.first_request(Found::of(waited, ready));
+        }
+    }
+
     /// The pod's credentials, if it asks for its own role's; those that are pending are waited for.
     async fn issued(
         &self,
@@ -349,7 +356,9 @@ impl Service {
                 let hold = deadline.saturating_duration_since(Instant::now());
                 state = self.parts.credentials.wait(&identity, hold).await;
             }
-            let issued = self.ready(state)?;
+            let issued = ready(state);
+            self.count_first(seen, waited, issued.is_ok());
+            let issued = issued?;
             // While this waited, the pod may have gone, or its role been changed or forbidden.
             if waited {
                 let now = self.identity(client, deadline, seen).await?;
@@ -361,18 +370,6 @@ impl Service {
             seen.issued = Some(issued.clone());
             return Ok(issued);
         }
-    }
-
-    fn ready(&self, state: Option<State>) -> Result<Arc<Issued>, Error> {
-        let (reason, retry_after) = match state {
-            Some(State::Ready(issued)) => return Ok(issued),
-            Some(State::Failed { error, retry_at }) => {
-                (error.to_string(), retry_at.saturating_duration_since(Instant::now()))
-            }
-            Some(State::Pending(Some(limit))) => (limit.to_string(), RETRY_AFTER),
-            Some(State::Pending(None)) | None => ("AWS has not answered".to_owned(), RETRY_AFTER),
-        };
-        Err(Error::NoCredentials { reason, retry_after })
     }
 }
 

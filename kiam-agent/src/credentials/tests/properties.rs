@@ -169,7 +169,9 @@ impl Told {
             let world = self.world.clone();
             let hung = identity.clone();
             let _over = scopeguard(move || {
-                world.lock().unwrap().in_flight.remove(&hung);
+                if let Ok(mut world) = world.lock() {
+                    world.in_flight.remove(&hung);
+                }
             });
             pending::<()>().await;
         }

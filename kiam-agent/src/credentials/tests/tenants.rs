@@ -1,7 +1,5 @@
 //! What tenants may try against the node's share of STS, and what a silent watch stops.
 
-use prometheus_client::encoding::text::encode;
-
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -203,6 +203,24 @@ async fn request_is_held_for_a_pod_its_namespace_and_its_credentials() {
 }
 
 #[tokio::test]
+async fn first_request_of_each_pod_is_counted_by_how_it_found_its_credentials() {
+    let node = Node::start(config(), Identity::Kernel).await;
+    node.index.apply_namespace(namespace("default", None));
+    // The second has the role of the first; the third's is not given.
+    for (n, role, status) in [(2, "slow", 200), (3, "slow", 200), (5, "denied", 503)] {
+        node.index.apply(pod(n, Some(role)));
+        for _ in 0..3 {
+            assert_eq!(node.get(n, LIST).await.status, status, "{role}");
+        }
+    }
+    let metrics = node.metrics();
+    for found in ["Waited", "Ready", "Failed"] {
+        let line = format!("kiam_imds_first_requests_total{{found=\"{found}\"}} 1\n");
+        assert!(metrics.contains(&line), "{line} in {metrics}");
+    }
+}
+
+#[tokio::test]
 async fn hold_is_one_deadline_for_pod_and_credentials() {
     let node = Node::start(config(), Identity::Kernel).await;
     node.index.apply_namespace(namespace("default", None));

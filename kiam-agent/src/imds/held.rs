@@ -1,0 +1,102 @@
+//! What is held for a pod when it asks, and whether it was there when the pod asked first.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use prometheus_client::encoding::EncodeLabelValue;
+use tokio::time::Instant;
+
+use super::Error;
+use crate::{
+    credentials::{Issued, State},
+    pods::{PodReader, PodUid},
+};
+
+/// What clients are told to wait where nobody knows better.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Pods that are remembered although they may be gone, beside as many as are there.
+const GONE: usize = 64;
+
+/// How a pod found its credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum Found {
+    /// Held already.
+    Ready,
+    /// Within the hold.
+    Waited,
+    /// Not within it.
+    Failed,
+}
+
+/// Which pods have asked for credentials before.
+#[derive(Default)]
+pub(super) struct FirstRequests(Mutex<HashSet<PodUid>>);
+
+/// Those that may be served, or why there are none.
+pub(super) fn ready(state: Option<State>) -> Result<Arc<Issued>, Error> {
+    let (reason, retry_after) = match state {
+        Some(State::Ready(issued)) => return Ok(issued),
+        Some(State::Failed { error, retry_at }) => {
+            (error.to_string(), retry_at.saturating_duration_since(Instant::now()))
+        }
+        Some(State::Pending(Some(limit))) => (limit.to_string(), RETRY_AFTER),
+        Some(State::Pending(None)) | None => ("AWS has not answered".to_owned(), RETRY_AFTER),
+    };
+    Err(Error::NoCredentials { reason, retry_after })
+}
+
+// === impl Found ===
+
+impl Found {
+    /// What became of a request for which credentials, `ready` in the end or not, were `waited` for or not.
+    pub(super) fn of(waited: bool, ready: bool) -> Self {
+        match (waited, ready) {
+            (false, true) => Self::Ready,
+            (true, true) => Self::Waited,
+            (_, false) => Self::Failed,
+        }
+    }
+}
+
+// === impl FirstRequests ===
+
+impl FirstRequests {
+    /// Whether the pod `uid` asks for the first time. Those that `pods` does not know any more are forgotten.
+    pub(super) fn is_first(&self, uid: &PodUid, pods: &PodReader) -> bool {
+        let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.contains(uid) {
+            return false;
+        }
+        // So seldom that it costs a request next to nothing.
+        if asked.len() >= 2 * pods.count() + GONE {
+            asked.retain(|uid| pods.by_uid(uid).is_ok());
+        }
+        asked.insert(uid.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pods::{Pod, PodIndex};
+
+    #[test]
+    fn each_pod_asks_once_for_the_first_time_and_is_forgotten_with_its_record() {
+        let (index, reader) = PodIndex::new();
+        let first = FirstRequests::default();
+        for _ in 0..3 {
+            for n in 0..200 {
+                let pod = Pod::test(n);
+                index.apply(pod.clone());
+                assert!(first.is_first(&pod.uid, &reader));
+                assert!(!first.is_first(&pod.uid, &reader));
+                index.delete(&pod.uid);
+            }
+            assert!(first.0.lock().unwrap().len() <= GONE + 2);
+        }
+    }
+}
