@@ -27,6 +27,7 @@ pub(super) async fn policy_config(
         resolver: RoleResolver::new(Some(base)),
         namespaces: config.roles.namespaces,
         session_name: config.roles.session_name.clone(),
+        source_identity: config.roles.source_identity.clone(),
         overrides: config.roles.overrides.clone(),
         session_duration: config.roles.session_duration,
     })

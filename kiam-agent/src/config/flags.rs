@@ -135,9 +135,15 @@ pub(super) struct Flags {
     /// STS instead of the region's
     #[arg(long, value_name = "URL")]
     pub(super) sts_endpoint: Option<String>,
-    /// Session name of pods that ask for none
-    #[arg(long, value_name = "NAME", default_value = "kiam-kiam")]
+    /// Session name, of {namespace}, {pod}, {service_account}, {node}, {cluster} and text
+    #[arg(long, value_name = "TEMPLATE", default_value = "kiam-kiam")]
     pub(super) session_name: String,
+    /// Source identity, of what --session-name takes; roles must allow sts:SetSourceIdentity
+    #[arg(long, value_name = "TEMPLATE")]
+    pub(super) source_identity: Option<String>,
+    /// Name of the cluster, for {cluster} and tags
+    #[arg(long, value_name = "NAME")]
+    pub(super) cluster_name: Option<String>,
     /// How long credentials are asked to last, 15m to 12h
     #[arg(long, value_name = "DURATION", default_value = "1h")]
     pub(super) session_duration: String,

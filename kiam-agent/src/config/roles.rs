@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::{SECOND, flags::Flags, values::Mistakes};
+use super::{SECOND, flags::Flags, given, values::Mistakes};
 use crate::{
     policy::{AnnotationOverrides, NamespacePolicy},
-    role::{BaseArn, SessionName},
+    role::{BaseArn, NameTemplate, Place},
 };
 
 /// What pods may have, and under which names.
@@ -18,7 +18,9 @@ pub struct Roles {
     /// `--annotation-overrides`.
     pub overrides: AnnotationOverrides,
     /// `--session-name`.
-    pub session_name: SessionName,
+    pub session_name: NameTemplate,
+    /// `--source-identity`.
+    pub source_identity: Option<NameTemplate>,
     /// `--session-duration`.
     pub session_duration: Duration,
 }
@@ -38,7 +40,10 @@ pub(super) fn roles(flags: &Flags, mistakes: &mut Mistakes) -> Option<Roles> {
     let words = [("optional", NamespacePolicy::Optional), ("required", NamespacePolicy::Required)];
     let namespaces = mistakes.one_of("namespace-policy", &flags.namespace_policy, &words);
     let overrides = mistakes.overrides("annotation-overrides", &flags.annotation_overrides);
-    let session_name = mistakes.parse("session-name", &flags.session_name);
+    let place = place(flags, mistakes);
+    let session_name = mistakes.template("session-name", &flags.session_name, &place);
+    let source_identity =
+        flags.source_identity.as_ref().map(|it| mistakes.template("source-identity", it, &place));
     let (least, most) = (SECOND * 900, SECOND * 43_200);
     let session_duration =
         mistakes.duration("session-duration", &flags.session_duration, least, most);
@@ -47,8 +52,18 @@ pub(super) fn roles(flags: &Flags, mistakes: &mut Mistakes) -> Option<Roles> {
         namespaces: namespaces?,
         overrides,
         session_name: session_name?,
+        source_identity: given(source_identity)?,
         session_duration: session_duration?,
     })
+}
+
+/// What `{node}` and `{cluster}` stand for.
+fn place(flags: &Flags, mistakes: &mut Mistakes) -> Place {
+    let cluster = flags.cluster_name.as_ref().map(|text| mistakes.parse("cluster-name", text));
+    Place {
+        node: flags.node_name.clone().filter(|name| !name.is_empty()),
+        cluster: cluster.flatten(),
+    }
 }
 
 fn base(flags: &Flags, mistakes: &mut Mistakes) -> Option<Base> {

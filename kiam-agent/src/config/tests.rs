@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::{intercept::GuardConfig, policy::AnnotationOverrides};
+use crate::{intercept::GuardConfig, policy::AnnotationOverrides, role::Subject};
 
 struct Environment(HashMap<&'static str, &'static str>);
 
@@ -117,6 +117,28 @@ fn overrides_are_for_all_namespaces_or_for_those_that_are_named() {
         overrides("--annotation-overrides=ci --annotation-overrides=x"),
         named(&["ci", "x"])
     );
+}
+
+#[test]
+fn session_names_are_templates_of_what_is_known() {
+    let subject = Subject { namespace: "prod", pod: "web-0", uid: "u", service_account: "web" };
+    let name = |flags: &str| config(&format!("{flags} {GOOD}")).roles.session_name.name(&subject);
+    assert_eq!(name("").as_ref(), "kiam-kiam");
+    assert_eq!(name("--session-name={namespace}.{pod}").as_ref(), "prod.web-0");
+    let place = "--node-name=node-1 --cluster-name=blue --session-name={cluster}@{node}";
+    assert_eq!(name(place).as_ref(), "blue@node-1");
+    let source = config(&format!("--source-identity={{service_account}} {GOOD}"));
+    assert_eq!(source.roles.source_identity.unwrap().name(&subject).as_ref(), "web");
+    let wrong = mistakes(&format!(
+        "--session-name={{node}} --source-identity={{cluster}} --cluster-name=a/b {GOOD}"
+    ));
+    for part in [
+        "--session-name: \"{node}\": {node} needs --node-name",
+        "--source-identity: \"{cluster}\": {cluster} needs --cluster-name",
+        "--cluster-name: \"a/b\": ",
+    ] {
+        assert!(wrong.iter().any(|mistake| mistake.starts_with(part)), "{part}: {wrong:?}");
+    }
 }
 
 #[test]

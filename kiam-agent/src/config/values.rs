@@ -6,6 +6,7 @@ use crate::{
     credentials::Rate,
     intercept::{GuardConfig, HostNetworkPods},
     policy::AnnotationOverrides,
+    role::{NameTemplate, Place},
 };
 
 /// Collects what is wrong, so that all of it is told at once.
@@ -46,6 +47,17 @@ impl Mistakes {
                 None
             }
         }
+    }
+
+    /// A template of names.
+    pub(super) fn template(
+        &mut self,
+        flag: &str,
+        text: &str,
+        place: &Place,
+    ) -> Option<NameTemplate> {
+        let template = NameTemplate::parse(text, place);
+        template.map_err(|error| self.add(flag, format!("{text:?}: {error}"))).ok()
     }
 
     /// One of `words`.

@@ -18,16 +18,13 @@ use crate::{
     lifecycle::Drain,
     pods::{Pod, PodReader},
     role::{
-        Claimant, ExternalId, InvalidExternalId, InvalidRole, Quoted, RoleArn, RoleIdentity,
-        RoleResolver, SessionName, WantedRoles,
+        Claimant, ExternalId, InvalidExternalId, InvalidRole, NameTemplate, Quoted, RoleArn,
+        RoleIdentity, RoleResolver, Subject, WantedRoles,
     },
 };
 
 const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
 const EXTERNAL_ID: &str = "iam.amazonaws.com/external-id";
-
-/// In front of a pod's `iam.amazonaws.com/session-name`, as in kiam.
-const SESSION_PREFIX: &str = "kiam-";
 
 /// What a namespace without `iam.amazonaws.com/permitted` allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +52,10 @@ pub struct Config {
     pub resolver: RoleResolver,
     /// What a silent namespace allows.
     pub namespaces: NamespacePolicy,
-    /// The session name of pods that ask for none.
-    pub session_name: SessionName,
+    /// Session names, also of pods that ask for one.
+    pub session_name: NameTemplate,
+    /// The sessions' source identities, if they have any.
+    pub source_identity: Option<NameTemplate>,
     /// Who may have another session name, or an external id.
     pub overrides: AnnotationOverrides,
     /// How long sessions are asked to last.
@@ -166,17 +165,25 @@ impl RolePolicy {
         let role = self.config.resolver.resolve(text).map_err(Refusal::InvalidRole)?;
         self.permit(&pod.namespace, &role)?;
         self.permit_overrides(pod)?;
-        let session_name = match &pod.session_name {
-            Some(name) => SessionName::sanitised(&format!("{SESSION_PREFIX}{name}")),
-            None => self.config.session_name.clone(),
+        let uid = pod.uid.to_string();
+        let subject = Subject {
+            namespace: &pod.namespace,
+            pod: &pod.name,
+            uid: &uid,
+            service_account: &pod.service_account,
         };
+        let session_name = match &pod.session_name {
+            Some(text) => self.config.session_name.chosen(text),
+            None => self.config.session_name.name(&subject),
+        };
+        let source_identity = self.config.source_identity.as_ref().map(|it| it.name(&subject));
         let external_id: Option<ExternalId> = match &pod.external_id {
             Some(id) => Some(id.parse().map_err(Refusal::InvalidExternalId)?),
             None => None,
         };
         let duration = self.config.session_duration;
         let plain = RoleIdentity::new(role, session_name, duration);
-        Ok(RoleIdentity { external_id, ..plain })
+        Ok(RoleIdentity { external_id, source_identity, ..plain })
     }
 
     fn permit_overrides(&self, pod: &Pod) -> Result<(), Refusal> {
@@ -245,7 +252,10 @@ pub async fn publish_wanted(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pods::{Namespace, PodIndex, PodUid};
+    use crate::{
+        pods::{Namespace, PodIndex, PodUid},
+        role::{Place, SessionName},
+    };
 
     const ROLE: &str = "arn:aws:iam::123456789012:role/reader";
 
@@ -274,7 +284,8 @@ mod tests {
         let config = Config {
             resolver: RoleResolver::new(Some(base)),
             namespaces,
-            session_name: SessionName::sanitised("kiam-kiam"),
+            session_name: SessionName::sanitised("kiam-kiam").into(),
+            source_identity: None,
             overrides: AnnotationOverrides::In(BTreeSet::from(["default".to_owned()])),
             session_duration: Duration::from_secs(3600),
         };
@@ -359,6 +370,36 @@ mod tests {
             let sent = identity.session_name.as_ref();
             assert!(sent.starts_with("kiam-") && (5..=64).contains(&sent.len()), "{sent}");
             assert!(name.len() < 5 || sent.len() > 5, "{sent}: nothing is left of {name:?}");
+        }
+    }
+
+    #[test]
+    fn templates_name_each_pods_session_and_no_annotation_makes_anothers_name() {
+        let (index, plain) = policy(NamespacePolicy::Optional);
+        permit(&index, None);
+        permit_in("kiam-prod", &index, None);
+        let template = |text| Some(NameTemplate::parse(text, &Place::default()).unwrap());
+        let config = Config {
+            session_name: template("{namespace}.{pod}").unwrap(),
+            source_identity: template("{service_account}"),
+            overrides: AnnotationOverrides::Everywhere,
+            ..Config::clone(&plain.config)
+        };
+        let policy = RolePolicy::new(config, plain.reader.clone());
+        let sent = |namespace: &str, name: &str, asked: Option<&str>| {
+            let (namespace, name) = (namespace.to_owned(), name.to_owned());
+            let session_name = asked.map(str::to_owned);
+            let pod = Pod { namespace, name, session_name, ..pod(Some("reader")) };
+            let Decision::Allow(identity) = policy.decide(&pod) else { panic!("refused") };
+            let source = identity.source_identity.unwrap().to_string();
+            (identity.session_name.to_string(), source)
+        };
+        let victim = sent("kiam-prod", "web-0", None);
+        assert_eq!(victim, ("kiam-prod.web-0".to_owned(), "default".to_owned()));
+        for asked in ["prod.web-0", "kiam-prod.web-0", "-prod.web-0", "=prod.web-0"] {
+            let (name, source) = sent("default", "evil", Some(asked));
+            assert!(name.starts_with("kiam-=") && name.ends_with("prod.web-0="), "{name}");
+            assert_eq!(source, "default", "an annotation changes no source identity");
         }
     }
 

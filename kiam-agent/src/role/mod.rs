@@ -8,6 +8,7 @@ mod policies;
 mod resolver;
 mod session;
 mod tags;
+mod template;
 mod wanted;
 
 use std::{fmt, time::Duration};
@@ -18,6 +19,7 @@ pub use self::{
     resolver::{BaseArn, RoleResolver},
     session::{ExternalId, InvalidExternalId, InvalidSessionName, SessionName},
     tags::{InvalidTags, SessionTags},
+    template::{ClusterName, InvalidClusterName, InvalidTemplate, NameTemplate, Place, Subject},
     wanted::{Claimant, WantedRoles},
 };
 

@@ -6,7 +6,9 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use super::{Quoted, arn::is_name_byte};
 
-const SESSION_NAME_LENGTH: std::ops::RangeInclusive<usize> = 2..=64;
+pub(super) const SESSION_NAME_LENGTH: std::ops::RangeInclusive<usize> = 2..=64;
+/// In front of a pod's `iam.amazonaws.com/session-name`, as in kiam.
+pub(super) const SESSION_PREFIX: &str = "kiam-";
 const EXTERNAL_ID_LENGTH: std::ops::RangeInclusive<usize> = 2..=1224;
 
 /// `RoleSessionName` as STS takes it: 2 to 64 of `[\w+=,.@-]`.
