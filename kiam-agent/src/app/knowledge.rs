@@ -60,6 +60,7 @@ impl Common {
         let sts = sts::Config {
             region,
             endpoint: config.sts.endpoint.clone(),
+            through: config.sts.through.clone(),
             upstream: config.upstream.to_string(),
         };
         let source = Arc::new(sts::AssumeRole::new(&sts, self.clock.clone()).await?);

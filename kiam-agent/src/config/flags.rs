@@ -135,6 +135,9 @@ pub(super) struct Flags {
     /// STS instead of the region's
     #[arg(long, value_name = "URL")]
     pub(super) sts_endpoint: Option<String>,
+    /// Role that the node assumes first, to assume the pods' roles with it
+    #[arg(long, value_name = "ARN")]
+    pub(super) assume_role_arn: Option<String>,
     /// Session name, of {namespace}, {pod}, {service_account}, {node}, {cluster} and text
     #[arg(long, value_name = "TEMPLATE", default_value = "kiam-kiam")]
     pub(super) session_name: String,

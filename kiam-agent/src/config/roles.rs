@@ -6,6 +6,7 @@ use super::{SECOND, flags::Flags, given, values::Mistakes};
 use crate::{
     policy::{AnnotationOverrides, NamespacePolicy},
     role::{BaseArn, NameTemplate, Place},
+    sts::CHAINED,
 };
 
 /// What pods may have, and under which names.
@@ -47,6 +48,9 @@ pub(super) fn roles(flags: &Flags, mistakes: &mut Mistakes) -> Option<Roles> {
     let (least, most) = (SECOND * 900, SECOND * 43_200);
     let session_duration =
         mistakes.duration("session-duration", &flags.session_duration, least, most);
+    if flags.assume_role_arn.is_some() && session_duration.is_some_and(|it| it > CHAINED) {
+        mistakes.add("session-duration", "with --assume-role-arn sessions last at most 1h");
+    }
     Some(Roles {
         base: base?,
         namespaces: namespaces?,

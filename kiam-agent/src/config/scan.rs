@@ -7,7 +7,7 @@ use clap::{Arg, Command};
 use super::Vars;
 
 /// Flags and words of kiam v2 to v4, and what to use here.
-const FORMER: [(&str, &str); 24] = [
+const FORMER: [(&str, &str); 23] = [
     ("agent", "run kiam-agent without a subcommand"),
     ("server", "there is no server: every node's agent asks STS itself"),
     ("health", "use kiam-agent status"),
@@ -29,7 +29,6 @@ const FORMER: [(&str, &str); 24] = [
     ("--sync", "use --sync-interval"),
     ("--session", "use --session-name"),
     ("--session-refresh", "credentials are renewed at half their life"),
-    ("--assume-role-arn", "not supported: the node's own role assumes the pods' roles"),
     ("--disable-strict-namespace-regexp", "expressions are always matched as a whole"),
     ("--statsd-prefix", "the prefix is kiam"),
 ];

@@ -1,7 +1,11 @@
 //! Where STS is, and how much is asked of it.
 
 use super::{DAY, SECOND, Vars, flags::Flags, given, values::Mistakes};
-use crate::credentials;
+use crate::{
+    credentials,
+    role::{RoleIdentity, SessionName},
+    sts::CHAINED,
+};
 
 /// Where STS is.
 #[derive(Clone, Debug)]
@@ -10,13 +14,24 @@ pub struct Sts {
     pub region: Option<String>,
     /// `--sts-endpoint`.
     pub endpoint: Option<String>,
+    /// `--assume-role-arn`: the session of the role in between.
+    pub through: Option<RoleIdentity>,
 }
 
 /// [`Sts`]; `None` when a part is missing for a mistake.
 pub(super) fn sts(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Sts> {
     let endpoint = flags.sts_endpoint.as_ref().map(|text| mistakes.url("sts-endpoint", text));
     let region = region(flags, vars, mistakes);
-    Some(Sts { region, endpoint: given(endpoint)? })
+    let through = flags.assume_role_arn.as_ref().map(|text| through(flags, text, mistakes));
+    Some(Sts { region, endpoint: given(endpoint)?, through: given(through)? })
+}
+
+/// The role in between, with the node's name in its session's.
+fn through(flags: &Flags, text: &str, mistakes: &mut Mistakes) -> Option<RoleIdentity> {
+    let role = mistakes.parse("assume-role-arn", text)?;
+    let node = flags.node_name.as_ref().map(|name| format!("@{name}")).unwrap_or_default();
+    let name = SessionName::sanitised(&format!("kiam-agent{node}"));
+    Some(RoleIdentity::new(role, name, CHAINED))
 }
 
 /// How much is asked of STS.

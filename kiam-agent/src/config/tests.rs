@@ -58,7 +58,7 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
     let mistakes = mistakes(
         "--port=99999 --sync-interval=soon --interceptor=xdp --identity=dns --host-network-pods=maybe \
          --cgroup=kubepods --bpffs=bpf --state-dir=run --hold=1y --imdsv2=no --allow-path=/latest/user-data \
-         --upstream=imds --region=EU --sts-endpoint=sts --session-name=a!b --session-duration=5m --sts-rate=0:5 --max-staleness=never \
+         --upstream=imds --region=EU --sts-endpoint=sts --assume-role-arn=hop --session-name=a!b --source-identity={{x}} --cluster-name=a/b --session-duration=5m --sts-rate=0:5 --max-staleness=never \
          --node-role=kube-system --static-pod-namespaces=Kube,ok --annotation-overrides=ok,* --namespace-policy=open --admin=here --metrics=there --statsd=nowhere --statsd-interval=0s \
          --level=loud --json-log=perhaps --host=0.0.0.0 --host=node --role-base-arn=reader --nonsense extra --kubeconfig",
     );
@@ -78,7 +78,10 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
         "upstream",
         "region",
         "sts-endpoint",
+        "assume-role-arn",
         "session-name",
+        "source-identity",
+        "cluster-name",
         "session-duration",
         "sts-rate",
         "max-staleness",
@@ -142,6 +145,15 @@ fn session_names_are_templates_of_what_is_known() {
 }
 
 #[test]
+fn the_role_in_between_has_a_session_of_the_node_and_an_hour() {
+    let flags = "--node-name=node-1 --assume-role-arn=arn:aws:iam::999999999999:role/hop";
+    let through = config(&format!("{flags} {GOOD}")).sts.through.unwrap();
+    assert_eq!(through.to_string(), "arn:aws:iam::999999999999:role/hop as kiam-agent@node-1");
+    assert_eq!(through.duration, Duration::from_secs(3600));
+    assert!(config(GOOD).sts.through.is_none());
+}
+
+#[test]
 fn calls_to_sts_and_staleness_have_bounds_that_can_be_changed() {
     let credentials = |flags: &str| config(&format!("{flags} {GOOD}")).credentials;
     let rate = |flags: &str| {
@@ -182,6 +194,10 @@ fn choices_that_contradict_are_refused() {
         ("--interceptor=off --path=pod-local", "path"),
         ("--identity=source-ip --path=pod-local", "path"),
         ("--mode=observe --path=pod-local", "path"),
+        (
+            "--session-duration=2h --assume-role-arn=arn:aws:iam::123456789012:role/hop",
+            "session-duration",
+        ),
     ] {
         let all = mistakes(&format!("{GOOD} {line}"));
         assert!(all.len() == 1 && all[0].starts_with(&format!("--{flag}: ")), "{line}: {all:?}");

@@ -5,11 +5,13 @@ use std::error::Error as StdError;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sts::{
     config::http::HttpResponse,
-    error::{ProvideErrorMetadata as _, SdkError},
-    operation::assume_role::AssumeRoleError,
+    error::{ProvideErrorMetadata, SdkError},
 };
 
-use crate::credentials::{ErrorClass, SourceError};
+use crate::{
+    credentials::{ErrorClass, SourceError},
+    role::RoleArn,
+};
 
 /// Characters of a message; it ends in logs and in a header.
 const MAX_MESSAGE: usize = 500;
@@ -36,10 +38,45 @@ const THROTTLED: [&str; 5] = [
     "TooManyRequestsException",
 ];
 
-/// Classes `error`, and says in a line what happened.
-pub(super) fn classed(error: &SdkError<AssumeRoleError, HttpResponse>) -> SourceError {
+/// What became of a call.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The role's sessions may not last so long.
+    TooLong(SourceError),
+    /// Nor may chained sessions of any role.
+    Chained(SourceError),
+    /// All else.
+    Other(SourceError),
+}
+
+/// The session in between (`--assume-role-arn`) can't be had.
+#[derive(Debug, thiserror::Error)]
+#[error("--assume-role-arn {role}: {error}")]
+pub(super) struct HopError {
+    pub(super) role: RoleArn,
+    pub(super) error: SourceError,
+}
+
+/// Classes `error`, and says in a line what happened; `through` is the role that asked, if not the node.
+pub(super) fn failure<E>(error: &SdkError<E, HttpResponse>, through: Option<&RoleArn>) -> Failure
+where
+    E: StdError + ProvideErrorMetadata + 'static,
+{
+    let classed = classed(error, through);
+    let service = error.as_service_error().filter(|it| it.code() == Some("ValidationError"));
+    match service.and_then(|it| it.message()) {
+        Some(text) if text.contains("MaxSessionDuration") => Failure::TooLong(classed),
+        Some(text) if text.contains("role chaining") => Failure::Chained(classed),
+        _ => Failure::Other(classed),
+    }
+}
+
+fn classed<E>(error: &SdkError<E, HttpResponse>, through: Option<&RoleArn>) -> SourceError
+where
+    E: StdError + ProvideErrorMetadata + 'static,
+{
     let SdkError::ServiceError(service) = error else {
-        return retryable(&unasked(error));
+        return unasked(error);
     };
     let status = service.raw().status().as_u16();
     let Some(code) = service.err().code() else {
@@ -53,12 +90,27 @@ pub(super) fn classed(error: &SdkError<AssumeRoleError, HttpResponse>) -> Source
     } else {
         ErrorClass::Retryable
     };
-    let hint = if code == "ValidationError" && text.contains("MaxSessionDuration") {
-        "; shorten --session-duration or raise the role's maximum"
-    } else {
-        ""
-    };
-    SourceError { class, message: one_line(&format!("STS: {code}: {text}{hint}")) }
+    let hint = hint(code, text);
+    let by = through.map(|role| format!(", asked by way of {role}")).unwrap_or_default();
+    SourceError { class, message: one_line(&format!("STS{by}: {code}: {text}{hint}")) }
+}
+
+/// What to do about it, where the flags have to do with it.
+fn hint(code: &str, text: &str) -> &'static str {
+    let says = |part| text.contains(part);
+    match code {
+        "ValidationError" if says("MaxSessionDuration") || says("role chaining") => {
+            "; shorten --session-duration or raise the role's maximum"
+        }
+        "AccessDenied" if says("sts:TagSession") => {
+            "; the role's trust policy must allow sts:TagSession, for --session-tags"
+        }
+        "AccessDenied" if says("sts:SetSourceIdentity") => {
+            "; the role's trust policy must allow sts:SetSourceIdentity, for --source-identity"
+        }
+        "PackedPolicyTooLarge" => "; send fewer --session-tags or session policies",
+        _ => "",
+    }
 }
 
 /// An error that may pass by itself.
@@ -66,16 +118,23 @@ pub(super) fn retryable(message: &str) -> SourceError {
     SourceError { class: ErrorClass::Retryable, message: one_line(message) }
 }
 
-/// Why there is no answer: the node has no credentials to ask with, or STS is not reached.
-fn unasked(error: &(dyn StdError + 'static)) -> String {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if error.is::<CredentialsError>() {
-            return format!("the node's own credentials can't be loaded: {}", chain(error));
-        }
-        cause = error.source();
+/// Why there is no answer: nobody gave credentials to ask with, or STS is not reached.
+fn unasked(error: &(dyn StdError + 'static)) -> SourceError {
+    let causes = || std::iter::successors(Some(error), |cause| (*cause).source());
+    if let Some(hop) = causes().find_map(|cause| cause.downcast_ref::<HopError>()) {
+        // What AWS denies the agent is not the pods' doing, and ends as soon as somebody puts it right.
+        let class = match hop.error.class {
+            ErrorClass::Throttled => ErrorClass::Throttled,
+            ErrorClass::Retryable | ErrorClass::Denied => ErrorClass::Retryable,
+        };
+        return SourceError { class, message: one_line(&hop.to_string()) };
     }
-    format!("STS could not be asked: {}", chain(error))
+    match causes().find(|cause| cause.is::<CredentialsError>()) {
+        Some(cause) => {
+            retryable(&format!("the node's own credentials can't be loaded: {}", chain(cause)))
+        }
+        None => retryable(&format!("STS could not be asked: {}", chain(error))),
+    }
 }
 
 /// The error and what caused it, by `Display` alone: the SDK's `Debug`, and so its

@@ -1,31 +1,34 @@
 //! Issues credentials through AWS STS and classes its errors. The only importer of the AWS SDK.
 
+mod assume;
+mod durations;
 mod error;
+mod hop;
 mod node;
 mod parameters;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    fmt,
-    time::{Duration, SystemTime},
-};
+use std::{fmt, time::Duration};
 
 use aws_config::{
-    BehaviorVersion, Region, provider_config::ProviderConfig, retry::RetryConfig,
+    BehaviorVersion, ConfigLoader, Region, provider_config::ProviderConfig, retry::RetryConfig,
     timeout::TimeoutConfig,
 };
 use aws_credential_types::provider::SharedCredentialsProvider;
-use aws_sdk_sts::{Client, config::SharedHttpClient, types::Credentials as StsCredentials};
+use aws_sdk_sts::{
+    Client,
+    config::{IdentityCache, SharedHttpClient},
+};
 use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
 use futures::future::BoxFuture;
 
-use self::error::retryable;
+pub use self::durations::CHAINED;
+use self::{assume::Asker, durations::Durations, hop::Hop};
 use crate::{
     clock::Clock,
     credentials::{CredentialSource, Credentials, SourceError},
-    role::{Quoted, RoleIdentity},
-    secret::Secret,
+    role::RoleIdentity,
 };
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
@@ -39,6 +42,8 @@ pub struct Config {
     pub region: String,
     /// Instead of the region's endpoint.
     pub endpoint: Option<String>,
+    /// The role by way of which the others are assumed, if there is one.
+    pub through: Option<RoleIdentity>,
     /// The real IMDS, which has the node's own credentials where the environment and profile have none.
     pub upstream: String,
 }
@@ -51,10 +56,10 @@ pub struct InvalidUpstream {
     reason: String,
 }
 
-/// `sts:AssumeRole` with the node's credentials.
+/// `sts:AssumeRole` with the node's credentials, or with those of a role that these assume first.
 pub struct AssumeRole {
-    client: Client,
-    clock: Clock,
+    asker: Asker,
+    durations: Durations,
 }
 
 // === impl AssumeRole ===
@@ -73,51 +78,23 @@ impl AssumeRole {
     }
 
     async fn with_node(config: &Config, clock: Clock, node: SharedCredentialsProvider) -> Self {
-        let deadlines = TimeoutConfig::builder()
-            .connect_timeout(CONNECT_DEADLINE)
-            .operation_timeout(CALL_DEADLINE)
-            .build();
-        let shared = aws_config::defaults(BehaviorVersion::latest())
-            .http_client(http())
-            .region(Region::new(config.region.clone()))
-            .credentials_provider(node)
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(deadlines)
-            .load()
-            .await;
-        let mut builder = aws_sdk_sts::config::Builder::from(&shared);
-        if let Some(endpoint) = &config.endpoint {
-            builder = builder.endpoint_url(endpoint);
-        }
-        Self { client: Client::from_conf(builder.build()), clock }
-    }
-
-    async fn assume(&self, identity: &RoleIdentity) -> Result<Credentials, SourceError> {
-        let seconds = i32::try_from(identity.duration.as_secs()).unwrap_or(i32::MAX);
-        let issued = self.clock.now();
-        let answer = self
-            .client
-            .assume_role()
-            .role_arn(identity.role.as_ref())
-            .role_session_name(identity.session_name.as_ref())
-            .set_external_id(identity.external_id.as_ref().map(|id| id.expose().to_owned()))
-            .duration_seconds(seconds)
-            .set_source_identity(identity.source_identity.as_ref().map(ToString::to_string))
-            .set_tags(parameters::tags(identity))
-            .set_transitive_tag_keys(parameters::transitive(identity))
-            .set_policy_arns(parameters::policies(identity))
-            .send()
-            .await
-            .map_err(|error| error::classed(&error))?;
-        if let Some(user) = &answer.assumed_role_user
-            && !is_session_of(user.arn(), identity)
-        {
-            let user = Quoted::new(user.arn());
-            return Err(retryable(&format!("STS answered for another role: {user}")));
-        }
-        let credentials =
-            answer.credentials.ok_or_else(|| retryable("STS answered without credentials"))?;
-        converted(credentials, identity, issued)
+        let loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http());
+        let settings = settings(config, loader.credentials_provider(node)).await;
+        let asker = |settings, through| Asker {
+            client: Client::from_conf(settings),
+            clock: clock.clone(),
+            through,
+        };
+        let durations = Durations::default();
+        let Some(identity) = config.through.clone() else {
+            return Self { asker: asker(settings.build(), None), durations };
+        };
+        let role = identity.role.clone();
+        let hop = Hop { asker: asker(settings.clone().build(), None), identity };
+        // Of its own, and as long as the call to STS that it takes.
+        let cache = IdentityCache::lazy().load_timeout(CALL_DEADLINE).build();
+        let settings = settings.credentials_provider(hop).identity_cache(cache);
+        Self { asker: asker(settings.build(), Some(role)), durations }
     }
 }
 
@@ -126,7 +103,7 @@ impl CredentialSource for AssumeRole {
         &'a self,
         identity: &'a RoleIdentity,
     ) -> BoxFuture<'a, Result<Credentials, SourceError>> {
-        Box::pin(self.assume(identity))
+        Box::pin(self.durations.fit(identity, |duration| self.asker.ask(identity, duration)))
     }
 }
 
@@ -136,39 +113,28 @@ impl fmt::Debug for AssumeRole {
     }
 }
 
+/// What every call to STS goes by: `config`, and what the environment says of endpoints.
+async fn settings(config: &Config, loader: ConfigLoader) -> aws_sdk_sts::config::Builder {
+    let deadlines = TimeoutConfig::builder()
+        .connect_timeout(CONNECT_DEADLINE)
+        .operation_timeout(CALL_DEADLINE)
+        .build();
+    let shared = loader
+        .region(Region::new(config.region.clone()))
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(deadlines)
+        .load()
+        .await;
+    let settings = aws_sdk_sts::config::Builder::from(&shared);
+    match &config.endpoint {
+        Some(endpoint) => settings.endpoint_url(endpoint),
+        None => settings,
+    }
+}
+
 /// The HTTP client of both STS and the metadata service; it speaks `http://` too.
 fn http() -> SharedHttpClient {
     aws_smithy_http_client::Builder::new()
         .tls_provider(tls::Provider::Rustls(CryptoMode::Ring))
         .build_https()
-}
-
-/// Whether `user`, the ARN of the session that STS opened, is of `identity`'s role:
-/// `arn:aws:sts::<account>:assumed-role/<name>/<session>`, without the role's path.
-/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html>
-fn is_session_of(user: &str, identity: &RoleIdentity) -> bool {
-    let mut fields = user.splitn(6, ':').skip(4);
-    let (account, resource) = (fields.next(), fields.next().unwrap_or_default());
-    let mut words = resource.split('/');
-    account == Some(identity.role.account())
-        && words.next() == Some("assumed-role")
-        && words.next() == Some(identity.role.name())
-}
-
-fn converted(
-    credentials: StsCredentials,
-    identity: &RoleIdentity,
-    issued: SystemTime,
-) -> Result<Credentials, SourceError> {
-    let expires = SystemTime::try_from(credentials.expiration).map_err(|error| {
-        retryable(&format!("STS answered an expiration that is no time: {error}"))
-    })?;
-    Ok(Credentials {
-        role: identity.role.clone(),
-        access_key_id: credentials.access_key_id,
-        secret_access_key: Secret::new(credentials.secret_access_key),
-        session_token: Secret::new(credentials.session_token),
-        issued,
-        expires,
-    })
 }

@@ -19,6 +19,7 @@ use crate::{
 };
 
 const ROLE: &str = "arn:aws:iam::123456789012:role/team/reader";
+const HOP: &str = "arn:aws:iam::999999999999:role/kiam-hop";
 const SECRET: &str = "wJalrXUtnFEMISECRET";
 const SESSION_TOKEN: &str = "FwoGZXIvYXdzEJr-TOKEN";
 const NODE_SECRET: &str = "NODESECRETNODESECRET";
@@ -64,17 +65,38 @@ impl Scripted {
         Config {
             region: "eu-west-1".to_owned(),
             endpoint: Some(format!("http://{}", self.address)),
+            through: None,
             upstream: "http://127.0.0.1:9".to_owned(),
         }
     }
 
     /// A client of this server, with credentials of the node that are there already.
     async fn client(&self) -> AssumeRole {
-        let token = Some(NODE_TOKEN.to_owned());
-        let node = NodeCredentials::new("AKIANODE", NODE_SECRET, token, None, "test");
-        AssumeRole::with_node(&self.config(), Clock::system(), SharedCredentialsProvider::new(node))
-            .await
+        client(&self.config()).await
     }
+
+    /// The same, by way of [`HOP`].
+    async fn chained(&self) -> AssumeRole {
+        let name = SessionName::sanitised("kiam-agent");
+        let hop = RoleIdentity::new(HOP.parse().unwrap(), name, CHAINED);
+        client(&Config { through: Some(hop), ..self.config() }).await
+    }
+
+    /// The value of a field in each request.
+    fn fields(&self, name: &str) -> Vec<String> {
+        let field = |request: &String| {
+            let body = request.split_once("\r\n\r\n").unwrap().1;
+            let value = body.split('&').find_map(|field| field.strip_prefix(&format!("{name}=")));
+            value.unwrap_or_default().to_owned()
+        };
+        self.requests().iter().map(field).collect()
+    }
+}
+
+async fn client(config: &Config) -> AssumeRole {
+    let token = Some(NODE_TOKEN.to_owned());
+    let node = NodeCredentials::new("AKIANODE", NODE_SECRET, token, None, "test");
+    AssumeRole::with_node(config, Clock::system(), SharedCredentialsProvider::new(node)).await
 }
 
 async fn read_request(stream: &mut TcpStream) -> String {
@@ -208,6 +230,8 @@ async fn errors_are_classed_by_what_can_be_done_about_them() {
         (503, "RequestLimitExceeded", Throttled),
         (429, "Whatever", Throttled),
         (403, "ExpiredToken", Retryable),
+        (403, "ExpiredTokenException", Retryable),
+        (400, "IDPCommunicationError", Retryable),
         (403, "InvalidClientTokenId", Retryable),
         (403, "SignatureDoesNotMatch", Retryable),
         (500, "InternalFailure", Retryable),
@@ -222,12 +246,105 @@ async fn errors_are_classed_by_what_can_be_done_about_them() {
     }
 }
 
+const TOO_LONG: &str =
+    "The requested DurationSeconds exceeds the MaxSessionDuration set for this role.";
+const CHAINED_TOO_LONG: &str = "The requested DurationSeconds exceeds the 1 hour session limit for \
+     roles assumed by role chaining.";
+
 #[tokio::test]
-async fn too_long_a_session_names_the_flag() {
-    let message = "The requested DurationSeconds exceeds the MaxSessionDuration set for this role.";
-    let error = outcome(reply(400, &failure("ValidationError", message))).await.unwrap_err();
-    assert_eq!(error.class, ErrorClass::Denied);
-    assert!(error.message.contains("--session-duration"), "{error}");
+async fn sessions_are_as_long_as_the_role_allows() {
+    let refused = |message| reply(400, &failure("ValidationError", message));
+    let long = RoleIdentity { duration: Duration::from_secs(43_200), ..identity() };
+    let cases =
+        [(TOO_LONG, vec!["43200", "28800", "14400"]), (CHAINED_TOO_LONG, vec!["43200", "3600"])];
+    for (message, asked) in cases {
+        let refusals = (1..asked.len()).map(|_| refused(message));
+        let granted = (0..2).map(|_| reply(200, &success()));
+        let server = Scripted::new(refusals.chain(granted)).await;
+        let client = server.client().await;
+        client.issue(&long).await.unwrap();
+        assert_eq!(server.fields("DurationSeconds"), asked, "{message}");
+        client.issue(&long).await.unwrap();
+        assert_eq!(
+            server.fields("DurationSeconds").last(),
+            asked.last().map(|it| (*it).to_owned()).as_ref()
+        );
+        assert_eq!(server.requests().len(), asked.len() + 1, "{message}: it was not remembered");
+    }
+}
+
+#[tokio::test]
+async fn an_hour_that_is_too_long_names_the_flag() {
+    for message in [TOO_LONG, CHAINED_TOO_LONG] {
+        let error = outcome(reply(400, &failure("ValidationError", message))).await.unwrap_err();
+        assert_eq!(error.class, ErrorClass::Denied);
+        assert!(error.message.contains("--session-duration"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn denials_that_flags_have_to_do_with_name_them() {
+    let not = |action| format!("User: x is not authorized to perform: {action} on resource: y");
+    let cases = [
+        ("AccessDenied", not("sts:TagSession"), "for --session-tags"),
+        ("AccessDenied", not("sts:SetSourceIdentity"), "for --source-identity"),
+        ("PackedPolicyTooLarge", "112% of the limit".to_owned(), "--session-tags"),
+    ];
+    for (code, message, hint) in cases {
+        let error = outcome(reply(403, &failure(code, &message))).await.unwrap_err();
+        assert!(error.class == ErrorClass::Denied && error.message.contains(hint), "{error}");
+    }
+    let plain = failure("AccessDenied", &not("sts:AssumeRole"));
+    assert!(!outcome(reply(403, &plain)).await.unwrap_err().message.contains("--"));
+}
+
+fn hop_success() -> Reply {
+    let arn = "arn:aws:sts::999999999999:assumed-role/kiam-hop/kiam-agent";
+    reply(200, &success_body(arn, "2036-01-01T00:00:00Z").replace("ASIAPOD", "ASIAHOP"))
+}
+
+#[tokio::test]
+async fn chained_sessions_are_asked_for_with_one_session_of_the_role_in_between() {
+    let server =
+        Scripted::new([hop_success(), reply(200, &success()), reply(200, &success())]).await;
+    let client = server.chained().await;
+    for _ in 0..2 {
+        assert_eq!(client.issue(&identity()).await.unwrap().access_key_id, "ASIAPOD");
+    }
+    let signers = server.requests().into_iter().map(|request| {
+        request
+            .split("Credential=")
+            .nth(1)
+            .and_then(|rest| rest.split('/').next())
+            .map(str::to_owned)
+            .unwrap()
+    });
+    assert_eq!(signers.collect::<Vec<_>>(), ["AKIANODE", "ASIAHOP", "ASIAHOP"]);
+    assert_eq!(server.fields("RoleSessionName"), ["kiam-agent", "kiam-kiam", "kiam-kiam"]);
+    assert_eq!(server.fields("SourceIdentity"), ["", "prod.web-0", "prod.web-0"]);
+}
+
+#[tokio::test]
+async fn errors_tell_which_of_two_roles_could_not_be_assumed() {
+    use ErrorClass::{Denied, Retryable, Throttled};
+    let denied = || reply(403, &failure("AccessDenied", "told by AWS"));
+    let throttled = || reply(400, &failure("Throttling", "told by AWS"));
+    let first = format!("--assume-role-arn {HOP}: STS: ");
+    let second = format!("STS, asked by way of {HOP}: ");
+    let cases = [
+        (vec![denied()], Retryable, &first),
+        (vec![throttled()], Throttled, &first),
+        (vec![reply(200, "")], Retryable, &format!("--assume-role-arn {HOP}: ")),
+        (vec![hop_success(), denied()], Denied, &second),
+        (vec![hop_success(), throttled()], Throttled, &second),
+    ];
+    for (replies, class, begin) in cases {
+        let server = Scripted::new(replies).await;
+        let error = server.chained().await.issue(&identity()).await.unwrap_err();
+        assert_eq!(error.class, class, "{error}");
+        assert!(error.message.starts_with(begin), "{begin}: {error}");
+        assert_no_secret(&format!("{error:?}"));
+    }
 }
 
 #[tokio::test]

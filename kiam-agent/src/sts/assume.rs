@@ -1,0 +1,91 @@
+//! One call of AssumeRole, and what its answer must be.
+
+use std::time::{Duration, SystemTime};
+
+use aws_sdk_sts::{Client, types::Credentials as StsCredentials};
+
+use super::{
+    error::{Failure, failure, retryable},
+    parameters,
+};
+use crate::{
+    clock::Clock,
+    credentials::{Credentials, SourceError},
+    role::{Quoted, RoleArn, RoleIdentity},
+    secret::Secret,
+};
+
+/// Asks STS, with the credentials that its client has.
+pub(super) struct Asker {
+    pub(super) client: Client,
+    pub(super) clock: Clock,
+    /// Whose credentials these are, if not the node's.
+    pub(super) through: Option<RoleArn>,
+}
+
+// === impl Asker ===
+
+impl Asker {
+    /// A session of `identity` that lasts `duration`, in place of its own.
+    pub(super) async fn ask(
+        &self,
+        identity: &RoleIdentity,
+        duration: Duration,
+    ) -> Result<Credentials, Failure> {
+        let issued = self.clock.now();
+        let answer = self
+            .client
+            .assume_role()
+            .role_arn(identity.role.as_ref())
+            .role_session_name(identity.session_name.as_ref())
+            .set_external_id(identity.external_id.as_ref().map(|id| id.expose().to_owned()))
+            .duration_seconds(i32::try_from(duration.as_secs()).unwrap_or(i32::MAX))
+            .set_source_identity(identity.source_identity.as_ref().map(ToString::to_string))
+            .set_tags(parameters::tags(identity))
+            .set_transitive_tag_keys(parameters::transitive(identity))
+            .set_policy_arns(parameters::policies(identity))
+            .send()
+            .await
+            .map_err(|error| failure(&error, self.through.as_ref()))?;
+        let user = answer.assumed_role_user.as_ref().map(|user| user.arn());
+        if let Some(other) = user.filter(|user| !is_session_of(user, identity)) {
+            let other = Quoted::new(other);
+            let error = retryable(&format!("STS answered for another role: {other}"));
+            return Err(Failure::Other(error));
+        }
+        let credentials = answer
+            .credentials
+            .ok_or_else(|| Failure::Other(retryable("STS answered without credentials")))?;
+        converted(credentials, identity, issued).map_err(Failure::Other)
+    }
+}
+
+/// Whether `user`, the ARN of the session that STS opened, is of `identity`'s role:
+/// `arn:aws:sts::<account>:assumed-role/<name>/<session>`, without the role's path.
+/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html>
+fn is_session_of(user: &str, identity: &RoleIdentity) -> bool {
+    let mut fields = user.splitn(6, ':').skip(4);
+    let (account, resource) = (fields.next(), fields.next().unwrap_or_default());
+    let mut words = resource.split('/');
+    account == Some(identity.role.account())
+        && words.next() == Some("assumed-role")
+        && words.next() == Some(identity.role.name())
+}
+
+fn converted(
+    credentials: StsCredentials,
+    identity: &RoleIdentity,
+    issued: SystemTime,
+) -> Result<Credentials, SourceError> {
+    let expires = SystemTime::try_from(credentials.expiration).map_err(|error| {
+        retryable(&format!("STS answered an expiration that is no time: {error}"))
+    })?;
+    Ok(Credentials {
+        role: identity.role.clone(),
+        access_key_id: credentials.access_key_id,
+        secret_access_key: Secret::new(credentials.secret_access_key),
+        session_token: Secret::new(credentials.session_token),
+        issued,
+        expires,
+    })
+}

@@ -1,0 +1,178 @@
+//! How long a role's sessions may last, which AWS tells only by refusing.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use tracing::info;
+
+use super::error::Failure;
+use crate::{
+    credentials::SourceError,
+    role::{RoleArn, RoleIdentity},
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// What is tried when the role's maximum is lower than what was asked. An hour is allowed by every role.
+/// <https://docs.aws.amazon.com/IAM/latest/APIReference/API_CreateRole.html>
+const STEPS: [Duration; 5] = [
+    HOUR.saturating_mul(12),
+    HOUR.saturating_mul(8),
+    HOUR.saturating_mul(4),
+    HOUR.saturating_mul(2),
+    HOUR,
+];
+
+/// What chained sessions last at most.
+/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles.html#iam-term-role-chaining>
+pub const CHAINED: Duration = HOUR;
+
+/// When the longer session is tried again: somebody may have raised the role's maximum.
+const FORGET_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+/// Roles whose maximum is kept; of more, those that were found first are found again.
+const MOST: usize = 1024;
+
+/// The longest sessions that roles were found to allow.
+#[derive(Default)]
+pub(super) struct Durations(Mutex<HashMap<RoleArn, Found>>);
+
+#[derive(Clone, Copy)]
+struct Found {
+    longest: Duration,
+    at: Instant,
+}
+
+// === impl Durations ===
+
+impl Durations {
+    /// Does `ask`, with a duration, until it is one that the role allows: what `identity` has, or the longest
+    /// step below.
+    pub(super) async fn fit<T, F>(
+        &self,
+        identity: &RoleIdentity,
+        ask: impl Fn(Duration) -> F,
+    ) -> Result<T, SourceError>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let known = self.known(&identity.role).filter(|longest| *longest < identity.duration);
+        let mut duration = known.unwrap_or(identity.duration);
+        loop {
+            let (next, error) = match ask(duration).await {
+                Ok(answer) => {
+                    if duration < known.unwrap_or(identity.duration)
+                        && self.learn(&identity.role, duration)
+                    {
+                        let role = &identity.role;
+                        let [asked, used] =
+                            [identity.duration, duration].map(humantime::format_duration);
+                        info!(%role, %asked, %used, "Sessions of the role are shorter than was asked for");
+                    }
+                    return Ok(answer);
+                }
+                Err(Failure::Other(error)) => return Err(error),
+                Err(Failure::TooLong(error)) => (shorter(duration), error),
+                Err(Failure::Chained(error)) => ((duration > CHAINED).then_some(CHAINED), error),
+            };
+            duration = next.ok_or(error)?;
+        }
+    }
+
+    fn known(&self, role: &RoleArn) -> Option<Duration> {
+        let found = self.lock().get(role).copied()?;
+        (found.at.elapsed() < FORGET_AFTER).then_some(found.longest)
+    }
+
+    /// Whether it is news.
+    fn learn(&self, role: &RoleArn, longest: Duration) -> bool {
+        let mut found = self.lock();
+        if found.len() >= MOST && !found.contains_key(role) {
+            let first =
+                found.iter().min_by_key(|(_, found)| found.at).map(|(role, _)| role.clone());
+            first.map(|role| found.remove(&role));
+        }
+        let before = found.insert(role.clone(), Found { longest, at: Instant::now() });
+        before.is_none_or(|before| before.longest != longest)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<RoleArn, Found>> {
+        // Whoever panicked left whole entries.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Durations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Durations")
+    }
+}
+
+fn shorter(duration: Duration) -> Option<Duration> {
+    STEPS.into_iter().find(|step| *step < duration)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{credentials::ErrorClass, role::SessionName};
+
+    fn identity(role: &str, hours: u32) -> RoleIdentity {
+        let role = format!("arn:aws:iam::123456789012:role/{role}").parse().unwrap();
+        RoleIdentity::new(role, SessionName::sanitised("kiam-kiam"), HOUR * hours)
+    }
+
+    /// The hours that are asked for, in turn, of a role whose sessions last `longest` at most.
+    async fn asked(durations: &Durations, identity: &RoleIdentity, longest: Duration) -> Vec<u64> {
+        let asked = Mutex::new(Vec::new());
+        let ask = async |duration: Duration| {
+            asked.lock().unwrap().push(duration.as_secs() / 3600);
+            let error = SourceError { class: ErrorClass::Denied, message: String::new() };
+            if duration > longest { Err(Failure::TooLong(error)) } else { Ok(()) }
+        };
+        let fits = durations.fit(identity, ask).await.is_ok();
+        assert_eq!(fits, longest >= HOUR);
+        asked.into_inner().unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn longest_that_a_role_allows_is_found_used_and_sought_anew_after_a_day() {
+        let (durations, long) = (Durations::default(), identity("long", 12));
+        assert_eq!(asked(&durations, &long, HOUR * 5).await, [12, 8, 4]);
+        assert_eq!(asked(&durations, &long, HOUR * 5).await, [4]);
+        assert_eq!(asked(&durations, &identity("other", 6), HOUR * 5).await, [6, 4]);
+        assert_eq!(asked(&durations, &identity("long", 2), HOUR * 5).await, [2]);
+        assert_eq!(asked(&durations, &long, HOUR * 3).await, [4, 2], "it was lowered");
+        tokio::time::advance(HOUR * 23).await;
+        assert_eq!(asked(&durations, &long, HOUR * 3).await, [2]);
+        tokio::time::advance(HOUR * 2).await;
+        assert_eq!(asked(&durations, &long, HOUR * 12).await, [12], "it was raised");
+        assert_eq!(asked(&durations, &identity("none", 3), Duration::ZERO).await, [3, 2, 1]);
+    }
+
+    #[tokio::test]
+    async fn what_is_known_already_is_no_news() {
+        let (durations, role) = (Durations::default(), identity("long", 12).role);
+        let news: Vec<bool> =
+            [4, 4, 2, 2].iter().map(|hours| durations.learn(&role, HOUR * *hours)).collect();
+        assert_eq!(news, [true, false, true, false]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn as_many_roles_as_there_is_room_for_are_kept_and_the_first_goes() {
+        let durations = Durations::default();
+        for n in 0..=MOST {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            let found = asked(&durations, &identity(&format!("r{n}"), 2), HOUR).await;
+            assert_eq!(found, [2, 1]);
+        }
+        assert_eq!(durations.lock().len(), MOST);
+        assert_eq!(asked(&durations, &identity("r1", 2), HOUR).await, [1]);
+        assert_eq!(asked(&durations, &identity("r0", 2), HOUR).await, [2, 1]);
+    }
+}

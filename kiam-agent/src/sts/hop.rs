@@ -1,0 +1,55 @@
+//! The role in between: the node assumes it, and with its session the pods' roles.
+
+use std::fmt;
+
+use aws_credential_types::{
+    Credentials,
+    provider::{self, ProvideCredentials, error::CredentialsError, future},
+};
+
+use super::{
+    assume::Asker,
+    error::{Failure, HopError},
+};
+use crate::role::RoleIdentity;
+
+/// Opens sessions of `--assume-role-arn`; the SDK keeps each until shortly before its end.
+pub(super) struct Hop {
+    pub(super) asker: Asker,
+    pub(super) identity: RoleIdentity,
+}
+
+// === impl Hop ===
+
+impl Hop {
+    async fn open(&self) -> provider::Result {
+        let opened = self.asker.ask(&self.identity, self.identity.duration).await;
+        let session = opened.map_err(|failure| {
+            let (Failure::TooLong(error) | Failure::Chained(error) | Failure::Other(error)) =
+                failure;
+            CredentialsError::provider_error(HopError { role: self.identity.role.clone(), error })
+        })?;
+        Ok(Credentials::new(
+            session.access_key_id,
+            session.secret_access_key.expose(),
+            Some(session.session_token.expose().to_owned()),
+            Some(session.expires),
+            "--assume-role-arn",
+        ))
+    }
+}
+
+impl ProvideCredentials for Hop {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(self.open())
+    }
+}
+
+impl fmt::Debug for Hop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hop")
+    }
+}
