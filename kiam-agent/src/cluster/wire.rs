@@ -14,6 +14,7 @@ const ROLE: &str = "iam.amazonaws.com/role";
 const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
 const EXTERNAL_ID: &str = "iam.amazonaws.com/external-id";
 const PERMITTED: &str = "iam.amazonaws.com/permitted";
+const ALLOWED_ROLES: &str = "iam.amazonaws.com/allowed-roles";
 const IMDSV2: &str = "iam.amazonaws.com/imdsv2";
 /// What `spec.serviceAccountName` is where nobody filled it in.
 const DEFAULT_SERVICE_ACCOUNT: &str = "default";
@@ -155,6 +156,7 @@ pub(super) fn namespace(object: &Value) -> Result<Namespace, Malformed> {
     Ok(Namespace {
         resource_version: number(metadata.resource_version.as_deref()),
         permitted: metadata.annotation_as_written(PERMITTED)?,
+        allowed_roles: metadata.annotation_as_written(ALLOWED_ROLES)?,
         imdsv2: metadata.annotation_as_written(IMDSV2)?,
         name: metadata.name,
     })
@@ -308,14 +310,20 @@ mod tests {
     }
 
     #[test]
-    fn a_namespaces_permission_is_kept_as_written() {
+    fn what_a_namespace_permits_is_kept_as_written() {
         let object = |permitted: Value| {
             json!({"metadata": {
                 "name": "team", "resourceVersion": "9",
-                "annotations": {"iam.amazonaws.com/permitted": permitted},
+                "annotations": {
+                    "iam.amazonaws.com/permitted": permitted, "iam.amazonaws.com/allowed-roles": permitted,
+                },
             }})
         };
-        let permitted = |text| namespace(&object(text)).unwrap().permitted;
+        let permitted = |text| {
+            let namespace = namespace(&object(text)).unwrap();
+            assert_eq!(namespace.permitted, namespace.allowed_roles);
+            namespace.permitted
+        };
         assert_eq!(permitted(json!("reader.*")).as_deref(), Some("reader.*"));
         assert_eq!(permitted(json!("")).as_deref(), Some(""));
         assert_eq!(permitted(json!(null)), None);

@@ -156,7 +156,7 @@ pub(super) struct Flags {
     /// How long the Kubernetes API may be silent before nothing is asked of STS any more; or off
     #[arg(long, value_name = "DURATION", default_value = "24h")]
     pub(super) max_staleness: String,
-    /// Whether namespaces need iam.amazonaws.com/permitted: optional or required
+    /// Whether namespaces need iam.amazonaws.com/permitted or allowed-roles: optional or required
     #[arg(long, value_name = "WHAT", default_value = "optional")]
     pub(super) namespace_policy: String,
     /// Namespaces whose pods may set iam.amazonaws.com/session-name and external-id, or * (repeatable)

@@ -15,7 +15,7 @@ pub(super) fn warnings(flags: &Flags) -> Vec<&'static str> {
         ),
         (
             flags.namespace_policy == "optional",
-            "With --namespace-policy=optional, pods in namespaces without iam.amazonaws.com/permitted may have any role",
+            "With --namespace-policy=optional, pods in namespaces with neither iam.amazonaws.com/permitted nor allowed-roles may have any role",
         ),
         (
             flags.mode == "observe",

@@ -28,6 +28,7 @@ pub(crate) fn namespace(name: &str, version: u64) -> Namespace {
         name: name.to_owned(),
         resource_version: Some(version),
         permitted: None,
+        allowed_roles: None,
         imdsv2: None,
     }
 }

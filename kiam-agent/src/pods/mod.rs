@@ -70,6 +70,8 @@ pub struct Namespace {
     pub resource_version: Option<u64>,
     /// `iam.amazonaws.com/permitted`, as written.
     pub permitted: Option<String>,
+    /// `iam.amazonaws.com/allowed-roles`, as written.
+    pub allowed_roles: Option<String>,
     /// `iam.amazonaws.com/imdsv2`, as written.
     pub imdsv2: Option<String>,
 }
@@ -166,6 +168,13 @@ impl Namespace {
     #[must_use]
     pub fn requires_imdsv2(&self) -> bool {
         self.imdsv2.as_deref().is_some_and(|text| !["", "optional"].contains(&text.trim()))
+    }
+
+    /// Whether what it says about session tokens, if anything, is one of the words that are known.
+    #[must_use]
+    pub fn imdsv2_is_understood(&self) -> bool {
+        let word = self.imdsv2.as_deref().unwrap_or_default().trim();
+        ["", "optional", "required"].contains(&word)
     }
 }
 

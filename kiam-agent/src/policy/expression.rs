@@ -1,22 +1,16 @@
 //! `iam.amazonaws.com/permitted`: a regular expression that a role's whole ARN must match.
 
-use std::{
-    collections::HashMap,
-    sync::{LazyLock, Mutex, PoisonError},
-};
+use std::sync::LazyLock;
 
 use regex::{Regex, RegexBuilder};
 
+use super::kept::Kept;
 use crate::role::{Quoted, RoleArn};
 
 /// A larger compiled expression is refused: whoever annotates namespaces must not fill the agent's memory.
 const MAX_COMPILED_BYTES: usize = 256 * 1024;
 
-/// How many expressions are kept compiled; namespaces mostly share a few.
-const KEPT: usize = 256;
-
-static COMPILED: LazyLock<Mutex<HashMap<String, Result<Regex, InvalidExpression>>>> =
-    LazyLock::new(Mutex::default);
+static COMPILED: LazyLock<Kept<Result<Regex, InvalidExpression>>> = LazyLock::new(Kept::default);
 
 /// The roles that a namespace's pods may have.
 #[derive(Clone, Debug)]
@@ -37,18 +31,12 @@ impl Permitted {
     ///
     /// [`InvalidExpression`] when it has a mistake or grows too large.
     pub fn parse(text: &str) -> Result<Self, InvalidExpression> {
-        let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = compiled.get(text) {
-            return known.clone().map(Self);
-        }
-        if compiled.len() >= KEPT {
-            compiled.clear();
-        }
-        let regex = compile(text)
-            .and_then(|_| compile(&format!("^(?:{text})$")))
-            .map_err(|error| InvalidExpression(Quoted::new(text), Quoted::new(last_line(&error))));
-        compiled.insert(text.to_owned(), regex.clone());
-        regex.map(Self)
+        let make = || {
+            compile(text).and_then(|_| compile(&format!("^(?:{text})$"))).map_err(|error| {
+                InvalidExpression(Quoted::new(text), Quoted::new(last_line(&error)))
+            })
+        };
+        COMPILED.get(text, make).map(Self)
     }
 
     /// Whether it matches the whole ARN.

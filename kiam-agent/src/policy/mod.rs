@@ -3,7 +3,10 @@
 //! The same decision is made before credentials are fetched and at every request, from the records as they
 //! are then.
 
+mod allowed;
 mod expression;
+mod kept;
+mod namespace;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,10 +16,15 @@ use std::{
 
 use tokio::sync::watch;
 
-pub use self::expression::{InvalidExpression, Permitted};
+use self::namespace::Lists;
+pub use self::{
+    allowed::{AllowedRoles, InvalidAllowedRoles},
+    expression::{InvalidExpression, Permitted},
+    namespace::{Mistake, Ruling, Rulings},
+};
 use crate::{
     lifecycle::Drain,
-    pods::{Pod, PodReader},
+    pods::{Namespace, Pod, PodReader},
     role::{
         Claimant, ExternalId, InvalidExternalId, InvalidRole, NameTemplate, Quoted, RoleArn,
         RoleIdentity, RoleResolver, Subject, WantedRoles,
@@ -26,7 +34,7 @@ use crate::{
 const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
 const EXTERNAL_ID: &str = "iam.amazonaws.com/external-id";
 
-/// What a namespace without `iam.amazonaws.com/permitted` allows.
+/// What a namespace with neither `iam.amazonaws.com/permitted` nor `iam.amazonaws.com/allowed-roles` allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NamespacePolicy {
     /// Every role, as kiam v1.
@@ -66,6 +74,7 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct RolePolicy {
     config: Arc<Config>,
+    lists: Arc<Lists>,
     reader: PodReader,
 }
 
@@ -105,7 +114,7 @@ pub enum Refusal {
     NamespaceUnknown(Quoted),
     /// The namespace says nothing, and must.
     #[error(
-        "namespace {0} has no annotation iam.amazonaws.com/permitted, and --namespace-policy=required asks for one"
+        "namespace {0} has neither annotation iam.amazonaws.com/permitted nor iam.amazonaws.com/allowed-roles, and --namespace-policy=required asks for one"
     )]
     NamespaceSilent(Quoted),
     /// The namespace's expression can't be used.
@@ -126,6 +135,24 @@ pub enum Refusal {
         /// What the pod asked for.
         role: RoleArn,
     },
+    /// The namespace's list can't be used.
+    #[error("namespace {namespace}: annotation iam.amazonaws.com/allowed-roles: {error}")]
+    NamespaceListInvalid {
+        /// Its name.
+        namespace: Quoted,
+        /// What is wrong.
+        error: InvalidAllowedRoles,
+    },
+    /// The namespace's list has other roles.
+    #[error("namespace {namespace} allows the roles {allowed}, none of which matches {role}")]
+    NamespaceDisallows {
+        /// Its name.
+        namespace: Quoted,
+        /// Its list.
+        allowed: Quoted,
+        /// What the pod asked for.
+        role: RoleArn,
+    },
 }
 
 // === impl RolePolicy ===
@@ -134,7 +161,7 @@ impl RolePolicy {
     /// A policy over the namespaces that `reader` knows.
     #[must_use]
     pub fn new(config: Config, reader: PodReader) -> Self {
-        Self { config: Arc::new(config), reader }
+        Self { config: Arc::new(config), lists: Arc::default(), reader }
     }
 
     /// Whether `pod` may have the role it asks for.
@@ -144,6 +171,24 @@ impl RolePolicy {
             Ok(identity) => Decision::Allow(identity),
             Err(refusal) => Decision::Refuse(refusal),
         }
+    }
+
+    /// The role that `pod` asks for, if it asks for any; whether it may have it is another question.
+    #[must_use]
+    pub fn role(&self, pod: &Pod) -> Option<Result<RoleArn, InvalidRole>> {
+        pod.role.as_deref().map(|text| self.config.resolver.resolve(text))
+    }
+
+    /// What the annotations of `namespace` say about `role`, one by one.
+    #[must_use]
+    pub fn rulings(&self, namespace: &Namespace, role: &RoleArn) -> Rulings {
+        self.lists.rulings(namespace, role, &self.config.resolver)
+    }
+
+    /// What is wrong with the annotations of `namespace`.
+    #[must_use]
+    pub fn mistakes(&self, namespace: &Namespace) -> Vec<Mistake> {
+        self.lists.mistakes(namespace, &self.config.resolver)
     }
 
     /// What the live pods that `serves` picks are allowed to have.
@@ -161,8 +206,7 @@ impl RolePolicy {
     }
 
     fn identity(&self, pod: &Pod) -> Result<RoleIdentity, Refusal> {
-        let text = pod.role.as_deref().ok_or(Refusal::NoRole)?;
-        let role = self.config.resolver.resolve(text).map_err(Refusal::InvalidRole)?;
+        let role = self.role(pod).ok_or(Refusal::NoRole)?.map_err(Refusal::InvalidRole)?;
         self.permit(&pod.namespace, &role)?;
         self.permit_overrides(pod)?;
         let uid = pod.uid.to_string();
@@ -200,25 +244,9 @@ impl RolePolicy {
     }
 
     fn permit(&self, name: &str, role: &RoleArn) -> Result<(), Refusal> {
-        let shown = || Quoted::new(name);
-        let namespace =
-            self.reader.namespace(name).ok_or_else(|| Refusal::NamespaceUnknown(shown()))?;
-        let Some(text) = &namespace.permitted else {
-            return match self.config.namespaces {
-                NamespacePolicy::Optional => Ok(()),
-                NamespacePolicy::Required => Err(Refusal::NamespaceSilent(shown())),
-            };
-        };
-        let permitted = Permitted::parse(text)
-            .map_err(|error| Refusal::NamespaceInvalid { namespace: shown(), error })?;
-        if permitted.matches(role) {
-            return Ok(());
-        }
-        Err(Refusal::NamespaceForbids {
-            namespace: shown(),
-            permitted: Quoted::new(text),
-            role: role.clone(),
-        })
+        let namespace = self.reader.namespace(name);
+        let namespace = namespace.ok_or_else(|| Refusal::NamespaceUnknown(Quoted::new(name)))?;
+        self.rulings(&namespace, role).permit(name, role, self.config.namespaces)
     }
 }
 
@@ -301,6 +329,7 @@ mod tests {
             name: name.to_owned(),
             resource_version: None,
             permitted: permitted.map(str::to_owned),
+            allowed_roles: None,
             imdsv2: None,
         });
     }
@@ -328,6 +357,62 @@ mod tests {
                 "{permitted:?}: {decision:?}"
             );
         }
+    }
+
+    #[test]
+    fn both_annotations_must_allow_and_either_speaks() {
+        use NamespacePolicy::{Optional, Required};
+        let cases = [
+            (Optional, None, None, Ok(())),
+            (Required, None, None, Err("neither annotation")),
+            (Required, None, Some(r#"["reader"]"#), Ok(())),
+            (Required, Some(".*reader"), Some(r#"["r*"]"#), Ok(())),
+            (Optional, None, Some(r#"["writer"]"#), Err("none of which matches")),
+            (Optional, Some(".*"), Some(r#"["writer"]"#), Err("none of which matches")),
+            (Optional, Some(".*writer"), Some(r#"["*"]"#), Err("as a whole")),
+            (Optional, Some(".*"), Some("[]"), Err("the list is empty")),
+            (Optional, Some(".*"), Some(""), Err("is no JSON list")),
+            (Optional, Some("("), Some(r#"["*"]"#), Err("no regular expression")),
+        ];
+        for (namespaces, permitted, list, expected) in cases {
+            let (index, policy) = policy(namespaces);
+            let (permitted, allowed_roles) =
+                (permitted.map(str::to_owned), list.map(str::to_owned));
+            let name = "default".to_owned();
+            let namespace =
+                Namespace { name, resource_version: None, permitted, allowed_roles, imdsv2: None };
+            index.apply_namespace(namespace.clone());
+            let found = match policy.decide(&pod(Some("reader"))) {
+                Decision::Allow(_) => Ok(()),
+                Decision::Refuse(refusal) => Err(refusal.to_string()),
+            };
+            match (&found, expected) {
+                (Ok(()), Ok(())) => {}
+                (Err(text), Err(part)) => assert!(text.contains(part), "{text}"),
+                _ => panic!("{namespace:?}: {found:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn mistakes_are_found_whatever_pods_ask_for() {
+        let (_index, policy) = policy(NamespacePolicy::Optional);
+        let reasons = |permitted: &str, list: &str, imdsv2: &str| {
+            let namespace = Namespace {
+                name: "default".to_owned(),
+                resource_version: None,
+                permitted: Some(permitted.to_owned()),
+                allowed_roles: Some(list.to_owned()),
+                imdsv2: Some(imdsv2.to_owned()),
+            };
+            let mistakes = policy.mistakes(&namespace);
+            mistakes.iter().map(Mistake::reason).collect::<Vec<_>>()
+        };
+        assert_eq!(reasons(".*", r#"["*"]"#, " required "), Vec::<&str>::new());
+        assert_eq!(
+            reasons("(", "reader", "yes"),
+            ["InvalidPermitted", "InvalidAllowedRoles", "InvalidImdsv2"]
+        );
     }
 
     #[test]

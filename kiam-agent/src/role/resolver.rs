@@ -55,14 +55,26 @@ impl RoleResolver {
     ///
     /// [`InvalidRole`], with `text`, when the outcome is not the ARN of a role.
     pub fn resolve(&self, text: &str) -> Result<RoleArn, InvalidRole> {
-        // Text that begins as an ARN is never a short name: `role/arn:…` is nobody's intention.
-        if text.is_empty() || text.starts_with("arn:") {
-            return text.parse();
-        }
         let invalid = |problem| InvalidRole { text: Quoted::new(text), problem };
-        let base = self.base.as_ref().ok_or_else(|| invalid(RoleProblem::NoBase))?;
-        let short = text.strip_prefix('/').unwrap_or(text);
-        format!("{base}{short}").parse().map_err(|error: InvalidRole| invalid(error.problem))
+        let (base, rest) = self.complete(text).map_err(invalid)?;
+        format!("{base}{rest}").parse().map_err(|error: InvalidRole| invalid(error.problem))
+    }
+
+    /// What goes before `text`, and what of `text` goes behind it. Nothing goes before what begins as an ARN.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with `text`, as far as that shows here.
+    pub fn complete<'a>(&'a self, text: &'a str) -> Result<(&'a str, &'a str), RoleProblem> {
+        if text.is_empty() {
+            return Err(RoleProblem::Empty);
+        }
+        // Text that begins as an ARN is never a short name: `role/arn:…` is nobody's intention.
+        if text.starts_with("arn:") {
+            return Ok(("", text));
+        }
+        let base = self.base.as_ref().ok_or(RoleProblem::NoBase)?;
+        Ok((&base.0, text.strip_prefix('/').unwrap_or(text)))
     }
 }
 

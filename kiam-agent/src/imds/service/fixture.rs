@@ -82,6 +82,7 @@ pub(super) fn namespace(name: &str, permitted: Option<&str>) -> Namespace {
         name: name.to_owned(),
         resource_version: Some(1),
         permitted: permitted.map(str::to_owned),
+        allowed_roles: None,
         imdsv2: None,
     }
 }
