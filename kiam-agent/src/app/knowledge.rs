@@ -1,6 +1,6 @@
 //! The parts that answer questions about pods, and what feeds them.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
@@ -23,6 +23,9 @@ use crate::{
     role::WantedRoles,
     sts,
 };
+
+/// How often what there is to tell by Events is looked for.
+const EVENTS: Duration = Duration::from_secs(3);
 
 /// The parts that answer questions about pods.
 #[derive(Clone)]
@@ -53,6 +56,7 @@ impl Common {
             namespaces: self.readiness.latch("namespaces"),
         };
         let metrics = cluster::Metrics::register(&mut self.registry);
+        let events = cluster.events(&metrics);
         let feeds = cluster.run(index, pods.clone(), synced.clone(), metrics, self.drain.clone());
         let first = self.readiness.latch("first credentials");
         let policy = RolePolicy::new(policy_config(config, upstream).await?, pods.clone());
@@ -81,6 +85,16 @@ impl Common {
         let held = credentials::Held::new(credentials.clone());
         self.registry.register_collector(Box::new(held));
         let serves = served(config.cluster.node_name.is_some(), config.hosts);
+        let told = cluster::EventParts {
+            pods: pods.clone(),
+            serves: Box::new(served(config.cluster.node_name.is_some(), config.hosts)),
+            policy: policy.clone(),
+            credentials: credentials.clone(),
+            clock: self.clock.clone(),
+            period: EVENTS,
+            send: !config.observes(),
+        };
+        let events = events.run(told, self.drain.clone());
         let publish = publish_wanted(policy.clone(), serves, wanted, self.drain.clone());
         // Published only once both kinds are known, so that the first set is the whole one.
         let readiness = self.readiness.clone();
@@ -91,7 +105,7 @@ impl Common {
                 () = drain.started() => return,
             }
             // Polled in this order: the prefetcher's first look must not be at a set that is empty yet.
-            tokio::join!(biased; publish, prefetcher.run(drain));
+            tokio::join!(biased; publish, prefetcher.run(drain), events);
         });
         Ok(Knowledge {
             pods,

@@ -17,6 +17,7 @@ pub struct Metrics {
     pub(super) events: Family<EventLabels, Counter>,
     pub(super) lists: Family<ListLabels, Counter>,
     pub(super) restarts: Family<RestartLabels, Counter>,
+    told: Family<ToldLabels, Counter>,
     scrape: Scrape,
 }
 
@@ -75,6 +76,25 @@ pub(super) enum RestartReason {
     Failed,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ToldLabels {
+    outcome: EventOutcome,
+}
+
+/// What became of Events that there were to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum EventOutcome {
+    Created,
+    /// One that was there was written again, or was enough.
+    Repeated,
+    /// The server takes no such Event.
+    Refused,
+    /// No server, or none that lets the agent write Events; tried again.
+    Failed,
+    /// What was wrong was over before the limits let it be told.
+    Dropped,
+}
+
 /// State that is read when it is asked for, once there is some.
 #[derive(Clone, Debug, Default)]
 struct Scrape(Arc<OnceLock<PodReader>>);
@@ -100,8 +120,18 @@ impl Metrics {
             "Watches of the Kubernetes API that ended and were opened anew, by why they ended",
             metrics.restarts.clone(),
         );
+        registry.register(
+            "kiam_events",
+            "Events about pods and namespaces, by what became of them",
+            metrics.told.clone(),
+        );
         registry.register_collector(Box::new(metrics.scrape.clone()));
         metrics
+    }
+
+    /// Counts `events` that this became of.
+    pub(super) fn count_events(&self, outcome: EventOutcome, events: u64) {
+        self.told.get_or_create(&ToldLabels { outcome }).inc_by(events);
     }
 
     /// Shows what `pods` holds from now on.

@@ -5,6 +5,7 @@
 
 mod backoff;
 mod client;
+mod events;
 mod kinds;
 mod metrics;
 mod outage;
@@ -13,7 +14,10 @@ mod wire;
 
 use std::{path::PathBuf, time::Duration};
 
-pub use metrics::Metrics;
+pub use self::{
+    events::{EventParts, Events},
+    metrics::Metrics,
+};
 use tracing::Instrument;
 
 use self::{
@@ -84,6 +88,13 @@ impl Cluster {
         Ok(Self { client: client::connect(&config).await?, config })
     }
 
+    /// What tells of this node's pods by Events; a ServiceAccount that may not write them is no error.
+    #[must_use]
+    pub fn events(&self, metrics: &Metrics) -> Events {
+        let (client, node) = (self.client.clone(), self.config.node_name.clone());
+        Events { client, node, metrics: metrics.clone() }
+    }
+
     /// Copies pods and namespaces into `index` until the drain begins. `reader` reads that same index.
     pub async fn run(
         self,
@@ -106,6 +117,27 @@ impl Cluster {
         tokio::select! {
             () = drain.started() => {}
             _ = both.instrument(tracing::info_span!("cluster")) => {}
+        }
+    }
+}
+
+/// An error as one line: without the secrets that a whole answer may hold.
+fn describe(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => {
+            format!("the server answers {} {}: {}", status.code, status.reason, status.message)
+        }
+        error => {
+            let mut text = error.to_string();
+            let mut source = std::error::Error::source(error);
+            while let Some(cause) = source {
+                let cause_text = cause.to_string();
+                if !text.contains(&cause_text) {
+                    text = format!("{text}: {cause_text}");
+                }
+                source = cause.source();
+            }
+            text
         }
     }
 }

@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     backoff::{Backoff, jittered},
+    describe,
     kinds::{Kind, Parts},
     metrics::{
         EventKind, EventLabels, ListLabels, ListOutcome, Metrics, RestartLabels, RestartReason,
@@ -368,26 +369,5 @@ impl End {
         }
         let Status { code, reason, message, .. } = status;
         Self::Failed(Failure::Watch(format!("{code} {reason}: {message}")))
-    }
-}
-
-/// An error as one line: without the secrets that a whole answer may hold.
-fn describe(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => {
-            format!("the server answers {} {}: {}", status.code, status.reason, status.message)
-        }
-        error => {
-            let mut text = error.to_string();
-            let mut source = std::error::Error::source(error);
-            while let Some(cause) = source {
-                let cause_text = cause.to_string();
-                if !text.contains(&cause_text) {
-                    text = format!("{text}: {cause_text}");
-                }
-                source = cause.source();
-            }
-            text
-        }
     }
 }

@@ -130,6 +130,17 @@ pub struct Config {
 #[error("{}", .0.join("\n"))]
 pub struct UsageError(pub Vec<String>);
 
+// === impl Config ===
+
+impl Config {
+    /// Whether pods' traffic is left as it is.
+    #[must_use]
+    pub fn observes(&self) -> bool {
+        let mode = self.intercept.as_ref().map(|intercept| intercept.mode);
+        mode == Some(intercept::Mode::Observe)
+    }
+}
+
 impl Vars for ProcessVars {
     fn get(&self, name: &str) -> Option<String> {
         std::env::var(name).ok()

@@ -85,7 +85,8 @@ impl Bucket {
     }
 
     /// Whether it is as if it had never been used.
-    fn is_full(&self, now: Instant) -> bool {
+    #[must_use]
+    pub fn is_full(&self, now: Instant) -> bool {
         self.full_at.is_none_or(|at| at <= now)
     }
 }

@@ -153,6 +153,21 @@ pub enum Limit {
     Stale,
 }
 
+// === impl State ===
+
+impl State {
+    /// Why there are no credentials in `state`, which is `None` for what nobody wants (yet); `None` when there are.
+    #[must_use]
+    pub fn lack(state: Option<&Self>) -> Option<String> {
+        match state {
+            Some(Self::Ready(_)) => None,
+            Some(Self::Failed { error, .. }) => Some(error.to_string()),
+            Some(Self::Pending(Some(limit))) => Some(limit.to_string()),
+            Some(Self::Pending(None)) | None => Some("AWS has not answered".to_owned()),
+        }
+    }
+}
+
 // === impl Config ===
 
 impl Default for Config {

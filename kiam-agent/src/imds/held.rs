@@ -38,15 +38,13 @@ pub(super) struct FirstRequests(Mutex<HashSet<PodUid>>);
 
 /// Those that may be served, or why there are none.
 pub(super) fn ready(state: Option<State>) -> Result<Arc<Issued>, Error> {
-    let (reason, retry_after) = match state {
+    let lack = State::lack(state.as_ref());
+    let retry_after = match state {
         Some(State::Ready(issued)) => return Ok(issued),
-        Some(State::Failed { error, retry_at }) => {
-            (error.to_string(), retry_at.saturating_duration_since(Instant::now()))
-        }
-        Some(State::Pending(Some(limit))) => (limit.to_string(), RETRY_AFTER),
-        Some(State::Pending(None)) | None => ("AWS has not answered".to_owned(), RETRY_AFTER),
+        Some(State::Failed { retry_at, .. }) => retry_at.saturating_duration_since(Instant::now()),
+        Some(State::Pending(_)) | None => RETRY_AFTER,
     };
-    Err(Error::NoCredentials { reason, retry_after })
+    Err(Error::NoCredentials { reason: lack.unwrap_or_default(), retry_after })
 }
 
 // === impl Found ===

@@ -1,0 +1,212 @@
+//! Events as the API server takes them, `events.k8s.io/v1`.
+//!
+//! `kube::runtime::events::Recorder` tells Events apart by all but what they say, so that a pod's second error would
+//! count as its first, and forgets what it told after six minutes. Here an Event's name comes from what it says about
+//! whom: an agent that starts again, or takes over, goes on with its predecessor's.
+
+use std::time::Duration;
+
+use k8s_openapi::{
+    api::{core::v1::ObjectReference, events::v1::Event},
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+    jiff::Timestamp,
+};
+use kube::{
+    Api,
+    api::{Patch, PatchParams, PostParams},
+    core::Status,
+};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use tokio::time;
+
+use super::trouble::{Subject, Trouble};
+use crate::clock::Clock;
+
+/// How long one request may take.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// The API server's limits, in bytes
+/// (<https://github.com/kubernetes/kubernetes/blob/master/pkg/apis/core/validation/events.go>).
+const LONGEST_NOTE: usize = 1024;
+const LONGEST_INSTANCE: usize = 128;
+/// Of the 253 that a name may have, without what follows.
+const LONGEST_NAME: usize = 253 - 17;
+
+const CONTROLLER: &str = "kiam-agent";
+
+/// Writes Events.
+pub(super) struct Writer {
+    pub(super) client: kube::Client,
+    /// Who tells: the node's name.
+    pub(super) instance: String,
+    pub(super) clock: Clock,
+}
+
+/// What became of an Event that the API server has now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    Created,
+    Repeated,
+    /// Another node has told of the namespace.
+    There,
+}
+
+/// Why the API server has no such Event.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// Trying again later is all there is to do.
+    #[error("{}", super::super::describe(.0))]
+    Request(#[from] kube::Error),
+    #[error("no answer within {} s", DEADLINE.as_secs())]
+    Deadline(#[from] time::error::Elapsed),
+    /// Somebody must allow it.
+    #[error(
+        "the agent may not write Events, its ClusterRole lacks create and patch of events in events.k8s.io: {0}"
+    )]
+    Forbidden(String),
+    /// It never takes this one.
+    #[error("the server refuses the Event: {0}")]
+    Refused(String),
+}
+
+// === impl Writer ===
+
+impl Writer {
+    /// Tells of `trouble` for the `count`th time.
+    pub(super) async fn write(&self, trouble: &Trouble, count: i32) -> Result<Written, Failure> {
+        let events: Api<Event> = Api::namespaced(self.client.clone(), trouble.subject.namespace());
+        let name = name(trouble);
+        if count > 1 {
+            match self.repeat(&events, &name, count).await {
+                // The server has forgotten it.
+                Err(Failure::Request(error)) if is(&error, 404) => {}
+                repeated => return repeated,
+            }
+        }
+        let event = self.event(name.clone(), trouble);
+        let parameters = PostParams::default();
+        let created = time::timeout(DEADLINE, events.create(&parameters, &event)).await?;
+        match created {
+            Ok(_) => Ok(Written::Created),
+            Err(error) if is(&error, 409) => match trouble.subject {
+                Subject::Pod { .. } => self.repeat(&events, &name, count.max(2)).await,
+                Subject::Namespace(_) => Ok(Written::There),
+            },
+            Err(error) => Err(Failure::of(error)),
+        }
+    }
+
+    async fn repeat(
+        &self,
+        events: &Api<Event>,
+        name: &str,
+        count: i32,
+    ) -> Result<Written, Failure> {
+        let series = json!({ "series": { "count": count, "lastObservedTime": self.now() } });
+        let (parameters, patch) = (PatchParams::default(), Patch::Merge(series));
+        let patched = time::timeout(DEADLINE, events.patch(name, &parameters, &patch)).await?;
+        match patched {
+            Ok(_) => Ok(Written::Repeated),
+            Err(error) if is(&error, 404) => Err(Failure::Request(error)),
+            Err(error) => Err(Failure::of(error)),
+        }
+    }
+
+    fn event(&self, name: String, trouble: &Trouble) -> Event {
+        let namespace = Some(trouble.subject.namespace().to_owned());
+        let (kind, regarding, uid) = match &trouble.subject {
+            Subject::Pod { name, uid, .. } => ("Pod", name, Some(uid.clone())),
+            Subject::Namespace(name) => ("Namespace", name, None),
+        };
+        let regarding = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some(kind.to_owned()),
+            namespace: namespace.clone(),
+            name: Some(regarding.clone()),
+            uid,
+            ..ObjectReference::default()
+        };
+        Event {
+            metadata: ObjectMeta { name: Some(name), namespace, ..ObjectMeta::default() },
+            event_time: Some(self.now()),
+            regarding: Some(regarding),
+            type_: Some("Warning".to_owned()),
+            reason: Some(trouble.reason.to_owned()),
+            action: Some("GiveCredentials".to_owned()),
+            note: Some(cut(&trouble.note, LONGEST_NOTE).to_owned()),
+            reporting_controller: Some(CONTROLLER.to_owned()),
+            reporting_instance: Some(cut(&self.instance, LONGEST_INSTANCE).to_owned()),
+            ..Event::default()
+        }
+    }
+
+    fn now(&self) -> MicroTime {
+        MicroTime(Timestamp::try_from(self.clock.now()).unwrap_or(Timestamp::UNIX_EPOCH))
+    }
+}
+
+/// The Event's name, the same whoever tells.
+fn name(trouble: &Trouble) -> String {
+    let (name, uid) = match &trouble.subject {
+        Subject::Pod { name, uid, .. } => (name, uid.as_str()),
+        Subject::Namespace(name) => (name, ""),
+    };
+    let said = Sha256::digest([uid, trouble.reason, &trouble.note].join("\n"));
+    let said = said.iter().take(8).map(|byte| format!("{byte:02x}")).collect::<String>();
+    // No part of a name ends in these.
+    format!("{}.{said}", cut(name, LONGEST_NAME).trim_end_matches(['-', '.']))
+}
+
+/// As much of `text` as fits into `longest` bytes.
+fn cut(text: &str, longest: usize) -> &str {
+    &text[..text.floor_char_boundary(longest)]
+}
+
+fn is(error: &kube::Error, code: u16) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == code)
+}
+
+// === impl Failure ===
+
+impl Failure {
+    fn of(error: kube::Error) -> Self {
+        let kube::Error::Api(status) = error else { return Self::Request(error) };
+        let message = status.message.clone();
+        match status.code {
+            403 if is_ending(&status) => Self::Refused(message),
+            403 => Self::Forbidden(message),
+            // Too early, too many, or no longer the agent's token: all of them pass.
+            401 | 408 | 429 => Self::Request(kube::Error::Api(status)),
+            400..500 => Self::Refused(message),
+            _ => Self::Request(kube::Error::Api(status)),
+        }
+    }
+}
+
+/// Whether a refusal is because the namespace is being deleted.
+fn is_ending(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trouble(name: &str, note: &str) -> Trouble {
+        let (namespace, uid) = ("shop".to_owned(), "u".to_owned());
+        let subject = Subject::Pod { namespace, name: name.to_owned(), uid };
+        Trouble { subject, reason: "RoleForbidden", note: note.to_owned() }
+    }
+
+    #[test]
+    fn names_are_of_what_is_said_and_short_enough() {
+        let named = |name: &str, note: &str| super::name(&trouble(name, note));
+        assert_eq!(named("orders", "no"), named("orders", "no"));
+        assert_ne!(named("orders", "no"), named("orders", "never"));
+        let name = named(&format!("{}.b", "a".repeat(LONGEST_NAME - 1)), "no");
+        assert!(name.len() <= 253 && !name.contains(".."), "{name}");
+        assert_eq!(cut("aé", 2), "a");
+    }
+}

@@ -1,0 +1,270 @@
+//! What was told of what, and when to tell of it again: pure functions of now.
+//!
+//! The one rule: nothing is queued. What can't be told yet stays found, and is told when it can be, if it is still
+//! there.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::trouble::{Found, Subject, Trouble};
+use crate::credentials::{Bucket, Rate};
+
+/// How often what lasts is told of. The API server forgets an Event an hour after it was last written.
+const LASTS: Duration = Duration::from_secs(30 * 60);
+
+/// How soon what was over and came back is told of again.
+const CAME_BACK: Duration = Duration::from_secs(5 * 60);
+
+/// What is over is remembered for as long as its Event.
+const FORGOTTEN: Duration = Duration::from_secs(3600);
+
+/// All Events of this node. When STS fails everywhere, 5,000 nodes ask 500 a second of the API server.
+const NODE: Rate = Rate { burst: 10, period: Duration::from_secs(10) };
+
+/// Those about one pod or namespace.
+const SUBJECT: Rate = Rate { burst: 3, period: Duration::from_secs(5 * 60) };
+
+/// What is known of each trouble. Memory grows with what there is, and with what was told within [`FORGOTTEN`].
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    entries: BTreeMap<Trouble, Entry>,
+    /// Since when there is something of this kind, whatever it says: errors of one cause may differ in words.
+    since: HashMap<(Subject, &'static str), Instant>,
+    node: Bucket,
+    subjects: HashMap<Subject, Bucket>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    patience: Duration,
+    is_there: bool,
+    told: Option<Told>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    at: Instant,
+    count: i32,
+    /// Whether it was over since.
+    was_over: bool,
+}
+
+/// What has changed.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    /// What was not there before.
+    pub(super) troubles: Vec<Trouble>,
+    /// How many were over before they could be told of.
+    pub(super) dropped: u64,
+}
+
+// === impl Ledger ===
+
+impl Ledger {
+    /// Takes all that is found now.
+    pub(super) fn take(&mut self, found: Vec<Found>, now: Instant) -> News {
+        let mut news = News::default();
+        let before = std::mem::take(&mut self.since);
+        self.entries.values_mut().for_each(|entry| entry.is_there = false);
+        for Found { trouble, patience } in found {
+            let kind = (trouble.subject.clone(), trouble.reason);
+            let since = before.get(&kind).copied().unwrap_or(now);
+            self.since.insert(kind, since);
+            let entry = self.entries.entry(trouble.clone()).or_insert_with(|| {
+                news.troubles.push(trouble);
+                Entry { patience, is_there: true, told: None }
+            });
+            entry.is_there = true;
+        }
+        self.entries.retain(|trouble, entry| match (&mut entry.told, entry.is_there) {
+            (_, true) => true,
+            (Some(told), false) => {
+                told.was_over = true;
+                now.duration_since(told.at) < FORGOTTEN
+            }
+            (None, false) => {
+                let due = before.get(&(trouble.subject.clone(), trouble.reason));
+                let was_due = due.is_some_and(|since| now.duration_since(*since) >= entry.patience);
+                news.dropped += u64::from(was_due);
+                false
+            }
+        });
+        self.subjects.retain(|_, bucket| !bucket.is_full(now));
+        news
+    }
+
+    /// What is to be told of now, and for the how manieth time; [`Ledger::told`] takes it off. What was never told of
+    /// is first, then what was told of longest ago.
+    pub(super) fn next(&mut self, now: Instant) -> Option<(Trouble, i32)> {
+        if !self.node.wait(NODE, now).is_zero() {
+            return None;
+        }
+        let allowed = |subject: &Subject| {
+            self.subjects.get(subject).is_none_or(|bucket| bucket.wait(SUBJECT, now).is_zero())
+        };
+        let due = self.entries.iter().filter(|(trouble, entry)| {
+            let since = self.since.get(&(trouble.subject.clone(), trouble.reason));
+            let since = since.copied().unwrap_or(now);
+            entry.is_due(&trouble.subject, since, now) && allowed(&trouble.subject)
+        });
+        let (trouble, entry) = due.min_by_key(|(_, entry)| entry.told.map(|told| told.at))?;
+        let count = entry.told.map_or(0, |told| told.count).saturating_add(1);
+        let trouble = trouble.clone();
+        self.node.take(NODE, now);
+        self.subjects.entry(trouble.subject.clone()).or_default().take(SUBJECT, now);
+        Some((trouble, count))
+    }
+
+    /// It was told of for the `count`th time, as far as that can ever be.
+    pub(super) fn told(&mut self, trouble: &Trouble, count: i32, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(trouble) {
+            entry.told = Some(Told { at: now, count, was_over: false });
+        }
+    }
+}
+
+// === impl Entry ===
+
+impl Entry {
+    fn is_due(&self, subject: &Subject, since: Instant, now: Instant) -> bool {
+        if !self.is_there || now.duration_since(since) < self.patience {
+            return false;
+        }
+        let Some(told) = self.told else { return true };
+        let pause = match subject {
+            _ if told.was_over => CAME_BACK,
+            Subject::Pod { .. } => LASTS,
+            // Every node with pods of the namespace tells of it, and their own Events go on.
+            Subject::Namespace(_) => return false,
+        };
+        now.duration_since(told.at) >= pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn pod(n: u32, note: &str) -> Found {
+        let subject = Subject::Pod {
+            namespace: "shop".to_owned(),
+            name: format!("p{n:04}"),
+            uid: n.to_string(),
+        };
+        let trouble = Trouble { subject, reason: "RoleForbidden", note: note.to_owned() };
+        Found { trouble, patience: Duration::ZERO }
+    }
+
+    fn told(ledger: &mut Ledger, now: Instant) -> Vec<(String, i32)> {
+        let mut all = Vec::new();
+        while let Some((trouble, count)) = ledger.next(now) {
+            ledger.told(&trouble, count, now);
+            all.push((trouble.note, count));
+        }
+        all
+    }
+
+    #[test]
+    fn what_lasts_is_told_of_once_and_then_every_half_hour() {
+        let (mut ledger, start) = (Ledger::default(), Instant::now());
+        let mut counts = Vec::new();
+        for minute in 0..=95 {
+            let now = start + MINUTE * minute;
+            let news = ledger.take(vec![pod(1, "no")], now);
+            assert_eq!(news.troubles.len(), usize::from(minute == 0));
+            counts.extend(told(&mut ledger, now).into_iter().map(|(_, count)| (minute, count)));
+        }
+        assert_eq!(counts, [(0, 1), (30, 2), (60, 3), (90, 4)]);
+    }
+
+    #[test]
+    fn what_is_not_told_stays_due_and_what_passes_is_counted() {
+        let (mut ledger, now) = (Ledger::default(), Instant::now());
+        ledger.take(vec![pod(1, "no")], now);
+        assert!(ledger.next(now).is_some());
+        assert!(ledger.next(now).is_some(), "the API server did not take it");
+        assert_eq!(ledger.take(vec![], now).dropped, 1);
+        assert!(ledger.next(now + MINUTE).is_none());
+    }
+
+    #[test]
+    fn what_comes_back_is_told_of_again_but_not_at_once() {
+        let (mut ledger, start) = (Ledger::default(), Instant::now());
+        ledger.take(vec![pod(1, "no")], start);
+        assert_eq!(told(&mut ledger, start).len(), 1);
+        assert_eq!(ledger.take(vec![], start).dropped, 0);
+        ledger.take(vec![pod(1, "no")], start + MINUTE);
+        assert!(told(&mut ledger, start + MINUTE).is_empty());
+        assert_eq!(told(&mut ledger, start + CAME_BACK), [("no".to_owned(), 2)]);
+        ledger.take(vec![], start + CAME_BACK);
+        ledger.take(vec![], start + CAME_BACK + FORGOTTEN);
+        assert!(ledger.entries.is_empty() && ledger.since.is_empty(), "{ledger:?}");
+    }
+
+    #[test]
+    fn what_may_pass_is_told_of_when_it_lasts_whatever_its_words() {
+        let (mut ledger, start) = (Ledger::default(), Instant::now());
+        for second in 0..60 {
+            let now = start + Duration::from_secs(second);
+            let found = Found { patience: MINUTE, ..pod(1, &format!("timeout {second}")) };
+            assert_eq!(ledger.take(vec![found], now).dropped, 0);
+            assert!(told(&mut ledger, now).is_empty(), "{second}");
+        }
+        let found = Found { patience: MINUTE, ..pod(1, "timeout") };
+        ledger.take(vec![found], start + MINUTE);
+        assert_eq!(told(&mut ledger, start + MINUTE).len(), 1);
+    }
+
+    #[test]
+    fn a_pod_that_changes_its_mind_costs_little_and_is_forgotten() {
+        let (mut ledger, start) = (Ledger::default(), Instant::now());
+        let (mut sent, mut dropped) = (0, 0);
+        for second in 0..3600 {
+            let now = start + Duration::from_secs(second);
+            dropped += ledger.take(vec![pod(1, &second.to_string())], now).dropped;
+            sent += told(&mut ledger, now).len();
+        }
+        assert_eq!(sent, 3 + 11, "a few at once, then one in five minutes");
+        assert_eq!(dropped, 3600 - 14 - 1);
+        assert!(ledger.entries.len() < 20);
+    }
+
+    #[test]
+    fn a_node_full_of_trouble_tells_of_it_all_in_time() {
+        let (mut ledger, start) = (Ledger::default(), Instant::now());
+        let found: Vec<Found> = (0..100).map(|n| pod(n, &n.to_string())).collect();
+        let mut sent = BTreeMap::new();
+        for second in 0..1200 {
+            let now = start + Duration::from_secs(second);
+            ledger.take(found.clone(), now);
+            let all = told(&mut ledger, now);
+            assert!(second == 0 || all.len() <= 1);
+            sent.extend(all.into_iter().map(|(note, count)| (note, (second, count))));
+        }
+        assert_eq!(sent.len(), 100);
+        assert_eq!(sent.values().map(|(second, _)| *second).max(), Some(900));
+    }
+
+    #[test]
+    fn a_namespace_is_told_of_once() {
+        let (mut ledger, start) = (Ledger::default(), Instant::now());
+        let found = || {
+            let subject = Subject::Namespace("shop".to_owned());
+            let trouble = Trouble { subject, reason: "InvalidPermitted", note: "no".to_owned() };
+            vec![Found { trouble, patience: Duration::ZERO }]
+        };
+        let mut sent = 0;
+        for minute in 0..600 {
+            let now = start + MINUTE * minute;
+            assert_eq!(ledger.take(found(), now).troubles.len(), usize::from(minute == 0));
+            sent += told(&mut ledger, now).len();
+        }
+        assert_eq!(sent, 1);
+    }
+}

@@ -1,0 +1,102 @@
+//! What is wrong on this node as the records and the credentials are now.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use super::EventParts;
+use crate::{
+    credentials::{ErrorClass, State},
+    pods::Pod,
+    policy::{Decision, Mistake, Refusal},
+    role::RoleIdentity,
+};
+
+/// What may pass by itself is told of only when it lasts for so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whom an Event is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Subject {
+    Pod { namespace: String, name: String, uid: String },
+    Namespace(String),
+}
+
+/// Why somebody gets no credentials, in an Event's words.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Trouble {
+    pub(super) subject: Subject,
+    pub(super) reason: &'static str,
+    pub(super) note: String,
+}
+
+/// A trouble that there is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) trouble: Trouble,
+    /// For how long it must last before it is worth an Event.
+    pub(super) patience: Duration,
+}
+
+/// All that there is to tell. Of pods that want no role there is nothing; of namespaces, only where such pods are on this
+/// node: all nodes watch them all, and each would tell.
+pub(super) fn look(parts: &EventParts) -> Vec<Found> {
+    let mut found = Vec::new();
+    let mut namespaces = BTreeSet::new();
+    let pods = parts.pods.all().into_iter();
+    for pod in pods.filter(|pod| pod.live && pod.role.is_some() && (parts.serves)(pod)) {
+        found.extend(of_pod(&pod, parts));
+        namespaces.insert(pod.namespace.clone());
+    }
+    for name in namespaces {
+        let namespace = parts.pods.namespace(&name);
+        let mistakes = namespace.iter().flat_map(|namespace| parts.policy.mistakes(namespace));
+        found.extend(mistakes.map(|mistake| of_namespace(&name, &mistake)));
+    }
+    found
+}
+
+fn of_pod(pod: &Pod, parts: &EventParts) -> Option<Found> {
+    let (reason, note, patience) = match parts.policy.decide(pod) {
+        Decision::Refuse(refusal) => {
+            // Pods and namespaces are watched apart.
+            let passes = matches!(refusal, Refusal::NamespaceUnknown(_));
+            let patience = if passes { PATIENCE } else { Duration::ZERO };
+            ("RoleForbidden", refusal.to_string(), patience)
+        }
+        Decision::Allow(identity) => {
+            let (note, patience) = lack(&identity, parts.credentials.get(&identity))?;
+            ("CredentialError", note, patience)
+        }
+    };
+    // A static pod's Events are about the UID that the kubelet gave it, which its mirror pod names.
+    let uid = pod.config_hash.as_ref().unwrap_or(&pod.uid).to_string();
+    let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
+    let subject = Subject::Pod { namespace, name, uid };
+    Some(Found { trouble: Trouble { subject, reason, note }, patience })
+}
+
+/// Why there are no credentials, and whether that may pass; `None` where there are.
+fn lack(identity: &RoleIdentity, state: Option<State>) -> Option<(String, Duration)> {
+    let patience = match &state {
+        Some(State::Failed { error, .. }) if error.class == ErrorClass::Denied => Duration::ZERO,
+        _ => PATIENCE,
+    };
+    let lack = State::lack(state.as_ref())?;
+    Some((format!("no credentials of {}: {lack}", identity.role), patience))
+}
+
+fn of_namespace(name: &str, mistake: &Mistake) -> Found {
+    let (reason, note) = (mistake.reason(), mistake.to_string());
+    let subject = Subject::Namespace(name.to_owned());
+    Found { trouble: Trouble { subject, reason, note }, patience: Duration::ZERO }
+}
+
+// === impl Subject ===
+
+impl Subject {
+    /// Where its Events are: a namespace's own are in it, for those who can see no other namespace.
+    pub(super) fn namespace(&self) -> &str {
+        match self {
+            Self::Pod { namespace, .. } | Self::Namespace(namespace) => namespace,
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! Events about pods and namespaces, as a small API server over real HTTP gets and keeps them.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use futures::future::BoxFuture;
+use kiam_agent::{
+    clock::Clock,
+    cluster::{self, Cluster, EventParts},
+    credentials::{self, CredentialSource, Credentials, ErrorClass, Prefetcher, SourceError},
+    imds,
+    lifecycle::{self, DrainSignal, Readiness},
+    pods::{Namespace, Pod, PodIndex, PodUid},
+    policy::{self, AnnotationOverrides, NamespacePolicy, RolePolicy, publish_wanted},
+    role::{RoleIdentity, RoleResolver, SessionName, WantedRoles},
+    secret::Secret,
+    telemetry::Statsd,
+};
+use prometheus_client::registry::Registry;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{sync::watch, task::JoinSet, time};
+use xtask::lab::fake::{Injected, Place, kubernetes::Kubernetes};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const PERIOD: Duration = Duration::from_millis(20);
+
+/// AWS, which denies the role `denied` and is asked too often for `throttled`.
+struct Aws;
+
+impl CredentialSource for Aws {
+    fn issue<'a>(
+        &'a self,
+        identity: &'a RoleIdentity,
+    ) -> BoxFuture<'a, Result<Credentials, SourceError>> {
+        Box::pin(async move {
+            let refused = |class, message: &str| SourceError { class, message: message.to_owned() };
+            match identity.role.name() {
+                "denied" => return Err(refused(ErrorClass::Denied, "AccessDenied: not you")),
+                "throttled" => return Err(refused(ErrorClass::Throttled, "Throttling: slower")),
+                _ => {}
+            }
+            let issued = Clock::system().now();
+            Ok(Credentials {
+                role: identity.role.clone(),
+                access_key_id: "ASIA".to_owned(),
+                secret_access_key: Secret::new("secret"),
+                session_token: Secret::new("token"),
+                issued,
+                expires: issued + Duration::from_secs(3600),
+            })
+        })
+    }
+}
+
+/// What tells, and what it tells of.
+struct Fixture {
+    index: PodIndex,
+    api: Kubernetes,
+    registry: Registry,
+    wanted: watch::Receiver<WantedRoles>,
+    stop: DrainSignal,
+    tasks: JoinSet<()>,
+    folder: TempDir,
+}
+
+impl Fixture {
+    async fn start() -> Self {
+        Self::tell(Kubernetes::start(Place::loopback()).unwrap(), |_| true, true).await
+    }
+
+    async fn tell(api: Kubernetes, serves: fn(&Pod) -> bool, send: bool) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let kubeconfig = folder.path().join("kubeconfig");
+        api.write_kubeconfig(&kubeconfig).unwrap();
+        let (index, pods) = PodIndex::new();
+        let mut registry = Registry::default();
+        let (stop, drain) = lifecycle::drain();
+        let policy = RolePolicy::new(policy(), pods.clone());
+        let (sender, wanted) = watch::channel(WantedRoles::default());
+        let clock = Clock::system();
+        let parts = credentials::Parts {
+            source: Arc::new(Aws),
+            render: imds::wire::render,
+            clock: clock.clone(),
+            wanted: wanted.clone(),
+            silence: Box::new(|| Some(Duration::ZERO)),
+            metrics: credentials::Metrics::register(&mut registry, Statsd::off()),
+            first_pass: Readiness::default().latch("first"),
+        };
+        let (prefetcher, credentials) = Prefetcher::new(credentials::Config::default(), parts);
+        let config = cluster::Config {
+            kubeconfig: Some(kubeconfig),
+            node_name: Some("n1".to_owned()),
+            sync_interval: PATIENCE,
+            stall: PATIENCE,
+        };
+        let metrics = cluster::Metrics::register(&mut registry);
+        let events = Cluster::new(config).await.unwrap().events(&metrics);
+        let parts = EventParts {
+            pods,
+            serves: Box::new(serves),
+            policy: policy.clone(),
+            credentials,
+            clock,
+            period: PERIOD,
+            send,
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(publish_wanted(policy, |_| true, sender, drain.clone()));
+        tasks.spawn(prefetcher.run(drain.clone()));
+        tasks.spawn(events.run(parts, drain));
+        Self { index, api, registry, wanted, stop, tasks, folder }
+    }
+
+    /// Ends it; the API server goes on.
+    async fn end(mut self) -> Kubernetes {
+        self.stop.start();
+        while self.tasks.join_next().await.is_some() {}
+        drop(self.folder);
+        self.api
+    }
+
+    fn namespace(&self, permitted: &str) {
+        self.namespace_called("shop", permitted);
+    }
+
+    fn namespace_called(&self, name: &str, permitted: &str) {
+        self.index.apply_namespace(Namespace {
+            name: name.to_owned(),
+            resource_version: None,
+            permitted: Some(permitted.to_owned()),
+            allowed_roles: None,
+            imdsv2: None,
+        });
+    }
+
+    /// The reasons of all Events, with whom each is about.
+    fn told(&self) -> BTreeSet<(String, String)> {
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let events = self.api.store().events();
+        events
+            .iter()
+            .map(|event| (text(&event["regarding"]["name"]), text(&event["reason"])))
+            .collect()
+    }
+
+    async fn until_told(&self, expected: &[(&str, &str)]) {
+        let expected: BTreeSet<_> =
+            expected.iter().map(|(who, why)| ((*who).to_owned(), (*why).to_owned())).collect();
+        self.until(|| self.told() == expected).await;
+    }
+
+    async fn until(&self, holds: impl Fn() -> bool) {
+        let waited = time::timeout(PATIENCE, async {
+            while !holds() {
+                time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        assert!(waited.await.is_ok(), "{:?}\n{}", self.api.store().events(), self.metrics());
+    }
+
+    fn metrics(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        text
+    }
+
+    fn counts(&self, outcome: &str, events: u64) -> bool {
+        self.metrics().contains(&format!("kiam_events_total{{outcome=\"{outcome}\"}} {events}\n"))
+    }
+}
+
+fn policy() -> policy::Config {
+    policy::Config {
+        resolver: RoleResolver::new(Some("arn:aws:iam::123456789012:role/".parse().unwrap())),
+        namespaces: NamespacePolicy::Optional,
+        session_name: SessionName::sanitised("kiam-kiam").into(),
+        source_identity: None,
+        overrides: AnnotationOverrides::Everywhere,
+        session_duration: Duration::from_secs(3600),
+    }
+}
+
+fn pod(name: &str, role: Option<&str>) -> Pod {
+    Pod {
+        uid: PodUid::new(&format!("uid-{name}")),
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+        resource_version: None,
+        node: Some("n1".to_owned()),
+        host_ip: None,
+        addresses: Vec::new(),
+        host_network: false,
+        service_account: "default".to_owned(),
+        live: true,
+        config_hash: None,
+        role: role.map(str::to_owned),
+        session_name: None,
+        external_id: None,
+    }
+}
+
+#[tokio::test]
+async fn pods_that_get_nothing_are_told_why_and_nobody_else_is() {
+    let fixture = Fixture::tell(
+        Kubernetes::start(Place::loopback()).unwrap(),
+        |pod| pod.name != "elsewhere",
+        true,
+    )
+    .await;
+    fixture.namespace(".*/(reader|denied|throttled)");
+    for (name, role) in [
+        ("good", Some("reader")),
+        ("plain", None),
+        ("forbidden", Some("writer")),
+        ("garbled", Some("arn:aws:iam")),
+        ("denied", Some("denied")),
+        ("early", Some("throttled")),
+        ("elsewhere", Some("writer")),
+    ] {
+        fixture.index.apply(pod(name, role));
+    }
+    fixture.index.apply(Pod { live: false, ..pod("over", Some("writer")) });
+    let hash = PodUid::new("0123456789abcdef0123456789abcdef");
+    fixture.index.apply(Pod { config_hash: Some(hash), ..pod("static", Some("writer")) });
+    fixture
+        .until_told(&[
+            ("denied", "CredentialError"),
+            ("forbidden", "RoleForbidden"),
+            ("garbled", "RoleForbidden"),
+            ("static", "RoleForbidden"),
+        ])
+        .await;
+    let events = fixture.api.store().events();
+    let of = |name: &str| {
+        events.iter().find(|event| event["regarding"]["name"] == *name).unwrap().clone()
+    };
+    let forbidden = of("forbidden");
+    let regarding = serde_json::json!({
+        "apiVersion": "v1", "kind": "Pod", "namespace": "shop", "name": "forbidden", "uid": "uid-forbidden",
+    });
+    assert_eq!(forbidden["regarding"], regarding);
+    assert_eq!(forbidden["type"], "Warning");
+    assert_eq!(forbidden["reportingController"], "kiam-agent");
+    assert_eq!(forbidden["reportingInstance"], "n1");
+    let note = forbidden["note"].as_str().unwrap();
+    assert!(note.contains("role/writer") && note.contains("\"shop\""), "{note}");
+    let denied = of("denied");
+    let note = denied["note"].as_str().unwrap();
+    assert!(note.contains("role/denied") && note.contains("AccessDenied: not you"), "{note}");
+    assert_eq!(of("static")["regarding"]["uid"], "0123456789abcdef0123456789abcdef");
+    fixture.until(|| fixture.counts("Created", 4)).await;
+    assert_eq!(fixture.wanted.borrow().len(), 3, "nothing of this touches what is fetched");
+}
+
+#[tokio::test]
+async fn mistakes_of_a_namespace_are_told_where_its_pods_want_roles() {
+    let fixture = Fixture::start().await;
+    fixture.namespace("(");
+    fixture.index.apply(pod("plain", None));
+    fixture.namespace_called("other", ".*/writer");
+    fixture.index.apply(Pod { namespace: "other".to_owned(), ..pod("a", Some("reader")) });
+    fixture.until_told(&[("a", "RoleForbidden")]).await;
+    fixture.index.apply(pod("b", Some("reader")));
+    let expected = [("a", "RoleForbidden"), ("b", "RoleForbidden"), ("shop", "InvalidPermitted")];
+    fixture.until_told(&expected).await;
+    let events = fixture.api.store().events();
+    let namespace = events.iter().find(|event| event["reason"] == "InvalidPermitted").unwrap();
+    assert_eq!(namespace["metadata"]["namespace"], "shop", "its own people see it there");
+    assert_eq!(namespace["regarding"]["kind"], "Namespace");
+    // Another agent, with a pod of the same namespace: the namespace's Event is there already.
+    let api = fixture.end().await;
+    let second = Fixture::tell(api, |_| true, true).await;
+    second.namespace("(");
+    second.index.apply(pod("c", Some("reader")));
+    second.until(|| second.told().contains(&("c".to_owned(), "RoleForbidden".to_owned()))).await;
+    second.until(|| second.counts("Repeated", 1)).await;
+    let events = second.api.store().events();
+    let namespace = events.iter().find(|event| event["reason"] == "InvalidPermitted").unwrap();
+    assert!(namespace["series"].is_null(), "{namespace}");
+}
+
+#[tokio::test]
+async fn an_agent_that_starts_again_goes_on_with_the_same_events() {
+    let first = Fixture::start().await;
+    first.namespace(".*/reader");
+    first.index.apply(pod("a", Some("writer")));
+    first.until_told(&[("a", "RoleForbidden")]).await;
+    let second = Fixture::tell(first.end().await, |_| true, true).await;
+    second.namespace(".*/reader");
+    second.index.apply(pod("a", Some("writer")));
+    second.until(|| second.counts("Repeated", 1)).await;
+    let events = second.api.store().events();
+    assert_eq!((events.len(), &events[0]["series"]["count"]), (1, &2.into()), "{events:?}");
+    let last = events[0]["series"]["lastObservedTime"].as_str().unwrap();
+    let last: SystemTime = humantime::parse_rfc3339(last).unwrap();
+    assert!(last <= Clock::system().now(), "{last:?}");
+}
+
+#[tokio::test]
+async fn without_an_api_server_or_leave_to_write_nothing_is_lost_or_delayed() {
+    let path = "/apis/events.k8s.io/v1/namespaces/shop/events";
+    let api = Kubernetes::start(Place::loopback()).unwrap();
+    let down = api.faults().inject(Injected::refuse(503, "ServiceUnavailable").path(path).times(2));
+    let fixture = Fixture::tell(api, |_| true, true).await;
+    fixture.namespace(".*/reader");
+    fixture.index.apply(pod("a", Some("writer")));
+    fixture.index.apply(pod("b", Some("reader")));
+    let mut wanted = fixture.wanted.clone();
+    wanted.wait_for(|wanted| wanted.len() == 1).await.unwrap();
+    fixture.until_told(&[("a", "RoleForbidden")]).await;
+    assert_eq!(down.met(), 2);
+    let forbidden = fixture.api.faults().inject(Injected::refuse(403, "Forbidden").path(path));
+    fixture.index.apply(pod("c", Some("writer")));
+    fixture.until(|| forbidden.met() == 1).await;
+    fixture.index.apply(pod("d", Some("writer")));
+    // A server that fails would be asked again within a second.
+    time::sleep(Duration::from_millis(1200)).await;
+    assert_eq!(forbidden.met(), 1, "asking again at once changes nothing");
+    fixture.until(|| fixture.counts("Failed", 3) && fixture.counts("Created", 1)).await;
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn an_event_that_the_server_never_takes_is_not_tried_again() {
+    let api = Kubernetes::start(Place::loopback()).unwrap();
+    let path = "/apis/events.k8s.io/v1/namespaces/shop/events";
+    let gone = api.faults().inject(Injected::refuse(404, "NotFound").path(path).times(1));
+    let fixture = Fixture::tell(api, |_| true, true).await;
+    fixture.namespace(".*/reader");
+    fixture.index.apply(pod("a", Some("writer")));
+    fixture.until(|| gone.met() == 1).await;
+    fixture.index.apply(pod("b", Some("writer")));
+    fixture.until_told(&[("b", "RoleForbidden")]).await;
+    fixture.until(|| fixture.counts("Refused", 1)).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_only_observes_writes_nothing() {
+    let api = Kubernetes::start(Place::loopback()).unwrap();
+    let fixture = Fixture::tell(api, |_| true, false).await;
+    fixture.namespace("(");
+    fixture.index.apply(pod("a", Some("writer")));
+    // Long enough for others to have told.
+    time::sleep(PERIOD * 10).await;
+    assert_eq!(fixture.told(), BTreeSet::new());
+}
