@@ -12,7 +12,7 @@ use std::{
 use kiam_agent::{
     cluster::{Cluster, Config, Metrics, Synced},
     lifecycle::{self, DrainSignal, Readiness},
-    pods::{Client, PodIndex, PodReader, PodUid},
+    pods::{Client, NotFound, PodIndex, PodReader, PodUid},
 };
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
@@ -347,6 +347,111 @@ async fn lost_events_are_healed_by_the_next_list() {
     fed.has(&["b"]).await;
     fed.until("the namespace", || fed.reader.namespace("team").is_some()).await;
     assert!(fed.reader.silence().unwrap() < Duration::from_secs(5), "a list is a sign of life");
+}
+
+#[tokio::test]
+async fn whatever_comes_instead_of_a_list_is_asked_for_again() {
+    let faults = [
+        Injected::refuse(500, "InternalError"),
+        Injected::refuse(429, "TooManyRequests"),
+        Injected::cut(),
+        Injected::body(200, "<html>a proxy's</html>"),
+        Injected::body(200, "{}"),
+        Injected::slow(Duration::from_millis(300)),
+    ];
+    let tried = faults.map(|fault| async move {
+        let shown = format!("{fault:?}");
+        let api = server();
+        api.apply_pod(&pod("a", 1));
+        let fault = api.faults().inject(fault.path("/api/v1/pods").times(1));
+        let fed = Fed::with(&api, |_| {}).await;
+        fed.has(&["a"]).await;
+        assert_eq!(fault.met(), 1, "{shown}");
+    });
+    futures::future::join_all(tried).await;
+}
+
+#[tokio::test]
+async fn a_list_that_is_never_answered_is_given_up() {
+    let api = server();
+    api.apply_pod(&pod("a", 1));
+    let hanging = api.faults().inject(Injected::hang().path("/api/v1/pods").times(1));
+    let fed = Fed::by(&api.address().to_string(), |_| {}).await;
+    eventually("the request", || hanging.met() == 1).await;
+    assert_eq!(fed.names(), [""; 0]);
+    time::pause();
+    time::advance(Duration::from_secs(30)).await;
+    time::resume();
+    fed.has(&["a"]).await;
+}
+
+#[tokio::test]
+async fn a_watch_that_never_opens_is_opened_anew() {
+    let api = server();
+    let hanging = api.faults().inject(Injected::hang().field("watch", "true"));
+    let fed = Fed::with(&api, |config| config.stall = Duration::from_millis(300)).await;
+    eventually("several attempts", || hanging.met() >= 4).await;
+    api.apply_pod(&pod("a", 1));
+    hanging.lift();
+    fed.has(&["a"]).await;
+}
+
+#[tokio::test]
+async fn repeated_and_reordered_events_change_nothing() {
+    let api = server();
+    let fed = Fed::with(&api, |_| {}).await;
+    eventually("both watches", || api.open_watches() == 2).await;
+    let say = |kind: &str, name: &str, n: u32, version: u32, role: &str| {
+        let mut object = object(name, n, &version.to_string());
+        object["metadata"]["annotations"] = json!({"iam.amazonaws.com/role": role});
+        api.inject(&json!({"type": kind, "object": object}).to_string());
+    };
+    say("ADDED", "a", 1, 2000, "reader");
+    say("MODIFIED", "a", 1, 2010, "writer");
+    say("MODIFIED", "a", 1, 2010, "writer");
+    say("ADDED", "a", 1, 2000, "reader");
+    say("ADDED", "mark", 8, 2020, "none");
+    fed.has(&["a", "mark"]).await;
+    assert_eq!(fed.role("a").as_deref(), Some("writer"), "the newest record holds");
+
+    // A pod of the same name, and late news of the one before.
+    say("ADDED", "a", 2, 2040, "admin");
+    say("DELETED", "a", 1, 2030, "writer");
+    say("MODIFIED", "a", 1, 2025, "reader");
+    say("DELETED", "a", 1, 2030, "writer");
+    say("DELETED", "mark", 8, 2050, "none");
+    fed.has(&["a"]).await;
+    assert_eq!(fed.role("a").as_deref(), Some("admin"));
+    assert!(fed.reader.find(&attested(1)).is_err(), "it does not come back");
+    assert!(fed.reader.find(&attested(2)).is_ok());
+}
+
+/// What this mode, kiam's, can't tell: whose an address is while nothing is heard. So it is not believed for long.
+#[tokio::test]
+async fn an_address_is_not_believed_once_the_watch_has_been_black_holed_for_90_s() {
+    let api = server();
+    let address = "10.0.0.1".parse().unwrap();
+    api.apply_pod(&pod("old", 1).running(&[address]));
+    let fed = Fed::with(&api, |config| config.stall = Duration::from_secs(90)).await;
+    let client = Client::Address(address);
+    let found = || fed.reader.find(&client).map(|pod| pod.name.clone());
+    assert_eq!(found().as_deref(), Ok("old"));
+    // Connections stay open, and nothing comes through them any more, whatever is asked.
+    eventually("both watches", || api.open_watches() == 2).await;
+    api.stall_watches(true);
+    let hanging = api.faults().inject(Injected::hang());
+    api.delete_pod("team", "old");
+    api.apply_pod(&pod("new", 2).running(&[address]));
+    time::pause();
+    time::advance(Duration::from_secs(90)).await;
+    assert_eq!(found(), Err(NotFound::Stale));
+    time::resume();
+    eventually("another watch", || hanging.met() > 0).await;
+    let waited = fed.reader.wait(&client, Duration::from_millis(200)).await;
+    assert_eq!(waited.err(), Some(NotFound::Stale), "an open connection is no sign of life");
+    api.stall_watches(false);
+    hanging.lift();
+    fed.until("whose it is now", || found().as_deref() == Ok("new")).await;
 }
 
 #[tokio::test]

@@ -85,6 +85,23 @@ fn readme_names_tests_that_are_there() {
     let rows = model.lines().skip_while(|line| !line.starts_with("| ---")).skip(1);
     let rows: Vec<&str> = rows.take_while(|line| line.starts_with('|')).collect();
     assert!(rows.len() > 15, "{rows:?}");
+    assert_proved(&rows);
+}
+
+/// So does each fault.
+#[test]
+fn faults_name_tests_that_are_there() {
+    let path = root().join("docs/faults.md");
+    let text = fs::read_to_string(path).expect("the table of faults can be read");
+    let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| ")).collect();
+    let heads = |row: &&str| !row.starts_with("| ---") && !row.starts_with("| fault |");
+    let rows: Vec<&str> = rows.into_iter().filter(heads).collect();
+    assert!(rows.len() > 20, "{rows:?}");
+    assert_proved(&rows);
+}
+
+/// Asserts that the last cell of each row is `file::test` or `module::test`, and that there is such a test.
+fn assert_proved(rows: &[&str]) {
     for row in rows {
         let proof = row.trim_end_matches(" |").rsplit("| ").next().unwrap_or_default();
         let (place, test) = proof.trim_matches('`').rsplit_once("::").unwrap_or_default();

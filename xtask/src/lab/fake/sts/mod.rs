@@ -133,6 +133,11 @@ impl Sts {
         self.state().session_length = length;
     }
 
+    /// Hears the signature of another access key from now on, in place of the one it was started with.
+    pub fn set_caller(&self, caller: &str) {
+        caller.clone_into(&mut self.state().caller);
+    }
+
     /// Refuses sessions of `role` that are longer, as its `MaxSessionDuration` does; at first 12 hours.
     pub fn set_longest_session(&self, role: &str, longest: Duration) {
         self.state().longest.insert(role.to_owned(), longest);

@@ -1,0 +1,101 @@
+//! How often STS is asked, and how early.
+
+use std::{collections::BTreeMap, path::Path, thread, time::Duration};
+
+use tokio::time::Instant;
+use xtask::{
+    lab::{
+        self, Agent, Lab, PodSpec,
+        fake::{Injected, kubernetes::Kubernetes},
+        role_arn,
+    },
+    pod_client::Options,
+};
+
+use super::{
+    AGENT, PATIENCE, eventually,
+    loopback::{Node, Pod},
+};
+
+const PODS: u16 = 200;
+const ROLES: u16 = 20;
+
+/// One call a role.
+fn one_call_each() -> BTreeMap<(String, String), u64> {
+    let key = |n: u16| ("AssumeRole".to_owned(), role_arn(&format!("role-{n}")));
+    (0..ROLES).map(|n| (key(n), 1)).collect()
+}
+
+#[test]
+fn a_cold_node_of_200_pods_and_20_roles_makes_exactly_20_calls() {
+    let pods: Vec<Pod> = (0..PODS).map(|n| Pod::new(n, &format!("role-{}", n % ROLES))).collect();
+    let schedule = |node: &Kubernetes| {
+        pods.iter().for_each(|pod| pod.schedule(node));
+    };
+    // All are there before the agent, and all come at once to an agent that is there.
+    for before in [true, false] {
+        let node = Node::start(&[], |kubernetes, sts| {
+            sts.faults().inject(Injected::slow(Duration::from_millis(300)));
+            if before {
+                schedule(kubernetes);
+            }
+        });
+        if !before {
+            schedule(&node.kubernetes);
+        }
+        for pod in &pods {
+            eventually("credentials", || node.ask(pod).status == Some(200));
+            node.assert_served(pod);
+        }
+        assert_eq!(node.sts.counts(), one_call_each());
+    }
+}
+
+#[test]
+fn a_cold_lab_node_asks_once_a_role_and_real_pods_are_served() {
+    if lab::skip("a_cold_lab_node_asks_once_a_role_and_real_pods_are_served") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let spec =
+        |n: u16| PodSpec::new("shop", &format!("pod-{n}")).role(&format!("role-{}", n % ROLES));
+    (5..PODS).for_each(|n| drop(lab.schedule(spec(n)).unwrap()));
+    let pods: Vec<_> = (0..5).map(|n| (n, lab.pod(spec(n)).unwrap())).collect();
+    let mut agent = Agent::start(&lab, Path::new(AGENT), &[]).unwrap();
+    agent.wait_ready(PATIENCE).unwrap();
+    for (n, pod) in &pods {
+        let attempt = pod.credentials().unwrap();
+        assert_eq!(lab.role_of(&attempt), Some(role_arn(&format!("role-{n}"))), "{attempt:?}");
+    }
+    assert_eq!(lab.sts.counts(), one_call_each());
+}
+
+#[test]
+fn an_sts_of_three_seconds_is_not_noticed_by_pods_that_were_scheduled_five_seconds_before() {
+    const TEST: &str =
+        "an_sts_of_three_seconds_is_not_noticed_by_pods_that_were_scheduled_five_seconds_before";
+    if lab::skip(TEST) {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = Agent::start(&lab, Path::new(AGENT), &[]).unwrap();
+    agent.wait_ready(PATIENCE).unwrap();
+    lab.sts.faults().inject(Injected::slow(Duration::from_secs(3)));
+    let roles: Vec<String> = (0..10).map(|n| format!("role-{n}")).collect();
+    let scheduled = Instant::now();
+    let specs: Vec<PodSpec> = roles
+        .iter()
+        .map(|role| lab.schedule(PodSpec::new("shop", role).role(role)).unwrap())
+        .collect();
+    // Sandboxes, images and init containers take at least as long.
+    thread::sleep(Duration::from_secs(5).saturating_sub(scheduled.elapsed()));
+    // One attempt of one second, as SDKs make by default.
+    let options = Options { timeout_ms: 1000, ..Options::default() };
+    for (role, spec) in roles.iter().zip(specs) {
+        let pod = lab.node.pod(spec).unwrap();
+        let attempt = pod.ask_once(&options).unwrap();
+        assert_eq!(lab.role_of(&attempt), Some(role_arn(role)), "{attempt:?}");
+        assert!(attempt.micros < 1_000_000, "{attempt:?}");
+    }
+    assert_eq!(lab.sts.requests(), 10);
+}

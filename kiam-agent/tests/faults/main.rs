@@ -1,0 +1,30 @@
+//! What pods see when something beside them fails: nothing, until what is held for them has really expired.
+//!
+//! `docs/faults.md` says which fault is tried where. Here the whole agent runs, over real HTTP: on loopback with
+//! source-IP identity where no kernel is needed, on a lab node where it is.
+
+#![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
+
+mod counts;
+mod lab_node;
+mod loopback;
+mod neighbours;
+mod sts;
+
+use std::{thread, time::Duration};
+
+use tokio::time::Instant;
+
+const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
+/// Nothing here takes so long but a mistake.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until `holds`.
+#[track_caller]
+fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < PATIENCE, "never came: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
