@@ -20,6 +20,14 @@ def boto3_session():
     return credentials.access_key, boto3.client("sts").get_caller_identity()["Arn"]
 
 
+def boto3_key():
+    """The same chain, up to the credentials: no STS is asked who they are."""
+    import boto3
+
+    credentials = boto3.Session().get_credentials()
+    return credentials and credentials.access_key, None
+
+
 def imdsv1():
     """Old programs and scripts: two GETs without a token. They sign by themselves, here with botocore's signer."""
     import boto3
@@ -46,5 +54,5 @@ def get(url):
 
 
 if __name__ == "__main__":
-    access_key, arn = {"boto3": boto3_session, "imdsv1": imdsv1}[sys.argv[1]]()
+    access_key, arn = {"boto3": boto3_session, "boto3-key": boto3_key, "imdsv1": imdsv1}[sys.argv[1]]()
     print(json.dumps({"access_key": access_key, "arn": arn}))

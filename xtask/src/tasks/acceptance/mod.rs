@@ -4,6 +4,7 @@
 mod account;
 mod process;
 mod python;
+mod slow;
 mod verdict;
 
 use std::fs;
@@ -112,7 +113,8 @@ pub(crate) fn run(no_skip: bool) -> Result<()> {
     if outcome.is_err() {
         say(format!("the agent's last words:\n{}", agent.log()));
     }
-    outcome
+    outcome?;
+    slow::run(&python)
 }
 
 fn spec(case: &Case) -> PodSpec {

@@ -1,0 +1,62 @@
+//! An STS that takes three seconds: real clients, whose only attempt at the metadata service is one second, must not
+//! notice in pods that were scheduled five seconds before.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tokio::time::Instant;
+use xtask::lab::fake::Injected;
+use xtask::lab::fake::imds::REGION;
+use xtask::lab::{Agent, Lab, LabPod, PodSpec, built_agent, role_arn};
+
+use super::process::Client;
+use super::python::Python;
+use super::verdict::Seen;
+use crate::tasks::command::{say, workspace};
+
+const PODS: usize = 5;
+const LATENCY: Duration = Duration::from_secs(3);
+/// Between a pod's scheduling and its first container: sandbox, volumes, image.
+const STARTING: Duration = Duration::from_secs(5);
+const READY_LIMIT: Duration = Duration::from_secs(30);
+
+/// Runs boto3 in all pods at once.
+pub(super) fn run(python: &Python) -> Result<()> {
+    let lab = Lab::start()?;
+    let mut agent = Agent::start(&lab, &built_agent().context("looking for the agent")?, &[])?;
+    agent.wait_ready(READY_LIMIT)?;
+    lab.sts.faults().inject(Injected::slow(LATENCY));
+    let scheduled = Instant::now();
+    let spec = |n| PodSpec::new("shop", &format!("slow-{n}")).role(&format!("role-{n}"));
+    let specs: Vec<PodSpec> = (0..PODS).map(|n| lab.schedule(spec(n))).collect::<Result<_>>()?;
+    thread::sleep(STARTING.saturating_sub(scheduled.elapsed()));
+    let mut pods = specs.into_iter().map(|spec| lab.node.pod(spec)).collect::<Result<Vec<_>>>()?;
+    pods.iter_mut().try_for_each(LabPod::pause)?;
+    let clients = pods.iter().map(|pod| client(pod, python)).collect::<Result<Vec<_>>>()?;
+    let ended = clients.into_iter().map(Client::finish).collect::<Result<Vec<_>>>()?;
+    for (n, ended) in ended.iter().enumerate() {
+        let seen = Seen::read(ended)?;
+        let owner = seen.access_key.and_then(|key| lab.sts.owner(&key)).map(|issued| issued.role);
+        if owner.as_deref() != Some(&role_arn(&format!("role-{n}"))) {
+            bail!("boto3 in pod slow-{n} is {owner:?}; the agent said:\n{}", agent.log());
+        }
+    }
+    let calls = lab.sts.requests();
+    if calls != PODS as u64 {
+        bail!("{calls} calls of STS for {PODS} roles");
+    }
+    say(format!(
+        "boto3 with one attempt of 1 s, STS takes {LATENCY:?}: {PODS} of {PODS} pods are served"
+    ));
+    Ok(())
+}
+
+/// boto3's defaults, written out.
+fn client(pod: &LabPod, python: &Python) -> Result<Client> {
+    let mut command = pod.command(python.program("python"))?;
+    command.current_dir(workspace()).env_clear().args([super::SCRIPT, "boto3-key"]);
+    command.env("AWS_REGION", REGION).env("PYTHONDONTWRITEBYTECODE", "1");
+    command.env("AWS_METADATA_SERVICE_TIMEOUT", "1").env("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "1");
+    Client::start(&mut command)
+}
