@@ -2,6 +2,7 @@
 //! and moto's own records say who it is.
 
 mod account;
+mod javascript;
 mod process;
 mod python;
 mod slow;
