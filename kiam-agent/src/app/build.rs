@@ -26,6 +26,7 @@ use crate::{
     admin::{self, Operations, OwnSocket, Surface},
     clock::Clock,
     config::Config,
+    handover::Gives,
     imds,
     intercept::{self, Witness},
     lifecycle::{Drain, Latch, Readiness, drain},
@@ -84,8 +85,12 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let reassert = Arc::new(Notify::new());
     common.keep(kernel, attached, reassert.clone());
     held.adopted().await;
-    let sockets = move || held.beside(&spare);
-    let successor = Successor::await_next(&config, sockets, reassert.clone())?;
+    let credentials = knowledge.credentials.clone();
+    let gives = Gives {
+        sockets: Box::new(move || held.beside(&spare)),
+        credentials: Box::new(move || credentials.bequeath()),
+    };
+    let successor = Successor::await_next(&config, gives, reassert.clone())?;
     let handover = listeners.handover.take();
     let bound = common.operate(&config, operations, (listeners, pods), &own)?;
     if let Some(handover) = handover

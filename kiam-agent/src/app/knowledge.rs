@@ -1,13 +1,15 @@
 //! The parts that answer questions about pods, and what feeds them.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
+use tracing::warn;
 
 use super::{
     Error,
     build::Common,
     inside::Paths,
+    listeners::trusted,
     observe::Sightings,
     upstream::{policy_config, region},
     warm_up::complete,
@@ -15,7 +17,8 @@ use super::{
 use crate::{
     cluster::{self, Cluster, Synced},
     config::{Config, Hosts},
-    credentials::{self, CredentialReader, Prefetcher},
+    credentials::{self, CredentialReader, Inheritance, Prefetcher},
+    handover::{self, Trusted},
     identity::NodeAddresses,
     imds,
     pods::{self, Pod, PodIndex, PodReader},
@@ -81,7 +84,7 @@ impl Common {
             metrics,
             first_pass: first,
         };
-        let (prefetcher, credentials) = Prefetcher::new(config.credentials, parts);
+        let (mut prefetcher, credentials) = Prefetcher::new(config.credentials, parts);
         let held = credentials::Held::new(credentials.clone());
         self.registry.register_collector(Box::new(held));
         let serves = served(config.cluster.node_name.is_some(), config.hosts);
@@ -99,11 +102,14 @@ impl Common {
         // Published only once both kinds are known, so that the first set is the whole one.
         let readiness = self.readiness.clone();
         let mut drain = self.drain.clone();
+        let (state_dir, trusted) = (config.state_dir.clone(), trusted(config));
         self.tasks.spawn(async move {
             tokio::select! {
                 () = complete(&readiness, &["pods", "namespaces"]) => {}
                 () = drain.started() => return,
             }
+            // As late as that, so that it is as fresh as can be.
+            prefetcher.inherit(inherited(&state_dir, &trusted).await);
             // Polled in this order: the prefetcher's first look must not be at a set that is empty yet.
             tokio::join!(biased; publish, prefetcher.run(drain), events);
         });
@@ -115,6 +121,17 @@ impl Common {
             paths: Paths::default(),
         })
     }
+}
+
+/// What the agent that runs holds. Whatever is odd about it, nothing is lost but calls to STS.
+async fn inherited(state_dir: &Path, trusted: &Trusted) -> Inheritance {
+    let Some(held) = handover::credentials(state_dir, trusted).await else {
+        return Inheritance::default();
+    };
+    Inheritance::read(&held).unwrap_or_else(|error| {
+        warn!(%error, "What the agent that runs holds is of no use; asking STS for all of it");
+        Inheritance::default()
+    })
 }
 
 /// Which pods' credentials are prefetched: with a node's name all that are watched, else those of this host.

@@ -1,8 +1,6 @@
 //! The agent from its start to its end.
 
-use std::{
-    io, os::fd::OwnedFd, path::Path, pin::Pin, process::ExitCode, sync::Arc, time::Duration,
-};
+use std::{path::Path, pin::Pin, process::ExitCode, sync::Arc, time::Duration};
 
 use tokio::{
     net::UnixListener,
@@ -17,7 +15,7 @@ use super::{App, Error, listeners::trusted};
 use crate::{
     admin::{self, Operations},
     config::Config,
-    handover::{self, Ended, Offer},
+    handover::{self, Ended, Gives, Offer},
     intercept,
     lifecycle::{DrainSignal, drain},
 };
@@ -58,17 +56,17 @@ impl Operators {
 // === impl Successor ===
 
 impl Successor {
-    /// Offers the `sockets` of then from now on. `reassert` is told when a successor gave up half way.
+    /// Offers what this agent `gives` from now on. `reassert` is told when a successor gave up half way.
     pub(super) fn await_next(
         config: &Config,
-        sockets: impl Fn() -> io::Result<Vec<OwnedFd>> + Send + Sync + 'static,
+        gives: Gives,
         reassert: Arc<Notify>,
     ) -> Result<Self, Error> {
         let offer =
             Offer::bind(&config.state_dir).map_err(Error::state(config, handover::SOCKET))?;
         let (withdraw, withdrawn) = drain();
         let abandoned = move || reassert.notify_one();
-        let offer = tokio::spawn(offer.stand(sockets, trusted(config), abandoned, withdrawn));
+        let offer = tokio::spawn(offer.stand(gives, trusted(config), abandoned, withdrawn));
         Ok(Self { withdraw, offer: Some(offer) })
     }
 

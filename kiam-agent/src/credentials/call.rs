@@ -1,6 +1,9 @@
 //! One call to the source: what may become of it.
 
-use std::{panic::AssertUnwindSafe, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    time::{Duration, SystemTime},
+};
 
 use futures::FutureExt as _;
 use tokio::time::{Instant, timeout};
@@ -10,6 +13,9 @@ use crate::{clock::Clock, role::RoleIdentity};
 
 /// A source bounds its calls itself; this keeps one that does not from taking the place of others for ever.
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Times that answers and logs can show, since 1970: up to the end of the year 9999.
+const WRITABLE: Duration = Duration::from_secs(253_402_300_799);
 
 /// A call that is over.
 pub(super) struct Called {
@@ -30,14 +36,14 @@ pub(super) async fn answer(
     }
 }
 
-/// An answer that must not be served is an error; of others, for how long they are good.
+/// Credentials that must not be served are an error; of others, for how long they are good.
 pub(super) fn checked(
     credentials: Credentials,
+    (begun, draw): (Instant, f64),
     identity: &RoleIdentity,
-    begun: Instant,
     clock: &Clock,
 ) -> Result<(Credentials, Term), SourceError> {
-    let term = Term::new(&credentials, begun, identity.duration, fastrand::f64());
+    let term = Term::new(&credentials, begun, identity.duration, draw);
     let problem = if credentials.role != identity.role {
         "STS answered credentials of another role"
     } else if credentials.access_key_id.is_empty()
@@ -45,6 +51,8 @@ pub(super) fn checked(
         || credentials.session_token.expose().is_empty()
     {
         "STS answered credentials with an empty field"
+    } else if credentials.expires > SystemTime::UNIX_EPOCH + WRITABLE {
+        "STS answered credentials that outlast the year 9999"
     } else if term.left(clock.now(), Instant::now()).is_zero() {
         "STS answered credentials that have expired (is the node's clock right?)"
     } else {

@@ -3,6 +3,7 @@
 mod arrivals;
 mod budget;
 mod call;
+mod inheritance;
 mod metrics;
 mod prefetch;
 mod queue;
@@ -18,6 +19,7 @@ use std::{
 
 pub use self::{
     budget::{Bucket, Rate},
+    inheritance::{Inheritance, InheritanceError},
     metrics::{Held, Metrics},
     prefetch::{Parts, Prefetcher},
     store::{CredentialReader, Summary},

@@ -14,13 +14,13 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    Config, CredentialReader, CredentialSource, ErrorClass, Issued, Limit, Metrics, Render,
-    Silence,
+    Config, CredentialReader, CredentialSource, Credentials, ErrorClass, Inheritance, Issued,
+    Limit, Metrics, Render, Silence,
     arrivals::Arrivals,
     budget::{Bucket, Kept, Shares},
     call::{Called, answer, checked},
     queue::{New, Queue},
-    schedule,
+    schedule::{self, Term},
     store::{Entries, Entry, HeldRequests},
 };
 use crate::{
@@ -53,6 +53,7 @@ pub struct Prefetcher {
     node: Bucket,
     shares: Shares,
     arrivals: Arrivals,
+    inheritance: Inheritance,
     /// Whether nothing was looked at yet.
     starting: bool,
     stale: bool,
@@ -110,10 +111,16 @@ impl Prefetcher {
             node: Bucket::default(),
             shares: Shares::default(),
             arrivals: Arrivals::default(),
+            inheritance: Inheritance::default(),
             starting: true,
             stale: false,
         };
         (prefetcher, reader)
+    }
+
+    /// Is given what another agent held. What of it is wanted at the first look is held here too, and paid for.
+    pub fn inherit(&mut self, inheritance: Inheritance) {
+        self.inheritance = inheritance;
     }
 
     /// Works until the drain begins. Calls in flight are then given up: nobody waits for them.
@@ -139,6 +146,7 @@ impl Prefetcher {
         let wanted = self.parts.wanted.borrow_and_update().clone();
         let now = Instant::now();
         self.follow(&wanted, now);
+        self.claim(&wanted);
         self.receive(&wanted, now);
         let (mut queue, mut next) = self.queue(&wanted, now);
         let stopped = if self.is_stale() {
@@ -265,6 +273,22 @@ impl Prefetcher {
         });
     }
 
+    /// Takes what of the inheritance is wanted; the rest is dropped.
+    fn claim(&mut self, wanted: &WantedRoles) {
+        let mut inheritance = std::mem::take(&mut self.inheritance);
+        let given = inheritance.len();
+        let mut taken = 0;
+        for identity in wanted.keys() {
+            if let Some((credentials, term)) = inheritance.take(identity, &self.parts.clock) {
+                self.keep(identity.clone(), credentials, term);
+                taken += 1;
+            }
+        }
+        if given > 0 {
+            info!(taken, given, "Took over credentials from the agent before this one");
+        }
+    }
+
     /// Tells how long those pods waited that wait no more.
     fn receive(&mut self, wanted: &WantedRoles, now: Instant) {
         let mut arrivals = std::mem::take(&mut self.arrivals);
@@ -313,7 +337,8 @@ impl Prefetcher {
     fn settle(&mut self, Called { identity, begun, result }: Called) {
         let now = Instant::now();
         let clock = &self.parts.clock;
-        let result = result.and_then(|answer| checked(answer, &identity, begun, clock));
+        let drawn = (begun, fastrand::f64());
+        let result = result.and_then(|answer| checked(answer, drawn, &identity, clock));
         let Some(plan) = self.plans.get_mut(&identity) else { return };
         plan.in_flight = false;
         if let Some(payer) = &plan.payer {
@@ -332,9 +357,7 @@ impl Prefetcher {
                     credentials.expiration = %humantime::format_rfc3339_seconds(credentials.expires),
                     "Issued credentials"
                 );
-                let rendered = (self.parts.render)(&credentials);
-                let issued = Some(Arc::new(Issued { credentials, rendered, term }));
-                self.write(identity, Entry { issued, failure: None, limit: None });
+                self.keep(identity, credentials, term);
             }
             Err(error) => {
                 plan.failures += 1;
@@ -346,6 +369,12 @@ impl Prefetcher {
                 self.write(identity, Entry { issued, failure, limit: None });
             }
         }
+    }
+
+    fn keep(&self, identity: RoleIdentity, credentials: Credentials, term: Term) {
+        let rendered = (self.parts.render)(&credentials);
+        let issued = Some(Arc::new(Issued { credentials, rendered, term }));
+        self.write(identity, Entry { issued, failure: None, limit: None });
     }
 
     fn write(&self, identity: RoleIdentity, entry: Entry) {

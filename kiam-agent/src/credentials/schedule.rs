@@ -25,8 +25,8 @@ pub(super) struct Term {
     /// When they were asked for, by the clock that no step moves.
     begun: Instant,
     life: Duration,
-    /// Age at which they are renewed.
-    refresh: Duration,
+    /// As for [`refresh_after`].
+    draw: f64,
 }
 
 // === impl Term ===
@@ -43,7 +43,17 @@ impl Term {
         let Credentials { issued, expires, .. } = *credentials;
         // Never longer than was asked for: more says only that the node's clock was slow.
         let life = expires.duration_since(issued).unwrap_or_default().min(longest);
-        Self { issued, expires, begun, life, refresh: refresh_after(life, draw) }
+        Self { issued, expires, begun, life, draw }
+    }
+
+    /// How long ago they were asked for, by the clock that no step moves.
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.begun)
+    }
+
+    /// What was drawn for them.
+    pub(super) fn draw(&self) -> f64 {
+        self.draw
     }
 
     /// How long AWS still takes them; zero when they have expired.
@@ -55,7 +65,7 @@ impl Term {
     /// How long until they are to be renewed.
     pub(super) fn refresh_in(&self, wall: SystemTime, now: Instant) -> Duration {
         let by_wall = wall.duration_since(self.issued).unwrap_or_default();
-        self.refresh.saturating_sub(by_wall.max(now.saturating_duration_since(self.begun)))
+        refresh_after(self.life, self.draw).saturating_sub(by_wall.max(self.age(now)))
     }
 }
 

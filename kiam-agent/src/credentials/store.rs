@@ -11,7 +11,9 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{ErrorClass, Issued, Limit, SourceError, State};
+use zeroize::Zeroizing;
+
+use super::{ErrorClass, Issued, Limit, SourceError, State, inheritance};
 use crate::{clock::Clock, role::RoleIdentity};
 
 /// One identity's entry. The prefetcher alone writes it.
@@ -84,6 +86,17 @@ impl CredentialReader {
         // Whether it settled or the hold is over, what stands now is the answer.
         let _ = timeout(hold, settled).await;
         self.get(identity)
+    }
+
+    /// All that is held, for [`super::Inheritance`] in another process; all of it is secret.
+    #[must_use]
+    pub fn bequeath(&self) -> Zeroizing<Vec<u8>> {
+        let (wall, now) = (self.clock.now(), Instant::now());
+        let entries = self.entries.borrow();
+        inheritance::write(entries.iter().filter_map(|(identity, entry)| {
+            let held = entry.issued.as_deref()?;
+            (!held.term.left(wall, now).is_zero()).then_some((identity, held))
+        }))
     }
 
     /// How many stand where.

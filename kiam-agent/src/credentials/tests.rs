@@ -1,5 +1,6 @@
 //! The prefetcher under virtual time.
 
+mod inheritance;
 mod properties;
 mod tenants;
 
@@ -107,13 +108,21 @@ fn start(roles: &[&str], failing: bool, life: Duration) -> Fixture {
 
 fn start_with(config: Config, wanted: WantedRoles, failing: bool, life: Duration) -> Fixture {
     let clock = Clock::simulated(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000));
-    let source = Arc::new(Source {
-        clock: clock.clone(),
+    begin(config, wanted, source(clock, failing, life), Inheritance::default())
+}
+
+fn source(clock: Clock, failing: bool, life: Duration) -> Source {
+    Source {
+        clock,
         calls: Mutex::default(),
         failing: AtomicBool::new(failing),
         denying: AtomicBool::new(false),
         life,
-    });
+    }
+}
+
+fn begin(config: Config, wanted: WantedRoles, source: Source, inheritance: Inheritance) -> Fixture {
+    let (clock, source) = (source.clock.clone(), Arc::new(source));
     let (wanted, receiver) = watch::channel(wanted);
     let readiness = Readiness::default();
     let render = |_: &Credentials| Rendered { plain: Bytes::new(), extended: Bytes::new() };
@@ -121,7 +130,7 @@ fn start_with(config: Config, wanted: WantedRoles, failing: bool, life: Duration
     let metrics = Metrics::register(&mut registry, Statsd::off());
     let silence: Arc<Mutex<Duration>> = Arc::default();
     let silent = silence.clone();
-    let (prefetcher, reader) = Prefetcher::new(
+    let (mut prefetcher, reader) = Prefetcher::new(
         config,
         Parts {
             source: source.clone(),
@@ -133,6 +142,7 @@ fn start_with(config: Config, wanted: WantedRoles, failing: bool, life: Duration
             first_pass: readiness.latch("first credentials"),
         },
     );
+    prefetcher.inherit(inheritance);
     let (signal, drain) = lifecycle::drain();
     tokio::spawn(prefetcher.run(drain));
     Fixture { source, reader, wanted, clock, readiness, registry, silence, _drain: signal }

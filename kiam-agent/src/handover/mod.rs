@@ -1,5 +1,8 @@
 //! Passes the listening sockets from the agent that runs to its successor, so that no connection is refused
-//! between them.
+//! between them, and before that the credentials that it holds, so that none are asked for again.
+//!
+//! Credentials go in sealed memory, from an agent that lives to one that lives. Nothing is kept for an agent that
+//! comes later: a file would outlive the agent, and a pinned map is read by every tool that dumps maps.
 //!
 //! One exchange over a Unix socket in `--state-dir`: the successor asks, gets the sockets, and when it serves on
 //! them says that it took over. Until then the predecessor goes on as if nobody had asked; for an instant both
@@ -13,6 +16,7 @@
 
 mod message;
 mod offer;
+mod sealed;
 mod successor;
 
 use std::{io, path::Path};
@@ -20,8 +24,8 @@ use std::{io, path::Path};
 use tokio::net::UnixStream;
 
 pub use self::{
-    offer::{Ended, Offer},
-    successor::{Answer, Handover, ask, is_served},
+    offer::{Ended, Gives, Offer},
+    successor::{Answer, Handover, ask, credentials, is_served},
 };
 
 /// Name of the Unix socket in the state folder.

@@ -16,8 +16,9 @@ use tokio::{
     time::{interval, sleep, timeout},
 };
 use tracing::{error, info, warn};
+use zeroize::Zeroizing;
 
-use super::{SOCKET, Trusted, check, gone, message};
+use super::{SOCKET, Trusted, check, gone, message, sealed};
 use crate::lifecycle::Drain;
 
 /// The successor asks at once.
@@ -25,6 +26,14 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(2);
 /// A successor that has the sockets still loads and attaches the kernel programs.
 const TAKEN_DEADLINE: Duration = Duration::from_secs(30);
 const OWNER_CHECK: Duration = Duration::from_secs(1);
+
+/// What an agent gives to its successor, as it is when that asks.
+pub struct Gives {
+    /// The listening sockets.
+    pub sockets: Box<dyn Fn() -> io::Result<Vec<OwnedFd>> + Send + Sync>,
+    /// The credentials that it holds, in a form that the successor knows.
+    pub credentials: Box<dyn Fn() -> Zeroizing<Vec<u8>> + Send + Sync>,
+}
 
 /// The standing offer of the agent that runs: its sockets, to whoever comes after it.
 #[derive(Debug)]
@@ -49,8 +58,8 @@ pub enum Ended {
 
 /// How one exchange ended.
 enum Exchange {
-    /// It only wanted to know that somebody is there.
-    Presence,
+    /// It wanted no sockets, but to know whether somebody is there, or what is held.
+    Answered,
     Taken {
         queue: bool,
     },
@@ -78,11 +87,11 @@ impl Offer {
         Ok(Self { listener, path, file })
     }
 
-    /// Gives the `sockets` of then to each successor that asks, until one has taken over or `drain` begins; an exchange
-    /// that has begun is finished first. `abandoned` is called when a successor went with the sockets.
+    /// Gives to each successor that asks, until one has taken over or `drain` begins; an exchange that has begun is
+    /// finished first. `abandoned` is called when a successor went with the sockets.
     pub async fn stand(
         mut self,
-        sockets: impl Fn() -> io::Result<Vec<OwnedFd>>,
+        gives: Gives,
         trusted: Trusted,
         abandoned: impl Fn(),
         mut drain: Drain,
@@ -91,9 +100,9 @@ impl Offer {
         loop {
             tokio::select! {
                 accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => match exchange(stream, &sockets, &trusted).await {
+                    Ok((stream, _)) => match exchange(stream, &gives, &trusted).await {
                         Ok(Exchange::Taken { queue }) => return Ended::Taken { queue },
-                        Ok(Exchange::Presence) => {}
+                        Ok(Exchange::Answered) => {}
                         Ok(Exchange::Abandoned) => {
                             warn!("An agent that was to take over went away; this one goes on");
                             abandoned();
@@ -140,7 +149,7 @@ impl Offer {
 
 async fn exchange(
     mut stream: UnixStream,
-    sockets: &impl Fn() -> io::Result<Vec<OwnedFd>>,
+    gives: &Gives,
     trusted: &Trusted,
 ) -> io::Result<Exchange> {
     check(&stream, trusted)?;
@@ -149,20 +158,25 @@ async fn exchange(
     match timeout(REQUEST_DEADLINE, stream.read_exact(&mut request)).await.map_err(late)? {
         // It only looked whether somebody listens.
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            return Ok(Exchange::Presence);
+            return Ok(Exchange::Answered);
         }
         read => read?,
     };
     if request == *message::PRESENCE {
         stream.write_all(&[message::PRESENT]).await?;
-        return Ok(Exchange::Presence);
+        return Ok(Exchange::Answered);
+    }
+    if request == *message::CREDENTIALS {
+        let held = sealed::seal(&(gives.credentials)())?;
+        message::send(&stream, &[held]).await?;
+        return Ok(Exchange::Answered);
     }
     if request != *message::REQUEST {
         let text =
             format!("the peer speaks another protocol: {:?}", request.escape_ascii().to_string());
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
-    message::send(&stream, &sockets()?).await?;
+    message::send(&stream, &(gives.sockets)()?).await?;
     info!("A newer agent has the sockets; serving until it does");
     let mut last = [0];
     match timeout(TAKEN_DEADLINE, stream.read_exact(&mut last)).await {

@@ -3,18 +3,21 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
+    os::fd::OwnedFd,
     path::Path,
     time::Duration,
 };
 
+use rustix::net::sockopt;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
     time::{sleep, timeout},
 };
 use tracing::{debug, warn};
+use zeroize::Zeroizing;
 
-use super::{SOCKET, Trusted, check, gone, message};
+use super::{SOCKET, Trusted, check, gone, message, sealed};
 
 /// How long an agent that lives may take to answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
@@ -60,6 +63,29 @@ pub async fn ask(state_dir: &Path, trusted: &Trusted) -> Answer {
     }
 }
 
+/// What the agent that runs with this `state_dir` holds, in the form that it gives it; `None` when there is none, or it
+/// gives nothing: then everything is fetched anew.
+pub async fn credentials(state_dir: &Path, trusted: &Trusted) -> Option<Zeroizing<Vec<u8>>> {
+    let exchange = async {
+        let mut stream = UnixStream::connect(state_dir.join(SOCKET)).await?;
+        check(&stream, trusted)?;
+        stream.write_all(message::CREDENTIALS).await?;
+        let given = message::receive(&stream).await?;
+        let [held] = <[OwnedFd; 1]>::try_from(given.unwrap_or_default())
+            .map_err(|_| io::Error::other("it does not know the question"))?;
+        sealed::open(held)
+    };
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it does not answer within 2 s");
+    match timeout(ANSWER_DEADLINE, exchange).await.map_err(late).flatten() {
+        Ok(held) => Some(held),
+        Err(error) if gone(&error) => None,
+        Err(error) => {
+            warn!(%error, "The agent that runs gives no credentials; asking STS for all of them");
+            None
+        }
+    }
+}
+
 /// Whether an agent that does not hang serves with this `state_dir`. One late answer is no hanging: a node that
 /// starts many pods is busy.
 pub async fn is_served(state_dir: &Path, trusted: &Trusted) -> bool {
@@ -97,11 +123,23 @@ async fn attempt(state_dir: &Path, trusted: &Trusted) -> io::Result<Option<Answe
     };
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it does not answer within 2 s");
     match timeout(ANSWER_DEADLINE, exchange).await.map_err(late)? {
-        Ok(Some(sockets)) => Ok(Some(Answer::Sockets(Handover { stream, sockets }))),
+        Ok(Some(given)) => {
+            let sockets = given.into_iter().filter_map(listener).collect();
+            Ok(Some(Answer::Sockets(Handover { stream, sockets })))
+        }
         Ok(None) => Ok(None),
         Err(error) if gone(&error) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// What is no listening TCP socket is dropped.
+fn listener(given: OwnedFd) -> Option<TcpListener> {
+    if !sockopt::socket_acceptconn(&given).unwrap_or_default() {
+        return None;
+    }
+    let listener = TcpListener::from(given);
+    listener.local_addr().is_ok().then_some(listener)
 }
 
 // === impl Handover ===

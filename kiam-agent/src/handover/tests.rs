@@ -48,8 +48,11 @@ fn stand(folder: TempDir, trusted: Trusted) -> Predecessor {
     };
     let offer = Offer::bind(folder.path()).unwrap();
     let listener = OwnedFd::from(listener);
-    let sockets = move || Ok(vec![listener.try_clone()?]);
-    let ended = tokio::spawn(offer.stand(sockets, trusted, abandon, drain));
+    let gives = Gives {
+        sockets: Box::new(move || Ok(vec![listener.try_clone()?])),
+        credentials: Box::new(|| b"what is held".to_vec().into()),
+    };
+    let ended = tokio::spawn(offer.stand(gives, trusted, abandon, drain));
     Predecessor { folder, pods, abandoned, signal, ended }
 }
 
@@ -77,6 +80,44 @@ async fn successor_gets_the_same_sockets_and_relieves() {
     // The predecessor's end of the socket is closed, and what connects now waits in the same queue.
     let _client = std::net::TcpStream::connect(predecessor.pods).unwrap();
     socket.accept().unwrap();
+}
+
+#[tokio::test]
+async fn successor_gets_what_is_held_and_the_predecessor_goes_on() {
+    let predecessor = stand(tempfile::tempdir().unwrap(), everybody());
+    for _ in 0..3 {
+        let held = credentials(predecessor.folder.path(), &everybody()).await;
+        assert_eq!(held.as_ref().map(|held| held.as_slice()), Some(&b"what is held"[..]));
+    }
+    assert!(!predecessor.ended.is_finished());
+    assert_eq!(predecessor.abandoned.load(Ordering::Relaxed), 0);
+    assert!(given(&predecessor.folder).await.taken().await);
+    let nobody = tempfile::tempdir().unwrap();
+    assert!(credentials(nobody.path(), &everybody()).await.is_none());
+}
+
+#[tokio::test]
+async fn what_is_not_sealed_or_not_asked_for_is_not_taken_for_credentials() {
+    let sealed = || sealed::seal(b"{}").unwrap();
+    let odd: [fn() -> Vec<OwnedFd>; 4] = [
+        Vec::new,
+        || vec![tempfile::tempfile().unwrap().into()],
+        || vec![TcpListener::bind("127.0.0.1:0").unwrap().into()],
+        || vec![sealed::seal(b"{}").unwrap(), sealed::seal(b"{}").unwrap()],
+    ];
+    for (given, good) in odd.into_iter().map(|odd| (odd(), false)).chain([(vec![sealed()], true)]) {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join(SOCKET)).unwrap();
+        let answer = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; message::CREDENTIALS.len()];
+            stream.read_exact(&mut request).await.unwrap();
+            message::send(&stream, &given).await.unwrap();
+        };
+        let trusted = everybody();
+        let (held, ()) = tokio::join!(credentials(folder.path(), &trusted), answer);
+        assert_eq!(held.is_some(), good);
+    }
 }
 
 #[tokio::test]
@@ -148,13 +189,18 @@ async fn agent_that_ends_before_it_finds_out_is_relieved_all_the_same() {
 async fn untrusted_processes_and_other_protocols_get_nothing() {
     let own = std::process::id();
     let nobody: Trusted = Box::new(move |pid| pid != own);
-    let cases = [(nobody, &b"kiam-handover 1\n"[..]), (everybody(), b"kiam-handover 9\n")];
+    let nobody_again: Trusted = Box::new(move |pid| pid != own);
+    let cases = [
+        (nobody, &b"kiam-handover 1\n"[..]),
+        (nobody_again, b"kiam-sessions 1\n"),
+        (everybody(), b"kiam-handover 9\n"),
+    ];
     for (trusted, request) in cases {
         let predecessor = stand(tempfile::tempdir().unwrap(), trusted);
         let mut stream = Blocking::connect(predecessor.folder.path().join(SOCKET)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.write_all(request).unwrap();
-        // Reset, where it did not even read.
+        // It may be closed already, or reset, where it did not even read.
+        let _ = stream.write_all(request);
         let read = stream.read(&mut [0; 8]).unwrap_or_default();
         assert_eq!(read, 0);
     }
