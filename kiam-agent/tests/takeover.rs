@@ -132,6 +132,7 @@ fn twenty_takeovers_under_load_fail_no_request() {
     }
     println!("{asked} attempts in {:?} across 20 takeovers", started.elapsed());
     assert!(asked > 1000, "{asked} attempts are no load");
+    assert_eq!(lab.sts.requests(), 3, "each agent was given what the one before it held");
     assert_no_packets(&lab, &pods.each_ref().map(|(_, pod)| pod));
 }
 
@@ -331,9 +332,11 @@ fn successor_that_knows_nothing_does_not_take_over() {
         assert_served(&lab, pod, role);
     }
     assert!(!old.said(RELIEVED));
-    // Pods, but none of the credentials that the old one holds.
+    // All that the old one holds, but not what a new pod wants, which the old one is not given either.
     lab.sts.stop();
+    let late = pod(&lab, "payroll");
     lab.kubernetes.restart().unwrap();
+    new.wait_said("Took over credentials", LIMIT).unwrap();
     new.wait_said("Credentials not issued", LIMIT).unwrap();
     for (role, pod) in &pods {
         assert_served(&lab, pod, role);
@@ -344,6 +347,40 @@ fn successor_that_knows_nothing_does_not_take_over() {
     new.wait_said(SERVES, LIMIT).unwrap();
     old.wait_said(RELIEVED, LIMIT).unwrap();
     load.finish();
+    assert_served(&lab, &late, "payroll");
+}
+
+#[test]
+fn successor_asks_sts_for_nothing_that_was_held_and_a_cold_start_for_each_role_once() {
+    if lab::skip("successor_asks_sts_for_nothing_that_was_held_and_a_cold_start_for_each_role_once")
+    {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut old = start(&lab, &[]);
+    let pods = three_pods(&lab);
+    let keys = || pods.each_ref().map(|(_, pod)| pod.credentials().unwrap().field("AccessKeyId"));
+    let held = keys();
+    assert_eq!(lab.sts.requests(), 3);
+    // STS may as well be away.
+    lab.sts.stop();
+    let mut new = start(&lab, &[]);
+    old.wait_said(RELIEVED, LIMIT).unwrap();
+    assert!(old.terminate().unwrap().success());
+    assert_eq!(keys(), held);
+    // Another session name is another session, of which nobody holds anything.
+    lab.sts.restart().unwrap();
+    let mut named = start(&lab, &["--session-name=other"]);
+    new.wait_said(RELIEVED, LIMIT).unwrap();
+    assert!(new.terminate().unwrap().success());
+    assert_eq!(lab.sts.requests(), 6);
+    let renewed = keys();
+    assert!(renewed.iter().all(|key| !held.contains(key)));
+    // Nothing was left for later.
+    named.kill().unwrap();
+    let _cold = start(&lab, &["--session-name=other"]);
+    assert_eq!(lab.sts.requests(), 9);
+    assert!(keys().iter().all(|key| !renewed.contains(key)));
 }
 
 #[test]

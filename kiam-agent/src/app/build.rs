@@ -1,6 +1,11 @@
 //! One function a part.
 
-use std::{net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -85,11 +90,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let reassert = Arc::new(Notify::new());
     common.keep(kernel, attached, reassert.clone());
     held.adopted().await;
-    let credentials = knowledge.credentials.clone();
-    let gives = Gives {
-        sockets: Box::new(move || held.beside(&spare)),
-        credentials: Box::new(move || credentials.bequeath()),
-    };
+    let gives = gives(&knowledge, held, spare);
     let successor = Successor::await_next(&config, gives, reassert.clone())?;
     let handover = listeners.handover.take();
     let bound = common.operate(&config, operations, (listeners, pods), &own)?;
@@ -116,6 +117,15 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
         relieved: false,
         detach,
     })
+}
+
+/// What the agent after this one is given.
+fn gives(knowledge: &Knowledge, held: Held, spare: Vec<OwnedFd>) -> Gives {
+    let credentials = knowledge.credentials.clone();
+    Gives {
+        sockets: Box::new(move || held.beside(&spare)),
+        credentials: Box::new(move || credentials.bequeath()),
+    }
 }
 
 // === impl Common ===
