@@ -35,7 +35,9 @@ fn main() -> ExitCode {
             }
             uninstall(&bpffs)
         }
-        Ok(Task::Status { live, state_dir }) => status(&state_dir, live),
+        Ok(Task::Status { live: true, state_dir }) => ask(&state_dir, "/live"),
+        Ok(Task::Status { live: false, state_dir }) => ask(&state_dir, "/ready"),
+        Ok(Task::Explain { pod, state_dir }) => ask(&state_dir, &format!("/explain/{pod}")),
         Ok(Task::ProofClient) => match intercept::proof_client() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error),
@@ -61,8 +63,8 @@ fn uninstall(bpffs: &std::path::Path) -> ExitCode {
     }
 }
 
-fn status(state_dir: &std::path::Path, live: bool) -> ExitCode {
-    let path = if live { "/live" } else { "/ready" };
+/// Prints what the agent that runs says; whether that is good, its status says.
+fn ask(state_dir: &std::path::Path, path: &str) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),

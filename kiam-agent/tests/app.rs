@@ -277,8 +277,68 @@ fn operators_see_pods_without_secrets() {
 }
 
 fn status(folder: &Path) -> Output {
+    ask(folder, &["status"])
+}
+
+/// What a subcommand says of the agent that runs.
+fn ask(folder: &Path, words: &[&str]) -> Output {
     let state = format!("--state-dir={}", folder.join("state").display());
-    Command::new(AGENT).arg("status").arg(state).output().unwrap()
+    Command::new(AGENT).args(words).arg(state).env_clear().output().unwrap()
+}
+
+/// Whether the pod would get credentials, and why.
+fn explain(fixture: &Fixture, pod: &str) -> (bool, String) {
+    let output = ask(fixture.folder.path(), &["explain", pod]);
+    assert!(output.stderr.is_empty(), "{output:?}");
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    assert!(matches!(output.status.code(), Some(0 | 1)), "{output:?}");
+    (output.status.success(), text)
+}
+
+#[test]
+fn explain_says_what_a_pod_gets_and_why_and_so_do_events() {
+    let denied = Injected::refuse(403, "AccessDenied").field("RoleArn", &format!("{BASE}denied"));
+    let prepare = |sts: &Sts| {
+        sts.faults().inject(denied);
+    };
+    let reader = pod("reader").annotation("iam.amazonaws.com/external-id", "hunter2");
+    let fixture = start(&reader, prepare);
+    let store = fixture.kubernetes.store();
+    let shop = NamespaceRecord::new("shop");
+    let shop = |permitted: &str| {
+        let shop = shop.clone().annotation("iam.amazonaws.com/permitted", permitted);
+        store.apply_namespace(
+            &shop.annotation("iam.amazonaws.com/allowed-roles", "[\"reader\", \"de*\"]"),
+        );
+    };
+    shop(".*");
+    let until = |granted: bool, parts: &[&str]| {
+        eventually(&format!("{parts:?}"), || {
+            let (is, text) = explain(&fixture, "shop/orders");
+            assert!(!text.contains("hunter2"), "{text}");
+            is == granted && parts.iter().all(|part| text.contains(part))
+        });
+    };
+    until(true, &["allows the role by \"reader\"", "external id     set", "200, with these"]);
+    store.apply_pod(&pod("writer"));
+    until(false, &["forbids the role: ", "404 for its role, 403 for credentials"]);
+    store.apply_pod(&pod("denied"));
+    until(false, &["none: STS: AccessDenied", "asked again in", "answer          503: "]);
+    shop("(");
+    until(false, &["permitted       forbids every role: \"(\" is no regular expression"]);
+    let (granted, text) = explain(&fixture, "shop/order");
+    assert!(!granted && text.contains("node n1") && text.contains("alike: shop/orders"), "{text}");
+    let output = ask(fixture.folder.path(), &["explain", "orders"]);
+    assert_eq!(output.status.code(), Some(64), "{output:?}");
+    eventually("Events of all of it", || {
+        let events = store.events();
+        let has = |reason: &str, note: &str| {
+            events.iter().any(|event| {
+                event["reason"] == *reason && event["note"].as_str().unwrap().contains(note)
+            })
+        };
+        has("InvalidPermitted", "no regular expression") && has("RoleForbidden", "shop")
+    });
 }
 
 #[test]

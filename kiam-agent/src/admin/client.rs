@@ -1,4 +1,4 @@
-//! `kiam-agent status`: asks the agent that runs, over its Unix socket.
+//! `kiam-agent status` and `kiam-agent explain`: ask the agent that runs, over its Unix socket.
 
 use std::{io, path::Path, time::Duration};
 
@@ -33,7 +33,8 @@ pub enum StatusError {
     Deadline,
 }
 
-/// Status and body of `path` from the agent whose state is in `state_dir`.
+/// Status and body of `path`, which has no other characters than paths have, from the agent whose state is in
+/// `state_dir`.
 ///
 /// # Errors
 ///
@@ -53,7 +54,7 @@ async fn ask(state_dir: &Path, path: &str) -> Result<(StatusCode, String), Statu
     let request = Request::get(path)
         .header(header::HOST, "kiam-agent")
         .body(Empty::<Bytes>::new())
-        .expect("a constant path makes a request");
+        .expect("a path makes a request");
     let exchange = async {
         let response = sender.send_request(request).await?;
         let status = response.status();
@@ -88,6 +89,13 @@ mod tests {
             readiness,
             registry: Arc::default(),
             pods: Box::new(|| serde_json::json!([{ "name": "a" }])),
+            explain: Box::new(|namespace, name| {
+                if name == "a" {
+                    Ok(format!("{namespace} {name}\n"))
+                } else {
+                    Err("no\n".to_owned())
+                }
+            }),
             log_level: Box::new(|| "info".to_owned()),
             set_log_level: Box::new(|_| Ok(())),
         });
@@ -99,6 +107,13 @@ mod tests {
         assert_eq!(get(state.path(), "/ready").await.unwrap().0, StatusCode::OK);
         let (_, pods) = get(state.path(), "/pods").await.unwrap();
         assert!(pods.contains("\"name\": \"a\""), "{pods}");
+        let (status, text) = get(state.path(), "/explain/shop/a").await.unwrap();
+        assert_eq!((status, text.as_str()), (StatusCode::OK, "shop a\n"));
+        let (status, text) = get(state.path(), "/explain/shop/b").await.unwrap();
+        assert_eq!((status, text.as_str()), (StatusCode::FORBIDDEN, "no\n"));
+        for path in ["/explain", "/explain/shop", "/explain/shop/a/b"] {
+            assert_eq!(get(state.path(), path).await.unwrap().0, StatusCode::NOT_FOUND, "{path}");
+        }
         assert_eq!(get(state.path(), "/nothing").await.unwrap().0, StatusCode::NOT_FOUND);
         signal.start();
         task.await.unwrap();

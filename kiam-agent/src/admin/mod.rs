@@ -1,7 +1,7 @@
 //! Speaks HTTP to operators.
 //!
 //! Over TCP only what may be seen by everybody on the node: `/live`, `/ready`, `/metrics`, without pod or
-//! role names. `/pods` and `/log-level` are on a Unix socket that only root can open.
+//! role names. `/pods`, `/explain` and `/log-level` are on a Unix socket that only root can open.
 
 mod client;
 mod routes;
@@ -44,11 +44,16 @@ pub struct Operations {
     pub registry: Arc<OnceLock<Registry>>,
     /// `/pods`: JSON of what is known about each pod; no secrets.
     pub pods: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// `/explain/<namespace>/<pod>`: what the pod gets, and why.
+    pub explain: Explain,
     /// `/log-level`: the filter in force.
     pub log_level: Box<dyn Fn() -> String + Send + Sync>,
     /// `PUT /log-level`: a new level, or why not.
     pub set_log_level: SetLogLevel,
 }
+
+/// Explains the pod of this namespace and name: `Ok` if it would get credentials, `Err` if not; no secrets.
+pub type Explain = Box<dyn Fn(&str, &str) -> Result<String, String> + Send + Sync>;
 
 /// Sets the log level by its name, or says why not.
 pub type SetLogLevel = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
@@ -141,6 +146,7 @@ mod tests {
             readiness: Readiness::default(),
             registry: Arc::default(),
             pods: Box::new(|| serde_json::json!([])),
+            explain: Box::new(|_, _| Err(String::new())),
             log_level: Box::new(String::new),
             set_log_level: Box::new(|_| Ok(())),
         });

@@ -31,7 +31,20 @@ pub(super) async fn answer(
         "/log-level" if request.method() == Method::PUT && everything => {
             set_log_level(operations, request).await
         }
-        _ => text(StatusCode::NOT_FOUND, "not found\n".to_owned()),
+        path => match path.strip_prefix("/explain/").and_then(|path| path.split_once('/')) {
+            Some((namespace, name)) if read && everything && !name.contains('/') => {
+                explain(operations, namespace, name)
+            }
+            _ => text(StatusCode::NOT_FOUND, "not found\n".to_owned()),
+        },
+    }
+}
+
+/// 403 is the answer to "may it?", not to whoever asked.
+fn explain(operations: &Operations, namespace: &str, name: &str) -> Response<Full<Bytes>> {
+    match (operations.explain)(namespace, name) {
+        Ok(explanation) => text(StatusCode::OK, explanation),
+        Err(explanation) => text(StatusCode::FORBIDDEN, explanation),
     }
 }
 

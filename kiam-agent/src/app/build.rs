@@ -64,7 +64,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     prepare(&config)?;
     let upstream = imds::Upstream::new(config.upstream.clone());
     let knowledge = common.knowledge(&config, &upstream).await?;
-    let operations = Arc::new(operations::operations(&common.readiness, &knowledge));
+    let operations = Arc::new(operations::operations(&config, &common, &knowledge));
     let failed = Error::state(&config, admin::SOCKET);
     let (socket, own) = admin::bind_unix(&config.state_dir).map_err(failed)?;
     let operators = Operators::answer(socket, operations.clone());

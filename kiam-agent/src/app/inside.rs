@@ -119,21 +119,21 @@ impl Held {
 // === impl Paths ===
 
 impl Paths {
-    /// How `pod`'s connections reach the agent, and why.
-    pub(super) fn of(&self, pod: &Pod) -> String {
-        let Some((path, sandboxes)) = self.0.get() else { return "node".to_owned() };
-        let otherwise = match (path, pod.host_network) {
-            (intercept::Path::PodLocal, false) => "denied",
-            _ => "node",
+    /// How `pod`'s connections reach the agent, and why; `Err` if they don't.
+    pub(super) fn of(&self, pod: &Pod) -> Result<String, String> {
+        let Some((path, sandboxes)) = self.0.get() else { return Ok("node".to_owned()) };
+        let otherwise = |why: &str| match (path, pod.host_network) {
+            (intercept::Path::PodLocal, false) => Err(format!("denied: {why}")),
+            _ => Ok(format!("node: {why}")),
         };
         match sandboxes.of(pod) {
-            None => format!("{otherwise}: no cgroup of the pod was seen"),
-            Some(state @ State::Ready { .. }) => format!("pod-local: {state}"),
+            None => otherwise("no cgroup of the pod was seen"),
+            Some(state @ State::Ready { .. }) => Ok(format!("pod-local: {state}")),
             // The kernel knows the namespace alone: their connects go to that pod's listener.
             Some(state @ State::Without(sandboxes::Reason::AnotherPods(_))) => {
-                format!("refused: {state}")
+                Err(format!("refused: {state}"))
             }
-            Some(state) => format!("{otherwise}: {state}"),
+            Some(state) => otherwise(&state.to_string()),
         }
     }
 }

@@ -88,15 +88,7 @@ impl Common {
         let held = credentials::Held::new(credentials.clone());
         self.registry.register_collector(Box::new(held));
         let serves = served(config.cluster.node_name.is_some(), config.hosts);
-        let told = cluster::EventParts {
-            pods: pods.clone(),
-            serves: Box::new(served(config.cluster.node_name.is_some(), config.hosts)),
-            policy: policy.clone(),
-            credentials: credentials.clone(),
-            clock: self.clock.clone(),
-            period: EVENTS,
-            send: !config.observes(),
-        };
+        let told = self.told(config, (&pods, &policy, &credentials));
         let events = events.run(told, self.drain.clone());
         let publish = publish_wanted(policy.clone(), serves, wanted, self.drain.clone());
         // Published only once both kinds are known, so that the first set is the whole one.
@@ -120,6 +112,23 @@ impl Common {
             sightings: Sightings::default(),
             paths: Paths::default(),
         })
+    }
+
+    /// What there is to tell by Events.
+    fn told(
+        &self,
+        config: &Config,
+        (pods, policy, credentials): (&PodReader, &RolePolicy, &CredentialReader),
+    ) -> cluster::EventParts {
+        cluster::EventParts {
+            pods: pods.clone(),
+            serves: Box::new(served(config.cluster.node_name.is_some(), config.hosts)),
+            policy: policy.clone(),
+            credentials: credentials.clone(),
+            clock: self.clock.clone(),
+            period: EVENTS,
+            send: !config.observes(),
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod build;
 mod error;
+mod explanation;
 mod guard;
 mod inside;
 mod keeper;

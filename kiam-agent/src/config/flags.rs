@@ -46,6 +46,15 @@ pub(super) enum Subcommands {
         #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
         state_dir: String,
     },
+    /// Say what a pod of this node gets, and why; exit 0 when that is credentials, else 1
+    Explain {
+        /// Namespace and name of the pod
+        #[arg(value_name = "NAMESPACE/POD")]
+        pod: String,
+        /// Folder of the agent's socket
+        #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+        state_dir: String,
+    },
 }
 
 const BPFFS: &str = "/sys/fs/bpf/kiam";

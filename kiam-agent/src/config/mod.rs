@@ -2,6 +2,7 @@
 
 mod flags;
 mod interception;
+mod pod_name;
 mod roles;
 mod scan;
 mod sts;
@@ -21,6 +22,7 @@ use self::{
     warnings::warnings,
 };
 pub use self::{
+    pod_name::PodName,
     roles::{Base, Roles},
     sts::Sts,
     values::Hosts,
@@ -64,6 +66,13 @@ pub enum Task {
     Status {
         /// Only whether it is alive.
         live: bool,
+        /// `--state-dir`.
+        state_dir: PathBuf,
+    },
+    /// `explain`.
+    Explain {
+        /// The pod.
+        pod: PodName,
         /// `--state-dir`.
         state_dir: PathBuf,
     },
@@ -175,12 +184,17 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
     if arguments.iter().any(|word| word == "--version") {
         return Ok(Task::Print(version()));
     }
-    let subcommand =
-        matches!(first, Some("uninstall" | "status" | "help" | intercept::PROOF_CLIENT));
+    let subcommand = matches!(
+        first,
+        Some("uninstall" | "status" | "explain" | "help" | intercept::PROOF_CLIENT)
+    );
     if subcommand || arguments.iter().any(|word| word == "--help" || word == "-h") {
         return parse_subcommand(arguments, vars);
     }
     let scanned = scan::scan(&CommandLine::command(), arguments, vars);
+    if let Some(mistake) = scanned.misplaced {
+        return Err(UsageError(vec![mistake]));
+    }
     let mut mistakes = Mistakes(scanned.mistakes);
     match CommandLine::try_parse_from(scanned.arguments) {
         Ok(line) => {
@@ -203,7 +217,7 @@ fn parse_subcommand(arguments: &[String], vars: &dyn Vars) -> Result<Task, Usage
     // Where the agent was told by its environment, they must look there too.
     let known: &[_] = match arguments.first().map(String::as_str) {
         Some("uninstall") => &[("--bpffs", "KIAM_BPFFS"), ("--state-dir", "KIAM_STATE_DIR")],
-        Some("status") => &[("--state-dir", "KIAM_STATE_DIR")],
+        Some("status" | "explain") => &[("--state-dir", "KIAM_STATE_DIR")],
         _ => &[],
     };
     for (flag, name) in known {
@@ -219,6 +233,12 @@ fn parse_subcommand(arguments: &[String], vars: &dyn Vars) -> Result<Task, Usage
         Ok(CommandLine { command: Some(Subcommands::ProofClient), .. }) => Ok(Task::ProofClient),
         Ok(CommandLine { command: Some(Subcommands::Status { live, state_dir }), .. }) => {
             Ok(Task::Status { live, state_dir: state_dir.into() })
+        }
+        Ok(CommandLine { command: Some(Subcommands::Explain { pod, state_dir }), .. }) => {
+            match pod.parse() {
+                Ok(pod) => Ok(Task::Explain { pod, state_dir: state_dir.into() }),
+                Err(mistake) => Err(UsageError(vec![mistake])),
+            }
         }
         Ok(_) => Err(UsageError(vec!["there is no such subcommand".to_owned()])),
         Err(error) if !error.use_stderr() => Ok(Task::Print(error.to_string())),

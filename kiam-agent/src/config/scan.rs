@@ -38,15 +38,22 @@ const FORMER: [(&str, &str); 23] = [
 pub(super) struct Scanned {
     pub(super) arguments: Vec<String>,
     pub(super) mistakes: Vec<String>,
+    /// What is wrong with a subcommand that does not come first; nothing else is, then.
+    pub(super) misplaced: Option<String>,
 }
 
 /// Sorts `arguments` (without the program's name) for `command`, adding what `vars` has instead of flags.
 pub(super) fn scan(command: &Command, arguments: &[String], vars: &dyn Vars) -> Scanned {
-    let mut scanned = Scanned { arguments: vec!["kiam-agent".to_owned()], mistakes: vec![] };
+    let mut scanned = Scanned { arguments: vec!["kiam-agent".to_owned()], ..Scanned::default() };
     let mut given = HashSet::new();
     let mut words = arguments.iter().peekable();
     while let Some(word) = words.next() {
         let Some(flag) = word.strip_prefix("--") else {
+            if command.find_subcommand(word).is_some() {
+                scanned.misplaced = Some(format!(
+                    "{word}: a subcommand comes first, before its flags: kiam-agent {word} …"
+                ));
+            }
             scanned.mistakes.push(unexpected(word));
             continue;
         };

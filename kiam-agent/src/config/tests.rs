@@ -220,18 +220,36 @@ fn subcommands_and_version_are_understood() {
     assert!(matches!(with("--version", &[]), Ok(Task::Print(text)) if text.contains("layout v1")));
     assert!(matches!(with("--help", &[]), Ok(Task::Print(text)) if text.contains("--node-name")));
     assert!(with("uninstall --wrong", &[]).is_err());
+    let Ok(Task::Explain { pod, state_dir }) = with("explain shop/orders", &[]) else {
+        panic!("refused")
+    };
+    assert_eq!((pod.to_string(), state_dir), ("shop/orders".to_owned(), "/run/kiam".into()));
+    for wrong in ["explain", "explain orders", "explain shop/orders shop/other"] {
+        assert!(with(wrong, &[]).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_subcommand_comes_first() {
+    for line in ["--state-dir=/run/a status", "--state-dir /run/a explain shop/orders"] {
+        let all = mistakes(line);
+        assert!(all.len() == 1 && all[0].contains("comes first"), "{all:?}");
+    }
+    let all = mistakes(&format!("--node-name status {GOOD} stat"));
+    assert!(all.len() == 1 && all[0].contains("no such subcommand"), "{all:?}");
 }
 
 #[test]
 fn subcommands_look_where_the_environment_says_that_the_agent_is() {
     let vars = [("KIAM_STATE_DIR", "/run/a"), ("KIAM_BPFFS", "/sys/fs/bpf/a")];
     let folders = |line| match with(line, &vars).unwrap() {
-        Task::Status { state_dir, .. } => vec![state_dir],
+        Task::Status { state_dir, .. } | Task::Explain { state_dir, .. } => vec![state_dir],
         Task::Uninstall { bpffs, state_dir, .. } => vec![bpffs, state_dir],
         other => panic!("{other:?}"),
     };
     for (line, expected) in [
         ("status", vec!["/run/a"]),
+        ("explain shop/orders", vec!["/run/a"]),
         ("status --live --state-dir /run/b", vec!["/run/b"]),
         ("uninstall", vec!["/sys/fs/bpf/a", "/run/a"]),
         ("uninstall --bpffs=/sys/fs/bpf/b", vec!["/sys/fs/bpf/b", "/run/a"]),

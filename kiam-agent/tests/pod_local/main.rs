@@ -15,7 +15,10 @@ use serde_json::Value;
 use tokio::time::Instant;
 use xtask::{
     lab::{Agent, Lab, LabPod, PodSpec, role_arn},
-    pod_client::{Attempt, wire::exchange},
+    pod_client::{
+        Attempt,
+        wire::{Reply, exchange},
+    },
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
@@ -62,11 +65,22 @@ fn assert_served(lab: &Lab, attempt: &Attempt, role: &str) {
     assert!(is_served(lab, attempt, role), "not {role}'s: {attempt:?}");
 }
 
-/// What the agent that serves says at `/pods`, which only the node's root can ask.
-fn pods(lab: &Lab) -> Vec<Value> {
+/// What the agent that serves answers on the socket that only the node's root can open.
+fn operator(lab: &Lab, path: &str) -> Reply {
     let mut stream = UnixStream::connect(lab.state().join(admin::SOCKET)).unwrap();
-    let request = "GET /pods HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-    serde_json::from_str(&exchange(&mut stream, request).unwrap().body).unwrap()
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    exchange(&mut stream, &request).unwrap()
+}
+
+/// What it says of all pods.
+fn pods(lab: &Lab) -> Vec<Value> {
+    serde_json::from_str(&operator(lab, "/pods").body).unwrap()
+}
+
+/// What it says of one, and whether that would get credentials.
+fn explain(lab: &Lab, pod: &str) -> (bool, String) {
+    let answer = operator(lab, &format!("/explain/{pod}"));
+    (answer.status == 200, answer.body)
 }
 
 /// How it says that the pod's connections go; empty while it does not know the pod.

@@ -6,8 +6,8 @@ use xtask::{
 };
 
 use super::{
-    INSIDE, ON_THE_NODE, assert_served, eventually, is_served, path_of, port_inside, start,
-    verdicts,
+    INSIDE, ON_THE_NODE, assert_served, eventually, explain, is_served, path_of, port_inside,
+    start, verdicts,
 };
 
 const NO_LISTENER: &str = "denied_path";
@@ -40,11 +40,15 @@ fn pod_local_refuses_a_pod_until_it_has_a_listener() {
         assert_eq!(attempt.error.as_deref(), Some("EPERM"), "{via:?}: {attempt:?}");
     }
     assert_eq!(verdicts(&agent, NO_LISTENER) - denied, 3);
+    let (granted, why) = explain(&lab, "shop/orders");
+    assert!(!granted && why.contains("none, it can't connect: denied: "), "{why}");
     pod.netns().ip("link set lo up\n").unwrap();
     // Each of its processes that comes makes the agent look again.
     let served = || is_served(&lab, &pod.credentials().unwrap(), "orders");
     eventually(served, || path_of(&lab, &pod));
     port_inside(&lab, &pod);
+    let (granted, why) = explain(&lab, "shop/orders");
+    assert!(granted && why.contains("pod-local: listening on port"), "{why}");
     for via in WAYS {
         let attempt = pod.ask_once(&Options { via, ..Options::default() }).unwrap();
         assert_served(&lab, &attempt, "orders");

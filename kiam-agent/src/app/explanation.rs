@@ -1,0 +1,347 @@
+//! Why a pod gets what it gets: one account, for `/pods` and for `kiam-agent explain`. No secrets.
+
+use std::{
+    cmp::Reverse,
+    fmt::Write as _,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::knowledge::Knowledge;
+use crate::{
+    clock::Clock,
+    config::Config,
+    credentials::State,
+    imds::{self, Imdsv2, NodeRole, Place},
+    intercept::HostNetworkPods,
+    pods::{Namespace, Pod},
+    policy::{Decision, Ruling, Rulings},
+    role::{InvalidRole, Quoted, RoleArn},
+};
+
+/// How many pods are shown instead of one that is not known.
+const ALIKE: usize = 5;
+/// In how many characters names must begin alike.
+const BEGINNING: usize = 3;
+
+/// What accounts are made of. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Explainer {
+    knowledge: Knowledge,
+    clock: Clock,
+    settings: Arc<Settings>,
+}
+
+/// What the flags say about all pods.
+struct Settings {
+    /// The only node whose pods are watched.
+    node: Option<String>,
+    tokens: Imdsv2,
+    node_roles: Vec<NodeRole>,
+    passes_host_network: bool,
+    observes: bool,
+}
+
+/// All that is known of one pod, at one moment.
+pub(super) struct Account<'a> {
+    pod: Arc<Pod>,
+    namespace: Option<Arc<Namespace>>,
+    role: Option<Result<RoleArn, InvalidRole>>,
+    rulings: Option<Rulings>,
+    decision: Decision,
+    credentials: Option<State>,
+    /// How its connections reach the agent, or why they don't.
+    path: Result<String, String>,
+    now: SystemTime,
+    settings: &'a Settings,
+}
+
+// === impl Explainer ===
+
+impl Explainer {
+    /// Explains from `knowledge`, as it is whenever it is asked.
+    pub(super) fn new(config: &Config, knowledge: &Knowledge, clock: &Clock) -> Self {
+        let passes = |it: &crate::intercept::Config| it.host_network == HostNetworkPods::Pass;
+        let settings = Settings {
+            node: config.cluster.node_name.clone(),
+            tokens: config.imds.imdsv2,
+            node_roles: config.imds.node_roles.clone(),
+            passes_host_network: config.intercept.as_ref().is_some_and(passes),
+            observes: config.observes(),
+        };
+        let (knowledge, clock) = (knowledge.clone(), clock.clone());
+        Self { knowledge, clock, settings: Arc::new(settings) }
+    }
+
+    /// Every pod that is known, by namespace and name.
+    pub(super) fn all(&self) -> Value {
+        let mut all = self.knowledge.pods.all();
+        all.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        all.iter().map(|pod| self.shown(pod)).collect()
+    }
+
+    /// What is known of the pod of this name: `Ok` if it would get credentials, `Err` if not.
+    pub(super) fn explain(&self, namespace: &str, name: &str) -> Result<String, String> {
+        let all = self.knowledge.pods.all();
+        let mut asked: Vec<_> =
+            all.iter().filter(|pod| pod.namespace == namespace && pod.name == name).collect();
+        // One that has ended may have left its name to another.
+        if asked.iter().any(|pod| pod.live) {
+            asked.retain(|pod| pod.live);
+        }
+        if asked.is_empty() {
+            return Err(self.unknown(&all, namespace, name));
+        }
+        let accounts: Vec<_> = asked.into_iter().map(|pod| self.account(pod)).collect();
+        let texts: Vec<_> = accounts.iter().map(Account::text).collect();
+        let text = texts.join("\n");
+        if accounts.iter().all(|account| account.answer().is_ok()) { Ok(text) } else { Err(text) }
+    }
+
+    fn account(&self, pod: &Arc<Pod>) -> Account<'_> {
+        let Knowledge { pods, policy, credentials, paths, .. } = &self.knowledge;
+        let namespace = pods.namespace(&pod.namespace);
+        let role = policy.role(pod);
+        let rulings = match (&namespace, &role) {
+            (Some(namespace), Some(Ok(role))) => Some(policy.rulings(namespace, role)),
+            _ => None,
+        };
+        let decision = policy.decide(pod);
+        let credentials = match &decision {
+            Decision::Allow(identity) => credentials.get(identity),
+            Decision::Refuse(_) => None,
+        };
+        let (path, now) = (paths.of(pod), self.clock.now());
+        let (pod, settings) = (pod.clone(), &*self.settings);
+        Account { pod, namespace, role, rulings, decision, credentials, path, now, settings }
+    }
+
+    fn shown(&self, pod: &Arc<Pod>) -> Value {
+        let mut shown = self.account(pod).json();
+        let observed = self.knowledge.sightings.of(&pod.uid);
+        if !observed.is_empty() {
+            shown["observed"] = json!(observed);
+        }
+        shown
+    }
+
+    /// What there is instead of a pod that is not known.
+    fn unknown(&self, all: &[Arc<Pod>], namespace: &str, name: &str) -> String {
+        let watched = match &self.settings.node {
+            Some(node) => format!(" on node {node}, whose pods alone this agent watches"),
+            None => String::new(),
+        };
+        let mut text = format!("there is no pod {namespace}/{name}{watched}\n");
+        let beginning = |pod: &Pod| {
+            pod.name.bytes().zip(name.bytes()).take_while(|(one, other)| one == other).count()
+        };
+        let mut alike: Vec<_> = all
+            .iter()
+            .filter(|pod| {
+                pod.name == name || (pod.namespace == namespace && beginning(pod) >= BEGINNING)
+            })
+            .collect();
+        alike.sort_by_key(|pod| (Reverse(beginning(pod)), &pod.namespace, &pod.name));
+        for pod in alike.into_iter().take(ALIKE) {
+            let _ = writeln!(text, "alike: {}/{}", pod.namespace, pod.name);
+        }
+        text
+    }
+}
+
+// === impl Account ===
+
+impl Account<'_> {
+    /// What `/pods` shows.
+    fn json(&self) -> Value {
+        let pod = &self.pod;
+        let mut shown = json!({
+            "namespace": pod.namespace, "name": pod.name, "uid": pod.uid.to_string(),
+            "addresses": pod.addresses, "hostNetwork": pod.host_network, "live": pod.live,
+            "annotation": pod.role, "path": path(&self.path),
+        });
+        match &self.decision {
+            Decision::Refuse(refusal) => shown["refused"] = json!(refusal.to_string()),
+            Decision::Allow(identity) => {
+                shown["role"] = json!(identity.role.to_string());
+                shown["sessionName"] = json!(identity.session_name.to_string());
+                shown["credentials"] = match &self.credentials {
+                    None => json!("not wanted"),
+                    Some(State::Pending(None)) => json!("pending"),
+                    Some(State::Pending(Some(limit))) => json!({ "waiting": limit.to_string() }),
+                    Some(State::Failed { error, .. }) => json!({ "failed": error.message }),
+                    Some(State::Ready(issued)) => json!({
+                        "accessKeyId": issued.credentials.access_key_id,
+                        "expiration": time(issued.credentials.expires),
+                    }),
+                };
+            }
+        }
+        shown
+    }
+
+    /// What `kiam-agent explain` prints.
+    fn text(&self) -> String {
+        let pod = &self.pod;
+        let mut lines = vec![("pod", self.who())];
+        let annotation = match &pod.role {
+            Some(text) => Quoted::new(text).to_string(),
+            None => "the pod has none".to_owned(),
+        };
+        lines.push(("annotation", annotation));
+        match &self.role {
+            None => {}
+            Some(Ok(role)) => lines.push(("role", role.to_string())),
+            Some(Err(error)) => lines.push(("role", error.to_string())),
+        }
+        lines.extend(self.namespace());
+        if let Decision::Allow(identity) = &self.decision {
+            lines.push(("session name", identity.session_name.to_string()));
+            let source = identity.source_identity.as_ref();
+            lines.extend(source.map(|source| ("source identity", source.to_string())));
+        }
+        let is_set = if pod.external_id.is_some() { "set" } else { "not set" };
+        lines.push(("external id", is_set.to_owned()));
+        lines.push(("tokens", self.tokens().to_owned()));
+        lines.push(("path", path(&self.path).to_owned()));
+        if let Decision::Allow(_) = &self.decision {
+            lines.push(("credentials", self.held()));
+        }
+        if self.settings.observes {
+            let only = "observe: the pod's requests are left alone; they would be answered so:";
+            lines.push(("mode", only.to_owned()));
+        }
+        let (Ok(answer) | Err(answer)) = self.answer();
+        lines.push(("answer", answer));
+        lines.iter().fold(String::new(), |mut text, (what, says)| {
+            // AWS's words may have any form; nothing fails when it is written to memory.
+            let _ = writeln!(text, "{what:15} {}", says.replace(char::is_control, " "));
+            text
+        })
+    }
+
+    fn who(&self) -> String {
+        let pod = &self.pod;
+        let mut who = format!("{}/{}, uid {}", pod.namespace, pod.name, pod.uid);
+        if let Some(node) = &pod.node {
+            who += &format!(", on node {node}");
+        }
+        if pod.host_network {
+            who += ", on the node's network";
+        }
+        let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
+        match addresses.as_slice() {
+            [] => who += ", without address yet",
+            some => who += &format!(", at {}", some.join(" ")),
+        }
+        if pod.live { who } else { who + ", ended" }
+    }
+
+    /// What the namespace's annotations say, each.
+    fn namespace(&self) -> Vec<(&'static str, String)> {
+        let name = &self.pod.namespace;
+        let Some(namespace) = &self.namespace else {
+            return vec![("namespace", format!("{name} is not known yet"))];
+        };
+        let raw = |text: &Option<String>| match text {
+            Some(text) => format!("says {}", Quoted::new(text)),
+            None => "the namespace has none".to_owned(),
+        };
+        let (permitted, allowed_roles) = match &self.rulings {
+            Some(Rulings { permitted, allowed_roles }) => {
+                (ruling(permitted.as_ref()), ruling(allowed_roles.as_ref()))
+            }
+            None => (raw(&namespace.permitted), raw(&namespace.allowed_roles)),
+        };
+        vec![("permitted", permitted), ("allowed-roles", allowed_roles)]
+    }
+
+    fn tokens(&self) -> &'static str {
+        match (&self.namespace, self.settings.tokens) {
+            (_, Imdsv2::Required) => "required, by --imdsv2",
+            (Some(namespace), _) if namespace.requires_imdsv2() => "required, by the namespace",
+            (Some(_), _) => "optional",
+            (None, _) => "required, as long as the namespace is not known",
+        }
+    }
+
+    fn held(&self) -> String {
+        let whole =
+            |left: Duration| humantime::format_duration(Duration::from_secs(left.as_secs()));
+        match &self.credentials {
+            None => "none: this agent does not want them (yet)".to_owned(),
+            Some(State::Pending(None)) => "none yet: STS is asked".to_owned(),
+            Some(State::Pending(Some(limit))) => format!("none yet: {limit}"),
+            Some(State::Failed { error, retry_at }) => {
+                let left = retry_at.saturating_duration_since(Instant::now());
+                format!("none: {error}; STS is asked again in {}", whole(left))
+            }
+            Some(State::Ready(issued)) => {
+                let held = &issued.credentials;
+                let left = held.expires.duration_since(self.now).unwrap_or_default();
+                let until = time(held.expires);
+                format!("{}, valid until {until} ({})", held.access_key_id, whole(left))
+            }
+        }
+    }
+
+    /// What the pod is answered, if it asks now; `Ok` if that is credentials.
+    fn answer(&self) -> Result<String, String> {
+        let (pod, settings) = (&self.pod, self.settings);
+        if !pod.live {
+            return Err("none: the pod has ended".to_owned());
+        }
+        if settings.node_roles.iter().any(|role| role.names(pod)) {
+            return Err("the real metadata service's: --node-role names the pod".to_owned());
+        }
+        if pod.host_network && settings.passes_host_network {
+            return Err("the real metadata service's, by --host-network-pods=pass".to_owned());
+        }
+        if let Err(path) = &self.path {
+            return Err(format!("none, it can't connect: {path}"));
+        }
+        let refused = |error: &imds::Error| {
+            let (role, credentials) =
+                (error.status(Place::Elsewhere), error.status(Place::Credentials));
+            if role == credentials {
+                return format!("{}: {error}", role.as_u16());
+            }
+            format!(
+                "{} for its role, {} for credentials: {error}",
+                role.as_u16(),
+                credentials.as_u16()
+            )
+        };
+        match &self.decision {
+            Decision::Refuse(refusal) => Err(refused(&imds::Error::Refused(refusal.clone()))),
+            Decision::Allow(_) => match State::lack(self.credentials.as_ref()) {
+                None => Ok("200, with these credentials".to_owned()),
+                Some(reason) => {
+                    let retry_after = Duration::ZERO;
+                    Err(refused(&imds::Error::NoCredentials { reason, retry_after }))
+                }
+            },
+        }
+    }
+}
+
+fn path(path: &Result<String, String>) -> &str {
+    let (Ok(text) | Err(text)) = path;
+    text
+}
+
+fn ruling<E: std::fmt::Display>(ruling: Option<&Ruling<E>>) -> String {
+    match ruling {
+        None => "the namespace has none".to_owned(),
+        Some(Ruling::Allows(text)) => format!("allows the role by {text}"),
+        Some(Ruling::Forbids(text)) => format!("forbids the role: {text} does not match it"),
+        Some(Ruling::Invalid(error)) => format!("forbids every role: {error}"),
+    }
+}
+
+fn time(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
+}
