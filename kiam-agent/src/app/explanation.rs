@@ -345,3 +345,134 @@ fn ruling<E: std::fmt::Display>(ruling: Option<&Ruling<E>>) -> String {
 fn time(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::{
+        app::{inside::Paths, observe::Sightings},
+        config::{Task, Vars, parse},
+        credentials::{self, CredentialSource, Credentials, Prefetcher, SourceError},
+        lifecycle::Readiness,
+        pods::{PodIndex, fixtures},
+        policy::{self, AnnotationOverrides, NamespacePolicy, RolePolicy},
+        role::{RoleIdentity, RoleResolver, SessionName, WantedRoles},
+        telemetry::Statsd,
+    };
+
+    struct Nobody;
+
+    impl CredentialSource for Nobody {
+        fn issue<'a>(
+            &'a self,
+            _identity: &'a RoleIdentity,
+        ) -> futures::future::BoxFuture<'a, Result<Credentials, SourceError>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    struct Unset;
+
+    impl Vars for Unset {
+        fn get(&self, _name: &str) -> Option<String> {
+            None
+        }
+    }
+
+    fn config(flags: &str) -> Config {
+        let line = format!(
+            "--host=192.0.2.1 --role-base-arn=arn:aws:iam::123456789012:role/ --node-name=node-1 {flags}"
+        );
+        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        let Ok(Task::Run(config)) = parse(&words, &Unset) else { panic!("{flags}") };
+        *config
+    }
+
+    fn explainer(flags: &str) -> (PodIndex, Explainer) {
+        let config = config(flags);
+        let (index, pods) = PodIndex::new();
+        let policy = policy::Config {
+            resolver: RoleResolver::new(Some("arn:aws:iam::123456789012:role/".parse().unwrap())),
+            namespaces: NamespacePolicy::Optional,
+            session_name: SessionName::sanitised("kiam-kiam").into(),
+            source_identity: None,
+            overrides: AnnotationOverrides::Everywhere,
+            session_duration: Duration::from_secs(3600),
+        };
+        let clock = Clock::system();
+        let parts = credentials::Parts {
+            source: Arc::new(Nobody),
+            render: imds::wire::render,
+            clock: clock.clone(),
+            wanted: watch::channel(WantedRoles::default()).1,
+            silence: Box::new(|| None),
+            metrics: credentials::Metrics::register(
+                &mut prometheus_client::registry::Registry::default(),
+                Statsd::off(),
+            ),
+            first_pass: Readiness::default().latch("first credentials"),
+        };
+        let knowledge = Knowledge {
+            policy: RolePolicy::new(policy, pods.clone()),
+            pods,
+            credentials: Prefetcher::new(credentials::Config::default(), parts).1,
+            sightings: Sightings::default(),
+            paths: Paths::default(),
+        };
+        let explainer = Explainer::new(&config, &knowledge, &clock);
+        (index, explainer)
+    }
+
+    fn pod(n: u32) -> Pod {
+        Pod { role: Some("reader".to_owned()), ..Pod::test(n) }
+    }
+
+    #[test]
+    fn the_answer_is_what_the_pod_would_see() {
+        let cases = [
+            (
+                "",
+                Pod::test(1),
+                "answer          404 for its role, 403 for credentials: the pod has no",
+            ),
+            ("", pod(1), "answer          503: no credentials yet: AWS has not answered"),
+            ("", pod(1), "credentials     none: this agent does not want them (yet)"),
+            ("", pod(1), "tokens          optional"),
+            ("--imdsv2=required", pod(1), "tokens          required, by --imdsv2"),
+            ("", Pod { live: false, ..pod(1) }, "answer          none: the pod has ended"),
+            ("", Pod { host_network: true, ..pod(1) }, "by --host-network-pods=pass"),
+            ("--host-network-pods=intercept", Pod { host_network: true, ..pod(1) }, "503: "),
+            ("--node-role=default/default", pod(1), "real metadata service's: --node-role"),
+            ("--mode=observe", pod(1), "mode            observe: "),
+            ("", Pod { namespace: "lost".to_owned(), ..pod(1) }, "lost is not known yet"),
+        ];
+        for (flags, pod, expected) in cases {
+            let (index, explainer) = explainer(flags);
+            index.apply_namespace(fixtures::namespace("default", 1));
+            let namespace = pod.namespace.clone();
+            index.apply(pod);
+            let text = explainer.explain(&namespace, "pod-1").unwrap_err();
+            assert!(text.contains(expected), "{flags} {expected}:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_ended_does_not_hide_the_one_that_has_its_name_now() {
+        let (index, explainer) = explainer("");
+        index.apply_namespace(fixtures::namespace("default", 1));
+        index.apply(Pod { live: false, ..pod(1) });
+        index.apply(Pod { name: "pod-1".to_owned(), ..pod(2) });
+        index.apply(pod(12));
+        let text = explainer.explain("default", "pod-1").unwrap_err();
+        assert!(text.contains("uid 00000002") && !text.contains("ended"), "{text}");
+        let text = explainer.explain("default", "pod-13").unwrap_err();
+        assert!(
+            text.contains("on node node-1") && text.contains("alike: default/pod-12\n"),
+            "{text}"
+        );
+        let text = explainer.explain("other", "pod-12").unwrap_err();
+        assert!(text.ends_with("alike: default/pod-12\n"), "{text}");
+    }
+}
