@@ -65,8 +65,8 @@ pub struct Held {
     /// Connections that are open now. Signed: an entry that is swept while a connection opens loses that
     /// one's count, and its close must leave -1 here, not a number above every quota.
     pub open: i64,
-    /// When the last one was opened, nanoseconds of `CLOCK_MONOTONIC`.
-    pub last_ns: u64,
+    /// How many were opened in all.
+    pub opened: i64,
 }
 const _: () = assert!(size_of::<Held>() == 16);
 

@@ -165,15 +165,18 @@ pub(crate) fn publish(ctx: &SockOpsContext) {
     }
     if client.counted == 0 {
         client.counted = 1;
-        open(&NETNS, client.netns);
         open(&PODS, client.pod);
+        // A listener inside knows its namespace.
+        if client.inside == 0 {
+            open(&NETNS, client.netns);
+        }
     }
     let own = key(ctx, client.netns);
     client.source = own.source;
     let entry = *client;
     // An entry that cannot be written leaves the connection unattested: its SYN is dropped.
     let _ = FLOWS.insert(own, entry, 0);
-    // A listener inside knows its namespace; and loopback addresses repeat in every one.
+    // Loopback addresses repeat in every namespace.
     if entry.inside == 0 {
         let _ = FLOWS.insert(FlowKey { netns: 0, ..own }, entry, 0);
     }
@@ -184,16 +187,16 @@ pub(crate) fn publish(ctx: &SockOpsContext) {
 pub(crate) fn close(ctx: &SockOpsContext) {
     let Some(client) = recorded(ctx) else { return };
     let own = FlowKey { source: client.source, ..key(ctx, client.netns) };
+    let counted = client.counted == 1;
+    client.counted = 0;
     remove(own, client.socket);
+    if counted {
+        closed(&PODS, client.pod);
+    }
     if client.inside == 0 {
         remove(FlowKey { netns: 0, ..own }, client.socket);
-    }
-    if client.counted == 1 {
-        client.counted = 0;
-        for (held, key) in [(&NETNS, client.netns), (&PODS, client.pod)] {
-            if let Some(held) = held.get_ptr_mut(key) {
-                add(held, -1);
-            }
+        if counted {
+            closed(&NETNS, client.netns);
         }
     }
 }
@@ -236,26 +239,36 @@ pub(crate) fn observe(verdict: Verdict) {
     count(Reason::Observed);
 }
 
+/// Counts a connection of `key`'s that is open from now on.
 #[inline(always)]
 fn open(map: &HashMap<u64, Held>, key: u64) {
-    // SAFETY: the helper has no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
-    let _ = map.insert(key, Held { open: 0, last_ns: now }, BPF_NOEXIST.into());
-    if let Some(held) = map.get_ptr_mut(key) {
-        add(held, 1);
-        // SAFETY: a value that the map returned; an aligned word is written whole.
-        unsafe { (*held).last_ns = now }
+    let mut held = map.get_ptr_mut(key);
+    if held.is_none() {
+        // Another processor may be faster; an insertion is too dear to be tried each time.
+        let _ = map.insert(key, Held { open: 0, opened: 0 }, BPF_NOEXIST.into());
+        held = map.get_ptr_mut(key);
     }
+    let Some(held) = held else { return };
+    // SAFETY: a value that the map returned lives as long as the program runs (RCU).
+    add(unsafe { &raw mut (*held).open }, 1);
+    // SAFETY: as above.
+    add(unsafe { &raw mut (*held).opened }, 1);
 }
 
-/// Adds to the count. The sum is not asked for: that needs kernel 5.12.
+/// Counts that one of them is no longer.
 #[inline(always)]
-fn add(held: *mut Held, step: i64) {
+fn closed(map: &HashMap<u64, Held>, key: u64) {
+    let Some(held) = map.get_ptr_mut(key) else { return };
     // SAFETY: a value that the map returned lives as long as the program runs (RCU).
-    let open = unsafe { &raw mut (*held).open };
+    add(unsafe { &raw mut (*held).open }, -1);
+}
+
+/// Adds to a word of a map's value. The sum is not asked for: that needs kernel 5.12.
+#[inline(always)]
+fn add(word: *mut i64, step: i64) {
     // The target has no compare-and-swap, so `core` gives it no `fetch_add`; BPF's own XADD is one.
     // SAFETY: aligned, alive, and every program changes it by this instruction only.
     unsafe {
-        asm!("lock *(u64 *)({open} + 0) += {step}", open = in(reg) open, step = in(reg) step)
+        asm!("lock *(u64 *)({word} + 0) += {step}", word = in(reg) word, step = in(reg) step)
     };
 }

@@ -77,7 +77,7 @@ pub(crate) static FLOWS: HashMap<FlowKey, Client> =
 #[map]
 pub(crate) static OBSERVED: LruHashMap<Sighting, Sightings> = LruHashMap::with_max_entries(8192, 0);
 
-/// Open connections by network namespace.
+/// Open connections to the node's listener by network namespace.
 #[map]
 pub(crate) static NETNS: HashMap<u64, Held> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 

@@ -29,8 +29,8 @@ impl InsideResolver {
 
 impl ClientResolver for InsideResolver {
     fn resolve(&self, connection: &Connection) -> Result<Client, Unattested> {
-        let taken = self.flows.take(self.netns, connection.peer, connection.local);
-        let entry = taken.map_err(super::unreadable)?.ok_or(Unattested::NoEntry)?;
+        let found = self.flows.find(self.netns, connection.peer, connection.local);
+        let entry = found.map_err(super::unreadable)?.ok_or(Unattested::NoEntry)?;
         let uid = self.cgroups.pod(entry.cgroup)?;
         if uid != self.pod {
             return Err(Unattested::OtherPod { caller: uid, listener: self.pod.clone() });

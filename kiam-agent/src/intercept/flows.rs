@@ -33,8 +33,8 @@ struct Maps {
 #[derive(Debug)]
 struct Holders {
     held: HashMap<MapData, u64, Held>,
-    /// Those that had nothing open when last swept.
-    idle: HashSet<(u64, u64)>,
+    /// Those that had nothing open when last swept, with how many they had opened.
+    idle: HashSet<(u64, i64)>,
 }
 
 // === impl Flows ===
@@ -65,6 +65,23 @@ impl Flows {
         Ok(client.map(|client| FlowEntry { cgroup: client.cgroup, netns: client.netns }))
     }
 
+    /// The entry of the connection from `peer` to `local`, which was opened in the network namespace `netns`. It stays
+    /// until the opener's socket closes: as long as that is there, nobody else's connection there has these ends.
+    ///
+    /// # Errors
+    ///
+    /// As [`Flows::take`].
+    pub fn find(
+        &self,
+        netns: u64,
+        peer: SocketAddr,
+        local: SocketAddr,
+    ) -> Result<Option<FlowEntry>, MapError> {
+        let maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let client = maps.find(&key(netns, peer, local))?;
+        Ok(client.map(|client| FlowEntry { cgroup: client.cgroup, netns: client.netns }))
+    }
+
     /// Takes what the listener's side knows of the connection: the network namespace of whoever opened one
     /// with these ends last. Whose it is, the entry of that namespace says.
     ///
@@ -81,15 +98,12 @@ impl Flows {
 
     fn take_entry(&self, key: FlowKey) -> Result<Option<Client>, MapError> {
         let mut maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match maps.flows.get(&key, 0) {
-            Ok(client) => {
-                // The socket's close may have been faster.
-                let _ = maps.flows.remove(&key);
-                Ok(Some(client))
-            }
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(error),
+        let found = maps.find(&key)?;
+        if found.is_some() {
+            // The socket's close may have been faster.
+            let _ = maps.flows.remove(&key);
         }
+        Ok(found)
     }
 
     /// Cookies of the network namespaces that have, or lately had, connections to the agent.
@@ -107,12 +121,24 @@ impl Flows {
     }
 }
 
+// === impl Maps ===
+
+impl Maps {
+    fn find(&self, key: &FlowKey) -> Result<Option<Client>, MapError> {
+        match self.flows.get(key, 0) {
+            Ok(client) => Ok(Some(client)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
 // === impl Holders ===
 
 impl Holders {
     fn sweep(&mut self) {
         let held = self.held.iter().flatten().filter(|(_, held)| held.open <= 0);
-        let idle: HashSet<(u64, u64)> = held.map(|(key, held)| (key, held.last_ns)).collect();
+        let idle: HashSet<(u64, i64)> = held.map(|(key, held)| (key, held.opened)).collect();
         for (key, _) in idle.intersection(&self.idle) {
             // Gone already is as good.
             let _ = self.held.remove(key);
