@@ -20,7 +20,7 @@ pub(super) async fn start(
     tasks: &mut JoinSet<()>,
 ) -> Result<(), GuardError> {
     let metrics = GuardMetrics::register(registry);
-    let detail = readiness.detail("guard route");
+    let shown = (readiness.detail("guard route"), readiness.latch("older connections ended"));
     let asked = match config.mode {
         Mode::Enforce => config.guard,
         // Nothing changes for the pods.
@@ -33,7 +33,7 @@ pub(super) async fn start(
     // are opened anew.
     let guarded = parts.guards_packets || uplink.is_some();
     let ends_hosts = config.host_network == HostNetworkPods::Intercept || (guarded && parts.first);
-    let guard = Guard::start(asked, ends_hosts, &parts.cgroup, uplink, metrics, detail).await?;
+    let guard = Guard::start(asked, ends_hosts, &parts.cgroup, uplink, metrics, shown).await?;
     tasks.spawn(guard.keep(drain).instrument(info_span!("guard")));
     Ok(())
 }

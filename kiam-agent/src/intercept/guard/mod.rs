@@ -25,7 +25,7 @@ pub(super) use self::uplink::remove as remove_uplinks;
 use self::{changes::Changes, probe::Reach};
 pub use self::{metrics::Metrics, uplink::UplinkProgram};
 use super::{Cgroup, Error, namespaces, netlink};
-use crate::lifecycle::{Detail, Drain};
+use crate::lifecycle::{Detail, Drain, Latch};
 
 /// Between two looks at everything, whether or not the kernel told of a change.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -88,6 +88,12 @@ pub struct Guard {
     uplink: Option<UplinkProgram>,
     rules: Option<Changes>,
     routes: Option<Changes>,
+    /// The agent's own pod's cgroup, whose connections go on.
+    own: Option<u64>,
+    /// Whether the connections that hostNetwork pods have to the IMDS are ended too.
+    ends_hosts: bool,
+    /// Set once the older connections are ended.
+    ended: Latch,
     metrics: Metrics,
     detail: Detail,
     reach: Reach,
@@ -96,8 +102,8 @@ pub struct Guard {
 // === impl Guard ===
 
 impl Guard {
-    /// Makes the rules, attaches `uplink` where it is there, and ends the connections that pods have to the IMDS, those of
-    /// hostNetwork pods with `ends_hosts`.
+    /// Makes the rules, and attaches `uplink` where it is there. [`Guard::keep`] ends the connections that pods have to the
+    /// IMDS, those of hostNetwork pods with `ends_hosts`, and then sets `ended`.
     ///
     /// # Errors
     ///
@@ -108,7 +114,7 @@ impl Guard {
         cgroup: &Cgroup,
         uplink: Option<UplinkProgram>,
         metrics: Metrics,
-        detail: Detail,
+        (detail, ended): (Detail, Latch),
     ) -> Result<Self, GuardError> {
         // Before the rules, so that nothing that happens to them goes unseen.
         let rules = config.route.map(|_| Changes::of_rules()).transpose();
@@ -121,6 +127,9 @@ impl Guard {
             routes: routes.map_err(GuardError::Changes)?,
             metrics,
             detail,
+            own: cgroup.pod_of_process(std::process::id()),
+            ends_hosts,
+            ended,
             reach: Reach::Unknown,
         };
         let rules = blocking(move || keep_rules(config.route, Others::Remove)).await??;
@@ -129,18 +138,17 @@ impl Guard {
             report_ipv6(rules.ipv6);
         }
         guard.attach_uplinks().await?;
-        if config != GuardConfig::default() {
-            let own = cgroup.pod_of_process(std::process::id());
-            let pods = guard.cgroup.clone();
-            let destroyed = blocking(move || sockets::destroy(&pods, own, ends_hosts)).await?;
-            report_sockets(&destroyed, &guard.metrics);
-        }
         Ok(guard)
     }
 
-    /// Puts back what somebody removes, follows the node's uplinks, and tries once a minute whether the guard holds,
-    /// until the drain begins.
+    /// Ends the connections that pods have to the IMDS; then puts back what somebody removes, follows the node's uplinks,
+    /// and tries once a minute whether the guard holds, until the drain begins.
     pub async fn keep(mut self, mut drain: Drain) {
+        // Milliseconds for each pod, which nobody who is served needs to wait for.
+        tokio::select! {
+            () = self.end_older() => self.ended.set(),
+            () = drain.started() => return,
+        }
         let mut sweeps = interval(SWEEP);
         sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -161,6 +169,19 @@ impl Guard {
                     self.keep_uplinks().await;
                     sleep(PAUSE).await;
                 }
+            }
+        }
+    }
+
+    async fn end_older(&self) {
+        if self.config == GuardConfig::default() {
+            return;
+        }
+        let (pods, own, hosts) = (self.cgroup.clone(), self.own, self.ends_hosts);
+        match blocking(move || sockets::destroy(&pods, own, hosts)).await {
+            Ok(destroyed) => report_sockets(&destroyed, &self.metrics),
+            Err(error) => {
+                error!(%error, "Pods may have connections to the IMDS that are older than the agent")
             }
         }
     }
