@@ -225,18 +225,27 @@ async fn a_history_that_is_gone_is_listed_anew_however_the_server_says_so() {
 }
 
 #[tokio::test]
-async fn a_silent_watch_is_opened_anew() {
+async fn after_a_silent_watch_there_is_a_list_and_another_watch() {
     let api = server();
     let fed = Fed::with(&api, |config| config.stall = Duration::from_millis(300)).await;
     api.stall_watches(true);
     api.apply_pod(&pod("a", 1));
+    fed.has(&["a"]).await;
     eventually("another watch", || api.watches(Resource::Pods) > 1).await;
-    assert_eq!(fed.names(), [""; 0]);
-    api.close_watches();
+    assert!(api.lists(Resource::Pods) > 1, "the watches say nothing");
+    fed.until("a sign of life", || fed.reader.silence().unwrap() < Duration::from_secs(1)).await;
+
     api.stall_watches(false);
     api.bookmark_every(Duration::from_millis(50));
-    fed.has(&["a"]).await;
-    assert_eq!(api.lists(Resource::Pods), 1, "a silent watch is no reason to list");
+    api.close_watches();
+    let bookmarks = || {
+        let count = fed.metric(r#"kiam_cluster_events_total{resource="Pods",kind="Bookmark"}"#);
+        count.map_or(0, |count| count.parse::<u32>().unwrap())
+    };
+    fed.until("a bookmark", || bookmarks() > 0).await;
+    let (lists, first) = (api.lists(Resource::Pods), bookmarks());
+    fed.until("a second of bookmarks", || bookmarks() >= first + 20).await;
+    assert_eq!(api.lists(Resource::Pods), lists, "bookmarks are no silence");
 }
 
 #[tokio::test]

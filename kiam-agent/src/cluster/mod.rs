@@ -38,7 +38,7 @@ pub struct Config {
     pub node_name: Option<String>,
     /// Time between two lists, which heal whatever the watch lost.
     pub sync_interval: Duration,
-    /// A watch that shows neither event nor bookmark for so long is opened anew.
+    /// After so long, up to a tenth more or less, without event or bookmark: a list, and another watch.
     pub stall: Duration,
 }
 

@@ -64,7 +64,7 @@ pub(super) struct Reflector<K> {
 pub(super) struct Timing {
     /// Time between two lists, which heal whatever the watch lost.
     pub(super) sync_interval: Duration,
-    /// A watch that is silent for so long is opened anew.
+    /// After so long a silence of the watch, up to a tenth more or less: a list, and another watch.
     pub(super) stall: Duration,
 }
 
@@ -81,8 +81,6 @@ enum Failure {
     Timeout(#[from] time::error::Elapsed),
     #[error("the server refuses the watch: {0}")]
     Watch(String),
-    #[error("neither event nor bookmark within {} s, opening another watch", .0.as_secs())]
-    Silence(Duration),
 }
 
 /// How old a list may be.
@@ -128,7 +126,9 @@ impl<K: Kind> Reflector<K> {
         tokio::join!(self.follow(), self.heal());
     }
 
-    /// Lists, then watches from there; lists again only if the history since then is gone.
+    /// Lists, then watches from there; lists again if the history since then is gone, or the watch is silent: a server
+    /// sends no bookmark while nothing at all happens, and only a list tells a watch that has nothing to say from one
+    /// that is broken.
     async fn follow(&self) {
         let mut backoff = Backoff::new();
         let mut version = None;
@@ -147,13 +147,11 @@ impl<K: Kind> Reflector<K> {
             let end = self.watch(&mut at).await;
             self.count_restart(&end);
             version = match &end {
-                End::Closed | End::Failed(_) | End::Stalled => Some(at),
-                End::Expired | End::Rewound => None,
+                End::Closed | End::Failed(_) => Some(at),
+                End::Expired | End::Rewound | End::Stalled => None,
             };
-            match &end {
-                End::Failed(error) => self.outage.failed(error),
-                End::Stalled => self.outage.failed(&Failure::Silence(self.timing.stall)),
-                End::Closed | End::Expired | End::Rewound => {}
+            if let End::Failed(error) = &end {
+                self.outage.failed(error);
             }
             if opened.elapsed() >= SETTLED {
                 backoff.reset();
@@ -249,7 +247,7 @@ impl<K: Kind> Reflector<K> {
             Ok(request) => request,
             Err(error) => return End::Failed(error.into()),
         };
-        let stall = self.timing.stall;
+        let stall = jittered(self.timing.stall);
         let opened = time::timeout(stall, self.client.request_events::<Value>(request)).await;
         let mut events = match opened {
             Ok(Ok(events)) => pin!(events),

@@ -321,7 +321,8 @@ fn cluster(flags: &Flags, mistakes: &mut Mistakes) -> Option<cluster::Config> {
         kubeconfig: flags.kubeconfig.as_ref().filter(|path| !path.is_empty()).map(PathBuf::from),
         node_name: flags.node_name.clone(),
         sync_interval: interval?,
-        stall: SECOND * 90,
+        // More than the minute from bookmark to bookmark; less than addresses are believed in silence, 90 s.
+        stall: SECOND * 75,
     })
 }
 

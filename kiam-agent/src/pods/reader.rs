@@ -10,8 +10,8 @@ use tokio::{
 use super::{Client, Namespace, Pod, PodUid, index::Shared, tables::Tables};
 
 /// How long an address is believed without a sign of life of the watch. API servers send a bookmark
-/// about once a minute, so a longer silence is a watch that broke unnoticed; the address may be another
-/// pod's by now.
+/// about once a minute, and where nothing happens that they could send one for, there is a list by then; so a longer
+/// silence is a server that can't be reached, and the address may be another pod's by now.
 pub(super) const STALE_AFTER: Duration = Duration::from_secs(90);
 
 /// Reads the pod table. Cheap to clone.
