@@ -17,7 +17,7 @@ use kiam_agent::{
     lifecycle::{self, DrainSignal, Readiness},
     pods::{Namespace, Pod, PodIndex, PodUid},
     policy::{self, AnnotationOverrides, NamespacePolicy, RolePolicy, publish_wanted},
-    role::{RoleIdentity, RoleResolver, SessionName, WantedRoles},
+    role::{RoleIdentity, RoleResolver, SessionName, SessionPolicies, TagTemplate, WantedRoles},
     secret::Secret,
     telemetry::Statsd,
 };
@@ -182,6 +182,8 @@ fn policy() -> policy::Config {
         namespaces: NamespacePolicy::Optional,
         session_name: SessionName::sanitised("kiam-kiam").into(),
         source_identity: None,
+        tags: TagTemplate::default(),
+        policies: SessionPolicies::default(),
         overrides: AnnotationOverrides::Everywhere,
         session_duration: Duration::from_secs(3600),
     }
@@ -203,6 +205,7 @@ fn pod(name: &str, role: Option<&str>) -> Pod {
         role: role.map(str::to_owned),
         session_name: None,
         external_id: None,
+        session_policies: None,
     }
 }
 

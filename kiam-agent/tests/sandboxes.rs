@@ -164,6 +164,7 @@ fn record(pod: &LabPod, addresses: &[IpAddr]) -> Pod {
         role: None,
         session_name: None,
         external_id: None,
+        session_policies: None,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{
     Error,
@@ -21,9 +21,10 @@ use crate::{
     handover::{self, Trusted},
     identity::NodeAddresses,
     imds,
+    lifecycle::Drain,
     pods::{self, Pod, PodIndex, PodReader},
     policy::{RolePolicy, publish_wanted},
-    role::WantedRoles,
+    role::{Sessions, WantedRoles},
     sts,
 };
 
@@ -84,6 +85,9 @@ impl Common {
             metrics,
             first_pass: first,
         };
+        if config.roles.vary() {
+            self.tasks.spawn(tell_cost(parts.wanted.clone(), self.drain.clone()));
+        }
         let (mut prefetcher, credentials) = Prefetcher::new(config.credentials, parts);
         let held = credentials::Held::new(credentials.clone());
         self.registry.register_collector(Box::new(held));
@@ -141,6 +145,19 @@ async fn inherited(state_dir: &Path, trusted: &Trusted) -> Inheritance {
         warn!(%error, "What the agent that runs holds is of no use; asking STS for all of it");
         Inheritance::default()
     })
+}
+
+/// Says what sessions of the pods' own cost, once it is known what is wanted.
+async fn tell_cost(mut wanted: watch::Receiver<WantedRoles>, mut drain: Drain) {
+    tokio::select! {
+        first = wanted.wait_for(|wanted| !wanted.is_empty()) => if let Ok(first) = first {
+            info!(
+                "Session names, source identities or tags are the pods' own: {}",
+                Sessions::of(&first)
+            );
+        },
+        () = drain.started() => {}
+    }
 }
 
 /// Which pods' credentials are prefetched: with a node's name all that are watched, else those of this host.

@@ -28,6 +28,8 @@ pub(super) async fn policy_config(
         namespaces: config.roles.namespaces,
         session_name: config.roles.session_name.clone(),
         source_identity: config.roles.source_identity.clone(),
+        tags: config.roles.tags.clone(),
+        policies: config.roles.policies.clone(),
         overrides: config.roles.overrides.clone(),
         session_duration: config.roles.session_duration,
     })

@@ -13,6 +13,7 @@ use crate::pods::{InvalidPodUid, Namespace, Pod, PodUid};
 const ROLE: &str = "iam.amazonaws.com/role";
 const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
 const EXTERNAL_ID: &str = "iam.amazonaws.com/external-id";
+const SESSION_POLICIES: &str = "iam.amazonaws.com/session-policies";
 const PERMITTED: &str = "iam.amazonaws.com/permitted";
 const ALLOWED_ROLES: &str = "iam.amazonaws.com/allowed-roles";
 const IMDSV2: &str = "iam.amazonaws.com/imdsv2";
@@ -135,6 +136,7 @@ pub(super) fn pod(object: &Value) -> Result<Pod, Malformed> {
         role: metadata.annotation(ROLE)?,
         session_name: metadata.annotation(SESSION_NAME)?,
         external_id: metadata.annotation(EXTERNAL_ID)?,
+        session_policies: metadata.annotation(SESSION_POLICIES)?,
         namespace: metadata.namespace,
         name: metadata.name,
         node: spec.node_name.filter(|name| !name.is_empty()),
@@ -211,6 +213,7 @@ mod tests {
                 "annotations": {
                     "iam.amazonaws.com/role": "reader", "iam.amazonaws.com/session-name": "s",
                     "iam.amazonaws.com/external-id": "", "other": "x",
+                    "iam.amazonaws.com/session-policies": "arn:1,arn:2",
                 },
             },
             "spec": {"nodeName": "node-1", "serviceAccountName": "reading", "containers": [{"name": "main"}]},
@@ -248,6 +251,7 @@ mod tests {
             role: Some("reader".to_owned()),
             session_name: Some("s".to_owned()),
             external_id: None,
+            session_policies: Some("arn:1,arn:2".to_owned()),
         };
         assert_eq!(pod(&running()).unwrap(), expected);
     }

@@ -153,7 +153,13 @@ pub(super) struct Flags {
     /// Source identity, of what --session-name takes; roles must allow sts:SetSourceIdentity
     #[arg(long, value_name = "TEMPLATE")]
     pub(super) source_identity: Option<String>,
-    /// Name of the cluster, for {cluster} and tags
+    /// Tags of sessions, by EKS's names or KEY=VALUE (repeatable); roles must allow sts:TagSession
+    #[arg(long, value_name = "NAME|KEY=VALUE", value_delimiter = ',')]
+    pub(super) session_tags: Vec<String>,
+    /// Managed policy that bounds all sessions (repeatable)
+    #[arg(long, value_name = "ARN")]
+    pub(super) session_policy: Vec<String>,
+    /// Name of the cluster, for {cluster} and the tag eks-cluster-name
     #[arg(long, value_name = "NAME")]
     pub(super) cluster_name: Option<String>,
     /// How long credentials are asked to last, 15m to 12h

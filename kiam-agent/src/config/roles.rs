@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{SECOND, flags::Flags, given, values::Mistakes};
 use crate::{
     policy::{AnnotationOverrides, NamespacePolicy},
-    role::{BaseArn, NameTemplate, Place},
+    role::{BaseArn, NameTemplate, Place, PolicyArn, SessionPolicies, TagTemplate},
     sts::CHAINED,
 };
 
@@ -22,8 +22,24 @@ pub struct Roles {
     pub session_name: NameTemplate,
     /// `--source-identity`.
     pub source_identity: Option<NameTemplate>,
+    /// `--session-tags`.
+    pub tags: TagTemplate,
+    /// `--session-policy`.
+    pub policies: SessionPolicies,
     /// `--session-duration`.
     pub session_duration: Duration,
+}
+
+// === impl Roles ===
+
+impl Roles {
+    /// Whether pods with the same role may have sessions of their own, without asking for them.
+    #[must_use]
+    pub fn vary(&self) -> bool {
+        self.session_name.varies()
+            || self.source_identity.as_ref().is_some_and(NameTemplate::varies)
+            || self.tags.varies()
+    }
 }
 
 /// What completes short role names.
@@ -45,6 +61,11 @@ pub(super) fn roles(flags: &Flags, mistakes: &mut Mistakes) -> Option<Roles> {
     let session_name = mistakes.template("session-name", &flags.session_name, &place);
     let source_identity =
         flags.source_identity.as_ref().map(|it| mistakes.template("source-identity", it, &place));
+    let tags = mistakes.noted("session-tags", TagTemplate::parse(&flags.session_tags, &place));
+    let policies: Option<Vec<PolicyArn>> =
+        flags.session_policy.iter().map(|text| mistakes.parse("session-policy", text)).collect();
+    let policies =
+        mistakes.noted("session-policy", SessionPolicies::new(policies.unwrap_or_default()));
     let (least, most) = (SECOND * 900, SECOND * 43_200);
     let session_duration =
         mistakes.duration("session-duration", &flags.session_duration, least, most);
@@ -57,6 +78,8 @@ pub(super) fn roles(flags: &Flags, mistakes: &mut Mistakes) -> Option<Roles> {
         overrides,
         session_name: session_name?,
         source_identity: given(source_identity)?,
+        tags: tags?,
+        policies: policies?,
         session_duration: session_duration?,
     })
 }

@@ -58,7 +58,7 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
     let mistakes = mistakes(
         "--port=99999 --sync-interval=soon --interceptor=xdp --identity=dns --host-network-pods=maybe \
          --cgroup=kubepods --bpffs=bpf --state-dir=run --hold=1y --imdsv2=no --allow-path=/latest/user-data \
-         --upstream=imds --region=EU --sts-endpoint=sts --assume-role-arn=hop --session-name=a!b --source-identity={{x}} --cluster-name=a/b --session-duration=5m --sts-rate=0:5 --max-staleness=never \
+         --upstream=imds --region=EU --sts-endpoint=sts --assume-role-arn=hop --session-name=a!b --source-identity={{x}} --cluster-name=a/b --session-tags=x --session-policy=p --session-duration=5m --sts-rate=0:5 --max-staleness=never \
          --node-role=kube-system --static-pod-namespaces=Kube,ok --annotation-overrides=ok,* --namespace-policy=open --admin=here --metrics=there --statsd=nowhere --statsd-interval=0s \
          --level=loud --json-log=perhaps --host=0.0.0.0 --host=node --role-base-arn=reader --nonsense extra --kubeconfig",
     );
@@ -82,6 +82,8 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
         "session-name",
         "source-identity",
         "cluster-name",
+        "session-tags",
+        "session-policy",
         "session-duration",
         "sts-rate",
         "max-staleness",
@@ -142,6 +144,32 @@ fn session_names_are_templates_of_what_is_known() {
     ] {
         assert!(wrong.iter().any(|mistake| mistake.starts_with(part)), "{part}: {wrong:?}");
     }
+}
+
+#[test]
+fn tags_and_policies_are_lists_of_what_sts_takes() {
+    let flags = "--session-tags=kubernetes-namespace,team=a --session-tags=x= --session-policy=arn:aws:iam::aws:policy/A --session-policy=arn:aws:iam::aws:policy/B";
+    let roles = config(&format!("{flags} {GOOD}")).roles;
+    let subject = Subject { namespace: "prod", pod: "p", uid: "u", service_account: "s" };
+    let tags = roles.tags.tags(&subject).unwrap();
+    let tags: Vec<_> = tags.iter().collect();
+    assert_eq!(tags, [("kubernetes-namespace", "prod"), ("team", "a"), ("x", "")]);
+    assert_eq!(roles.policies.iter().count(), 2);
+    let vary = |flags: &str| config(&format!("{flags} {GOOD}")).roles.vary();
+    for (flags, varies) in [
+        ("", false),
+        ("--session-tags=team=a --session-policy=arn:aws:iam::aws:policy/A", false),
+        ("--session-tags=kubernetes-pod-uid", true),
+        ("--session-name={pod}", true),
+        ("--source-identity={pod}", true),
+    ] {
+        assert_eq!(vary(flags), varies, "{flags}");
+    }
+    let many: String =
+        (0..11).map(|n| format!("--session-policy=arn:aws:iam::aws:policy/P{n} ")).collect();
+    let wrong = mistakes(&format!("{many} --session-tags=eks-cluster-name {GOOD}"));
+    assert!(wrong.iter().any(|mistake| mistake.starts_with("--session-policy: 11 ")), "{wrong:?}");
+    assert!(wrong.iter().any(|it| it.contains("needs --cluster-name")), "{wrong:?}");
 }
 
 #[test]

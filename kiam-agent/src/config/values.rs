@@ -49,6 +49,11 @@ impl Mistakes {
         }
     }
 
+    /// What came of it, or a note of why not.
+    pub(super) fn noted<T>(&mut self, flag: &str, result: Result<T, impl Display>) -> Option<T> {
+        result.map_err(|error| self.add(flag, error)).ok()
+    }
+
     /// A template of names.
     pub(super) fn template(
         &mut self,
@@ -57,7 +62,7 @@ impl Mistakes {
         place: &Place,
     ) -> Option<NameTemplate> {
         let template = NameTemplate::parse(text, place);
-        template.map_err(|error| self.add(flag, format!("{text:?}: {error}"))).ok()
+        self.noted(flag, template.map_err(|error| format!("{text:?}: {error}")))
     }
 
     /// One of `words`.

@@ -51,6 +51,7 @@ impl Pod {
             role: None,
             session_name: None,
             external_id: None,
+            session_policies: None,
         }
     }
 

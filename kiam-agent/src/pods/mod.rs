@@ -59,6 +59,8 @@ pub struct Pod {
     pub session_name: Option<String>,
     /// `iam.amazonaws.com/external-id`, as written.
     pub external_id: Option<String>,
+    /// `iam.amazonaws.com/session-policies`, as written.
+    pub session_policies: Option<String>,
 }
 
 /// One namespace, reduced to what decides about credentials.

@@ -26,8 +26,9 @@ use crate::{
     lifecycle::Drain,
     pods::{Namespace, Pod, PodReader},
     role::{
-        Claimant, ExternalId, InvalidExternalId, InvalidRole, NameTemplate, Quoted, RoleArn,
-        RoleIdentity, RoleResolver, Subject, WantedRoles,
+        Claimant, ExternalId, InvalidExternalId, InvalidPolicies, InvalidRole, InvalidTags,
+        NameTemplate, Quoted, RoleArn, RoleIdentity, RoleResolver, SessionPolicies, Subject,
+        TagTemplate, WantedRoles,
     },
 };
 
@@ -64,6 +65,10 @@ pub struct Config {
     pub session_name: NameTemplate,
     /// The sessions' source identities, if they have any.
     pub source_identity: Option<NameTemplate>,
+    /// The sessions' tags.
+    pub tags: TagTemplate,
+    /// Policies that bound all sessions.
+    pub policies: SessionPolicies,
     /// Who may have another session name, or an external id.
     pub overrides: AnnotationOverrides,
     /// How long sessions are asked to last.
@@ -109,6 +114,17 @@ pub enum Refusal {
     /// STS takes no such external id.
     #[error("annotation iam.amazonaws.com/external-id: {0}")]
     InvalidExternalId(InvalidExternalId),
+    /// STS takes no such tags.
+    #[error("--session-tags: {0}")]
+    InvalidTags(InvalidTags),
+    /// It names no policies.
+    #[error("annotation iam.amazonaws.com/session-policies: {0}")]
+    InvalidPolicies(InvalidPolicies),
+    /// A session may do what any of its policies allows, so that one more would loosen what the agent sets.
+    #[error(
+        "annotation iam.amazonaws.com/session-policies: pods may not set it, as --session-policy bounds all sessions, and one more policy would add to what those allow"
+    )]
+    PoliciesBound,
     /// The namespace is not known (yet), so what it permits isn't either.
     #[error("namespace {0} is not known yet")]
     NamespaceUnknown(Quoted),
@@ -225,9 +241,18 @@ impl RolePolicy {
             Some(id) => Some(id.parse().map_err(Refusal::InvalidExternalId)?),
             None => None,
         };
-        let duration = self.config.session_duration;
-        let plain = RoleIdentity::new(role, session_name, duration);
-        Ok(RoleIdentity { external_id, source_identity, ..plain })
+        let tags = self.config.tags.tags(&subject).map_err(Refusal::InvalidTags)?;
+        let policies = self.policies(pod)?;
+        let plain = RoleIdentity::new(role, session_name, self.config.session_duration);
+        Ok(RoleIdentity { external_id, tags, source_identity, policies, ..plain })
+    }
+
+    fn policies(&self, pod: &Pod) -> Result<SessionPolicies, Refusal> {
+        match &pod.session_policies {
+            None => Ok(self.config.policies.clone()),
+            Some(_) if !self.config.policies.is_empty() => Err(Refusal::PoliciesBound),
+            Some(text) => text.parse().map_err(Refusal::InvalidPolicies),
+        }
     }
 
     fn permit_overrides(&self, pod: &Pod) -> Result<(), Refusal> {
@@ -303,6 +328,7 @@ mod tests {
             role: role.map(str::to_owned),
             session_name: None,
             external_id: None,
+            session_policies: None,
         }
     }
 
@@ -314,6 +340,8 @@ mod tests {
             namespaces,
             session_name: SessionName::sanitised("kiam-kiam").into(),
             source_identity: None,
+            tags: TagTemplate::default(),
+            policies: SessionPolicies::default(),
             overrides: AnnotationOverrides::In(BTreeSet::from(["default".to_owned()])),
             session_duration: Duration::from_secs(3600),
         };
@@ -485,6 +513,38 @@ mod tests {
             let (name, source) = sent("default", "evil", Some(asked));
             assert!(name.starts_with("kiam-=") && name.ends_with("prod.web-0="), "{name}");
             assert_eq!(source, "default", "an annotation changes no source identity");
+        }
+    }
+
+    #[test]
+    fn tags_are_the_pods_own_and_policies_only_narrow() {
+        let (index, plain) = policy(NamespacePolicy::Optional);
+        permit(&index, None);
+        let own = "arn:aws:iam::123456789012:policy/own";
+        let bounds: SessionPolicies = "arn:aws:iam::aws:policy/ReadOnlyAccess".parse().unwrap();
+        let names = ["kubernetes-pod-name".to_owned(), "team=a".to_owned()];
+        let tags = TagTemplate::parse(&names, &Place::default()).unwrap();
+        let decide = |policies: &SessionPolicies, asked: Option<&str>| {
+            let (tags, policies) = (tags.clone(), policies.clone());
+            let config = Config { tags, policies, ..Config::clone(&plain.config) };
+            let session_policies = asked.map(str::to_owned);
+            let pod = Pod { session_policies, ..pod(Some("reader")) };
+            RolePolicy::new(config, plain.reader.clone()).decide(&pod)
+        };
+        let allowed = |decision| match decision {
+            Decision::Allow(identity) => identity,
+            Decision::Refuse(refusal) => panic!("{refusal}"),
+        };
+        let identity = allowed(decide(&bounds, None));
+        assert_eq!(identity.policies, bounds);
+        let tags: Vec<_> = identity.tags.iter().collect();
+        assert_eq!(tags, [("kubernetes-pod-name", "a"), ("team", "a")]);
+        let none = SessionPolicies::default();
+        assert_eq!(allowed(decide(&none, Some(own))).policies, own.parse().unwrap());
+        assert_eq!(decide(&bounds, Some(own)), Decision::Refuse(Refusal::PoliciesBound));
+        for wrong in ["", "own", &format!("{own},")] {
+            let decision = decide(&none, Some(wrong));
+            assert!(matches!(decision, Decision::Refuse(Refusal::InvalidPolicies(_))), "{wrong}");
         }
     }
 

@@ -18,9 +18,9 @@ pub use self::{
     policies::{InvalidPolicies, PolicyArn, SessionPolicies},
     resolver::{BaseArn, RoleResolver},
     session::{ExternalId, InvalidExternalId, InvalidSessionName, SessionName},
-    tags::{InvalidTags, SessionTags},
+    tags::{InvalidTags, SessionTags, TagTemplate},
     template::{ClusterName, InvalidClusterName, InvalidTemplate, NameTemplate, Place, Subject},
-    wanted::{Claimant, WantedRoles},
+    wanted::{Claimant, Sessions, WantedRoles},
 };
 
 /// Everything that is sent to STS for one role: the key of the credential cache.

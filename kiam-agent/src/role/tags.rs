@@ -10,7 +10,7 @@ use std::{
 
 use regex::Regex;
 
-use super::Quoted;
+use super::{Place, Quoted, Subject};
 
 const MOST: usize = 50;
 const KEY_LENGTH: std::ops::RangeInclusive<usize> = 1..=128;
@@ -21,6 +21,19 @@ const TAG_CHARACTERS: &str = r"\A[\p{L}\p{N} _.:/=+\-@]*\z";
 /// Tags of a session as STS takes them, by key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionTags(Arc<BTreeMap<String, String>>);
+
+/// `--session-tags`: which tags sessions have, some of them each pod's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TagTemplate(Vec<(String, Value)>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Value {
+    Literal(String),
+    Namespace,
+    ServiceAccount,
+    PodName,
+    PodUid,
+}
 
 /// Text that STS takes as no tags.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +57,14 @@ pub enum InvalidTags {
     /// Two keys are the same to STS.
     #[error("tag {0} is there twice: STS takes upper and lower case for the same")]
     Twice(Quoted),
+    /// No value is given, and the name is none that has one.
+    #[error(
+        "there is no tag {0}: they are eks-cluster-name, kubernetes-namespace, kubernetes-service-account, kubernetes-pod-name, kubernetes-pod-uid, and <key>=<value>"
+    )]
+    Unknown(Quoted),
+    /// `eks-cluster-name`, of which nothing is known.
+    #[error("eks-cluster-name needs --cluster-name")]
+    NoCluster,
     /// They are too many.
     #[error("{0} tags are too many: a session takes at most {MOST}")]
     Count(usize),
@@ -82,6 +103,66 @@ impl SessionTags {
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
+}
+
+// === impl TagTemplate ===
+
+impl TagTemplate {
+    /// Reads names of tags as EKS Pod Identity has them, and `<key>=<value>`.
+    /// <https://docs.aws.amazon.com/eks/latest/userguide/pod-id-abac.html>
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidTags`].
+    pub fn parse(texts: &[String], place: &Place) -> Result<Self, InvalidTags> {
+        let tags: Result<Vec<_>, _> = texts.iter().map(|text| tag(text, place)).collect();
+        let template = Self(tags?);
+        let nobody = Subject { namespace: "", pod: "", uid: "", service_account: "" };
+        template.tags(&nobody)?;
+        Ok(template)
+    }
+
+    /// Whether different pods may have different tags.
+    #[must_use]
+    pub fn varies(&self) -> bool {
+        self.0.iter().any(|(_, value)| !matches!(value, Value::Literal(_)))
+    }
+
+    /// The tags of `subject`.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidTags::Value`] where it has a name that is none of Kubernetes's.
+    pub fn tags(&self, subject: &Subject<'_>) -> Result<SessionTags, InvalidTags> {
+        SessionTags::new(self.0.iter().map(|(key, value)| {
+            let value = match value {
+                Value::Literal(text) => text,
+                Value::Namespace => subject.namespace,
+                Value::ServiceAccount => subject.service_account,
+                Value::PodName => subject.pod,
+                Value::PodUid => subject.uid,
+            };
+            (key.clone(), value.to_owned())
+        }))
+    }
+}
+
+fn tag(text: &str, place: &Place) -> Result<(String, Value), InvalidTags> {
+    if let Some((key, value)) = text.split_once('=') {
+        return Ok((key.to_owned(), Value::Literal(value.to_owned())));
+    }
+    let value = match text {
+        "eks-cluster-name" => {
+            let cluster = place.cluster.as_ref().ok_or(InvalidTags::NoCluster)?;
+            Value::Literal(cluster.to_string())
+        }
+        "kubernetes-namespace" => Value::Namespace,
+        "kubernetes-service-account" => Value::ServiceAccount,
+        "kubernetes-pod-name" => Value::PodName,
+        "kubernetes-pod-uid" => Value::PodUid,
+        _ => return Err(InvalidTags::Unknown(Quoted::new(text))),
+    };
+    Ok((text.to_owned(), value))
 }
 
 fn check(key: &str, value: &str) -> Result<(), InvalidTags> {
@@ -144,5 +225,57 @@ mod tests {
             |count: usize| SessionTags::new((0..count).map(|n| (n.to_string(), String::new())));
         assert!(many(50).is_ok());
         assert_eq!(many(51), Err(InvalidTags::Count(51)));
+    }
+
+    fn template(texts: &[&str], cluster: Option<&str>) -> Result<TagTemplate, InvalidTags> {
+        let texts: Vec<String> = texts.iter().map(ToString::to_string).collect();
+        let cluster = cluster.map(|name| name.parse().unwrap());
+        TagTemplate::parse(&texts, &Place { node: None, cluster })
+    }
+
+    #[test]
+    fn templates_have_eks_names_and_any_others_with_a_value() {
+        let names = [
+            "kubernetes-pod-uid",
+            "kubernetes-pod-name",
+            "kubernetes-service-account",
+            "kubernetes-namespace",
+            "eks-cluster-name",
+            "eks-cluster-arn=arn:aws:eks:eu-west-1:1:cluster/blue",
+            "expression=a=b",
+        ];
+        let subject = Subject { namespace: "n", pod: "p.x", uid: "u-1", service_account: "s" };
+        let held = template(&names, Some("blue")).unwrap().tags(&subject).unwrap();
+        let held: Vec<_> = held.iter().collect();
+        assert_eq!(
+            held,
+            [
+                ("eks-cluster-arn", "arn:aws:eks:eu-west-1:1:cluster/blue"),
+                ("eks-cluster-name", "blue"),
+                ("expression", "a=b"),
+                ("kubernetes-namespace", "n"),
+                ("kubernetes-pod-name", "p.x"),
+                ("kubernetes-pod-uid", "u-1"),
+                ("kubernetes-service-account", "s"),
+            ]
+        );
+        assert!(template(&["kubernetes-namespace"], None).unwrap().varies());
+        assert!(!template(&["team=a", "eks-cluster-name"], Some("blue")).unwrap().varies());
+    }
+
+    #[test]
+    fn mistakes_in_templates_are_found_at_the_start() {
+        let unknown = InvalidTags::Unknown(Quoted::new("kubernetes-node"));
+        let twice = InvalidTags::Twice(Quoted::new("Kubernetes-Namespace"));
+        let cases = [
+            (vec!["kubernetes-node"], unknown),
+            (vec!["eks-cluster-name"], InvalidTags::NoCluster),
+            (vec!["aws:x=1"], InvalidTags::Reserved(Quoted::new("aws:x"))),
+            (vec!["x=a*"], InvalidTags::Value { key: Quoted::new("x") }),
+            (vec!["kubernetes-namespace", "Kubernetes-Namespace=x"], twice),
+        ];
+        for (texts, error) in cases {
+            assert_eq!(template(&texts, None), Err(error));
+        }
     }
 }

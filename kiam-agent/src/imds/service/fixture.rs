@@ -23,7 +23,7 @@ use crate::{
     lifecycle::{self, DrainSignal, Readiness},
     pods::{Client, ClientResolver, Connection, Namespace, Pod, PodIndex, PodUid, Unattested},
     policy::{self, NamespacePolicy, RolePolicy},
-    role::{RoleIdentity, RoleResolver, SessionName, WantedRoles},
+    role::{RoleIdentity, RoleResolver, SessionName, SessionPolicies, TagTemplate, WantedRoles},
     secret::Secret,
     serve,
     telemetry::Statsd,
@@ -74,6 +74,7 @@ pub(super) fn pod(n: u8, role: Option<&str>) -> Pod {
         role: role.map(str::to_owned),
         session_name: None,
         external_id: None,
+        session_policies: None,
     }
 }
 
@@ -236,6 +237,8 @@ impl Node {
                 namespaces: NamespacePolicy::Optional,
                 session_name: SessionName::sanitised("kiam-kiam").into(),
                 source_identity: None,
+                tags: TagTemplate::default(),
+                policies: SessionPolicies::default(),
                 overrides: policy::AnnotationOverrides::Everywhere,
                 session_duration: Duration::from_secs(3600),
             },
