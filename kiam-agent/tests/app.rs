@@ -126,6 +126,18 @@ fn eventually(what: &str, holds: impl Fn() -> bool) {
 }
 
 #[test]
+fn sessions_are_named_by_the_template() {
+    let flags = ["--session-name={cluster}@{namespace}.{pod}", "--cluster-name=blue"];
+    let fixture = start_with(&flags, &pod("reader"), |_| ());
+    let issued = fixture.sts.issued();
+    let [issued] = issued.as_slice() else { panic!("{issued:?}") };
+    assert_eq!(
+        (issued.session.as_str(), issued.role.clone()),
+        ("blue@shop.orders", format!("{BASE}reader"))
+    );
+}
+
+#[test]
 fn credentials_are_there_before_the_first_request_and_no_request_asks_sts() {
     let fixture = start(&pod("reader"), |_| ());
     assert_eq!(get(fixture.admin, "/ready"), (200, "ready\n".to_owned()));

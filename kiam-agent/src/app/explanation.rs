@@ -358,7 +358,9 @@ mod tests {
         lifecycle::Readiness,
         pods::{PodIndex, fixtures},
         policy::{self, AnnotationOverrides, NamespacePolicy, RolePolicy},
-        role::{RoleIdentity, RoleResolver, SessionName, WantedRoles},
+        role::{
+            RoleIdentity, RoleResolver, SessionName, SessionPolicies, TagTemplate, WantedRoles,
+        },
         telemetry::Statsd,
     };
 
@@ -398,6 +400,8 @@ mod tests {
             namespaces: NamespacePolicy::Optional,
             session_name: SessionName::sanitised("kiam-kiam").into(),
             source_identity: None,
+            tags: TagTemplate::default(),
+            policies: SessionPolicies::default(),
             overrides: AnnotationOverrides::Everywhere,
             session_duration: Duration::from_secs(3600),
         };

@@ -11,21 +11,20 @@ use super::{
     inside::Paths,
     listeners::trusted,
     observe::Sightings,
-    upstream::{policy_config, region},
+    upstream::{policy_config, region, source},
     warm_up::complete,
 };
 use crate::{
     cluster::{self, Cluster, Synced},
     config::{Config, Hosts},
-    credentials::{self, CredentialReader, Inheritance, Prefetcher},
+    credentials::{self, CredentialReader, CredentialSource, Inheritance, Prefetcher},
     handover::{self, Trusted},
     identity::NodeAddresses,
     imds,
-    lifecycle::Drain,
+    lifecycle::{Drain, Latch},
     pods::{self, Pod, PodIndex, PodReader},
     policy::{RolePolicy, publish_wanted},
     role::{Sessions, WantedRoles},
-    sts,
 };
 
 /// How often what there is to tell by Events is looked for.
@@ -63,34 +62,14 @@ impl Common {
         let events = cluster.events(&metrics);
         let feeds = cluster.run(index, pods.clone(), synced.clone(), metrics, self.drain.clone());
         let first = self.readiness.latch("first credentials");
-        let policy = RolePolicy::new(policy_config(config, upstream).await?, pods.clone());
         let region = region(config, upstream).await?;
-        let sts = sts::Config {
-            region,
-            endpoint: config.sts.endpoint.clone(),
-            through: config.sts.through.clone(),
-            upstream: config.upstream.to_string(),
-        };
-        let source = Arc::new(sts::AssumeRole::new(&sts, self.clock.clone()).await?);
+        let policy = policy_config(config, upstream, &region).await?;
+        let policy = RolePolicy::new(policy, pods.clone());
+        let source = source(config, region, self.clock.clone()).await?;
         self.tasks.spawn(feeds);
         let (wanted, receiver) = watch::channel(WantedRoles::default());
-        let metrics = credentials::Metrics::register(&mut self.registry, self.statsd.clone());
-        let watched = pods.clone();
-        let parts = credentials::Parts {
-            source,
-            render: imds::wire::render,
-            clock: self.clock.clone(),
-            wanted: receiver,
-            silence: Box::new(move || watched.silence()),
-            metrics,
-            first_pass: first,
-        };
-        if config.roles.vary() {
-            self.tasks.spawn(tell_cost(parts.wanted.clone(), self.drain.clone()));
-        }
-        let (mut prefetcher, credentials) = Prefetcher::new(config.credentials, parts);
-        let held = credentials::Held::new(credentials.clone());
-        self.registry.register_collector(Box::new(held));
+        let (mut prefetcher, credentials) =
+            self.prefetcher(config, source, (&pods, receiver), first);
         let serves = served(config.cluster.node_name.is_some(), config.hosts);
         let told = self.told(config, (&pods, &policy, &credentials));
         let events = events.run(told, self.drain.clone());
@@ -116,6 +95,32 @@ impl Common {
             sightings: Sightings::default(),
             paths: Paths::default(),
         })
+    }
+
+    /// What keeps credentials of what is `wanted`, and the reader of them.
+    fn prefetcher(
+        &mut self,
+        config: &Config,
+        source: Arc<dyn CredentialSource>,
+        (pods, wanted): (&PodReader, watch::Receiver<WantedRoles>),
+        first_pass: Latch,
+    ) -> (Prefetcher, CredentialReader) {
+        if config.roles.vary() {
+            self.tasks.spawn(tell_sessions(wanted.clone(), self.drain.clone()));
+        }
+        let watched = pods.clone();
+        let parts = credentials::Parts {
+            source,
+            render: imds::wire::render,
+            clock: self.clock.clone(),
+            wanted,
+            silence: Box::new(move || watched.silence()),
+            metrics: credentials::Metrics::register(&mut self.registry, self.statsd.clone()),
+            first_pass,
+        };
+        let (prefetcher, credentials) = Prefetcher::new(config.credentials, parts);
+        self.registry.register_collector(Box::new(credentials::Held::new(credentials.clone())));
+        (prefetcher, credentials)
     }
 
     /// What there is to tell by Events.
@@ -148,7 +153,7 @@ async fn inherited(state_dir: &Path, trusted: &Trusted) -> Inheritance {
 }
 
 /// Says what sessions of the pods' own cost, once it is known what is wanted.
-async fn tell_cost(mut wanted: watch::Receiver<WantedRoles>, mut drain: Drain) {
+async fn tell_sessions(mut wanted: watch::Receiver<WantedRoles>, mut drain: Drain) {
     tokio::select! {
         first = wanted.wait_for(|wanted| !wanted.is_empty()) => if let Ok(first) = first {
             info!(

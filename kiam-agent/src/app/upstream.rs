@@ -1,14 +1,16 @@
 //! What the flags leave to the node's own metadata service.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tracing::{info, warn};
 
 use super::Error;
 use crate::{
+    clock::Clock,
     config::{Base, Config},
     imds, policy,
     role::RoleResolver,
+    sts,
 };
 
 /// How long the start goes on asking the real IMDS for what it must know.
@@ -17,12 +19,16 @@ const UPSTREAM_ATTEMPTS: u32 = 30;
 pub(super) async fn policy_config(
     config: &Config,
     upstream: &imds::Upstream,
+    region: &str,
 ) -> Result<policy::Config, Error> {
     let base = match &config.roles.base {
         Base::Given(base) => base.clone(),
         Base::Autodetect => ask(|| upstream.base_arn()).await.map_err(Error::BaseArn)?,
     };
     info!(base_arn = %base, "Short role names are completed");
+    if base.partition() != sts::partition(region) {
+        warn!(base_arn = %base, region, "Short role names are of another partition than the region, whose STS does not know them");
+    }
     Ok(policy::Config {
         resolver: RoleResolver::new(Some(base)),
         namespaces: config.roles.namespaces,
@@ -42,6 +48,21 @@ pub(super) async fn region(config: &Config, upstream: &imds::Upstream) -> Result
             .await
             .map_err(|error| Error::Region { upstream: config.upstream.to_string(), error }),
     }
+}
+
+/// Where credentials come from.
+pub(super) async fn source(
+    config: &Config,
+    region: String,
+    clock: Clock,
+) -> Result<Arc<sts::AssumeRole>, Error> {
+    let config = sts::Config {
+        region,
+        endpoint: config.sts.endpoint.clone(),
+        through: config.sts.through.clone(),
+        upstream: config.upstream.to_string(),
+    };
+    Ok(Arc::new(sts::AssumeRole::new(&config, clock).await?))
 }
 
 /// Asks the real IMDS again for a while: early after boot it may not answer yet.

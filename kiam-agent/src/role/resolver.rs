@@ -19,6 +19,14 @@ pub struct RoleResolver {
 
 // === impl BaseArn ===
 
+impl BaseArn {
+    /// `aws`, `aws-cn`, `aws-us-gov`, …
+    #[must_use]
+    pub fn partition(&self) -> &str {
+        self.0.split(':').nth(1).unwrap_or_default()
+    }
+}
+
 impl FromStr for BaseArn {
     type Err = InvalidRole;
 

@@ -6,6 +6,7 @@ mod error;
 mod hop;
 mod node;
 mod parameters;
+mod partition;
 #[cfg(test)]
 mod tests;
 
@@ -23,8 +24,8 @@ use aws_sdk_sts::{
 use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
 use futures::future::BoxFuture;
 
-pub use self::durations::CHAINED;
 use self::{assume::Asker, durations::Durations, hop::Hop};
+pub use self::{durations::CHAINED, partition::partition};
 use crate::{
     clock::Clock,
     credentials::{CredentialSource, Credentials, SourceError},
@@ -113,7 +114,7 @@ impl fmt::Debug for AssumeRole {
     }
 }
 
-/// What every call to STS goes by: `config`, and what the environment says of endpoints.
+/// What every call to STS goes by: `config`, and what the environment says of FIPS and dual-stack endpoints.
 async fn settings(config: &Config, loader: ConfigLoader) -> aws_sdk_sts::config::Builder {
     let deadlines = TimeoutConfig::builder()
         .connect_timeout(CONNECT_DEADLINE)
@@ -127,7 +128,8 @@ async fn settings(config: &Config, loader: ConfigLoader) -> aws_sdk_sts::config:
         .await;
     let settings = aws_sdk_sts::config::Builder::from(&shared);
     match &config.endpoint {
-        Some(endpoint) => settings.endpoint_url(endpoint),
+        // The environment's wishes about endpoints are about AWS's own, and an error with any other.
+        Some(endpoint) => settings.endpoint_url(endpoint).use_fips(false).use_dual_stack(false),
         None => settings,
     }
 }

@@ -7,6 +7,14 @@ use std::{
 };
 
 use aws_credential_types::{Credentials as NodeCredentials, provider::ProvideCredentials as _};
+use aws_smithy_runtime_api::{
+    client::{
+        http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn},
+        orchestrator::HttpRequest,
+        result::ConnectorError,
+    },
+    shared::IntoShared as _,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -485,4 +493,65 @@ async fn expired_node_credentials_are_read_again_soon_though_the_sdk_takes_them_
         let left = credentials.expiry().unwrap().duration_since(Clock::system().now()).unwrap();
         assert_eq!(left <= Duration::from_secs(15), soon, "{expires}: {left:?}");
     }
+}
+
+/// Keeps where it is asked to connect, and does not.
+#[derive(Clone, Debug, Default)]
+struct Unconnected(Arc<Mutex<Vec<String>>>);
+
+impl HttpConnector for Unconnected {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        self.0.lock().unwrap().push(request.uri().to_owned());
+        HttpConnectorFuture::ready(Err(ConnectorError::io("not connected".into())))
+    }
+}
+
+/// Where a call goes, of an agent that the environment tells to use such endpoints.
+async fn endpoint(region: &str, given: Option<&str>, (fips, dual_stack): (bool, bool)) -> String {
+    let config = Config {
+        region: region.to_owned(),
+        endpoint: given.map(str::to_owned),
+        through: None,
+        upstream: "http://127.0.0.1:9".to_owned(),
+    };
+    let asked = Unconnected::default();
+    let connector: SharedHttpConnector = asked.clone().into_shared();
+    let node = NodeCredentials::new("AKIANODE", NODE_SECRET, None, None, "test");
+    let loader = aws_config::defaults(BehaviorVersion::latest())
+        .empty_test_environment()
+        .credentials_provider(node)
+        .http_client(http_client_fn(move |_, _| connector.clone()))
+        .use_fips(fips)
+        .use_dual_stack(dual_stack);
+    let client = Client::from_conf(settings(&config, loader).await.build());
+    let asker = Asker { client, clock: Clock::system(), through: None };
+    asker.ask(&identity(), CHAINED).await.unwrap_err();
+    asked.0.lock().unwrap().join(" ")
+}
+
+#[tokio::test]
+async fn every_region_has_its_own_sts_in_its_partition() {
+    let (plain, fips, dual) = ((false, false), (true, false), (false, true));
+    let cases = [
+        ("eu-west-1", "aws", plain, "sts.eu-west-1.amazonaws.com"),
+        ("us-east-1", "aws", plain, "sts.us-east-1.amazonaws.com"),
+        ("ap-southeast-99", "aws", plain, "sts.ap-southeast-99.amazonaws.com"),
+        ("cn-north-1", "aws-cn", plain, "sts.cn-north-1.amazonaws.com.cn"),
+        ("us-gov-west-1", "aws-us-gov", plain, "sts.us-gov-west-1.amazonaws.com"),
+        ("us-iso-east-1", "aws-iso", plain, "sts.us-iso-east-1.c2s.ic.gov"),
+        ("us-isob-east-1", "aws-iso-b", plain, "sts.us-isob-east-1.sc2s.sgov.gov"),
+        ("eu-isoe-west-1", "aws-iso-e", plain, "sts.eu-isoe-west-1.cloud.adc-e.uk"),
+        ("us-isof-south-1", "aws-iso-f", plain, "sts.us-isof-south-1.csp.hci.ic.gov"),
+        ("eusc-de-east-1", "aws-eusc", plain, "sts.eusc-de-east-1.amazonaws.eu"),
+        ("us-east-2", "aws", fips, "sts-fips.us-east-2.amazonaws.com"),
+        ("us-gov-east-1", "aws-us-gov", fips, "sts.us-gov-east-1.amazonaws.com"),
+        ("eu-west-1", "aws", dual, "sts.eu-west-1.api.aws"),
+        ("cn-north-1", "aws-cn", dual, "sts.cn-north-1.api.amazonwebservices.com.cn"),
+    ];
+    for (region, its, endpoints, host) in cases {
+        assert_eq!(endpoint(region, None, endpoints).await, format!("https://{host}/"));
+        assert_eq!(partition(region), its, "{region}");
+    }
+    let given = Some("http://127.0.0.1:9");
+    assert_eq!(endpoint("eu-west-1", given, (true, true)).await, "http://127.0.0.1:9/");
 }

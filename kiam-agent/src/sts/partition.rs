@@ -1,0 +1,19 @@
+//! Which of AWS's partitions a region is in.
+
+/// The beginnings of regions' names outside of `aws`, as the SDK's endpoint rules have them.
+const BEGINNINGS: [(&str, &str); 7] = [
+    ("cn-", "aws-cn"),
+    ("eu-isoe-", "aws-iso-e"),
+    ("eusc-", "aws-eusc"),
+    ("us-gov-", "aws-us-gov"),
+    ("us-iso-", "aws-iso"),
+    ("us-isob-", "aws-iso-b"),
+    ("us-isof-", "aws-iso-f"),
+];
+
+/// The partition of `region`, as ARNs have it. STS of one knows no roles of another.
+#[must_use]
+pub fn partition(region: &str) -> &'static str {
+    let found = BEGINNINGS.iter().find(|(beginning, _)| region.starts_with(beginning));
+    found.map_or("aws", |(_, partition)| partition)
+}
