@@ -162,6 +162,17 @@ async fn what_pods_want_when_the_agent_starts_is_not_new() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn two_hundred_pods_of_twenty_roles_take_twenty_calls() {
+    let names: Vec<(String, String)> =
+        (0..200).map(|n| (format!("p{n}"), format!("r{}", n % 20))).collect();
+    let all = names.iter().map(|(pod, role)| ("shop", pod.as_str(), role.as_str()));
+    let fixture = start_with(Config::default(), pods(all), false, HOUR);
+    sleep(SECOND).await;
+    assert!(fixture.readiness.is_ready());
+    assert_eq!((fixture.reader.summary().ready, fixture.all_calls()), (20, 20));
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_asks_too_much_keeps_no_agent_from_being_ready() {
     let first = [("shop", "a", "a"), ("shop", "b", "b"), ("shop", "c", "c")];
     let fixture = start_with(slow(1, 1), pods(first), false, HOUR);
