@@ -1,6 +1,7 @@
 //! What `cargo xtask` can do, one file per command.
 
 pub(crate) mod acceptance;
+pub(crate) mod apiserver;
 pub(crate) mod bench;
 pub(crate) mod build;
 pub(crate) mod command;

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use tokio::time::Instant;
 
 use super::command::{command, run, say};
-use super::{acceptance, build, tidy, toolchain};
+use super::{acceptance, apiserver, build, tidy, toolchain};
 
 /// What to test, and how strictly.
 #[derive(Debug, Args)]
@@ -17,7 +17,7 @@ pub(crate) struct Selection {
     /// A test that can't run here (it needs root, or a kernel with BPF) fails instead of being skipped.
     #[arg(long)]
     no_skip: bool,
-    /// The parts to run; without one, all of them.
+    /// The parts to run; without one, all but `apiserver`.
     #[arg(value_enum)]
     parts: Vec<Part>,
 }
@@ -32,6 +32,8 @@ enum Part {
     Node,
     /// Real AWS clients against the agent.
     Clients,
+    /// The agent against a real kube-apiserver, which is built first: that takes some minutes, once.
+    Apiserver,
 }
 
 impl fmt::Display for Part {
@@ -46,7 +48,7 @@ struct Step {
     action: fn(&Selection) -> Result<()>,
 }
 
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     Step { part: Part::Checks, name: "format", action: |_| run(cargo("fmt").arg("--check")) },
     Step { part: Part::Checks, name: "tidy", action: |_| tidy::run() },
     Step { part: Part::Checks, name: "lints", action: |_| run(&mut lints()) },
@@ -73,6 +75,7 @@ const STEPS: [Step; 9] = [
         name: "clients",
         action: |selection| acceptance::run(selection.no_skip),
     },
+    Step { part: Part::Apiserver, name: "real API server", action: |_| apiserver::run_tests() },
 ];
 
 #[derive(Debug, PartialEq)]
@@ -85,7 +88,10 @@ enum Outcome {
 /// Runs the steps of the chosen parts in order, up to the first that fails.
 pub(crate) fn run_steps(selection: &Selection) -> Result<()> {
     toolchain::ensure_iproute()?;
-    let chosen = |part| selection.parts.is_empty() || selection.parts.contains(&part);
+    let chosen = |part| match selection.parts.as_slice() {
+        [] => part != Part::Apiserver,
+        parts => parts.contains(&part),
+    };
     let kernel = Step { part: Part::Checks, name: "kernel program", action: |_| build::ebpf() };
     let steps = std::iter::once(&kernel).chain(STEPS.iter().filter(|step| chosen(step.part)));
     let mut table = Vec::new();

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Makes a real kube-apiserver, and etcd, in the folder that is named: from Debian 12's packages and its source package of
+# Kubernetes, the last of Debian's that has the server. Installs nothing; takes some minutes and 2 GB meanwhile.
+set -euo pipefail
+
+folder=$1
+work=$folder.building
+release=bookworm
+tree=$work/gopath/src/k8s.io/kubernetes
+
+# The machine's own Debian mirror, with packages of that one release, whatever the machine's is.
+mirror=$(apt-get indextargets --format '$(SITE) $(ORIGIN) $(RELEASE)' 'Created-By: Packages' |
+    awk '$2 == "Debian" && $3 !~ /security/ { print $1; exit }')
+[ -n "$mirror" ] || { echo "apt knows no Debian mirror: this needs Debian, and apt-get update" >&2; exit 1; }
+
+command -v openssl >/dev/null || { echo "openssl is missing: apt-get install openssl" >&2; exit 1; }
+
+rm -rf "$work"
+mkdir -p "$work"/apt/lists/partial "$work"/apt/cache/archives/partial "$work"/debs "$work"/debian
+touch "$work"/apt/status
+for kind in deb deb-src; do
+    echo "$kind [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $release main"
+done >"$work"/apt/sources.list
+apt() {
+    apt-get -qq -o Dir::Etc::SourceList="$work"/apt/sources.list -o Dir::Etc::SourceParts=/dev/null \
+        -o Dir::State::Lists="$work"/apt/lists -o Dir::State::Status="$work"/apt/status \
+        -o Dir::Cache="$work"/apt/cache -o APT::Sandbox::User=root "$@"
+}
+apt update
+cd "$work"/debs
+apt download golang-1.19-go golang-1.19-src golang-github-modern-go-reflect2-dev etcd-server
+for package in *.deb; do dpkg-deb -x "$package" "$work"/debian; done
+apt source --download-only kubernetes
+mkdir -p "${tree%/*}"
+tar -xf kubernetes_*.orig.tar.gz -C "$work"
+source=$(echo "$work"/kubernetes-*)
+ln -s "$source" "$tree"
+
+export GOROOT=$work/debian/usr/lib/go-1.19 GOPATH=$work/gopath GOCACHE=$work/gocache
+export GO111MODULE=off CGO_ENABLED=0
+go() { nice -n 10 "$GOROOT"/bin/go "$@"; }
+
+# The bundled one reads the Go runtime's tables as they were before Go 1.18.
+rm -rf "$source"/vendor/github.com/modern-go/reflect2
+cp -r "$work"/debian/usr/share/gocode/src/github.com/modern-go/reflect2 "$source"/vendor/github.com/modern-go/
+
+# The one generated file that the source package lacks.
+cd "$tree"
+vendor=k8s.io/kubernetes/vendor
+go build -o "$work"/openapi-gen $vendor/k8s.io/kube-openapi/cmd/openapi-gen
+described=$(grep -rl --include='*.go' --exclude-dir=testdata --exclude-dir=_examples --exclude-dir=code-generator \
+    --exclude-dir=sample-apiserver '+k8s:openapi-gen=' pkg staging/src | xargs -n 1 dirname | sort -u |
+    sed -e "s,^staging/src/,$vendor/," -e 's,^pkg/,k8s.io/kubernetes/pkg/,' | paste -sd ,)
+"$work"/openapi-gen -i "$described" -p k8s.io/kubernetes/pkg/generated/openapi -O zz_generated.openapi \
+    -h hack/boilerplate/boilerplate.generatego.txt -r "$work"/violations
+
+version=v${source##*/kubernetes-}
+go build -ldflags "-s -w -X $vendor/k8s.io/component-base/version.gitVersion=$version" -o "$work"/kube-apiserver \
+    k8s.io/kubernetes/cmd/kube-apiserver
+
+rm -rf "$folder"
+mkdir -p "$folder"
+# What signs the tokens of service accounts; good for tests on loopback and nothing else.
+openssl genrsa -out "$work"/service-account.key 2048
+mv "$work"/service-account.key "$work"/kube-apiserver "$work"/debian/usr/bin/etcd "$folder"
+rm -rf "$work"
