@@ -6,9 +6,10 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
 
 mod agent;
+mod node;
 mod server;
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use http::Method;
 use serde_json::{Value, json};
@@ -82,14 +83,24 @@ impl Cluster {
         agent
     }
 
-    /// Schedules the pod `shop/orders` on the agent's node and, as its kubelet, publishes the agent's own address
-    /// for it.
+    /// Runs the pod `shop/orders` at the agent's own address.
     async fn run_orders(&self, role: &str) {
-        let orders = pod("orders", "default", "n1", Some(role));
-        self.server.create("/api/v1/namespaces/shop/pods", Body::Json(&orders)).await;
-        let ips = json!([{"ip": "127.0.0.1"}]);
-        let status = json!({"status": {"phase": "Running", "podIP": "127.0.0.1", "podIPs": ips}});
-        let path = format!("{ORDERS}/status");
+        self.schedule("orders", role).await;
+        self.publish("orders", &["127.0.0.1".parse().unwrap()]).await;
+    }
+
+    /// Schedules a pod of `shop` on the agent's node; returns its UID.
+    async fn schedule(&self, name: &str, role: &str) -> String {
+        let pod = pod(name, "default", "n1", Some(role));
+        let pod = self.server.create("/api/v1/namespaces/shop/pods", Body::Json(&pod)).await;
+        pod["metadata"]["uid"].as_str().unwrap().to_owned()
+    }
+
+    /// Says, as its kubelet, that it runs.
+    async fn publish(&self, name: &str, addresses: &[IpAddr]) {
+        let ips: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
+        let status = json!({"status": {"phase": "Running", "podIP": addresses[0], "podIPs": ips}});
+        let path = format!("/api/v1/namespaces/shop/pods/{name}/status");
         self.change(User::Kubelet, &path, status).await;
     }
 

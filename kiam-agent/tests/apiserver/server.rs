@@ -226,6 +226,11 @@ impl Server {
         })
     }
 
+    /// Where it listens.
+    pub(super) fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
     fn certificate(&self) -> PathBuf {
         self.folder.path().join("certs/apiserver.crt")
     }
