@@ -115,6 +115,22 @@ impl Cluster {
         changed.await.unwrap();
     }
 
+    /// The first Event of the namespace that has this reason.
+    async fn event(&self, reason: &str) -> Value {
+        let path = "/apis/events.k8s.io/v1/namespaces/shop/events";
+        let event = time::timeout(PATIENCE, async {
+            loop {
+                let list = self.server.ask(User::Admin, Method::GET, path, None).await.unwrap();
+                let mut events = list["items"].as_array().unwrap().iter();
+                if let Some(event) = events.find(|event| event["reason"] == reason) {
+                    return event.clone();
+                }
+                time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+        event.await.expect("the agent tells why")
+    }
+
     /// Waits until the server no longer takes a token, which it remembers for some seconds.
     async fn until_refused(&self, token: &str) {
         let refused = time::timeout(PATIENCE, async {
@@ -180,6 +196,9 @@ async fn with_the_rights_of_deploy_alone_pods_are_followed_from_scheduling_to_th
     let shop = "/api/v1/namespaces/shop";
     cluster.annotate(shop, PERMITTED, "reader").await;
     comes(&agent, 404, "").await;
+    let event = cluster.event("RoleForbidden").await;
+    assert_eq!(event["regarding"]["name"], "orders", "{event}");
+    assert_eq!(event["reportingController"], "kiam-agent", "{event}");
     cluster.annotate(shop, PERMITTED, "arn:.*/(reader|writer)").await;
     comes(&agent, 200, "writer").await;
 
@@ -198,6 +217,7 @@ async fn the_agents_rights_end_where_the_manifests_do() {
         ("/api/v1/pods", true),
         ("/api/v1/namespaces", true),
         ("/api/v1/namespaces/shop/pods", true),
+        ("/apis/events.k8s.io/v1/events", false),
         ("/api/v1/secrets", false),
         ("/api/v1/serviceaccounts", false),
         ("/api/v1/nodes", false),
