@@ -2,34 +2,19 @@
 # Makes a real kube-apiserver, and etcd, in the folder that is named: from Debian 12's packages and its source package of
 # Kubernetes, the last of Debian's that has the server. Installs nothing; takes some minutes and 2 GB meanwhile.
 set -euo pipefail
+. "$(dirname "$0")"/../debian/apt.sh
 
 folder=$1
 work=$folder.building
-release=bookworm
 tree=$work/gopath/src/k8s.io/kubernetes
-
-# The machine's own Debian mirror, with packages of that one release, whatever the machine's is.
-mirror=$(apt-get indextargets --format '$(SITE) $(ORIGIN) $(RELEASE)' 'Created-By: Packages' |
-    awk '$2 == "Debian" && $3 !~ /security/ { print $1; exit }')
-[ -n "$mirror" ] || { echo "apt knows no Debian mirror: this needs Debian, and apt-get update" >&2; exit 1; }
 
 command -v openssl >/dev/null || { echo "openssl is missing: apt-get install openssl" >&2; exit 1; }
 
 rm -rf "$work"
-mkdir -p "$work"/apt/lists/partial "$work"/apt/cache/archives/partial "$work"/debs "$work"/debian
-touch "$work"/apt/status
-for kind in deb deb-src; do
-    echo "$kind [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $release main"
-done >"$work"/apt/sources.list
-apt() {
-    apt-get -qq -o Dir::Etc::SourceList="$work"/apt/sources.list -o Dir::Etc::SourceParts=/dev/null \
-        -o Dir::State::Lists="$work"/apt/lists -o Dir::State::Status="$work"/apt/status \
-        -o Dir::Cache="$work"/apt/cache -o APT::Sandbox::User=root "$@"
-}
-apt update
+mkdir -p "$work"/debs
+private_apt "$work"/apt bookworm
 cd "$work"/debs
-apt download golang-1.19-go golang-1.19-src golang-github-modern-go-reflect2-dev etcd-server
-for package in *.deb; do dpkg-deb -x "$package" "$work"/debian; done
+unpack "$work"/debian golang-1.19-go golang-1.19-src golang-github-modern-go-reflect2-dev etcd-server
 apt source --download-only kubernetes
 mkdir -p "${tree%/*}"
 tar -xf kubernetes_*.orig.tar.gz -C "$work"

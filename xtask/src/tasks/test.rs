@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use tokio::time::Instant;
 
 use super::command::{command, run, say};
-use super::{acceptance, apiserver, build, tidy, toolchain};
+use super::{acceptance, build, kubernetes, tidy, toolchain};
 
 /// What to test, and how strictly.
 #[derive(Debug, Args)]
@@ -17,7 +17,7 @@ pub(crate) struct Selection {
     /// A test that can't run here (it needs root, or a kernel with BPF) fails instead of being skipped.
     #[arg(long)]
     no_skip: bool,
-    /// The parts to run; without one, all but `apiserver`.
+    /// The parts to run; without one, all but `policies` and `apiserver`.
     #[arg(value_enum)]
     parts: Vec<Part>,
 }
@@ -32,6 +32,8 @@ enum Part {
     Node,
     /// Real AWS clients against the agent.
     Clients,
+    /// The admission policies, judged by Kubernetes' own code, which is downloaded and compiled first: some minutes, once.
+    Policies,
     /// The agent against a real kube-apiserver, which is built first: that takes some minutes, once.
     Apiserver,
 }
@@ -48,7 +50,7 @@ struct Step {
     action: fn(&Selection) -> Result<()>,
 }
 
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 11] = [
     Step { part: Part::Checks, name: "format", action: |_| run(cargo("fmt").arg("--check")) },
     Step { part: Part::Checks, name: "tidy", action: |_| tidy::run() },
     Step { part: Part::Checks, name: "lints", action: |_| run(&mut lints()) },
@@ -75,7 +77,8 @@ const STEPS: [Step; 10] = [
         name: "clients",
         action: |selection| acceptance::run(selection.no_skip),
     },
-    Step { part: Part::Apiserver, name: "real API server", action: |_| apiserver::run_tests() },
+    Step { part: Part::Policies, name: "policies", action: |_| kubernetes::test_policies() },
+    Step { part: Part::Apiserver, name: "real API server", action: |_| kubernetes::test_agent() },
 ];
 
 #[derive(Debug, PartialEq)]
@@ -89,7 +92,7 @@ enum Outcome {
 pub(crate) fn run_steps(selection: &Selection) -> Result<()> {
     toolchain::ensure_iproute()?;
     let chosen = |part| match selection.parts.as_slice() {
-        [] => part != Part::Apiserver,
+        [] => !matches!(part, Part::Policies | Part::Apiserver),
         parts => parts.contains(&part),
     };
     let kernel = Step { part: Part::Checks, name: "kernel program", action: |_| build::ebpf() };
