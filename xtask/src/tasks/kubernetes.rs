@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
+use super::build;
 use super::command::{command, run, say, workspace};
 
 /// Where the tests look for the folder of the programs.
@@ -13,6 +14,7 @@ const BINARIES: &str = "KIAM_TEST_APISERVER";
 
 /// Runs the agent's tests against a real kube-apiserver and etcd.
 pub(crate) fn test_agent() -> Result<()> {
+    build::programs()?;
     let folder = tool("kubernetes", "xtask/apiserver/build.sh", "2 GB and some minutes")?;
     let mut tests = command("cargo");
     tests.args(["test", "-p", "kiam-agent", "--test", "apiserver"]).env(BINARIES, folder);
