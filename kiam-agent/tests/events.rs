@@ -16,8 +16,8 @@ use kiam_agent::{
     imds,
     lifecycle::{self, DrainSignal, Readiness},
     pods::{Namespace, Pod, PodIndex, PodUid},
-    policy::{self, AnnotationOverrides, NamespacePolicy, RolePolicy, publish_wanted},
-    role::{RoleIdentity, RoleResolver, SessionName, SessionPolicies, TagTemplate, WantedRoles},
+    policy::{self, RolePolicy, publish_wanted},
+    role::{RoleIdentity, RoleResolver, WantedRoles},
     secret::Secret,
     telemetry::Statsd,
 };
@@ -177,16 +177,7 @@ impl Fixture {
 }
 
 fn policy() -> policy::Config {
-    policy::Config {
-        resolver: RoleResolver::new(Some("arn:aws:iam::123456789012:role/".parse().unwrap())),
-        namespaces: NamespacePolicy::Optional,
-        session_name: SessionName::sanitised("kiam-kiam").into(),
-        source_identity: None,
-        tags: TagTemplate::default(),
-        policies: SessionPolicies::default(),
-        overrides: AnnotationOverrides::Everywhere,
-        session_duration: Duration::from_secs(3600),
-    }
+    policy::Config::new(RoleResolver::new(Some("arn:aws:iam::123456789012:role/".parse().unwrap())))
 }
 
 fn pod(name: &str, role: Option<&str>) -> Pod {

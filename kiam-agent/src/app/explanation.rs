@@ -357,10 +357,8 @@ mod tests {
         credentials::{self, CredentialSource, Credentials, Prefetcher, SourceError},
         lifecycle::Readiness,
         pods::{PodIndex, fixtures},
-        policy::{self, AnnotationOverrides, NamespacePolicy, RolePolicy},
-        role::{
-            RoleIdentity, RoleResolver, SessionName, SessionPolicies, TagTemplate, WantedRoles,
-        },
+        policy::{self, RolePolicy},
+        role::{RoleIdentity, RoleResolver, WantedRoles},
         telemetry::Statsd,
     };
 
@@ -395,16 +393,9 @@ mod tests {
     fn explainer(flags: &str) -> (PodIndex, Explainer) {
         let config = config(flags);
         let (index, pods) = PodIndex::new();
-        let policy = policy::Config {
-            resolver: RoleResolver::new(Some("arn:aws:iam::123456789012:role/".parse().unwrap())),
-            namespaces: NamespacePolicy::Optional,
-            session_name: SessionName::sanitised("kiam-kiam").into(),
-            source_identity: None,
-            tags: TagTemplate::default(),
-            policies: SessionPolicies::default(),
-            overrides: AnnotationOverrides::Everywhere,
-            session_duration: Duration::from_secs(3600),
-        };
+        let policy = policy::Config::new(RoleResolver::new(Some(
+            "arn:aws:iam::123456789012:role/".parse().unwrap(),
+        )));
         let clock = Clock::system();
         let parts = credentials::Parts {
             source: Arc::new(Nobody),

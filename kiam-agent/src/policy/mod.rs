@@ -27,8 +27,8 @@ use crate::{
     pods::{Namespace, Pod, PodReader},
     role::{
         Claimant, ExternalId, InvalidExternalId, InvalidPolicies, InvalidRole, InvalidTags,
-        NameTemplate, Quoted, RoleArn, RoleIdentity, RoleResolver, SessionPolicies, Subject,
-        TagTemplate, WantedRoles,
+        NameTemplate, Quoted, RoleArn, RoleIdentity, RoleResolver, SessionName, SessionPolicies,
+        Subject, TagTemplate, WantedRoles,
     },
 };
 
@@ -171,6 +171,25 @@ pub enum Refusal {
     },
 }
 
+// === impl Config ===
+
+impl Config {
+    /// What the flags' defaults say: kiam v1's policy, and its name for all sessions.
+    #[must_use]
+    pub fn new(resolver: RoleResolver) -> Self {
+        Self {
+            resolver,
+            namespaces: NamespacePolicy::Optional,
+            session_name: SessionName::sanitised("kiam-kiam").into(),
+            source_identity: None,
+            tags: TagTemplate::default(),
+            policies: SessionPolicies::default(),
+            overrides: AnnotationOverrides::Everywhere,
+            session_duration: Duration::from_secs(3600),
+        }
+    }
+}
+
 // === impl RolePolicy ===
 
 impl RolePolicy {
@@ -307,7 +326,7 @@ mod tests {
     use super::*;
     use crate::{
         pods::{Namespace, PodIndex, PodUid},
-        role::{Place, SessionName},
+        role::Place,
     };
 
     const ROLE: &str = "arn:aws:iam::123456789012:role/reader";
@@ -336,14 +355,9 @@ mod tests {
         let (index, reader) = PodIndex::new();
         let base = "arn:aws:iam::123456789012:role/".parse().unwrap();
         let config = Config {
-            resolver: RoleResolver::new(Some(base)),
             namespaces,
-            session_name: SessionName::sanitised("kiam-kiam").into(),
-            source_identity: None,
-            tags: TagTemplate::default(),
-            policies: SessionPolicies::default(),
             overrides: AnnotationOverrides::In(BTreeSet::from(["default".to_owned()])),
-            session_duration: Duration::from_secs(3600),
+            ..Config::new(RoleResolver::new(Some(base)))
         };
         (index, RolePolicy::new(config, reader))
     }

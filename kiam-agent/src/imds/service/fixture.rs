@@ -22,8 +22,8 @@ use crate::{
     credentials::{self, CredentialSource, Credentials, ErrorClass, Prefetcher, SourceError},
     lifecycle::{self, DrainSignal, Readiness},
     pods::{Client, ClientResolver, Connection, Namespace, Pod, PodIndex, PodUid, Unattested},
-    policy::{self, NamespacePolicy, RolePolicy},
-    role::{RoleIdentity, RoleResolver, SessionName, SessionPolicies, TagTemplate, WantedRoles},
+    policy::{self, RolePolicy},
+    role::{RoleIdentity, RoleResolver, WantedRoles},
     secret::Secret,
     serve,
     telemetry::Statsd,
@@ -230,18 +230,9 @@ impl Node {
         let (index, pods) = PodIndex::new();
         index.heard();
         let policy = RolePolicy::new(
-            policy::Config {
-                resolver: RoleResolver::new(Some(
-                    "arn:aws:iam::123456789012:role/".parse().unwrap(),
-                )),
-                namespaces: NamespacePolicy::Optional,
-                session_name: SessionName::sanitised("kiam-kiam").into(),
-                source_identity: None,
-                tags: TagTemplate::default(),
-                policies: SessionPolicies::default(),
-                overrides: policy::AnnotationOverrides::Everywhere,
-                session_duration: Duration::from_secs(3600),
-            },
+            policy::Config::new(RoleResolver::new(Some(
+                "arn:aws:iam::123456789012:role/".parse().unwrap(),
+            ))),
             pods.clone(),
         );
         let mut registry = Registry::default();
