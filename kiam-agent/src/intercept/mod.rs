@@ -7,6 +7,7 @@
 mod ancestors;
 mod attach;
 mod cgroup;
+mod defer;
 mod flows;
 mod guard;
 mod inside;
@@ -31,6 +32,7 @@ use std::{io, path::PathBuf, time::Duration};
 
 pub use self::{
     cgroup::Cgroup,
+    defer::defer_accept,
     flows::{FlowEntry, Flows},
     guard::{Guard, GuardConfig, GuardError, Metrics as GuardMetrics, UplinkProgram},
     inside::Inside,

@@ -6,8 +6,8 @@ use xtask::{
 };
 
 use super::{
-    INSIDE, ON_THE_NODE, assert_served, eventually, explain, is_served, path_of, port_inside,
-    start, verdicts,
+    INSIDE, ON_THE_NODE, assert_served, eventually, explain, is_served, path_of, pod_inside,
+    port_inside, start, verdicts,
 };
 
 const NO_LISTENER: &str = "denied_path";
@@ -85,4 +85,25 @@ fn auto_serves_a_pod_by_the_node_until_it_has_a_listener() {
     }
     assert!(verdicts(&agent, INSIDE) >= inside + 3);
     assert_eq!(verdicts(&agent, ON_THE_NODE), node, "none by the node any more");
+}
+
+#[test]
+fn who_asks_late_or_in_pieces_is_answered() {
+    if lab::skip("who_asks_late_or_in_pieces_is_answered") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let _agent = start(&lab, &[]);
+    let pod = pod_inside(&lab, "orders");
+    assert_served(&lab, &pod.credentials().unwrap(), "orders");
+    // Longer than the listener inside waits for the first bytes.
+    let script = "import socket,time\n\
+        s=socket.create_connection(('169.254.169.254',80),5)\n\
+        time.sleep(2.5)\n\
+        for _ in range(5):\n\
+        \x20s.sendall(b'GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\\r\\n')\n\
+        \x20s.sendall(b'Host: 169.254.169.254\\r\\n\\r\\n')\n\
+        \x20answer=s.recv(4096)\n\
+        print(answer.split()[1].decode(),answer.split()[-1].decode())";
+    assert_eq!(pod.python(script).unwrap(), "200 orders");
 }
