@@ -181,6 +181,7 @@ impl Sandboxes {
             match change {
                 Change::Made(pod, cgroup) => self.made(pod, cgroup),
                 Change::Stirred(pod) => self.stirred(&pod),
+                Change::Joined(pod) => self.joined(&pod),
                 Change::Removed(pod) => self.removed(&pod),
                 Change::Lost => {
                     warn!("Changes of pods' cgroups were lost; looking at all of them");
@@ -210,6 +211,13 @@ impl Sandboxes {
         if let Some(sandbox) = self.pods.get_mut(pod) {
             sandbox.attempt = 0;
             self.look(pod);
+        }
+    }
+
+    /// Each probe that the kubelet runs in a container joins it; what matters is who may be the first.
+    fn joined(&mut self, pod: &PodUid) {
+        if self.pods.get(pod).is_some_and(|sandbox| sandbox.told.is_empty()) {
+            self.stirred(pod);
         }
     }
 

@@ -1,7 +1,9 @@
 //! Notices what happens to the pods' cgroups, as deep as the kubelet and the runtime make them.
 //!
 //! mkdir and rmdir reach inotify as on any file system, and `cgroup.events` is modified when the first process
-//! comes or the last one goes. A watch is not ended by the removal of its cgroup, so that is done here.
+//! comes or the last one goes; but a worker of the kernel tells that, which takes milliseconds on a busy node. Who writes
+//! a process's number into `cgroup.procs` is seen at once. A watch is not ended by the removal of its cgroup, so that is
+//! done here.
 
 use std::{
     collections::HashMap,
@@ -38,6 +40,8 @@ pub(super) enum Change {
     Made(PodUid, PathBuf),
     /// Containers or processes came or went.
     Stirred(PodUid),
+    /// A process was put into one of its containers, be it the first or another.
+    Joined(PodUid),
     /// It was removed.
     Removed(PodUid),
     /// Changes were lost: look at everything.
@@ -71,8 +75,8 @@ struct Pod {
     inode: u64,
     /// Its folder's and its `cgroup.events`'.
     watches: Vec<i32>,
-    /// Its containers' `cgroup.events`', by the cgroup's name.
-    containers: HashMap<Box<OsStr>, i32>,
+    /// Its containers' `cgroup.events`' and `cgroup.procs`', by the cgroup's name.
+    containers: HashMap<Box<OsStr>, Vec<i32>>,
 }
 
 #[derive(Clone, Debug)]
@@ -80,6 +84,7 @@ enum Place {
     Folder(PathBuf),
     Pod(PodUid),
     Events(PodUid),
+    Processes(PodUid),
 }
 
 // === impl Watch ===
@@ -189,6 +194,7 @@ impl Watch {
                 changes.push(Change::Stirred(uid));
             }
             (Place::Events(uid), _) => changes.push(Change::Stirred(uid)),
+            (Place::Processes(uid), _) => changes.push(Change::Joined(uid)),
             (Place::Folder(_) | Place::Pod(_), None) => {}
         }
     }
@@ -269,28 +275,30 @@ impl Watch {
         if pod.containers.len() == CONTAINERS && !pod.containers.contains_key(name) {
             return;
         }
-        let events = pod.path.join(name).join("cgroup.events");
-        // The same number for the same cgroup; another when it was made anew.
-        let Some(watch) = self.add(&events, WatchFlags::MODIFY, Place::Events(uid.clone())) else {
-            return;
-        };
+        let container = pod.path.join(name);
+        // The same numbers for the same cgroup; others when it was made anew.
+        let mut modified = |file, place| self.add(&container.join(file), WatchFlags::MODIFY, place);
+        let Some(events) = modified("cgroup.events", Place::Events(uid.clone())) else { return };
+        let processes = modified("cgroup.procs", Place::Processes(uid.clone()));
+        let watches: Vec<i32> = [events].into_iter().chain(processes).collect();
         let pod = self.pods.get_mut(uid);
-        let before = pod.and_then(|pod| pod.containers.insert(name.into(), watch));
-        before.filter(|before| *before != watch).into_iter().for_each(|old| self.end(old));
+        let before = pod.and_then(|pod| pod.containers.insert(name.into(), watches.clone()));
+        let ended = before.into_iter().flatten().filter(|before| !watches.contains(before));
+        ended.for_each(|old| self.end(old));
     }
 
     fn forget_container(&mut self, uid: &PodUid, name: &OsStr) {
         let pod = self.pods.get_mut(uid);
         // It may have been made anew meanwhile; then what comes next watches it.
-        let watch = pod.and_then(|pod| pod.containers.remove(name));
-        watch.into_iter().for_each(|watch| self.end(watch));
+        let watches = pod.and_then(|pod| pod.containers.remove(name));
+        watches.into_iter().flatten().for_each(|watch| self.end(watch));
     }
 
     fn forget_pod(&mut self, uid: &PodUid, changes: &mut Vec<Change>) {
         let Some(pod) = self.pods.remove(uid) else { return };
         pod.watches
             .into_iter()
-            .chain(pod.containers.into_values())
+            .chain(pod.containers.into_values().flatten())
             .for_each(|watch| self.end(watch));
         changes.push(Change::Removed(uid.clone()));
     }

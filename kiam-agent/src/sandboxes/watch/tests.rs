@@ -53,14 +53,14 @@ async fn pods_of_every_layout_are_noticed_when_they_come_stir_and_go() {
         let mut process = std::process::Command::new("sleep");
         container.adopt(process.arg("60")).unwrap();
         let mut process = process.spawn().unwrap();
-        stage.until(&Change::Stirred(uid(A))).await;
+        stage.until(&Change::Joined(uid(A))).await;
         container.kill().unwrap();
         process.wait().unwrap();
         stage.until(&Change::Stirred(uid(A))).await;
         let watched = stage.watch.places.len();
         fs::create_dir(pod.join("2")).unwrap();
         stage.until(&Change::Stirred(uid(A))).await;
-        assert_eq!(stage.watch.places.len(), watched + 1);
+        assert_eq!(stage.watch.places.len(), watched + 2);
         fs::remove_dir(pod.join("2")).unwrap();
         stage.until(&Change::Stirred(uid(A))).await;
         drop(container);
@@ -105,7 +105,7 @@ async fn the_watches_of_one_pod_are_bounded() {
     }
     stage.until(&Change::Stirred(uid(A))).await;
     stage.watch.sweep();
-    assert_eq!(stage.watch.places.len(), 1 + 2 + CONTAINERS);
+    assert_eq!(stage.watch.places.len(), 1 + 2 + 2 * CONTAINERS);
 }
 
 #[tokio::test]
@@ -126,7 +126,7 @@ async fn a_sweep_finds_what_no_event_told() {
     assert!(gone < made && changes.contains(&Change::Made(uid(B), b)), "{changes:?}");
     // The late events change nothing.
     while let Ok(changes) = timeout(Duration::from_millis(50), stage.watch.changes()).await {
-        let stirred = |change: &Change| matches!(change, Change::Stirred(_));
+        let stirred = |change: &Change| matches!(change, Change::Stirred(_) | Change::Joined(_));
         assert!(changes.unwrap().iter().all(stirred));
     }
     assert_eq!(stage.watch.pods.len(), 2);
