@@ -34,6 +34,8 @@ impl<S: PodService> Served<S> {
     /// Serves `stream`, or passes it on, until it closes, errs, or the drain begins and what has begun is
     /// answered.
     pub(super) async fn run(self, stream: TcpStream, client: Result<Client, Unattested>) {
+        // A failure costs a delay at most.
+        let _ = stream.set_nodelay(true);
         // Else who asks and never reads would hold its slot for ever: see TCP_USER_TIMEOUT in tcp(7).
         let unread = u32::try_from(self.config.unread_deadline.as_millis()).unwrap_or(u32::MAX);
         if let Err(error) = set_tcp_user_timeout(&stream, unread) {

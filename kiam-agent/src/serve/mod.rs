@@ -8,18 +8,17 @@ mod metrics;
 mod relay;
 
 use std::{
-    future::Future, io, mem::Discriminant, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
+    future::Future, mem::Discriminant, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
 };
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use rustix::net::sockopt;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
-    task::{JoinError, JoinSet, yield_now},
+    task::{JoinError, JoinSet},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -161,8 +160,9 @@ pub async fn run<S: PodService>(
     loop {
         let ended = tokio::select! {
             Some(listener) = listeners.recv() => {
-                if let Err(error) = prepare(&listener.socket) {
-                    warn!(%error, "Listener stays as it was made");
+                // What listens may be told to listen again: only the length of its queue changes.
+                if let Err(error) = rustix::net::listen(&*listener.socket, BACKLOG) {
+                    warn!(%error, "Listener keeps its short queue");
                 }
                 loops.spawn(server(&drain).accept(listener));
                 continue;
@@ -180,15 +180,6 @@ pub async fn run<S: PodService>(
             return;
         }
     }
-}
-
-/// Gives the listener its queue, and what every connection that it accepts has from it; one that waits already goes
-/// without, which costs it a delay at most.
-fn prepare(listener: &TcpListener) -> io::Result<()> {
-    // What listens may be told to listen again: only the length of its queue changes.
-    rustix::net::listen(listener, BACKLOG)?;
-    sockopt::set_tcp_nodelay(listener, true)?;
-    Ok(())
 }
 
 /// Whether an accept loop panicked. That ends all: the agent must not go on for one family, or without one pod.
@@ -246,19 +237,10 @@ impl<S: PodService> Server<S> {
         connections: &mut JoinSet<()>,
     ) {
         let mut end = pin!(end);
-        // Where all of its connections come to, unless it listens at any address.
-        let bound = listener.socket.local_addr().ok().filter(|at| !at.ip().is_unspecified());
         loop {
             tokio::select! {
                 accepted = listener.socket.accept() => match accepted {
-                    Ok((stream, peer)) => {
-                        if let Some(local) = bound.or_else(|| stream.local_addr().ok()) {
-                            let connection = Connection { peer, local };
-                            self.take(stream, &connection, listener, connections);
-                            // It is answered before it is looked whether there is another.
-                            yield_now().await;
-                        }
-                    }
+                    Ok((stream, peer)) => self.take(stream, peer, listener, connections),
                     Err(error) => {
                         // Mostly "too many open files": it passes when connections close.
                         if let Some(left_out) = self.log.admit(Trouble::NotAccepted) {
@@ -281,15 +263,15 @@ impl<S: PodService> Server<S> {
     fn take(
         &self,
         stream: TcpStream,
-        connection: &Connection,
+        peer: SocketAddr,
         listener: &Listener,
         connections: &mut JoinSet<()>,
     ) {
-        let peer = connection.peer;
         if !self.limits.has_room() {
             return self.too_many(peer, None);
         }
-        let client = listener.resolver.resolve(connection);
+        let Ok(local) = stream.local_addr() else { return };
+        let client = listener.resolver.resolve(&Connection { peer, local });
         let owner = Owner::of(&client);
         let Some(slot) = self.limits.take(owner.clone()) else {
             return self.too_many(peer, Some(owner));
