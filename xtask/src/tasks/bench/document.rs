@@ -76,11 +76,12 @@ Every request is `GET /latest/meta-data/iam/security-credentials/` by IMDSv1. *N
 the end of the stream. *Kept connection*: from before the request is written to the last byte of its answer. A wrong
 answer, an error, or a packet at the real metadata service ends the run without a document.
 
-Ways: *direct* connects to the node's address and the agent's port, no hook, no translation, identity by source address.
-*eBPF* connects to 169.254.169.254:80 and is redirected by the kernel program, to the node's address or to the listener
-in the pod's own network namespace, with the kernel's identity of the caller and the guards. *DNAT* connects to
-169.254.169.254:80 and is translated by a rule of iptables or by a chain of nftables, identity by source address; *last*
-is after kube-proxy's rules (as kiam's agent appends it), *first* is before them.
+Ways: *direct* connects to the node's address and the agent's port, no hook, no translation, identity by source address;
+the agent is the same by every way, and so is what it does with a request. *eBPF* connects to 169.254.169.254:80 and is
+redirected by the kernel program, to the node's address or to the listener in the pod's own network namespace, with the
+kernel's identity of the caller and the guards. *DNAT* connects to 169.254.169.254:80 and is translated by a rule of
+iptables or by a chain of nftables, identity by source address; *last* is after kube-proxy's rules (as kiam's agent
+appends it), *first* is before them.
 
 Rules are as kube-proxy's iptables mode writes them: one for each service, in a chain that nat PREROUTING calls. At 0
 rules there is neither a rule nor connection tracking, but for what the DNAT itself needs.
@@ -91,8 +92,12 @@ const LIMITS: &str = "\
 
 - Nothing of absolute speed elsewhere: one machine, virtual links, one client at a time, a stand-in for a node. Ratios
   within a round are what carries over.
-- Client and agent on one processor leave out what it costs to wake another one, which is the same by every way: where
-  they are apart, times are longer, less steady, and ratios nearer to 1. `--client-processor=1` measures that.
+- Client and agent on one processor, where the scheduler mostly has them if nobody pins them, leave out what it costs to
+  wake another one. Where they are apart, times are longer and less steady, and pod-local gains nothing on *direct*.
+  `--client-processor=1` measures that.
+- The listener inside a pod accepts a connection once its request is there (`TCP_DEFER_ACCEPT`), so that the agent is
+  woken once; the node's listener, whose queue all pods share, does not. That is most of what makes pod-local faster than
+  *direct* where no rule is in the way: the links themselves differ less.
 - Nothing of kube-proxy's nftables or IPVS mode, or of Cilium: they have no such list to walk, so only the figures at 0
   rules apply.
 - Nothing of throughput or of many clients at once. A DNAT also keeps an entry of connection tracking for each connection,
