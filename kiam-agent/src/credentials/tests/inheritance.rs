@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::role::SessionTags;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -57,11 +58,15 @@ async fn what_differs_in_anything_is_fetched_anew() {
     sleep(MINUTE).await;
     let held = first.reader.bequeath();
     let same = identity("a");
+    let tag = ("kubernetes-pod-name".to_owned(), "a".to_owned());
     let others = [
         identity("b"),
         RoleIdentity { session_name: SessionName::sanitised("kiam-other"), ..same.clone() },
         RoleIdentity { external_id: Some("other".parse().unwrap()), ..same.clone() },
         RoleIdentity { duration: HOUR / 2, ..same.clone() },
+        RoleIdentity { source_identity: Some("web-0".parse().unwrap()), ..same.clone() },
+        RoleIdentity { tags: SessionTags::new([tag]).unwrap(), ..same.clone() },
+        RoleIdentity { policies: "arn:aws:iam::aws:policy/A".parse().unwrap(), ..same.clone() },
     ];
     for (wanted, calls) in others.into_iter().map(|other| (other, 1)).chain([(same, 0)]) {
         let claimants = BTreeSet::from([Claimant::new("shop", "a")]);
