@@ -53,8 +53,11 @@ impl Fed {
         };
         adjust(&mut config);
         let readiness = Readiness::default();
-        let synced =
-            Synced { pods: readiness.latch("pods"), namespaces: readiness.latch("namespaces") };
+        let synced = Synced {
+            pods: readiness.latch("pods"),
+            namespaces: readiness.latch("namespaces"),
+            service_accounts: None,
+        };
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let (index, reader) = PodIndex::new();

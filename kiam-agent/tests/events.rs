@@ -17,7 +17,7 @@ use kiam_agent::{
     lifecycle::{self, DrainSignal, Readiness},
     pods::{Namespace, Pod, PodIndex, PodUid},
     policy::{self, RolePolicy, publish_wanted},
-    role::{RoleIdentity, RoleResolver, WantedRoles},
+    role::{Claimant, RoleIdentity, RoleResolver, WantedRoles},
     secret::Secret,
     telemetry::Statsd,
 };
@@ -37,6 +37,7 @@ impl CredentialSource for Aws {
     fn issue<'a>(
         &'a self,
         identity: &'a RoleIdentity,
+        _claimant: &'a Claimant,
     ) -> BoxFuture<'a, Result<Credentials, SourceError>> {
         Box::pin(async move {
             let refused = |class, message: &str| SourceError { class, message: message.to_owned() };

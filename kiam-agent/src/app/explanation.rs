@@ -358,7 +358,7 @@ mod tests {
         lifecycle::Readiness,
         pods::{PodIndex, fixtures},
         policy::{self, RolePolicy},
-        role::{RoleIdentity, RoleResolver, WantedRoles},
+        role::{Claimant, RoleIdentity, RoleResolver, WantedRoles},
         telemetry::Statsd,
     };
 
@@ -368,6 +368,7 @@ mod tests {
         fn issue<'a>(
             &'a self,
             _identity: &'a RoleIdentity,
+            _claimant: &'a Claimant,
         ) -> futures::future::BoxFuture<'a, Result<Credentials, SourceError>> {
             Box::pin(std::future::pending())
         }

@@ -57,6 +57,7 @@ impl Common {
         let synced = Synced {
             pods: self.readiness.latch("pods"),
             namespaces: self.readiness.latch("namespaces"),
+            service_accounts: None,
         };
         let metrics = cluster::Metrics::register(&mut self.registry);
         let events = cluster.events(&metrics);

@@ -1,10 +1,10 @@
 //! The connection to the API server.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
-use super::{Config, Error};
+use super::Error;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const USER_AGENT: &str = concat!("kiam-agent/", env!("CARGO_PKG_VERSION"));
@@ -14,11 +14,11 @@ const USER_AGENT: &str = concat!("kiam-agent/", env!("CARGO_PKG_VERSION"));
 /// must fail, not watch some other cluster.
 ///
 /// Nothing is sent yet, so it does not matter whether the server is up.
-pub(super) async fn connect(config: &Config) -> Result<kube::Client, Error> {
-    let mut settings = match &config.kubeconfig {
+pub(super) async fn connect(kubeconfig: Option<&Path>) -> Result<kube::Client, Error> {
+    let mut settings = match kubeconfig {
         Some(path) => {
             let unusable =
-                |source| Error::Kubeconfig { path: path.clone(), source: Box::new(source) };
+                |source| Error::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
             let file = Kubeconfig::read_from(path).map_err(unusable)?;
             kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
                 .await

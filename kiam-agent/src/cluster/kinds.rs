@@ -1,4 +1,4 @@
-//! The two kinds of objects that are watched: where they are, how they read, and where they go.
+//! The kinds of objects that are watched: where they are, how they read, and where they go.
 
 use serde_json::Value;
 
@@ -6,7 +6,7 @@ use super::{
     metrics::Resource,
     wire::{self, Malformed},
 };
-use crate::pods::{Namespace, Pod, PodIndex, PodReader};
+use crate::pods::{Namespace, Pod, PodIndex, PodReader, ServiceAccount};
 
 /// One kind of object, and its part of the [`PodIndex`].
 pub(super) trait Kind {
@@ -56,6 +56,14 @@ pub(super) struct Pods<'a> {
 /// All namespaces.
 #[derive(Debug)]
 pub(super) struct Namespaces<'a> {
+    pub(super) index: &'a PodIndex,
+    pub(super) reader: &'a PodReader,
+}
+
+/// All ServiceAccounts. Those of the node's pods alone could be asked for one by one, as pods come; but then a pod
+/// would wait for that, and a changed annotation would have to be asked for again and again.
+#[derive(Debug)]
+pub(super) struct ServiceAccounts<'a> {
     pub(super) index: &'a PodIndex,
     pub(super) reader: &'a PodReader,
 }
@@ -155,6 +163,55 @@ impl Kind for Namespaces<'_> {
 
     fn count(&self) -> usize {
         self.reader.namespace_count()
+    }
+
+    async fn missed(&self) {
+        std::future::pending().await
+    }
+}
+
+// === impl ServiceAccounts ===
+
+impl Kind for ServiceAccounts<'_> {
+    type Record = ServiceAccount;
+
+    const RESOURCE: Resource = Resource::ServiceAccounts;
+    const PATH: &'static str = "/api/v1/serviceaccounts";
+    const PARTS: Parts = Parts::Metadata;
+
+    fn field_selector(&self) -> Option<String> {
+        None
+    }
+
+    fn read(&self, object: &Value) -> Result<Option<ServiceAccount>, Malformed> {
+        wire::service_account(object).map(Some)
+    }
+
+    fn apply(&self, account: ServiceAccount) {
+        self.index.apply_account(account);
+    }
+
+    fn delete(&self, account: &ServiceAccount) {
+        self.index.delete_account(&account.name, account.resource_version);
+    }
+
+    fn reset(&self, accounts: Vec<ServiceAccount>, version: Option<u64>) {
+        self.index.reset_accounts(accounts, version);
+    }
+
+    fn newest(&self) -> Option<u64> {
+        self.index.newest_account()
+    }
+
+    fn rewind(&self) {
+        self.index.rewind_accounts();
+    }
+
+    /// ServiceAccounts say nothing about whether the pods are up to date.
+    fn heard(&self) {}
+
+    fn count(&self) -> usize {
+        self.reader.account_count()
     }
 
     async fn missed(&self) {

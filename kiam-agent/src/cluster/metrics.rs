@@ -18,6 +18,7 @@ pub struct Metrics {
     pub(super) lists: Family<ListLabels, Counter>,
     pub(super) restarts: Family<RestartLabels, Counter>,
     told: Family<ToldLabels, Counter>,
+    pub(super) tokens: Family<TokenLabels, Counter>,
     scrape: Scrape,
 }
 
@@ -26,6 +27,7 @@ pub struct Metrics {
 pub(super) enum Resource {
     Pods,
     Namespaces,
+    ServiceAccounts,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -95,6 +97,20 @@ pub(super) enum EventOutcome {
     Dropped,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct TokenLabels {
+    pub(super) outcome: TokenOutcome,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum TokenOutcome {
+    Issued,
+    /// The agent lacks a right.
+    Denied,
+    Throttled,
+    Failed,
+}
+
 /// State that is read when it is asked for, once there is some.
 #[derive(Clone, Debug, Default)]
 struct Scrape(Arc<OnceLock<PodReader>>);
@@ -124,6 +140,11 @@ impl Metrics {
             "kiam_events",
             "Events about pods and namespaces, by what became of them",
             metrics.told.clone(),
+        );
+        registry.register(
+            "kiam_cluster_tokens",
+            "Tokens of pods' ServiceAccounts asked of the Kubernetes API",
+            metrics.tokens.clone(),
         );
         registry.register_collector(Box::new(metrics.scrape.clone()));
         metrics

@@ -10,6 +10,7 @@ mod kinds;
 mod metrics;
 mod outage;
 mod reflector;
+mod tokens;
 mod wire;
 
 use std::{path::PathBuf, time::Duration};
@@ -17,11 +18,12 @@ use std::{path::PathBuf, time::Duration};
 pub use self::{
     events::{EventParts, Events},
     metrics::Metrics,
+    tokens::Tokens,
 };
 use tracing::Instrument;
 
 use self::{
-    kinds::{Namespaces, Pods},
+    kinds::{Namespaces, Pods, ServiceAccounts},
     reflector::{Reflector, Timing},
 };
 use crate::{
@@ -74,6 +76,8 @@ pub struct Synced {
     pub pods: Latch,
     /// "namespaces synced".
     pub namespaces: Latch,
+    /// "service accounts synced"; absent where they are not needed, and so not asked for.
+    pub service_accounts: Option<Latch>,
 }
 
 // === impl Cluster ===
@@ -85,7 +89,7 @@ impl Cluster {
     ///
     /// [`Error`] when the configuration can't be used.
     pub async fn new(config: Config) -> Result<Self, Error> {
-        Ok(Self { client: client::connect(&config).await?, config })
+        Ok(Self { client: client::connect(config.kubeconfig.as_deref()).await?, config })
     }
 
     /// What tells of this node's pods by Events; a ServiceAccount that may not write them is no error.
@@ -95,7 +99,23 @@ impl Cluster {
         Events { client, node, metrics: metrics.clone() }
     }
 
-    /// Copies pods and namespaces into `index` until the drain begins. `reader` reads that same index.
+    /// Who asks this cluster for tokens of the pods that `reader` knows: as the kubeconfig file `identity` says, else as
+    /// this client. Sends nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] when the file can't be used.
+    pub async fn tokens(
+        &self,
+        identity: Option<PathBuf>,
+        reader: PodReader,
+        metrics: Metrics,
+    ) -> Result<Tokens, Error> {
+        Tokens::new(self.client.clone(), identity, reader, metrics).await
+    }
+
+    /// Copies pods and namespaces, and ServiceAccounts if they are needed, into `index`
+    /// until the drain begins. `reader` reads that same index.
     pub async fn run(
         self,
         index: PodIndex,
@@ -111,12 +131,26 @@ impl Cluster {
         let pods = Pods { index, reader, node };
         let pods = Reflector::new(self.client.clone(), pods, timing, synced.pods, metrics.clone());
         let namespaces = Namespaces { index, reader };
-        let namespaces =
-            Reflector::new(self.client, namespaces, timing, synced.namespaces, metrics);
-        let both = async { tokio::join!(pods.run(), namespaces.run()) };
+        let namespaces = Reflector::new(
+            self.client.clone(),
+            namespaces,
+            timing,
+            synced.namespaces,
+            metrics.clone(),
+        );
+        let accounts = synced.service_accounts.map(|synced| {
+            let kind = ServiceAccounts { index, reader };
+            Reflector::new(self.client, kind, timing, synced, metrics)
+        });
+        let accounts = async {
+            if let Some(accounts) = &accounts {
+                accounts.run().await;
+            }
+        };
+        let all = async { tokio::join!(pods.run(), namespaces.run(), accounts) };
         tokio::select! {
             () = drain.started() => {}
-            _ = both.instrument(tracing::info_span!("cluster")) => {}
+            _ = all.instrument(tracing::info_span!("cluster")) => {}
         }
     }
 }

@@ -8,7 +8,10 @@ use std::{collections::HashMap, net::IpAddr};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::pods::{InvalidPodUid, Namespace, Pod, PodUid};
+use crate::{
+    pods::{InvalidPodUid, Namespace, Pod, PodUid, ServiceAccount},
+    role::AccountName,
+};
 
 const ROLE: &str = "iam.amazonaws.com/role";
 const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
@@ -17,6 +20,8 @@ const SESSION_POLICIES: &str = "iam.amazonaws.com/session-policies";
 const PERMITTED: &str = "iam.amazonaws.com/permitted";
 const ALLOWED_ROLES: &str = "iam.amazonaws.com/allowed-roles";
 const IMDSV2: &str = "iam.amazonaws.com/imdsv2";
+/// Of ServiceAccounts, as EKS has it.
+const ROLE_ARN: &str = "eks.amazonaws.com/role-arn";
 /// What `spec.serviceAccountName` is where nobody filled it in.
 const DEFAULT_SERVICE_ACCOUNT: &str = "default";
 /// Set by the kubelet, and only by it, on the API's image of a static pod
@@ -67,7 +72,7 @@ struct PodObject {
 }
 
 #[derive(Deserialize)]
-struct NamespaceObject {
+struct MetadataObject {
     metadata: Metadata,
 }
 
@@ -154,13 +159,23 @@ pub(super) fn pod(object: &Value) -> Result<Pod, Malformed> {
 
 /// Reads one namespace, or its metadata alone.
 pub(super) fn namespace(object: &Value) -> Result<Namespace, Malformed> {
-    let NamespaceObject { metadata } = NamespaceObject::deserialize(object)?;
+    let MetadataObject { metadata } = MetadataObject::deserialize(object)?;
     Ok(Namespace {
         resource_version: number(metadata.resource_version.as_deref()),
         permitted: metadata.annotation_as_written(PERMITTED)?,
         allowed_roles: metadata.annotation_as_written(ALLOWED_ROLES)?,
         imdsv2: metadata.annotation_as_written(IMDSV2)?,
         name: metadata.name,
+    })
+}
+
+/// Reads one ServiceAccount, or its metadata alone.
+pub(super) fn service_account(object: &Value) -> Result<ServiceAccount, Malformed> {
+    let MetadataObject { metadata } = MetadataObject::deserialize(object)?;
+    Ok(ServiceAccount {
+        resource_version: number(metadata.resource_version.as_deref()),
+        role: metadata.annotation(ROLE_ARN)?,
+        name: AccountName::new(&metadata.namespace, &metadata.name),
     })
 }
 
@@ -332,6 +347,21 @@ mod tests {
         assert_eq!(permitted(json!("")).as_deref(), Some(""));
         assert_eq!(permitted(json!(null)), None);
         assert!(namespace(&object(json!(true))).is_err());
+    }
+
+    #[test]
+    fn a_service_account_is_its_name_and_role() {
+        let object = |role: Value| {
+            json!({"metadata": {
+                "name": "orders", "namespace": "shop", "resourceVersion": "9",
+                "annotations": {"eks.amazonaws.com/role-arn": role},
+            }})
+        };
+        let account = service_account(&object(json!("arn:aws:iam::1:role/r"))).unwrap();
+        assert_eq!(account.name.to_string(), "shop/orders");
+        assert_eq!(account.role.as_deref(), Some("arn:aws:iam::1:role/r"));
+        assert_eq!(service_account(&object(json!(""))).unwrap().role, None);
+        assert!(service_account(&object(json!(1))).is_err());
     }
 
     #[test]

@@ -31,9 +31,12 @@ use prometheus_client::encoding::EncodeLabelValue;
 use tokio::time::Instant;
 
 use crate::{
-    role::{RoleArn, RoleIdentity},
+    role::{AccountName, Claimant, RoleArn, RoleIdentity},
     secret::Secret,
 };
+
+/// Characters of an error's message: it ends in logs and in a header.
+const MAX_MESSAGE: usize = 500;
 
 /// Temporary credentials of one role session.
 #[derive(Clone, Debug)]
@@ -77,10 +80,22 @@ pub type Render = fn(&Credentials) -> Rendered;
 /// Where credentials come from.
 pub trait CredentialSource: Send + Sync + 'static {
     /// Asks for credentials of `identity`, once; whoever calls it decides about retrying by the error's class.
+    /// `claimant` is a pod that wants them now, where a pod must vouch for them; the next attempt is another's.
     fn issue<'a>(
         &'a self,
         identity: &'a RoleIdentity,
+        claimant: &'a Claimant,
     ) -> BoxFuture<'a, Result<Credentials, SourceError>>;
+}
+
+/// Who gives out tokens that vouch for pods.
+pub trait PodTokens: Send + Sync + 'static {
+    /// Asks, once, for a token of `account` that is bound to the pod `claimant`. It is to be used at once.
+    fn token<'a>(
+        &'a self,
+        account: &'a AccountName,
+        claimant: &'a Claimant,
+    ) -> BoxFuture<'a, Result<Secret, SourceError>>;
 }
 
 /// Why credentials could not be issued.
@@ -167,6 +182,18 @@ impl State {
             Some(Self::Pending(Some(limit))) => Some(limit.to_string()),
             Some(Self::Pending(None)) | None => Some("AWS has not answered".to_owned()),
         }
+    }
+}
+
+// === impl SourceError ===
+
+impl SourceError {
+    /// An error of this class. Whoever answered may have written the text: what would break a line is left out, and
+    /// so is what is too long for one.
+    #[must_use]
+    pub fn new(class: ErrorClass, text: &str) -> Self {
+        let shown = text.chars().filter(|character| !character.is_control()).take(MAX_MESSAGE);
+        Self { class, message: shown.collect() }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Fetching what is wanted before it is asked for, and keeping it fresh.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -152,7 +152,7 @@ impl Prefetcher {
         let stopped = if self.is_stale() {
             Some((Limit::Stale, LOOK_FOR_LIFE))
         } else {
-            self.start(&mut queue, now)
+            self.start(&mut queue, &wanted, now)
         };
         let limits = queue.limits(&self.shares, stopped, now);
         next = limits.values().map(|(_, wait)| *wait).fold(next, Duration::min);
@@ -185,7 +185,7 @@ impl Prefetcher {
     }
 
     /// Starts of `queue` what may be. Says what ended that, and for how long at most.
-    fn start(&mut self, queue: &mut Queue<'_>, now: Instant) -> Option<Kept> {
+    fn start(&mut self, queue: &mut Queue<'_>, wanted: &WantedRoles, now: Instant) -> Option<Kept> {
         let rate = self.config.sts_rate;
         loop {
             if self.calls.len() >= IN_FLIGHT {
@@ -203,7 +203,8 @@ impl Prefetcher {
                     plan.payer = payer.cloned();
                 }
             }
-            self.call(identity.clone());
+            let claimant = self.turn(identity, &wanted[identity]);
+            self.call(identity.clone(), claimant);
         }
     }
 
@@ -322,12 +323,20 @@ impl Prefetcher {
         issued.term.refresh_in(self.parts.clock.now(), now).max(backoff)
     }
 
-    fn call(&mut self, identity: RoleIdentity) {
+    /// Which of `claimants` vouches for the next attempt: after a failure the next one, so that a pod that is
+    /// about to go keeps nobody else from a renewal.
+    fn turn(&self, identity: &RoleIdentity, claimants: &BTreeSet<Claimant>) -> Claimant {
+        let failures = self.plans.get(identity).map_or(0, |plan| plan.failures);
+        let turn = failures as usize % claimants.len().max(1);
+        claimants.iter().nth(turn).cloned().expect("what is wanted is wanted by somebody")
+    }
+
+    fn call(&mut self, identity: RoleIdentity, claimant: Claimant) {
         let source = self.parts.source.clone();
         let metrics = self.parts.metrics.clone();
         self.calls.spawn(async move {
             let begun = Instant::now();
-            let result = answer(async { source.issue(&identity).await }).await;
+            let result = answer(async { source.issue(&identity, &claimant).await }).await;
             metrics.issued(begun.elapsed(), result.as_ref().err().map(|error| error.class));
             Called { identity, begun, result }
         });

@@ -34,6 +34,8 @@ const LOOKS_AGAIN: Duration = Duration::from_secs(16);
 struct Source {
     clock: Clock,
     calls: Mutex<HashMap<RoleIdentity, u32>>,
+    /// The pod that each call was made for.
+    vouched: Mutex<Vec<String>>,
     failing: AtomicBool,
     denying: AtomicBool,
     life: Duration,
@@ -43,9 +45,11 @@ impl CredentialSource for Source {
     fn issue<'a>(
         &'a self,
         identity: &'a RoleIdentity,
+        claimant: &'a Claimant,
     ) -> BoxFuture<'a, Result<Credentials, SourceError>> {
         Box::pin(async move {
             sleep(Duration::from_millis(20)).await;
+            self.vouched.lock().unwrap().push(claimant.pod.to_string());
             let count = {
                 let mut calls = self.calls.lock().unwrap();
                 let count = calls.entry(identity.clone()).or_default();
@@ -115,6 +119,7 @@ fn source(clock: Clock, failing: bool, life: Duration) -> Source {
     Source {
         clock,
         calls: Mutex::default(),
+        vouched: Mutex::default(),
         failing: AtomicBool::new(failing),
         denying: AtomicBool::new(false),
         life,
@@ -209,6 +214,27 @@ async fn failures_back_off() {
     sleep(Duration::from_secs(600)).await;
     let calls = fixture.calls("a");
     assert!((5..=12).contains(&calls), "{calls}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_failure_another_pod_of_those_that_want_it_vouches() {
+    let pods = ["a", "b", "c"].map(|pod| Claimant::new("shop", pod));
+    let wanted = |pods: &[Claimant]| -> WantedRoles {
+        Arc::new([(identity("a"), pods.iter().cloned().collect())].into())
+    };
+    let fixture = start_with(Config::default(), wanted(&pods), true, HOUR);
+    let vouched = || fixture.source.vouched.lock().unwrap().clone();
+    while vouched().len() < 4 {
+        sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(vouched()[..4], ["a", "b", "c", "a"]);
+    // Who is gone is not asked to.
+    fixture.wanted.send_replace(wanted(&pods[1..]));
+    let before = vouched().len();
+    while vouched().len() < before + 3 {
+        sleep(Duration::from_secs(1)).await;
+    }
+    assert!(!vouched()[before..].contains(&"a".to_owned()), "{:?}", vouched());
 }
 
 #[tokio::test(start_paused = true)]

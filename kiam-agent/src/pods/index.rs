@@ -8,8 +8,10 @@ use tokio::{
 };
 
 use super::{
-    Config, Namespace, NodeAddresses, Pod, PodReader, PodUid, reader::STALE_AFTER, tables::Tables,
+    Config, Namespace, NodeAddresses, Pod, PodReader, PodUid, ServiceAccount, reader::STALE_AFTER,
+    tables::Tables,
 };
+use crate::role::AccountName;
 
 /// The only writer of the pod table. Older records never replace newer ones, in whatever order events
 /// and lists come.
@@ -126,6 +128,38 @@ impl PodIndex {
     /// [`PodIndex::rewind`], of namespaces.
     pub fn rewind_namespaces(&self) {
         self.0.write().namespaces.rewind();
+    }
+
+    /// Takes one ServiceAccount as an event shows it, unless what is known is newer.
+    pub fn apply_account(&self, account: ServiceAccount) {
+        self.write(|tables| {
+            let (name, version) = (account.name.clone(), account.resource_version);
+            tables.accounts.apply(name, version, account).is_some()
+        });
+    }
+
+    /// The ServiceAccount went; one of the same name may come later.
+    pub fn delete_account(&self, name: &AccountName, resource_version: Option<u64>) {
+        self.write(|tables| tables.accounts.delete(name, resource_version).is_some());
+    }
+
+    /// Takes a whole list of ServiceAccounts, as [`PodIndex::reset`] does for pods.
+    pub fn reset_accounts(&self, accounts: Vec<ServiceAccount>, resource_version: Option<u64>) {
+        self.write(|tables| {
+            let list = accounts.into_iter().map(|it| (it.name.clone(), it.resource_version, it));
+            !tables.accounts.reset(list, resource_version).is_empty()
+        });
+    }
+
+    /// [`PodIndex::newest`], of ServiceAccounts.
+    #[must_use]
+    pub fn newest_account(&self) -> Option<u64> {
+        self.0.read().accounts.newest()
+    }
+
+    /// [`PodIndex::rewind`], of ServiceAccounts.
+    pub fn rewind_accounts(&self) {
+        self.0.write().accounts.rewind();
     }
 
     /// The pods' watch gave a sign of life: an event, a bookmark or a list.

@@ -17,7 +17,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::role::Quoted;
+use crate::role::{AccountName, Quoted};
 
 pub use self::{
     index::PodIndex,
@@ -76,6 +76,17 @@ pub struct Namespace {
     pub allowed_roles: Option<String>,
     /// `iam.amazonaws.com/imdsv2`, as written.
     pub imdsv2: Option<String>,
+}
+
+/// One ServiceAccount, reduced to what decides about credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceAccount {
+    /// `metadata.namespace` and `metadata.name`.
+    pub name: AccountName,
+    /// `metadata.resourceVersion`, when it is a number.
+    pub resource_version: Option<u64>,
+    /// `eks.amazonaws.com/role-arn`, as written.
+    pub role: Option<String>,
 }
 
 /// What the records don't tell.
@@ -160,6 +171,16 @@ pub enum Unattested {
     /// The kernel could not be asked.
     #[error("the identity map can't be read: {0}")]
     Unreadable(String),
+}
+
+// === impl Pod ===
+
+impl Pod {
+    /// The ServiceAccount that it runs as.
+    #[must_use]
+    pub fn account(&self) -> AccountName {
+        AccountName::new(&self.namespace, &self.service_account)
+    }
 }
 
 // === impl Namespace ===

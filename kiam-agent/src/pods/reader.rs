@@ -7,7 +7,8 @@ use tokio::{
     time::{self, Instant},
 };
 
-use super::{Client, Namespace, Pod, PodUid, index::Shared, tables::Tables};
+use super::{Client, Namespace, Pod, PodUid, ServiceAccount, index::Shared, tables::Tables};
+use crate::role::AccountName;
 
 /// How long an address is believed without a sign of life of the watch. API servers send a bookmark
 /// about once a minute, and where nothing happens that they could send one for, there is a list by then; so a longer
@@ -109,6 +110,12 @@ impl PodReader {
         self.0.read().namespaces.get(name).cloned()
     }
 
+    /// The ServiceAccount of this name.
+    #[must_use]
+    pub fn service_account(&self, name: &AccountName) -> Option<Arc<ServiceAccount>> {
+        self.0.read().accounts.get(name).cloned()
+    }
+
     /// The live pods, other than hostNetwork ones, whose records show this address. More than one
     /// while an address changes hands.
     #[must_use]
@@ -132,6 +139,12 @@ impl PodReader {
     #[must_use]
     pub fn namespace_count(&self) -> usize {
         self.0.read().namespaces.values().len()
+    }
+
+    /// How many ServiceAccounts are known.
+    #[must_use]
+    pub fn account_count(&self) -> usize {
+        self.0.read().accounts.values().len()
     }
 
     /// A number that goes up with every change: look after subscribing, then wait for the next.

@@ -8,15 +8,17 @@ use std::{
 };
 
 use super::{
-    Namespace, Pod, PodUid,
+    Namespace, Pod, PodUid, ServiceAccount,
     records::{Change, Records},
 };
+use crate::role::AccountName;
 
 /// What [`super::PodIndex`] writes and [`super::PodReader`] reads, under one lock.
 #[derive(Debug, Default)]
 pub(super) struct Tables {
     pub(super) pods: Records<PodUid, Pod>,
     pub(super) namespaces: Records<String, Namespace>,
+    pub(super) accounts: Records<AccountName, ServiceAccount>,
     /// Live pods with an address of their own.
     by_address: Keys<IpAddr>,
     /// Live mirror pods, by the static pod's UID.

@@ -3,6 +3,7 @@
 //! Text that people write in annotations and flags is parsed here, once, into types that can't be wrong;
 //! nothing behind this module checks a role, a session name or an external id again.
 
+mod account;
 mod arn;
 mod policies;
 mod resolver;
@@ -14,6 +15,7 @@ mod wanted;
 use std::{fmt, time::Duration};
 
 pub use self::{
+    account::{AccountName, Source},
     arn::{InvalidRole, RoleArn, RoleProblem},
     policies::{InvalidPolicies, PolicyArn, SessionPolicies},
     resolver::{BaseArn, RoleResolver},
@@ -42,6 +44,8 @@ pub struct RoleIdentity {
     pub source_identity: Option<SessionName>,
     /// Managed policies; the session may do what both they and the role allow. With none, what the role allows.
     pub policies: SessionPolicies,
+    /// Whose token vouches for the session, with web identity: pods of different accounts never share one.
+    pub service_account: Option<AccountName>,
 }
 
 /// Characters of a wrong value that its error shows.
@@ -61,6 +65,7 @@ impl RoleIdentity {
             tags: SessionTags::default(),
             source_identity: None,
             policies: SessionPolicies::default(),
+            service_account: None,
         }
     }
 }

@@ -29,7 +29,7 @@ pub use self::{durations::CHAINED, partition::partition};
 use crate::{
     clock::Clock,
     credentials::{CredentialSource, Credentials, SourceError},
-    role::RoleIdentity,
+    role::{Claimant, RoleIdentity},
 };
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
@@ -103,6 +103,7 @@ impl CredentialSource for AssumeRole {
     fn issue<'a>(
         &'a self,
         identity: &'a RoleIdentity,
+        _claimant: &'a Claimant,
     ) -> BoxFuture<'a, Result<Credentials, SourceError>> {
         Box::pin(self.durations.fit(identity, |duration| self.asker.ask(identity, duration)))
     }

@@ -170,10 +170,14 @@ fn identity() -> RoleIdentity {
     }
 }
 
+fn claimant() -> Claimant {
+    Claimant::new("shop", "0f8fad5b-d9cb-469f-a165-70867728950e")
+}
+
 /// What `AssumeRole` makes of one scripted answer.
 async fn outcome(reply: Reply) -> Result<Credentials, SourceError> {
     let server = Scripted::new([reply]).await;
-    let result = server.client().await.issue(&identity()).await;
+    let result = server.client().await.issue(&identity(), &claimant()).await;
     assert_eq!(server.requests().len(), 1, "the SDK tried again by itself");
     result
 }
@@ -188,7 +192,7 @@ fn assert_no_secret(text: &str) {
 async fn request_carries_the_whole_identity_and_answer_becomes_credentials() {
     let server = Scripted::new([reply(200, &success())]).await;
     let client = server.client().await;
-    let credentials = client.issue(&identity()).await.unwrap();
+    let credentials = client.issue(&identity(), &claimant()).await.unwrap();
     assert_eq!(credentials.role.as_ref(), ROLE);
     assert_eq!(credentials.access_key_id, "ASIAPOD");
     assert_eq!(credentials.secret_access_key.expose(), SECRET);
@@ -270,9 +274,9 @@ async fn sessions_are_as_long_as_the_role_allows() {
         let granted = (0..2).map(|_| reply(200, &success()));
         let server = Scripted::new(refusals.chain(granted)).await;
         let client = server.client().await;
-        client.issue(&long).await.unwrap();
+        client.issue(&long, &claimant()).await.unwrap();
         assert_eq!(server.fields("DurationSeconds"), asked, "{message}");
-        client.issue(&long).await.unwrap();
+        client.issue(&long, &claimant()).await.unwrap();
         assert_eq!(
             server.fields("DurationSeconds").last(),
             asked.last().map(|it| (*it).to_owned()).as_ref()
@@ -317,7 +321,7 @@ async fn chained_sessions_are_asked_for_with_one_session_of_the_role_in_between(
         Scripted::new([hop_success(), reply(200, &success()), reply(200, &success())]).await;
     let client = server.chained().await;
     for _ in 0..2 {
-        assert_eq!(client.issue(&identity()).await.unwrap().access_key_id, "ASIAPOD");
+        assert_eq!(client.issue(&identity(), &claimant()).await.unwrap().access_key_id, "ASIAPOD");
     }
     let signers = server.requests().into_iter().map(|request| {
         request
@@ -348,7 +352,7 @@ async fn errors_tell_which_of_two_roles_could_not_be_assumed() {
     ];
     for (replies, class, begin) in cases {
         let server = Scripted::new(replies).await;
-        let error = server.chained().await.issue(&identity()).await.unwrap_err();
+        let error = server.chained().await.issue(&identity(), &claimant()).await.unwrap_err();
         assert_eq!(error.class, class, "{error}");
         assert!(error.message.starts_with(begin), "{begin}: {error}");
         assert_no_secret(&format!("{error:?}"));
@@ -415,7 +419,7 @@ async fn unreachable_sts_is_retryable() {
     let node = NodeCredentials::new("AKIANODE", NODE_SECRET, None, None, "test");
     let node = SharedCredentialsProvider::new(node);
     let client = AssumeRole::with_node(&config, Clock::system(), node).await;
-    let error = client.issue(&identity()).await.unwrap_err();
+    let error = client.issue(&identity(), &claimant()).await.unwrap_err();
     assert_eq!(error.class, ErrorClass::Retryable);
     assert!(error.message.contains("STS could not be asked"), "{error}");
     assert_no_secret(&format!("{error:?}"));
@@ -425,7 +429,7 @@ async fn unreachable_sts_is_retryable() {
 async fn silent_sts_is_given_up_at_the_deadline() {
     let server = Scripted::new([None]).await;
     let begun = tokio::time::Instant::now();
-    let error = server.client().await.issue(&identity()).await.unwrap_err();
+    let error = server.client().await.issue(&identity(), &claimant()).await.unwrap_err();
     assert_eq!(error.class, ErrorClass::Retryable);
     assert!(begun.elapsed() <= CALL_DEADLINE + Duration::from_secs(1), "{:?}", begun.elapsed());
     assert_no_secret(&format!("{error:?}"));
@@ -457,7 +461,7 @@ async fn node_credentials_come_from_the_upstream_metadata_service() {
     let bare = ProviderConfig::empty().with_region(Some(Region::new("eu-west-1")));
     let node = node::credentials(&config, bare.with_http_client(http())).await.unwrap();
     let client = AssumeRole::with_node(&config, Clock::system(), node).await;
-    client.issue(&identity()).await.unwrap();
+    client.issue(&identity(), &claimant()).await.unwrap();
     assert!(sts.requests()[0].contains("Credential=ASIAFROMIMDS/"), "{:?}", sts.requests());
     assert!(imds.requests()[1].contains("x-aws-ec2-metadata-token: imds-token"));
 }
@@ -471,7 +475,7 @@ async fn missing_node_credentials_are_retryable_and_say_so() {
     let bare = ProviderConfig::empty().with_region(Some(Region::new("eu-west-1")));
     let node = node::credentials(&config, bare.with_http_client(http())).await.unwrap();
     let client = AssumeRole::with_node(&config, Clock::system(), node).await;
-    let error = client.issue(&identity()).await.unwrap_err();
+    let error = client.issue(&identity(), &claimant()).await.unwrap_err();
     assert_eq!(error.class, ErrorClass::Retryable);
     assert!(error.message.contains("the node's own credentials"), "{error}");
     assert!(sts.requests().is_empty());

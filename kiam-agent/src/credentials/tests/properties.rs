@@ -206,6 +206,7 @@ impl CredentialSource for Told {
     fn issue<'a>(
         &'a self,
         identity: &'a RoleIdentity,
+        _claimant: &'a Claimant,
     ) -> BoxFuture<'a, Result<Credentials, SourceError>> {
         Box::pin(self.call(identity))
     }

@@ -23,7 +23,7 @@ use crate::{
     lifecycle::{self, DrainSignal, Readiness},
     pods::{Client, ClientResolver, Connection, Namespace, Pod, PodIndex, PodUid, Unattested},
     policy::{self, RolePolicy},
-    role::{RoleIdentity, RoleResolver, WantedRoles},
+    role::{Claimant, RoleIdentity, RoleResolver, WantedRoles},
     secret::Secret,
     serve,
     telemetry::Statsd,
@@ -95,6 +95,7 @@ impl CredentialSource for Aws {
     fn issue<'a>(
         &'a self,
         identity: &'a RoleIdentity,
+        _claimant: &'a Claimant,
     ) -> BoxFuture<'a, Result<Credentials, SourceError>> {
         Box::pin(async move {
             match identity.role.name() {

@@ -1,0 +1,202 @@
+//! Tokens that vouch for one pod, for AWS STS alone: asked for when they are needed, used at once, and kept nowhere.
+
+use std::{
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use http::{Request, header::CONTENT_TYPE};
+use kube::core::Status;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::time::{Instant, timeout};
+
+use super::{
+    client, describe,
+    metrics::{Metrics, TokenLabels, TokenOutcome},
+};
+use crate::{
+    credentials::{ErrorClass, PodTokens, SourceError},
+    pods::{Pod, PodReader, PodUid},
+    role::{AccountName, Claimant},
+    secret::Secret,
+};
+
+/// What STS expects in `aud`, in all partitions: IAM's identity providers are registered with it in China too.
+/// <https://docs.aws.amazon.com/eks/latest/userguide/enable-iam-roles-for-service-accounts.html>
+const AUDIENCE: &str = "sts.amazonaws.com";
+/// For how long the token holds, in seconds: the least that the API takes, and more than one call needs.
+const LIFE: u32 = 600;
+/// One request, whole.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// STS takes no longer token, in characters.
+/// <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRoleWithWebIdentity.html>
+const LONGEST: usize = 20_000;
+/// The kubelet renews the certificate that its kubeconfig names, and a client reads it only once.
+const READ_AGAIN: Duration = Duration::from_secs(600);
+
+/// Asks for tokens of this node's pods.
+pub struct Tokens {
+    asker: Asker,
+    reader: PodReader,
+    metrics: Metrics,
+}
+
+/// As who the API server is asked.
+enum Asker {
+    /// The agent itself.
+    Agent(kube::Client),
+    /// Whom a kubeconfig file names, and the client made of it last.
+    File { path: PathBuf, made: Mutex<(Instant, kube::Client)> },
+}
+
+#[derive(Deserialize)]
+struct TokenRequest {
+    status: TokenStatus,
+}
+
+#[derive(Deserialize)]
+struct TokenStatus {
+    token: String,
+}
+
+// === impl Tokens ===
+
+impl Tokens {
+    pub(super) async fn new(
+        agent: kube::Client,
+        file: Option<PathBuf>,
+        reader: PodReader,
+        metrics: Metrics,
+    ) -> Result<Self, super::Error> {
+        let asker = match file {
+            None => Asker::Agent(agent),
+            Some(path) => {
+                let client = client::connect(Some(&path)).await?;
+                Asker::File { path, made: Mutex::new((Instant::now(), client)) }
+            }
+        };
+        Ok(Self { asker, reader, metrics })
+    }
+
+    async fn ask(&self, account: &AccountName, claimant: &Claimant) -> Result<Secret, SourceError> {
+        let uid = PodUid::new(&claimant.pod);
+        let pod = self.reader.by_uid(&uid).ok();
+        // The server compares them too; but what is wrong here should not get that far.
+        let pod =
+            pod.filter(|pod| pod.uid == uid && pod.account() == *account).ok_or_else(|| {
+                let text = format!("no pod {} of ServiceAccount {account} is there", claimant.pod);
+                SourceError::new(ErrorClass::Retryable, &text)
+            })?;
+        let failed = |class: ErrorClass, problem: &str| {
+            let Pod { namespace, name, .. } = &*pod;
+            let text = format!("no token of {account} for pod {namespace}/{name}: {problem}");
+            SourceError::new(class, &text)
+        };
+        let retry = |problem: &str| failed(ErrorClass::Retryable, problem);
+        let request = request(account, &pod).map_err(|error| retry(&error.to_string()))?;
+        let client = self.asker.client().await.map_err(|error| retry(&error.to_string()))?;
+        // Not kube's own parsing: that logs a text that it can't parse.
+        let answer = timeout(DEADLINE, client.request_text(request)).await;
+        let answer = answer.map_err(|_| retry("the Kubernetes API does not answer"))?;
+        let answer = answer.map_err(|error| match &error {
+            kube::Error::Api(status) => failed(class(status), &explain(status)),
+            error => retry(&describe(error)),
+        })?;
+        let token = read(&Secret::new(answer));
+        token.ok_or_else(|| retry("the Kubernetes API answers without one"))
+    }
+
+    fn count(&self, result: Result<&Secret, &SourceError>) {
+        let outcome = match result.map_err(|error| error.class) {
+            Ok(_) => TokenOutcome::Issued,
+            Err(ErrorClass::Denied) => TokenOutcome::Denied,
+            Err(ErrorClass::Throttled) => TokenOutcome::Throttled,
+            Err(ErrorClass::Retryable) => TokenOutcome::Failed,
+        };
+        self.metrics.tokens.get_or_create(&TokenLabels { outcome }).inc();
+    }
+}
+
+impl PodTokens for Tokens {
+    fn token<'a>(
+        &'a self,
+        account: &'a AccountName,
+        claimant: &'a Claimant,
+    ) -> BoxFuture<'a, Result<Secret, SourceError>> {
+        Box::pin(async move {
+            let result = self.ask(account, claimant).await;
+            self.count(result.as_ref());
+            result
+        })
+    }
+}
+
+// === impl Asker ===
+
+impl Asker {
+    async fn client(&self) -> Result<kube::Client, super::Error> {
+        let (path, made) = match self {
+            Self::Agent(client) => return Ok(client.clone()),
+            Self::File { path, made } => (path, made),
+        };
+        let (at, client) = made.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if at.elapsed() < READ_AGAIN {
+            return Ok(client);
+        }
+        let client = client::connect(Some(path)).await?;
+        *made.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), client.clone());
+        Ok(client)
+    }
+}
+
+/// Asks for a token that is good for STS, and for as long as `pod` is there.
+/// <https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-request-v1/>
+fn request(account: &AccountName, pod: &Pod) -> Result<Request<Vec<u8>>, http::Error> {
+    let AccountName { namespace, name } = account;
+    let bound =
+        json!({"apiVersion": "v1", "kind": "Pod", "name": pod.name, "uid": pod.uid.to_string()});
+    let spec = json!({"audiences": [AUDIENCE], "expirationSeconds": LIFE, "boundObjectRef": bound});
+    let body =
+        json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
+    Request::post(format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"))
+        .header(CONTENT_TYPE, "application/json")
+        .body(body.to_string().into_bytes())
+}
+
+fn read(answer: &Secret) -> Option<Secret> {
+    let TokenRequest { status } = serde_json::from_str(answer.expose()).ok()?;
+    let token = Secret::new(status.token);
+    let text = token.expose();
+    let is_token =
+        (1..=LONGEST).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+    is_token.then_some(token)
+}
+
+/// What may pass by itself is retryable. That is more than it seems: whoever checks that the pod is on this node may
+/// have heard of that later than the agent, and refuses until then.
+fn class(status: &Status) -> ErrorClass {
+    match status.code {
+        403 if lacks_right(status) => ErrorClass::Denied,
+        429 => ErrorClass::Throttled,
+        _ => ErrorClass::Retryable,
+    }
+}
+
+/// Whether no rule gives the right at all. The node authorizer, which gives it pod by pod, says the same and why.
+fn lacks_right(status: &Status) -> bool {
+    status.message.contains("cannot create resource")
+        && !status.message.contains("no relationship found")
+}
+
+fn explain(status: &Status) -> String {
+    let Status { code, message, .. } = status;
+    let hint = match code {
+        403 if lacks_right(status) => "; apply deploy/web-identity, which grants it",
+        404 | 409 => "; the pod is gone, or going",
+        _ => "",
+    };
+    format!("{code}: {message}{hint}")
+}
