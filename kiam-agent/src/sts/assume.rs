@@ -39,7 +39,7 @@ impl Asker {
             .role_arn(identity.role.as_ref())
             .role_session_name(identity.session_name.as_ref())
             .set_external_id(identity.external_id.as_ref().map(|id| id.expose().to_owned()))
-            .duration_seconds(i32::try_from(duration.as_secs()).unwrap_or(i32::MAX))
+            .duration_seconds(seconds(duration))
             .set_source_identity(identity.source_identity.as_ref().map(ToString::to_string))
             .set_tags(parameters::tags(identity))
             .set_transitive_tag_keys(parameters::transitive(identity))
@@ -48,16 +48,27 @@ impl Asker {
             .await
             .map_err(|error| failure(&error, self.through.as_ref()))?;
         let user = answer.assumed_role_user.as_ref().map(|user| user.arn());
-        if let Some(other) = user.filter(|user| !is_session_of(user, identity)) {
-            let other = Quoted::new(other);
-            let error = retryable(&format!("STS answered for another role: {other}"));
-            return Err(Failure::Other(error));
-        }
-        let credentials = answer
-            .credentials
-            .ok_or_else(|| Failure::Other(retryable("STS answered without credentials")))?;
-        converted(credentials, identity, issued).map_err(Failure::Other)
+        checked((user, answer.credentials), identity, issued).map_err(Failure::Other)
     }
+}
+
+/// The credentials of an answer, if they are of `identity`'s role: the ARN of the session, and what comes with it.
+pub(super) fn checked(
+    (user, credentials): (Option<&str>, Option<StsCredentials>),
+    identity: &RoleIdentity,
+    issued: SystemTime,
+) -> Result<Credentials, SourceError> {
+    if let Some(other) = user.filter(|user| !is_session_of(user, identity)) {
+        let other = Quoted::new(other);
+        return Err(retryable(&format!("STS answered for another role: {other}")));
+    }
+    let credentials = credentials.ok_or_else(|| retryable("STS answered without credentials"))?;
+    converted(credentials, identity, issued)
+}
+
+/// `DurationSeconds`.
+pub(super) fn seconds(duration: Duration) -> i32 {
+    i32::try_from(duration.as_secs()).unwrap_or(i32::MAX)
 }
 
 /// Whether `user`, the ARN of the session that STS opened, is of `identity`'s role:

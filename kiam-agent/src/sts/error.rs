@@ -19,9 +19,10 @@ const MAX_MESSAGE: usize = 500;
 /// Those that stay until somebody changes the role or the flags. All else may pass by itself, also what
 /// AWS refuses about the node's own credentials: the chain gets new ones.
 /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html#API_AssumeRole_Errors>
-const DENIED: [&str; 7] = [
+const DENIED: [&str; 8] = [
     "AccessDenied",
     "AccessDeniedException",
+    "IDPRejectedClaim",
     "MalformedPolicyDocument",
     "PackedPolicyTooLarge",
     "RegionDisabled",

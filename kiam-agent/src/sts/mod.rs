@@ -9,6 +9,7 @@ mod parameters;
 mod partition;
 #[cfg(test)]
 mod tests;
+mod web_identity;
 
 use std::{fmt, time::Duration};
 
@@ -25,7 +26,7 @@ use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
 use futures::future::BoxFuture;
 
 use self::{assume::Asker, durations::Durations, hop::Hop};
-pub use self::{durations::CHAINED, partition::partition};
+pub use self::{durations::CHAINED, partition::partition, web_identity::WebIdentity};
 use crate::{
     clock::Clock,
     credentials::{CredentialSource, Credentials, SourceError},
