@@ -18,8 +18,8 @@ use crate::{
     imds::{self, Imdsv2, NodeRole, Place},
     intercept::HostNetworkPods,
     pods::{Namespace, Pod},
-    policy::{Decision, Ruling, Rulings},
-    role::{InvalidRole, Quoted, RoleArn},
+    policy::{Decision, Refusal, Ruling, Rulings},
+    role::{Quoted, RoleArn},
 };
 
 /// How many pods are shown instead of one that is not known.
@@ -49,7 +49,7 @@ struct Settings {
 pub(super) struct Account<'a> {
     pod: Arc<Pod>,
     namespace: Option<Arc<Namespace>>,
-    role: Option<Result<RoleArn, InvalidRole>>,
+    role: Option<Result<RoleArn, Refusal>>,
     rulings: Option<Rulings>,
     decision: Decision,
     credentials: Option<State>,
@@ -199,6 +199,8 @@ impl Account<'_> {
         }
         lines.extend(self.namespace());
         if let Decision::Allow(identity) = &self.decision {
+            let account = identity.service_account.as_ref();
+            lines.extend(account.map(|account| ("vouched for", format!("by {account}'s token"))));
             lines.push(("session name", identity.session_name.to_string()));
             let source = identity.source_identity.as_ref();
             lines.extend(source.map(|source| ("source identity", source.to_string())));
@@ -394,9 +396,9 @@ mod tests {
     fn explainer(flags: &str) -> (PodIndex, Explainer) {
         let config = config(flags);
         let (index, pods) = PodIndex::new();
-        let policy = policy::Config::new(RoleResolver::new(Some(
-            "arn:aws:iam::123456789012:role/".parse().unwrap(),
-        )));
+        let resolver = RoleResolver::new(Some("arn:aws:iam::123456789012:role/".parse().unwrap()));
+        let source = config.sts.source;
+        let policy = policy::Config { source, ..policy::Config::new(resolver) };
         let clock = Clock::system();
         let parts = credentials::Parts {
             source: Arc::new(Nobody),
@@ -442,6 +444,16 @@ mod tests {
             ("--host-network-pods=intercept", Pod { host_network: true, ..pod(1) }, "503: "),
             ("--node-role=default/default", pod(1), "real metadata service's: --node-role"),
             ("--mode=observe", pod(1), "mode            observe: "),
+            (
+                "--credential-source=web-identity",
+                pod(1),
+                "vouched for     by default/default's token",
+            ),
+            (
+                "--credential-source=web-identity",
+                Pod::test(1),
+                "ServiceAccount default/default is not",
+            ),
             ("", Pod { namespace: "lost".to_owned(), ..pod(1) }, "lost is not known yet"),
         ];
         for (flags, pod, expected) in cases {

@@ -24,7 +24,7 @@ use crate::{
     lifecycle::{Drain, Latch},
     pods::{self, Pod, PodIndex, PodReader},
     policy::{RolePolicy, publish_wanted},
-    role::{Sessions, WantedRoles},
+    role::{Sessions, Source, WantedRoles},
 };
 
 /// How often what there is to tell by Events is looked for.
@@ -57,16 +57,18 @@ impl Common {
         let synced = Synced {
             pods: self.readiness.latch("pods"),
             namespaces: self.readiness.latch("namespaces"),
-            service_accounts: None,
+            service_accounts: (config.sts.source == Source::WebIdentity)
+                .then(|| self.readiness.latch("service accounts")),
         };
         let metrics = cluster::Metrics::register(&mut self.registry);
         let events = cluster.events(&metrics);
-        let feeds = cluster.run(index, pods.clone(), synced.clone(), metrics, self.drain.clone());
         let first = self.readiness.latch("first credentials");
         let region = region(config, upstream).await?;
         let policy = policy_config(config, upstream, &region).await?;
         let policy = RolePolicy::new(policy, pods.clone());
-        let source = source(config, region, self.clock.clone()).await?;
+        let tokens = (&cluster, &pods, &metrics);
+        let source = source(config, region, self.clock.clone(), tokens).await?;
+        let feeds = cluster.run(index, pods.clone(), synced, metrics, self.drain.clone());
         self.tasks.spawn(feeds);
         let (wanted, receiver) = watch::channel(WantedRoles::default());
         let (mut prefetcher, credentials) =
@@ -75,13 +77,13 @@ impl Common {
         let told = self.told(config, (&pods, &policy, &credentials));
         let events = events.run(told, self.drain.clone());
         let publish = publish_wanted(policy.clone(), serves, wanted, self.drain.clone());
-        // Published only once both kinds are known, so that the first set is the whole one.
+        // Published only once all kinds are known, so that the first set is the whole one.
         let readiness = self.readiness.clone();
         let mut drain = self.drain.clone();
         let (state_dir, trusted) = (config.state_dir.clone(), trusted(config));
         self.tasks.spawn(async move {
             tokio::select! {
-                () = complete(&readiness, &["pods", "namespaces"]) => {}
+                () = complete(&readiness, &["pods", "namespaces", "service accounts"]) => {}
                 () = drain.started() => return,
             }
             // As late as that, so that it is as fresh as can be.

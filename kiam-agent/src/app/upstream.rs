@@ -7,9 +7,13 @@ use tracing::{info, warn};
 use super::Error;
 use crate::{
     clock::Clock,
+    cluster::{self, Cluster},
     config::{Base, Config},
-    imds, policy,
-    role::RoleResolver,
+    credentials::CredentialSource,
+    imds,
+    pods::PodReader,
+    policy,
+    role::{RoleResolver, Source},
     sts,
 };
 
@@ -22,21 +26,25 @@ pub(super) async fn policy_config(
     region: &str,
 ) -> Result<policy::Config, Error> {
     let base = match &config.roles.base {
-        Base::Given(base) => base.clone(),
-        Base::Autodetect => ask(|| upstream.base_arn()).await.map_err(Error::BaseArn)?,
+        Base::Given(base) => Some(base.clone()),
+        Base::Autodetect => Some(ask(|| upstream.base_arn()).await.map_err(Error::BaseArn)?),
+        Base::Absent => None,
     };
-    info!(base_arn = %base, "Short role names are completed");
-    if base.partition() != sts::partition(region) {
-        warn!(base_arn = %base, region, "Short role names are of another partition than the region, whose STS does not know them");
+    if let Some(base) = &base {
+        info!(base_arn = %base, "Short role names are completed");
+        if base.partition() != sts::partition(region) {
+            warn!(base_arn = %base, region, "Short role names are of another partition than the region, whose STS does not know them");
+        }
     }
     Ok(policy::Config {
-        resolver: RoleResolver::new(Some(base)),
+        resolver: RoleResolver::new(base),
         namespaces: config.roles.namespaces,
         session_name: config.roles.session_name.clone(),
         source_identity: config.roles.source_identity.clone(),
         tags: config.roles.tags.clone(),
         policies: config.roles.policies.clone(),
         overrides: config.roles.overrides.clone(),
+        source: config.sts.source,
         session_duration: config.roles.session_duration,
     })
 }
@@ -50,19 +58,27 @@ pub(super) async fn region(config: &Config, upstream: &imds::Upstream) -> Result
     }
 }
 
-/// Where credentials come from.
+/// Where credentials come from; with web identity, for tokens that `cluster` gives for the pods that `pods` knows.
 pub(super) async fn source(
     config: &Config,
     region: String,
     clock: Clock,
-) -> Result<Arc<sts::AssumeRole>, Error> {
-    let config = sts::Config {
+    (cluster, pods, metrics): (&Cluster, &PodReader, &cluster::Metrics),
+) -> Result<Arc<dyn CredentialSource>, Error> {
+    let sts = sts::Config {
         region,
         endpoint: config.sts.endpoint.clone(),
         through: config.sts.through.clone(),
         upstream: config.upstream.to_string(),
     };
-    Ok(Arc::new(sts::AssumeRole::new(&config, clock).await?))
+    Ok(match config.sts.source {
+        Source::Node => Arc::new(sts::AssumeRole::new(&sts, clock).await?),
+        Source::WebIdentity => {
+            let identity = config.sts.token_kubeconfig.clone();
+            let tokens = cluster.tokens(identity, pods.clone(), metrics.clone()).await?;
+            Arc::new(sts::WebIdentity::new(&sts, clock, Arc::new(tokens)).await)
+        }
+    })
 }
 
 /// Asks the real IMDS again for a while: early after boot it may not answer yet.

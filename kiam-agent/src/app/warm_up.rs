@@ -14,7 +14,7 @@ const FIRST_PASS: Duration = Duration::from_secs(10);
 /// How long single roles that STS does not give may keep an agent from relieving the one that serves, which
 /// may hold them.
 const STRAGGLERS: Duration = Duration::from_secs(300);
-const NAMES: [&str; 3] = ["pods", "namespaces", "first credentials"];
+const NAMES: [&str; 4] = ["pods", "namespaces", "service accounts", "first credentials"];
 
 /// Waits until everything is there, and for a while at most; but for as long as it takes while another agent
 /// serves: that one has what this one lacks.

@@ -7,8 +7,10 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use http::{Request, header::CONTENT_TYPE};
-use kube::core::Status;
+use kube::{
+    api::PostParams,
+    core::{Request, Status},
+};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::time::{Instant, timeout};
@@ -96,7 +98,10 @@ impl Tokens {
             SourceError::new(class, &text)
         };
         let retry = |problem: &str| failed(ErrorClass::Retryable, problem);
-        let request = request(account, &pod).map_err(|error| retry(&error.to_string()))?;
+        let accounts = format!("/api/v1/namespaces/{}/serviceaccounts", account.namespace);
+        let request = Request::new(accounts)
+            .create_subresource("token", &account.name, &PostParams::default(), body(&pod))
+            .map_err(|error| retry(&error.to_string()))?;
         let client = self.asker.client().await.map_err(|error| retry(&error.to_string()))?;
         // Not kube's own parsing: that logs a text that it can't parse.
         let answer = timeout(DEADLINE, client.request_text(request)).await;
@@ -154,16 +159,13 @@ impl Asker {
 
 /// Asks for a token that is good for STS, and for as long as `pod` is there.
 /// <https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-request-v1/>
-fn request(account: &AccountName, pod: &Pod) -> Result<Request<Vec<u8>>, http::Error> {
-    let AccountName { namespace, name } = account;
+fn body(pod: &Pod) -> Vec<u8> {
     let bound =
         json!({"apiVersion": "v1", "kind": "Pod", "name": pod.name, "uid": pod.uid.to_string()});
     let spec = json!({"audiences": [AUDIENCE], "expirationSeconds": LIFE, "boundObjectRef": bound});
-    let body =
+    let request =
         json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
-    Request::post(format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"))
-        .header(CONTENT_TYPE, "application/json")
-        .body(body.to_string().into_bytes())
+    request.to_string().into_bytes()
 }
 
 fn read(answer: &Secret) -> Option<Secret> {
@@ -191,12 +193,13 @@ fn lacks_right(status: &Status) -> bool {
         && !status.message.contains("no relationship found")
 }
 
+/// What to do comes first: a pod is shown only the first 240 characters.
 fn explain(status: &Status) -> String {
     let Status { code, message, .. } = status;
-    let hint = match code {
-        403 if lacks_right(status) => "; apply deploy/web-identity, which grants it",
-        404 | 409 => "; the pod is gone, or going",
+    let advice = match code {
+        403 if lacks_right(status) => "apply deploy/web-identity, which grants it: ",
+        404 | 409 => "the pod is gone, or going: ",
         _ => "",
     };
-    format!("{code}: {message}{hint}")
+    format!("{advice}{code}: {message}")
 }

@@ -144,6 +144,12 @@ pub(super) struct Flags {
     /// STS instead of the region's
     #[arg(long, value_name = "URL")]
     pub(super) sts_endpoint: Option<String>,
+    /// What STS is shown: assume-role (the node's signature) or web-identity (a token of the pod's own)
+    #[arg(long, value_name = "WHAT", default_value = "assume-role")]
+    pub(super) credential_source: String,
+    /// Kubeconfig file to ask for pods' tokens with, such as the kubelet's; absent: as for all else
+    #[arg(long, value_name = "FILE")]
+    pub(super) token_kubeconfig: Option<String>,
     /// Role that the node assumes first, to assume the pods' roles with it
     #[arg(long, value_name = "ARN")]
     pub(super) assume_role_arn: Option<String>,

@@ -49,6 +49,8 @@ pub enum Base {
     Given(BaseArn),
     /// `--role-base-arn-autodetect`.
     Autodetect,
+    /// Neither: only full ARNs are roles. With web identity, ServiceAccounts name those.
+    Absent,
 }
 
 /// [`Roles`]; `None` when a part is missing for a mistake.
@@ -102,6 +104,7 @@ fn base(flags: &Flags, mistakes: &mut Mistakes) -> Option<Base> {
         }
         (Some(text), false) => mistakes.parse("role-base-arn", text).map(Base::Given),
         (None, true) => Some(Base::Autodetect),
+        (None, false) if flags.credential_source == "web-identity" => Some(Base::Absent),
         (None, false) => {
             let problem = "it is required, such as arn:aws:iam::123456789012:role/, or --role-base-arn-autodetect";
             mistakes.add("role-base-arn", problem);

@@ -1,9 +1,11 @@
 //! Where STS is, and how much is asked of it.
 
+use std::path::PathBuf;
+
 use super::{DAY, SECOND, Vars, flags::Flags, given, values::Mistakes};
 use crate::{
     credentials,
-    role::{RoleIdentity, SessionName},
+    role::{RoleIdentity, SessionName, Source},
     sts::CHAINED,
 };
 
@@ -16,6 +18,10 @@ pub struct Sts {
     pub endpoint: Option<String>,
     /// `--assume-role-arn`: the session of the role in between.
     pub through: Option<RoleIdentity>,
+    /// `--credential-source`.
+    pub source: Source,
+    /// `--token-kubeconfig`.
+    pub token_kubeconfig: Option<PathBuf>,
 }
 
 /// [`Sts`]; `None` when a part is missing for a mistake.
@@ -23,7 +29,14 @@ pub(super) fn sts(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Op
     let endpoint = flags.sts_endpoint.as_ref().map(|text| mistakes.url("sts-endpoint", text));
     let region = region(flags, vars, mistakes);
     let through = flags.assume_role_arn.as_ref().map(|text| through(flags, text, mistakes));
-    Some(Sts { region, endpoint: given(endpoint)?, through: given(through)? })
+    let (source, token_kubeconfig) = source(flags, mistakes);
+    Some(Sts {
+        region,
+        endpoint: given(endpoint)?,
+        through: given(through)?,
+        source: source?,
+        token_kubeconfig,
+    })
 }
 
 /// The role in between, with the node's name in its session's.
@@ -32,6 +45,26 @@ fn through(flags: &Flags, text: &str, mistakes: &mut Mistakes) -> Option<RoleIde
     let node = flags.node_name.as_ref().map(|name| format!("@{name}")).unwrap_or_default();
     let name = SessionName::sanitised(&format!("kiam-agent{node}"));
     Some(RoleIdentity::new(role, name, CHAINED))
+}
+
+/// What STS is shown, and who asks for the tokens, if those are it.
+fn source(flags: &Flags, mistakes: &mut Mistakes) -> (Option<Source>, Option<PathBuf>) {
+    let words = [("assume-role", Source::Node), ("web-identity", Source::WebIdentity)];
+    let source = mistakes.one_of("credential-source", &flags.credential_source, &words);
+    let file = flags.token_kubeconfig.as_ref().filter(|path| !path.is_empty()).map(PathBuf::from);
+    if file.is_some() && source == Some(Source::Node) {
+        mistakes.add("token-kubeconfig", "it needs --credential-source=web-identity");
+    }
+    let only_signed = [
+        ("assume-role-arn", flags.assume_role_arn.is_some()),
+        ("source-identity", flags.source_identity.is_some()),
+        ("session-tags", !flags.session_tags.is_empty()),
+    ];
+    for (flag, _) in only_signed.iter().filter(|it| it.1 && source == Some(Source::WebIdentity)) {
+        mistakes
+            .add(flag, "it is not for --credential-source=web-identity: the pod's token says all");
+    }
+    (source, file)
 }
 
 /// How much is asked of STS.

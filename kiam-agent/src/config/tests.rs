@@ -3,7 +3,11 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::{intercept::GuardConfig, policy::AnnotationOverrides, role::Subject};
+use crate::{
+    intercept::GuardConfig,
+    policy::AnnotationOverrides,
+    role::{Source, Subject},
+};
 
 struct Environment(HashMap<&'static str, &'static str>);
 
@@ -58,7 +62,7 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
     let mistakes = mistakes(
         "--port=99999 --sync-interval=soon --interceptor=xdp --identity=dns --host-network-pods=maybe \
          --cgroup=kubepods --bpffs=bpf --state-dir=run --hold=1y --imdsv2=no --allow-path=/latest/user-data \
-         --upstream=imds --region=EU --sts-endpoint=sts --assume-role-arn=hop --session-name=a!b --source-identity={{x}} --cluster-name=a/b --session-tags=x --session-policy=p --session-duration=5m --sts-rate=0:5 --max-staleness=never \
+         --upstream=imds --credential-source=saml --region=EU --sts-endpoint=sts --assume-role-arn=hop --session-name=a!b --source-identity={{x}} --cluster-name=a/b --session-tags=x --session-policy=p --session-duration=5m --sts-rate=0:5 --max-staleness=never \
          --node-role=kube-system --static-pod-namespaces=Kube,ok --annotation-overrides=ok,* --namespace-policy=open --admin=here --metrics=there --statsd=nowhere --statsd-interval=0s \
          --level=loud --json-log=perhaps --host=0.0.0.0 --host=node --role-base-arn=reader --nonsense extra --kubeconfig",
     );
@@ -76,6 +80,7 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
         "imdsv2",
         "allow-path",
         "upstream",
+        "credential-source",
         "region",
         "sts-endpoint",
         "assume-role-arn",
@@ -204,6 +209,19 @@ fn what_is_required_is_asked_for() {
 }
 
 #[test]
+fn web_identity_needs_no_base_arn_and_may_ask_for_tokens_as_somebody_else() {
+    let line = "--host=10.0.0.1 --credential-source=web-identity";
+    let least = config(line);
+    assert_eq!((least.sts.source, least.sts.token_kubeconfig), (Source::WebIdentity, None));
+    assert!(matches!(least.roles.base, Base::Absent));
+    let more =
+        config(&format!("{line} {GOOD} --token-kubeconfig=/k").replacen("--host=10.0.0.1", "", 1));
+    assert_eq!(more.sts.token_kubeconfig, Some(PathBuf::from("/k")));
+    assert!(matches!(more.roles.base, Base::Given(_)));
+    assert_eq!(config(GOOD).sts.source, Source::Node);
+}
+
+#[test]
 fn flags_of_other_kiams_say_what_to_use() {
     let all = mistakes(&format!("agent --whitelist-route-regexp=.* --server-address x:443 {GOOD}"));
     assert!(all.iter().any(|line| line.contains("--allow-path")), "{all:?}");
@@ -226,6 +244,13 @@ fn choices_that_contradict_are_refused() {
             "--session-duration=2h --assume-role-arn=arn:aws:iam::123456789012:role/hop",
             "session-duration",
         ),
+        ("--token-kubeconfig=/etc/kubernetes/kubelet.conf", "token-kubeconfig"),
+        (
+            "--credential-source=web-identity --assume-role-arn=arn:aws:iam::123456789012:role/hop",
+            "assume-role-arn",
+        ),
+        ("--credential-source=web-identity --source-identity={pod}", "source-identity"),
+        ("--credential-source=web-identity --session-tags=team=a", "session-tags"),
     ] {
         let all = mistakes(&format!("{GOOD} {line}"));
         assert!(all.len() == 1 && all[0].starts_with(&format!("--{flag}: ")), "{line}: {all:?}");

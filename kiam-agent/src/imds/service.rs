@@ -29,7 +29,7 @@ use crate::{
     clock::Clock,
     credentials::{CredentialReader, Issued, State},
     pods::{Client, NotFound, Pod, PodReader, PodUid, Unattested},
-    policy::{Decision, Refusal, RolePolicy},
+    policy::{Decision, RolePolicy},
     role::{Quoted, RoleIdentity},
     serve::{Owner, PodService, Relay},
     telemetry::LogLimit,
@@ -305,7 +305,7 @@ impl Service {
         Ok(pod)
     }
 
-    /// What the pod is allowed; a namespace that is not known yet is waited for.
+    /// What the pod is allowed; a namespace or ServiceAccount that is not known yet is waited for.
     async fn identity(
         &self,
         client: &Client,
@@ -322,8 +322,9 @@ impl Service {
                 }
                 Decision::Refuse(refusal) => refusal,
             };
-            let may_pass = matches!(refusal, Refusal::NamespaceUnknown(_));
-            if !may_pass || !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
+            if !refusal.may_pass()
+                || !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(())))
+            {
                 return Err(Error::Refused(refusal));
             }
         }

@@ -26,9 +26,9 @@ use crate::{
     lifecycle::Drain,
     pods::{Namespace, Pod, PodReader},
     role::{
-        Claimant, ExternalId, InvalidExternalId, InvalidPolicies, InvalidRole, InvalidTags,
-        NameTemplate, Quoted, RoleArn, RoleIdentity, RoleResolver, SessionName, SessionPolicies,
-        Subject, TagTemplate, WantedRoles,
+        AccountName, Claimant, ExternalId, InvalidExternalId, InvalidPolicies, InvalidRole,
+        InvalidTags, NameTemplate, Quoted, RoleArn, RoleIdentity, RoleResolver, SessionName,
+        SessionPolicies, Source, Subject, TagTemplate, WantedRoles,
     },
 };
 
@@ -71,6 +71,8 @@ pub struct Config {
     pub policies: SessionPolicies,
     /// Who may have another session name, or an external id.
     pub overrides: AnnotationOverrides,
+    /// What STS is shown.
+    pub source: Source,
     /// How long sessions are asked to last.
     pub session_duration: Duration,
 }
@@ -96,11 +98,34 @@ pub enum Decision {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// It asks for none.
-    #[error("the pod has no annotation iam.amazonaws.com/role")]
+    #[error(
+        "the pod has no annotation iam.amazonaws.com/role, nor, with --credential-source=web-identity, its ServiceAccount eks.amazonaws.com/role-arn"
+    )]
     NoRole,
     /// Its annotation names no role.
     #[error("annotation iam.amazonaws.com/role: {0}")]
     InvalidRole(InvalidRole),
+    /// Its ServiceAccount's annotation is not the ARN of a role.
+    #[error("ServiceAccount {account}: annotation eks.amazonaws.com/role-arn: {error}")]
+    InvalidAccountRole {
+        /// The ServiceAccount.
+        account: AccountName,
+        /// What is wrong.
+        error: InvalidRole,
+    },
+    /// The ServiceAccount is not known (yet), so what it asks for isn't either.
+    #[error("ServiceAccount {0} is not known yet")]
+    AccountUnknown(AccountName),
+    /// Nothing can vouch for a static pod.
+    #[error(
+        "it is a static pod, which has no ServiceAccount, and --credential-source=web-identity needs one"
+    )]
+    StaticPod,
+    /// STS takes no external id with a token.
+    #[error(
+        "annotation iam.amazonaws.com/external-id: STS takes none with --credential-source=web-identity; remove it, and let the role's trust policy name the ServiceAccount"
+    )]
+    ExternalIdUnused,
     /// It sets what pods of its namespace may not.
     #[error(
         "annotation {annotation}: pods of namespace {namespace} may not set it, as --annotation-overrides does not name the namespace"
@@ -185,8 +210,19 @@ impl Config {
             tags: TagTemplate::default(),
             policies: SessionPolicies::default(),
             overrides: AnnotationOverrides::Everywhere,
+            source: Source::Node,
             session_duration: Duration::from_secs(3600),
         }
+    }
+}
+
+// === impl Refusal ===
+
+impl Refusal {
+    /// Whether it is for want of a record, which may be on its way.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::NamespaceUnknown(_) | Self::AccountUnknown(_))
     }
 }
 
@@ -208,10 +244,22 @@ impl RolePolicy {
         }
     }
 
-    /// The role that `pod` asks for, if it asks for any; whether it may have it is another question.
+    /// The role that `pod` asks for, or, with web identity, else its ServiceAccount does; `None` where neither asks for
+    /// any. Whether it may have it is another question.
     #[must_use]
-    pub fn role(&self, pod: &Pod) -> Option<Result<RoleArn, InvalidRole>> {
-        pod.role.as_deref().map(|text| self.config.resolver.resolve(text))
+    pub fn role(&self, pod: &Pod) -> Option<Result<RoleArn, Refusal>> {
+        if let Some(text) = &pod.role {
+            return Some(self.config.resolver.resolve(text).map_err(Refusal::InvalidRole));
+        }
+        if self.config.source == Source::Node {
+            return None;
+        }
+        let account = pod.account();
+        let Some(record) = self.reader.service_account(&account) else {
+            return Some(Err(Refusal::AccountUnknown(account)));
+        };
+        let role = record.role.as_deref()?.parse();
+        Some(role.map_err(|error| Refusal::InvalidAccountRole { account, error }))
     }
 
     /// What the annotations of `namespace` say about `role`, one by one.
@@ -241,7 +289,7 @@ impl RolePolicy {
     }
 
     fn identity(&self, pod: &Pod) -> Result<RoleIdentity, Refusal> {
-        let role = self.role(pod).ok_or(Refusal::NoRole)?.map_err(Refusal::InvalidRole)?;
+        let role = self.role(pod).unwrap_or(Err(Refusal::NoRole))?;
         self.permit(&pod.namespace, &role)?;
         self.permit_overrides(pod)?;
         let uid = pod.uid.to_string();
@@ -262,8 +310,19 @@ impl RolePolicy {
         };
         let tags = self.config.tags.tags(&subject).map_err(Refusal::InvalidTags)?;
         let policies = self.policies(pod)?;
+        let service_account = self.voucher(pod)?;
         let plain = RoleIdentity::new(role, session_name, self.config.session_duration);
-        Ok(RoleIdentity { external_id, tags, source_identity, policies, ..plain })
+        Ok(RoleIdentity { external_id, tags, source_identity, policies, service_account, ..plain })
+    }
+
+    /// Whose token vouches for the pod, with web identity.
+    fn voucher(&self, pod: &Pod) -> Result<Option<AccountName>, Refusal> {
+        match self.config.source {
+            Source::Node => Ok(None),
+            Source::WebIdentity if pod.config_hash.is_some() => Err(Refusal::StaticPod),
+            Source::WebIdentity if pod.external_id.is_some() => Err(Refusal::ExternalIdUnused),
+            Source::WebIdentity => Ok(Some(pod.account())),
+        }
     }
 
     fn policies(&self, pod: &Pod) -> Result<SessionPolicies, Refusal> {
@@ -325,7 +384,7 @@ pub async fn publish_wanted(
 mod tests {
     use super::*;
     use crate::{
-        pods::{Namespace, PodIndex, PodUid},
+        pods::{Namespace, PodIndex, PodUid, ServiceAccount},
         role::Place,
     };
 
@@ -470,6 +529,76 @@ mod tests {
         assert!(reason(&pod(Some("arn:aws:iam"))).contains("arn:aws:iam"));
         let id = Pod { external_id: Some("a b".to_owned()), ..pod(Some("reader")) };
         assert!(reason(&id).contains("external-id") && !reason(&id).contains("a b"));
+    }
+
+    /// [`policy`] with web identity; its ServiceAccount `default/default` has this annotation.
+    fn web_identity(account_role: Option<&str>) -> (PodIndex, RolePolicy) {
+        let (index, by_node) = policy(NamespacePolicy::Optional);
+        permit(&index, Some(".*/reader"));
+        index.apply_account(ServiceAccount {
+            name: AccountName::new("default", "default"),
+            resource_version: None,
+            role: account_role.map(str::to_owned),
+        });
+        let config = Config { source: Source::WebIdentity, ..Config::clone(&by_node.config) };
+        (index, RolePolicy::new(config, by_node.reader))
+    }
+
+    #[test]
+    fn with_web_identity_a_role_is_the_pods_or_else_its_service_accounts() {
+        let writer = "arn:aws:iam::123456789012:role/writer";
+        let cases = [
+            (Some("reader"), None, "reader as"),
+            (Some("reader"), Some(writer), "reader as"),
+            (None, Some(ROLE), "reader as"),
+            (None, None, "iam.amazonaws.com/role, nor"),
+            (None, Some("reader"), "default/default: annotation eks.amazonaws.com/role-arn"),
+            (None, Some(writer), "permits"),
+        ];
+        for (pods, accounts, expected) in cases {
+            let (_index, policy) = web_identity(accounts);
+            let said = match policy.decide(&pod(pods)) {
+                Decision::Allow(identity) => identity.to_string(),
+                Decision::Refuse(refusal) => refusal.to_string(),
+            };
+            assert!(said.contains(expected), "{pods:?} {accounts:?}: {said}");
+        }
+        let (_index, by_node) = policy(NamespacePolicy::Optional);
+        assert_eq!(by_node.decide(&pod(None)), Decision::Refuse(Refusal::NoRole));
+    }
+
+    #[test]
+    fn with_web_identity_pods_share_only_with_pods_of_their_service_account() {
+        let (index, policy) = web_identity(Some(ROLE));
+        index.apply(pod(None));
+        index.apply(Pod { uid: PodUid::new("b"), ..pod(Some("reader")) });
+        let other =
+            Pod { uid: PodUid::new("c"), service_account: "ci".to_owned(), ..pod(Some("reader")) };
+        index.apply(other);
+        let wanted = policy.wanted(&|_| true);
+        let shown = wanted.iter().map(|(identity, claimants)| {
+            let account = identity.service_account.as_ref().unwrap().to_string();
+            (account, claimants.iter().map(|it| it.pod.to_string()).collect::<Vec<_>>())
+        });
+        let expected = [("default/ci", vec!["c"]), ("default/default", vec!["a", "b"])];
+        let expected = expected.map(|(account, pods)| {
+            (account.to_owned(), pods.into_iter().map(str::to_owned).collect::<Vec<_>>())
+        });
+        assert_eq!(shown.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn with_web_identity_what_no_token_can_say_is_refused() {
+        let (_index, policy) = web_identity(Some(ROLE));
+        let stranger = Pod { service_account: "ci".to_owned(), ..pod(None) };
+        let cases = [
+            (Pod { external_id: Some("id".to_owned()), ..pod(None) }, Refusal::ExternalIdUnused),
+            (Pod { config_hash: Some(PodUid::new("h")), ..pod(None) }, Refusal::StaticPod),
+            (stranger, Refusal::AccountUnknown(AccountName::new("default", "ci"))),
+        ];
+        for (pod, refusal) in cases {
+            assert_eq!(policy.decide(&pod), Decision::Refuse(refusal));
+        }
     }
 
     #[test]

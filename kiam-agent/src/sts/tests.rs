@@ -1,5 +1,7 @@
 //! `AssumeRole` against a server that says what each test scripts, over real HTTP.
 
+mod web_identity;
+
 use std::{
     collections::VecDeque,
     net::SocketAddr,

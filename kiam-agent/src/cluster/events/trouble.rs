@@ -6,7 +6,7 @@ use super::EventParts;
 use crate::{
     credentials::{ErrorClass, State},
     pods::Pod,
-    policy::{Decision, Mistake, Refusal},
+    policy::{Decision, Mistake},
     role::RoleIdentity,
 };
 
@@ -42,7 +42,8 @@ pub(super) fn look(parts: &EventParts) -> Vec<Found> {
     let mut found = Vec::new();
     let mut namespaces = BTreeSet::new();
     let pods = parts.pods.all().into_iter();
-    for pod in pods.filter(|pod| pod.live && pod.role.is_some() && (parts.serves)(pod)) {
+    let asks = |pod: &Pod| parts.policy.role(pod).is_some();
+    for pod in pods.filter(|pod| pod.live && asks(pod) && (parts.serves)(pod)) {
         found.extend(of_pod(&pod, parts));
         namespaces.insert(pod.namespace.clone());
     }
@@ -57,9 +58,8 @@ pub(super) fn look(parts: &EventParts) -> Vec<Found> {
 fn of_pod(pod: &Pod, parts: &EventParts) -> Option<Found> {
     let (reason, note, patience) = match parts.policy.decide(pod) {
         Decision::Refuse(refusal) => {
-            // Pods and namespaces are watched apart.
-            let passes = matches!(refusal, Refusal::NamespaceUnknown(_));
-            let patience = if passes { PATIENCE } else { Duration::ZERO };
+            // Pods are watched apart from the rest.
+            let patience = if refusal.may_pass() { PATIENCE } else { Duration::ZERO };
             ("RoleForbidden", refusal.to_string(), patience)
         }
         Decision::Allow(identity) => {
