@@ -193,7 +193,7 @@ fn lacks_right(status: &Status) -> bool {
         && !status.message.contains("no relationship found")
 }
 
-/// What to do comes first: a pod is shown only the first 240 characters.
+/// What to do comes first: a pod is shown only the beginning.
 fn explain(status: &Status) -> String {
     let Status { code, message, .. } = status;
     let advice = match code {
