@@ -139,6 +139,23 @@ async fn credentials_of_another_role_are_an_error() {
 }
 
 #[tokio::test]
+async fn one_token_does_for_the_longest_session_that_the_role_allows() {
+    let message = "The requested DurationSeconds exceeds the MaxSessionDuration set for this role.";
+    let refused = reply(400, &failure("ValidationError", message));
+    let server = Scripted::new([refused, reply(200, &answer())]).await;
+    let (source, tokens) = source(&server, Tokens::default()).await;
+    let long = RoleIdentity { duration: Duration::from_secs(7200), ..identity() };
+    source.issue(&long, &claimant()).await.unwrap();
+    let requests = server.requests();
+    let asked: Vec<bool> = ["7200", "3600"]
+        .iter()
+        .zip(&requests)
+        .map(|(seconds, request)| request.contains(&format!("DurationSeconds={seconds}")))
+        .collect();
+    assert_eq!((asked, tokens.asked.lock().unwrap().len()), (vec![true, true], 1));
+}
+
+#[tokio::test]
 async fn without_a_token_sts_is_not_asked() {
     let server = Scripted::new([]).await;
     for class in [ErrorClass::Denied, ErrorClass::Retryable, ErrorClass::Throttled] {
