@@ -135,13 +135,15 @@ fn what_pods_inside_cost_an_agent() {
             assert!(begun.elapsed() < LIMIT, "{} of {count}", inside(&lab));
         }
         let took = begun.elapsed();
+        // The guard's first try has those of all pods open for a moment.
+        let most = without.0 + 3 * count + 16;
+        eventually(|| descriptors(&agent) <= most, || (most, descriptors(&agent)));
         let (descriptors, memory) = (descriptors(&agent), memory(&agent));
         println!(
             "{count} pods, before {before}: the agent serves {serves:?} after its start, all are inside after \
              {took:?}; {descriptors} descriptors and {memory} KiB, and with --path=node {} and {} KiB",
             without.0, without.1
         );
-        assert!(descriptors <= without.0 + 3 * count + 16, "{descriptors} descriptors");
         assert_served(&lab, &pods[0].credentials().unwrap(), "crowd");
         agent.kill().unwrap();
     }
