@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use kiam_agent::{
     admin, app,
     config::{self, ProcessVars, Task},
-    handover, intercept,
+    intercept,
 };
 
 fn main() -> ExitCode {
@@ -19,22 +19,18 @@ fn main() -> ExitCode {
             println!("{}", text.trim_end());
             ExitCode::SUCCESS
         }
-        Ok(Task::Uninstall { bpffs, state_dir, force }) => {
-            if !force && handover::agent_runs(&state_dir) {
+        Ok(Task::Uninstall { bpffs, force: true }) => uninstall(&bpffs),
+        Ok(Task::Uninstall { bpffs, force: false }) => match intercept::unused(&bpffs) {
+            Ok(Some(_unused)) => uninstall(&bpffs),
+            Ok(None) => {
                 eprintln!(
-                    "kiam-agent: an agent runs on this node (it listens in {}): end it first, or give --force",
-                    state_dir.display()
+                    "kiam-agent: an agent runs on this node, with pins below {}: end it first, or give --force",
+                    bpffs.display()
                 );
-                return ExitCode::FAILURE;
+                ExitCode::FAILURE
             }
-            if !force && intercept::is_renewed(&bpffs) {
-                eprintln!(
-                    "kiam-agent: an agent runs on this node, with another --state-dir: end it first, or give --force"
-                );
-                return ExitCode::FAILURE;
-            }
-            uninstall(&bpffs)
-        }
+            Err(error) => failed(&error),
+        },
         Ok(Task::Status { live: true, state_dir }) => ask(&state_dir, "/live"),
         Ok(Task::Status { live: false, state_dir }) => ask(&state_dir, "/ready"),
         Ok(Task::Explain { pod, state_dir }) => ask(&state_dir, &format!("/explain/{pod}")),

@@ -61,7 +61,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let serving = common.readiness.latch("serving pods");
     common.statsd(config.statsd)?;
     let tokens = imds::TokenAuthority::open(&config.state_dir)?;
-    prepare(&config)?;
+    let in_use = prepare(&config)?;
     let upstream = imds::Upstream::new(config.upstream.clone());
     let knowledge = common.knowledge(&config, &upstream).await?;
     let operations = Arc::new(operations::operations(&config, &common, &knowledge));
@@ -106,15 +106,15 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     }
     info!(pods = ?bound.pods, admin = %bound.admin, "Listening");
     let detach = config.intercept.filter(|_| config.detach_on_exit).map(|config| config.bpffs);
-    let Common { readiness, tasks, .. } = common;
     Ok(App {
         bound,
-        readiness,
+        readiness: common.readiness,
         drain: signal,
-        tasks,
+        tasks: common.tasks,
         operators,
         successor,
         relieved: false,
+        _in_use: in_use,
         detach,
     })
 }

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     config::{Config, Identity},
     identity::{CgroupPaths, KernelResolver, SourceIpResolver},
-    intercept::{self, Interception, Parts, Witness},
+    intercept::{self, InUse, Interception, Parts, Witness},
     pods::{ClientResolver, PodReader},
 };
 
@@ -22,16 +22,16 @@ use crate::{
 pub(super) type Kernel = (Parts, CgroupPaths);
 
 /// What is done before anything is asked; tells of what an agent with interceptor left to one without.
-pub(super) fn prepare(config: &Config) -> Result<(), Error> {
+pub(super) fn prepare(config: &Config) -> Result<Option<InUse>, Error> {
     match &config.intercept {
-        Some(config) => intercept::prepare(config)?,
+        Some(config) => return Ok(Some(intercept::prepare(config)?)),
         None if intercept::is_installed(&config.bpffs) => warn!(
             bpffs = %config.bpffs.display(),
-            "An earlier agent's kernel programs are still attached, and refuse pods from ten seconds after its end: take them away with kiam-agent uninstall --force"
+            "An earlier agent's kernel programs are still attached, and refuse pods from ten seconds after its end: take them away with kiam-agent uninstall"
         ),
         None => {}
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Loads and attaches the kernel programs, if there are to be any.

@@ -27,9 +27,6 @@ pub(super) enum Subcommands {
         /// Folder of the pins
         #[arg(long, value_name = "DIR", default_value = BPFFS)]
         bpffs: String,
-        /// Folder of the agent's socket
-        #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
-        state_dir: String,
         /// Even while an agent runs
         #[arg(long)]
         force: bool,

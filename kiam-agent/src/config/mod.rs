@@ -57,8 +57,6 @@ pub enum Task {
     Uninstall {
         /// `--bpffs`.
         bpffs: PathBuf,
-        /// `--state-dir`.
-        state_dir: PathBuf,
         /// Even while an agent runs.
         force: bool,
     },
@@ -216,7 +214,7 @@ fn parse_subcommand(arguments: &[String], vars: &dyn Vars) -> Result<Task, Usage
     words.extend_from_slice(arguments);
     // Where the agent was told by its environment, they must look there too.
     let known: &[_] = match arguments.first().map(String::as_str) {
-        Some("uninstall") => &[("--bpffs", "KIAM_BPFFS"), ("--state-dir", "KIAM_STATE_DIR")],
+        Some("uninstall") => &[("--bpffs", "KIAM_BPFFS")],
         Some("status" | "explain") => &[("--state-dir", "KIAM_STATE_DIR")],
         _ => &[],
     };
@@ -226,10 +224,9 @@ fn parse_subcommand(arguments: &[String], vars: &dyn Vars) -> Result<Task, Usage
         }
     }
     match CommandLine::try_parse_from(words) {
-        Ok(CommandLine {
-            command: Some(Subcommands::Uninstall { bpffs, state_dir, force }),
-            ..
-        }) => Ok(Task::Uninstall { bpffs: bpffs.into(), state_dir: state_dir.into(), force }),
+        Ok(CommandLine { command: Some(Subcommands::Uninstall { bpffs, force }), .. }) => {
+            Ok(Task::Uninstall { bpffs: bpffs.into(), force })
+        }
         Ok(CommandLine { command: Some(Subcommands::ProofClient), .. }) => Ok(Task::ProofClient),
         Ok(CommandLine { command: Some(Subcommands::Status { live, state_dir }), .. }) => {
             Ok(Task::Status { live, state_dir: state_dir.into() })

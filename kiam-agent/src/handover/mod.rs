@@ -19,7 +19,7 @@ mod offer;
 mod sealed;
 mod successor;
 
-use std::{io, path::Path};
+use std::io;
 
 use tokio::net::UnixStream;
 
@@ -33,12 +33,6 @@ pub const SOCKET: &str = "handover.sock";
 
 /// Judges a peer's process by its number.
 pub type Trusted = Box<dyn Fn(u32) -> bool + Send + Sync>;
-
-/// Whether an agent listens in `state_dir`; it may hang.
-#[must_use]
-pub fn agent_runs(state_dir: &Path) -> bool {
-    std::os::unix::net::UnixStream::connect(state_dir.join(SOCKET)).is_ok()
-}
 
 /// Whether the other end is one to speak with; says why not.
 fn check(stream: &UnixStream, trusted: &Trusted) -> io::Result<()> {

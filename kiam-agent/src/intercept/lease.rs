@@ -1,40 +1,16 @@
 //! The lease: the kernel redirects only while the agent has shown, within ten seconds, that it lives.
 
-use std::{fmt, path::Path, thread, time::Duration};
+use std::{fmt, time::Duration};
 
-use aya::maps::{Array, Map, MapData};
-use kiam_common::LEASE_NS;
+use aya::maps::{Array, MapData};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Error, pins};
+use super::Error;
 
 const NAME: &str = "LEASE";
 
 /// The agent's sign of life in the kernel.
 pub struct Lease(Array<MapData, u64>);
-
-/// Whether an agent renews the lease that is pinned below `bpffs`, wherever else it keeps its state. Looks for three
-/// seconds where one did so lately: it may have been killed.
-#[must_use]
-pub fn is_renewed(bpffs: &Path) -> bool {
-    let before = leases(bpffs);
-    if before.iter().all(|renewed| now() >= renewed + LEASE_NS) {
-        return false;
-    }
-    thread::sleep(Lease::RENEWAL * 3);
-    leases(bpffs).iter().max() > before.iter().max()
-}
-
-/// When each layout's was last renewed.
-fn leases(bpffs: &Path) -> Vec<u64> {
-    let folders = pins::layouts(bpffs).unwrap_or_default();
-    let renewed = |folder: &Path| {
-        let map = MapData::from_pin(folder.join(NAME)).ok()?;
-        let lease: Array<_, u64> = Array::try_from(Map::Array(map)).ok()?;
-        lease.get(&0, 0).ok()
-    };
-    folders.iter().filter_map(|(_, folder)| renewed(folder)).collect()
-}
 
 fn now() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);

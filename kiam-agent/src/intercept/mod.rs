@@ -10,6 +10,7 @@ mod cgroup;
 mod defer;
 mod flows;
 mod guard;
+mod in_use;
 mod inside;
 mod lease;
 mod links;
@@ -35,8 +36,9 @@ pub use self::{
     defer::defer_accept,
     flows::{FlowEntry, Flows},
     guard::{Guard, GuardConfig, GuardError, Metrics as GuardMetrics, UplinkProgram},
+    in_use::{InUse, Unused, unused},
     inside::Inside,
-    lease::{Lease, is_renewed},
+    lease::Lease,
     marks::Marks,
     metrics::Verdicts,
     namespaces::{inside, loopback_is_up},

@@ -6,23 +6,26 @@ use aya::maps::{HashMap, Map, MapData};
 use kiam_common::{CGROUP_PASS, CGROUP_PODS};
 use tracing::warn;
 
-use super::{Cgroup, Config, Error, pins, programs::map_error};
+use super::{Cgroup, Config, Error, in_use::InUse, pins, programs::map_error};
 
 const CGROUPS: &str = "CGROUPS";
 
 /// Checks what can be checked before there is a listener, and marks the agent's own pod in the maps of an agent
-/// that runs, if one does: that one is asked for its sockets, and answers no other pod.
+/// that runs, if one does: that one is asked for its sockets, and answers no other pod. From then on nobody uninstalls.
 ///
 /// # Errors
 ///
 /// Whatever is missing on this machine; see [`Error`].
-pub fn prepare(config: &Config) -> Result<(), Error> {
+pub fn prepare(config: &Config) -> Result<InUse, Error> {
     let cgroup = Cgroup::open(config.cgroup.as_deref())?;
+    // The folder is made by the first, and its content may have been taken away before the second.
+    pins::open(&config.bpffs)?;
+    let in_use = InUse::share(&config.bpffs)?;
     let (pins, older) = pins::open(&config.bpffs)?;
     for map in older.iter().chain([&pins]).filter_map(|folder| marks(folder)) {
         exempt_own_pod(map, &cgroup)?;
     }
-    Ok(())
+    Ok(in_use)
 }
 
 /// Whether process `pid` is an agent's or the host's: it runs in no pod, or in one that is marked, or in ours.

@@ -244,7 +244,6 @@ impl Lab {
     pub fn uninstall(&self, binary: &Path) -> Result<String> {
         let mut command: Command = self.node.command(binary)?;
         command.env_clear().arg("uninstall").arg("--bpffs").arg(self.pins());
-        command.arg("--state-dir").arg(self.state());
         let output = command.stdin(Stdio::null()).output().context("running uninstall")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned()
             + &String::from_utf8_lossy(&output.stderr);
