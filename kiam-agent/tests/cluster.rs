@@ -230,7 +230,7 @@ async fn a_history_that_is_gone_is_listed_anew_however_the_server_says_so() {
 #[tokio::test]
 async fn after_a_silent_watch_there_is_a_list_and_another_watch() {
     let api = server();
-    let fed = Fed::with(&api, |config| config.stall = Duration::from_millis(300)).await;
+    let fed = Fed::with(&api, |config| config.stall = Duration::from_secs(1)).await;
     api.stall_watches(true);
     api.apply_pod(&pod("a", 1));
     fed.has(&["a"]).await;
@@ -247,7 +247,7 @@ async fn after_a_silent_watch_there_is_a_list_and_another_watch() {
     };
     fed.until("a bookmark", || bookmarks() > 0).await;
     let (lists, first) = (api.lists(Resource::Pods), bookmarks());
-    fed.until("a second of bookmarks", || bookmarks() >= first + 20).await;
+    fed.until("two seconds of bookmarks", || bookmarks() >= first + 40).await;
     assert_eq!(api.lists(Resource::Pods), lists, "bookmarks are no silence");
 }
 

@@ -165,7 +165,7 @@ fn what_is_held_is_served_until_it_expires_whatever_sts_does() {
             eventually(&format!("a renewal: {}", case.role), || fault.met() > 0);
             asking.until_told(case.says);
         }
-        assert_eq!(late.met(), 1);
+        assert!(late.met() > 0);
         assert!(pods[slow].is_served(), "a late renewal is not noticed");
     });
 }

@@ -15,6 +15,7 @@ use std::{
     io,
     net::IpAddr,
     path::{Path, PathBuf},
+    pin::pin,
     time::Duration,
 };
 
@@ -144,16 +145,15 @@ impl Guard {
     /// Ends the connections that pods have to the IMDS; then puts back what somebody removes, follows the node's uplinks,
     /// and tries once a minute whether the guard holds, until the drain begins.
     pub async fn keep(mut self, mut drain: Drain) {
-        // Milliseconds for each pod, which nobody who is served needs to wait for.
-        tokio::select! {
-            () = self.end_older() => self.ended.set(),
-            () = drain.started() => return,
-        }
+        // Milliseconds for each pod, which neither who is served nor what is below needs to wait for.
+        let mut ending = pin!(self.end_older());
+        let mut ended = false;
         let mut sweeps = interval(SWEEP);
         sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = drain.started() => return,
+                () = &mut ending, if !ended => ended = true,
                 _ = sweeps.tick() => {
                     self.keep_route(Others::Remove).await;
                     self.keep_uplinks().await;
@@ -173,16 +173,22 @@ impl Guard {
         }
     }
 
-    async fn end_older(&self) {
-        if self.config == GuardConfig::default() {
-            return;
-        }
+    /// A task, as the guard goes on meanwhile. Where it fails, the agent does not get ready.
+    fn end_older(&self) -> impl Future<Output = ()> + use<> {
         let (pods, own, hosts) = (self.cgroup.clone(), self.own, self.ends_hosts);
-        match blocking(move || sockets::destroy(&pods, own, hosts)).await {
-            Ok(destroyed) => report_sockets(&destroyed, &self.metrics),
-            Err(error) => {
-                error!(%error, "Pods may have connections to the IMDS that are older than the agent")
+        let (metrics, ended) = (self.metrics.clone(), self.ended.clone());
+        let asked = self.config != GuardConfig::default();
+        async move {
+            if asked {
+                match blocking(move || sockets::destroy(&pods, own, hosts)).await {
+                    Ok(destroyed) => report_sockets(&destroyed, &metrics),
+                    Err(error) => {
+                        error!(%error, "Pods may have connections to the IMDS that are older than the agent");
+                        return;
+                    }
+                }
             }
+            ended.set();
         }
     }
 
