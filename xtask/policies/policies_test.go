@@ -1,4 +1,4 @@
-// Package policies asks Kubernetes' own ValidatingAdmissionPolicy plugin what the policies of deploy/admission allow.
+// Package policies asks Kubernetes' own ValidatingAdmissionPolicy plugin what the policies of deploy/ allow.
 //
 // It is built from Debian's packages of Kubernetes' source: cargo xtask test policies.
 package policies
@@ -15,6 +15,7 @@ import (
 	"time"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -22,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/admission/initializer"
@@ -36,7 +38,11 @@ import (
 	"k8s.io/component-base/featuregate"
 )
 
-const folder = "../../deploy/admission"
+// What is in the folders, of policies and their bindings.
+const (
+	admissionRules = "../../deploy/admission"
+	tokenRules     = "../../deploy/web-identity"
+)
 
 // A request that comes to admission; old is nil when something is created.
 type request struct {
@@ -45,12 +51,16 @@ type request struct {
 	new, old    runtime.Object
 	subresource string
 	groups      []string
+	// The user's name and what else its credentials say; of somebody where they are not set.
+	user  string
+	extra map[string][]string
 }
 
 var (
 	namespaces = schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}
 	endpoints  = schema.GroupVersionResource{Version: "v1", Resource: "endpoints"}
 	slices     = schema.GroupVersionResource{Group: "discovery.k8s.io", Version: "v1", Resource: "endpointslices"}
+	accounts   = schema.GroupVersionResource{Version: "v1", Resource: "serviceaccounts"}
 
 	tenants = []string{"developers", "system:authenticated"}
 	masters = []string{"system:masters", "system:authenticated"}
@@ -98,7 +108,7 @@ func TestAnnotationsOfNamespacesAreForThoseWhoGiveOutRoles(t *testing.T) {
 	administrators := []string{"kiam-administrators"}
 	plain, set := namespace(nil), namespace(annotations{permitted: "reader"})
 	all := namespace(annotations{permitted: ".*"})
-	check(t, namespaces, []request{
+	check(t, plugin(t, admissionRules, badEndpoint), namespaces, []request{
 		{name: "none", allowed: true, new: plain, groups: tenants},
 		{name: "others", allowed: true, new: namespace(annotations{"a/b": "c"}), groups: tenants},
 		{name: "of a longer domain", allowed: true, new: namespace(annotations{"iam.amazonaws.com.example/a": "b"}), groups: tenants},
@@ -118,6 +128,11 @@ func TestAnnotationsOfNamespacesAreForThoseWhoGiveOutRoles(t *testing.T) {
 		{name: "a plain status", allowed: true, old: plain, new: plain, subresource: "status", groups: tenants},
 	})
 }
+
+// badEndpoint is what deploy/admission refuses whoever asks.
+var badEndpoint = admission.NewAttributesRecord(slice(discoveryv1.AddressTypeIPv4, "169.254.169.254"), nil,
+	discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"), "shop", "orders", slices, "", admission.Create, nil, false,
+	&user.DefaultInfo{})
 
 func TestEndpointsAreNoMetadataService(t *testing.T) {
 	const v4, v6, names = discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6, discoveryv1.AddressTypeFQDN
@@ -148,12 +163,12 @@ func TestEndpointsAreNoMetadataService(t *testing.T) {
 	} {
 		requests = append(requests, request{name: address, new: slice(v6, address)})
 	}
-	check(t, slices, requests)
+	check(t, plugin(t, admissionRules, badEndpoint), slices, requests)
 }
 
 func TestOldEndpointsAreNoMetadataServiceEither(t *testing.T) {
 	good := subset([]string{"10.0.0.1"}, nil)
-	check(t, endpoints, []request{
+	check(t, plugin(t, admissionRules, badEndpoint), endpoints, []request{
 		{name: "a pod", allowed: true, new: good},
 		{name: "none", allowed: true, new: &corev1.Endpoints{ObjectMeta: good.ObjectMeta}},
 		{name: "the service", new: subset([]string{"169.254.169.254"}, nil)},
@@ -164,22 +179,139 @@ func TestOldEndpointsAreNoMetadataServiceEither(t *testing.T) {
 	})
 }
 
-func check(t *testing.T, resource schema.GroupVersionResource, requests []request) {
-	plugin := plugin(t)
+const agent = "system:serviceaccount:kube-system:kiam-agent"
+
+// on is what the agent's own token says of its node, from Kubernetes 1.30 on.
+func on(node string) map[string][]string {
+	return map[string][]string{"authentication.kubernetes.io/node-name": {node}}
+}
+
+func pod(name, node string) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "shop", UID: types.UID("uid-of-" + name)},
+		Spec:       corev1.PodSpec{NodeName: node, ServiceAccountName: "orders"},
+	}
+}
+
+// token is what the agent asks for on behalf of a pod, but for what change makes of it.
+func token(pod string, change func(*authenticationv1.TokenRequest)) *authenticationv1.TokenRequest {
+	life := int64(600)
+	request := &authenticationv1.TokenRequest{
+		ObjectMeta: metav1.ObjectMeta{Name: "orders", Namespace: "shop"},
+		Spec: authenticationv1.TokenRequestSpec{
+			Audiences: []string{"sts.amazonaws.com"}, ExpirationSeconds: &life,
+			BoundObjectRef: &authenticationv1.BoundObjectReference{
+				Kind: "Pod", APIVersion: "v1", Name: pod, UID: types.UID("uid-of-" + pod),
+			},
+		},
+	}
+	if change != nil {
+		change(request)
+	}
+	return request
+}
+
+func audiences(audiences ...string) func(*authenticationv1.TokenRequest) {
+	return func(request *authenticationv1.TokenRequest) { request.Spec.Audiences = audiences }
+}
+
+func life(seconds *int64) func(*authenticationv1.TokenRequest) {
+	return func(request *authenticationv1.TokenRequest) { request.Spec.ExpirationSeconds = seconds }
+}
+
+func bound(change func(*authenticationv1.BoundObjectReference)) func(*authenticationv1.TokenRequest) {
+	return func(request *authenticationv1.TokenRequest) { change(request.Spec.BoundObjectRef) }
+}
+
+func TestTheAgentsTokensAreForAwsAndForPodsOfItsNode(t *testing.T) {
+	const server = "https://kubernetes.default.svc"
+	unbound := func(request *authenticationv1.TokenRequest) { request.Spec.BoundObjectRef = nil }
+	elsewhere := func(request *authenticationv1.TokenRequest) { request.Namespace = "empty" }
+	uid := func(uid types.UID) func(*authenticationv1.TokenRequest) {
+		return bound(func(ref *authenticationv1.BoundObjectReference) { ref.UID = uid })
+	}
+	kind := func(kind string) func(*authenticationv1.TokenRequest) {
+		return bound(func(ref *authenticationv1.BoundObjectReference) { ref.Kind = kind })
+	}
+	version := func(version string) func(*authenticationv1.TokenRequest) {
+		return bound(func(ref *authenticationv1.BoundObjectReference) { ref.APIVersion = version })
+	}
+	seconds := func(seconds int64) func(*authenticationv1.TokenRequest) { return life(&seconds) }
+	here := on("n1")
+	requests := []request{
+		{name: "a pod of the node", allowed: true, new: token("here", nil), extra: here},
+		{name: "the same from another node", new: token("here", nil), extra: on("n2")},
+		{name: "a pod of another node", new: token("there", nil), extra: here},
+		{name: "the same from its node", allowed: true, new: token("there", nil), extra: on("n2")},
+		{name: "a pod that no node has", new: token("pending", nil), extra: here},
+		{name: "a pod that no node has, from no node", new: token("pending", nil), extra: on("")},
+		// The API server itself refuses what these name.
+		{name: "a pod that nobody knows", allowed: true, new: token("nobody", nil), extra: here},
+		{name: "a pod here with the UID of one elsewhere", new: token("here", uid("uid-of-there")), extra: here},
+		{name: "a namespace without pods", new: token("here", elsewhere), extra: here},
+
+		{name: "a token of the agent's that is bound to no pod", new: token("here", nil)},
+		{name: "the same, for a pod that nobody knows", new: token("nobody", nil)},
+		{name: "the same, for a pod that no node has", new: token("pending", nil)},
+		{name: "the same, in a token that says other things", new: token("nobody", nil),
+			extra: map[string][]string{"authentication.kubernetes.io/pod-name": {"kiam-agent-x"}}},
+
+		{name: "the API server's audience", new: token("here", audiences(server)), extra: here},
+		{name: "the default audience", new: token("here", audiences()), extra: here},
+		{name: "another beside it", new: token("here", audiences("sts.amazonaws.com", server)), extra: here},
+		{name: "another before it", new: token("here", audiences(server, "sts.amazonaws.com")), extra: here},
+
+		{name: "a second longer", new: token("here", seconds(601)), extra: here},
+		{name: "as long as the server likes", new: token("here", life(nil)), extra: here},
+
+		{name: "bound to nothing", new: token("here", unbound), extra: here},
+		{name: "bound by name alone", new: token("here", uid("")), extra: here},
+		{name: "bound to a secret", new: token("here", kind("Secret")), extra: here},
+		{name: "bound to a node", new: token("here", kind("Node")), extra: here},
+		{name: "bound to a pod of another group", new: token("here", version("other/v1")), extra: here},
+	}
+	for i := range requests {
+		requests[i].user = agent
+	}
+	anything := token("there", func(request *authenticationv1.TokenRequest) {
+		request.Spec = authenticationv1.TokenRequestSpec{Audiences: []string{server}}
+	})
+	for _, name := range []string{
+		"system:node:n1", "system:serviceaccount:shop:kiam-agent", "system:serviceaccount:kube-system:kiam-agent-2",
+		"system:serviceaccount:kube-system:kube-controller-manager", "kiam-agent",
+	} {
+		requests = append(requests, request{name: "asked by " + name, allowed: true, new: anything, user: name})
+	}
+	for i := range requests {
+		requests[i].subresource = "token"
+	}
+	objects := []runtime.Object{pod("here", "n1"), pod("there", "n2"), pod("pending", "")}
+	check(t, plugin(t, tokenRules, requests[2].of(t, accounts), objects...), accounts, requests)
+}
+
+// of is what the plugin is told of the request.
+func (request request) of(t *testing.T, resource schema.GroupVersionResource) admission.Attributes {
+	kinds, _, err := scheme.Scheme.ObjectKinds(request.new)
+	must(t, err)
+	object, err := meta.Accessor(request.new)
+	must(t, err)
+	operation := admission.Create
+	if request.old != nil {
+		operation = admission.Update
+	}
+	name := request.user
+	if name == "" {
+		name = "somebody"
+	}
+	return admission.NewAttributesRecord(request.new, request.old, kinds[0], object.GetNamespace(), object.GetName(),
+		resource, request.subresource, operation, nil, false,
+		&user.DefaultInfo{Name: name, Groups: request.groups, Extra: request.extra})
+}
+
+func check(t *testing.T, plugin *validating.Plugin, resource schema.GroupVersionResource, requests []request) {
 	for _, request := range requests {
 		t.Run(request.name, func(t *testing.T) {
-			kinds, _, err := scheme.Scheme.ObjectKinds(request.new)
-			must(t, err)
-			object, err := meta.Accessor(request.new)
-			must(t, err)
-			operation := admission.Create
-			if request.old != nil {
-				operation = admission.Update
-			}
-			attributes := admission.NewAttributesRecord(request.new, request.old, kinds[0], object.GetNamespace(),
-				object.GetName(), resource, request.subresource, operation, nil, false,
-				&user.DefaultInfo{Name: "somebody", Groups: request.groups})
-			err = plugin.Validate(t.Context(), attributes, admission.NewObjectInterfacesFromScheme(scheme.Scheme))
+			err := plugin.Validate(t.Context(), request.of(t, resource), admission.NewObjectInterfacesFromScheme(scheme.Scheme))
 			if (err == nil) != request.allowed {
 				t.Errorf("allowed: %v, want %v: %v", err == nil, request.allowed, err)
 			}
@@ -194,9 +326,11 @@ func (nobody) Authorize(context.Context, authorizer.Attributes) (authorizer.Deci
 	return authorizer.DecisionDeny, "", nil
 }
 
-// plugin is the API server's, with the policies and bindings of the folder.
-func plugin(t *testing.T) *validating.Plugin {
-	objects := append(policies(t), namespace(nil))
+// plugin is the API server's, with the policies and bindings of the folder, in a cluster with these objects. The policies
+// are there once they refuse what is bad.
+func plugin(t *testing.T, folder string, bad admission.Attributes, objects ...runtime.Object) *validating.Plugin {
+	empty := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "empty"}}
+	objects = append(append(policies(t, folder), namespace(nil), empty), objects...)
 	mapper := meta.NewDefaultRESTMapper(nil)
 	for kind := range scheme.Scheme.AllKnownTypes() {
 		mapper.Add(kind, meta.RESTScopeNamespace)
@@ -212,10 +346,7 @@ func plugin(t *testing.T) *validating.Plugin {
 	must(t, plugin.ValidateInitialization())
 	factory.Start(t.Context().Done())
 	factory.WaitForCacheSync(t.Context().Done())
-	// It knows the policies a moment after the caches do: once it refuses what they all refuse.
-	bad := admission.NewAttributesRecord(slice(discoveryv1.AddressTypeIPv4, "169.254.169.254"), nil,
-		discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"), "shop", "orders", slices, "", admission.Create, nil,
-		false, &user.DefaultInfo{})
+	// It knows the policies a moment after the caches do.
 	for range 100 {
 		if plugin.Validate(t.Context(), bad, admission.NewObjectInterfacesFromScheme(scheme.Scheme)) != nil {
 			return plugin
@@ -226,7 +357,7 @@ func plugin(t *testing.T) *validating.Plugin {
 	return nil
 }
 
-func policies(t *testing.T) (objects []runtime.Object) {
+func policies(t *testing.T, folder string) (objects []runtime.Object) {
 	paths, err := filepath.Glob(filepath.Join(folder, "*.yaml"))
 	must(t, err)
 	strict := serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()

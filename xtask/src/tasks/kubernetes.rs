@@ -21,7 +21,7 @@ pub(crate) fn test_agent() -> Result<()> {
     run(&mut tests)
 }
 
-/// Asks the API server's own plugin what the policies of `deploy/admission` allow.
+/// Asks the API server's own plugin what the policies of `deploy/` allow.
 pub(crate) fn test_policies() -> Result<()> {
     let folder = tool("kubernetes-source", "xtask/policies/fetch.sh", "3 GB and some minutes")?;
     let mut tests = command(folder.join("usr/lib/go/bin/go"));
