@@ -12,7 +12,10 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use xtask::lab::fake::{Place, sts::Sts};
+use xtask::lab::fake::{
+    Place,
+    sts::{Issued, Sts},
+};
 
 use super::{PATIENCE, server::Server};
 
@@ -26,7 +29,7 @@ pub(super) struct Agent {
     pods: SocketAddr,
     admin: SocketAddr,
     log: Arc<Mutex<String>>,
-    sts: Sts,
+    pub(super) sts: Sts,
     folder: TempDir,
 }
 
@@ -55,21 +58,20 @@ impl Agent {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let log: Arc<Mutex<String>> = Arc::default();
+        let kept = Arc::clone(&log);
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut lines = lines.inspect(move |line| *kept.lock().unwrap() += &format!("{line}\n"));
         let (pods, admin) = lines
             .by_ref()
             .find_map(|line| {
-                let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
+                let event: Value = serde_json::from_str(&line).unwrap();
                 let pods = event["pods"].as_str()?.trim_matches(['[', ']']).parse().ok()?;
                 Some((pods, event["admin"].as_str()?.parse().unwrap()))
             })
             .expect("the agent logs where it listens");
         // Read on, so that the agent never waits for the pipe.
-        let log: Arc<Mutex<String>> = Arc::default();
-        let kept = Arc::clone(&log);
-        std::thread::spawn(move || {
-            lines.map_while(Result::ok).for_each(|line| *kept.lock().unwrap() += &(line + "\n"));
-        });
+        std::thread::spawn(move || lines.for_each(drop));
         Self { child, pods, admin, log, sts, folder }
     }
 
@@ -78,16 +80,24 @@ impl Agent {
         get(self.pods, ROLES)
     }
 
+    /// Why the pod is told no role, and with which status.
+    pub(super) fn refusal(&self) -> Option<(u16, String)> {
+        let (head, _) = exchange(self.pods, ROLES);
+        let reason = head.lines().find_map(|line| line.strip_prefix("x-kiam-reason: "))?;
+        Some((status(&head), reason.to_owned()))
+    }
+
     /// Whether the pod gets credentials of `role`, which STS made for the node.
     pub(super) fn gives(&self, role: &str) -> bool {
+        self.issued(role).is_some_and(|issued| issued.caller == NODE_KEY)
+    }
+
+    /// What STS made the pod's credentials of `role` for; `None` where it gets none.
+    pub(super) fn issued(&self, role: &str) -> Option<Issued> {
         let (status, body) = get(self.pods, &format!("{ROLES}{role}"));
-        let Some(key) = serde_json::from_str(&body).ok().and_then(|body: Value| {
-            (status == 200).then(|| body["AccessKeyId"].as_str().unwrap().to_owned())
-        }) else {
-            return false;
-        };
-        let owner = self.sts.owner(&key).unwrap();
-        owner.role == format!("{BASE}{role}") && owner.caller == NODE_KEY
+        let body: Value = serde_json::from_str(&body).ok().filter(|_| status == 200)?;
+        let issued = self.sts.owner(body["AccessKeyId"].as_str().unwrap()).unwrap();
+        (issued.role == format!("{BASE}{role}")).then_some(issued)
     }
 
     pub(super) fn is_ready(&self) -> bool {
@@ -135,6 +145,16 @@ impl Drop for Agent {
 }
 
 fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let (head, body) = exchange(address, path);
+    (status(&head), body)
+}
+
+fn status(head: &str) -> u16 {
+    head.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+/// The head and the body of an answer.
+fn exchange(address: SocketAddr, path: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let request =
@@ -143,5 +163,5 @@ fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    (head.to_owned(), body.to_owned())
 }

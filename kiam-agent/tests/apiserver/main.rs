@@ -5,9 +5,16 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
 
+macro_rules! deployed {
+    ($path:literal, $file:literal) => {
+        ($path, include_str!(concat!("../../../deploy/", $file)))
+    };
+}
+
 mod agent;
 mod node;
 mod server;
+mod web_identity;
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
@@ -30,12 +37,6 @@ const PERMITTED: &str = "iam.amazonaws.com/permitted";
 const ROLE: &str = "iam.amazonaws.com/role";
 const SILENCE: &str = "kiam_cluster_silence_seconds";
 const ORDERS: &str = "/api/v1/namespaces/shop/pods/orders";
-
-macro_rules! deployed {
-    ($path:literal, $file:literal) => {
-        ($path, include_str!(concat!("../../../deploy/", $file)))
-    };
-}
 
 /// What `kubectl apply` makes of `deploy/`, but for the agent's own pods.
 const DEPLOYED: [(&str, &str); 3] = [
@@ -60,9 +61,7 @@ impl Cluster {
             return None;
         };
         let server = Server::start(&binaries).await;
-        for (path, file) in DEPLOYED {
-            server.create(path, Body::Yaml(file)).await;
-        }
+        apply(&server, &DEPLOYED).await;
         let namespace = json!({"metadata": {"name": "shop", "annotations": {PERMITTED: ".*"}}});
         server.create("/api/v1/namespaces", Body::Json(&namespace)).await;
         account(&server, "shop", "default").await;
@@ -134,12 +133,12 @@ impl Cluster {
     /// Waits until the server no longer takes a token, which it remembers for some seconds.
     async fn until_refused(&self, token: &str) {
         let refused = time::timeout(PATIENCE, async {
-            while self.server.ask_with(token, "/api/v1/pods").await.is_ok() {
+            while self.server.ask_with(token, "/api/v1/pods", None).await.is_ok() {
                 time::sleep(Duration::from_millis(200)).await;
             }
         });
         assert!(refused.await.is_ok(), "the old token is still good");
-        let refused = self.server.ask_with(token, "/api/v1/pods").await.unwrap_err();
+        let refused = self.server.ask_with(token, "/api/v1/pods", None).await.unwrap_err();
         assert_eq!(refused.0, 401, "{refused:?}");
     }
 
@@ -159,6 +158,15 @@ fn pod(name: &str, account: &str, node: &str, role: Option<&str>) -> Value {
             "containers": [{"name": "main", "image": "main"}],
         },
     })
+}
+
+/// `kubectl apply` of files with one or more documents.
+async fn apply(server: &Server, files: &[(&str, &str)]) {
+    for (path, file) in files {
+        for document in file.split("\n---\n") {
+            server.create(path, Body::Yaml(document)).await;
+        }
+    }
 }
 
 async fn account(server: &Server, namespace: &str, name: &str) {
@@ -224,7 +232,7 @@ async fn the_agents_rights_end_where_the_manifests_do() {
         ("/api/v1/configmaps", false),
         ("/apis/apps/v1/daemonsets", false),
     ] {
-        match cluster.server.ask_with(&token, path).await {
+        match cluster.server.ask_with(&token, path, None).await {
             Ok(_) => assert!(allowed, "{path}"),
             Err((status, message)) => assert!(!allowed && status == 403, "{path}: {message}"),
         }

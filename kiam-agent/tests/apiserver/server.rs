@@ -22,6 +22,8 @@ pub(super) enum User {
     Admin,
     /// The kubelet of `n1`, where the agent is.
     Kubelet,
+    /// The kubelet of `n2`.
+    OtherKubelet,
 }
 
 /// What the body of a request is.
@@ -48,17 +50,18 @@ pub(super) struct Server {
 pub(super) type Refused = (u16, String);
 
 const PATIENCE: Duration = Duration::from_secs(60);
-const ISSUER: &str = "https://issuer.example";
+pub(super) const ISSUER: &str = "https://issuer.example";
 
 // === impl User ===
 
 impl User {
-    const ALL: [Self; 2] = [Self::Admin, Self::Kubelet];
+    const ALL: [Self; 3] = [Self::Admin, Self::Kubelet, Self::OtherKubelet];
 
-    fn token(self) -> &'static str {
+    pub(super) fn token(self) -> &'static str {
         match self {
             Self::Admin => "admin-token",
             Self::Kubelet => "kubelet-token",
+            Self::OtherKubelet => "other-kubelet-token",
         }
     }
 
@@ -68,6 +71,7 @@ impl User {
         match self {
             Self::Admin => format!("{token},admin,1,\"system:masters\"\n"),
             Self::Kubelet => format!("{token},system:node:n1,2,\"system:nodes\"\n"),
+            Self::OtherKubelet => format!("{token},system:node:n2,3,\"system:nodes\"\n"),
         }
     }
 }
@@ -169,10 +173,16 @@ impl Server {
         self.text(user, method, path, body).await.map(|text| serde_json::from_str(&text).unwrap())
     }
 
-    /// As the user whose token it is.
-    pub(super) async fn ask_with(&self, token: &str, path: &str) -> Result<String, Refused> {
+    /// As the user whose token it is: GETs, or POSTs `body`.
+    pub(super) async fn ask_with(
+        &self,
+        token: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<String, Refused> {
         let auth = json!({"token": token});
-        send(&self.client(&auth).await, Method::GET, path, None).await
+        let method = if body.is_some() { Method::POST } else { Method::GET };
+        send(&self.client(&auth).await, method, path, body.map(Body::Json)).await
     }
 
     /// POSTs as the administrator.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{State, access_key};
-use crate::lab::fake::{fault::Call, web_token};
+use crate::lab::fake::fault::Call;
 
 /// Status, code and message.
 pub(super) type Refusal = (u16, &'static str, String);
@@ -121,7 +121,7 @@ impl Subject {
     ) -> Result<Self, Refusal> {
         let bad = |message: &str| (400, "InvalidIdentityToken", message.to_owned());
         let token = fields.get("WebIdentityToken").map(String::as_str).unwrap_or_default();
-        let claims = web_token::claims(token).ok_or_else(|| {
+        let claims = (state.issuer.0)(token).ok_or_else(|| {
             bad("Couldn't retrieve verification key from your identity provider, or the token is no JWT of it")
         })?;
         let audience = claims["aud"].as_array().into_iter().flatten().find(|aud| *aud == AUDIENCE);

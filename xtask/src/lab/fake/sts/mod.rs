@@ -9,6 +9,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -17,11 +18,13 @@ use std::{
 use anyhow::Result;
 use http::{Response, StatusCode, header::AUTHORIZATION};
 use jiff::Timestamp;
+use serde_json::Value;
 
 use self::check::{Refusal, Subject};
 use super::{
     fault::{Call, Faults, Injected},
     http::{Answer, Body, Place, Server, full},
+    web_token,
 };
 
 /// One answered request.
@@ -69,6 +72,22 @@ struct State {
     longest: BTreeMap<String, Duration>,
     /// The `sub`s that may have a role, by role.
     trusted: BTreeMap<String, BTreeSet<String>>,
+    issuer: Issuer,
+}
+
+/// The one OIDC provider that roles trust: the claims of a token that it signed.
+struct Issuer(Box<dyn Fn(&str) -> Option<Value> + Send>);
+
+impl Default for Issuer {
+    fn default() -> Self {
+        Self(Box::new(web_token::claims))
+    }
+}
+
+impl fmt::Debug for Issuer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Issuer")
+    }
 }
 
 // === impl Sts ===
@@ -146,6 +165,12 @@ impl Sts {
     /// Has `role` trust this `sub` of a web identity token, and from now on none but those named so.
     pub fn trust(&self, role: &str, subject: &str) {
         self.state().trusted.entry(role.to_owned()).or_default().insert(subject.to_owned());
+    }
+
+    /// Takes web identity tokens of another issuer than the lab's: `claims` has those of a token that it signed, and none
+    /// of any other. Audience, time and subject are checked here, as of every token.
+    pub fn set_issuer(&self, claims: impl Fn(&str) -> Option<Value> + Send + 'static) {
+        self.state().issuer = Issuer(Box::new(claims));
     }
 
     /// Goes away: connections are cut, new ones refused.

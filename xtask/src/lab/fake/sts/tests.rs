@@ -128,6 +128,18 @@ fn web_identity_tokens_are_checked_and_their_subject_is_the_caller() {
     sts.trust(ROLE, "system:serviceaccount:shop:orders");
     assert_eq!(with_token(&sts, &good).status, 200);
     assert_eq!(sts.issued().len(), 2);
+    // Another issuer's tokens count in place of the lab's, and are checked like them.
+    let other = |audience: &str| json!({ "aud": [audience], "exp": i64::MAX, "sub": "system:serviceaccount:shop:other" });
+    let (fine, wrong) = (other("sts.amazonaws.com"), other("another"));
+    sts.set_issuer(move |token| match token {
+        "fine" => Some(fine.clone()),
+        "wrong" => Some(wrong.clone()),
+        _ => None,
+    });
+    assert_refused(&with_token(&sts, &good), 400, "InvalidIdentityToken");
+    assert_refused(&with_token(&sts, "wrong"), 400, "InvalidIdentityToken");
+    assert_eq!(with_token(&sts, "fine").status, 200);
+    assert_eq!(sts.issued()[2].caller, "system:serviceaccount:shop:other");
 }
 
 #[test]
