@@ -21,6 +21,9 @@ enum Command {
     /// Measures the agent beside what else could be there, and writes what it found; needs root.
     #[command(subcommand)]
     Bench(tasks::bench::Bench),
+    /// Simulates a fleet of agents, and writes what it asks of STS and of the Kubernetes API.
+    #[command(subcommand)]
+    Simulate(tasks::simulate::Simulation),
     /// What runs inside the lab's pods.
     #[command(hide = true)]
     InPod(xtask::pod_client::Options),
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Command::Test(selection) => tasks::test::run_steps(&selection),
         Command::Tidy => tasks::tidy::run(),
         Command::Bench(bench) => tasks::bench::run(&bench),
+        Command::Simulate(simulation) => tasks::simulate::start(&simulation),
         Command::InPod(options) => xtask::pod_client::main(&options),
         Command::InPodAttack => xtask::pod_client::attack::main(),
         Command::InPodBench(options) => xtask::pod_client::bench::main(&options),

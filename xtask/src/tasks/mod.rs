@@ -6,6 +6,7 @@ pub(crate) mod build;
 pub(crate) mod command;
 pub(crate) mod demo;
 pub(crate) mod kubernetes;
+pub(crate) mod simulate;
 pub(crate) mod test;
 pub(crate) mod tidy;
 pub(crate) mod toolchain;

@@ -1,0 +1,103 @@
+//! Numbers and tables as the document shows them.
+
+use std::time::Duration;
+
+use crate::tally::Millis;
+
+/// 0.46, 5.3, 27, 1,234.
+pub(super) fn count(number: f64) -> String {
+    if number > 0.0 && number < 0.995 {
+        return format!("{number:.2}");
+    }
+    if number < 9.95 && number.fract() > 0.0 {
+        return format!("{number:.1}");
+    }
+    let digits = format!("{number:.0}");
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// As a percentage that is 0 only for nothing.
+pub(super) fn share(share: f64) -> String {
+    let percent = share * 100.0;
+    match percent {
+        0.0 => "0 %".to_owned(),
+        _ if percent < 0.1 => "< 0.1 %".to_owned(),
+        _ if percent < 9.95 => format!("{percent:.1} %"),
+        _ => format!("{percent:.0} %"),
+    }
+}
+
+/// Bytes a second.
+pub(super) fn rate(bytes: f64) -> String {
+    match bytes {
+        _ if bytes >= 1e6 => format!("{} MB/s", count(bytes / 1e6)),
+        _ => format!("{} kB/s", count(bytes / 1e3)),
+    }
+}
+
+/// 15 min, 1 h.
+pub(super) fn span(duration: Duration) -> String {
+    match duration.as_secs() {
+        seconds if seconds.is_multiple_of(3600) => format!("{} h", seconds / 3600),
+        seconds => format!("{} min", seconds / 60),
+    }
+}
+
+/// How long was waited; nothing if nobody did.
+pub(super) fn wait(waiting: usize, millis: Millis) -> String {
+    if waiting == 0 { String::new() } else { clock(millis) }
+}
+
+/// 7 s, 12 min.
+pub(super) fn clock(millis: Millis) -> String {
+    let seconds = if millis < 10 { 0.0 } else { millis as f64 / 1000.0 };
+    if seconds < 100.0 {
+        format!("{} s", count(seconds))
+    } else {
+        format!("{} min", count(seconds / 60.0))
+    }
+}
+
+pub(super) fn emphasised(text: String, is_bad: bool) -> String {
+    if is_bad { format!("**{text}**") } else { text }
+}
+
+/// A table whose first `words` columns are words and the others numbers.
+pub(super) fn table(
+    head: &[&str],
+    words: usize,
+    rows: impl Iterator<Item = Vec<String>>,
+) -> String {
+    let align: Vec<&str> =
+        (0..head.len()).map(|column| if column < words { "---" } else { "--:" }).collect();
+    let mut text = format!("| {} |\n| {} |\n", head.join(" | "), align.join(" | "));
+    rows.for_each(|row| text.push_str(&format!("| {} |\n", row.join(" | "))));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_as_exact_as_they_are_useful() {
+        let shown = [0.0, 0.46, 5.0, 5.53, 27.4, 999.6, 1234.5, 500_000.0].map(count);
+        assert_eq!(shown, ["0", "0.46", "5", "5.5", "27", "1,000", "1,234", "500,000"]);
+        let shown = [0.0, 0.000_01, 0.054, 0.5, 1.4].map(share);
+        assert_eq!(shown, ["0 %", "< 0.1 %", "5.4 %", "50 %", "140 %"]);
+        assert_eq!([1.0, 33.4e6].map(rate), ["0.00 kB/s", "33 MB/s"]);
+    }
+
+    #[test]
+    fn a_table_aligns_numbers_to_the_right() {
+        let rows = [vec!["a".to_owned(), "1".to_owned()]].into_iter();
+        assert_eq!(table(&["what", "n"], 1, rows), "| what | n |\n| --- | --: |\n| a | 1 |\n");
+    }
+}
