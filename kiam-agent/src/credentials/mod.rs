@@ -13,6 +13,7 @@ mod store;
 mod tests;
 
 use std::{
+    fmt,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -55,8 +56,8 @@ pub struct Credentials {
     pub expires: SystemTime,
 }
 
-/// The answers of the metadata service, rendered once when the credentials arrive.
-#[derive(Clone, Debug)]
+/// The answers of the metadata service, rendered once when the credentials arrive; all of both is secret.
+#[derive(Clone)]
 pub struct Rendered {
     /// Body of `…/security-credentials/<role>`.
     pub plain: Bytes,
@@ -168,6 +169,14 @@ pub enum Limit {
     /// What pods want may not be true any more.
     #[error("the Kubernetes API has been silent for longer than --max-staleness")]
     Stale,
+}
+
+// === impl Rendered ===
+
+impl fmt::Debug for Rendered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Rendered")
+    }
 }
 
 // === impl State ===

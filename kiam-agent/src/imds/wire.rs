@@ -110,6 +110,7 @@ mod tests {
         assert_eq!(rendered.plain, plain);
         let extended = plain.replace('}', r#","AccountId":"123456789012"}"#);
         assert_eq!(rendered.extended, extended);
+        assert_eq!(format!("{rendered:?}"), "Rendered", "all of it is secret");
     }
 
     #[test]
