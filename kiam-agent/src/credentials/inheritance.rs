@@ -6,6 +6,7 @@
 //! What differs in anything from what is wanted here is not found, and fetched anew.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     fmt,
     hash::{Hash as _, Hasher},
@@ -73,12 +74,14 @@ struct Wire<'a> {
     held: Vec<Entry<'a>>,
 }
 
-/// Texts are borrowed from the bytes, which are overwritten at the end: what would have to be unescaped is refused.
+/// Secrets are borrowed from the bytes, which are overwritten at the end: what would have to be unescaped is refused. The
+/// role is none, and its path may hold what JSON escapes.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry<'a> {
     identity: Key,
-    role: &'a str,
+    #[serde(borrow)]
+    role: Cow<'a, str>,
     access_key_id: &'a str,
     secret_access_key: &'a str,
     session_token: &'a str,
@@ -146,7 +149,7 @@ impl<'a> Entry<'a> {
         let Issued { credentials, term, .. } = held;
         Self {
             identity: key(identity),
-            role: credentials.role.as_ref(),
+            role: Cow::Borrowed(credentials.role.as_ref()),
             access_key_id: &credentials.access_key_id,
             secret_access_key: credentials.secret_access_key.expose(),
             session_token: credentials.session_token.expose(),

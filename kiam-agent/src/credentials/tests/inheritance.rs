@@ -111,6 +111,19 @@ async fn what_must_not_be_served_is_not_inherited() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn role_whose_path_json_escapes_is_inherited_like_any_other() {
+    let roles = [r#"team"a\b/reader"#, "plain"];
+    let first = start(&roles, false, HOUR);
+    sleep(MINUTE).await;
+    let held = first.reader.bequeath();
+    assert!(String::from_utf8_lossy(&held).contains(r#"team\"a\\b/reader"#));
+    let second = successor(&first, set(&roles), &held);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(second.all_calls(), 0);
+    assert_eq!(roles.map(|role| second.key(role)), roles.map(|role| first.key(role)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_odd_is_refused_as_a_whole() {
     let fixture = start(&["a"], false, HOUR);
     sleep(MINUTE).await;
