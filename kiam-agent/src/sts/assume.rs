@@ -48,22 +48,23 @@ impl Asker {
             .await
             .map_err(|error| failure(&error, self.through.as_ref()))?;
         let user = answer.assumed_role_user.as_ref().map(|user| user.arn());
-        checked((user, answer.credentials), identity, issued).map_err(Failure::Other)
+        checked((user, answer.credentials), identity, (issued, duration)).map_err(Failure::Other)
     }
 }
 
 /// The credentials of an answer, if they are of `identity`'s role: the ARN of the session, and what comes with it.
+/// `asked` is when they were asked for, and for how long.
 pub(super) fn checked(
     (user, credentials): (Option<&str>, Option<StsCredentials>),
     identity: &RoleIdentity,
-    issued: SystemTime,
+    asked: (SystemTime, Duration),
 ) -> Result<Credentials, SourceError> {
     if let Some(other) = user.filter(|user| !is_session_of(user, identity)) {
         let other = Quoted::new(other);
         return Err(retryable(&format!("STS answered for another role: {other}")));
     }
     let credentials = credentials.ok_or_else(|| retryable("STS answered without credentials"))?;
-    converted(credentials, identity, issued)
+    converted(credentials, identity, asked)
 }
 
 /// `DurationSeconds`.
@@ -86,11 +87,14 @@ fn is_session_of(user: &str, identity: &RoleIdentity) -> bool {
 fn converted(
     credentials: StsCredentials,
     identity: &RoleIdentity,
-    issued: SystemTime,
+    (asked_at, duration): (SystemTime, Duration),
 ) -> Result<Credentials, SourceError> {
     let expires = SystemTime::try_from(credentials.expiration).map_err(|error| {
         retryable(&format!("STS answered an expiration that is no time: {error}"))
     })?;
+    // No session lasts longer than was asked for: where the node's clock is slow, its end tells when it began.
+    let began = expires.checked_sub(duration);
+    let issued = began.map_or(asked_at, |began| began.max(asked_at));
     Ok(Credentials {
         role: identity.role.clone(),
         access_key_id: credentials.access_key_id,

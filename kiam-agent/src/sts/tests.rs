@@ -288,6 +288,22 @@ async fn sessions_are_as_long_as_the_role_allows() {
 }
 
 #[tokio::test]
+async fn session_is_never_believed_to_last_longer_than_the_role_let_it_be_asked_for() {
+    let refused = reply(400, &failure("ValidationError", TOO_LONG));
+    let server = Scripted::new([refused, reply(200, &success())]).await;
+    let long = RoleIdentity { duration: HOUR * 2, ..identity() };
+    // To the node's clock, which is years slow, the session seems to last for years.
+    let issued = server.client().await.issue(&long, &claimant()).await.unwrap();
+    assert_eq!(issued.expires.duration_since(issued.issued).unwrap(), HOUR);
+
+    let right = humantime::format_rfc3339_millis(std::time::SystemTime::now() + HOUR / 2);
+    let arn = "arn:aws:sts::123456789012:assumed-role/reader/kiam-kiam";
+    let body = success_body(arn, &right.to_string());
+    let issued = outcome(reply(200, &body)).await.unwrap();
+    assert!(issued.issued <= std::time::SystemTime::now(), "{:?}", issued.issued);
+}
+
+#[tokio::test]
 async fn an_hour_that_is_too_long_names_the_flag() {
     for message in [TOO_LONG, CHAINED_TOO_LONG] {
         let error = outcome(reply(400, &failure("ValidationError", message))).await.unwrap_err();

@@ -78,7 +78,7 @@ impl WebIdentity {
             .await
             .map_err(|error| failure(&error, None))?;
         let user = answer.assumed_role_user.as_ref().map(|user| user.arn());
-        checked((user, answer.credentials), identity, issued).map_err(Failure::Other)
+        checked((user, answer.credentials), identity, (issued, duration)).map_err(Failure::Other)
     }
 }
 
