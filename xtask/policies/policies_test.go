@@ -41,7 +41,7 @@ import (
 // What is in the folders, of policies and their bindings.
 const (
 	admissionRules = "../../deploy/admission"
-	tokenRules     = "../../deploy/web-identity"
+	tokenRules     = "../../deploy/web-identity/rules"
 )
 
 // A request that comes to admission; old is nil when something is created.
@@ -223,6 +223,13 @@ func bound(change func(*authenticationv1.BoundObjectReference)) func(*authentica
 	return func(request *authenticationv1.TokenRequest) { change(request.Spec.BoundObjectRef) }
 }
 
+func both(first, second func(*authenticationv1.TokenRequest)) func(*authenticationv1.TokenRequest) {
+	return func(request *authenticationv1.TokenRequest) {
+		first(request)
+		second(request)
+	}
+}
+
 func TestTheAgentsTokensAreForAwsAndForPodsOfItsNode(t *testing.T) {
 	const server = "https://kubernetes.default.svc"
 	unbound := func(request *authenticationv1.TokenRequest) { request.Spec.BoundObjectRef = nil }
@@ -248,7 +255,8 @@ func TestTheAgentsTokensAreForAwsAndForPodsOfItsNode(t *testing.T) {
 		// The API server itself refuses what these name.
 		{name: "a pod that nobody knows", allowed: true, new: token("nobody", nil), extra: here},
 		{name: "a pod here with the UID of one elsewhere", new: token("here", uid("uid-of-there")), extra: here},
-		{name: "a namespace without pods", new: token("here", elsewhere), extra: here},
+		{name: "a namespace without pods", allowed: true, new: token("here", elsewhere), extra: here},
+		{name: "the same, bound to nothing", new: token("here", both(elsewhere, unbound)), extra: here},
 
 		{name: "a token of the agent's that is bound to no pod", new: token("here", nil)},
 		{name: "the same, for a pod that nobody knows", new: token("nobody", nil)},
@@ -282,6 +290,9 @@ func TestTheAgentsTokensAreForAwsAndForPodsOfItsNode(t *testing.T) {
 	} {
 		requests = append(requests, request{name: "asked by " + name, allowed: true, new: anything, user: name})
 	}
+	requests = append(requests, request{
+		name: "asked by somebody else, in a namespace without pods", allowed: true, new: token("here", both(elsewhere, unbound)),
+	})
 	for i := range requests {
 		requests[i].subresource = "token"
 	}

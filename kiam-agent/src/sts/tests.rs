@@ -296,11 +296,11 @@ async fn session_is_never_believed_to_last_longer_than_the_role_let_it_be_asked_
     let issued = server.client().await.issue(&long, &claimant()).await.unwrap();
     assert_eq!(issued.expires.duration_since(issued.issued).unwrap(), HOUR);
 
-    let right = humantime::format_rfc3339_millis(std::time::SystemTime::now() + HOUR / 2);
+    let right = humantime::format_rfc3339_millis(Clock::system().now() + HOUR / 2);
     let arn = "arn:aws:sts::123456789012:assumed-role/reader/kiam-kiam";
     let body = success_body(arn, &right.to_string());
     let issued = outcome(reply(200, &body)).await.unwrap();
-    assert!(issued.issued <= std::time::SystemTime::now(), "{:?}", issued.issued);
+    assert!(issued.issued <= Clock::system().now(), "{:?}", issued.issued);
 }
 
 #[tokio::test]

@@ -75,8 +75,11 @@ struct State {
     issuer: Issuer,
 }
 
+/// The claims of a token, if it is good.
+type Claims = Box<dyn Fn(&str) -> Option<Value> + Send>;
+
 /// The one OIDC provider that roles trust: the claims of a token that it signed.
-struct Issuer(Box<dyn Fn(&str) -> Option<Value> + Send>);
+struct Issuer(Claims);
 
 impl Default for Issuer {
     fn default() -> Self {
