@@ -2,18 +2,22 @@
 
 use std::sync::Arc;
 
-use crate::role::{Quoted, RoleArn, RoleProblem, RoleResolver};
+use super::kept::{self, Kept};
+use crate::role::{BaseArn, Quoted, RoleArn, RoleProblem, RoleResolver};
 
 /// A longer annotation is refused: matching takes time with its length, and whoever annotates a namespace must not keep
 /// the agent busy. A thousand globs fit.
-const MAX_LENGTH: usize = 64 * 1024;
+const MAX_LENGTH: usize = kept::LONGEST;
+
+/// More globs are refused: each takes more memory than its text has.
+const MAX_GLOBS: usize = 1_000;
 
 /// The roles that a namespace's pods may have, as globs.
 ///
 /// They are kube2iam's, but a `*` (any characters) or a `?` (one) stays within a segment of the ARN: neither
 /// stands for `/` or `:`. So `team/*` allows no role of `team/admins/`, and no account is matched by accident.
 #[derive(Clone, Debug)]
-pub struct AllowedRoles(Arc<[Glob]>);
+pub struct AllowedRoles(Arc<List>);
 
 /// A list that can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,19 +36,30 @@ pub enum InvalidAllowedRoles {
         /// What is wrong with it.
         problem: RoleProblem,
     },
+    /// Too many globs.
+    #[error("{0} globs are too many: a list takes at most {MAX_GLOBS}")]
+    Count(usize),
     /// Too long.
     #[error("the list is longer than {MAX_LENGTH} bytes")]
     TooLong,
 }
 
 #[derive(Debug)]
+struct List {
+    globs: Box<[Glob]>,
+    /// Which was the first that matches a role. Pods ask for the same roles at every decision, and a list that is made for
+    /// it takes milliseconds.
+    matched: Kept<Option<usize>>,
+}
+
+#[derive(Debug)]
 struct Glob {
     /// As written.
-    text: String,
+    text: Box<str>,
     /// What completes it, and stands for itself.
-    base: String,
-    /// What is completed, in which `*` and `?` stand for others.
-    rest: String,
+    base: Option<BaseArn>,
+    /// Where in the text begins what is completed, in which `*` and `?` stand for others.
+    rest: usize,
 }
 
 // === impl AllowedRoles ===
@@ -64,16 +79,21 @@ impl AllowedRoles {
         if globs.is_empty() {
             return Err(InvalidAllowedRoles::Empty);
         }
-        let globs: Result<Vec<_>, _> =
+        if globs.len() > MAX_GLOBS {
+            return Err(InvalidAllowedRoles::Count(globs.len()));
+        }
+        let globs: Result<Box<[Glob]>, _> =
             globs.into_iter().map(|text| Glob::new(text, resolver)).collect();
-        Ok(Self(globs?.into()))
+        Ok(Self(Arc::new(List { globs: globs?, matched: Kept::default() })))
     }
 
     /// The first glob, as written, that matches the whole ARN.
     #[must_use]
     pub fn matched(&self, role: &RoleArn) -> Option<&str> {
-        let first = self.0.iter().find(|glob| glob.matches(role.as_ref()));
-        first.map(|glob| glob.text.as_str())
+        let List { globs, matched } = &*self.0;
+        let role = role.as_ref();
+        let first = matched.get(role, || globs.iter().position(|glob| glob.matches(role)));
+        first.map(|index| &*globs[index].text)
     }
 }
 
@@ -83,16 +103,17 @@ impl Glob {
     fn new(text: String, resolver: &RoleResolver) -> Result<Self, InvalidAllowedRoles> {
         match resolver.complete(&text) {
             Ok((base, rest)) => {
-                let (base, rest) = (base.to_owned(), rest.to_owned());
-                Ok(Self { text, base, rest })
+                let (base, rest) = (base.cloned(), text.len() - rest.len());
+                Ok(Self { text: text.into(), base, rest })
             }
             Err(problem) => Err(InvalidAllowedRoles::Glob { text: Quoted::new(&text), problem }),
         }
     }
 
     fn matches(&self, role: &str) -> bool {
-        let rest = role.strip_prefix(self.base.as_str());
-        rest.is_some_and(|rest| matches(self.rest.as_bytes(), rest.as_bytes()))
+        let base = self.base.as_ref().map_or("", AsRef::as_ref);
+        let glob = &self.text.as_bytes()[self.rest..];
+        role.strip_prefix(base).is_some_and(|rest| matches(glob, rest.as_bytes()))
     }
 }
 
@@ -200,6 +221,8 @@ mod tests {
     #[test]
     fn what_is_no_list_of_globs_is_told() {
         let long = format!("[\"{}\"]", "x".repeat(MAX_LENGTH));
+        let long_glob = format!("[\"{}\"]", "*a".repeat(1_025));
+        let many = serde_json::json!(vec!["a"; MAX_GLOBS + 1]).to_string();
         for (list, expected) in [
             ("", "is no JSON list"),
             ("reader", "is no JSON list"),
@@ -212,6 +235,8 @@ mod tests {
             ("[]", "empty"),
             ("[\"\"]", "\"\" is no glob of a role: it is empty"),
             (&long, "longer than"),
+            (&long_glob, "is no glob of a role: an ARN has 20 to 2048"),
+            (&many, "1001 globs are too many"),
         ] {
             let error = matched("arn:aws:iam::123456789012:role/", list, READER).unwrap_err();
             assert!(error.contains(expected) && error.len() < 500, "{error}");
@@ -258,8 +283,22 @@ mod tests {
         assert!(!allows(&list, READER));
         let last = format!("arn:aws:iam::123456789012:role/team-999/{:x<40}y", "");
         assert!(allows(&list, &last));
-        let odd = serde_json::json!([format!("{}b", "*a".repeat(30_000))]).to_string();
+        let odd = serde_json::json!([format!("{}b", "*a".repeat(1_000))]).to_string();
         let role = format!("arn:aws:iam::123456789012:role/{}", "a".repeat(64));
         assert!(!allows(&odd, &role));
+    }
+
+    /// Every decision asks again. Matched each time, this list would take half an hour.
+    #[test]
+    fn a_role_is_matched_once() {
+        let globs = vec![format!("*{}b/r", "a".repeat(250)); 250];
+        let resolver = RoleResolver::new(Some("arn:aws:iam::1:role/".parse().unwrap()));
+        let list = serde_json::to_string(&globs).unwrap();
+        let allowed = AllowedRoles::parse(&list, &resolver).unwrap();
+        let role = format!("arn:aws:iam::1:role/{}/r", "a".repeat(510)).parse().unwrap();
+        for _ in 0..10_000 {
+            assert_eq!(allowed.matched(&role), None);
+        }
+        assert_eq!(allowed.0.matched.get(role.as_ref(), || Some(0)), None, "it is remembered");
     }
 }

@@ -7,6 +7,9 @@ use regex::{Regex, RegexBuilder};
 use super::kept::Kept;
 use crate::role::{Quoted, RoleArn};
 
+/// A longer expression is refused.
+const MAX_LENGTH: usize = 16 * 1024;
+
 /// A larger compiled expression is refused: whoever annotates namespaces must not fill the agent's memory.
 const MAX_COMPILED_BYTES: usize = 256 * 1024;
 
@@ -29,8 +32,12 @@ impl Permitted {
     ///
     /// # Errors
     ///
-    /// [`InvalidExpression`] when it has a mistake or grows too large.
+    /// [`InvalidExpression`] when it has a mistake, is too long or grows too large.
     pub fn parse(text: &str) -> Result<Self, InvalidExpression> {
+        if text.len() > MAX_LENGTH {
+            let problem = Quoted::new(&format!("it is longer than {MAX_LENGTH} bytes"));
+            return Err(InvalidExpression(Quoted::new(text), problem));
+        }
         let make = || {
             compile(text).and_then(|_| compile(&format!("^(?:{text})$"))).map_err(|error| {
                 InvalidExpression(Quoted::new(text), Quoted::new(last_line(&error)))
@@ -101,6 +108,8 @@ mod tests {
             let error = permits(text).unwrap_err().to_string();
             assert!(error.len() < 500 && !error.contains('\n'), "{error}");
         }
+        let long = "|".repeat(MAX_LENGTH + 1);
+        assert!(permits(&long).unwrap_err().to_string().contains("longer than 16384 bytes"));
         let error = permits("a(").unwrap_err();
         assert_eq!(
             error.to_string(),

@@ -4,9 +4,14 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use super::Quoted;
 
-/// `RoleArn` of AssumeRole, in characters.
+/// Longest `RoleArn` of AssumeRole, in characters; what is well-formed is never too short.
 /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>
-const ARN_LENGTH: std::ops::RangeInclusive<usize> = 20..=2048;
+pub(super) const MAX_ARN: usize = 2048;
+
+/// Accounts have 12 digits, partitions at most 10 characters. Neither is AWS's promise, so that there is room for more,
+/// but not for so much that it takes long to match against globs.
+const MAX_ACCOUNT: usize = 20;
+const MAX_PARTITION: usize = 32;
 
 /// Longest role name and longest path with both its slashes.
 /// <https://docs.aws.amazon.com/IAM/latest/APIReference/API_Role.html>
@@ -51,7 +56,7 @@ pub enum RoleProblem {
     #[error("the region is empty, since IAM has none")]
     Region,
     /// The fifth field.
-    #[error("the account is digits only")]
+    #[error("the account is 1 to {MAX_ACCOUNT} digits")]
     Account,
     /// The sixth field is something else than a role.
     #[error("the resource starts with role/")]
@@ -139,7 +144,8 @@ pub(super) fn after_role(text: &str) -> Result<&str, RoleProblem> {
     if !region.is_empty() {
         return Err(RoleProblem::Region);
     }
-    if account.is_empty() || !account.bytes().all(|byte| byte.is_ascii_digit()) {
+    let length = 1..=MAX_ACCOUNT;
+    if !length.contains(&account.len()) || !account.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(RoleProblem::Account);
     }
     resource.strip_prefix("role/").ok_or(RoleProblem::Resource)
@@ -148,6 +154,9 @@ pub(super) fn after_role(text: &str) -> Result<&str, RoleProblem> {
 fn check(text: &str) -> Result<(), RoleProblem> {
     if text.is_empty() {
         return Err(RoleProblem::Empty);
+    }
+    if text.len() > MAX_ARN {
+        return Err(RoleProblem::Length);
     }
     let resource = after_role(text)?;
     let (path, name) = resource.rsplit_once('/').unwrap_or(("", resource));
@@ -164,7 +173,7 @@ fn check(text: &str) -> Result<(), RoleProblem> {
     if path.is_empty() && resource.contains('/') {
         return Err(RoleProblem::Path);
     }
-    if ARN_LENGTH.contains(&text.len()) { Ok(()) } else { Err(RoleProblem::Length) }
+    Ok(())
 }
 
 /// `aws`, and whatever AWS may add: `aws-cn`, `aws-us-gov`, `aws-iso`, `aws-iso-b`, `aws-eusc`, …
@@ -174,7 +183,7 @@ pub(super) fn is_partition(text: &str) -> bool {
             && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
     };
     let mut words = text.split('-');
-    words.next() == Some("aws") && words.all(is_word)
+    text.len() <= MAX_PARTITION && words.next() == Some("aws") && words.all(is_word)
 }
 
 /// Printable ASCII without the space.
@@ -199,6 +208,7 @@ mod tests {
             ("arn:aws-cn:iam::123456789012:role/r", "aws-cn", "123456789012", "r", "r"),
             ("arn:aws-us-gov:iam::12:role/r", "aws-us-gov", "12", "r", "r"),
             ("arn:aws-iso-b:iam::12:role/r", "aws-iso-b", "12", "r", "r"),
+            ("arn:aws:iam::12345678901234567890:role/r", "aws", "12345678901234567890", "r", "r"),
             ("arn:aws-eusc:iam::12:role/a:b/r", "aws-eusc", "12", "a:b/r", "r"),
         ];
         for (text, partition, account, path_and_name, name) in cases {
@@ -216,7 +226,9 @@ mod tests {
     fn malformed_arns_are_refused_with_the_reason() {
         let long_name = format!("arn:aws:iam::123456789012:role/{}", "r".repeat(65));
         let long_path = format!("arn:aws:iam::123456789012:role/{}/r", "p".repeat(511));
-        let long_account = format!("arn:aws:iam::{}:role/reader", "1".repeat(2030));
+        let long_account = format!("arn:aws:iam::{}:role/reader", "1".repeat(21));
+        let long_partition = format!("arn:aws-{}:iam::123456789012:role/reader", "a".repeat(29));
+        let long = format!("arn:aws:iam::123456789012:role/{}/r", "p".repeat(2048));
         let cases = [
             ("", RoleProblem::Empty),
             ("reader", RoleProblem::Form),
@@ -248,7 +260,9 @@ mod tests {
             ("arn:aws:iam::123456789012:role/é/reader", RoleProblem::Path),
             (&long_name, RoleProblem::Name),
             (&long_path, RoleProblem::Path),
-            (&long_account, RoleProblem::Length),
+            (&long_account, RoleProblem::Account),
+            (&long_partition, RoleProblem::Partition),
+            (&long, RoleProblem::Length),
         ];
         for (text, problem) in cases {
             let error = text.parse::<RoleArn>().unwrap_err();
@@ -261,7 +275,7 @@ mod tests {
         let error = "arn:aws:iam::12x:role/reader".parse::<RoleArn>().unwrap_err();
         assert_eq!(
             error.to_string(),
-            "role \"arn:aws:iam::12x:role/reader\" is invalid: the account is digits only"
+            "role \"arn:aws:iam::12x:role/reader\" is invalid: the account is 1 to 20 digits"
         );
     }
 

@@ -1,6 +1,6 @@
 //! From what an annotation says to the ARN of a role, as kiam resolves it.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use super::{InvalidRole, Quoted, RoleArn, RoleProblem, arn};
 
@@ -9,7 +9,7 @@ use super::{InvalidRole, Quoted, RoleArn, RoleProblem, arn};
 /// It is put there as it is, as kiam does, so that `…:role/team/` means a path and `…:role/prod-` a
 /// common beginning of names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BaseArn(String);
+pub struct BaseArn(Arc<str>);
 
 /// Resolves short names of roles to ARNs.
 #[derive(Clone, Debug)]
@@ -36,8 +36,14 @@ impl FromStr for BaseArn {
             if good { Ok(()) } else { Err(RoleProblem::Path) }
         });
         checked
-            .map(|()| Self(text.to_owned()))
+            .map(|()| Self(text.into()))
             .map_err(|problem| InvalidRole { text: Quoted::new(text), problem })
+    }
+}
+
+impl AsRef<str> for BaseArn {
+    fn as_ref(&self) -> &str {
+        &self.0
     }
 }
 
@@ -65,24 +71,31 @@ impl RoleResolver {
     pub fn resolve(&self, text: &str) -> Result<RoleArn, InvalidRole> {
         let invalid = |problem| InvalidRole { text: Quoted::new(text), problem };
         let (base, rest) = self.complete(text).map_err(invalid)?;
+        let base = base.map_or("", AsRef::as_ref);
         format!("{base}{rest}").parse().map_err(|error: InvalidRole| invalid(error.problem))
     }
 
-    /// What goes before `text`, and what of `text` goes behind it. Nothing goes before what begins as an ARN.
+    /// What goes before `text`, and what of `text`, its end, goes behind it. Nothing goes before what begins as an ARN.
     ///
     /// # Errors
     ///
     /// What is wrong with `text`, as far as that shows here.
-    pub fn complete<'a>(&'a self, text: &'a str) -> Result<(&'a str, &'a str), RoleProblem> {
+    pub fn complete<'a>(
+        &'a self,
+        text: &'a str,
+    ) -> Result<(Option<&'a BaseArn>, &'a str), RoleProblem> {
         if text.is_empty() {
             return Err(RoleProblem::Empty);
         }
+        if text.len() > arn::MAX_ARN {
+            return Err(RoleProblem::Length);
+        }
         // Text that begins as an ARN is never a short name: `role/arn:…` is nobody's intention.
         if text.starts_with("arn:") {
-            return Ok(("", text));
+            return Ok((None, text));
         }
         let base = self.base.as_ref().ok_or(RoleProblem::NoBase)?;
-        Ok((&base.0, text.strip_prefix('/').unwrap_or(text)))
+        Ok((Some(base), text.strip_prefix('/').unwrap_or(text)))
     }
 }
 
