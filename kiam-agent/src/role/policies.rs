@@ -14,6 +14,9 @@ const MAX_ARN: usize = 2048;
 /// Most policies of a session: <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>
 const MOST: usize = 10;
 
+/// As many ARNs of that length, with commas: a longer list is refused unread, as it is read at every decision.
+const MAX_LIST: usize = MOST * (MAX_ARN + 1);
+
 /// The ARN of a managed policy, AWS's or an account's own: `arn:aws:iam::aws:policy/ReadOnlyAccess`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PolicyArn(Arc<str>);
@@ -33,6 +36,11 @@ pub enum InvalidPolicies {
     /// They are too many.
     #[error("{0} policies are too many: a session takes at most {MOST}")]
     Count(usize),
+    /// The list is longer than so many can be.
+    #[error(
+        "the list is longer than {MAX_LIST} bytes, which hold the {MOST} policies that a session takes at most"
+    )]
+    Length,
 }
 
 // === impl PolicyArn ===
@@ -113,6 +121,9 @@ impl FromStr for SessionPolicies {
 
     /// A list with commas; spaces around each are nobody's intention, so that they are left out.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.len() > MAX_LIST {
+            return Err(InvalidPolicies::Length);
+        }
         let policies: Result<Vec<PolicyArn>, _> =
             text.split(',').map(|part| part.trim().parse()).collect();
         Self::new(policies?)
@@ -165,5 +176,15 @@ mod tests {
         };
         assert_eq!(list(10).parse::<SessionPolicies>().unwrap().iter().count(), 10);
         assert_eq!(list(11).parse::<SessionPolicies>(), Err(InvalidPolicies::Count(11)));
+    }
+    #[test]
+    fn a_long_list_is_refused_unread() {
+        let (name, rest) = ("a".repeat(120), MAX_ARN - "arn:aws:iam::aws:policy//0".len() - 120);
+        let one = |n| format!("arn:aws:iam::aws:policy/{}/{name}{n}", "p".repeat(rest));
+        let longest = (0..10).map(one).collect::<Vec<_>>().join(",");
+        assert_eq!(longest.parse::<SessionPolicies>().unwrap().iter().count(), 10);
+        for list in [format!("{READ},").repeat(6_000), "?".repeat(MAX_LIST + 1)] {
+            assert_eq!(list.parse::<SessionPolicies>(), Err(InvalidPolicies::Length));
+        }
     }
 }
