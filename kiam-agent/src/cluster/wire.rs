@@ -141,7 +141,8 @@ pub(super) fn pod(object: &Value) -> Result<Pod, Malformed> {
         role: metadata.annotation(ROLE)?,
         session_name: metadata.annotation(SESSION_NAME)?,
         external_id: metadata.annotation(EXTERNAL_ID)?,
-        session_policies: metadata.annotation(SESSION_POLICIES)?,
+        // It narrows what the pod may do, so that one without a word is a mistake and not the same as none.
+        session_policies: metadata.annotation_as_written(SESSION_POLICIES)?,
         namespace: metadata.namespace,
         name: metadata.name,
         node: spec.node_name.filter(|name| !name.is_empty()),
@@ -284,6 +285,19 @@ mod tests {
             list(r#"{"metadata":{"resourceVersion":"7"},"items":null}"#).unwrap().items.len(),
             0
         );
+    }
+
+    #[test]
+    fn an_annotation_that_narrows_is_kept_when_it_is_blank() {
+        for blank in ["", " "] {
+            let policies = "/metadata/annotations/iam.amazonaws.com~1session-policies";
+            let name = "/metadata/annotations/iam.amazonaws.com~1session-name";
+            let pod = pod(&with(&[(policies, json!(blank)), (name, json!(blank))])).unwrap();
+            assert_eq!((pod.session_policies.as_deref(), pod.session_name), (Some(blank), None));
+        }
+        let none =
+            with(&[("/metadata/annotations/iam.amazonaws.com~1session-policies", json!(null))]);
+        assert_eq!(pod(&none).unwrap().session_policies, None);
     }
 
     #[test]
