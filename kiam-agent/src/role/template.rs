@@ -200,14 +200,18 @@ impl NameTemplate {
 
     /// The session name of a pod whose annotation asks for `text`.
     ///
-    /// Without placeholders it is kiam's: `kiam-` and the text. With them it begins as all names do, and has
-    /// the text between two marks, so that it is no name that [`NameTemplate::name`] makes for anybody, and
-    /// neither begins nor ends as one.
+    /// Without placeholders it is kiam's: `kiam-` and the text, unless that is the very name that everybody has. Else it
+    /// begins as all names do, and has the text between two marks, so that it is no name that [`NameTemplate::name`]
+    /// makes for anybody, and neither begins nor ends as one.
     #[must_use]
     pub fn chosen(&self, text: &str) -> SessionName {
         let prefix = match self.pieces.as_slice() {
-            [Piece::Literal(_)] => {
-                return SessionName::sanitised(&format!("{SESSION_PREFIX}{text}"));
+            [Piece::Literal(literal)] => {
+                let name = SessionName::sanitised(&format!("{SESSION_PREFIX}{text}"));
+                if name.as_ref() != literal {
+                    return name;
+                }
+                SESSION_PREFIX
             }
             [Piece::Literal(literal), ..] => literal,
             _ => SESSION_PREFIX,

@@ -143,6 +143,7 @@ fn no_annotation_makes_a_name_that_a_template_makes_or_that_begins_or_ends_like_
 #[test]
 fn chosen_names_without_placeholders_are_kiams() {
     assert_eq!(template("prod").chosen("my app=1").to_string(), "kiam-my-app=1");
+    assert_eq!(template("kiam-kiam").chosen("kiam-").to_string(), "kiam-kiam-");
     assert_eq!(template("{namespace}.{pod}").chosen("ci").to_string(), "kiam-=ci=");
     assert_eq!(template("eks-{namespace}").chosen("ci").to_string(), "eks-=ci=");
 }
@@ -186,4 +187,18 @@ fn mistakes_say_what_is_right() {
     for text in ["", "a b", "é", &"c".repeat(101)] {
         assert!(text.parse::<ClusterName>().is_err(), "{text:?}");
     }
+}
+
+#[test]
+fn no_chosen_name_is_the_one_without_placeholders() {
+    let long = format!("kiam-{}", "a".repeat(59));
+    for name in ["kiam-kiam", "kiam-prod", "kiam-a-b", "kiam-=a=", "kiam-", &long] {
+        let template = template(name);
+        let text = name.strip_prefix("kiam-").unwrap();
+        for asked in [text.to_owned(), text.replace('-', "/"), format!("{text}a")] {
+            let chosen = template.chosen(&asked).to_string();
+            assert!(chosen != name && chosen.starts_with("kiam-"), "{name}: {asked} is {chosen}");
+        }
+    }
+    assert_eq!(template("kiam-prod").chosen("prod").to_string(), "kiam-=prod=");
 }
