@@ -62,7 +62,8 @@ impl PodIndex {
     /// Takes one pod as an event shows it, unless what is known is newer.
     pub fn apply(&self, pod: Pod) {
         self.write(|tables| {
-            let change = tables.pods.apply(pod.uid.clone(), pod.resource_version, pod);
+            let (uid, version, pod) = pod.record();
+            let change = tables.pods.apply(uid, version, pod);
             tables.follow(change)
         });
     }
@@ -80,8 +81,7 @@ impl PodIndex {
     /// that an event showed to be newer than the list.
     pub fn reset(&self, pods: Vec<Pod>, resource_version: Option<u64>) {
         self.write(|tables| {
-            let pods = pods.into_iter().map(|pod| (pod.uid.clone(), pod.resource_version, pod));
-            let changes = tables.pods.reset(pods, resource_version);
+            let changes = tables.pods.reset(pods.into_iter().map(Pod::record), resource_version);
             tables.follow(changes)
         });
     }
@@ -101,7 +101,7 @@ impl PodIndex {
     /// Takes one namespace as an event shows it, unless what is known is newer.
     pub fn apply_namespace(&self, namespace: Namespace) {
         self.write(|tables| {
-            let (name, version) = (namespace.name.clone(), namespace.resource_version);
+            let (name, version, namespace) = namespace.record();
             tables.namespaces.apply(name, version, namespace).is_some()
         });
     }
@@ -114,7 +114,7 @@ impl PodIndex {
     /// Takes a whole list of namespaces, as [`PodIndex::reset`] does for pods.
     pub fn reset_namespaces(&self, namespaces: Vec<Namespace>, resource_version: Option<u64>) {
         self.write(|tables| {
-            let list = namespaces.into_iter().map(|it| (it.name.clone(), it.resource_version, it));
+            let list = namespaces.into_iter().map(Namespace::record);
             !tables.namespaces.reset(list, resource_version).is_empty()
         });
     }
@@ -133,7 +133,7 @@ impl PodIndex {
     /// Takes one ServiceAccount as an event shows it, unless what is known is newer.
     pub fn apply_account(&self, account: ServiceAccount) {
         self.write(|tables| {
-            let (name, version) = (account.name.clone(), account.resource_version);
+            let (name, version, account) = account.record();
             tables.accounts.apply(name, version, account).is_some()
         });
     }
@@ -146,7 +146,7 @@ impl PodIndex {
     /// Takes a whole list of ServiceAccounts, as [`PodIndex::reset`] does for pods.
     pub fn reset_accounts(&self, accounts: Vec<ServiceAccount>, resource_version: Option<u64>) {
         self.write(|tables| {
-            let list = accounts.into_iter().map(|it| (it.name.clone(), it.resource_version, it));
+            let list = accounts.into_iter().map(ServiceAccount::record);
             !tables.accounts.reset(list, resource_version).is_empty()
         });
     }
@@ -176,6 +176,30 @@ impl PodIndex {
         if changed {
             self.0.changed();
         }
+    }
+}
+
+// Of a record, its key, its version, and the rest, which says whether anything changed: an object has a new version
+// at each touch of whatever else it holds.
+
+impl Pod {
+    fn record(mut self) -> (PodUid, Option<u64>, Self) {
+        let version = self.resource_version.take();
+        (self.uid.clone(), version, self)
+    }
+}
+
+impl Namespace {
+    fn record(mut self) -> (String, Option<u64>, Self) {
+        let version = self.resource_version.take();
+        (self.name.clone(), version, self)
+    }
+}
+
+impl ServiceAccount {
+    fn record(mut self) -> (AccountName, Option<u64>, Self) {
+        let version = self.resource_version.take();
+        (self.name.clone(), version, self)
     }
 }
 

@@ -37,7 +37,7 @@ pub struct Pod {
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
-    /// `metadata.resourceVersion`, when it is a number; newer records replace older ones.
+    /// `metadata.resourceVersion`, when it is a number; newer records replace older ones. `None` in what readers get.
     pub resource_version: Option<u64>,
     /// `spec.nodeName`: set once the pod is scheduled.
     pub node: Option<String>,
@@ -68,7 +68,7 @@ pub struct Pod {
 pub struct Namespace {
     /// `metadata.name`.
     pub name: String,
-    /// `metadata.resourceVersion`, when it is a number.
+    /// `metadata.resourceVersion`, when it is a number; as [`Pod::resource_version`].
     pub resource_version: Option<u64>,
     /// `iam.amazonaws.com/permitted`, as written.
     pub permitted: Option<String>,
@@ -83,7 +83,7 @@ pub struct Namespace {
 pub struct ServiceAccount {
     /// `metadata.namespace` and `metadata.name`.
     pub name: AccountName,
-    /// `metadata.resourceVersion`, when it is a number.
+    /// `metadata.resourceVersion`, when it is a number; as [`Pod::resource_version`].
     pub resource_version: Option<u64>,
     /// `eks.amazonaws.com/role-arn`, as written.
     pub role: Option<String>,

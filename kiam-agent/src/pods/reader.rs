@@ -414,11 +414,30 @@ mod tests {
         index.heard();
         index.reset(vec![Pod::test(1)], Some(4));
         assert!(moved().is_none());
+        index.apply(Pod::test(1).version(5));
+        index.reset(vec![Pod::test(1).version(6)], Some(6));
+        assert!(moved().is_none(), "a new version of the same is no change");
         index.apply_namespace(namespace("default", 1));
         assert!(moved().is_some());
         index.reset_namespaces(vec![namespace("default", 1)], Some(4));
+        index.apply_namespace(namespace("default", 5));
+        index.reset_namespaces(vec![namespace("default", 6)], Some(6));
         assert!(moved().is_none());
-        index.reset_namespaces(vec![], Some(5));
+        let account = |version, role: &str| ServiceAccount {
+            name: AccountName::new("default", "reading"),
+            resource_version: Some(version),
+            role: Some(role.to_owned()),
+        };
+        index.apply_account(account(1, "a"));
+        assert!(moved().is_some());
+        index.apply_account(account(2, "a"));
+        index.reset_accounts(vec![account(3, "a")], Some(3));
+        assert!(moved().is_none());
+        index.apply_account(account(2, "b"));
+        assert!(moved().is_none(), "older than what is known");
+        index.apply_account(account(4, "b"));
+        assert!(moved().is_some());
+        index.reset_namespaces(vec![], Some(7));
         assert!(moved().is_some());
         assert!(reader.namespace("default").is_none());
         index.delete(&uid(1));
