@@ -160,7 +160,7 @@ pub(super) struct Flags {
     #[arg(long, value_name = "NAME|KEY=VALUE", value_delimiter = ',')]
     pub(super) session_tags: Vec<String>,
     /// Managed policy that bounds all sessions (repeatable)
-    #[arg(long, value_name = "ARN")]
+    #[arg(long, value_name = "ARN", value_delimiter = ',')]
     pub(super) session_policy: Vec<String>,
     /// Name of the cluster, for {cluster} and the tag eks-cluster-name
     #[arg(long, value_name = "NAME")]

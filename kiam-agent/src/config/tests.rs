@@ -160,6 +160,8 @@ fn tags_and_policies_are_lists_of_what_sts_takes() {
     let tags: Vec<_> = tags.iter().collect();
     assert_eq!(tags, [("kubernetes-namespace", "prod"), ("team", "a"), ("x", "")]);
     assert_eq!(roles.policies.iter().count(), 2);
+    let both = "--session-policy=arn:aws:iam::aws:policy/A,arn:aws:iam::aws:policy/B";
+    assert_eq!(config(&format!("{both} {GOOD}")).roles.policies, roles.policies);
     let vary = |flags: &str| config(&format!("{flags} {GOOD}")).roles.vary();
     for (flags, varies) in [
         ("", false),
