@@ -287,6 +287,26 @@ async fn refusals_are_waited_out() {
 }
 
 #[tokio::test]
+async fn refused_namespaces_are_a_silence_though_the_pods_go_on() {
+    let api = server();
+    api.bookmark_every(Duration::from_millis(20));
+    let fed = Fed::with(&api, |_| {}).await;
+    eventually("both watches", || api.open_watches() == 2).await;
+    let refused =
+        api.faults().inject(Injected::refuse(403, "Forbidden").path("/api/v1/namespaces"));
+    api.close_watches();
+    let quiet = Duration::from_secs(2);
+    fed.until("a silence", || fed.reader.silence().unwrap() > quiet).await;
+    let metric = r#"kiam_cluster_events_total{resource="Pods",kind="Bookmark"}"#;
+    let bookmarks = || fed.metric(metric).map_or(0, |count| count.parse::<u32>().unwrap());
+    let before = bookmarks();
+    fed.until("bookmarks of pods", || bookmarks() >= before + 20).await;
+    assert!(fed.reader.silence().unwrap() > quiet);
+    refused.lift();
+    fed.until("an end of it", || fed.reader.silence().unwrap() < quiet).await;
+}
+
+#[tokio::test]
 async fn garbage_in_a_watch_is_passed_over() {
     let api = server();
     let fed = Fed::with(&api, |_| {}).await;

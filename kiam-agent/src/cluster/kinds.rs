@@ -158,8 +158,9 @@ impl Kind for Namespaces<'_> {
         self.index.rewind_namespaces();
     }
 
-    /// Namespaces say nothing about whether the pods are up to date.
-    fn heard(&self) {}
+    fn heard(&self) {
+        self.index.heard_namespaces();
+    }
 
     fn count(&self) -> usize {
         self.reader.namespace_count()
@@ -207,8 +208,9 @@ impl Kind for ServiceAccounts<'_> {
         self.index.rewind_accounts();
     }
 
-    /// ServiceAccounts say nothing about whether the pods are up to date.
-    fn heard(&self) {}
+    fn heard(&self) {
+        self.index.heard_accounts();
+    }
 
     fn count(&self) -> usize {
         self.reader.account_count()

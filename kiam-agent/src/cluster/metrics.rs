@@ -181,7 +181,7 @@ impl Collector for Scrape {
         let silence = ConstGauge::new(silence.as_secs_f64());
         let descriptor = encoder.encode_descriptor(
             "kiam_cluster_silence_seconds",
-            "Time since the watch of pods last gave a sign of life",
+            "Time since the most silent watch of pods, namespaces and ServiceAccounts gave a sign of life",
             None,
             silence.metric_type(),
         )?;

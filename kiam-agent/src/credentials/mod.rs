@@ -141,11 +141,11 @@ pub enum State {
 pub struct Config {
     /// Calls to STS, renewals included.
     pub sts_rate: Rate,
-    /// Nothing is asked of STS while the watch of the pods has shown no sign of life for longer.
+    /// Nothing is asked of STS while a watch of the Kubernetes API has shown no sign of life for longer.
     pub max_staleness: Option<Duration>,
 }
 
-/// Tells how long the watch of the pods has shown no sign of life; `None` before the first.
+/// Tells how long what tells of the pods' roles has shown no sign of life; `None` before the first.
 pub type Silence = Box<dyn Fn() -> Option<Duration> + Send + Sync>;
 
 /// Why something that is due is not asked for yet.

@@ -25,10 +25,18 @@ pub(super) struct Shared {
     pub(super) node: Arc<dyn NodeAddresses>,
     /// Goes up with every change of `tables`.
     pub(super) revision: watch::Sender<u64>,
-    /// The last sign of life of the pods' watch.
-    pub(super) heard: Mutex<Option<Instant>>,
+    /// The last signs of life of the watches.
+    pub(super) heard: Mutex<Heard>,
     /// Someone asked for a pod that is not known.
     pub(super) missed: Notify,
+}
+
+/// When the watch of each kind gave its last sign of life; none before the first.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    pub(super) pods: Option<Instant>,
+    pub(super) namespaces: Option<Instant>,
+    pub(super) accounts: Option<Instant>,
 }
 
 // === impl PodIndex ===
@@ -164,11 +172,21 @@ impl PodIndex {
 
     /// The pods' watch gave a sign of life: an event, a bookmark or a list.
     pub fn heard(&self) {
-        let before = self.0.heard().replace(Instant::now());
+        let before = self.0.heard().pods.replace(Instant::now());
         // Those who were refused because of the silence may look again.
         if before.is_some_and(|at| at.elapsed() >= STALE_AFTER) {
             self.0.changed();
         }
+    }
+
+    /// So did the namespaces' watch.
+    pub fn heard_namespaces(&self) {
+        self.0.heard().namespaces = Some(Instant::now());
+    }
+
+    /// So did the ServiceAccounts' watch.
+    pub fn heard_accounts(&self) {
+        self.0.heard().accounts = Some(Instant::now());
     }
 
     fn write(&self, change: impl FnOnce(&mut Tables) -> bool) {
@@ -210,7 +228,7 @@ impl Shared {
         self.tables.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn heard(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+    pub(super) fn heard(&self) -> std::sync::MutexGuard<'_, Heard> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -61,7 +61,7 @@ impl PodReader {
             Client::Address(address) => {
                 let pods = self.0.read().pods_at(*address);
                 let pod = only(pods)?;
-                if self.silence().is_none_or(|silence| silence >= STALE_AFTER) {
+                if self.pods_silence().is_none_or(|silence| silence >= STALE_AFTER) {
                     return Err(NotFound::Stale);
                 }
                 Ok(pod)
@@ -170,10 +170,20 @@ impl PodReader {
         pod.addresses.is_empty() || pod.addresses.iter().any(|own| own.to_canonical() == address)
     }
 
-    /// How long ago the pods' watch gave its last sign of life; `None` before the first.
+    /// How long ago the watch that has been silent for longest gave its last sign of life, of those that gave one: who
+    /// does not hear of namespaces misses a role that was taken away as well as who does not hear of pods. `None` before
+    /// the pods' first.
     #[must_use]
     pub fn silence(&self) -> Option<Duration> {
-        self.0.heard().map(|at| at.elapsed())
+        let heard = self.0.heard();
+        let first =
+            heard.namespaces.into_iter().chain(heard.accounts).fold(heard.pods?, Instant::min);
+        Some(first.elapsed())
+    }
+
+    /// The same, of the pods' watch alone, which tells whose an address is.
+    fn pods_silence(&self) -> Option<Duration> {
+        self.0.heard().pods.map(|at| at.elapsed())
     }
 }
 
@@ -343,6 +353,29 @@ mod tests {
         reader.missed().await;
         index.heard();
         assert!(waiting.await.unwrap().is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_that_of_the_most_silent_kind_and_of_pods_alone_for_addresses() {
+        let (index, reader) = index([Pod::test(1).at(&["10.0.0.1"])]);
+        let seconds = || reader.silence().map(|silence| silence.as_secs());
+        let hears = [PodIndex::heard, PodIndex::heard_namespaces, PodIndex::heard_accounts];
+        for hear in hears {
+            hear(&index);
+        }
+        for silent in 0..hears.len() {
+            time::advance(Duration::from_secs(100)).await;
+            for (kind, hear) in hears.iter().enumerate() {
+                if kind != silent {
+                    hear(&index);
+                }
+            }
+            assert_eq!(seconds(), Some(100), "{silent}");
+            let address = reader.find(&Client::Address(ip("10.0.0.1")));
+            assert_eq!(address.is_ok(), silent != 0, "{silent}");
+            hears[silent](&index);
+            assert_eq!(seconds(), Some(0), "{silent}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
