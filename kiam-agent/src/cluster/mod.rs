@@ -38,7 +38,7 @@ pub struct Config {
     pub kubeconfig: Option<PathBuf>,
     /// Only this node's pods; without it, all.
     pub node_name: Option<String>,
-    /// Time between two lists, which heal whatever the watch lost.
+    /// Time between two lists of pods, which heal whatever the watch lost; of other kinds at least an hour.
     pub sync_interval: Duration,
     /// After so long, up to a tenth more or less, without event or bookmark: a list, and another watch.
     pub stall: Duration,

@@ -35,6 +35,8 @@ use crate::lifecycle::Latch;
 const LIST_DEADLINE: Duration = Duration::from_secs(30);
 /// At most one list in this time, however many pods ask.
 const LIST_INTERVAL: Duration = Duration::from_secs(1);
+/// Namespaces and ServiceAccounts are listed whole, by every node: no more often than this if nothing is amiss.
+const METADATA_INTERVAL: Duration = Duration::from_secs(3600);
 /// A watch that lived this long is opened anew at once when it ends; a shorter one after a pause.
 const SETTLED: Duration = Duration::from_secs(5);
 /// For how long servers are asked to keep a watch: as long as they would themselves, at random so
@@ -62,7 +64,7 @@ pub(super) struct Reflector<K> {
 /// When to act without being asked.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timing {
-    /// Time between two lists, which heal whatever the watch lost.
+    /// Time between two lists of pods, which heal whatever the watch lost; of other kinds at least an hour.
     pub(super) sync_interval: Duration,
     /// After so long a silence of the watch, up to a tenth more or less: a list, and another watch.
     pub(super) stall: Duration,
@@ -164,9 +166,13 @@ impl<K: Kind> Reflector<K> {
     /// Lists every now and then, and when a pod is missed.
     async fn heal(&self) {
         let mut backoff = Backoff::new();
+        let interval = match K::PARTS {
+            Parts::Whole => self.timing.sync_interval,
+            Parts::Metadata => self.timing.sync_interval.max(METADATA_INTERVAL),
+        };
         loop {
             tokio::select! {
-                () = time::sleep(jittered(self.timing.sync_interval)) => {}
+                () = time::sleep(jittered(interval)) => {}
                 () = self.kind.missed() => debug!(resource = ?K::RESOURCE, "Listing for a miss"),
             }
             let next = Instant::now() + LIST_INTERVAL;

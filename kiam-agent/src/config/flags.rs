@@ -78,7 +78,7 @@ pub(super) struct Flags {
     /// Kubeconfig file; absent: the pod's service account
     #[arg(long, value_name = "FILE")]
     pub(super) kubeconfig: Option<String>,
-    /// How often everything is listed anew
+    /// How often the pods are listed anew; namespaces and ServiceAccounts at most once an hour
     #[arg(long, value_name = "DURATION", default_value = "2m")]
     pub(super) sync_interval: String,
     /// What intercepts pods' traffic: ebpf or off
