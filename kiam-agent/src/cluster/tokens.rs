@@ -117,7 +117,7 @@ impl Tokens {
     fn count(&self, result: Result<&Secret, &SourceError>) {
         let outcome = match result.map_err(|error| error.class) {
             Ok(_) => TokenOutcome::Issued,
-            Err(ErrorClass::Denied) => TokenOutcome::Denied,
+            Err(ErrorClass::Denied | ErrorClass::Refused) => TokenOutcome::Denied,
             Err(ErrorClass::Throttled) => TokenOutcome::Throttled,
             Err(ErrorClass::Retryable) => TokenOutcome::Failed,
         };
@@ -177,11 +177,12 @@ fn read(answer: &Secret) -> Option<Secret> {
     is_token.then_some(token)
 }
 
-/// What may pass by itself is retryable. That is more than it seems: whoever checks that the pod is on this node may
-/// have heard of that later than the agent, and refuses until then.
+/// What may pass by itself is retryable. Whoever checks that the pod is on this node may have heard of that later than the
+/// agent, and refuses until then; but what a policy forbids looks the same, and stays.
 fn class(status: &Status) -> ErrorClass {
     match status.code {
         403 if lacks_right(status) => ErrorClass::Denied,
+        403 => ErrorClass::Refused,
         429 => ErrorClass::Throttled,
         _ => ErrorClass::Retryable,
     }

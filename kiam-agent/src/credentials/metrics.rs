@@ -102,7 +102,7 @@ impl Metrics {
             None => Outcome::Ok,
             Some(ErrorClass::Retryable) => Outcome::Retryable,
             Some(ErrorClass::Throttled) => Outcome::Throttled,
-            Some(ErrorClass::Denied) => Outcome::Denied,
+            Some(ErrorClass::Denied | ErrorClass::Refused) => Outcome::Denied,
         };
         self.issued.get_or_create(&Labels { outcome }).inc();
         self.duration.observe(took.as_secs_f64());

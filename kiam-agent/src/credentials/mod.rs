@@ -118,6 +118,8 @@ pub enum ErrorClass {
     Throttled,
     /// Stays until somebody changes the role's trust policy: probed slowly.
     Denied,
+    /// By somebody who may only not have heard of the pod yet: soon again at first, in the end as slowly as what is denied.
+    Refused,
 }
 
 /// Where one identity's credentials stand.

@@ -86,6 +86,7 @@ pub fn backoff(class: ErrorClass, failures: u32) -> Duration {
         ErrorClass::Retryable => (1, 60),
         ErrorClass::Throttled => (5, 120),
         ErrorClass::Denied => (15, 600),
+        ErrorClass::Refused => (1, 600),
     };
     let factor = 1_u64 << failures.saturating_sub(1).min(10);
     Duration::from_secs((first * factor).min(last))
@@ -156,5 +157,6 @@ mod tests {
         assert_eq!([1, 2, 3, 99].map(|n| seconds(ErrorClass::Retryable, n)), [1, 2, 4, 60]);
         assert_eq!([1, 99].map(|n| seconds(ErrorClass::Throttled, n)), [5, 120]);
         assert_eq!([1, 99].map(|n| seconds(ErrorClass::Denied, n)), [15, 600]);
+        assert_eq!([1, 2, 3, 10, 99].map(|n| seconds(ErrorClass::Refused, n)), [1, 2, 4, 512, 600]);
     }
 }
