@@ -46,6 +46,8 @@ pub(super) struct Durations(Mutex<HashMap<RoleArn, Found>>);
 struct Found {
     longest: Duration,
     at: Instant,
+    /// What of it was logged last.
+    told: Option<Duration>,
 }
 
 // === impl Durations ===
@@ -61,15 +63,14 @@ impl Durations {
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let known = self.known(&identity.role).filter(|longest| *longest < identity.duration);
-        let mut duration = known.unwrap_or(identity.duration);
+        let role = &identity.role;
+        let known = self.known(role);
+        let begun = known.map_or(identity.duration, |longest| longest.min(identity.duration));
+        let mut duration = begun;
         loop {
             let (next, error) = match ask(duration).await {
                 Ok(answer) => {
-                    if duration < known.unwrap_or(identity.duration)
-                        && self.learn(&identity.role, duration)
-                    {
-                        let role = &identity.role;
+                    if duration < begun && self.tell(role) {
                         let [asked, used] =
                             [identity.duration, duration].map(humantime::format_duration);
                         info!(%role, %asked, %used, "Sessions of the role are shorter than was asked for");
@@ -80,30 +81,50 @@ impl Durations {
                 Err(Failure::TooLong(error)) => (shorter(duration), error),
                 Err(Failure::Chained(error)) => ((duration > CHAINED).then_some(CHAINED), error),
             };
-            duration = next.ok_or(error)?;
+            // At once, so that other sessions of the role, which may be under way, need not find it too.
+            duration = self.learn(role, next.ok_or(error)?);
         }
     }
 
     fn known(&self, role: &RoleArn) -> Option<Duration> {
-        let found = self.lock().get(role).copied()?;
-        (found.at.elapsed() < FORGET_AFTER).then_some(found.longest)
+        self.lock().get(role).filter(|found| found.holds()).map(|found| found.longest)
     }
 
-    /// Whether it is news.
-    fn learn(&self, role: &RoleArn, longest: Duration) -> bool {
+    /// Takes it that sessions last no longer than `longest`, and says what is known now, which may be less.
+    fn learn(&self, role: &RoleArn, longest: Duration) -> Duration {
         let mut found = self.lock();
+        let before = found.get(role).copied();
+        let known = before.filter(Found::holds).map_or(longest, |found| found.longest);
+        let longest = longest.min(known);
         if found.len() >= MOST && !found.contains_key(role) {
             let first =
                 found.iter().min_by_key(|(_, found)| found.at).map(|(role, _)| role.clone());
             first.map(|role| found.remove(&role));
         }
-        let before = found.insert(role.clone(), Found { longest, at: Instant::now() });
-        before.is_none_or(|before| before.longest != longest)
+        let told = before.and_then(|before| before.told);
+        found.insert(role.clone(), Found { longest, at: Instant::now(), told });
+        longest
+    }
+
+    /// Whether what is known is still to be told, which it is once.
+    fn tell(&self, role: &RoleArn) -> bool {
+        let mut found = self.lock();
+        found.get_mut(role).is_some_and(|found| {
+            found.told.replace(found.longest).is_none_or(|told| told != found.longest)
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<RoleArn, Found>> {
         // Whoever panicked left whole entries.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Found ===
+
+impl Found {
+    fn holds(&self) -> bool {
+        self.at.elapsed() < FORGET_AFTER
     }
 }
 
@@ -158,9 +179,35 @@ mod tests {
     #[tokio::test]
     async fn what_is_known_already_is_no_news() {
         let (durations, role) = (Durations::default(), identity("long", 12).role);
-        let news: Vec<bool> =
-            [4, 4, 2, 2].iter().map(|hours| durations.learn(&role, HOUR * *hours)).collect();
-        assert_eq!(news, [true, false, true, false]);
+        assert!(!durations.tell(&role));
+        durations.learn(&role, HOUR * 4);
+        assert_eq!([durations.tell(&role), durations.tell(&role)], [true, false]);
+        durations.learn(&role, HOUR * 4);
+        assert!(!durations.tell(&role), "it is the same");
+        assert_eq!(
+            durations.learn(&role, HOUR * 8),
+            HOUR * 4,
+            "the refusal of a longer one came late"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_one_session_is_refused_no_other_of_the_role_asks_for() {
+        let (durations, long) = (Durations::default(), identity("long", 12));
+        let slow = async |duration: Duration| {
+            if duration < HOUR * 12 {
+                tokio::time::sleep(HOUR).await;
+            }
+            let error = SourceError { class: ErrorClass::Denied, message: String::new() };
+            if duration > HOUR { Err(Failure::TooLong(error)) } else { Ok(()) }
+        };
+        let first = durations.fit(&long, slow);
+        let second = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            asked(&durations, &long, HOUR).await
+        };
+        let (first, second) = tokio::join!(first, second);
+        assert_eq!((first.is_ok(), second), (true, vec![8, 4, 2, 1]), "12 was refused already");
     }
 
     #[tokio::test(start_paused = true)]
