@@ -135,6 +135,10 @@ fn sessions_are_named_by_the_template() {
         (issued.session.as_str(), issued.role.clone()),
         ("blue@shop.orders", format!("{BASE}reader"))
     );
+    // What names cost was logged once, and whoever logged it is done: that is no end of the agent.
+    for _ in 0..200 {
+        assert_eq!(get(fixture.pods, LIST), (200, "reader".to_owned()));
+    }
 }
 
 #[test]

@@ -435,7 +435,11 @@ mod tests {
                 Pod::test(1),
                 "answer          404 for its role, 403 for credentials: the pod has no",
             ),
-            ("", pod(1), "answer          503: no credentials yet: AWS has not answered"),
+            (
+                "",
+                pod(1),
+                "answer          503: no credentials yet: the agent does not know yet what this",
+            ),
             ("", pod(1), "credentials     none: this agent does not want them (yet)"),
             ("", pod(1), "tokens          optional"),
             ("--imdsv2=required", pod(1), "tokens          required, by --imdsv2"),

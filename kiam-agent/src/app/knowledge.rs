@@ -1,9 +1,12 @@
 //! The parts that answer questions about pods, and what feeds them.
 
-use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    future::pending, net::IpAddr, panic::AssertUnwindSafe, path::Path, sync::Arc, time::Duration,
+};
 
+use futures::FutureExt as _;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     Error,
@@ -26,6 +29,9 @@ use crate::{
     policy::{RolePolicy, publish_wanted},
     role::{Sessions, Source, WantedRoles},
 };
+
+/// What must have been listed before it is known what pods want.
+const KINDS: [&str; 3] = ["pods", "namespaces", "service accounts"];
 
 /// How often what there is to tell by Events is looked for.
 const EVENTS: Duration = Duration::from_secs(3);
@@ -75,21 +81,30 @@ impl Common {
             self.prefetcher(config, source, (&pods, receiver), first);
         let serves = served(config.cluster.node_name.is_some(), config.hosts);
         let told = self.told(config, (&pods, &policy, &credentials));
-        let events = events.run(told, self.drain.clone());
         let publish = publish_wanted(policy.clone(), serves, wanted, self.drain.clone());
+        // A task of its own: whatever becomes of Events, credentials are kept. Only once all kinds are known, too: before,
+        // a role that a ServiceAccount names seems to be missing.
+        let (readiness, drain) = (self.readiness.clone(), self.drain.clone());
+        self.tasks.spawn(async move {
+            let told = async {
+                complete(&readiness, &KINDS).await;
+                events.run(told, drain.clone()).await;
+            };
+            apart("events", told, drain.clone()).await;
+        });
         // Published only once all kinds are known, so that the first set is the whole one.
         let readiness = self.readiness.clone();
         let mut drain = self.drain.clone();
         let (state_dir, trusted) = (config.state_dir.clone(), trusted(config));
         self.tasks.spawn(async move {
             tokio::select! {
-                () = complete(&readiness, &["pods", "namespaces", "service accounts"]) => {}
+                () = complete(&readiness, &KINDS) => {}
                 () = drain.started() => return,
             }
             // As late as that, so that it is as fresh as can be.
             prefetcher.inherit(inherited(&state_dir, &trusted).await);
             // Polled in this order: the prefetcher's first look must not be at a set that is empty yet.
-            tokio::join!(biased; publish, prefetcher.run(drain), events);
+            tokio::join!(biased; publish, prefetcher.run(drain));
         });
         Ok(Knowledge {
             pods,
@@ -109,7 +124,7 @@ impl Common {
         first_pass: Latch,
     ) -> (Prefetcher, CredentialReader) {
         if config.roles.vary() {
-            self.tasks.spawn(tell_sessions(wanted.clone(), self.drain.clone()));
+            self.tasks.spawn(apart("sessions", tell_sessions(wanted.clone()), self.drain.clone()));
         }
         let watched = pods.clone();
         let parts = credentials::Parts {
@@ -156,14 +171,25 @@ async fn inherited(state_dir: &Path, trusted: &Trusted) -> Inheritance {
 }
 
 /// Says what sessions of the pods' own cost, once it is known what is wanted.
-async fn tell_sessions(mut wanted: watch::Receiver<WantedRoles>, mut drain: Drain) {
+async fn tell_sessions(mut wanted: watch::Receiver<WantedRoles>) {
+    if let Ok(first) = wanted.wait_for(|wanted| !wanted.is_empty()).await {
+        info!(
+            "Session names, source identities or tags are the pods' own: {}",
+            Sessions::of(&first)
+        );
+    }
+}
+
+/// Does `work`, of which nothing else depends, until the drain begins: the agent goes on when it ends, or panics.
+async fn apart(part: &'static str, work: impl Future<Output = ()>, mut drain: Drain) {
+    let work = async {
+        if AssertUnwindSafe(work).catch_unwind().await.is_err() {
+            error!(part, "A part panicked, which is a bug of the agent; going on without it");
+        }
+        pending::<()>().await;
+    };
     tokio::select! {
-        first = wanted.wait_for(|wanted| !wanted.is_empty()) => if let Ok(first) = first {
-            info!(
-                "Session names, source identities or tags are the pods' own: {}",
-                Sessions::of(&first)
-            );
-        },
+        () = work => {}
         () = drain.started() => {}
     }
 }
@@ -177,5 +203,24 @@ fn served(by_node: bool, hosts: Hosts) -> impl Fn(&Pod) -> bool {
                 Some(IpAddr::V6(address)) => hosts.v6 == Some(address),
                 None => false,
             }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifecycle;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_ends_or_panics_apart_is_no_end_of_the_agent() {
+        let (signal, drain) = lifecycle::drain();
+        let panics = apart("panics", async { std::panic::panic_any(()) }, drain.clone());
+        let ends = apart("ends", async {}, drain.clone());
+        let goes_on = apart("goes on", pending(), drain);
+        let mut all = Box::pin(async { tokio::join!(panics, ends, goes_on) });
+        let hour = Duration::from_secs(3600);
+        assert!(tokio::time::timeout(hour, &mut all).await.is_err());
+        signal.start();
+        assert!(tokio::time::timeout(hour, all).await.is_ok());
     }
 }

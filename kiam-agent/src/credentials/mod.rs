@@ -191,7 +191,9 @@ impl State {
             Some(Self::Ready(_)) => None,
             Some(Self::Failed { error, .. }) => Some(error.to_string()),
             Some(Self::Pending(Some(limit))) => Some(limit.to_string()),
-            Some(Self::Pending(None)) | None => Some("AWS has not answered".to_owned()),
+            Some(Self::Pending(None)) => Some("AWS has not answered".to_owned()),
+            // As long as lists of the Kubernetes API are missing, nothing is asked for.
+            None => Some("the agent does not know yet what this node's pods want".to_owned()),
         }
     }
 }
