@@ -190,8 +190,12 @@ fn class(status: &Status) -> ErrorClass {
 
 /// Whether no rule gives the right at all. The node authorizer, which gives it pod by pod, says the same and why.
 fn lacks_right(status: &Status) -> bool {
-    status.message.contains("cannot create resource")
-        && !status.message.contains("no relationship found")
+    status.message.contains("cannot create resource") && !is_elsewhere(status)
+}
+
+/// Whether the node authorizer knows of no such pod on the node, or not yet.
+fn is_elsewhere(status: &Status) -> bool {
+    status.message.contains("no relationship found")
 }
 
 /// What to do comes first: a pod is shown only the beginning.
@@ -199,6 +203,7 @@ fn explain(status: &Status) -> String {
     let Status { code, message, .. } = status;
     let advice = match code {
         403 if lacks_right(status) => "apply deploy/web-identity, which grants it: ",
+        403 if is_elsewhere(status) => "--token-kubeconfig is of a node without the pod: ",
         404 | 409 => "the pod is gone, or going: ",
         _ => "",
     };
