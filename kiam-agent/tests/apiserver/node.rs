@@ -40,10 +40,9 @@ fn bridge(lab: &Lab, server: SocketAddr) {
 }
 
 #[tokio::test]
-#[ignore = "needs a real kube-apiserver: cargo xtask test apiserver"]
 async fn pods_of_the_real_api_server_are_told_apart_by_the_kernel() {
     let name = "pods_of_the_real_api_server_are_told_apart_by_the_kernel";
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     if lab::skip(name) {
         return;
     }

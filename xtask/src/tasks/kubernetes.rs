@@ -17,8 +17,7 @@ pub(crate) fn test_agent() -> Result<()> {
     build::programs()?;
     let folder = tool("kubernetes", "xtask/apiserver/build.sh", "2 GB and some minutes")?;
     let mut tests = command("cargo");
-    tests.args(["test", "-p", "kiam-agent", "--test", "apiserver", "--", "--ignored"]);
-    tests.env(BINARIES, folder);
+    tests.args(["test", "-p", "kiam-agent", "--test", "apiserver"]).env(BINARIES, folder);
     run(&mut tests)
 }
 
