@@ -6,8 +6,8 @@ use clap::{Arg, Command};
 
 use super::Vars;
 
-/// Flags and words of kiam v2 to v4, and what to use here.
-const FORMER: [(&str, &str); 23] = [
+/// Flags and words of kiam v2 to v4 and of kube2iam, and what to use here.
+const FORMER: [(&str, &str); 48] = [
     ("agent", "run kiam-agent without a subcommand"),
     ("server", "there is no server: every node's agent asks STS itself"),
     ("health", "use kiam-agent status"),
@@ -27,10 +27,35 @@ const FORMER: [(&str, &str); 23] = [
     ("--prometheus-listen-addr", "use --metrics"),
     ("--prometheus-sync-interval", "metrics are read when they are asked for"),
     ("--sync", "use --sync-interval"),
-    ("--session", "use --session-name"),
-    ("--session-refresh", "credentials are renewed at half their life"),
+    ("--session", "use --session-name, with kiam- in front, which that kiam added"),
+    ("--session-refresh", "credentials are renewed at about half their life"),
     ("--disable-strict-namespace-regexp", "expressions are always matched as a whole"),
     ("--statsd-prefix", "the prefix is kiam"),
+    ("--grpc-keepalive-time-ms", "there is no connection that needs it"),
+    ("--grpc-keepalive-timeout-ms", "there is no connection that needs it"),
+    ("--grpc-keepalive-time-duration", "there is no connection that needs it"),
+    ("--grpc-keepalive-timeout-duration", "there is no connection that needs it"),
+    ("--grpc-keepalive-permit-without-stream", "there is no connection that needs it"),
+    ("--pprof-listen-addr", "there is no profiler"),
+    ("--base-role-arn", "use --role-base-arn"),
+    ("--auto-discover-base-arn", "use --role-base-arn-autodetect"),
+    ("--auto-discover-default-role", "there is no default role: annotate pods, or use --node-role"),
+    ("--default-role", "there is no default role: annotate pods, or use --node-role"),
+    ("--host-ip", "use --host"),
+    ("--node", "use --node-name"),
+    ("--app-port", "use --port"),
+    ("--metrics-port", "use --metrics"),
+    ("--log-level", "use --level"),
+    ("--log-format", "use --json-log"),
+    ("--verbose", "use --level=debug"),
+    ("--iam-role-session-ttl", "use --session-duration"),
+    ("--iam-role-key", "the annotation is iam.amazonaws.com/role"),
+    ("--namespace-key", "the annotation is iam.amazonaws.com/allowed-roles"),
+    ("--namespace-restrictions", "use --namespace-policy=required"),
+    ("--namespace-restriction-format", "put expressions into iam.amazonaws.com/permitted"),
+    ("--use-regional-sts-endpoint", "the region's own STS is always asked"),
+    ("--metadata-addr", "use --upstream"),
+    ("--insecure", "--kubeconfig names the server and its certificate"),
 ];
 
 /// The arguments that clap can take without an error, and what was wrong with the others.

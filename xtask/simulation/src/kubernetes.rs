@@ -46,10 +46,13 @@ pub(crate) struct Load {
     pods: f64,
 }
 
+/// Seconds between two lists of all namespaces, or `--sync-interval`, whichever is longer.
+const NAMESPACES: f64 = 3600.0;
+
 /// What lists cost, by `--sync-interval`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lists {
-    /// Of each kind.
+    /// Of both kinds.
     pub(crate) requests: f64,
     pub(crate) pod_bytes: f64,
     pub(crate) namespace_bytes: f64,
@@ -99,11 +102,12 @@ impl Load {
 
     /// Lists of a fleet whose `--sync-interval` is so many seconds.
     pub(crate) fn lists(&self, sync_interval: f64) -> Lists {
-        let requests = self.nodes / sync_interval;
+        let pods = self.nodes / sync_interval;
+        let namespaces = self.nodes / sync_interval.max(NAMESPACES);
         Lists {
-            requests,
-            pod_bytes: requests * self.pods * self.sizes.pod_bytes,
-            namespace_bytes: requests * self.sizes.namespaces * self.sizes.namespace_bytes,
+            requests: pods + namespaces,
+            pod_bytes: pods * self.pods * self.sizes.pod_bytes,
+            namespace_bytes: namespaces * self.sizes.namespaces * self.sizes.namespace_bytes,
         }
     }
 }
@@ -121,7 +125,8 @@ mod tests {
         close(load.bookmarks, 166.7);
         close(load.silence_lists, 66.7);
         close(load.silence_list_bytes, 33.3e6);
-        close(load.lists(120.0).requests, 41.7);
+        close(load.lists(120.0).requests, 41.7 + 1.39);
+        close(load.lists(120.0).namespace_bytes, load.lists(1200.0).namespace_bytes);
         close(load.lists(120.0).pod_bytes, 33.3e6);
         close(load.lists(1200.0).pod_bytes, 3.33e6);
         // 500,000 pods live 8 h, and a tenth of them is replaced each hour.

@@ -12,8 +12,8 @@ fn head(fleet: &Fleet, load: &Load) -> String {
     format!(
         "## The Kubernetes API\n\n\
          Arithmetic, not a simulation. An agent watches the pods of its node (`spec.nodeName`) and the metadata of all\n\
-         namespaces, and lists both every `--sync-interval`, a tenth sooner or later, with `resourceVersion=0`: from the API\n\
-         server's own cache, so etcd is not asked. A watch is kept for 300 to 600 s, by chance, and goes on where the last one\n\
+         namespaces. It lists the pods every `--sync-interval`, and the namespaces every hour (or as seldom as that), a tenth\n\
+         sooner or later, with `resourceVersion=0`: from the API server's own cache, so etcd is not asked. A watch is kept for 300 to 600 s, by chance, and goes on where the last one\n\
          ended. Assumed: {} kB of JSON a pod and {} events from its binding to its end, {} namespaces of {} kB of metadata,\n\
          {} changes of namespaces an hour, a bookmark a minute for each watch; the day's churn; {} nodes. Sums over all API\n\
          servers; JSON before compression.\n",
@@ -58,7 +58,7 @@ fn lists(load: &Load) -> String {
             let lists = load.lists(seconds);
             vec![
                 name.to_owned(),
-                count(lists.requests * 2.0),
+                count(lists.requests),
                 rate(lists.pod_bytes),
                 rate(lists.namespace_bytes),
                 rate(lists.pod_bytes + lists.namespace_bytes),
@@ -73,7 +73,7 @@ fn lists(load: &Load) -> String {
 }
 
 const ADVICE: &str = "\
-Lists are nearly all of it. They heal what a watch lost, which is rare, and a pod that is not known is asked for at once
+Lists of pods are most of it. They heal what a watch lost, which is rare, and a pod that is not known is asked for at once
 whatever the interval: at this size set `--sync-interval=30m`.
 
 That does not lessen the lists after a silence. An API server sends no bookmark while nothing has changed since the watch
