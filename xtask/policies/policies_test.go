@@ -257,6 +257,7 @@ func TestTheAgentsTokensAreForAwsAndForPodsOfItsNode(t *testing.T) {
 		{name: "a pod here with the UID of one elsewhere", new: token("here", uid("uid-of-there")), extra: here},
 		{name: "a namespace without pods", allowed: true, new: token("here", elsewhere), extra: here},
 		{name: "the same, bound to nothing", new: token("here", both(elsewhere, unbound)), extra: here},
+		{name: "the same, bound by name alone", new: token("here", both(elsewhere, uid(""))), extra: here},
 
 		{name: "a token of the agent's that is bound to no pod", new: token("here", nil)},
 		{name: "the same, for a pod that nobody knows", new: token("nobody", nil)},

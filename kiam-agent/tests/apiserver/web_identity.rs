@@ -22,7 +22,7 @@ const TOKENS: &str = "/api/v1/namespaces/shop/serviceaccounts/orders/token";
 const PODS: &str = "/api/v1/namespaces/shop/pods";
 const ORDERS: &str = "/api/v1/namespaces/shop/pods/orders-1";
 
-/// What `kubectl apply -k deploy/web-identity` makes, but for the policies: this server is older than they are.
+/// `kubectl apply -k deploy/web-identity`; not the rules that come first: this server is older than they are.
 const OWN_TOKENS: [(&str, &str); 2] = [
     deployed!("/apis/rbac.authorization.k8s.io/v1/clusterroles", "web-identity/clusterrole.yaml"),
     deployed!(
