@@ -200,7 +200,7 @@ async fn a_kubelets_identity_has_tokens_for_pods_of_its_node_alone() {
         let agent = cluster.agent(&[WEB_IDENTITY, &flag]).await;
         is_told(&agent, "--token-kubeconfig is of a node without the pod: 403: ").await;
         assert!(agent.said("no relationship found between node 'n2' and this object"));
-        assert!(agent.metric(r#"kiam_cluster_tokens_total{outcome="Failed"}"#) > 0.5);
+        assert!(agent.metric(r#"kiam_cluster_tokens_total{outcome="Denied"}"#) > 0.5);
     }
     let (flag, _file) = cluster.kubelet(User::Kubelet);
     let agent = cluster.agent(&[WEB_IDENTITY, &flag]).await;
