@@ -130,7 +130,7 @@ pub(super) struct Flags {
     #[arg(long, value_name = "WHAT", default_value = "optional")]
     pub(super) imdsv2: String,
     /// Metadata path that pods may read too, exact or ending in /* (repeatable)
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_delimiter = ',')]
     pub(super) allow_path: Vec<String>,
     /// The real metadata service
     #[arg(long, value_name = "URL", default_value = "http://169.254.169.254")]

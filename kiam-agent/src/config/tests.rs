@@ -152,6 +152,13 @@ fn session_names_are_templates_of_what_is_known() {
 }
 
 #[test]
+fn paths_are_repeated_or_comma_separated() {
+    let paths = |flags: &str| config(&format!("{flags} {GOOD}")).imds.allow_paths.len();
+    assert_eq!(paths("--allow-path=/latest/meta-data/a,/latest/meta-data/b"), 2);
+    assert_eq!(paths("--allow-path=/latest/meta-data/a --allow-path=/latest/meta-data/b"), 2);
+}
+
+#[test]
 fn tags_and_policies_are_lists_of_what_sts_takes() {
     let flags = "--session-tags=kubernetes-namespace,team=a --session-tags=x= --session-policy=arn:aws:iam::aws:policy/A --session-policy=arn:aws:iam::aws:policy/B";
     let roles = config(&format!("{flags} {GOOD}")).roles;
