@@ -142,8 +142,8 @@ impl Guard {
         Ok(guard)
     }
 
-    /// Ends the connections that pods have to the IMDS; then puts back what somebody removes, follows the node's uplinks,
-    /// and tries once a minute whether the guard holds, until the drain begins.
+    /// Ends the connections that pods have to the IMDS, puts back what somebody removes, follows the node's uplinks, and
+    /// tries once a minute whether the guard holds, until the drain begins.
     pub async fn keep(mut self, mut drain: Drain) {
         // Milliseconds for each pod, which neither who is served nor what is below needs to wait for.
         let mut ending = pin!(self.end_older());
@@ -153,11 +153,17 @@ impl Guard {
         loop {
             tokio::select! {
                 () = drain.started() => return,
-                () = &mut ending, if !ended => ended = true,
+                () = &mut ending, if !ended => {
+                    ended = true;
+                    self.try_route().await;
+                }
                 _ = sweeps.tick() => {
                     self.keep_route(Others::Remove).await;
                     self.keep_uplinks().await;
-                    self.try_route().await;
+                    // Not before: what it tries from pods would be ended with what they had.
+                    if ended {
+                        self.try_route().await;
+                    }
                 }
                 changed = next(self.rules.as_ref()) => {
                     seen(changed, &mut self.rules);
