@@ -1,6 +1,7 @@
 //! The file that keeps the key of tokens over restarts.
 
 use std::{
+    ffi::OsStr,
     fs::{DirBuilder, File, OpenOptions, Permissions},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
@@ -15,6 +16,8 @@ use rustix::{
 use zeroize::Zeroizing;
 
 const NAME: &str = "token.key";
+/// Begins the name of a key that is not whole yet.
+const DRAFT: &str = ".token.key.";
 const KEY_BYTES: usize = 32;
 
 type Key = Zeroizing<[u8; KEY_BYTES]>;
@@ -81,7 +84,15 @@ fn prepare(directory: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     // The kubelet makes hostPath folders 0755. But nothing like /run or /tmp may be closed to the whole node.
     let is_open = std::fs::metadata(directory)?.mode() & 0o077 != 0;
-    if is_open && !directory.join(NAME).exists() && directory.read_dir()?.next().is_some() {
+    // Another agent may be about to make the key.
+    let is_draft = |name: &OsStr| name.as_encoded_bytes().starts_with(DRAFT.as_bytes());
+    let others = || -> io::Result<bool> {
+        Ok(directory.read_dir()?.flatten().any(|entry| {
+            let name = entry.file_name();
+            name != *NAME && !is_draft(&name)
+        }))
+    };
+    if is_open && !directory.join(NAME).exists() && others()? {
         return Err(io::Error::other(
             "others use it, and it is not empty: name a folder for the agent alone",
         ));
@@ -120,7 +131,7 @@ fn read(path: &Path) -> Result<Option<Key>, KeyError> {
 
 /// Writes `key` beside `path` and links it there: it is there whole or not at all, and never replaces.
 fn create(directory: &Path, path: &Path, key: &[u8]) -> io::Result<()> {
-    let draft = directory.join(format!(".{NAME}.{:016x}", fastrand::u64(..)));
+    let draft = directory.join(format!("{DRAFT}{:016x}", fastrand::u64(..)));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
     let written = file
         .write_all(key)
