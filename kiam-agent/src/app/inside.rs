@@ -12,7 +12,9 @@ use dashmap::DashMap;
 use kiam_common::client::InsidePorts;
 use prometheus_client::registry::Registry;
 use tokio::{
+    join,
     net::TcpListener,
+    runtime::Handle,
     sync::mpsc,
     task::JoinSet,
     time::{MissedTickBehavior, interval, sleep, timeout},
@@ -169,14 +171,18 @@ impl Insides {
         // Set once, here.
         let _ = knowledge.paths.0.set((path, reader));
         let (sender, events) = mpsc::channel(64);
-        tasks.spawn(self.follow(events, drain.clone()));
-        tasks.spawn(sandboxes.run(sender, drain));
+        let follow = self.follow(events, Handle::current(), drain.clone());
+        // A pod's first connect may be on its way.
+        let both = async {
+            join!(follow, sandboxes.run(sender, drain));
+        };
+        tasks.spawn(sandboxes::hurried(both).map_err(Error::Sandboxes)?);
         Ok(())
     }
 
     /// Does what `events` say until the drain begins. What this agent listens on then stays open as long as it
-    /// drains; the kernel's list stays for the next one.
-    async fn follow(self, mut events: mpsc::Receiver<Event>, mut drain: Drain) {
+    /// drains; the kernel's list stays for the next one. The runtime that serves is `serving`.
+    async fn follow(self, mut events: mpsc::Receiver<Event>, serving: Handle, mut drain: Drain) {
         let mut settled = pin!(sleep(SETTLED));
         let mut tidied = false;
         let mut compare = interval(COMPARE);
@@ -191,7 +197,7 @@ impl Insides {
                     tidied = true;
                 }
                 event = events.recv() => match event {
-                    Some(Event::Opened(listener)) => self.open(listener).await,
+                    Some(Event::Opened(listener)) => self.open(listener, &serving).await,
                     Some(Event::Closed { netns, .. }) => self.close(netns),
                     None => return,
                 },
@@ -199,12 +205,13 @@ impl Insides {
         }
     }
 
-    async fn open(&self, listener: Listener) {
+    async fn open(&self, listener: Listener, serving: &Handle) {
         let Listener { pod, netns, sockets, .. } = listener;
         let mut ports = InsidePorts::default();
         let mut listening = Vec::new();
         for socket in sockets {
             let address = socket.local_addr();
+            let _serves = serving.enter();
             match TcpListener::from_std(socket).and_then(|socket| Ok((socket, address?))) {
                 Ok((socket, address)) => {
                     let port = if address.is_ipv4() { &mut ports.v4 } else { &mut ports.v6 };
@@ -219,21 +226,21 @@ impl Insides {
         if ports.v4 == 0 {
             return self.close(netns);
         }
-        let closed = CancellationToken::new();
-        for socket in &listening {
+        let sockets = Sockets { sockets: listening, ports, closed: CancellationToken::new() };
+        // They listen already: who connects now is served in a moment.
+        if self.publish(netns, &sockets) {
+            debug!(pod.uid = %pod, ?ports, "Listening inside a pod");
+        }
+        for socket in &sockets.sockets {
             let resolver =
                 InsideResolver::new(self.flows.clone(), self.cgroups.clone(), pod.clone(), netns);
             let listener = serve::Listener {
                 socket: socket.clone(),
                 resolver: Arc::new(resolver),
-                closed: closed.clone(),
+                closed: sockets.closed.clone(),
             };
             // Refused only when the drain has begun.
             let _ = self.serve.send(listener).await;
-        }
-        let sockets = Sockets { sockets: listening, ports, closed };
-        if self.publish(netns, &sockets) {
-            debug!(pod.uid = %pod, ?ports, "Listening inside a pod");
         }
         self.held.insert(netns, sockets);
     }

@@ -19,6 +19,7 @@ use tracing::{error, warn};
 use super::{
     Config, Error, Event, Metrics, Reason, SandboxReader, State, TOGETHER,
     claims::Claims,
+    hurry::unhurried,
     look::{Found, Look},
     sandbox::{Record, Sandbox},
     watch::{Change, Watch},
@@ -47,7 +48,9 @@ pub struct Sandboxes {
     metrics: Metrics,
     sweep: Duration,
     tasks: JoinSet<Done>,
-    limit: Arc<Semaphore>,
+    /// Who takes its turn keeps nobody who is hurried.
+    urgent: Arc<Semaphore>,
+    unhurried: Arc<Semaphore>,
     /// Distinguishes a pod's cgroup from an earlier one of the same UID.
     births: u64,
     outbox: VecDeque<Event>,
@@ -104,7 +107,8 @@ impl Sandboxes {
             metrics,
             sweep: config.sweep,
             tasks: JoinSet::new(),
-            limit: Arc::new(Semaphore::new(TOGETHER)),
+            urgent: Arc::new(Semaphore::new(TOGETHER)),
+            unhurried: Arc::new(Semaphore::new(TOGETHER)),
             births: 0,
             outbox: VecDeque::new(),
             sweeps: 0,
@@ -195,7 +199,9 @@ impl Sandboxes {
     fn made(&mut self, pod: PodUid, cgroup: PathBuf) {
         self.removed(&pod);
         self.births += 1;
-        let sandbox = Sandbox::new(self.births, cgroup);
+        // What the first sweep finds was there before.
+        let came = (self.sweeps > 0).then(Instant::now);
+        let sandbox = Sandbox::new(self.births, came, cgroup);
         self.pods.insert(pod.clone(), sandbox);
         self.states.set(&pod, State::Waiting);
         self.stirred(&pod);
@@ -261,18 +267,21 @@ impl Sandboxes {
             return;
         }
         sandbox.looking = true;
+        let urgent = sandbox.is_urgent();
         let look = Look {
             pod: pod.clone(),
             cgroup: sandbox.cgroup.clone(),
             held: std::mem::take(&mut sandbox.held),
             addresses: sandbox.record.addresses.clone(),
+            urgent,
             claims: self.claims.clone(),
         };
         let (pod, birth, asked) = (pod.clone(), sandbox.birth, Instant::now());
-        let limit = Arc::clone(&self.limit);
+        let limit = Arc::clone(if urgent { &self.urgent } else { &self.unhurried });
         self.tasks.spawn(async move {
             let permit = limit.acquire_owned().await;
-            let found = spawn_blocking(move || look.run()).await.ok();
+            let run = move || if urgent { look.run() } else { unhurried(|| look.run()) };
+            let found = spawn_blocking(run).await.ok();
             drop(permit);
             Done::Looked { pod, birth, asked, found }
         });

@@ -6,7 +6,7 @@ use super::{
     NAMESPACES, Reason,
     claims::{Claim, Claims},
     listen::{self, Open},
-    processes::Processes,
+    processes::{self, Processes},
 };
 use crate::pods::PodUid;
 
@@ -28,6 +28,8 @@ pub(super) struct Look {
     pub(super) held: Vec<Held>,
     /// As the API has them; none while it is not known.
     pub(super) addresses: Vec<IpAddr>,
+    /// Only what a new sandbox has is looked at.
+    pub(super) urgent: bool,
     pub(super) claims: Claims,
 }
 
@@ -56,9 +58,10 @@ pub(super) struct Found {
 impl Look {
     /// Looks, opens what is to be opened, and tells what is to be closed. Blocks.
     pub(super) fn run(self) -> Found {
-        let Self { pod, cgroup, held, addresses, claims } = self;
+        let Self { pod, cgroup, held, addresses, urgent, claims } = self;
         let claimed: HashSet<u64> = held.iter().map(|held| held.claim.inode()).collect();
-        let processes = Processes::of(&cgroup, &claimed, &claims);
+        let most = if urgent { processes::FEW } else { processes::MANY };
+        let processes = Processes::of(&cgroup, most, &claimed, &claims);
         let mut found = Found {
             held: Vec::new(),
             opened: Vec::new(),
@@ -168,7 +171,8 @@ mod tests {
         let pod = PodUid::new("a");
         let claim = claims.claim(7, File::open("/dev/null").unwrap(), &pod).unwrap();
         let held = vec![Held { claim, cookie: 7, port: 61000, proven_by: Vec::new() }];
-        Look { pod, cgroup: cgroup.path().to_owned(), held, addresses: Vec::new(), claims }.run()
+        let (cgroup, addresses) = (cgroup.path().to_owned(), Vec::new());
+        Look { pod, cgroup, held, addresses, urgent: false, claims }.run()
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod claims;
 mod follow;
+mod hurry;
 mod listen;
 mod look;
 mod metrics;
@@ -18,11 +19,11 @@ use std::{fmt, io, net::TcpListener, time::Duration};
 
 use crate::{intercept::Cgroup, pods::PodUid};
 
-pub use self::{follow::Sandboxes, metrics::Metrics, reader::SandboxReader};
+pub use self::{follow::Sandboxes, hurry::hurried, metrics::Metrics, reader::SandboxReader};
 
 /// Namespaces of one pod that have listeners at most. One is normal, two while a sandbox is made anew.
 const NAMESPACES: usize = 4;
-/// Pods that are looked at together: as much as starts of pods in a row make use of on a small node.
+/// Pods that are looked at together, hurried or not: as much as starts of pods in a row make use of on a small node.
 const TOGETHER: usize = 4;
 /// Descriptors of one look at most: processes' folders and namespaces, and what is opened.
 const LOOK: usize = 2 * processes::CANDIDATES + 16;
@@ -128,13 +129,16 @@ pub enum Error {
     /// The node's own network namespace, or that of an inherited listener, can't be told.
     #[error("network namespaces can't be told apart ({0}); /proc and kernel 5.14 are needed")]
     Namespaces(#[source] io::Error),
+    /// The system gave none, or no descriptors for it.
+    #[error("no thread to be had: {0}")]
+    Thread(#[source] io::Error),
 }
 
 /// Descriptors that `pods` pods take, for `RLIMIT_NOFILE`: two sockets and a namespace each, and what looks take.
 #[must_use]
 pub const fn descriptors(pods: usize) -> usize {
     // The watch is one more.
-    3 * pods + TOGETHER * LOOK + 1
+    3 * pods + 2 * TOGETHER * LOOK + 1
 }
 
 // === impl State ===

@@ -20,8 +20,10 @@ pub(super) const CANDIDATES: usize = 16;
 /// containers', and within those an init system's or the runtime's.
 const CGROUPS: usize = 256;
 const DEPTH: usize = 3;
-/// Processes of one pod that are looked at.
-const PROCESSES: usize = 4096;
+/// Processes of one pod that are looked at at most.
+pub(super) const MANY: usize = 4096;
+/// Where nobody else runs meanwhile: a sandbox begins with one.
+pub(super) const FEW: usize = 64;
 /// How often a search in which processes ended is made again. What they may have started is found then.
 const TRIES: usize = 3;
 
@@ -55,12 +57,12 @@ struct Process {
 // === impl Processes ===
 
 impl Processes {
-    /// Those of the cgroup `pod` and below, where `claimed` are the pod's own namespaces.
-    pub(super) fn of(pod: &Path, claimed: &HashSet<u64>, claims: &Claims) -> Self {
+    /// Up to `most` of the cgroup `pod` and below, where `claimed` are the pod's own namespaces.
+    pub(super) fn of(pod: &Path, most: usize, claimed: &HashSet<u64>, claims: &Claims) -> Self {
         let mut found = Self::default();
         for _ in 0..TRIES {
             found = Self { complete: true, ..Self::default() };
-            found.search(pod, claimed, claims);
+            found.search(pod, most, claimed, claims);
             if found.complete {
                 break;
             }
@@ -68,13 +70,13 @@ impl Processes {
         found
     }
 
-    fn search(&mut self, pod: &Path, claimed: &HashSet<u64>, claims: &Claims) {
+    fn search(&mut self, pod: &Path, most: usize, claimed: &HashSet<u64>, claims: &Claims) {
         let mut cgroups = VecDeque::from([(pod.to_owned(), 0)]);
         let (mut searched, mut processes) = (0, 0);
         while let Some((cgroup, depth)) = cgroups.pop_front() {
             searched += 1;
-            processes += self.search_one(&cgroup, PROCESSES - processes, claimed, claims);
-            if searched == CGROUPS || processes == PROCESSES {
+            processes += self.search_one(&cgroup, most - processes, claimed, claims);
+            if searched == CGROUPS || processes == most {
                 self.complete = false;
                 return;
             }
@@ -222,7 +224,7 @@ mod tests {
     }
 
     fn of(pod: &tempfile::TempDir) -> Processes {
-        Processes::of(pod.path(), &HashSet::new(), &Claims::new(Vec::new()).unwrap())
+        Processes::of(pod.path(), MANY, &HashSet::new(), &Claims::new(Vec::new()).unwrap())
     }
 
     #[test]
@@ -241,7 +243,7 @@ mod tests {
         // Above the kernel's largest process id.
         assert!(!of(&pod(&[("1", "99999999\n".to_owned())])).complete);
         let own = format!("{}\n", std::process::id());
-        assert!(!of(&pod(&[("1", own.repeat(PROCESSES))])).complete);
+        assert!(!of(&pod(&[("1", own.repeat(MANY))])).complete);
         assert!(of(&pod(&[("1", own.repeat(100))])).complete);
         let names: Vec<String> = (0..CGROUPS).map(|n| n.to_string()).collect();
         let many: Vec<_> = names.iter().map(|name| (name.as_str(), String::new())).collect();

@@ -1,16 +1,21 @@
 //! One pod that has a cgroup: its namespaces, and what was told of them.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{Event, Listener, Reason, State, listen::Open, look::Held};
 use crate::pods::{PodReader, PodUid};
 
+/// How long looks at a pod without listeners are hurried: longer than a runtime needs for a sandbox on a busy node.
+const HURRY: Duration = Duration::from_secs(10);
+
 /// A pod that has a cgroup.
 #[derive(Debug)]
 pub(super) struct Sandbox {
     pub(super) birth: u64,
+    /// When its cgroup was seen to come; `None`: it was there before.
+    pub(super) came: Option<Instant>,
     pub(super) cgroup: PathBuf,
     /// Empty while it is looked at.
     pub(super) held: Vec<Held>,
@@ -37,9 +42,10 @@ pub(super) struct Record {
 // === impl Sandbox ===
 
 impl Sandbox {
-    pub(super) fn new(birth: u64, cgroup: PathBuf) -> Self {
+    pub(super) fn new(birth: u64, came: Option<Instant>, cgroup: PathBuf) -> Self {
         Self {
             birth,
+            came,
             cgroup,
             held: Vec::new(),
             told: Vec::new(),
@@ -50,6 +56,11 @@ impl Sandbox {
             seen: None,
             refusal: None,
         }
+    }
+
+    /// Whether its first process may connect in a moment, and nothing listens for that yet.
+    pub(super) fn is_urgent(&self) -> bool {
+        self.told.is_empty() && self.came.is_some_and(|came| came.elapsed() < HURRY)
     }
 
     /// Has `held` from now on, of which `opened` are new. What there is to tell, and whether something is free now.

@@ -98,8 +98,9 @@ fn pods_come_and_go_under_load() {
     let count: u64 = shares.iter().map(|(_, count)| count).sum();
     println!("{count} pods came and went in {took:.1} s while {attempts} others were answered");
     assert!(count >= 50 && attempts >= 100, "{count} pods and {attempts} attempts are no load");
-    let (node, count) = shares[1];
-    assert!(node * 10 <= count, "{node} of {count} first connects went by the node");
+    for (node, count) in shares {
+        assert!(node * 20 <= count, "{node} of {count} first connects went by the node");
+    }
     eventually(|| descriptors(&agent) <= held + 4, || (held, descriptors(&agent)));
     let all = "kiam_sandboxes{state=\"ready\"}";
     eventually(|| metric(&agent, all) == 3, || metric(&agent, all));
