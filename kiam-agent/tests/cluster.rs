@@ -50,6 +50,7 @@ impl Fed {
             node_name: Some("n1".to_owned()),
             sync_interval: HOUR,
             stall: HOUR,
+            startup_taint: None,
         };
         adjust(&mut config);
         let readiness = Readiness::default();
@@ -506,6 +507,7 @@ async fn a_kubeconfig_that_is_none_is_an_error_at_once_and_names_the_file() {
         node_name: None,
         sync_interval: HOUR,
         stall: HOUR,
+        startup_taint: None,
     };
     let error = Cluster::new(config).await.err().unwrap().to_string();
     assert!(error.contains(path.to_str().unwrap()), "{error}");

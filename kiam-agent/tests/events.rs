@@ -100,6 +100,7 @@ impl Fixture {
             node_name: Some("n1".to_owned()),
             sync_interval: PATIENCE,
             stall: PATIENCE,
+            startup_taint: None,
         };
         let metrics = cluster::Metrics::register(&mut registry);
         let events = Cluster::new(config).await.unwrap().events(&metrics);

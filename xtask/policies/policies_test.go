@@ -42,6 +42,7 @@ import (
 const (
 	admissionRules = "../../deploy/admission"
 	tokenRules     = "../../deploy/web-identity/rules"
+	nodeRules      = "../../deploy/startup-taint/rules"
 )
 
 // A request that comes to admission; old is nil when something is created.
@@ -61,6 +62,7 @@ var (
 	endpoints  = schema.GroupVersionResource{Version: "v1", Resource: "endpoints"}
 	slices     = schema.GroupVersionResource{Group: "discovery.k8s.io", Version: "v1", Resource: "endpointslices"}
 	accounts   = schema.GroupVersionResource{Version: "v1", Resource: "serviceaccounts"}
+	nodes      = schema.GroupVersionResource{Version: "v1", Resource: "nodes"}
 
 	tenants = []string{"developers", "system:authenticated"}
 	masters = []string{"system:masters", "system:authenticated"}
@@ -299,6 +301,74 @@ func TestTheAgentsTokensAreForAwsAndForPodsOfItsNode(t *testing.T) {
 	}
 	objects := []runtime.Object{pod("here", "n1"), pod("there", "n2"), pod("pending", "")}
 	check(t, plugin(t, tokenRules, requests[2].of(t, accounts), objects...), accounts, requests)
+}
+
+// taint is ours for an empty key.
+func taint(key string, effect corev1.TaintEffect) corev1.Taint {
+	if key == "" {
+		key = "kiam.example.com/agent-not-ready"
+	}
+	return corev1.Taint{Key: key, Effect: effect}
+}
+
+// node is a worker with taints, but for what change makes of it.
+func node(change func(*corev1.Node), taints ...corev1.Taint) *corev1.Node {
+	node := &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{"zone": "a"}},
+		Spec:       corev1.NodeSpec{ProviderID: "aws:///a/i-1", PodCIDR: "10.0.0.0/24", Taints: taints},
+	}
+	if change != nil {
+		change(node)
+	}
+	return node
+}
+
+func TestTheAgentTakesTheStartupTaintOffItsOwnNodeAndDoesNoMore(t *testing.T) {
+	ours, ends := taint("", corev1.TaintEffectNoSchedule), taint("", corev1.TaintEffectNoExecute)
+	other := taint("dedicated", corev1.TaintEffectNoSchedule)
+	added := metav1.NewTime(time.Unix(1_700_000_000, 0))
+	dated := corev1.Taint{Key: "dedicated", Effect: corev1.TaintEffectNoExecute, TimeAdded: &added}
+	tainted, plain := node(nil, ours, other), node(nil, other)
+	here, managed := on("n1"), func(node *corev1.Node) {
+		node.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kiam-agent"}}
+	}
+	requests := []request{
+		{name: "the taint, of its node", allowed: true, old: tainted, new: plain, extra: here},
+		{name: "with all its effects", allowed: true, old: node(nil, ours, ends), new: node(managed), extra: here},
+		{name: "beside one with a date", allowed: true, old: node(nil, dated, ours), new: node(nil, dated), extra: here},
+		{name: "nothing", allowed: true, old: plain, new: node(managed, other), extra: here},
+
+		{name: "of another node", old: tainted, new: plain, extra: on("n2")},
+		{name: "with a token of no pod", old: tainted, new: plain},
+		{name: "with a token that says other things", old: tainted, new: plain,
+			extra: map[string][]string{"authentication.kubernetes.io/pod-name": {"n1"}}},
+
+		{name: "another's taint too", old: tainted, new: node(nil), extra: here},
+		{name: "another's taint alone", old: plain, new: node(nil), extra: here},
+		{name: "one of its effects alone", old: node(nil, ours, ends), new: node(nil, ends), extra: here},
+		{name: "a new taint", old: plain, new: node(nil, other, ends), extra: here},
+		{name: "a taint changed", old: plain, new: node(nil, taint("dedicated", corev1.TaintEffectNoExecute)), extra: here},
+		{name: "by its status", old: tainted, new: plain, extra: here, subresource: "status"},
+		{name: "a new node", new: plain, extra: here},
+	}
+	for name, change := range map[string]func(*corev1.Node){
+		"a label":         func(node *corev1.Node) { node.Labels["zone"] = "b" },
+		"no labels":       func(node *corev1.Node) { node.Labels = nil },
+		"an annotation":   func(node *corev1.Node) { node.Annotations = annotations{"a": "b"} },
+		"a finalizer":     func(node *corev1.Node) { node.Finalizers = []string{"a/b"} },
+		"an owner":        func(node *corev1.Node) { node.OwnerReferences = []metav1.OwnerReference{{Kind: "Pod", Name: "a", UID: "u"}} },
+		"unschedulable":   func(node *corev1.Node) { node.Spec.Unschedulable = true },
+		"the provider":    func(node *corev1.Node) { node.Spec.ProviderID = "aws:///a/i-2" },
+		"the pods' range": func(node *corev1.Node) { node.Spec.PodCIDR = "10.0.1.0/24" },
+		"more ranges":     func(node *corev1.Node) { node.Spec.PodCIDRs = []string{"10.0.0.0/24", "10.0.1.0/24"} },
+	} {
+		requests = append(requests, request{name: name, old: tainted, new: node(change, other), extra: here})
+	}
+	for i := range requests {
+		requests[i].user = agent
+	}
+	requests = append(requests, request{name: "by somebody else", allowed: true, old: tainted, new: node(nil)})
+	check(t, plugin(t, nodeRules, requests[4].of(t, nodes)), nodes, requests)
 }
 
 // of is what the plugin is told of the request.

@@ -5,7 +5,7 @@ use std::{
 };
 
 use futures::FutureExt as _;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 use tracing::{error, info, warn};
 
 use super::{
@@ -32,6 +32,9 @@ use crate::{
 
 /// What must have been listed before it is known what pods want.
 const KINDS: [&str; 3] = ["pods", "namespaces", "service accounts"];
+
+/// How often it is looked whether the agent is ready.
+const READY: Duration = Duration::from_millis(100);
 
 /// How often what there is to tell by Events is looked for.
 const EVENTS: Duration = Duration::from_secs(3);
@@ -68,6 +71,7 @@ impl Common {
         };
         let metrics = cluster::Metrics::register(&mut self.registry);
         let events = cluster.events(&metrics);
+        self.startup_taint(&cluster);
         let first = self.readiness.latch("first credentials");
         let region = region(config, upstream).await?;
         let policy = policy_config(config, upstream, &region).await?;
@@ -113,6 +117,19 @@ impl Common {
             sightings: Sightings::default(),
             paths: Paths::default(),
         })
+    }
+
+    /// Takes the taint off that keeps pods from the node, once the agent is ready.
+    fn startup_taint(&mut self, cluster: &Cluster) {
+        let Some(taint) = cluster.startup_taint() else { return };
+        let (readiness, shown) = (self.readiness.clone(), self.readiness.detail("startup taint"));
+        let removed = async move {
+            while !readiness.is_ready() {
+                sleep(READY).await;
+            }
+            taint.remove(shown).await;
+        };
+        self.tasks.spawn(apart("startup taint", removed, self.drain.clone()));
     }
 
     /// What keeps credentials of what is `wanted`, and the reader of them.

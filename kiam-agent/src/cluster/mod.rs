@@ -10,6 +10,7 @@ mod kinds;
 mod metrics;
 mod outage;
 mod reflector;
+mod startup_taint;
 mod tokens;
 mod wire;
 
@@ -18,6 +19,7 @@ use std::{path::PathBuf, time::Duration};
 pub use self::{
     events::{EventParts, Events},
     metrics::Metrics,
+    startup_taint::{InvalidTaintKey, StartupTaint, TaintKey},
     tokens::Tokens,
 };
 use tracing::Instrument;
@@ -42,6 +44,8 @@ pub struct Config {
     pub sync_interval: Duration,
     /// After so long, up to a tenth more or less, without event or bookmark: a list, and another watch.
     pub stall: Duration,
+    /// Taken off this node once the agent is ready; nothing is without a node's name.
+    pub startup_taint: Option<TaintKey>,
 }
 
 /// Why there can be no client; trying again will not help.
@@ -97,6 +101,13 @@ impl Cluster {
     pub fn events(&self, metrics: &Metrics) -> Events {
         let (client, node) = (self.client.clone(), self.config.node_name.clone());
         Events { client, node, metrics: metrics.clone() }
+    }
+
+    /// What takes the startup taint off this node, if that is asked for.
+    #[must_use]
+    pub fn startup_taint(&self) -> Option<StartupTaint> {
+        let (node, key) = (self.config.node_name.clone()?, self.config.startup_taint.clone()?);
+        Some(StartupTaint { client: self.client.clone(), node, key })
     }
 
     /// Who asks this cluster for tokens of the pods that `reader` knows: as the kubeconfig file `identity` says, else as

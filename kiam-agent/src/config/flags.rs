@@ -75,6 +75,9 @@ pub(super) struct Flags {
     /// Watch only this node's pods; absent: all pods
     #[arg(long, value_name = "NAME")]
     pub(super) node_name: Option<String>,
+    /// Key of a taint that is taken off the node once the agent is ready; needs --node-name
+    #[arg(long, value_name = "KEY")]
+    pub(super) startup_taint: Option<String>,
     /// Kubeconfig file; absent: the pod's service account
     #[arg(long, value_name = "FILE")]
     pub(super) kubeconfig: Option<String>,

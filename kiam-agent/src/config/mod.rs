@@ -314,12 +314,18 @@ fn cluster(flags: &Flags, mistakes: &mut Mistakes) -> Option<cluster::Config> {
     if flags.node_name.as_deref() == Some("") {
         mistakes.add("node-name", "it is empty: leave it out to watch all nodes' pods");
     }
+    let taint = flags.startup_taint.as_ref().filter(|key| !key.is_empty());
+    let taint = taint.map(|key| mistakes.parse("startup-taint", key));
+    if taint.is_some() && flags.node_name.is_none() {
+        mistakes.add("startup-taint", "it needs --node-name: whose taint is it?");
+    }
     Some(cluster::Config {
         kubeconfig: flags.kubeconfig.as_ref().filter(|path| !path.is_empty()).map(PathBuf::from),
         node_name: flags.node_name.clone(),
         sync_interval: interval?,
         // More than the minute from bookmark to bookmark; less than addresses are believed in silence, 90 s.
         stall: SECOND * 75,
+        startup_taint: given(taint)?,
     })
 }
 

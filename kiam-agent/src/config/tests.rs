@@ -152,6 +152,17 @@ fn session_names_are_templates_of_what_is_known() {
 }
 
 #[test]
+fn a_startup_taint_is_a_key_of_a_node_that_is_known() {
+    let key = |flags: &str| config(&format!("{flags} {GOOD}")).cluster.startup_taint;
+    assert_eq!(key("--node-name=n1 --startup-taint=a.b/c"), "a.b/c".parse().ok());
+    assert_eq!((key(""), key("--startup-taint=")), (None, None));
+    let wrong = mistakes(&format!("--startup-taint=a.b/c=:NoSchedule {GOOD}"));
+    let [key, node] = wrong.as_slice() else { panic!("{wrong:?}") };
+    assert!(key.contains("\"a.b/c=:NoSchedule\": give the key alone"), "{key}");
+    assert!(node.contains("--startup-taint: it needs --node-name"), "{node}");
+}
+
+#[test]
 fn paths_are_repeated_or_comma_separated() {
     let paths = |flags: &str| config(&format!("{flags} {GOOD}")).imds.allow_paths.len();
     assert_eq!(paths("--allow-path=/latest/meta-data/a,/latest/meta-data/b"), 2);

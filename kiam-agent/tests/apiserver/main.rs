@@ -14,6 +14,7 @@ macro_rules! deployed {
 mod agent;
 mod node;
 mod server;
+mod taint;
 mod web_identity;
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
@@ -276,7 +277,8 @@ async fn a_quiet_cluster_is_no_outage_and_a_busy_one_shows_bookmarks() {
     // While no pod changes, the server has no newer version to tell, and says nothing.
     let silent = r#"kiam_cluster_watch_restarts_total{resource="Pods",reason="Stalled"}"#;
     eventually("a silent watch", MINUTES, || agent.metric(silent) > 0.5).await;
-    eventually("the list after it", PATIENCE, || agent.metric(SILENCE) < 10.0).await;
+    // Of the other kinds, whose 75 s are up to a tenth shorter or longer, too.
+    eventually("the lists after it", PATIENCE, || agent.metric(SILENCE) < 20.0).await;
     assert!(!agent.said("Kubernetes API fails"));
 
     let bookmarks = r#"kiam_cluster_events_total{resource="Pods",kind="Bookmark"}"#;

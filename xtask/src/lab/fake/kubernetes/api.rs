@@ -175,6 +175,9 @@ impl Api {
             (&Method::PATCH, Resource::Events, Some(namespace), Some(name), None) => {
                 (StatusCode::OK, write::patch_event(&self.store, namespace, name, &seen.body)?)
             }
+            (&Method::PATCH, Resource::Nodes, None, Some(name), None) => {
+                (StatusCode::OK, write::patch_node(&self.store, name, &seen.body)?)
+            }
             (method, ..) => {
                 let message = format!("{method} is not for {}", seen.path);
                 return Err((StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message));
@@ -244,6 +247,7 @@ mod tests {
                 "/apis/events.k8s.io/v1/namespaces/shop/events/e",
                 target(Events, Some("shop"), Some("e"), None),
             ),
+            ("/api/v1/nodes/n1", target(Resource::Nodes, None, Some("n1"), None)),
             ("/api/v1/events", None),
             ("/api/v1/pods/a", None),
             ("/api/v1/namespaces/shop/pods/a/b/c", None),

@@ -161,6 +161,12 @@ impl ServiceAccountRecord {
     }
 }
 
+pub(super) fn node(name: &str, taints: &[Value]) -> Value {
+    let mut metadata = metadata(name, &[]);
+    metadata["uid"] = json!(format!("node-{name}"));
+    json!({ "kind": "Node", "apiVersion": "v1", "metadata": metadata, "spec": { "taints": taints } })
+}
+
 fn metadata(name: &str, annotations: &[(String, String)]) -> Value {
     let mut metadata = json!({ "name": name, "creationTimestamp": "2026-01-01T00:00:00Z" });
     if !annotations.is_empty() {

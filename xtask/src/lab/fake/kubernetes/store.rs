@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::{
     Conduct,
     api::Refusal,
-    record::{NamespaceRecord, PodRecord, ServiceAccountRecord},
+    record::{NamespaceRecord, PodRecord, ServiceAccountRecord, node},
 };
 
 /// A kind of record.
@@ -27,6 +27,8 @@ pub enum Resource {
     ServiceAccounts,
     /// `/apis/events.k8s.io/v1/events`.
     Events,
+    /// `/api/v1/nodes`.
+    Nodes,
 }
 
 /// How "resource version too old" is said; real servers do both.
@@ -112,8 +114,8 @@ impl Seen {
 // === impl Resource ===
 
 impl Resource {
-    pub(super) const ALL: [Self; 4] =
-        [Self::Pods, Self::Namespaces, Self::ServiceAccounts, Self::Events];
+    pub(super) const ALL: [Self; 5] =
+        [Self::Pods, Self::Namespaces, Self::ServiceAccounts, Self::Events, Self::Nodes];
 
     pub(super) fn plural(self) -> &'static str {
         match self {
@@ -121,6 +123,7 @@ impl Resource {
             Self::Namespaces => "namespaces",
             Self::ServiceAccounts => "serviceaccounts",
             Self::Events => "events",
+            Self::Nodes => "nodes",
         }
     }
 
@@ -130,6 +133,7 @@ impl Resource {
             Self::Namespaces => "Namespace",
             Self::ServiceAccounts => "ServiceAccount",
             Self::Events => "Event",
+            Self::Nodes => "Node",
         }
     }
 
@@ -141,7 +145,7 @@ impl Resource {
     }
 
     pub(super) fn is_namespaced(self) -> bool {
-        self != Self::Namespaces
+        !matches!(self, Self::Namespaces | Self::Nodes)
     }
 }
 
@@ -216,6 +220,19 @@ impl Store {
     /// Deletes a ServiceAccount; that there is none is fine.
     pub fn delete_service_account(&self, namespace: &str, name: &str) -> u64 {
         self.put(account_key(namespace, name), None)
+    }
+
+    /// Creates or replaces a node with taints, each `{"key": …, "effect": …}`; returns its resource version.
+    pub fn apply_node(&self, name: &str, taints: &[Value]) -> u64 {
+        self.put(node_key(name), Some(node(name, taints)))
+    }
+
+    /// The taints of a node; none of one that is not there.
+    #[must_use]
+    pub fn taints(&self, node: &str) -> Vec<Value> {
+        let state = self.state();
+        let node = state.find(Resource::Nodes, None, node).ok();
+        node.and_then(|node| node["spec"]["taints"].as_array().cloned()).unwrap_or_default()
     }
 
     /// Every Event (`events.k8s.io/v1`) that there is, by namespace and name.
@@ -306,13 +323,12 @@ impl Store {
         self.state().seen.push(seen);
     }
 
-    /// Creates or replaces an Event; returns it with its version.
-    pub(super) fn put_event(&self, namespace: &str, name: &str, event: Value) -> Value {
-        let key = (Resource::Events, namespace.to_owned(), name.to_owned());
-        let mut event = event;
-        let version = self.put(key, Some(event.clone()));
-        event["metadata"]["resourceVersion"] = json!(version.to_string());
-        event
+    /// Creates or replaces a record; returns it with its version.
+    pub(super) fn write(&self, key: Key, record: Value) -> Value {
+        let mut record = record;
+        let version = self.put(key, Some(record.clone()));
+        record["metadata"]["resourceVersion"] = json!(version.to_string());
+        record
     }
 
     fn count(&self, which: impl Fn(&Seen) -> bool) -> usize {
@@ -365,6 +381,14 @@ impl State {
         self.history.push_back(Change { version, resource, old, new });
         version
     }
+}
+
+pub(super) fn event_key(namespace: &str, name: &str) -> Key {
+    (Resource::Events, namespace.to_owned(), name.to_owned())
+}
+
+pub(super) fn node_key(name: &str) -> Key {
+    (Resource::Nodes, String::new(), name.to_owned())
 }
 
 fn account_key(namespace: &str, name: &str) -> Key {

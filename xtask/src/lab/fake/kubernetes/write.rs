@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     api::{Refusal, bad_request},
-    store::{Resource, State, Store},
+    store::{Resource, State, Store, event_key, node_key},
 };
 use crate::lab::fake::web_token;
 
@@ -118,7 +118,7 @@ pub(super) fn create_event(
         let message = format!("events.events.k8s.io {name:?} already exists");
         return Err((StatusCode::CONFLICT, "AlreadyExists", message));
     }
-    Ok(store.put_event(namespace, &name, event))
+    Ok(store.write(event_key(namespace, &name), event))
 }
 
 /// Merges `patch` into an Event; only its `series` and metadata may change.
@@ -135,7 +135,22 @@ pub(super) fn patch_event(
         return Err(invalid(&format!("{field}: field is immutable")));
     }
     check_event(namespace, &new)?;
-    Ok(store.put_event(namespace, name, new))
+    Ok(store.write(event_key(namespace, name), new))
+}
+
+/// Merges `patch` into a node, if that is of the version that the patch names.
+pub(super) fn patch_node(store: &Store, name: &str, patch: &Value) -> Result<Value, Refusal> {
+    let mut node = store.state().find(Resource::Nodes, None, name)?.clone();
+    let (asked, real) =
+        (&patch["metadata"]["resourceVersion"], &node["metadata"]["resourceVersion"]);
+    if !asked.is_null() && asked != real {
+        let message = format!(
+            "Operation cannot be fulfilled on nodes {name:?}: the object has been modified; please apply your changes to the latest version and try again"
+        );
+        return Err((StatusCode::CONFLICT, "Conflict", message));
+    }
+    merge(&mut node, patch);
+    Ok(store.write(node_key(name), node))
 }
 
 /// As `ValidateEventCreate` has it:
