@@ -14,6 +14,7 @@ pub mod fake;
 mod netns;
 mod node;
 mod pod;
+pub mod runtime;
 mod sweep;
 mod world;
 

@@ -103,7 +103,12 @@ impl Lab {
 
     /// Tells the API addresses that are not the pod's own.
     pub fn publish_with(&self, pod: &LabPod, addresses: &[IpAddr]) {
-        let mut record = record(pod.spec()).running(addresses);
+        self.publish_of(pod.spec(), addresses);
+    }
+
+    /// Tells the API the addresses of a pod that a container runtime made.
+    pub fn publish_of(&self, spec: &PodSpec, addresses: &[IpAddr]) {
+        let mut record = record(spec).running(addresses);
         record.host_ip = Some(NODE_V4.into());
         self.kubernetes.apply_pod(&record);
     }
