@@ -17,7 +17,7 @@ pub(crate) struct Selection {
     /// A test that can't run here (it needs root, or a kernel with BPF) fails instead of being skipped.
     #[arg(long)]
     no_skip: bool,
-    /// The parts to run; without one, all but `policies` and `apiserver`.
+    /// The parts to run; without one, all but `policies` and `apiserver`. `runtime` is in `node`.
     #[arg(value_enum)]
     parts: Vec<Part>,
 }
@@ -30,6 +30,8 @@ enum Part {
     Unit,
     /// Tests that drive the agent as a process, in network namespaces and cgroups where root allows.
     Node,
+    /// Those of them that start pods by a real container runtime, which is installed first.
+    Runtime,
     /// Real AWS clients against the agent.
     Clients,
     /// The admission policies, judged by Kubernetes' own code, which is downloaded and compiled first: some minutes, once.
@@ -50,7 +52,7 @@ struct Step {
     action: fn(&Selection) -> Result<()>,
 }
 
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 12] = [
     Step { part: Part::Checks, name: "format", action: |_| run(cargo("fmt").arg("--check")) },
     Step { part: Part::Checks, name: "tidy", action: |_| tidy::run() },
     Step { part: Part::Checks, name: "lints", action: |_| run(&mut lints()) },
@@ -66,11 +68,19 @@ const STEPS: [Step; 11] = [
         action: |selection| run(tests(selection).arg("--doc")),
     },
     // The tests start this command for their pods, and look for it beside the agent.
-    Step { part: Part::Node, name: "programs", action: |_| build::programs() },
+    Step { part: Part::Node, name: "programs", action: |_| programs() },
     Step {
         part: Part::Node,
         name: "node tests",
         action: |selection| run(tests(selection).args(["--test", "*"])),
+    },
+    Step {
+        part: Part::Runtime,
+        name: "container runtime",
+        action: |selection| {
+            programs()?;
+            run(tests(selection).args(["--package", "kiam-agent", "--test", "runtime"]))
+        },
     },
     Step {
         part: Part::Clients,
@@ -92,7 +102,7 @@ enum Outcome {
 pub(crate) fn run_steps(selection: &Selection) -> Result<()> {
     toolchain::ensure_iproute()?;
     let chosen = |part| match selection.parts.as_slice() {
-        [] => !matches!(part, Part::Policies | Part::Apiserver),
+        [] => !matches!(part, Part::Policies | Part::Apiserver | Part::Runtime),
         parts => parts.contains(&part),
     };
     let kernel = Step { part: Part::Checks, name: "kernel program", action: |_| build::ebpf() };
@@ -162,6 +172,12 @@ fn tests(selection: &Selection) -> Command {
         tests.env("KIAM_TEST_NO_SKIP", "1");
     }
     tests
+}
+
+/// What the tests of the agent as a process start.
+fn programs() -> Result<()> {
+    toolchain::ensure_container_runtime();
+    build::programs()
 }
 
 #[cfg(test)]

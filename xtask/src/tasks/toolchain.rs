@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use xtask::lab::runtime::Containerd;
 
 use super::command::{command, output_of, run, say, workspace};
 
@@ -12,6 +13,8 @@ use super::command::{command, output_of, run, say, workspace};
 pub(crate) const LINKER_VERSION: &str = "0.13.0";
 const LLVM: &str = "/usr/lib/llvm-22";
 pub(crate) const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+const CONTAINER_RUNTIME: [&str; 5] =
+    ["containerd", "runc", "crun", "containernetworking-plugins", "busybox-static"];
 const TARGET: &str = "bpfel-unknown-none";
 
 /// A way to compile for BPF. Stable toolchains of rustup have no `core` for it.
@@ -135,6 +138,22 @@ pub(crate) fn ensure_iproute() -> Result<()> {
     }
     say("installing Debian packages: iproute2");
     install_packages(&["iproute2"])
+}
+
+/// Installs a container runtime and what the lab runs it with, where it is missing and can be installed; without it the
+/// tests that need one say so.
+pub(crate) fn ensure_container_runtime() {
+    if Containerd::available().is_ok() || look_for_apt() != Apt::Usable {
+        return;
+    }
+    if Path::new("/run/systemd/system").exists() {
+        say("no container runtime is installed: Debian's package would start a service here");
+        return;
+    }
+    say(format!("installing Debian packages: {}", CONTAINER_RUNTIME.join(" ")));
+    if let Err(error) = install_packages(&CONTAINER_RUNTIME) {
+        say(format!("no container runtime to be had: {error:#}"));
+    }
 }
 
 /// Installs Debian packages; the caller says which and why.
