@@ -6,7 +6,10 @@ use std::{
 };
 
 use jiff::{Timestamp, Unit};
-use xtask::{lab::PodSpec, pod_client::Options};
+use xtask::{
+    lab::{Layout, PodSpec},
+    pod_client::Options,
+};
 
 use super::{Handler, Kubelet, Stage, ask, eventually};
 
@@ -139,4 +142,33 @@ fn the_first_process_of_every_pod_asks_the_listener_inside() {
         assert!(tally.failures.is_empty() && tally.attempts() > 100, "{:?}", tally.failures);
     }
     show_ready(&stage);
+}
+
+#[test]
+fn the_first_process_of_a_pod_without_a_sandboxs_process_asks_as_any() {
+    const PODS: usize = 12;
+    let test = "the_first_process_of_a_pod_without_a_sandboxs_process_asks_as_any";
+    let Some(stage) = Stage::set(test, &[]) else { return };
+    for handler in [Handler::Runc, Handler::Crun] {
+        let (node, inside) = stage.ways();
+        for number in 0..PODS {
+            let spec = PodSpec::new("shop", &format!("{}-{number}", handler.name())).role("orders");
+            let spec = stage.lab.schedule(spec.layout(Layout::CgroupfsBurstable)).unwrap();
+            let pod = stage.lab.node.pod(spec).unwrap();
+            let command = ask("orders");
+            let command = command.each_ref().map(|word| &**word);
+            let exited = stage.containerd.run_without_sandbox(&pod, handler, &command).unwrap();
+            stage.assert_served(&exited, "orders");
+            stage.lab.delete(pod);
+        }
+        let (node_after, inside_after) = stage.ways();
+        let (node, inside) = (node_after - node, inside_after - inside);
+        println!(
+            "{} without a sandbox's process, {PODS} pods: {node} asked by the node's path",
+            handler.name()
+        );
+        assert_eq!(node + inside, PODS as u64);
+        // The runtime may be faster than an agent that waits for a processor.
+        assert!(node <= 1, "{node} of {PODS}");
+    }
 }

@@ -1,6 +1,7 @@
 //! The daemon: its configuration, its start, its end.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File, Permissions},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -93,6 +94,11 @@ impl Handler {
             Self::Crun => "crun",
         }
     }
+
+    pub(super) fn program(self) -> Result<PathBuf> {
+        let name = self.name();
+        program(name).with_context(|| format!("{name} is not installed"))
+    }
 }
 
 // === impl Containerd ===
@@ -169,6 +175,24 @@ impl Containerd {
             |error| format!("(no log: {error})"),
             |log| format!("containerd said:\n{log}"),
         )
+    }
+
+    pub(super) fn node(&self) -> &Node {
+        &self.node
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// A command where containerd runs: in its namespaces and its cgroup.
+    pub(super) fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
+        let mut command = self.node.netns().command("nsenter");
+        self.service.adopt(&mut command)?;
+        let target = format!("--target={}", self.child.id());
+        command.arg(target).args(["--mount", "--cgroup", "--"]).arg(program);
+        command.env_clear().env("PATH", PATH).stdin(Stdio::null());
+        Ok(command)
     }
 
     fn socket(&self) -> PathBuf {
@@ -284,7 +308,7 @@ conf_dir = "{network}"
     );
     for handler in Handler::ALL {
         let name = handler.name();
-        let program = program(name).with_context(|| format!("{name} is not installed"))?;
+        let program = handler.program()?;
         text += &format!(
             r#"[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}]
 runtime_type = "io.containerd.runc.v2"

@@ -9,6 +9,7 @@ mod cri;
 mod image;
 mod kubelet;
 mod messages;
+mod oci;
 
 pub use containerd::{Containerd, Handler};
 pub use kubelet::{Container, Exited, Kubelet, Sandbox};
