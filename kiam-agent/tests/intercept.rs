@@ -4,23 +4,34 @@ use std::{
     io::{BufRead as _, BufReader},
     net::{IpAddr, SocketAddr, TcpListener},
     path::Path,
-    process::Stdio,
+    process::{Child, Stdio},
+    thread,
 };
 
 use kiam_agent::{
     identity::CgroupPaths,
-    intercept::{Config, GuardConfig, Interception, Mode, Parts, uninstall},
+    intercept::{Config, GuardConfig, Interception, Lease, Mode, Parts, uninstall},
     pods::PodUid,
 };
 use kiam_common::{counters::Reason, redirect::Target};
 use xtask::{
     lab::{
-        IMDS_V4, IMDS_V6, Lab, LabPod, NODE_V4, Node, PodSpec, fake::imds::NODE_ACCESS_KEY, skip,
+        Cgroup, IMDS_V4, IMDS_V6, Lab, LabPod, Layout, NODE_V4, Node, PodSpec,
+        fake::imds::NODE_ACCESS_KEY, skip,
     },
     pod_client::{Options, Via},
 };
 
 const PORT: u16 = 3100;
+
+/// Opens ten connections; how many it got, and how many were denied.
+const FEW: &str = "import socket\n\
+    held=[];denied=0\n\
+    for _ in range(10):\n\
+    \x20s=socket.socket();s.settimeout(5)\n\
+    \x20try: s.connect(('169.254.169.254',80));held.append(s)\n\
+    \x20except PermissionError: denied+=1\n\
+    print(len(held),denied)";
 
 fn target() -> Target {
     Target { v4: NODE_V4.octets(), v4_port: PORT, ..Target::default() }
@@ -76,7 +87,7 @@ fn connects_are_redirected_denied_or_left_alone_and_attested() {
     let address = SocketAddr::from((NODE_V4, PORT));
     let listener: TcpListener = node.netns().listen(address).unwrap();
     for to in [IpAddr::from(IMDS_V4), IMDS_V6.into(), IMDS_V4.to_ipv6_mapped().into()] {
-        let client = std::thread::scope(|scope| {
+        let client = thread::scope(|scope| {
             let asking = scope.spawn(|| error(&pod, &options(to)));
             let (stream, peer) = listener.accept().unwrap();
             assert_eq!(peer.ip().to_canonical(), IpAddr::from(pod.v4()));
@@ -118,7 +129,7 @@ fn mptcp_is_redirected_and_tcp_sees_the_address_it_asked_for() {
             "import socket\ns=socket.socket(socket.AF_INET,socket.SOCK_STREAM,{protocol})\n\
              s.settimeout(5)\ns.connect(('169.254.169.254',80))\nprint(s.getpeername())\ns.recv(1)"
         );
-        let (entry, peer) = std::thread::scope(|scope| {
+        let (entry, peer) = thread::scope(|scope| {
             let asking = scope.spawn(|| pod.python(&script).unwrap());
             let (stream, peer) = listener.accept().unwrap();
             let local = stream.local_addr().unwrap();
@@ -132,6 +143,107 @@ fn mptcp_is_redirected_and_tcp_sees_the_address_it_asked_for() {
     }
 }
 
+/// Connections that a pod holds; Drop closes them.
+struct Held(Child);
+
+impl Held {
+    /// Has a process in `cgroup`, on `pod`'s network, open `count` connections; also how many it got, and how many
+    /// were denied.
+    fn open(pod: &LabPod, cgroup: &Cgroup, count: u32) -> (Self, String) {
+        let script = format!(
+            "import resource,socket,sys\n\
+             resource.setrlimit(resource.RLIMIT_NOFILE,(4096,4096))\n\
+             held=[];denied=0\n\
+             for _ in range({count}):\n\
+             \x20s=socket.socket();s.settimeout(5)\n\
+             \x20try: s.connect(('169.254.169.254',80));held.append(s)\n\
+             \x20except PermissionError: denied+=1\n\
+             print(len(held),denied,flush=True)\n\
+             sys.stdin.read()"
+        );
+        let mut python = pod.netns().command("python3");
+        cgroup.adopt(&mut python).expect("the cgroup is there");
+        python.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = python.spawn().expect("python3 runs");
+        let mut counts = String::new();
+        let output = child.stdout.take().expect("it is piped");
+        BufReader::new(output).read_line(&mut counts).expect("it prints a line");
+        (Self(child), counts.trim().to_owned())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        self.0.wait().expect("it ends with its input");
+    }
+}
+
+/// As an agent that answers nobody: keeps the lease, and whatever it accepts, until the tests end.
+fn accept_all(node: &Node, mut lease: Lease) {
+    let listener = node.netns().listen(SocketAddr::from((NODE_V4, PORT))).expect("it is free");
+    lease.renew().expect("the map is there");
+    thread::spawn(move || listener.incoming().collect::<Vec<_>>());
+    thread::spawn(move || {
+        while lease.renew().is_ok() {
+            thread::sleep(Lease::RENEWAL);
+        }
+    });
+}
+
+#[test]
+fn all_containers_of_a_pod_share_its_quota_and_no_other_pod_does() {
+    if skip("all_containers_of_a_pod_share_its_quota_and_no_other_pod_does") {
+        return;
+    }
+    let layouts = [Layout::SystemdGuaranteed, Layout::SystemdBurstable, Layout::CgroupfsBurstable];
+    for layout in layouts {
+        let node = Node::start().unwrap();
+        let spec = |name| PodSpec::new("default", name).layout(layout).with_uid().unwrap();
+        let [flooding, working] = ["a", "b"].map(|name| node.pod(spec(name)).unwrap());
+        let parts = attach(&node, &node.bpffs().join("kiam"));
+        accept_all(&node, parts.lease);
+        let containers = ["c1", "c2", "c3/of-its-own"].map(|id| {
+            Cgroup::create(node.kubepods().join(layout.container(flooding.uid(), id))).unwrap()
+        });
+        let counts = containers.each_ref().map(|c| Held::open(&flooding, c, 500));
+        let counts = counts.each_ref().map(|(_, counts)| counts.as_str());
+        assert_eq!(counts, ["500 0", "500 0", "24 476"], "{layout:?}");
+        assert_eq!(working.python(FEW).unwrap(), "10 0", "{layout:?}");
+        assert_eq!(parts.verdicts.count(Reason::Quota), 476, "{layout:?}");
+    }
+}
+
+#[test]
+fn a_qos_class_that_comes_later_shares_a_quota_until_it_is_marked() {
+    if skip("a_qos_class_that_comes_later_shares_a_quota_until_it_is_marked") {
+        return;
+    }
+    let node = Node::start().unwrap();
+    let mut parts = attach(&node, &node.bpffs().join("kiam"));
+    accept_all(&node, parts.lease);
+    // The second class is another cgroup of the same name.
+    for _ in 0..2 {
+        assert!(parts.programs.knows_classes());
+        let class = Cgroup::create(node.kubepods().join("kubepods-burstable.slice")).unwrap();
+        assert!(!parts.programs.knows_classes());
+        let spec = |name| PodSpec::new("default", name).with_uid().unwrap();
+        let [flooding, working] = ["a", "b"].map(|name| node.pod(spec(name)).unwrap());
+        let (held, counts) = Held::open(&flooding, flooding.cgroup(), 1100);
+        assert_eq!(counts, "1024 76");
+        assert_eq!(working.python(FEW).unwrap(), "0 10", "nothing is beyond the quota meanwhile");
+        parts.programs.follow_classes().unwrap();
+        assert!(parts.programs.knows_classes());
+        assert_eq!(working.python(FEW).unwrap(), "10 0");
+        drop(held);
+        let (_held, counts) = Held::open(&flooding, flooding.cgroup(), 1100);
+        assert_eq!(counts, "1024 76");
+        assert_eq!(working.python(FEW).unwrap(), "10 0");
+        drop((flooding, working, class));
+        parts.programs.follow_classes().unwrap();
+    }
+}
+
 #[test]
 fn one_pods_flood_is_bounded_and_leaves_others_alone() {
     if skip("one_pods_flood_is_bounded_and_leaves_others_alone") {
@@ -140,27 +252,15 @@ fn one_pods_flood_is_bounded_and_leaves_others_alone() {
     let node = Node::start().unwrap();
     let [flooding, working] =
         ["a", "b"].map(|name| node.pod(PodSpec::new("default", name).with_uid().unwrap()).unwrap());
-    let mut parts = attach(&node, &node.bpffs().join("kiam"));
-    parts.lease.renew().unwrap();
-    let listener = node.netns().listen(SocketAddr::from((NODE_V4, PORT))).unwrap();
-    // Held, so that neither end closes before the count is taken.
-    std::thread::spawn(move || listener.incoming().collect::<Vec<_>>());
-    let flood = "import socket,resource\n\
-        resource.setrlimit(resource.RLIMIT_NOFILE,(4096,4096))\n\
-        held=[];denied=0\n\
-        for _ in range(1100):\n\
-        \x20s=socket.socket()\n\
-        \x20s.settimeout(5)\n\
-        \x20try:\n\
-        \x20 s.connect(('169.254.169.254',80));held.append(s)\n\
-        \x20except PermissionError: denied+=1\n\
-        print(len(held),denied)";
-    assert_eq!(flooding.python(flood).unwrap(), "1024 76");
+    let parts = attach(&node, &node.bpffs().join("kiam"));
+    accept_all(&node, parts.lease);
+    let (held, counts) = Held::open(&flooding, flooding.cgroup(), 1100);
+    assert_eq!(counts, "1024 76");
     assert_eq!(parts.verdicts.count(Reason::Quota), 76);
-    let few = flood.replace("range(1100)", "range(10)");
-    // It ended, so its connections closed and their part of the quota is free again.
-    assert_eq!(flooding.python(&few).unwrap(), "10 0");
-    assert_eq!(working.python(&few).unwrap(), "10 0");
+    assert_eq!(working.python(FEW).unwrap(), "10 0");
+    // Its connections close, and their part of the quota is free again.
+    drop(held);
+    assert_eq!(flooding.python(FEW).unwrap(), "10 0");
 }
 
 #[test]
@@ -213,30 +313,16 @@ fn connections_that_close_while_observed_count_no_more() {
     let node = Node::start().unwrap();
     let pod = node.pod(PodSpec::new("default", "a").with_uid().unwrap()).unwrap();
     let pins = node.bpffs().join("kiam");
-    let mut parts = attach(&node, &pins);
-    parts.lease.renew().unwrap();
-    let listener = node.netns().listen(SocketAddr::from((NODE_V4, PORT))).unwrap();
-    std::thread::spawn(move || listener.incoming().collect::<Vec<_>>());
-    let connect = "import socket,sys\n\
-        held=[];denied=0\n\
-        for _ in range(600):\n\
-        \x20s=socket.socket();s.settimeout(5)\n\
-        \x20try: s.connect(('169.254.169.254',80));held.append(s)\n\
-        \x20except PermissionError: denied+=1\n\
-        print(len(held),denied,flush=True)\n\
-        sys.stdin.read()";
-    let mut python = pod.command("python3").unwrap();
-    python.args(["-c", connect]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut holding = python.spawn().unwrap();
-    let mut counts = String::new();
-    BufReader::new(holding.stdout.take().unwrap()).read_line(&mut counts).unwrap();
-    assert_eq!(counts, "600 0\n");
+    let parts = attach(&node, &pins);
+    accept_all(&node, parts.lease);
+    let (held, counts) = Held::open(&pod, pod.cgroup(), 600);
+    assert_eq!(counts, "600 0");
     let _observing = attach_as(&node, Config { mode: Mode::Observe, ..config(&node, &pins) });
-    drop(holding.stdin.take());
-    holding.wait().unwrap();
+    drop(held);
     let mut parts = attach(&node, &pins);
     parts.lease.renew().unwrap();
-    assert_eq!(pod.python(connect).unwrap(), "600 0");
+    let (_held, counts) = Held::open(&pod, pod.cgroup(), 600);
+    assert_eq!(counts, "600 0");
 }
 
 #[test]

@@ -161,7 +161,7 @@ fn connections_that_a_pod_holds_are_limited_and_no_others_trouble() {
     if lab::skip("connections_that_a_pod_holds_are_limited_and_no_others_trouble") {
         return;
     }
-    let (agent, lab) = ready(&["--host-network-pods=intercept"]);
+    let (mut agent, lab) = ready(&["--host-network-pods=intercept"]);
     let host_pod = |name: &str| PodSpec::new("shop", name).role(name).host_network();
     let flooding = [
         lab.pod(PodSpec::new("shop", "flood").role("flood")).unwrap(),
@@ -174,6 +174,8 @@ fn connections_that_a_pod_holds_are_limited_and_no_others_trouble() {
     for (pod, role) in others.iter().zip(["orders", "reports"]) {
         assert_role(&lab, &pod.credentials().unwrap(), role);
     }
+    // Their QoS class came with them; until it is marked, its pods share a quota.
+    agent.wait_said("Cgroups of QoS classes marked", Duration::from_secs(5)).unwrap();
     let mut floods = Vec::new();
     for pod in &flooding {
         let mut command = pod.command("bash").unwrap();

@@ -29,7 +29,8 @@ pub struct Client {
     pub cgroup: u64,
     /// Its network namespace's cookie.
     pub netns: u64,
-    /// The cgroup that its connections count for: its pod's, or that of a container of it.
+    /// The cgroup that its connections count for: its pod's, or that of the pod's QoS class while the agent has
+    /// not seen that one.
     pub pod: u64,
     /// The socket's cookie: only this socket's close removes the entry.
     pub socket: u64,

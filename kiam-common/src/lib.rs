@@ -43,3 +43,5 @@ pub const CGROUP_PASS: u32 = 1;
 pub const CGROUP_INTERCEPT: u32 = 2;
 /// `CGROUPS` value: the pods' cgroup itself, where the programs are attached.
 pub const CGROUP_PODS: u32 = 3;
+/// `CGROUPS` value: a QoS class's cgroup, which holds pods too, in the pods' cgroup. Guaranteed pods are in none.
+pub const CGROUP_QOS_CLASS: u32 = 4;

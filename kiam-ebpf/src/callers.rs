@@ -5,7 +5,8 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use kiam_common::{
-    CGROUP_INTERCEPT, CGROUP_LEVELS, CGROUP_PASS, CGROUP_PODS, LEASE_NS, redirect::Caller,
+    CGROUP_INTERCEPT, CGROUP_LEVELS, CGROUP_PASS, CGROUP_PODS, CGROUP_QOS_CLASS, LEASE_NS,
+    redirect::Caller,
 };
 
 use crate::{
@@ -63,22 +64,23 @@ fn mark() -> Option<u32> {
     nearest
 }
 
-/// The cgroup two levels below the pods': the pod's or, of a guaranteed pod, a container's. The kubelet and the runtime
-/// make these; what a container makes is deeper.
+/// The caller's pod: the child of the pods' cgroup or, where that is a QoS class, the child of the class. The kubelet
+/// makes these; what a container makes is deeper. All pods of a class that the agent has not marked yet are one.
 #[inline(always)]
 pub(crate) fn pod() -> u64 {
-    let mut pods = 0;
+    let mut holds_pods = 0;
     for level in 1..=CGROUP_LEVELS {
         let above = ancestor(level);
         if above == 0 {
             break;
         }
         // SAFETY: the entry is not freed while the program runs (RCU).
-        if unsafe { CGROUPS.get(above) } == Some(&CGROUP_PODS) {
-            pods = level;
+        if let Some(&(CGROUP_PODS | CGROUP_QOS_CLASS)) = unsafe { CGROUPS.get(above) } {
+            // From the root down, so the last one found is the nearest.
+            holds_pods = level;
         }
     }
-    match ancestor(pods + 2) {
+    match ancestor(holds_pods + 1) {
         // SAFETY: the helper has no preconditions (kernel 4.18).
         0 => unsafe { bpf_get_current_cgroup_id() },
         pod => pod,

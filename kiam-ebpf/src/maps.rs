@@ -46,7 +46,7 @@ pub(crate) static OBSERVES: Global<u32> = Global::new(0);
 #[map]
 pub(crate) static LEASE: Array<u64> = Array::with_max_entries(1, 0);
 
-/// Cgroup id to `CGROUP_PASS`, `CGROUP_INTERCEPT` or `CGROUP_PODS`.
+/// Cgroup id to `CGROUP_PASS`, `CGROUP_INTERCEPT`, `CGROUP_PODS` or `CGROUP_QOS_CLASS`.
 #[map]
 pub(crate) static CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(64, 0);
 

@@ -7,7 +7,7 @@ use tokio::{
     task::spawn_blocking,
     time::{MissedTickBehavior, interval},
 };
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     identity::CgroupPaths,
@@ -34,7 +34,7 @@ pub(super) struct Keeper {
     cgroups: CgroupPaths,
     attached: Latch,
     in_place: Latch,
-    /// What kept the programs from the pods' cgroup when it was last tried; told once.
+    /// What kept the programs from the pods' cgroup, or it from being marked, when it was last tried; told once.
     problem: String,
     /// Told when the programs may be another agent's that did not come to serve.
     reassert: Arc<Notify>,
@@ -105,7 +105,7 @@ impl Keeper {
     /// Follows the pods' cgroup to where it is.
     async fn look(&mut self) {
         if self.programs.as_ref().is_none_or(Interception::is_in_place) {
-            return;
+            return self.follow_classes().await;
         }
         self.in_place.clear();
         match self.work(Interception::follow).await {
@@ -119,6 +119,27 @@ impl Keeper {
                 let problem = failure.to_string();
                 if self.problem != problem {
                     warn!(error = %problem, "The pods' cgroup is gone; waiting for the next one");
+                    self.problem = problem;
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// The kubelet makes the cgroups of QoS classes at its start, which may be after the agent's.
+    async fn follow_classes(&mut self) {
+        if self.programs.as_ref().is_none_or(Interception::knows_classes) {
+            return;
+        }
+        match self.work(Interception::follow_classes).await {
+            Some(Ok(())) => {
+                debug!("Cgroups of QoS classes marked");
+                self.problem.clear();
+            }
+            Some(Err(failure)) => {
+                let problem = failure.to_string();
+                if self.problem != problem {
+                    error!(error = %problem, "Cgroups of QoS classes not marked: all pods of one share a quota");
                     self.problem = problem;
                 }
             }

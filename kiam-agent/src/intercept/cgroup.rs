@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::Error;
-use crate::pods::PodUid;
+use crate::pods::{PodUid, is_qos_class};
 
 /// How far below a mount the kubelet's root may be (kind nests it in a container's scope).
 const SEARCH_DEPTH: usize = 4;
@@ -103,6 +103,19 @@ impl Cgroup {
     #[must_use]
     pub fn is_there(&self) -> bool {
         fs::metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.id)
+    }
+
+    /// Ids of the QoS classes' cgroups in it that are there now, ascending.
+    #[must_use]
+    pub fn qos_classes(&self) -> Vec<u64> {
+        let is_class = |path: &PathBuf| {
+            path.file_name().and_then(|name| name.to_str()).is_some_and(is_qos_class)
+        };
+        let classes = folders(&self.path).filter(is_class);
+        let mut ids: Vec<u64> =
+            classes.filter_map(|path| fs::metadata(path).ok()).map(|class| class.ino()).collect();
+        ids.sort_unstable();
+        ids
     }
 
     /// The path of the cgroup `id` of the same mount, without walking: the id is its file handle. Needs

@@ -1,9 +1,10 @@
-//! The agents' own pods: their traffic is left alone, and they may speak with each other.
+//! The cgroups that the programs know: those that hold pods, and the agents' own pods, whose traffic is left alone,
+//! and which may speak with each other.
 
 use std::path::Path;
 
 use aya::maps::{HashMap, Map, MapData};
-use kiam_common::{CGROUP_PASS, CGROUP_PODS};
+use kiam_common::{CGROUP_PASS, CGROUP_PODS, CGROUP_QOS_CLASS};
 use tracing::warn;
 
 use super::{Cgroup, Config, Error, in_use::InUse, pins, programs::map_error};
@@ -23,7 +24,7 @@ pub fn prepare(config: &Config) -> Result<InUse, Error> {
     let in_use = InUse::share(&config.bpffs)?;
     let (pins, older) = pins::open(&config.bpffs)?;
     for map in older.iter().chain([&pins]).filter_map(|folder| marks(folder)) {
-        exempt_own_pod(map, &cgroup)?;
+        mark_cgroups(map, &cgroup, &cgroup.qos_classes())?;
     }
     Ok(in_use)
 }
@@ -40,13 +41,17 @@ pub fn may_hand_over(config: &Config, pid: u32) -> bool {
     marks(&pins).is_some_and(|marks| marks.get(&pod, 0).is_ok_and(|mark| mark == CGROUP_PASS))
 }
 
-/// The agent's own pod keeps the real IMDS. Entries of agents whose pods are gone go; the agent that runs beside
-/// this one keeps its own until it is gone too.
-pub(super) fn exempt_own_pod<M: std::borrow::BorrowMut<MapData>>(
+/// Marks the pods' cgroup and its QoS classes, whose children are pods, and the agent's own pod, which keeps the real
+/// IMDS. Entries of cgroups that are gone go; the agent that runs beside this one keeps its own until its pod is gone.
+pub(super) fn mark_cgroups<M: std::borrow::BorrowMut<MapData>>(
     mut cgroups: HashMap<M, u64, u32>,
     cgroup: &Cgroup,
+    classes: &[u64],
 ) -> Result<(), Error> {
     cgroups.insert(cgroup.id(), CGROUP_PODS, 0).map_err(map_error(CGROUPS))?;
+    for class in classes {
+        cgroups.insert(class, CGROUP_QOS_CLASS, 0).map_err(map_error(CGROUPS))?;
+    }
     if let Some(own) = cgroup.pod_of_process(std::process::id()) {
         cgroups.insert(own, CGROUP_PASS, 0).map_err(map_error(CGROUPS))?;
     }
@@ -57,7 +62,7 @@ pub(super) fn exempt_own_pod<M: std::borrow::BorrowMut<MapData>>(
     for id in stale {
         // Another agent may have been faster.
         if let Err(error) = cgroups.remove(&id) {
-            warn!(%error, "Entry of an agent that is gone not removed");
+            warn!(%error, "Entry of a cgroup that is gone not removed");
         }
     }
     Ok(())

@@ -23,7 +23,7 @@ use super::{
     Path as Way, Rewriter, UplinkProgram, Verdicts, ancestors,
     attach::{attach, load, pin_error, replace_or, verify},
     guard, netns,
-    own_pod::exempt_own_pod,
+    own_pod::mark_cgroups,
     pins,
 };
 
@@ -74,6 +74,8 @@ pub struct Interception {
     /// `--cgroup`.
     pub(super) given: Option<PathBuf>,
     pub(super) programs: Vec<&'static str>,
+    /// The QoS classes' cgroups that are marked.
+    pub(super) classes: Vec<u64>,
     uplink: bool,
     filters_syns: bool,
     log: bool,
@@ -170,7 +172,8 @@ impl Interception {
         let filters_syns = config.has_filter();
         let uplink = config.guard.uplink && config.mode == Mode::Enforce;
         let (given, log) = (config.cgroup.clone(), config.log);
-        Ok(Self { ebpf, pins, older, cgroup, given, programs, uplink, filters_syns, log })
+        let classes = Vec::new();
+        Ok(Self { ebpf, pins, older, cgroup, given, programs, classes, uplink, filters_syns, log })
     }
 
     /// Attaches the programs, or replaces those of an earlier agent in place, and pins them. `listeners` are
@@ -216,15 +219,24 @@ impl Interception {
 
     /// Attaches every program to the pods' cgroup, over what an earlier agent left there.
     pub(super) fn attach_all(&mut self) -> Result<(), Error> {
-        let map = self.ebpf.map_mut("CGROUPS").ok_or(Error::Missing("CGROUPS"))?;
-        // Borrowed: the programs that are still to be loaded need the map's descriptor.
-        exempt_own_pod(HashMap::try_from(map).map_err(map_error("CGROUPS"))?, &self.cgroup)?;
+        self.mark_cgroups()?;
         pins::adopt(&self.pins, &self.older, &self.programs)?;
         for name in self.programs.clone() {
             self.attach_one(name)?;
         }
         self.detach_others()?;
         pins::tidy(&self.pins, &self.older)
+    }
+
+    /// Tells the programs which cgroups hold pods, and which is the agent's own pod.
+    pub(super) fn mark_cgroups(&mut self) -> Result<(), Error> {
+        let classes = self.cgroup.qos_classes();
+        let map = self.ebpf.map_mut("CGROUPS").ok_or(Error::Missing("CGROUPS"))?;
+        // Borrowed: the programs that are still to be loaded need the map's descriptor.
+        let map = HashMap::try_from(map).map_err(map_error("CGROUPS"))?;
+        mark_cgroups(map, &self.cgroup, &classes)?;
+        self.classes = classes;
+        Ok(())
     }
 
     /// Marks the agent's listeners, so that connect knows them, and puts the filter of SYNs before them.

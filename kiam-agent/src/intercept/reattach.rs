@@ -9,6 +9,21 @@ impl Interception {
         self.cgroup.is_there()
     }
 
+    /// Whether the QoS classes' cgroups that are there are those that the programs know.
+    #[must_use]
+    pub fn knows_classes(&self) -> bool {
+        self.cgroup.qos_classes() == self.classes
+    }
+
+    /// Tells the programs of the QoS classes' cgroups that have come. Until then a class is one pod to the quota.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn follow_classes(&mut self) -> Result<(), Error> {
+        self.mark_cgroups()
+    }
+
     /// Attaches the programs to the pods' cgroup that has come in the place of the one that is gone, which
     /// is returned. New links are renamed over the old ones' pins.
     ///
