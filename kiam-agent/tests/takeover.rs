@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use kiam_agent::intercept::{self, Interception};
+use kiam_agent::intercept::{self, Interception, Turn};
 use kiam_common::redirect::Target;
 use tokio::time::Instant;
 use xtask::{
@@ -315,6 +315,40 @@ fn successor_that_dies_half_way_leaves_the_old_agent_serving() {
     old.wait_said(RELIEVED, LIMIT).unwrap();
     load.finish();
     assert_no_packets(&lab, &pods.each_ref().map(|(_, pod)| pod));
+}
+
+#[test]
+fn of_agents_that_start_at_once_one_serves_and_hands_over_to_the_other() {
+    if lab::skip("of_agents_that_start_at_once_one_serves_and_hands_over_to_the_other") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let pod = pod(&lab, "orders");
+    // Ports of their own, so that not those decide.
+    let flags = [&["--port=3100"][..], &["--port=3200", "--admin=127.0.0.1:3201"]];
+    // A third one starts; both wait for it, and nothing is attached.
+    let turn = Turn::take(&lab.pins()).unwrap().unwrap();
+    let mut agents = flags.map(|flags| begin(&lab, flags));
+    for agent in &mut agents {
+        agent.wait_said("Another agent starts; waiting until it serves", LIMIT).unwrap();
+    }
+    assert!(!lab.pins().join("v1/link_kiam_connect4").exists());
+    drop(turn);
+    for agent in &mut agents {
+        agent.wait_said(SERVES, LIMIT).unwrap();
+    }
+    let relieved = || agents.each_ref().map(|agent| agent.said(RELIEVED));
+    eventually("no agent is relieved", || relieved().contains(&true));
+    eventually("not ready", || is_ready(&status(&lab, &[])));
+    for _ in 0..20 {
+        assert_served(&lab, &pod, "orders");
+    }
+    assert_ne!(relieved(), [true, true]);
+    let [first, second] = &agents;
+    let (first, second) = if first.said(RELIEVED) { (first, second) } else { (second, first) };
+    assert!(first.said("A newer agent has the sockets"), "{}", first.log());
+    assert!(!second.said("A newer agent has the sockets"), "{}", second.log());
+    assert_no_packets(&lab, &[&pod]);
 }
 
 #[test]

@@ -92,7 +92,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     held.adopted().await;
     let gives = gives(&knowledge, held, spare);
     let successor = Successor::await_next(&config, gives, reassert.clone())?;
-    let handover = listeners.handover.take();
+    let (handover, turn) = (listeners.handover.take(), listeners.turn.take());
     let bound = common.operate(&config, operations, (listeners, pods), &own)?;
     if let Some(handover) = handover
         && !handover.taken().await
@@ -100,6 +100,8 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
         // It may have put its own programs back before it heard.
         reassert.notify_one();
     }
+    // From now on the next one finds this one.
+    drop(turn);
     // Not before: until then that agent might have had to go on.
     for socket in &unfiltered {
         intercept::unfilter(socket.as_fd()).map_err(Error::Handover)?;

@@ -18,13 +18,17 @@ use super::{Error, ports};
 use crate::{
     config::{Config, Hosts},
     handover::{self, Answer, Handover, Trusted},
-    intercept,
+    intercept::{self, Turn},
 };
 
 /// How often an agent that hangs is asked again.
 const RETRY: Duration = Duration::from_millis(500);
 /// How long an agent that was killed may take to let go of its sockets.
 const LETTING_GO: Duration = Duration::from_secs(5);
+/// How often it is asked whether another agent that starts is done.
+const TURN: Duration = Duration::from_millis(50);
+/// How long one that starts may take, from its sockets until it serves. One that hangs keeps nobody out for longer.
+const TURN_LIMIT: Duration = Duration::from_secs(30);
 
 /// Everything that the agent listens on.
 pub(super) struct Listeners {
@@ -36,6 +40,8 @@ pub(super) struct Listeners {
     pub(super) inside: Vec<Socket>,
     /// The agent that goes on until it hears that this one serves.
     pub(super) handover: Option<Handover>,
+    /// This agent's turn to attach; to be dropped once the next one can find it.
+    pub(super) turn: Option<Turn>,
 }
 
 // === impl Listeners ===
@@ -47,6 +53,8 @@ impl Listeners {
         let began = Instant::now();
         let mut warned = false;
         loop {
+            // Again each time: who waits for another agent's end keeps nobody from attaching.
+            let turn = turn(config).await?;
             let answer = handover::ask(&config.state_dir, &trusted(config)).await;
             let (handover, silent) = match answer {
                 Answer::Nobody => (None, None),
@@ -55,8 +63,9 @@ impl Listeners {
             };
             let taken = match Self::open(config, handover).await {
                 Err(error) if error.is_in_use() => error,
-                opened => return opened,
+                opened => return opened.map(|opened| Self { turn, ..opened }),
             };
+            drop(turn);
             match silent {
                 Some(why) if !warned => {
                     warn!(error = %taken, agent = %why, "An agent runs and gives no sockets; waiting for its end");
@@ -81,7 +90,7 @@ impl Listeners {
             Some(address) => Some(socket("--metrics", address, &mut handover).await?),
             None => None,
         };
-        Ok(Self { pods, admin, metrics, inside, handover })
+        Ok(Self { pods, admin, metrics, inside, handover, turn: None })
     }
 
     /// Where pods are redirected to.
@@ -107,6 +116,26 @@ impl Listeners {
     pub(super) fn duplicates_for_pods(&self) -> io::Result<Vec<OwnedFd>> {
         self.pods.iter().map(|socket| socket.as_fd().try_clone_to_owned()).collect()
     }
+}
+
+/// This agent's turn to attach: of two that start at once, the second finds the first. `None` when there is nothing to
+/// attach, or the one before takes too long.
+async fn turn(config: &Config) -> Result<Option<Turn>, Error> {
+    let Some(config) = &config.intercept else { return Ok(None) };
+    let began = Instant::now();
+    let mut warned = false;
+    while began.elapsed() < TURN_LIMIT {
+        if let Some(turn) = Turn::take(&config.bpffs)? {
+            return Ok(Some(turn));
+        }
+        if !warned {
+            info!("Another agent starts; waiting until it serves");
+            warned = true;
+        }
+        sleep(TURN).await;
+    }
+    warn!("Another agent starts and does not come to serve; going on without it");
+    Ok(None)
 }
 
 /// Who may hand over, or take: see [`intercept::may_hand_over`].

@@ -1,22 +1,33 @@
-//! Whether an agent uses the pins: a lock on their folder, which ends with the process, however that ends.
+//! Whether an agent uses the pins, and which one may change what is attached: locks on their folders, which end with
+//! the process, however that ends.
 
-use std::{fs::File, io, path::Path};
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::Error;
+use super::{Error, pins};
 
 /// An agent's share of the pins, from before it attaches anything until it is dropped.
 #[derive(Debug)]
-pub struct InUse(
+pub struct InUse {
+    bpffs: PathBuf,
     /// Kept open, with its lock.
-    #[expect(dead_code, reason = "closing it is what ends the lock")]
-    File,
-);
+    folder: File,
+}
+
+/// The right to change what is attached: of one agent at a time, until it is dropped. One that starts has it from before
+/// it asks for another agent until that one, or the next that starts, can find it.
+#[derive(Debug)]
+pub struct Turn(#[expect(dead_code, reason = "as in Unused")] File);
 
 /// Nobody uses the pins, and no agent starts to until this is dropped.
 #[derive(Debug)]
-pub struct Unused(#[expect(dead_code, reason = "as in InUse")] Option<File>);
+pub struct Unused(#[expect(dead_code, reason = "closing it is what ends the lock")] Option<File>);
 
 /// `None` when an agent runs, or starts, with pins below `bpffs`.
 ///
@@ -49,7 +60,55 @@ impl InUse {
     /// Takes a share of the pins below `bpffs`, which is there; agents that take over from one another both have one.
     /// Waits for an uninstallation that is under way.
     pub(super) fn share(bpffs: &Path) -> Result<Self, Error> {
-        lock(bpffs, FlockOperation::LockShared).map(Self).map_err(|source| failed(bpffs, source))
+        let folder = lock(bpffs, FlockOperation::LockShared);
+        let folder = folder.map_err(|source| failed(bpffs, source))?;
+        Ok(Self { bpffs: bpffs.to_owned(), folder })
+    }
+
+    /// Takes a share of the folder that is there now, where somebody has removed the one that this was a share of.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`] while there is none.
+    pub fn follow(&mut self) -> Result<(), Error> {
+        let number = |metadata: io::Result<fs::Metadata>| metadata.map(|metadata| metadata.ino());
+        let there = number(fs::metadata(&self.bpffs));
+        let there = there.map_err(|source| failed(&self.bpffs, source))?;
+        if number(self.folder.metadata()).ok() != Some(there) {
+            *self = Self::share(&self.bpffs)?;
+        }
+        Ok(())
+    }
+
+    /// Whether no other agent has a share. For an instant this one has none either.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`] when the folder can't be asked.
+    pub fn is_alone(&self) -> Result<bool, Error> {
+        let alone = flock(&self.folder, FlockOperation::NonBlockingLockExclusive).is_ok();
+        match flock(&self.folder, FlockOperation::LockShared) {
+            Ok(()) => Ok(alone),
+            Err(error) => Err(failed(&self.bpffs, error.into())),
+        }
+    }
+}
+
+// === impl Turn ===
+
+impl Turn {
+    /// `None` while another agent has it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`] when the pins' folder can't be made or locked; [`Error::NewerLayout`].
+    pub fn take(bpffs: &Path) -> Result<Option<Self>, Error> {
+        let (pins, _) = pins::open(bpffs)?;
+        match lock(&pins, FlockOperation::NonBlockingLockExclusive) {
+            Ok(folder) => Ok(Some(Self(folder))),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(source) => Err(failed(&pins, source)),
+        }
     }
 }
 
@@ -71,5 +130,26 @@ mod tests {
         drop(held);
         drop(InUse::share(path).unwrap());
         assert!(unused(&path.join("nothing")).unwrap().is_some());
+    }
+
+    #[test]
+    fn an_agent_is_alone_while_no_other_has_a_share_of_the_folder_that_is_there() {
+        let above = tempfile::tempdir().unwrap();
+        let path = above.path().join("kiam");
+        fs::create_dir(&path).unwrap();
+        let mut agent = InUse::share(&path).unwrap();
+        assert!(agent.is_alone().unwrap());
+        let other = InUse::share(&path).unwrap();
+        assert!(!agent.is_alone().unwrap());
+        assert!(unused(&path).unwrap().is_none(), "both shares are still there");
+        drop(other);
+        assert!(agent.is_alone().unwrap());
+        // Somebody removes the folder; until the agent follows, nobody sees it.
+        fs::rename(&path, above.path().join("old")).unwrap();
+        assert!(agent.follow().is_err());
+        fs::create_dir(&path).unwrap();
+        assert!(unused(&path).unwrap().is_some());
+        agent.follow().unwrap();
+        assert!(unused(&path).unwrap().is_none());
     }
 }

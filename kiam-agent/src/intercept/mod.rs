@@ -36,7 +36,7 @@ pub use self::{
     defer::defer_accept,
     flows::{FlowEntry, Flows},
     guard::{Guard, GuardConfig, GuardError, Metrics as GuardMetrics, UplinkProgram},
-    in_use::{InUse, Unused, unused},
+    in_use::{InUse, Turn, Unused, unused},
     inside::Inside,
     lease::Lease,
     marks::Marks,
