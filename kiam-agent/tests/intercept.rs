@@ -388,6 +388,8 @@ fn packets_that_pods_send_past_connect_are_dropped_by_the_guard_and_reach_the_im
     {
         assert_eq!(attempt.field("AccessKeyId").as_deref(), Some(NODE_ACCESS_KEY), "{attempt:?}");
     }
+    // While it lives, an agent keeps what it attached.
+    drop(parts);
     let parts = attach_as(&lab.node, config);
     let before = lab.imds.packets();
     assert_eq!(pod.python(raw).unwrap(), "sent");

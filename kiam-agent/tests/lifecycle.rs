@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use kiam_agent::intercept::{self, Error, Interception, Parts, uninstall};
+use kiam_agent::intercept::{self, Error, Interception, Parts, Turn, uninstall};
 use kiam_common::redirect::Target;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::Instant;
@@ -219,6 +219,57 @@ fn recreated_pods_cgroup_is_followed() {
     let last = pod(&lab, "invoices");
     assert_served(&lab, &last, "invoices");
     assert_no_packets(&lab, &last);
+}
+
+#[test]
+fn what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through() {
+    if lab::skip("what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through") {
+        return;
+    }
+    const BACK: &str = "Somebody took kernel programs or pins away; they are back";
+    let lab = Lab::start().unwrap();
+    // Nothing but the programs keeps pods from the IMDS.
+    let mut agent = start(&lab, &["--guard=none"]);
+    let pod = pod(&lab, "orders");
+    assert_served(&lab, &pod, "orders");
+    let folder = lab.pins().join("v1");
+    let before = pins(&folder);
+    let attempts = meanwhile(&pod, 1500, || {
+        for round in 1..3 {
+            fs::remove_dir_all(lab.pins()).unwrap();
+            eventually("the pins are not back", || {
+                pins(&folder) == before && agent.log().matches(BACK).count() == round
+            });
+        }
+    });
+    for attempt in attempts {
+        assert_eq!(lab.role_of(&attempt), Some(role_arn("orders")), "{attempt:?}");
+    }
+    assert_no_packets(&lab, &pod);
+    let refusal = format!("{:#}", lab.uninstall(Path::new(AGENT)).unwrap_err());
+    assert!(refusal.contains("an agent runs on this node"), "{refusal}");
+    // They are the same that work, and outlive the agent.
+    agent.kill().unwrap();
+    assert_eq!(pod.credentials().unwrap().error.as_deref(), Some("EPERM"));
+    // What is detached works no longer, and until it is back the guard is all there is.
+    let mut agent = start(&lab, &[]);
+    let turn = Turn::take(&lab.pins()).unwrap().unwrap();
+    let links = pins(&folder).into_iter().filter(|name| name.starts_with("link_"));
+    for link in links {
+        lab.node.detach_link(&folder.join(link)).unwrap();
+    }
+    eventually("still ready", || {
+        let reply = agent.admin("/ready").unwrap();
+        reply.status == 503 && reply.body.contains("which somebody took away")
+    });
+    let attempts = meanwhile(&pod, 1500, || drop(turn));
+    agent.wait_said(BACK, LIMIT).unwrap();
+    let last = attempts.last().unwrap();
+    assert_eq!(lab.role_of(last), Some(role_arn("orders")), "{last:?}");
+    agent.wait_ready(LIMIT).unwrap();
+    let metrics = agent.admin("/metrics").unwrap().body;
+    assert!(metrics.contains("kiam_intercept_restored_total{what=\"Program\"} 9\n"), "{metrics}");
+    assert_no_packets(&lab, &pod);
 }
 
 #[test]

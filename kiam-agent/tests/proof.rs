@@ -2,8 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
 
-use std::{fs, path::Path, thread, time::Duration};
+use std::{path::Path, thread, time::Duration};
 
+use kiam_agent::intercept::Turn;
 use tokio::time::Instant;
 use xtask::lab::{self, Agent, Lab, PodSpec, role_arn};
 
@@ -60,17 +61,17 @@ fn a_hook_that_is_taken_away_costs_readiness_and_is_named() {
     }
     let lab = Lab::start().unwrap();
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
-    let mut agent = start(&lab, &["--proof-interval=1s"]);
-    let pins = lab.pins().join("v1");
+    let agent = start(&lab, &["--proof-interval=1s"]);
+    // While another agent attaches its programs, this one puts nothing back.
+    let turn = Turn::take(&lab.pins()).unwrap().unwrap();
     for (pin, part) in [("link_kiam_sendmsg4", "Datagram"), ("link_kiam_connect6", "Mapped")] {
-        fs::remove_file(pins.join(pin)).unwrap();
+        lab.node.detach_link(&lab.pins().join("v1").join(pin)).unwrap();
         eventually(&agent, 503, part);
     }
     // What still holds goes on.
     let attempt = pod.credentials().unwrap();
     assert_eq!(lab.role_of(&attempt), Some(role_arn("orders")), "{attempt:?}");
-    agent.kill().unwrap();
-    let agent = start(&lab, &[]);
+    drop(turn);
     eventually(&agent, 200, "proof: passed");
 }
 
@@ -88,7 +89,8 @@ fn without_a_guard_the_proof_asks_only_for_what_is_promised_and_with_one_it_sees
     // With the program of the guard taken away, and put on the flags, both are noticed.
     let lab = Lab::start().unwrap();
     let agent = start(&lab, &["--guard=skb", "--proof-interval=1s"]);
-    fs::remove_file(lab.pins().join("v1/link_kiam_guard")).unwrap();
+    let _turn = Turn::take(&lab.pins()).unwrap().unwrap();
+    lab.node.detach_link(&lab.pins().join("v1/link_kiam_guard")).unwrap();
     eventually(&agent, 503, "Ancestor");
     eventually(&agent, 503, "Raw");
 }

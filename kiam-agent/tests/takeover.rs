@@ -127,6 +127,10 @@ fn twenty_takeovers_under_load_fail_no_request() {
         let next = start(&lab, &[]);
         agent.wait_said(RELIEVED, LIMIT).unwrap();
         assert!(agent.terminate().unwrap().success(), "round {round}");
+        for agent in [&agent, &next] {
+            assert!(!agent.said("they are back"), "nothing was taken away: {}", agent.log());
+            assert!(!agent.said("Pods don't come to this agent"), "{}", agent.log());
+        }
         agent = next;
         asked += load.finish();
     }
@@ -315,6 +319,29 @@ fn successor_that_dies_half_way_leaves_the_old_agent_serving() {
     old.wait_said(RELIEVED, LIMIT).unwrap();
     load.finish();
     assert_no_packets(&lab, &pods.each_ref().map(|(_, pod)| pod));
+}
+
+#[test]
+fn programs_of_an_agent_that_does_not_take_over_are_left_to_it_until_it_is_gone() {
+    if lab::skip("programs_of_an_agent_that_does_not_take_over_are_left_to_it_until_it_is_gone") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = start(&lab, &[]);
+    let pod = pod(&lab, "orders");
+    assert_served(&lab, &pod, "orders");
+    // As one with another state folder would do.
+    let config = intercept::Config::new(Some(lab.node.kubepods().to_owned()), lab.pins());
+    let other = intercept::prepare(&config).unwrap();
+    attach_to_nowhere(&lab);
+    agent.wait_said("did not take over from this one", LIMIT).unwrap();
+    assert_eq!(agent.admin("/ready").unwrap().status, 503);
+    assert!(!agent.said("Kernel programs are in place"), "{}", agent.log());
+    drop(other);
+    agent.wait_said("Kernel programs are in place", LIMIT).unwrap();
+    agent.wait_ready(LIMIT).unwrap();
+    assert_served(&lab, &pod, "orders");
+    assert_no_packets(&lab, &[&pod]);
 }
 
 #[test]

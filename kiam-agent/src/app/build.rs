@@ -33,7 +33,7 @@ use crate::{
     config::Config,
     handover::Gives,
     imds,
-    intercept::{self, Witness},
+    intercept::{self, InUse, Witness},
     lifecycle::{Drain, Latch, Readiness, drain},
     pods::ClientResolver,
     sandboxes,
@@ -88,7 +88,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     common.guard(&config, kernel.as_mut(), witness).await?;
     common.observe(kernel.as_mut(), &knowledge);
     let reassert = Arc::new(Notify::new());
-    common.keep(kernel, attached, reassert.clone());
+    common.keep(kernel, in_use, (attached, reassert.clone()));
     held.adopted().await;
     let gives = gives(&knowledge, held, spare);
     let successor = Successor::await_next(&config, gives, reassert.clone())?;
@@ -116,7 +116,6 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
         operators,
         successor,
         relieved: false,
-        _in_use: in_use,
         detach,
     })
 }
@@ -237,11 +236,12 @@ impl Common {
     }
 
     /// Looks after the kernel's part from now on, if there is one.
-    fn keep(&mut self, kernel: Option<Kernel>, attached: Latch, reassert: Arc<Notify>) {
-        let Some((parts, cgroups)) = kernel else { return attached.set() };
+    fn keep(&mut self, kernel: Option<Kernel>, in_use: Option<InUse>, told: (Latch, Arc<Notify>)) {
+        let Some((parts, cgroups)) = kernel else { return told.0.set() };
         info!(cgroup = %parts.cgroup.path().display(), "Kernel programs attached");
         self.registry.register_collector(Box::new(parts.verdicts.clone()));
-        let keeper = Keeper::new(parts, cgroups, attached, &self.readiness, reassert);
+        let seen = (&mut self.registry, &self.readiness);
+        let keeper = Keeper::new(parts, cgroups, in_use, told, seen);
         self.tasks.spawn(keeper.run(self.drain.clone()));
     }
 

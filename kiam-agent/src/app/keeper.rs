@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use prometheus_client::registry::Registry;
 use tokio::{
     sync::Notify,
     task::spawn_blocking,
@@ -11,7 +12,10 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     identity::CgroupPaths,
-    intercept::{Error, Flows, Interception, KernelLog, Lease, Parts},
+    intercept::{
+        Error, Flows, InUse, Interception, KernelLog, Lease, Losses, Parts, Restored,
+        RestoredMetrics,
+    },
     lifecycle::{Drain, Latch, Readiness},
 };
 
@@ -22,6 +26,9 @@ const LOOK: Duration = Duration::from_millis(200);
 const RENEWAL: u32 = 5;
 /// Sweeps, in looks.
 const SWEEP: u32 = 300;
+/// Looks that see another agent's programs, which does not attach any more: when it took over, this one is told that
+/// sooner.
+const REPLACED: u32 = 5;
 
 /// Renews the lease while the agent lives, keeps the programs attached, and ends the lease when the agent drains,
 /// unless another goes on with it.
@@ -34,10 +41,38 @@ pub(super) struct Keeper {
     cgroups: CgroupPaths,
     attached: Latch,
     in_place: Latch,
-    /// What kept the programs from the pods' cgroup, or it from being marked, when it was last tried; told once.
-    problem: String,
+    whole: Latch,
+    /// What kept the programs from the pods' cgroup, or it from being marked, when it was last tried.
+    problem: Told,
+    /// What keeps the programs and pins from being as they were left.
+    amiss: Told,
+    /// Looks in a row that saw another agent's programs.
+    replaced: u32,
+    in_use: Option<InUse>,
+    restored: RestoredMetrics,
     /// Told when the programs may be another agent's that did not come to serve.
     reassert: Arc<Notify>,
+}
+
+/// A problem that is looked at again and again, and told once.
+#[derive(Default)]
+struct Told(String);
+
+// === impl Told ===
+
+impl Told {
+    /// Has `log` tell of it, unless it is the problem that was told last.
+    fn tell(&mut self, problem: impl ToString, log: impl FnOnce(&str)) {
+        let problem = problem.to_string();
+        if self.0 != problem {
+            log(&problem);
+            self.0 = problem;
+        }
+    }
+
+    fn clear(&mut self) {
+        self.0.clear();
+    }
 }
 
 // === impl Keeper ===
@@ -46,16 +81,31 @@ impl Keeper {
     pub(super) fn new(
         parts: Parts,
         cgroups: CgroupPaths,
-        attached: Latch,
-        readiness: &Readiness,
-        reassert: Arc<Notify>,
+        in_use: Option<InUse>,
+        (attached, reassert): (Latch, Arc<Notify>),
+        (registry, readiness): (&mut Registry, &Readiness),
     ) -> Self {
         let in_place = readiness.latch("programs at the pods' cgroup, which was re-created");
         in_place.set();
+        let whole = readiness.latch("kernel programs and pins, which somebody took away");
+        whole.set();
         let Parts { lease, flows, log, programs, .. } = parts;
-        let programs = Some(programs);
-        let problem = String::new();
-        Self { lease, flows, log, programs, cgroups, attached, in_place, problem, reassert }
+        Self {
+            lease,
+            flows,
+            log,
+            programs: Some(programs),
+            cgroups,
+            attached,
+            in_place,
+            whole,
+            problem: Told::default(),
+            amiss: Told::default(),
+            replaced: 0,
+            in_use,
+            restored: RestoredMetrics::register(registry),
+            reassert,
+        }
     }
 
     /// Until the drain begins.
@@ -105,7 +155,8 @@ impl Keeper {
     /// Follows the pods' cgroup to where it is.
     async fn look(&mut self) {
         if self.programs.as_ref().is_none_or(Interception::is_in_place) {
-            return self.follow_classes().await;
+            self.follow_classes().await;
+            return self.restore().await;
         }
         self.in_place.clear();
         match self.work(Interception::follow).await {
@@ -115,13 +166,9 @@ impl Keeper {
                 self.problem.clear();
                 self.in_place.set();
             }
-            Some(Err(failure)) => {
-                let problem = failure.to_string();
-                if self.problem != problem {
-                    warn!(error = %problem, "The pods' cgroup is gone; waiting for the next one");
-                    self.problem = problem;
-                }
-            }
+            Some(Err(failure)) => self.problem.tell(failure, |error| {
+                warn!(%error, "The pods' cgroup is gone; waiting for the next one");
+            }),
             None => {}
         }
     }
@@ -136,15 +183,68 @@ impl Keeper {
                 debug!("Cgroups of QoS classes marked");
                 self.problem.clear();
             }
-            Some(Err(failure)) => {
-                let problem = failure.to_string();
-                if self.problem != problem {
-                    error!(error = %problem, "Cgroups of QoS classes not marked: all pods of one share a quota");
-                    self.problem = problem;
-                }
-            }
+            Some(Err(failure)) => self.problem.tell(failure, |error| {
+                error!(%error, "Cgroups of QoS classes not marked: all pods of one share a quota");
+            }),
             None => {}
         }
+    }
+
+    /// Attaches and pins again what somebody has detached or unpinned. The agent could end instead and have the next one do
+    /// it; but until that serves, what is detached would let pods through, and nobody would answer them.
+    async fn restore(&mut self) {
+        let Some(programs) = &self.programs else { return };
+        match programs.losses() {
+            Ok(losses) if losses.is_empty() => {
+                self.whole.set();
+                self.amiss.clear();
+                self.replaced = 0;
+                return;
+            }
+            // An agent that takes over replaces them before it serves: until then this one does.
+            Ok(losses) if !losses.replaced.is_empty() => {}
+            _ => self.whole.clear(),
+        }
+        match self.work(Interception::restore).await {
+            Some(Ok(Restored::Done(losses))) => self.report(&losses),
+            Some(Ok(Restored::Replaced)) => self.yield_or_reassert().await,
+            Some(Ok(Restored::Busy)) => {
+                debug!("Another agent attaches its programs; leaving what was taken away to it");
+            }
+            Some(Err(failure)) => self.amiss.tell(failure, |error| {
+                error!(%error, "Kernel programs or pins that somebody took away are not back");
+            }),
+            None => {}
+        }
+    }
+
+    fn report(&mut self, losses: &Losses) {
+        self.restored.count(losses);
+        if !losses.is_empty() {
+            warn!(
+                detached = ?losses.detached, unpinned = ?losses.unpinned,
+                "Somebody took kernel programs or pins away; they are back"
+            );
+        }
+        // With the pins, their folder may have been another one.
+        if let Some(Err(failure)) = self.in_use.as_mut().map(InUse::follow) {
+            warn!(error = %failure, "Others can't see that an agent uses the pins");
+        }
+    }
+
+    /// Another agent's programs work, and it did not take over from this one: they are left to it as long as there is
+    /// another agent. When none is, it died before it served.
+    async fn yield_or_reassert(&mut self) {
+        self.replaced = self.replaced.saturating_add(1);
+        if self.replaced < REPLACED {
+            return;
+        }
+        self.whole.clear();
+        if self.in_use.as_ref().is_some_and(|in_use| in_use.is_alone().unwrap_or(false)) {
+            return self.reassert().await;
+        }
+        let problem = "another agent has attached its kernel programs and did not take over from this one: one with another --state-dir?";
+        self.amiss.tell(problem, |error| error!(%error, "Pods don't come to this agent"));
     }
 
     /// A socket load balancer may come after the agent, and runs after its programs.

@@ -31,7 +31,6 @@ pub use self::error::Error;
 use self::running::{Operators, Successor, asked_to_end};
 use crate::{
     config::{self, Config},
-    intercept::InUse,
     lifecycle::{DrainSignal, Readiness},
 };
 
@@ -46,8 +45,6 @@ pub struct App {
     successor: Successor,
     /// Whether a newer agent serves.
     relieved: bool,
-    /// Keeps others from uninstalling.
-    _in_use: Option<InUse>,
     /// `--bpffs`, with `--detach-on-exit`.
     detach: Option<PathBuf>,
 }

@@ -55,7 +55,7 @@ struct LinkUpdate {
     old_prog_fd: u32,
 }
 
-/// `struct bpf_link_info` with its cgroup part.
+/// `struct bpf_link_info` with its cgroup part; other kinds of links have something else there.
 #[repr(C)]
 #[derive(Default)]
 struct LinkInfo {
@@ -68,7 +68,7 @@ struct LinkInfo {
     pad2: u32,
 }
 
-/// A link that an earlier agent pinned.
+/// A link that is pinned, or was.
 #[derive(Debug)]
 pub(super) struct PinnedLink(OwnedFd);
 
@@ -97,20 +97,25 @@ impl PinnedLink {
         bpf(BPF_OBJ_PIN, &mut attr).map(drop).map_err(failed)
     }
 
-    /// Id of the cgroup it is attached to; 0 once that cgroup is gone.
+    /// Id of the cgroup it is attached to; 0 once that cgroup is gone, or somebody detached it.
     pub(super) fn cgroup(&self, path: &Path) -> Result<u64, Error> {
-        self.target(path)
+        Ok(self.info(path)?.cgroup_id)
+    }
+
+    /// Id of the program that is in it, and of the cgroup as [`Self::cgroup`] has it.
+    pub(super) fn attached(&self, path: &Path) -> Result<(u32, u64), Error> {
+        let info = self.info(path)?;
+        Ok((info.prog_id, info.cgroup_id))
     }
 
     /// Number of the interface that it, a tcx link, is attached to; 0 once that is gone.
     pub(super) fn interface(&self, path: &Path) -> Result<u32, Error> {
         // `{ __u32 ifindex; __u32 attach_type; }`
-        let [a, b, c, d, ..] = self.target(path)?.to_ne_bytes();
+        let [a, b, c, d, ..] = self.info(path)?.cgroup_id.to_ne_bytes();
         Ok(u32::from_ne_bytes([a, b, c, d]))
     }
 
-    /// The first eight bytes of what the kernel tells of the kind of link.
-    fn target(&self, path: &Path) -> Result<u64, Error> {
+    fn info(&self, path: &Path) -> Result<LinkInfo, Error> {
         let mut info = LinkInfo::default();
         let mut attr = GetInfo {
             bpf_fd: self.0.as_raw_fd().unsigned_abs(),
@@ -122,7 +127,7 @@ impl PinnedLink {
             path: path.to_owned(),
             source,
         })?;
-        Ok(info.cgroup_id)
+        Ok(info)
     }
 
     /// Puts `program` in the place of the link's program, at once and for every later event.

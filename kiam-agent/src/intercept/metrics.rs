@@ -6,14 +6,61 @@ use aya::maps::{MapData, PerCpuArray};
 use kiam_common::counters::Reason;
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric as _},
-    metrics::counter::ConstCounter,
-    registry::Unit,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric as _},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+    },
+    registry::{Registry, Unit},
 };
+
+use super::Losses;
 
 /// `kiam_intercept_verdicts_total`: what the kernel programs decided about IMDS traffic.
 #[derive(Clone)]
 pub struct Verdicts(Arc<PerCpuArray<MapData, u64>>);
+
+/// What the agent put back that somebody had taken away.
+#[derive(Clone, Debug, Default)]
+pub struct RestoredMetrics(Family<Labels, Counter>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Labels {
+    what: What,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum What {
+    /// A program was attached no longer.
+    Program,
+    /// A pin was gone.
+    Pin,
+}
+
+// === impl RestoredMetrics ===
+
+impl RestoredMetrics {
+    /// Adds it to `registry`.
+    #[must_use]
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "kiam_intercept_restored",
+            "Kernel programs and pins that somebody had taken away and the agent put back, by what they are",
+            metrics.0.clone(),
+        );
+        metrics
+    }
+
+    /// Counts what is back.
+    pub fn count(&self, restored: &Losses) {
+        let counted =
+            [(What::Program, restored.detached.len()), (What::Pin, restored.unpinned.len())];
+        for (what, count) in counted.into_iter().filter(|(_, count)| *count > 0) {
+            self.0.get_or_create(&Labels { what }).inc_by(count as u64);
+        }
+    }
+}
 
 // === impl Verdicts ===
 

@@ -10,6 +10,7 @@ mod cgroup;
 mod defer;
 mod flows;
 mod guard;
+mod hold;
 mod in_use;
 mod inside;
 mod lease;
@@ -36,11 +37,12 @@ pub use self::{
     defer::defer_accept,
     flows::{FlowEntry, Flows},
     guard::{Guard, GuardConfig, GuardError, Metrics as GuardMetrics, UplinkProgram},
+    hold::Losses,
     in_use::{InUse, Turn, Unused, unused},
     inside::Inside,
     lease::Lease,
     marks::Marks,
-    metrics::Verdicts,
+    metrics::{RestoredMetrics, Verdicts},
     namespaces::{inside, loopback_is_up},
     netns::{cookie_of, is_elsewhere},
     observed::{Observation, Observed},
@@ -50,6 +52,7 @@ pub use self::{
         CGROUP_PREFIX as PROOF_CGROUP, Metrics as ProofMetrics, Outlook, Part, Proof, ProofConfig,
         ProofParts, SUBCOMMAND as PROOF_CLIENT, Witness, client as proof_client,
     },
+    reattach::Restored,
     rewriter::Rewriter,
     unfilter::unfilter,
     uninstall::{is_installed, uninstall},

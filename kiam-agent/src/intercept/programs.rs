@@ -22,14 +22,16 @@ use super::{
     Cgroup, Config, Error, Flows, HostNetworkPods, Inside, Lease, Marks, Mode, Observed,
     Path as Way, Rewriter, UplinkProgram, Verdicts, ancestors,
     attach::{attach, load, pin_error, replace_or, verify},
-    guard, netns,
+    guard,
+    hold::Hold,
+    netns,
     own_pod::mark_cgroups,
     pins,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
 
-const MAPS: [&str; 11] = [
+pub(super) const MAPS: [&str; 11] = [
     "LEASE",
     "INSIDE",
     "CGROUPS",
@@ -68,7 +70,7 @@ pub(super) const GUARD: &str = "kiam_guard";
 #[derive(Debug)]
 pub struct Interception {
     ebpf: Ebpf,
-    pins: PathBuf,
+    pub(super) pins: PathBuf,
     older: Vec<PathBuf>,
     pub(super) cgroup: Cgroup,
     /// `--cgroup`.
@@ -76,6 +78,7 @@ pub struct Interception {
     pub(super) programs: Vec<&'static str>,
     /// The QoS classes' cgroups that are marked.
     pub(super) classes: Vec<u64>,
+    pub(super) hold: Hold,
     uplink: bool,
     filters_syns: bool,
     log: bool,
@@ -169,11 +172,19 @@ impl Interception {
         let mut ebpf = loader.load(OBJECT)?;
         let programs = programs(config, &cgroup)?;
         verify(&mut ebpf, &programs)?;
-        let filters_syns = config.has_filter();
-        let uplink = config.guard.uplink && config.mode == Mode::Enforce;
-        let (given, log) = (config.cgroup.clone(), config.log);
-        let classes = Vec::new();
-        Ok(Self { ebpf, pins, older, cgroup, given, programs, classes, uplink, filters_syns, log })
+        Ok(Self {
+            ebpf,
+            pins,
+            older,
+            cgroup,
+            given: config.cgroup.clone(),
+            programs,
+            classes: Vec::new(),
+            hold: Hold::default(),
+            uplink: config.guard.uplink && config.mode == Mode::Enforce,
+            filters_syns: config.has_filter(),
+            log: config.log,
+        })
     }
 
     /// Attaches the programs, or replaces those of an earlier agent in place, and pins them. `listeners` are
@@ -187,6 +198,7 @@ impl Interception {
         let first = !pins::link(&self.pins, "kiam_getpeername4").exists() && self.older.is_empty();
         self.mark(listeners)?;
         self.attach_all()?;
+        self.hold.maps(&self.pins)?;
         let ebpf = &mut self.ebpf;
         let log = if self.log { Some(KernelLog(EbpfLogger::init(ebpf)?)) } else { None };
         let lease = Lease::new(array(ebpf, "LEASE")?);
@@ -277,8 +289,10 @@ impl Interception {
         let program = self.ebpf.program_mut(name).ok_or(Error::Missing(name))?;
         let fd =
             load(program).map_err(failed)?.try_clone().map_err(|source| pin_error(&pin, source))?;
+        let id = program.info().map_err(failed)?.id();
         let directory = self.cgroup.directory();
-        replace_or(&pin, &self.cgroup, fd.as_fd(), || attach(program, directory), name)
+        replace_or(&pin, &self.cgroup, fd.as_fd(), || attach(program, directory), name)?;
+        self.hold.link(name, id, &pin)
     }
 
     /// Ends what an earlier agent, with other flags, had attached besides.

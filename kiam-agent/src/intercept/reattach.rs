@@ -1,6 +1,17 @@
 //! Attaching the programs again while the agent runs.
 
-use super::{Cgroup, Error, Interception, ancestors, programs::GUARD};
+use super::{Cgroup, Error, Interception, Losses, Turn, ancestors, programs::GUARD};
+
+/// What came of [`Interception::restore`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Restored {
+    /// This was lost and is back; nothing, if it came back by itself.
+    Done(Losses),
+    /// Another agent attaches its programs just now.
+    Busy,
+    /// Another agent has attached its programs.
+    Replaced,
+}
 
 impl Interception {
     /// Whether the pods' cgroup is still the one that the programs are attached to.
@@ -58,12 +69,53 @@ impl Interception {
         Ok(begins)
     }
 
+    /// What is not as this agent left it. The pods' cgroup is in its place.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn losses(&self) -> Result<Losses, Error> {
+        self.hold.losses(&self.programs, self.cgroup.id(), &self.pins)
+    }
+
+    /// Attaches and pins what somebody has detached or unpinned. Where another agent's programs are in the place of
+    /// these, it is that agent's to look after, and nothing is changed.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; what is back is back, and a later attempt completes it.
+    pub fn restore(&mut self) -> Result<Restored, Error> {
+        let bpffs = self.pins.parent().unwrap_or(&self.pins);
+        let _turn = match Turn::take(bpffs) {
+            Ok(Some(turn)) => turn,
+            Ok(None) => return Ok(Restored::Busy),
+            Err(Error::NewerLayout { .. }) => return Ok(Restored::Replaced),
+            Err(error) => return Err(error),
+        };
+        // Once more: from now on no other agent changes anything.
+        let losses = self.losses()?;
+        if !losses.replaced.is_empty() {
+            return Ok(Restored::Replaced);
+        }
+        for name in &losses.detached {
+            self.attach_one(name)?;
+        }
+        for name in &losses.unpinned {
+            self.hold.pin(name, &self.pins)?;
+        }
+        Ok(Restored::Done(losses))
+    }
+
     /// Puts these programs back where another agent put its own and did not come to serve.
     ///
     /// # Errors
     ///
     /// The kernel's.
     pub fn reassert(&mut self) -> Result<(), Error> {
+        // Unpinned, a link that works would get a second one beside it.
+        for name in self.losses()?.unpinned {
+            self.hold.pin(name, &self.pins)?;
+        }
         self.attach_all()
     }
 }

@@ -32,6 +32,17 @@ pub const IMDS_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// The same in IPv6.
 pub const IMDS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
+/// `BPF_OBJ_GET` (7) and `BPF_LINK_DETACH` (34).
+const DETACH_LINK: &str = "import ctypes,os,platform,struct\n\
+    number={'x86_64':321,'aarch64':280}[platform.machine()]\n\
+    def bpf(command,attr):\n\
+    \x20result=ctypes.CDLL(None,use_errno=True).syscall(number,command,attr,len(attr))\n\
+    \x20if result<0: raise OSError(ctypes.get_errno(),os.strerror(ctypes.get_errno()))\n\
+    \x20return result\n\
+    path=ctypes.create_string_buffer(b'PIN')\n\
+    link=bpf(7,struct.pack('QII',ctypes.addressof(path),0,0))\n\
+    bpf(34,struct.pack('I',link))";
+
 /// One node. Clones are handles to the same; the last one takes everything away.
 #[derive(Clone, Debug)]
 pub struct Node(Arc<Inner>);
@@ -127,6 +138,16 @@ impl Node {
         let mut command = self.0.netns.command(program);
         self.0.agent.adopt(&mut command)?;
         Ok(command)
+    }
+
+    /// Detaches the link that is pinned at `pin`, as `bpftool link detach` does. The pin stays. Kernel 5.9.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn detach_link(&self, pin: &Path) -> Result<()> {
+        let call = DETACH_LINK.replace("PIN", &pin.display().to_string());
+        self.python(&call).map(drop)
     }
 
     /// The number of the next pod, which its addresses and its interface are made of.
