@@ -4,6 +4,7 @@ use std::{
     collections::HashSet,
     fs::{self, File},
     io,
+    ops::ControlFlow,
     os::{
         fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::fs::MetadataExt as _,
@@ -20,47 +21,43 @@ use rustix::{
 /// `NS_GET_USERNS` of `linux/nsfs.h`: the user namespace that owns another namespace.
 const NS_GET_USERNS: libc::Ioctl = 0xb701;
 
-/// What the processes in the pods' cgroup live in.
-#[derive(Debug, Default)]
-pub(super) struct Namespaces {
-    /// Each once; the node's own is not among them.
-    pub(super) found: Vec<File>,
-    /// Processes that the agent can't see: it is in another PID namespace than they are.
-    pub(super) hidden: usize,
-}
-
-// === impl Namespaces ===
-
-impl Namespaces {
-    /// Those of the processes below `cgroup`. Processes come and go meanwhile; who is gone is left out.
-    pub(super) fn of_pods(cgroup: &Path) -> Self {
-        let mut namespaces = Self::default();
-        // Inode numbers: they are unique among the namespaces that a descriptor keeps alive.
-        let mut known = HashSet::new();
-        known.extend(fs::metadata("/proc/self/ns/net").map(|own| own.ino()));
-        namespaces.search(cgroup, &mut known);
-        namespaces
-    }
-
-    fn search(&mut self, cgroup: &Path, known: &mut HashSet<u64>) {
+/// Shows `visit` the network namespaces of the processes below `cgroup`, one after the other and each once, until it
+/// breaks off; the node's own and that of the agent's proof are not among them. Only the one that is shown is held open: how many there are is up to the
+/// pods. Processes come and go meanwhile; who is gone is left out. Returns how many processes the agent can't see, as
+/// it is in another PID namespace than they are.
+pub(super) fn of_pods(cgroup: &Path, mut visit: impl FnMut(&File) -> ControlFlow<()>) -> usize {
+    let mut hidden = 0;
+    // Inode numbers. A namespace that has got the number of one that ended meanwhile is left out: it is younger than
+    // this search, and what it is for.
+    let mut known = HashSet::new();
+    known.extend(fs::metadata("/proc/self/ns/net").map(|own| own.ino()));
+    let mut cgroups = vec![cgroup.to_owned()];
+    while let Some(cgroup) = cgroups.pop() {
         let processes = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
         for pid in processes.lines() {
             // The kernel's way to say that the reader's PID namespace has no number for it.
             if pid == "0" {
-                self.hidden += 1;
+                hidden += 1;
                 continue;
             }
             let Ok(namespace) = File::open(format!("/proc/{pid}/ns/net")) else { continue };
-            if namespace.metadata().is_ok_and(|metadata| known.insert(metadata.ino())) {
-                self.found.push(namespace);
+            let is_new = namespace.metadata().is_ok_and(|metadata| known.insert(metadata.ino()));
+            if is_new && !is_child(pid) && visit(&namespace).is_break() {
+                return hidden;
             }
         }
-        for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                self.search(&entry.path(), known);
-            }
-        }
+        let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
+        let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        cgroups.extend(below.map(|entry| entry.path()));
     }
+    hidden
+}
+
+/// Whether this agent started the process `pid`, which then is its proof's, and no pod's.
+fn is_child(pid: &str) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    parent.is_some_and(|parent| parent.trim() == std::process::id().to_string())
 }
 
 /// Whether the node made this network namespace: one that a process made in a user namespace of its own belongs to
@@ -120,7 +117,51 @@ pub fn loopback_is_up() -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        path::PathBuf,
+        process::{Child, Command, Stdio},
+    };
+
+    use xtask::lab;
+
     use super::*;
+
+    /// A process in a network namespace of its own.
+    struct Sandboxed(Child);
+
+    impl Sandboxed {
+        fn start() -> Self {
+            let mut command = Command::new("unshare");
+            // A child of a child: those of this process are no pods'.
+            command.args(["--net", "--fork", "--kill-child", "--", "cat"]);
+            command.stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut child = command.spawn().expect("unshare runs");
+            // It answers once it is there.
+            let (input, output) = (child.stdin.as_mut(), child.stdout.as_mut());
+            io::Write::write_all(input.expect("it is piped"), b"!").expect("it reads");
+            io::Read::read_exact(output.expect("it is piped"), &mut [0]).expect("it answers");
+            Self(child)
+        }
+
+        /// Its number in the list that the kernel has of a cgroup's processes.
+        fn pid(&self) -> String {
+            let unshare = self.0.id();
+            let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"));
+            children.expect("it runs").trim().to_owned()
+        }
+
+        /// What a descriptor of its namespace leads to.
+        fn namespace(&self) -> PathBuf {
+            fs::read_link(format!("/proc/{}/ns/net", self.pid())).expect("it runs")
+        }
+    }
+
+    impl Drop for Sandboxed {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
 
     #[test]
     fn the_own_namespace_is_left_out_and_processes_out_of_sight_are_counted() {
@@ -130,7 +171,41 @@ mod tests {
         // The last is above the kernel's largest process id.
         let processes = format!("0\n{}\n0\n99999999\n", std::process::id());
         fs::write(container.join("cgroup.procs"), processes).unwrap();
-        let namespaces = Namespaces::of_pods(cgroup.path());
-        assert_eq!((namespaces.found.len(), namespaces.hidden), (0, 2));
+        let hidden = of_pods(cgroup.path(), |_| unreachable!("it is the node's own"));
+        assert_eq!(hidden, 2);
+    }
+
+    #[test]
+    fn namespaces_are_held_one_at_a_time_and_shown_once() {
+        if lab::skip("namespaces_are_held_one_at_a_time_and_shown_once") {
+            return;
+        }
+        let cgroup = tempfile::tempdir().unwrap();
+        let sandboxed = [(); 5].map(|()| Sandboxed::start());
+        for (number, one) in sandboxed.iter().enumerate() {
+            let container = cgroup.path().join(format!("pod{number}/container"));
+            fs::create_dir_all(&container).unwrap();
+            let pid = one.pid();
+            fs::write(container.join("cgroup.procs"), format!("{pid}\n{pid}\n")).unwrap();
+        }
+        let proof = Sandboxed::start();
+        fs::write(cgroup.path().join("cgroup.procs"), format!("{}\n", proof.0.id())).unwrap();
+        let all: HashSet<PathBuf> = sandboxed.iter().map(Sandboxed::namespace).collect();
+        let mut shown = HashSet::new();
+        of_pods(cgroup.path(), |namespace| {
+            let shows = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+            assert!(shown.insert(fs::read_link(shows).unwrap()), "once");
+            let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+            let open = open.filter_map(|entry| fs::read_link(entry.path()).ok());
+            assert_eq!(open.filter(|target| all.contains(target)).count(), 1);
+            ControlFlow::Continue(())
+        });
+        assert_eq!(shown, all);
+        let mut count = 0;
+        of_pods(cgroup.path(), |_| {
+            count += 1;
+            ControlFlow::Break(())
+        });
+        assert_eq!(count, 1);
     }
 }

@@ -1,7 +1,7 @@
 //! Whether the route guard holds on this node: tried from a pod's network namespace, not guessed from the CNI's name.
 //! CNIs that bypass the node's routing (Cilium's BPF host routing, ipvlan, SR-IOV) bypass its rules as well.
 
-use std::{io, net::Ipv4Addr, path::Path};
+use std::{io, net::Ipv4Addr, ops::ControlFlow, path::Path};
 
 use kiam_common::redirect::{IMDS_PORT, IMDS_V4};
 use rustix::{
@@ -10,7 +10,7 @@ use rustix::{
     net::{AddressFamily, SocketAddrV4, SocketFlags, SocketType, connect, socket_with, sockopt},
 };
 
-use super::namespaces::{Namespaces, inside, is_nodes};
+use super::namespaces::{inside, is_nodes, of_pods};
 
 /// How long a connect may take.
 const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -46,13 +46,22 @@ impl Reach {
 /// Connects from up to three pods in turn, until one answer is known. The socket is the agent's, so that no hook at
 /// the pods' cgroup runs for it; its packets go the pod's way. Blocks for up to a second a pod.
 pub(super) fn probe(cgroup: &Path) -> Reach {
-    let mut namespaces = Namespaces::of_pods(cgroup).found;
-    // What a pod made for itself can be made to answer anything.
-    namespaces.retain(is_nodes);
-    let answers = namespaces.iter().take(PODS).map(|namespace| {
-        inside(namespace, || Ok(reach(attempt(IMDS_V4, IMDS_PORT)))).unwrap_or(Reach::Unknown)
+    let mut known = Reach::Unknown;
+    let mut asked = 0;
+    of_pods(cgroup, |namespace| {
+        // What a pod made for itself can be made to answer anything.
+        if !is_nodes(namespace) {
+            return ControlFlow::Continue(());
+        }
+        known =
+            inside(namespace, || Ok(reach(attempt(IMDS_V4, IMDS_PORT)))).unwrap_or(Reach::Unknown);
+        asked += 1;
+        if known == Reach::Unknown && asked < PODS {
+            return ControlFlow::Continue(());
+        }
+        ControlFlow::Break(())
     });
-    answers.into_iter().find(|reach| *reach != Reach::Unknown).unwrap_or(Reach::Unknown)
+    known
 }
 
 /// Connects and closes; `ETIMEDOUT` after [`PATIENCE`].

@@ -1,7 +1,10 @@
 //! Ends the connections to the IMDS that pods had before the programs were attached: the hooks run at connect, and
 //! these are past it.
 
-use std::{collections::HashSet, fs, io, net::IpAddr, os::unix::fs::MetadataExt as _, path::Path};
+use std::{
+    collections::HashSet, fs, io, net::IpAddr, ops::ControlFlow, os::unix::fs::MetadataExt as _,
+    path::Path,
+};
 
 use netlink_packet_core::Nla as _;
 use netlink_packet_sock_diag::{
@@ -10,7 +13,7 @@ use netlink_packet_sock_diag::{
 };
 
 use super::{
-    namespaces::{Namespaces, inside},
+    namespaces::{inside, of_pods},
     netlink::Netlink,
     route::imds_addresses,
 };
@@ -42,15 +45,13 @@ enum Of<'a> {
 /// Destroys the pods' TCP sockets that are connected to the IMDS. In the node's own namespace, only with `host`,
 /// and only those made in the pods' cgroup `cgroup`; never those of the agent's own pod, the cgroup `own`.
 pub(super) fn destroy(cgroup: &Path, own: Option<u64>, host: bool) -> Destroyed {
-    let Namespaces { found, hidden } = Namespaces::of_pods(cgroup);
-    let mut destroyed = Destroyed { hidden, ..Destroyed::default() };
-    for namespace in &found {
+    let mut destroyed = Destroyed::default();
+    destroyed.hidden = of_pods(cgroup, |namespace| {
         destroyed.add(inside(namespace, || destroy_here(&Of::Anyone)));
-    }
+        ControlFlow::Continue(())
+    });
     if host {
-        let mut cgroups = HashSet::new();
-        below(cgroup, own, &mut cgroups);
-        destroyed.add(destroy_here(&Of::Cgroups(&cgroups)));
+        destroyed.add(destroy_here(&Of::Cgroups(&below(cgroup, own))));
     }
     destroyed
 }
@@ -72,17 +73,20 @@ impl Destroyed {
 }
 
 /// Ids of `cgroup` and of all below it, without `own` and what is below that.
-fn below(cgroup: &Path, own: Option<u64>, ids: &mut HashSet<u64>) {
-    let Ok(metadata) = fs::metadata(cgroup) else { return };
-    if own == Some(metadata.ino()) {
-        return;
-    }
-    ids.insert(metadata.ino());
-    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            below(&entry.path(), own, ids);
+fn below(cgroup: &Path, own: Option<u64>) -> HashSet<u64> {
+    let mut ids = HashSet::new();
+    let mut cgroups = vec![cgroup.to_owned()];
+    while let Some(cgroup) = cgroups.pop() {
+        let Ok(metadata) = fs::metadata(&cgroup) else { continue };
+        if own == Some(metadata.ino()) {
+            continue;
         }
+        ids.insert(metadata.ino());
+        let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
+        let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        cgroups.extend(below.map(|entry| entry.path()));
     }
+    ids
 }
 
 /// Destroys in the namespace of this thread; how many sockets.
