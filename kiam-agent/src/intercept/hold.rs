@@ -72,6 +72,11 @@ impl Hold {
         Ok(())
     }
 
+    /// The id of the program `name`, if its link is held.
+    pub(super) fn program(&self, name: &str) -> Option<u32> {
+        self.links.iter().find(|held| held.name == name).map(|held| held.program)
+    }
+
     /// What of `programs`, which were attached to `cgroup`, and of the maps is not as it was left in `pins`.
     pub(super) fn losses(
         &self,

@@ -209,7 +209,11 @@ impl Interception {
         let rewriter = Rewriter::load(ebpf)?;
         let observed = (!self.enforces()).then(|| Observed::open(&self.pins)).transpose()?;
         let uplink = match self.uplink {
-            true => Some(UplinkProgram::load(loader(&self.pins).load(OBJECT)?, self.pins.clone())?),
+            true => {
+                let agent = self.hold.program(guard::AGENT).unwrap_or_default();
+                let ebpf = loader(&self.pins).load(OBJECT)?;
+                Some(UplinkProgram::load(ebpf, self.pins.clone(), agent)?)
+            }
             false => None,
         };
         Ok(Parts {

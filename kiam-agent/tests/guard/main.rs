@@ -405,6 +405,23 @@ fn packet_sockets_of_host_network_pods_end_at_the_uplinks() {
     eventually("the new uplink is not guarded", || metrics().contains("kiam_guard_uplinks 2\n"));
     assert_shut("eth1", "with a new uplink");
 
+    // Somebody takes the pins away, which changes nothing, and detaches what they stood for.
+    let both = pinned_uplinks(&lab);
+    std::fs::remove_dir_all(lab.pins()).unwrap();
+    assert_shut("eth0", "without pins");
+    assert_shut("eth1", "without pins");
+    eventually("the pins are not back", || {
+        lab.pins().join("v1").exists() && pinned_uplinks(&lab) == both
+    });
+    for pin in &both {
+        lab.node.detach_link(&lab.pins().join("v1").join(pin)).unwrap();
+    }
+    eventually("it is not at the uplinks again", || {
+        metrics().contains("kiam_guard_restored_total 4\n")
+    });
+    assert_shut("eth0", "after it was detached");
+    assert_shut("eth1", "after it was detached");
+
     agent.kill().unwrap();
     assert_shut("eth0", "after kill -9");
     assert_shut("eth1", "after kill -9");

@@ -25,7 +25,7 @@ impl Metrics {
         let metrics = Self::default();
         registry.register(
             "kiam_guard_restored",
-            "Routing rules of the guard that somebody had removed and the agent put back",
+            "Routing rules of the guard, and programs at uplinks, that somebody had taken away and the agent put back",
             metrics.restored.clone(),
         );
         registry.register(

@@ -22,7 +22,7 @@ use std::{
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, error, info, warn};
 
-pub(super) use self::uplink::remove as remove_uplinks;
+pub(super) use self::uplink::{AGENT, remove as remove_uplinks};
 use self::{changes::Changes, probe::Reach};
 pub use self::{metrics::Metrics, uplink::UplinkProgram};
 use super::{Cgroup, Error, namespaces, netlink};
@@ -30,6 +30,8 @@ use crate::lifecycle::{Detail, Drain, Latch};
 
 /// Between two looks at everything, whether or not the kernel told of a change.
 const SWEEP: Duration = Duration::from_secs(60);
+/// Between two looks at whether the program is still at the uplinks: of that the kernel tells nothing.
+const LOOK: Duration = Duration::from_secs(1);
 /// After a change was dealt with: so that a quarrel with another program, or many pods that come and go, do not take
 /// the whole CPU.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -149,7 +151,10 @@ impl Guard {
         let mut ending = pin!(self.end_older());
         let mut ended = false;
         let mut sweeps = interval(SWEEP);
-        sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks = interval(LOOK);
+        for ticks in [&mut sweeps, &mut looks] {
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
         loop {
             tokio::select! {
                 () = drain.started() => return,
@@ -165,6 +170,7 @@ impl Guard {
                         self.try_route().await;
                     }
                 }
+                _ = looks.tick(), if self.uplink.is_some() => self.restore_uplinks().await,
                 changed = next(self.rules.as_ref()) => {
                     seen(changed, &mut self.rules);
                     self.keep_route(Others::Leave).await;
@@ -187,7 +193,7 @@ impl Guard {
         async move {
             if asked {
                 match blocking(move || sockets::destroy(&pods, own, hosts)).await {
-                    Ok(destroyed) => report_sockets(&destroyed, &metrics),
+                    Ok(destroyed) => destroyed.report(&metrics),
                     Err(error) => {
                         error!(%error, "Pods may have connections to the IMDS that are older than the agent");
                         return;
@@ -216,6 +222,25 @@ impl Guard {
     async fn keep_uplinks(&mut self) {
         if let Err(error) = self.attach_uplinks().await {
             error!(%error, "The uplink guard is not complete");
+        }
+    }
+
+    async fn restore_uplinks(&mut self) {
+        let Some(mut program) = self.uplink.take() else { return };
+        let restored = blocking(move || {
+            let result = program.restore();
+            (program, result)
+        });
+        // A panic in it was logged, and leaves what is attached as it is.
+        let Ok((program, result)) = restored.await else { return };
+        self.uplink = Some(program);
+        match result {
+            Ok(interfaces) if interfaces.is_empty() => {}
+            Ok(interfaces) => {
+                self.metrics.restored.inc_by(interfaces.len() as u64);
+                warn!(?interfaces, "Somebody took the uplink guard away; it is back");
+            }
+            Err(error) => error!(%error, "The uplink guard is not complete"),
         }
     }
 
@@ -342,29 +367,6 @@ fn report_ipv6(has_rules: bool) {
             "The kernel has no routing rules for IPv6 (CONFIG_IPV6_MULTIPLE_TABLES): the route guard is for IPv4 alone"
         ),
         false => info!("The node has no IPv6: the route guard is for IPv4 alone"),
-    }
-}
-
-fn report_sockets(destroyed: &sockets::Destroyed, metrics: &Metrics) {
-    metrics.destroyed.inc_by(destroyed.sockets);
-    if destroyed.sockets > 0 {
-        warn!(
-            sockets = destroyed.sockets,
-            namespaces = destroyed.namespaces,
-            "Ended connections to the IMDS that pods had before"
-        );
-    }
-    if destroyed.hidden > 0 {
-        warn!(
-            processes = destroyed.hidden,
-            "Pods' processes are not to be seen from here, so connections that they have to the IMDS stay until they end: run the agent with hostPID"
-        );
-    }
-    if let Some(error) = &destroyed.failure {
-        warn!(
-            %error,
-            "Not every connection that a pod had to the IMDS could be ended (this needs a kernel with CONFIG_INET_DIAG and CONFIG_INET_DIAG_DESTROY): such a connection stays until it closes, unless the route guard is on"
-        );
     }
 }
 

@@ -11,8 +11,10 @@ use netlink_packet_sock_diag::{
     AF_INET, AF_INET6, IPPROTO_TCP, SockDiagDestroy, SockDiagMessage,
     inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
 };
+use tracing::warn;
 
 use super::{
+    Metrics,
     namespaces::{inside, of_pods},
     netlink::Netlink,
     route::imds_addresses,
@@ -68,6 +70,30 @@ impl Destroyed {
             Err(error) => {
                 self.failure.get_or_insert(error);
             }
+        }
+    }
+
+    /// Tells of it.
+    pub(super) fn report(&self, metrics: &Metrics) {
+        metrics.destroyed.inc_by(self.sockets);
+        if self.sockets > 0 {
+            warn!(
+                sockets = self.sockets,
+                namespaces = self.namespaces,
+                "Ended connections to the IMDS that pods had before"
+            );
+        }
+        if self.hidden > 0 {
+            warn!(
+                processes = self.hidden,
+                "Pods' processes are not to be seen from here, so connections that they have to the IMDS stay until they end: run the agent with hostPID"
+            );
+        }
+        if let Some(error) = &self.failure {
+            warn!(
+                %error,
+                "Not every connection that a pod had to the IMDS could be ended (this needs a kernel with CONFIG_INET_DIAG and CONFIG_INET_DIAG_DESTROY): such a connection stays until it closes, unless the route guard is on"
+            );
         }
     }
 }

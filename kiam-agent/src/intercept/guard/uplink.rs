@@ -5,7 +5,7 @@
 //! number of its own. Both outlive the agent, and a later agent replaces the program in place.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs, io,
     mem::ManuallyDrop,
     os::fd::AsFd as _,
@@ -25,7 +25,7 @@ use aya::{
 };
 
 use super::{
-    super::{Error, links::PinnedLink},
+    super::{Error, Turn, links::PinnedLink, pins},
     selection::{Interface, interfaces, uplinks},
 };
 
@@ -33,6 +33,8 @@ use super::{
 const PROGRAM: &str = "kiam_uplink";
 /// Pins are this and the interface's number.
 const PIN: &str = "link_uplink_";
+/// The program by which it is told which agent's programs work. Every agent attaches it.
+pub(in super::super) const AGENT: &str = "kiam_connect4";
 /// The first: a filter before it could end the search.
 const PRIORITY: u16 = 1;
 /// Ours, so that a later agent finds it.
@@ -45,17 +47,21 @@ pub struct UplinkProgram {
     pins: PathBuf,
     /// Whether the kernel has tcx links; known after the first interface.
     tcx: bool,
-    /// Numbers of the interfaces at which this agent's program works.
-    attached: HashSet<u32>,
+    /// By number, the interfaces at which this agent's program works. Their links are held open, so that removing a pin
+    /// detaches nothing while the agent lives; a filter has none.
+    attached: HashMap<u32, Option<PinnedLink>>,
+    /// The id of this agent's program at [`AGENT`].
+    agent: u32,
 }
 
 // === impl UplinkProgram ===
 
 impl UplinkProgram {
-    /// The program of `ebpf`, an object of its own, for pins in `pins`.
-    pub(in super::super) fn load(mut ebpf: Ebpf, pins: PathBuf) -> Result<Self, Error> {
+    /// The program of `ebpf`, an object of its own, for pins in `pins`. `agent` is the id of this agent's program at
+    /// [`AGENT`].
+    pub(in super::super) fn load(mut ebpf: Ebpf, pins: PathBuf, agent: u32) -> Result<Self, Error> {
         program(&mut ebpf)?.load().map_err(failed)?;
-        Ok(Self { ebpf, pins, tcx: true, attached: HashSet::new() })
+        Ok(Self { ebpf, pins, tcx: true, attached: HashMap::new(), agent })
     }
 
     /// Attaches at those of the node's uplinks where it is not, and takes the pins of interfaces that are gone away. Where it
@@ -64,20 +70,76 @@ impl UplinkProgram {
     pub(super) fn keep(&mut self) -> Result<Vec<String>, Error> {
         self.forget_gone()?;
         let mut uplinks = uplinks().map_err(|source| self.unreadable(source))?;
-        uplinks.retain(|uplink| !self.attached.contains(&uplink.index));
-        let mut new = Vec::new();
+        uplinks.retain(|uplink| !self.attached.contains_key(&uplink.index));
+        self.attach_all(uplinks)
+    }
+
+    /// Attaches and pins again what somebody has detached or unpinned; says where. Nothing while another agent attaches
+    /// its programs, or once one has: that may go without this part of the guard.
+    pub(super) fn restore(&mut self) -> Result<Vec<String>, Error> {
+        let lost = self.lost()?;
+        if lost.is_empty() {
+            return Ok(Vec::new());
+        }
+        let bpffs = self.pins.parent().unwrap_or(&self.pins);
+        let Some(_turn) = Turn::take(bpffs)? else { return Ok(Vec::new()) };
+        if !self.is_at_work()? {
+            return Ok(Vec::new());
+        }
+        let mut there = interfaces().map_err(|source| self.unreadable(source))?;
+        there.retain(|interface| lost.contains(&interface.index));
+        for interface in &there {
+            // Held, it may want nothing but its pin.
+            let pin = self.pin(interface.index);
+            if let Some(Some(link)) = self.attached.remove(&interface.index)
+                && link.interface(&pin)? == interface.index
+            {
+                link.pin(&pin)?;
+            }
+        }
+        self.attach_all(there)
+    }
+
+    /// The interfaces at which it works no longer, or whose pins are gone.
+    fn lost(&self) -> Result<Vec<u32>, Error> {
+        let mut lost = Vec::new();
+        for (&index, link) in &self.attached {
+            let pin = self.pin(index);
+            if let Some(link) = link
+                && (link.interface(&pin)? != index || !pin.exists())
+            {
+                lost.push(index);
+            }
+        }
+        Ok(lost)
+    }
+
+    /// Whether this agent's programs are those that work.
+    fn is_at_work(&self) -> Result<bool, Error> {
+        let pin = pins::link(&self.pins, AGENT);
+        let link = PinnedLink::open(&pin)?;
+        let program = link.map(|link| link.attached(&pin)).transpose()?;
+        Ok(program.is_some_and(|(program, _)| program == self.agent))
+    }
+
+    /// At each of them. Says where, or of one that failed.
+    fn attach_all(&mut self, interfaces: Vec<Interface>) -> Result<Vec<String>, Error> {
+        let mut names = Vec::new();
         let mut failure = None;
-        for uplink in uplinks {
-            match self.attach(&uplink) {
-                Ok(()) => new.push(uplink),
+        for Interface { name, index } in interfaces {
+            match self.attach(&name, index) {
+                Ok(link) => {
+                    self.attached.insert(index, link);
+                    names.push(name);
+                }
                 Err(error) => failure = Some(error),
             }
         }
-        self.attached.extend(new.iter().map(|uplink| uplink.index));
-        match failure {
-            Some(error) => Err(error),
-            None => Ok(new.into_iter().map(|uplink| uplink.name).collect()),
-        }
+        failure.map_or(Ok(names), Err)
+    }
+
+    fn pin(&self, index: u32) -> PathBuf {
+        self.pins.join(format!("{PIN}{index}"))
     }
 
     /// At how many interfaces it is.
@@ -92,7 +154,7 @@ impl UplinkProgram {
     fn forget_gone(&mut self) -> Result<(), Error> {
         let there = interfaces().map_err(|source| self.unreadable(source))?;
         let there: HashSet<u32> = there.iter().map(|interface| interface.index).collect();
-        self.attached.retain(|index| there.contains(index));
+        self.attached.retain(|index, _| there.contains(index));
         for (pin, index) in pinned(&self.pins)? {
             if !there.contains(&index) {
                 fs::remove_file(&pin).map_err(|source| file("remove", &pin, source))?;
@@ -101,9 +163,9 @@ impl UplinkProgram {
         Ok(())
     }
 
-    fn attach(&mut self, uplink: &Interface) -> Result<(), Error> {
+    fn attach(&mut self, name: &str, index: u32) -> Result<Option<PinnedLink>, Error> {
         if self.tcx {
-            match self.attach_tcx(uplink) {
+            match self.attach_tcx(name, index) {
                 // No such kind of link: a kernel below 6.6.
                 Err(Error::Program { source: ProgramError::SyscallError(error), .. })
                     if error.io_error.raw_os_error() == Some(libc::EINVAL) => {}
@@ -111,45 +173,48 @@ impl UplinkProgram {
             }
             self.tcx = false;
         }
-        self.attach_filter(uplink)
+        self.attach_filter(name).map(|()| None)
     }
 
     /// Replaces the pinned link's program; where there is none, or it is of an interface that had the number before,
     /// attaches anew and pins that.
-    fn attach_tcx(&mut self, uplink: &Interface) -> Result<(), Error> {
-        let pin = self.pins.join(format!("{PIN}{}", uplink.index));
+    fn attach_tcx(&mut self, name: &str, index: u32) -> Result<Option<PinnedLink>, Error> {
+        let pin = self.pin(index);
         let program = program(&mut self.ebpf)?;
         if let Some(link) = PinnedLink::open(&pin)? {
-            if link.interface(&pin)? == uplink.index {
+            if link.interface(&pin)? == index {
                 let fd = program.fd().map_err(failed)?.try_clone();
                 let fd = fd.map_err(|source| file("pin", &pin, source))?;
-                return link.update(fd.as_fd(), &pin);
+                link.update(fd.as_fd(), &pin)?;
+                return Ok(Some(link));
             }
             fs::remove_file(&pin).map_err(|source| file("remove", &pin, source))?;
         }
         let first = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let id = program.attach_with_options(&uplink.name, TcAttachType::Egress, first);
+        let id = program.attach_with_options(name, TcAttachType::Egress, first);
         let link = id.and_then(|id| program.take_link(id)).map_err(failed)?;
         let link: FdLink =
             link.try_into().map_err(|error| failed(io::Error::other(error).into()))?;
-        link.pin(&pin).map(drop).map_err(|source| Error::Pin { path: pin, source })
+        let pinned = link.pin(&pin).map(drop);
+        pinned.map_err(|source| Error::Pin { path: pin.clone(), source })?;
+        PinnedLink::open(&pin)
     }
 
     /// Adds the filter, or replaces the program of the one that an earlier agent left.
-    fn attach_filter(&mut self, uplink: &Interface) -> Result<(), Error> {
+    fn attach_filter(&mut self, name: &str) -> Result<(), Error> {
         let program = program(&mut self.ebpf)?;
-        match qdisc_add_clsact(&uplink.name) {
+        match qdisc_add_clsact(name) {
             // It is there, ours or somebody else's.
             Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
             result => result.map_err(|error| failed(error.into()))?,
         }
         let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
         let options = TcAttachOptions::Netlink(options);
-        let id = match program.attach_with_options(&uplink.name, TcAttachType::Egress, options) {
+        let id = match program.attach_with_options(name, TcAttachType::Egress, options) {
             Err(ProgramError::TcError(TcError::NetlinkError(error)))
                 if error.raw_os_error() == Some(libc::EEXIST) =>
             {
-                let (name, at) = (&uplink.name, TcAttachType::Egress);
+                let at = TcAttachType::Egress;
                 let old = SchedClassifierLink::attached(name, at, PRIORITY, HANDLE, None);
                 old.map_err(|error| failed(error.into()))
                     .and_then(|old| program.attach_to_link(old).map_err(failed))?
