@@ -1,7 +1,10 @@
-//! A string that can't be printed by accident.
+//! A string that can't be printed by accident, and memory that no crash writes to a disk.
 
-use std::fmt;
+use std::{fmt, io};
 
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
 use zeroize::Zeroizing;
 
 /// A secret access key, session token or bearer token.
@@ -11,6 +14,20 @@ use zeroize::Zeroizing;
 /// search for that word finds every place a secret can leave by.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
+
+/// Leaves no copy of this process's memory behind when it crashes, neither in a file nor at a collector that
+/// `core_pattern` pipes to (which `RLIMIT_CORE` alone does not keep from it), and lets no process trace it or read
+/// its memory that has not `CAP_SYS_PTRACE`. A process that it executes is dumpable again, but may leave no file.
+///
+/// # Errors
+///
+/// The system's; a seccomp filter may deny either call.
+pub fn forbid_core_dumps() -> io::Result<()> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    // The soft limit is the one that counts; the hard one says only how far it may be raised again.
+    setrlimit(Resource::Core, Rlimit { current: Some(0), ..getrlimit(Resource::Core) })?;
+    Ok(())
+}
 
 // === impl Secret ===
 

@@ -4,15 +4,16 @@
 
 use std::{
     fs::{self, File},
-    os::unix::fs::MetadataExt as _,
+    os::unix::{fs::MetadataExt as _, process::ExitStatusExt as _},
     path::{Path, PathBuf},
+    process::Command,
     thread,
     time::Duration,
 };
 
 use kiam_agent::intercept::{self, Error, Interception, Parts, Turn, uninstall};
 use kiam_common::redirect::Target;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use tokio::time::Instant;
 use xtask::{
     lab::{
@@ -313,6 +314,47 @@ fn agent_that_still_starts_ends_when_asked_though_it_is_process_1() {
     eventually("the agent goes on", || agent.said("Ending before it serves"));
     assert!(agent.terminate().unwrap().success(), "unshare ends as the agent does");
     assert!(!agent.said("Serving before everything is there"));
+}
+
+/// Has the shell go to `folder`, where a core would be, allow one, and do the rest.
+fn with_cores(mut shell: Command, folder: &Path, rest: &str) -> Command {
+    let script = format!("cd \"$0\" && {{ ulimit -c unlimited; {rest}; }}");
+    shell.arg("-c").arg(script).arg(folder);
+    shell
+}
+
+#[test]
+fn agent_that_crashes_leaves_no_core_dump() {
+    if lab::skip("agent_that_crashes_leaves_no_core_dump") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let control = with_cores(Command::new("sh"), folder.path(), "kill -ABRT $$").status().unwrap();
+    for entry in fs::read_dir(folder.path()).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let shell = lab.node.command("sh").unwrap();
+    let mut command = with_cores(shell, folder.path(), "exec \"$@\"");
+    command.arg(AGENT);
+    let mut agent = Agent::start_by(command, &lab, &[]).unwrap();
+    agent.wait_ready(LIMIT).unwrap();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", agent.pid())).unwrap();
+    let cores = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(cores.split_whitespace().nth(4), Some("0"), "{cores}");
+    let pid = Pid::from_raw(agent.pid().cast_signed()).unwrap();
+    if control.core_dumped() {
+        // A collector that cores are piped to does not mind the limit: it is not all that keeps the memory in.
+        prlimit(Some(pid), Resource::Core, Rlimit { current: None, maximum: None }).unwrap();
+    } else {
+        println!("agent_that_crashes_leaves_no_core_dump: no crash leaves a core here anyway");
+    }
+    kill_process(pid, Signal::ABORT).unwrap();
+    let status = agent.terminate().unwrap();
+    assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{status}");
+    assert!(!status.core_dumped(), "{status}");
+    let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(Result::unwrap).collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]

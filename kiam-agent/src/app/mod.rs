@@ -32,6 +32,7 @@ use self::running::{Operators, Successor, asked_to_end};
 use crate::{
     config::{self, Config},
     lifecycle::{DrainSignal, Readiness},
+    secret::forbid_core_dumps,
 };
 
 /// The agent, running.
@@ -96,6 +97,10 @@ pub fn main(config: Config) -> ExitCode {
         }
     };
     operations::remember(log_level);
+    // Before anything secret is read.
+    if let Err(failure) = forbid_core_dumps() {
+        warn!(error = %failure, "A crash may leave a core dump, which has credentials in it");
+    }
     info!("{}", config::version());
     for warning in &config.warnings {
         warn!("{warning}");
