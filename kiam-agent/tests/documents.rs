@@ -20,8 +20,9 @@ fn rows(prefix: &str) -> BTreeSet<String> {
 }
 
 /// Metrics that are no counters have their own names.
-const GAUGES: [&str; 8] = [
+const GAUGES: [&str; 9] = [
     "kiam_cluster_pods",
+    "kiam_credentials_calls_per_second",
     "kiam_credentials_held",
     "kiam_credentials_waiting",
     "kiam_guard_route",

@@ -1,6 +1,6 @@
 //! What the prefetcher counts.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::atomic::AtomicU64, time::Duration};
 
 use prometheus_client::{
     collector::Collector,
@@ -40,6 +40,7 @@ struct WaitingLabels {
 pub struct Metrics {
     issued: Family<Labels, Counter>,
     waiting: Family<WaitingLabels, Gauge>,
+    rate: Gauge<f64, AtomicU64>,
     duration: Histogram,
     ready: Histogram,
     statsd: Statsd,
@@ -54,12 +55,13 @@ impl Metrics {
         let metrics = Self {
             issued: Family::default(),
             waiting: Family::default(),
+            rate: Gauge::default(),
             duration: Histogram::new(buckets),
             // A pod's first container starts a second or more after the pod was assigned.
             ready: Histogram::new([0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0]),
             statsd,
         };
-        let Self { issued, waiting, duration, ready, .. } = metrics.clone();
+        let Self { issued, waiting, rate, duration, ready, .. } = metrics.clone();
         registry.register(
             "kiam_credentials_ready_seconds",
             "Time from when a pod was seen to be assigned to the node until its credentials were there",
@@ -69,6 +71,11 @@ impl Metrics {
             "kiam_credentials_waiting",
             "Credentials that are due but not asked for yet, by what keeps them back",
             waiting,
+        );
+        registry.register(
+            "kiam_credentials_calls_per_second",
+            "How often STS may be asked: as --sts-rate says, or, while it throttles an account, how often that one's may",
+            rate,
         );
         registry.register(
             "kiam_credentials_issued",
@@ -90,6 +97,11 @@ impl Metrics {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             self.waiting.get_or_create(&WaitingLabels { reason }).set(count);
         }
+    }
+
+    /// Shows how often an account's STS may be asked.
+    pub(super) fn rate(&self, per_second: f64) {
+        self.rate.set(per_second);
     }
 
     /// A pod has credentials for the first time, after it `waited`.

@@ -5,9 +5,11 @@ mod budget;
 mod call;
 mod inheritance;
 mod metrics;
+mod pace;
 mod prefetch;
 mod queue;
 pub mod schedule;
+mod stale;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -22,6 +24,7 @@ pub use self::{
     budget::{Bucket, Rate},
     inheritance::{Inheritance, InheritanceError},
     metrics::{Held, Metrics},
+    pace::Pace,
     prefetch::{Parts, Prefetcher},
     store::{CredentialReader, Summary},
 };
@@ -114,7 +117,7 @@ pub struct SourceError {
 pub enum ErrorClass {
     /// Network, timeout, 5xx: soon again, backing off.
     Retryable,
-    /// STS's token bucket is empty: later, and fewer.
+    /// STS's token bucket is empty: later, and fewer of all that takes from it.
     Throttled,
     /// Stays until somebody changes the role's trust policy: probed slowly.
     Denied,
@@ -156,6 +159,9 @@ pub enum Limit {
     /// The node's calls to STS are used up for now.
     #[error("the node asks STS as often as --sts-rate lets it; this is next in turn")]
     Node,
+    /// STS has throttled the account lately.
+    #[error("STS throttles the account, so that the node asks it less often; this is next in turn")]
+    Throttled,
     /// As many calls as may be under way are.
     #[error("STS is slow: as many calls as may be under way are")]
     InFlight,
@@ -228,12 +234,19 @@ impl Default for Config {
 
 impl Limit {
     /// All there are.
-    pub const ALL: [Self; 6] =
-        [Self::Node, Self::InFlight, Self::Namespace, Self::Pod, Self::Denied, Self::Stale];
+    pub const ALL: [Self; 7] = [
+        Self::Node,
+        Self::Throttled,
+        Self::InFlight,
+        Self::Namespace,
+        Self::Pod,
+        Self::Denied,
+        Self::Stale,
+    ];
 
     /// Whether the wait is short and says nothing about who waits.
     #[must_use]
     pub fn is_queue(self) -> bool {
-        matches!(self, Self::Node | Self::InFlight)
+        matches!(self, Self::Node | Self::Throttled | Self::InFlight)
     }
 }

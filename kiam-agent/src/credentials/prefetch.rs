@@ -19,8 +19,10 @@ use super::{
     arrivals::Arrivals,
     budget::{Bucket, Kept, Shares},
     call::{Called, answer, checked},
+    pace::Paces,
     queue::{New, Queue},
     schedule::{self, Term},
+    stale::Staleness,
     store::{Entries, Entry, HeldRequests},
 };
 use crate::{
@@ -51,12 +53,13 @@ pub struct Prefetcher {
     calls: JoinSet<Called>,
     /// The node's calls.
     node: Bucket,
+    paces: Paces,
     shares: Shares,
     arrivals: Arrivals,
     inheritance: Inheritance,
     /// Whether nothing was looked at yet.
     starting: bool,
-    stale: bool,
+    staleness: Staleness,
 }
 
 /// What the prefetcher works with.
@@ -109,11 +112,12 @@ impl Prefetcher {
             plans: HashMap::new(),
             calls: JoinSet::new(),
             node: Bucket::default(),
+            paces: Paces::default(),
             shares: Shares::default(),
             arrivals: Arrivals::default(),
             inheritance: Inheritance::default(),
             starting: true,
-            stale: false,
+            staleness: Staleness::default(),
         };
         (prefetcher, reader)
     }
@@ -149,14 +153,15 @@ impl Prefetcher {
         self.claim(&wanted);
         self.receive(&wanted, now);
         let (mut queue, mut next) = self.queue(&wanted, now);
-        let stopped = if self.is_stale() {
+        let (most, silence) = (self.config.max_staleness, (self.parts.silence)());
+        let stopped = if self.staleness.is_over(most, silence) {
             Some((Limit::Stale, LOOK_FOR_LIFE))
         } else {
             self.start(&mut queue, &wanted, now)
         };
-        let limits = queue.limits(&self.shares, stopped, now);
+        let limits = queue.limits((&self.shares, &self.paces), stopped, now);
         next = limits.values().map(|(_, wait)| *wait).fold(next, Duration::min);
-        self.show(&limits);
+        self.show(&limits, now);
         let unanswered = wanted.keys().any(|identity| self.unanswered(identity));
         if !unanswered {
             self.parts.first_pass.set();
@@ -195,8 +200,9 @@ impl Prefetcher {
             if !wait.is_zero() {
                 return Some((Limit::Node, wait));
             }
-            let (identity, payer) = queue.take(&mut self.shares, now)?;
+            let (identity, payer) = queue.take(&mut self.shares, &self.paces, now)?;
             self.node.take(rate, now);
+            self.paces.take(identity, now);
             if let Some(plan) = self.plans.get_mut(identity) {
                 plan.in_flight = true;
                 if !std::mem::replace(&mut plan.paid, true) {
@@ -209,7 +215,8 @@ impl Prefetcher {
     }
 
     /// Lets readers and operators know what waits for what.
-    fn show(&self, limits: &HashMap<RoleIdentity, Kept>) {
+    fn show(&self, limits: &HashMap<RoleIdentity, Kept>, now: Instant) {
+        self.parts.metrics.rate(self.paces.slowest(self.config.sts_rate, now));
         self.parts.metrics.waiting(limits.values().map(|(limit, _)| limit));
         self.entries.send_if_modified(|entries| {
             let mut changed = false;
@@ -220,21 +227,6 @@ impl Prefetcher {
             }
             changed
         });
-    }
-
-    fn is_stale(&mut self) -> bool {
-        let silence = (self.parts.silence)();
-        let stale = self.config.max_staleness.zip(silence).is_some_and(|(most, now)| now > most);
-        if stale && !self.stale {
-            warn!(
-                ?silence,
-                "Asking STS for nothing until the Kubernetes API tells again what pods want"
-            );
-        } else if self.stale && !stale {
-            info!("Asking STS again: the Kubernetes API tells what pods want");
-        }
-        self.stale = stale;
-        stale
     }
 
     /// How long what is held is still good.
@@ -348,6 +340,8 @@ impl Prefetcher {
         let clock = &self.parts.clock;
         let drawn = (begun, fastrand::f64());
         let result = result.and_then(|answer| checked(answer, drawn, &identity, clock));
+        let error = result.as_ref().err().map(|error| error.class);
+        self.paces.answered(&identity, (self.config.sts_rate, begun), error, now);
         let Some(plan) = self.plans.get_mut(&identity) else { return };
         plan.in_flight = false;
         if let Some(payer) = &plan.payer {

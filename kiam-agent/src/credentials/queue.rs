@@ -7,7 +7,11 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::budget::{Candidate, Kept, Shares};
+use super::{
+    Limit,
+    budget::{Candidate, Kept, Shares},
+    pace::Paces,
+};
 use crate::role::{Claimant, RoleIdentity};
 
 /// Everything that may be asked for now.
@@ -43,40 +47,55 @@ impl<'a> Queue<'a> {
     }
 
     /// Takes out what is next, with the pod that has the turn if it is new. Renewals, the one that expires first
-    /// before others, and what is new alternate, so that neither waits for all of the other.
+    /// before others, and what is new alternate, so that neither waits for all of the other. What `paces` has wait
+    /// has no turn.
     pub(super) fn take(
         &mut self,
         shares: &mut Shares,
+        paces: &Paces,
         now: Instant,
     ) -> Option<(&'a RoleIdentity, Option<&'a Claimant>)> {
-        let turn = shares.is_turn_of_new() || self.renewals.is_empty();
-        if let Some(candidate) = turn.then(|| self.take_new(shares, now)).flatten() {
+        let may = |identity: &RoleIdentity| paces.wait(identity, now).is_zero();
+        let renewal = self.renewals.iter().rposition(|(_, identity)| may(identity));
+        let turn = shares.is_turn_of_new() || renewal.is_none();
+        if let Some(candidate) = turn.then(|| self.take_new(shares, may, now)).flatten() {
             return Some((candidate.identity, Some(candidate.claimant)));
         }
-        let (_, identity) = self.renewals.pop()?;
+        let (_, identity) = self.renewals.remove(renewal?);
         shares.take_renewal();
         Some((identity, None))
     }
 
-    fn take_new(&mut self, shares: &mut Shares, now: Instant) -> Option<Candidate<'a>> {
-        let picked = shares.pick(self.new.iter().flat_map(New::candidates), now)?;
+    fn take_new(
+        &mut self,
+        shares: &mut Shares,
+        may: impl Fn(&RoleIdentity) -> bool,
+        now: Instant,
+    ) -> Option<Candidate<'a>> {
+        let ready = self.new.iter().filter(|new| may(new.identity));
+        let picked = shares.pick(ready.flat_map(New::candidates), now)?;
         shares.take(&picked, now);
         self.new.retain(|new| new.identity != picked.identity);
         Some(picked)
     }
 
-    /// What keeps back each that is left: the shares of those who want it, or else what `stopped` all.
+    /// What keeps back each that is left: the shares of those who want it, or else what `stopped` all, or the pace of
+    /// an account.
     pub(super) fn limits(
         &self,
-        shares: &Shares,
+        (shares, paces): (&Shares, &Paces),
         stopped: Option<Kept>,
         now: Instant,
     ) -> HashMap<RoleIdentity, Kept> {
-        let renewals = self.renewals.iter().map(|(_, identity)| (*identity, stopped));
+        let common = |identity| {
+            let wait = paces.wait(identity, now);
+            stopped.or_else(|| (!wait.is_zero()).then_some((Limit::Throttled, wait)))
+        };
+        let renewals = self.renewals.iter().map(|(_, identity)| (*identity, common(identity)));
         let new = self.new.iter().map(|new| {
             let limits = new.candidates().map(|candidate| shares.keeps_back(&candidate, now));
             let own = limits.min_by_key(|limit| limit.map(|(_, wait)| wait)).flatten();
-            (new.identity, own.or(stopped))
+            (new.identity, own.or_else(|| common(new.identity)))
         });
         let all = renewals.chain(new);
         all.filter_map(|(identity, limit)| Some((identity.clone(), limit?))).collect()

@@ -3,6 +3,7 @@
 mod inheritance;
 mod properties;
 mod tenants;
+mod throttled;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -30,6 +31,9 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// How long a step of the wall clock may go unnoticed, and a call.
 const LOOKS_AGAIN: Duration = Duration::from_secs(16);
 
+/// An account that throttles whatever is asked.
+const THROTTLED: &str = "999999999999";
+
 /// Issues at once, or fails while it is told to; counts the calls.
 struct Source {
     clock: Clock,
@@ -38,6 +42,8 @@ struct Source {
     vouched: Mutex<Vec<String>>,
     failing: AtomicBool,
     denying: AtomicBool,
+    /// What throttles, if anything: what is left of a quota that others use too.
+    quota: Mutex<Option<(Rate, Bucket)>>,
     life: Duration,
 }
 
@@ -62,7 +68,8 @@ impl CredentialSource for Source {
                 "hangs" => std::future::pending().await,
                 _ => {}
             }
-            if self.failing.load(Ordering::Relaxed) {
+            let throttled = identity.role.account() == THROTTLED || !self.take_quota();
+            if throttled || self.failing.load(Ordering::Relaxed) {
                 let message = "Rate exceeded".to_owned();
                 return Err(SourceError { class: ErrorClass::Throttled, message });
             }
@@ -80,6 +87,20 @@ impl CredentialSource for Source {
                 expires: issued + self.life,
             })
         })
+    }
+}
+
+impl Source {
+    /// Whether the quota has room for a call; one that it has none for takes nothing.
+    fn take_quota(&self) -> bool {
+        let mut quota = self.quota.lock().unwrap();
+        let Some((rate, bucket)) = quota.as_mut() else { return true };
+        let now = Instant::now();
+        let free = bucket.wait(*rate, now).is_zero();
+        if free {
+            bucket.take(*rate, now);
+        }
+        free
     }
 }
 
@@ -122,6 +143,7 @@ fn source(clock: Clock, failing: bool, life: Duration) -> Source {
         vouched: Mutex::default(),
         failing: AtomicBool::new(failing),
         denying: AtomicBool::new(false),
+        quota: Mutex::default(),
         life,
     }
 }

@@ -33,7 +33,7 @@ const METHOD: &str = "\
 ## Method
 
 Virtual time, one queue of events. When a session is renewed, how long an agent waits after an error, the spread of both,
-and what a node may ask (`--sts-rate`, by its default) are the agent's own functions, called with a seeded random source;
+what a node may ask (`--sts-rate`, by its default) and how it slows down while STS throttles are the agent's own functions, called with a seeded random source;
 a test compares the model's renewals with those of a real prefetcher. What the model has of its own: at most 16 calls of a
 node under way, a node's queue first come first served, what nobody wants kept for a minute, answers after 50 to 150 ms.
 

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use kiam_agent::credentials::Bucket;
+use kiam_agent::credentials::{Bucket, Pace};
 use tokio::time::Instant;
 
 use crate::{
@@ -34,6 +34,7 @@ enum Event {
         session: u32,
         identity: u32,
         answer: Answer,
+        asked: Millis,
     },
     /// A node may ask again.
     Resume {
@@ -74,6 +75,7 @@ struct Session {
 #[derive(Clone, Debug, Default)]
 struct Node {
     bucket: Bucket,
+    pace: Pace,
     in_flight: u32,
     queue: VecDeque<u32>,
     resuming: bool,
@@ -144,7 +146,11 @@ impl World {
     }
 
     fn instant(&self) -> Instant {
-        self.base + Duration::from_millis(self.now)
+        self.instant_of(self.now)
+    }
+
+    fn instant_of(&self, time: Millis) -> Instant {
+        self.base + Duration::from_millis(time)
     }
 
     fn at(&mut self, time: Millis, event: Event) {
@@ -167,8 +173,8 @@ impl World {
     fn happen(&mut self, event: Event) {
         match event {
             Event::Due { session, plan } => self.due(session, plan),
-            Event::Answered { session, identity, answer } => {
-                self.answered(session, identity, answer);
+            Event::Answered { session, identity, answer, asked } => {
+                self.answered((session, identity), answer, asked);
             }
             Event::Resume { node } => {
                 self.nodes[node as usize].resuming = false;

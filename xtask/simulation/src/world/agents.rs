@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use kiam_agent::credentials::{Bucket, schedule};
+use kiam_agent::credentials::{Bucket, Pace, schedule};
 
 use super::{Event, World, millis, random};
 use crate::{
@@ -30,6 +30,7 @@ impl World {
         let Some(rolling) = self.plan.rolling else { return };
         let restarted = &mut self.nodes[node as usize];
         restarted.bucket = Bucket::default();
+        restarted.pace = Pace::default();
         if rolling.warm {
             return self.restarted();
         }
@@ -73,7 +74,7 @@ impl World {
             if asking.queue.is_empty() || asking.in_flight >= IN_FLIGHT {
                 return;
             }
-            let wait = asking.bucket.wait(self.fleet.sts_rate, now);
+            let wait = asking.bucket.wait(self.fleet.sts_rate, now).max(asking.pace.wait(now));
             if !wait.is_zero() {
                 if !std::mem::replace(&mut asking.resuming, true) {
                     self.at(self.now + millis(wait) + 1, Event::Resume { node });
@@ -84,6 +85,7 @@ impl World {
             self.sessions[session as usize].queued = false;
             if self.sessions[session as usize].pods > 0 {
                 self.nodes[node as usize].bucket.take(self.fleet.sts_rate, now);
+                self.nodes[node as usize].pace.take(now);
                 self.call(node, session);
             }
         }
@@ -97,12 +99,24 @@ impl World {
         asked.in_flight = true;
         let identity = asked.identity;
         let at = self.now + fastrand::u64(LATENCY);
-        self.at(at, Event::Answered { session, identity, answer });
+        self.at(at, Event::Answered { session, identity, answer, asked: self.now });
     }
 
-    pub(super) fn answered(&mut self, session: u32, identity: u32, answer: Answer) {
+    pub(super) fn answered(
+        &mut self,
+        (session, identity): (u32, u32),
+        answer: Answer,
+        asked: Millis,
+    ) {
         let node = self.node_of(session);
-        self.nodes[node as usize].in_flight -= 1;
+        let (rate, begun, now) = (self.fleet.sts_rate, self.instant_of(asked), self.instant());
+        let asking = &mut self.nodes[node as usize];
+        asking.in_flight -= 1;
+        match answer {
+            Answer::Throttled => asking.pace.throttled(rate, begun, now),
+            Answer::Issued => asking.pace.answered(rate, now),
+            Answer::Down => {}
+        }
         if self.sessions[session as usize].identity == identity {
             self.settle(session, answer);
         }
