@@ -119,7 +119,7 @@ impl Tokens {
             Ok(_) => TokenOutcome::Issued,
             Err(ErrorClass::Denied | ErrorClass::Refused) => TokenOutcome::Denied,
             Err(ErrorClass::Throttled) => TokenOutcome::Throttled,
-            Err(ErrorClass::Retryable) => TokenOutcome::Failed,
+            Err(ErrorClass::Retryable | ErrorClass::TooLong) => TokenOutcome::Failed,
         };
         self.metrics.tokens.get_or_create(&TokenLabels { outcome }).inc();
     }

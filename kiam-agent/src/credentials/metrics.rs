@@ -22,6 +22,7 @@ enum Outcome {
     Ok,
     Retryable,
     Throttled,
+    TooLong,
     Denied,
 }
 
@@ -114,6 +115,7 @@ impl Metrics {
             None => Outcome::Ok,
             Some(ErrorClass::Retryable) => Outcome::Retryable,
             Some(ErrorClass::Throttled) => Outcome::Throttled,
+            Some(ErrorClass::TooLong) => Outcome::TooLong,
             Some(ErrorClass::Denied | ErrorClass::Refused) => Outcome::Denied,
         };
         self.issued.get_or_create(&Labels { outcome }).inc();

@@ -119,6 +119,8 @@ pub enum ErrorClass {
     Retryable,
     /// STS's token bucket is empty: later, and fewer of all that takes from it.
     Throttled,
+    /// The role's sessions may not last so long: at once again, for a shorter one, which the source has found.
+    TooLong,
     /// Stays until somebody changes the role's trust policy: probed slowly.
     Denied,
     /// By somebody who may only not have heard of the pod yet: soon again at first, in the end as slowly as what is denied.

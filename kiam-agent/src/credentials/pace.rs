@@ -115,7 +115,7 @@ impl Paces {
             }
             // STS was not asked, not reached, or had no time to look.
             Some(ErrorClass::Retryable | ErrorClass::Refused) => {}
-            None | Some(ErrorClass::Denied) => {
+            None | Some(ErrorClass::Denied | ErrorClass::TooLong) => {
                 if let Some(pace) = self.0.get_mut(quota) {
                     pace.answered(rate, now);
                 }

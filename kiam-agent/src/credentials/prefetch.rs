@@ -34,6 +34,9 @@ use crate::{
 /// Calls to STS in flight at once.
 const IN_FLIGHT: usize = 16;
 
+/// A source that goes on to find sessions too long is tried again at once so often, which is more than it needs.
+const TOO_LONG: u32 = 8;
+
 /// What nobody wants any more is kept for this long: a pod's successor often comes at once.
 const LINGER: Duration = Duration::from_secs(60);
 
@@ -85,6 +88,8 @@ pub struct Parts {
 struct Plan {
     in_flight: bool,
     failures: u32,
+    /// Calls in a row for sessions that were too long.
+    too_long: u32,
     /// By tokio's clock, which no step moves.
     not_before: Option<Instant>,
     unwanted_since: Option<Instant>,
@@ -352,7 +357,7 @@ impl Prefetcher {
         }
         match result {
             Ok((credentials, term)) => {
-                plan.failures = 0;
+                (plan.failures, plan.too_long) = (0, 0);
                 plan.not_before = Some(now + schedule::SOONEST);
                 info!(
                     pod.iam.role = %identity.role,
@@ -361,6 +366,9 @@ impl Prefetcher {
                     "Issued credentials"
                 );
                 self.keep(identity, credentials, term);
+            }
+            Err(error) if error.class == ErrorClass::TooLong && plan.too_long < TOO_LONG => {
+                plan.too_long += 1;
             }
             Err(error) => {
                 plan.failures += 1;

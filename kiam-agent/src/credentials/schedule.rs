@@ -83,7 +83,7 @@ pub fn refresh_after(life: Duration, draw: f64) -> Duration {
 #[must_use]
 pub fn backoff(class: ErrorClass, failures: u32) -> Duration {
     let (first, last) = match class {
-        ErrorClass::Retryable => (1, 60),
+        ErrorClass::Retryable | ErrorClass::TooLong => (1, 60),
         ErrorClass::Throttled => (5, 120),
         ErrorClass::Denied => (15, 600),
         ErrorClass::Refused => (1, 600),

@@ -66,6 +66,8 @@ impl CredentialSource for Source {
                 // Without the message that panic! prints.
                 "panics" => std::panic::resume_unwind(Box::new("panicked")),
                 "hangs" => std::future::pending().await,
+                "long" if count < 4 => return Err(too_long()),
+                "too-long" => return Err(too_long()),
                 _ => {}
             }
             let throttled = identity.role.account() == THROTTLED || !self.take_quota();
@@ -102,6 +104,10 @@ impl Source {
         }
         free
     }
+}
+
+fn too_long() -> SourceError {
+    SourceError::new(ErrorClass::TooLong, "exceeds the MaxSessionDuration set for this role")
 }
 
 struct Fixture {
@@ -343,6 +349,25 @@ async fn calls_that_panic_and_hang_are_tried_again() {
     assert!(fixture.readiness.is_ready(), "all have been answered, well or badly");
     sleep(Duration::from_secs(300)).await;
     assert!(fixture.calls("panics") > 2 && fixture.calls("hangs") > 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_that_are_too_long_are_asked_for_again_at_once_as_far_as_the_node_may() {
+    let second = Duration::from_secs(1);
+    let config = Config { sts_rate: Rate { burst: 2, period: second }, ..Config::default() };
+    let fixture = start_with(config, set(&["long"]), false, HOUR);
+    sleep(second / 2).await;
+    assert_eq!((fixture.calls("long"), fixture.key("long")), (2, None), "the node's burst");
+    sleep(second).await;
+    assert_eq!(fixture.calls("long"), 3);
+    let state = fixture.reader.wait(&identity("long"), second).await;
+    assert!(matches!(state, Some(State::Ready(_))), "a request is held for it");
+    assert_eq!(fixture.calls("long"), 4);
+    // A source that never finds one that is short enough is an error like others.
+    let fixture = start(&["too-long"], false, HOUR);
+    sleep(60 * second).await;
+    assert!((9..=16).contains(&fixture.calls("too-long")), "{}", fixture.calls("too-long"));
+    assert!(matches!(fixture.reader.get(&identity("too-long")), Some(State::Failed { .. })));
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use tracing::info;
 
 use super::error::Failure;
 use crate::{
-    credentials::SourceError,
+    credentials::{ErrorClass, SourceError},
     role::{RoleArn, RoleIdentity},
 };
 
@@ -53,45 +53,45 @@ struct Found {
 // === impl Durations ===
 
 impl Durations {
-    /// Does `ask`, with a duration, until it is one that the role allows: what `identity` has, or the longest
-    /// step below.
+    /// Does `ask` once, with the duration that `identity` has or, if the role is known to allow less, with that. Where
+    /// it turns out to allow less, the error says so, and the next time a shorter one is asked for: each call is one that
+    /// the caller has counted.
     pub(super) async fn fit<T, F>(
         &self,
         identity: &RoleIdentity,
-        ask: impl Fn(Duration) -> F,
+        ask: impl FnOnce(Duration) -> F,
     ) -> Result<T, SourceError>
     where
         F: Future<Output = Result<T, Failure>>,
     {
         let role = &identity.role;
         let known = self.known(role);
-        let begun = known.map_or(identity.duration, |longest| longest.min(identity.duration));
-        let mut duration = begun;
-        loop {
-            let (next, error) = match ask(duration).await {
-                Ok(answer) => {
-                    if duration < begun && self.tell(role) {
-                        let [asked, used] =
-                            [identity.duration, duration].map(humantime::format_duration);
-                        info!(%role, %asked, %used, "Sessions of the role are shorter than was asked for");
-                    }
-                    return Ok(answer);
+        let duration = known.map_or(identity.duration, |longest| longest.min(identity.duration));
+        let (next, error) = match ask(duration).await {
+            Ok(answer) => {
+                if duration < identity.duration && self.tell(role) {
+                    let [asked, used] =
+                        [identity.duration, duration].map(humantime::format_duration);
+                    info!(%role, %asked, %used, "Sessions of the role are shorter than was asked for");
                 }
-                Err(Failure::Other(error)) => return Err(error),
-                Err(Failure::TooLong(error)) => (shorter(duration), error),
-                Err(Failure::Chained(error)) => ((duration > CHAINED).then_some(CHAINED), error),
-            };
-            // At once, so that other sessions of the role, which may be under way, need not find it too.
-            duration = self.learn(role, next.ok_or(error)?);
-        }
+                return Ok(answer);
+            }
+            Err(Failure::Other(error)) => return Err(error),
+            Err(Failure::TooLong(error)) => (shorter(duration), error),
+            Err(Failure::Chained(error)) => ((duration > CHAINED).then_some(CHAINED), error),
+        };
+        let Some(next) = next else { return Err(error) };
+        // At once, so that other sessions of the role, which may be under way, need not find it too.
+        self.learn(role, next);
+        Err(SourceError { class: ErrorClass::TooLong, ..error })
     }
 
     fn known(&self, role: &RoleArn) -> Option<Duration> {
         self.lock().get(role).filter(|found| found.holds()).map(|found| found.longest)
     }
 
-    /// Takes it that sessions last no longer than `longest`, and says what is known now, which may be less.
-    fn learn(&self, role: &RoleArn, longest: Duration) -> Duration {
+    /// Takes it that sessions last no longer than `longest`; what is known already may be less.
+    fn learn(&self, role: &RoleArn, longest: Duration) {
         let mut found = self.lock();
         let before = found.get(role).copied();
         let known = before.filter(Found::holds).map_or(longest, |found| found.longest);
@@ -103,7 +103,6 @@ impl Durations {
         }
         let told = before.and_then(|before| before.told);
         found.insert(role.clone(), Found { longest, at: Instant::now(), told });
-        longest
     }
 
     /// Whether what is known is still to be told, which it is once.
@@ -141,7 +140,7 @@ fn shorter(duration: Duration) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{credentials::ErrorClass, role::SessionName};
+    use crate::role::SessionName;
 
     fn identity(role: &str, hours: u32) -> RoleIdentity {
         let role = format!("arn:aws:iam::123456789012:role/{role}").parse().unwrap();
@@ -151,14 +150,19 @@ mod tests {
     /// The hours that are asked for, in turn, of a role whose sessions last `longest` at most.
     async fn asked(durations: &Durations, identity: &RoleIdentity, longest: Duration) -> Vec<u64> {
         let asked = Mutex::new(Vec::new());
-        let ask = async |duration: Duration| {
-            asked.lock().unwrap().push(duration.as_secs() / 3600);
-            let error = SourceError { class: ErrorClass::Denied, message: String::new() };
-            if duration > longest { Err(Failure::TooLong(error)) } else { Ok(()) }
-        };
-        let fits = durations.fit(identity, ask).await.is_ok();
-        assert_eq!(fits, longest >= HOUR);
-        asked.into_inner().unwrap()
+        loop {
+            let ask = async |duration: Duration| {
+                asked.lock().unwrap().push(duration.as_secs() / 3600);
+                let error = SourceError { class: ErrorClass::Denied, message: String::new() };
+                if duration > longest { Err(Failure::TooLong(error)) } else { Ok(()) }
+            };
+            let answer = durations.fit(identity, ask).await;
+            if answer.as_ref().is_err_and(|error| error.class == ErrorClass::TooLong) {
+                continue;
+            }
+            assert_eq!(answer.is_ok(), longest >= HOUR);
+            return asked.into_inner().unwrap();
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -184,30 +188,19 @@ mod tests {
         assert_eq!([durations.tell(&role), durations.tell(&role)], [true, false]);
         durations.learn(&role, HOUR * 4);
         assert!(!durations.tell(&role), "it is the same");
-        assert_eq!(
-            durations.learn(&role, HOUR * 8),
-            HOUR * 4,
-            "the refusal of a longer one came late"
-        );
+        durations.learn(&role, HOUR * 8);
+        assert_eq!(durations.known(&role), Some(HOUR * 4), "the refusal of a longer one came late");
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_one_session_is_refused_no_other_of_the_role_asks_for() {
         let (durations, long) = (Durations::default(), identity("long", 12));
-        let slow = async |duration: Duration| {
-            if duration < HOUR * 12 {
-                tokio::time::sleep(HOUR).await;
-            }
+        let refused = async |_| -> Result<(), Failure> {
             let error = SourceError { class: ErrorClass::Denied, message: String::new() };
-            if duration > HOUR { Err(Failure::TooLong(error)) } else { Ok(()) }
+            Err(Failure::TooLong(error))
         };
-        let first = durations.fit(&long, slow);
-        let second = async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            asked(&durations, &long, HOUR).await
-        };
-        let (first, second) = tokio::join!(first, second);
-        assert_eq!((first.is_ok(), second), (true, vec![8, 4, 2, 1]), "12 was refused already");
+        durations.fit(&long, refused).await.unwrap_err();
+        assert_eq!(asked(&durations, &long, HOUR).await, [8, 4, 2, 1], "12 was refused already");
     }
 
     #[tokio::test(start_paused = true)]

@@ -126,9 +126,7 @@ fn unasked(error: &(dyn StdError + 'static)) -> SourceError {
         // What AWS denies the agent is not the pods' doing, and ends as soon as somebody puts it right.
         let class = match hop.error.class {
             ErrorClass::Throttled => ErrorClass::Throttled,
-            ErrorClass::Retryable | ErrorClass::Denied | ErrorClass::Refused => {
-                ErrorClass::Retryable
-            }
+            _ => ErrorClass::Retryable,
         };
         return SourceError { class, message: one_line(&hop.to_string()) };
     }

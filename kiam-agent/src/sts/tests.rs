@@ -276,6 +276,11 @@ async fn sessions_are_as_long_as_the_role_allows() {
         let granted = (0..2).map(|_| reply(200, &success()));
         let server = Scripted::new(refusals.chain(granted)).await;
         let client = server.client().await;
+        for refused in 1..asked.len() {
+            let error = client.issue(&long, &claimant()).await.unwrap_err();
+            assert_eq!(error.class, ErrorClass::TooLong, "{message}");
+            assert_eq!(server.requests().len(), refused, "each call is asked for");
+        }
         client.issue(&long, &claimant()).await.unwrap();
         assert_eq!(server.fields("DurationSeconds"), asked, "{message}");
         client.issue(&long, &claimant()).await.unwrap();
@@ -293,7 +298,9 @@ async fn session_is_never_believed_to_last_longer_than_the_role_let_it_be_asked_
     let server = Scripted::new([refused, reply(200, &success())]).await;
     let long = RoleIdentity { duration: HOUR * 2, ..identity() };
     // To the node's clock, which is years slow, the session seems to last for years.
-    let issued = server.client().await.issue(&long, &claimant()).await.unwrap();
+    let client = server.client().await;
+    client.issue(&long, &claimant()).await.unwrap_err();
+    let issued = client.issue(&long, &claimant()).await.unwrap();
     assert_eq!(issued.expires.duration_since(issued.issued).unwrap(), HOUR);
 
     let right = humantime::format_rfc3339_millis(Clock::system().now() + HOUR / 2);

@@ -38,11 +38,12 @@ enum Mood {
     OtherRole,
 }
 
-const MOODS: [Mood; 10] = [
+const MOODS: [Mood; 11] = [
     Mood::Gives,
     Mood::Fails(ErrorClass::Retryable),
     Mood::Fails(ErrorClass::Throttled),
     Mood::Fails(ErrorClass::Denied),
+    Mood::Fails(ErrorClass::TooLong),
     Mood::Slow,
     Mood::Hangs,
     Mood::Panics,

@@ -139,12 +139,14 @@ async fn credentials_of_another_role_are_an_error() {
 }
 
 #[tokio::test]
-async fn one_token_does_for_the_longest_session_that_the_role_allows() {
+async fn sessions_are_as_long_as_the_role_allows_each_for_a_token_of_its_own() {
     let message = "The requested DurationSeconds exceeds the MaxSessionDuration set for this role.";
     let refused = reply(400, &failure("ValidationError", message));
     let server = Scripted::new([refused, reply(200, &answer())]).await;
     let (source, tokens) = source(&server, Tokens::default()).await;
     let long = RoleIdentity { duration: Duration::from_secs(7200), ..identity() };
+    let error = source.issue(&long, &claimant()).await.unwrap_err();
+    assert_eq!(error.class, ErrorClass::TooLong);
     source.issue(&long, &claimant()).await.unwrap();
     let requests = server.requests();
     let asked: Vec<bool> = ["7200", "3600"]
@@ -152,7 +154,7 @@ async fn one_token_does_for_the_longest_session_that_the_role_allows() {
         .zip(&requests)
         .map(|(seconds, request)| request.contains(&format!("DurationSeconds={seconds}")))
         .collect();
-    assert_eq!((asked, tokens.asked.lock().unwrap().len()), (vec![true, true], 1));
+    assert_eq!((asked, tokens.asked.lock().unwrap().len()), (vec![true, true], 2));
 }
 
 #[tokio::test]
