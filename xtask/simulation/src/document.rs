@@ -69,10 +69,11 @@ allow it: with twelve hours even a session a pod is little, and nothing expires 
 minutes need eight times the calls of an hour's, and last no outage: at this size they fit only if the pods of a role share
 them, and leave little for anybody else.
 
-After a restart or an outage of the whole fleet, STS's quota decides how long it takes, and `--sts-rate` does little, as 5,000
-nodes are above the quota with one call a second each. It does help a rollout: where sessions are per pod and nothing is
-handed over, a rate below the quota divided by the nodes that restart at once has few calls throttled instead of most, and
-takes no longer; a smaller `maxSurge` does the same.
+After a restart or an outage of the whole fleet, STS's quota decides how long it takes, and `--sts-rate` does little: 5,000
+nodes are above the quota with one call a second each, and a node that is throttled slows down by itself, to a call in half a
+minute at the slowest. It does help a rollout: where sessions are per pod and nothing is handed over, a rate below the quota
+divided by the nodes that restart at once has hardly any call throttled, and takes no longer; a smaller `maxSurge` does the
+same.
 ";
 
 const LIMITS: &str = "\
