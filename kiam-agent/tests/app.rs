@@ -219,7 +219,7 @@ fn while_the_watch_is_silent_for_too_long_what_is_held_is_served_and_not_renewed
     let life = Duration::from_secs(14);
     let short = |sts: &Sts| sts.set_session_length(Some(life));
     let fixture = start_with(&["--max-staleness=3s"], &pod("reader"), short);
-    fixture.kubernetes.stall_watches(true);
+    fixture.kubernetes.cut_from_etcd(true);
     let stale = "kiam_credentials_waiting{reason=\"Stale\"} 1";
     eventually("a renewal that is kept back", || get(fixture.admin, "/metrics").1.contains(stale));
     let asked = fixture.sts.requests();
@@ -228,7 +228,7 @@ fn while_the_watch_is_silent_for_too_long_what_is_held_is_served_and_not_renewed
     let answer = raw(fixture.pods, request(LIST).as_bytes());
     assert!(answer.contains("--max-staleness"), "the pod is told why: {answer}");
     assert_eq!(fixture.sts.requests(), asked);
-    fixture.kubernetes.stall_watches(false);
+    fixture.kubernetes.cut_from_etcd(false);
     eventually("credentials again", || get(fixture.pods, LIST) == (200, "reader".to_owned()));
     assert!(fixture.sts.requests() > asked);
 }

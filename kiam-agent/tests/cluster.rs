@@ -51,6 +51,7 @@ impl Fed {
             sync_interval: HOUR,
             stall: HOUR,
             startup_taint: None,
+            prove_after: HOUR,
         };
         adjust(&mut config);
         let readiness = Readiness::default();
@@ -160,9 +161,13 @@ async fn only_this_nodes_pods_and_only_the_metadata_of_namespaces_are_asked_for(
         assert_eq!(seen.accept.contains("PartialObjectMetadata"), !pods, "{seen:?}");
         if seen.is_watch() {
             assert_eq!(query("allowWatchBookmarks"), Some("true"), "{seen:?}");
+        } else if query("limit").is_some() {
+            // How new etcd is.
+            assert_eq!((pods, query("resourceVersion"), query("limit")), (false, None, Some("1")));
         } else {
-            assert_eq!(query("resourceVersion"), Some("0"), "{seen:?}");
-            assert_eq!(query("limit"), None, "{seen:?}");
+            let (version, age) = (query("resourceVersion"), query("resourceVersionMatch"));
+            let from_cache = version == Some("0") || pods && age == Some("NotOlderThan");
+            assert!(from_cache, "{seen:?}");
         }
     }
     assert_eq!(fed.metric("kiam_cluster_pods ").as_deref(), Some("1"));
@@ -291,7 +296,7 @@ async fn refusals_are_waited_out() {
 async fn refused_namespaces_are_a_silence_though_the_pods_go_on() {
     let api = server();
     api.bookmark_every(Duration::from_millis(20));
-    let fed = Fed::with(&api, |_| {}).await;
+    let fed = Fed::with(&api, |config| config.prove_after = Duration::from_millis(300)).await;
     eventually("both watches", || api.open_watches() == 2).await;
     let refused =
         api.faults().inject(Injected::refuse(403, "Forbidden").path("/api/v1/namespaces"));
@@ -488,6 +493,89 @@ async fn an_address_is_not_believed_once_the_watch_has_been_black_holed_for_90_s
     fed.until("whose it is now", || found().as_deref() == Ok("new")).await;
 }
 
+/// Such a server answers, keeps its watches open and sends bookmarks, and knows nothing of what happens.
+#[tokio::test]
+async fn a_server_that_is_cut_off_from_etcd_gives_no_sign_of_life() {
+    let api = server();
+    api.bookmark_every(Duration::from_millis(50));
+    let address = "10.0.0.1".parse().unwrap();
+    api.apply_pod(&pod("old", 1).running(&[address]));
+    let fed = Fed::with(&api, |config| {
+        config.prove_after = Duration::from_millis(300);
+        config.sync_interval = Duration::from_millis(200);
+    });
+    let fed = fed.await;
+    let client = Client::Address(address);
+    let found = || fed.reader.find(&client).map(|pod| pod.name.clone());
+    let silence = || fed.reader.silence().unwrap();
+    eventually("both watches", || api.open_watches() == 2).await;
+    assert_eq!(found().as_deref(), Ok("old"));
+    api.cut_from_etcd(true);
+    api.delete_pod("team", "old");
+    api.apply_pod(&pod("new", 2).running(&[address]));
+    fed.until("a silence", || silence() > Duration::from_secs(2)).await;
+    let metric = r#"kiam_cluster_events_total{resource="Pods",kind="Bookmark"}"#;
+    let bookmarks = || fed.metric(metric).map_or(0, |count| count.parse::<u32>().unwrap());
+    let before = bookmarks();
+    fed.until("bookmarks", || bookmarks() >= before + 10).await;
+    // Nor does a watch that is opened there anew, after a list.
+    api.close_watches();
+    eventually("other watches", || api.watches(Resource::Pods) > 1).await;
+    time::pause();
+    time::advance(Duration::from_secs(90)).await;
+    time::resume();
+    assert_eq!(found(), Err(NotFound::Stale));
+    assert!(fed.reader.find(&attested(1)).is_ok(), "what is attested is known to be the pod");
+    api.cut_from_etcd(false);
+    fed.until("whose it is now", || found().as_deref() == Ok("new")).await;
+}
+
+#[tokio::test]
+async fn where_the_watch_tells_nothing_new_a_list_proves_that_there_is_nothing_and_else_none_is_made()
+ {
+    let api = server();
+    api.apply_pod(&pod("a", 1));
+    let fed = Fed::with(&api, |config| config.prove_after = Duration::from_millis(300)).await;
+    let proofs = || {
+        let seen = api.seen().into_iter().filter(|seen| seen.is_about(Resource::Pods));
+        seen.filter(|seen| seen.query.contains_key("resourceVersionMatch")).count()
+    };
+    fed.until("three proofs", || proofs() > 3).await;
+    assert!(fed.reader.silence().is_some());
+    for seen in api.seen().iter().filter(|seen| seen.query.contains_key("limit")) {
+        assert!(seen.is_about(Resource::Namespaces) && seen.query["limit"] == "1", "{seen:?}");
+        assert!(!seen.query.contains_key("resourceVersion"), "of no cache: {seen:?}");
+    }
+    let (lists, version) = (api.lists(Resource::Pods), api.version());
+    let mut own = api.seen().into_iter().filter(|seen| seen.is_about(Resource::Pods));
+    let last = own.rfind(|seen| !seen.is_watch()).unwrap();
+    assert_eq!(last.query["resourceVersion"], version.to_string());
+    // Bookmarks that go on are proof enough.
+    api.bookmark_every(Duration::from_millis(20));
+    let begun = time::Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        api.skip_version();
+        time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(api.lists(Resource::Pods) <= lists + 1, "one may have been under way");
+}
+
+/// As servers before 1.31 do where pods hardly ever change.
+#[tokio::test]
+async fn a_server_whose_cache_does_not_catch_up_is_asked_for_what_etcd_has() {
+    let api = server();
+    api.apply_pod(&pod("a", 1));
+    let behind = Injected::refuse(504, "Timeout").field("resourceVersionMatch", "NotOlderThan");
+    let behind = api.faults().inject(behind.path("/api/v1/pods").times(1));
+    let fed = Fed::with(&api, |_| {}).await;
+    fed.has(&["a"]).await;
+    assert_eq!(behind.met(), 1);
+    assert!(fed.reader.silence().is_some());
+    assert_eq!(api.lists(Resource::Pods), 2);
+    let lagging = r#"kiam_cluster_lists_total{resource="Pods",outcome="Lagging"}"#;
+    assert_eq!(fed.metric(lagging).as_deref(), Some("1"));
+}
+
 #[tokio::test]
 async fn a_drain_ends_it() {
     let api = server();
@@ -508,6 +596,7 @@ async fn a_kubeconfig_that_is_none_is_an_error_at_once_and_names_the_file() {
         sync_interval: HOUR,
         stall: HOUR,
         startup_taint: None,
+        prove_after: HOUR,
     };
     let error = Cluster::new(config).await.err().unwrap().to_string();
     assert!(error.contains(path.to_str().unwrap()), "{error}");
@@ -589,7 +678,7 @@ async fn a_list_that_lags_behind_is_asked_for_again_from_etcd_and_rolls_nothing_
                 listed("1", json!(null))
             };
         }
-        match (head.contains("watch="), head.contains("resourceVersion=0")) {
+        match (head.contains("watch="), head.contains("resourceVersion=")) {
             // The watch is ahead of the cache that lists are made from: b is there, a is not.
             (true, _) => Reply::Watch(vec![
                 json!({"type": "ADDED", "object": object("b", 2, "120")}),

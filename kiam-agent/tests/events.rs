@@ -101,6 +101,7 @@ impl Fixture {
             sync_interval: PATIENCE,
             stall: PATIENCE,
             startup_taint: None,
+            prove_after: PATIENCE,
         };
         let metrics = cluster::Metrics::register(&mut registry);
         let events = Cluster::new(config).await.unwrap().events(&metrics);

@@ -1,5 +1,7 @@
 //! The kinds of objects that are watched: where they are, how they read, and where they go.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use super::{
@@ -19,6 +21,9 @@ pub(super) trait Kind {
     const PATH: &'static str;
     /// How much of each object is needed.
     const PARTS: Parts;
+    /// Whether only what etcd has just said is a sign of life, and not each answer of an API server. That of one kind is
+    /// enough to know whether etcd is reached.
+    const PROVEN: bool = false;
 
     /// Restricts lists and watches to what concerns this node.
     fn field_selector(&self) -> Option<String>;
@@ -32,6 +37,10 @@ pub(super) trait Kind {
     fn rewind(&self);
     /// The server gave a sign of life.
     fn heard(&self);
+    /// How long ago it did last, of kinds that are [`Kind::PROVEN`].
+    fn silence(&self) -> Option<Duration> {
+        None
+    }
     /// How many records are held.
     fn count(&self) -> usize;
     /// Returns when somebody asks for what is not known.
@@ -76,6 +85,7 @@ impl Kind for Pods<'_> {
     const RESOURCE: Resource = Resource::Pods;
     const PATH: &'static str = "/api/v1/pods";
     const PARTS: Parts = Parts::Whole;
+    const PROVEN: bool = true;
 
     fn field_selector(&self) -> Option<String> {
         self.node.as_ref().map(|node| format!("spec.nodeName={node}"))
@@ -110,6 +120,10 @@ impl Kind for Pods<'_> {
 
     fn heard(&self) {
         self.index.heard();
+    }
+
+    fn silence(&self) -> Option<Duration> {
+        self.reader.pods_silence()
     }
 
     fn count(&self) -> usize {

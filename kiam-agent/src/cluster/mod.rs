@@ -6,6 +6,8 @@
 mod backoff;
 mod client;
 mod events;
+mod failure;
+mod freshness;
 mod kinds;
 mod metrics;
 mod outage;
@@ -46,6 +48,9 @@ pub struct Config {
     pub stall: Duration,
     /// Taken off this node once the agent is ready; nothing is without a node's name.
     pub startup_taint: Option<TaintKey>,
+    /// After so long, up to a tenth more or less, without news of pods that etcd itself has just told: a list that is
+    /// such news.
+    pub prove_after: Duration,
 }
 
 /// Why there can be no client; trying again will not help.
@@ -135,8 +140,8 @@ impl Cluster {
         metrics: Metrics,
         mut drain: Drain,
     ) {
-        let Config { node_name: node, sync_interval, stall, .. } = self.config;
-        let timing = Timing { sync_interval, stall };
+        let Config { node_name: node, sync_interval, stall, prove_after, .. } = self.config;
+        let timing = Timing { sync_interval, stall, prove_after };
         metrics.read(&reader);
         let (index, reader) = (&index, &reader);
         let pods = Pods { index, reader, node };

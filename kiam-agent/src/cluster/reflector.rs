@@ -5,12 +5,12 @@
 //! plainly: one loop follows the watch, another lists from time to time and when somebody asks for a
 //! pod that is not known. Neither stops the other, and [`crate::pods`] sorts out who is newer.
 
-use std::{pin::pin, sync::Once, time::Duration};
+use std::{future::pending, pin::pin, sync::Once, time::Duration};
 
 use futures::TryStreamExt;
 use kube::{
     api::{ListParams, WatchParams},
-    core::{Request, Status, WatchEvent},
+    core::{Request, WatchEvent},
 };
 use serde_json::Value;
 use tokio::{
@@ -21,8 +21,9 @@ use tracing::{debug, info, warn};
 
 use super::{
     backoff::{Backoff, jittered},
-    describe,
-    kinds::{Kind, Parts},
+    failure::{End, Failure},
+    freshness::{Freshness, one},
+    kinds::{Kind, Namespaces, Parts},
     metrics::{
         EventKind, EventLabels, ListLabels, ListOutcome, Metrics, RestartLabels, RestartReason,
     },
@@ -33,6 +34,8 @@ use crate::lifecycle::Latch;
 
 /// How long a list may take, from the request to its last byte.
 const LIST_DEADLINE: Duration = Duration::from_secs(30);
+/// How long etcd may take to say how new it is.
+const PROOF_DEADLINE: Duration = Duration::from_secs(5);
 /// At most one list in this time, however many pods ask.
 const LIST_INTERVAL: Duration = Duration::from_secs(1);
 /// Namespaces and ServiceAccounts are listed whole, by every node: no more often than this if nothing is amiss.
@@ -42,11 +45,6 @@ const SETTLED: Duration = Duration::from_secs(5);
 /// For how long servers are asked to keep a watch: as long as they would themselves, at random so
 /// that a fleet's do not end together.
 const WATCH_SECONDS: std::ops::Range<u32> = 300..600;
-/// How a server says that it can't watch from a version: it is no number, is no longer in the
-/// history, or is from a future that the server has not seen
-/// (<https://kubernetes.io/docs/reference/using-api/api-concepts/#unavailable-resource-versions>).
-const UNAVAILABLE_VERSION: [u16; 3] = [400, 410, 504];
-
 /// Copies one [`Kind`].
 pub(super) struct Reflector<K> {
     pub(super) client: kube::Client,
@@ -68,39 +66,8 @@ pub(super) struct Timing {
     pub(super) sync_interval: Duration,
     /// After so long a silence of the watch, up to a tenth more or less: a list, and another watch.
     pub(super) stall: Duration,
-}
-
-/// A request that failed. All are worth another attempt.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error("{}", describe(.0))]
-    Request(#[from] kube::Error),
-    #[error("can't build the request: {0}")]
-    Build(#[from] kube::core::request::Error),
-    #[error("the list is malformed: {0}")]
-    List(#[from] Malformed),
-    #[error("no answer within {} s", LIST_DEADLINE.as_secs())]
-    Timeout(#[from] time::error::Elapsed),
-    #[error("the server refuses the watch: {0}")]
-    Watch(String),
-}
-
-/// How old a list may be.
-#[derive(Clone, Copy, Debug)]
-enum Freshness {
-    /// From the API server's cache, however far behind: costs nothing.
-    Any,
-    /// What etcd has now.
-    MostRecent,
-}
-
-/// Why a watch is over.
-enum End {
-    Closed,
-    Stalled,
-    Expired,
-    Rewound,
-    Failed(Failure),
+    /// After so long, up to a tenth more or less, without a word that etcd has just said: a list that is one.
+    pub(super) prove_after: Duration,
 }
 
 /// An applied list.
@@ -136,7 +103,9 @@ impl<K: Kind> Reflector<K> {
         let mut version = None;
         loop {
             let Some(mut at) = version.take() else {
-                match self.list().await {
+                // Where etcd says nothing, what the server has is better than nothing.
+                let freshness = self.newest().await.unwrap_or(Freshness::Any);
+                match self.list(freshness).await {
                     Ok(listed) => version = Some(listed.version),
                     Err(error) => {
                         self.outage.failed(&error);
@@ -171,12 +140,22 @@ impl<K: Kind> Reflector<K> {
             Parts::Metadata => self.timing.sync_interval.max(METADATA_INTERVAL),
         };
         loop {
-            tokio::select! {
-                () = time::sleep(jittered(interval)) => {}
-                () = self.kind.missed() => debug!(resource = ?K::RESOURCE, "Listing for a miss"),
-            }
+            let missed = tokio::select! {
+                () = time::sleep(jittered(interval)) => false,
+                () = self.unproven() => false,
+                () = self.kind.missed() => true,
+            };
             let next = Instant::now() + LIST_INTERVAL;
-            match self.list().await {
+            let listed = async {
+                // Who misses a pod waits for an answer; who does because nothing is proven needs a proof.
+                let proven = self.kind.silence().is_some_and(|it| it < self.timing.prove_after);
+                let any = missed && proven;
+                if any {
+                    debug!(resource = ?K::RESOURCE, "Listing for a miss");
+                }
+                self.list(if any { Freshness::Any } else { self.newest().await? }).await
+            };
+            match listed.await {
                 Ok(listed) => {
                     backoff.reset();
                     if listed.rewound {
@@ -192,18 +171,53 @@ impl<K: Kind> Reflector<K> {
         }
     }
 
+    /// Returns when nothing has been proven for a while.
+    async fn unproven(&self) {
+        if !K::PROVEN {
+            return pending().await;
+        }
+        let (after, begun) = (jittered(self.timing.prove_after), Instant::now());
+        loop {
+            let silence = self.kind.silence().unwrap_or_else(|| begun.elapsed());
+            match after.checked_sub(silence) {
+                None | Some(Duration::ZERO) => return,
+                Some(left) => time::sleep(left).await,
+            }
+        }
+    }
+
+    /// As new a list as etcd is now, where that matters.
+    async fn newest(&self) -> Result<Freshness, Failure> {
+        if !K::PROVEN {
+            return Ok(Freshness::Any);
+        }
+        let asked = async {
+            let request = Request::new(Namespaces::PATH).list_metadata(&one())?;
+            let text = within(PROOF_DEADLINE, self.client.request_text(request)).await?;
+            Ok(Freshness::NotOlderThan(wire::list(&text)?.version))
+        };
+        asked.await.inspect_err(|error: &Failure| {
+            debug!(%error, "The Kubernetes API does not say how new etcd is");
+        })
+    }
+
     /// Takes a list. One that is older than what is known came from a server that lags behind, or from one
     /// whose history went back; a list from etcd itself tells which.
-    async fn list(&self) -> Result<Listed, Failure> {
+    async fn list(&self, mut freshness: Freshness) -> Result<Listed, Failure> {
         let newest = self.kind.newest();
         let lags = |list: &List| wire::number(Some(&list.version)) < newest;
-        let mut list = self.fetch(Freshness::Any).await?;
         let mut rewound = false;
-        if lags(&list) {
-            self.count_list(ListOutcome::Lagging);
-            list = self.fetch(Freshness::MostRecent).await?;
-            rewound = lags(&list);
-        }
+        let list = match self.fetch(&freshness).await {
+            Ok(list) if !lags(&list) => list,
+            Err(error) if !error.is_of_future() => return Err(error),
+            _ => {
+                self.count_list(ListOutcome::Lagging);
+                freshness = Freshness::MostRecent;
+                let list = self.fetch(&freshness).await?;
+                rewound = lags(&list);
+                list
+            }
+        };
         if rewound {
             warn!(
                 resource = ?K::RESOURCE, list.version, ?newest,
@@ -213,7 +227,7 @@ impl<K: Kind> Reflector<K> {
         }
         let records = list.items.iter().filter_map(|object| self.read(object)).collect();
         self.kind.reset(records, wire::number(Some(&list.version)));
-        self.answered();
+        self.answered(freshness.is_proof());
         self.count_list(ListOutcome::Taken);
         self.first_list.call_once(|| {
             info!(resource = ?K::RESOURCE, count = self.kind.count(), "Synced with the Kubernetes API");
@@ -222,22 +236,23 @@ impl<K: Kind> Reflector<K> {
         Ok(Listed { version: list.version, rewound })
     }
 
-    async fn fetch(&self, freshness: Freshness) -> Result<List, Failure> {
+    async fn fetch(&self, freshness: &Freshness) -> Result<List, Failure> {
         let field_selector = self.kind.field_selector();
-        let mut params = ListParams { field_selector, ..ListParams::default() };
-        if let Freshness::Any = freshness {
-            params = params.match_any();
-        }
+        let params = freshness.of(ListParams { field_selector, ..ListParams::default() });
         let request = Request::new(K::PATH);
         let request = match K::PARTS {
             Parts::Whole => request.list(&params),
             Parts::Metadata => request.list_metadata(&params),
         }?;
         let fetched = async {
-            let text = time::timeout(LIST_DEADLINE, self.client.request_text(request)).await??;
+            let text = within(LIST_DEADLINE, self.client.request_text(request)).await?;
             Ok(wire::list(&text)?)
         };
-        fetched.await.inspect_err(|_: &Failure| self.count_list(ListOutcome::Failed))
+        fetched.await.inspect_err(|error: &Failure| {
+            if !error.is_of_future() {
+                self.count_list(ListOutcome::Failed);
+            }
+        })
     }
 
     /// Watches from version `at`, and keeps it where the watch stands.
@@ -283,7 +298,12 @@ impl<K: Kind> Reflector<K> {
     }
 
     fn take(&self, event: WatchEvent<Value>, at: &mut String) {
-        self.answered();
+        let before = wire::number(Some(at));
+        self.record(event, at);
+        self.answered(wire::number(Some(at)) > before);
+    }
+
+    fn record(&self, event: WatchEvent<Value>, at: &mut String) {
         let (kind, object) = match event {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                 (EventKind::Applied, object)
@@ -328,9 +348,12 @@ impl<K: Kind> Reflector<K> {
         self.count_event(EventKind::Unreadable);
     }
 
-    fn answered(&self) {
-        self.kind.heard();
-        self.outage.over();
+    /// The server answered; `proof`: with what etcd has just said.
+    fn answered(&self, proof: bool) {
+        if proof || !K::PROVEN {
+            self.kind.heard();
+            self.outage.over();
+        }
     }
 
     fn count_event(&self, kind: EventKind) {
@@ -357,21 +380,10 @@ impl<K: Kind> Reflector<K> {
     }
 }
 
-// === impl End ===
-
-impl End {
-    fn of(error: kube::Error) -> Self {
-        match error {
-            kube::Error::Api(status) => Self::of_status(&status),
-            error => Self::Failed(error.into()),
-        }
-    }
-
-    fn of_status(status: &Status) -> Self {
-        if UNAVAILABLE_VERSION.contains(&status.code) {
-            return Self::Expired;
-        }
-        let Status { code, reason, message, .. } = status;
-        Self::Failed(Failure::Watch(format!("{code} {reason}: {message}")))
-    }
+/// The text of an answer, if it comes in time.
+async fn within(
+    deadline: Duration,
+    answer: impl Future<Output = kube::Result<String>>,
+) -> Result<String, Failure> {
+    Ok(time::timeout(deadline, answer).await.map_err(|_| Failure::Timeout(deadline))??)
 }

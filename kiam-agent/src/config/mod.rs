@@ -250,14 +250,15 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let hosts = mistakes.hosts(&flags.host);
     let port = mistakes.parse("port", &flags.port);
     let roles = roles::roles(flags, mistakes);
-    let cluster = cluster(flags, mistakes);
     let (intercept, identity) = interception(flags, mistakes);
+    let credentials = sts::credentials(flags, mistakes);
+    let max_staleness = credentials.and_then(|it| it.max_staleness);
+    let cluster = cluster(flags, prove_after(identity, max_staleness), mistakes);
     let imds = metadata(flags, (identity, &hosts), intercept.is_some(), mistakes);
     let upstream = mistakes.parse("upstream", &flags.upstream);
     let static_pod_namespaces =
         mistakes.names("static-pod-namespaces", &flags.static_pod_namespaces);
     let sts = sts::sts(flags, vars, mistakes);
-    let credentials = sts::credentials(flags, mistakes);
     let state_dir = mistakes.folder("state-dir", &flags.state_dir);
     let detach_on_exit = mistakes.switch("detach-on-exit", &flags.detach_on_exit);
     let admin = mistakes.parse("admin", &flags.admin);
@@ -309,7 +310,21 @@ fn statsd(flags: &Flags, mistakes: &mut Mistakes) -> Option<Option<(SocketAddr, 
     Some(Some((server?, interval?)))
 }
 
-fn cluster(flags: &Flags, mistakes: &mut Mistakes) -> Option<cluster::Config> {
+/// When a silence of the watch needs a proof that it is one: in time for another attempt before it counts.
+fn prove_after(identity: Identity, max_staleness: Option<Duration>) -> Duration {
+    let usual = match identity {
+        // Addresses are believed for 90 s.
+        Identity::SourceIp => SECOND * 60,
+        Identity::Kernel => SECOND * 240,
+    };
+    max_staleness.map_or(usual, |most| usual.min(most / 2))
+}
+
+fn cluster(
+    flags: &Flags,
+    prove_after: Duration,
+    mistakes: &mut Mistakes,
+) -> Option<cluster::Config> {
     let interval = mistakes.duration("sync-interval", &flags.sync_interval, SECOND, DAY);
     if flags.node_name.as_deref() == Some("") {
         mistakes.add("node-name", "it is empty: leave it out to watch all nodes' pods");
@@ -326,6 +341,7 @@ fn cluster(flags: &Flags, mistakes: &mut Mistakes) -> Option<cluster::Config> {
         // More than the minute from bookmark to bookmark; less than addresses are believed in silence, 90 s.
         stall: SECOND * 75,
         startup_taint: given(taint)?,
+        prove_after,
     })
 }
 

@@ -170,7 +170,7 @@ impl PodIndex {
         self.0.write().accounts.rewind();
     }
 
-    /// The pods' watch gave a sign of life: an event, a bookmark or a list.
+    /// The pods' watch gave a sign of life: an event, a bookmark or a list that can't be older than the last one.
     pub fn heard(&self) {
         let before = self.0.heard().pods.replace(Instant::now());
         // Those who were refused because of the silence may look again.

@@ -10,9 +10,9 @@ use tokio::{
 use super::{Client, Namespace, Pod, PodUid, ServiceAccount, index::Shared, tables::Tables};
 use crate::role::AccountName;
 
-/// How long an address is believed without a sign of life of the watch. API servers send a bookmark
-/// about once a minute, and where nothing happens that they could send one for, there is a list by then; so a longer
-/// silence is a server that can't be reached, and the address may be another pod's by now.
+/// How long an address is believed without news that etcd itself told. Where none comes by the watch there is a list
+/// after a minute that is such news; so a longer silence is a server that can't be reached, or that can't reach etcd
+/// and answers from what it had, and the address may be another pod's by now.
 pub(super) const STALE_AFTER: Duration = Duration::from_secs(90);
 
 /// Reads the pod table. Cheap to clone.
@@ -182,7 +182,8 @@ impl PodReader {
     }
 
     /// The same, of the pods' watch alone, which tells whose an address is.
-    fn pods_silence(&self) -> Option<Duration> {
+    #[must_use]
+    pub fn pods_silence(&self) -> Option<Duration> {
         self.0.heard().pods.map(|at| at.elapsed())
     }
 }

@@ -10,6 +10,8 @@ const WATCH: f64 = 450.0;
 const BOOKMARK: f64 = 60.0;
 /// Seconds of silence after which what is watched is listed, however long `--sync-interval` is.
 const SILENCE: f64 = 75.0;
+/// Seconds without news after which `--identity=source-ip` lists pods.
+const PROOF: f64 = 60.0;
 /// Bytes of a bookmark, which is nearly nothing but its version.
 const BOOKMARK_BYTES: f64 = 250.0;
 
@@ -39,6 +41,10 @@ pub(crate) struct Load {
     pub(crate) pod_event_bytes: f64,
     pub(crate) namespace_events: f64,
     pub(crate) namespace_event_bytes: f64,
+    /// Reads of etcd's version, one for each list of pods by the default of `--sync-interval`.
+    pub(crate) proofs: f64,
+    /// The same by source addresses while no pod changes.
+    pub(crate) silence_proofs: f64,
     /// Lists of namespaces while none changes.
     pub(crate) silence_lists: f64,
     pub(crate) silence_list_bytes: f64,
@@ -93,6 +99,8 @@ impl Load {
             pod_event_bytes: pod_events * sizes.pod_bytes,
             namespace_events,
             namespace_event_bytes: namespace_events * sizes.namespace_bytes,
+            proofs: nodes / 120.0,
+            silence_proofs: nodes / PROOF,
             silence_lists: nodes / SILENCE,
             silence_list_bytes: nodes / SILENCE * sizes.namespaces * sizes.namespace_bytes,
             nodes,
@@ -123,6 +131,8 @@ mod tests {
         close(load.watches, 10_000.0);
         close(load.opened, 22.2);
         close(load.bookmarks, 166.7);
+        close(load.proofs, load.lists(120.0).requests - load.nodes / 3600.0);
+        close(load.silence_proofs, 83.3);
         close(load.silence_lists, 66.7);
         close(load.silence_list_bytes, 33.3e6);
         close(load.lists(120.0).requests, 41.7 + 1.39);

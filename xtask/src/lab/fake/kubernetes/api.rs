@@ -8,7 +8,8 @@ use tokio::time::Instant;
 
 use super::{
     record::status,
-    store::{Gone, Resource, Seen, Store},
+    resource::Resource,
+    store::{Gone, Seen, Store},
     watch::{View, Watch, event, too_old},
     write,
 };
@@ -72,19 +73,30 @@ impl Api {
         Self { store }
     }
 
-    fn list(&self, view: &View) -> Response<Body> {
+    fn list(&self, view: &View, seen: &Seen) -> Result<Response<Body>, Refusal> {
         let state = self.store.state();
-        let version = state.version.to_string();
+        let asked = seen.query.get("resourceVersion").and_then(|version| version.parse().ok());
+        let (version, records) = match (&state.cached, asked) {
+            (None, _) => (state.version, &state.records),
+            (Some(cached), Some(asked)) if asked <= cached.version => {
+                (cached.version, &cached.records)
+            }
+            (Some(cached), Some(asked)) => return Err(too_large(asked, cached.version)),
+            (Some(_), None) => return Err(no_etcd()),
+        };
+        let limit = seen.query.get("limit").and_then(|limit| limit.parse().ok());
+        let version = version.to_string();
         let (kind, api_version) = match view.metadata_only {
             true => ("PartialObjectMetadataList".to_owned(), "meta.k8s.io/v1"),
             false => (format!("{}List", view.resource.kind()), view.resource.api_version()),
         };
-        let items: Vec<Value> = view.records(&state).map(|record| view.show(record)).collect();
+        let shown = view.records(records).map(|record| view.show(record));
+        let items: Vec<Value> = shown.take(limit.unwrap_or(usize::MAX)).collect();
         let metadata = json!({ "resourceVersion": version });
-        json_answer(
+        Ok(json_answer(
             StatusCode::OK,
             &json!({ "kind": kind, "apiVersion": api_version, "metadata": metadata, "items": items }),
-        )
+        ))
     }
 
     fn watch(&self, view: View, seen: &Seen) -> Result<Response<Body>, Refusal> {
@@ -98,7 +110,7 @@ impl Api {
             return Err((StatusCode::GONE, "Expired", too_old(cursor, &state)));
         }
         let first: Vec<Value> = if fresh {
-            view.records(&state).map(|record| event("ADDED", &view.show(record))).collect()
+            view.records(&state.records).map(|record| event("ADDED", &view.show(record))).collect()
         } else {
             Vec::new()
         };
@@ -143,10 +155,13 @@ impl Api {
         };
         if let Some(name) = target.name {
             let state = self.store.state();
+            if state.cached.is_some() {
+                return Err(no_etcd());
+            }
             let record = state.find(target.resource, target.namespace, name)?;
             return Ok(json_answer(StatusCode::OK, &view.show(record)));
         }
-        if seen.is_watch() { self.watch(view, seen) } else { Ok(self.list(&view)) }
+        if seen.is_watch() { self.watch(view, seen) } else { self.list(&view, seen) }
     }
 
     fn route(&self, seen: &Seen) -> Result<Response<Body>, Refusal> {
@@ -200,6 +215,17 @@ impl Answer for Api {
     fn refusal(&self, status: StatusCode, code: &str) -> Response<Body> {
         failure(status, code, "refused by the lab")
     }
+}
+
+/// What real servers say when etcd does not answer.
+fn no_etcd() -> Refusal {
+    let message = "etcdserver: request timed out".to_owned();
+    (StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message)
+}
+
+fn too_large(asked: u64, current: u64) -> Refusal {
+    let message = format!("Too large resource version: {asked}, current: {current}");
+    (StatusCode::GATEWAY_TIMEOUT, "Timeout", message)
 }
 
 pub(super) fn bad_request(message: String) -> Refusal {

@@ -3,6 +3,7 @@
 
 mod api;
 mod record;
+mod resource;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -19,7 +20,8 @@ use super::{
 };
 
 pub use record::{NamespaceRecord, PodRecord, ServiceAccountRecord};
-pub use store::{Gone, Resource, Seen, Store};
+pub use resource::Resource;
+pub use store::{Gone, Seen, Store};
 
 /// The server. Derefs to its [`Store`], which says what is in it; the store outlives stop and start.
 #[derive(Debug)]

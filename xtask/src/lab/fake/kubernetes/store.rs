@@ -14,22 +14,8 @@ use super::{
     Conduct,
     api::Refusal,
     record::{NamespaceRecord, PodRecord, ServiceAccountRecord, node},
+    resource::Resource,
 };
-
-/// A kind of record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Resource {
-    /// `/api/v1/pods`.
-    Pods,
-    /// `/api/v1/namespaces`.
-    Namespaces,
-    /// `/api/v1/serviceaccounts`.
-    ServiceAccounts,
-    /// `/apis/events.k8s.io/v1/events`.
-    Events,
-    /// `/api/v1/nodes`.
-    Nodes,
-}
 
 /// How "resource version too old" is said; real servers do both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +57,8 @@ pub(super) struct State {
     /// By resource, namespace (empty for namespaces) and name.
     pub(super) records: BTreeMap<Key, Arc<Value>>,
     pub(super) history: VecDeque<Change>,
+    /// What the API server goes on to show while it can't reach etcd.
+    pub(super) cached: Option<Cached>,
     pub(super) conduct: Conduct,
     /// Lines put into every open watch, in order.
     pub(super) injected: Vec<String>,
@@ -81,6 +69,13 @@ pub(super) struct State {
 }
 
 pub(super) type Key = (Resource, String, String);
+
+/// What the API server's cache had when etcd went.
+#[derive(Debug)]
+pub(super) struct Cached {
+    pub(super) version: u64,
+    pub(super) records: BTreeMap<Key, Arc<Value>>,
+}
 
 /// A record before and after.
 #[derive(Clone, Debug)]
@@ -111,44 +106,6 @@ impl Seen {
     }
 }
 
-// === impl Resource ===
-
-impl Resource {
-    pub(super) const ALL: [Self; 5] =
-        [Self::Pods, Self::Namespaces, Self::ServiceAccounts, Self::Events, Self::Nodes];
-
-    pub(super) fn plural(self) -> &'static str {
-        match self {
-            Self::Pods => "pods",
-            Self::Namespaces => "namespaces",
-            Self::ServiceAccounts => "serviceaccounts",
-            Self::Events => "events",
-            Self::Nodes => "nodes",
-        }
-    }
-
-    pub(super) fn kind(self) -> &'static str {
-        match self {
-            Self::Pods => "Pod",
-            Self::Namespaces => "Namespace",
-            Self::ServiceAccounts => "ServiceAccount",
-            Self::Events => "Event",
-            Self::Nodes => "Node",
-        }
-    }
-
-    pub(super) fn api_version(self) -> &'static str {
-        match self {
-            Self::Events => "events.k8s.io/v1",
-            _ => "v1",
-        }
-    }
-
-    pub(super) fn is_namespaced(self) -> bool {
-        !matches!(self, Self::Namespaces | Self::Nodes)
-    }
-}
-
 // === impl Store ===
 
 impl Default for Store {
@@ -158,6 +115,7 @@ impl Default for Store {
             oldest: 1000,
             records: BTreeMap::new(),
             history: VecDeque::new(),
+            cached: None,
             conduct: Conduct::default(),
             injected: Vec::new(),
             closings: 0,
@@ -266,6 +224,15 @@ impl Store {
         self.steer(|state| state.conduct.stalled = stalled);
     }
 
+    /// Cuts the API server off from etcd, or joins them again: meanwhile it shows what it had then, to watches too, with
+    /// bookmarks, and fails whatever only etcd can answer. What is written comes to etcd by other servers.
+    pub fn cut_from_etcd(&self, cut: bool) {
+        self.steer(|state| {
+            let (version, records) = (state.version, state.records.clone());
+            state.cached = cut.then_some(Cached { version, records });
+        });
+    }
+
     /// Ends every open watch, as real servers do every few minutes.
     pub fn close_watches(&self) {
         self.steer(|state| state.closings += 1);
@@ -287,10 +254,11 @@ impl Store {
         self.state().seen.clone()
     }
 
-    /// How many lists of all of `resource` were asked for.
+    /// How many lists of all of `resource` were asked for, those of a limited length left out.
     #[must_use]
     pub fn lists(&self, resource: Resource) -> usize {
-        self.count(|seen| seen.is_about(resource) && !seen.is_watch())
+        let whole = |seen: &Seen| !seen.is_watch() && !seen.query.contains_key("limit");
+        self.count(|seen| seen.is_about(resource) && whole(seen))
     }
 
     /// How many watches of all of `resource` were asked for.

@@ -1,7 +1,7 @@
 //! What lists and watches show, and the open watches, as
 //! <https://kubernetes.io/docs/reference/using-api/api-concepts/> describes them.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -9,7 +9,8 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     record::{metadata_only, status},
-    store::{Change, Resource, State, Store},
+    resource::Resource,
+    store::{Change, Key, State, Store},
 };
 
 /// Which records, and how they are shown.
@@ -45,8 +46,11 @@ impl View {
         if self.metadata_only { metadata_only(record) } else { record.clone() }
     }
 
-    pub(super) fn records<'a>(&'a self, state: &'a State) -> impl Iterator<Item = &'a Value> {
-        let of_kind = state.records.iter().filter(|(key, _)| key.0 == self.resource);
+    pub(super) fn records<'a>(
+        &'a self,
+        records: &'a BTreeMap<Key, Arc<Value>>,
+    ) -> impl Iterator<Item = &'a Value> {
+        let of_kind = records.iter().filter(|(key, _)| key.0 == self.resource);
         of_kind.map(|(_, record)| &**record).filter(|record| self.shows(record))
     }
 
@@ -131,9 +135,11 @@ impl Watch {
             lines.push(event("ERROR", &status(410, "Expired", &too_old(self.cursor, &state))));
             return true;
         }
-        let news = state.history.iter().filter(|change| change.version > self.cursor);
+        let newest = state.cached.as_ref().map_or(state.version, |cached| cached.version);
+        let news =
+            state.history.iter().filter(|it| it.version > self.cursor && it.version <= newest);
         lines.extend(news.filter_map(|change| self.view.event(change)));
-        self.cursor = state.version.max(self.cursor);
+        self.cursor = newest.max(self.cursor);
         state.closings > self.closings
     }
 }

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use super::{
     api::{Refusal, bad_request},
-    store::{Resource, State, Store, event_key, node_key},
+    resource::Resource,
+    store::{State, Store, event_key, node_key},
 };
 use crate::lab::fake::web_token;
 

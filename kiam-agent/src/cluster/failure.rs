@@ -1,0 +1,64 @@
+//! What becomes of requests and watches: which errors there are, and what they mean for the next one.
+
+use std::time::Duration;
+
+use kube::core::Status;
+
+use super::{describe, wire::Malformed};
+
+/// How a server says that it can't watch from a version: it is no number, is no longer in the
+/// history, or is from a future that the server has not seen
+/// (<https://kubernetes.io/docs/reference/using-api/api-concepts/#unavailable-resource-versions>).
+const UNAVAILABLE_VERSION: [u16; 3] = [400, 410, 504];
+
+/// A request that failed. All are worth another attempt.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error("{}", describe(.0))]
+    Request(#[from] kube::Error),
+    #[error("can't build the request: {0}")]
+    Build(#[from] kube::core::request::Error),
+    #[error("the list is malformed: {0}")]
+    List(#[from] Malformed),
+    #[error("no answer within {} s", .0.as_secs())]
+    Timeout(Duration),
+    #[error("the server refuses the watch: {0}")]
+    Watch(String),
+}
+
+/// Why a watch is over.
+pub(super) enum End {
+    Closed,
+    Stalled,
+    Expired,
+    Rewound,
+    Failed(Failure),
+}
+
+// === impl Failure ===
+
+impl Failure {
+    /// Whether the server's cache is not as new yet as the list should be: 504, "Too large resource version".
+    pub(super) fn is_of_future(&self) -> bool {
+        matches!(self, Self::Request(kube::Error::Api(status)) if status.code == 504)
+    }
+}
+
+// === impl End ===
+
+impl End {
+    pub(super) fn of(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::of_status(&status),
+            error => Self::Failed(error.into()),
+        }
+    }
+
+    pub(super) fn of_status(status: &Status) -> Self {
+        if UNAVAILABLE_VERSION.contains(&status.code) {
+            return Self::Expired;
+        }
+        let Status { code, reason, message, .. } = status;
+        Self::Failed(Failure::Watch(format!("{code} {reason}: {message}")))
+    }
+}
