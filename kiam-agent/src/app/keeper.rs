@@ -1,6 +1,6 @@
 //! What has to be done again and again for the kernel's part.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::resume_unwind, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -268,19 +268,42 @@ impl Keeper {
         }
     }
 
-    /// Attaching blocks.
     async fn work<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut Interception) -> Result<T, Error> + Send + 'static,
     ) -> Option<Result<T, Error>> {
-        let mut programs = self.programs.take()?;
-        let done = spawn_blocking(move || {
-            let result = work(&mut programs);
-            (programs, result)
-        });
-        // A panic in it was logged, and leaves what is attached as it is.
-        let (programs, result) = done.await.ok()?;
+        let (programs, result) = blocking(self.programs.take()?, work).await?;
         self.programs = Some(programs);
         Some(result)
+    }
+}
+
+/// Attaching blocks. Whoever panics in it leaves `programs` in no known state: the panic goes on here and ends the agent,
+/// and the next one begins with what is attached. `None` when the runtime ends.
+async fn blocking<P: Send + 'static, T: Send + 'static>(
+    mut programs: P,
+    work: impl FnOnce(&mut P) -> T + Send + 'static,
+) -> Option<(P, T)> {
+    let done = spawn_blocking(move || {
+        let result = work(&mut programs);
+        (programs, result)
+    });
+    match done.await {
+        Ok(done) => Some(done),
+        Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+        Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_in_the_work_ends_the_keeper_and_so_the_agent() {
+        assert_eq!(blocking(1, |programs| *programs + 1).await, Some((1, 2)));
+        let panics = blocking((), |()| -> () { resume_unwind(Box::new("without its message")) });
+        let ended = tokio::spawn(panics).await;
+        assert!(ended.is_err_and(|error| error.is_panic()));
     }
 }
