@@ -146,15 +146,7 @@ impl<K: Kind> Reflector<K> {
                 () = self.kind.missed() => true,
             };
             let next = Instant::now() + LIST_INTERVAL;
-            let listed = async {
-                // Who misses a pod waits for an answer; who does because nothing is proven needs a proof.
-                let proven = self.kind.silence().is_some_and(|it| it < self.timing.prove_after);
-                let any = missed && proven;
-                if any {
-                    debug!(resource = ?K::RESOURCE, "Listing for a miss");
-                }
-                self.list(if any { Freshness::Any } else { self.newest().await? }).await
-            };
+            let listed = async { self.list(self.freshness(missed).await?).await };
             match listed.await {
                 Ok(listed) => {
                     backoff.reset();
@@ -168,6 +160,23 @@ impl<K: Kind> Reflector<K> {
                 }
             }
             time::sleep_until(next).await;
+        }
+    }
+
+    /// How old a list may be that is made since somebody `missed` a pod, or since it is time.
+    async fn freshness(&self, missed: bool) -> Result<Freshness, Failure> {
+        if missed {
+            debug!(resource = ?K::RESOURCE, "Listing for a miss");
+        }
+        // Who misses a pod waits for an answer; who does because nothing is proven needs a proof.
+        let proven = self.kind.silence().is_some_and(|it| it < self.timing.prove_after);
+        if missed && proven {
+            return Ok(Freshness::Any);
+        }
+        match self.newest().await {
+            // Without etcd it may still be in the server's cache.
+            Err(_) if missed => Ok(Freshness::Any),
+            newest => newest,
         }
     }
 
@@ -198,6 +207,7 @@ impl<K: Kind> Reflector<K> {
         };
         asked.await.inspect_err(|error: &Failure| {
             debug!(%error, "The Kubernetes API does not say how new etcd is");
+            self.count_list(ListOutcome::Failed);
         })
     }
 
