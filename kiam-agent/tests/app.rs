@@ -4,19 +4,20 @@
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     path::Path,
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output},
     time::Duration,
 };
 
-use tempfile::TempDir;
 use tokio::time::Instant;
-use xtask::lab::fake::{
-    Injected, Place,
-    kubernetes::{Kubernetes, NamespaceRecord, PodRecord},
-    sts::Sts,
+use xtask::lab::{
+    fake::{
+        Injected, Place,
+        kubernetes::{Kubernetes, NamespaceRecord, PodRecord},
+        sts::Sts,
+    },
+    loopback::{self, LoopbackAgent},
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
@@ -28,20 +29,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The agent, its neighbours, and where it listens.
 struct Fixture {
-    child: Child,
+    agent: LoopbackAgent,
     pods: SocketAddr,
     admin: SocketAddr,
     kubernetes: Kubernetes,
     sts: Sts,
-    folder: TempDir,
-}
-
-impl Drop for Fixture {
-    fn drop(&mut self) {
-        // Ended already is as good.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// A pod on the agent's own loopback address.
@@ -64,57 +56,22 @@ fn start_with(flags: &[&str], pod: &PodRecord, prepare: impl FnOnce(&Sts)) -> Fi
     kubernetes.write_kubeconfig(&kubeconfig).unwrap();
     let sts = Sts::start(Place::loopback(), NODE_KEY).unwrap();
     prepare(&sts);
-    let mut child = Command::new(AGENT)
-        .args(["--interceptor=off", "--host=127.0.0.1", "--port=0", "--admin=127.0.0.1:0"])
-        .args([
-            "--node-name=n1",
-            "--region=eu-west-1",
-            "--json-log",
-            "--upstream=http://127.0.0.1:9",
-        ])
-        .args(flags)
-        .arg(format!("--role-base-arn={BASE}"))
-        .arg(format!("--sts-endpoint={}", sts.url()))
-        .arg(format!("--kubeconfig={}", kubeconfig.display()))
-        .arg(format!("--state-dir={}", folder.path().join("state").display()))
-        .env_clear()
-        .envs([("AWS_ACCESS_KEY_ID", NODE_KEY), ("AWS_SECRET_ACCESS_KEY", "secret")])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let (pods, admin) = lines
-        .by_ref()
-        .find_map(|line| {
-            let event: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
-            let pods = event["pods"].as_str()?.trim_matches(['[', ']']).parse().ok()?;
-            Some((pods, event["admin"].as_str()?.parse().unwrap()))
-        })
-        .expect("the agent logs where it listens");
-    // Read on, so that the agent never waits for the pipe.
-    std::thread::spawn(move || lines.for_each(drop));
-    Fixture { child, pods, admin, kubernetes, sts, folder }
+    let base = format!("--role-base-arn={BASE}");
+    let flags = [&[base.as_str()], flags].concat();
+    let signer = Some(NODE_KEY);
+    let agent = LoopbackAgent::start(Path::new(AGENT), folder, &sts.url(), signer, &flags).unwrap();
+    Fixture { pods: agent.pods(), admin: agent.admin(), agent, kubernetes, sts }
 }
 
 /// Sends `request` as it is and returns all that comes back.
 fn raw(address: SocketAddr, request: &[u8]) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(request).unwrap();
-    let mut answer = Vec::new();
-    // A reset after the answer is an end too.
-    let _ = stream.read_to_end(&mut answer);
-    String::from_utf8_lossy(&answer).into_owned()
-}
-
-fn request(path: &str) -> String {
-    format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n")
+    loopback::ask(address, request).unwrap()
 }
 
 fn get(address: SocketAddr, path: &str) -> (u16, String) {
-    let answer = raw(address, request(path).as_bytes());
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    let answer = loopback::get(address, path).unwrap();
+    let (status, body) = loopback::parts(&answer).unwrap();
+    (status, body.to_owned())
 }
 
 fn eventually(what: &str, holds: impl Fn() -> bool) {
@@ -137,9 +94,7 @@ fn sessions_are_named_by_the_template() {
     );
     // What names cost was logged once, and whoever logged it is done: that is no end of the agent.
     let mut fixture = fixture;
-    let pid = fixture.child.id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    assert!(fixture.child.wait().unwrap().success(), "it had ended by itself");
+    assert!(fixture.agent.terminate().unwrap().success(), "it had ended by itself");
 }
 
 #[test]
@@ -225,7 +180,7 @@ fn while_the_watch_is_silent_for_too_long_what_is_held_is_served_and_not_renewed
     let asked = fixture.sts.requests();
     assert_eq!(get(fixture.pods, LIST), (200, "reader".to_owned()));
     eventually("the end of what was held", || get(fixture.pods, LIST).0 == 503);
-    let answer = raw(fixture.pods, request(LIST).as_bytes());
+    let answer = loopback::get(fixture.pods, LIST).unwrap();
     assert!(answer.contains("--max-staleness"), "the pod is told why: {answer}");
     assert_eq!(fixture.sts.requests(), asked);
     fixture.kubernetes.cut_from_etcd(false);
@@ -237,7 +192,6 @@ fn while_the_watch_is_silent_for_too_long_what_is_held_is_served_and_not_renewed
 fn an_annotation_loop_does_not_drain_sts() {
     let fixture = start(&pod("reader"), |_| ());
     let store = fixture.kubernetes.store();
-    let ask = request(LIST);
     for n in 0..200 {
         store.apply_pod(
             &pod("reader").annotation("iam.amazonaws.com/external-id", &format!("id-{n}")),
@@ -247,7 +201,7 @@ fn an_annotation_loop_does_not_drain_sts() {
         );
     }
     eventually("a reason", || {
-        let answer = raw(fixture.pods, ask.as_bytes());
+        let answer = loopback::get(fixture.pods, LIST).unwrap();
         answer.starts_with("HTTP/1.1 503 ") && answer.contains("too often")
     });
     let kept = "kiam_credentials_waiting{reason=\"Pod\"} 1";
@@ -285,7 +239,7 @@ fn garbage_over_http_is_refused_and_the_next_request_is_answered() {
 #[test]
 fn operators_see_pods_without_secrets() {
     let fixture = start(&pod("reader"), |_| ());
-    let output = status(fixture.folder.path());
+    let output = status(fixture.agent.folder());
     assert!(output.status.success(), "{output:?}");
     let (code, metrics) = get(fixture.admin, "/metrics");
     assert_eq!(code, 200);
@@ -305,7 +259,7 @@ fn ask(folder: &Path, words: &[&str]) -> Output {
 
 /// Whether the pod would get credentials, and why.
 fn explain(fixture: &Fixture, pod: &str) -> (bool, String) {
-    let output = ask(fixture.folder.path(), &["explain", pod]);
+    let output = ask(fixture.agent.folder(), &["explain", pod]);
     assert!(output.stderr.is_empty(), "{output:?}");
     let text = String::from_utf8(output.stdout.clone()).unwrap();
     assert!(matches!(output.status.code(), Some(0 | 1)), "{output:?}");
@@ -345,7 +299,7 @@ fn explain_says_what_a_pod_gets_and_why_and_so_do_events() {
     until(false, &["permitted       forbids every role: \"(\" is no regular expression"]);
     let (granted, text) = explain(&fixture, "shop/order");
     assert!(!granted && text.contains("node n1") && text.contains("alike: shop/orders"), "{text}");
-    let output = ask(fixture.folder.path(), &["explain", "orders"]);
+    let output = ask(fixture.agent.folder(), &["explain", "orders"]);
     assert_eq!(output.status.code(), Some(64), "{output:?}");
     eventually("Events of all of it", || {
         let events = store.events();

@@ -3,21 +3,19 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::{
-    io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::{io::ErrorKind, net::TcpListener, path::Path, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::Instant;
-use xtask::lab::fake::{
-    Injected, Place,
-    kubernetes::{Kubernetes, NamespaceRecord, PodRecord, ServiceAccountRecord, Store},
-    sts::Sts,
+use xtask::lab::{
+    fake::{
+        Injected, Place,
+        kubernetes::{Kubernetes, NamespaceRecord, PodRecord, ServiceAccountRecord, Store},
+        sts::Sts,
+    },
+    loopback::{self, LoopbackAgent},
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
@@ -28,24 +26,13 @@ const OTHER_UID: &str = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
 const TOKEN_PATH: &str = "/api/v1/namespaces/shop/serviceaccounts/orders/token";
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The agent, its neighbours, and where it listens.
+/// The agent and its neighbours.
 struct Fixture {
-    child: Child,
-    pods: SocketAddr,
-    admin: SocketAddr,
+    agent: LoopbackAgent,
     kubernetes: Kubernetes,
     sts: Sts,
     /// Takes the place of the node's own metadata service.
     imds: TcpListener,
-    _folder: TempDir,
-}
-
-impl Drop for Fixture {
-    fn drop(&mut self) {
-        // Ended already is as good.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// Of ServiceAccount `orders`, without a role of its own, on the agent's own loopback address.
@@ -90,64 +77,34 @@ fn start_with(
     flags: &[String],
     (folder, kubernetes, sts, imds): (TempDir, Kubernetes, Sts, TcpListener),
 ) -> Fixture {
-    let mut child = Command::new(AGENT)
-        .args(["--credential-source=web-identity", "--interceptor=off", "--host=127.0.0.1"])
-        .args(["--port=0", "--admin=127.0.0.1:0", "--node-name=n1", "--region=eu-west-1"])
-        .arg("--json-log")
-        .args(flags)
-        .arg(format!("--upstream=http://{}", imds.local_addr().unwrap()))
-        .arg(format!("--sts-endpoint={}", sts.url()))
-        .arg(format!("--kubeconfig={}", folder.path().join("kubeconfig").display()))
-        .arg(format!("--state-dir={}", folder.path().join("state").display()))
-        .env_clear()
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let (pods, admin) = lines
-        .by_ref()
-        .find_map(|line| {
-            let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
-            let pods = event["pods"].as_str()?.trim_matches(['[', ']']).parse().ok()?;
-            Some((pods, event["admin"].as_str()?.parse().unwrap()))
-        })
-        .expect("the agent logs where it listens");
-    // Read on, so that the agent never waits for the pipe.
-    std::thread::spawn(move || lines.for_each(drop));
-    Fixture { child, pods, admin, kubernetes, sts, imds, _folder: folder }
+    let upstream = format!("--upstream=http://{}", imds.local_addr().unwrap());
+    let own = ["--credential-source=web-identity", &upstream];
+    let flags: Vec<&str> = own.into_iter().chain(flags.iter().map(String::as_str)).collect();
+    let agent = LoopbackAgent::start(Path::new(AGENT), folder, &sts.url(), None, &flags).unwrap();
+    Fixture { agent, kubernetes, sts, imds }
 }
 
 impl Fixture {
     /// The whole answer to a pod.
     fn ask(&self, path: &str) -> String {
-        exchange(self.pods, path)
+        loopback::get(self.agent.pods(), path).unwrap()
     }
 
     /// Status and body.
     fn get(&self, path: &str) -> (u16, String) {
         let answer = self.ask(path);
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+        let (status, body) = loopback::parts(&answer).unwrap();
+        (status, body.to_owned())
     }
 
     fn metrics(&self) -> String {
-        exchange(self.admin, "/metrics")
+        loopback::get(self.agent.admin(), "/metrics").unwrap()
     }
 
     /// Asks as the pod until the answer holds `part`.
     fn eventually_answers(&self, path: &str, part: &str) {
         eventually(part, || self.ask(path).contains(part));
     }
-}
-
-fn exchange(address: SocketAddr, path: &str) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n")
-        .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
 }
 
 fn eventually(what: &str, holds: impl Fn() -> bool) {

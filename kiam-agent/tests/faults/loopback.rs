@@ -1,15 +1,10 @@
 //! The agent's own program on loopback, with pods that are records and addresses of 127.0.0.0/8.
 
 use std::{
-    fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
-    process::{Child, Command, Stdio},
-    thread,
-    time::Duration,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
 };
 
-use tempfile::TempDir;
-use tokio::time::Instant;
 use xtask::{
     lab::{
         fake::{
@@ -17,23 +12,21 @@ use xtask::{
             kubernetes::{Kubernetes, NamespaceRecord, PodRecord},
             sts::Sts,
         },
+        loopback::{self, LoopbackAgent},
         role_arn, role_base_arn,
     },
-    pod_client::{Attempt, Options, attempt, wire},
+    pod_client::{Attempt, Options, attempt},
 };
 
-use super::{AGENT, PATIENCE};
+use super::AGENT;
 
 const NODE_KEY: &str = "AKIANODE";
 
 /// The agent and its neighbours.
 pub(super) struct Node {
-    agent: Child,
-    pods: SocketAddr,
-    admin: SocketAddr,
+    agent: LoopbackAgent,
     pub(super) kubernetes: Kubernetes,
     pub(super) sts: Sts,
-    _folder: TempDir,
 }
 
 /// A pod's record, and from where it asks.
@@ -55,39 +48,18 @@ impl Node {
         let kubeconfig = folder.path().join("kubeconfig");
         kubernetes.write_kubeconfig(&kubeconfig).unwrap();
         prepare(&kubernetes, &sts);
-        let log = folder.path().join("log");
-        let agent = Command::new(AGENT)
-            .args(["--interceptor=off", "--host=127.0.0.1", "--port=0", "--admin=127.0.0.1:0"])
-            .args(["--node-name=n1", "--region=eu-west-1", "--json-log"])
-            .args(flags)
-            .arg("--upstream=http://127.0.0.1:9")
-            .arg(format!("--role-base-arn={}", role_base_arn()))
-            .arg(format!("--sts-endpoint={}", sts.url()))
-            .arg(format!("--kubeconfig={}", kubeconfig.display()))
-            .arg(format!("--state-dir={}", folder.path().join("state").display()))
-            .env_clear()
-            .envs([("AWS_ACCESS_KEY_ID", NODE_KEY), ("AWS_SECRET_ACCESS_KEY", "secret")])
-            .stderr(fs::File::create(&log).unwrap())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let begun = Instant::now();
-        let (pods, admin) = loop {
-            let text = fs::read_to_string(&log).unwrap();
-            if let Some(bound) = bound(&text) {
-                break bound;
-            }
-            assert!(begun.elapsed() < PATIENCE, "the agent does not listen; it said:\n{text}");
-            thread::sleep(Duration::from_millis(10));
-        };
-        Self { agent, pods, admin, kubernetes, sts, _folder: folder }
+        let base = format!("--role-base-arn={}", role_base_arn());
+        let flags = [&[base.as_str()], flags].concat();
+        let (binary, sts_url) = (Path::new(AGENT), sts.url());
+        let agent = LoopbackAgent::start(binary, folder, &sts_url, Some(NODE_KEY), &flags).unwrap();
+        Self { agent, kubernetes, sts }
     }
 
     /// Asks as the pod's SDK does: token, role, credentials.
     pub(super) fn ask(&self, pod: &Pod) -> Attempt {
-        let to = Some(self.pods.ip());
-        let bind = Some(pod.address());
-        attempt(&Options { to, port: self.pods.port(), bind, ..Options::default() })
+        let pods = self.agent.pods();
+        let (to, bind) = (Some(pods.ip()), Some(pod.address()));
+        attempt(&Options { to, port: pods.port(), bind, ..Options::default() })
     }
 
     /// Asks, and must get the credentials of the pod's own role.
@@ -104,18 +76,8 @@ impl Node {
 
     /// The status of one of the operators' pages.
     pub(super) fn admin(&self, path: &str) -> u16 {
-        let mut stream = TcpStream::connect(self.admin).unwrap();
-        let request =
-            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        wire::exchange(&mut stream, &request).unwrap().status
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        // Ended already is as good.
-        let _ = self.agent.kill();
-        let _ = self.agent.wait();
+        let answer = loopback::get(self.agent.admin(), path).unwrap();
+        loopback::parts(&answer).unwrap().0
     }
 }
 
@@ -146,15 +108,6 @@ impl Pod {
         let [high, low] = self.number.to_be_bytes();
         Ipv4Addr::new(127, 77, high, low).into()
     }
-}
-
-/// Where the agent listens, if it says so in its log.
-fn bound(log: &str) -> Option<(SocketAddr, SocketAddr)> {
-    log.lines().find_map(|line| {
-        let event: serde_json::Value = serde_json::from_str(line).ok()?;
-        let pods = event["pods"].as_str()?.trim_matches(['[', ']']).parse().ok()?;
-        Some((pods, event["admin"].as_str()?.parse().ok()?))
-    })
 }
 
 /// Why an attempt was refused.

@@ -11,6 +11,7 @@ mod ask;
 mod attacker;
 mod cgroup;
 pub mod fake;
+pub mod loopback;
 mod netns;
 mod node;
 mod pod;
