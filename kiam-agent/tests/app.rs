@@ -10,8 +10,8 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
 use xtask::lab::{
+    eventually,
     fake::{
         Injected, Place,
         kubernetes::{Kubernetes, NamespaceRecord, PodRecord},
@@ -25,7 +25,6 @@ const NODE_KEY: &str = "AKIANODE";
 const BASE: &str = "arn:aws:iam::123456789012:role/";
 const LIST: &str = "/latest/meta-data/iam/security-credentials/";
 const UID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The agent, its neighbours, and where it listens.
 struct Fixture {
@@ -72,14 +71,6 @@ fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let answer = loopback::get(address, path).unwrap();
     let (status, body) = loopback::parts(&answer).unwrap();
     (status, body.to_owned())
-}
-
-fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < PATIENCE, "never came: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]

@@ -14,10 +14,10 @@ use std::{
 use kiam_agent::intercept::{self, Error, Interception, Parts, Turn, uninstall};
 use kiam_common::redirect::Target;
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
-use tokio::time::Instant;
 use xtask::{
     lab::{
-        self, Agent, Lab, LabPod, NODE_V4, Node, PodSpec, fake::imds::NODE_ACCESS_KEY, role_arn,
+        self, Agent, Lab, LabPod, NODE_V4, Node, PodSpec, eventually, fake::imds::NODE_ACCESS_KEY,
+        role_arn,
     },
     pod_client::{Attempt, Options},
 };
@@ -38,13 +38,6 @@ fn pod(lab: &Lab, role: &str) -> LabPod {
 fn assert_served(lab: &Lab, pod: &LabPod, role: &str) {
     let attempt = pod.credentials().unwrap();
     assert_eq!(lab.role_of(&attempt), Some(role_arn(role)), "{attempt:?}");
-}
-
-fn assert_no_packets(lab: &Lab, pod: &LabPod) {
-    let packets = lab.imds.packets();
-    for address in pod.ips() {
-        assert_eq!(packets.get(&address), None, "packets of {address} got to IMDS: {packets:?}");
-    }
 }
 
 /// What is pinned in `folder`.
@@ -111,7 +104,7 @@ fn older_layout_is_taken_over_with_no_instant_without_programs() {
         assert_eq!(pins(&current), before);
         assert_served(&lab, &pod, "orders");
     }
-    assert_no_packets(&lab, &pod);
+    lab.assert_no_packets(&[&pod]);
 }
 
 #[test]
@@ -206,7 +199,7 @@ fn recreated_pods_cgroup_is_followed() {
         agent.wait_ready(LIMIT).unwrap();
         let next = pod(&lab, "reports");
         assert_served(&lab, &next, "reports");
-        assert_no_packets(&lab, &next);
+        lab.assert_no_packets(&[&next]);
         lab.delete(next);
     }
     // While there is none, the agent is not ready and says why.
@@ -219,7 +212,7 @@ fn recreated_pods_cgroup_is_followed() {
     agent.wait_ready(LIMIT).unwrap();
     let last = pod(&lab, "invoices");
     assert_served(&lab, &last, "invoices");
-    assert_no_packets(&lab, &last);
+    lab.assert_no_packets(&[&last]);
 }
 
 #[test]
@@ -246,7 +239,7 @@ fn what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through(
     for attempt in attempts {
         assert_eq!(lab.role_of(&attempt), Some(role_arn("orders")), "{attempt:?}");
     }
-    assert_no_packets(&lab, &pod);
+    lab.assert_no_packets(&[&pod]);
     let refusal = format!("{:#}", lab.uninstall(Path::new(AGENT)).unwrap_err());
     assert!(refusal.contains("an agent runs on this node"), "{refusal}");
     // They are the same that work, and outlive the agent.
@@ -270,7 +263,7 @@ fn what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through(
     agent.wait_ready(LIMIT).unwrap();
     let metrics = agent.admin("/metrics").unwrap().body;
     assert!(metrics.contains("kiam_intercept_restored_total{what=\"Program\"} 9\n"), "{metrics}");
-    assert_no_packets(&lab, &pod);
+    lab.assert_no_packets(&[&pod]);
 }
 
 #[test]
@@ -286,7 +279,7 @@ fn detach_on_exit_takes_everything_away_unless_another_agent_serves() {
     old.wait_said("A newer agent serves", LIMIT).unwrap();
     assert!(old.terminate().unwrap().success());
     assert_served(&lab, &pod, "orders");
-    assert_no_packets(&lab, &pod);
+    lab.assert_no_packets(&[&pod]);
     assert!(new.terminate().unwrap().success());
     assert!(pins(&lab.pins()).is_empty(), "{:?}", pins(&lab.pins()));
     // The kernel lets go of links a little after their last pin.
@@ -385,13 +378,4 @@ fn uninstall_says_what_it_removed_and_not_under_a_running_agent() {
     }
     let again = lab.uninstall(Path::new(AGENT)).unwrap();
     assert!(again.contains("nothing is installed"), "{again}");
-}
-
-/// Waits until `true_at_last` is.
-fn eventually(what: &str, true_at_last: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !true_at_last() {
-        assert!(started.elapsed() < Duration::from_secs(20), "{what}, even after 20 s");
-        thread::sleep(Duration::from_millis(20));
-    }
 }

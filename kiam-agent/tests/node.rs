@@ -6,7 +6,7 @@ use std::{net::Ipv4Addr, path::Path, time::Duration};
 
 use xtask::{
     lab::{
-        self, AGENT_PORT, Agent, Cgroup, Lab, LabPod, Layout, NODE_V4, PodSpec,
+        self, AGENT_PORT, Agent, Cgroup, Lab, Layout, NODE_V4, PodSpec,
         fake::imds::{INSTANCE_ID, NODE_ACCESS_KEY, NODE_ROLE},
         role_arn,
     },
@@ -25,22 +25,8 @@ fn ready(further: &[&str]) -> (Agent, Lab) {
     (agent, lab)
 }
 
-/// Asserts that the attempt got credentials that STS issued for `role`.
-fn assert_role(lab: &Lab, attempt: &Attempt, role: &str) {
-    assert_eq!(attempt.status, Some(200), "{attempt:?}");
-    assert_eq!(lab.role_of(attempt), Some(role_arn(role)), "{attempt:?}");
-}
-
 fn assert_refused(attempt: &Attempt, status: u16) {
     assert_eq!((attempt.status, attempt.body.as_str()), (Some(status), ""), "{attempt:?}");
-}
-
-/// Asserts that nothing of the pods has come to the real metadata service.
-fn assert_no_packets(lab: &Lab, pods: &[&LabPod]) {
-    let packets = lab.imds.packets();
-    for address in pods.iter().flat_map(|pod| pod.ips()) {
-        assert_eq!(packets.get(&address), None, "packets of {address} got to IMDS: {packets:?}");
-    }
 }
 
 #[test]
@@ -63,13 +49,13 @@ fn each_pod_gets_its_own_role_by_every_way() {
     for (via, imds) in ways {
         for (pod, (role, _)) in pods.iter().zip(cast) {
             let attempt = pod.ask_once(&Options { via, imds, ..Options::default() }).unwrap();
-            assert_role(&lab, &attempt, role);
+            lab.assert_role(&attempt, role);
             assert_eq!(attempt.role.as_deref(), Some(pod.spec().name.as_str()), "{via:?} {imds:?}");
         }
     }
     let other = pods[0].get(&format!("{CREDENTIALS}reports")).unwrap();
     assert_refused(&other, 403);
-    assert_no_packets(&lab, &pods.each_ref());
+    lab.assert_no_packets(&pods.each_ref());
 }
 
 #[test]
@@ -86,7 +72,7 @@ fn a_pod_without_a_role_gets_404_and_the_reason() {
     assert_refused(&pod.get(&format!("{CREDENTIALS}{NODE_ROLE}")).unwrap(), 403);
     assert_refused(&pod.get("/latest/user-data").unwrap(), 404);
     assert_eq!(pod.get("/latest/meta-data/instance-id").unwrap().body, INSTANCE_ID);
-    assert_no_packets(&lab, &[&pod]);
+    lab.assert_no_packets(&[&pod]);
 }
 
 #[test]
@@ -97,7 +83,7 @@ fn an_address_that_another_pod_had_gives_the_new_pods_role() {
     let (_agent, lab) = ready(&[]);
     let first = lab.unpublished_pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     lab.publish(&first);
-    assert_role(&lab, &first.credentials().unwrap(), "orders");
+    lab.assert_role(&first.credentials().unwrap(), "orders");
     let (v4, v6) = (first.v4(), first.v6());
     // The sandbox is gone; the API has not heard yet, as when the kubelet is slow or the watch stalls.
     drop(first);
@@ -108,10 +94,10 @@ fn an_address_that_another_pod_had_gives_the_new_pods_role() {
     assert_ne!(lab.role_of(&unheard), Some(role_arn("orders")), "{unheard:?}");
     lab.kubernetes.stall_watches(false);
     lab.publish(&second);
-    assert_role(&lab, &second.credentials().unwrap(), "reports");
+    lab.assert_role(&second.credentials().unwrap(), "reports");
     lab.kubernetes.delete_pod("shop", "orders");
-    assert_role(&lab, &second.credentials().unwrap(), "reports");
-    assert_no_packets(&lab, &[&second]);
+    lab.assert_role(&second.credentials().unwrap(), "reports");
+    lab.assert_no_packets(&[&second]);
 }
 
 #[test]
@@ -121,9 +107,9 @@ fn a_pod_is_answered_before_its_address_is_published() {
     }
     let (_agent, lab) = ready(&[]);
     let pod = lab.unpublished_pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
-    assert_role(&lab, &pod.credentials().unwrap(), "orders");
+    lab.assert_role(&pod.credentials().unwrap(), "orders");
     lab.publish(&pod);
-    assert_role(&lab, &pod.credentials().unwrap(), "orders");
+    lab.assert_role(&pod.credentials().unwrap(), "orders");
 }
 
 #[test]
@@ -136,14 +122,14 @@ fn a_source_address_that_is_not_the_pods_is_refused() {
     let thief = lab.unpublished_pod(PodSpec::new("shop", "thief").role("reports")).unwrap();
     lab.publish(&victim);
     lab.publish(&thief);
-    assert_role(&lab, &thief.credentials().unwrap(), "reports");
+    lab.assert_role(&thief.credentials().unwrap(), "reports");
     // Root in the pod can take any address that the network brings it the answers to.
     let stolen = Ipv4Addr::new(10, 77, 9, 9);
     thief.take_address(stolen).unwrap();
     let bind = Some(stolen.into());
     let attempt = thief.ask_once(&Options { bind, imds: Imds::V1, ..Options::default() }).unwrap();
     assert_refused(&attempt, 403);
-    assert_role(&lab, &victim.credentials().unwrap(), "orders");
+    lab.assert_role(&victim.credentials().unwrap(), "orders");
 }
 
 #[test]
@@ -158,7 +144,7 @@ fn a_cgroup_named_like_another_pods_gives_nothing_of_it() {
         let disguise = thief.cgroup().path().join(layout.container(victim.uid(), "c0ffee"));
         let disguise = Cgroup::create(disguise).unwrap();
         let attempt = thief.ask_in(&disguise, &Options::default()).unwrap();
-        assert_role(&lab, &attempt, "reports");
+        lab.assert_role(&attempt, "reports");
     }
 }
 
@@ -169,7 +155,7 @@ fn a_direct_connection_to_the_agent_is_refused() {
     }
     let (_agent, lab) = ready(&[]);
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
-    assert_role(&lab, &pod.credentials().unwrap(), "orders");
+    lab.assert_role(&pod.credentials().unwrap(), "orders");
     for imds in [Imds::V1, Imds::V2] {
         let direct = Options {
             to: Some(NODE_V4.into()),
@@ -203,7 +189,7 @@ fn other_ports_and_protocols_are_refused_by_the_kernel() {
         let attempt = pod.ask_once(&options).unwrap();
         assert_eq!(attempt.error.as_deref(), Some("EPERM"), "{options:?}: {attempt:?}");
     }
-    assert_no_packets(&lab, &[&pod]);
+    lab.assert_no_packets(&[&pod]);
 }
 
 #[test]
@@ -216,7 +202,7 @@ fn a_thousand_requests_cost_one_assume_role() {
     let attempts = pod.ask(&Options { repeat: 1000, ..Options::default() }).unwrap();
     assert_eq!(attempts.len(), 1000);
     for attempt in &attempts {
-        assert_role(&lab, attempt, "orders");
+        lab.assert_role(attempt, "orders");
     }
     assert_eq!(lab.sts.requests(), 1);
 }
@@ -246,7 +232,7 @@ fn a_namespace_that_permits_other_roles_only_gets_none() {
     lab.kubernetes.apply_namespace(&namespace.annotation("iam.amazonaws.com/permitted", permitted));
     let allowed = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     let forbidden = lab.pod(PodSpec::new("shop", "reports").role("orders-and-more")).unwrap();
-    assert_role(&lab, &allowed.credentials().unwrap(), "orders");
+    lab.assert_role(&allowed.credentials().unwrap(), "orders");
     assert_refused(&forbidden.credentials().unwrap(), 404);
     let asked = forbidden.get(&format!("{CREDENTIALS}orders-and-more")).unwrap();
     assert_refused(&asked, 403);

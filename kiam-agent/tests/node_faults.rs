@@ -4,17 +4,15 @@
 
 use std::{fs, path::Path, thread, time::Duration};
 
-use tokio::time::Instant;
 use xtask::{
     lab::{
-        self, Agent, Lab, LabPod, PodSpec,
+        self, Agent, Lab, LabPod, PodSpec, eventually,
         fake::{
             imds::NODE_ACCESS_KEY,
             kubernetes::{Gone, Resource},
         },
-        role_arn,
     },
-    pod_client::{Attempt, Options},
+    pod_client::Options,
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
@@ -30,34 +28,13 @@ fn pod(lab: &Lab, role: &str) -> LabPod {
     lab.pod(PodSpec::new("shop", role).role(role)).unwrap()
 }
 
-fn assert_role(lab: &Lab, attempt: &Attempt, role: &str) {
-    assert_eq!(attempt.status, Some(200), "{attempt:?}");
-    assert_eq!(lab.role_of(attempt), Some(role_arn(role)), "{attempt:?}");
-}
-
 /// Asserts that the pod can connect to nobody, and that nothing of it has come to the real service.
 fn assert_shut(lab: &Lab, pod: &LabPod) {
     let attempt = pod.credentials().unwrap();
     // Nobody listens, or the agent has ended its lease.
     let refused = matches!(attempt.error.as_deref(), Some("ECONNREFUSED" | "EPERM"));
     assert!(refused, "{attempt:?}");
-    assert_no_packets(lab, pod);
-}
-
-fn assert_no_packets(lab: &Lab, pod: &LabPod) {
-    let packets = lab.imds.packets();
-    for address in pod.ips() {
-        assert_eq!(packets.get(&address), None, "packets of {address} got to IMDS: {packets:?}");
-    }
-}
-
-/// Waits until `true_at_last` is.
-fn eventually(what: &str, true_at_last: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !true_at_last() {
-        assert!(started.elapsed() < Duration::from_secs(20), "{what}, even after 20 s");
-        thread::sleep(Duration::from_millis(20));
-    }
+    lab.assert_no_packets(&[pod]);
 }
 
 #[test]
@@ -69,7 +46,7 @@ fn kill_9_under_load_lets_nothing_through() {
     let mut agent = start(&lab);
     let pods = ["orders", "reports"].map(|role| (role, pod(&lab, role)));
     for (role, pod) in &pods {
-        assert_role(&lab, &pod.credentials().unwrap(), role);
+        lab.assert_role(&pod.credentials().unwrap(), role);
     }
     let asking = Options { for_ms: Some(5000), ..Options::default() };
     let asked = pods.each_ref().map(|(role, pod)| (*role, pod.ask_meanwhile(&asking).unwrap()));
@@ -85,7 +62,7 @@ fn kill_9_under_load_lets_nothing_through() {
             attempts.iter().partition(|attempt| attempt.error.is_none());
         assert!(!cut.is_empty(), "{role} noticed nothing in {} attempts", attempts.len());
         for attempt in answered {
-            assert_role(&lab, attempt, role);
+            lab.assert_role(attempt, role);
         }
         for attempt in cut {
             let error = attempt.error.as_deref().unwrap();
@@ -94,8 +71,8 @@ fn kill_9_under_load_lets_nothing_through() {
         }
     }
     for (role, pod) in &pods {
-        assert_role(&lab, &pod.credentials().unwrap(), role);
-        assert_no_packets(&lab, pod);
+        lab.assert_role(&pod.credentials().unwrap(), role);
+        lab.assert_no_packets(&[pod]);
     }
 }
 
@@ -107,7 +84,7 @@ fn an_agent_that_hangs_is_denied_at_once_after_its_lease() {
     let lab = Lab::start().unwrap();
     let agent = start(&lab);
     let pod = pod(&lab, "orders");
-    assert_role(&lab, &pod.credentials().unwrap(), "orders");
+    lab.assert_role(&pod.credentials().unwrap(), "orders");
     agent.freeze().unwrap();
     let impatient = Options { timeout_ms: 300, ..Options::default() };
     eventually("the kernel still redirects to an agent that hangs", || {
@@ -119,8 +96,8 @@ fn an_agent_that_hangs_is_denied_at_once_after_its_lease() {
     eventually("the agent is denied though it goes on", || {
         pod.credentials().unwrap().status == Some(200)
     });
-    assert_role(&lab, &pod.credentials().unwrap(), "orders");
-    assert_no_packets(&lab, &pod);
+    lab.assert_role(&pod.credentials().unwrap(), "orders");
+    lab.assert_no_packets(&[&pod]);
 }
 
 #[test]
@@ -131,12 +108,12 @@ fn an_agent_that_ends_politely_leaves_the_door_shut() {
     let lab = Lab::start().unwrap();
     let mut agent = start(&lab);
     let pod = pod(&lab, "orders");
-    assert_role(&lab, &pod.credentials().unwrap(), "orders");
+    lab.assert_role(&pod.credentials().unwrap(), "orders");
     assert!(agent.terminate().unwrap().success());
     assert_shut(&lab, &pod);
     let _agent = start(&lab);
-    assert_role(&lab, &pod.credentials().unwrap(), "orders");
-    assert_no_packets(&lab, &pod);
+    lab.assert_role(&pod.credentials().unwrap(), "orders");
+    lab.assert_no_packets(&[&pod]);
 }
 
 #[test]
@@ -147,19 +124,19 @@ fn known_pods_are_served_while_the_api_server_is_away() {
     let lab = Lab::start().unwrap();
     let _agent = start(&lab);
     let known = pod(&lab, "orders");
-    assert_role(&lab, &known.credentials().unwrap(), "orders");
+    lab.assert_role(&known.credentials().unwrap(), "orders");
     lab.kubernetes.stop();
     let unknown = pod(&lab, "reports");
     for _ in 0..3 {
-        assert_role(&lab, &known.credentials().unwrap(), "orders");
+        lab.assert_role(&known.credentials().unwrap(), "orders");
     }
     assert_eq!(unknown.credentials().unwrap().status, Some(404));
     lab.kubernetes.restart().unwrap();
     eventually("the new pod has no credentials", || {
         unknown.credentials().is_ok_and(|attempt| attempt.status == Some(200))
     });
-    assert_role(&lab, &unknown.credentials().unwrap(), "reports");
-    assert_no_packets(&lab, &unknown);
+    lab.assert_role(&unknown.credentials().unwrap(), "reports");
+    lab.assert_no_packets(&[&unknown]);
 }
 
 #[test]
@@ -180,7 +157,7 @@ fn a_watch_that_is_too_old_is_replaced_by_a_list() {
         eventually("the new pod has no credentials", || {
             pod.credentials().is_ok_and(|attempt| attempt.status == Some(200))
         });
-        assert_role(&lab, &pod.credentials().unwrap(), role);
+        lab.assert_role(&pod.credentials().unwrap(), role);
         assert!(lab.kubernetes.lists(Resource::Pods) > lists, "{gone:?}");
     }
 }
@@ -193,17 +170,17 @@ fn credentials_outlive_sts() {
     let lab = Lab::start().unwrap();
     let _agent = start(&lab);
     let known = pod(&lab, "orders");
-    assert_role(&lab, &known.credentials().unwrap(), "orders");
+    lab.assert_role(&known.credentials().unwrap(), "orders");
     lab.sts.stop();
     let unknown = pod(&lab, "reports");
-    assert_role(&lab, &known.credentials().unwrap(), "orders");
+    lab.assert_role(&known.credentials().unwrap(), "orders");
     let attempt = unknown.credentials().unwrap();
     assert_eq!((attempt.status, attempt.body.as_str()), (Some(503), ""), "{attempt:?}");
     lab.sts.restart().unwrap();
     eventually("the new pod has no credentials", || {
         unknown.credentials().is_ok_and(|attempt| attempt.status == Some(200))
     });
-    assert_role(&lab, &unknown.credentials().unwrap(), "reports");
+    lab.assert_role(&unknown.credentials().unwrap(), "reports");
 }
 
 #[test]
@@ -214,7 +191,7 @@ fn uninstall_takes_everything_away() {
     let lab = Lab::start().unwrap();
     let mut agent = start(&lab);
     let pod = pod(&lab, "orders");
-    assert_role(&lab, &pod.credentials().unwrap(), "orders");
+    lab.assert_role(&pod.credentials().unwrap(), "orders");
     agent.kill().unwrap();
     assert_shut(&lab, &pod);
     let said = lab.uninstall(Path::new(AGENT)).unwrap();

@@ -34,11 +34,6 @@ fn ready(further: &[&str]) -> (Agent, Lab) {
     (agent, lab)
 }
 
-fn assert_role(lab: &Lab, attempt: &Attempt, role: &str) {
-    assert_eq!(attempt.status, Some(200), "{attempt:?}");
-    assert_eq!(lab.role_of(attempt), Some(role_arn(role)), "{attempt:?}");
-}
-
 #[test]
 fn pods_of_a_node_role_have_the_nodes_and_reach_it_through_the_agent_alone() {
     let name = "pods_of_a_node_role_have_the_nodes_and_reach_it_through_the_agent_alone";
@@ -58,7 +53,7 @@ fn pods_of_a_node_role_have_the_nodes_and_reach_it_through_the_agent_alone() {
     let others = [spec("shop", "csi-2").service_account("csi"), spec("kube-system", "proxy")];
     for spec in others {
         let pod = lab.pod(spec).unwrap();
-        assert_role(&lab, &pod.credentials().unwrap(), "orders");
+        lab.assert_role(&pod.credentials().unwrap(), "orders");
         assert_eq!(pod.get("/latest/user-data").unwrap().status, Some(404));
     }
     let packets = lab.imds.packets();
@@ -81,8 +76,8 @@ fn a_host_network_pod_that_is_intercepted_has_its_own_role() {
     let spec = host_pod("kube-system", "cni").role("orders").service_account("cni");
     let cni = lab.pod(spec).unwrap();
     for _ in 0..3 {
-        assert_role(&lab, &orders.credentials().unwrap(), "orders");
-        assert_role(&lab, &reports.credentials().unwrap(), "reports");
+        lab.assert_role(&orders.credentials().unwrap(), "orders");
+        lab.assert_role(&reports.credentials().unwrap(), "reports");
         let attempt = cni.credentials().unwrap();
         assert_eq!(attempt.field("AccessKeyId").as_deref(), Some(NODE_ACCESS_KEY), "{attempt:?}");
     }
@@ -111,7 +106,7 @@ fn a_pod_that_the_watch_did_not_show_is_found_by_a_list_once_a_second() {
     // This one's namespace is known, and it is held until the list is there.
     lab.kubernetes.stall_watches(false);
     let known = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
-    assert_role(&lab, &known.credentials().unwrap(), "orders");
+    lab.assert_role(&known.credentials().unwrap(), "orders");
     lab.kubernetes.stall_watches(true);
     let spec = PodSpec::new("shop", "reports").role("reports");
     let late = lab.unpublished_pod(spec).unwrap();
@@ -120,7 +115,7 @@ fn a_pod_that_the_watch_did_not_show_is_found_by_a_list_once_a_second() {
     while attempt.status != Some(200) && Instant::now() < until {
         attempt = late.credentials().unwrap();
     }
-    assert_role(&lab, &attempt, "reports");
+    lab.assert_role(&attempt, "reports");
 }
 
 #[test]
@@ -130,7 +125,7 @@ fn cgroups_that_no_kubelet_made_are_no_pods() {
     }
     let (agent, lab) = ready(&[]);
     let victim = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
-    assert_role(&lab, &victim.credentials().unwrap(), "orders");
+    lab.assert_role(&victim.credentials().unwrap(), "orders");
     let thief = lab.pod(PodSpec::new("shop", "thief").role("reports")).unwrap();
     for layout in [Layout::SystemdBurstable, Layout::SystemdGuaranteed, Layout::CgroupfsBurstable] {
         // Beside the kubelet's, with the victim's UID below, as a runtime of another kind might.
@@ -143,7 +138,7 @@ fn cgroups_that_no_kubelet_made_are_no_pods() {
         Cgroup::create(beside).map(drop).unwrap();
     }
     assert!(!agent.log().contains('\u{1b}'), "paths are escaped in the log");
-    assert_role(&lab, &thief.credentials().unwrap(), "reports");
+    lab.assert_role(&thief.credentials().unwrap(), "reports");
 }
 
 /// Opens `count` connections to the service, says how many there are, and holds them until its input ends.
@@ -172,7 +167,7 @@ fn connections_that_a_pod_holds_are_limited_and_no_others_trouble() {
         lab.pod(host_pod("reports")).unwrap(),
     ];
     for (pod, role) in others.iter().zip(["orders", "reports"]) {
-        assert_role(&lab, &pod.credentials().unwrap(), role);
+        lab.assert_role(&pod.credentials().unwrap(), role);
     }
     // Their QoS class came with them; until it is marked, its pods share a quota.
     agent.wait_said("Cgroups of QoS classes marked", Duration::from_secs(5)).unwrap();
@@ -189,7 +184,7 @@ fn connections_that_a_pod_holds_are_limited_and_no_others_trouble() {
     }
     for _ in 0..5 {
         for (pod, role) in others.iter().zip(["orders", "reports"]) {
-            assert_role(&lab, &pod.credentials().unwrap(), role);
+            lab.assert_role(&pod.credentials().unwrap(), role);
         }
     }
     // 900 of each, of which 512 stay. Silent ones inside a pod are accepted after about a second.
@@ -213,7 +208,7 @@ fn connections_that_a_pod_holds_are_limited_and_no_others_trouble() {
         while attempt.status != Some(200) && Instant::now() < until {
             attempt = pod.credentials().unwrap();
         }
-        assert_role(&lab, &attempt, role);
+        lab.assert_role(&attempt, role);
     }
 }
 
@@ -279,7 +274,7 @@ fn a_cgroup_whose_path_is_too_long_refuses_its_own_processes_alone() {
     let (agent, lab) = ready(&[]);
     let victim = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     let deep = lab.pod(PodSpec::new("shop", "deep").role("reports")).unwrap();
-    assert_role(&lab, &victim.credentials().unwrap(), "orders");
+    lab.assert_role(&victim.credentials().unwrap(), "orders");
     let disguise =
         format!("kubepods-pod{}.slice{}", victim.uid().replace('-', "_"), "x".repeat(180));
     let _depths = Depths(deep.cgroup().path());
@@ -292,8 +287,8 @@ fn a_cgroup_whose_path_is_too_long_refuses_its_own_processes_alone() {
         let attempt: Attempt = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(attempt.status, Some(status), "{attempt:?}");
         assert_eq!(lab.role_of(&attempt), (status == 200).then(|| role_arn("reports")));
-        assert_role(&lab, &victim.credentials().unwrap(), "orders");
-        assert_role(&lab, &deep.credentials().unwrap(), "reports");
+        lab.assert_role(&victim.credentials().unwrap(), "orders");
+        lab.assert_role(&deep.credentials().unwrap(), "reports");
     }
     assert!(agent.log().contains("File name too long"), "it says why");
 }

@@ -4,8 +4,7 @@ use std::{path::Path, thread, time::Duration};
 
 use http::Method;
 use serde_json::{Value, json};
-use tokio::time::Instant;
-use xtask::lab::{self, Agent, Lab, NODE_NAME, PodSpec, fake::Injected};
+use xtask::lab::{self, Agent, Lab, NODE_NAME, PodSpec, eventually, fake::Injected};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const LIMIT: Duration = Duration::from_secs(60);
@@ -24,14 +23,6 @@ fn is_ready(agent: &Agent) -> bool {
     agent.admin("/ready").is_ok_and(|reply| reply.status == 200)
 }
 
-fn eventually(holds: impl Fn() -> bool, what: &str) {
-    let begun = Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < LIMIT, "never came: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
 #[test]
 fn the_taint_goes_once_the_agent_is_ready_and_no_other_with_it() {
     if lab::skip("the_taint_goes_once_the_agent_is_ready_and_no_other_with_it") {
@@ -44,18 +35,17 @@ fn the_taint_goes_once_the_agent_is_ready_and_no_other_with_it() {
     let _pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     let hung = lab.sts.faults().inject(Injected::hang());
     let agent = Agent::start(&lab, Path::new(AGENT), &[FLAG]).unwrap();
-    eventually(|| hung.met() > 0, "a call to STS");
+    eventually("a call to STS", || hung.met() > 0);
     thread::sleep(Duration::from_secs(1));
     assert_eq!((is_ready(&agent), lab.kubernetes.taints(NODE_NAME).len()), (false, 3));
     hung.lift();
     let rest = [taints()[1].clone()];
-    eventually(|| lab.kubernetes.taints(NODE_NAME) == rest, "the node without the taint");
+    eventually("the node without the taint", || lab.kubernetes.taints(NODE_NAME) == rest);
     assert!(is_ready(&agent), "the taint is gone, and the agent is not ready");
     assert_eq!(lab.kubernetes.taints("other-node"), taints());
-    eventually(
-        || agent.admin("/ready").unwrap().body.contains("agent-not-ready: not on the node"),
-        "what became of it",
-    );
+    eventually("what became of it", || {
+        agent.admin("/ready").unwrap().body.contains("agent-not-ready: not on the node")
+    });
 }
 
 #[test]
@@ -72,12 +62,12 @@ fn who_may_not_or_is_too_late_tries_again_and_says_so() {
     // It is ready all the same.
     agent.wait_ready(LIMIT).unwrap();
     let said = || agent.admin("/ready").unwrap().body;
-    eventually(|| said().contains("apply deploy/startup-taint"), "what to do");
+    eventually("what to do", || said().contains("apply deploy/startup-taint"));
     assert_eq!(lab.kubernetes.taints(NODE_NAME), taints());
     // Somebody else's change comes between its look at the node and its own.
     let raced = faults.inject(patched(Injected::hang()));
     forbidden.lift();
-    eventually(|| raced.met() > 0, "another try");
+    eventually("another try", || raced.met() > 0);
     let [ours, other, _] = taints();
     let more = json!({ "key": "new", "effect": "NoSchedule" });
     lab.kubernetes.apply_node(NODE_NAME, &[ours, other.clone(), more.clone()]);
@@ -85,6 +75,6 @@ fn who_may_not_or_is_too_late_tries_again_and_says_so() {
     let before = tries();
     raced.lift();
     let rest = [other, more];
-    eventually(|| lab.kubernetes.taints(NODE_NAME) == rest, "the node with the other's change");
+    eventually("the node with the other's change", || lab.kubernetes.taints(NODE_NAME) == rest);
     assert_eq!(tries(), before + 1, "the first was not refused for its age");
 }

@@ -17,7 +17,10 @@ use kiam_agent::intercept::{self, Interception, Turn};
 use kiam_common::redirect::Target;
 use tokio::time::Instant;
 use xtask::{
-    lab::{self, Agent, Lab, LabPod, NODE_V4, PodSpec, fake::imds::NODE_ACCESS_KEY, role_arn},
+    lab::{
+        self, Agent, Lab, LabPod, NODE_V4, PodSpec, eventually, fake::imds::NODE_ACCESS_KEY,
+        role_arn,
+    },
     pod_client::{Attempt, Options, Via},
 };
 
@@ -47,13 +50,6 @@ fn assert_served(lab: &Lab, pod: &LabPod, role: &str) {
     let attempt = pod.credentials().unwrap();
     assert_eq!(attempt.status, Some(200), "{attempt:?}");
     assert_eq!(lab.role_of(&attempt), Some(role_arn(role)), "{attempt:?}");
-}
-
-fn assert_no_packets(lab: &Lab, pods: &[&LabPod]) {
-    let packets = lab.imds.packets();
-    for address in pods.iter().flat_map(|pod| pod.ips()) {
-        assert_eq!(packets.get(&address), None, "packets of {address} got to IMDS: {packets:?}");
-    }
 }
 
 /// What `status` says of the agent that it finds, run with `prefix` before it.
@@ -137,7 +133,7 @@ fn twenty_takeovers_under_load_fail_no_request() {
     println!("{asked} attempts in {:?} across 20 takeovers", started.elapsed());
     assert!(asked > 1000, "{asked} attempts are no load");
     assert_eq!(lab.sts.requests(), 3, "each agent was given what the one before it held");
-    assert_no_packets(&lab, &pods.each_ref().map(|(_, pod)| pod));
+    lab.assert_no_packets(&pods.each_ref().map(|(_, pod)| pod));
 }
 
 #[test]
@@ -156,7 +152,7 @@ fn successor_with_another_port_takes_over_without_a_gap() {
         agent = next;
         load.finish();
     }
-    assert_no_packets(&lab, &pods.each_ref().map(|(_, pod)| pod));
+    lab.assert_no_packets(&pods.each_ref().map(|(_, pod)| pod));
 }
 
 #[test]
@@ -215,7 +211,7 @@ fn relieved_agent_stays_alive_and_unready_and_leaves_the_lease() {
     for _ in 0..20 {
         assert_served(&lab, &pod, "orders");
     }
-    assert_no_packets(&lab, &[&pod]);
+    lab.assert_no_packets(&[&pod]);
 }
 
 /// A successor that asks for the sockets, and nothing more until it is dropped.
@@ -318,7 +314,7 @@ fn successor_that_dies_half_way_leaves_the_old_agent_serving() {
     let _successor = start(&lab, &[]);
     old.wait_said(RELIEVED, LIMIT).unwrap();
     load.finish();
-    assert_no_packets(&lab, &pods.each_ref().map(|(_, pod)| pod));
+    lab.assert_no_packets(&pods.each_ref().map(|(_, pod)| pod));
 }
 
 #[test]
@@ -341,7 +337,7 @@ fn programs_of_an_agent_that_does_not_take_over_are_left_to_it_until_it_is_gone(
     agent.wait_said("Kernel programs are in place", LIMIT).unwrap();
     agent.wait_ready(LIMIT).unwrap();
     assert_served(&lab, &pod, "orders");
-    assert_no_packets(&lab, &[&pod]);
+    lab.assert_no_packets(&[&pod]);
 }
 
 #[test]
@@ -375,7 +371,7 @@ fn of_agents_that_start_at_once_one_serves_and_hands_over_to_the_other() {
     let (first, second) = if first.said(RELIEVED) { (first, second) } else { (second, first) };
     assert!(first.said("A newer agent has the sockets"), "{}", first.log());
     assert!(!second.said("A newer agent has the sockets"), "{}", second.log());
-    assert_no_packets(&lab, &[&pod]);
+    lab.assert_no_packets(&[&pod]);
 }
 
 #[test]
@@ -462,7 +458,7 @@ fn successor_of_an_agent_that_is_killed_waits_no_longer() {
     lab.kubernetes.restart().unwrap();
     new.wait_ready(LIMIT).unwrap();
     assert_served(&lab, &pod, "orders");
-    assert_no_packets(&lab, &[&pod]);
+    lab.assert_no_packets(&[&pod]);
 }
 
 #[test]
@@ -483,7 +479,7 @@ fn successor_of_an_agent_that_hangs_waits_for_its_end() {
     new.wait_said(SERVES, LIMIT).unwrap();
     new.wait_ready(LIMIT).unwrap();
     assert_served(&lab, &pod, "orders");
-    assert_no_packets(&lab, &[&pod]);
+    lab.assert_no_packets(&[&pod]);
 }
 
 #[test]
@@ -506,7 +502,7 @@ fn agent_that_hung_while_it_was_replaced_finds_out_and_leaves_the_lease() {
     for _ in 0..20 {
         assert_served(&lab, &pod, "orders");
     }
-    assert_no_packets(&lab, &[&pod]);
+    lab.assert_no_packets(&[&pod]);
 }
 
 /// What the agent that runs answers to `python`, which is run by `command`.
@@ -590,14 +586,5 @@ fn agents_in_pods_of_their_own_take_over_and_keep_the_nodes_role() {
     assert!(probe(&first).1.contains("handed over to a newer agent"));
     assert!(old.terminate().unwrap().success());
     assert_served(&lab, &pod, "orders");
-    assert_no_packets(&lab, &[&pod]);
-}
-
-/// Waits until `true_at_last` is.
-fn eventually(what: &str, true_at_last: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !true_at_last() {
-        assert!(started.elapsed() < Duration::from_secs(20), "{what}, even after 20 s");
-        thread::sleep(Duration::from_millis(20));
-    }
+    lab.assert_no_packets(&[&pod]);
 }

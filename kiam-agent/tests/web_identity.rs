@@ -8,8 +8,8 @@ use std::{io::ErrorKind, net::TcpListener, path::Path, time::Duration};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::time::Instant;
 use xtask::lab::{
+    eventually,
     fake::{
         Injected, Place,
         kubernetes::{Kubernetes, NamespaceRecord, PodRecord, ServiceAccountRecord, Store},
@@ -24,7 +24,6 @@ const LIST: &str = "/latest/meta-data/iam/security-credentials/";
 const UID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
 const OTHER_UID: &str = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
 const TOKEN_PATH: &str = "/api/v1/namespaces/shop/serviceaccounts/orders/token";
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The agent and its neighbours.
 struct Fixture {
@@ -104,14 +103,6 @@ impl Fixture {
     /// Asks as the pod until the answer holds `part`.
     fn eventually_answers(&self, path: &str, part: &str) {
         eventually(part, || self.ask(path).contains(part));
-    }
-}
-
-fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < PATIENCE, "never came: {what}");
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -11,20 +11,10 @@ mod loopback;
 mod neighbours;
 mod sts;
 
-use std::{thread, time::Duration};
+use std::time::Duration;
 
-use tokio::time::Instant;
+use xtask::lab::eventually;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 /// Nothing here takes so long but a mistake.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Waits until `holds`.
-#[track_caller]
-fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < PATIENCE, "never came: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
-}

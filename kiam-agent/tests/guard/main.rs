@@ -8,13 +8,11 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
     process::{Child, ChildStdout, Command, Stdio},
-    thread,
     time::Duration,
 };
 
-use tokio::time::Instant;
 use xtask::{
-    lab::{self, Agent, IMDS_V4, IMDS_V6, Lab, LabPod, NODE_V4, Netns, PodSpec},
+    lab::{self, Agent, IMDS_V4, IMDS_V6, Lab, LabPod, NODE_V4, Netns, PodSpec, eventually},
     pod_client::Options,
 };
 
@@ -37,15 +35,6 @@ fn start(lab: &Lab, further: &[&str]) -> Agent {
     let mut agent = Agent::start(lab, Path::new(AGENT), further).unwrap();
     agent.wait_ready(READY_LIMIT).unwrap();
     agent
-}
-
-/// Waits until `true_at_last` is.
-fn eventually(what: &str, true_at_last: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !true_at_last() {
-        assert!(started.elapsed() < Duration::from_secs(20), "{what}, even after 20 s");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Sends by `way`; what the sending socket said.

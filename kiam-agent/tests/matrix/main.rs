@@ -11,8 +11,7 @@ mod table;
 
 use std::{path::Path, thread, time::Duration};
 
-use tokio::time::Instant;
-use xtask::lab::{Agent, Lab, NODE_V6, skip};
+use xtask::lab::{Agent, Lab, NODE_V6, eventually, skip};
 
 use crate::{
     judge::{Outcome, State},
@@ -132,13 +131,4 @@ fn taking_over(
         }
         (taking_over.join().unwrap(), cells)
     })
-}
-
-/// Waits until `true_at_last` is.
-fn eventually(what: &str, true_at_last: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !true_at_last() {
-        assert!(started.elapsed() < READY_LIMIT, "{what}, even after {READY_LIMIT:?}");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
