@@ -290,6 +290,23 @@ async fn a_quiet_cluster_is_no_outage_and_a_busy_one_shows_bookmarks() {
 }
 
 #[tokio::test]
+async fn by_source_addresses_nobody_is_answered_while_the_server_has_lost_etcd() {
+    let Some(cluster) = Cluster::start().await else { return };
+    cluster.run_orders("reader").await;
+    let agent = cluster.agent(&["--sync-interval=2s"]).await;
+    comes(&agent, 200, "reader").await;
+    cluster.server.freeze_etcd(true);
+    eventually("a refusal", MINUTES, || agent.role().0 == 403).await;
+    assert!(agent.metric(SILENCE) >= 90.0);
+    // Whoever asks for no more gets what was there, all the time.
+    let cached = "/api/v1/pods?resourceVersion=0&fieldSelector=spec.nodeName%3Dn1";
+    let cached = cluster.server.ask(User::Admin, Method::GET, cached, None).await.unwrap();
+    assert!(cached["items"].as_array().unwrap().len() > 1, "{cached}");
+    cluster.server.freeze_etcd(false);
+    comes(&agent, 200, "reader").await;
+}
+
+#[tokio::test]
 async fn a_rotated_token_is_taken_up() {
     let Some(cluster) = Cluster::start().await else { return };
     cluster.run_orders("reader").await;

@@ -11,6 +11,7 @@ use std::{
 
 use http::{Method, Request};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time;
@@ -140,6 +141,12 @@ impl Server {
         let mut apiserver = self.apiserver.take().unwrap();
         apiserver.kill().unwrap();
         apiserver.wait().unwrap();
+    }
+
+    /// Has etcd hang, or go on.
+    pub(super) fn freeze_etcd(&self, freeze: bool) {
+        let signal = if freeze { Signal::STOP } else { Signal::CONT };
+        kill_process(Pid::from_child(&self.etcd), signal).unwrap();
     }
 
     /// Makes etcd forget all versions but the newest.
