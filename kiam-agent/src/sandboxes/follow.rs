@@ -32,6 +32,7 @@ use crate::{
 /// Pauses before a pod that is not settled is looked at again: 1, 2, 4 … 64 ms. The runtime's first steps are on
 /// the node's network, and no event tells of the step into the pod's.
 const AGAIN: u32 = 7;
+const UNWATCHED: &str = "Pods' cgroups can't be watched; new pods get no listeners";
 /// How long changes of the pods' records are collected.
 const COLLECT: Duration = Duration::from_millis(100);
 /// How often it is looked whether the pods' cgroup was made anew, which no watch in it tells.
@@ -120,13 +121,17 @@ impl Sandboxes {
     /// takes them; nothing is left out.
     pub async fn run(mut self, events: mpsc::Sender<Event>, mut drain: Drain) {
         let mut records = self.records.changes();
+        let cgroups = match self.watch.events() {
+            Ok(events) => events,
+            Err(failure) => return error!(error = %failure, "{UNWATCHED}"),
+        };
         // The first sweep is at once, and finds the pods that are there.
         let (mut root, mut sweep) = (ticks(ROOT, ROOT), ticks(Duration::ZERO, self.sweep));
         let mut collecting = false;
         loop {
             let turn = tokio::select! {
                 () = drain.started() => Turn::Drain,
-                changes = self.watch.changes() => Turn::Changes(changes),
+                changes = self.watch.changes(&cgroups) => Turn::Changes(changes),
                 Some(done) = self.tasks.join_next() => match done {
                     Ok(done) => Turn::Done(done),
                     // Nothing aborts them, and looks' panics are caught.
@@ -140,8 +145,7 @@ impl Sandboxes {
                 Turn::Drain => return,
                 Turn::Changes(Ok(changes)) => self.take(changes),
                 Turn::Changes(Err(failure)) => {
-                    error!(error = %failure, "Pods' cgroups can't be watched; new pods get no listeners");
-                    return;
+                    return error!(error = %failure, "{UNWATCHED}");
                 }
                 Turn::Done(Done::Looked { pod, birth, asked, found }) => {
                     self.looked(&pod, birth, asked, found);

@@ -2,8 +2,8 @@
 //!
 //! mkdir and rmdir reach inotify as on any file system, and `cgroup.events` is modified when the first process
 //! comes or the last one goes; but a worker of the kernel tells that, which takes milliseconds on a busy node. Who writes
-//! a process's number into `cgroup.procs` is seen at once. A watch is not ended by the removal of its cgroup, so that is
-//! done here.
+//! a process's number into `cgroup.procs` is seen at once, and once a cgroup: containers can write their own as often as
+//! they like. A watch is not ended by the removal of its cgroup, so that is done here.
 
 use std::{
     collections::HashMap,
@@ -40,7 +40,7 @@ pub(super) enum Change {
     Made(PodUid, PathBuf),
     /// Containers or processes came or went.
     Stirred(PodUid),
-    /// A process was put into one of its containers, be it the first or another.
+    /// The first process was put into one of its containers since that is watched.
     Joined(PodUid),
     /// It was removed.
     Removed(PodUid),
@@ -51,7 +51,7 @@ pub(super) enum Change {
 /// The watches.
 #[derive(Debug)]
 pub(super) struct Watch {
-    inotify: AsyncFd<OwnedFd>,
+    inotify: OwnedFd,
     root: PathBuf,
     /// The pods' cgroup and those of QoS classes, by path.
     folders: HashMap<PathBuf, Folder>,
@@ -93,11 +93,6 @@ impl Watch {
     /// Watches nothing yet: [`Watch::sweep`] begins.
     pub(super) fn new(root: PathBuf) -> io::Result<Self> {
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-        #[expect(
-            deprecated,
-            reason = "unsound only for what may change its descriptor, and an `OwnedFd` can't; the new way is unsafe"
-        )]
-        let inotify = AsyncFd::new(inotify)?;
         Ok(Self {
             inotify,
             root,
@@ -108,10 +103,19 @@ impl Watch {
         })
     }
 
-    /// The next changes.
-    pub(super) async fn changes(&mut self) -> io::Result<Vec<Change>> {
+    /// What [`Watch::changes`] waits for; made on the runtime that waits, as it is woken by the one it was made on.
+    pub(super) fn events(&self) -> io::Result<AsyncFd<OwnedFd>> {
+        #[expect(
+            deprecated,
+            reason = "unsound only for what may change its descriptor, and an `OwnedFd` can't; the new way is unsafe"
+        )]
+        AsyncFd::new(self.inotify.try_clone()?)
+    }
+
+    /// The next changes; `events` are this watch's.
+    pub(super) async fn changes(&mut self, events: &AsyncFd<OwnedFd>) -> io::Result<Vec<Change>> {
         loop {
-            let mut ready = self.inotify.readable().await?;
+            let mut ready = events.readable().await?;
             let mut buffer = [MaybeUninit::uninit(); BUFFER];
             // One read: the reader goes on reading when its buffer is empty.
             let mut reader = Reader::new(ready.get_inner(), &mut buffer);
@@ -194,7 +198,11 @@ impl Watch {
                 changes.push(Change::Stirred(uid));
             }
             (Place::Events(uid), _) => changes.push(Change::Stirred(uid)),
-            (Place::Processes(uid), _) => changes.push(Change::Joined(uid)),
+            (Place::Processes(uid), _) => {
+                // The kernel has ended it.
+                self.places.remove(&watch);
+                changes.push(Change::Joined(uid));
+            }
             (Place::Folder(_) | Place::Pod(_), None) => {}
         }
     }
@@ -276,10 +284,11 @@ impl Watch {
             return;
         }
         let container = pod.path.join(name);
-        // The same numbers for the same cgroup; others when it was made anew.
-        let mut modified = |file, place| self.add(&container.join(file), WatchFlags::MODIFY, place);
-        let Some(events) = modified("cgroup.events", Place::Events(uid.clone())) else { return };
-        let processes = modified("cgroup.procs", Place::Processes(uid.clone()));
+        // The same number for the same cgroup; another one when it was made anew.
+        let (events, place) = (container.join("cgroup.events"), Place::Events(uid.clone()));
+        let Some(events) = self.add(&events, WatchFlags::MODIFY, place) else { return };
+        let (processes, place) = (container.join("cgroup.procs"), Place::Processes(uid.clone()));
+        let processes = self.add(&processes, WatchFlags::MODIFY | WatchFlags::ONESHOT, place);
         let watches: Vec<i32> = [events].into_iter().chain(processes).collect();
         let pod = self.pods.get_mut(uid);
         let before = pod.and_then(|pod| pod.containers.insert(name.into(), watches.clone()));

@@ -12,6 +12,7 @@ const B: &str = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
 struct Stage {
     root: Cgroup,
     watch: Watch,
+    events: AsyncFd<OwnedFd>,
 }
 
 impl Stage {
@@ -23,14 +24,15 @@ impl Stage {
         let path = mount.join(format!("kiam-test-{name}-{}", std::process::id()));
         let root = Cgroup::create(path).unwrap();
         let watch = Watch::new(root.path().to_owned()).unwrap();
-        Some(Self { root, watch })
+        let events = watch.events().unwrap();
+        Some(Self { root, watch, events })
     }
 
     /// Waits until `change` has come, and returns all that came up to it.
     async fn until(&mut self, change: &Change) -> Vec<Change> {
         let mut all = Vec::new();
         while !all.contains(change) {
-            let next = timeout(Duration::from_secs(5), self.watch.changes()).await;
+            let next = timeout(Duration::from_secs(5), self.watch.changes(&self.events)).await;
             all.extend(next.unwrap_or_else(|_| panic!("no {change:?} after {all:?}")).unwrap());
         }
         all
@@ -94,6 +96,28 @@ async fn what_a_container_makes_is_neither_believed_nor_watched() {
 }
 
 #[tokio::test]
+async fn a_container_that_joins_its_own_cgroup_again_and_again_is_noticed_once() {
+    let Some(mut stage) = Stage::start("joins_again") else { return };
+    stage.watch.sweep();
+    let path = stage.root.path().join(Layout::SystemdBurstable.container(A, "1"));
+    let container = Cgroup::create(&path).unwrap();
+    stage.until(&Change::Made(uid(A), path.parent().unwrap().to_owned())).await;
+    let mut process = std::process::Command::new("sh");
+    let joins = "for n in $(seq 5000); do echo 0 > \"$0\"; done";
+    container.adopt(process.args(["-c", joins]).arg(path.join("cgroup.procs"))).unwrap();
+    let mut process = process.spawn().unwrap();
+    let (mut joined, mut woken) = (0, 0);
+    while process.try_wait().unwrap().is_none() {
+        let changes = timeout(Duration::from_millis(20), stage.watch.changes(&stage.events)).await;
+        let Ok(changes) = changes else { continue };
+        woken += 1;
+        let changes = changes.unwrap();
+        joined += changes.iter().filter(|change| **change == Change::Joined(uid(A))).count();
+    }
+    assert!(joined == 1 && woken < 10, "{joined}, and woken {woken} times");
+}
+
+#[tokio::test]
 async fn the_watches_of_one_pod_are_bounded() {
     let Some(mut stage) = Stage::start("watches_bounded") else { return };
     stage.watch.sweep();
@@ -125,7 +149,9 @@ async fn a_sweep_finds_what_no_event_told() {
     let made = changes.iter().position(|it| *it == Change::Made(uid(A), a.clone())).unwrap();
     assert!(gone < made && changes.contains(&Change::Made(uid(B), b)), "{changes:?}");
     // The late events change nothing.
-    while let Ok(changes) = timeout(Duration::from_millis(50), stage.watch.changes()).await {
+    while let Ok(changes) =
+        timeout(Duration::from_millis(50), stage.watch.changes(&stage.events)).await
+    {
         let stirred = |change: &Change| matches!(change, Change::Stirred(_) | Change::Joined(_));
         assert!(changes.unwrap().iter().all(stirred));
     }
