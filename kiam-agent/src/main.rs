@@ -1,12 +1,15 @@
 //! The `kiam-agent` command.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode, time::Duration};
 
 use kiam_agent::{
     admin, app,
     config::{self, ProcessVars, Task},
     intercept,
 };
+
+/// An agent shows every second that it lives; one that has not for so long hangs.
+const HANGS: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -19,16 +22,8 @@ fn main() -> ExitCode {
             println!("{}", text.trim_end());
             ExitCode::SUCCESS
         }
-        Ok(Task::Uninstall { bpffs, force: true }) => uninstall(&bpffs),
-        Ok(Task::Uninstall { bpffs, force: false }) => match intercept::unused(&bpffs) {
-            Ok(Some(_unused)) => uninstall(&bpffs),
-            Ok(None) => {
-                eprintln!(
-                    "kiam-agent: an agent runs on this node, with pins below {}: end it first, or give --force",
-                    bpffs.display()
-                );
-                ExitCode::FAILURE
-            }
+        Ok(Task::Uninstall { bpffs, force }) => match uninstall(&bpffs, force) {
+            Ok(code) => code,
             Err(error) => failed(&error),
         },
         Ok(Task::Status { live: true, state_dir }) => ask(&state_dir, "/live"),
@@ -42,25 +37,50 @@ fn main() -> ExitCode {
     }
 }
 
-fn uninstall(bpffs: &std::path::Path) -> ExitCode {
-    match intercept::uninstall(bpffs) {
-        Ok(removed) if removed.is_empty() => {
-            println!("nothing is installed below {}", bpffs.display());
-            ExitCode::SUCCESS
-        }
-        Ok(removed) => {
-            for what in removed {
-                println!("removed {what}");
-            }
-            println!("pods reach the node's metadata service directly now");
-            ExitCode::SUCCESS
-        }
-        Err(error) => failed(&error),
+fn uninstall(bpffs: &Path, force: bool) -> Result<ExitCode, intercept::Error> {
+    // Held to the end, so that no agent starts meanwhile.
+    let unused = intercept::unused(bpffs)?;
+    if unused.is_none()
+        && let Some(refusal) = refusal(bpffs, force)
+    {
+        eprintln!("kiam-agent: {refusal}");
+        return Ok(ExitCode::FAILURE);
     }
+    intercept::detach(bpffs)?;
+    let removed = intercept::uninstall(bpffs)?;
+    for what in &removed {
+        println!("removed {what}");
+    }
+    match removed.is_empty() {
+        true => println!("nothing is installed below {}", bpffs.display()),
+        false => println!("pods reach the node's metadata service directly now"),
+    }
+    if unused.is_none() {
+        println!(
+            "an agent that hangs, or starts, is still there, and puts everything back if it goes on: end it"
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Why not, where an agent has the pins in use.
+fn refusal(bpffs: &Path, force: bool) -> Option<String> {
+    let shown = bpffs.display();
+    if !force {
+        return Some(format!(
+            "an agent runs on this node, with pins below {shown}: end it first, or give --force if it hangs"
+        ));
+    }
+    let age = intercept::last_renewed(bpffs).filter(|age| *age < HANGS)?;
+    Some(format!(
+        "an agent runs on this node, with pins below {shown}, and showed {} ms ago that it lives: it would put everything back at once; end it first (--force is for one that has hung for {} s)",
+        age.as_millis(),
+        HANGS.as_secs()
+    ))
 }
 
 /// Prints what the agent that runs says; whether that is good, its status says.
-fn ask(state_dir: &std::path::Path, path: &str) -> ExitCode {
+fn ask(state_dir: &Path, path: &str) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),

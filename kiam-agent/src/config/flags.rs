@@ -27,7 +27,7 @@ pub(super) enum Subcommands {
         /// Folder of the pins
         #[arg(long, value_name = "DIR", default_value = BPFFS)]
         bpffs: String,
-        /// Even while an agent runs
+        /// Even while an agent has them in use, if that hangs
         #[arg(long)]
         force: bool,
     },

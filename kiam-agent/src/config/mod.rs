@@ -57,7 +57,7 @@ pub enum Task {
     Uninstall {
         /// `--bpffs`.
         bpffs: PathBuf,
-        /// Even while an agent runs.
+        /// Even while an agent has them in use, if that hangs.
         force: bool,
     },
     /// `status`.

@@ -1,11 +1,11 @@
 //! The lease: the kernel redirects only while the agent has shown, within ten seconds, that it lives.
 
-use std::{fmt, time::Duration};
+use std::{fmt, path::Path, time::Duration};
 
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, Map, MapData};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::Error;
+use super::{Error, pins};
 
 const NAME: &str = "LEASE";
 
@@ -15,6 +15,16 @@ pub struct Lease(Array<MapData, u64>);
 fn now() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+}
+
+/// How long ago an agent with pins below `bpffs` showed that it lives; `None` where it has ended its lease, or none ever
+/// did.
+#[must_use]
+pub fn last_renewed(bpffs: &Path) -> Option<Duration> {
+    let map = MapData::from_pin(pins::current(bpffs).join(NAME)).ok()?;
+    let map: Array<MapData, u64> = Map::from_map_data(map).ok()?.try_into().ok()?;
+    let renewed = map.get(&0, 0).ok().filter(|renewed| *renewed > 0)?;
+    Some(Duration::from_nanos(now().saturating_sub(renewed)))
 }
 
 // === impl Lease ===

@@ -18,6 +18,7 @@ const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
+const BPF_LINK_DETACH: libc::c_int = 34;
 /// `enum bpf_attach_type`.
 const BPF_CGROUP_INET4_CONNECT: u32 = 10;
 
@@ -53,6 +54,12 @@ struct LinkUpdate {
     new_prog_fd: u32,
     flags: u32,
     old_prog_fd: u32,
+}
+
+/// The part for `BPF_LINK_DETACH`.
+#[repr(C)]
+struct LinkDetach {
+    link_fd: u32,
 }
 
 /// `struct bpf_link_info` with its cgroup part; other kinds of links have something else there.
@@ -140,6 +147,16 @@ impl PinnedLink {
         };
         bpf(BPF_LINK_UPDATE, &mut attr).map(drop).map_err(|source| Error::Bpf {
             call: "BPF_LINK_UPDATE",
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// Detaches it, whoever else holds it. Kernel 5.9, for tcx links 6.6.
+    pub(super) fn detach(&self, path: &Path) -> Result<(), Error> {
+        let mut attr = LinkDetach { link_fd: self.0.as_raw_fd().unsigned_abs() };
+        bpf(BPF_LINK_DETACH, &mut attr).map(drop).map_err(|source| Error::Bpf {
+            call: "BPF_LINK_DETACH",
             path: path.to_owned(),
             source,
         })

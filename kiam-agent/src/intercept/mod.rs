@@ -40,7 +40,7 @@ pub use self::{
     hold::Losses,
     in_use::{InUse, Turn, Unused, unused},
     inside::Inside,
-    lease::Lease,
+    lease::{Lease, last_renewed},
     marks::Marks,
     metrics::{RestoredMetrics, Verdicts},
     namespaces::{inside, loopback_is_up},
@@ -55,7 +55,7 @@ pub use self::{
     reattach::Restored,
     rewriter::Rewriter,
     unfilter::unfilter,
-    uninstall::{is_installed, uninstall},
+    uninstall::{detach, is_installed, uninstall},
 };
 
 /// What [`Interception::load`] is told.

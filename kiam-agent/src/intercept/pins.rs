@@ -32,9 +32,14 @@ pub(super) fn open(bpffs: &Path) -> Result<(PathBuf, Vec<PathBuf>), Error> {
         return Err(Error::NewerLayout { path: path.clone(), number: *number, layout: LAYOUT });
     }
     others.retain(|(number, _)| *number < LAYOUT);
-    let pins = bpffs.join(format!("v{LAYOUT}"));
+    let pins = current(bpffs);
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&pins).map_err(failed)?;
     Ok((pins, others.into_iter().map(|(_, path)| path).collect()))
+}
+
+/// Our folder.
+pub(super) fn current(bpffs: &Path) -> PathBuf {
+    bpffs.join(format!("v{LAYOUT}"))
 }
 
 /// Every layout's folder below `bpffs`, oldest first.
@@ -90,10 +95,7 @@ pub(super) fn remove(folders: Vec<PathBuf>) -> Result<Vec<PathBuf>, Error> {
         pinned.extend(files(folder)?);
     }
     // Links before maps: `false` sorts first.
-    pinned.sort_by_key(|path| {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-        (!name.is_some_and(|name| name.starts_with("link_")), path.clone())
-    });
+    pinned.sort_by_key(|path| (!is_link(path), path.clone()));
     let mut removed = Vec::new();
     for file in pinned {
         if remove_file(&file)? {
@@ -124,6 +126,17 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(source) => Err(Error::File { what: "read", path: folder.to_owned(), source }),
     }
+}
+
+/// The pins of links in `folder`.
+pub(super) fn links(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut links = files(folder)?;
+    links.retain(|file| is_link(file));
+    Ok(links)
+}
+
+fn is_link(file: &Path) -> bool {
+    file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("link_"))
 }
 
 /// Where the link of `program` is pinned.

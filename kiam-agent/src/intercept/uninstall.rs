@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Error, guard, pins};
+use super::{Error, guard, links::PinnedLink, pins};
 
 /// Whether something is pinned below `bpffs`, by whatever agent.
 #[must_use]
@@ -10,7 +10,24 @@ pub fn is_installed(bpffs: &Path) -> bool {
     pins::layouts(bpffs).is_ok_and(|folders| !folders.is_empty())
 }
 
-/// Removes the pins below `bpffs`, of every layout: links first, which detaches the programs, then the maps,
+/// Detaches every link that is pinned below `bpffs`, of every layout, and leaves the pins. Before [`uninstall`], where an agent
+/// hangs: what it holds open stays attached without pins. One that lives puts it back.
+///
+/// # Errors
+///
+/// [`Error::File`] or [`Error::Bpf`] for the first that could not be detached.
+pub fn detach(bpffs: &Path) -> Result<(), Error> {
+    for (_, folder) in pins::layouts(bpffs)? {
+        for pin in pins::links(&folder)? {
+            if let Some(link) = PinnedLink::open(&pin)? {
+                link.detach(&pin)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes the pins below `bpffs`, of every layout: links first, which detaches the programs that no agent holds, then the maps,
 /// then the folders; and the guard's routing rules and filters. Says what it removed; nothing there is no error.
 ///
 /// # Errors
