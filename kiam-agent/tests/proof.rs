@@ -19,8 +19,20 @@ fn start(lab: &Lab, further: &[&str]) -> Agent {
 
 /// Waits until `/ready` answers `status` with `text` in its body.
 fn eventually(agent: &Agent, status: u16, text: &str) {
+    eventually_while(agent, status, text, || ());
+}
+
+/// Waits until `/ready` fails with `part` in its body while the link at `pin` is kept detached. The agent, whose turn it is not,
+/// puts it back after two seconds.
+fn eventually_without(lab: &Lab, agent: &Agent, pin: &str, part: &str) {
+    let pin = lab.pins().join("v1").join(pin);
+    eventually_while(agent, 503, part, || lab.node.detach_link(&pin).unwrap());
+}
+
+fn eventually_while(agent: &Agent, status: u16, text: &str, again: impl Fn()) {
     let started = Instant::now();
     loop {
+        again();
         let reply = agent.admin("/ready").unwrap();
         if reply.status == status && reply.body.contains(text) {
             return;
@@ -62,11 +74,10 @@ fn a_hook_that_is_taken_away_costs_readiness_and_is_named() {
     let lab = Lab::start().unwrap();
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     let agent = start(&lab, &["--proof-interval=1s"]);
-    // While another agent attaches its programs, this one puts nothing back.
+    // While another agent attaches its programs, this one puts nothing back at once.
     let turn = Turn::take(&lab.pins()).unwrap().unwrap();
     for (pin, part) in [("link_kiam_sendmsg4", "Datagram"), ("link_kiam_connect6", "Mapped")] {
-        lab.node.detach_link(&lab.pins().join("v1").join(pin)).unwrap();
-        eventually(&agent, 503, part);
+        eventually_without(&lab, &agent, pin, part);
     }
     // What still holds goes on.
     let attempt = pod.credentials().unwrap();
@@ -90,7 +101,7 @@ fn without_a_guard_the_proof_asks_only_for_what_is_promised_and_with_one_it_sees
     let lab = Lab::start().unwrap();
     let agent = start(&lab, &["--guard=skb", "--proof-interval=1s"]);
     let _turn = Turn::take(&lab.pins()).unwrap().unwrap();
-    lab.node.detach_link(&lab.pins().join("v1/link_kiam_guard")).unwrap();
-    eventually(&agent, 503, "Ancestor");
-    eventually(&agent, 503, "Raw");
+    for part in ["Ancestor", "Raw"] {
+        eventually_without(&lab, &agent, "link_kiam_guard", part);
+    }
 }

@@ -46,6 +46,8 @@ pub(super) struct Keeper {
     problem: Told,
     /// What keeps the programs and pins from being as they were left.
     amiss: Told,
+    /// What keeps others from seeing that the pins are in use.
+    unseen: Told,
     /// Looks in a row that saw another agent's programs.
     replaced: u32,
     in_use: Option<InUse>,
@@ -101,6 +103,7 @@ impl Keeper {
             whole,
             problem: Told::default(),
             amiss: Told::default(),
+            unseen: Told::default(),
             replaced: 0,
             in_use,
             restored: RestoredMetrics::register(registry),
@@ -156,7 +159,8 @@ impl Keeper {
     async fn look(&mut self) {
         if self.programs.as_ref().is_none_or(Interception::is_in_place) {
             self.follow_classes().await;
-            return self.restore().await;
+            self.restore().await;
+            return self.stay_in_use();
         }
         self.in_place.clear();
         match self.work(Interception::follow).await {
@@ -193,7 +197,7 @@ impl Keeper {
     /// Attaches and pins again what somebody has detached or unpinned. The agent could end instead and have the next one do
     /// it; but until that serves, what is detached would let pods through, and nobody would answer them.
     async fn restore(&mut self) {
-        let Some(programs) = &self.programs else { return };
+        let Some(programs) = &mut self.programs else { return };
         match programs.losses() {
             Ok(losses) if losses.is_empty() => {
                 self.whole.set();
@@ -211,6 +215,12 @@ impl Keeper {
             Some(Ok(Restored::Busy)) => {
                 debug!("Another agent attaches its programs; leaving what was taken away to it");
             }
+            Some(Ok(Restored::Left(losses))) => self.amiss.tell(format!("{losses:?}"), |_| {
+                warn!(
+                    detached = ?losses.detached, unpinned = ?losses.unpinned,
+                    "Somebody took kernel programs or pins away while another agent attaches its own; they are put back in two seconds, if it does not come to serve"
+                );
+            }),
             Some(Err(failure)) => self.amiss.tell(failure, |error| {
                 error!(%error, "Kernel programs or pins that somebody took away are not back");
             }),
@@ -226,9 +236,15 @@ impl Keeper {
                 "Somebody took kernel programs or pins away; they are back"
             );
         }
-        // With the pins, their folder may have been another one.
-        if let Some(Err(failure)) = self.in_use.as_mut().map(InUse::follow) {
-            warn!(error = %failure, "Others can't see that an agent uses the pins");
+    }
+
+    /// The folder of the pins may be another one, and a share may get lost.
+    fn stay_in_use(&mut self) {
+        match self.in_use.as_mut().map(InUse::follow) {
+            Some(Err(failure)) => self.unseen.tell(failure, |error| {
+                warn!(%error, "Others can't see that an agent uses the pins");
+            }),
+            _ => self.unseen.clear(),
         }
     }
 
@@ -240,7 +256,7 @@ impl Keeper {
             return;
         }
         self.whole.clear();
-        if self.in_use.as_ref().is_some_and(|in_use| in_use.is_alone().unwrap_or(false)) {
+        if self.in_use.as_mut().is_some_and(|in_use| in_use.is_alone().unwrap_or(false)) {
             return self.reassert().await;
         }
         let problem = "another agent has attached its kernel programs and did not take over from this one: one with another --state-dir?";
@@ -260,10 +276,14 @@ impl Keeper {
         }
     }
 
+    /// Where that fails, it is tried again once it was seen as often that they are replaced.
     async fn reassert(&mut self) {
+        self.replaced = 0;
         match self.work(Interception::reassert).await {
             Some(Ok(())) => info!("Kernel programs are in place"),
-            Some(Err(failure)) => error!(error = %failure, "Kernel programs not put back"),
+            Some(Err(failure)) => self.amiss.tell(failure, |error| {
+                error!(%error, "Kernel programs not put back");
+            }),
             None => {}
         }
     }

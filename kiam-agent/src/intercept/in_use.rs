@@ -6,24 +6,34 @@ use std::{
     io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use rustix::fs::{FlockOperation, flock};
+use tokio::time::Instant;
 
 use super::{Error, pins};
+
+/// How long what somebody has detached is left to the agent whose turn it is: pods are let through meanwhile.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// An agent's share of the pins, from before it attaches anything until it is dropped.
 #[derive(Debug)]
 pub struct InUse {
     bpffs: PathBuf,
-    /// Kept open, with its lock.
+    /// Kept open, with its lock, unless an uninstallation took that.
     folder: File,
+    shared: bool,
 }
 
 /// The right to change what is attached: of one agent at a time, until it is dropped. One that starts has it from before
 /// it asks for another agent until that one, or the next that starts, can find it.
 #[derive(Debug)]
 pub struct Turn(#[expect(dead_code, reason = "as in Unused")] File);
+
+/// Since when another agent has had the turn, while this one has something to put back: whoever has it may hang.
+#[derive(Debug, Default)]
+pub(super) struct Patience(Option<Instant>);
 
 /// Nobody uses the pins, and no agent starts to until this is dropped.
 #[derive(Debug)]
@@ -62,35 +72,39 @@ impl InUse {
     pub(super) fn share(bpffs: &Path) -> Result<Self, Error> {
         let folder = lock(bpffs, FlockOperation::LockShared);
         let folder = folder.map_err(|source| failed(bpffs, source))?;
-        Ok(Self { bpffs: bpffs.to_owned(), folder })
+        Ok(Self { bpffs: bpffs.to_owned(), folder, shared: true })
     }
 
-    /// Takes a share of the folder that is there now, where somebody has removed the one that this was a share of.
+    /// Takes a share of the folder that is there now, where somebody has removed the one that this was a share of, or
+    /// [`Self::is_alone`] has lost it. Does not wait.
     ///
     /// # Errors
     ///
-    /// [`Error::File`] while there is none.
+    /// [`Error::File`] while there is no folder, or an uninstallation is under way.
     pub fn follow(&mut self) -> Result<(), Error> {
         let number = |metadata: io::Result<fs::Metadata>| metadata.map(|metadata| metadata.ino());
         let there = number(fs::metadata(&self.bpffs));
         let there = there.map_err(|source| failed(&self.bpffs, source))?;
-        if number(self.folder.metadata()).ok() != Some(there) {
-            *self = Self::share(&self.bpffs)?;
+        if !self.shared || number(self.folder.metadata()).ok() != Some(there) {
+            let folder = lock(&self.bpffs, FlockOperation::NonBlockingLockShared);
+            self.folder = folder.map_err(|source| failed(&self.bpffs, source))?;
+            self.shared = true;
         }
         Ok(())
     }
 
-    /// Whether no other agent has a share. For an instant this one has none either.
+    /// Whether no other agent has a share. For an instant this one has none either: an uninstallation that begins then keeps it,
+    /// until [`Self::follow`] gets it back. Does not wait.
     ///
     /// # Errors
     ///
-    /// [`Error::File`] when the folder can't be asked.
-    pub fn is_alone(&self) -> Result<bool, Error> {
+    /// [`Error::File`] when the folder can't be asked, or the share is lost.
+    pub fn is_alone(&mut self) -> Result<bool, Error> {
+        // What fails to get the whole loses the share as well.
         let alone = flock(&self.folder, FlockOperation::NonBlockingLockExclusive).is_ok();
-        match flock(&self.folder, FlockOperation::LockShared) {
-            Ok(()) => Ok(alone),
-            Err(error) => Err(failed(&self.bpffs, error.into())),
-        }
+        let shared = flock(&self.folder, FlockOperation::NonBlockingLockShared);
+        self.shared = shared.is_ok();
+        shared.map(|()| alone).map_err(|error| failed(&self.bpffs, error.into()))
     }
 }
 
@@ -109,6 +123,20 @@ impl Turn {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(source) => Err(failed(&pins, source)),
         }
+    }
+}
+
+// === impl Patience ===
+
+impl Patience {
+    /// Whether what is lost can be left to the other agent no longer. The first time that is asked it can be.
+    pub(super) fn is_over(&mut self) -> bool {
+        self.0.get_or_insert_with(Instant::now).elapsed() >= PATIENCE
+    }
+
+    /// Nothing is lost, or it is not the other agent that keeps it from coming back.
+    pub(super) fn renew(&mut self) {
+        self.0 = None;
     }
 }
 
@@ -151,5 +179,33 @@ mod tests {
         assert!(unused(&path).unwrap().is_some());
         agent.follow().unwrap();
         assert!(unused(&path).unwrap().is_none());
+    }
+
+    #[test]
+    fn an_uninstallation_that_hangs_keeps_no_agent_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let mut agent = InUse::share(path).unwrap();
+        // It got its lock in the instant in which the agent had none.
+        flock(&agent.folder, FlockOperation::Unlock).unwrap();
+        let held = unused(path).unwrap().unwrap();
+        assert!(agent.is_alone().is_err());
+        assert!(agent.follow().is_err());
+        drop(held);
+        agent.follow().unwrap();
+        assert!(unused(path).unwrap().is_none());
+        assert!(agent.is_alone().unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn patience_ends_after_two_seconds_with_the_same_loss() {
+        let mut patience = Patience::default();
+        assert!(!patience.is_over());
+        tokio::time::advance(PATIENCE - Duration::from_millis(1)).await;
+        assert!(!patience.is_over());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(patience.is_over());
+        patience.renew();
+        assert!(!patience.is_over());
     }
 }

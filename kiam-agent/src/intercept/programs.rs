@@ -24,6 +24,7 @@ use super::{
     attach::{attach, load, pin_error, replace_or, verify},
     guard,
     hold::Hold,
+    in_use::Patience,
     netns,
     own_pod::mark_cgroups,
     pins,
@@ -79,6 +80,7 @@ pub struct Interception {
     /// The QoS classes' cgroups that are marked.
     pub(super) classes: Vec<u64>,
     pub(super) hold: Hold,
+    pub(super) patience: Patience,
     uplink: bool,
     filters_syns: bool,
     log: bool,
@@ -181,6 +183,7 @@ impl Interception {
             programs,
             classes: Vec::new(),
             hold: Hold::default(),
+            patience: Patience::default(),
             uplink: config.guard.uplink && config.mode == Mode::Enforce,
             filters_syns: config.has_filter(),
             log: config.log,

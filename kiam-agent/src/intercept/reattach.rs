@@ -1,6 +1,8 @@
 //! Attaching the programs again while the agent runs.
 
-use super::{Cgroup, Error, Interception, Losses, Turn, ancestors, programs::GUARD};
+use std::path::Path;
+
+use super::{Cgroup, Error, Interception, Losses, Turn, ancestors, pins, programs::GUARD};
 
 /// What came of [`Interception::restore`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,6 +11,8 @@ pub enum Restored {
     Done(Losses),
     /// Another agent attaches its programs just now.
     Busy,
+    /// This is left to another agent whose turn it is, but not for longer than two seconds: it may hang.
+    Left(Losses),
     /// Another agent has attached its programs.
     Replaced,
 }
@@ -74,28 +78,37 @@ impl Interception {
     /// # Errors
     ///
     /// The kernel's.
-    pub fn losses(&self) -> Result<Losses, Error> {
-        self.hold.losses(&self.programs, self.cgroup.id(), &self.pins)
+    pub fn losses(&mut self) -> Result<Losses, Error> {
+        let losses = self.hold.losses(&self.programs, self.cgroup.id(), &self.pins)?;
+        if losses.is_empty() || !losses.replaced.is_empty() {
+            self.patience.renew();
+        }
+        Ok(losses)
     }
 
     /// Attaches and pins what somebody has detached or unpinned. Where another agent's programs are in the place of
-    /// these, it is that agent's to look after, and nothing is changed.
+    /// these, it is that agent's to look after, and nothing is changed; nor while another agent has the turn, if that is not for
+    /// long.
     ///
     /// # Errors
     ///
     /// The kernel's; what is back is back, and a later attempt completes it.
     pub fn restore(&mut self) -> Result<Restored, Error> {
-        let bpffs = self.pins.parent().unwrap_or(&self.pins);
-        let _turn = match Turn::take(bpffs) {
-            Ok(Some(turn)) => turn,
-            Ok(None) => return Ok(Restored::Busy),
+        let turn = match Turn::take(self.bpffs()) {
+            Ok(turn) => turn,
             Err(Error::NewerLayout { .. }) => return Ok(Restored::Replaced),
             Err(error) => return Err(error),
         };
-        // Once more: from now on no other agent changes anything.
+        // Once more: with the turn, from now on no other agent changes anything.
         let losses = self.losses()?;
-        if !losses.replaced.is_empty() {
-            return Ok(Restored::Replaced);
+        match (&turn, losses.replaced.is_empty()) {
+            _ if losses.is_empty() => return Ok(Restored::Done(losses)),
+            (Some(_), false) => return Ok(Restored::Replaced),
+            (None, false) => return Ok(Restored::Busy),
+            (Some(_), true) => self.patience.renew(),
+            (None, true) if !self.patience.is_over() => return Ok(Restored::Left(losses)),
+            // Should the other agent attach at this moment as well, the links that are pinned last are those that stay.
+            (None, true) => {}
         }
         for name in &losses.detached {
             self.attach_one(name)?;
@@ -110,12 +123,17 @@ impl Interception {
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// The kernel's; [`Error::NewerLayout`] where the other agent was of a newer release.
     pub fn reassert(&mut self) -> Result<(), Error> {
+        pins::open(self.bpffs())?;
         // Unpinned, a link that works would get a second one beside it.
         for name in self.losses()?.unpinned {
             self.hold.pin(name, &self.pins)?;
         }
         self.attach_all()
+    }
+
+    fn bpffs(&self) -> &Path {
+        self.pins.parent().unwrap_or(&self.pins)
     }
 }

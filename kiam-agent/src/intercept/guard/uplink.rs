@@ -25,7 +25,7 @@ use aya::{
 };
 
 use super::{
-    super::{Error, Turn, links::PinnedLink, pins},
+    super::{Error, Turn, in_use::Patience, links::PinnedLink, pins},
     selection::{Interface, interfaces, uplinks},
 };
 
@@ -52,6 +52,7 @@ pub struct UplinkProgram {
     attached: HashMap<u32, Option<PinnedLink>>,
     /// The id of this agent's program at [`AGENT`].
     agent: u32,
+    patience: Patience,
 }
 
 // === impl UplinkProgram ===
@@ -61,7 +62,8 @@ impl UplinkProgram {
     /// [`AGENT`].
     pub(in super::super) fn load(mut ebpf: Ebpf, pins: PathBuf, agent: u32) -> Result<Self, Error> {
         program(&mut ebpf)?.load().map_err(failed)?;
-        Ok(Self { ebpf, pins, tcx: true, attached: HashMap::new(), agent })
+        let (attached, patience) = (HashMap::new(), Patience::default());
+        Ok(Self { ebpf, pins, tcx: true, attached, agent, patience })
     }
 
     /// Attaches at those of the node's uplinks where it is not, and takes the pins of interfaces that are gone away. Where it
@@ -75,24 +77,27 @@ impl UplinkProgram {
     }
 
     /// Attaches and pins again what somebody has detached or unpinned; says where. Nothing while another agent attaches
-    /// its programs, or once one has: that may go without this part of the guard.
+    /// its programs, for two seconds, or once one has: that may go without this part of the guard. Not the filters of kernels
+    /// below 6.6.
     pub(super) fn restore(&mut self) -> Result<Vec<String>, Error> {
         let lost = self.lost()?;
         if lost.is_empty() {
+            self.patience.renew();
             return Ok(Vec::new());
         }
         let bpffs = self.pins.parent().unwrap_or(&self.pins);
-        let Some(_turn) = Turn::take(bpffs)? else { return Ok(Vec::new()) };
-        if !self.is_at_work()? {
+        let turn = Turn::take(bpffs)?;
+        if !self.is_at_work()? || (turn.is_none() && !self.patience.is_over()) {
             return Ok(Vec::new());
         }
         let mut there = interfaces().map_err(|source| self.unreadable(source))?;
         there.retain(|interface| lost.contains(&interface.index));
         for interface in &there {
-            // Held, it may want nothing but its pin.
+            // Held, it may want nothing but its pin. It is let go only once another has its place.
             let pin = self.pin(interface.index);
-            if let Some(Some(link)) = self.attached.remove(&interface.index)
+            if let Some(Some(link)) = self.attached.get(&interface.index)
                 && link.interface(&pin)? == interface.index
+                && !pin.exists()
             {
                 link.pin(&pin)?;
             }
@@ -197,7 +202,8 @@ impl UplinkProgram {
             link.try_into().map_err(|error| failed(io::Error::other(error).into()))?;
         let pinned = link.pin(&pin).map(drop);
         pinned.map_err(|source| Error::Pin { path: pin.clone(), source })?;
-        PinnedLink::open(&pin)
+        let gone = || file("open the pin", &pin, io::ErrorKind::NotFound.into());
+        PinnedLink::open(&pin)?.ok_or_else(gone).map(Some)
     }
 
     /// Adds the filter, or replaces the program of the one that an earlier agent left.
