@@ -33,7 +33,7 @@ pub struct Losses {
     pub detached: Vec<&'static str>,
     /// Links, by their programs, and maps whose pins are gone.
     pub unpinned: Vec<&'static str>,
-    /// Programs in whose links others are.
+    /// Programs in whose links, or in the place of whose pins, others are.
     pub replaced: Vec<&'static str>,
 }
 
@@ -44,6 +44,34 @@ impl Losses {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+// === impl HeldLink ===
+
+impl HeldLink {
+    /// Adds what is not as it was left at `cgroup` and at `pin`.
+    fn losses(&self, cgroup: u64, pin: &Path, losses: &mut Losses) -> Result<(), Error> {
+        let (program, at) = self.link.attached(pin)?;
+        let (mut pinned, mut works) = (false, at == cgroup);
+        if let Some(there) = PinnedLink::open(pin)? {
+            pinned = there.id(pin)? == self.link.id(pin)?;
+            if !pinned && there.cgroup(pin)? == cgroup {
+                losses.replaced.push(self.name);
+                return Ok(());
+            }
+            // A link that works nowhere is in the pin's place: only a new one of ours can be renamed over it.
+            works &= pinned;
+        }
+        match works {
+            false => losses.detached.push(self.name),
+            true if program != self.program => losses.replaced.push(self.name),
+            true => {}
+        }
+        if works && !pinned {
+            losses.unpinned.push(self.name);
+        }
+        Ok(())
     }
 }
 
@@ -87,20 +115,9 @@ impl Hold {
         let mut losses = Losses::default();
         for &name in programs {
             let pin = pins::link(pins, name);
-            let Some(held) = self.links.iter().find(|held| held.name == name) else {
-                losses.detached.push(name);
-                continue;
-            };
-            let (program, at) = held.link.attached(&pin)?;
-            if at != cgroup {
-                losses.detached.push(name);
-                continue;
-            }
-            if program != held.program {
-                losses.replaced.push(name);
-            }
-            if !pin.exists() {
-                losses.unpinned.push(name);
+            match self.links.iter().find(|held| held.name == name) {
+                None => losses.detached.push(name),
+                Some(held) => held.losses(cgroup, &pin, &mut losses)?,
             }
         }
         let maps = self.maps.iter().map(|(name, _)| *name);

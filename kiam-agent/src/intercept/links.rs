@@ -109,6 +109,11 @@ impl PinnedLink {
         Ok(self.info(path)?.cgroup_id)
     }
 
+    /// Its id, by which links are told apart.
+    pub(super) fn id(&self, path: &Path) -> Result<u32, Error> {
+        Ok(self.info(path)?.id)
+    }
+
     /// Id of the program that is in it, and of the cgroup as [`Self::cgroup`] has it.
     pub(super) fn attached(&self, path: &Path) -> Result<(u32, u64), Error> {
         let info = self.info(path)?;
