@@ -6,14 +6,15 @@ use std::{
     fs::{self, File},
     os::unix::{fs::MetadataExt as _, process::ExitStatusExt as _},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     thread,
     time::Duration,
 };
 
-use kiam_agent::intercept::{self, Error, Interception, Parts, Turn, uninstall};
+use kiam_agent::intercept::{self, Error, Interception, Parts, Restored, Turn, detach, uninstall};
 use kiam_common::redirect::Target;
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
+use tokio::time::Instant;
 use xtask::{
     lab::{
         self, Agent, Lab, LabPod, NODE_V4, Node, PodSpec, eventually, fake::imds::NODE_ACCESS_KEY,
@@ -24,6 +25,7 @@ use xtask::{
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const LIMIT: Duration = Duration::from_secs(60);
+const BACK: &str = "Somebody took kernel programs or pins away; they are back";
 
 fn start(lab: &Lab, further: &[&str]) -> Agent {
     let mut agent = Agent::start(lab, Path::new(AGENT), further).unwrap();
@@ -47,6 +49,13 @@ fn pins(folder: &Path) -> Vec<String> {
         entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
+}
+
+/// Removes the pins' `folder`, which is gone at once for whoever looks.
+fn take_away(folder: &Path) {
+    let gone = folder.with_file_name("gone");
+    fs::rename(folder, &gone).unwrap();
+    fs::remove_dir_all(gone).unwrap();
 }
 
 /// Loads and attaches in the node's namespace, as the agent does.
@@ -220,7 +229,6 @@ fn what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through(
     if lab::skip("what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through") {
         return;
     }
-    const BACK: &str = "Somebody took kernel programs or pins away; they are back";
     let lab = Lab::start().unwrap();
     // Nothing but the programs keeps pods from the IMDS.
     let mut agent = start(&lab, &["--guard=none"]);
@@ -230,7 +238,7 @@ fn what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through(
     let before = pins(&folder);
     let attempts = meanwhile(&pod, 1500, || {
         for round in 1..3 {
-            fs::remove_dir_all(lab.pins()).unwrap();
+            take_away(&lab.pins());
             eventually("the pins are not back", || {
                 pins(&folder) == before && agent.log().matches(BACK).count() == round
             });
@@ -248,10 +256,8 @@ fn what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through(
     // What is detached works no longer, and until it is back the guard is all there is.
     let mut agent = start(&lab, &[]);
     let turn = Turn::take(&lab.pins()).unwrap().unwrap();
-    let links = pins(&folder).into_iter().filter(|name| name.starts_with("link_"));
-    for link in links {
-        lab.node.detach_link(&folder.join(link)).unwrap();
-    }
+    let links = pins(&folder).iter().filter(|name| name.starts_with("link_kiam_")).count();
+    detach(&lab.pins()).unwrap();
     eventually("still ready", || {
         let reply = agent.admin("/ready").unwrap();
         reply.status == 503 && reply.body.contains("which somebody took away")
@@ -262,8 +268,71 @@ fn what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through(
     assert_eq!(lab.role_of(last), Some(role_arn("orders")), "{last:?}");
     agent.wait_ready(LIMIT).unwrap();
     let metrics = agent.admin("/metrics").unwrap().body;
-    assert!(metrics.contains("kiam_intercept_restored_total{what=\"Program\"} 9\n"), "{metrics}");
+    let line = format!("kiam_intercept_restored_total{{what=\"Program\"}} {links}\n");
+    assert!(metrics.contains(&line), "{line} is not in {metrics}");
     lab.assert_no_packets(&[&pod]);
+}
+
+#[test]
+fn an_agent_that_hangs_in_its_turn_keeps_nothing_detached() {
+    if lab::skip("an_agent_that_hangs_in_its_turn_keeps_nothing_detached") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = start(&lab, &["--guard=none"]);
+    let pod = pod(&lab, "orders");
+    assert_served(&lab, &pod, "orders");
+    let _turn = Turn::take(&lab.pins()).unwrap().unwrap();
+    let detached = Instant::now();
+    detach(&lab.pins()).unwrap();
+    agent.wait_said("while another agent attaches its own", LIMIT).unwrap();
+    agent.wait_said(BACK, Duration::from_secs(10)).unwrap();
+    let elapsed = detached.elapsed();
+    assert!(elapsed > Duration::from_secs(2), "one that does not hang has its time: {elapsed:?}");
+    assert_served(&lab, &pod, "orders");
+    agent.wait_ready(LIMIT).unwrap();
+}
+
+#[test]
+fn pins_of_a_newer_release_that_died_are_left_alone_and_told_of_once() {
+    if lab::skip("pins_of_a_newer_release_that_died_are_left_alone_and_told_of_once") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = start(&lab, &[]);
+    let pod = pod(&lab, "orders");
+    let (ours, newer) = (lab.pins().join("v1"), lab.pins().join("v2"));
+    fs::rename(&ours, &newer).unwrap();
+    agent.wait_said("Kernel programs not put back", LIMIT).unwrap();
+    // It is tried again every second, and what is attached works.
+    for attempt in meanwhile(&pod, 2500, || ()) {
+        assert_eq!(lab.role_of(&attempt), Some(role_arn("orders")), "{attempt:?}");
+    }
+    assert!(!ours.exists());
+    assert_eq!(agent.log().matches("Kernel programs not put back").count(), 1, "{}", agent.log());
+    fs::rename(&newer, &ours).unwrap();
+    agent.wait_ready(LIMIT).unwrap();
+    lab.assert_no_packets(&[&pod]);
+}
+
+#[test]
+fn programs_of_another_agent_over_an_emptied_folder_are_told_from_ours() {
+    if lab::skip("programs_of_another_agent_over_an_emptied_folder_are_told_from_ours") {
+        return;
+    }
+    let node = Node::start().unwrap();
+    let folder = node.bpffs().join("kiam");
+    let mut first = attach(&node).unwrap().programs;
+    assert!(first.losses().unwrap().is_empty());
+    take_away(&folder);
+    let mut other = attach(&node).unwrap().programs;
+    let losses = first.losses().unwrap();
+    assert!(losses.replaced.contains(&"kiam_connect4"), "{losses:?}");
+    assert_eq!(first.restore().unwrap(), Restored::Replaced);
+    assert!(other.losses().unwrap().is_empty());
+    drop(other);
+    node.netns().enter(|| first.reassert()).unwrap().unwrap();
+    assert!(first.losses().unwrap().is_empty());
 }
 
 #[test]
@@ -378,4 +447,49 @@ fn uninstall_says_what_it_removed_and_not_under_a_running_agent() {
     }
     let again = lab.uninstall(Path::new(AGENT)).unwrap();
     assert!(again.contains("nothing is installed"), "{again}");
+}
+
+/// Whether it says that it did it, and what it says.
+fn uninstall_by_force(lab: &Lab) -> (bool, String) {
+    let mut command = lab.node.command(AGENT).unwrap();
+    command.env_clear().args(["uninstall", "--force", "--bpffs"]).arg(lab.pins());
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+}
+
+#[test]
+fn uninstall_by_force_is_for_an_agent_that_hangs_and_takes_away_what_that_holds() {
+    if lab::skip("uninstall_by_force_is_for_an_agent_that_hangs_and_takes_away_what_that_holds") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let mut agent = start(&lab, &["--guard=route,skb,uplink"]);
+    let pod = pod(&lab, "orders");
+    assert_served(&lab, &pod, "orders");
+    let before = pins(&lab.pins().join("v1"));
+    let (done, said) = uninstall_by_force(&lab);
+    assert!(!done && said.contains("ms ago that it lives"), "{said}");
+    assert_served(&lab, &pod, "orders");
+    assert!(!agent.said(BACK), "nothing was taken away: {}", agent.log());
+    agent.freeze().unwrap();
+    eventually("an agent that hangs is taken for one that lives", || {
+        let (done, said) = uninstall_by_force(&lab);
+        assert!(
+            !done || said.contains("pods reach the node's metadata service directly"),
+            "{said}"
+        );
+        assert!(!done || said.contains("puts everything back if it goes on"), "{said}");
+        done
+    });
+    let node = || pod.credentials().unwrap().field("AccessKeyId");
+    assert_eq!(node().as_deref(), Some(NODE_ACCESS_KEY));
+    let (done, said) = uninstall_by_force(&lab);
+    assert!(done && said.contains("nothing is installed"), "{said}");
+    // As it said.
+    agent.thaw().unwrap();
+    agent.wait_said(BACK, LIMIT).unwrap();
+    eventually("not everything is back", || pins(&lab.pins().join("v1")) == before);
+    agent.wait_ready(LIMIT).unwrap();
+    assert_served(&lab, &pod, "orders");
 }
