@@ -1,6 +1,11 @@
 //! The `kiam-agent` command.
 
-use std::{path::Path, process::ExitCode, time::Duration};
+use std::{
+    io::{self, Write as _},
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
 
 use kiam_agent::{
     admin, app,
@@ -19,7 +24,8 @@ fn main() -> ExitCode {
             ExitCode::from(config::USAGE)
         }
         Ok(Task::Print(text)) => {
-            println!("{}", text.trim_end());
+            // Who reads on no longer, such as head, has what it wants.
+            let _ = writeln!(io::stdout(), "{}", text.trim_end());
             ExitCode::SUCCESS
         }
         Ok(Task::Uninstall { bpffs, force }) => match uninstall(&bpffs, force) {

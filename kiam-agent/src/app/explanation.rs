@@ -382,6 +382,10 @@ mod tests {
         fn get(&self, _name: &str) -> Option<String> {
             None
         }
+
+        fn names(&self) -> Vec<String> {
+            Vec::new()
+        }
     }
 
     fn config(flags: &str) -> Config {

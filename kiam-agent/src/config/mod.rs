@@ -42,6 +42,8 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 pub trait Vars {
     /// The variable's value, if it is set and is text.
     fn get(&self, name: &str) -> Option<String>;
+    /// The names of all that are set.
+    fn names(&self) -> Vec<String>;
 }
 
 /// The process's own environment.
@@ -129,7 +131,7 @@ pub struct Config {
     /// `--metrics`.
     pub metrics: Option<SocketAddr>,
     /// What the operator should know of the choices made.
-    pub warnings: Vec<&'static str>,
+    pub warnings: Vec<String>,
 }
 
 /// Every mistake of a command line, a line each.
@@ -151,6 +153,10 @@ impl Config {
 impl Vars for ProcessVars {
     fn get(&self, name: &str) -> Option<String> {
         std::env::var(name).ok()
+    }
+
+    fn names(&self) -> Vec<String> {
+        std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect()
     }
 }
 
@@ -264,7 +270,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let admin = mistakes.parse("admin", &flags.admin);
     let metrics = flags.metrics.as_ref().map(|text| mistakes.parse("metrics", text));
     Some(Config {
-        warnings: warnings(flags),
+        warnings: warnings(flags, vars),
         logs: logs?,
         statsd: statsd?,
         hosts,

@@ -15,6 +15,10 @@ impl Vars for Environment {
     fn get(&self, name: &str) -> Option<String> {
         self.0.get(name).map(|value| (*value).to_owned())
     }
+
+    fn names(&self) -> Vec<String> {
+        self.0.keys().map(ToString::to_string).collect()
+    }
 }
 
 fn with(line: &str, vars: &[(&'static str, &'static str)]) -> Result<Task, UsageError> {
@@ -149,6 +153,20 @@ fn session_names_are_templates_of_what_is_known() {
     ] {
         assert!(wrong.iter().any(|mistake| mistake.starts_with(part)), "{part}: {wrong:?}");
     }
+}
+
+#[test]
+fn variables_that_are_mistyped_are_told_and_those_of_services_are_not() {
+    let vars = [
+        ("KIAM_NAMESPACE_POLCY", "required"),
+        ("KIAM_NODE_NAME", "n1"),
+        ("KIAM_AGENT_SERVICE_HOST", "10.0.0.1"),
+        ("KIAM_AGENT_PORT_443_TCP", "tcp://10.0.0.1:443"),
+        ("PATH", "/bin"),
+    ];
+    let Ok(Task::Run(config)) = with(GOOD, &vars) else { panic!("no config") };
+    let told: Vec<_> = config.warnings.iter().filter(|it| it.contains("variable")).collect();
+    assert!(matches!(told[..], [told] if told.starts_with("KIAM_NAMESPACE_POLCY ")), "{told:?}");
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! What is allowed but should be known.
 
-use super::flags::Flags;
+use super::{Vars, flag_names, flags::Flags};
 
-/// A sentence for each choice that someone may regret.
-pub(super) fn warnings(flags: &Flags) -> Vec<&'static str> {
+/// A sentence for each choice that someone may regret, and for each variable that is no choice.
+pub(super) fn warnings(flags: &Flags, vars: &dyn Vars) -> Vec<String> {
     let choices = [
         (
             flags.iptables != "false" || flags.host_interface.is_some(),
@@ -34,5 +34,25 @@ pub(super) fn warnings(flags: &Flags) -> Vec<&'static str> {
             "With --allow-ip-query, whoever reaches the agent gets any pod's credentials",
         ),
     ];
-    choices.into_iter().filter(|(made, _)| *made).map(|(_, warning)| warning).collect()
+    let choices = choices.into_iter().filter(|(made, _)| *made);
+    choices.map(|(_, warning)| warning.to_owned()).chain(unknown(vars)).collect()
+}
+
+/// Variables that look like a flag's and are not; not those that Kubernetes sets for a Service whose name begins with kiam.
+fn unknown(vars: &dyn Vars) -> Vec<String> {
+    let known: Vec<String> = flag_names()
+        .iter()
+        .map(|flag| format!("KIAM_{}", flag.replace('-', "_").to_uppercase()))
+        .collect();
+    let is_link = |name: &str| name.contains("_SERVICE_") || name.contains("_PORT");
+    let is_strange =
+        |name: &String| name.starts_with("KIAM_") && !known.contains(name) && !is_link(name);
+    let mut names: Vec<String> = vars.names().into_iter().filter(is_strange).collect();
+    names.sort();
+    let sentence = |name| {
+        format!(
+            "{name} is no flag's variable, and changes nothing; kiam-agent --help shows the flags"
+        )
+    };
+    names.into_iter().map(sentence).collect()
 }

@@ -81,8 +81,13 @@ impl Metrics {
         registry.register(
             "kiam_credentials_issued",
             "Requests for credentials, by outcome",
-            issued,
+            issued.clone(),
         );
+        // An increase from nothing is none to Prometheus.
+        use Outcome::{Denied, Ok, Retryable, Throttled, TooLong};
+        for outcome in [Ok, Retryable, Throttled, TooLong, Denied] {
+            issued.get_or_create(&Labels { outcome }).inc_by(0);
+        }
         registry.register(
             "kiam_credentials_issue_duration_seconds",
             "How long requests for credentials took",

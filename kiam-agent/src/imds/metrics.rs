@@ -94,6 +94,10 @@ impl Metrics {
             "First requests of pods for credentials, by whether they were there",
             metrics.first.clone(),
         );
+        // An increase from nothing is none to Prometheus.
+        for found in [Found::Ready, Found::Waited, Found::Failed] {
+            metrics.first.get_or_create(&First { found }).inc_by(0);
+        }
         registry.register(
             "kiam_imds_request_duration_seconds",
             "Time from a request's head to its answer, holds included",

@@ -49,6 +49,10 @@ impl RestoredMetrics {
             "Kernel programs and pins that somebody had taken away and the agent put back, by what they are",
             metrics.0.clone(),
         );
+        // An increase from nothing is none to Prometheus.
+        for what in [What::Program, What::Pin] {
+            metrics.0.get_or_create(&Labels { what }).inc_by(0);
+        }
         metrics
     }
 
