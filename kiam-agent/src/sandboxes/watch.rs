@@ -15,6 +15,7 @@ use std::{
         unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     },
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rustix::{
@@ -48,10 +49,13 @@ pub(super) enum Change {
     Lost,
 }
 
+/// Tells when there are changes.
+pub(super) type Events = AsyncFd<Arc<OwnedFd>>;
+
 /// The watches.
 #[derive(Debug)]
 pub(super) struct Watch {
-    inotify: OwnedFd,
+    inotify: Arc<OwnedFd>,
     root: PathBuf,
     /// The pods' cgroup and those of QoS classes, by path.
     folders: HashMap<PathBuf, Folder>,
@@ -94,7 +98,7 @@ impl Watch {
     pub(super) fn new(root: PathBuf) -> io::Result<Self> {
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
         Ok(Self {
-            inotify,
+            inotify: Arc::new(inotify),
             root,
             folders: HashMap::new(),
             pods: HashMap::new(),
@@ -104,16 +108,16 @@ impl Watch {
     }
 
     /// What [`Watch::changes`] waits for; made on the runtime that waits, as it is woken by the one it was made on.
-    pub(super) fn events(&self) -> io::Result<AsyncFd<OwnedFd>> {
+    pub(super) fn events(&self) -> io::Result<Events> {
         #[expect(
             deprecated,
             reason = "unsound only for what may change its descriptor, and an `OwnedFd` can't; the new way is unsafe"
         )]
-        AsyncFd::new(self.inotify.try_clone()?)
+        AsyncFd::new(Arc::clone(&self.inotify))
     }
 
     /// The next changes; `events` are this watch's.
-    pub(super) async fn changes(&mut self, events: &AsyncFd<OwnedFd>) -> io::Result<Vec<Change>> {
+    pub(super) async fn changes(&mut self, events: &Events) -> io::Result<Vec<Change>> {
         loop {
             let mut ready = events.readable().await?;
             let mut buffer = [MaybeUninit::uninit(); BUFFER];

@@ -12,7 +12,7 @@ const B: &str = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
 struct Stage {
     root: Cgroup,
     watch: Watch,
-    events: AsyncFd<OwnedFd>,
+    events: Events,
 }
 
 impl Stage {
