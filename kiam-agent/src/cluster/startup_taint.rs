@@ -1,6 +1,6 @@
 //! The taint that keeps pods from a node until the agent there is ready.
 //!
-//! A node registers with it, and before the agent's first start on a node nothing is intercepted there
+//! A node registers with it, and before the agent's first start since a node booted nothing is intercepted there
 //! (<https://kubernetes.io/docs/concepts/scheduling-eviction/taint-and-toleration/>).
 
 use std::{fmt, str::FromStr, time::Duration};
