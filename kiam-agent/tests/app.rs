@@ -74,6 +74,19 @@ fn get(address: SocketAddr, path: &str) -> (u16, String) {
 }
 
 #[test]
+fn counters_that_alerts_are_for_begin_at_zero() {
+    let fixture = start(&pod("reader"), |_| ());
+    let metrics = get(fixture.admin, "/metrics").1;
+    for counter in [
+        "kiam_credentials_issued_total{outcome=\"Retryable\"} 0\n",
+        "kiam_credentials_issued_total{outcome=\"Throttled\"} 0\n",
+        "kiam_imds_first_requests_total{found=\"Failed\"} 0\n",
+    ] {
+        assert!(metrics.contains(counter), "{counter} is missing from:\n{metrics}");
+    }
+}
+
+#[test]
 fn sessions_are_named_by_the_template() {
     let flags = ["--session-name={cluster}@{namespace}.{pod}", "--cluster-name=blue"];
     let fixture = start_with(&flags, &pod("reader"), |_| ());
