@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
-    net::{IpAddr, SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     path::Path,
     process::{Child, Stdio},
     thread,
@@ -10,7 +10,7 @@ use std::{
 
 use kiam_agent::{
     identity::CgroupPaths,
-    intercept::{Config, GuardConfig, Interception, Lease, Mode, Parts, uninstall},
+    intercept::{Config, GuardConfig, Interception, Lease, Mode, Parts, cookie_of, uninstall},
     pods::PodUid,
 };
 use kiam_common::{counters::Reason, redirect::Target};
@@ -49,6 +49,12 @@ fn config(node: &Node, bpffs: &Path) -> Config {
 fn attach_as(node: &Node, config: Config) -> Parts {
     let load = || Interception::load(&config, target()).and_then(|loaded| loaded.attach(&[]));
     node.netns().enter(load).expect("a namespace can be entered").expect("the programs load")
+}
+
+/// The cookie of the pod's network namespace.
+fn cookie(pod: &LabPod) -> u64 {
+    let cookie = || UdpSocket::bind("0.0.0.0:0").and_then(cookie_of);
+    pod.netns().enter(cookie).expect("a namespace can be entered").expect("the kernel tells it")
 }
 
 fn options(to: IpAddr) -> Options {
@@ -91,14 +97,9 @@ fn connects_are_redirected_denied_or_left_alone_and_attested() {
             let asking = scope.spawn(|| error(&pod, &options(to)));
             let (stream, peer) = listener.accept().unwrap();
             assert_eq!(peer.ip().to_canonical(), IpAddr::from(pod.v4()));
-            let namespaces = parts.flows.namespaces();
-            let found = namespaces.iter().find_map(|netns| {
-                parts.flows.take(*netns, peer, stream.local_addr().unwrap()).unwrap()
-            });
-            let again = namespaces.iter().find_map(|netns| {
-                parts.flows.take(*netns, peer, stream.local_addr().unwrap()).unwrap()
-            });
-            assert_eq!(again, None, "an entry is taken once");
+            let take = || parts.flows.take(cookie(&pod), peer, stream.local_addr().unwrap());
+            let found = take().unwrap();
+            assert_eq!(take().unwrap(), None, "an entry is taken once");
             asking.join().unwrap();
             found
         });
@@ -133,8 +134,7 @@ fn mptcp_is_redirected_and_tcp_sees_the_address_it_asked_for() {
             let asking = scope.spawn(|| pod.python(&script).unwrap());
             let (stream, peer) = listener.accept().unwrap();
             let local = stream.local_addr().unwrap();
-            let taken = |netns: &u64| parts.flows.take(*netns, peer, local).unwrap();
-            let entry = parts.flows.namespaces().iter().find_map(taken);
+            let entry = parts.flows.take(cookie(&pod), peer, local).unwrap();
             drop(stream);
             (entry, asking.join().unwrap())
         });
@@ -206,11 +206,11 @@ fn all_containers_of_a_pod_share_its_quota_and_no_other_pod_does() {
         let containers = ["c1", "c2", "c3/of-its-own"].map(|id| {
             Cgroup::create(node.kubepods().join(layout.container(flooding.uid(), id))).unwrap()
         });
-        let counts = containers.each_ref().map(|c| Held::open(&flooding, c, 500));
+        let counts = containers.each_ref().map(|c| Held::open(&flooding, c, 100));
         let counts = counts.each_ref().map(|(_, counts)| counts.as_str());
-        assert_eq!(counts, ["500 0", "500 0", "24 476"], "{layout:?}");
+        assert_eq!(counts, ["100 0", "100 0", "56 44"], "{layout:?}");
         assert_eq!(working.python(FEW).unwrap(), "10 0", "{layout:?}");
-        assert_eq!(parts.verdicts.count(Reason::Quota), 476, "{layout:?}");
+        assert_eq!(parts.verdicts.count(Reason::Quota), 44, "{layout:?}");
     }
 }
 
@@ -229,15 +229,15 @@ fn a_qos_class_that_comes_later_shares_a_quota_until_it_is_marked() {
         assert!(!parts.programs.knows_classes());
         let spec = |name| PodSpec::new("default", name).with_uid().unwrap();
         let [flooding, working] = ["a", "b"].map(|name| node.pod(spec(name)).unwrap());
-        let (held, counts) = Held::open(&flooding, flooding.cgroup(), 1100);
-        assert_eq!(counts, "1024 76");
+        let (held, counts) = Held::open(&flooding, flooding.cgroup(), 300);
+        assert_eq!(counts, "256 44");
         assert_eq!(working.python(FEW).unwrap(), "0 10", "nothing is beyond the quota meanwhile");
         parts.programs.follow_classes().unwrap();
         assert!(parts.programs.knows_classes());
         assert_eq!(working.python(FEW).unwrap(), "10 0");
         drop(held);
-        let (_held, counts) = Held::open(&flooding, flooding.cgroup(), 1100);
-        assert_eq!(counts, "1024 76");
+        let (_held, counts) = Held::open(&flooding, flooding.cgroup(), 300);
+        assert_eq!(counts, "256 44");
         assert_eq!(working.python(FEW).unwrap(), "10 0");
         drop((flooding, working, class));
         parts.programs.follow_classes().unwrap();
@@ -254,9 +254,9 @@ fn one_pods_flood_is_bounded_and_leaves_others_alone() {
         ["a", "b"].map(|name| node.pod(PodSpec::new("default", name).with_uid().unwrap()).unwrap());
     let parts = attach(&node, &node.bpffs().join("kiam"));
     accept_all(&node, parts.lease);
-    let (held, counts) = Held::open(&flooding, flooding.cgroup(), 1100);
-    assert_eq!(counts, "1024 76");
-    assert_eq!(parts.verdicts.count(Reason::Quota), 76);
+    let (held, counts) = Held::open(&flooding, flooding.cgroup(), 300);
+    assert_eq!(counts, "256 44");
+    assert_eq!(parts.verdicts.count(Reason::Quota), 44);
     assert_eq!(working.python(FEW).unwrap(), "10 0");
     // Its connections close, and their part of the quota is free again.
     drop(held);
@@ -277,7 +277,7 @@ fn namespaces_that_a_pod_makes_share_its_quota() {
     let inside = "import socket,subprocess,sys\n\
         subprocess.check_call(sys.argv[1],shell=True)\n\
         held=[];denied=0\n\
-        for _ in range(500):\n\
+        for _ in range(100):\n\
         \x20s=socket.socket();s.setblocking(False)\n\
         \x20try: s.connect(('169.254.169.254',80))\n\
         \x20except BlockingIOError: held.append(s)\n\
@@ -298,10 +298,10 @@ fn namespaces_that_a_pod_makes_share_its_quota() {
          for c in children: c.communicate()\n\
          print(held,denied)"
     );
-    assert_eq!(flooding.python(&script).unwrap(), "1024 976");
-    assert_eq!(parts.verdicts.count(Reason::Quota), 976);
+    assert_eq!(flooding.python(&script).unwrap(), "256 144");
+    assert_eq!(parts.verdicts.count(Reason::Quota), 144);
     // They ended, and each count is free again, under whatever namespace it was made.
-    assert_eq!(flooding.python(&script).unwrap(), "1024 976");
+    assert_eq!(flooding.python(&script).unwrap(), "256 144");
     assert_eq!(error(&working, &options(IMDS_V4.into())), "ECONNREFUSED");
 }
 
@@ -315,14 +315,14 @@ fn connections_that_close_while_observed_count_no_more() {
     let pins = node.bpffs().join("kiam");
     let parts = attach(&node, &pins);
     accept_all(&node, parts.lease);
-    let (held, counts) = Held::open(&pod, pod.cgroup(), 600);
-    assert_eq!(counts, "600 0");
+    let (held, counts) = Held::open(&pod, pod.cgroup(), 200);
+    assert_eq!(counts, "200 0");
     let _observing = attach_as(&node, Config { mode: Mode::Observe, ..config(&node, &pins) });
     drop(held);
     let mut parts = attach(&node, &pins);
     parts.lease.renew().unwrap();
-    let (_held, counts) = Held::open(&pod, pod.cgroup(), 600);
-    assert_eq!(counts, "600 0");
+    let (_held, counts) = Held::open(&pod, pod.cgroup(), 200);
+    assert_eq!(counts, "200 0");
 }
 
 #[test]
@@ -353,10 +353,8 @@ fn a_close_finds_its_entry_though_the_source_has_changed() {
     assert_eq!(address, "10.9.9.2");
     let peer = SocketAddr::from(([10, 9, 9, 1], port.parse().unwrap()));
     let local = SocketAddr::from((NODE_V4, PORT));
-    assert_eq!(parts.flows.take_namespace(peer, local).unwrap(), None);
-    let namespaces = parts.flows.namespaces();
-    assert_eq!(namespaces.len(), 1);
-    assert_eq!(parts.flows.take(namespaces[0], peer, local).unwrap(), None);
+    assert_eq!(parts.flows.take_last(peer, local).unwrap(), None);
+    assert_eq!(parts.flows.take(cookie(&pod), peer, local).unwrap(), None);
 }
 
 #[test]

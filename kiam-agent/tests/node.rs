@@ -89,7 +89,8 @@ fn an_address_that_another_pod_had_gives_the_new_pods_role() {
     drop(first);
     lab.kubernetes.stall_watches(true);
     let early = lab.schedule(PodSpec::new("data", "reports").role("reports").addresses(v4, v6));
-    let second = lab.node.pod(early.unwrap()).unwrap();
+    let mut second = lab.node.pod(early.unwrap()).unwrap();
+    second.pause().unwrap();
     let unheard = second.credentials().unwrap();
     assert_ne!(lab.role_of(&unheard), Some(role_arn("orders")), "{unheard:?}");
     lab.kubernetes.stall_watches(false);

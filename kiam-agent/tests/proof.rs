@@ -25,7 +25,7 @@ fn eventually(agent: &Agent, status: u16, text: &str) {
 /// Waits until `/ready` fails with `part` in its body while the link at `pin` is kept detached. The agent, whose turn it is not,
 /// puts it back after two seconds.
 fn eventually_without(lab: &Lab, agent: &Agent, pin: &str, part: &str) {
-    let pin = lab.pins().join("v1").join(pin);
+    let pin = lab.pins().join("v2").join(pin);
     eventually_while(agent, 503, part, || lab.node.detach_link(&pin).unwrap());
 }
 

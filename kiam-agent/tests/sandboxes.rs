@@ -21,7 +21,7 @@ use kiam_agent::{
     intercept,
     lifecycle::{DrainSignal, drain},
     pods::{Pod, PodIndex, PodReader, PodUid},
-    sandboxes::{Config, Event, Listener, Metrics, Reason, SandboxReader, Sandboxes, State},
+    sandboxes::{Config, Event, Metrics, Opened, Reason, SandboxReader, Sandboxes, State},
 };
 use prometheus_client::registry::Registry;
 use tokio::{runtime::Runtime, sync::mpsc, task::JoinHandle, time::Instant};
@@ -59,14 +59,15 @@ impl Followed {
         let runtime = Runtime::new().unwrap();
         let cgroup = intercept::Cgroup::open(Some(node.kubepods())).unwrap();
         // Long, so that no test passes by it.
-        let config = Config { cgroup, sweep: Duration::from_secs(3600) };
+        let config = Config { cgroup, sweep: Duration::from_secs(3600), listens: true };
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
+        let states = SandboxReader::default();
         let new = || {
             let _runtime = runtime.enter();
-            Sandboxes::new(config, records, inherited, metrics).unwrap()
+            Sandboxes::new(config, records, inherited, metrics, states.clone()).unwrap()
         };
-        let (sandboxes, states) = node.netns().enter(new).unwrap();
+        let sandboxes = node.netns().enter(new).unwrap();
         // Nobody may lose an event because nobody has taken the last.
         let (sender, events) = mpsc::channel(1);
         let (signal, drain) = drain();
@@ -81,7 +82,7 @@ impl Followed {
         event.unwrap_or_else(|_| panic!("no event; {:?}", states.counts())).unwrap()
     }
 
-    fn opened(&mut self, pod: &PodUid) -> Listener {
+    fn opened(&mut self, pod: &PodUid) -> Opened {
         match self.event() {
             Event::Opened(listener) if listener.pod == *pod => listener,
             other => panic!("{other:?} instead of listeners of {pod}"),
@@ -218,7 +219,7 @@ fn eventually<T: PartialEq + Debug>(expected: &T, mut look: impl FnMut() -> T) {
 }
 
 /// The listeners take connections from inside the namespace, from each family that they are for.
-fn answers(listener: &Listener, netns: &Netns) {
+fn answers(listener: &Opened, netns: &Netns) {
     for socket in &listener.sockets {
         let address = socket.local_addr().unwrap();
         assert_eq!(address.port(), listener.port);
@@ -229,7 +230,7 @@ fn answers(listener: &Listener, netns: &Netns) {
     }
 }
 
-fn families(listener: &Listener) -> Vec<IpAddr> {
+fn families(listener: &Opened) -> Vec<IpAddr> {
     listener.sockets.iter().map(|socket| socket.local_addr().unwrap().ip()).collect()
 }
 
@@ -547,10 +548,13 @@ fn ports_are_those_that_the_pod_leaves() {
         ("1024 65533", vec![(Ipv6Addr::LOCALHOST.into(), 65535)], Some(65534)),
         ("1024 65533", vec![(IpAddr::from(Ipv4Addr::UNSPECIFIED), 65534)], Some(65535)),
         ("1026 65535", vec![(Ipv6Addr::UNSPECIFIED.into(), 1025)], Some(1024)),
-        ("1025 65535", vec![(Ipv4Addr::LOCALHOST.into(), 1024)], None),
-        ("1024 65535", vec![], None),
+        ("1025 65535", vec![(Ipv4Addr::LOCALHOST.into(), 1024)], Some(914)),
+        ("1024 65535", vec![(IpAddr::from(Ipv4Addr::UNSPECIFIED), 914)], Some(915)),
+        ("1 65535", vec![], None),
     ] {
         let (pod, uid) = stage.pod("orders");
+        // Else the range can't begin below 1024.
+        pod.netns().sysctl("ipv4/ip_unprivileged_port_start", "0").unwrap();
         pod.netns().sysctl("ipv4/ip_local_port_range", range).unwrap();
         let occupied: Vec<TcpListener> =
             taken.iter().map(|address| pod.netns().listen((*address).into()).unwrap()).collect();
@@ -566,7 +570,13 @@ fn ports_are_those_that_the_pod_leaves() {
                 drop(pod);
                 stage.followed.closed(&uid);
             }
-            None => stage.followed.without(&uid, Reason::NoPort),
+            // The namespace is the pod's all the same.
+            None => {
+                let opened = stage.followed.opened(&uid);
+                assert!(opened.sockets.is_empty());
+                let known = State::Known { netns: opened.netns, reason: Reason::NoPort };
+                stage.followed.becomes(&uid, &known);
+            }
         }
         drop(occupied);
     }
@@ -604,7 +614,7 @@ fn the_next_agent_goes_on_with_the_same_listeners() {
     let Some(mut stage) = Stage::start("the_next_agent_goes_on") else { return };
     let pods: Vec<_> = (0..3).map(|n| stage.pod(&format!("p{n}"))).collect();
     let _processes: Vec<_> = pods.iter().map(|(pod, _)| Process::of(pod)).collect();
-    let mut listeners: Vec<Listener> = (0..3)
+    let mut listeners: Vec<Opened> = (0..3)
         .map(|_| match stage.followed.event() {
             Event::Opened(listener) => listener,
             closed => panic!("{closed:?}"),
@@ -769,7 +779,7 @@ fn pods_that_come_and_go_all_the_time_leave_nothing() {
     for first in (0..count).step_by(25) {
         let pods = thread::scope(|scope| {
             let making = scope.spawn(|| Small::many(&stage.node, first..first + 25));
-            let mut open: Vec<Listener> = Vec::new();
+            let mut open: Vec<Opened> = Vec::new();
             while open.len() < 25 {
                 match stage.followed.event() {
                     Event::Opened(listener) => open.push(listener),

@@ -355,7 +355,7 @@ fn of_agents_that_start_at_once_one_serves_and_hands_over_to_the_other() {
     for agent in &mut agents {
         agent.wait_said("Another agent starts; waiting until it serves", LIMIT).unwrap();
     }
-    assert!(!lab.pins().join("v1/link_kiam_connect4").exists());
+    assert!(!lab.pins().join("v2/link_kiam_connect4").exists());
     drop(turn);
     for agent in &mut agents {
         agent.wait_said(SERVES, LIMIT).unwrap();

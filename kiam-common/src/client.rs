@@ -6,7 +6,9 @@
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey {
-    /// The opener's network namespace cookie (`bpf_get_netns_cookie`); 0, which none has: whatever namespace.
+    /// The opener's network namespace cookie (`bpf_get_netns_cookie`). 0, which no namespace has: for the filter of
+    /// SYNs, which can't see the opener's. Whoever opened a connection with these ends last wrote that entry, so it
+    /// never tells whose a connection is.
     pub netns: u64,
     /// The opener's address, IPv4 as v4-mapped, network order.
     pub source: [u8; 16],
@@ -21,45 +23,73 @@ pub struct FlowKey {
 }
 const _: () = assert!(size_of::<FlowKey>() == 48);
 
-/// `FLOWS` value, and what is kept with the socket between connect and the handshake.
+/// `FLOWS` value: who opened a connection.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Client {
+pub struct Opener {
     /// Leaf cgroup of the process that called connect (`bpf_get_current_cgroup_id`).
     pub cgroup: u64,
     /// Its network namespace's cookie.
     pub netns: u64,
-    /// The cgroup that its connections count for: its pod's, or that of the pod's QoS class while the agent has
-    /// not seen that one.
-    pub pod: u64,
     /// The socket's cookie: only this socket's close removes the entry.
     pub socket: u64,
+    /// 1 for a socket of the node's own network namespace.
+    pub on_host: u32,
+    /// Explicit padding, zero.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<Opener>() == 32);
+
+/// `CLIENTS` value: a redirected socket, from its connect to its close. It is good for one connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// What is published.
+    pub opener: Opener,
+    /// Under which key, while the state is [`Client::PUBLISHED`]. The kernel may change the source address between
+    /// the handshake and the close (`ip_dynaddr`), so the key is kept.
+    pub key: FlowKey,
+    /// The cgroup that the connection counts for: its pod's.
+    pub pod: u64,
     /// The destination that was asked, IPv4 as v4-mapped; for `getpeername`.
     pub asked: [u8; 16],
-    /// The source address it was published with: the kernel may change it until the handshake (`ip_dynaddr`).
-    pub source: [u8; 16],
-    /// 1 once the connection counts against its pod's quota.
-    pub counted: u32,
-    /// The port it was redirected to, host order: a connection elsewhere is not the agent's, and an agent that
-    /// takes over may have another port than the one that this was meant for.
+    /// The address it was redirected to, IPv4 as v4-mapped: a connection elsewhere is not the agent's.
+    pub destination: [u8; 16],
+    /// The port it was redirected to, host order: an agent that takes over may have another port than the one
+    /// that this was meant for.
     pub port: u16,
     /// 1 for a listener inside its own network namespace, 0 for one of the node's.
     pub inside: u16,
+    /// [`Client::RECORDED`], [`Client::PUBLISHED`], or neither.
+    pub state: u32,
 }
-const _: () = assert!(size_of::<Client>() == 72);
+const _: () = assert!(size_of::<Client>() == 128);
 
-/// `INSIDE` value, by network namespace cookie: the ports of the agent's listeners inside that namespace.
+impl Client {
+    /// `state` after the connect hook, until the handshake begins.
+    pub const RECORDED: u32 = 1;
+    /// `state` while `FLOWS` has the entry, and the connection counts for its pod.
+    pub const PUBLISHED: u32 = 2;
+    /// `state` once the record was used: what the socket connects to later needs a new one.
+    pub const SPENT: u32 = 3;
+}
+
+/// `SANDBOXES` value, by network namespace cookie: a namespace that is known to be a pod's.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct InsidePorts {
-    /// At 127.0.0.1, host order; 0: none.
+pub struct Sandbox {
+    /// The pod's cgroup: only processes in it or below it speak for the pod.
+    pub pod: u64,
+    /// The port of the agent's listener at 127.0.0.1 in the namespace, host order; 0: none.
     pub v4: u16,
-    /// At ::1, host order; 0: none.
+    /// The same at ::1.
     pub v6: u16,
+    /// Explicit padding, zero.
+    pub pad: u32,
 }
-const _: () = assert!(size_of::<InsidePorts>() == 4);
+const _: () = assert!(size_of::<Sandbox>() == 16);
 
-/// `NETNS` value, by network namespace cookie, and `PODS` value, by cgroup.
+/// `PODS` value, by the pod's cgroup.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
@@ -106,15 +136,15 @@ pub fn mapped(v4: [u8; 4]) -> [u8; 16] {
 #[cfg(feature = "user")]
 mod user {
     #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait")]
-    use super::{Client, FlowKey, Held, InsidePorts, Sighting, Sightings};
+    use super::{FlowKey, Held, Opener, Sandbox, Sighting, Sightings};
     // SAFETY: `repr(C)`, integers only, padding explicit (the size asserts above), any bytes are valid.
     unsafe impl aya::Pod for FlowKey {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for Client {}
+    unsafe impl aya::Pod for Opener {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Held {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for InsidePorts {}
+    unsafe impl aya::Pod for Sandbox {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Sighting {}
     // SAFETY: as above.

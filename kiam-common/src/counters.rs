@@ -38,13 +38,17 @@ pub enum Reason {
     RedirectedInside = 15,
     /// Denied: there is no listener inside the caller's network namespace (`--path=pod-local`).
     NoInside = 16,
+    /// Denied: the caller's network namespace is not known to be its pod's.
+    Namespace = 17,
+    /// Denied: more pods hold connections than the kernel's maps have room for, or there is no memory for them.
+    Full = 18,
     /// Neither for the IMDS nor for the agent; never counted.
     Unrelated = u32::MAX,
 }
 
 impl Reason {
     /// Those that are counted, in the order of their indices.
-    pub const COUNTED: [Self; 17] = [
+    pub const COUNTED: [Self; 19] = [
         Self::Redirected,
         Self::Exempt,
         Self::OtherPort,
@@ -62,6 +66,8 @@ impl Reason {
         Self::Observed,
         Self::RedirectedInside,
         Self::NoInside,
+        Self::Namespace,
+        Self::Full,
     ];
 
     /// Entries of the counters' map: with room, so that new reasons leave the pinned maps' layout as it is.
@@ -88,6 +94,8 @@ impl Reason {
             Self::Observed => "observed",
             Self::RedirectedInside => "redirected_inside",
             Self::NoInside => "denied_path",
+            Self::Namespace => "denied_namespace",
+            Self::Full => "denied_full",
             Self::Unrelated => "unrelated",
         }
     }

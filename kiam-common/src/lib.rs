@@ -10,17 +10,18 @@ pub mod redirect;
 
 /// Number of the layout of the pinned maps: it names their folder, and changes when a map's key or
 /// value does. A release that keeps it takes over the pins of the one before.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// The lease counts as held for this long after it was renewed, in nanoseconds of `CLOCK_MONOTONIC`
 /// (`bpf_ktime_get_ns`). The agent renews it every second.
 pub const LEASE_NS: u64 = 10_000_000_000;
 
-/// How many open IMDS connections one pod may hold; more are denied, so that one pod cannot fill
-/// [`client::FlowKey`]'s map, which evicts nothing. Not a network namespace: any user may make many of them.
-pub const POD_QUOTA: i64 = 1024;
-/// Pods of one node that may hold so many at once, each connection with two entries: twice as many as kubelets run.
-pub const FULL_PODS: u32 = 256;
+/// How many open IMDS connections one pod may hold; more are denied. Not a network namespace: any user may make many
+/// of them.
+pub const POD_QUOTA: i64 = 256;
+/// Pods of one node that may hold connections at once: four times as many as the kubelets of large nodes run. Each
+/// connection has two entries at most in [`client::FlowKey`]'s map, which has room for all of them: it never fills.
+pub const PODS_PER_NODE: u32 = 1024;
 
 /// `HOST_NETNS` of an agent that can't ask for its own namespace's cookie (`SO_NETNS_COOKIE` came with
 /// kernel 5.14): the programs compare with the initial namespace's, which they can ask for since 5.7.

@@ -5,7 +5,7 @@
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::{client::InsidePorts, counters::Reason};
+use crate::{client::Sandbox, counters::Reason};
 
 /// `169.254.169.254`, the instance metadata service by IPv4.
 pub const IMDS_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
@@ -73,12 +73,12 @@ impl Target {
     /// The listeners inside a pod's own network namespace: 127.0.0.1 and ::1, where nobody else reads.
     #[inline(always)]
     #[must_use]
-    pub fn inside(ports: InsidePorts) -> Self {
+    pub fn inside(sandbox: Sandbox) -> Self {
         Self {
             v4: Ipv4Addr::LOCALHOST.octets(),
-            v4_port: ports.v4,
+            v4_port: sandbox.v4,
             v6: Ipv6Addr::LOCALHOST.octets(),
-            v6_port: ports.v6,
+            v6_port: sandbox.v6,
         }
     }
 
@@ -324,8 +324,8 @@ mod tests {
 
     #[test]
     fn inside_a_pod_each_form_goes_to_loopback() {
-        let inside = Target::inside(InsidePorts { v4: 2000, v6: 2001 });
-        let v4_only = Target::inside(InsidePorts { v4: 2000, v6: 0 });
+        let inside = Target::inside(Sandbox { v4: 2000, v6: 2001, ..Sandbox::default() });
+        let v4_only = Target::inside(Sandbox { v4: 2000, ..Sandbox::default() });
         let mapped = Ipv4Addr::LOCALHOST.to_ipv6_mapped();
         let to = |address, port| Verdict::Redirect(Destination::V6(address, port));
         let v4 = Verdict::Redirect(Destination::V4(Ipv4Addr::LOCALHOST, 2000));

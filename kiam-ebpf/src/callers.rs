@@ -87,6 +87,21 @@ pub(crate) fn pod() -> u64 {
     }
 }
 
+/// Whether the calling process is in `cgroup`, or below it.
+#[inline(always)]
+pub(crate) fn is_in(cgroup: u64) -> bool {
+    for level in 1..=CGROUP_LEVELS {
+        let above = ancestor(level);
+        if above == 0 {
+            break;
+        }
+        if above == cgroup {
+            return true;
+        }
+    }
+    false
+}
+
 /// The cgroup at `level` that the calling process is in; 0 beyond its own.
 #[inline(always)]
 fn ancestor(level: i32) -> u64 {

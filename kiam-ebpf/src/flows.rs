@@ -12,37 +12,42 @@ use aya_ebpf::{
         bpf_get_current_cgroup_id, bpf_ktime_get_ns,
         generated::{bpf_get_socket_cookie, bpf_sk_storage_get},
     },
-    maps::HashMap,
     programs::{SockAddrContext, SockOpsContext},
 };
 use kiam_common::{
     POD_QUOTA,
-    client::{Client, FlowKey, Held, Sighting, Sightings, mapped},
+    client::{Client, FlowKey, Held, Opener, Sighting, Sightings, mapped},
     counters::Reason,
-    redirect::Verdict,
+    redirect::{Destination, Verdict},
 };
 
 use crate::{
-    callers,
-    maps::{CLIENTS, FLOWS, NETNS, OBSERVED, PODS, count},
+    maps::{CLIENTS, FLOWS, OBSERVED, PODS, count},
     sock_addr::netns,
 };
 
 const AF_INET: u32 = 2;
 
+/// What is known of a connect that is redirected.
+#[derive(Clone, Copy)]
+pub(crate) struct Redirected {
+    /// The cgroup that it counts for.
+    pub(crate) pod: u64,
+    /// What was asked for, IPv4 as v4-mapped.
+    pub(crate) asked: [u8; 16],
+    pub(crate) destination: Destination,
+    /// To a listener inside the caller's network namespace.
+    pub(crate) inside: bool,
+    /// From the node's network namespace.
+    pub(crate) on_host: bool,
+}
+
 /// Notes with the socket who is connecting it, unless its pod holds too many already.
 #[inline(always)]
-pub(crate) fn record(
-    ctx: &SockAddrContext,
-    asked: [u8; 16],
-    port: u16,
-    inside: bool,
-) -> Result<(), Reason> {
-    let pod = callers::pod();
-    // SAFETY: the entry is not freed while the program runs (RCU), and a torn count is only a count.
-    if let Some(held) = unsafe { PODS.get(pod) }
-        && held.open >= POD_QUOTA
-    {
+pub(crate) fn record(ctx: &SockAddrContext, redirected: Redirected) -> Result<(), Reason> {
+    let held = held(redirected.pod).ok_or(Reason::Full)?;
+    // SAFETY: a value that the map returned lives as long as the program runs (RCU), and an aligned word is read whole.
+    if unsafe { (&raw const (*held).open).read_volatile() } >= POD_QUOTA {
         return Err(Reason::Quota);
     }
     // SAFETY: the context's socket is the one that is being connected.
@@ -52,15 +57,28 @@ pub(crate) fn record(
     }
     // SAFETY: not null, and owned by this socket, which the caller of connect has locked.
     let client = unsafe { &mut *client };
-    // SAFETY: the helper has no preconditions (kernel 4.18).
-    client.cgroup = unsafe { bpf_get_current_cgroup_id() };
-    client.netns = netns(ctx);
-    client.pod = pod;
-    // SAFETY: the helper takes the program's own context (kernel 4.19).
-    client.socket = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    client.asked = asked;
-    client.port = port;
-    client.inside = inside.into();
+    // A socket that has a connection can't connect. Were it so, its entry would stay for good.
+    if client.state == Client::PUBLISHED {
+        return Err(Reason::NoRecord);
+    }
+    client.opener = Opener {
+        // SAFETY: the helper has no preconditions (kernel 4.18).
+        cgroup: unsafe { bpf_get_current_cgroup_id() },
+        netns: netns(ctx),
+        // SAFETY: the helper takes the program's own context (kernel 4.19).
+        socket: unsafe { bpf_get_socket_cookie(ctx.as_ptr()) },
+        on_host: redirected.on_host.into(),
+        pad: 0,
+    };
+    client.pod = redirected.pod;
+    client.asked = redirected.asked;
+    client.destination = match redirected.destination {
+        Destination::V4(address, _) => mapped(address.octets()),
+        Destination::V6(address, _) => address.octets(),
+    };
+    client.port = redirected.destination.port();
+    client.inside = redirected.inside.into();
+    client.state = Client::RECORDED;
     Ok(())
 }
 
@@ -151,53 +169,87 @@ impl Words {
     }
 }
 
-/// Publishes who opened this connection.
+/// Publishes who opened this connection, if it is the one that was recorded.
 #[inline(always)]
 pub(crate) fn publish(ctx: &SockOpsContext) {
     let Some(client) = recorded(ctx) else { return };
-    // A socket that asked for the IMDS once may be connected elsewhere later. Not compared with this program's
-    // target: while one agent takes over from another, the connect programs may still have the other's.
-    if remote_port(ctx) != client.port {
+    if client.state != Client::RECORDED {
+        return;
+    }
+    // Whatever comes of it: what the socket connects to later has to be asked for, and counted, again.
+    client.state = Client::SPENT;
+    let key = key(ctx, client.opener.netns);
+    // Not compared with this program's target: while one agent takes over from another, the connect programs may
+    // still have the other's.
+    if remote_port(ctx) != client.port || key.destination != client.destination {
         return;
     }
     if ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32).is_err() {
-        return;
+        return count(Reason::Full);
     }
-    if client.counted == 0 {
-        client.counted = 1;
-        open(&PODS, client.pod);
-        // A listener inside knows its namespace.
-        if client.inside == 0 {
-            open(&NETNS, client.netns);
-        }
+    if let Err(reason) = enter(client, key) {
+        // The connection stays unattested: its SYN is dropped, or its request refused.
+        return count(reason);
     }
-    let own = key(ctx, client.netns);
-    client.source = own.source;
-    let entry = *client;
-    // An entry that cannot be written leaves the connection unattested: its SYN is dropped.
-    let _ = FLOWS.insert(own, entry, 0);
-    // Loopback addresses repeat in every namespace.
-    if entry.inside == 0 {
-        let _ = FLOWS.insert(FlowKey { netns: 0, ..own }, entry, 0);
-    }
+    client.key = key;
+    client.state = Client::PUBLISHED;
 }
 
-/// Takes the connection's entry away, if it is still this socket's, and its part of the quota.
+/// Counts the connection for its pod, and writes its entries: all of that, or nothing.
+#[inline(always)]
+fn enter(client: &Client, key: FlowKey) -> Result<(), Reason> {
+    let held = held(client.pod).ok_or(Reason::Full)?;
+    open(held);
+    // The connect hook has asked, but any number of sockets may have been between there and here.
+    // SAFETY: a value that the map returned lives as long as the program runs (RCU), and an aligned word is read whole.
+    let result = if unsafe { (&raw const (*held).open).read_volatile() } > POD_QUOTA {
+        Err(Reason::Quota)
+    } else {
+        insert(client, key)
+    };
+    if result.is_err() {
+        closed(held);
+    }
+    result
+}
+
+#[inline(always)]
+fn insert(client: &Client, key: FlowKey) -> Result<(), Reason> {
+    let opener = client.opener;
+    // Two sockets of one namespace can have the same ends if one is bound to an interface, and nothing tells them apart at
+    // the agent's accept: neither has an entry then. An entry whose close was missed goes the same way.
+    // SAFETY: only whether the entry is there is asked.
+    if unsafe { FLOWS.get(key) }.is_some() {
+        let _ = FLOWS.remove(key);
+        return Err(Reason::NoRecord);
+    }
+    FLOWS.insert(key, opener, BPF_NOEXIST.into()).map_err(|_| Reason::Full)?;
+    if client.inside != 0 {
+        return Ok(());
+    }
+    // The filter at the node's listener does not see the namespace.
+    if FLOWS.insert(FlowKey { netns: 0, ..key }, opener, 0).is_err() {
+        remove(key, opener.socket);
+        return Err(Reason::Full);
+    }
+    Ok(())
+}
+
+/// Takes the connection's entries away, if they are still this socket's, and its part of the quota.
 #[inline(always)]
 pub(crate) fn close(ctx: &SockOpsContext) {
     let Some(client) = recorded(ctx) else { return };
-    let own = FlowKey { source: client.source, ..key(ctx, client.netns) };
-    let counted = client.counted == 1;
-    client.counted = 0;
-    remove(own, client.socket);
-    if counted {
-        closed(&PODS, client.pod);
+    if client.state != Client::PUBLISHED {
+        return;
     }
+    client.state = Client::SPENT;
+    let (key, socket) = (client.key, client.opener.socket);
+    remove(key, socket);
     if client.inside == 0 {
-        remove(FlowKey { netns: 0, ..own }, client.socket);
-        if counted {
-            closed(&NETNS, client.netns);
-        }
+        remove(FlowKey { netns: 0, ..key }, socket);
+    }
+    if let Some(held) = PODS.get_ptr_mut(client.pod) {
+        closed(held);
     }
 }
 
@@ -239,16 +291,21 @@ pub(crate) fn observe(verdict: Verdict) {
     count(Reason::Observed);
 }
 
-/// Counts a connection of `key`'s that is open from now on.
+/// What `pod` holds; `None` where the map has no room for another pod.
 #[inline(always)]
-fn open(map: &HashMap<u64, Held>, key: u64) {
-    let mut held = map.get_ptr_mut(key);
-    if held.is_none() {
-        // Another processor may be faster; an insertion is too dear to be tried each time.
-        let _ = map.insert(key, Held { open: 0, opened: 0 }, BPF_NOEXIST.into());
-        held = map.get_ptr_mut(key);
+fn held(pod: u64) -> Option<*mut Held> {
+    let held = PODS.get_ptr_mut(pod);
+    if held.is_some() {
+        return held;
     }
-    let Some(held) = held else { return };
+    // Another processor may be faster; an insertion is too dear to be tried each time.
+    let _ = PODS.insert(pod, Held { open: 0, opened: 0 }, BPF_NOEXIST.into());
+    PODS.get_ptr_mut(pod)
+}
+
+/// Counts a connection that is open from now on.
+#[inline(always)]
+fn open(held: *mut Held) {
     // SAFETY: a value that the map returned lives as long as the program runs (RCU).
     add(unsafe { &raw mut (*held).open }, 1);
     // SAFETY: as above.
@@ -257,8 +314,7 @@ fn open(map: &HashMap<u64, Held>, key: u64) {
 
 /// Counts that one of them is no longer.
 #[inline(always)]
-fn closed(map: &HashMap<u64, Held>, key: u64) {
-    let Some(held) = map.get_ptr_mut(key) else { return };
+fn closed(held: *mut Held) {
     // SAFETY: a value that the map returned lives as long as the program runs (RCU).
     add(unsafe { &raw mut (*held).open }, -1);
 }

@@ -23,15 +23,16 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use kiam_common::{
     PATH_NODE, PATH_POD_LOCAL,
-    client::mapped,
+    client::{Client, mapped},
     counters::Reason,
     redirect::{self, Destination, IMDS_PORT, ImdsV6, Target, Verdict},
 };
 
 use crate::{
     callers::{caller, is_agent, is_proof},
+    flows::Redirected,
     guard::Sender,
-    maps::{AGENT_PORTS, CLIENTS, INSIDE, OBSERVES, PATH, TARGET, count},
+    maps::{AGENT_PORTS, CLIENTS, NAMESPACES_ARE_KNOWN, OBSERVES, PATH, SANDBOXES, TARGET, count},
     sock_addr::{
         ipv4, ipv6, is_bound_to_interface, is_on_host_network, is_stream, netns, port, rewrite,
     },
@@ -52,19 +53,39 @@ struct Way {
     target: Target,
     /// Inside the caller's own network namespace.
     inside: bool,
+    /// The cgroup of the pod that the caller's network namespace is known to be of; 0, which no cgroup has: of none.
+    pod: u64,
 }
 
 impl Way {
     /// Only what is for the IMDS has a choice: the agent's own address is the node's.
     #[inline(always)]
     fn of(ctx: &SockAddrContext, node: Target, for_imds: bool) -> Self {
-        if for_imds && PATH.load() != PATH_NODE && !is_bound_to_interface(ctx) {
+        if for_imds {
             // SAFETY: the entry is not freed while the program runs (RCU).
-            if let Some(ports) = unsafe { INSIDE.get(netns(ctx)) } {
-                return Self { target: Target::inside(*ports), inside: true };
+            if let Some(sandbox) = unsafe { SANDBOXES.get(netns(ctx)) } {
+                let (sandbox, pod) = (*sandbox, sandbox.pod);
+                if sandbox.v4 != 0 && PATH.load() != PATH_NODE && !is_bound_to_interface(ctx) {
+                    return Self { target: Target::inside(sandbox), inside: true, pod };
+                }
+                return Self { target: node, inside: false, pod };
             }
         }
-        Self { target: node, inside: false }
+        Self { target: node, inside: false, pod: 0 }
+    }
+
+    /// The cgroup of the caller's pod, which its connections count for. Whoever is neither in the node's network
+    /// namespace nor, as one of its processes, in the one of a pod, is not known to be anybody: any user can make
+    /// namespaces, and give them any address.
+    #[inline(always)]
+    fn pod(&self, on_host: bool) -> Result<u64, Reason> {
+        if !on_host && self.pod != 0 && callers::is_in(self.pod) {
+            return Ok(self.pod);
+        }
+        if on_host || NAMESPACES_ARE_KNOWN.load() == 0 {
+            return Ok(callers::pod());
+        }
+        Err(Reason::Namespace)
     }
 }
 
@@ -242,11 +263,17 @@ fn redirect(
     if !way.inside && !on_host && PATH.load() == PATH_POD_LOCAL {
         return Err(Reason::NoInside);
     }
+    // Pods on the node's network share one namespace. A socket that is bound to an interface may have the same ends there
+    // as another one, which would then get no answer.
+    if on_host && is_bound_to_interface(ctx) {
+        return Err(Reason::Namespace);
+    }
+    let pod = way.pod(on_host)?;
     // From other namespaces the node's listener can't be seen.
     if (way.inside || on_host) && !listener::is_agents(ctx, destination) {
         return Err(Reason::NoListener);
     }
-    flows::record(ctx, asked, destination.port(), way.inside)?;
+    flows::record(ctx, Redirected { pod, asked, destination, inside: way.inside, on_host })?;
     rewrite(ctx, destination);
     Ok(if way.inside { Reason::RedirectedInside } else { Reason::Redirected })
 }
@@ -268,7 +295,7 @@ fn asked(ctx: &SockAddrContext) -> Option<[u8; 16]> {
     let client = unsafe { CLIENTS.get_ptr_mut(ctx) };
     // SAFETY: null, or this socket's own record.
     let client = unsafe { client.as_ref() }?;
-    (client.port == port(ctx)).then_some(client.asked)
+    (client.state == Client::PUBLISHED && client.port == port(ctx)).then_some(client.asked)
 }
 
 /// A BPF program cannot panic: the verifier proves that this is never reached.

@@ -11,8 +11,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use kiam_common::{
-    FULL_PODS, POD_QUOTA,
-    client::{Client, FlowKey, Held, InsidePorts, Sighting, Sightings},
+    POD_QUOTA, PODS_PER_NODE,
+    client::{Client, FlowKey, Held, Opener, Sandbox, Sighting, Sightings},
     counters::Reason,
     redirect::{AgentPorts, Target},
 };
@@ -38,6 +38,11 @@ pub(crate) static HOST_NETWORK_PASSES: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static PATH: Global<u32> = Global::new(0);
 
+/// Not 0: a connect is redirected only from a network namespace that is known to be the caller's pod's
+/// (`--identity=kernel`, where the kernel tells namespaces apart).
+#[unsafe(no_mangle)]
+pub(crate) static NAMESPACES_ARE_KNOWN: Global<u32> = Global::new(0);
+
 /// Not 0: nothing is changed, only counted (`--mode=observe`).
 #[unsafe(no_mangle)]
 pub(crate) static OBSERVES: Global<u32> = Global::new(0);
@@ -58,32 +63,30 @@ pub(crate) static CLIENTS: SkStorage<Client> = SkStorage::new();
 #[btf_map]
 pub(crate) static LISTENERS: SkStorage<u32> = SkStorage::new();
 
-/// The agent's listeners inside pods' network namespaces, by those. Written by the agent once they listen.
+/// The network namespaces that are known to be pods', each with the agent's listeners inside it. Written by the agent.
 #[map]
-pub(crate) static INSIDE: HashMap<u64, InsidePorts> =
+pub(crate) static SANDBOXES: HashMap<u64, Sandbox> =
     HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 
 /// Sockets that connect or sendmsg let through to the IMDS.
 #[btf_map]
 pub(crate) static PASSED: SkStorage<u32> = SkStorage::new();
 
-/// Open connections by what both ends see of them, each under its opener's network namespace and, for the
-/// listener's side, which can't see that, under namespace 0. It evicts nothing; a quota keeps it from filling.
+/// Open connections by what both ends see of them, each under its opener's network namespace and, for the filter of
+/// SYNs at the node's listener, which can't see that, under namespace 0. It evicts nothing, and has room for the quotas
+/// of all pods that `PODS` has room for.
 #[map]
-pub(crate) static FLOWS: HashMap<FlowKey, Client> =
-    HashMap::with_max_entries(FULL_PODS * POD_QUOTA as u32 * 2, BPF_F_NO_PREALLOC);
+pub(crate) static FLOWS: HashMap<FlowKey, Opener> =
+    HashMap::with_max_entries(PODS_PER_NODE * POD_QUOTA as u32 * 2, BPF_F_NO_PREALLOC);
 
 /// Who asked for the IMDS, and how often (`--mode=observe`).
 #[map]
 pub(crate) static OBSERVED: LruHashMap<Sighting, Sightings> = LruHashMap::with_max_entries(8192, 0);
 
-/// Open connections to the node's listener by network namespace.
+/// Open connections by pod. Where it is full, further pods are denied.
 #[map]
-pub(crate) static NETNS: HashMap<u64, Held> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
-
-/// Open connections by pod.
-#[map]
-pub(crate) static PODS: HashMap<u64, Held> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+pub(crate) static PODS: HashMap<u64, Held> =
+    HashMap::with_max_entries(PODS_PER_NODE, BPF_F_NO_PREALLOC);
 
 /// How often each `Reason` was the answer.
 #[map]

@@ -78,18 +78,19 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let pods = listeners.pods();
     let mut kernel = attach(&config, &listeners).await?;
     let witness = Witness::default();
-    let resolver = resolver(config.identity, kernel.as_ref(), &knowledge.pods, witness.clone());
+    let resolver = resolver(config.identity, kernel.as_ref(), &knowledge, witness.clone());
     let service = common.service(&config, &knowledge, tokens, upstream);
-    let sockets = std::mem::take(&mut listeners.pods);
-    let serve = common.serve(sockets, resolver, service, serving_config(&config)).await;
-    serving.set();
+    let serve = common.serve(service, serving_config(&config));
     let inherited = std::mem::take(&mut listeners.inside);
-    let held = common.inside(&config, kernel.as_ref(), &knowledge, (serve, inherited))?;
+    let held = common.inside(&config, kernel.as_ref(), &knowledge, (serve.clone(), inherited))?;
+    // At the node's listener pods are known by their network namespaces.
+    held.adopted().await;
+    serve_at(std::mem::take(&mut listeners.pods), resolver, serve).await;
+    serving.set();
     common.guard(&config, kernel.as_mut(), witness).await?;
     common.observe(kernel.as_mut(), &knowledge);
     let reassert = Arc::new(Notify::new());
     common.keep(kernel, in_use, (attached, reassert.clone()));
-    held.adopted().await;
     let gives = gives(&knowledge, held, spare);
     let successor = Successor::await_next(&config, gives, reassert.clone())?;
     let (handover, turn) = (listeners.handover.take(), listeners.turn.take());
@@ -118,6 +119,18 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
         relieved: false,
         detach,
     })
+}
+
+/// Serves pods at `sockets` too.
+async fn serve_at(
+    sockets: Vec<TcpListener>,
+    resolver: Arc<dyn ClientResolver>,
+    serve: mpsc::Sender<Listener>,
+) {
+    for socket in sockets {
+        // Refused only when the drain has begun.
+        let _ = serve.send(Listener::new(socket, resolver.clone())).await;
+    }
 }
 
 /// What the agent after this one is given.
@@ -163,25 +176,19 @@ impl Common {
         let (Some(config), Some((parts, cgroups))) = (&config.intercept, kernel) else {
             return Ok(Held::default());
         };
-        if !config.listens_inside() {
+        if !config.follows_sandboxes() {
             return Ok(Held::default());
         }
-        let held = Held::of(&parts.inside);
+        let held = Held::of(&parts.sandboxes);
         let insides = Insides {
-            inside: parts.inside.clone(),
+            table: parts.sandboxes.clone(),
             flows: parts.flows.clone(),
             cgroups: cgroups.clone(),
             serve,
             held: held.clone(),
         };
         let seen = (&mut self.registry, knowledge);
-        insides.start(
-            config.path,
-            parts,
-            seen,
-            inherited,
-            (self.drain.clone(), &mut self.tasks),
-        )?;
+        insides.start(config, parts, seen, inherited, (self.drain.clone(), &mut self.tasks))?;
         Ok(held)
     }
 
@@ -216,22 +223,12 @@ impl Common {
         Ok(())
     }
 
-    /// Serves pods at `sockets`, and at what is sent from now on.
-    async fn serve(
-        &mut self,
-        sockets: Vec<TcpListener>,
-        resolver: Arc<dyn ClientResolver>,
-        service: imds::Service,
-        config: serve::Config,
-    ) -> mpsc::Sender<Listener> {
+    /// Serves pods at what is sent from now on.
+    fn serve(&mut self, service: imds::Service, config: serve::Config) -> mpsc::Sender<Listener> {
         let (sender, listeners) = mpsc::channel(64);
         let metrics = serve::Metrics::register(&mut self.registry);
         let drain = self.drain.clone();
         self.tasks.spawn(serve::run(listeners, Arc::new(service), config, metrics, drain));
-        for socket in sockets {
-            // Refused only when the drain has begun.
-            let _ = sender.send(Listener::new(socket, resolver.clone())).await;
-        }
         sender
     }
 
@@ -293,7 +290,7 @@ impl Common {
 /// Limits that leave open files to listeners inside as many pods as a node runs.
 fn serving_config(config: &Config) -> serve::Config {
     let mut serving = serve::Config::default();
-    if config.intercept.as_ref().is_some_and(intercept::Config::listens_inside) {
+    if config.intercept.as_ref().is_some_and(intercept::Config::follows_sandboxes) {
         serving.other_files += sandboxes::descriptors(PODS);
     }
     serving

@@ -422,6 +422,7 @@ mod tests {
             credentials: Prefetcher::new(credentials::Config::default(), parts).1,
             sightings: Sightings::default(),
             paths: Paths::default(),
+            node: Arc::default(),
         };
         let explainer = Explainer::new(&config, &knowledge, &clock);
         (index, explainer)

@@ -1,4 +1,4 @@
-//! Listeners inside pods' network namespaces: served, told to the kernel, and taken back when their pods go.
+//! Pods' network namespaces and the listeners inside them: told to the kernel, served, and taken back when their pods go.
 
 use std::{
     io,
@@ -9,7 +9,7 @@ use std::{
 };
 
 use dashmap::DashMap;
-use kiam_common::client::InsidePorts;
+use kiam_common::client::Sandbox;
 use prometheus_client::registry::Registry;
 use tokio::{
     join,
@@ -25,10 +25,10 @@ use tracing::{debug, error};
 use super::{Error, knowledge::Knowledge};
 use crate::{
     identity::{CgroupPaths, InsideResolver},
-    intercept::{self, Flows, Inside, Parts},
+    intercept::{self, Flows, Parts, SandboxTable},
     lifecycle::Drain,
     pods::Pod,
-    sandboxes::{self, Event, Listener, SandboxReader, Sandboxes, State},
+    sandboxes::{self, Event, Opened, SandboxReader, Sandboxes, State},
     serve,
 };
 
@@ -44,7 +44,7 @@ const ADOPTION: Duration = Duration::from_secs(1);
 
 /// What is needed to serve inside pods.
 pub(super) struct Insides {
-    pub(super) inside: Inside,
+    pub(super) table: SandboxTable,
     pub(super) flows: Flows,
     pub(super) cgroups: CgroupPaths,
     /// Where listeners are served.
@@ -52,7 +52,7 @@ pub(super) struct Insides {
     pub(super) held: Held,
 }
 
-/// The sockets that listen inside pods, by network namespace cookie. Cheap to clone.
+/// The network namespaces that are known to be pods', by cookie, with the sockets that listen inside. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Held {
     sockets: Arc<DashMap<u64, Sockets>>,
@@ -62,12 +62,23 @@ pub(super) struct Held {
 
 /// Which way pods' connections go, once that is known. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Paths(Arc<OnceLock<(intercept::Path, SandboxReader)>>);
+pub(super) struct Paths {
+    asked: Arc<OnceLock<Asked>>,
+    pub(super) sandboxes: SandboxReader,
+}
+
+/// What decides about the ways.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    path: intercept::Path,
+    /// Pods connect only from network namespaces that are known to be theirs.
+    only_known: bool,
+}
 
 #[derive(Debug)]
 struct Sockets {
     sockets: Vec<Arc<TcpListener>>,
-    ports: InsidePorts,
+    sandbox: Sandbox,
     closed: CancellationToken,
 }
 
@@ -75,8 +86,8 @@ struct Sockets {
 
 impl Held {
     /// None yet; those where pods' connects are sent already are to come.
-    pub(super) fn of(inside: &Inside) -> Self {
-        Self { expected: inside.namespaces(), ..Self::default() }
+    pub(super) fn of(table: &SandboxTable) -> Self {
+        Self { expected: table.namespaces(), ..Self::default() }
     }
 
     /// Copies of the sockets in `others`, and of all that listen inside pods: what the agent after this one gets.
@@ -123,13 +134,17 @@ impl Held {
 impl Paths {
     /// How `pod`'s connections reach the agent, and why; `Err` if they don't.
     pub(super) fn of(&self, pod: &Pod) -> Result<String, String> {
-        let Some((path, sandboxes)) = self.0.get() else { return Ok("node".to_owned()) };
-        let otherwise = |why: &str| match (path, pod.host_network) {
-            (intercept::Path::PodLocal, false) => Err(format!("denied: {why}")),
-            _ => Ok(format!("node: {why}")),
+        let Some(asked) = self.asked.get() else { return Ok("node".to_owned()) };
+        let node_or = |why: &str, denied| match denied && !pod.host_network {
+            true => Err(format!("denied: {why}")),
+            false => Ok(format!("node: {why}")),
         };
-        match sandboxes.of(pod) {
+        let pod_local = asked.path == intercept::Path::PodLocal;
+        let otherwise = |why: &str| node_or(why, pod_local || asked.only_known);
+        match self.sandboxes.of(pod) {
             None => otherwise("no cgroup of the pod was seen"),
+            Some(State::Known { reason: sandboxes::Reason::NodePath, .. }) => Ok("node".to_owned()),
+            Some(State::Known { reason, .. }) => node_or(&reason.to_string(), pod_local),
             Some(state @ State::Ready { .. }) => Ok(format!("pod-local: {state}")),
             // The kernel knows the namespace alone: their connects go to that pod's listener.
             Some(state @ State::Without(sandboxes::Reason::AnotherPods(_))) => {
@@ -146,30 +161,21 @@ impl Insides {
     /// Follows the pods' sandboxes until the drain begins.
     pub(super) fn start(
         self,
-        path: intercept::Path,
+        config: &intercept::Config,
         parts: &Parts,
         (registry, knowledge): (&mut Registry, &Knowledge),
         inherited: Vec<std::net::TcpListener>,
         (drain, tasks): (Drain, &mut JoinSet<()>),
     ) -> Result<(), Error> {
-        let asked = sandboxes::Config { cgroup: parts.cgroup.clone(), sweep: SWEEP };
+        let listens = config.listens_inside();
+        let asked = sandboxes::Config { cgroup: parts.cgroup.clone(), sweep: SWEEP, listens };
         let metrics = sandboxes::Metrics::register(registry);
-        let (sandboxes, reader) = match Sandboxes::new(
-            asked,
-            knowledge.pods.clone(),
-            inherited,
-            metrics,
-        ) {
-            Ok(started) => started,
-            Err(failure) if path == intercept::Path::Auto => {
-                error!(error = %failure, "Pods' sandboxes can't be followed; all go by the node's path");
-                self.inside.namespaces().into_iter().for_each(|netns| self.close(netns));
-                return Ok(());
-            }
-            Err(failure) => return Err(Error::Sandboxes(failure)),
-        };
+        let (pods, states) = (knowledge.pods.clone(), knowledge.paths.sandboxes.clone());
+        let sandboxes = Sandboxes::new(asked, pods, inherited, metrics, states);
+        let sandboxes = sandboxes.map_err(Error::Sandboxes)?;
+        let only_known = config.has_filter() && parts.host_netns.is_some();
         // Set once, here.
-        let _ = knowledge.paths.0.set((path, reader));
+        let _ = knowledge.paths.asked.set(Asked { path: config.path, only_known });
         let (sender, events) = mpsc::channel(64);
         let follow = self.follow(events, Handle::current(), drain.clone());
         // A pod's first connect may be on its way.
@@ -197,7 +203,7 @@ impl Insides {
                     tidied = true;
                 }
                 event = events.recv() => match event {
-                    Some(Event::Opened(listener)) => self.open(listener, &serving).await,
+                    Some(Event::Opened(opened)) => self.open(opened, &serving).await,
                     Some(Event::Closed { netns, .. }) => self.close(netns),
                     None => return,
                 },
@@ -205,16 +211,16 @@ impl Insides {
         }
     }
 
-    async fn open(&self, listener: Listener, serving: &Handle) {
-        let Listener { pod, netns, sockets, .. } = listener;
-        let mut ports = InsidePorts::default();
+    async fn open(&self, opened: Opened, serving: &Handle) {
+        let Opened { pod, cgroup, netns, sockets, .. } = opened;
+        let mut sandbox = Sandbox { pod: cgroup, ..Sandbox::default() };
         let mut listening = Vec::new();
         for socket in sockets {
             let address = socket.local_addr();
             let _serves = serving.enter();
             match TcpListener::from_std(socket).and_then(|socket| Ok((socket, address?))) {
                 Ok((socket, address)) => {
-                    let port = if address.is_ipv4() { &mut ports.v4 } else { &mut ports.v6 };
+                    let port = if address.is_ipv4() { &mut sandbox.v4 } else { &mut sandbox.v6 };
                     *port = address.port();
                     listening.push(Arc::new(socket));
                 }
@@ -223,13 +229,13 @@ impl Insides {
                 }
             }
         }
-        if ports.v4 == 0 {
-            return self.close(netns);
-        }
-        let sockets = Sockets { sockets: listening, ports, closed: CancellationToken::new() };
+        let sockets = Sockets { sockets: listening, sandbox, closed: CancellationToken::new() };
         // They listen already: who connects now is served in a moment.
         if self.publish(netns, &sockets) {
-            debug!(pod.uid = %pod, ?ports, "Listening inside a pod");
+            match sandbox.v4 {
+                0 => debug!(pod.uid = %pod, netns, "Network namespace of a pod known"),
+                port => debug!(pod.uid = %pod, netns, port, "Listening inside a pod"),
+            }
         }
         for socket in &sockets.sockets {
             let resolver =
@@ -246,9 +252,9 @@ impl Insides {
     }
 
     fn publish(&self, netns: u64, held: &Sockets) -> bool {
-        let published = self.inside.publish(netns, held.ports, &held.sockets);
+        let published = self.table.publish(netns, held.sandbox, &held.sockets);
         if let Err(failure) = &published {
-            error!(error = %failure, netns, "Connects don't go to the listener inside a pod");
+            error!(error = %failure, netns, "Connects from a pod's network namespace don't come to the agent");
         }
         published.is_ok()
     }
@@ -257,8 +263,8 @@ impl Insides {
     fn compare(&self) {
         for held in self.held.sockets.iter() {
             let netns = *held.key();
-            if self.inside.ports(netns) != Some(held.ports) && self.publish(netns, &held) {
-                debug!(netns, "The listener inside a pod is in the kernel's list again");
+            if self.table.get(netns) != Some(held.sandbox) && self.publish(netns, &held) {
+                debug!(netns, "A pod's network namespace is in the kernel's table again");
             }
         }
     }
@@ -266,7 +272,7 @@ impl Insides {
     /// Takes out of the kernel's list what an agent that crashed left there and this one does not listen in: until
     /// now it was denied.
     fn tidy(&self) {
-        for netns in self.inside.namespaces() {
+        for netns in self.table.namespaces() {
             if !self.held.has(netns) {
                 self.close(netns);
             }
@@ -274,8 +280,8 @@ impl Insides {
     }
 
     fn close(&self, netns: u64) {
-        if let Err(failure) = self.inside.withdraw(netns) {
-            error!(error = %failure, "Pods' listener is still in the kernel's list");
+        if let Err(failure) = self.table.withdraw(netns) {
+            error!(error = %failure, "A network namespace that is no pod's any more is still in the kernel's table");
         }
         self.held.remove(netns);
     }

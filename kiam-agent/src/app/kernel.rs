@@ -9,13 +9,14 @@ use tracing::warn;
 
 use super::{
     Error,
+    knowledge::Knowledge,
     listeners::{Listeners, target},
 };
 use crate::{
     config::{Config, Identity},
-    identity::{CgroupPaths, KernelResolver, SourceIpResolver},
+    identity::{CgroupPaths, KernelResolver, Namespaces, SourceIpResolver},
     intercept::{self, InUse, Interception, Parts, Witness},
-    pods::{ClientResolver, PodReader},
+    pods::ClientResolver,
 };
 
 /// The programs at work, and the pods' cgroups below them.
@@ -62,13 +63,19 @@ pub(super) async fn attach(
 pub(super) fn resolver(
     identity: Identity,
     kernel: Option<&Kernel>,
-    pods: &PodReader,
+    knowledge: &Knowledge,
     witness: Witness,
 ) -> Arc<dyn ClientResolver> {
     match (identity, kernel) {
         (Identity::Kernel, Some((parts, cgroups))) => {
             let (flows, cgroups) = (parts.flows.clone(), cgroups.clone());
-            Arc::new(KernelResolver::new(flows, cgroups, pods.clone(), witness))
+            let namespaces = parts.host_netns.map(|host| Namespaces {
+                host,
+                node: knowledge.node.clone(),
+                pods: knowledge.pods.clone(),
+                sandboxes: Arc::new(knowledge.paths.sandboxes.clone()),
+            });
+            Arc::new(KernelResolver::new(flows, cgroups, witness, namespaces))
         }
         _ => Arc::new(SourceIpResolver { witness }),
     }

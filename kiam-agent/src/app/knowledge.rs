@@ -47,6 +47,8 @@ pub(super) struct Knowledge {
     pub(super) credentials: CredentialReader,
     pub(super) sightings: Sightings,
     pub(super) paths: Paths,
+    /// The node's addresses.
+    pub(super) node: Arc<NodeAddresses>,
 }
 
 // === impl Common ===
@@ -58,9 +60,10 @@ impl Common {
         config: &Config,
         upstream: &imds::Upstream,
     ) -> Result<Knowledge, Error> {
+        let node = Arc::new(NodeAddresses::default());
         let (index, pods) = PodIndex::with(pods::Config {
             static_pod_namespaces: config.static_pod_namespaces.clone(),
-            node: Arc::new(NodeAddresses::default()),
+            node: node.clone(),
         });
         let cluster = Cluster::new(config.cluster.clone()).await?;
         let synced = Synced {
@@ -116,6 +119,7 @@ impl Common {
             credentials,
             sightings: Sightings::default(),
             paths: Paths::default(),
+            node,
         })
     }
 

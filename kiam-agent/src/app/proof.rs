@@ -30,7 +30,7 @@ pub(super) fn start(
     };
     let asked = ProofConfig {
         interval: config.proof_interval,
-        attested: config.filters_syns,
+        attested: config.attested,
         guarded: parts.guards_packets || config.guard.route.is_some(),
         path: config.path,
     };
@@ -38,7 +38,7 @@ pub(super) fn start(
         cgroup: parts.cgroup.path().to_owned(),
         marks: parts.marks.clone(),
         flows: parts.flows.clone(),
-        inside: parts.inside.clone(),
+        sandboxes: parts.sandboxes.clone(),
         rewriter: parts.rewriter.clone(),
     };
     let proof = Proof::new(asked, needs, witness);

@@ -36,7 +36,7 @@ pub(super) fn interception(
         bpffs,
         host_network,
         mode,
-        filters_syns: identity == Identity::Kernel,
+        attested: identity == Identity::Kernel,
         guard,
         path,
         proof_interval: proof_interval.unwrap_or(SECOND * 60),

@@ -6,7 +6,10 @@ mod kernel;
 mod node;
 
 pub use self::{
-    cgroups::CgroupPaths, inside::InsideResolver, kernel::KernelResolver, node::NodeAddresses,
+    cgroups::CgroupPaths,
+    inside::InsideResolver,
+    kernel::{KernelResolver, Namespaces},
+    node::NodeAddresses,
 };
 
 use std::fmt::Display;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::maps::{HashMap, MapData, MapError};
-use kiam_common::client::{Client, FlowKey, Held};
+use kiam_common::client::{FlowKey, Held, Opener};
 
 /// Who opened a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub struct FlowEntry {
     pub cgroup: u64,
     /// Cookie of the network namespace it was opened in.
     pub netns: u64,
+    /// Whether that is the node's own.
+    pub on_host: bool,
 }
 
 /// Looks up connections; cheap to clone.
@@ -24,12 +26,11 @@ pub struct Flows(Arc<Mutex<Maps>>);
 
 #[derive(Debug)]
 struct Maps {
-    flows: HashMap<MapData, FlowKey, Client>,
-    netns: Holders,
+    flows: HashMap<MapData, FlowKey, Opener>,
     pods: Holders,
 }
 
-/// Who has connections, by namespace or by pod.
+/// Which pods have connections, by cgroup.
 #[derive(Debug)]
 struct Holders {
     held: HashMap<MapData, u64, Held>,
@@ -41,12 +42,11 @@ struct Holders {
 
 impl Flows {
     pub(super) fn new(
-        flows: HashMap<MapData, FlowKey, Client>,
-        netns: HashMap<MapData, u64, Held>,
+        flows: HashMap<MapData, FlowKey, Opener>,
         pods: HashMap<MapData, u64, Held>,
     ) -> Self {
-        let [netns, pods] = [netns, pods].map(|held| Holders { held, idle: HashSet::new() });
-        Self(Arc::new(Mutex::new(Maps { flows, netns, pods })))
+        let pods = Holders { held: pods, idle: HashSet::new() };
+        Self(Arc::new(Mutex::new(Maps { flows, pods })))
     }
 
     /// Takes the entry of the connection from `peer` to `local` out of the map, if it was opened in the
@@ -61,8 +61,7 @@ impl Flows {
         peer: SocketAddr,
         local: SocketAddr,
     ) -> Result<Option<FlowEntry>, MapError> {
-        let client = self.take_entry(key(netns, peer, local))?;
-        Ok(client.map(|client| FlowEntry { cgroup: client.cgroup, netns: client.netns }))
+        self.take_entry(key(netns, peer, local))
     }
 
     /// The entry of the connection from `peer` to `local`, which was opened in the network namespace `netns`. It stays
@@ -78,25 +77,24 @@ impl Flows {
         local: SocketAddr,
     ) -> Result<Option<FlowEntry>, MapError> {
         let maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let client = maps.find(&key(netns, peer, local))?;
-        Ok(client.map(|client| FlowEntry { cgroup: client.cgroup, netns: client.netns }))
+        maps.find(&key(netns, peer, local))
     }
 
-    /// Takes what the listener's side knows of the connection: the network namespace of whoever opened one
-    /// with these ends last. Whose it is, the entry of that namespace says.
+    /// Takes what the filter of SYNs knows of the connection: the entry of whoever opened one with these ends last,
+    /// in whatever namespace. Any pod can write it, with another's address; it tells nothing for certain.
     ///
     /// # Errors
     ///
     /// As [`Flows::take`].
-    pub fn take_namespace(
+    pub fn take_last(
         &self,
         peer: SocketAddr,
         local: SocketAddr,
-    ) -> Result<Option<u64>, MapError> {
-        Ok(self.take_entry(key(0, peer, local))?.map(|client| client.netns))
+    ) -> Result<Option<FlowEntry>, MapError> {
+        self.take_entry(key(0, peer, local))
     }
 
-    fn take_entry(&self, key: FlowKey) -> Result<Option<Client>, MapError> {
+    fn take_entry(&self, key: FlowKey) -> Result<Option<FlowEntry>, MapError> {
         let mut maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = maps.find(&key)?;
         if found.is_some() {
@@ -106,17 +104,9 @@ impl Flows {
         Ok(found)
     }
 
-    /// Cookies of the network namespaces that have, or lately had, connections to the agent.
-    #[must_use]
-    pub fn namespaces(&self) -> Vec<u64> {
-        let maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        maps.netns.held.keys().flatten().collect()
-    }
-
-    /// Forgets namespaces and pods that had nothing open and opened nothing since the sweep before.
+    /// Forgets pods that had nothing open and opened nothing since the sweep before.
     pub fn sweep(&self) {
         let mut maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        maps.netns.sweep();
         maps.pods.sweep();
     }
 }
@@ -124,9 +114,11 @@ impl Flows {
 // === impl Maps ===
 
 impl Maps {
-    fn find(&self, key: &FlowKey) -> Result<Option<Client>, MapError> {
+    fn find(&self, key: &FlowKey) -> Result<Option<FlowEntry>, MapError> {
         match self.flows.get(key, 0) {
-            Ok(client) => Ok(Some(client)),
+            Ok(Opener { cgroup, netns, on_host, .. }) => {
+                Ok(Some(FlowEntry { cgroup, netns, on_host: on_host != 0 }))
+            }
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(error),
         }

@@ -12,7 +12,6 @@ mod flows;
 mod guard;
 mod hold;
 mod in_use;
-mod inside;
 mod lease;
 mod links;
 mod marks;
@@ -27,6 +26,7 @@ mod programs;
 mod proof;
 mod reattach;
 mod rewriter;
+mod sandbox_table;
 mod unfilter;
 mod uninstall;
 
@@ -39,7 +39,6 @@ pub use self::{
     guard::{Guard, GuardConfig, GuardError, Metrics as GuardMetrics, UplinkProgram},
     hold::Losses,
     in_use::{InUse, Turn, Unused, unused},
-    inside::Inside,
     lease::{Lease, last_renewed},
     marks::Marks,
     metrics::{RestoredMetrics, Verdicts},
@@ -54,6 +53,7 @@ pub use self::{
     },
     reattach::Restored,
     rewriter::Rewriter,
+    sandbox_table::SandboxTable,
     unfilter::unfilter,
     uninstall::{detach, is_installed, uninstall},
 };
@@ -69,9 +69,9 @@ pub struct Config {
     pub host_network: HostNetworkPods,
     /// Whether anything is changed at all.
     pub mode: Mode,
-    /// Whether SYNs that no recorded connect has sent are dropped before the listener: not where the hooks
-    /// don't see who connects (`--identity=source-ip`).
-    pub filters_syns: bool,
+    /// Whether the kernel attests who connects (`--identity=kernel`). Then SYNs that no recorded connect has sent are
+    /// dropped before the listener, and pods connect only from network namespaces that are known to be theirs.
+    pub attested: bool,
     /// What keeps out what no hook at connect sees. `skb` is also on wherever programs above the pods' cgroup make
     /// it necessary.
     pub guard: GuardConfig,
@@ -94,7 +94,7 @@ impl Config {
             bpffs,
             host_network: HostNetworkPods::Pass,
             mode: Mode::Enforce,
-            filters_syns: false,
+            attested: false,
             guard: GuardConfig::default(),
             path: Path::Node,
             proof_interval: Duration::from_secs(60),
@@ -106,7 +106,13 @@ impl Config {
     /// Whether SYNs are filtered in this mode.
     #[must_use]
     pub fn has_filter(&self) -> bool {
-        self.filters_syns && self.mode == Mode::Enforce
+        self.attested && self.mode == Mode::Enforce
+    }
+
+    /// Whether it is of use to know the pods' network namespaces.
+    #[must_use]
+    pub fn follows_sandboxes(&self) -> bool {
+        self.listens_inside() || self.has_filter()
     }
 
     /// Whether listeners inside pods are of use.

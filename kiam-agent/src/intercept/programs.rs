@@ -13,14 +13,14 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use kiam_common::{
-    PATH_AUTO, PATH_NODE, PATH_POD_LOCAL,
+    HOST_NETNS_INITIAL, PATH_AUTO, PATH_NODE, PATH_POD_LOCAL,
     redirect::{AgentPorts, Target},
 };
 use tracing::info;
 
 use super::{
-    Cgroup, Config, Error, Flows, HostNetworkPods, Inside, Lease, Marks, Mode, Observed,
-    Path as Way, Rewriter, UplinkProgram, Verdicts, ancestors,
+    Cgroup, Config, Error, Flows, HostNetworkPods, Lease, Marks, Mode, Observed, Path as Way,
+    Rewriter, SandboxTable, UplinkProgram, Verdicts, ancestors,
     attach::{attach, load, pin_error, replace_or, verify},
     guard,
     hold::Hold,
@@ -32,15 +32,14 @@ use super::{
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
 
-pub(super) const MAPS: [&str; 11] = [
+pub(super) const MAPS: [&str; 10] = [
     "LEASE",
-    "INSIDE",
+    "SANDBOXES",
     "CGROUPS",
     "CLIENTS",
     "LISTENERS",
     "PASSED",
     "FLOWS",
-    "NETNS",
     "PODS",
     "OBSERVED",
     "COUNTERS",
@@ -83,6 +82,7 @@ pub struct Interception {
     pub(super) patience: Patience,
     uplink: bool,
     filters_syns: bool,
+    host_netns: Option<u64>,
     log: bool,
 }
 
@@ -99,8 +99,10 @@ pub struct Parts {
     pub cgroup: Cgroup,
     /// Cgroups that are treated otherwise.
     pub marks: Marks,
-    /// Listeners inside pods' network namespaces.
-    pub inside: Inside,
+    /// The network namespaces that are known to be pods'.
+    pub sandboxes: SandboxTable,
+    /// The cookie of the node's own; `None` where the kernel doesn't tell namespaces apart (before 5.14).
+    pub host_netns: Option<u64>,
     /// For the proof.
     pub rewriter: Rewriter,
     /// Whether packets of the pods' cgroup are guarded.
@@ -161,6 +163,8 @@ impl Interception {
         };
         let [admin, metrics] = config.operator_ports;
         let ports: AgentPorts = [target.v4_port, target.v6_port, admin, metrics];
+        let known = host_netns != HOST_NETNS_INITIAL;
+        let only_known = u32::from(config.has_filter() && known);
         let level: u8 = if config.log { 4 } else { 0 };
         let mut loader = loader(&pins);
         loader
@@ -168,6 +172,7 @@ impl Interception {
             .override_global("AGENT_PORTS", &ports, true)
             .override_global("HOST_NETNS", &host_netns, true)
             .override_global("HOST_NETWORK_PASSES", &passes, true)
+            .override_global("NAMESPACES_ARE_KNOWN", &only_known, true)
             .override_global("OBSERVES", &observes, true)
             .override_global("PATH", &path, true)
             .override_global(aya_log::LEVEL, &level, false);
@@ -186,6 +191,7 @@ impl Interception {
             patience: Patience::default(),
             uplink: config.guard.uplink && config.mode == Mode::Enforce,
             filters_syns: config.has_filter(),
+            host_netns: known.then_some(host_netns),
             log: config.log,
         })
     }
@@ -205,8 +211,7 @@ impl Interception {
         let ebpf = &mut self.ebpf;
         let log = if self.log { Some(KernelLog(EbpfLogger::init(ebpf)?)) } else { None };
         let lease = Lease::new(array(ebpf, "LEASE")?);
-        let [netns, pods] = [hash(ebpf, "NETNS")?, hash(ebpf, "PODS")?];
-        let flows = Flows::new(hash(ebpf, "FLOWS")?, netns, pods);
+        let flows = Flows::new(hash(ebpf, "FLOWS")?, hash(ebpf, "PODS")?);
         let map = ebpf.take_map("COUNTERS").ok_or(Error::Missing("COUNTERS"))?;
         let counters = PerCpuArray::try_from(map).map_err(map_error("COUNTERS"))?;
         let rewriter = Rewriter::load(ebpf)?;
@@ -225,7 +230,8 @@ impl Interception {
             verdicts: Verdicts::new(counters),
             cgroup: self.cgroup.clone(),
             marks: Marks::open(&self.pins)?,
-            inside: Inside::open(&self.pins)?,
+            sandboxes: SandboxTable::open(&self.pins)?,
+            host_netns: self.host_netns,
             rewriter,
             guards_packets: self.guards_packets(),
             observed,

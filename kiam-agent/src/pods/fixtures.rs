@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Client, Namespace, Pod, PodUid};
+use super::{Client, Namespace, Origin, Pod, PodUid};
 
 /// The `n`th pod's UID.
 pub(crate) fn uid(n: u32) -> PodUid {
@@ -14,9 +14,9 @@ pub(crate) fn config_hash(n: u32) -> PodUid {
     PodUid::new(&format!("{n:032x}"))
 }
 
-/// A client that the kernel attests.
+/// A client that the kernel attests, in its pod's own network namespace.
 pub(crate) fn attested(uid: PodUid, address: &str) -> Client {
-    Client::Pod { uid, address: ip(address) }
+    Client::Pod { uid, address: ip(address), origin: Origin::Pod }
 }
 
 pub(crate) fn ip(text: &str) -> IpAddr {

@@ -126,6 +126,8 @@ pub enum Client {
         uid: PodUid,
         /// The connection's source address.
         address: IpAddr,
+        /// Which network namespace it was opened in.
+        origin: Origin,
     },
     /// The same, by a listener inside the pod's own network namespace: there is no address to check.
     Inside {
@@ -134,6 +136,37 @@ pub enum Client {
     },
     /// Only the source address is known (`--identity=source-ip`).
     Address(IpAddr),
+}
+
+/// Which network namespace a connection was opened in. Any user can make namespaces and give them any address, so one
+/// that is not known to be the pod's speaks for nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The pod's own, as [`PodNamespaces`] knows it.
+    Pod,
+    /// The node's: only hostNetwork pods connect from there.
+    Node,
+    /// Not the node's, and otherwise unknown: the kernel tells namespaces apart only since 5.14. The pod must be known to
+    /// have the source address.
+    Unknown,
+}
+
+/// A network namespace that is known to be a pod's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodNamespace {
+    /// As the pod's cgroup is named: of a static pod this is the config hash.
+    pub uid: PodUid,
+    /// The namespace's cookie (`SO_NETNS_COOKIE`).
+    pub netns: u64,
+}
+
+/// Knows which network namespaces are pods'.
+pub trait PodNamespaces: fmt::Debug + Send + Sync {
+    /// Those of `pod`.
+    fn of_pod(&self, pod: &Pod) -> Vec<PodNamespace>;
+
+    /// Those of all pods whose addresses are not known yet: the kubelet publishes them seconds after a sandbox runs.
+    fn without_address(&self) -> Vec<PodNamespace>;
 }
 
 /// Why a connection belongs to no pod. Such a connection is refused with 403.
@@ -165,6 +198,9 @@ pub enum Unattested {
         /// Whose listener.
         listener: PodUid,
     },
+    /// More than one pod may have opened it, and nothing tells which.
+    #[error("{0} pods' network namespaces have this connection")]
+    Contested(usize),
     /// The agent itself: the proof that it makes of the interception.
     #[error("the connection is the agent's own proof")]
     Proof,

@@ -7,7 +7,9 @@ use tokio::{
     time::{self, Instant},
 };
 
-use super::{Client, Namespace, Pod, PodUid, ServiceAccount, index::Shared, tables::Tables};
+use super::{
+    Client, Namespace, Origin, Pod, PodUid, ServiceAccount, index::Shared, tables::Tables,
+};
 use crate::role::AccountName;
 
 /// How long an address is believed without news that etcd itself told. Where none comes by the watch there is a list
@@ -52,9 +54,13 @@ impl PodReader {
     /// [`NotFound`] where that is not certain.
     pub fn find(&self, client: &Client) -> Result<Arc<Pod>, NotFound> {
         match client {
-            Client::Pod { uid, address } => {
+            Client::Pod { uid, address, origin } => {
                 let pod = attested(&self.0.read(), uid)?;
-                if self.fits(&pod, *address) { Ok(pod) } else { Err(NotFound::AddressMismatch) }
+                if self.fits(&pod, *address, *origin) {
+                    Ok(pod)
+                } else {
+                    Err(NotFound::AddressMismatch)
+                }
             }
             // It came from inside the pod's own network namespace.
             Client::Inside { uid } => attested(&self.0.read(), uid),
@@ -159,15 +165,16 @@ impl PodReader {
         self.0.missed.notified().await;
     }
 
-    /// Whether a connection of `pod` may come from `address`, as far as is known: one of the pod's own, or,
-    /// in the host's network, of the node's.
-    fn fits(&self, pod: &Pod, address: IpAddr) -> bool {
+    /// Whether a connection of `pod` may come from `address`, in the network namespace that it came from.
+    fn fits(&self, pod: &Pod, address: IpAddr, origin: Origin) -> bool {
         let address = address.to_canonical();
-        if pod.host_network {
-            return self.0.node.contains(address);
+        let has_it = || pod.addresses.iter().any(|own| own.to_canonical() == address);
+        match origin {
+            Origin::Node => pod.host_network && self.0.node.contains(address),
+            // The kubelet publishes a pod's addresses only seconds after its sandbox runs.
+            Origin::Pod => !pod.host_network && (pod.addresses.is_empty() || has_it()),
+            Origin::Unknown => !pod.host_network && has_it(),
         }
-        // The kubelet publishes a pod's addresses only seconds after its sandbox runs.
-        pod.addresses.is_empty() || pod.addresses.iter().any(|own| own.to_canonical() == address)
     }
 
     /// How long ago the watch that has been silent for longest gave its last sign of life, of those that gave one: who

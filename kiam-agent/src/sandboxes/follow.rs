@@ -36,7 +36,7 @@ const UNWATCHED: &str = "Pods' cgroups can't be watched; new pods get no listene
 /// How long changes of the pods' records are collected.
 const COLLECT: Duration = Duration::from_millis(100);
 /// How often it is looked whether the pods' cgroup was made anew, which no watch in it tells.
-const ROOT: Duration = Duration::from_secs(1);
+const ROOT: Duration = Duration::from_millis(100);
 
 /// Follows the pods' sandboxes.
 #[derive(Debug)]
@@ -48,6 +48,7 @@ pub struct Sandboxes {
     states: SandboxReader,
     metrics: Metrics,
     sweep: Duration,
+    listens: bool,
     tasks: JoinSet<Done>,
     /// Who takes its turn keeps nobody who is hurried.
     urgent: Arc<Semaphore>,
@@ -57,6 +58,8 @@ pub struct Sandboxes {
     outbox: VecDeque<Event>,
     /// Sweeps that were made: what was inherited is nobody's after the second.
     sweeps: u32,
+    /// It was said that pods' processes can't be seen.
+    said_hidden: bool,
 }
 
 /// What ended in the background.
@@ -84,7 +87,8 @@ enum Turn {
 
 impl Sandboxes {
     /// Follows pods' sandboxes below `config.cgroup`. `records` tells their addresses; `inherited` are the
-    /// listeners of the agent before this one, which are used again in the namespaces that they are in.
+    /// listeners of the agent before this one, which are used again in the namespaces that they are in. `states` tells
+    /// where each pod stands.
     ///
     /// The namespace of the calling thread is the node's, and no pod's.
     ///
@@ -96,25 +100,26 @@ impl Sandboxes {
         records: PodReader,
         inherited: Vec<TcpListener>,
         metrics: Metrics,
-    ) -> Result<(Self, SandboxReader), Error> {
-        let states = SandboxReader::default();
+        states: SandboxReader,
+    ) -> Result<Self, Error> {
         metrics.read(&states);
-        let sandboxes = Self {
+        Ok(Self {
             watch: Watch::new(config.cgroup.path().to_owned()).map_err(Error::Inotify)?,
             pods: HashMap::new(),
             records,
             claims: Claims::new(inherited).map_err(Error::Namespaces)?,
-            states: states.clone(),
+            states,
             metrics,
             sweep: config.sweep,
+            listens: config.listens,
             tasks: JoinSet::new(),
             urgent: Arc::new(Semaphore::new(TOGETHER)),
             unhurried: Arc::new(Semaphore::new(TOGETHER)),
             births: 0,
             outbox: VecDeque::new(),
             sweeps: 0,
-        };
-        Ok((sandboxes, states))
+            said_hidden: false,
+        })
     }
 
     /// Until the drain begins, nobody takes `events` any more, or inotify fails (which is logged). Waits for whoever
@@ -278,6 +283,7 @@ impl Sandboxes {
             held: std::mem::take(&mut sandbox.held),
             addresses: sandbox.record.addresses.clone(),
             urgent,
+            listens: self.listens,
             claims: self.claims.clone(),
         };
         let (pod, birth, asked) = (pod.clone(), sandbox.birth, Instant::now());
@@ -294,6 +300,7 @@ impl Sandboxes {
     fn refuse_host_network(&mut self, pod: &PodUid) {
         let Some(sandbox) = self.pods.get_mut(pod) else { return };
         let events = sandbox.close(pod);
+        self.states.places(pod, &[], false);
         self.states.set(pod, State::Without(Reason::HostNetwork));
         self.closed(events);
     }
@@ -326,8 +333,13 @@ impl Sandboxes {
         }
         let (events, freed) = sandbox.take(pod, found.held, found.opened);
         self.outbox.extend(events);
+        // Before anybody hears of it: a connect may be on its way then.
+        self.states.places(pod, &sandbox.told, !sandbox.record.addresses.is_empty());
         let again = std::mem::take(&mut sandbox.again);
         let pause = found.unsettled && !again && sandbox.attempt < AGAIN;
+        if found.reason == Reason::Hidden && !std::mem::replace(&mut self.said_hidden, true) {
+            warn!(pod.uid = %pod, "Pods are denied: the agent can't see their processes; run it with hostPID");
+        }
         let state = sandbox.state(found.reason, again || pause);
         self.states.set(pod, state);
         if pause {

@@ -6,6 +6,7 @@ use std::{
     net::{
         IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, UdpSocket,
     },
+    ops::RangeInclusive,
     os::fd::AsFd,
 };
 
@@ -26,24 +27,54 @@ const EPHEMERAL: (u16, u16) = (32768, 60999);
 const UNPRIVILEGED: u16 = 1024;
 /// Ports that are tried on either side of the range.
 const TRIES: usize = 64;
+/// Ports for where the range leaves none of the unprivileged ones: IANA has assigned them to nobody, and the agent may
+/// bind them.
+const UNASSIGNED: RangeInclusive<u16> = 914..=952;
 
-/// Open listeners and where they are.
+/// A namespace that is the pod's.
 #[derive(Debug)]
 pub(super) struct Open {
     pub(super) cookie: u64,
+    /// The listeners inside it, or why there are none.
+    pub(super) listening: Result<Listening, Reason>,
+}
+
+/// Open listeners; none at port 0.
+#[derive(Debug, Default)]
+pub(super) struct Listening {
     pub(super) port: u16,
     pub(super) sockets: Vec<TcpListener>,
 }
 
-/// Opens listeners in `namespace`, or takes those that were inherited. One of `addresses` must be there; none is
-/// needed while none is known.
+/// Whether `namespace` is the pod's as far as can be told: one of `addresses` must be there; none is needed while none
+/// is known. With listeners inside it, new ones or those that were inherited, if it `listens`.
 pub(super) fn open(
     namespace: &File,
     addresses: &[IpAddr],
     claims: &Claims,
+    listens: bool,
 ) -> Result<Open, Reason> {
-    let opened = inside(namespace, || Ok(open_here(addresses, claims)));
-    opened.map_err(failed("setns"))?
+    let open_here = || {
+        if !addresses.is_empty() && !have_one(addresses) {
+            return Err(Reason::NoAddress);
+        }
+        // The runtime has not finished, as far as is known.
+        if addresses.is_empty() && !loopback_is_up().map_err(failed("SIOCGIFFLAGS"))? {
+            return Err(Reason::LoopbackDown);
+        }
+        let cookie = cookie_here()?;
+        let listening = match listens {
+            true => listen_here(claims.inherited(cookie)),
+            false => Err(Reason::NodePath),
+        };
+        Ok(Open { cookie, listening })
+    };
+    inside(namespace, || Ok(open_here())).map_err(failed("setns"))?
+}
+
+/// Listeners in `namespace`, which is the pod's.
+pub(super) fn listen_in(namespace: &File) -> Result<Listening, Reason> {
+    inside(namespace, || Ok(listen_here(Vec::new()))).map_err(failed("setns"))?
 }
 
 /// Whether one of `addresses` is on an interface in `namespace`.
@@ -57,26 +88,21 @@ fn have_one(addresses: &[IpAddr]) -> bool {
     addresses.iter().any(|address| UdpSocket::bind((*address, 0)).is_ok())
 }
 
-fn open_here(addresses: &[IpAddr], claims: &Claims) -> Result<Open, Reason> {
-    if !addresses.is_empty() && !have_one(addresses) {
-        return Err(Reason::NoAddress);
-    }
+fn listen_here(inherited: Vec<TcpListener>) -> Result<Listening, Reason> {
     if !loopback_is_up().map_err(failed("SIOCGIFFLAGS"))? {
         return Err(Reason::LoopbackDown);
     }
-    let cookie = cookie_here()?;
-    let inherited = claims.inherited(cookie);
     if let Some(port) = port_of(&inherited) {
         // An agent of before may not have.
         inherited.iter().for_each(defer);
-        return Ok(Open { cookie, port, sockets: inherited });
+        return Ok(Listening { port, sockets: inherited });
     }
     // The thread that opens the file is in the namespace, so this is the namespace's own.
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok();
     let range = range.as_deref().and_then(parse_range).unwrap_or(EPHEMERAL);
     for port in ports(range, fastrand::u16(..)) {
         match pair(port) {
-            Ok(sockets) => return Ok(Open { cookie, port, sockets }),
+            Ok(sockets) => return Ok(Listening { port, sockets }),
             Err(Errno::ADDRINUSE) => {}
             Err(error) => return Err(failed("bind")(error.into())),
         }
@@ -147,7 +173,7 @@ fn parse_range(text: &str) -> Option<(u16, u16)> {
 }
 
 /// Ports outside `range`, in the order in which they are tried: from somewhere above it, where hardly anything
-/// listens, then from below it downwards.
+/// listens, then from below it downwards, then those that nobody uses.
 fn ports(range: (u16, u16), start: u16) -> impl Iterator<Item = u16> {
     let first = range.1.saturating_add(1).max(UNPRIVILEGED);
     let count = if range.1 == u16::MAX { 0 } else { u16::MAX - first + 1 };
@@ -157,7 +183,8 @@ fn ports(range: (u16, u16), start: u16) -> impl Iterator<Item = u16> {
         first + step as u16
     });
     let below = (UNPRIVILEGED..range.0.max(UNPRIVILEGED)).rev();
-    above.take(TRIES).chain(below.take(TRIES))
+    let unassigned = UNASSIGNED.filter(move |port| !(range.0..=range.1).contains(port));
+    above.take(TRIES).chain(below.take(TRIES)).chain(unassigned)
 }
 
 #[cfg(test)]
@@ -169,21 +196,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ports_are_outside_the_range_and_not_the_systems() {
+    fn ports_are_outside_the_range_and_nobodys() {
         let cases = [
-            ((32768, 60999), 61000..=65535, 2 * TRIES),
-            ((1024, 65535), 0..=0, 0),
-            ((1025, 65535), 1024..=1024, 1),
-            ((1, 500), 1024..=65535, TRIES),
+            ((32768, 60999), 61000..=65535, 2 * TRIES + 39),
+            ((1024, 65535), 914..=914, 39),
+            ((950, 65535), 914..=914, 36),
+            ((1, 65535), 0..=0, 0),
+            ((1025, 65535), 1024..=1024, 1 + 39),
+            ((1, 500), 1024..=65535, TRIES + 39),
             ((0, 65534), 65535..=65535, 1),
-            ((20000, 65535), 1024..=19999, TRIES),
+            ((20000, 65535), 1024..=19999, TRIES + 39),
         ];
         for (range, first, count) in cases {
             for start in [0, 1, 4535, 4536, 61000, u16::MAX] {
                 let ports: Vec<u16> = ports(range, start).collect();
                 assert_eq!(ports.len(), count, "{range:?}");
                 assert!(ports.first().is_none_or(|port| first.contains(port)), "{range:?}");
-                let allowed = |port: &u16| *port >= 1024 && (*port < range.0 || *port > range.1);
+                let allowed = |port: &u16| {
+                    (*port >= 1024 || UNASSIGNED.contains(port))
+                        && (*port < range.0 || *port > range.1)
+                };
                 assert!(ports.iter().all(allowed), "{range:?} from {start}: {ports:?}");
                 let mut once = ports.clone();
                 once.sort_unstable();

@@ -10,12 +10,13 @@ use super::{
 };
 use crate::pods::PodUid;
 
-/// A namespace of a pod that has listeners.
+/// A namespace of a pod.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) claim: Claim,
     pub(super) cookie: u64,
-    pub(super) port: u16,
+    /// The port of the listeners inside it, or why there are none.
+    pub(super) listening: Result<u16, Reason>,
     /// The pod's addresses when one of them was last seen in there; none before they were known.
     pub(super) proven_by: Vec<IpAddr>,
 }
@@ -30,6 +31,8 @@ pub(super) struct Look {
     pub(super) addresses: Vec<IpAddr>,
     /// Only what a new sandbox has is looked at.
     pub(super) urgent: bool,
+    /// Whether there are to be listeners.
+    pub(super) listens: bool,
     pub(super) claims: Claims,
 }
 
@@ -38,7 +41,7 @@ pub(super) struct Look {
 pub(super) struct Found {
     /// What was held and still is, and what is new.
     pub(super) held: Vec<Held>,
-    /// The new ones among them, by cookie, with their listeners.
+    /// The new ones among them, and those that have new listeners.
     pub(super) opened: Vec<Open>,
     /// What is no longer the pod's.
     pub(super) closed: Vec<Held>,
@@ -58,7 +61,7 @@ pub(super) struct Found {
 impl Look {
     /// Looks, opens what is to be opened, and tells what is to be closed. Blocks.
     pub(super) fn run(self) -> Found {
-        let Self { pod, cgroup, held, addresses, urgent, claims } = self;
+        let Self { pod, cgroup, held, addresses, urgent, listens, claims } = self;
         let claimed: HashSet<u64> = held.iter().map(|held| held.claim.inode()).collect();
         let most = if urgent { processes::FEW } else { processes::MANY };
         let processes = Processes::of(&cgroup, most, &claimed, &claims);
@@ -81,7 +84,7 @@ impl Look {
                 break;
             }
             match claims.claim(inode, namespace, &pod) {
-                Ok(claim) => match listen::open(claim.namespace(), &addresses, &claims) {
+                Ok(claim) => match listen::open(claim.namespace(), &addresses, &claims, listens) {
                     Ok(open) => found.add(open, claim, &addresses),
                     Err(reason) => found.release(claim, reason),
                 },
@@ -89,8 +92,17 @@ impl Look {
             }
         }
         // The runtime and its monitor stay on the node.
-        found.unsettled &= found.held.is_empty();
+        found.unsettled &= !found.held.iter().any(Held::is_settled);
         found
+    }
+}
+
+// === impl Held ===
+
+impl Held {
+    /// Whether there is nothing to wait for: somebody may be about to set `lo` up.
+    fn is_settled(&self) -> bool {
+        self.listening != Err(Reason::LoopbackDown)
     }
 }
 
@@ -125,12 +137,32 @@ impl Found {
                 }
             }
         }
-        if lives { self.held.push(held) } else { self.closed.push(held) }
+        if !lives {
+            return self.closed.push(held);
+        }
+        if let Err(reason) = &mut held.listening
+            && *reason != Reason::NodePath
+        {
+            match listen::listen_in(held.claim.namespace()) {
+                Ok(listening) => {
+                    held.listening = Ok(listening.port);
+                    self.opened.push(Open { cookie: held.cookie, listening: Ok(listening) });
+                }
+                Err(failure) => *reason = failure,
+            }
+        }
+        self.unsettled |= !held.is_settled();
+        self.held.push(held);
     }
 
     fn add(&mut self, open: Open, claim: Claim, addresses: &[IpAddr]) {
-        let Open { cookie, port, .. } = open;
-        self.held.push(Held { claim, cookie, port, proven_by: addresses.to_vec() });
+        let listening = match &open.listening {
+            Ok(listening) => Ok(listening.port),
+            Err(reason) => Err(reason.clone()),
+        };
+        let held = Held { claim, cookie: open.cookie, listening, proven_by: addresses.to_vec() };
+        self.unsettled |= !held.is_settled();
+        self.held.push(held);
         self.opened.push(open);
     }
 
@@ -170,9 +202,9 @@ mod tests {
         let claims = Claims::new(Vec::new()).unwrap();
         let pod = PodUid::new("a");
         let claim = claims.claim(7, File::open("/dev/null").unwrap(), &pod).unwrap();
-        let held = vec![Held { claim, cookie: 7, port: 61000, proven_by: Vec::new() }];
+        let held = vec![Held { claim, cookie: 7, listening: Ok(61000), proven_by: Vec::new() }];
         let (cgroup, addresses) = (cgroup.path().to_owned(), Vec::new());
-        Look { pod, cgroup, held, addresses, urgent: false, claims }.run()
+        Look { pod, cgroup, held, addresses, urgent: false, listens: true, claims }.run()
     }
 
     #[test]

@@ -35,31 +35,35 @@ pub struct Config {
     pub cgroup: Cgroup,
     /// How often everything is looked at again, beside what is noticed at once.
     pub sweep: Duration,
+    /// Whether to listen inside the namespaces: not where pods are served at the node's address alone.
+    pub listens: bool,
 }
 
-/// Listeners inside a pod's network namespace.
+/// A pod's network namespace, with the listeners inside it.
 #[derive(Debug)]
-pub struct Listener {
+pub struct Opened {
     /// As its cgroup is named: of a static pod this is the config hash.
     pub pod: PodUid,
+    /// The id of that cgroup.
+    pub cgroup: u64,
     /// The namespace's cookie.
     pub netns: u64,
-    /// The port of all of them, host order.
+    /// The port of all listeners, host order; 0: there are none.
     pub port: u16,
     /// Listening at 127.0.0.1 and, where the namespace has IPv6, `::1`; non-blocking. They keep the namespace alive.
     pub sockets: Vec<TcpListener>,
 }
 
-/// What becomes of listeners.
+/// What becomes of pods' network namespaces.
 #[derive(Debug)]
 pub enum Event {
-    /// There are new ones.
-    Opened(Listener),
+    /// One is known to be a pod's, or has got listeners.
+    Opened(Opened),
     /// The pod is gone or lives elsewhere: the listeners are to be dropped.
     Closed {
-        /// As [`Listener::pod`].
+        /// As [`Opened::pod`].
         pod: PodUid,
-        /// As [`Listener::netns`].
+        /// As [`Opened::netns`].
         netns: u64,
     },
 }
@@ -74,13 +78,20 @@ pub enum State {
         /// Their port, host order.
         port: u16,
     },
+    /// Its network namespace is known, and there are no listeners inside it.
+    Known {
+        /// The namespace's cookie.
+        netns: u64,
+        /// Why not.
+        reason: Reason,
+    },
     /// It is being looked at.
     Waiting,
-    /// It has none.
+    /// Nothing of it is known.
     Without(Reason),
 }
 
-/// Why a pod has no listeners. All but the first may change; it is looked at again with every event.
+/// Why a pod has no listeners, or no network namespace that is known. All but the first may change; it is looked at again with every event.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
     /// The API says so.
@@ -104,6 +115,9 @@ pub enum Reason {
     /// Nothing can be bound there.
     #[error("lo is down in the pod's network namespace")]
     LoopbackDown,
+    /// `--path=node`.
+    #[error("pods are served at the node's address")]
+    NodePath,
     /// The pod has them all.
     #[error("no port outside ip_local_port_range is free in the pod's network namespace")]
     NoPort,
@@ -147,6 +161,7 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ready { port, .. } => write!(f, "listening on port {port} inside the pod"),
+            Self::Known { reason, .. } => write!(f, "{reason}"),
             Self::Waiting => f.write_str("being looked at"),
             Self::Without(reason) => write!(f, "{reason}"),
         }
@@ -155,8 +170,9 @@ impl fmt::Display for State {
 
 impl State {
     /// Every [`State::name`].
-    pub(crate) const NAMES: [&'static str; 12] = [
+    pub(crate) const NAMES: [&'static str; 14] = [
         "ready",
+        "known",
         "waiting",
         "host_network",
         "no_process",
@@ -165,6 +181,7 @@ impl State {
         "another_pods",
         "no_address",
         "loopback_down",
+        "node_path",
         "no_port",
         "kernel",
         "failed",
@@ -175,6 +192,7 @@ impl State {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Ready { .. } => "ready",
+            Self::Known { .. } => "known",
             Self::Waiting => "waiting",
             Self::Without(Reason::HostNetwork) => "host_network",
             Self::Without(Reason::NoProcess) => "no_process",
@@ -183,6 +201,7 @@ impl State {
             Self::Without(Reason::AnotherPods(_)) => "another_pods",
             Self::Without(Reason::NoAddress) => "no_address",
             Self::Without(Reason::LoopbackDown) => "loopback_down",
+            Self::Without(Reason::NodePath) => "node_path",
             Self::Without(Reason::NoPort) => "no_port",
             Self::Without(Reason::Kernel) => "kernel",
             Self::Without(Reason::Failed { .. }) => "failed",

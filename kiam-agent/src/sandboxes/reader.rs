@@ -5,12 +5,22 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use super::State;
-use crate::pods::{Pod, PodUid};
+use super::{Reason, State};
+use crate::pods::{Pod, PodNamespace, PodNamespaces, PodUid};
 
 /// Tells where each pod stands. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct SandboxReader(Arc<RwLock<HashMap<PodUid, State>>>);
+pub struct SandboxReader(Arc<RwLock<HashMap<PodUid, Standing>>>);
+
+/// Where one pod stands.
+#[derive(Clone, Debug)]
+struct Standing {
+    state: State,
+    /// The cookies of its network namespaces.
+    namespaces: Vec<u64>,
+    /// Its addresses are known.
+    has_address: bool,
+}
 
 // === impl SandboxReader ===
 
@@ -25,29 +35,68 @@ impl SandboxReader {
     /// Where the pod whose cgroup is named by `uid` stands.
     #[must_use]
     pub fn state(&self, uid: &PodUid) -> Option<State> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
+        let pods = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        pods.get(uid).map(|standing| standing.state.clone())
     }
 
     /// How many pods there are in each state, by [`State::name`].
     #[must_use]
     pub fn counts(&self) -> HashMap<&'static str, u64> {
         let mut counts: HashMap<_, _> = State::NAMES.iter().map(|name| (*name, 0)).collect();
-        for state in self.0.read().unwrap_or_else(PoisonError::into_inner).values() {
-            *counts.entry(state.name()).or_default() += 1;
+        for standing in self.0.read().unwrap_or_else(PoisonError::into_inner).values() {
+            *counts.entry(standing.state.name()).or_default() += 1;
         }
         counts
     }
 
     pub(super) fn set(&self, uid: &PodUid, state: State) {
-        let mut states = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if states.get(uid) != Some(&state) {
+        let mut pods = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let standing = pods.entry(uid.clone()).or_default();
+        if standing.state != state {
             tracing::debug!(pod.uid = %uid, %state, "Sandbox seen");
-            states.insert(uid.clone(), state);
+            standing.state = state;
         }
+    }
+
+    /// The pod has `namespaces`, by cookie, and no others; its addresses are known, or are not.
+    pub(super) fn places(&self, uid: &PodUid, namespaces: &[u64], has_address: bool) {
+        let mut pods = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let standing = pods.entry(uid.clone()).or_default();
+        standing.namespaces = namespaces.to_vec();
+        standing.has_address = has_address;
     }
 
     pub(super) fn remove(&self, uid: &PodUid) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+}
+
+impl PodNamespaces for SandboxReader {
+    fn of_pod(&self, pod: &Pod) -> Vec<PodNamespace> {
+        let pods = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let names = std::iter::once(&pod.uid).chain(&pod.config_hash);
+        names.filter_map(|uid| Some((uid, pods.get(uid)?))).flat_map(Standing::namespaces).collect()
+    }
+
+    fn without_address(&self) -> Vec<PodNamespace> {
+        let pods = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        pods.iter().filter(|(_, pod)| !pod.has_address).flat_map(Standing::namespaces).collect()
+    }
+}
+
+// === impl Standing ===
+
+impl Standing {
+    fn namespaces((uid, own): (&PodUid, &Self)) -> Vec<PodNamespace> {
+        let of = |netns: &u64| PodNamespace { uid: uid.clone(), netns: *netns };
+        own.namespaces.iter().map(of).collect()
+    }
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        let state = State::Without(Reason::NoProcess);
+        Self { state, namespaces: Vec::new(), has_address: false }
     }
 }
 

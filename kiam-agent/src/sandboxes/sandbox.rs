@@ -1,10 +1,14 @@
 //! One pod that has a cgroup: its namespaces, and what was told of them.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{fs, net::IpAddr, os::unix::fs::MetadataExt as _, path::PathBuf, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Event, Listener, Reason, State, listen::Open, look::Held};
+use super::{
+    Event, Opened, Reason, State,
+    listen::{Listening, Open},
+    look::Held,
+};
 use crate::pods::{PodReader, PodUid};
 
 /// How long looks at a pod without listeners are hurried: longer than a runtime needs for a sandbox on a busy node.
@@ -17,6 +21,8 @@ pub(super) struct Sandbox {
     /// When its cgroup was seen to come; `None`: it was there before.
     pub(super) came: Option<Instant>,
     pub(super) cgroup: PathBuf,
+    /// 0, which no cgroup has, when it was gone already.
+    pub(super) cgroup_id: u64,
     /// Empty while it is looked at.
     pub(super) held: Vec<Held>,
     /// The namespaces that [`Event::Opened`] was told of, by cookie, and not [`Event::Closed`].
@@ -46,6 +52,7 @@ impl Sandbox {
         Self {
             birth,
             came,
+            cgroup_id: fs::metadata(&cgroup).map_or(0, |cgroup| cgroup.ino()),
             cgroup,
             held: Vec::new(),
             told: Vec::new(),
@@ -76,9 +83,13 @@ impl Sandbox {
         self.held = held;
         let freed = !gone.is_empty();
         let mut events = closed(pod, gone);
-        for Open { cookie, port, sockets } in opened {
-            self.told.push(cookie);
-            events.push(Event::Opened(Listener { pod: pod.clone(), netns: cookie, port, sockets }));
+        for Open { cookie: netns, listening } in opened {
+            if !self.told.contains(&netns) {
+                self.told.push(netns);
+            }
+            let Listening { port, sockets } = listening.unwrap_or_default();
+            let (pod, cgroup) = (pod.clone(), self.cgroup_id);
+            events.push(Event::Opened(Opened { pod, cgroup, netns, port, sockets }));
         }
         (events, freed)
     }
@@ -92,9 +103,14 @@ impl Sandbox {
 
     /// Where it stands after a look, which another one will follow if it is `due`.
     pub(super) fn state(&mut self, reason: Reason, due: bool) -> State {
-        if let Some(first) = self.held.first() {
+        let is_ready = |held: &&Held| held.listening.is_ok();
+        if let Some(held) = self.held.iter().find(is_ready).or(self.held.first()) {
             self.refusal = None;
-            return State::Ready { netns: first.cookie, port: first.port };
+            let netns = held.cookie;
+            return match &held.listening {
+                Ok(port) => State::Ready { netns, port: *port },
+                Err(reason) => State::Known { netns, reason: reason.clone() },
+            };
         }
         self.refusal = Some(reason.clone());
         if due { State::Waiting } else { State::Without(reason) }

@@ -14,7 +14,7 @@ use tokio::{
 use super::*;
 use crate::{
     lifecycle::{self, DrainSignal},
-    pods::fixtures::uid,
+    pods::{Origin, fixtures::uid},
     telemetry::captured::Captured,
 };
 
@@ -54,7 +54,7 @@ struct OnePod(u32);
 
 impl ClientResolver for OnePod {
     fn resolve(&self, connection: &Connection) -> Result<Client, Unattested> {
-        Ok(Client::Pod { uid: uid(self.0), address: connection.peer.ip() })
+        Ok(Client::Pod { uid: uid(self.0), address: connection.peer.ip(), origin: Origin::Pod })
     }
 }
 

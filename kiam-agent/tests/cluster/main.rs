@@ -15,7 +15,7 @@ use std::{
 use kiam_agent::{
     cluster::{Cluster, Config, Metrics, Synced},
     lifecycle::{self, DrainSignal, Readiness},
-    pods::{Client, NotFound, PodIndex, PodReader, PodUid},
+    pods::{Client, NotFound, Origin, PodIndex, PodReader, PodUid},
 };
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
@@ -137,7 +137,8 @@ fn pod(name: &str, n: u32) -> PodRecord {
 }
 
 fn attested(n: u32) -> Client {
-    Client::Pod { uid: PodUid::new(&uid(n)), address: "10.0.0.1".parse().unwrap() }
+    let address = "10.0.0.1".parse().unwrap();
+    Client::Pod { uid: PodUid::new(&uid(n)), address, origin: Origin::Pod }
 }
 
 #[tokio::test]

@@ -366,7 +366,7 @@ fn take_pins_away(lab: &Lab) {
 
 /// The names of the pinned links, and the numbers in them.
 fn pinned_uplinks(lab: &Lab) -> Vec<String> {
-    let entries = std::fs::read_dir(lab.pins().join("v1")).unwrap();
+    let entries = std::fs::read_dir(lab.pins().join("v2")).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.filter(|name| name.starts_with("link_uplink_")).collect()
 }
@@ -407,10 +407,10 @@ fn packet_sockets_of_host_network_pods_end_at_the_uplinks() {
     assert_shut("eth0", "without pins");
     assert_shut("eth1", "without pins");
     eventually("the pins are not back", || {
-        lab.pins().join("v1").exists() && pinned_uplinks(&lab) == both
+        lab.pins().join("v2").exists() && pinned_uplinks(&lab) == both
     });
     for pin in &both {
-        lab.node.detach_link(&lab.pins().join("v1").join(pin)).unwrap();
+        lab.node.detach_link(&lab.pins().join("v2").join(pin)).unwrap();
     }
     eventually("it is not at the uplinks again", || {
         metrics().contains("kiam_guard_restored_total 4\n")

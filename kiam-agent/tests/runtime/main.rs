@@ -89,10 +89,11 @@ impl Stage {
 
     /// Network namespaces that the kernel sends connects inside of.
     fn namespaces(&self) -> usize {
-        let map = MapData::from_pin(self.lab.pins().join("v1/INSIDE")).unwrap();
-        // The value is two ports.
-        let ports: HashMap<_, u64, [u16; 2]> = Map::HashMap(map).try_into().unwrap();
-        ports.keys().map(Result::unwrap).count()
+        let map = MapData::from_pin(self.lab.pins().join("v2/SANDBOXES")).unwrap();
+        let sandboxes: HashMap<_, u64, kiam_common::client::Sandbox> =
+            Map::HashMap(map).try_into().unwrap();
+        let sandboxes = sandboxes.iter().map(Result::unwrap);
+        sandboxes.filter(|(_, sandbox)| sandbox.v4 != 0).count()
     }
 
     fn descriptors(&self) -> usize {

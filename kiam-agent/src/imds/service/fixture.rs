@@ -21,7 +21,9 @@ use crate::{
     clock::Clock,
     credentials::{self, CredentialSource, Credentials, ErrorClass, Prefetcher, SourceError},
     lifecycle::{self, DrainSignal, Readiness},
-    pods::{Client, ClientResolver, Connection, Namespace, Pod, PodIndex, PodUid, Unattested},
+    pods::{
+        Client, ClientResolver, Connection, Namespace, Origin, Pod, PodIndex, PodUid, Unattested,
+    },
     policy::{self, RolePolicy},
     role::{Claimant, RoleIdentity, RoleResolver, WantedRoles},
     secret::Secret,
@@ -47,7 +49,10 @@ impl ClientResolver for Identity {
         let IpAddr::V4(address) = connection.peer.ip() else { return Err(Unattested::NoEntry) };
         match (self, address.octets()[3]) {
             (Self::Kernel, 66) => Err(Unattested::NoEntry),
-            (Self::Kernel, n) => Ok(Client::Pod { uid: uid(n), address: address.into() }),
+            (Self::Kernel, n) => {
+                let origin = Origin::Pod;
+                Ok(Client::Pod { uid: uid(n), address: address.into(), origin })
+            }
             (Self::SourceIp, _) => Ok(Client::Address(address.into())),
         }
     }

@@ -9,10 +9,10 @@ use std::{
     time::Duration,
 };
 
-use kiam_common::client::InsidePorts;
+use kiam_common::client::Sandbox;
 
 use super::{
-    super::{Flows, Inside, namespaces::inside},
+    super::{Flows, SandboxTable, namespaces::inside},
     Witness,
 };
 
@@ -21,7 +21,7 @@ const LOOK: Duration = Duration::from_millis(2);
 
 /// Published while it lives. Drop takes it back.
 pub(super) struct Published<'a> {
-    inside: &'a Inside,
+    table: &'a SandboxTable,
     netns: u64,
     sockets: Vec<TcpListener>,
 }
@@ -29,22 +29,37 @@ pub(super) struct Published<'a> {
 // === impl Published ===
 
 impl<'a> Published<'a> {
-    /// Listens in `namespace`, whose cookie is `netns`, and has the programs send connects there.
-    pub(super) fn open(namespace: &File, netns: u64, kernel: &'a Inside) -> io::Result<Self> {
+    /// Listens in `namespace`, whose cookie is `netns`, and has the programs send connects of the cgroup `pod` there.
+    pub(super) fn open(
+        namespace: &File,
+        (netns, pod): (u64, u64),
+        table: &'a SandboxTable,
+    ) -> io::Result<Self> {
         let listen = |address: IpAddr| TcpListener::bind(SocketAddr::new(address, 0));
         let v4 = inside(namespace, || listen(Ipv4Addr::LOCALHOST.into()))?;
-        let mut ports = InsidePorts { v4: v4.local_addr()?.port(), v6: 0 };
+        let mut sandbox = Sandbox { pod, v4: v4.local_addr()?.port(), ..Sandbox::default() };
         let mut sockets = vec![v4];
         // Not where the node has no IPv6.
         if let Ok(v6) = inside(namespace, || listen(Ipv6Addr::LOCALHOST.into())) {
-            ports.v6 = v6.local_addr()?.port();
+            sandbox.v6 = v6.local_addr()?.port();
             sockets.push(v6);
         }
         for socket in &sockets {
             socket.set_nonblocking(true)?;
         }
-        kernel.publish(netns, ports, &sockets).map_err(io::Error::other)?;
-        Ok(Self { inside: kernel, netns, sockets })
+        table.publish(netns, sandbox, &sockets).map_err(io::Error::other)?;
+        Ok(Self { table, netns, sockets })
+    }
+
+    /// Listens nowhere, and lets the cgroup `pod` connect from the namespace whose cookie is `netns` to the node's
+    /// listener.
+    pub(super) fn without_listener(
+        (netns, pod): (u64, u64),
+        table: &'a SandboxTable,
+    ) -> io::Result<Self> {
+        let (sandbox, sockets) = (Sandbox { pod, ..Sandbox::default() }, Vec::new());
+        table.publish(netns, sandbox, &sockets).map_err(io::Error::other)?;
+        Ok(Self { table, netns, sockets })
     }
 
     /// Does `work`, and meanwhile shows `witness` what comes.
@@ -84,6 +99,6 @@ impl<'a> Published<'a> {
 impl Drop for Published<'_> {
     fn drop(&mut self) {
         // The namespace is the proof's: what stays in the list sends nobody anywhere.
-        let _ = self.inside.withdraw(self.netns);
+        let _ = self.table.withdraw(self.netns);
     }
 }

@@ -29,7 +29,7 @@ use self::{
     tap::Tap,
     witness::Prover,
 };
-use super::{Cgroup, Flows, Inside, Marks, Path, Rewriter};
+use super::{Cgroup, Flows, Marks, Path, Rewriter, SandboxTable};
 use crate::lifecycle::{Detail, Drain, Latch};
 
 /// The hidden subcommand that runs [`client`].
@@ -62,8 +62,8 @@ pub struct ProofParts {
     pub marks: Marks,
     /// Who opened which connection.
     pub flows: Flows,
-    /// Listeners inside network namespaces.
-    pub inside: Inside,
+    /// The network namespaces that are known to be pods'.
+    pub sandboxes: SandboxTable,
     /// Rewrites addresses behind the agent's programs.
     pub rewriter: Rewriter,
 }
@@ -244,15 +244,17 @@ impl Proof {
         };
         let sandbox = self.sandbox.insert(sandbox);
         self.parts.marks.intercept(sandbox.cgroup_id()).map_err(io::Error::other)?;
-        let addresses = sandbox.addresses();
-        self.witness.watch(Some(Prover { cgroup: sandbox.cgroup_id(), addresses }));
+        let (pod, addresses) = (sandbox.cgroup_id(), sandbox.addresses());
+        let prover = Prover { cgroup: pod, netns: sandbox.cookie(), addresses };
+        self.witness.watch(Some(prover));
         let tap = Tap::open()?;
         let rewriting = self.parts.rewriter.attach(&cgroup).map_err(io::Error::other)?;
         let mut client = Command::new("/proc/self/exe");
         let mut run = || sandbox.run(client.arg(SUBCOMMAND).env_clear());
         let output = match (way, sandbox.cookie()) {
             (Way::Inside, Some(netns)) => {
-                let published = Published::open(sandbox.netns(), netns, &self.parts.inside)?;
+                let table = &self.parts.sandboxes;
+                let published = Published::open(sandbox.netns(), (netns, pod), table)?;
                 published.seen_by(&self.witness, &self.parts.flows, run)?
             }
             (Way::Inside, None) if self.config.path == Path::PodLocal => {
@@ -260,7 +262,12 @@ impl Proof {
             }
             // Without cookies there are no listeners inside namespaces.
             (Way::Inside, None) => return Ok(Vec::new()),
-            (Way::Node, _) => run()?,
+            (Way::Node, Some(netns)) => {
+                let known = (netns, pod);
+                let _published = Published::without_listener(known, &self.parts.sandboxes)?;
+                run()?
+            }
+            (Way::Node, None) => run()?,
         };
         drop(rewriting);
         if !output.status.success() {

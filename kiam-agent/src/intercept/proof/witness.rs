@@ -26,6 +26,8 @@ struct Seen {
 pub(super) struct Prover {
     /// Its cgroup.
     pub(super) cgroup: u64,
+    /// Its network namespace's cookie, where the kernel tells it (5.14).
+    pub(super) netns: Option<u64>,
     /// Its addresses.
     pub(super) addresses: [IpAddr; 2],
 }
@@ -44,6 +46,13 @@ impl Witness {
     pub fn saw_address(&self, peer: SocketAddr) -> bool {
         let address = peer.ip().to_canonical();
         self.is_prover(peer, None, |prover| prover.addresses.contains(&address))
+    }
+
+    /// The network namespace of the proof, where `address` is the proof's.
+    #[must_use]
+    pub fn namespace(&self, address: IpAddr) -> Option<u64> {
+        let seen = self.lock();
+        seen.prover.as_ref().filter(|prover| prover.addresses.contains(&address))?.netns
     }
 
     /// Forgets what it saw; from now on connections of `prover` are the proof's.
@@ -86,14 +95,16 @@ mod tests {
         let witness = Witness::default();
         let own = Ipv4Addr::new(169, 254, 76, 2);
         let peer = SocketAddr::from((own, 4000));
-        let entry = FlowEntry { cgroup: 7, netns: 3 };
+        let entry = FlowEntry { cgroup: 7, netns: 3, on_host: false };
         assert!(!witness.saw(entry, peer) && !witness.saw_address(peer), "before there is one");
         let addresses = [own.into(), Ipv6Addr::LOCALHOST.into()];
-        witness.watch(Some(Prover { cgroup: 7, addresses }));
+        witness.watch(Some(Prover { cgroup: 7, netns: Some(3), addresses }));
         assert!(witness.saw(entry, peer));
-        assert!(!witness.saw(FlowEntry { cgroup: 8, netns: 3 }, peer));
+        assert!(!witness.saw(FlowEntry { cgroup: 8, ..entry }, peer));
         assert!(witness.saw_address((own.to_ipv6_mapped(), 4001).into()));
         assert!(!witness.saw_address(([169, 254, 76, 3], 4002).into()));
+        assert_eq!(witness.namespace(own.into()), Some(3));
+        assert_eq!(witness.namespace(Ipv4Addr::LOCALHOST.into()), None);
         assert_eq!(witness.arrived(4000), Some(Some(entry)));
         assert_eq!((witness.arrived(4001), witness.arrived(4002)), (Some(None), None));
         witness.watch(None);

@@ -1,4 +1,4 @@
-//! The agent's listeners inside pods' network namespaces, as the kernel programs know them.
+//! The network namespaces that are known to be pods', as the kernel programs know them.
 
 use std::{
     fmt,
@@ -8,37 +8,41 @@ use std::{
 };
 
 use aya::maps::{HashMap, Map, MapData, MapError, SkStorage};
-use kiam_common::client::InsidePorts;
+use kiam_common::client::Sandbox;
 
 use super::Error;
 
-const NAME: &str = "INSIDE";
+const NAME: &str = "SANDBOXES";
 const MARKS: &str = "LISTENERS";
 
-/// Tells the programs where there is a listener inside a network namespace. Cheap to clone.
+/// The kernel's table of pods' network namespaces, by cookie. Cheap to clone.
+///
+/// Pods' connects are redirected only from a namespace in here (`--identity=kernel`), and to the listener inside it
+/// where it has one.
 #[derive(Clone)]
-pub struct Inside(Arc<Mutex<Maps>>);
+pub struct SandboxTable(Arc<Mutex<Maps>>);
 
 struct Maps {
-    ports: HashMap<MapData, u64, InsidePorts>,
+    sandboxes: HashMap<MapData, u64, Sandbox>,
     marks: SkStorage<MapData, u32>,
 }
 
-// === impl Inside ===
+// === impl SandboxTable ===
 
-impl Inside {
+impl SandboxTable {
     /// What is pinned in the folder `pins`.
     pub(super) fn open(pins: &Path) -> Result<Self, Error> {
         let map = |name| {
             let map = MapData::from_pin(pins.join(name));
             map.map_err(|source| Error::Map { name, source })
         };
-        let ports = HashMap::try_from(Map::HashMap(map(NAME)?)).map_err(failed(NAME))?;
+        let sandboxes = HashMap::try_from(Map::HashMap(map(NAME)?)).map_err(failed(NAME))?;
         let marks = SkStorage::try_from(Map::SkStorage(map(MARKS)?)).map_err(failed(MARKS))?;
-        Ok(Self(Arc::new(Mutex::new(Maps { ports, marks }))))
+        Ok(Self(Arc::new(Mutex::new(Maps { sandboxes, marks }))))
     }
 
-    /// Marks `sockets`, and then sends connects from the network namespace of cookie `netns` to their `ports`.
+    /// Marks `sockets`, the listeners inside the network namespace of cookie `netns`, and then lets the pod of `sandbox`
+    /// connect from there, to them if there are any.
     ///
     /// # Errors
     ///
@@ -46,7 +50,7 @@ impl Inside {
     pub fn publish<S: AsFd>(
         &self,
         netns: u64,
-        ports: InsidePorts,
+        sandbox: Sandbox,
         sockets: &[S],
     ) -> Result<(), Error> {
         let mut maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -54,40 +58,40 @@ impl Inside {
             let marked = maps.marks.insert(&socket.as_fd().as_raw_fd(), 1, 0);
             marked.map_err(failed(MARKS))?;
         }
-        maps.ports.insert(netns, ports, 0).map_err(failed(NAME))
+        maps.sandboxes.insert(netns, sandbox, 0).map_err(failed(NAME))
     }
 
-    /// Sends no more connects there. What is not known is no error.
+    /// Lets nobody connect from there any more. What is not known is no error.
     ///
     /// # Errors
     ///
     /// The kernel's.
     pub fn withdraw(&self, netns: u64) -> Result<(), Error> {
         let mut maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match maps.ports.remove(&netns) {
+        match maps.sandboxes.remove(&netns) {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
             Err(source) => Err(Error::Map { name: NAME, source }),
         }
     }
 
-    /// Where connects from the network namespace of cookie `netns` are sent; `None` if they are not, or nobody knows.
+    /// Whose the network namespace of cookie `netns` is; `None` if it is nobody's, or nobody knows.
     #[must_use]
-    pub fn ports(&self, netns: u64) -> Option<InsidePorts> {
+    pub fn get(&self, netns: u64) -> Option<Sandbox> {
         let maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        maps.ports.get(&netns, 0).ok()
+        maps.sandboxes.get(&netns, 0).ok()
     }
 
-    /// The namespaces that connects are sent inside of; an earlier agent's as well.
+    /// The namespaces in the table, those of an earlier agent included.
     #[must_use]
     pub fn namespaces(&self) -> Vec<u64> {
         let maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        maps.ports.keys().flatten().collect()
+        maps.sandboxes.keys().flatten().collect()
     }
 }
 
-impl fmt::Debug for Inside {
+impl fmt::Debug for SandboxTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Inside")
+        f.write_str("SandboxTable")
     }
 }
 

@@ -1,0 +1,192 @@
+//! The kernel programs on the kernel: a connection speaks for a pod only from a network namespace that is known to be
+//! that pod's, and one record is good for one connection.
+
+#![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    net::{SocketAddr, TcpListener, UdpSocket},
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    process::Stdio,
+    thread,
+};
+
+use aya::maps::{HashMap, Map, MapData};
+
+use kiam_agent::{
+    identity::CgroupPaths,
+    intercept::{Config, HostNetworkPods, Interception, Parts, Path, cookie_of},
+    pods::PodUid,
+};
+use kiam_common::{
+    POD_QUOTA,
+    client::{FlowKey, Opener, Sandbox},
+    counters::Reason,
+    redirect::Target,
+};
+use xtask::lab::{LabPod, NODE_V4, Node, PodSpec, skip};
+
+const PORT: u16 = 3100;
+
+/// Connects once; what came of it.
+const CONNECT: &str = "import errno,socket\n\
+    s=socket.socket();s.settimeout(5)\n\
+    try: s.connect(('169.254.169.254',80));print('connected')\n\
+    except OSError as e: print(errno.errorcode.get(e.errno,'timeout'))";
+
+/// A node with the programs of `--identity=kernel`, and a listener that accepts whatever comes.
+struct Stage {
+    parts: Parts,
+    node: Node,
+}
+
+impl Stage {
+    fn set(test: &str, host_network: HostNetworkPods) -> Option<Self> {
+        if skip(test) {
+            return None;
+        }
+        let node = Node::start().unwrap();
+        let pods = Some(node.kubepods().to_owned());
+        let config = Config {
+            attested: true,
+            host_network,
+            path: Path::Auto,
+            ..Config::new(pods, node.bpffs().join("kiam"))
+        };
+        let target = Target { v4: NODE_V4.octets(), v4_port: PORT, ..Target::default() };
+        let listener = node.netns().listen(SocketAddr::from((NODE_V4, PORT))).unwrap();
+        let attach = || Interception::load(&config, target)?.attach(&[listener.as_fd()]);
+        let mut parts = node.netns().enter(attach).unwrap().unwrap();
+        parts.lease.renew().unwrap();
+        thread::spawn(move || listener.incoming().collect::<Vec<_>>());
+        Some(Self { parts, node })
+    }
+
+    fn pod(&self, name: &str) -> LabPod {
+        self.node.pod(PodSpec::new("default", name).with_uid().unwrap()).unwrap()
+    }
+
+    fn know(&self, netns: u64, pod: &LabPod) {
+        let pod = fs::metadata(pod.slice().path()).unwrap().ino();
+        let sandbox = Sandbox { pod, ..Sandbox::default() };
+        self.parts.sandboxes.publish(netns, sandbox, &[] as &[TcpListener]).unwrap();
+    }
+
+    /// How many entries `FLOWS` has.
+    fn flows(&self) -> usize {
+        let flows = MapData::from_pin(self.node.bpffs().join("kiam/v2/FLOWS")).unwrap();
+        let flows: HashMap<_, FlowKey, Opener> = Map::HashMap(flows).try_into().unwrap();
+        flows.keys().count()
+    }
+}
+
+fn cookie(pod: &LabPod) -> u64 {
+    let cookie = || UdpSocket::bind("0.0.0.0:0").and_then(cookie_of);
+    pod.netns().enter(cookie).unwrap().unwrap()
+}
+
+#[test]
+fn only_a_pods_own_processes_connect_from_its_namespace_and_from_no_other() {
+    let name = "only_a_pods_own_processes_connect_from_its_namespace_and_from_no_other";
+    let Some(stage) = Stage::set(name, HostNetworkPods::Pass) else { return };
+    let [pod, other] = ["a", "b"].map(|name| stage.pod(name));
+    assert_eq!(pod.python(CONNECT).unwrap(), "EPERM", "nobody knows whose its namespace is");
+    stage.know(cookie(&pod), &pod);
+    assert_eq!(pod.python(CONNECT).unwrap(), "connected");
+    assert_eq!(stage.parts.verdicts.count(Reason::Namespace), 1);
+    // A process of another pod in there.
+    let mut stranger = pod.netns().command("python3");
+    other.cgroup().adopt(&mut stranger).unwrap();
+    let said = stranger.args(["-c", CONNECT]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), "EPERM");
+    // Namespaces that any user can make, with the address of the node or another pod in them.
+    for address in ["10.77.0.1".to_owned(), other.v4().to_string()] {
+        let script = format!(
+            "import subprocess\nprint(subprocess.check_output(['setpriv','--reuid=65534','--regid=65534',\
+             '--clear-groups','unshare','-Urn','sh','-c','ip link set lo up; ip addr add {address}/32 dev lo; \
+             ip route add default dev lo; exec python3 -c \"$0\"',{CONNECT:?}],text=True).strip())"
+        );
+        assert_eq!(pod.python(&script).unwrap(), "EPERM", "{address}");
+    }
+    assert_eq!(stage.parts.verdicts.count(Reason::Namespace), 4);
+}
+
+#[test]
+fn a_pod_on_the_nodes_network_speaks_from_there_alone() {
+    let name = "a_pod_on_the_nodes_network_speaks_from_there_alone";
+    let Some(stage) = Stage::set(name, HostNetworkPods::Intercept) else { return };
+    let spec = PodSpec::new("default", "host").host_network().with_uid().unwrap();
+    let pod = stage.node.pod(spec).unwrap();
+    // The listener is in the node's namespace, and marked.
+    assert_eq!(pod.python(CONNECT).unwrap(), "connected");
+    let forger = "import subprocess,sys\nprint(subprocess.check_output(['unshare','-n','sh','-c',\
+        'ip link set lo up; ip addr add 10.77.0.1/32 dev lo; ip route add default dev lo; \
+        exec python3 -c \"$0\"',sys.argv[1] if len(sys.argv)>1 else CONNECT],text=True).strip())";
+    let forger = format!("CONNECT={CONNECT:?}\n{forger}");
+    assert_eq!(pod.python(&forger).unwrap(), "EPERM");
+    // One that is bound to an interface could have the ends of another pod's connection.
+    let bound = CONNECT.replace("s.settimeout(5)", "s.setsockopt(1,25,b'lo\\0');s.settimeout(5)");
+    assert_eq!(pod.python(&bound).unwrap(), "EPERM");
+    assert_eq!(stage.parts.verdicts.count(Reason::Namespace), 2);
+}
+
+#[test]
+fn a_record_is_good_for_one_connection_and_the_quota_is_where_the_map_is_written() {
+    let name = "a_record_is_good_for_one_connection_and_the_quota_is_where_the_map_is_written";
+    let Some(stage) = Stage::set(name, HostNetworkPods::Pass) else { return };
+    let pod = stage.pod("a");
+    stage.know(cookie(&pod), &pod);
+    // Each socket is redirected, let go, and connected by hand to the port it was redirected to: elsewhere, where
+    // nobody asks, and to where it was redirected itself.
+    let script = format!(
+        "import resource,socket\n\
+         resource.setrlimit(resource.RLIMIT_NOFILE,(4096,4096))\n\
+         import ctypes;libc=ctypes.CDLL(None,use_errno=True)\n\
+         unspec=ctypes.create_string_buffer(16)\n\
+         held=[]\n\
+         for n in range(3*{POD_QUOTA}):\n\
+         \x20s=socket.socket();s.settimeout(5)\n\
+         \x20s.connect(('169.254.169.254',80))\n\
+         \x20s.setblocking(False)\n\
+         \x20assert libc.connect(s.fileno(),unspec,16)==0\n\
+         \x20s.connect_ex(('10.77.0.9' if n%2 else '10.77.0.1',{PORT}))\n\
+         \x20held.append(s)\n\
+         print(len(held),flush=True)\n\
+         import time;time.sleep(1)"
+    );
+    let asking = thread::scope(|scope| {
+        let asking = scope.spawn(|| pod.python(&script).unwrap());
+        while !asking.is_finished() {
+            let most = 2 * usize::try_from(POD_QUOTA).unwrap();
+            assert!(stage.flows() <= most, "{} entries", stage.flows());
+            thread::yield_now();
+        }
+        asking.join().unwrap()
+    });
+    assert_eq!(asking, (3 * POD_QUOTA).to_string());
+    assert_eq!(stage.flows(), 0, "none is left");
+}
+
+#[test]
+fn what_is_taken_for_a_connection_is_its_own_pods() {
+    let name = "what_is_taken_for_a_connection_is_its_own_pods";
+    let Some(stage) = Stage::set(name, HostNetworkPods::Pass) else { return };
+    let pod = stage.pod("a");
+    stage.know(cookie(&pod), &pod);
+    let script = "import socket,sys,time\n\
+        s=socket.socket();s.settimeout(5);s.connect(('169.254.169.254',80))\n\
+        print(s.getsockname()[1],flush=True);time.sleep(2)";
+    let mut asking = pod.command("python3").unwrap();
+    let mut asking = asking.args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut port = String::new();
+    let output = asking.stdout.take().unwrap();
+    BufReader::new(output).read_line(&mut port).unwrap();
+    let peer = SocketAddr::from((pod.v4(), port.trim().parse().unwrap()));
+    let local = SocketAddr::from((NODE_V4, PORT));
+    let entry = stage.parts.flows.take(cookie(&pod), peer, local).unwrap().unwrap();
+    assert_eq!((entry.netns, entry.on_host), (cookie(&pod), false));
+    let paths = CgroupPaths::new(stage.parts.cgroup.clone());
+    assert_eq!(paths.pod(entry.cgroup), Ok(PodUid::new(pod.uid())));
+    asking.wait().unwrap();
+}
