@@ -25,6 +25,7 @@ use super::{
     observe::{self, Observer},
     operations, proof,
     running::{Operators, Successor},
+    shortage::Shortage,
     warm_up::warm_up,
 };
 use crate::{
@@ -237,6 +238,8 @@ impl Common {
         let Some((parts, cgroups)) = kernel else { return told.0.set() };
         info!(cgroup = %parts.cgroup.path().display(), "Kernel programs attached");
         self.registry.register_collector(Box::new(parts.verdicts.clone()));
+        let shortage = Shortage::new(parts.verdicts.clone(), &self.readiness);
+        self.tasks.spawn(shortage.run(self.drain.clone()));
         let seen = (&mut self.registry, &self.readiness);
         let keeper = Keeper::new(parts, cgroups, in_use, told, seen);
         self.tasks.spawn(keeper.run(self.drain.clone()));

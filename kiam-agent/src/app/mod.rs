@@ -19,6 +19,7 @@ mod operations;
 mod ports;
 mod proof;
 mod running;
+mod shortage;
 mod upstream;
 mod warm_up;
 

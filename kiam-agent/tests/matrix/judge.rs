@@ -30,8 +30,8 @@ pub(crate) enum State {
 pub(crate) enum Expect {
     /// Redirected: its own credentials while the agent works, no answer while it hangs, else refused at once.
     Served,
-    /// Redirected, and refused by the agent: 403 while it works.
-    Unattested,
+    /// The same of a pod whose network namespace a hung agent can't know: it is denied.
+    Known,
     /// Nothing but its own credentials, if any.
     NothingStrange,
     /// One of these errors, always.
@@ -159,7 +159,8 @@ impl Outcome {
         };
         match expect {
             Expect::Served => redirected(Answer::Own),
-            Expect::Unattested => redirected(Answer::Status(403)),
+            Expect::Known if state == State::Hung => error(&["EPERM"]),
+            Expect::Known => redirected(Answer::Own),
             Expect::NothingStrange => !matches!(self.answer, Answer::Node | Answer::Strange(_)),
             Expect::Refused(known) => error(known),
             Expect::Nothing => matches!(self.answer, Answer::Error(_) | Answer::Sent),

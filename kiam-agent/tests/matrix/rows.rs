@@ -305,16 +305,21 @@ fn handovers() -> Vec<Row> {
             "moved to another pod's cgroup",
             Who::Pod,
             scenes::moved_to_sibling,
-            Expect::Unattested,
+            Expect::Refused(&["EPERM"]),
         ),
-        Row::scene("moved to the host's cgroup", Who::Pod, scenes::moved_out, Expect::Unattested),
+        Row::scene(
+            "moved to the host's cgroup",
+            Who::Pod,
+            scenes::moved_out,
+            Expect::Refused(&["EPERM"]),
+        ),
         Row::scene("moved in with a socket", Who::Pod, scenes::moved_in, Expect::Nothing),
         Row::scene("in the host's cgroup", Who::Pod, scenes::outside, Expect::Nothing),
         Row::scene(
             "another pod's socket (SCM_RIGHTS)",
             Who::Pod,
             |stage| scenes::passed(stage, Who::Thief),
-            Expect::Unattested,
+            Expect::Refused(&["EPERM"]),
         ),
         Row::scene(
             "the host's socket (SCM_RIGHTS)",
@@ -336,7 +341,7 @@ fn pods_that_come_and_go() -> Vec<Row> {
             scenes::second_twin,
             Expect::NothingStrange,
         ),
-        Row::scene("a pod that has just come", Who::Pod, scenes::just_come, Expect::Served),
+        Row::scene("a pod that has just come", Who::Pod, scenes::just_come, Expect::Known),
         Row::scene(
             "an IP used again, the watch stalled",
             Who::Thief,

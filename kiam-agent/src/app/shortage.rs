@@ -1,0 +1,112 @@
+//! Connects that the kernel could not note: without a look at its counts they would show in a metric alone.
+
+use std::time::Duration;
+
+use kiam_common::counters::Reason;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::warn;
+
+use crate::{
+    intercept::Verdicts,
+    lifecycle::{Drain, Latch, Readiness},
+    telemetry::LogLimit,
+};
+
+/// How often the counts are compared.
+const PERIOD: Duration = Duration::from_secs(2);
+/// How often the same is logged.
+const LOG_PERIOD: Duration = Duration::from_secs(60);
+/// Periods in a row with such denials until readiness is taken away: a moment's shortage is over sooner.
+const LASTING: u32 = 5;
+/// Periods in a row without any until the agent is ready again.
+const QUIET: u32 = 15;
+
+/// Logs that pods' connects are denied for want of room in the kernel's tables, or of memory, and takes readiness away
+/// while that lasts.
+pub(super) struct Shortage {
+    verdicts: Verdicts,
+    latch: Latch,
+    counted: u64,
+    log: LogLimit<()>,
+    trend: Trend,
+}
+
+/// What the last periods were like.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Trend {
+    short: u32,
+    quiet: u32,
+}
+
+// === impl Shortage ===
+
+impl Shortage {
+    pub(super) fn new(verdicts: Verdicts, readiness: &Readiness) -> Self {
+        let latch = readiness.latch("room for pods' connections in the kernel");
+        latch.set();
+        let counted = verdicts.count(Reason::Full);
+        let (log, trend) = (LogLimit::new(LOG_PERIOD), Trend::default());
+        Self { verdicts, latch, counted, log, trend }
+    }
+
+    /// Until the drain begins.
+    pub(super) async fn run(mut self, mut drain: Drain) {
+        let mut ticks = interval(PERIOD);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = drain.started() => return,
+                _ = ticks.tick() => self.compare(),
+            }
+        }
+    }
+
+    fn compare(&mut self) {
+        let counted = self.verdicts.count(Reason::Full);
+        let denied = counted.saturating_sub(self.counted);
+        self.counted = counted;
+        if denied > 0 && self.log.admit(()).is_some() {
+            warn!(
+                denied,
+                "Pods' connects are denied: the kernel has no room for more pods with connections, or no memory"
+            );
+        }
+        match self.trend.after(denied > 0) {
+            Some(true) => self.latch.clear(),
+            Some(false) => self.latch.set(),
+            None => {}
+        }
+    }
+}
+
+// === impl Trend ===
+
+impl Trend {
+    /// Whether there is a lasting shortage after one more period, `short` or not; `None`: as before.
+    fn after(&mut self, short: bool) -> Option<bool> {
+        if short {
+            (self.short, self.quiet) = (self.short + 1, 0);
+            (self.short >= LASTING).then_some(true)
+        } else {
+            (self.short, self.quiet) = (0, self.quiet + 1);
+            (self.quiet >= QUIET).then_some(false)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_lasting_shortage_takes_readiness_away_and_only_a_long_quiet_gives_it_back() {
+        let mut trend = Trend::default();
+        let mut periods = |short, count| (0..count).map(|_| trend.after(short)).next_back();
+        assert_eq!(periods(true, LASTING - 1), Some(None));
+        assert_eq!(periods(false, 1), Some(None));
+        assert_eq!(periods(true, LASTING - 1), Some(None));
+        assert_eq!(periods(true, 1), Some(Some(true)));
+        assert_eq!(periods(false, QUIET - 1), Some(None));
+        assert_eq!(periods(false, 1), Some(Some(false)));
+    }
+}
