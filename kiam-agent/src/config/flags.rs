@@ -105,7 +105,7 @@ pub(super) struct Flags {
     /// What keeps out that connect's hooks don't see: route, skb, uplink (comma separated), or none
     #[arg(long, value_name = "WHAT", value_delimiter = ',', default_value = "route")]
     pub(super) guard: Vec<String>,
-    /// Preference of the guard's first routing rule; the next two are taken too
+    /// Preference of the guard's first routing rule; the next four are taken too
     #[arg(long, value_name = "NUMBER", default_value = "5")]
     pub(super) guard_preference: String,
     /// How pods' connections reach the agent: auto, pod-local (inside the pod, or not at all) or node

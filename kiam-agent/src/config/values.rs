@@ -195,10 +195,10 @@ impl Mistakes {
         host_network: Option<HostNetworkPods>,
     ) -> Option<GuardConfig> {
         let preference = match preference.parse() {
-            // 0 is the local table's, and 32766 the main one's; three are taken.
-            Ok(preference @ 1..=32_763) => Some(preference),
+            // 0 is the local table's, and 32766 the main one's; five are taken.
+            Ok(preference @ 1..=32_761) => Some(preference),
             _ => {
-                let problem = "is no number from 1 to 32763, and below the CNI's own rules";
+                let problem = "is no number from 1 to 32761, and below the CNI's own rules";
                 self.add("guard-preference", format!("{preference:?} {problem}"));
                 None
             }

@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
 
+mod services;
+
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -79,9 +81,30 @@ fn rules(netns: &Netns) -> Vec<String> {
         let output = netns.command("ip").args([family, "rule"]).output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
-    let all = of("-4") + &of("-6");
+    // Where `ip` has no names for protocols, it shows their numbers.
+    let all = (of("-4") + &of("-6")).replace("ipproto-6", "tcp").replace("ipproto-17", "udp");
     let ours = all.lines().filter(|line| line.contains("169.254.169.254") || line.contains("ec2"));
     ours.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+}
+
+/// What [`rules`] are with a guard of this preference.
+fn expected_rules(preference: u32) -> Vec<String> {
+    let rule = |further: u32, to: &str, what: &str| {
+        let (source, what) = what.strip_prefix("from ").map_or(("all", what), |from| {
+            from.split_once(' ').expect("a source and what follows it")
+        });
+        let what = what.replace("pass", &format!("goto {}", preference + 4));
+        format!("{}: from {source} to {to} {what} proto 107", preference + further)
+    };
+    let of = |to: &str, middle: &[(u32, &str)]| {
+        let first = ["iif lo ipproto tcp pass", "iif lo ipproto udp pass"].map(|what| (0, what));
+        let last = [(3, "prohibit"), (4, "nop")];
+        let all = first.iter().chain(middle).chain(&last);
+        all.map(|(further, what)| rule(*further, to, what)).collect::<Vec<_>>()
+    };
+    let v4 = [(1, "from 0.0.0.0 iif lo prohibit"), (2, "iif lo pass")];
+    let v6 = [(2, "from ::/1 iif lo pass"), (2, "from 8000::/1 iif lo pass")];
+    [of("169.254.169.254", &v4), of("fd00:ec2::254", &v6)].concat()
 }
 
 fn ip(netns: &Netns, arguments: &str) {
@@ -150,7 +173,7 @@ fn nothing_sent_past_the_hooks_arrives_while_the_agent_runs_and_after_it_died() 
     host_gets_the_instance_id(&lab);
 
     let said = lab.uninstall(Path::new(AGENT)).unwrap();
-    assert_eq!(said.matches("removed routing rule").count(), 6, "{said}");
+    assert_eq!(said.matches("removed routing rule").count(), 12, "{said}");
     assert_eq!(rules(lab.node.netns()), Vec::<String>::new());
     // The same packets do arrive now: they were stopped by what is gone, and not by a mistake in them.
     for way in INSIDE.iter().chain([&OUTSIDE]) {
@@ -163,6 +186,18 @@ fn nothing_sent_past_the_hooks_arrives_while_the_agent_runs_and_after_it_died() 
     assert!(lab.uninstall(Path::new(AGENT)).unwrap().contains("nothing"), "idempotent");
 }
 
+/// Preferences at which a rule is removed, so that each sort of rule is once.
+const REMOVED: [(&str, u32); 8] = [
+    ("-4", 40),
+    ("-4", 41),
+    ("-4", 42),
+    ("-4", 43),
+    ("-4", 44),
+    ("-6", 43),
+    ("-6", 42),
+    ("-6", 40),
+];
+
 #[test]
 fn rules_that_somebody_removes_are_put_back_at_once() {
     if lab::skip("rules_that_somebody_removes_are_put_back_at_once") {
@@ -173,26 +208,35 @@ fn rules_that_somebody_removes_are_put_back_at_once() {
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     let netns = lab.node.netns();
     let whole = rules(netns);
-    let expected: Vec<String> = ["169.254.169.254", "fd00:ec2::254"]
-        .iter()
-        .flat_map(|to| {
-            [
-                format!("40: from all to {to} iif lo goto 42 proto 107"),
-                format!("41: from all to {to} prohibit proto 107"),
-                format!("42: from all to {to} nop proto 107"),
-            ]
-        })
-        .collect();
-    assert_eq!(whole, expected);
-    for (family, preference) in [("-4", 40), ("-4", 41), ("-4", 42), ("-6", 41), ("-6", 40)] {
+    assert_eq!(whole, expected_rules(40));
+    let mut sorted = whole;
+    sorted.sort();
+    for (family, preference) in REMOVED {
         ip(netns, &format!("{family} rule del pref {preference}"));
-        eventually("a rule stays away", || rules(netns) == whole);
+        eventually("a rule stays away", || {
+            // Of two rules with one preference, that which was removed comes last.
+            let mut now = rules(netns);
+            now.sort();
+            now == sorted
+        });
     }
     assert_shut(&lab, &pod, "after the rules were removed");
     host_gets_the_instance_id(&lab);
     let metrics = agent.admin("/metrics").unwrap().body;
-    assert!(metrics.contains("kiam_guard_restored_total 5\n"), "{metrics}");
+    assert!(metrics.contains("kiam_guard_restored_total 8\n"), "{metrics}");
     assert!(agent.log().contains("Somebody removed routing rules"), "{}", agent.log());
+}
+
+/// A process of the pod that sends packets to the metadata service without end.
+fn flood(pod: &LabPod) -> Child {
+    let flood = "import socket\n\
+        s=socket.socket(socket.AF_INET,socket.SOCK_RAW,socket.IPPROTO_ICMP)\n\
+        print('sending',flush=True)\n\
+        while True: s.sendto(b'\\x08\\0\\xf7\\xff\\0\\0\\0\\0',('169.254.169.254',0))";
+    let mut flood =
+        pod.command("python3").unwrap().args(["-c", flood]).stdout(Stdio::piped()).spawn().unwrap();
+    BufReader::new(flood.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+    flood
 }
 
 #[test]
@@ -203,20 +247,14 @@ fn another_preference_moves_the_rules_without_a_gap() {
     let lab = Lab::start().unwrap();
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     let mut agent = start(&lab, &[]);
-    let flood = "import socket\n\
-        s=socket.socket(socket.AF_INET,socket.SOCK_RAW,socket.IPPROTO_ICMP)\n\
-        print('sending',flush=True)\n\
-        while True: s.sendto(b'\\x08\\0\\xf7\\xff\\0\\0\\0\\0',('169.254.169.254',0))";
-    let mut flood =
-        pod.command("python3").unwrap().args(["-c", flood]).stdout(Stdio::piped()).spawn().unwrap();
-    BufReader::new(flood.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+    let mut flood = flood(&pod);
     // Up over the old ones, and down over them again.
     for preference in ["7", "5"] {
         agent.kill().unwrap();
         agent = start(&lab, &["--guard-preference", preference]);
         host_gets_the_instance_id(&lab);
         let now = rules(lab.node.netns());
-        assert!(now.len() == 6 && now[0].starts_with(&format!("{preference}:")), "{now:?}");
+        assert!(now.len() == 12 && now[0].starts_with(&format!("{preference}:")), "{now:?}");
     }
     assert!(flood.try_wait().unwrap().is_none(), "the flood ended early");
     flood.kill().unwrap();
@@ -464,7 +502,7 @@ fn an_agent_without_the_guard_takes_an_earlier_ones_away() {
     let lab = Lab::start().unwrap();
     for further in ["--guard=none", "--mode=observe"] {
         let mut agent = start(&lab, &["--guard=route,uplink"]);
-        assert_eq!(rules(lab.node.netns()).len(), 6);
+        assert_eq!(rules(lab.node.netns()).len(), 12);
         assert_eq!(pinned_uplinks(&lab).len(), 1);
         agent.kill().unwrap();
         let _agent = start(&lab, &[further]);

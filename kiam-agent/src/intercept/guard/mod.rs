@@ -42,7 +42,7 @@ const IPV6_ADDRESSES: &str = "/proc/net/if_inet6";
 /// Which parts of the guard are on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GuardConfig {
-    /// Routing rules of this preference, and the two after it, prohibit what is forwarded to the IMDS.
+    /// Routing rules of this preference, and the four after it, prohibit what is forwarded to the IMDS.
     pub route: Option<u32>,
     /// A program at the pods' cgroup drops packets to the IMDS.
     pub skb: bool,

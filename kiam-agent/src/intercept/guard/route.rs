@@ -1,27 +1,48 @@
-//! The route guard: policy routing rules on the node, so that what is forwarded to the IMDS is prohibited.
+//! The route guard: policy routing rules on the node that prohibit forwarding packets to the IMDS.
 //!
 //! For each family, at preference P, before the rules of the CNI:
 //!
 //! ```text
-//! P:    to <IMDS> iif lo  goto P+2     what the node itself sends: as if there were no rule of ours
-//! P+1:  to <IMDS>         prohibit     what is forwarded: ICMP "administratively prohibited"
-//! P+2:  to <IMDS>         nop
+//! P:    to <IMDS> iif lo ipproto tcp       goto P+4    the node's sockets
+//! P:    to <IMDS> iif lo ipproto udp       goto P+4    (programs look up their source address by a UDP connect)
+//! P+1:  to <IMDS> iif lo from 0.0.0.0/32   prohibit    IPv4 only: what the kernel forwards as if it were the node's own
+//! P+2:  to <IMDS> iif lo                   goto P+4    IPv4: the node's own look-ups that have a source address
+//! P+2:  to <IMDS> iif lo from ::/1         goto P+4    IPv6: the same, in two halves
+//! P+2:  to <IMDS> iif lo from 8000::/1     goto P+4
+//! P+3:  to <IMDS>                          prohibit    what is forwarded: ICMP "administratively prohibited"
+//! P+4:  to <IMDS>                          nop
 //! ```
+//!
+//! `iif lo` alone is no proof that the node sends a packet. IPVS routes what it forwards for a Service as if the packet
+//! were the node's own, so an EndpointSlice that names the IMDS would lead pods there. Such a look-up tells the kernel
+//! the destination and nothing else (`do_output_route4` and `__ip_vs_route_output_v6` in `ip_vs_xmit.c`; the TEE target
+//! and bridged DNAT do the same). A socket's look-up has a protocol. The node's other look-ups have no protocol, but they
+//! have a source address: the reverse path filter's for the IMDS's answers, and those that repeat a look-up after a
+//! netfilter rule changed a packet's mark. Rules for these look-ups rather than one that makes the kernel find out their
+//! protocol: with such a rule it would dissect each packet that the node forwards.
 //!
 //! `goto` and not a look-up of the main table: where the node's own route to the IMDS is in another table, or in a
 //! VRF, its look-ups stay exactly as they were. The rules are found again by [`PROTOCOL`] and outlive the agent.
 
-use std::{io, net::IpAddr};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use kiam_common::redirect::{IMDS_V4, IMDS_V6};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
+    AddressFamily, IpProtocol, RouteNetlinkMessage,
     route::RouteProtocol,
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 
 use super::netlink::Netlink;
+
+/// The protocols by which the node's sockets may look the IMDS up.
+const SOCKETS: [IpProtocol; 2] = [IpProtocol::Tcp, IpProtocol::Udp];
+/// All addresses of IPv6, as prefixes of one bit: a prefix of none would match look-ups without a source address too.
+const HALVES: [Ipv6Addr; 2] = [Ipv6Addr::UNSPECIFIED, Ipv6Addr::new(0x8000, 0, 0, 0, 0, 0, 0, 0)];
 
 /// Marks the rules as ours (`FRA_PROTOCOL`, kernel 4.17). No number that iproute2 or a routing daemon uses.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(107);
@@ -31,14 +52,32 @@ pub(super) fn imds_addresses() -> [IpAddr; 2] {
     [IpAddr::from(IMDS_V4), IpAddr::from(IMDS_V6)]
 }
 
-/// What one rule does with a packet that it matches.
+/// A rule with less in it also names those with more when it is removed, so that removing takes more than one round
+/// where an agent with rules of another shape runs at the same time.
+const ROUNDS: usize = 5;
+
+/// Which look-ups of a destination a rule matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lookups {
+    /// All of them.
+    All,
+    /// Those that are not for a packet that came in: to the kernel, what the node itself sends comes in by lo.
+    Local,
+    /// Those of [`Lookups::Local`] for a socket of this protocol.
+    LocalOf(IpProtocol),
+    /// Those of [`Lookups::Local`] with a source address of this prefix. Without a source address it is 0.0.0.0 in
+    /// IPv4, and of no prefix in IPv6.
+    LocalFrom(IpAddr, u8),
+}
+
+/// What one rule does with a look-up that it matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Act {
-    /// Skips the prohibition, if the node itself sends the packet.
-    PassOwn,
+    /// Goes on at this preference, past the prohibitions.
+    PassTo(u32),
     /// Refuses the packet.
     Prohibit,
-    /// Nothing: where [`Act::PassOwn`] goes on.
+    /// Nothing: where [`Act::PassTo`] goes on.
     Land,
 }
 
@@ -47,6 +86,7 @@ enum Act {
 struct Rule {
     to: IpAddr,
     preference: u32,
+    lookups: Lookups,
     act: Act,
 }
 
@@ -60,7 +100,7 @@ pub(super) fn add(address: IpAddr, preference: u32) -> io::Result<usize> {
     let present = dump(&netlink, address)?;
     let mut added = 0;
     for rule in wanted(address, preference) {
-        if present.iter().any(|is| is.rule == Some(rule)) {
+        if present.iter().any(|message| rule.is(message)) {
             continue;
         }
         let order = RouteNetlinkMessage::NewRule(rule.message());
@@ -81,34 +121,36 @@ pub(super) fn add(address: IpAddr, preference: u32) -> io::Result<usize> {
 /// The kernel's, as for [`add`].
 pub(super) fn remove_but(address: IpAddr, preference: Option<u32>) -> io::Result<Vec<String>> {
     let netlink = Netlink::route()?;
-    let kept = preference.map(|preference| wanted(address, preference));
-    let is_kept =
-        |rule: Option<Rule>| kept.zip(rule).is_some_and(|(kept, rule)| kept.contains(&rule));
-    let mut others = dump(&netlink, address)?;
-    others.retain(|is| !is_kept(is.rule));
-    // The prohibition first: without its neighbours it would be the node's as well.
-    others.sort_by_key(|is| is.message.header.action != RuleAction::Prohibit);
+    let kept = preference.map(|preference| wanted(address, preference)).unwrap_or_default();
     let mut removed = Vec::new();
-    for Present { message, .. } in others {
-        let name = describe(&message);
-        match netlink.order(RouteNetlinkMessage::DelRule(message), 0) {
-            Ok(()) => removed.push(name),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+    for _ in 0..ROUNDS {
+        let mut others = dump(&netlink, address)?;
+        others.retain(|message| !kept.iter().any(|rule| rule.is(message)));
+        if others.is_empty() {
+            break;
         }
+        // The prohibitions first: without their neighbours they would be the node's as well. Of either, those with more
+        // in them first, as these match nothing else.
+        others.sort_by_key(|message| {
+            let passes = message.header.action != RuleAction::Prohibit;
+            (passes, std::cmp::Reverse(message.attributes.len()))
+        });
+        for message in others {
+            let name = describe(&message);
+            match netlink.order(RouteNetlinkMessage::DelRule(message), 0) {
+                Ok(()) => removed.push(name),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        // One of those to be kept may have gone in place of one with less in it, which then is behind it the next time.
+        preference.map_or(Ok(0), |preference| add(address, preference))?;
     }
     Ok(removed)
 }
 
-/// A rule of ours that is there.
-struct Present {
-    /// `None` for one of another shape.
-    rule: Option<Rule>,
-    message: RuleMessage,
-}
-
 /// Ours alone: a rule of somebody else's with the same effect may go at any time.
-fn dump(netlink: &Netlink, address: IpAddr) -> io::Result<Vec<Present>> {
+fn dump(netlink: &Netlink, address: IpAddr) -> io::Result<Vec<RuleMessage>> {
     let mut question = RuleMessage::default();
     question.header.family = family(address);
     let answers = netlink.dump(RouteNetlinkMessage::GetRule(question))?;
@@ -116,17 +158,28 @@ fn dump(netlink: &Netlink, address: IpAddr) -> io::Result<Vec<Present>> {
         RouteNetlinkMessage::NewRule(message) if is_ours(&message, address) => Some(message),
         _ => None,
     });
-    Ok(ours.map(|message| Present { rule: Rule::read(&message, address), message }).collect())
+    Ok(ours.collect())
 }
 
-/// The rules of one family, in the order in which they are added: never is there a moment in which the prohibition
+/// The rules of one family, in the order in which they are added: never is there a moment in which a prohibition
 /// applies to the node itself.
-fn wanted(to: IpAddr, preference: u32) -> [Rule; 3] {
-    [
-        Rule { to, preference: preference + 2, act: Act::Land },
-        Rule { to, preference, act: Act::PassOwn },
-        Rule { to, preference: preference + 1, act: Act::Prohibit },
-    ]
+fn wanted(to: IpAddr, preference: u32) -> Vec<Rule> {
+    let rule = |further, lookups, act| Rule { to, preference: preference + further, lookups, act };
+    let pass = Act::PassTo(preference + 4);
+    let mut rules = vec![rule(4, Lookups::All, Act::Land)];
+    rules.extend(SOCKETS.map(|protocol| rule(0, Lookups::LocalOf(protocol), pass)));
+    match to {
+        IpAddr::V4(_) => rules.push(rule(2, Lookups::Local, pass)),
+        IpAddr::V6(_) => {
+            rules.extend(HALVES.map(|half| rule(2, Lookups::LocalFrom(half.into(), 1), pass)));
+        }
+    }
+    rules.push(rule(3, Lookups::All, Act::Prohibit));
+    if to.is_ipv4() {
+        let nothing = Lookups::LocalFrom(Ipv4Addr::UNSPECIFIED.into(), 32);
+        rules.push(rule(1, nothing, Act::Prohibit));
+    }
+    rules
 }
 
 fn family(address: IpAddr) -> AddressFamily {
@@ -155,58 +208,72 @@ fn describe(message: &RuleMessage) -> String {
     format!("routing rule {preference}: to {to} {:?}", message.header.action).to_lowercase()
 }
 
+/// What the kernel says of every rule, whether or not it was asked for.
+fn is_default(attribute: &RuleAttribute) -> bool {
+    matches!(
+        attribute,
+        RuleAttribute::Table(_)
+            | RuleAttribute::SuppressPrefixLen(_)
+            | RuleAttribute::SuppressIfGroup(_)
+            | RuleAttribute::Other(_)
+    )
+}
+
+// === impl Lookups ===
+
+impl Lookups {
+    fn attributes(self) -> Vec<RuleAttribute> {
+        let local = RuleAttribute::Iifname("lo".to_owned());
+        match self {
+            Self::All => Vec::new(),
+            Self::Local => vec![local],
+            Self::LocalOf(protocol) => vec![local, RuleAttribute::IpProtocol(protocol)],
+            Self::LocalFrom(source, _) => vec![local, RuleAttribute::Source(source)],
+        }
+    }
+
+    fn source_prefix(self) -> u8 {
+        match self {
+            Self::LocalFrom(_, prefix) => prefix,
+            Self::All | Self::Local | Self::LocalOf(_) => 0,
+        }
+    }
+}
+
 // === impl Rule ===
 
 impl Rule {
-    fn action(self) -> RuleAction {
-        match self.act {
-            Act::PassOwn => RuleAction::Goto,
-            Act::Prohibit => RuleAction::Prohibit,
-            Act::Land => RuleAction::Nop,
-        }
-    }
-
-    /// What it has beside preference, destination and mark.
-    fn particulars(self) -> Vec<RuleAttribute> {
-        match self.act {
-            // To the kernel, what the node itself sends comes in by lo.
-            Act::PassOwn => vec![
-                RuleAttribute::Iifname("lo".to_owned()),
-                RuleAttribute::Goto(self.preference + 2),
-            ],
-            Act::Prohibit | Act::Land => Vec::new(),
-        }
-    }
-
     fn message(self) -> RuleMessage {
         let mut message = RuleMessage::default();
         message.header.family = family(self.to);
         message.header.dst_len = host_prefix(self.to);
-        message.header.action = self.action();
+        message.header.src_len = self.lookups.source_prefix();
         message.attributes = vec![
             RuleAttribute::Priority(self.preference),
             RuleAttribute::Destination(self.to),
             RuleAttribute::Protocol(PROTOCOL),
         ];
-        message.attributes.extend(self.particulars());
+        message.attributes.extend(self.lookups.attributes());
+        message.header.action = match self.act {
+            Act::PassTo(target) => {
+                message.attributes.push(RuleAttribute::Goto(target));
+                RuleAction::Goto
+            }
+            Act::Prohibit => RuleAction::Prohibit,
+            Act::Land => RuleAction::Nop,
+        };
         message
     }
 
-    /// The rule that `message` is; `None` when none of ours to `to` looks so.
-    fn read(message: &RuleMessage, to: IpAddr) -> Option<Self> {
-        let preference = message.attributes.iter().find_map(|attribute| match attribute {
-            RuleAttribute::Priority(value) => Some(*value),
-            _ => None,
-        })?;
-        let act = match message.header.action {
-            RuleAction::Goto => Act::PassOwn,
-            RuleAction::Prohibit => Act::Prohibit,
-            RuleAction::Nop => Act::Land,
-            _ => return None,
-        };
-        let rule = Self { to, preference, act };
-        let told = |attribute| message.attributes.contains(attribute);
-        rule.particulars().iter().all(told).then_some(rule)
+    /// Whether `message`, of the kernel's, is this very rule: with nothing less in it, and nothing more.
+    fn is(self, message: &RuleMessage) -> bool {
+        let own = self.message();
+        let told: Vec<_> = message.attributes.iter().filter(|told| !is_default(told)).collect();
+        message.header.action == own.header.action
+            && message.header.src_len == own.header.src_len
+            && message.header.dst_len == own.header.dst_len
+            && told.len() == own.attributes.len()
+            && told.iter().all(|told| own.attributes.contains(told))
     }
 }
 
@@ -214,13 +281,45 @@ impl Rule {
 mod tests {
     use super::*;
 
+    /// As the kernel tells of a rule: in another order, and with more in it.
+    fn told(rule: Rule) -> RuleMessage {
+        let mut message = rule.message();
+        message.attributes.reverse();
+        message.attributes.push(RuleAttribute::Table(0));
+        message.attributes.push(RuleAttribute::SuppressPrefixLen(u32::MAX));
+        message
+    }
+
+    /// The rules of agents before this one: `iif lo` alone passed.
+    fn earlier(to: IpAddr, preference: u32) -> [Rule; 3] {
+        let rule =
+            |further, lookups, act| Rule { to, preference: preference + further, lookups, act };
+        [
+            rule(2, Lookups::All, Act::Land),
+            rule(0, Lookups::Local, Act::PassTo(preference + 2)),
+            rule(1, Lookups::All, Act::Prohibit),
+        ]
+    }
+
     #[test]
-    fn rules_are_read_as_they_are_written() {
+    fn each_rule_is_read_as_itself_and_as_no_other() {
         for address in imds_addresses() {
-            for rule in wanted(address, 5) {
-                let message = rule.message();
-                assert_eq!(Rule::read(&message, address), Some(rule));
+            let rules = wanted(address, 5);
+            for rule in &rules {
+                let message = told(*rule);
                 assert!(is_ours(&message, address));
+                let same: Vec<_> = rules.iter().filter(|other| other.is(&message)).collect();
+                assert_eq!(same, [rule]);
+            }
+        }
+    }
+
+    #[test]
+    fn rules_of_earlier_agents_are_ours_and_none_of_those_that_are_kept() {
+        for address in imds_addresses() {
+            for message in earlier(address, 5).map(told) {
+                assert!(is_ours(&message, address));
+                assert!(!wanted(address, 5).iter().any(|rule| rule.is(&message)), "{message:?}");
             }
         }
     }
@@ -228,19 +327,32 @@ mod tests {
     #[test]
     fn rules_of_others_are_not_ours_and_other_targets_are_not_the_same() {
         let [to, _] = imds_addresses();
-        let mut message = Rule { to, preference: 5, act: Act::PassOwn }.message();
+        let pass = wanted(to, 5)[1];
+        let mut message = told(pass);
         message.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Protocol(_)));
         assert!(!is_ours(&message, to), "without the mark");
-        message.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Goto(_)));
-        message.attributes.push(RuleAttribute::Goto(9));
-        assert_eq!(Rule::read(&message, to), None, "goes elsewhere");
-        let other = Rule { to: [10, 0, 0, 1].into(), preference: 5, act: Act::Prohibit }.message();
+        let elsewhere = told(Rule { act: Act::PassTo(8), ..pass });
+        assert!(!pass.is(&elsewhere), "goes elsewhere");
+        let mut narrower = told(pass);
+        narrower.attributes.push(RuleAttribute::FwMark(7));
+        assert!(!pass.is(&narrower), "matches less");
+        let other = told(Rule { to: [10, 0, 0, 1].into(), ..pass });
         assert!(!is_ours(&other, to), "to elsewhere");
     }
 
     #[test]
-    fn the_prohibition_comes_last() {
-        let [to, _] = imds_addresses();
-        assert_eq!(wanted(to, 5).map(|rule| rule.act), [Act::Land, Act::PassOwn, Act::Prohibit]);
+    fn what_passes_is_told_by_protocol_or_source_and_the_prohibitions_come_last() {
+        for to in imds_addresses() {
+            let rules = wanted(to, 5);
+            let first = rules.iter().position(|rule| rule.act == Act::Prohibit).unwrap();
+            assert!(rules[first..].iter().all(|rule| rule.act == Act::Prohibit), "{rules:?}");
+            let passing = rules.iter().filter(|rule| matches!(rule.act, Act::PassTo(9)));
+            for rule in passing {
+                // In IPv4, that with neither was prohibited one preference before.
+                let bare = rule.lookups == Lookups::Local && to.is_ipv4() && rule.preference == 7;
+                let told = matches!(rule.lookups, Lookups::LocalOf(_) | Lookups::LocalFrom(_, 1));
+                assert!(bare || told, "{rule:?}");
+            }
+        }
     }
 }
