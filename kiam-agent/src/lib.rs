@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod blocking;
 pub mod clock;
 pub mod cluster;
 pub mod config;

@@ -9,6 +9,7 @@ use std::{
 };
 
 use kiam_agent::{
+    blocking::Blocking,
     identity::CgroupPaths,
     intercept::{Config, GuardConfig, Interception, Lease, Mode, Parts, cookie_of, uninstall},
     pods::PodUid,
@@ -33,6 +34,11 @@ const FEW: &str = "import socket\n\
     \x20except PermissionError: denied+=1\n\
     print(len(held),denied)";
 
+/// Of the test's own thread.
+fn blocking() -> Blocking {
+    Blocking::here().expect("no runtime runs on it")
+}
+
 fn target() -> Target {
     Target { v4: NODE_V4.octets(), v4_port: PORT, ..Target::default() }
 }
@@ -47,7 +53,10 @@ fn config(node: &Node, bpffs: &Path) -> Config {
 }
 
 fn attach_as(node: &Node, config: Config) -> Parts {
-    let load = || Interception::load(&config, target()).and_then(|loaded| loaded.attach(&[]));
+    let load = || {
+        Interception::load(&blocking(), &config, target())
+            .and_then(|loaded| loaded.attach(&blocking(), &[]))
+    };
     node.netns().enter(load).expect("a namespace can be entered").expect("the programs load")
 }
 
@@ -224,23 +233,23 @@ fn a_qos_class_that_comes_later_shares_a_quota_until_it_is_marked() {
     accept_all(&node, parts.lease);
     // The second class is another cgroup of the same name.
     for _ in 0..2 {
-        assert!(parts.programs.knows_classes());
+        assert!(parts.programs.knows_classes(&blocking()));
         let class = Cgroup::create(node.kubepods().join("kubepods-burstable.slice")).unwrap();
-        assert!(!parts.programs.knows_classes());
+        assert!(!parts.programs.knows_classes(&blocking()));
         let spec = |name| PodSpec::new("default", name).with_uid().unwrap();
         let [flooding, working] = ["a", "b"].map(|name| node.pod(spec(name)).unwrap());
         let (held, counts) = Held::open(&flooding, flooding.cgroup(), 300);
         assert_eq!(counts, "256 44");
         assert_eq!(working.python(FEW).unwrap(), "0 10", "nothing is beyond the quota meanwhile");
-        parts.programs.follow_classes().unwrap();
-        assert!(parts.programs.knows_classes());
+        parts.programs.follow_classes(&blocking()).unwrap();
+        assert!(parts.programs.knows_classes(&blocking()));
         assert_eq!(working.python(FEW).unwrap(), "10 0");
         drop(held);
         let (_held, counts) = Held::open(&flooding, flooding.cgroup(), 300);
         assert_eq!(counts, "256 44");
         assert_eq!(working.python(FEW).unwrap(), "10 0");
         drop((flooding, working, class));
-        parts.programs.follow_classes().unwrap();
+        parts.programs.follow_classes(&blocking()).unwrap();
     }
 }
 

@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use kiam_agent::intercept::{self, Error, Interception, Parts, Restored, Turn, detach, uninstall};
+use kiam_agent::{
+    blocking::Blocking,
+    intercept::{self, Error, Interception, Parts, Restored, Turn, detach, uninstall},
+};
 use kiam_common::redirect::Target;
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use tokio::time::Instant;
@@ -26,6 +29,11 @@ use xtask::{
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const LIMIT: Duration = Duration::from_secs(60);
 const BACK: &str = "Somebody took kernel programs or pins away; they are back";
+
+/// Of the test's own thread.
+fn blocking() -> Blocking {
+    Blocking::here().expect("no runtime runs on it")
+}
 
 fn start(lab: &Lab, further: &[&str]) -> Agent {
     let mut agent = Agent::start(lab, Path::new(AGENT), further).unwrap();
@@ -70,7 +78,10 @@ fn attach(node: &Node) -> Result<Parts, Error> {
     let cgroup = Some(node.kubepods().to_owned());
     let config = intercept::Config::new(cgroup, node.bpffs().join("kiam"));
     let target = Target { v4: NODE_V4.octets(), v4_port: 3100, ..Target::default() };
-    let load = || Interception::load(&config, target).and_then(|loaded| loaded.attach(&[]));
+    let load = || {
+        Interception::load(&blocking(), &config, target)
+            .and_then(|loaded| loaded.attach(&blocking(), &[]))
+    };
     node.netns().enter(load).unwrap()
 }
 
@@ -337,7 +348,7 @@ fn programs_of_another_agent_over_an_emptied_folder_are_told_from_ours() {
     assert_eq!(first.restore().unwrap(), Restored::Replaced);
     assert!(other.losses().unwrap().is_empty());
     drop(other);
-    node.netns().enter(|| first.reassert()).unwrap().unwrap();
+    node.netns().enter(|| first.reassert(&blocking())).unwrap().unwrap();
     assert!(first.losses().unwrap().is_empty());
 }
 

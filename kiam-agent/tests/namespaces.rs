@@ -15,6 +15,7 @@ use std::{
 use aya::maps::{HashMap, Map, MapData};
 
 use kiam_agent::{
+    blocking::Blocking,
     identity::CgroupPaths,
     intercept::{Config, HostNetworkPods, Interception, Parts, Path, cookie_of},
     pods::PodUid,
@@ -56,7 +57,10 @@ impl Stage {
         };
         let target = Target { v4: NODE_V4.octets(), v4_port: PORT, ..Target::default() };
         let listener = node.netns().listen(SocketAddr::from((NODE_V4, PORT))).unwrap();
-        let attach = || Interception::load(&config, target)?.attach(&[listener.as_fd()]);
+        let attach = || {
+            let blocking = Blocking::here().unwrap();
+            Interception::load(&blocking, &config, target)?.attach(&blocking, &[listener.as_fd()])
+        };
         let mut parts = node.netns().enter(attach).unwrap().unwrap();
         parts.lease.renew().unwrap();
         thread::spawn(move || listener.incoming().collect::<Vec<_>>());

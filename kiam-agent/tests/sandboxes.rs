@@ -18,6 +18,7 @@ use std::{
 };
 
 use kiam_agent::{
+    blocking::Blocking,
     intercept,
     lifecycle::{DrainSignal, drain},
     pods::{Pod, PodIndex, PodReader, PodUid},
@@ -57,7 +58,8 @@ struct Followed {
 impl Followed {
     fn start(node: &Node, records: PodReader, inherited: Vec<TcpListener>) -> Self {
         let runtime = Runtime::new().unwrap();
-        let cgroup = intercept::Cgroup::open(Some(node.kubepods())).unwrap();
+        let blocking = Blocking::here().unwrap();
+        let cgroup = intercept::Cgroup::open(&blocking, Some(node.kubepods())).unwrap();
         // Long, so that no test passes by it.
         let config = Config { cgroup, sweep: Duration::from_secs(3600), listens: true };
         let mut registry = Registry::default();

@@ -4,11 +4,13 @@
 //! role names. `/pods`, `/explain` and `/log-level` are on a Unix socket that only root can open.
 
 mod client;
+mod connections;
 mod routes;
 mod unix;
 
 use std::{
     convert::Infallible,
+    hash::Hash,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -19,22 +21,20 @@ use prometheus_client::registry::Registry;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::Semaphore,
     time::{sleep, timeout},
 };
 
+use self::connections::{CONNECTIONS, Connections, Place, SHARE, Source};
 pub use self::{
     client::{StatusError, get},
     unix::{OwnSocket, SOCKET, bind_unix},
 };
 use crate::lifecycle::{Drain, Readiness};
 
-const HEADER_DEADLINE: Duration = Duration::from_secs(10);
+/// A request comes in one piece, over the node's own network.
+const HEADER_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a connection may last in all; who reads nothing would keep it for ever.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// Connections to one TCP listener at once. Pods in the node's network can open any number, and each takes memory
-/// and an open file from the agent.
-const CONNECTIONS: usize = 64;
 
 /// What operators may see and change.
 pub struct Operations {
@@ -76,28 +76,14 @@ pub async fn serve_tcp(
     operations: Arc<Operations>,
     mut drain: Drain,
 ) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    let next = async || {
-        let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
-        listener.accept().await.map(|(stream, _)| (stream, slot))
-    };
-    loop {
-        tokio::select! {
-            accepted = next() => match accepted {
-                Ok((stream, slot)) => spawn(stream, surface, &operations, slot),
-                Err(_) => sleep(Duration::from_millis(50)).await,
-            },
-            () = drain.started() => return,
-        }
-    }
-}
-
-/// Serves the Unix socket until the drain begins.
-pub async fn serve_unix(listener: UnixListener, operations: Arc<Operations>, mut drain: Drain) {
+    let connections = Connections::new(SHARE);
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => spawn(stream, Surface::Everything, &operations, ()),
+                Ok((stream, peer)) => {
+                    let place = connections.admit(Source::from(peer.ip()));
+                    spawn(stream, surface, &operations, (&connections, place));
+                }
                 Err(_) => sleep(Duration::from_millis(50)).await,
             },
             () = drain.started() => return,
@@ -105,16 +91,35 @@ pub async fn serve_unix(listener: UnixListener, operations: Arc<Operations>, mut
     }
 }
 
-fn spawn(
+/// Serves the Unix socket until the drain begins. Only root of the node can open it, which is one source.
+pub async fn serve_unix(listener: UnixListener, operations: Arc<Operations>, mut drain: Drain) {
+    let connections = Connections::new(CONNECTIONS);
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    let place = connections.admit(());
+                    spawn(stream, Surface::Everything, &operations, (&connections, place));
+                }
+                Err(_) => sleep(Duration::from_millis(50)).await,
+            },
+            () = drain.started() => return,
+        }
+    }
+}
+
+fn spawn<S: Copy + Eq + Hash + Send + 'static>(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     surface: Surface,
     operations: &Arc<Operations>,
-    slot: impl Send + 'static,
+    (connections, place): (&Connections<S>, Place<S>),
 ) {
     let operations = operations.clone();
-    // Ends by itself: with the other end's close, or at the deadline.
-    tokio::spawn(async move {
+    let accepted = place.accepted();
+    // Ends by itself: with the other end's close, or at the deadline; or for another connection.
+    let task = tokio::spawn(async move {
         let answer = service_fn(|request| {
+            place.asks();
             let operations = operations.clone();
             async move { Ok::<_, Infallible>(routes::answer(&operations, surface, request).await) }
         });
@@ -124,45 +129,105 @@ fn spawn(
             .serve_connection(TokioIo::new(stream), answer);
         // The other end's errors are its own.
         let _ = timeout(DEADLINE, connection).await;
-        drop(slot);
     });
+    connections.served_by(accepted, task.abort_handle());
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
-        net::TcpStream,
+        net::{TcpSocket, TcpStream, UnixStream},
+        time::Instant,
     };
 
     use super::*;
-    use crate::lifecycle::drain;
+    use crate::lifecycle::{DrainSignal, drain};
 
-    #[tokio::test]
-    async fn connections_beyond_the_limit_wait_until_others_close() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let operations = Arc::new(Operations {
+    fn operations() -> Arc<Operations> {
+        Arc::new(Operations {
             readiness: Readiness::default(),
             registry: Arc::default(),
             pods: Box::new(|| serde_json::json!([])),
             explain: Box::new(|_, _| Err(String::new())),
             log_level: Box::new(String::new),
             set_log_level: Box::new(|_| Ok(())),
-        });
-        let (_signal, drain) = drain();
-        tokio::spawn(serve_tcp(listener, Surface::Status, operations, drain));
-        let mut held = Vec::new();
-        for _ in 0..CONNECTIONS {
-            held.push(TcpStream::connect(address).await.unwrap());
-        }
-        let mut last = TcpStream::connect(address).await.unwrap();
-        last.write_all(b"GET /live HTTP/1.0\r\n\r\n").await.unwrap();
-        let mut answer = String::new();
-        let early = timeout(Duration::from_millis(300), last.read_to_string(&mut answer)).await;
-        assert!(early.is_err(), "{answer:?}");
-        drop(held.pop());
-        last.read_to_string(&mut answer).await.unwrap();
+        })
+    }
+
+    async fn served() -> (SocketAddr, DrainSignal) {
+        let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (signal, drain) = drain();
+        tokio::spawn(serve_tcp(listener, Surface::Status, operations(), drain));
+        (SocketAddr::from((Ipv4Addr::LOCALHOST, port)), signal)
+    }
+
+    /// A scrape, which is to be answered within a second whatever others do.
+    async fn assert_answered(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+        let exchange = async {
+            stream.write_all(b"GET /live HTTP/1.0\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let answer = timeout(Duration::from_secs(1), exchange).await.expect("it is answered");
         assert!(answer.starts_with("HTTP/1.0 200"), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn a_scrape_is_answered_whatever_number_of_idle_connections_one_source_holds() {
+        let (address, _signal) = served().await;
+        let mut held = Vec::new();
+        for number in 0..3 * CONNECTIONS {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            // Some have asked before, and some have begun to.
+            let begun = ["", "GET /live HTTP/1.1\r\n", "GET /live HTTP/1.1\r\nhost: a\r\n\r\n"];
+            let begun = begun[number % begun.len()].as_bytes();
+            let _ = stream.write_all(begun).await;
+            held.push(stream);
+        }
+        assert_answered(TcpStream::connect(address).await.unwrap()).await;
+    }
+
+    #[tokio::test]
+    async fn all_addresses_of_the_loopback_have_one_share_together() {
+        let (address, _signal) = served().await;
+        let mut held = Vec::new();
+        for last in (2..=u8::MAX).take(SHARE) {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind((Ipv4Addr::new(127, 1, 2, last), 0).into()).unwrap();
+            held.push(socket.connect(address).await.unwrap());
+        }
+        assert_answered(TcpStream::connect(address).await.unwrap()).await;
+        let ended = timeout(Duration::from_secs(1), held[0].read(&mut [0])).await;
+        assert!(matches!(ended, Ok(Ok(0) | Err(_))), "the first ends for the last: {ended:?}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_asks_for_nothing_ends_soon() {
+        let (address, _signal) = served().await;
+        let mut idle = TcpStream::connect(address).await.unwrap();
+        let began = Instant::now();
+        let ended = timeout(2 * HEADER_DEADLINE, idle.read(&mut [0])).await;
+        ended.expect("it ends").ok();
+        assert!(began.elapsed() >= HEADER_DEADLINE / 2);
+    }
+
+    #[tokio::test]
+    async fn a_probe_is_answered_whatever_number_of_idle_connections_root_holds() {
+        let state = tempfile::tempdir().unwrap();
+        let (listener, own) = bind_unix(state.path()).unwrap();
+        own.link().unwrap();
+        let (_signal, drain) = drain();
+        tokio::spawn(serve_unix(listener, operations(), drain));
+        let path = state.path().join(SOCKET);
+        let mut held = Vec::new();
+        for _ in 0..2 * CONNECTIONS {
+            held.push(UnixStream::connect(&path).await.unwrap());
+        }
+        assert_answered(UnixStream::connect(&path).await.unwrap()).await;
     }
 }

@@ -62,7 +62,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let serving = common.readiness.latch("serving pods");
     common.statsd(config.statsd)?;
     let tokens = imds::TokenAuthority::open(&config.state_dir)?;
-    let in_use = prepare(&config)?;
+    let in_use = prepare(&config).await?;
     let upstream = imds::Upstream::new(config.upstream.clone());
     let knowledge = common.knowledge(&config, &upstream).await?;
     let operations = Arc::new(operations::operations(&config, &common, &knowledge));

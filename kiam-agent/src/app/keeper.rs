@@ -5,12 +5,12 @@ use std::{panic::resume_unwind, sync::Arc, time::Duration};
 use prometheus_client::registry::Registry;
 use tokio::{
     sync::Notify,
-    task::spawn_blocking,
     time::{MissedTickBehavior, interval},
 };
 use tracing::{debug, error, info, warn};
 
 use crate::{
+    blocking::{self, Blocking},
     identity::CgroupPaths,
     intercept::{
         Error, Flows, InUse, Interception, KernelLog, Lease, Losses, Parts, Restored,
@@ -157,13 +157,17 @@ impl Keeper {
 
     /// Follows the pods' cgroup to where it is.
     async fn look(&mut self) {
-        if self.programs.as_ref().is_none_or(Interception::is_in_place) {
+        if self
+            .work(|_, programs| Ok(programs.is_in_place()))
+            .await
+            .is_none_or(|known| known.unwrap_or(true))
+        {
             self.follow_classes().await;
             self.restore().await;
             return self.stay_in_use();
         }
         self.in_place.clear();
-        match self.work(Interception::follow).await {
+        match self.work(|token, programs| programs.follow(token)).await {
             Some(Ok(cgroup)) => {
                 warn!(cgroup = %cgroup.path().display(), "The pods' cgroup was re-created; kernel programs attached to it");
                 self.cgroups.follow(cgroup);
@@ -179,11 +183,13 @@ impl Keeper {
 
     /// The kubelet makes the cgroups of QoS classes at its start, which may be after the agent's.
     async fn follow_classes(&mut self) {
-        if self.programs.as_ref().is_none_or(Interception::knows_classes) {
-            return;
-        }
-        match self.work(Interception::follow_classes).await {
-            Some(Ok(())) => {
+        let follow = |token: &Blocking, programs: &mut Interception| {
+            let follows = !programs.knows_classes(token);
+            if follows { programs.follow_classes(token).map(|()| true) } else { Ok(false) }
+        };
+        match self.work(follow).await {
+            Some(Ok(false)) => {}
+            Some(Ok(true)) => {
                 debug!("Cgroups of QoS classes marked");
                 self.problem.clear();
             }
@@ -197,19 +203,19 @@ impl Keeper {
     /// Attaches and pins again what somebody has detached or unpinned. The agent could end instead and have the next one do
     /// it; but until that serves, what is detached would let pods through, and nobody would answer them.
     async fn restore(&mut self) {
-        let Some(programs) = &mut self.programs else { return };
-        match programs.losses() {
-            Ok(losses) if losses.is_empty() => {
+        match self.work(|_, programs| programs.losses()).await {
+            None => return,
+            Some(Ok(losses)) if losses.is_empty() => {
                 self.whole.set();
                 self.amiss.clear();
                 self.replaced = 0;
                 return;
             }
             // An agent that takes over replaces them before it serves: until then this one does.
-            Ok(losses) if !losses.replaced.is_empty() => {}
+            Some(Ok(losses)) if !losses.replaced.is_empty() => {}
             _ => self.whole.clear(),
         }
-        match self.work(Interception::restore).await {
+        match self.work(|_, programs| programs.restore()).await {
             Some(Ok(Restored::Done(losses))) => self.report(&losses),
             Some(Ok(Restored::Replaced)) => self.yield_or_reassert().await,
             Some(Ok(Restored::Busy)) => {
@@ -265,7 +271,7 @@ impl Keeper {
 
     /// A socket load balancer may come after the agent, and runs after its programs.
     async fn follow_ancestors(&mut self) {
-        match self.work(Interception::follow_ancestors).await {
+        match self.work(|_, programs| programs.follow_ancestors()).await {
             Some(Ok(true)) => {
                 warn!("Programs above the pods' cgroup: packets are guarded too from now on");
             }
@@ -279,7 +285,7 @@ impl Keeper {
     /// Where that fails, it is tried again once it was seen as often that they are replaced.
     async fn reassert(&mut self) {
         self.replaced = 0;
-        match self.work(Interception::reassert).await {
+        match self.work(|token, programs| programs.reassert(token)).await {
             Some(Ok(())) => info!("Kernel programs are in place"),
             Some(Err(failure)) => self.amiss.tell(failure, |error| {
                 error!(%error, "Kernel programs not put back");
@@ -290,9 +296,9 @@ impl Keeper {
 
     async fn work<T: Send + 'static>(
         &mut self,
-        work: impl FnOnce(&mut Interception) -> Result<T, Error> + Send + 'static,
+        work: impl FnOnce(&Blocking, &mut Interception) -> Result<T, Error> + Send + 'static,
     ) -> Option<Result<T, Error>> {
-        let (programs, result) = blocking(self.programs.take()?, work).await?;
+        let (programs, result) = with(self.programs.take()?, work).await?;
         self.programs = Some(programs);
         Some(result)
     }
@@ -300,12 +306,12 @@ impl Keeper {
 
 /// Attaching blocks. Whoever panics in it leaves `programs` in no known state: the panic goes on here and ends the agent,
 /// and the next one begins with what is attached. `None` when the runtime ends.
-async fn blocking<P: Send + 'static, T: Send + 'static>(
+async fn with<P: Send + 'static, T: Send + 'static>(
     mut programs: P,
-    work: impl FnOnce(&mut P) -> T + Send + 'static,
+    work: impl FnOnce(&Blocking, &mut P) -> T + Send + 'static,
 ) -> Option<(P, T)> {
-    let done = spawn_blocking(move || {
-        let result = work(&mut programs);
+    let done = blocking::spawn(move |token| {
+        let result = work(token, &mut programs);
         (programs, result)
     });
     match done.await {
@@ -321,8 +327,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_in_the_work_ends_the_keeper_and_so_the_agent() {
-        assert_eq!(blocking(1, |programs| *programs + 1).await, Some((1, 2)));
-        let panics = blocking((), |()| -> () { resume_unwind(Box::new("without its message")) });
+        assert_eq!(with(1, |_, programs| *programs + 1).await, Some((1, 2)));
+        let panics = with((), |_, ()| -> () { resume_unwind(Box::new("without its message")) });
         let ended = tokio::spawn(panics).await;
         assert!(ended.is_err_and(|error| error.is_panic()));
     }

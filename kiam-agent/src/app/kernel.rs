@@ -13,6 +13,7 @@ use super::{
     listeners::{Listeners, target},
 };
 use crate::{
+    blocking::{self, Blocking},
     config::{Config, Identity},
     identity::{CgroupPaths, KernelResolver, Namespaces, SourceIpResolver},
     intercept::{self, InUse, Interception, Parts, Witness},
@@ -23,9 +24,12 @@ use crate::{
 pub(super) type Kernel = (Parts, CgroupPaths);
 
 /// What is done before anything is asked; tells of what an agent with interceptor left to one without.
-pub(super) fn prepare(config: &Config) -> Result<Option<InUse>, Error> {
-    match &config.intercept {
-        Some(config) => return Ok(Some(intercept::prepare(config)?)),
+pub(super) async fn prepare(config: &Config) -> Result<Option<InUse>, Error> {
+    match config.intercept.clone() {
+        Some(config) => {
+            let prepare = move |token: &Blocking| intercept::prepare(token, &config);
+            return Ok(Some(blocking::spawn(prepare).await.map_err(|_| Error::Panicked)??));
+        }
         None if intercept::is_installed(&config.bpffs) => warn!(
             bpffs = %config.bpffs.display(),
             "An earlier agent's kernel programs are still attached, and refuse pods from ten seconds after its end: take them away with kiam-agent uninstall"
@@ -45,16 +49,16 @@ pub(super) async fn attach(
     let target = target(&listeners.pods());
     // Both block, for as long as the verifier takes.
     let panicked = |_| Error::Panicked;
-    let load = move || Interception::load(&config, target);
-    let loaded = tokio::task::spawn_blocking(load).await.map_err(panicked)??;
+    let load = move |token: &Blocking| Interception::load(token, &config, target);
+    let loaded = blocking::spawn(load).await.map_err(panicked)??;
     if listeners.handover.as_ref().is_some_and(|handover| !handover.is_awaited()) {
         warn!("The agent that runs waits no more: it has ended, or finds out that this one serves");
     }
-    let attach = move || {
+    let attach = move |token: &Blocking| {
         let sockets: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
-        loaded.attach(&sockets)
+        loaded.attach(token, &sockets)
     };
-    let parts = tokio::task::spawn_blocking(attach).await.map_err(panicked)??;
+    let parts = blocking::spawn(attach).await.map_err(panicked)??;
     let cgroups = CgroupPaths::new(parts.cgroup.clone());
     Ok(Some((parts, cgroups)))
 }

@@ -141,8 +141,10 @@ async fn turn(config: &Config) -> Result<Option<Turn>, Error> {
 /// Who may hand over, or take: see [`intercept::may_hand_over`].
 pub(super) fn trusted(config: &Config) -> Trusted {
     match config.intercept.clone() {
-        Some(config) => Box::new(move |pid| intercept::may_hand_over(&config, pid)),
-        None => Box::new(|_| true),
+        Some(config) => {
+            Trusted::new(move |token, pid| intercept::may_hand_over(token, &config, pid))
+        }
+        None => Trusted::new(|_, _| true),
     }
 }
 

@@ -19,7 +19,7 @@ mod offer;
 mod sealed;
 mod successor;
 
-use std::io;
+use std::{io, sync::Arc};
 
 use tokio::net::UnixStream;
 
@@ -28,14 +28,32 @@ pub use self::{
     successor::{Answer, Handover, ask, credentials, is_served},
 };
 
+use crate::blocking::{self, Blocking};
+
 /// Name of the Unix socket in the state folder.
 pub const SOCKET: &str = "handover.sock";
 
-/// Judges a peer's process by its number.
-pub type Trusted = Box<dyn Fn(u32) -> bool + Send + Sync>;
+/// Judges a peer's process by its number, on a thread that may block: `/proc` and cgroups are asked.
+#[derive(Clone)]
+pub struct Trusted(Arc<Judge>);
+
+type Judge = dyn Fn(&Blocking, u32) -> bool + Send + Sync;
+
+impl Trusted {
+    /// As `judge` says.
+    pub fn new(judge: impl Fn(&Blocking, u32) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(judge))
+    }
+
+    /// Not where there is no answer.
+    async fn judge(&self, pid: u32) -> bool {
+        let judge = self.0.clone();
+        blocking::spawn(move |token| judge(token, pid)).await.unwrap_or(false)
+    }
+}
 
 /// Whether the other end is one to speak with; says why not.
-fn check(stream: &UnixStream, trusted: &Trusted) -> io::Result<()> {
+async fn check(stream: &UnixStream, trusted: &Trusted) -> io::Result<()> {
     let refused = |reason: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
     let peer = stream.peer_cred()?;
     let (uid, own) = (peer.uid(), rustix::process::geteuid().as_raw());
@@ -43,7 +61,9 @@ fn check(stream: &UnixStream, trusted: &Trusted) -> io::Result<()> {
         return refused(format!("its user is {uid}, not {own}"));
     }
     match peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0) {
-        Some(pid) if !trusted(pid) => refused(format!("process {pid} belongs to a pod")),
+        Some(pid) if !trusted.judge(pid).await => {
+            refused(format!("process {pid} belongs to a pod"))
+        }
         _ => Ok(()),
     }
 }

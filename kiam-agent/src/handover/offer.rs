@@ -152,7 +152,7 @@ async fn exchange(
     gives: &Gives,
     trusted: &Trusted,
 ) -> io::Result<Exchange> {
-    check(&stream, trusted)?;
+    check(&stream, trusted).await?;
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the peer asked for nothing within 2 s");
     let mut request = [0; message::REQUEST.len()];
     match timeout(REQUEST_DEADLINE, stream.read_exact(&mut request)).await.map_err(late)? {

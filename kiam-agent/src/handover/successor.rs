@@ -68,7 +68,7 @@ pub async fn ask(state_dir: &Path, trusted: &Trusted) -> Answer {
 pub async fn credentials(state_dir: &Path, trusted: &Trusted) -> Option<Zeroizing<Vec<u8>>> {
     let exchange = async {
         let mut stream = UnixStream::connect(state_dir.join(SOCKET)).await?;
-        check(&stream, trusted)?;
+        check(&stream, trusted).await?;
         stream.write_all(message::CREDENTIALS).await?;
         let given = message::receive(&stream).await?;
         let [held] = <[OwnedFd; 1]>::try_from(given.unwrap_or_default())
@@ -91,7 +91,7 @@ pub async fn credentials(state_dir: &Path, trusted: &Trusted) -> Option<Zeroizin
 pub async fn is_served(state_dir: &Path, trusted: &Trusted) -> bool {
     let exchange = async || {
         let mut stream = UnixStream::connect(state_dir.join(SOCKET)).await?;
-        check(&stream, trusted)?;
+        check(&stream, trusted).await?;
         stream.write_all(message::PRESENCE).await?;
         stream.read_u8().await
     };
@@ -113,7 +113,7 @@ async fn attempt(state_dir: &Path, trusted: &Trusted) -> io::Result<Option<Answe
         Err(error) if gone(&error) => return Ok(Some(Answer::Nobody)),
         Err(error) => return Err(error),
     };
-    check(&stream, trusted)?;
+    check(&stream, trusted).await?;
     let exchange = async {
         match stream.write_all(message::REQUEST).await {
             Err(error) if gone(&error) => Ok(None),

@@ -4,7 +4,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener},
     os::fd::OwnedFd,
-    os::unix::{fs::PermissionsExt as _, net::UnixStream as Blocking},
+    os::unix::{fs::PermissionsExt as _, net::UnixStream as Std},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -34,7 +34,7 @@ struct Predecessor {
 }
 
 fn everybody() -> Trusted {
-    Box::new(|_| true)
+    Trusted::new(|_, _| true)
 }
 
 fn stand(folder: TempDir, trusted: Trusted) -> Predecessor {
@@ -188,8 +188,8 @@ async fn agent_that_ends_before_it_finds_out_is_relieved_all_the_same() {
 #[tokio::test(flavor = "multi_thread")]
 async fn untrusted_processes_and_other_protocols_get_nothing() {
     let own = std::process::id();
-    let nobody: Trusted = Box::new(move |pid| pid != own);
-    let nobody_again: Trusted = Box::new(move |pid| pid != own);
+    let nobody = Trusted::new(move |_, pid| pid != own);
+    let nobody_again = nobody.clone();
     let cases = [
         (nobody, &b"kiam-handover 1\n"[..]),
         (nobody_again, b"kiam-sessions 1\n"),
@@ -197,7 +197,7 @@ async fn untrusted_processes_and_other_protocols_get_nothing() {
     ];
     for (trusted, request) in cases {
         let predecessor = stand(tempfile::tempdir().unwrap(), trusted);
-        let mut stream = Blocking::connect(predecessor.folder.path().join(SOCKET)).unwrap();
+        let mut stream = Std::connect(predecessor.folder.path().join(SOCKET)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         // It may be closed already, or reset, where it did not even read.
         let _ = stream.write_all(request);
@@ -229,7 +229,7 @@ async fn successor_gives_up_on_an_agent_that_hangs_and_on_one_it_does_not_trust(
     let answer = ask(folder.path(), &everybody()).await;
     assert!(matches!(&answer, Answer::Silent(why) if why.contains("2 s")), "{answer:?}");
     assert!(!is_served(folder.path(), &everybody()).await);
-    let none: Trusted = Box::new(|_| false);
+    let none = Trusted::new(|_, _| false);
     let answer = ask(folder.path(), &none).await;
     assert!(matches!(&answer, Answer::Silent(why) if why.contains("pod")), "{answer:?}");
 }

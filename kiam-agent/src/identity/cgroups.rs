@@ -149,7 +149,9 @@ mod tests {
     #[test]
     fn cgroups_are_their_pods_by_depth_whatever_they_are_called() {
         let Some(root) = root("cgroups_by_depth") else { return };
-        let paths = CgroupPaths::new(intercept::Cgroup::open(Some(root.path())).unwrap());
+        let blocking = crate::blocking::Blocking::here().unwrap();
+        let paths =
+            CgroupPaths::new(intercept::Cgroup::open(&blocking, Some(root.path())).unwrap());
         let under = B.replace('-', "_");
         let container = format!("burstable/pod{A}/0123");
         for (path, expected) in [
@@ -188,7 +190,9 @@ mod tests {
     #[test]
     fn a_path_that_is_too_long_is_refused_and_no_other() {
         let Some(root) = root("path_too_long") else { return };
-        let paths = CgroupPaths::new(intercept::Cgroup::open(Some(root.path())).unwrap());
+        let blocking = crate::blocking::Blocking::here().unwrap();
+        let paths =
+            CgroupPaths::new(intercept::Cgroup::open(&blocking, Some(root.path())).unwrap());
         let pod = |uid: &str| {
             let path = root.path().join(format!("burstable/pod{uid}/0123"));
             fs::create_dir_all(&path).unwrap();

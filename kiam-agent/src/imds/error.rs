@@ -19,7 +19,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The connection belongs to no pod.
-    #[error("{0}")]
+    #[error("{}", unattested(.0))]
     Unattested(Unattested),
     /// The pod is not known, or the connection can't be its.
     #[error(transparent)]
@@ -161,6 +161,47 @@ impl Error {
             Self::OtherRole(_) => Reason::OtherRole,
             Self::NoCredentials { .. } => Reason::NoCredentials,
             Self::Upstream(_) => Reason::Upstream,
+        }
+    }
+}
+/// What may be said of a connection to whoever has it: nothing of other pods, to which it may belong. The log names them.
+fn unattested(why: &Unattested) -> String {
+    let text = match why {
+        Unattested::NoEntry | Unattested::Contested(_) | Unattested::Proof => {
+            return why.to_string();
+        }
+        Unattested::Unknown { not_found, .. } => return not_found.to_string(),
+        Unattested::NotAPod(_) => "the connection was opened outside of pods",
+        Unattested::Gone(_) => "the cgroup that the connection was opened in is gone",
+        Unattested::OtherPod { .. } => "the connection is another pod's",
+        Unattested::Unreadable(_) => "the kernel's record of the connection is of no use",
+    };
+    text.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pods::PodUid;
+
+    #[test]
+    fn a_connection_that_is_another_pods_is_told_nothing_of_that() {
+        let uid = |digit: &str| {
+            PodUid::new(
+                &["8", "4", "4", "4", "12"].map(|n| digit.repeat(n.parse().unwrap())).join("-"),
+            )
+        };
+        let secret = ["aaaa", "bbbb", "4242", "kubepods"];
+        for why in [
+            Unattested::OtherPod { caller: uid("a"), listener: uid("b") },
+            Unattested::NotAPod(Quoted::new("/kubepods/podaaaa/c")),
+            Unattested::Gone(4242),
+            Unattested::Unreadable("cgroup 4242: /kubepods/podaaaa".to_owned()),
+        ] {
+            let log = why.to_string();
+            assert!(secret.iter().any(|part| log.contains(part)), "{log}");
+            let answer = Error::Unattested(why).to_string();
+            assert!(!secret.iter().any(|part| answer.contains(part)), "{answer}");
         }
     }
 }

@@ -10,13 +10,24 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
-use super::Error;
-use crate::pods::{PodUid, is_qos_class};
+use tracing::warn;
+
+use super::{
+    Error,
+    membership::{self, Membership, Owner},
+    walk::Walk,
+};
+use crate::blocking::Blocking;
 
 /// How far below a mount the kubelet's root may be (kind nests it in a container's scope).
 const SEARCH_DEPTH: usize = 4;
+/// Cgroups directly in one that is searched for it.
+const SEARCH_WIDTH: usize = 4096;
+/// How long a search may take, and one for the agent's own cgroup.
+const SEARCH_TIME: Duration = Duration::from_secs(2);
 
 /// `FILEID_KERNFS` of `linux/exportfs.h`: the handle is the 64-bit id. Kernel 5.5.
 const FILEID_KERNFS: c_int = 0xfe;
@@ -27,6 +38,7 @@ pub struct Cgroup {
     path: PathBuf,
     directory: Arc<File>,
     id: u64,
+    membership: Membership,
 }
 
 /// `struct file_handle` with the kernfs id as its handle.
@@ -40,21 +52,33 @@ struct Handle {
 // === impl Cgroup ===
 
 impl Cgroup {
-    /// Opens `given`, or the only match of the kubelets' layouts.
+    /// Opens `given`, or the only match of the kubelets' layouts, and finds out where the agent itself is.
     ///
     /// # Errors
     ///
     /// [`Error::Cgroup`], [`Error::NoCgroup`], [`Error::SeveralCgroups`] or [`Error::MixedCgroups`].
-    pub fn open(given: Option<&Path>) -> Result<Self, Error> {
+    pub fn open(blocking: &Blocking, given: Option<&Path>) -> Result<Self, Error> {
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let controllers = fs::read_to_string("/proc/cgroups").unwrap_or_default();
         if hides_sockets(&release, &controllers) {
             return Err(Error::MixedCgroups { release: release.trim().to_owned() });
         }
-        match given {
+        let mut walk = Walk::new(blocking, SEARCH_TIME);
+        let found = match given {
             Some(path) => Self::at(path),
-            None => Self::at(&only_match(found(&mounts("cgroup2")), &mounts("cgroup"))?),
+            None => {
+                let matches = found(&mut walk, &mounts("cgroup2"));
+                Self::at(&only_match(&mut walk, matches, &mounts("cgroup"))?)
+            }
+        };
+        let mut cgroup = found?;
+        cgroup.membership = Membership::find(&mut walk, &cgroup);
+        if walk.is_cut() {
+            warn!(
+                "There are too many cgroups to look at all of them for the pods' and the agent's own; naming the pods' with --cgroup helps"
+            );
         }
+        Ok(cgroup)
     }
 
     fn at(path: &Path) -> Result<Self, Error> {
@@ -72,7 +96,8 @@ impl Cgroup {
         if u64::try_from(system.f_type).ok() != Some(0x6367_7270) {
             return Err(wrong("it is not on a cgroup2 file system".to_owned()));
         }
-        Ok(Self { path, directory: Arc::new(directory), id: metadata.ino() })
+        let (directory, membership) = (Arc::new(directory), Membership::default());
+        Ok(Self { path, directory, id: metadata.ino(), membership })
     }
 
     /// Where it is.
@@ -93,10 +118,20 @@ impl Cgroup {
         &self.directory
     }
 
-    /// The cgroup at or below this one that process `pid` runs in, when there is one.
+    /// The agent's own cgroup, where that is this one or below it.
+    pub(super) fn own(&self) -> Option<&Path> {
+        self.membership.own(&self.path)
+    }
+
+    /// The id of the cgroup of the agent's own pod, when it runs in one.
     #[must_use]
-    pub fn cgroup_of_process(&self, pid: u32) -> Option<PathBuf> {
-        holder(&self.path, &pid.to_string(), 8)
+    pub fn own_pod(&self) -> Option<u64> {
+        membership::pod(&self.path, self.own()?.strip_prefix(&self.path).ok()?)
+    }
+
+    /// Whose the process `pid` is.
+    pub(super) fn owner(&self, pid: u32) -> Owner {
+        self.membership.owner(&self.path, pid)
     }
 
     /// Whether its path still leads to it; else it was removed, and may have been made anew.
@@ -106,12 +141,8 @@ impl Cgroup {
     }
 
     /// Ids of the QoS classes' cgroups in it that are there now, ascending.
-    #[must_use]
-    pub fn qos_classes(&self) -> Vec<u64> {
-        let is_class = |path: &PathBuf| {
-            path.file_name().and_then(|name| name.to_str()).is_some_and(is_qos_class)
-        };
-        let classes = folders(&self.path).filter(is_class);
+    pub(super) fn qos_classes(&self, walk: &mut Walk<'_>) -> Vec<u64> {
+        let classes = walk.classes(&self.path).into_iter();
         let mut ids: Vec<u64> =
             classes.filter_map(|path| fs::metadata(path).ok()).map(|class| class.ino()).collect();
         ids.sort_unstable();
@@ -142,17 +173,6 @@ impl Cgroup {
         let fd = unsafe { OwnedFd::from_raw_fd(fd as c_int) };
         fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
     }
-
-    /// The id of the pod's cgroup, below this one, that holds process `pid`, when it runs in a pod.
-    #[must_use]
-    pub fn pod_of_process(&self, pid: u32) -> Option<u64> {
-        let holder = self.cgroup_of_process(pid)?;
-        let below = holder.strip_prefix(&self.path).ok()?;
-        let named = |path: &Path| path.file_name()?.to_str().and_then(PodUid::from_cgroup_name);
-        // From the leaf up, so the last match is the outermost.
-        let pod = below.ancestors().filter(|path| named(path).is_some()).last()?;
-        fs::metadata(self.path.join(pod)).ok().map(|metadata| metadata.ino())
-    }
 }
 
 /// Whether sockets may lose their v2 cgroup. Before kernel 5.15 one word of a socket was either its v2 cgroup or
@@ -175,63 +195,50 @@ fn is_root(name: &str) -> bool {
 }
 
 /// Mount points of one file system type.
-fn mounts(kind: &str) -> Vec<PathBuf> {
+pub(super) fn mounts(kind: &str) -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let columns = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     columns.filter(|row| row.get(2) == Some(&kind)).map(|row| PathBuf::from(row[1])).collect()
 }
 
 /// Every directory that is named as kubelets name the root of their pods.
-fn found(mounts: &[PathBuf]) -> Vec<PathBuf> {
+fn found(walk: &mut Walk<'_>, mounts: &[PathBuf]) -> Vec<PathBuf> {
     let mut matches = Vec::new();
     for mount in mounts {
-        search(mount, SEARCH_DEPTH, &mut matches);
+        search(walk, mount, SEARCH_DEPTH, &mut matches);
     }
     matches.sort();
     matches.dedup();
     matches
 }
 
-fn search(folder: &Path, depth: usize, matches: &mut Vec<PathBuf>) {
-    for path in folders(folder) {
+/// Not below a match: what is there is the pods'.
+fn search(walk: &mut Walk<'_>, folder: &Path, depth: usize, matches: &mut Vec<PathBuf>) {
+    for path in walk.children(folder, SEARCH_WIDTH).unwrap_or_default() {
         if path.file_name().and_then(|name| name.to_str()).is_some_and(is_root) {
             matches.push(path);
         } else if depth > 1 {
-            search(&path, depth - 1, matches);
+            search(walk, &path, depth - 1, matches);
         }
     }
 }
 
-fn only_match(mut matches: Vec<PathBuf>, v1: &[PathBuf]) -> Result<PathBuf, Error> {
+fn only_match(
+    walk: &mut Walk<'_>,
+    mut matches: Vec<PathBuf>,
+    v1: &[PathBuf],
+) -> Result<PathBuf, Error> {
     match (matches.pop(), matches.is_empty()) {
         (Some(only), true) => Ok(only),
         (Some(last), false) => {
             matches.push(last);
             Err(Error::SeveralCgroups(matches))
         }
-        (None, _) if !found(v1).is_empty() => {
+        (None, _) if !found(walk, v1).is_empty() => {
             Err(Error::NoCgroup { hint: ", only on a cgroup v1 mount" })
         }
         (None, _) => Err(Error::NoCgroup { hint: "" }),
     }
-}
-
-fn folders(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path())
-}
-
-/// The cgroup at or below `folder` that lists `pid`. Inside a container `cgroup.procs` shows the
-/// container's own process numbers, so this works where `/proc/self/cgroup` shows only `/`.
-fn holder(folder: &Path, pid: &str, depth: usize) -> Option<PathBuf> {
-    let members = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-    if members.lines().any(|line| line == pid) {
-        return Some(folder.to_owned());
-    }
-    if depth == 0 {
-        return None;
-    }
-    folders(folder).find_map(|path| holder(&path, pid, depth - 1))
 }
 
 #[cfg(test)]
@@ -246,6 +253,10 @@ mod tests {
         root
     }
 
+    fn walk(blocking: &Blocking) -> Walk<'_> {
+        Walk::new(blocking, Duration::from_secs(60))
+    }
+
     #[test]
     fn kubelets_layouts_are_found_and_nothing_below_them() {
         let cases: [(&[&str], &str); 4] = [
@@ -257,9 +268,10 @@ mod tests {
                 "system.slice/docker-1.scope/kubelet/kubepods",
             ),
         ];
+        let blocking = Blocking::here().unwrap();
         for (paths, expected) in cases {
             let root = tree(paths);
-            let matches = found(&[root.path().to_owned()]);
+            let matches = found(&mut walk(&blocking), &[root.path().to_owned()]);
             assert_eq!(matches, [root.path().join(expected)]);
         }
     }
@@ -267,9 +279,12 @@ mod tests {
     #[test]
     fn several_or_no_match_is_an_error_that_says_what_to_do() {
         let root = tree(&["kubepods", "a/b-kubepods.slice"]);
-        let error = only_match(found(&[root.path().to_owned()]), &[]).unwrap_err().to_string();
+        let (blocking, mount) = (Blocking::here().unwrap(), [root.path().to_owned()]);
+        let mut walk = walk(&blocking);
+        let matches = found(&mut walk, &mount);
+        let error = only_match(&mut walk, matches, &[]).unwrap_err().to_string();
         assert!(error.contains("--cgroup") && error.contains("b-kubepods.slice"), "{error}");
-        let error = only_match(vec![], &[root.path().to_owned()]).unwrap_err().to_string();
+        let error = only_match(&mut walk, vec![], &mount).unwrap_err().to_string();
         assert!(error.contains("only on a cgroup v1 mount"), "{error}");
     }
 
@@ -294,9 +309,10 @@ mod tests {
 
     #[test]
     fn given_path_that_is_no_cgroup_is_refused_by_name() {
-        let error = Cgroup::open(Some(Path::new("kubepods"))).unwrap_err().to_string();
+        let blocking = Blocking::here().unwrap();
+        let error = Cgroup::open(&blocking, Some(Path::new("kubepods"))).unwrap_err().to_string();
         assert!(error.contains("\"kubepods\"") && error.contains("not absolute"), "{error}");
-        let error = Cgroup::open(Some(Path::new("/tmp"))).unwrap_err().to_string();
+        let error = Cgroup::open(&blocking, Some(Path::new("/tmp"))).unwrap_err().to_string();
         assert!(error.contains("not on a cgroup2"), "{error}");
     }
 }

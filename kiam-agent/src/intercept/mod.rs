@@ -15,6 +15,7 @@ mod in_use;
 mod lease;
 mod links;
 mod marks;
+mod membership;
 mod metrics;
 mod namespaces;
 mod netlink;
@@ -27,8 +28,10 @@ mod proof;
 mod reattach;
 mod rewriter;
 mod sandbox_table;
+mod sock_diag;
 mod unfilter;
 mod uninstall;
+mod walk;
 
 use std::{io, path::PathBuf, time::Duration};
 
@@ -56,6 +59,7 @@ pub use self::{
     sandbox_table::SandboxTable,
     unfilter::unfilter,
     uninstall::{detach, is_installed, uninstall},
+    walk::Walk,
 };
 
 /// What [`Interception::load`] is told.

@@ -1,7 +1,7 @@
 //! The pods' network namespaces, found by the processes in the pods' cgroup; and work inside them.
 
 use std::{
-    collections::HashSet,
+    collections::{HashSet, VecDeque},
     fs::{self, File},
     io,
     ops::ControlFlow,
@@ -18,39 +18,107 @@ use rustix::{
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
+use super::walk::Walk;
+
 /// `NS_GET_USERNS` of `linux/nsfs.h`: the user namespace that owns another namespace.
 const NS_GET_USERNS: libc::Ioctl = 0xb701;
 
-/// Shows `visit` the network namespaces of the processes below `cgroup`, one after the other and each once, until it
-/// breaks off; the node's own and that of the agent's proof are not among them. Only the one that is shown is held open: how many there are is up to the
-/// pods. Processes come and go meanwhile; who is gone is left out. Returns how many processes the agent can't see, as
-/// it is in another PID namespace than they are.
-pub(super) fn of_pods(cgroup: &Path, mut visit: impl FnMut(&File) -> ControlFlow<()>) -> usize {
-    let mut hidden = 0;
+/// Of one pod, what is searched: its own cgroup, its containers' and, as runtimes may have the processes there, two
+/// levels below (as `sandboxes` does). A container may make any number of cgroups, processes and namespaces.
+const DEPTH: usize = 3;
+const CGROUPS: usize = 64;
+const PROCESSES: usize = 1024;
+const NAMESPACES: usize = 16;
+
+/// What [`of_pods`] did not show.
+#[derive(Debug, Default)]
+pub(super) struct Unseen {
+    /// Processes that the agent can't see, as it is in another PID namespace than they are.
+    pub(super) hidden: usize,
+    /// Pods of which not all was searched.
+    pub(super) pods: usize,
+}
+
+/// What is left of a pod's share.
+struct Share {
+    cgroups: usize,
+    processes: usize,
+    namespaces: usize,
+}
+
+/// Shows `visit` the network namespaces of the processes of the pods below `root`, one after the other and each once,
+/// until it breaks off; the node's own and that of the agent's proof are not among them. Only the one that is shown is
+/// held open, and of each pod only its share is searched: how many there are is up to the pods. Processes come and go
+/// meanwhile; who is gone is left out.
+pub(super) fn of_pods(
+    walk: &mut Walk<'_>,
+    root: &Path,
+    mut visit: impl FnMut(&File) -> ControlFlow<()>,
+) -> Unseen {
+    let mut unseen = Unseen::default();
     // Inode numbers. A namespace that has got the number of one that ended meanwhile is left out: it is younger than
     // this search, and what it is for.
     let mut known = HashSet::new();
     known.extend(fs::metadata("/proc/self/ns/net").map(|own| own.ino()));
-    let mut cgroups = vec![cgroup.to_owned()];
-    while let Some(cgroup) = cgroups.pop() {
-        let processes = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
-        for pid in processes.lines() {
+    let pods = walk.pods(root);
+    for (searched, pod) in pods.iter().enumerate() {
+        if walk.is_over() {
+            unseen.pods += pods.len() - searched;
+            break;
+        }
+        match of_pod(walk, pod, &mut known, (&mut unseen.hidden, &mut visit)) {
+            ControlFlow::Break(()) => break,
+            ControlFlow::Continue(whole) => unseen.pods += usize::from(!whole),
+        }
+    }
+    unseen
+}
+
+/// Whether the pod was searched whole.
+fn of_pod(
+    walk: &mut Walk<'_>,
+    pod: &Path,
+    known: &mut HashSet<u64>,
+    (hidden, visit): (&mut usize, &mut impl FnMut(&File) -> ControlFlow<()>),
+) -> ControlFlow<(), bool> {
+    let mut share = Share { cgroups: CGROUPS, processes: PROCESSES, namespaces: NAMESPACES };
+    let mut cgroups = VecDeque::from([(pod.to_owned(), 0)]);
+    let mut whole = true;
+    while let Some((cgroup, depth)) = cgroups.pop_front() {
+        if share.cgroups == 0 {
+            return ControlFlow::Continue(false);
+        }
+        share.cgroups -= 1;
+        let processes = walk.members(&cgroup, share.processes + 1).unwrap_or_default();
+        for pid in processes {
+            if share.processes == 0 || walk.is_over() {
+                return ControlFlow::Continue(false);
+            }
+            share.processes -= 1;
             // The kernel's way to say that the reader's PID namespace has no number for it.
             if pid == "0" {
-                hidden += 1;
+                *hidden += 1;
                 continue;
             }
             let Ok(namespace) = File::open(format!("/proc/{pid}/ns/net")) else { continue };
             let is_new = namespace.metadata().is_ok_and(|metadata| known.insert(metadata.ino()));
-            if is_new && !is_child(pid) && visit(&namespace).is_break() {
-                return hidden;
+            if !is_new || is_child(&pid) {
+                continue;
             }
+            if share.namespaces == 0 {
+                return ControlFlow::Continue(false);
+            }
+            share.namespaces -= 1;
+            visit(&namespace)?;
         }
-        let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
-        let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        cgroups.extend(below.map(|entry| entry.path()));
+        let children = walk.children(&cgroup, CGROUPS).unwrap_or_default();
+        if depth == DEPTH {
+            whole &= children.is_empty();
+        } else {
+            cgroups.extend(children.into_iter().map(|path| (path, depth + 1)));
+        }
     }
-    hidden
+    ControlFlow::Continue(whole)
 }
 
 /// Whether this agent started the process `pid`, which then is its proof's, and no pod's.
@@ -124,7 +192,12 @@ mod tests {
 
     use xtask::lab;
 
+    use std::time::Duration;
+
     use super::*;
+    use crate::blocking::Blocking;
+
+    const TIME: Duration = Duration::from_secs(60);
 
     /// A process in a network namespace of its own.
     struct Sandboxed(Child);
@@ -171,8 +244,10 @@ mod tests {
         // The last is above the kernel's largest process id.
         let processes = format!("0\n{}\n0\n99999999\n", std::process::id());
         fs::write(container.join("cgroup.procs"), processes).unwrap();
-        let hidden = of_pods(cgroup.path(), |_| unreachable!("it is the node's own"));
-        assert_eq!(hidden, 2);
+        let blocking = Blocking::here().unwrap();
+        let mut walk = Walk::new(&blocking, TIME);
+        let unseen = of_pods(&mut walk, cgroup.path(), |_| unreachable!("it is the node's own"));
+        assert_eq!((unseen.hidden, unseen.pods), (2, 0));
     }
 
     #[test]
@@ -189,10 +264,14 @@ mod tests {
             fs::write(container.join("cgroup.procs"), format!("{pid}\n{pid}\n")).unwrap();
         }
         let proof = Sandboxed::start();
-        fs::write(cgroup.path().join("cgroup.procs"), format!("{}\n", proof.0.id())).unwrap();
+        let below = cgroup.path().join("kiam-proof-1");
+        fs::create_dir(&below).unwrap();
+        fs::write(below.join("cgroup.procs"), format!("{}\n", proof.0.id())).unwrap();
         let all: HashSet<PathBuf> = sandboxed.iter().map(Sandboxed::namespace).collect();
         let mut shown = HashSet::new();
-        of_pods(cgroup.path(), |namespace| {
+        let blocking = Blocking::here().unwrap();
+        let mut walk = Walk::new(&blocking, TIME);
+        of_pods(&mut walk, cgroup.path(), |namespace| {
             let shows = format!("/proc/self/fd/{}", namespace.as_raw_fd());
             assert!(shown.insert(fs::read_link(shows).unwrap()), "once");
             let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
@@ -202,10 +281,49 @@ mod tests {
         });
         assert_eq!(shown, all);
         let mut count = 0;
-        of_pods(cgroup.path(), |_| {
+        of_pods(&mut walk, cgroup.path(), |_| {
             count += 1;
             ControlFlow::Break(())
         });
         assert_eq!(count, 1);
+    }
+
+    #[test]
+    fn a_pod_with_any_number_of_cgroups_and_processes_costs_its_share_and_no_other_pod_is_left_out()
+    {
+        let root = tempfile::tempdir().unwrap();
+        let container = root.path().join("burstable/pod1/container");
+        for number in 0..2000 {
+            fs::create_dir_all(container.join(format!("{number}/below"))).unwrap();
+        }
+        let deep = root.path().join("burstable/pod2/container/1/2/3");
+        fs::create_dir_all(&deep).unwrap();
+        let crowd = root.path().join("burstable/pod3");
+        fs::create_dir_all(&crowd).unwrap();
+        fs::write(crowd.join("cgroup.procs"), "0\n".repeat(PROCESSES + 1)).unwrap();
+        let last = root.path().join("pod4/container");
+        fs::create_dir_all(&last).unwrap();
+        for cgroup in [&deep, &last] {
+            fs::write(cgroup.join("cgroup.procs"), "0\n").unwrap();
+        }
+        let blocking = Blocking::here().unwrap();
+        let mut walk = Walk::new(&blocking, TIME);
+        let unseen = of_pods(&mut walk, root.path(), |_| unreachable!("nobody is to be seen"));
+        // The last pod's one, and the crowd's share; not what is deeper than runtimes put processes.
+        assert_eq!(unseen.hidden, PROCESSES + 1);
+        assert_eq!(unseen.pods, 3, "all but the last");
+        assert!(walk.read() < 2000, "{}", walk.read());
+    }
+
+    #[test]
+    fn pods_that_there_was_no_time_for_are_counted() {
+        let root = tempfile::tempdir().unwrap();
+        for pod in ["pod1", "pod2", "pod3"] {
+            fs::create_dir_all(root.path().join(pod)).unwrap();
+        }
+        let blocking = Blocking::here().unwrap();
+        // All of it is used up by the list of the pods.
+        let mut walk = Walk::of(&blocking, 3);
+        assert_eq!(of_pods(&mut walk, root.path(), |_| ControlFlow::Continue(())).pods, 3);
     }
 }

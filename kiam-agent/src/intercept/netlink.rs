@@ -40,7 +40,7 @@ impl Netlink {
         I: NetlinkSerializable + NetlinkDeserializable + Debug,
     {
         self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
-        self.answers::<I>().map(drop)
+        self.answers(|_: I| Ok(()))
     }
 
     /// Everything of the kind that `question` asks for. What can't be understood is left out: it is none of
@@ -49,8 +49,26 @@ impl Netlink {
     where
         I: NetlinkSerializable + NetlinkDeserializable + Debug,
     {
+        let mut all = Vec::new();
+        self.each(question, |answer| {
+            all.push(answer);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// As [`Self::dump`], one answer after the other: how many there are may be up to a pod. After an error of `take`
+    /// nothing else can be asked on this socket.
+    pub(super) fn each<I>(
+        &self,
+        question: I,
+        take: impl FnMut(I) -> io::Result<()>,
+    ) -> io::Result<()>
+    where
+        I: NetlinkSerializable + NetlinkDeserializable + Debug,
+    {
         self.send(question, NLM_F_REQUEST | NLM_F_DUMP)?;
-        self.answers()
+        self.answers(take)
     }
 
     fn send<I: NetlinkSerializable + Debug>(&self, message: I, flags: u16) -> io::Result<()> {
@@ -64,23 +82,25 @@ impl Netlink {
     }
 
     /// What comes until the kernel says that it is all, or acknowledges, or refuses.
-    fn answers<I: NetlinkDeserializable + Debug>(&self) -> io::Result<Vec<I>> {
-        let mut all = Vec::new();
+    fn answers<I: NetlinkDeserializable + Debug>(
+        &self,
+        mut take: impl FnMut(I) -> io::Result<()>,
+    ) -> io::Result<()> {
         loop {
             let (bytes, _) = self.0.recv_from_full()?;
             let mut rest = bytes.as_slice();
             while let Some(length) = message_length(rest) {
                 match NetlinkMessage::<I>::deserialize(&rest[..length]) {
                     Ok(NetlinkMessage { payload, .. }) => match payload {
-                        NetlinkPayload::InnerMessage(message) => all.push(message),
+                        NetlinkPayload::InnerMessage(message) => take(message)?,
                         NetlinkPayload::Error(error) if error.code.is_some() => {
                             return Err(error.to_io());
                         }
-                        NetlinkPayload::Error(_) => return Ok(all),
+                        NetlinkPayload::Error(_) => return Ok(()),
                         NetlinkPayload::Done(done) if done.code < 0 => {
                             return Err(io::Error::from_raw_os_error(-done.code));
                         }
-                        NetlinkPayload::Done(_) => return Ok(all),
+                        NetlinkPayload::Done(_) => return Ok(()),
                         _ => {}
                     },
                     Err(error) => tracing::trace!(%error, "A netlink message is left out"),

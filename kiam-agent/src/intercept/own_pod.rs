@@ -1,15 +1,20 @@
 //! The cgroups that the programs know: those that hold pods, and the agents' own pods, whose traffic is left alone,
 //! and which may speak with each other.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use aya::maps::{HashMap, Map, MapData};
 use kiam_common::{CGROUP_PASS, CGROUP_PODS, CGROUP_QOS_CLASS};
 use tracing::warn;
 
-use super::{Cgroup, Config, Error, in_use::InUse, pins, programs::map_error};
+use super::{
+    Cgroup, Config, Error, in_use::InUse, membership::Owner, pins, programs::map_error, walk::Walk,
+};
+use crate::blocking::Blocking;
 
 const CGROUPS: &str = "CGROUPS";
+/// How long the QoS classes' cgroups are looked for.
+pub(super) const CLASSES_TIME: Duration = Duration::from_secs(2);
 
 /// Checks what can be checked before there is a listener, and marks the agent's own pod in the maps of an agent
 /// that runs, if one does: that one is asked for its sockets, and answers no other pod. From then on nobody uninstalls.
@@ -17,24 +22,30 @@ const CGROUPS: &str = "CGROUPS";
 /// # Errors
 ///
 /// Whatever is missing on this machine; see [`Error`].
-pub fn prepare(config: &Config) -> Result<InUse, Error> {
-    let cgroup = Cgroup::open(config.cgroup.as_deref())?;
+pub fn prepare(blocking: &Blocking, config: &Config) -> Result<InUse, Error> {
+    let cgroup = Cgroup::open(blocking, config.cgroup.as_deref())?;
+    let classes = cgroup.qos_classes(&mut Walk::new(blocking, CLASSES_TIME));
     // The folder is made by the first, and its content may have been taken away before the second.
     pins::open(&config.bpffs)?;
     let in_use = InUse::share(&config.bpffs)?;
     let (pins, older) = pins::open(&config.bpffs)?;
     for map in older.iter().chain([&pins]).filter_map(|folder| marks(folder)) {
-        mark_cgroups(map, &cgroup, &cgroup.qos_classes())?;
+        mark_cgroups(map, &cgroup, &classes)?;
     }
     Ok(in_use)
 }
 
-/// Whether process `pid` is an agent's or the host's: it runs in no pod, or in one that is marked, or in ours.
+/// Whether process `pid` is an agent's or the host's: it runs in no pod, or in one that is marked, or in ours. A process of
+/// which that can't be told is neither.
 #[must_use]
-pub fn may_hand_over(config: &Config, pid: u32) -> bool {
-    let Ok(cgroup) = Cgroup::open(config.cgroup.as_deref()) else { return false };
-    let Some(pod) = cgroup.pod_of_process(pid) else { return true };
-    if cgroup.pod_of_process(std::process::id()) == Some(pod) {
+pub fn may_hand_over(blocking: &Blocking, config: &Config, pid: u32) -> bool {
+    let Ok(cgroup) = Cgroup::open(blocking, config.cgroup.as_deref()) else { return false };
+    let pod = match cgroup.owner(pid) {
+        Owner::Host => return true,
+        Owner::Unknown => return false,
+        Owner::Pod(pod) => pod,
+    };
+    if cgroup.own_pod() == Some(pod) {
         return true;
     }
     let Ok((pins, _)) = pins::open(&config.bpffs) else { return false };
@@ -52,7 +63,7 @@ pub(super) fn mark_cgroups<M: std::borrow::BorrowMut<MapData>>(
     for class in classes {
         cgroups.insert(class, CGROUP_QOS_CLASS, 0).map_err(map_error(CGROUPS))?;
     }
-    if let Some(own) = cgroup.pod_of_process(std::process::id()) {
+    if let Some(own) = cgroup.own_pod() {
         cgroups.insert(own, CGROUP_PASS, 0).map_err(map_error(CGROUPS))?;
     }
     let gone = |id: &u64| {

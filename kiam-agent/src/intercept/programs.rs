@@ -26,9 +26,11 @@ use super::{
     hold::Hold,
     in_use::Patience,
     netns,
-    own_pod::mark_cgroups,
+    own_pod::{CLASSES_TIME, mark_cgroups},
     pins,
+    walk::Walk,
 };
+use crate::blocking::Blocking;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
 
@@ -146,8 +148,8 @@ impl Interception {
     /// # Errors
     ///
     /// Whatever is missing on this machine; see [`Error`].
-    pub fn load(config: &Config, target: Target) -> Result<Self, Error> {
-        let cgroup = Cgroup::open(config.cgroup.as_deref())?;
+    pub fn load(blocking: &Blocking, config: &Config, target: Target) -> Result<Self, Error> {
+        let cgroup = Cgroup::open(blocking, config.cgroup.as_deref())?;
         let (pins, older) = pins::open(&config.bpffs)?;
         let host_netns = netns::host_netns().map_err(|source| Error::File {
             what: "the node's network namespace cookie (SO_NETNS_COOKIE)",
@@ -202,11 +204,15 @@ impl Interception {
     /// # Errors
     ///
     /// The kernel's; what is attached already stays so, and a later attempt completes it.
-    pub fn attach(mut self, listeners: &[BorrowedFd<'_>]) -> Result<Parts, Error> {
+    pub fn attach(
+        mut self,
+        blocking: &Blocking,
+        listeners: &[BorrowedFd<'_>],
+    ) -> Result<Parts, Error> {
         // One that only observes does not attach it.
         let first = !pins::link(&self.pins, "kiam_getpeername4").exists() && self.older.is_empty();
         self.mark(listeners)?;
-        self.attach_all()?;
+        self.attach_all(blocking)?;
         self.hold.maps(&self.pins)?;
         let ebpf = &mut self.ebpf;
         let log = if self.log { Some(KernelLog(EbpfLogger::init(ebpf)?)) } else { None };
@@ -243,8 +249,8 @@ impl Interception {
     }
 
     /// Attaches every program to the pods' cgroup, over what an earlier agent left there.
-    pub(super) fn attach_all(&mut self) -> Result<(), Error> {
-        self.mark_cgroups()?;
+    pub(super) fn attach_all(&mut self, blocking: &Blocking) -> Result<(), Error> {
+        self.mark_cgroups(blocking)?;
         pins::adopt(&self.pins, &self.older, &self.programs)?;
         for name in self.programs.clone() {
             self.attach_one(name)?;
@@ -254,8 +260,8 @@ impl Interception {
     }
 
     /// Tells the programs which cgroups hold pods, and which is the agent's own pod.
-    pub(super) fn mark_cgroups(&mut self) -> Result<(), Error> {
-        let classes = self.cgroup.qos_classes();
+    pub(super) fn mark_cgroups(&mut self, blocking: &Blocking) -> Result<(), Error> {
+        let classes = self.cgroup.qos_classes(&mut Walk::new(blocking, CLASSES_TIME));
         let map = self.ebpf.map_mut("CGROUPS").ok_or(Error::Missing("CGROUPS"))?;
         // Borrowed: the programs that are still to be loaded need the map's descriptor.
         let map = HashMap::try_from(map).map_err(map_error("CGROUPS"))?;

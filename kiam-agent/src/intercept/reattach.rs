@@ -2,7 +2,11 @@
 
 use std::path::Path;
 
-use super::{Cgroup, Error, Interception, Losses, Turn, ancestors, pins, programs::GUARD};
+use super::{
+    Cgroup, Error, Interception, Losses, Turn, ancestors, own_pod::CLASSES_TIME, pins,
+    programs::GUARD, walk::Walk,
+};
+use crate::blocking::Blocking;
 
 /// What came of [`Interception::restore`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,8 +30,8 @@ impl Interception {
 
     /// Whether the QoS classes' cgroups that are there are those that the programs know.
     #[must_use]
-    pub fn knows_classes(&self) -> bool {
-        self.cgroup.qos_classes() == self.classes
+    pub fn knows_classes(&self, blocking: &Blocking) -> bool {
+        self.cgroup.qos_classes(&mut Walk::new(blocking, CLASSES_TIME)) == self.classes
     }
 
     /// Tells the programs of the QoS classes' cgroups that have come. Until then a class is one pod to the quota.
@@ -35,8 +39,8 @@ impl Interception {
     /// # Errors
     ///
     /// The kernel's.
-    pub fn follow_classes(&mut self) -> Result<(), Error> {
-        self.mark_cgroups()
+    pub fn follow_classes(&mut self, blocking: &Blocking) -> Result<(), Error> {
+        self.mark_cgroups(blocking)
     }
 
     /// Attaches the programs to the pods' cgroup that has come in the place of the one that is gone, which
@@ -45,9 +49,10 @@ impl Interception {
     /// # Errors
     ///
     /// [`Error::Cgroup`] or [`Error::NoCgroup`] while there is none; the kernel's.
-    pub fn follow(&mut self) -> Result<Cgroup, Error> {
-        let gone = std::mem::replace(&mut self.cgroup, Cgroup::open(self.given.as_deref())?);
-        match self.attach_all() {
+    pub fn follow(&mut self, blocking: &Blocking) -> Result<Cgroup, Error> {
+        let new = Cgroup::open(blocking, self.given.as_deref())?;
+        let gone = std::mem::replace(&mut self.cgroup, new);
+        match self.attach_all(blocking) {
             Ok(()) => Ok(self.cgroup.clone()),
             Err(error) => {
                 // Not in place yet: it is tried again.
@@ -124,13 +129,13 @@ impl Interception {
     /// # Errors
     ///
     /// The kernel's; [`Error::NewerLayout`] where the other agent was of a newer release.
-    pub fn reassert(&mut self) -> Result<(), Error> {
+    pub fn reassert(&mut self, blocking: &Blocking) -> Result<(), Error> {
         pins::open(self.bpffs())?;
         // Unpinned, a link that works would get a second one beside it.
         for name in self.losses()?.unpinned {
             self.hold.pin(name, &self.pins)?;
         }
-        self.attach_all()
+        self.attach_all(blocking)
     }
 
     fn bpffs(&self) -> &Path {

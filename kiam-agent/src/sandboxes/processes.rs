@@ -4,7 +4,7 @@ use std::{
     collections::{HashSet, VecDeque},
     ffi::OsStr,
     fs::{self, File},
-    io,
+    io::{self, BufRead as _, BufReader},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -188,10 +188,10 @@ fn at(folder: &File, path: &str) -> io::Result<File> {
     Ok(openat(folder, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?.into())
 }
 
-/// The processes of one cgroup.
+/// The processes of one cgroup, not many more than are looked at.
 fn members(cgroup: &Path) -> io::Result<Vec<String>> {
-    let text = fs::read_to_string(cgroup.join("cgroup.procs"))?;
-    Ok(text.lines().map(ToOwned::to_owned).collect())
+    let list = BufReader::new(File::open(cgroup.join("cgroup.procs"))?);
+    list.lines().take(MANY + 1).collect()
 }
 
 /// The cgroups in `cgroup`, but for those of the agent's proof, oldest first: the kernel numbers them in order.

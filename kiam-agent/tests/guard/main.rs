@@ -14,7 +14,9 @@ use std::{
 };
 
 use xtask::{
-    lab::{self, Agent, IMDS_V4, IMDS_V6, Lab, LabPod, NODE_V4, Netns, PodSpec, eventually},
+    lab::{
+        self, Agent, Cgroup, IMDS_V4, IMDS_V6, Lab, LabPod, NODE_V4, Netns, PodSpec, eventually,
+    },
     pod_client::Options,
 };
 
@@ -285,6 +287,17 @@ fn a_nodes_own_route_to_imds_counts_in_whatever_table_it_is() {
     assert_shut(&lab, &pod, "with the route in another table");
 }
 
+/// A connection from a cgroup that the pod made and removed again.
+fn of_a_removed_cgroup(pod: &LabPod) -> Held {
+    let cgroup = Cgroup::create(pod.cgroup().path().join("made")).unwrap();
+    let mut python = pod.command("python3").unwrap();
+    cgroup.adopt(&mut python).unwrap();
+    let held = Held::connect(python, "169.254.169.254");
+    std::fs::write(pod.cgroup().path().join("cgroup.procs"), held.child.id().to_string()).unwrap();
+    std::fs::remove_dir(cgroup.path()).unwrap();
+    held
+}
+
 #[test]
 fn connections_of_pods_that_are_older_than_the_agent_end_and_the_hosts_go_on() {
     if lab::skip("connections_of_pods_that_are_older_than_the_agent_end_and_the_hosts_go_on") {
@@ -305,10 +318,11 @@ fn connections_of_pods_that_are_older_than_the_agent_end_and_the_hosts_go_on() {
         let mut of_pod = ["169.254.169.254", "::ffff:169.254.169.254", "fd00:ec2::254"]
             .map(|to| Held::connect(pod.command("python3").unwrap(), to));
         let mut of_host_pod = Held::connect(on_host.command("python3").unwrap(), "169.254.169.254");
+        let mut of_removed = of_a_removed_cgroup(&on_host);
         let mut of_host = Held::connect(lab.node.command("python3").unwrap(), "169.254.169.254");
         // In the pod's network, outside its cgroup.
         let mut beside = Held::connect(pod.netns().command("python3"), "169.254.169.254");
-        let all = [&mut beside, &mut of_host_pod, &mut of_host];
+        let all = [&mut beside, &mut of_host_pod, &mut of_removed, &mut of_host];
         for held in of_pod.iter_mut().chain(all) {
             assert_eq!(held.send(), "alive", "before the agent");
         }
@@ -320,8 +334,9 @@ fn connections_of_pods_that_are_older_than_the_agent_end_and_the_hosts_go_on() {
         }
         assert_eq!(packets(&lab, &pod), before, "{flags:?}");
         assert_eq!(of_host_pod.send(), expected, "{flags:?}");
+        assert_eq!(of_removed.send(), expected, "{flags:?}");
         assert_eq!(of_host.send(), "alive", "{flags:?}");
-        let count = if expected == ended { 5 } else { 4 };
+        let count = if expected == ended { 6 } else { 4 };
         let metrics = agent.admin("/metrics").unwrap().body;
         let line = format!("kiam_guard_sockets_destroyed_total {count}\n");
         assert!(metrics.contains(&line), "{line} is not in {metrics}");

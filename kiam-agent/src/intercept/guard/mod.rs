@@ -11,13 +11,7 @@ mod selection;
 mod sockets;
 mod uplink;
 
-use std::{
-    io,
-    net::IpAddr,
-    path::{Path, PathBuf},
-    pin::pin,
-    time::Duration,
-};
+use std::{io, net::IpAddr, path::Path, pin::pin, time::Duration};
 
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, error, info, warn};
@@ -25,8 +19,11 @@ use tracing::{debug, error, info, warn};
 pub(super) use self::uplink::{AGENT, remove as remove_uplinks};
 use self::{changes::Changes, probe::Reach};
 pub use self::{metrics::Metrics, uplink::UplinkProgram};
-use super::{Cgroup, Error, namespaces, netlink};
-use crate::lifecycle::{Detail, Drain, Latch};
+use super::{Cgroup, Error, namespaces, netlink, sock_diag, walk};
+use crate::{
+    blocking::{self, Blocking},
+    lifecycle::{Detail, Drain, Latch},
+};
 
 /// Between two looks at everything, whether or not the kernel told of a change.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -87,12 +84,10 @@ pub enum GuardError {
 /// The guard, set up; [`Guard::keep`] keeps it so.
 pub struct Guard {
     config: GuardConfig,
-    cgroup: PathBuf,
+    cgroup: Cgroup,
     uplink: Option<UplinkProgram>,
     rules: Option<Changes>,
     routes: Option<Changes>,
-    /// The agent's own pod's cgroup, whose connections go on.
-    own: Option<u64>,
     /// Whether the connections that hostNetwork pods have to the IMDS are ended too.
     ends_hosts: bool,
     /// Set once the older connections are ended.
@@ -124,18 +119,17 @@ impl Guard {
         let routes = uplink.as_ref().map(|_| Changes::of_uplinks()).transpose();
         let mut guard = Self {
             config,
-            cgroup: cgroup.path().to_owned(),
+            cgroup: cgroup.clone(),
             uplink,
             rules: rules.map_err(GuardError::Changes)?,
             routes: routes.map_err(GuardError::Changes)?,
             metrics,
             detail,
-            own: cgroup.pod_of_process(std::process::id()),
             ends_hosts,
             ended,
             reach: Reach::Unknown,
         };
-        let rules = blocking(move || keep_rules(config.route, Others::Remove)).await??;
+        let rules = blocking(move |_| keep_rules(config.route, Others::Remove)).await??;
         if let Some(preference) = config.route {
             info!(preference, added = rules.added, removed = rules.removed, "Route guard is on");
             report_ipv6(rules.ipv6);
@@ -187,12 +181,12 @@ impl Guard {
 
     /// A task, as the guard goes on meanwhile. Where it fails, the agent does not get ready.
     fn end_older(&self) -> impl Future<Output = ()> + use<> {
-        let (pods, own, hosts) = (self.cgroup.clone(), self.own, self.ends_hosts);
+        let (pods, hosts) = (self.cgroup.clone(), self.ends_hosts);
         let (metrics, ended) = (self.metrics.clone(), self.ended.clone());
         let asked = self.config != GuardConfig::default();
         async move {
             if asked {
-                match blocking(move || sockets::destroy(&pods, own, hosts)).await {
+                match blocking(move |token| sockets::destroy(token, &pods, hosts)).await {
                     Ok(destroyed) => destroyed.report(&metrics),
                     Err(error) => {
                         error!(%error, "Pods may have connections to the IMDS that are older than the agent");
@@ -206,7 +200,7 @@ impl Guard {
 
     async fn keep_route(&self, others: Others) {
         let preference = self.config.route;
-        match blocking(move || keep_rules(preference, others)).await {
+        match blocking(move |_| keep_rules(preference, others)).await {
             Ok(Ok(rules)) if rules.added > 0 => {
                 self.metrics.restored.inc_by(rules.added as u64);
                 warn!(
@@ -227,7 +221,7 @@ impl Guard {
 
     async fn restore_uplinks(&mut self) {
         let Some(mut program) = self.uplink.take() else { return };
-        let restored = blocking(move || {
+        let restored = blocking(move |_| {
             let result = program.restore();
             (program, result)
         });
@@ -246,7 +240,7 @@ impl Guard {
 
     async fn attach_uplinks(&mut self) -> Result<(), GuardError> {
         let Some(mut program) = self.uplink.take() else { return Ok(()) };
-        let (program, result) = blocking(move || {
+        let (program, result) = blocking(move |_| {
             let result = program.keep();
             (program, result)
         })
@@ -269,7 +263,9 @@ impl Guard {
             return;
         }
         let cgroup = self.cgroup.clone();
-        let reach = blocking(move || probe::probe(&cgroup)).await.unwrap_or(Reach::Unknown);
+        let reach = blocking(move |token| probe::probe(token, cgroup.path()))
+            .await
+            .unwrap_or(Reach::Unknown);
         self.metrics.set_route(reach);
         self.detail.set(match reach {
             Reach::Open => "open: pods' packets come to the IMDS past this node's routing",
@@ -388,7 +384,7 @@ fn seen(notice: io::Result<()>, changes: &mut Option<Changes>) {
 
 /// Work that waits for the kernel, off the runtime's threads.
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
+    work: impl FnOnce(&Blocking) -> T + Send + 'static,
 ) -> Result<T, GuardError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| GuardError::Panicked)
+    blocking::spawn(work).await.map_err(|_| GuardError::Panicked)
 }

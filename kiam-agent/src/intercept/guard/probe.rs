@@ -1,7 +1,7 @@
 //! Whether the route guard holds on this node: tried from a pod's network namespace, not guessed from the CNI's name.
 //! CNIs that bypass the node's routing (Cilium's BPF host routing, ipvlan, SR-IOV) bypass its rules as well.
 
-use std::{io, net::Ipv4Addr, ops::ControlFlow, path::Path};
+use std::{io, net::Ipv4Addr, ops::ControlFlow, path::Path, time::Duration};
 
 use kiam_common::redirect::{IMDS_PORT, IMDS_V4};
 use rustix::{
@@ -10,10 +10,16 @@ use rustix::{
     net::{AddressFamily, SocketAddrV4, SocketFlags, SocketType, connect, socket_with, sockopt},
 };
 
-use super::namespaces::{inside, is_nodes, of_pods};
+use super::{
+    namespaces::{inside, is_nodes, of_pods},
+    walk::Walk,
+};
+use crate::blocking::Blocking;
 
 /// How long a connect may take.
 const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// How long pods are looked for.
+const TIME: Duration = Duration::from_secs(10);
 /// How many pods are asked before it stays unknown.
 const PODS: usize = 3;
 
@@ -45,10 +51,10 @@ impl Reach {
 
 /// Connects from up to three pods in turn, until one answer is known. The socket is the agent's, so that no hook at
 /// the pods' cgroup runs for it; its packets go the pod's way. Blocks for up to a second a pod.
-pub(super) fn probe(cgroup: &Path) -> Reach {
+pub(super) fn probe(blocking: &Blocking, cgroup: &Path) -> Reach {
     let mut known = Reach::Unknown;
     let mut asked = 0;
-    of_pods(cgroup, |namespace| {
+    of_pods(&mut Walk::new(blocking, TIME), cgroup, |namespace| {
         // What a pod made for itself can be made to answer anything.
         if !is_nodes(namespace) {
             return ControlFlow::Continue(());

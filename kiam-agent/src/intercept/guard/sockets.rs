@@ -1,27 +1,30 @@
 //! Ends the connections to the IMDS that pods had before the programs were attached: the hooks run at connect, and
 //! these are past it.
 
-use std::{
-    collections::HashSet, fs, io, net::IpAddr, ops::ControlFlow, os::unix::fs::MetadataExt as _,
-    path::Path,
-};
+use std::{io, net::IpAddr, ops::ControlFlow, path::PathBuf, time::Duration};
 
-use netlink_packet_core::Nla as _;
 use netlink_packet_sock_diag::{
-    AF_INET, AF_INET6, IPPROTO_TCP, SockDiagDestroy, SockDiagMessage,
-    inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
+    AF_INET, AF_INET6, SockDiagDestroy, SockDiagMessage,
+    inet::{InetRequest, InetResponse, SocketId, StateFlags},
 };
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::{
-    Metrics,
-    namespaces::{inside, of_pods},
+    Cgroup, Metrics,
+    namespaces::{Unseen, inside, of_pods},
     netlink::Netlink,
     route::imds_addresses,
+    sock_diag::{cgroup_id, tcp_sockets},
+    walk::Walk,
 };
+use crate::blocking::Blocking;
 
-/// The cgroup's id of a socket (`linux/inet_diag.h`). Kernel 5.8.
-const INET_DIAG_CGROUP_ID: u16 = 21;
+/// How long all of it may take, and one namespace, where a pod may have any number of sockets.
+const TIME: Duration = Duration::from_secs(60);
+const NAMESPACE_TIME: Duration = Duration::from_secs(1);
+/// Connections that are ended in one namespace: all that there may be to one address and port.
+const SOCKETS: usize = 1 << 16;
 
 /// What [`destroy`] did.
 #[derive(Debug, Default)]
@@ -30,8 +33,8 @@ pub(super) struct Destroyed {
     pub(super) sockets: u64,
     /// Namespaces that were searched.
     pub(super) namespaces: u64,
-    /// Processes of pods whose namespaces can't be seen.
-    pub(super) hidden: usize,
+    /// What was not searched.
+    pub(super) unseen: Unseen,
     /// The first reason why a connection or a namespace was left out.
     pub(super) failure: Option<io::Error>,
 }
@@ -40,21 +43,26 @@ pub(super) struct Destroyed {
 enum Of<'a> {
     /// All: the namespace is a pod's.
     Anyone,
-    /// Those that these cgroups' processes made.
-    Cgroups(&'a HashSet<u64>),
+    /// Those that were made in the pods' cgroup, but for the agent's own pod.
+    Pods { cgroup: &'a Cgroup, own: Option<PathBuf> },
 }
 
 /// Destroys the pods' TCP sockets that are connected to the IMDS. In the node's own namespace, only with `host`,
-/// and only those made in the pods' cgroup `cgroup`; never those of the agent's own pod, the cgroup `own`.
-pub(super) fn destroy(cgroup: &Path, own: Option<u64>, host: bool) -> Destroyed {
+/// and only those made in the pods' cgroup `cgroup`; never those of the agent's own pod.
+pub(super) fn destroy(blocking: &Blocking, cgroup: &Cgroup, host: bool) -> Destroyed {
+    let mut walk = Walk::new(blocking, TIME);
+    let until = walk.until();
     let mut destroyed = Destroyed::default();
-    destroyed.hidden = of_pods(cgroup, |namespace| {
-        destroyed.add(inside(namespace, || destroy_here(&Of::Anyone)));
+    // First: there each socket is somebody's own matter, and no pod decides how many namespaces there are.
+    if host {
+        let own = cgroup.own_pod().and_then(|own| cgroup.path_of(own).ok());
+        destroyed.add(destroy_here(&Of::Pods { cgroup, own }, until));
+    }
+    destroyed.unseen = of_pods(&mut walk, cgroup.path(), |namespace| {
+        let until = until.min(Instant::now() + NAMESPACE_TIME);
+        destroyed.add(inside(namespace, || destroy_here(&Of::Anyone, until)));
         ControlFlow::Continue(())
     });
-    if host {
-        destroyed.add(destroy_here(&Of::Cgroups(&below(cgroup, own))));
-    }
     destroyed
 }
 
@@ -83,10 +91,16 @@ impl Destroyed {
                 "Ended connections to the IMDS that pods had before"
             );
         }
-        if self.hidden > 0 {
+        if self.unseen.hidden > 0 {
             warn!(
-                processes = self.hidden,
+                processes = self.unseen.hidden,
                 "Pods' processes are not to be seen from here, so connections that they have to the IMDS stay until they end: run the agent with hostPID"
+            );
+        }
+        if self.unseen.pods > 0 {
+            warn!(
+                pods = self.unseen.pods,
+                "Not everything of these pods was searched for connections to the IMDS, as they have too many cgroups, processes or namespaces: such a connection stays until it closes, unless the route guard is on"
             );
         }
         if let Some(error) = &self.failure {
@@ -98,36 +112,15 @@ impl Destroyed {
     }
 }
 
-/// Ids of `cgroup` and of all below it, without `own` and what is below that.
-fn below(cgroup: &Path, own: Option<u64>) -> HashSet<u64> {
-    let mut ids = HashSet::new();
-    let mut cgroups = vec![cgroup.to_owned()];
-    while let Some(cgroup) = cgroups.pop() {
-        let Ok(metadata) = fs::metadata(&cgroup) else { continue };
-        if own == Some(metadata.ino()) {
-            continue;
-        }
-        ids.insert(metadata.ino());
-        let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
-        let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        cgroups.extend(below.map(|entry| entry.path()));
-    }
-    ids
-}
-
 /// Destroys in the namespace of this thread; how many sockets.
-fn destroy_here(of: &Of<'_>) -> io::Result<u64> {
-    let netlink = Netlink::sock_diag()?;
+fn destroy_here(of: &Of<'_>, until: Instant) -> io::Result<u64> {
     let mut sockets = 0;
+    let orders = Netlink::sock_diag()?;
     for family in [AF_INET, AF_INET6] {
-        for answer in netlink.dump(SockDiagMessage::InetRequest(every(family)))? {
-            let SockDiagMessage::InetResponse(socket) = answer else { continue };
-            if !is_to_imds(&socket.header.socket_id) || !of.has(&socket) {
-                continue;
-            }
-            let request = InetRequest { socket_id: socket.header.socket_id, ..every(family) };
+        for socket_id in to_imds(family, of, until)? {
+            let request = InetRequest { socket_id, ..tcp_sockets(family, connected()) };
             let order = SockDiagDestroy::new(SockDiagMessage::InetRequest(request));
-            match netlink.order(order, 0) {
+            match orders.order(order, 0) {
                 Ok(()) => sockets += 1,
                 // It closed by itself.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -138,16 +131,28 @@ fn destroy_here(of: &Of<'_>) -> io::Result<u64> {
     Ok(sockets)
 }
 
-/// TCP sockets of `family` that have another end. MPTCP's subflows are among them.
-fn every(family: u8) -> InetRequest {
-    let endless = StateFlags::LISTEN | StateFlags::CLOSE | StateFlags::TIME_WAIT;
-    InetRequest {
-        family,
-        protocol: IPPROTO_TCP,
-        extensions: ExtensionFlags::empty(),
-        states: StateFlags::all() - endless,
-        socket_id: if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() },
-    }
+/// The sockets of one family that are meant.
+fn to_imds(family: u8, of: &Of<'_>, until: Instant) -> io::Result<Vec<SocketId>> {
+    let mut found = Vec::new();
+    let question = SockDiagMessage::InetRequest(tcp_sockets(family, connected()));
+    Netlink::sock_diag()?.each(question, |answer| {
+        if Instant::now() >= until || found.len() == SOCKETS {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "there are too many sockets"));
+        }
+        if let SockDiagMessage::InetResponse(socket) = answer
+            && is_to_imds(&socket.header.socket_id)
+            && of.has(&socket)?
+        {
+            found.push(socket.header.socket_id);
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// The states of sockets that have another end.
+fn connected() -> StateFlags {
+    StateFlags::all() - (StateFlags::LISTEN | StateFlags::CLOSE | StateFlags::TIME_WAIT)
 }
 
 fn is_to_imds(id: &SocketId) -> bool {
@@ -158,18 +163,18 @@ fn is_to_imds(id: &SocketId) -> bool {
 // === impl Of ===
 
 impl Of<'_> {
-    fn has(&self, socket: &InetResponse) -> bool {
-        let ids = match self {
-            Self::Anyone => return true,
-            Self::Cgroups(ids) => ids,
-        };
-        socket.nlas.iter().any(|attribute| match attribute {
-            Nla::Other(other) if other.kind() == INET_DIAG_CGROUP_ID => {
-                let mut value = [0; 8];
-                other.emit_value(&mut value);
-                ids.contains(&u64::from_ne_bytes(value))
+    /// By the socket's cgroup, not by a list of all of them, which tenants make. One that was removed may have been a
+    /// pod's.
+    fn has(&self, socket: &InetResponse) -> io::Result<bool> {
+        let Self::Pods { cgroup, own } = self else { return Ok(true) };
+        let Some(id) = cgroup_id(socket) else { return Ok(false) };
+        match cgroup.path_of(id) {
+            Ok(path) => {
+                let is_own = own.as_ref().is_some_and(|own| path.starts_with(own));
+                Ok(path.starts_with(cgroup.path()) && !is_own)
             }
-            _ => false,
-        })
+            Err(error) if error.raw_os_error() == Some(libc::ESTALE) => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 }

@@ -29,13 +29,18 @@ use self::{
     tap::Tap,
     witness::Prover,
 };
-use super::{Cgroup, Flows, Marks, Path, Rewriter, SandboxTable};
-use crate::lifecycle::{Detail, Drain, Latch};
+use super::{Cgroup, Flows, Marks, Path, Rewriter, SandboxTable, walk::Walk};
+use crate::{
+    blocking::{self, Blocking},
+    lifecycle::{Detail, Drain, Latch},
+};
 
 /// The hidden subcommand that runs [`client`].
 pub const SUBCOMMAND: &str = "proof-client";
 /// How long before a proof that failed is tried again: a busy node is given a second chance.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long the cgroups of proofs whose agents were killed are looked for.
+const SWEEP_TIME: Duration = Duration::from_secs(2);
 /// How often it fails before readiness is taken away.
 const FAILURES: u32 = 2;
 
@@ -211,8 +216,8 @@ impl Proof {
 
     /// Makes one proof off the runtime's threads; `None` when it panicked.
     async fn made(mut self) -> Option<(Self, Vec<Failure>)> {
-        let made = tokio::task::spawn_blocking(move || {
-            let failures = self.prove().unwrap_or_else(|error| {
+        let made = blocking::spawn(move |blocking| {
+            let failures = self.prove(blocking).unwrap_or_else(|error| {
                 // Whatever is broken is made anew.
                 self.discard();
                 vec![Failure { part: Part::Proof, reason: error.to_string() }]
@@ -222,7 +227,7 @@ impl Proof {
         made.await.ok()
     }
 
-    fn prove(&mut self) -> io::Result<Vec<Failure>> {
+    fn prove(&mut self, blocking: &Blocking) -> io::Result<Vec<Failure>> {
         let ways: &[Way] = match self.config.path {
             Path::Node => &[Way::Node],
             Path::Auto => &[Way::Node, Way::Inside],
@@ -230,17 +235,17 @@ impl Proof {
         };
         let mut failures = Vec::new();
         for way in ways {
-            failures.extend(self.prove_way(*way)?);
+            failures.extend(self.prove_way(blocking, *way)?);
         }
         Ok(failures)
     }
 
-    fn prove_way(&mut self, way: Way) -> io::Result<Vec<Failure>> {
+    fn prove_way(&mut self, blocking: &Blocking, way: Way) -> io::Result<Vec<Failure>> {
         // Opened anew each time: it may have been made anew.
-        let cgroup = Cgroup::open(Some(&self.parts.cgroup)).map_err(io::Error::other)?;
+        let cgroup = Cgroup::open(blocking, Some(&self.parts.cgroup)).map_err(io::Error::other)?;
         let sandbox = match self.sandbox.take() {
             Some(sandbox) => sandbox,
-            None => prepared(&cgroup)?,
+            None => prepared(blocking, &cgroup)?,
         };
         let sandbox = self.sandbox.insert(sandbox);
         self.parts.marks.intercept(sandbox.cgroup_id()).map_err(io::Error::other)?;
@@ -309,11 +314,10 @@ impl Drop for Proof {
 
 /// A place for the client: below the agent's own cgroup where that is one of a pod, for the kubelet removes pods
 /// that it does not know.
-fn prepared(cgroup: &Cgroup) -> io::Result<Sandbox> {
-    let own = cgroup.cgroup_of_process(std::process::id());
-    let parent = own.unwrap_or_else(|| cgroup.path().to_owned());
-    sandbox::sweep(&parent);
-    Sandbox::create(&parent)
+fn prepared(blocking: &Blocking, cgroup: &Cgroup) -> io::Result<Sandbox> {
+    let parent = cgroup.own().unwrap_or(cgroup.path());
+    sandbox::sweep(&mut Walk::new(blocking, SWEEP_TIME), parent);
+    Sandbox::create(parent)
 }
 
 /// What is not as it must be. `left` packets have left the node; `is_identified` tells of a connection by its port.

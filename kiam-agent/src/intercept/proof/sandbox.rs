@@ -26,7 +26,7 @@ use netlink_packet_route::{
 };
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
-use super::super::{namespaces::inside, netlink::Netlink, netns};
+use super::super::{namespaces::inside, netlink::Netlink, netns, walk::Walk};
 
 /// How the client's cgroup is called, below that of the agent's pod: what runs there is no sandbox of that pod.
 pub const CGROUP_PREFIX: &str = "kiam-proof-";
@@ -40,6 +40,8 @@ const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// Hardware addresses of both ends: locally administered, and seen by nobody else.
 const NODE_MAC: [u8; 6] = [0x02, b'k', b'i', b'a', b'm', 1];
 const CLIENT_MAC: [u8; 6] = [0x02, b'k', b'i', b'a', b'm', 2];
+/// Cgroups among which those of proofs are looked for.
+const SWEPT: usize = 4096;
 /// Two agents are on a node while one takes over: each has other addresses.
 const TRIES: u32 = 16;
 
@@ -140,12 +142,12 @@ impl Drop for Sandbox {
 }
 
 /// Removes the cgroups of proofs below `parent` whose agents were killed.
-pub(super) fn sweep(parent: &Path) {
-    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        if name.to_string_lossy().starts_with(CGROUP_PREFIX) {
+pub(super) fn sweep(walk: &mut Walk<'_>, parent: &Path) {
+    for path in walk.children(parent, SWEPT).unwrap_or_default() {
+        let name = path.file_name().unwrap_or_default();
+        if name.as_encoded_bytes().starts_with(CGROUP_PREFIX.as_bytes()) {
             // One that an agent uses at the moment is made anew by it.
-            let _ = fs::remove_dir(entry.path());
+            let _ = fs::remove_dir(path);
         }
     }
 }

@@ -7,6 +7,20 @@ use super::{Complaint, File, Tree};
 
 const MOST_LINES: usize = 400;
 
+/// Which files of the agent may list folders.
+const LISTS_FOLDERS: [&str; 7] = [
+    // The walker.
+    "kiam-agent/src/intercept/walk.rs",
+    // The state folder and the pins, which are root's.
+    "kiam-agent/src/admin/unix.rs",
+    "kiam-agent/src/imds/key.rs",
+    "kiam-agent/src/intercept/guard/uplink.rs",
+    "kiam-agent/src/intercept/pins.rs",
+    // Cgroups, on threads of their own: up to pods' containers, and with limits of its own.
+    "kiam-agent/src/sandboxes/watch.rs",
+    "kiam-agent/src/sandboxes/processes.rs",
+];
+
 /// Where `unsafe` is expected: calls into the kernel, and the kernel program itself. Elsewhere it needs a better idea.
 const UNSAFE: [&str; 7] = [
     "kiam-agent/src/identity/",
@@ -46,6 +60,31 @@ pub(super) fn unsafe_is_where_it_is_expected(tree: &Tree) -> Vec<Complaint> {
     };
     unexpected
         .flat_map(|file| lines_with(file, "unsafe").map(move |line| complaint(file, line)))
+        .collect()
+}
+
+/// Folders are listed only where nobody but the node and the agent decides what is in them; cgroups by the walker, which
+/// has an end.
+pub(super) fn folders_are_listed_where_tenants_make_none(tree: &Tree) -> Vec<Complaint> {
+    let others = tree.rust().filter(|file| {
+        file.path.starts_with("kiam-agent/src/")
+            && !LISTS_FOLDERS.iter().any(|path| file.path == *path)
+    });
+    let complaint = |file: &File, line| {
+        format!(
+            "{}:{line}: `read_dir` has no end where tenants make the entries; use `intercept::Walk`",
+            file.path
+        )
+    };
+    others
+        .flat_map(|file| {
+            let production = File {
+                path: file.path.clone(),
+                text: production(&file.path, &file.text).to_owned(),
+            };
+            let lines: Vec<_> = lines_with(&production, "read_dir").collect();
+            lines.into_iter().map(move |line| complaint(file, line))
+        })
         .collect()
 }
 
@@ -175,6 +214,24 @@ mod tests {
                 found,
                 "{path}: {text}"
             );
+        }
+    }
+
+    #[test]
+    fn folders_listed_elsewhere_are_found() {
+        let check = folders_are_listed_where_tenants_make_none;
+        for (path, text, found) in [
+            ("kiam-agent/src/intercept/cgroup.rs", "for entry in fs::read_dir(path)? {}", true),
+            ("kiam-agent/src/imds/mod.rs", "path.read_dir()", true),
+            ("kiam-agent/src/intercept/walk.rs", "fs::read_dir(path)", false),
+            (
+                "kiam-agent/src/imds/mod.rs",
+                "#[cfg(test)]\nmod tests { fn a() { read_dir(); } }",
+                false,
+            ),
+            ("kiam-agent/tests/a.rs", "fs::read_dir(path)", false),
+        ] {
+            assert_eq!(is_found(check, path, text), found, "{path}: {text}");
         }
     }
 

@@ -7,7 +7,10 @@ use tokio::time::Instant;
 use xtask::lab::{LabPod, Node, PodSpec, fake::imds::Imds, skip};
 
 use super::*;
-use crate::intercept::{Config, GuardConfig, HostNetworkPods, Interception, uninstall};
+use crate::{
+    blocking::Blocking,
+    intercept::{Config, GuardConfig, HostNetworkPods, Interception, uninstall},
+};
 
 /// No address of the node: what its kernel answers must not count.
 const SOURCE: [u8; 4] = [10, 77, 9, 9];
@@ -19,7 +22,11 @@ fn load(node: &Node) -> (UplinkProgram, Interception) {
         guard: GuardConfig { uplink: true, ..GuardConfig::default() },
         ..Config::new(Some(node.kubepods().to_owned()), node.bpffs().join("kiam"))
     };
-    let load = || Interception::load(&config, Target::default()).and_then(|it| it.attach(&[]));
+    let load = || {
+        let blocking = Blocking::here().unwrap();
+        Interception::load(&blocking, &config, Target::default())
+            .and_then(|it| it.attach(&blocking, &[]))
+    };
     let parts = node.netns().enter(load).unwrap().unwrap();
     (parts.uplink.unwrap(), parts.programs)
 }
