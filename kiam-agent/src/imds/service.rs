@@ -154,6 +154,10 @@ impl PodService for Service {
         seen.log(&client, &head, response.status(), (refusal, took), admitted);
         response
     }
+
+    fn pod(&self, client: &Client) -> Option<Arc<Pod>> {
+        self.parts.pods.find(client).ok()
+    }
 }
 
 impl Service {
