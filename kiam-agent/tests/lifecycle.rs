@@ -87,7 +87,9 @@ fn attach(node: &Node) -> Result<Parts, Error> {
 
 /// Asks while `work` is done; what came of it.
 fn meanwhile(pod: &LabPod, for_ms: u64, work: impl FnOnce()) -> Vec<Attempt> {
-    let asking = Options { for_ms: Some(for_ms), timeout_ms: 300, ..Options::default() };
+    // Not more than its share, for as long as this goes on.
+    let asking =
+        Options { for_ms: Some(for_ms), pause_ms: 5, timeout_ms: 300, ..Options::default() };
     let asked = pod.ask_meanwhile(&asking).unwrap();
     work();
     asked.join().unwrap().unwrap()

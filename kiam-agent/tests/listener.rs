@@ -116,7 +116,7 @@ fn syns_that_no_connect_has_sent_take_no_place_in_the_queue() {
         format!("import resource\nresource.setrlimit(resource.RLIMIT_NOFILE,(8192,8192))\n{flood}");
     std::thread::scope(|scope| {
         let flooding = scope.spawn(|| lab.node.python(&flood).unwrap());
-        let asking = Options { for_ms: Some(1500), ..Options::default() };
+        let asking = Options { for_ms: Some(1500), pause_ms: 5, ..Options::default() };
         for attempt in pod.ask(&asking).unwrap() {
             assert_eq!(lab.role_of(&attempt), Some(role_arn("orders")), "{attempt:?}");
         }

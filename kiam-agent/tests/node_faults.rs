@@ -48,7 +48,7 @@ fn kill_9_under_load_lets_nothing_through() {
     for (role, pod) in &pods {
         lab.assert_role(&pod.credentials().unwrap(), role);
     }
-    let asking = Options { for_ms: Some(5000), ..Options::default() };
+    let asking = Options { for_ms: Some(5000), pause_ms: 10, ..Options::default() };
     let asked = pods.each_ref().map(|(role, pod)| (*role, pod.ask_meanwhile(&asking).unwrap()));
     for _ in 0..3 {
         thread::sleep(Duration::from_millis(200));

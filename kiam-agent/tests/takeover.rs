@@ -32,6 +32,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 const SERVES: &str = "Listening";
 const RELIEVED: &str = "A newer agent serves";
 const THREADS: usize = 4;
+/// Between two attempts of a client: all of a pod's together stay below its share, at three requests each.
+const PAUSE_MS: u64 = 60;
 
 /// Of the test's own thread.
 fn blocking() -> Blocking {
@@ -77,7 +79,7 @@ struct Load<'a> {
 
 impl<'a> Load<'a> {
     fn start(lab: &'a Lab, pods: &[(&'static str, LabPod)], for_ms: u64) -> Self {
-        let asking = Options { for_ms: Some(for_ms), pause_ms: 2, ..Options::default() };
+        let asking = Options { for_ms: Some(for_ms), pause_ms: PAUSE_MS, ..Options::default() };
         let clients = pods.iter().flat_map(|(role, pod)| {
             let asking = &asking;
             (0..THREADS).map(move |_| {

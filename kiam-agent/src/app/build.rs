@@ -21,6 +21,7 @@ use super::{
     keeper::Keeper,
     kernel::{Kernel, attach, prepare, resolver},
     knowledge::Knowledge,
+    lease,
     listeners::Listeners,
     observe::{self, Observer},
     operations, proof,
@@ -34,7 +35,7 @@ use crate::{
     config::Config,
     handover::Gives,
     imds,
-    intercept::{self, InUse, Witness},
+    intercept::{self, InUse, Parts, Witness},
     lifecycle::{Drain, Latch, Readiness, drain},
     pods::ClientResolver,
     sandboxes,
@@ -91,7 +92,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     common.guard(&config, kernel.as_mut(), witness).await?;
     common.observe(kernel.as_mut(), &knowledge);
     let reassert = Arc::new(Notify::new());
-    common.keep(kernel, in_use, (attached, reassert.clone()));
+    common.keep(kernel, in_use, (attached, reassert.clone()))?;
     let gives = gives(&knowledge, held, spare);
     let successor = Successor::await_next(&config, gives, reassert.clone())?;
     let (handover, turn) = (listeners.handover.take(), listeners.turn.take());
@@ -234,15 +235,27 @@ impl Common {
     }
 
     /// Looks after the kernel's part from now on, if there is one.
-    fn keep(&mut self, kernel: Option<Kernel>, in_use: Option<InUse>, told: (Latch, Arc<Notify>)) {
-        let Some((parts, cgroups)) = kernel else { return told.0.set() };
-        info!(cgroup = %parts.cgroup.path().display(), "Kernel programs attached");
-        self.registry.register_collector(Box::new(parts.verdicts.clone()));
-        let shortage = Shortage::new(parts.verdicts.clone(), &self.readiness);
+    fn keep(
+        &mut self,
+        kernel: Option<Kernel>,
+        in_use: Option<InUse>,
+        (attached, reassert): (Latch, Arc<Notify>),
+    ) -> Result<(), Error> {
+        let Some((parts, cgroups)) = kernel else {
+            attached.set();
+            return Ok(());
+        };
+        let Parts { lease, flows, log, programs, cgroup, verdicts, .. } = parts;
+        info!(cgroup = %cgroup.path().display(), "Kernel programs attached");
+        let until = (self.drain.clone(), &mut self.tasks);
+        lease::start(lease, attached, &mut self.registry, until)?;
+        let shortage = Shortage::new(verdicts.clone(), &self.readiness);
         self.tasks.spawn(shortage.run(self.drain.clone()));
+        self.registry.register_collector(Box::new(verdicts));
         let seen = (&mut self.registry, &self.readiness);
-        let keeper = Keeper::new(parts, cgroups, in_use, told, seen);
+        let keeper = Keeper::new((programs, flows, log), cgroups, in_use, reassert, seen);
         self.tasks.spawn(keeper.run(self.drain.clone()));
+        Ok(())
     }
 
     /// What answers pods.

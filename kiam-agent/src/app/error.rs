@@ -52,6 +52,9 @@ pub enum Error {
     /// The pods' sandboxes can't be followed.
     #[error("pods' sandboxes can't be followed: {0}; --path=node goes without")]
     Sandboxes(#[source] sandboxes::Error),
+    /// The system gave no thread.
+    #[error("no thread to be had: {0}")]
+    Thread(#[source] io::Error),
     /// A bug of the agent.
     #[error("a part of the agent panicked")]
     Panicked,

@@ -243,6 +243,7 @@ impl Insides {
             let listener = serve::Listener {
                 socket: socket.clone(),
                 resolver: Arc::new(resolver),
+                pod: Some(pod.clone()),
                 closed: sockets.closed.clone(),
             };
             // Refused only when the drain has begun.

@@ -12,34 +12,28 @@ use tracing::{debug, error, info, warn};
 use crate::{
     blocking::{self, Blocking},
     identity::CgroupPaths,
-    intercept::{
-        Error, Flows, InUse, Interception, KernelLog, Lease, Losses, Parts, Restored,
-        RestoredMetrics,
-    },
+    intercept::{Error, Flows, InUse, Interception, KernelLog, Losses, Restored, RestoredMetrics},
     lifecycle::{Drain, Latch, Readiness},
 };
 
 /// How often it is looked whether the pods' cgroup is the one that the programs are attached to: pods that start
 /// in a new one are not held until that is found out.
 const LOOK: Duration = Duration::from_millis(200);
-/// Renewals of the lease, in looks.
-const RENEWAL: u32 = 5;
+/// Passing on what the kernel programs log, in looks.
+const LOG: u32 = 5;
 /// Sweeps, in looks.
 const SWEEP: u32 = 300;
 /// Looks that see another agent's programs, which does not attach any more: when it took over, this one is told that
 /// sooner.
 const REPLACED: u32 = 5;
 
-/// Renews the lease while the agent lives, keeps the programs attached, and ends the lease when the agent drains,
-/// unless another goes on with it.
+/// Keeps the programs attached while the agent lives.
 pub(super) struct Keeper {
-    lease: Lease,
     flows: Flows,
     log: Option<KernelLog>,
     /// `None` only while they are worked on.
     programs: Option<Interception>,
     cgroups: CgroupPaths,
-    attached: Latch,
     in_place: Latch,
     whole: Latch,
     /// What kept the programs from the pods' cgroup, or it from being marked, when it was last tried.
@@ -81,24 +75,21 @@ impl Told {
 
 impl Keeper {
     pub(super) fn new(
-        parts: Parts,
+        (programs, flows, log): (Interception, Flows, Option<KernelLog>),
         cgroups: CgroupPaths,
         in_use: Option<InUse>,
-        (attached, reassert): (Latch, Arc<Notify>),
+        reassert: Arc<Notify>,
         (registry, readiness): (&mut Registry, &Readiness),
     ) -> Self {
         let in_place = readiness.latch("programs at the pods' cgroup, which was re-created");
         in_place.set();
         let whole = readiness.latch("kernel programs and pins, which somebody took away");
         whole.set();
-        let Parts { lease, flows, log, programs, .. } = parts;
         Self {
-            lease,
             flows,
             log,
             programs: Some(programs),
             cgroups,
-            attached,
             in_place,
             whole,
             problem: Told::default(),
@@ -123,8 +114,8 @@ impl Keeper {
                 () = reassert.notified() => self.reassert().await,
                 () = drain.started() => break,
             }
-            if count.is_multiple_of(RENEWAL) {
-                self.renew();
+            if let Some(log) = self.log.as_mut().filter(|_| count.is_multiple_of(LOG)) {
+                log.flush();
             }
             if count.is_multiple_of(SWEEP) {
                 self.flows.sweep();
@@ -132,26 +123,6 @@ impl Keeper {
             }
             count = count.wrapping_add(1);
             self.look().await;
-        }
-        self.attached.clear();
-        if drain.is_handed_over() {
-            return;
-        }
-        if let Err(failure) = self.lease.end() {
-            error!(error = %failure, "Lease not ended; it runs out by itself");
-        }
-    }
-
-    fn renew(&mut self) {
-        match self.lease.renew() {
-            Ok(()) => self.attached.set(),
-            Err(failure) => {
-                self.attached.clear();
-                error!(error = %failure, "Lease not renewed: the kernel denies pods' IMDS traffic");
-            }
-        }
-        if let Some(log) = &mut self.log {
-            log.flush();
         }
     }
 

@@ -13,6 +13,7 @@ mod inside;
 mod keeper;
 mod kernel;
 mod knowledge;
+mod lease;
 mod listeners;
 mod observe;
 mod operations;

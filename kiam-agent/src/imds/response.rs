@@ -4,7 +4,10 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 
-use super::{Error, Place};
+use super::{
+    Error, Place,
+    token::{TokenTtl, X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS},
+};
 
 /// What the real service calls itself; some clients look.
 const SERVER: HeaderValue = HeaderValue::from_static("EC2ws");
@@ -13,6 +16,12 @@ const TEXT: HeaderValue = HeaderValue::from_static("text/plain");
 const REASON: &str = "x-kiam-reason";
 /// Characters of a reason that are sent.
 const MAX_REASON: usize = 256;
+
+/// What a request is answered with.
+pub(super) struct Answer {
+    pub(super) body: Bytes,
+    pub(super) ttl: Option<TokenTtl>,
+}
 
 /// An answer with `body`.
 pub(super) fn text(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
@@ -59,6 +68,20 @@ fn visible(text: &str) -> HeaderValue {
         .map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' })
         .collect();
     HeaderValue::from_str(&shown).expect("visible ASCII is a header value")
+}
+
+// === impl Answer ===
+
+impl Answer {
+    pub(super) fn response(&self) -> Response<Full<Bytes>> {
+        let mut response = text(StatusCode::OK, self.body.clone());
+        if let Some(ttl) = self.ttl {
+            // Rust's SDK takes no token without it.
+            let value = HeaderValue::from(ttl.as_secs());
+            response.headers_mut().insert(X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS, value);
+        }
+        response
+    }
 }
 
 #[cfg(test)]

@@ -19,7 +19,6 @@ use tracing::{error, warn};
 use super::{
     Config, Error, Event, Metrics, Reason, SandboxReader, State, TOGETHER,
     claims::Claims,
-    hurry::unhurried,
     look::{Found, Look},
     sandbox::{Record, Sandbox},
     watch::{Change, Watch},
@@ -27,6 +26,7 @@ use super::{
 use crate::{
     lifecycle::Drain,
     pods::{PodReader, PodUid},
+    realtime::unhurried,
 };
 
 /// Pauses before a pod that is not settled is looked at again: 1, 2, 4 … 64 ms. The runtime's first steps are on

@@ -1,15 +1,23 @@
 //! One connection, by hyper.
 
-use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use http::{HeaderValue, header::CONNECTION};
+use bytes::Bytes;
+use http::{
+    HeaderValue, Request, Response, StatusCode,
+    header::{CONNECTION, RETRY_AFTER},
+};
+use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::{net::TcpStream, time::sleep};
 use tracing::debug;
 
-use super::{Config, Metrics, PodService};
+use super::{
+    Config, Metrics, PodService, limits::Slot, metrics::Rejected, report::Report, share::Turn,
+};
 use crate::{
     lifecycle::Drain,
     pods::{Client, Unattested},
@@ -26,14 +34,22 @@ pub(super) struct Served<S> {
     pub(super) config: Config,
     pub(super) metrics: Metrics,
     pub(super) drain: Drain,
+    pub(super) report: Arc<Report<S>>,
+    pub(super) slot: Slot,
+    pub(super) peer: SocketAddr,
 }
 
 // === impl Served ===
 
 impl<S: PodService> Served<S> {
     /// Serves `stream`, or passes it on, until it closes, errs, or the drain begins and what has begun is
-    /// answered.
+    /// answered. All of that in turns with the other connections of the same owner.
     pub(super) async fn run(self, stream: TcpStream, client: Result<Client, Unattested>) {
+        let turn = Turn::default();
+        self.slot.share().in_turns(&turn, self.serve(stream, client, &turn)).await;
+    }
+
+    async fn serve(&self, stream: TcpStream, client: Result<Client, Unattested>, turn: &Turn) {
         // A failure costs a delay at most.
         let _ = stream.set_nodelay(true);
         // Else who asks and never reads would hold its slot for ever: see TCP_USER_TIMEOUT in tcp(7).
@@ -46,30 +62,25 @@ impl<S: PodService> Served<S> {
             Ok(client) => match self.service.relay(&client).await {
                 Ok(None) => Ok(client),
                 Ok(Some(relay)) => {
-                    let outcome = relay.run(stream, &self.config, self.drain).await;
+                    let outcome = relay.run(stream, &self.config, self.drain.clone()).await;
                     return self.metrics.relayed(outcome);
                 }
                 Err(not_found) => Err(Unattested::Unknown { client, not_found }),
             },
         };
-        self.answer(stream, client).await;
+        self.answer(stream, client, turn).await;
     }
 
-    async fn answer(mut self, stream: TcpStream, client: Result<Client, Unattested>) {
+    async fn answer(&self, stream: TcpStream, client: Result<Client, Unattested>, turn: &Turn) {
         let known = client.is_ok();
         let client = Arc::new(client);
-        let draining = self.drain.clone();
         let answer = service_fn(|request| {
-            let (service, client) = (self.service.clone(), client.clone());
-            let draining = draining.clone();
-            async move {
-                let mut response = service.call(client, request).await;
-                if draining.is_started() {
-                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-                }
-                Ok::<_, Infallible>(response)
-            }
+            let client = client.clone();
+            async move { Ok::<_, Infallible>(self.respond(client, request, turn).await) }
         });
+        // Until its first request is there, and between requests.
+        self.slot.idle();
+        let mut drain = self.drain.clone();
         let deadline =
             if known { self.config.header_deadline } else { self.config.stranger_deadline };
         let connection = http1::Builder::new()
@@ -82,7 +93,7 @@ impl<S: PodService> Served<S> {
         let mut connection = pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = no_more_requests(&mut self.drain, self.config.last_requests) => {
+            () = no_more_requests(&mut drain, self.config.last_requests) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -91,6 +102,38 @@ impl<S: PodService> Served<S> {
             debug!(%error, "Connection ended with an error");
         }
     }
+
+    /// Answers one request, in the connection's turn. hyper brings the next one when this one is answered.
+    async fn respond(
+        &self,
+        client: Arc<Result<Client, Unattested>>,
+        request: Request<Incoming>,
+        turn: &Turn,
+    ) -> Response<Full<Bytes>> {
+        self.slot.busy();
+        turn.next().await;
+        let mut response = if self.slot.share().admits() {
+            self.service.call(client, request).await
+        } else {
+            self.report.rejected(Rejected::Requests, Some(&client), self.peer);
+            too_many()
+        };
+        if self.drain.is_started() {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        self.slot.idle();
+        response
+    }
+}
+
+/// The answer to one request too many. It ends the connection, so that those that came with it cost nothing.
+fn too_many() -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    let headers = response.headers_mut();
+    headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// hyper would close a connection whose first request is still on its way, so that comes a while after the

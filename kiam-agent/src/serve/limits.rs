@@ -1,19 +1,32 @@
-//! How many connections may be open, in all and by whose they are.
+//! How many connections may be open, in all and by whose they are, and how fast they may come.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::{
+    task::AbortHandle,
+    time::{Instant, sleep},
+};
 use tracing::warn;
 
-use super::Config;
+use super::{
+    Config,
+    share::{Bucket, Share},
+};
 use crate::pods::{Client, PodUid, Unattested};
 
 /// More pods than a node runs.
 const PODS: usize = 256;
+/// Owners that are told apart at most. A node's pods are far fewer; addresses (`--identity=source-ip`) may be anybody's
+/// invention.
+const OWNERS: usize = 16_384;
+/// How often owners are forgotten, at most.
+const SWEEP: Duration = Duration::from_millis(100);
 
 /// Whose a connection is, for limits and logs: nobody's share is used up by others.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -33,10 +46,30 @@ pub(super) struct Limits {
     config: Config,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Open {
     in_all: usize,
-    by_owner: HashMap<Owner, usize>,
+    next: u64,
+    owners: HashMap<Owner, Account>,
+    /// When owners that have used nothing for a while were last forgotten.
+    swept: Instant,
+}
+
+/// What one owner has, and what is left of its share.
+#[derive(Debug)]
+struct Account {
+    /// Its connections, the oldest first.
+    open: BTreeMap<u64, Arc<Activity>>,
+    new_connections: Bucket,
+    share: Arc<Share>,
+}
+
+/// What a connection does.
+#[derive(Debug, Default)]
+struct Activity {
+    /// Since when nothing of it is in work; `None` while something is.
+    idle_since: Mutex<Option<Instant>>,
+    end: OnceLock<AbortHandle>,
 }
 
 /// One open connection; dropping it makes room.
@@ -44,6 +77,27 @@ struct Open {
 pub(super) struct Slot {
     limits: Limits,
     owner: Owner,
+    number: u64,
+    activity: Arc<Activity>,
+    share: Arc<Share>,
+    replaced: bool,
+}
+
+/// Where a connection's task is to be named.
+#[derive(Debug)]
+pub(super) struct Ending(Arc<Activity>);
+
+/// Why there is no slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Beyond {
+    /// As many connections are open as may be, in all.
+    All,
+    /// As many of the owner are open as may be, and none of them is idle.
+    Open,
+    /// The owner opens them too fast.
+    Rate,
+    /// There are more owners than can be told apart.
+    Owners,
 }
 
 /// Raises the soft limit of open files, which is 1024 under many a runtime, to the hard one; what it is then.
@@ -96,52 +150,183 @@ impl Owner {
 
 impl Limits {
     pub(super) fn new(config: Config) -> Self {
-        Self { open: Arc::default(), config }
+        let open = Open { in_all: 0, next: 0, owners: HashMap::new(), swept: Instant::now() };
+        Self { open: Arc::new(Mutex::new(open)), config }
     }
 
     /// Whether there is room for anybody, to be asked before more is found out about a connection.
     pub(super) fn has_room(&self) -> bool {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.in_all < self.config.connections
+        self.open().in_all < self.config.connections
     }
 
     /// A slot for a connection of `owner`, while there is room. Half of the room is for those that have few: pods
-    /// that each keep to their limit must not together take everything.
-    pub(super) fn take(&self, owner: Owner) -> Option<Slot> {
+    /// that each keep to their limit must not together take everything. Who has as many as it may gets a slot in the
+    /// place of its connection that has been idle for longest, so that a pod that forgets connections is still served.
+    pub(super) fn take(&self, owner: Owner) -> Result<Slot, Beyond> {
+        let now = Instant::now();
+        let mut open = self.open();
+        if open.in_all >= self.config.connections {
+            return Err(Beyond::All);
+        }
+        let own = self.own(&owner, open.in_all);
+        let number = open.next;
+        let account = open.account(&owner, &self.config, now).ok_or(Beyond::Owners)?;
+        if !account.new_connections.take(now) {
+            return Err(Beyond::Rate);
+        }
+        let full = account.open.len() >= own;
+        // Strangers are not one party that could choose.
+        if full && (owner == Owner::Stranger || !account.end_idle()) {
+            return Err(Beyond::Open);
+        }
+        let (activity, share) = (Arc::<Activity>::default(), account.share.clone());
+        account.open.insert(number, activity.clone());
+        open.in_all += 1;
+        open.next += 1;
+        Ok(Slot { limits: self.clone(), owner, number, activity, share, replaced: full })
+    }
+
+    /// Returns once `owner` may open another connection.
+    pub(super) async fn may_open(&self, owner: &Owner) {
+        let wait = || {
+            let now = Instant::now();
+            let open = self.open();
+            open.owners.get(owner).map_or(Duration::ZERO, |own| own.new_connections.wait(now))
+        };
+        let mut left = wait();
+        while !left.is_zero() {
+            sleep(left).await;
+            left = wait();
+        }
+    }
+
+    /// How many connections `owner` may have while `in_all` are open.
+    fn own(&self, owner: &Owner, in_all: usize) -> usize {
         let own = match owner {
             Owner::Pod(_) | Owner::Address(_) => self.config.connections_per_pod,
             Owner::Stranger => self.config.connections_of_strangers,
         };
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = open.by_owner.get(&owner).copied().unwrap_or_default();
         let half = self.config.connections / 2;
-        let own = if open.in_all < half { own } else { own.min((half / PODS).max(2)) };
-        if open.in_all >= self.config.connections || held >= own {
-            return None;
+        if in_all < half { own } else { own.min((half / PODS).max(2)) }
+    }
+
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Open ===
+
+impl Open {
+    /// The account of `owner`, a new one where it has none; `None` when there are too many.
+    fn account(&mut self, owner: &Owner, config: &Config, now: Instant) -> Option<&mut Account> {
+        if !self.owners.contains_key(owner) {
+            self.forget(now);
+            if self.owners.len() >= OWNERS {
+                return None;
+            }
         }
-        open.in_all += 1;
-        open.by_owner.insert(owner.clone(), held + 1);
-        Some(Slot { limits: self.clone(), owner })
+        let account = self.owners.entry(owner.clone());
+        Some(account.or_insert_with(|| Account {
+            open: BTreeMap::new(),
+            new_connections: Bucket::full(config.new_connections, now),
+            share: Arc::new(Share::new(config.requests, now)),
+        }))
+    }
+
+    /// Forgets owners that would get the same account again; not at every new one, for this looks at all.
+    fn forget(&mut self, now: Instant) {
+        if now.duration_since(self.swept) >= SWEEP {
+            self.owners.retain(|_, account| !account.is_unused(now));
+            self.swept = now;
+        }
+    }
+}
+
+// === impl Account ===
+
+impl Account {
+    fn is_unused(&self, now: Instant) -> bool {
+        self.open.is_empty() && self.new_connections.is_full(now) && self.share.is_unused(now)
+    }
+
+    /// Ends the connection that has been idle for longest; `false` when none is idle.
+    fn end_idle(&mut self) -> bool {
+        let idle = self.open.iter().filter_map(|(number, activity)| {
+            let since = *activity.idle_since.lock().unwrap_or_else(PoisonError::into_inner);
+            activity.end.get().and(Some((since?, *number)))
+        });
+        let Some((_, number)) = idle.min() else { return false };
+        if let Some(end) = self.open.remove(&number).as_ref().and_then(|ended| ended.end.get()) {
+            end.abort();
+        }
+        true
+    }
+}
+
+// === impl Ending ===
+
+impl Ending {
+    /// The connection may be ended by `task` from now on, while it is idle.
+    pub(super) fn by(self, task: AbortHandle) {
+        // There is one task for each slot.
+        let _ = self.0.end.set(task);
+    }
+}
+
+// === impl Slot ===
+
+impl Slot {
+    /// Whether another connection of the owner was ended for this one.
+    pub(super) fn has_replaced(&self) -> bool {
+        self.replaced
+    }
+
+    pub(super) fn share(&self) -> &Share {
+        &self.share
+    }
+
+    /// For the task of the connection, which is made after its slot.
+    pub(super) fn ending(&self) -> Ending {
+        Ending(self.activity.clone())
+    }
+
+    /// Nothing of the connection is in work from now on.
+    pub(super) fn idle(&self) {
+        self.set_idle_since(Some(Instant::now()));
+    }
+
+    /// Something of the connection is in work from now on.
+    pub(super) fn busy(&self) {
+        self.set_idle_since(None);
+    }
+
+    fn set_idle_since(&self, since: Option<Instant>) {
+        *self.activity.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut open = self.limits.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.limits.open();
         open.in_all -= 1;
-        if let Some(held) = open.by_owner.get_mut(&self.owner) {
-            *held -= 1;
-            if *held == 0 {
-                open.by_owner.remove(&self.owner);
-            }
+        if let Some(account) = open.owners.get_mut(&self.owner) {
+            account.open.remove(&self.number);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::time::advance;
+
     use super::*;
-    use crate::pods::fixtures::{attested, uid};
+    use crate::{
+        pods::fixtures::{attested, uid},
+        serve::Rate,
+    };
 
     #[test]
     fn connections_leave_open_files_for_all_else() {
@@ -170,27 +355,31 @@ mod tests {
         });
         let pod = |n, address| Owner::of(&Ok(attested(uid(n), address)));
         let stranger = || Owner::of(&Err(Unattested::NoEntry));
+        let beyond = |owner| limits.take(owner).err();
         // Its addresses make no difference, and neither do others on the same.
         let held = [limits.take(pod(1, "10.0.0.1")), limits.take(pod(1, "fd00::1"))];
-        assert!(held.iter().all(Option::is_some) && limits.take(pod(1, "10.0.0.1")).is_none());
+        assert!(held.iter().all(Result::is_ok));
+        assert_eq!(beyond(pod(1, "10.0.0.1")), Some(Beyond::Open));
         let other = limits.take(pod(2, "10.0.0.1"));
         let strange = limits.take(stranger());
-        assert!(other.is_some() && strange.is_some() && limits.take(stranger()).is_none());
+        assert!(other.is_ok() && strange.is_ok());
+        strange.as_ref().unwrap().idle();
+        assert_eq!(beyond(stranger()), Some(Beyond::Open), "whoever came first stays");
         assert!(limits.has_room());
         let mapped = Client::Address("::ffff:10.0.0.1".parse().unwrap());
         let address = limits.take(Owner::of(&Ok(mapped)));
-        assert!(address.is_some() && !limits.has_room());
-        assert!(limits.take(pod(2, "10.0.0.1")).is_none(), "the limit of all");
+        assert!(address.is_ok() && !limits.has_room());
+        assert_eq!(beyond(pod(2, "10.0.0.1")), Some(Beyond::All));
         drop(held);
-        assert!(limits.take(pod(1, "10.0.0.1")).is_some());
+        assert!(limits.take(pod(1, "10.0.0.1")).is_ok());
         drop((other, strange, address));
-        assert!(limits.open.lock().unwrap().by_owner.is_empty());
+        assert!(limits.open().owners.values().all(|account| account.open.is_empty()));
     }
 
     #[test]
     fn owners_with_many_leave_room_for_those_with_few() {
         let limits = Limits::new(Config::default());
-        let take = |n| limits.take(Owner::of(&Ok(attested(uid(n), "10.0.0.1"))));
+        let take = |n| limits.take(Owner::of(&Ok(attested(uid(n), "10.0.0.1")))).ok();
         let mut held = Vec::new();
         for hoarder in 1..=100 {
             held.extend(std::iter::from_fn(|| take(hoarder)));
@@ -201,5 +390,40 @@ mod tests {
             assert_eq!(own.len(), 8, "pod {late}");
             held.extend(own);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_table_of_owners_is_bounded_and_forgets_those_with_a_whole_share_again() {
+        let requests = Rate { per_second: 1, burst: 10 };
+        let limits = Limits::new(Config { requests, ..Config::default() });
+        let take = |n| limits.take(Owner::Address(Ipv4Addr::from_bits(n).into()));
+        let owners = u32::try_from(OWNERS).unwrap();
+        assert!((0..owners).all(|n| take(n).is_ok()));
+        assert_eq!(take(owners).err(), Some(Beyond::Owners));
+        let (held, asked) = (take(1).unwrap(), take(2).unwrap());
+        assert!((0..10).all(|_| asked.share().admits()) && !asked.share().admits());
+        drop(asked);
+        advance(Duration::from_secs(5)).await;
+        assert!(take(owners).is_ok(), "there is room again");
+        assert_eq!(limits.open().owners.len(), 3, "one is open, one has asked, and the new one");
+        // Going away and coming back gives nobody more than its share.
+        assert_eq!((0..10).filter(|_| take(2).unwrap().share().admits()).count(), 5);
+        drop(held);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_have_a_rate_and_who_waits_gets_one_when_it_is_there() {
+        let new_connections = Rate { per_second: 10, burst: 3 };
+        let limits = Limits::new(Config { new_connections, ..Config::default() });
+        let owner = |n| Owner::Pod(uid(n));
+        let taken = |n| (0..5).filter(|_| limits.take(owner(n)).is_ok()).count();
+        assert_eq!((taken(1), taken(2)), (3, 3), "each has its own");
+        assert_eq!(limits.take(owner(1)).err(), Some(Beyond::Rate));
+        let begun = Instant::now();
+        limits.may_open(&owner(3)).await;
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        limits.may_open(&owner(1)).await;
+        assert!(begun.elapsed() >= Duration::from_millis(100), "{:?}", begun.elapsed());
+        assert_eq!(taken(1), 1);
     }
 }

@@ -6,6 +6,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::limits::Beyond;
 use crate::pods::Unattested;
 
 /// Whose a connection was.
@@ -44,11 +45,57 @@ struct RelayLabels {
     outcome: Relayed,
 }
 
+/// What was beyond a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum Rejected {
+    /// A request, which was answered with 503.
+    Requests,
+    /// A connection, as its owner opens them too fast.
+    NewConnections,
+    /// A connection, as its owner has too many that are in use.
+    OpenConnections,
+    /// An idle connection, which was ended for a new one of its owner.
+    IdleConnections,
+    /// A connection, as there are too many on the node.
+    Node,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RejectedLabels {
+    reason: Rejected,
+}
+
 /// The accept loops' metrics.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     connections: Family<Labels, Counter>,
     relays: Family<RelayLabels, Counter>,
+    rejected: Family<RejectedLabels, Counter>,
+}
+
+// === impl Rejected ===
+
+impl Rejected {
+    /// For the log.
+    pub(super) fn what(self) -> &'static str {
+        match self {
+            Self::Requests => "Too many requests; answered with 503",
+            Self::NewConnections => "Too many new connections; closed",
+            Self::OpenConnections => "Too many connections; closed",
+            Self::IdleConnections => "Too many connections; the one idle for longest was closed",
+            Self::Node => "Too many connections on the node; closed",
+        }
+    }
+}
+
+impl From<Beyond> for Rejected {
+    fn from(beyond: Beyond) -> Self {
+        match beyond {
+            Beyond::All | Beyond::Owners => Self::Node,
+            Beyond::Open => Self::OpenConnections,
+            Beyond::Rate => Self::NewConnections,
+        }
+    }
 }
 
 // === impl Metrics ===
@@ -66,6 +113,11 @@ impl Metrics {
             "kiam_serve_relays",
             "Connections of --node-role pods that were passed on to the real service, by how they ended",
             metrics.relays.clone(),
+        );
+        registry.register(
+            "kiam_serve_rejected",
+            "Connections and requests beyond a limit, by the limit",
+            metrics.rejected.clone(),
         );
         metrics
     }
@@ -86,6 +138,10 @@ impl Metrics {
 
     pub(super) fn refused(&self) {
         self.count(Identity::OverLimit);
+    }
+
+    pub(super) fn rejected(&self, reason: Rejected) {
+        self.rejected.get_or_create(&RejectedLabels { reason }).inc();
     }
 
     pub(super) fn relayed(&self, outcome: Relayed) {

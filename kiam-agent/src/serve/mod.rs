@@ -6,39 +6,51 @@ mod connection;
 mod limits;
 mod metrics;
 mod relay;
+mod report;
+mod share;
 
 use std::{
-    future::Future, mem::Discriminant, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
+    future::Future, io, mem::Discriminant, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
 };
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use rustix::net::{listen, sockopt};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
-    task::{JoinError, JoinSet},
+    task::{JoinError, JoinSet, yield_now},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use self::limits::Limits;
+use self::{
+    limits::{Beyond, Limits},
+    metrics::Rejected,
+    report::Report,
+};
 pub use self::{
     limits::{Owner, raise_open_files},
     metrics::Metrics,
     relay::Relay,
+    share::Rate,
 };
 use crate::{
     lifecycle::Drain,
-    pods::{Client, ClientResolver, Connection, NotFound, Unattested},
+    pods::{Client, ClientResolver, Connection, NotFound, Pod, PodUid, Unattested},
     telemetry::LogLimit,
 };
 
 /// Connections that may wait to be accepted; tokio's 128 are fewer than a node's pods open at once, and a
 /// SYN that finds no place is sent again only after a second. The system may allow fewer (`somaxconn`).
 const BACKLOG: i32 = 4096;
+/// Bytes that a connection's peer may send ahead of what is read, and be sent ahead of what it reads; the kernel doubles
+/// them for its own structures. They are on the agent's account, and the system's defaults let a connection hold 128 kB
+/// and more. Heads of requests are up to 16 KiB, but are read as they come; answers are below 4 kB.
+const SOCKET_BUFFER: usize = 8 * 1024;
 /// How often the same trouble with connections is logged.
 const LOG_PERIOD: Duration = Duration::from_secs(1);
 
@@ -61,6 +73,9 @@ pub trait PodService: Send + Sync + 'static {
         client: Arc<Result<Client, Unattested>>,
         request: Request<Incoming>,
     ) -> impl Future<Output = Response<Full<Bytes>>> + Send;
+
+    /// What is known of `client` now, for the log.
+    fn pod(&self, client: &Client) -> Option<Arc<Pod>>;
 }
 
 /// Limits and deadlines of connections.
@@ -75,6 +90,11 @@ pub struct Config {
     pub connections_per_pod: usize,
     /// Open connections that are no pod's, together.
     pub connections_of_strangers: usize,
+    /// How often one pod may connect; connections beyond that wait in the queue of the listener inside the pod, and are
+    /// closed at the node's.
+    pub new_connections: Rate,
+    /// How often one pod may ask; requests beyond that get 503.
+    pub requests: Rate,
     /// How long a connection may take, from its last answer, until the head of a request is there.
     pub header_deadline: Duration,
     /// The same for a connection that is no pod's.
@@ -103,6 +123,8 @@ pub struct Listener {
     pub socket: Arc<TcpListener>,
     /// Resolves its connections.
     pub resolver: Arc<dyn ClientResolver>,
+    /// The pod that it is inside of, whose own queue it has.
+    pub pod: Option<PodUid>,
     /// Cancelled when nothing more is to be accepted: the pod that it is inside of is gone.
     pub closed: CancellationToken,
 }
@@ -113,7 +135,22 @@ impl Listener {
     /// One of the node, that is there as long as the agent is.
     #[must_use]
     pub fn new(socket: TcpListener, resolver: Arc<dyn ClientResolver>) -> Self {
-        Self { socket: Arc::new(socket), resolver, closed: CancellationToken::new() }
+        let closed = CancellationToken::new();
+        Self { socket: Arc::new(socket), resolver, pod: None, closed }
+    }
+
+    /// Sets what the sockets that it accepts are to have. One that another agent has made may have something else.
+    fn prepare(&self) {
+        let socket = &*self.socket;
+        let buffers = sockopt::set_socket_recv_buffer_size(socket, SOCKET_BUFFER)
+            .and_then(|()| sockopt::set_socket_send_buffer_size(socket, SOCKET_BUFFER));
+        if let Err(error) = buffers {
+            warn!(%error, "Connections keep the system's buffers, which one pod could fill");
+        }
+        // What listens may be told to listen again: only the length of its queue changes.
+        if let Err(error) = listen(socket, BACKLOG) {
+            warn!(%error, "Listener keeps its short queue");
+        }
     }
 }
 
@@ -122,8 +159,10 @@ impl Default for Config {
         Self {
             connections: 8192,
             other_files: 256,
-            connections_per_pod: 512,
+            connections_per_pod: 256,
             connections_of_strangers: 256,
+            new_connections: Rate { per_second: 200, burst: 1000 },
+            requests: Rate { per_second: 200, burst: 1000 },
             header_deadline: Duration::from_secs(60),
             stranger_deadline: Duration::from_secs(5),
             unread_deadline: Duration::from_secs(30),
@@ -148,22 +187,21 @@ pub async fn run<S: PodService>(
     let connections = limits::within_open_files(config.connections, config.other_files);
     let limits = Limits::new(Config { connections, ..config });
     let log = Arc::new(LogLimit::new(LOG_PERIOD));
+    let report = Arc::new(Report::new(service.clone(), metrics.clone()));
     let server = |drain: &Drain| Server {
         service: service.clone(),
         config,
         limits: limits.clone(),
         metrics: metrics.clone(),
         log: log.clone(),
+        report: report.clone(),
         drain: drain.clone(),
     };
     let mut loops = JoinSet::new();
     loop {
         let ended = tokio::select! {
             Some(listener) = listeners.recv() => {
-                // What listens may be told to listen again: only the length of its queue changes.
-                if let Err(error) = rustix::net::listen(&*listener.socket, BACKLOG) {
-                    warn!(%error, "Listener keeps its short queue");
-                }
+                listener.prepare();
                 loops.spawn(server(&drain).accept(listener));
                 continue;
             }
@@ -194,6 +232,7 @@ struct Server<S> {
     limits: Limits,
     metrics: Metrics,
     log: Arc<LogLimit<Trouble>>,
+    report: Arc<Report<S>>,
     drain: Drain,
 }
 
@@ -201,7 +240,6 @@ struct Server<S> {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Trouble {
     NotAccepted,
-    TooMany(Option<Owner>),
     NoPod(Discriminant<Unattested>),
 }
 
@@ -239,8 +277,14 @@ impl<S: PodService> Server<S> {
         let mut end = pin!(end);
         loop {
             tokio::select! {
-                accepted = listener.socket.accept() => match accepted {
-                    Ok((stream, peer)) => self.take(stream, peer, listener, connections),
+                accepted = self.next(listener) => match accepted {
+                    Ok((stream, peer)) => {
+                        self.take(stream, peer, listener, connections);
+                        if listener.pod.is_some() {
+                            // The queue is the pod's own, and no other's connection is in it.
+                            yield_now().await;
+                        }
+                    }
                     Err(error) => {
                         // Mostly "too many open files": it passes when connections close.
                         if let Some(left_out) = self.log.admit(Trouble::NotAccepted) {
@@ -250,14 +294,22 @@ impl<S: PodService> Server<S> {
                     }
                 },
                 Some(ended) = connections.join_next() => {
-                    // The connection is lost, and no other.
-                    if let Err(error) = ended {
+                    // The connection is lost, and no other. One that was idle may have been ended for another.
+                    if let Err(error) = ended && error.is_panic() {
                         error!(%error, "Connection's task failed");
                     }
                 }
                 () = end.as_mut() => return,
             }
         }
+    }
+
+    /// The next connection. One that comes to the listener inside a pod waits until the pod may open another.
+    async fn next(&self, listener: &Listener) -> io::Result<(TcpStream, SocketAddr)> {
+        if let Some(pod) = &listener.pod {
+            self.limits.may_open(&Owner::Pod(pod.clone())).await;
+        }
+        listener.socket.accept().await
     }
 
     fn take(
@@ -268,14 +320,17 @@ impl<S: PodService> Server<S> {
         connections: &mut JoinSet<()>,
     ) {
         if !self.limits.has_room() {
-            return self.too_many(peer, None);
+            return self.refuse(Beyond::All, None, peer);
         }
         let Ok(local) = stream.local_addr() else { return };
         let client = listener.resolver.resolve(&Connection { peer, local });
-        let owner = Owner::of(&client);
-        let Some(slot) = self.limits.take(owner.clone()) else {
-            return self.too_many(peer, Some(owner));
+        let slot = match self.limits.take(Owner::of(&client)) {
+            Ok(slot) => slot,
+            Err(beyond) => return self.refuse(beyond, Some(&client), peer),
         };
+        if slot.has_replaced() {
+            self.report.rejected(Rejected::IdleConnections, Some(&client), peer);
+        }
         self.metrics.accepted(client.as_ref().err());
         if client == Err(Unattested::Proof) {
             // That it came is all there is to it.
@@ -287,24 +342,28 @@ impl<S: PodService> Server<S> {
                 warn!(pod.ip = %peer.ip(), %error, left_out, "Connection belongs to no pod");
             }
         }
+        let ending = slot.ending();
         let served = connection::Served {
             service: self.service.clone(),
             config: self.config,
             metrics: self.metrics.clone(),
             drain: self.drain.clone(),
+            report: self.report.clone(),
+            slot,
+            peer,
         };
-        connections.spawn(async move {
-            served.run(stream, client).await;
-            drop(slot);
-        });
+        ending.by(connections.spawn(served.run(stream, client)));
     }
 
-    /// Counts and tells of a connection that is closed at once: beyond the limit of `owner`, or of all.
-    fn too_many(&self, peer: SocketAddr, owner: Option<Owner>) {
+    /// A connection that is closed at once.
+    fn refuse(
+        &self,
+        beyond: Beyond,
+        client: Option<&Result<Client, Unattested>>,
+        peer: SocketAddr,
+    ) {
         self.metrics.refused();
-        if let Some(left_out) = self.log.admit(Trouble::TooMany(owner.clone())) {
-            warn!(pod.ip = %peer.ip(), ?owner, left_out, "Too many connections; closed");
-        }
+        self.report.rejected(beyond.into(), client, peer);
     }
 }
 

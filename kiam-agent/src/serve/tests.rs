@@ -1,5 +1,7 @@
 //! What a peer sees of the accept loop, over real sockets.
 
+mod hostile;
+
 use std::net::SocketAddr;
 
 use http_body_util::BodyExt as _;
@@ -7,6 +9,7 @@ use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpSocket,
+    sync::Semaphore,
     task::JoinHandle,
     time::Instant,
 };
@@ -20,12 +23,17 @@ use crate::{
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
 
-/// Answers with who is calling; `/panic` panics, `/large` is 256 KiB long. Or passes everybody on.
-struct Echo(Result<Option<Relay>, NotFound>);
+/// Answers with who is calling; `/panic` panics, `/large` is 256 KiB long, `/held` never comes, `/work` takes a
+/// millisecond of the processor. Or passes everybody on.
+struct Echo {
+    relay: Result<Option<Relay>, NotFound>,
+    /// A permit for each request that is held.
+    held: Arc<Semaphore>,
+}
 
 impl PodService for Echo {
     async fn relay(&self, _: &Client) -> Result<Option<Relay>, NotFound> {
-        self.0.clone()
+        self.relay.clone()
     }
 
     async fn call(
@@ -36,8 +44,18 @@ impl PodService for Echo {
         let path = request.uri().path().to_owned();
         let _ = request.into_body().collect().await;
         assert!(path != "/panic", "as the test asks for");
+        if path == "/held" {
+            self.held.add_permits(1);
+            std::future::pending::<()>().await;
+        }
+        let begun = Instant::now();
+        while path == "/work" && begun.elapsed() < Duration::from_millis(1) {}
         let body = if path == "/large" { "x".repeat(1 << 18) } else { format!("{client:?}") };
         Response::new(Full::new(body.into()))
+    }
+
+    fn pod(&self, client: &Client) -> Option<Arc<Pod>> {
+        matches!(client, Client::Pod { .. }).then(|| Arc::new(Pod::test(1)))
     }
 }
 
@@ -80,14 +98,21 @@ struct Fixture {
     task: JoinHandle<()>,
     registry: Registry,
     sender: mpsc::Sender<Listener>,
+    answering: Arc<Semaphore>,
 }
 
 impl Fixture {
     async fn start(config: Config, resolvers: Vec<Arc<dyn ClientResolver>>) -> Self {
-        Self::of(Echo(Ok(None)), config, resolvers).await
+        Self::of(Ok(None), config, resolvers).await
     }
 
-    async fn of(service: Echo, config: Config, resolvers: Vec<Arc<dyn ClientResolver>>) -> Self {
+    async fn of(
+        relay: Result<Option<Relay>, NotFound>,
+        config: Config,
+        resolvers: Vec<Arc<dyn ClientResolver>>,
+    ) -> Self {
+        let answering = Arc::new(Semaphore::new(0));
+        let service = Echo { relay, held: answering.clone() };
         let (sender, listeners) = mpsc::channel(8);
         let mut addresses = Vec::new();
         for resolver in resolvers {
@@ -99,7 +124,7 @@ impl Fixture {
         let metrics = Metrics::register(&mut registry);
         let (drain, draining) = lifecycle::drain();
         let task = tokio::spawn(run(listeners, Arc::new(service), config, metrics, draining));
-        Self { addresses, drain, task, registry, sender }
+        Self { addresses, drain, task, registry, sender, answering }
     }
 
     async fn with(config: Config) -> Self {
@@ -121,10 +146,26 @@ impl Fixture {
     }
 
     async fn connect(&self, n: u8) -> TcpStream {
+        self.connect_to(0, n).await
+    }
+
+    /// From 127.0.0.`n`, by a socket that takes little that it does not read.
+    async fn connect_to(&self, listener: usize, n: u8) -> TcpStream {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
+        socket.set_send_buffer_size(4096).unwrap();
         socket.bind(([127, 0, 0, n], 0).into()).unwrap();
-        socket.connect(self.addresses[0]).await.unwrap()
+        socket.connect(self.addresses[listener]).await.unwrap()
+    }
+
+    /// One whose request is in work from now on.
+    async fn held(&self, listener: usize, n: u8) -> TcpStream {
+        let mut stream = self.connect_to(listener, n).await;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        assert!(read(&mut stream).await.contains("200 OK"));
+        stream.write_all(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        self.answering.acquire().await.unwrap().forget();
+        stream
     }
 }
 
@@ -189,10 +230,7 @@ async fn panic_of_one_request_leaves_the_others() {
 async fn connections_beyond_the_limit_are_closed_until_there_is_room() {
     let config = Config { connections_per_pod: 2, connections: 3, ..Config::default() };
     let node = Fixture::with(config).await;
-    let mut held = [node.connect(2).await, node.connect(2).await];
-    for stream in &mut held {
-        assert!(ask(stream).await.contains("200 OK"));
-    }
+    let held = [node.held(0, 2).await, node.held(0, 2).await];
     assert_eq!(ask(&mut node.connect(2).await).await, "", "its own limit");
     let mut other = node.connect(3).await;
     assert!(ask(&mut other).await.contains("127.0.0.3"), "another's is not touched");
@@ -238,12 +276,7 @@ async fn who_asks_and_never_reads_loses_its_connection() {
 async fn pods_that_share_an_address_do_not_share_a_limit() {
     let config = Config { connections_per_pod: 2, ..Config::default() };
     let node = Fixture::start(config, vec![Arc::new(OnePod(1)), Arc::new(OnePod(2))]).await;
-    let mut held = Vec::new();
-    for _ in 0..2 {
-        let mut stream = TcpStream::connect(node.addresses[0]).await.unwrap();
-        assert!(ask(&mut stream).await.contains("200 OK"));
-        held.push(stream);
-    }
+    let _held = [node.held(0, 1).await, node.held(0, 1).await];
     assert_eq!(node.raw(0, GET).await, "", "its own limit");
     let mut other = TcpStream::connect(node.addresses[1]).await.unwrap();
     assert!(ask(&mut other).await.contains("200 OK"), "another pod's at the same address");
@@ -411,7 +444,7 @@ async fn real_service() -> (Relay, Arc<std::sync::Mutex<Vec<u8>>>) {
 
 async fn relayed(config: Config) -> (Fixture, Arc<std::sync::Mutex<Vec<u8>>>) {
     let (relay, heard) = real_service().await;
-    let node = Fixture::of(Echo(Ok(Some(relay))), config, vec![Arc::new(OnePod(1))]).await;
+    let node = Fixture::of(Ok(Some(relay)), config, vec![Arc::new(OnePod(1))]).await;
     (node, heard)
 }
 
@@ -480,11 +513,11 @@ async fn nobody_to_pass_on_to_closes_and_an_unknown_pod_is_answered_as_such() {
     let port = socket.local_addr().unwrap().port();
     let relay = Relay { host: "127.0.0.1".to_owned(), port };
     let pods: Vec<Arc<dyn ClientResolver>> = vec![Arc::new(OnePod(1))];
-    let node = Fixture::of(Echo(Ok(Some(relay))), Config::default(), pods.clone()).await;
+    let node = Fixture::of(Ok(Some(relay)), Config::default(), pods.clone()).await;
     assert_eq!(node.raw(0, GET).await, "");
     ended(&node, "Unreachable").await;
 
-    let node = Fixture::of(Echo(Err(NotFound::Unknown)), Config::default(), pods).await;
+    let node = Fixture::of(Err(NotFound::Unknown), Config::default(), pods).await;
     let answer = node.raw(0, &GET.repeat(2)).await;
     assert!(answer.contains("Err(Unknown {"), "{answer}");
     assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");

@@ -43,7 +43,7 @@ fn a_black_holed_watch_never_gives_an_address_its_old_pods_role() {
         lab.delete(first);
         let spec = PodSpec::new("data", "reports").role("reports").addresses(v4, v6);
         let second = lab.node.pod(lab.schedule(spec).unwrap()).unwrap();
-        let asking = Options { for_ms: Some(1500), ..Options::default() };
+        let asking = Options { for_ms: Some(1500), pause_ms: 5, ..Options::default() };
         for attempt in second.ask(&asking).unwrap() {
             assert_eq!((attempt.status, attempt.body.as_str()), (Some(404), ""), "{attempt:?}");
         }

@@ -252,7 +252,7 @@ impl<'a> Stage<'a> {
 
     fn timeout(&self, row: &Row) -> u64 {
         match row.expect {
-            Expect::Served | Expect::Unattested => self.patience(),
+            Expect::Served | Expect::Known => self.patience(),
             Expect::Node => PATIENT,
             _ => IMPATIENT,
         }

@@ -80,7 +80,7 @@ fn pods_come_and_go_under_load() {
         assert_served(&lab, &pod.credentials().unwrap(), role);
     }
     let held = descriptors(&agent);
-    let asked = Options { pause_ms: 20, ..Options::default() };
+    let asked = Options { pause_ms: 30, ..Options::default() };
     let asking: Vec<_> = stable.iter().map(|(_, pod)| pod.ask_from(2, &asked).unwrap()).collect();
     let begun = Instant::now();
     let mut shares = Vec::new();
@@ -176,7 +176,7 @@ fn takeovers_leave_the_listeners_where_they_are() {
     let ports = || pods.each_ref().map(|pod| port_inside(&lab, pod));
     let before = ports();
     let inside = verdicts(&agent, INSIDE);
-    let asked = Options { pause_ms: 2, ..Options::default() };
+    let asked = Options { pause_ms: 30, ..Options::default() };
     let asking: Vec<_> = pods.iter().map(|pod| pod.ask_from(2, &asked).unwrap()).collect();
     for round in 0..TAKEOVERS {
         let next = start(&lab, &["--proof-interval=1h"]);

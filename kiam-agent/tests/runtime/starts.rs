@@ -15,7 +15,7 @@ use super::{Handler, Kubelet, Stage, ask, eventually};
 
 /// Pods that ask all the time meanwhile, and how often each of their 2 threads pauses.
 const OTHERS: [&str; 2] = ["invoices", "reports"];
-const PAUSE_MS: u64 = 20;
+const PAUSE_MS: u64 = 30;
 
 /// When what happened to one pod.
 #[derive(Clone, Debug)]

@@ -14,7 +14,7 @@ impl Script {
     pub(super) fn agent_is_replaced(&mut self) -> Result<()> {
         self.transcript.section("A newer agent takes over, while a pod keeps asking");
         let before = self.packets();
-        let asking = Options { for_ms: Some(3000), pause_ms: 1, ..Options::default() };
+        let asking = Options { for_ms: Some(3000), pause_ms: 15, ..Options::default() };
         let asked = self.pods[0].ask_meanwhile(&asking)?;
         let mut next = Agent::start(&self.lab, &self.binary, &[])?;
         next.wait_said("Listening", READY_LIMIT)?;
@@ -63,7 +63,7 @@ impl Script {
     pub(super) fn agent_returns(&mut self) -> Result<()> {
         self.transcript.section("The agent returns, while a pod keeps asking");
         let before = self.packets();
-        let asking = Options { for_ms: Some(3000), pause_ms: 5, ..Options::default() };
+        let asking = Options { for_ms: Some(3000), pause_ms: 15, ..Options::default() };
         let asked = self.pods[0].ask_meanwhile(&asking)?;
         let mut agent = Agent::start(&self.lab, &self.binary, &[])?;
         let took = agent.wait_ready(READY_LIMIT)?;

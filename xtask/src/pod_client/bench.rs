@@ -20,7 +20,7 @@ const STEP_LIMIT: Duration = Duration::from_secs(5);
 /// How long all of them may take.
 const LIMIT: Duration = Duration::from_secs(60);
 /// Requests before the clock counts.
-const WARM_UP: u32 = 20;
+pub const WARM_UP: u32 = 20;
 
 /// What to ask for, and how often: the list of roles, by IMDSv1.
 #[derive(Clone, Debug, clap::Args)]

@@ -10,7 +10,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use tokio::time::Instant;
 use xtask::lab::{self, Agent, Lab, LabPod, PodSpec};
-use xtask::pod_client::{Imds, bench::Measured};
+use xtask::pod_client::{
+    Imds,
+    bench::{Measured, WARM_UP},
+};
 
 use super::document::{self, Report, Series};
 use super::machine::{self, Machine};
@@ -24,6 +27,8 @@ const ROLE: &str = "bench";
 const READY_LIMIT: Duration = Duration::from_secs(60);
 /// How long the agent may take to learn of its pod.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+/// What an agent answers one pod.
+const REQUESTS_PER_SECOND: u32 = 200;
 const POLL: Duration = Duration::from_millis(50);
 
 /// How much to measure, and where to write it.
@@ -61,6 +66,8 @@ struct Course {
     way: Way,
     rules: u32,
     rounds: Vec<Measured>,
+    /// When it was last measured.
+    last: Option<Instant>,
     // In the order in which they go.
     agent: Agent,
     pod: LabPod,
@@ -96,6 +103,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
         say(format!("round {round} of {} (the first is not counted)", options.rounds));
         for index in order(courses.len(), round) {
             let course = &mut courses[index];
+            course.wait_for_share(options.requests);
             let measured = course.measure(&programs, options.requests)?;
             if round > 0 {
                 course.rounds.push(measured);
@@ -235,7 +243,7 @@ impl Course {
         pinned.args(["--cpu-list", &programs.agent_processor.to_string()]).arg(&programs.agent);
         let mut agent = Agent::start_by(pinned, &lab, &way.flags(programs.has_path))?;
         agent.wait_ready(READY_LIMIT)?;
-        let course = Self { way, rules, rounds: Vec::new(), agent, pod, lab };
+        let course = Self { way, rules, rounds: Vec::new(), last: None, agent, pod, lab };
         course.wait_for_answer()?;
         Ok(course)
     }
@@ -266,6 +274,16 @@ impl Course {
     }
 
     /// One process in the pod asks, and says what it took.
+    /// A pod that asks all the time is answered with 503: waits until what was asked in the last round, by connections of
+    /// their own and by one, is part of its share again.
+    fn wait_for_share(&mut self, requests: u32) {
+        let needed = Duration::from_secs(1) * (2 * (requests + WARM_UP)) / REQUESTS_PER_SECOND;
+        if let Some(last) = self.last {
+            thread::sleep(needed.saturating_sub(last.elapsed()));
+        }
+        self.last = Some(Instant::now());
+    }
+
     fn measure(&self, programs: &Programs, requests: u32) -> Result<Measured> {
         let mut client = self.pod.command("taskset")?;
         client.args(["--cpu-list", &programs.client_processor.to_string()]);

@@ -25,7 +25,7 @@ const LISTS_FOLDERS: [&str; 7] = [
 const UNSAFE: [&str; 7] = [
     "kiam-agent/src/identity/",
     "kiam-agent/src/intercept/",
-    "kiam-agent/src/sandboxes/hurry.rs",
+    "kiam-agent/src/realtime.rs",
     "kiam-common/src/",
     "kiam-ebpf/src/",
     "xtask/src/lab/",

@@ -1,0 +1,209 @@
+//! The lease in the kernel, renewed on a thread of its own.
+//!
+//! It says that the process lives, and pods are denied without it. So its renewal waits for nothing that pods load: not for
+//! the runtime that answers them, and by [`realtime`] priority not for the processor time that the agent's cgroup has. It
+//! does wait for the runtime's heartbeat, which is late by seconds under the worst load: a runtime that is deadlocked must
+//! not keep pods waiting for answers for ever.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
+    time::Duration,
+};
+
+use prometheus_client::{metrics::counter::Counter, registry::Registry};
+use tokio::{
+    sync::oneshot,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tracing::{error, info, warn};
+
+use super::Error;
+use crate::{
+    intercept::{self, Lease},
+    lifecycle::{Drain, Latch},
+    realtime,
+};
+
+/// How often the runtime shows that it runs tasks.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How long the runtime may have shown nothing. Load delays it by less, and a deadlock does not end.
+const HUNG: Duration = Duration::from_secs(30);
+
+/// What the thread does, again and again.
+pub(super) trait Renew: Send + 'static {
+    fn renew(&mut self) -> Result<(), intercept::Error>;
+    fn end(&mut self) -> Result<(), intercept::Error>;
+}
+
+/// The lease is to be ended. That its sender is gone means that it is left to run out, or to another agent.
+struct End;
+
+/// When the runtime was last seen to run.
+#[derive(Debug)]
+struct Heartbeat {
+    began: Instant,
+    millis: AtomicU64,
+}
+
+/// What keeps the lease from being renewed.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error(transparent)]
+    Kernel(#[from] intercept::Error),
+    #[error("the agent's runtime has run no task for {} s", .0.as_secs())]
+    Hung(Duration),
+}
+
+/// What the thread has.
+struct Renewal<L> {
+    lease: L,
+    heartbeat: Arc<Heartbeat>,
+    hung: Duration,
+    attached: Latch,
+    missed: Counter,
+    /// Whether it was renewed last time; `None` before the first.
+    renewed: Option<bool>,
+}
+
+/// Renews `lease` from now on, and has `attached` say whether that succeeds. When the drain begins the lease ends, unless
+/// another agent goes on with it.
+pub(super) fn start(
+    lease: impl Renew,
+    attached: Latch,
+    registry: &mut Registry,
+    (drain, tasks): (Drain, &mut JoinSet<()>),
+) -> Result<(), Error> {
+    let missed = Counter::default();
+    registry.register(
+        "kiam_lease_missed",
+        "Renewals of the lease that failed, or were left out as the agent's runtime hung",
+        missed.clone(),
+    );
+    let heartbeat = Arc::new(Heartbeat::now());
+    let renewal = Renewal {
+        lease,
+        heartbeat: heartbeat.clone(),
+        hung: HUNG,
+        attached,
+        missed,
+        renewed: None,
+    };
+    tasks.spawn(renewal.spawn(drain).map_err(Error::Thread)?);
+    Ok(())
+}
+
+// === impl Lease ===
+
+impl Renew for Lease {
+    fn renew(&mut self) -> Result<(), intercept::Error> {
+        Self::renew(self)
+    }
+
+    fn end(&mut self) -> Result<(), intercept::Error> {
+        Self::end(self)
+    }
+}
+
+// === impl Heartbeat ===
+
+impl Heartbeat {
+    fn now() -> Self {
+        Self { began: Instant::now(), millis: AtomicU64::new(0) }
+    }
+
+    fn beat(&self) {
+        let millis = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.millis.store(millis, Ordering::Relaxed);
+    }
+
+    fn silence(&self) -> Duration {
+        let last = Duration::from_millis(self.millis.load(Ordering::Relaxed));
+        self.began.elapsed().saturating_sub(last)
+    }
+}
+
+// === impl Renewal ===
+
+impl<L: Renew> Renewal<L> {
+    /// Starts the thread. What is returned shows it that the runtime runs, and ends with it.
+    fn spawn(self, mut drain: Drain) -> std::io::Result<impl Future<Output = ()> + use<L>> {
+        let heartbeat = self.heartbeat.clone();
+        let (end, ends) = mpsc::channel();
+        let (running, mut ended) = oneshot::channel::<()>();
+        thread::Builder::new().name("lease".to_owned()).spawn(move || {
+            if let Err(error) = realtime::hurry() {
+                warn!(%error, "SCHED_FIFO is refused, so that the lease may run out on a node without time for the agent");
+            }
+            self.run(&ends);
+            drop(running);
+        })?;
+        Ok(async move {
+            let mut beats = interval(HEARTBEAT);
+            beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    _ = beats.tick() => heartbeat.beat(),
+                    () = drain.started() => break,
+                    // It panicked, which was logged. This part of the agent ends, and so does the agent.
+                    _ = &mut ended => return,
+                }
+            }
+            if !drain.is_handed_over() {
+                // Not received only where the thread has panicked.
+                let _ = end.send(End);
+            }
+            drop(end);
+            let _ = ended.await;
+        })
+    }
+
+    fn run(mut self, ends: &mpsc::Receiver<End>) {
+        loop {
+            self.renew();
+            match ends.recv_timeout(Lease::RENEWAL) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return self.attached.clear(),
+                Ok(End) => break,
+            }
+        }
+        self.attached.clear();
+        if let Err(failure) = self.lease.end() {
+            error!(error = %failure, "Lease not ended; it runs out by itself");
+        }
+    }
+
+    /// Locks and logs only where something has changed: who holds such a lock may be waiting for the processor.
+    fn renew(&mut self) {
+        let silence = self.heartbeat.silence();
+        let renewed = match silence > self.hung {
+            true => Err(Trouble::Hung(silence)),
+            false => self.lease.renew().map_err(Trouble::from),
+        };
+        let before = self.renewed.replace(renewed.is_ok());
+        match renewed {
+            Ok(()) if before == Some(true) => {}
+            Ok(()) => {
+                self.attached.set();
+                if before == Some(false) {
+                    info!("Lease renewed again");
+                }
+            }
+            Err(trouble) => {
+                self.missed.inc();
+                if before != Some(false) {
+                    self.attached.clear();
+                    error!(error = %trouble, "Lease not renewed: the kernel denies pods' IMDS traffic");
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

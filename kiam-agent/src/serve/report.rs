@@ -1,0 +1,53 @@
+//! Counts, and tells the log of, what is rejected because an owner takes more than its share.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tracing::warn;
+
+use super::{Metrics, Owner, PodService, metrics::Rejected};
+use crate::{
+    pods::{Client, Unattested},
+    telemetry::LogLimit,
+};
+
+/// How often the same is logged of the same owner.
+const LOG_PERIOD: Duration = Duration::from_secs(10);
+
+pub(super) struct Report<S> {
+    service: Arc<S>,
+    metrics: Metrics,
+    log: LogLimit<(Option<Owner>, Rejected)>,
+}
+
+// === impl Report ===
+
+impl<S: PodService> Report<S> {
+    pub(super) fn new(service: Arc<S>, metrics: Metrics) -> Self {
+        Self { service, metrics, log: LogLimit::new(LOG_PERIOD) }
+    }
+
+    /// Something of `client`, at `peer`, was rejected; `None` where nobody asked whose it is.
+    pub(super) fn rejected(
+        &self,
+        rejected: Rejected,
+        client: Option<&Result<Client, Unattested>>,
+        peer: SocketAddr,
+    ) {
+        self.metrics.rejected(rejected);
+        let owner = client.map(Owner::of);
+        let Some(left_out) = self.log.admit((owner.clone(), rejected)) else { return };
+        let pod = match client {
+            Some(Ok(client) | Err(Unattested::Unknown { client, .. })) => self.service.pod(client),
+            _ => None,
+        };
+        let what = rejected.what();
+        warn!(
+            pod.namespace = pod.as_ref().map(|pod| &*pod.namespace),
+            pod.name = pod.as_ref().map(|pod| &*pod.name),
+            pod.ip = %peer.ip(),
+            ?owner,
+            left_out,
+            "{what}"
+        );
+    }
+}
