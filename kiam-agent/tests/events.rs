@@ -137,7 +137,7 @@ impl Fixture {
         self.index.apply_namespace(Namespace {
             name: name.to_owned(),
             resource_version: None,
-            permitted: Some(permitted.to_owned()),
+            permitted: Some(permitted.into()),
             allowed_roles: None,
             imdsv2: None,
         });
@@ -196,7 +196,7 @@ fn pod(name: &str, role: Option<&str>) -> Pod {
         service_account: "default".to_owned(),
         live: true,
         config_hash: None,
-        role: role.map(str::to_owned),
+        role: role.map(Into::into),
         session_name: None,
         external_id: None,
         session_policies: None,

@@ -17,9 +17,9 @@ use crate::{
     credentials::State,
     imds::{self, Imdsv2, NodeRole, Place},
     intercept::HostNetworkPods,
-    pods::{Namespace, Pod},
+    pods::{Annotation, Namespace, Pod},
     policy::{Decision, Refusal, Ruling, Rulings},
-    role::{Quoted, RoleArn},
+    role::RoleArn,
 };
 
 /// How many pods are shown instead of one that is not known.
@@ -161,7 +161,7 @@ impl Account<'_> {
         let mut shown = json!({
             "namespace": pod.namespace, "name": pod.name, "uid": pod.uid.to_string(),
             "addresses": pod.addresses, "hostNetwork": pod.host_network, "live": pod.live,
-            "annotation": pod.role, "path": path(&self.path),
+            "annotation": shown_annotation(pod.role.as_ref()), "path": path(&self.path),
         });
         match &self.decision {
             Decision::Refuse(refusal) => shown["refused"] = json!(refusal.to_string()),
@@ -188,7 +188,7 @@ impl Account<'_> {
         let pod = &self.pod;
         let mut lines = vec![("pod", self.who())];
         let annotation = match &pod.role {
-            Some(text) => Quoted::new(text).to_string(),
+            Some(annotation) => annotation.to_string(),
             None => "the pod has none".to_owned(),
         };
         lines.push(("annotation", annotation));
@@ -248,8 +248,8 @@ impl Account<'_> {
         let Some(namespace) = &self.namespace else {
             return vec![("namespace", format!("{name} is not known yet"))];
         };
-        let raw = |text: &Option<String>| match text {
-            Some(text) => format!("says {}", Quoted::new(text)),
+        let raw = |annotation: &Option<Annotation>| match annotation {
+            Some(annotation) => format!("says {annotation}"),
             None => "the namespace has none".to_owned(),
         };
         let (permitted, allowed_roles) = match &self.rulings {
@@ -328,6 +328,10 @@ impl Account<'_> {
             },
         }
     }
+}
+
+fn shown_annotation(annotation: Option<&Annotation>) -> Option<String> {
+    annotation.map(|it| it.text().map_or_else(|too_long| too_long.to_string(), str::to_owned))
 }
 
 fn path(path: &Result<String, String>) -> &str {
@@ -429,7 +433,7 @@ mod tests {
     }
 
     fn pod(n: u32) -> Pod {
-        Pod { role: Some("reader".to_owned()), ..Pod::test(n) }
+        Pod { role: Some("reader".into()), ..Pod::test(n) }
     }
 
     #[test]

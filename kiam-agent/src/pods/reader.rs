@@ -467,7 +467,7 @@ mod tests {
         let account = |version, role: &str| ServiceAccount {
             name: AccountName::new("default", "reading"),
             resource_version: Some(version),
-            role: Some(role.to_owned()),
+            role: Some(role.into()),
         };
         index.apply_account(account(1, "a"));
         assert!(moved().is_some());

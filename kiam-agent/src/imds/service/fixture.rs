@@ -76,7 +76,7 @@ pub(super) fn pod(n: u8, role: Option<&str>) -> Pod {
         service_account: "default".to_owned(),
         live: true,
         config_hash: None,
-        role: role.map(str::to_owned),
+        role: role.map(Into::into),
         session_name: None,
         external_id: None,
         session_policies: None,
@@ -87,7 +87,7 @@ pub(super) fn namespace(name: &str, permitted: Option<&str>) -> Namespace {
     Namespace {
         name: name.to_owned(),
         resource_version: Some(1),
-        permitted: permitted.map(str::to_owned),
+        permitted: permitted.map(Into::into),
         allowed_roles: None,
         imdsv2: None,
     }

@@ -385,7 +385,7 @@ async fn tokens_are_required_where_the_namespace_says_so() {
         (4, Some("reqired"), 401),
         (5, None, 200),
     ] {
-        namespace.imdsv2 = imdsv2.map(str::to_owned);
+        namespace.imdsv2 = imdsv2.map(Into::into);
         namespace.resource_version = Some(version);
         node.index.apply_namespace(namespace.clone());
         for path in paths {
