@@ -15,7 +15,7 @@ use super::TOS;
 /// # Errors
 ///
 /// The kernel's.
-pub(super) fn set_option(socket: &impl AsFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+pub(crate) fn set_option(socket: &impl AsFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     let fd = socket.as_fd().as_raw_fd();
     // SAFETY: the pointer is to a live integer, and its size is said; the descriptor is open.
     let answer = unsafe {
@@ -25,12 +25,12 @@ pub(super) fn set_option(socket: &impl AsFd, level: i32, name: i32, value: i32) 
 }
 
 /// Marks what the socket sends as an attacker's.
-pub(super) fn mark(socket: &impl AsFd) -> io::Result<()> {
+pub(crate) fn mark(socket: &impl AsFd) -> io::Result<()> {
     set_option(socket, libc::IPPROTO_IP, libc::IP_TOS, TOS.into())
 }
 
 /// The address of a station on a link, for packet sockets; `protocol` is an `ETH_P_…`.
-pub(super) fn link_address(interface: u32, mac: [u8; 6], protocol: u16) -> SockAddr {
+pub(crate) fn link_address(interface: u32, mac: [u8; 6], protocol: u16) -> SockAddr {
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: any bytes are a valid `sockaddr_ll`, which fits into the storage.
     let link = unsafe { storage.view_as::<libc::sockaddr_ll>() };
