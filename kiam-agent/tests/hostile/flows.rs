@@ -1,10 +1,21 @@
 //! The kernel's map of connections, as an operator can read and fill it.
 
-use std::fs;
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
 
 use aya::maps::{HashMap, Map, MapData};
 use kiam_common::client::{Client, FlowKey};
 use xtask::lab::Lab;
+
+/// Between two looks for places that have become free.
+const PAUSE: Duration = Duration::from_millis(1);
 
 type Flows = HashMap<MapData, FlowKey, Client>;
 
@@ -19,23 +30,34 @@ pub(crate) fn count(lab: &Lab) -> usize {
     open(lab).keys().map_while(Result::ok).count()
 }
 
-/// A map that is full, until it is dropped.
-pub(crate) struct Full {
-    flows: Flows,
+/// A map that is kept full until this is dropped.
+pub(crate) struct FullMap {
+    ended: Arc<AtomicBool>,
+    filling: Option<JoinHandle<()>>,
     filled: u64,
 }
 
-// === impl Full ===
+// === impl FullMap ===
 
-impl Full {
-    /// Fills it with entries of nobody.
+impl FullMap {
+    /// Fills it with entries of nobody, and every place that becomes free too.
     pub(crate) fn fill(lab: &Lab) -> Self {
         let mut flows = open(lab);
-        let mut filled = 0;
-        while flows.insert(junk(filled), Client::default(), 0).is_ok() {
-            filled += 1;
-        }
-        Self { flows, filled }
+        let filled = fill(&mut flows, 0);
+        let ended = Arc::new(AtomicBool::new(false));
+        let own_ended = Arc::clone(&ended);
+        let filling = thread::spawn(move || {
+            let mut all = filled;
+            while !own_ended.load(Ordering::Relaxed) {
+                all = fill(&mut flows, all);
+                thread::sleep(PAUSE);
+            }
+            for number in 0..all {
+                // What is gone is as good.
+                let _ = flows.remove(&junk(number));
+            }
+        });
+        Self { ended, filling: Some(filling), filled }
     }
 
     pub(crate) fn entries(&self) -> u64 {
@@ -43,13 +65,19 @@ impl Full {
     }
 }
 
-impl Drop for Full {
+impl Drop for FullMap {
     fn drop(&mut self) {
-        for number in 0..self.filled {
-            // What is gone is as good.
-            let _ = self.flows.remove(&junk(number));
-        }
+        self.ended.store(true, Ordering::Relaxed);
+        let _ = self.filling.take().map(JoinHandle::join);
     }
+}
+
+/// Inserts entries from this number on until there is no room; the next number.
+fn fill(flows: &mut Flows, mut next: u64) -> u64 {
+    while flows.insert(junk(next), Client::default(), 0).is_ok() {
+        next += 1;
+    }
+    next
 }
 
 /// Of a namespace that there is none of.

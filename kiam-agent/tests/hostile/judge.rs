@@ -4,12 +4,12 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use xtask::{
     lab::{Lab, role_arn},
-    pod_client::victim::Served,
+    pod_client::victim::VictimReport,
 };
 
 /// The victim's p99 may be so many times that of its control, and up to the floor in any case: what a scheduler does.
 const SLOWER: u32 = 5;
-const FLOOR: Duration = Duration::from_millis(50);
+const FLOOR: Duration = Duration::from_millis(75);
 /// What no victim's p99 may exceed.
 const SLOWEST: Duration = Duration::from_millis(250);
 /// An agent is ready within this time, or within so many times what it takes in the control.
@@ -26,7 +26,7 @@ const LOG: u64 = 256;
 
 /// One measurement of a victim.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Measured {
+pub(crate) struct Measurement {
     pub(crate) rounds: u64,
     /// Rounds that got somebody else's credentials, by whose they are.
     pub(crate) wrong: BTreeMap<String, u64>,
@@ -57,8 +57,8 @@ pub(crate) struct Cost {
 /// What came of one row.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
-    pub(crate) control: Measured,
-    pub(crate) attacked: Measured,
+    pub(crate) control: Measurement,
+    pub(crate) attacked: Measurement,
     pub(crate) cost: Cost,
     /// Whether the row's conditions let the victim fail, though never be deceived.
     pub(crate) may_fail: bool,
@@ -68,10 +68,10 @@ pub(crate) struct Outcome {
     pub(crate) notes: Vec<String>,
 }
 
-// === impl Measured ===
+// === impl Measurement ===
 
-impl Measured {
-    pub(crate) fn of(served: &Served, lab: &Lab, role: &str) -> Self {
+impl Measurement {
+    pub(crate) fn of(served: &VictimReport, lab: &Lab, role: &str) -> Self {
         let mut wrong = BTreeMap::new();
         for (key, count) in &served.keys {
             let owner = lab.sts.owner(key).map(|issued| issued.role);

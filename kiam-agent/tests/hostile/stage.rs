@@ -19,15 +19,19 @@ use xtask::{
 
 use crate::{
     Configuration, agent,
-    flows::{self, Full},
-    judge::{Cost, Measured, Outcome},
+    flows::{self, FullMap},
+    judge::{Cost, Measurement, Outcome},
     rows::{Event, GUESSED, METRICS, Probe, Row, Who},
-    storms::Raging,
+    storms::{RunningStorm, Storm},
 };
 
 /// How long the victim is measured alone and beside the attack; longer where the agent takes longer.
 const CONTROL: Duration = Duration::from_millis(2000);
 const ATTACK: Duration = Duration::from_millis(4000);
+/// How long after an attack the victim may feel it.
+const SETTLED: Duration = Duration::from_secs(10);
+/// How long the agent may take to list big objects.
+const LISTED: Duration = Duration::from_secs(60);
 const SCRAPES: usize = 3;
 const SCRAPE_LIMIT: Duration = Duration::from_secs(2);
 /// Kernel memory of the agent's sockets that one pod may cause, in KiB.
@@ -45,6 +49,8 @@ pub(crate) struct Stage {
     pods: [(Who, LabPod); 3],
     /// What the kernel's counter of connects that were denied for want of a lease had when the measurement began.
     lapses: u64,
+    /// How many lists the agent must have read before a measurement may end.
+    lists_to_come: Option<u64>,
     arrivals: Arrivals,
     lab: Lab,
 }
@@ -52,8 +58,8 @@ pub(crate) struct Stage {
 /// What is under way against the victim.
 struct Attack {
     neighbours: Vec<Neighbour>,
-    storm: Option<Raging>,
-    full: Option<Full>,
+    storm: Option<RunningStorm>,
+    full: Option<FullMap>,
 }
 
 // === impl Stage ===
@@ -79,10 +85,21 @@ impl Stage {
         if configuration == Configuration::NodePath {
             let range = format!("{} {}", GUESSED.0, GUESSED.1);
             victim.netns().sysctl("ipv4/ip_local_port_range", &range).unwrap();
+            // There are not enough for each to wait for a minute after its last connection.
+            victim.netns().sysctl("ipv4/tcp_tw_reuse", "1").unwrap();
         }
         let arrivals = Arrivals::watch(&lab).unwrap();
-        let stage = Self { configuration, victim, agent, pods, lapses: 0, arrivals, lab };
-        stage.settle();
+        let mut stage = Self {
+            configuration,
+            victim,
+            agent,
+            pods,
+            lapses: 0,
+            lists_to_come: None,
+            arrivals,
+            lab,
+        };
+        assert_eq!(stage.settle(), None);
         stage
     }
 
@@ -114,9 +131,12 @@ impl Stage {
         let (begun, agent_cpu, attacker_cpu) =
             (Instant::now(), agent::cpu(&self.lab), pods_cpu(self));
 
+        let lists = (row.storm == Some(Storm::BigObjects)).then(|| agent::lists(&self.agent) + 1);
         let attack = self.attack(row);
+        self.lists_to_come = lists;
         outcome.may_fail = row.probe == Some(Probe::FullMap);
         outcome.attacked = self.measure(row, ATTACK);
+        self.lists_to_come = None;
         let (probes, notes) = self.probe(row, &attack);
         outcome.probes.extend(probes);
         outcome.notes.extend(notes);
@@ -134,7 +154,7 @@ impl Stage {
             packets: self.packets() - packets
                 + self.arrivals.take(&self.lab).unwrap().values().sum::<u64>(),
         };
-        self.settle();
+        outcome.probes.extend(self.settle());
         outcome
     }
 
@@ -143,12 +163,12 @@ impl Stage {
             row.programs.iter().map(|(who, program)| self.pod(*who).hostile(program).unwrap());
         let neighbours = neighbours.collect();
         let storm = row.storm.map(|storm| storm.start(&self.lab));
-        let full = (row.probe == Some(Probe::FullMap)).then(|| Full::fill(&self.lab));
+        let full = (row.probe == Some(Probe::FullMap)).then(|| FullMap::fill(&self.lab));
         Attack { neighbours, storm, full }
     }
 
     /// Has the victim ask for `least` at least, and while the row's event happens.
-    fn measure(&mut self, row: &Row, least: Duration) -> Measured {
+    fn measure(&mut self, row: &Row, least: Duration) -> Measurement {
         let mut replaced = (row.event == Event::Restart).then(|| self.restart());
         // Without an agent there is no lease, and nobody is served.
         self.lapses = agent::lapses(&self.agent);
@@ -158,8 +178,12 @@ impl Stage {
             replaced = Some(self.take_over());
         }
         thread::sleep(least.saturating_sub(started.elapsed()));
+        while self.lists_to_come.is_some_and(|lists| agent::lists(&self.agent) < lists) {
+            assert!(started.elapsed() < LISTED, "the agent does not list what there is");
+            thread::sleep(Duration::from_millis(100));
+        }
         let served = victim.finish().unwrap();
-        Measured { replaced, ..Measured::of(&served, &self.lab, Self::VICTIMS_ROLE) }
+        Measurement { replaced, ..Measurement::of(&served, &self.lab, Self::VICTIMS_ROLE) }
     }
 
     fn take_over(&mut self) -> Duration {
@@ -201,12 +225,13 @@ impl Stage {
                 most("failed scrapes", failed, 0);
             }
             Some(Probe::Events) => {
-                let told = self.lab.kubernetes.events();
-                let told = told.iter().filter(|event| event["regarding"]["namespace"] == "storm");
-                most("Events", told.count(), EVENTS);
+                let events = self.lab.kubernetes.events();
+                let events = events.iter();
+                let events = events.filter(|event| event["regarding"]["namespace"] == "storm");
+                most("Events", events.count(), EVENTS);
             }
             Some(Probe::FullMap) => {
-                let filled = attack.full.as_ref().map_or(0, Full::entries);
+                let filled = attack.full.as_ref().map_or(0, FullMap::entries);
                 notes.push(format!("{filled} entries of nobody"));
             }
             None => {}
@@ -254,15 +279,26 @@ impl Stage {
         logs.map(|entry| entry.metadata().unwrap().len()).sum()
     }
 
-    /// Waits until everything is as before.
-    fn settle(&self) {
-        let pace = Pace { round_ms: 20, rounds_per_connection: 1, timeout_ms: 2000 };
-        eventually("the victim is not served again", || {
-            let victim = self.victim.victim(&pace).unwrap();
-            thread::sleep(Duration::from_millis(200));
-            let served = Measured::of(&victim.finish().unwrap(), &self.lab, Self::VICTIMS_ROLE);
-            served.failed() == 0 && served.wrong.is_empty() && served.rounds > 0
-        });
+    /// Waits until the victim is served as before; after a limit, an agent that is started again serves it.
+    fn settle(&mut self) -> Option<String> {
+        let started = Instant::now();
+        while !self.is_settled() {
+            if started.elapsed() > SETTLED {
+                self.agent.kill().unwrap();
+                self.agent = agent::start(&self.lab, self.configuration.flags());
+                eventually("the victim is served", || self.is_settled());
+                return Some(format!("not served again {SETTLED:?} after the attack"));
+            }
+        }
+        None
+    }
+
+    fn is_settled(&self) -> bool {
+        let pace = Pace { round_ms: 50, rounds_per_connection: 1, timeout_ms: 2000 };
+        let victim = self.victim.victim(&pace).unwrap();
+        thread::sleep(Duration::from_millis(200));
+        let served = Measurement::of(&victim.finish().unwrap(), &self.lab, Self::VICTIMS_ROLE);
+        served.failed() == 0 && served.wrong.is_empty() && served.rounds > 0
     }
 }
 
@@ -293,4 +329,12 @@ fn memory_of(line: &str) -> u64 {
         counts.then(|| digits.parse::<u64>().ok()).flatten()
     };
     fields.filter_map(of).sum()
+}
+
+#[test]
+fn a_sockets_memory_is_what_it_holds_and_not_what_it_may_hold() {
+    let line =
+        "ESTAB 0 0 127.0.0.1:1 127.0.0.1:2 skmem:(r512,rb131072,t0,tb46080,f256,w128,o0,bl64,d0)";
+    assert_eq!(memory_of(line), 512 + 256 + 128 + 64);
+    assert_eq!(memory_of("ESTAB 0 0 127.0.0.1:1 127.0.0.1:2"), 0);
 }

@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 const RESTLESS: u64 = 10;
 const BIG_PODS: u64 = 20;
 const BIG_POD: usize = 1 << 20;
-const BIG_NAMESPACES: u64 = 400;
+const BIG_NAMESPACES: u64 = 300;
 const BIG_NAMESPACE: usize = 250_000;
 /// What no API server allows more of.
 const MOST_CHANGES: u64 = 10_000;
@@ -38,7 +38,7 @@ pub(crate) enum Storm {
 }
 
 /// A storm that goes on until it is dropped.
-pub(crate) struct Raging {
+pub(crate) struct RunningStorm {
     store: Arc<Store>,
     ended: Arc<AtomicBool>,
     changes: Arc<AtomicU64>,
@@ -48,7 +48,7 @@ pub(crate) struct Raging {
 // === impl Storm ===
 
 impl Storm {
-    pub(crate) fn start(self, lab: &Lab) -> Raging {
+    pub(crate) fn start(self, lab: &Lab) -> RunningStorm {
         let (store, ended) = (lab.kubernetes.store(), Arc::new(AtomicBool::new(false)));
         let changes = Arc::new(AtomicU64::new(0));
         let nothing = NamespaceRecord::new(NAMESPACE);
@@ -71,13 +71,13 @@ impl Storm {
                 thread::sleep(PAUSE);
             }
         };
-        Raging { store, ended, changes, thread: Some(thread::spawn(rage)) }
+        RunningStorm { store, ended, changes, thread: Some(thread::spawn(rage)) }
     }
 
     fn change(self, store: &Store, number: u64) {
         match self {
             // Every watch begins again with a list, as after an API server's restart.
-            Self::BigObjects if number.is_multiple_of(200) => {
+            Self::BigObjects if number == 0 => {
                 store.compact();
                 store.close_watches();
             }
@@ -92,15 +92,15 @@ impl Storm {
     }
 }
 
-// === impl Raging ===
+// === impl RunningStorm ===
 
-impl Raging {
+impl RunningStorm {
     pub(crate) fn changes(&self) -> u64 {
         self.changes.load(Ordering::Relaxed)
     }
 }
 
-impl Drop for Raging {
+impl Drop for RunningStorm {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
         let _ = self.thread.take().map(JoinHandle::join);

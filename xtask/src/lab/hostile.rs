@@ -11,7 +11,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{ask::client_binary, pod::LabPod};
 use crate::pod_client::{
     hostile::{Program, Report},
-    victim::{Pace, Served},
+    victim::{Pace, VictimReport},
 };
 
 /// An honest process that asks all the while. Drop kills it.
@@ -36,7 +36,7 @@ impl Victim {
     /// # Errors
     ///
     /// When it failed.
-    pub fn finish(self) -> Result<Served> {
+    pub fn finish(self) -> Result<VictimReport> {
         self.0.finish()
     }
 }

@@ -1,5 +1,5 @@
 //! What an honest pod does beside a hostile one (`xtask in-pod-victim`): it asks as an SDK does, at a steady pace, until its
-//! stdin ends, and prints one [`Served`].
+//! stdin ends, and prints one [`VictimReport`].
 
 use std::{
     collections::BTreeMap,
@@ -31,7 +31,7 @@ pub struct Pace {
 
 /// What came of it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Served {
+pub struct VictimReport {
     /// Rounds that got credentials, by access key.
     pub keys: BTreeMap<String, u64>,
     /// Rounds that did not, by what ended them: `connect EPERM`, `list 403`.
@@ -66,7 +66,7 @@ pub fn main(pace: &str) -> Result<()> {
 #[derive(Debug)]
 struct Victim {
     pace: Pace,
-    served: Served,
+    served: VictimReport,
     connection: Option<Connection>,
 }
 
@@ -76,9 +76,9 @@ struct Connection {
     requests: u32,
 }
 
-// === impl Served ===
+// === impl VictimReport ===
 
-impl Served {
+impl VictimReport {
     /// Rounds.
     #[must_use]
     pub fn rounds(&self) -> u64 {
@@ -97,10 +97,10 @@ impl Served {
 
 impl Victim {
     fn new(pace: Pace) -> Self {
-        Self { pace, served: Served::default(), connection: None }
+        Self { pace, served: VictimReport::default(), connection: None }
     }
 
-    fn ask(mut self, ended: &AtomicBool) -> Served {
+    fn ask(mut self, ended: &AtomicBool) -> VictimReport {
         let period = Duration::from_millis(self.pace.round_ms);
         let mut rounds = 0;
         while !ended.load(Ordering::Relaxed) {
@@ -212,8 +212,9 @@ mod tests {
 
     #[test]
     fn percentiles_are_by_nearest_rank() {
-        let of =
-            |micros: Vec<u64>, percent| Served { micros, ..Served::default() }.percentile(percent);
+        let of = |micros: Vec<u64>, percent| {
+            VictimReport { micros, ..VictimReport::default() }.percentile(percent)
+        };
         assert_eq!(of(vec![], 99), Duration::ZERO);
         assert_eq!(of(vec![7], 50), Duration::from_micros(7));
         assert_eq!(of((1..=200).collect(), 99), Duration::from_micros(198));

@@ -9,13 +9,11 @@ use std::{
     time::Duration,
 };
 
-use rustix::{
-    io::Errno,
-    net::{AddressFamily, RecvFlags, SocketFlags, SocketType, eth, recv, socket_with},
-};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, eth, recv, socket_with};
 use socket2::Socket;
 
-use super::{Course, begin_connect, imds, namespaces, socket};
+use super::{Course, begin_connect, imds, namespaces::pretend_to_be, socket};
+use crate::pod_client::attack::sys::enter_new_network;
 
 /// How many forged connections are open at a time: more than a new connection lives until the agent has accepted it.
 const OPEN: usize = 64;
@@ -41,15 +39,15 @@ fn see_and_forge(course: &Course, listener: SocketAddr) -> io::Result<()> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let sight = socket_with(AddressFamily::PACKET, SocketType::DGRAM, flags, Some(eth::IP))?;
     let IpAddr::V4(node) = listener.ip() else { return Err(io::ErrorKind::InvalidInput.into()) };
-    namespaces::enter_new(node)?;
-    namespaces::pretend_to_be(listener)?;
+    enter_new_network(node)?;
+    pretend_to_be(listener)?;
     let mut open = VecDeque::new();
     let mut packet = [0; 128];
     while course.goes_on() {
         // Spinning: who sleeps comes too late.
         let length = match recv(&sight, &mut packet, RecvFlags::DONTWAIT) {
             Ok((length, _)) => length,
-            Err(Errno::AGAIN) => continue,
+            // Nothing yet, or an interface has gone.
             Err(_) => continue,
         };
         let Some(source) = source_of_syn(&packet[..length], listener) else { continue };
@@ -67,8 +65,8 @@ pub(super) fn by_guess(
     listener: SocketAddr,
     window: u32,
 ) -> io::Result<()> {
-    namespaces::enter_new(source)?;
-    namespaces::pretend_to_be(listener)?;
+    enter_new_network(source)?;
+    pretend_to_be(listener)?;
     let mut open = VecDeque::new();
     let mut first = true;
     while course.goes_on() {
@@ -119,4 +117,26 @@ fn source_of_syn(packet: &[u8], listener: SocketAddr) -> Option<SocketAddr> {
     let is_syn = packet.get(header + 13)? & SYN_ACK_RST == SYN;
     let is_tcp = i32::from(*packet.get(9)?) == libc::IPPROTO_TCP;
     (is_tcp && is_syn && to == listener).then_some((address(12)?, port(0)?).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_syns_to_the_listener_have_a_source() {
+        let listener = SocketAddr::from(([10, 77, 0, 1], 3100));
+        let mut packet = vec![0; 40];
+        (packet[0], packet[9]) = (0x45, libc::IPPROTO_TCP as u8);
+        packet[12..20].copy_from_slice(&[10, 77, 1, 2, 10, 77, 0, 1]);
+        packet[20..22].copy_from_slice(&40_000_u16.to_be_bytes());
+        packet[22..24].copy_from_slice(&3100_u16.to_be_bytes());
+        packet[33] = SYN;
+        let source = SocketAddr::from(([10, 77, 1, 2], 40_000));
+        assert_eq!(source_of_syn(&packet, listener), Some(source));
+        assert_eq!(source_of_syn(&packet, ([10, 77, 0, 1], 80).into()), None);
+        assert_eq!(source_of_syn(&packet[..30], listener), None);
+        packet[33] = SYN_ACK_RST;
+        assert_eq!(source_of_syn(&packet, listener), None);
+    }
 }

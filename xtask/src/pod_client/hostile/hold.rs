@@ -17,7 +17,7 @@ const REQUEST: &[u8] =
     b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n";
 const SLOW: &[u8] = b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nX-Slow: ";
 
-struct Held {
+struct Connection {
     socket: Socket,
     sent: usize,
 }
@@ -32,7 +32,7 @@ pub(super) fn run(
     let open = || {
         let socket = socket().ok()?;
         begin_connect(&socket, to).ok()?;
-        Some(Held { socket, sent: 0 })
+        Some(Connection { socket, sent: 0 })
     };
     let requests = REQUEST.repeat(200);
     let mut held: Vec<_> = (0..connections).map(|_| open()).collect();
@@ -51,9 +51,9 @@ pub(super) fn run(
     Ok(())
 }
 
-// === impl Held ===
+// === impl Connection ===
 
-impl Held {
+impl Connection {
     /// Fails when the connection has ended.
     fn turn(&mut self, sends: Sends, requests: &[u8]) -> io::Result<()> {
         let sent = match sends {
