@@ -308,7 +308,7 @@ fn environment_stands_in_for_flags_that_are_absent() {
 fn subcommands_and_version_are_understood() {
     assert!(matches!(with("uninstall", &[]), Ok(Task::Uninstall { .. })));
     assert!(matches!(with("status --live", &[]), Ok(Task::Status { live: true, .. })));
-    assert!(matches!(with("--version", &[]), Ok(Task::Print(text)) if text.contains("layout v1")));
+    assert!(matches!(with("--version", &[]), Ok(Task::Print(text)) if text.contains("layout v2")));
     assert!(matches!(with("--help", &[]), Ok(Task::Print(text)) if text.contains("--node-name")));
     assert!(with("uninstall --wrong", &[]).is_err());
     let Ok(Task::Explain { pod, state_dir }) = with("explain shop/orders", &[]) else {

@@ -238,6 +238,18 @@ mod tests {
         (index, reader)
     }
 
+    fn from(uid: PodUid, address: &str, origin: Origin) -> Client {
+        Client::Pod { uid, address: ip(address), origin }
+    }
+
+    fn on_node(uid: PodUid, address: &str) -> Client {
+        from(uid, address, Origin::Node)
+    }
+
+    fn unplaced(uid: PodUid, address: &str) -> Client {
+        from(uid, address, Origin::Unknown)
+    }
+
     fn found(reader: &PodReader, client: &Client) -> Option<PodUid> {
         reader.find(client).ok().map(|pod| pod.uid.clone())
     }
@@ -267,14 +279,21 @@ mod tests {
             (attested(uid(1), "10.0.0.9"), mismatch.clone(), "not its address"),
             (attested(uid(1), "::ffff:10.0.0.9"), mismatch.clone(), "not its address, v4-mapped"),
             (attested(uid(2), "10.0.0.9"), Ok(uid(2)), "no addresses published yet"),
-            (attested(uid(3), "192.0.2.1"), Ok(uid(3)), "the node's address"),
-            (attested(uid(3), "::ffff:192.0.2.2"), Ok(uid(3)), "another of the node's"),
-            (attested(uid(3), "10.0.0.1"), mismatch.clone(), "an address that the node has not"),
-            (attested(uid(3), "fd00::1"), mismatch.clone(), "nor this"),
+            (on_node(uid(3), "192.0.2.1"), Ok(uid(3)), "the node's address"),
+            (on_node(uid(3), "::ffff:192.0.2.2"), Ok(uid(3)), "another of the node's"),
+            (on_node(uid(3), "10.0.0.1"), mismatch.clone(), "an address that the node has not"),
+            (on_node(uid(3), "fd00::1"), mismatch.clone(), "nor this"),
+            (attested(uid(3), "192.0.2.1"), mismatch.clone(), "not from the node's namespace"),
+            (on_node(uid(1), "10.0.0.1"), mismatch.clone(), "its address, in the node's namespace"),
+            (on_node(uid(2), "192.0.2.1"), mismatch.clone(), "no addresses, and not hostNetwork"),
+            (unplaced(uid(1), "10.0.0.1"), Ok(uid(1)), "its address, before kernel 5.14"),
+            (unplaced(uid(1), "10.0.0.9"), mismatch.clone(), "not its address, before 5.14"),
+            (unplaced(uid(2), "10.0.0.9"), mismatch.clone(), "no addresses yet, before 5.14"),
+            (unplaced(uid(3), "192.0.2.1"), mismatch.clone(), "another namespace, before 5.14"),
             (attested(uid(4), "10.0.0.4"), unknown.clone(), "over"),
             (attested(uid(5), "10.0.0.5"), Ok(uid(5)), "record v4-mapped"),
-            (attested(hash(6), "192.0.2.1"), Ok(uid(6)), "static pod by its mirror"),
-            (attested(hash(6), "10.0.0.6"), mismatch.clone(), "it is in the node's network, too"),
+            (on_node(hash(6), "192.0.2.1"), Ok(uid(6)), "static pod by its mirror"),
+            (on_node(hash(6), "10.0.0.6"), mismatch.clone(), "it is in the node's network, too"),
             (attested(hash(11), "10.0.0.11"), Ok(uid(11)), "of the other namespace of static pods"),
             (attested(hash(7), "10.0.0.7"), unknown.clone(), "hash forged in another namespace"),
             (attested(hash(8), "10.0.0.8"), collision, "two claim the hash"),
