@@ -188,6 +188,35 @@ fn paths_are_repeated_or_comma_separated() {
 }
 
 #[test]
+fn a_base_that_ends_in_a_word_is_told_of_and_one_that_makes_no_name_is_refused() {
+    let line = |base: &str| {
+        format!("--host=10.0.0.1 --role-base-arn=arn:aws:iam::123456789012:role/{base}")
+    };
+    for (base, told) in [
+        ("", false),
+        ("team/", false),
+        ("prod-", false),
+        ("prod_", false),
+        ("prod.", false),
+        ("prod@", false),
+        ("team", true),
+        ("team/prod", true),
+        ("1", true),
+    ] {
+        let warnings = config(&line(base)).warnings;
+        let of: Vec<_> = warnings.iter().filter(|it| it.contains("--role-base-arn=")).collect();
+        assert_eq!(of.len(), usize::from(told), "{base}: {warnings:?}");
+        let name = format!("role/{base}reader;");
+        assert!(of.iter().all(|it| it.contains(&name)), "{of:?}");
+    }
+    for base in ["<role-name>", "team/<role-name>", "*", "${ROLE}"] {
+        let all = mistakes(&line(base));
+        assert!(all.len() == 1 && all[0].starts_with("--role-base-arn: "), "{all:?}");
+        assert!(all[0].contains(&format!("role/{base}")), "{all:?}");
+    }
+}
+
+#[test]
 fn tags_and_policies_are_lists_of_what_sts_takes() {
     let flags = "--session-tags=kubernetes-namespace,team=a --session-tags=x= --session-policy=arn:aws:iam::aws:policy/A --session-policy=arn:aws:iam::aws:policy/B";
     let roles = config(&format!("{flags} {GOOD}")).roles;
@@ -264,6 +293,56 @@ fn flags_of_other_kiams_say_what_to_use() {
     let all = mistakes(&format!("agent --whitelist-route-regexp=.* --server-address x:443 {GOOD}"));
     assert!(all.iter().any(|line| line.contains("--allow-path")), "{all:?}");
     assert_eq!(all.len(), 3, "{all:?}");
+}
+
+#[test]
+fn every_flag_of_kube2iam_is_ours_or_says_what_to_use() {
+    let flags = [
+        "api-server",
+        "api-token",
+        "app-port",
+        "assume-role-arn",
+        "auto-discover-base-arn",
+        "auto-discover-default-role",
+        "backoff-max-elapsed-time",
+        "backoff-max-interval",
+        "base-role-arn",
+        "cache-resync-period",
+        "cache-sync-attempts",
+        "debug",
+        "default-role",
+        "eks-cluster-arn",
+        "eks-cluster-name",
+        "healthcheck-interval",
+        "host-interface",
+        "host-ip",
+        "iam-enable-pod-identity-tags",
+        "iam-external-id",
+        "iam-role-key",
+        "iam-role-session-name-key",
+        "iam-role-session-ttl",
+        "insecure",
+        "iptables",
+        "log-format",
+        "log-level",
+        "metadata-addr",
+        "metrics-port",
+        "namespace-key",
+        "namespace-restriction-format",
+        "namespace-restrictions",
+        "node",
+        "resolve-duplicate-cache-ips",
+        "use-regional-sts-endpoint",
+        "verbose",
+    ];
+    let ours = flag_names();
+    for flag in flags {
+        if ours.iter().any(|our| our == flag) {
+            continue;
+        }
+        let all = mistakes(&format!("--{flag}=x {GOOD}"));
+        assert!(all.len() == 1 && all[0].contains("of another kiam; "), "{all:?}");
+    }
 }
 
 #[test]
