@@ -410,6 +410,7 @@ mod tests {
             clock: clock.clone(),
             wanted: watch::channel(WantedRoles::default()).1,
             silence: Box::new(|| None),
+            names: Box::new(|_| None),
             metrics: credentials::Metrics::register(
                 &mut prometheus_client::registry::Registry::default(),
                 Statsd::off(),

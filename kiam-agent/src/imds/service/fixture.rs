@@ -239,6 +239,7 @@ impl Node {
         let mut registry = Registry::default();
         let (drain, draining) = lifecycle::drain();
         let wanted = watch::Sender::new(WantedRoles::default());
+        let known = pods.clone();
         let (prefetcher, credentials) = Prefetcher::new(
             credentials::Config::default(),
             credentials::Parts {
@@ -247,6 +248,9 @@ impl Node {
                 clock: clock.clone(),
                 wanted: wanted.subscribe(),
                 silence: Box::new(|| None),
+                names: Box::new(move |claimant| {
+                    known.by_uid(&PodUid::new(&claimant.pod)).map(|pod| pod.name.clone()).ok()
+                }),
                 metrics: credentials::Metrics::register(&mut registry, Statsd::off()),
                 first_pass: Readiness::default().latch("first pass"),
             },

@@ -525,6 +525,19 @@ async fn a_flood_of_refusals_is_one_line_for_each_pod_and_reason() {
 }
 
 #[tokio::test]
+async fn calls_to_sts_are_logged_with_the_pod_that_they_are_for() {
+    let captured = Captured::start(tracing::Level::INFO);
+    let node = Node::usual(config(), Identity::Kernel).await;
+    assert_eq!(node.get(5, LIST).await.status, 503);
+    for (what, n) in [("Issued credentials", 2), ("Issued credentials", 3), ("not issued", 5)] {
+        let lines = captured.lines_with(what);
+        let named =
+            format!("pod.name=\"pod-{n}\" pod.namespace=\"default\" pod.uid=\"{}\"", uid(n));
+        assert!(lines.iter().any(|line| line.contains(&named)), "{named}: {lines:#?}");
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_does_not_end_is_given_up() {
     let node = Node::start(config(), Identity::Kernel).await;
     let head = "PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\nTransfer-Encoding: chunked\r\n\r\n";
