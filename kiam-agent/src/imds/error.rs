@@ -25,7 +25,7 @@ pub enum Error {
     #[error(transparent)]
     Pod(#[from] NotFound),
     /// The request went through a proxy.
-    #[error("requests with X-Forwarded-For are refused")]
+    #[error("requests that a proxy forwards (X-Forwarded-For, Forwarded, Via) are refused")]
     ForwardedFor,
     /// The `Host` header names another service: DNS rebinding.
     #[error("host {0} is not the instance metadata service")]
@@ -68,7 +68,7 @@ pub enum Error {
     NoCredentials {
         /// What AWS answered last.
         reason: String,
-        /// When it may be better.
+        /// When STS is asked again, at the soonest.
         retry_after: Duration,
     },
     /// The real service does not answer, or not with what was asked.

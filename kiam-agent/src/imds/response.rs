@@ -1,18 +1,46 @@
 //! Answers as EC2's server gives them.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 
-use super::{Error, Place};
+use super::{
+    Error, Place,
+    token::{TokenTtl, X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS},
+};
 
 /// What the real service calls itself; some clients look.
 const SERVER: HeaderValue = HeaderValue::from_static("EC2ws");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain");
 /// Tells a person why; programs judge by the status.
 const REASON: &str = "x-kiam-reason";
+/// The longest wait that clients are told of. SDK for Go v1, SDK for JavaScript v2 and urllib3 obey it before each of
+/// their attempts, so that a minute of it hangs a program for several.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Characters of a reason that are sent.
 const MAX_REASON: usize = 256;
+
+/// What a request is answered with that is not refused.
+pub(super) struct Answer {
+    pub(super) body: Bytes,
+    pub(super) ttl: Option<TokenTtl>,
+}
+
+// === impl Answer ===
+
+impl Answer {
+    pub(super) fn response(&self) -> Response<Full<Bytes>> {
+        let mut response = text(StatusCode::OK, self.body.clone());
+        if let Some(ttl) = self.ttl {
+            // Rust's SDK takes no token without it.
+            let value = HeaderValue::from(ttl.as_secs());
+            response.headers_mut().insert(X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS, value);
+        }
+        response
+    }
+}
 
 /// An answer with `body`.
 pub(super) fn text(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
@@ -28,7 +56,8 @@ pub(super) fn text(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
 
 /// The answer to what failed at `place`: no body, and the reason in a header.
 pub(super) fn refusal(error: &Error, place: Place) -> Response<Full<Bytes>> {
-    let mut response = text(error.status(place), Bytes::new());
+    let status = error.status(place);
+    let mut response = text(status, Bytes::new());
     let headers = response.headers_mut();
     headers.insert(REASON, visible(&error.to_string()));
     match error {
@@ -39,12 +68,12 @@ pub(super) fn refusal(error: &Error, place: Place) -> Response<Full<Bytes>> {
         Error::Body => {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        Error::NoCredentials { retry_after, .. } => {
-            let seconds = retry_after.as_secs().clamp(1, 60);
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        Error::Upstream(_) if response.status() == StatusCode::SERVICE_UNAVAILABLE => {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(1));
+        // Who would wait in vain is told nothing, and gives up as soon as its own schedule says.
+        Error::NoCredentials { retry_after, .. } if *retry_after > RETRY_AFTER => {}
+        Error::NoCredentials { .. } | Error::Upstream(_)
+            if status == StatusCode::SERVICE_UNAVAILABLE =>
+        {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER.as_secs()));
         }
         _ => {}
     }
@@ -64,6 +93,32 @@ fn visible(text: &str) -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::imds::UpstreamError;
+
+    #[test]
+    fn no_client_is_told_to_wait_for_longer_than_a_second() {
+        let lack = |millis| Error::NoCredentials {
+            reason: String::new(),
+            retry_after: Duration::from_millis(millis),
+        };
+        let cases = [
+            (lack(0), Some("1")),
+            (lack(1000), Some("1")),
+            (lack(1001), None),
+            (lack(60_000), None),
+            (lack(600_000), None),
+            (Error::Upstream(UpstreamError::Deadline), Some("1")),
+            (Error::Upstream(UpstreamError::NotFound), None),
+            (Error::Path, None),
+        ];
+        for (error, expected) in cases {
+            for place in [Place::Credentials, Place::Elsewhere] {
+                let response = refusal(&error, place);
+                let sent = response.headers().get(header::RETRY_AFTER);
+                assert_eq!(sent.map(|value| value.to_str().unwrap()), expected, "{error:?}");
+            }
+        }
+    }
 
     #[test]
     fn reasons_are_one_short_line_of_visible_ascii() {

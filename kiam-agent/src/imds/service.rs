@@ -6,7 +6,7 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, request};
+use http::{Method, Request, Response, request};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
@@ -18,10 +18,9 @@ use super::{
     held::{FirstRequests, Found, ready},
     host::Hosts,
     metrics::Asked,
-    response,
+    response::{self, Answer},
     route::{Form, Readable, RequestedRole, Route, Routes},
     seen::Seen,
-    token::{TokenTtl, X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS},
     version1::Version1,
     wire,
 };
@@ -95,12 +94,6 @@ pub struct Service {
     first: FirstRequests,
     log: LogLimit<(Option<Reason>, Owner)>,
     relayed: LogLimit<PodUid>,
-}
-
-/// What a request is answered with.
-struct Answer {
-    body: Bytes,
-    ttl: Option<TokenTtl>,
 }
 
 // === impl Service ===
@@ -371,20 +364,6 @@ impl Service {
             seen.issued = Some(issued.clone());
             return Ok(issued);
         }
-    }
-}
-
-// === impl Answer ===
-
-impl Answer {
-    fn response(&self) -> Response<Full<Bytes>> {
-        let mut response = response::text(StatusCode::OK, self.body.clone());
-        if let Some(ttl) = self.ttl {
-            // Rust's SDK takes no token without it.
-            let value = HeaderValue::from(ttl.as_secs());
-            response.headers_mut().insert(X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS, value);
-        }
-        response
     }
 }
 
