@@ -65,7 +65,7 @@ fn an_old_kiam_manifest_starts_with_warnings() {
 fn every_mistake_is_told_at_once_with_its_flag_and_value() {
     let mistakes = mistakes(
         "--port=99999 --sync-interval=soon --interceptor=xdp --identity=dns --host-network-pods=maybe \
-         --cgroup=kubepods --bpffs=bpf --state-dir=run --hold=1y --imdsv2=no --allow-path=/latest/user-data \
+         --cgroup=kubepods --bpffs=bpf --state-dir=run --hold=1y --imdsv2=no --allow-path=/latest/user-data --deny-path=/latest/user-data \
          --upstream=imds --credential-source=saml --region=EU --sts-endpoint=sts --assume-role-arn=hop --session-name=a!b --source-identity={{x}} --cluster-name=a/b --session-tags=x --session-policy=p --session-duration=5m --sts-rate=0:5 --max-staleness=never \
          --node-role=kube-system --static-pod-namespaces=Kube,ok --annotation-overrides=ok,* --namespace-policy=open --admin=here --metrics=there --statsd=nowhere --statsd-interval=0s \
          --level=loud --json-log=perhaps --host=0.0.0.0 --host=node --role-base-arn=reader --nonsense extra --kubeconfig",
@@ -83,6 +83,7 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
         "hold",
         "imdsv2",
         "allow-path",
+        "deny-path",
         "upstream",
         "credential-source",
         "region",
@@ -185,6 +186,9 @@ fn paths_are_repeated_or_comma_separated() {
     let paths = |flags: &str| config(&format!("{flags} {GOOD}")).imds.allow_paths.len();
     assert_eq!(paths("--allow-path=/latest/meta-data/a,/latest/meta-data/b"), 2);
     assert_eq!(paths("--allow-path=/latest/meta-data/a --allow-path=/latest/meta-data/b"), 2);
+    assert_eq!(paths("--allow-path=common,/latest/meta-data/b"), 2);
+    let denied = config(&format!("--deny-path=/latest/dynamic/*,/latest/meta-data/spot {GOOD}"));
+    assert_eq!(denied.imds.deny_paths.len(), 2);
 }
 
 #[test]

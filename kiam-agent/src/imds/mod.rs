@@ -12,6 +12,7 @@ mod host;
 mod key;
 mod metrics;
 mod node_role;
+mod paths;
 mod response;
 pub mod route;
 mod seen;
@@ -22,7 +23,7 @@ mod version1;
 pub mod wire;
 
 pub use self::{
-    allow::{AllowPath, InvalidAllowPath},
+    allow::{AllowPath, DenyPath, InvalidPath},
     error::{Error, Place, Reason},
     metrics::Metrics,
     node_role::{InvalidNodeRole, NodeRole},

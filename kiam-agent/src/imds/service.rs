@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::info;
 
 use super::{
-    AllowPath, Error, Metrics, NodeRole, Place, Reason, TokenAuthority, Upstream,
+    AllowPath, DenyPath, Error, Metrics, NodeRole, Place, Reason, TokenAuthority, Upstream,
     checks::{self, Version},
     held::{FirstRequests, Found, ready},
     host::Hosts,
@@ -46,8 +46,10 @@ pub struct Config {
     pub hold: Duration,
     /// Whether requests need a token.
     pub imdsv2: Imdsv2,
-    /// What pods may read of the real service beyond the built-in paths.
+    /// What pods may read of the real service beyond the paths that are open by default.
     pub allow_paths: Vec<AllowPath>,
+    /// What they may not read in any case.
+    pub deny_paths: Vec<DenyPath>,
     /// Whether `?ip=` names the pod: for trying the agent, and never with the interceptor.
     pub allow_ip_query: bool,
     /// Pods that are passed on to the real service.
@@ -153,7 +155,7 @@ impl Service {
     /// A service over `parts`.
     #[must_use]
     pub fn new(config: Config, parts: Parts) -> Self {
-        let routes = Routes::new(config.allow_paths.clone());
+        let routes = Routes::new(config.allow_paths.clone(), config.deny_paths.clone());
         let hosts = Hosts::new(config.own_addresses.clone());
         Self {
             config,
@@ -187,7 +189,9 @@ impl Service {
             checks::no_body(&head.method, body).await?;
         }
         let mut version = Version::V2;
-        if [Method::GET, Method::HEAD].contains(&head.method) {
+        let reads = [Method::GET, Method::HEAD].contains(&head.method);
+        // Nothing is read where the path has not even the method.
+        if reads && !matches!(route, Err(Error::Method { .. })) {
             let (tokens, imdsv2) = (&self.parts.tokens, self.config.imdsv2);
             version = checks::token(&head.headers, client, tokens, imdsv2)?;
         }

@@ -219,6 +219,7 @@ pub(super) fn config() -> Config {
         hold: Duration::from_millis(300),
         imdsv2: Imdsv2::Optional,
         allow_paths: vec!["/latest/meta-data/*".parse().unwrap()],
+        deny_paths: Vec::new(),
         allow_ip_query: false,
         node_roles: Vec::new(),
         own_addresses: Vec::new(),
