@@ -14,6 +14,7 @@ mod metrics;
 mod node_role;
 mod paths;
 mod response;
+mod roles;
 pub mod route;
 mod seen;
 mod service;

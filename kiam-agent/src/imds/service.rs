@@ -19,6 +19,7 @@ use super::{
     host::Hosts,
     metrics::Asked,
     response::{self, Answer},
+    roles::other_role,
     route::{Form, Readable, RequestedRole, Route, Routes},
     seen::Seen,
     version1::Version1,
@@ -29,7 +30,7 @@ use crate::{
     credentials::{CredentialReader, Issued, State},
     pods::{Client, NotFound, Pod, PodReader, PodUid, Unattested},
     policy::{Decision, RolePolicy},
-    role::{Quoted, RoleIdentity},
+    role::RoleIdentity,
     serve::{Owner, PodService, Relay},
     telemetry::LogLimit,
 };
@@ -346,7 +347,7 @@ impl Service {
         loop {
             if let Some(requested) = requested.filter(|requested| !requested.names(&identity.role))
             {
-                return Err(Error::OtherRole(Quoted::new(requested.as_str())));
+                return Err(other_role(requested, seen.pod.as_deref(), &self.parts));
             }
             let mut state = self.parts.credentials.get(&identity);
             let waited = !matches!(state, Some(State::Ready(_)));

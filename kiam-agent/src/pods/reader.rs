@@ -104,6 +104,12 @@ impl PodReader {
         attested(&self.0.read(), uid)
     }
 
+    /// The roles that the pod named before the one that it names now, as written; the last few.
+    #[must_use]
+    pub fn former_roles(&self, uid: &PodUid) -> Vec<String> {
+        self.0.read().former_roles(uid)
+    }
+
     /// The namespace of this name.
     #[must_use]
     pub fn namespace(&self, name: &str) -> Option<Arc<Namespace>> {
@@ -276,6 +282,35 @@ mod tests {
         ] {
             assert_eq!(reader.find(&client).map(|pod| pod.uid.clone()), expected, "{why}");
         }
+    }
+
+    #[test]
+    fn the_last_few_roles_of_a_live_pod_are_remembered() {
+        let (index, reader) = index([]);
+        let named = |version, role: Option<&str>| Pod {
+            role: role.map(str::to_owned),
+            ..Pod::test(1).version(version)
+        };
+        let long = "x".repeat(100_000);
+        let roles = [Some("a"), Some("a"), Some("b"), None, Some("a"), Some(&*long), Some("c")];
+        for (version, role) in (10..).zip(roles) {
+            index.apply(named(version, role));
+        }
+        assert_eq!(reader.former_roles(&uid(1)), ["a", "b"]);
+        for version in 20..10_000 {
+            index.apply(named(version, Some(&version.to_string())));
+        }
+        assert_eq!(reader.former_roles(&uid(1)), ["9998", "9997", "9996", "9995"]);
+        assert!(reader.former_roles(&uid(2)).is_empty());
+        index.apply(named(10_001, Some("a")).over());
+        assert!(reader.former_roles(&uid(1)).is_empty());
+        for version in [20_000, 20_001] {
+            let role = Some(version.to_string());
+            index.apply(Pod { role, ..Pod::test(3).version(version) });
+        }
+        assert_eq!(reader.former_roles(&uid(3)), ["20000"]);
+        index.delete(&uid(3));
+        assert!(reader.former_roles(&uid(3)).is_empty());
     }
 
     #[tokio::test(start_paused = true)]

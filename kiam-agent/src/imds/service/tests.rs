@@ -11,7 +11,7 @@ use super::{
     Config, Imdsv2,
     fixture::{EXTENDED, Identity, LIST, Node, Reply, body_of, config, namespace, pod, uid},
 };
-use crate::telemetry::captured::Captured;
+use crate::{pods::Pod, telemetry::captured::Captured};
 
 /// The statuses of all answers in `text`.
 pub(super) fn statuses(text: &str) -> Vec<&str> {
@@ -68,6 +68,29 @@ async fn pod_gets_its_own_role_byte_for_byte() {
     }
     let info = node.get(3, "/latest/meta-data/iam/info").await.body;
     assert!(info.contains("123456789012:instance-profile/team/writer\""), "{info}");
+}
+
+#[tokio::test]
+async fn a_role_that_was_the_pods_is_404_and_one_that_never_was_403() {
+    let node = Node::usual(config(), Identity::Kernel).await;
+    let status = async |role: &str| node.get(2, &format!("{LIST}{role}")).await.status;
+    assert_eq!((status("reader").await, status("writer").await), (200, 403));
+    for (version, role) in (10..).zip(["team/writer", "slow"]) {
+        node.index.apply(Pod { resource_version: Some(version), ..pod(2, Some(role)) });
+    }
+    // The list has the new one, so that who lists again after the 404 goes on with that.
+    assert_eq!(node.get(2, LIST).await.body, "slow");
+    for former in ["reader", "arn:aws:iam::123456789012:role/reader", "writer", "team/writer"] {
+        assert_eq!(status(former).await, 404, "{former}");
+    }
+    for never in ["other", "team/reader", "arn:aws:iam::999999999999:role/reader"] {
+        assert_eq!(status(never).await, 403, "{never}");
+    }
+    assert_eq!(status("slow").await, 200);
+    // Another pod's past is nothing to it, and neither is that of a pod that is gone.
+    assert_eq!(node.get(3, &format!("{LIST}reader")).await.status, 403);
+    node.index.delete(&uid(2));
+    assert_eq!(status("reader").await, 403);
 }
 
 /// (pod, path, status, part of the reason)
