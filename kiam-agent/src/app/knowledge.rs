@@ -47,6 +47,7 @@ pub(super) struct Knowledge {
     pub(super) credentials: CredentialReader,
     pub(super) sightings: Sightings,
     pub(super) paths: Paths,
+    pub(super) journal: imds::Journal,
 }
 
 // === impl Common ===
@@ -116,6 +117,7 @@ impl Common {
             credentials,
             sightings: Sightings::default(),
             paths: Paths::default(),
+            journal: imds::Journal::default(),
         })
     }
 

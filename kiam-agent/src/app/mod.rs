@@ -14,6 +14,7 @@ mod keeper;
 mod kernel;
 mod knowledge;
 mod listeners;
+mod noted;
 mod observe;
 mod operations;
 mod ports;

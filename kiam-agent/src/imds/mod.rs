@@ -9,6 +9,7 @@ mod checks;
 mod error;
 mod held;
 mod host;
+mod journal;
 mod key;
 mod metrics;
 mod node_role;
@@ -26,6 +27,7 @@ pub mod wire;
 pub use self::{
     allow::{AllowPath, DenyPath, InvalidPath},
     error::{Error, Place, Reason},
+    journal::{Journal, Noted, Page},
     metrics::Metrics,
     node_role::{InvalidNodeRole, NodeRole},
     service::{Config, Imdsv2, Parts, Service},

@@ -13,7 +13,8 @@ use tokio::time::{Instant, timeout_at};
 use tracing::info;
 
 use super::{
-    AllowPath, DenyPath, Error, Metrics, NodeRole, Place, Reason, TokenAuthority, Upstream,
+    AllowPath, DenyPath, Error, Journal, Metrics, NodeRole, Place, Reason, TokenAuthority,
+    Upstream,
     checks::{self, Version},
     held::{FirstRequests, Found, ready},
     host::Hosts,
@@ -85,6 +86,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Counts.
     pub metrics: Metrics,
+    /// Remembers what was refused, and who asks without a token.
+    pub journal: Journal,
 }
 
 /// The instance metadata service, as pods see it.
@@ -147,6 +150,7 @@ impl PodService for Service {
         let kind = (refusal.map(Error::reason), Owner::of(&client));
         let speaks = refusal.is_some() || seen.issued.is_some();
         let admitted = speaks.then(|| self.log.admit(kind)).flatten();
+        seen.note(&client, &head, refusal, &self.parts);
         seen.log(&client, &head, response.status(), (refusal, took), admitted);
         response
     }
@@ -229,6 +233,7 @@ impl Service {
                 Some(_) => {
                     self.parts.metrics.imdsv1();
                     self.version1.log(&pod, &head.headers);
+                    self.parts.journal.imdsv1(&pod.uid, head, self.parts.clock.now());
                     return Ok(());
                 }
                 None if !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) => {

@@ -16,7 +16,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::super::{Config, Imdsv2, Metrics, Parts, Service, TokenAuthority, Upstream, wire};
+use super::super::{
+    Config, Imdsv2, Journal, Metrics, Parts, Service, TokenAuthority, Upstream, wire,
+};
 use crate::{
     clock::Clock,
     credentials::{self, CredentialSource, Credentials, ErrorClass, Prefetcher, SourceError},
@@ -39,6 +41,8 @@ const EPOCH: u64 = 1_767_225_600;
 pub(super) enum Identity {
     /// By UID, but for 127.0.0.66, of which the kernel knows nothing.
     Kernel,
+    /// The same, by listeners inside the pods, which know no address.
+    Inside,
     SourceIp,
 }
 
@@ -46,7 +50,8 @@ impl ClientResolver for Identity {
     fn resolve(&self, connection: &Connection) -> Result<Client, Unattested> {
         let IpAddr::V4(address) = connection.peer.ip() else { return Err(Unattested::NoEntry) };
         match (self, address.octets()[3]) {
-            (Self::Kernel, 66) => Err(Unattested::NoEntry),
+            (Self::Kernel | Self::Inside, 66) => Err(Unattested::NoEntry),
+            (Self::Inside, n) => Ok(Client::Inside { uid: uid(n) }),
             (Self::Kernel, n) => Ok(Client::Pod { uid: uid(n), address: address.into() }),
             (Self::SourceIp, _) => Ok(Client::Address(address.into())),
         }
@@ -187,6 +192,7 @@ pub(super) struct Node {
     pub(super) imds: NodeImds,
     pub(super) address: SocketAddr,
     pub(super) drain: DrainSignal,
+    pub(super) journal: Journal,
     pub(super) task: tokio::task::JoinHandle<()>,
     registry: Registry,
 }
@@ -259,6 +265,7 @@ impl Node {
         tokio::spawn(prefetcher.run(draining.clone()));
         tokio::spawn(policy::publish_wanted(policy.clone(), |_| true, wanted, draining.clone()));
         let imds = NodeImds::start(imdsv2).await;
+        let journal = Journal::default();
         let parts = Parts {
             pods,
             policy,
@@ -267,6 +274,7 @@ impl Node {
             upstream: imds.upstream(),
             clock: clock.clone(),
             metrics: Metrics::register(&mut registry, Statsd::off()),
+            journal: journal.clone(),
         };
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
@@ -280,7 +288,7 @@ impl Node {
             metrics,
             draining,
         ));
-        Self { index, clock, imds, address, drain, task, registry }
+        Self { index, clock, imds, address, drain, journal, task, registry }
     }
 
     /// The usual node: pods 2 (`reader`), 3 (`team/writer`), 4 (no role), 5 (`denied`), 6 (`never`),

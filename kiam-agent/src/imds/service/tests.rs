@@ -11,7 +11,7 @@ use super::{
     Config, Imdsv2,
     fixture::{EXTENDED, Identity, LIST, Node, Reply, body_of, config, namespace, pod, uid},
 };
-use crate::{pods::Pod, telemetry::captured::Captured};
+use crate::{imds::Reason, pods::Pod, telemetry::captured::Captured};
 
 /// The statuses of all answers in `text`.
 pub(super) fn statuses(text: &str) -> Vec<&str> {
@@ -553,6 +553,51 @@ async fn a_flood_of_refusals_is_one_line_for_each_pod_and_reason() {
     assert!((1..=most + 1).contains(&served.len()), "{served:#?}");
 }
 
+/// What is refused before the pod is looked up, and the part of the log line that says why.
+const EARLY: [(&str, &str, &str); 7] = [
+    ("GET /latest/user-data", "", "path not allowed"),
+    ("GET /latest/%2e", "", "path not allowed"),
+    ("GET /latest/meta-data/", "X-aws-ec2-metadata-token: x\r\n", "token is not valid"),
+    ("PUT /latest/api/token", "", "must be 1 to 21600"),
+    ("PUT /2021-03-23/api/token", "", "/latest/api/token only"),
+    ("POST /latest/api/token", "", "method not allowed"),
+    ("GET /latest/", "Via: 1.1 x\r\n", "a proxy forwards"),
+];
+
+#[tokio::test]
+async fn every_refusal_names_the_pod_on_every_path_to_the_agent() {
+    for identity in [Identity::Inside, Identity::Kernel, Identity::SourceIp] {
+        let captured = Captured::start(tracing::Level::DEBUG);
+        let node = Node::usual(config(), identity).await;
+        for (line, headers, reason) in EARLY {
+            node.send(2, line, &format!("User-Agent: old/1\r\n{headers}")).await;
+            let lines = captured.lines_with("Refused request");
+            let of: Vec<_> = lines.iter().filter(|line| line.contains(reason)).collect();
+            assert!(!of.is_empty(), "{line}: {lines:#?}");
+            for line in of {
+                let named = line.contains("pod.name=\"pod-2\"")
+                    && line.contains("pod.namespace=\"default\"")
+                    && (identity == Identity::SourceIp
+                        || line.contains(&format!("pod.uid={}", uid(2))));
+                assert!(named, "{identity:?}: {line}");
+            }
+        }
+        node.token(3, 60).await;
+        let token = captured.lines_with("req.method=PUT").concat();
+        assert!(token.contains("pod.name=\"pod-3\""), "{token}");
+        // One that has no record has its UID, where the kernel attests it.
+        if identity != Identity::SourceIp {
+            node.get(9, "/latest/user-data").await;
+            let unknown = captured.lines_with(&format!("pod.uid={}", uid(9))).concat();
+            assert!(unknown.contains("Refused request"), "{unknown}");
+        }
+        let page = node.journal.of(&uid(2));
+        assert_eq!(page.refused.len(), EARLY.len(), "{page:#?}");
+        assert!(page.refused.iter().all(|it| it.user_agent == "old/1" && it.reason.is_some()));
+        assert_eq!(page.refused.last().map(|it| it.path.as_str()), Some("/latest/user-data"));
+    }
+}
+
 #[tokio::test]
 async fn calls_to_sts_are_logged_with_the_pod_that_they_are_for() {
     let captured = Captured::start(tracing::Level::INFO);
@@ -564,6 +609,20 @@ async fn calls_to_sts_are_logged_with_the_pod_that_they_are_for() {
             format!("pod.name=\"pod-{n}\" pod.namespace=\"default\" pod.uid=\"{}\"", uid(n));
         assert!(lines.iter().any(|line| line.contains(&named)), "{named}: {lines:#?}");
     }
+}
+
+#[tokio::test]
+async fn who_asks_without_a_token_is_remembered_by_pod_and_path() {
+    let node = Node::usual(config(), Identity::Kernel).await;
+    for _ in 0..3 {
+        node.send(3, &format!("GET {LIST}"), PROGRAM).await;
+    }
+    node.send(3, "GET /latest/user-data", PROGRAM).await;
+    let page = node.journal.of(&uid(3));
+    let old: Vec<_> = page.imdsv1.iter().filter(|it| it.user_agent == "Boto/2.49").collect();
+    assert!(matches!(old[..], [it] if it.count == 3 && it.path == LIST), "{page:#?}");
+    assert_eq!((page.refused.len(), page.refused[0].reason), (1, Some(Reason::Path)));
+    assert!(node.journal.of(&uid(2)).refused.is_empty());
 }
 
 #[tokio::test]
