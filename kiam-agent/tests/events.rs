@@ -86,6 +86,7 @@ impl Fixture {
         let (sender, wanted) = watch::channel(WantedRoles::default());
         let clock = Clock::system();
         let parts = credentials::Parts {
+            names: Box::new(|_| None),
             source: Arc::new(Aws),
             render: imds::wire::render,
             clock: clock.clone(),

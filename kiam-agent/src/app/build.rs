@@ -274,6 +274,7 @@ impl Common {
             upstream,
             clock: self.clock.clone(),
             metrics: imds::Metrics::register(&mut self.registry, self.statsd.clone()),
+            journal: knowledge.journal.clone(),
         };
         imds::Service::new(config.imds.clone(), parts)
     }

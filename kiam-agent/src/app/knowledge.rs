@@ -25,7 +25,7 @@ use crate::{
     identity::NodeAddresses,
     imds,
     lifecycle::{Drain, Latch},
-    pods::{self, Pod, PodIndex, PodReader},
+    pods::{self, Pod, PodIndex, PodReader, PodUid},
     policy::{RolePolicy, publish_wanted},
     role::{Sessions, Source, WantedRoles},
 };
@@ -49,6 +49,7 @@ pub(super) struct Knowledge {
     pub(super) paths: Paths,
     /// The node's addresses.
     pub(super) node: Arc<NodeAddresses>,
+    pub(super) journal: imds::Journal,
 }
 
 // === impl Common ===
@@ -120,6 +121,7 @@ impl Common {
             sightings: Sightings::default(),
             paths: Paths::default(),
             node,
+            journal: imds::Journal::default(),
         })
     }
 
@@ -147,13 +149,17 @@ impl Common {
         if config.roles.vary() {
             self.tasks.spawn(apart("sessions", tell_sessions(wanted.clone()), self.drain.clone()));
         }
-        let watched = pods.clone();
+        let (watched, known) = (pods.clone(), pods.clone());
         let parts = credentials::Parts {
             source,
             render: imds::wire::render,
             clock: self.clock.clone(),
             wanted,
             silence: Box::new(move || watched.silence()),
+            names: Box::new(move |claimant| {
+                let uid = PodUid::new(&claimant.pod);
+                known.by_uid(&uid).map(|pod| pod.name.clone()).ok()
+            }),
             metrics: credentials::Metrics::register(&mut self.registry, self.statsd.clone()),
             first_pass,
         };

@@ -15,6 +15,7 @@ mod kernel;
 mod knowledge;
 mod lease;
 mod listeners;
+mod noted;
 mod observe;
 mod operations;
 mod ports;

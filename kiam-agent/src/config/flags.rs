@@ -132,9 +132,12 @@ pub(super) struct Flags {
     /// Whether session tokens are optional or required
     #[arg(long, value_name = "WHAT", default_value = "optional")]
     pub(super) imdsv2: String,
-    /// Metadata path that pods may read too, exact or ending in /* (repeatable)
+    /// Metadata path that pods may read too, exact, ending in /*, or common (repeatable)
     #[arg(long, value_name = "PATH", value_delimiter = ',')]
     pub(super) allow_path: Vec<String>,
+    /// Metadata path that pods may not read, nor what is below it, though it is open by default (repeatable)
+    #[arg(long, value_name = "PATH", value_delimiter = ',')]
+    pub(super) deny_path: Vec<String>,
     /// The real metadata service
     #[arg(long, value_name = "URL", default_value = "http://169.254.169.254")]
     pub(super) upstream: String,

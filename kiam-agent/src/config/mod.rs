@@ -2,6 +2,7 @@
 
 mod flags;
 mod interception;
+mod metadata;
 mod pod_name;
 mod roles;
 mod scan;
@@ -260,7 +261,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let credentials = sts::credentials(flags, mistakes);
     let max_staleness = credentials.and_then(|it| it.max_staleness);
     let cluster = cluster(flags, prove_after(identity, max_staleness), mistakes);
-    let imds = metadata(flags, (identity, &hosts), intercept.is_some(), mistakes);
+    let imds = metadata::metadata(flags, (identity, &hosts), intercept.is_some(), mistakes);
     let upstream = mistakes.parse("upstream", &flags.upstream);
     let static_pod_namespaces =
         mistakes.names("static-pod-namespaces", &flags.static_pod_namespaces);
@@ -348,39 +349,5 @@ fn cluster(
         stall: SECOND * 75,
         startup_taint: given(taint)?,
         prove_after,
-    })
-}
-
-fn metadata(
-    flags: &Flags,
-    (identity, hosts): (Identity, &Hosts),
-    intercepts: bool,
-    mistakes: &mut Mistakes,
-) -> Option<imds::Config> {
-    let hold = mistakes.duration("hold", &flags.hold, Duration::ZERO, SECOND * 30);
-    let words = [("optional", imds::Imdsv2::Optional), ("required", imds::Imdsv2::Required)];
-    let imdsv2 = mistakes.one_of("imdsv2", &flags.imdsv2, &words);
-    let allow: Vec<Option<imds::AllowPath>> =
-        flags.allow_path.iter().map(|text| mistakes.parse("allow-path", text)).collect();
-    let node_roles: Vec<Option<imds::NodeRole>> =
-        flags.node_role.iter().map(|text| mistakes.parse("node-role", text)).collect();
-    if !node_roles.is_empty() && identity == Identity::SourceIp {
-        mistakes
-            .add("node-role", "it needs --identity=kernel: an address may be another pod's by now");
-    }
-    let allow_ip_query = mistakes.switch("allow-ip-query", &flags.allow_ip_query);
-    if allow_ip_query && intercepts {
-        mistakes.add("allow-ip-query", "it needs --interceptor=off: any pod could ask as another");
-    }
-    Some(imds::Config {
-        hold: hold?,
-        imdsv2: imdsv2?,
-        allow_paths: allow.into_iter().collect::<Option<Vec<_>>>()?,
-        allow_ip_query,
-        node_roles: node_roles.into_iter().collect::<Option<Vec<_>>>()?,
-        own_addresses: match identity {
-            Identity::Kernel => Vec::new(),
-            Identity::SourceIp => hosts.addresses().collect(),
-        },
     })
 }

@@ -49,6 +49,17 @@ impl Mistakes {
         }
     }
 
+    /// Parses each, or notes why not; `None` where one is wrong.
+    pub(super) fn all<T: FromStr<Err: Display>>(
+        &mut self,
+        flag: &str,
+        texts: &[String],
+    ) -> Option<Vec<T>> {
+        // All are looked at, so that all mistakes are told.
+        let values: Vec<Option<T>> = texts.iter().map(|text| self.parse(flag, text)).collect();
+        values.into_iter().collect()
+    }
+
     /// What came of it, or a note of why not.
     pub(super) fn noted<T>(&mut self, flag: &str, result: Result<T, impl Display>) -> Option<T> {
         result.map_err(|error| self.add(flag, error)).ok()

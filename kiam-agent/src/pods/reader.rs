@@ -8,7 +8,8 @@ use tokio::{
 };
 
 use super::{
-    Client, Namespace, Origin, Pod, PodUid, ServiceAccount, index::Shared, tables::Tables,
+    Annotation, Client, Namespace, Origin, Pod, PodUid, ServiceAccount, index::Shared,
+    tables::Tables,
 };
 use crate::role::AccountName;
 
@@ -108,6 +109,12 @@ impl PodReader {
     /// [`NotFound::Unknown`] or [`NotFound::Ambiguous`].
     pub fn by_uid(&self, uid: &PodUid) -> Result<Arc<Pod>, NotFound> {
         attested(&self.0.read(), uid)
+    }
+
+    /// The roles that the pod named before the one that it names now, as written; the last few.
+    #[must_use]
+    pub fn former_roles(&self, uid: &PodUid) -> Vec<Annotation> {
+        self.0.read().former_roles(uid)
     }
 
     /// The namespace of this name.
@@ -215,7 +222,7 @@ fn only(mut pods: Vec<Arc<Pod>>) -> Result<Arc<Pod>, NotFound> {
 mod tests {
     use super::*;
     use crate::pods::{
-        Config, NodeAddresses, PodIndex,
+        Config, NodeAddresses, PodIndex, TooLong,
         fixtures::{attested, config_hash, ip, namespace, uid},
     };
 
@@ -302,6 +309,40 @@ mod tests {
         ] {
             assert_eq!(reader.find(&client).map(|pod| pod.uid.clone()), expected, "{why}");
         }
+    }
+
+    #[test]
+    fn the_last_few_roles_of_a_live_pod_are_remembered() {
+        let (index, reader) = index([]);
+        let named = |version, role: Option<&str>| Pod {
+            role: role.map(Annotation::from),
+            ..Pod::test(1).version(version)
+        };
+        let former = |n| -> Vec<String> {
+            let texts = reader.former_roles(&uid(n));
+            texts.iter().map(|role| role.text().unwrap().to_owned()).collect()
+        };
+        for (version, role) in (10..).zip([Some("a"), Some("a"), Some("b"), None, Some("a")]) {
+            index.apply(named(version, role));
+        }
+        let long = Annotation::TooLong(TooLong { length: 100_000, most: 2048 });
+        index.apply(Pod { role: Some(long), ..named(15, None) });
+        index.apply(named(16, Some("c")));
+        assert_eq!(former(1), ["a", "b"]);
+        for version in 20..10_000 {
+            index.apply(named(version, Some(&version.to_string())));
+        }
+        assert_eq!(former(1), ["9998", "9997", "9996", "9995"]);
+        assert!(reader.former_roles(&uid(2)).is_empty());
+        index.apply(named(10_001, Some("a")).over());
+        assert!(reader.former_roles(&uid(1)).is_empty());
+        for version in [20_000, 20_001] {
+            let role = Some(Annotation::from(version.to_string().as_str()));
+            index.apply(Pod { role, ..Pod::test(3).version(version) });
+        }
+        assert_eq!(former(3), ["20000"]);
+        index.delete(&uid(3));
+        assert!(reader.former_roles(&uid(3)).is_empty());
     }
 
     #[tokio::test(start_paused = true)]

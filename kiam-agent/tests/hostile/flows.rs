@@ -11,13 +11,13 @@ use std::{
 };
 
 use aya::maps::{HashMap, Map, MapData};
-use kiam_common::client::{Client, FlowKey};
+use kiam_common::client::{FlowKey, Opener};
 use xtask::lab::Lab;
 
 /// Between two looks for places that have become free.
 const PAUSE: Duration = Duration::from_millis(1);
 
-type Flows = HashMap<MapData, FlowKey, Client>;
+type Flows = HashMap<MapData, FlowKey, Opener>;
 
 fn open(lab: &Lab) -> Flows {
     let mut layouts = fs::read_dir(lab.pins()).unwrap().map(|entry| entry.unwrap().path());
@@ -74,7 +74,7 @@ impl Drop for FullMap {
 
 /// Inserts entries from this number on until there is no room; the next number.
 fn fill(flows: &mut Flows, mut next: u64) -> u64 {
-    while flows.insert(junk(next), Client::default(), 0).is_ok() {
+    while flows.insert(junk(next), Opener::default(), 0).is_ok() {
         next += 1;
     }
     next
