@@ -306,7 +306,9 @@ impl Common {
 
 /// Limits that leave open files to listeners inside as many pods as a node runs.
 fn serving_config(config: &Config) -> serve::Config {
-    let mut serving = serve::Config::default();
+    let rate = config.pod_rate;
+    let mut serving =
+        serve::Config { requests: rate, new_connections: rate, ..serve::Config::default() };
     if config.intercept.as_ref().is_some_and(intercept::Config::follows_sandboxes) {
         serving.other_files += sandboxes::descriptors(PODS);
     }

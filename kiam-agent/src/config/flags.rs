@@ -174,6 +174,9 @@ pub(super) struct Flags {
     /// How long credentials are asked to last, 15m to 12h
     #[arg(long, value_name = "DURATION", default_value = "1h")]
     pub(super) session_duration: String,
+    /// Requests that one pod may make a second, and how many at once: RATE or RATE:BURST; new connections too
+    #[arg(long, value_name = "RATE[:BURST]", default_value = "200:1000")]
+    pub(super) pod_rate: String,
     /// Calls to STS a second, and how many at once: RATE or RATE:BURST
     #[arg(long, value_name = "RATE[:BURST]", default_value = "10:100")]
     pub(super) sts_rate: String,

@@ -29,7 +29,7 @@ pub use self::{
     values::Hosts,
 };
 use crate::{
-    cluster, credentials, imds, intercept,
+    cluster, credentials, imds, intercept, serve,
     telemetry::{Format, Level, Logs},
 };
 
@@ -121,6 +121,8 @@ pub struct Config {
     pub credentials: credentials::Config,
     /// The metadata service for pods.
     pub imds: imds::Config,
+    /// `--pod-rate`.
+    pub pod_rate: serve::Rate,
     /// `--upstream`.
     pub upstream: imds::UpstreamUrl,
     /// `--state-dir`.
@@ -262,6 +264,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let max_staleness = credentials.and_then(|it| it.max_staleness);
     let cluster = cluster(flags, prove_after(identity, max_staleness), mistakes);
     let imds = metadata::metadata(flags, (identity, &hosts), intercept.is_some(), mistakes);
+    let pod_rate = mistakes.pod_rate("pod-rate", &flags.pod_rate);
     let upstream = mistakes.parse("upstream", &flags.upstream);
     let static_pod_namespaces =
         mistakes.names("static-pod-namespaces", &flags.static_pod_namespaces);
@@ -285,6 +288,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
         sts: sts?,
         credentials: credentials?,
         imds: imds?,
+        pod_rate: pod_rate?,
         upstream: upstream?,
         state_dir: state_dir?,
         detach_on_exit,

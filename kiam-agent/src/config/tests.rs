@@ -66,7 +66,7 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
     let mistakes = mistakes(
         "--port=99999 --sync-interval=soon --interceptor=xdp --identity=dns --host-network-pods=maybe \
          --cgroup=kubepods --bpffs=bpf --state-dir=run --hold=1y --imdsv2=no --allow-path=/latest/user-data --deny-path=/latest/user-data \
-         --upstream=imds --credential-source=saml --region=EU --sts-endpoint=sts --assume-role-arn=hop --session-name=a!b --source-identity={{x}} --cluster-name=a/b --session-tags=x --session-policy=p --session-duration=5m --sts-rate=0:5 --max-staleness=never \
+         --upstream=imds --credential-source=saml --region=EU --sts-endpoint=sts --assume-role-arn=hop --session-name=a!b --source-identity={{x}} --cluster-name=a/b --session-tags=x --session-policy=p --session-duration=5m --sts-rate=0:5 --pod-rate=fast --max-staleness=never \
          --node-role=kube-system --static-pod-namespaces=Kube,ok --annotation-overrides=ok,* --namespace-policy=open --admin=here --metrics=there --statsd=nowhere --statsd-interval=0s \
          --level=loud --json-log=perhaps --host=0.0.0.0 --host=node --role-base-arn=reader --nonsense extra --kubeconfig",
     );
@@ -96,6 +96,7 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
         "session-policy",
         "session-duration",
         "sts-rate",
+        "pod-rate",
         "max-staleness",
         "node-role",
         "static-pod-namespaces",
@@ -267,6 +268,9 @@ fn calls_to_sts_and_staleness_have_bounds_that_can_be_changed() {
     assert_eq!(credentials(""), credentials::Config::default());
     assert_eq!(rate("--sts-rate=5"), (SECOND / 5, 50));
     assert_eq!(rate("--sts-rate=2:3"), (SECOND / 2, 3));
+    let pod = |flags: &str| config(&format!("{flags} {GOOD}")).pod_rate;
+    assert_eq!(pod(""), serve::Rate::POD);
+    assert_eq!(pod("--pod-rate=30"), serve::Rate { per_second: 30, burst: 150 });
     assert_eq!(credentials("--max-staleness=off").max_staleness, None);
     assert_eq!(credentials("--max-staleness=1h").max_staleness, Some(SECOND * 3600));
 }
