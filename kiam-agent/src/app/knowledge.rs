@@ -221,8 +221,8 @@ async fn apart(part: &'static str, work: impl Future<Output = ()>, mut drain: Dr
     }
 }
 
-/// Which pods' credentials are prefetched: with a node's name all that are watched, else those of this host.
-fn served(by_node: bool, hosts: Hosts) -> impl Fn(&Pod) -> bool {
+/// Whether a pod is this node's: with a node's name all that are watched are, else those of this host.
+pub(super) fn served(by_node: bool, hosts: Hosts) -> impl Fn(&Pod) -> bool {
     move |pod| {
         by_node
             || match pod.host_ip {

@@ -22,6 +22,7 @@ mod ports;
 mod proof;
 mod running;
 mod shortage;
+mod unseen;
 mod upstream;
 mod warm_up;
 
