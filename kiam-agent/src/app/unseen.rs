@@ -1,6 +1,8 @@
-//! Pods that run and have no cgroup below the programs: nothing of theirs is intercepted, and no self-test shows it.
+//! Pods that run and that the agent can't place, which no self-test shows.
 //!
-//! That is so where pods are in cgroup v1 and an empty `kubepods` is in v2, or where `--cgroup` names another kubelet's.
+//! Without a cgroup below the programs nothing of theirs is intercepted: pods are in cgroup v1 and an empty `kubepods` is in
+//! v2, or `--cgroup` names another kubelet's. Without a network namespace that is known they are denied: the agent may lack
+//! `hostPID`.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,11 +18,12 @@ use super::knowledge::Knowledge;
 use crate::{
     lifecycle::{Drain, Latch, Readiness},
     pods::{Pod, PodUid},
+    sandboxes::{Reason, State},
 };
 
 /// How often pods are compared with cgroups.
 const PERIOD: Duration = Duration::from_secs(5);
-/// How long a pod may have an address and no cgroup: the API hears of a sandbox's end later than the node.
+/// How long a pod may have an address and no place: the API hears of a sandbox's end later than the node.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Finds them, and takes readiness away where the node's pods are all like that.
@@ -34,7 +37,7 @@ pub(super) struct Unseen<S> {
     warned: bool,
 }
 
-/// Since when pods run without a cgroup.
+/// Since when pods run without a place.
 #[derive(Debug, Default)]
 struct Since(HashMap<PodUid, Instant>);
 
@@ -46,12 +49,12 @@ impl<S: Fn(&Pod) -> bool> Unseen<S> {
         serves: S,
         (registry, readiness): (&mut Registry, &Readiness),
     ) -> Self {
-        let latch = readiness.latch("the node's pods below the kernel programs' cgroup");
+        let latch = readiness.latch("cgroups and network namespaces of the node's pods");
         latch.set();
         let gauge = Gauge::default();
         registry.register(
             "kiam_sandboxes_unseen",
-            "Pods of the node that run and have no cgroup below the kernel programs, so that nothing of theirs is intercepted",
+            "Pods of the node that run and have no cgroup below the kernel programs, or no known network namespace",
             gauge.clone(),
         );
         Self { knowledge, serves, latch, gauge, since: Since::default(), warned: false }
@@ -76,19 +79,28 @@ impl<S: Fn(&Pod) -> bool> Unseen<S> {
             pod.live && !pod.host_network && !pod.addresses.is_empty() && (self.serves)(pod)
         };
         let running: Vec<_> = pods.into_iter().filter(runs).collect();
-        let has_cgroup = |pod: &Pod| self.knowledge.paths.sandboxes.of(pod).is_some();
-        let without = running.iter().filter(|pod| !has_cgroup(pod)).map(|pod| pod.uid.clone());
+        let sandboxes = &self.knowledge.paths.sandboxes;
+        let is_placed = |pod: &Pod| match sandboxes.of(pod) {
+            None => false,
+            Some(State::Without(reason)) => reason == Reason::Kernel,
+            Some(_) => true,
+        };
+        let without = running.iter().filter(|pod| !is_placed(pod)).map(|pod| pod.uid.clone());
         let unseen = self.since.overdue(without, now);
         self.gauge.set(unseen.len() as u64);
         let example = running.iter().find(|pod| unseen.contains(&pod.uid));
         if let Some(example) = example.filter(|_| !self.warned) {
+            let why = match sandboxes.of(example) {
+                None => "no cgroup below the kernel programs, so that nothing is intercepted: are pods in cgroup v1, or is --cgroup another kubelet's?".to_owned(),
+                Some(state) => format!("denied: {state}"),
+            };
             warn!(
                 pods = unseen.len(), of = running.len(),
-                pod.namespace = %example.namespace, pod.name = %example.name,
-                "Pods run without a cgroup below the kernel programs: their IMDS traffic is not intercepted. Are pods in cgroup v1, or is --cgroup another kubelet's?"
+                pod.namespace = %example.namespace, pod.name = %example.name, why,
+                "Pods run and can't be placed"
             );
         } else if self.warned && unseen.is_empty() {
-            info!("All pods that run have a cgroup below the kernel programs");
+            info!("All pods that run are placed");
         }
         self.warned = !unseen.is_empty();
         if !unseen.is_empty() && unseen.len() == running.len() {
@@ -102,7 +114,7 @@ impl<S: Fn(&Pod) -> bool> Unseen<S> {
 // === impl Since ===
 
 impl Since {
-    /// Those of `without`, all that have no cgroup now, that have had none for too long.
+    /// Those of `without`, all that have no place now, that have had none for too long.
     fn overdue(&mut self, without: impl Iterator<Item = PodUid>, now: Instant) -> HashSet<PodUid> {
         let known = std::mem::take(&mut self.0);
         self.0 = without.map(|uid| (uid.clone(), *known.get(&uid).unwrap_or(&now))).collect();
@@ -117,7 +129,7 @@ mod tests {
     use crate::pods::fixtures::uid;
 
     #[test]
-    fn a_pod_is_overdue_after_a_while_without_a_cgroup_and_not_once_it_has_one() {
+    fn a_pod_is_overdue_after_a_while_without_a_place_and_not_once_it_has_one() {
         let (mut since, begun) = (Since::default(), Instant::now());
         let mut after = |seconds, without: &[u32]| {
             let without = without.iter().map(|n| uid(*n));
