@@ -6,7 +6,7 @@
 use std::{collections::HashMap, net::IpAddr};
 
 use kube::core::{Status, WatchEvent};
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 
 use super::sieve::{Broken, Keep};
@@ -171,6 +171,10 @@ pub(super) struct Page {
 #[derive(Deserialize)]
 struct ListObject {
     metadata: ListMetadata,
+    /// Taken one by one as they came. An empty Go slice may be written as null, but it is written: what has no items is no
+    /// list, and must not pass for an empty one, which would take every object from the table.
+    #[serde(rename = "items", deserialize_with = "Option::deserialize")]
+    _items: Option<Vec<IgnoredAny>>,
 }
 
 #[derive(Deserialize)]
@@ -432,6 +436,26 @@ mod tests {
         let page =
             page(br#"{"metadata":{"resourceVersion":"7","continue":""},"items":null}"#).unwrap();
         assert_eq!((page.version.as_str(), page.next), ("7", None));
+    }
+
+    #[test]
+    fn what_has_no_items_is_no_list() {
+        const LIST: Keep = <crate::cluster::kinds::Pods<'_> as Lists>::LIST;
+        for (items, is_list) in [
+            (r#","items":[]"#, true),
+            (r#","items":null"#, true),
+            ("", false),
+            (r#","items":"none""#, false),
+            (r#","items":{}"#, false),
+            (r#","items":7"#, false),
+        ] {
+            let document = format!(r#"{{"metadata":{{"resourceVersion":"7"}}{items}}}"#);
+            // As it comes from the wire.
+            let mut sieve = Sieve::new(&LIST);
+            sieve.feed(document.as_bytes(), |_| {});
+            let reduced = sieve.finish().unwrap().unwrap();
+            assert_eq!(page(&reduced).is_ok(), is_list, "{document}");
+        }
     }
 
     #[test]
