@@ -22,7 +22,7 @@ mod world;
 
 pub use agent::{AGENT_PORT, Agent};
 pub use arrivals::Arrivals;
-pub use ask::{Asking, client_binary};
+pub use ask::{Asking, Meanwhile, client_binary};
 pub use attacker::Attacker;
 pub use cgroup::{Cgroup, Layout, mount_point as cgroup_mount_point};
 pub use check::eventually;
