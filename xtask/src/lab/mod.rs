@@ -16,6 +16,7 @@ pub mod loopback;
 mod netns;
 mod node;
 mod pod;
+mod refusal;
 pub mod runtime;
 mod sweep;
 mod world;
@@ -29,6 +30,7 @@ pub use check::eventually;
 pub use netns::Netns;
 pub use node::{IMDS_V4, IMDS_V6, NODE_NAME, NODE_V4, NODE_V6, Node};
 pub use pod::{LabPod, PodSpec};
+pub use refusal::Refusal;
 pub use world::{Lab, role_arn, role_base_arn};
 
 /// Set where a skipped test is a failure, as in CI.
