@@ -20,7 +20,7 @@ fn rows(prefix: &str) -> BTreeSet<String> {
 }
 
 /// Metrics that are no counters have their own names.
-const GAUGES: [&str; 9] = [
+const GAUGES: [&str; 10] = [
     "kiam_cluster_pods",
     "kiam_credentials_calls_per_second",
     "kiam_credentials_held",
@@ -30,6 +30,7 @@ const GAUGES: [&str; 9] = [
     "kiam_observed_pods",
     "kiam_proof_failing",
     "kiam_sandboxes",
+    "kiam_sandboxes_unwatched",
 ];
 
 /// Names of metrics in the agent's source, as Prometheus shows them.

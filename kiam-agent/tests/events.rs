@@ -27,7 +27,7 @@ use tempfile::TempDir;
 use tokio::{sync::watch, task::JoinSet, time};
 use xtask::lab::fake::{Injected, Place, kubernetes::Kubernetes};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 const PERIOD: Duration = Duration::from_millis(20);
 
 /// AWS, which denies the role `denied` and is asked too often for `throttled`.

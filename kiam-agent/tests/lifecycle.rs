@@ -86,13 +86,12 @@ fn attach(node: &Node) -> Result<Parts, Error> {
 }
 
 /// Asks while `work` is done; what came of it.
-fn meanwhile(pod: &LabPod, for_ms: u64, work: impl FnOnce()) -> Vec<Attempt> {
+fn meanwhile(pod: &LabPod, work: impl FnOnce()) -> Vec<Attempt> {
     // Not more than its share, for as long as this goes on.
-    let asking =
-        Options { for_ms: Some(for_ms), pause_ms: 5, timeout_ms: 300, ..Options::default() };
+    let asking = Options { pause_ms: 20, ..Options::default() };
     let asked = pod.ask_meanwhile(&asking).unwrap();
     work();
-    asked.join().unwrap().unwrap()
+    asked.finish().unwrap()
 }
 
 #[test]
@@ -113,7 +112,7 @@ fn older_layout_is_taken_over_with_no_instant_without_programs() {
             agent.kill().unwrap();
         }
         let mut next = None;
-        let attempts = meanwhile(&pod, 3000, || {
+        let attempts = meanwhile(&pod, || {
             fs::rename(&current, &older).unwrap();
             // A program of the old release that the new one has no more.
             fs::rename(older.join("link_kiam_sendmsg6"), older.join("link_kiam_gone")).unwrap();
@@ -255,7 +254,7 @@ fn what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through(
     assert_served(&lab, &pod, "orders");
     let folder = lab.pins().join("v2");
     let before = pins(&folder);
-    let attempts = meanwhile(&pod, 1500, || {
+    let attempts = meanwhile(&pod, || {
         for round in 1..3 {
             take_away(&lab.pins());
             eventually("the pins are not back", || {
@@ -281,8 +280,10 @@ fn what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through(
         let reply = agent.admin("/ready").unwrap();
         reply.status == 503 && reply.body.contains("which somebody took away")
     });
-    let attempts = meanwhile(&pod, 1500, || drop(turn));
-    agent.wait_said(BACK, LIMIT).unwrap();
+    let attempts = meanwhile(&pod, || {
+        drop(turn);
+        agent.wait_said(BACK, LIMIT).unwrap();
+    });
     let last = attempts.last().unwrap();
     assert_eq!(lab.role_of(last), Some(role_arn("orders")), "{last:?}");
     agent.wait_ready(LIMIT).unwrap();
@@ -305,7 +306,7 @@ fn an_agent_that_hangs_in_its_turn_keeps_nothing_detached() {
     let detached = Instant::now();
     detach(&lab.pins()).unwrap();
     agent.wait_said("while another agent attaches its own", LIMIT).unwrap();
-    agent.wait_said(BACK, Duration::from_secs(10)).unwrap();
+    agent.wait_said(BACK, LIMIT).unwrap();
     let elapsed = detached.elapsed();
     assert!(elapsed > Duration::from_secs(2), "one that does not hang has its time: {elapsed:?}");
     assert_served(&lab, &pod, "orders");
@@ -324,7 +325,8 @@ fn pins_of_a_newer_release_that_died_are_left_alone_and_told_of_once() {
     fs::rename(&ours, &newer).unwrap();
     agent.wait_said("Kernel programs not put back", LIMIT).unwrap();
     // It is tried again every second, and what is attached works.
-    for attempt in meanwhile(&pod, 2500, || ()) {
+    let asking = Options { for_ms: Some(2500), pause_ms: 20, ..Options::default() };
+    for attempt in pod.ask(&asking).unwrap() {
         assert_eq!(lab.role_of(&attempt), Some(role_arn("orders")), "{attempt:?}");
     }
     assert!(!ours.exists());
@@ -453,7 +455,7 @@ fn uninstall_says_what_it_removed_and_not_under_a_running_agent() {
     // Nor under one that only starts: it will attach what it finds, and renews no lease yet.
     lab.kubernetes.stop();
     let mut agent = Agent::start(&lab, Path::new(AGENT), &[]).unwrap();
-    agent.wait_said("Short role names are completed", Duration::from_secs(20)).unwrap();
+    agent.wait_said("Short role names are completed", LIMIT).unwrap();
     let refusal = format!("{:#}", lab.uninstall(Path::new(AGENT)).unwrap_err());
     assert!(refusal.contains("an agent runs on this node"), "{refusal}");
     agent.kill().unwrap();

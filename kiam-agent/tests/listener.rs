@@ -10,7 +10,7 @@ use xtask::{
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
-const READY_LIMIT: Duration = Duration::from_secs(30);
+const READY_LIMIT: Duration = Duration::from_secs(120);
 
 fn start(lab: &Lab, further: &[&str]) -> Agent {
     let mut agent = Agent::start(lab, Path::new(AGENT), further).unwrap();

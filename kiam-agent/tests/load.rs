@@ -25,7 +25,7 @@ const TAKEOVERS: u32 = 20;
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 /// What it logs when it has listeners, its own or the one's that it relieves.
 const LISTENS: &str = "Listening";
-const READY_LIMIT: Duration = Duration::from_secs(30);
+const READY_LIMIT: Duration = Duration::from_secs(120);
 const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
 
 #[test]

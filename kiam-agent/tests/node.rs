@@ -15,7 +15,7 @@ use xtask::{
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
-const READY_LIMIT: Duration = Duration::from_secs(30);
+const READY_LIMIT: Duration = Duration::from_secs(120);
 
 /// A lab with an agent that is ready. The agent goes before the lab.
 fn ready(further: &[&str]) -> (Agent, Lab) {

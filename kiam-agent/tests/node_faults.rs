@@ -6,7 +6,7 @@ use std::{fs, path::Path, thread, time::Duration};
 
 use xtask::{
     lab::{
-        self, Agent, Lab, LabPod, PodSpec, eventually,
+        self, Agent, Lab, LabPod, PodSpec, Refusal, eventually,
         fake::{
             imds::NODE_ACCESS_KEY,
             kubernetes::{Gone, Resource},
@@ -16,7 +16,7 @@ use xtask::{
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
-const READY_LIMIT: Duration = Duration::from_secs(30);
+const READY_LIMIT: Duration = Duration::from_secs(120);
 
 fn start(lab: &Lab) -> Agent {
     let mut agent = Agent::start(lab, Path::new(AGENT), &[]).unwrap();
@@ -48,7 +48,7 @@ fn kill_9_under_load_lets_nothing_through() {
     for (role, pod) in &pods {
         lab.assert_role(&pod.credentials().unwrap(), role);
     }
-    let asking = Options { for_ms: Some(5000), pause_ms: 10, ..Options::default() };
+    let asking = Options { pause_ms: 20, ..Options::default() };
     let asked = pods.each_ref().map(|(role, pod)| (*role, pod.ask_meanwhile(&asking).unwrap()));
     for _ in 0..3 {
         thread::sleep(Duration::from_millis(200));
@@ -57,7 +57,7 @@ fn kill_9_under_load_lets_nothing_through() {
         agent = start(&lab);
     }
     for (role, asked) in asked {
-        let attempts = asked.join().unwrap().unwrap();
+        let attempts = asked.finish().unwrap();
         let (answered, cut): (Vec<_>, Vec<_>) =
             attempts.iter().partition(|attempt| attempt.error.is_none());
         assert!(!cut.is_empty(), "{role} noticed nothing in {} attempts", attempts.len());
@@ -74,6 +74,40 @@ fn kill_9_under_load_lets_nothing_through() {
         lab.assert_role(&pod.credentials().unwrap(), role);
         lab.assert_no_packets(&[pod]);
     }
+}
+
+/// As on a node where others of the same user have all the instances that it may have.
+#[test]
+fn an_agent_without_inotify_serves_pods_and_shows_that_until_there_is_one() {
+    if lab::skip("an_agent_without_inotify_serves_pods_and_shows_that_until_there_is_one") {
+        return;
+    }
+    let refused = || {
+        let lab = Lab::start().unwrap();
+        let refusal = Refusal::of(libc::SYS_inotify_init1, libc::EMFILE).unwrap();
+        let mut agent = Agent::start(&lab, Path::new(AGENT), &[]).unwrap();
+        agent.wait_said("Listening", READY_LIMIT).unwrap();
+        let pod = pod(&lab, "orders");
+        let serves = || pod.credentials().is_ok_and(|attempt| attempt.status == Some(200));
+        eventually("credentials", serves);
+        lab.assert_role(&pod.credentials().unwrap(), "orders");
+        eventually("nothing else is pending", || {
+            let reply = agent.admin("/ready").unwrap();
+            let lines = reply.body.lines().filter(|line| line.starts_with("pending: "));
+            let told = "pending: watches of pods' cgroups (fs.inotify limits)";
+            reply.status == 503 && lines.eq([told])
+        });
+        assert!(agent.admin("/metrics").unwrap().body.contains("\nkiam_sandboxes_unwatched "));
+        assert!(agent.said("fs.inotify.max_user_instances"), "{}", agent.log());
+        refusal.lift();
+        agent.wait_ready(READY_LIMIT).unwrap();
+        agent.wait_said("All pods' cgroups are watched again", READY_LIMIT).unwrap();
+        let metrics = agent.admin("/metrics").unwrap().body;
+        assert!(metrics.contains("\nkiam_sandboxes_unwatched 0\n"), "{metrics}");
+        lab.assert_no_packets(&[&pod]);
+    };
+    // The filter of system calls stays with its thread.
+    thread::spawn(refused).join().unwrap();
 }
 
 #[test]

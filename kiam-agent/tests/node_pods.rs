@@ -24,7 +24,7 @@ use xtask::{
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
-const READY_LIMIT: Duration = Duration::from_secs(30);
+const READY_LIMIT: Duration = Duration::from_secs(120);
 
 /// A lab with an agent that is ready. The agent goes before the lab.
 fn ready(further: &[&str]) -> (Agent, Lab) {
@@ -110,7 +110,7 @@ fn a_pod_that_the_watch_did_not_show_is_found_by_a_list_once_a_second() {
     lab.kubernetes.stall_watches(true);
     let spec = PodSpec::new("shop", "reports").role("reports");
     let late = lab.unpublished_pod(spec).unwrap();
-    let until = Instant::now() + Duration::from_secs(5);
+    let until = Instant::now() + READY_LIMIT;
     let mut attempt = late.credentials().unwrap();
     while attempt.status != Some(200) && Instant::now() < until {
         attempt = late.credentials().unwrap();
@@ -179,7 +179,7 @@ fn connections_that_a_pod_holds_are_limited_and_no_others_trouble() {
         lab.assert_role(&pod.credentials().unwrap(), role);
     }
     // Their QoS class came with them; until it is marked, its pods share a quota.
-    agent.wait_said("Cgroups of QoS classes marked", Duration::from_secs(5)).unwrap();
+    agent.wait_said("Cgroups of QoS classes marked", READY_LIMIT).unwrap();
     let mut floods = Vec::new();
     for pod in &flooding {
         let mut command = pod.command("bash").unwrap();
@@ -199,8 +199,9 @@ fn connections_that_a_pod_holds_are_limited_and_no_others_trouble() {
             lab.assert_role(&pod.credentials().unwrap(), role);
         }
     }
-    // 192 of each stay at the agent; those beyond take the places of the oldest that are idle, or are closed. Silent ones inside a pod are accepted after about a second.
-    let until = Instant::now() + Duration::from_secs(10);
+    // 192 of each stay at the agent; those beyond take the places of the oldest that are idle, or are closed. Silent ones
+    // inside a pod are accepted after about a second.
+    let until = Instant::now() + READY_LIMIT;
     while rejected(&agent) < beyond && Instant::now() < until {
         thread::sleep(Duration::from_millis(50));
     }
@@ -212,7 +213,7 @@ fn connections_that_a_pod_holds_are_limited_and_no_others_trouble() {
         flood.wait().unwrap();
     }
     for (pod, role) in flooding.iter().zip(["flood", "host-flood"]) {
-        let until = Instant::now() + Duration::from_secs(5);
+        let until = Instant::now() + READY_LIMIT;
         let mut attempt = pod.credentials().unwrap();
         while attempt.status != Some(200) && Instant::now() < until {
             attempt = pod.credentials().unwrap();
@@ -245,7 +246,7 @@ fn static_pods_are_known_by_their_mirrors_where_the_operator_has_them() {
             .running(&pod.ips());
         lab.kubernetes.apply_pod(&mirror);
         let known = format!("kiam_cluster_pods {}\n", n + 1);
-        let until = Instant::now() + Duration::from_secs(5);
+        let until = Instant::now() + READY_LIMIT;
         while !agent.admin("/metrics").unwrap().body.contains(&known) {
             assert!(Instant::now() < until, "{name} does not get known");
         }

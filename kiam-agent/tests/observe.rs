@@ -11,7 +11,7 @@ use xtask::{
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
-const READY_LIMIT: Duration = Duration::from_secs(30);
+const READY_LIMIT: Duration = Duration::from_secs(120);
 
 fn start(lab: &Lab, further: &[&str]) -> Agent {
     let mut agent = Agent::start(lab, Path::new(AGENT), further).unwrap();
@@ -29,7 +29,7 @@ fn eventually_logged(agent: &Agent, lines: &[&[&str]]) {
         if lines.iter().all(has) {
             return;
         }
-        assert!(started.elapsed() < Duration::from_secs(20), "no {lines:?} in:\n{log}");
+        assert!(started.elapsed() < READY_LIMIT, "no {lines:?} in:\n{log}");
         thread::sleep(Duration::from_millis(50));
     }
 }

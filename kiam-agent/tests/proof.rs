@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use xtask::lab::{self, Agent, Lab, PodSpec, role_arn};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
-const READY_LIMIT: Duration = Duration::from_secs(30);
+const READY_LIMIT: Duration = Duration::from_secs(120);
 
 fn start(lab: &Lab, further: &[&str]) -> Agent {
     let mut agent = Agent::start(lab, Path::new(AGENT), further).unwrap();
@@ -37,7 +37,7 @@ fn eventually_while(agent: &Agent, status: u16, text: &str, again: impl Fn()) {
         if reply.status == status && reply.body.contains(text) {
             return;
         }
-        let late = started.elapsed() > Duration::from_secs(20);
+        let late = started.elapsed() > READY_LIMIT;
         assert!(!late, "no {status} with {text:?}: {} {}", reply.status, reply.body);
         thread::sleep(Duration::from_millis(50));
     }

@@ -20,16 +20,17 @@ use std::{
 use kiam_agent::{
     blocking::Blocking,
     intercept,
-    lifecycle::{DrainSignal, drain},
+    lifecycle::{DrainSignal, Readiness, drain},
     pods::{Pod, PodIndex, PodReader, PodUid},
     sandboxes::{Config, Event, Metrics, Opened, Reason, SandboxReader, Sandboxes, State},
 };
 use prometheus_client::registry::Registry;
 use tokio::{runtime::Runtime, sync::mpsc, task::JoinHandle, time::Instant};
-use xtask::lab::{self, Cgroup, LabPod, Netns, Node, PodSpec};
+use xtask::lab::{self, Cgroup, LabPod, Netns, Node, PodSpec, Refusal};
 
 /// How long anything may take on a busy machine.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
+const WATCHED: &str = "watches";
 /// Descriptors of the runtime and of the part under test without pods, at most.
 const RUNTIME: usize = 16;
 /// Tests that count this process's descriptors are alone; the others share it.
@@ -50,6 +51,7 @@ struct Followed {
     events: mpsc::Receiver<Event>,
     states: SandboxReader,
     registry: Registry,
+    readiness: Readiness,
     drain: DrainSignal,
     task: JoinHandle<()>,
     runtime: Runtime,
@@ -61,7 +63,9 @@ impl Followed {
         let blocking = Blocking::here().unwrap();
         let cgroup = intercept::Cgroup::open(&blocking, Some(node.kubepods())).unwrap();
         // Long, so that no test passes by it.
-        let config = Config { cgroup, sweep: Duration::from_secs(3600), listens: true };
+        let sweep = Duration::from_secs(3600);
+        let readiness = Readiness::default();
+        let config = Config { cgroup, sweep, listens: true, watched: readiness.latch(WATCHED) };
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let states = SandboxReader::default();
@@ -74,7 +78,7 @@ impl Followed {
         let (sender, events) = mpsc::channel(1);
         let (signal, drain) = drain();
         let task = runtime.spawn(sandboxes.run(sender, drain));
-        Self { events, states, registry, drain: signal, task, runtime }
+        Self { events, states, registry, readiness, drain: signal, task, runtime }
     }
 
     fn event(&mut self) -> Event {
@@ -104,6 +108,14 @@ impl Followed {
 
     fn without(&self, pod: &PodUid, reason: Reason) {
         self.becomes(pod, &State::Without(reason));
+    }
+
+    /// How many watches are missing, by the metric.
+    fn unwatched(&self) -> u64 {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        let count = text.lines().find_map(|line| line.strip_prefix("kiam_sandboxes_unwatched "));
+        count.unwrap().parse().unwrap()
     }
 
     fn end(self) {
@@ -292,6 +304,57 @@ fn sandboxes_get_listeners_when_their_first_process_comes_and_lose_them_when_the
     println!("from the notice to listeners, 20 times: {}", sum.unwrap());
     assert!(text.contains("kiam_sandboxes{state=\"ready\"} 0"), "{text}");
     stage.followed.end();
+}
+
+/// What others of the same user have used up, the kernel refuses.
+#[test]
+fn pods_are_found_and_shown_to_be_unwatched_while_the_kernel_refuses_watches() {
+    let _shared = together();
+    let calls = [
+        ("inotify_init1", libc::SYS_inotify_init1, libc::EMFILE),
+        ("inotify_add_watch", libc::SYS_inotify_add_watch, libc::ENOSPC),
+    ];
+    for (name, call, errno) in calls {
+        if lab::skip("pods_are_found_and_shown_to_be_unwatched") {
+            return;
+        }
+        // A filter stays with its thread.
+        let refused = move || {
+            let refusal = Refusal::of(call, errno).unwrap();
+            let mut stage = Stage::start(name).unwrap();
+            let (early, first) = stage.pod("early");
+            let process = Process::of(&early);
+            answers(&stage.followed.opened(&first), early.netns());
+            assert_eq!(stage.followed.readiness.pending(), [WATCHED], "{name}");
+            assert!(stage.followed.unwatched() > 0 && refusal.count() > 0, "{name}");
+            // A pod that is known gets its processes later.
+            let (late, uid) = stage.pod("late");
+            stage.followed.without(&uid, Reason::NoProcess);
+            let _late = Process::of(&late);
+            answers(&stage.followed.opened(&uid), late.netns());
+            drop((process, early));
+            stage.followed.closed(&first);
+            refusal.lift();
+            eventually(&0, || stage.followed.unwatched());
+            assert!(stage.followed.readiness.is_ready(), "{name}");
+            // By events again: the next sweep is an hour away.
+            let (next, uid) = stage.pod("next");
+            let _next = Process::of(&next);
+            answers(&stage.followed.opened(&uid), next.netns());
+            // Watches of what comes now are refused, and those that there are go on.
+            refusal.renew(errno);
+            let (last, uid) = stage.pod("last");
+            let _last = Process::of(&last);
+            answers(&stage.followed.opened(&uid), last.netns());
+            if call == libc::SYS_inotify_add_watch {
+                eventually(&false, || stage.followed.readiness.is_ready());
+            }
+            refusal.lift();
+            eventually(&true, || stage.followed.readiness.is_ready());
+            stage.followed.end();
+        };
+        thread::spawn(refused).join().unwrap();
+    }
 }
 
 #[test]
@@ -509,7 +572,7 @@ fn a_pod_in_a_user_namespace_is_a_pod_like_any_other() {
     let process = Process::set_up(command);
     stir(&pod);
     let listener = stage.followed.opened(&uid);
-    assert_eq!(families(&listener), both());
+    assert_eq!(families(&listener), both(), "{:?}", stage.followed.states.state(&uid));
     drop(process);
     assert_eq!(stage.followed.closed(&uid), listener.netns);
     stage.followed.end();
@@ -775,6 +838,8 @@ fn a_node_full_of_pods_has_its_listeners_within_a_second_and_keeps_none_of_what_
 fn pods_that_come_and_go_all_the_time_leave_nothing() {
     let _alone = alone();
     let Some(mut stage) = Stage::start("pods_that_come_and_go") else { return };
+    // Its descriptors are open once it watches.
+    eventually(&true, || stage.followed.readiness.is_ready());
     let before = descriptors();
     let begun = Instant::now();
     let count = 250;

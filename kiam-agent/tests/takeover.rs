@@ -21,10 +21,10 @@ use kiam_common::redirect::Target;
 use tokio::time::Instant;
 use xtask::{
     lab::{
-        self, Agent, Lab, LabPod, NODE_V4, PodSpec, eventually, fake::imds::NODE_ACCESS_KEY,
-        role_arn,
+        self, Agent, Cgroup, Lab, LabPod, Meanwhile, NODE_V4, PodSpec, eventually,
+        fake::imds::NODE_ACCESS_KEY, role_arn,
     },
-    pod_client::{Attempt, Options, Via},
+    pod_client::{Options, Via},
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
@@ -74,18 +74,15 @@ fn status(lab: &Lab, prefix: &[&str]) -> (bool, String) {
 /// Several clients in each of the pods, asking all the while.
 struct Load<'a> {
     lab: &'a Lab,
-    clients: Vec<(&'static str, thread::JoinHandle<Vec<Attempt>>)>,
+    clients: Vec<(&'static str, Meanwhile)>,
 }
 
 impl<'a> Load<'a> {
-    fn start(lab: &'a Lab, pods: &[(&'static str, LabPod)], for_ms: u64) -> Self {
-        let asking = Options { for_ms: Some(for_ms), pause_ms: PAUSE_MS, ..Options::default() };
+    fn start(lab: &'a Lab, pods: &[(&'static str, LabPod)]) -> Self {
+        let asking = Options { pause_ms: PAUSE_MS, ..Options::default() };
         let clients = pods.iter().flat_map(|(role, pod)| {
             let asking = &asking;
-            (0..THREADS).map(move |_| {
-                let client = pod.ask_meanwhile(asking).unwrap();
-                (*role, thread::spawn(move || client.join().unwrap().unwrap()))
-            })
+            (0..THREADS).map(move |_| (*role, pod.ask_meanwhile(asking).unwrap()))
         });
         Self { lab, clients: clients.collect() }
     }
@@ -95,7 +92,7 @@ impl<'a> Load<'a> {
         let mut count = 0;
         let mut failed = Vec::new();
         for (role, client) in self.clients {
-            for attempt in client.join().unwrap() {
+            for attempt in client.finish().unwrap() {
                 count += 1;
                 let good = attempt.status == Some(200)
                     && attempt.error.is_none()
@@ -129,7 +126,7 @@ fn twenty_takeovers_under_load_fail_no_request() {
     let started = Instant::now();
     let mut asked = 0;
     for round in 0..20 {
-        let load = Load::start(&lab, &pods, 2000);
+        let load = Load::start(&lab, &pods);
         let next = start(&lab, &[]);
         agent.wait_said(RELIEVED, LIMIT).unwrap();
         assert!(agent.terminate().unwrap().success(), "round {round}");
@@ -141,7 +138,7 @@ fn twenty_takeovers_under_load_fail_no_request() {
         asked += load.finish();
     }
     println!("{asked} attempts in {:?} across 20 takeovers", started.elapsed());
-    assert!(asked > 1000, "{asked} attempts are no load");
+    assert!(asked > 500, "{asked} attempts are no load");
     assert_eq!(lab.sts.requests(), 3, "each agent was given what the one before it held");
     lab.assert_no_packets(&pods.each_ref().map(|(_, pod)| pod));
 }
@@ -160,7 +157,16 @@ fn storm(pod: &LabPod, count: usize) {
     thread::scope(|scope| (0..MAKERS).for_each(|maker| drop(scope.spawn(move || make(maker)))));
 }
 
-/// The shortest of three take-overs under load, which lose nothing, and of three restarts.
+/// The time of processors that the agent has used, which what else the machine does hardly changes.
+fn used(agent: &Agent) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", agent.pid())).unwrap();
+    // The name, which may hold spaces, ends with a bracket; user and system time are in hundredths of a second.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_ascii_whitespace().collect();
+    let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
+    Duration::from_millis(10 * ticks)
+}
+
+/// What the cheapest of three take-overs under load, which lose nothing, and of three restarts uses of processors.
 fn takeover_and_restart(
     lab: &Lab,
     pods: &[(&'static str, LabPod)],
@@ -168,18 +174,16 @@ fn takeover_and_restart(
 ) -> [Duration; 2] {
     let mut best = [LIMIT; 2];
     for _ in 0..3 {
-        let load = Load::start(lab, pods, 4000);
-        let began = Instant::now();
+        let load = Load::start(lab, pods);
         let next = start(lab, &[]);
-        best[0] = best[0].min(began.elapsed());
+        best[0] = best[0].min(used(&next));
         agent.wait_said(RELIEVED, LIMIT).unwrap();
         assert!(agent.terminate().unwrap().success());
         *agent = next;
         load.finish();
         agent.kill().unwrap();
-        let began = Instant::now();
         *agent = start(lab, &[]);
-        best[1] = best[1].min(began.elapsed());
+        best[1] = best[1].min(used(agent));
         pods.iter().for_each(|(role, pod)| assert_served(lab, pod, role));
     }
     best
@@ -214,7 +218,7 @@ fn successor_with_another_port_takes_over_without_a_gap() {
     let mut agent = start(&lab, &[]);
     let pods = three_pods(&lab);
     for port in ["--port=3200", "--port=0", "--port=3100"] {
-        let load = Load::start(&lab, &pods, 3000);
+        let load = Load::start(&lab, &pods);
         let next = start(&lab, &[port]);
         agent.wait_said(RELIEVED, LIMIT).unwrap();
         assert!(agent.terminate().unwrap().success(), "{port}");
@@ -268,6 +272,15 @@ fn relieved_agent_stays_alive_and_unready_and_leaves_the_lease() {
     eventually("the new agent is not ready", || is_ready(&status(&lab, &[])));
     let (ready, text) = status(&lab, &["unshare", "--pid", "--fork", "--mount-proc"]);
     assert!(!ready && text.contains("of other containers"), "{text}");
+    // Of an operator who is in another cgroup, and may not look at the node's first process.
+    let mount = lab::cgroup_mount_point().unwrap();
+    let session = mount.join(format!("kiam-test-session-{}", std::process::id()));
+    let session = Cgroup::create(session).unwrap();
+    let mut command = lab.node.command("setpriv").unwrap();
+    let asked = ["--bounding-set=-sys_ptrace", AGENT, "status", "--state-dir"];
+    session.adopt(command.args(asked).arg(lab.state()).stdin(Stdio::null())).unwrap();
+    let output = command.output().unwrap();
+    assert!(output.status.success() && output.stdout.starts_with(b"ready\n"), "{output:?}");
     new.kill().unwrap();
     let (ready, text) = status(&lab, &[]);
     assert!(!ready && text.contains("pending: handed over to a newer agent"), "{text}");
@@ -359,7 +372,7 @@ fn successor_that_dies_half_way_leaves_the_old_agent_serving() {
     let lab = Lab::start().unwrap();
     let mut old = start(&lab, &[]);
     let pods = three_pods(&lab);
-    let load = Load::start(&lab, &pods, 6000);
+    let load = Load::start(&lab, &pods);
     drop(half_a_successor(&lab, 3));
     // Killed while it warms up, at ever later moments, until it gets to serve.
     for pause in (1..).map(|n| Duration::from_millis(20 * n)) {
@@ -382,7 +395,7 @@ fn successor_that_dies_half_way_leaves_the_old_agent_serving() {
     eventually("the old agent does not serve", || {
         pods[0].1.credentials().is_ok_and(|attempt| attempt.status == Some(200))
     });
-    let load = Load::start(&lab, &pods, 2000);
+    let load = Load::start(&lab, &pods);
     let _successor = start(&lab, &[]);
     old.wait_said(RELIEVED, LIMIT).unwrap();
     load.finish();
@@ -471,7 +484,7 @@ fn successor_that_knows_nothing_does_not_take_over() {
         assert_served(&lab, pod, role);
     }
     assert!(!old.said(RELIEVED));
-    let load = Load::start(&lab, &pods, 5000);
+    let load = Load::start(&lab, &pods);
     lab.sts.restart().unwrap();
     new.wait_said(SERVES, LIMIT).unwrap();
     old.wait_said(RELIEVED, LIMIT).unwrap();

@@ -7,7 +7,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{PermissionsExt as _, symlink},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
     path::{Path, PathBuf},
 };
 
@@ -17,6 +17,8 @@ use crate::pods::PodUid;
 
 /// Name of the link in the state folder.
 pub const SOCKET: &str = "admin.sock";
+/// The kernel's number of the node's own cgroup namespace (`PROC_CGROUP_INIT_INO`).
+const NODES_NAMESPACE: u64 = 0xEFFF_FFFB;
 
 /// Where a process's own socket is.
 #[derive(Debug)]
@@ -71,13 +73,17 @@ pub(super) async fn connect(state_dir: &Path) -> io::Result<UnixStream> {
             _ => {}
         }
     }
-    if serving.as_ref().is_ok_and(|stream| process(stream).is_some()) && !is_container() {
-        return serving;
-    }
-    serving.and(Err(io::Error::new(
-        io::ErrorKind::NotFound,
-        "the agents that listen there are of other containers",
-    )))
+    let serving = serving?;
+    let problem = match is_container() {
+        Ok(false) if process(&serving).is_some() => return Ok(serving),
+        Ok(_) => {
+            "the agents that listen there are of other containers; ask in the agent's own container, or on the node".to_owned()
+        }
+        Err(error) => format!(
+            "whether this is the node or another container can't be told (/proc/1/ns/cgroup: {error}); ask in the agent's own container, or with CAP_SYS_PTRACE"
+        ),
+    };
+    Err(io::Error::new(io::ErrorKind::NotFound, problem))
 }
 
 /// The other end's process, as far as it can be seen from here.
@@ -91,13 +97,26 @@ fn cgroups(process: &str) -> Option<String> {
     fs::read_to_string(format!("/proc/{process}/cgroup")).ok()
 }
 
-/// Whether this process is of a container: it has a cgroup namespace that is not the node's (`init`'s), or its
-/// cgroup is a pod's.
-fn is_container() -> bool {
-    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/cgroup")).ok();
+/// Whether this process is of a container; an error where that can't be told.
+fn is_container() -> io::Result<bool> {
+    let namespace = |process: &str| {
+        fs::metadata(format!("/proc/{process}/ns/cgroup")).map(|metadata| metadata.ino())
+    };
+    is_contained(namespace("self")?, || namespace("1"), cgroups("self").as_deref())
+}
+
+/// Whether a process is of a container: its cgroup is a pod's, or its cgroup namespace is neither the machine's own nor that
+/// of `first`, which is the node's when the node itself is a container. Not everybody may see the latter.
+fn is_contained(
+    own: u64,
+    first: impl FnOnce() -> io::Result<u64>,
+    cgroups: Option<&str>,
+) -> io::Result<bool> {
     let names_pod = |name: &str| PodUid::from_cgroup_name(name).is_some();
-    namespace("1") != namespace("self")
-        || cgroups("self").is_some_and(|text| text.split(['/', '\n']).any(names_pod))
+    if cgroups.is_some_and(|text| text.split(['/', '\n']).any(names_pod)) {
+        return Ok(true);
+    }
+    Ok(own != NODES_NAMESPACE && first()? != own)
 }
 
 fn sweep(state_dir: &Path) {
@@ -125,6 +144,27 @@ fn sockets(state_dir: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_machines_own_cgroup_namespace_is_no_containers_whoever_is_asked() {
+        let pod = "0::/kubepods/pod0f8fad5b-d9cb-469f-a165-70867728950e/c\n";
+        let session = "0::/user.slice/session-1.scope\n";
+        let cases = [
+            (NODES_NAMESPACE, None, session, Some(false)),
+            (NODES_NAMESPACE, Some(NODES_NAMESPACE), session, Some(false)),
+            (NODES_NAMESPACE, None, pod, Some(true)),
+            // In a node that is a container itself, and in a container there.
+            (7, Some(7), session, Some(false)),
+            (8, Some(7), session, Some(true)),
+            (7, None, session, None),
+            (7, None, pod, Some(true)),
+        ];
+        for (own, first, cgroups, expected) in cases {
+            let first = || first.ok_or_else(|| io::ErrorKind::PermissionDenied.into());
+            let contained = is_contained(own, first, Some(cgroups));
+            assert_eq!(contained.ok(), expected, "{own} {cgroups}");
+        }
+    }
 
     #[tokio::test]
     async fn link_leads_to_the_one_that_serves_and_what_is_dead_is_swept() {

@@ -190,6 +190,7 @@ impl Common {
             cgroups: cgroups.clone(),
             serve,
             held: held.clone(),
+            watched: self.readiness.latch("watches of pods' cgroups (fs.inotify limits)"),
         };
         let seen = (&mut self.registry, knowledge);
         insides.start(config, parts, seen, inherited, (self.drain.clone(), &mut self.tasks))?;

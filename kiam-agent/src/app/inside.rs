@@ -26,7 +26,7 @@ use super::{Error, knowledge::Knowledge};
 use crate::{
     identity::{CgroupPaths, InsideResolver},
     intercept::{self, Flows, Parts, SandboxTable},
-    lifecycle::Drain,
+    lifecycle::{Drain, Latch},
     pods::Pod,
     sandboxes::{self, Event, Opened, SandboxReader, Sandboxes, State},
     serve,
@@ -50,6 +50,8 @@ pub(super) struct Insides {
     /// Where listeners are served.
     pub(super) serve: mpsc::Sender<serve::Listener>,
     pub(super) held: Held,
+    /// Set while pods' sandboxes are followed by events.
+    pub(super) watched: Latch,
 }
 
 /// The network namespaces that are known to be pods', by cookie, with the sockets that listen inside. Cheap to clone.
@@ -168,7 +170,8 @@ impl Insides {
         (drain, tasks): (Drain, &mut JoinSet<()>),
     ) -> Result<(), Error> {
         let listens = config.listens_inside();
-        let asked = sandboxes::Config { cgroup: parts.cgroup.clone(), sweep: SWEEP, listens };
+        let (cgroup, watched) = (parts.cgroup.clone(), self.watched.clone());
+        let asked = sandboxes::Config { cgroup, sweep: SWEEP, listens, watched };
         let metrics = sandboxes::Metrics::register(registry);
         let (pods, states) = (knowledge.pods.clone(), knowledge.paths.sandboxes.clone());
         let sandboxes = Sandboxes::new(asked, pods, inherited, metrics, states);

@@ -36,6 +36,9 @@ pub(super) struct Keeper {
     cgroups: CgroupPaths,
     in_place: Latch,
     whole: Latch,
+    /// Cleared while there are pods in other cgroups than the programs are attached to.
+    only: Latch,
+    elsewhere: Told,
     /// What kept the programs from the pods' cgroup, or it from being marked, when it was last tried.
     problem: Told,
     /// What keeps the programs and pins from being as they were left.
@@ -85,6 +88,8 @@ impl Keeper {
         in_place.set();
         let whole = readiness.latch("kernel programs and pins, which somebody took away");
         whole.set();
+        let only = readiness.latch("one pods' cgroup, of several in use");
+        only.set();
         Self {
             flows,
             log,
@@ -92,6 +97,8 @@ impl Keeper {
             cgroups,
             in_place,
             whole,
+            only,
+            elsewhere: Told::default(),
             problem: Told::default(),
             amiss: Told::default(),
             unseen: Told::default(),
@@ -120,6 +127,7 @@ impl Keeper {
             if count.is_multiple_of(SWEEP) {
                 self.flows.sweep();
                 self.follow_ancestors().await;
+                self.look_elsewhere().await;
             }
             count = count.wrapping_add(1);
             self.look().await;
@@ -238,6 +246,23 @@ impl Keeper {
         }
         let problem = "another agent has attached its kernel programs and did not take over from this one: one with another --state-dir?";
         self.amiss.tell(problem, |error| error!(%error, "Pods don't come to this agent"));
+    }
+
+    /// A kubelet that was given another cgroup driver puts pods where no programs are.
+    async fn look_elsewhere(&mut self) {
+        match self.work(|token, programs| Ok(programs.other_roots(token))).await {
+            Some(Ok(others)) if !others.is_empty() => {
+                self.only.clear();
+                self.elsewhere.tell(format!("{others:?}"), |cgroups| {
+                    error!(cgroups, "Pods in these cgroups are not intercepted: the kubelet's cgroup driver may be another one now; drain the node and restart the agent, or name the pods' cgroup with --cgroup");
+                });
+            }
+            Some(_) => {
+                self.only.set();
+                self.elsewhere.clear();
+            }
+            None => {}
+        }
     }
 
     /// A socket load balancer may come after the agent, and runs after its programs.

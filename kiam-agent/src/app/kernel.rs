@@ -3,8 +3,10 @@
 use std::{
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
+    time::Duration,
 };
 
+use tokio::time::sleep;
 use tracing::warn;
 
 use super::{
@@ -20,6 +22,9 @@ use crate::{
     pods::ClientResolver,
 };
 
+/// How often it is looked which of several pods' cgroups has got a process.
+const UNUSED: Duration = Duration::from_millis(200);
+
 /// The programs at work, and the pods' cgroups below them.
 pub(super) type Kernel = (Parts, CgroupPaths);
 
@@ -27,8 +32,20 @@ pub(super) type Kernel = (Parts, CgroupPaths);
 pub(super) async fn prepare(config: &Config) -> Result<Option<InUse>, Error> {
     match config.intercept.clone() {
         Some(config) => {
-            let prepare = move |token: &Blocking| intercept::prepare(token, &config);
-            return Ok(Some(blocking::spawn(prepare).await.map_err(|_| Error::Panicked)??));
+            let mut waits = false;
+            loop {
+                let config = config.clone();
+                let prepare = move |token: &Blocking| intercept::prepare(token, &config);
+                match blocking::spawn(prepare).await.map_err(|_| Error::Panicked)? {
+                    Err(error @ intercept::Error::UnusedCgroups(_)) => {
+                        if !std::mem::replace(&mut waits, true) {
+                            warn!(%error, "Waiting for the first pod, which shows where the kubelet puts them");
+                        }
+                        sleep(UNUSED).await;
+                    }
+                    prepared => return Ok(Some(prepared?)),
+                }
+            }
         }
         None if intercept::is_installed(&config.bpffs) => warn!(
             bpffs = %config.bpffs.display(),

@@ -52,11 +52,11 @@ struct Handle {
 // === impl Cgroup ===
 
 impl Cgroup {
-    /// Opens `given`, or the only match of the kubelets' layouts, and finds out where the agent itself is.
+    /// Opens `given`, or the only match of the kubelets' layouts that is in use, and finds out where the agent itself is.
     ///
     /// # Errors
     ///
-    /// [`Error::Cgroup`], [`Error::NoCgroup`], [`Error::SeveralCgroups`] or [`Error::MixedCgroups`].
+    /// [`Error::Cgroup`], [`Error::NoCgroup`], [`Error::SeveralCgroups`], [`Error::UnusedCgroups`] or [`Error::MixedCgroups`].
     pub fn open(blocking: &Blocking, given: Option<&Path>) -> Result<Self, Error> {
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let controllers = fs::read_to_string("/proc/cgroups").unwrap_or_default();
@@ -138,6 +138,18 @@ impl Cgroup {
     #[must_use]
     pub fn is_there(&self) -> bool {
         fs::metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.id)
+    }
+
+    /// Other matches of the kubelets' layouts that are in use.
+    pub(super) fn others(&self, walk: &mut Walk<'_>) -> Vec<PathBuf> {
+        let mut others = found(walk, &mounts("cgroup2"));
+        // The same one may be at several mounts.
+        let is_another = |path: &PathBuf| {
+            fs::metadata(path).is_ok_and(|metadata| metadata.ino() != self.id)
+                && has_processes(path)
+        };
+        others.retain(is_another);
+        others
     }
 
     /// Ids of the QoS classes' cgroups in it that are there now, ascending.
@@ -223,11 +235,26 @@ fn search(walk: &mut Walk<'_>, folder: &Path, depth: usize, matches: &mut Vec<Pa
     }
 }
 
+/// Whether the kubelet uses it: a kubelet that was given another cgroup driver leaves the root of before behind. What can't
+/// be read counts as in use.
+fn has_processes(root: &Path) -> bool {
+    let events = fs::read_to_string(root.join("cgroup.events"));
+    events.map_or(true, |events| !events.lines().any(|line| line == "populated 0"))
+}
+
 fn only_match(
     walk: &mut Walk<'_>,
     mut matches: Vec<PathBuf>,
     v1: &[PathBuf],
 ) -> Result<PathBuf, Error> {
+    if matches.len() > 1 {
+        let (used, unused): (Vec<_>, Vec<_>) =
+            matches.into_iter().partition(|root| has_processes(root));
+        if used.is_empty() {
+            return Err(Error::UnusedCgroups(unused));
+        }
+        matches = used;
+    }
     match (matches.pop(), matches.is_empty()) {
         (Some(only), true) => Ok(only),
         (Some(last), false) => {
@@ -286,6 +313,32 @@ mod tests {
         assert!(error.contains("--cgroup") && error.contains("b-kubepods.slice"), "{error}");
         let error = only_match(&mut walk, vec![], &mount).unwrap_err().to_string();
         assert!(error.contains("only on a cgroup v1 mount"), "{error}");
+    }
+
+    #[test]
+    fn a_root_without_processes_does_not_count_while_another_has_some() {
+        let (old, new) = ("kubepods", "kubepods.slice");
+        let root = tree(&[old, new, "a-kubepods.slice"]);
+        let (blocking, mount) = (Blocking::here().unwrap(), [root.path().to_owned()]);
+        let mut walk = walk(&blocking);
+        let mut chosen = |used: &[&str]| {
+            for name in [old, new, "a-kubepods.slice"] {
+                let populated = u8::from(used.contains(&name));
+                let events = format!("populated {populated}\nfrozen 0\n");
+                fs::write(root.path().join(name).join("cgroup.events"), events).unwrap();
+            }
+            let matches = found(&mut walk, &mount);
+            only_match(&mut walk, matches, &[])
+        };
+        for used in [old, new] {
+            assert_eq!(chosen(&[used]).unwrap(), root.path().join(used));
+        }
+        let error = chosen(&[old, new]).unwrap_err();
+        let Error::SeveralCgroups(listed) = error else { panic!("{error}") };
+        assert_eq!(listed, [old, new].map(|name| root.path().join(name)));
+        let error = chosen(&[]).unwrap_err();
+        let Error::UnusedCgroups(listed) = error else { panic!("{error}") };
+        assert_eq!(listed.len(), 3);
     }
 
     #[test]

@@ -156,7 +156,7 @@ pub enum HostNetworkPods {
     Intercept,
 }
 
-/// Why traffic can't be intercepted. None of it mends itself: the agent gives up with the message.
+/// Why traffic can't be intercepted. None of it mends itself, where it is not said: the agent gives up with the message.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// `--cgroup` names no directory of a cgroup2 file system.
@@ -178,8 +178,13 @@ pub enum Error {
         hint: &'static str,
     },
     /// More than one does.
-    #[error("found several pods' cgroups, name one with --cgroup: {0:?}")]
+    #[error("found several pods' cgroups with processes, name one with --cgroup: {0:?}")]
     SeveralCgroups(Vec<PathBuf>),
+    /// More than one does, and which of them the kubelet uses is not to be seen yet: this mends itself.
+    #[error(
+        "found several pods' cgroups, and none of them has a process: {0:?}; a pod decides, or --cgroup"
+    )]
+    UnusedCgroups(Vec<PathBuf>),
     /// The hooks of this kernel would not see some sockets.
     #[error(
         "kernel {release} has cgroup v1's net_cls or net_prio, which hides sockets from cgroup v2's hooks before kernel 5.15: boot with cgroup_no_v1=net_cls,net_prio or a newer kernel"

@@ -1,6 +1,6 @@
 //! Attaching the programs again while the agent runs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{
     Cgroup, Error, Interception, Losses, Turn, ancestors, own_pod::CLASSES_TIME, pins,
@@ -26,6 +26,13 @@ impl Interception {
     #[must_use]
     pub fn is_in_place(&self) -> bool {
         self.cgroup.is_there()
+    }
+
+    /// Pods' cgroups that are in use beside the one that the programs are attached to; none where `--cgroup` names that.
+    #[must_use]
+    pub fn other_roots(&self, blocking: &Blocking) -> Vec<PathBuf> {
+        let searched = self.given.is_none().then(|| Walk::new(blocking, CLASSES_TIME));
+        searched.map_or_else(Vec::new, |mut walk| self.cgroup.others(&mut walk))
     }
 
     /// Whether the QoS classes' cgroups that are there are those that the programs know.

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    io,
     net::TcpListener,
     path::PathBuf,
     sync::Arc,
@@ -14,7 +13,7 @@ use tokio::{
     task::{JoinSet, spawn_blocking},
     time::{Instant, Interval, MissedTickBehavior, interval_at, sleep},
 };
-use tracing::{error, warn};
+use tracing::warn;
 
 use super::{
     Config, Error, Event, Metrics, Reason, SandboxReader, State, TOGETHER,
@@ -24,7 +23,7 @@ use super::{
     watch::{Change, Watch},
 };
 use crate::{
-    lifecycle::Drain,
+    lifecycle::{Drain, Latch},
     pods::{PodReader, PodUid},
     realtime::unhurried,
 };
@@ -32,11 +31,12 @@ use crate::{
 /// Pauses before a pod that is not settled is looked at again: 1, 2, 4 … 64 ms. The runtime's first steps are on
 /// the node's network, and no event tells of the step into the pod's.
 const AGAIN: u32 = 7;
-const UNWATCHED: &str = "Pods' cgroups can't be watched; new pods get no listeners";
 /// How long changes of the pods' records are collected.
 const COLLECT: Duration = Duration::from_millis(100);
 /// How often it is looked whether the pods' cgroup was made anew, which no watch in it tells.
 const ROOT: Duration = Duration::from_millis(100);
+/// How often what can't be watched is looked for.
+const CATCH_UP: Duration = Duration::from_secs(2);
 
 /// Follows the pods' sandboxes.
 #[derive(Debug)]
@@ -60,6 +60,9 @@ pub struct Sandboxes {
     sweeps: u32,
     /// It was said that pods' processes can't be seen.
     said_hidden: bool,
+    watched: Latch,
+    /// How many watches were missing when that was last shown.
+    unwatched: Option<u64>,
 }
 
 /// What ended in the background.
@@ -75,11 +78,12 @@ enum Done {
 
 /// What happened.
 enum Turn {
-    Changes(io::Result<Vec<Change>>),
+    Changes(Vec<Change>),
     Done(Done),
     Records,
     Root,
     Sweep,
+    CatchUp,
     Drain,
 }
 
@@ -94,7 +98,7 @@ impl Sandboxes {
     ///
     /// # Errors
     ///
-    /// Those of [`Error`]: without inotify or /proc, or below kernel 5.14 when there is something inherited.
+    /// Those of [`Error`]: without /proc, or below kernel 5.14 when there is something inherited.
     pub fn new(
         config: Config,
         records: PodReader,
@@ -104,7 +108,7 @@ impl Sandboxes {
     ) -> Result<Self, Error> {
         metrics.read(&states);
         Ok(Self {
-            watch: Watch::new(config.cgroup.path().to_owned()).map_err(Error::Inotify)?,
+            watch: Watch::new(config.cgroup.path().to_owned()),
             pods: HashMap::new(),
             records,
             claims: Claims::new(inherited).map_err(Error::Namespaces)?,
@@ -119,24 +123,22 @@ impl Sandboxes {
             outbox: VecDeque::new(),
             sweeps: 0,
             said_hidden: false,
+            watched: config.watched,
+            unwatched: None,
         })
     }
 
-    /// Until the drain begins, nobody takes `events` any more, or inotify fails (which is logged). Waits for whoever
-    /// takes them; nothing is left out.
+    /// Until the drain begins, or nobody takes `events` any more. Waits for whoever takes them; nothing is left out.
     pub async fn run(mut self, events: mpsc::Sender<Event>, mut drain: Drain) {
         let mut records = self.records.changes();
-        let cgroups = match self.watch.events() {
-            Ok(events) => events,
-            Err(failure) => return error!(error = %failure, "{UNWATCHED}"),
-        };
         // The first sweep is at once, and finds the pods that are there.
         let (mut root, mut sweep) = (ticks(ROOT, ROOT), ticks(Duration::ZERO, self.sweep));
+        let mut catch_up = ticks(CATCH_UP, CATCH_UP);
         let mut collecting = false;
         loop {
             let turn = tokio::select! {
                 () = drain.started() => Turn::Drain,
-                changes = self.watch.changes(&cgroups) => Turn::Changes(changes),
+                changes = self.watch.changes() => Turn::Changes(changes),
                 Some(done) = self.tasks.join_next() => match done {
                     Ok(done) => Turn::Done(done),
                     // Nothing aborts them, and looks' panics are caught.
@@ -145,12 +147,14 @@ impl Sandboxes {
                 true = changed(&mut records), if !collecting => Turn::Records,
                 _ = sweep.tick() => Turn::Sweep,
                 _ = root.tick() => Turn::Root,
+                _ = catch_up.tick(), if self.watch.refused() > 0 => Turn::CatchUp,
             };
             match turn {
                 Turn::Drain => return,
-                Turn::Changes(Ok(changes)) => self.take(changes),
-                Turn::Changes(Err(failure)) => {
-                    return error!(error = %failure, "{UNWATCHED}");
+                Turn::Changes(changes) => self.take(changes),
+                Turn::CatchUp => {
+                    let changes = self.watch.catch_up();
+                    self.take(changes);
                 }
                 Turn::Done(Done::Looked { pod, birth, asked, found }) => {
                     self.looked(&pod, birth, asked, found);
@@ -175,6 +179,7 @@ impl Sandboxes {
                     }
                 }
             }
+            self.show_watched();
             while let Some(event) = self.outbox.pop_front() {
                 tokio::select! {
                     sent = events.send(event) => if sent.is_err() { return },
@@ -187,6 +192,14 @@ impl Sandboxes {
     fn sweep(&mut self) {
         let changes = self.watch.sweep();
         self.take(changes);
+    }
+
+    fn show_watched(&mut self) {
+        let missing = self.watch.refused();
+        if self.unwatched.replace(missing) != Some(missing) {
+            self.metrics.unwatched.set(i64::try_from(missing).unwrap_or(i64::MAX));
+            if missing == 0 { self.watched.set() } else { self.watched.clear() }
+        }
     }
 
     fn take(&mut self, changes: Vec<Change>) {

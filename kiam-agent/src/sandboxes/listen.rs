@@ -82,10 +82,14 @@ pub(super) fn has_one(namespace: &File, addresses: &[IpAddr]) -> Result<bool, Re
     inside(namespace, || Ok(have_one(addresses))).map_err(failed("setns"))
 }
 
-/// Whether one of `addresses` is local in this thread's namespace: it can be bound. A list of all that is there would
-/// be as long as the pod likes.
+/// Whether one of `addresses` is local in this thread's namespace: it can be bound, and there is a route to it. A list of all
+/// that is there would be as long as the pod likes.
 fn have_one(addresses: &[IpAddr]) -> bool {
-    addresses.iter().any(|address| UdpSocket::bind((*address, 0)).is_ok())
+    // A namespace that never had an IPv4 address has no table of local ones, and every address can be bound there.
+    let is_local = |address: &IpAddr| {
+        UdpSocket::bind((*address, 0)).is_ok_and(|socket| socket.connect((*address, 9)).is_ok())
+    };
+    addresses.iter().any(is_local)
 }
 
 fn listen_here(inherited: Vec<TcpListener>) -> Result<Listening, Reason> {

@@ -10,7 +10,7 @@ use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeMetric},
     metrics::{
         counter::Counter,
-        gauge::ConstGauge,
+        gauge::{ConstGauge, Gauge},
         histogram::{Histogram, exponential_buckets},
     },
     registry::Registry,
@@ -23,6 +23,7 @@ use super::{SandboxReader, State};
 pub struct Metrics {
     pub(super) ready: Histogram,
     pub(super) lost: Counter,
+    pub(super) unwatched: Gauge,
     scrape: Scrape,
 }
 
@@ -35,7 +36,12 @@ struct Scrape(Arc<OnceLock<SandboxReader>>);
 impl Default for Metrics {
     fn default() -> Self {
         let buckets = exponential_buckets(0.000_5, 2.0, 15);
-        Self { ready: Histogram::new(buckets), lost: Counter::default(), scrape: Scrape::default() }
+        Self {
+            ready: Histogram::new(buckets),
+            lost: Counter::default(),
+            unwatched: Gauge::default(),
+            scrape: Scrape::default(),
+        }
     }
 }
 
@@ -53,6 +59,11 @@ impl Metrics {
             "kiam_sandboxes_changes_lost",
             "How often the kernel had more changes of cgroups than it could keep, so that all were looked at",
             metrics.lost.clone(),
+        );
+        registry.register(
+            "kiam_sandboxes_unwatched",
+            "Watches of pods' cgroups that the system refuses, so that changes of these are found by sweeps alone",
+            metrics.unwatched.clone(),
         );
         registry.register_collector(Box::new(metrics.scrape.clone()));
         metrics

@@ -14,10 +14,11 @@ mod processes;
 mod reader;
 mod sandbox;
 mod watch;
+mod watches;
 
 use std::{fmt, io, net::TcpListener, time::Duration};
 
-use crate::{intercept::Cgroup, pods::PodUid};
+use crate::{intercept::Cgroup, lifecycle::Latch, pods::PodUid};
 
 pub use self::{follow::Sandboxes, hurry::hurried, metrics::Metrics, reader::SandboxReader};
 
@@ -37,6 +38,8 @@ pub struct Config {
     pub sweep: Duration,
     /// Whether to listen inside the namespaces: not where pods are served at the node's address alone.
     pub listens: bool,
+    /// Set while every pod's cgroup is watched.
+    pub watched: Latch,
 }
 
 /// A pod's network namespace, with the listeners inside it.
@@ -137,9 +140,6 @@ pub enum Reason {
 /// Why sandboxes can't be followed at all. None of it mends itself.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The node's processes have all the instances that they may.
-    #[error("no inotify to be had ({0}); raise fs.inotify.max_user_instances")]
-    Inotify(#[source] io::Error),
     /// The node's own network namespace, or that of an inherited listener, can't be told.
     #[error("network namespaces can't be told apart ({0}); /proc and kernel 5.14 are needed")]
     Namespaces(#[source] io::Error),

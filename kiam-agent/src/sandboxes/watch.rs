@@ -4,36 +4,27 @@
 //! comes or the last one goes; but a worker of the kernel tells that, which takes milliseconds on a busy node. Who writes
 //! a process's number into `cgroup.procs` is seen at once, and once a cgroup: containers can write their own as often as
 //! they like. A watch is not ended by the removal of its cgroup, so that is done here.
+//!
+//! The system may refuse watches: the limits of inotify are for everything that root runs on the node. What is not watched is
+//! found by a sweep, and each sweep tries to watch it again.
 
 use std::{
     collections::HashMap,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs, io,
-    mem::MaybeUninit,
-    os::{
-        fd::OwnedFd,
-        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
-    },
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
-use rustix::{
-    fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags},
-    io::Errno,
-};
-use tokio::io::unix::AsyncFd;
-use tracing::warn;
+use rustix::fs::inotify::{ReadFlags, WatchFlags};
 
+use super::watches::{Place, Watches};
 use crate::pods::{PodUid, is_qos_class};
 
 /// Cgroups of one pod that are watched; the sweep sees what happens in others.
 const CONTAINERS: usize = 64;
 /// Pods that are watched: more than a node runs.
 const PODS: usize = 4096;
-/// What is read at once.
-const BUFFER: usize = 16 * 1024;
-
 /// What happened to a pod's cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Change {
@@ -49,107 +40,60 @@ pub(super) enum Change {
     Lost,
 }
 
-/// Tells when there are changes.
-pub(super) type Events = AsyncFd<Arc<OwnedFd>>;
-
 /// The watches.
 #[derive(Debug)]
 pub(super) struct Watch {
-    inotify: Arc<OwnedFd>,
+    watches: Watches,
     root: PathBuf,
     /// The pods' cgroup and those of QoS classes, by path.
     folders: HashMap<PathBuf, Folder>,
     pods: HashMap<PodUid, Pod>,
-    /// What each watch is for.
-    places: HashMap<i32, Place>,
-    /// Whether it was told that there are no more watches to have.
-    told: bool,
 }
 
 /// A cgroup that pods' cgroups are in.
 #[derive(Debug)]
 struct Folder {
     inode: u64,
-    watch: i32,
+    /// `None`: refused.
+    watch: Option<i32>,
 }
 
 #[derive(Debug)]
 struct Pod {
     path: PathBuf,
     inode: u64,
-    /// Its folder's and its `cgroup.events`'.
+    /// Its folder's and its `cgroup.events`', but for those that were refused.
     watches: Vec<i32>,
-    /// Its containers' `cgroup.events`' and `cgroup.procs`', by the cgroup's name.
+    /// The same of its containers' `cgroup.events` and `cgroup.procs`, by the cgroup's name.
     containers: HashMap<Box<OsStr>, Vec<i32>>,
-}
-
-#[derive(Clone, Debug)]
-enum Place {
-    Folder(PathBuf),
-    Pod(PodUid),
-    Events(PodUid),
-    Processes(PodUid),
 }
 
 // === impl Watch ===
 
 impl Watch {
     /// Watches nothing yet: [`Watch::sweep`] begins.
-    pub(super) fn new(root: PathBuf) -> io::Result<Self> {
-        let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-        Ok(Self {
-            inotify: Arc::new(inotify),
-            root,
-            folders: HashMap::new(),
-            pods: HashMap::new(),
-            places: HashMap::new(),
-            told: false,
-        })
+    pub(super) fn new(root: PathBuf) -> Self {
+        Self { watches: Watches::default(), root, folders: HashMap::new(), pods: HashMap::new() }
     }
 
-    /// What [`Watch::changes`] waits for; made on the runtime that waits, as it is woken by the one it was made on.
-    pub(super) fn events(&self) -> io::Result<Events> {
-        #[expect(
-            deprecated,
-            reason = "unsound only for what may change its descriptor, and an `OwnedFd` can't; the new way is unsafe"
-        )]
-        AsyncFd::new(Arc::clone(&self.inotify))
-    }
-
-    /// The next changes; `events` are this watch's.
-    pub(super) async fn changes(&mut self, events: &Events) -> io::Result<Vec<Change>> {
-        loop {
-            let mut ready = events.readable().await?;
-            let mut buffer = [MaybeUninit::uninit(); BUFFER];
-            // One read: the reader goes on reading when its buffer is empty.
-            let mut reader = Reader::new(ready.get_inner(), &mut buffer);
-            let mut seen = Vec::new();
-            let outcome = loop {
-                match reader.next() {
-                    Ok(event) => {
-                        let name = event.file_name().map(|name| name.to_bytes().to_vec());
-                        seen.push((event.wd(), event.events(), name));
-                    }
-                    Err(error) => break error,
+    /// The next changes; none while there is no inotify. To be waited for on the runtime that sweeps are made on.
+    pub(super) async fn changes(&mut self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        match self.watches.next().await {
+            Ok(seen) => {
+                for (watch, flags, name) in seen {
+                    self.take(watch, flags, name.as_deref().map(OsStr::from_bytes), &mut changes);
                 }
-                if reader.is_buffer_empty() {
-                    break Errno::AGAIN;
-                }
-            };
-            match outcome {
-                Errno::AGAIN if seen.is_empty() => {
-                    ready.clear_ready();
-                    continue;
-                }
-                Errno::AGAIN | Errno::INTR => {}
-                error => return Err(error.into()),
             }
-            let mut changes = Vec::new();
-            for (watch, flags, name) in seen {
-                self.take(watch, flags, name.as_deref().map(OsStr::from_bytes), &mut changes);
-            }
-            return Ok(changes);
+            Err(error) => self.unwatch(&error),
         }
+        changes
+    }
+
+    /// How many watches are missing, because the system refuses them. Without some, changes are found by
+    /// [`Watch::catch_up`] alone.
+    pub(super) fn refused(&self) -> u64 {
+        self.watches.refused()
     }
 
     /// Whether the pods' cgroup is another one than is watched.
@@ -157,8 +101,18 @@ impl Watch {
         inode(&self.root) != self.folders.get(&self.root).map(|folder| folder.inode)
     }
 
-    /// Compares what is watched with what is there.
+    /// Compares what is watched with what is there, and has all pods looked at.
     pub(super) fn sweep(&mut self) -> Vec<Change> {
+        self.compare(true)
+    }
+
+    /// A sweep that costs little where most is watched: of the pods that are known, it is only for those that are not.
+    pub(super) fn catch_up(&mut self) -> Vec<Change> {
+        self.compare(false)
+    }
+
+    fn compare(&mut self, all: bool) -> Vec<Change> {
+        self.watches.begin();
         let mut changes = Vec::new();
         let known = self.folders.iter().map(|(path, folder)| (path.clone(), folder.inode));
         let gone: Vec<_> = known.filter(|(path, is)| inode(path) != Some(*is)).collect();
@@ -166,14 +120,28 @@ impl Watch {
         let known = self.pods.iter().map(|(uid, pod)| (uid.clone(), pod.is_there()));
         let gone: Vec<_> = known.filter(|(_, there)| !there).collect();
         gone.iter().for_each(|(uid, _)| self.forget_pod(uid, &mut changes));
-        let known: Vec<PodUid> = self.pods.keys().cloned().collect();
+        let known = self.pods.iter().filter(|(_, pod)| all || !pod.is_watched());
+        let known: Vec<PodUid> = known.map(|(uid, _)| uid.clone()).collect();
         let root = self.root.clone();
+        // First: a watch of a folder is worth more than one of a pod.
         self.folder(&root, &mut changes);
         for uid in known {
-            self.containers(&uid);
-            changes.push(Change::Stirred(uid));
+            self.watch_pod(&uid);
+            let stirred = self.containers(&uid);
+            changes.push(if all || stirred { Change::Stirred(uid) } else { Change::Joined(uid) });
         }
+        self.watches.complete();
         changes
+    }
+
+    /// There are no watches any more; what is known stays.
+    fn unwatch(&mut self, error: &io::Error) {
+        self.watches.lose(error);
+        self.folders.values_mut().for_each(|folder| folder.watch = None);
+        for pod in self.pods.values_mut() {
+            pod.watches.clear();
+            pod.containers.values_mut().for_each(Vec::clear);
+        }
     }
 
     fn take(
@@ -188,7 +156,7 @@ impl Watch {
             return;
         }
         // A watch that was ended since may still have had events in the queue.
-        let Some(place) = self.places.get(&watch).cloned() else { return };
+        let Some(place) = self.watches.place(watch) else { return };
         let made = flags.contains(ReadFlags::CREATE);
         match (place, name) {
             (Place::Folder(folder), Some(name)) if made => self.made(&folder, name, changes),
@@ -203,8 +171,7 @@ impl Watch {
             }
             (Place::Events(uid), _) => changes.push(Change::Stirred(uid)),
             (Place::Processes(uid), _) => {
-                // The kernel has ended it.
-                self.places.remove(&watch);
+                self.watches.ended(watch);
                 changes.push(Change::Joined(uid));
             }
             (Place::Folder(_) | Place::Pod(_), None) => {}
@@ -237,17 +204,16 @@ impl Watch {
 
     /// Watches first and reads then, so that nothing falls between.
     fn folder(&mut self, path: &Path, changes: &mut Vec<Change>) {
-        if !self.folders.contains_key(path) {
-            let Some(inode) = inode(path) else { return };
-            let Some(watch) = self.add(path, folder_flags(), Place::Folder(path.to_owned())) else {
-                return;
-            };
-            self.folders.insert(path.to_owned(), Folder { inode, watch });
+        let Some(inode) = inode(path) else { return };
+        if self.folders.get(path).is_some_and(|known| known.inode != inode) {
+            self.forget_folder(path);
         }
-        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                self.made(path, &entry.file_name(), changes);
-            }
+        let known = self.folders.get(path).and_then(|known| known.watch);
+        let watch = known
+            .or_else(|| self.watches.add(path, folder_flags(), Place::Folder(path.to_owned())));
+        self.folders.insert(path.to_owned(), Folder { inode, watch });
+        for name in self.below(path).unwrap_or_default() {
+            self.made(path, &name, changes);
         }
     }
 
@@ -259,27 +225,37 @@ impl Watch {
             self.forget_pod(&uid, changes);
         }
         let Some(inode) = inode(&path).filter(|_| self.pods.len() < PODS) else { return };
-        let folder = self.add(&path, folder_flags(), Place::Pod(uid.clone()));
-        let events =
-            self.add(&path.join("cgroup.events"), WatchFlags::MODIFY, Place::Events(uid.clone()));
-        let watches = folder.into_iter().chain(events).collect();
-        let pod = Pod { path: path.clone(), inode, watches, containers: HashMap::new() };
-        self.pods.insert(uid.clone(), pod);
+        let (watches, containers) = (Vec::new(), HashMap::new());
+        self.pods.insert(uid.clone(), Pod { path: path.clone(), inode, watches, containers });
+        self.watch_pod(&uid);
         self.containers(&uid);
         changes.push(Change::Made(uid, path));
     }
 
-    /// Watches the containers' cgroups of a pod that are there.
-    fn containers(&mut self, uid: &PodUid) {
-        let Some(pod) = self.pods.get(uid) else { return };
-        let entries = fs::read_dir(&pod.path).into_iter().flatten().flatten();
-        let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        let names: Vec<_> = folders.map(|entry| entry.file_name()).collect();
+    fn watch_pod(&mut self, uid: &PodUid) {
+        let missing = self.pods.get(uid).filter(|pod| pod.watches.len() < 2);
+        let Some(path) = missing.map(|pod| pod.path.clone()) else { return };
+        // The same number for what is watched already.
+        let folder = self.watches.add(&path, folder_flags(), Place::Pod(uid.clone()));
+        let (events, place) = (path.join("cgroup.events"), Place::Events(uid.clone()));
+        let events = self.watches.add(&events, WatchFlags::MODIFY, place);
+        if let Some(pod) = self.pods.get_mut(uid) {
+            pod.watches = folder.into_iter().chain(events).collect();
+        }
+    }
+
+    /// Watches the containers' cgroups of a pod that are there; whether they are others than were known.
+    fn containers(&mut self, uid: &PodUid) -> bool {
+        let Some(path) = self.pods.get(uid).map(|pod| pod.path.clone()) else { return false };
+        let Some(names) = self.below(&path) else { return false };
+        let Some(pod) = self.pods.get(uid) else { return false };
+        let before = pod.containers.len();
         let gone =
             pod.containers.keys().filter(|known| !names.iter().any(|name| **name == ***known));
         let gone: Vec<_> = gone.cloned().collect();
         gone.iter().for_each(|name| self.forget_container(uid, name));
         names.iter().for_each(|name| self.container(uid, name));
+        !gone.is_empty() || self.pods.get(uid).is_some_and(|pod| pod.containers.len() != before)
     }
 
     fn container(&mut self, uid: &PodUid, name: &OsStr) {
@@ -290,21 +266,22 @@ impl Watch {
         let container = pod.path.join(name);
         // The same number for the same cgroup; another one when it was made anew.
         let (events, place) = (container.join("cgroup.events"), Place::Events(uid.clone()));
-        let Some(events) = self.add(&events, WatchFlags::MODIFY, place) else { return };
+        let events = self.watches.add(&events, WatchFlags::MODIFY, place);
         let (processes, place) = (container.join("cgroup.procs"), Place::Processes(uid.clone()));
-        let processes = self.add(&processes, WatchFlags::MODIFY | WatchFlags::ONESHOT, place);
-        let watches: Vec<i32> = [events].into_iter().chain(processes).collect();
+        let processes =
+            self.watches.add(&processes, WatchFlags::MODIFY | WatchFlags::ONESHOT, place);
+        let watches: Vec<i32> = events.into_iter().chain(processes).collect();
         let pod = self.pods.get_mut(uid);
         let before = pod.and_then(|pod| pod.containers.insert(name.into(), watches.clone()));
         let ended = before.into_iter().flatten().filter(|before| !watches.contains(before));
-        ended.for_each(|old| self.end(old));
+        ended.for_each(|old| self.watches.end(old));
     }
 
     fn forget_container(&mut self, uid: &PodUid, name: &OsStr) {
         let pod = self.pods.get_mut(uid);
         // It may have been made anew meanwhile; then what comes next watches it.
         let watches = pod.and_then(|pod| pod.containers.remove(name));
-        watches.into_iter().flatten().for_each(|watch| self.end(watch));
+        watches.into_iter().flatten().for_each(|watch| self.watches.end(watch));
     }
 
     fn forget_pod(&mut self, uid: &PodUid, changes: &mut Vec<Change>) {
@@ -312,37 +289,32 @@ impl Watch {
         pod.watches
             .into_iter()
             .chain(pod.containers.into_values().flatten())
-            .for_each(|watch| self.end(watch));
+            .for_each(|watch| self.watches.end(watch));
         changes.push(Change::Removed(uid.clone()));
     }
 
     fn forget_folder(&mut self, path: &Path) {
-        if let Some(folder) = self.folders.remove(path) {
-            self.end(folder.watch);
+        if let Some(watch) = self.folders.remove(path).and_then(|folder| folder.watch) {
+            self.watches.end(watch);
         }
     }
 
-    /// `None` when `path` is gone already, and when there are no more watches to have.
-    fn add(&mut self, path: &Path, flags: WatchFlags, place: Place) -> Option<i32> {
-        match inotify::add_watch(&self.inotify, path, flags) {
-            Ok(watch) => {
-                self.places.insert(watch, place);
-                Some(watch)
+    /// The cgroups in one; `None` when that is gone or can't be read.
+    fn below(&mut self, path: &Path) -> Option<Vec<OsString>> {
+        match fs::read_dir(path) {
+            Ok(entries) => {
+                let entries = entries.flatten();
+                let folders =
+                    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+                Some(folders.map(|entry| entry.file_name()).collect())
             }
-            Err(Errno::NOENT | Errno::NODEV) => None,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            // Such as for want of descriptors.
             Err(error) => {
-                if !std::mem::replace(&mut self.told, true) {
-                    warn!(path = %path.display(), %error, "A cgroup can't be watched, so that new pods are noticed late; raise fs.inotify.max_user_watches");
-                }
+                self.watches.refuse(&error);
                 None
             }
         }
-    }
-
-    fn end(&mut self, watch: i32) {
-        self.places.remove(&watch);
-        // An error means that the kernel has ended it.
-        let _ = inotify::remove_watch(&self.inotify, watch);
     }
 }
 
@@ -351,6 +323,10 @@ impl Watch {
 impl Pod {
     fn is_there(&self) -> bool {
         inode(&self.path) == Some(self.inode)
+    }
+
+    fn is_watched(&self) -> bool {
+        self.watches.len() == 2 && self.containers.values().all(|watches| watches.len() == 2)
     }
 }
 

@@ -17,4 +17,4 @@ use xtask::lab::eventually;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 /// Nothing here takes so long but a mistake.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);

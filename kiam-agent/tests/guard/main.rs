@@ -21,7 +21,7 @@ use xtask::{
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
-const READY_LIMIT: Duration = Duration::from_secs(30);
+const READY_LIMIT: Duration = Duration::from_secs(120);
 /// Ways of `odd_sockets.py` by which the pod's own processes send.
 const INSIDE: [&str; 7] = [
     "tcp from a raw socket",

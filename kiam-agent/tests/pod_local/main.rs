@@ -22,7 +22,7 @@ use xtask::{
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 /// Logged when it serves; in lower case it would be what is said of a single pod.
 const SERVES: &str = "Listening pods=";
 
@@ -141,7 +141,7 @@ fn inside(lab: &Lab) -> usize {
 fn eventually<T: std::fmt::Debug>(true_at_last: impl Fn() -> bool, shown: impl Fn() -> T) {
     let started = Instant::now();
     while !true_at_last() {
-        assert!(started.elapsed() < Duration::from_secs(20), "after 20 s it is {:?}", shown());
+        assert!(started.elapsed() < LIMIT, "after {LIMIT:?} it is {:?}", shown());
         thread::sleep(Duration::from_millis(20));
     }
 }

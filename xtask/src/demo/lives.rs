@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use super::script::{CAST, READY_LIMIT, Script, label, millis, show};
 use crate::{
@@ -10,19 +10,21 @@ use crate::{
     pod_client::{Attempt, Options},
 };
 
+/// Between two attempts: a pod's share of requests is not to be what the demo shows.
+const PAUSE_MS: u64 = 20;
+
 impl Script {
     pub(super) fn agent_is_replaced(&mut self) -> Result<()> {
         self.transcript.section("A newer agent takes over, while a pod keeps asking");
         let before = self.packets();
-        let asking = Options { for_ms: Some(3000), pause_ms: 15, ..Options::default() };
+        let asking = Options { pause_ms: PAUSE_MS, ..Options::default() };
         let asked = self.pods[0].ask_meanwhile(&asking)?;
         let mut next = Agent::start(&self.lab, &self.binary, &[])?;
         next.wait_said("Listening", READY_LIMIT)?;
         if let Some(mut old) = self.agent.replace(next) {
             old.terminate()?;
         }
-        let Ok(attempts) = asked.join() else { bail!("the asking thread panicked") };
-        let attempts = attempts?;
+        let attempts = asked.finish()?;
         let role = CAST[0].2.map(role_arn);
         let own = attempts.iter().filter(|attempt| self.lab.role_of(attempt) == role).count();
         let leaked = self.packets() - before;
@@ -63,15 +65,14 @@ impl Script {
     pub(super) fn agent_returns(&mut self) -> Result<()> {
         self.transcript.section("The agent returns, while a pod keeps asking");
         let before = self.packets();
-        let asking = Options { for_ms: Some(3000), pause_ms: 15, ..Options::default() };
+        let asking = Options { pause_ms: PAUSE_MS, ..Options::default() };
         let asked = self.pods[0].ask_meanwhile(&asking)?;
         let mut agent = Agent::start(&self.lab, &self.binary, &[])?;
         let took = agent.wait_ready(READY_LIMIT)?;
         self.agent = Some(agent);
         self.transcript.say(format!("ready again after {}", millis(took)));
         self.ask_all()?;
-        let Ok(attempts) = asked.join() else { bail!("the asking thread panicked") };
-        let attempts = attempts?;
+        let attempts = asked.finish()?;
         let role = CAST[0].2.map(role_arn);
         let (given, cut): (Vec<_>, Vec<_>) =
             attempts.iter().partition(|attempt| attempt.status == Some(200));

@@ -27,7 +27,8 @@ use crate::{
 };
 
 pub(super) const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
-pub(super) const READY_LIMIT: Duration = Duration::from_secs(30);
+/// Nothing takes so long but a mistake, on a slow machine too.
+pub(super) const READY_LIMIT: Duration = Duration::from_secs(300);
 /// Namespace, name, role.
 pub(super) const CAST: [(&str, &str, Option<&str>); 4] = [
     ("shop", "orders", Some("shop-orders")),

@@ -28,7 +28,7 @@ pub const AGENT_PORT: u16 = 3100;
 const ADMIN: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 3101);
 const POLL: Duration = Duration::from_millis(10);
 /// How long a polite end may take.
-const EXIT_LIMIT: Duration = Duration::from_secs(20);
+const EXIT_LIMIT: Duration = Duration::from_secs(60);
 
 /// One run of the agent. Drop kills it; in a panicking test its output is printed first.
 #[derive(Debug)]
@@ -125,7 +125,7 @@ impl Agent {
     pub fn admin(&self, path: &str) -> Result<Reply> {
         let stream = self.node.netns().enter(|| TcpStream::connect(SocketAddr::from(ADMIN)))?;
         let mut stream = stream.context("connecting to the agent's admin port")?;
-        stream.set_read_timeout(Some(Duration::from_secs(5))).context("setting a timeout")?;
+        stream.set_read_timeout(Some(Duration::from_secs(30))).context("setting a timeout")?;
         let request =
             format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         exchange(&mut stream, &request).with_context(|| format!("asking for {path}"))
@@ -174,7 +174,7 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// When it takes longer than 20 s.
+    /// When it takes longer than a minute.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         let started = Instant::now();
         if self.status()?.is_none() {

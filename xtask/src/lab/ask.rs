@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, Command, Stdio},
     thread::{self, JoinHandle},
 };
 
@@ -21,17 +21,16 @@ impl LabPod {
         finish(self.asking(options)?)
     }
 
-    /// Asks in the background.
+    /// Asks in the background until [`Meanwhile::finish`].
     ///
     /// # Errors
     ///
     /// When the client can't be started.
-    pub fn ask_meanwhile(
-        &self,
-        options: &pod_client::Options,
-    ) -> Result<JoinHandle<Result<Vec<Attempt>>>> {
-        let child = self.asking(options)?;
-        Ok(thread::spawn(move || finish(child)))
+    pub fn ask_meanwhile(&self, options: &pod_client::Options) -> Result<Meanwhile> {
+        let options = pod_client::Options { until_eof: true, ..options.clone() };
+        let mut child = self.asking(&options)?;
+        let enough = child.stdin.take();
+        Ok(Meanwhile { enough, attempts: thread::spawn(move || finish(child)) })
     }
 
     /// Asks from `threads` threads until [`Asking::finish`], and from each as often as `options` say at least.
@@ -147,6 +146,27 @@ impl Lab {
     }
 }
 
+/// A client that asks until it is told that it is enough.
+#[derive(Debug)]
+pub struct Meanwhile {
+    enough: Option<ChildStdin>,
+    attempts: JoinHandle<Result<Vec<Attempt>>>,
+}
+
+// === impl Meanwhile ===
+
+impl Meanwhile {
+    /// Lets it ask once more, and returns all attempts: the last has begun after this was called.
+    ///
+    /// # Errors
+    ///
+    /// When the client failed.
+    pub fn finish(self) -> Result<Vec<Attempt>> {
+        drop(self.enough);
+        self.attempts.join().unwrap_or_else(|_| bail!("the client's thread panicked"))
+    }
+}
+
 /// A client that asks from several threads until it is told that it is enough.
 #[derive(Debug)]
 pub struct Asking(Child);
@@ -189,7 +209,8 @@ fn python(mut python: Command, script: &str) -> Result<String> {
 
 fn start(mut command: Command, options: &pod_client::Options) -> Result<Child> {
     command.arg("in-pod").args(options.to_args());
-    command.stdin(if options.threads.is_some() { Stdio::piped() } else { Stdio::null() });
+    let goes_on = options.threads.is_some() || options.until_eof;
+    command.stdin(if goes_on { Stdio::piped() } else { Stdio::null() });
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().context("starting the client of the lab")
 }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::fake::imds::REGION;
 
 /// How long an answer may take, and the start.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 
 /// The agent of the node `n1`, which goes by the addresses that pods ask from. Drop kills it; in a panicking test its log

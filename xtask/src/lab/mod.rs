@@ -17,13 +17,14 @@ pub mod loopback;
 mod netns;
 mod node;
 mod pod;
+mod refusal;
 pub mod runtime;
 mod sweep;
 mod world;
 
 pub use agent::{AGENT_PORT, Agent};
 pub use arrivals::Arrivals;
-pub use ask::{Asking, client_binary};
+pub use ask::{Asking, Meanwhile, client_binary};
 pub use attacker::Attacker;
 pub use cgroup::{Cgroup, Layout, mount_point as cgroup_mount_point};
 pub use check::eventually;
@@ -31,6 +32,7 @@ pub use hostile::{Neighbour, Victim};
 pub use netns::Netns;
 pub use node::{IMDS_V4, IMDS_V6, NODE_NAME, NODE_V4, NODE_V6, Node};
 pub use pod::{LabPod, PodSpec};
+pub use refusal::Refusal;
 pub use world::{Lab, role_arn, role_base_arn};
 
 /// Set where a skipped test is a failure, as in CI.

@@ -22,7 +22,7 @@ const GATEWAY_V4: &str = "169.254.1.1";
 const GATEWAY_V6: &str = "fe80::1";
 const HOST_MAC: &str = "ee:ee:ee:ee:ee:ee";
 /// How long a link may take to be up: milliseconds, and more only on a machine that is very busy.
-const LINK_LIMIT: Duration = Duration::from_secs(10);
+const LINK_LIMIT: Duration = Duration::from_secs(60);
 
 /// What a pod is to be; the rest is chosen.
 #[derive(Clone, Debug)]

@@ -15,6 +15,10 @@ use std::{
     io::{self, Read, Write},
     net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -63,6 +67,9 @@ pub struct Options {
     /// Ask again and again for so many milliseconds, and at least once.
     #[arg(long)]
     pub for_ms: Option<u64>,
+    /// Ask again and again until stdin ends, and once more then.
+    #[arg(long)]
+    pub until_eof: bool,
     /// Ask from so many threads, `repeat` times each and on until stdin ends, and print one [`Tally`].
     #[arg(long)]
     pub threads: Option<u32>,
@@ -127,19 +134,29 @@ pub fn main(options: &Options) -> Result<()> {
         return tally::main(options, threads);
     }
     let started = Instant::now();
+    let ended = Arc::new(AtomicBool::new(!options.until_eof));
+    if options.until_eof {
+        let ended = Arc::clone(&ended);
+        thread::spawn(move || {
+            // An error ends it too.
+            let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+            ended.store(true, Ordering::SeqCst);
+        });
+    }
     let mut stdout = io::stdout().lock();
     let mut done = 0;
-    while done < options.repeat.max(1)
-        || options.for_ms.is_some_and(|limit| started.elapsed() < Duration::from_millis(limit))
-    {
-        if done > 0 {
-            thread::sleep(Duration::from_millis(options.pause_ms));
-        }
+    loop {
+        // Before the attempt, so that one is made after the end.
+        let ends = ended.load(Ordering::SeqCst);
         serde_json::to_writer(&mut stdout, &attempt(options)).context("printing an attempt")?;
         stdout.write_all(b"\n").context("printing an attempt")?;
         done += 1;
+        let is_early = |limit| started.elapsed() < Duration::from_millis(limit);
+        if ends && done >= options.repeat && !options.for_ms.is_some_and(is_early) {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(options.pause_ms));
     }
-    Ok(())
 }
 
 /// Asks once.
@@ -180,6 +197,7 @@ impl Default for Options {
             headers: Vec::new(),
             repeat: 1,
             for_ms: None,
+            until_eof: false,
             threads: None,
             pause_ms: 0,
             timeout_ms: 5000,
@@ -211,6 +229,7 @@ impl Options {
         self.headers.iter().for_each(|header| flag("header", header.clone()));
         self.for_ms.iter().for_each(|limit| flag("for-ms", limit.to_string()));
         self.threads.iter().for_each(|threads| flag("threads", threads.to_string()));
+        args.extend(self.until_eof.then(|| "--until-eof".to_owned()));
         args.into_iter().map(OsString::from).collect()
     }
 
@@ -378,6 +397,7 @@ mod tests {
             imds: Imds::V1,
             headers: vec!["X-Forwarded-For: 10.0.0.1".to_owned()],
             for_ms: Some(5),
+            until_eof: true,
             threads: Some(8),
             ..Options::get("/latest/")
         };
