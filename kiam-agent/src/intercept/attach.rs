@@ -15,7 +15,7 @@ use aya::{
     },
 };
 
-use super::{Cgroup, Error, links::PinnedLink, pins};
+use super::{Cgroup, Error, links::PinnedLink, pins, refusal::program_error};
 
 /// Loads it, unless it is loaded already.
 pub(super) fn load(program: &mut Program) -> Result<&ProgramFd, ProgramError> {
@@ -57,7 +57,7 @@ pub(super) fn attach(program: &mut Program, directory: &File) -> Result<FdLink, 
 pub(super) fn verify(ebpf: &mut Ebpf, programs: &[&'static str]) -> Result<(), Error> {
     for &name in programs {
         let program = ebpf.program_mut(name).ok_or(Error::Missing(name))?;
-        load(program).map_err(|source| Error::Program { name, source })?;
+        load(program).map_err(program_error(name))?;
     }
     Ok(())
 }
@@ -95,7 +95,7 @@ pub(super) fn replace_or(
         return link.update(program, pin);
     }
     let link = attach().map_err(|error| match error {
-        AttachError::Program(source) => Error::Program { name, source },
+        AttachError::Program(source) => program_error(name)(source),
         AttachError::Link(error) => Error::Program { name, source: io::Error::other(error).into() },
     })?;
     // bpffs takes no dots in names.

@@ -28,6 +28,7 @@ use super::{
     netns,
     own_pod::{CLASSES_TIME, mark_cgroups},
     pins,
+    refusal::program_error,
     walk::Walk,
 };
 use crate::blocking::Blocking;
@@ -282,7 +283,7 @@ impl Interception {
             return Ok(());
         }
         let name = "kiam_listener";
-        let failed = |source| Error::Program { name, source };
+        let failed = program_error(name);
         let program = self.ebpf.program_mut(name).ok_or(Error::Missing(name))?;
         let filter: &mut SocketFilter = program.try_into().map_err(failed)?;
         filter.load().map_err(failed)?;
@@ -304,7 +305,7 @@ impl Interception {
 
     pub(super) fn attach_one(&mut self, name: &'static str) -> Result<(), Error> {
         let pin = pins::link(&self.pins, name);
-        let failed = |source| Error::Program { name, source };
+        let failed = program_error(name);
         let program = self.ebpf.program_mut(name).ok_or(Error::Missing(name))?;
         let fd =
             load(program).map_err(failed)?.try_clone().map_err(|source| pin_error(&pin, source))?;
