@@ -7,12 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{
-    Ebpf,
-    programs::{
-        CgroupAttachMode, CgroupSkbAttachType, CgroupSockAddr, Program, ProgramError, ProgramFd,
-        links::{FdLink, LinkError},
-    },
+use aya::programs::{
+    CgroupAttachMode, CgroupSkbAttachType, CgroupSockAddr, Program, ProgramError, ProgramFd,
+    links::{FdLink, LinkError},
 };
 
 use super::{Cgroup, Error, links::PinnedLink, pins, refusal::program_error};
@@ -50,16 +47,6 @@ pub(super) fn attach(program: &mut Program, directory: &File) -> Result<FdLink, 
             program.take_link(id)?.try_into()?
         }
     })
-}
-
-/// Gives the kernel all programs before the first is attached: the verifier takes long, and while only some are
-/// replaced, those of two agents work together.
-pub(super) fn verify(ebpf: &mut Ebpf, programs: &[&'static str]) -> Result<(), Error> {
-    for &name in programs {
-        let program = ebpf.program_mut(name).ok_or(Error::Missing(name))?;
-        load(program).map_err(program_error(name))?;
-    }
-    Ok(())
 }
 
 /// A failed attach, before it has a name.

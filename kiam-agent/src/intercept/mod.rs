@@ -14,6 +14,7 @@ mod hold;
 mod in_use;
 mod lease;
 mod links;
+mod loading;
 mod marks;
 mod membership;
 mod metrics;
