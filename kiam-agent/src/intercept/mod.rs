@@ -193,6 +193,14 @@ pub enum Error {
         /// As `uname -r` has it.
         release: String,
     },
+    /// Listeners inside pods are of no use on this kernel.
+    #[error(
+        "--path=pod-local needs kernel 5.14 (SO_NETNS_COOKIE), and this is kernel {release}, which does not tell pods' network namespaces apart: use a newer kernel, or --path=auto, by which pods use the node's listener here and are known by their published addresses"
+    )]
+    NoNamespaces {
+        /// As `uname -r` has it.
+        release: String,
+    },
     /// `--bpffs` is on another kind of file system.
     #[error(
         "--bpffs {path:?} is not on a BPF file system; mount one: mount -t bpf bpf /sys/fs/bpf"
