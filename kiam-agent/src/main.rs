@@ -11,6 +11,7 @@ use kiam_agent::{
     admin, app,
     config::{self, ProcessVars, Task},
     intercept,
+    telemetry::Chain,
 };
 
 /// An agent shows every second that it lives; one that has not for so long hangs.
@@ -100,7 +101,7 @@ fn ask(state_dir: &Path, path: &str) -> ExitCode {
     }
 }
 
-fn failed(error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("kiam-agent: {error}");
+fn failed(error: &(dyn std::error::Error + 'static)) -> ExitCode {
+    eprintln!("kiam-agent: {}", Chain(error));
     ExitCode::FAILURE
 }

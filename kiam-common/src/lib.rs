@@ -38,6 +38,8 @@ pub const PATH_NODE: u32 = 2;
 /// Levels of the cgroup path that are asked for an exemption, from the attached cgroup's top down.
 pub const CGROUP_LEVELS: i32 = 12;
 
+/// What stands for no mark where a mark is asked for: no entry of `CGROUPS` has it.
+pub const CGROUP_UNMARKED: u32 = 0;
 /// `CGROUPS` value: this subtree's connects are left alone.
 pub const CGROUP_PASS: u32 = 1;
 /// `CGROUPS` value: this subtree's connects are intercepted, though an ancestor's pass.

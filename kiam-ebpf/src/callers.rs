@@ -5,8 +5,8 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use kiam_common::{
-    CGROUP_INTERCEPT, CGROUP_LEVELS, CGROUP_PASS, CGROUP_PODS, CGROUP_QOS_CLASS, LEASE_NS,
-    redirect::Caller,
+    CGROUP_INTERCEPT, CGROUP_LEVELS, CGROUP_PASS, CGROUP_PODS, CGROUP_QOS_CLASS, CGROUP_UNMARKED,
+    LEASE_NS, redirect::Caller,
 };
 
 use crate::{
@@ -23,8 +23,8 @@ pub(crate) fn caller(ctx: &SockAddrContext) -> Caller {
 #[inline(always)]
 fn is_exempt(ctx: &SockAddrContext) -> bool {
     match mark() {
-        Some(CGROUP_PASS) => true,
-        Some(CGROUP_INTERCEPT) => false,
+        CGROUP_PASS => true,
+        CGROUP_INTERCEPT => false,
         _ => HOST_NETWORK_PASSES.load() != 0 && is_on_host_network(ctx),
     }
 }
@@ -32,36 +32,48 @@ fn is_exempt(ctx: &SockAddrContext) -> bool {
 /// Whether the calling process is of the agent's own pod.
 #[inline(always)]
 pub(crate) fn is_agent() -> bool {
-    mark() == Some(CGROUP_PASS)
+    mark() == CGROUP_PASS
 }
 
 /// Whether the calling process is the agent's proof of itself: nothing else is marked so.
 #[inline(always)]
 pub(crate) fn is_proof() -> bool {
-    mark() == Some(CGROUP_INTERCEPT)
+    mark() == CGROUP_INTERCEPT
 }
 
-/// The mark of the nearest cgroup, of the caller's and those above it, that has one.
+/// The mark of the nearest marked cgroup among the caller's own and those above it; [`CGROUP_UNMARKED`] without one.
 #[inline(always)]
-fn mark() -> Option<u32> {
+fn mark() -> u32 {
     // SAFETY: the helper has no preconditions (kernel 4.18).
-    let own = unsafe { bpf_get_current_cgroup_id() };
-    // SAFETY: the entry is not freed while the program runs (RCU).
-    let mut nearest = unsafe { CGROUPS.get(own) }.copied();
-    if nearest.is_none() {
+    let mut nearest = mark_of(unsafe { bpf_get_current_cgroup_id() });
+    if nearest == CGROUP_UNMARKED {
         // From the root down, so the last one found is the nearest.
         for level in 1..=CGROUP_LEVELS {
             let above = ancestor(level);
             if above == 0 {
                 break;
             }
-            // SAFETY: as above.
-            if let Some(mark) = unsafe { CGROUPS.get(above) } {
-                nearest = Some(*mark);
+            let mark = mark_of(above);
+            if mark != CGROUP_UNMARKED {
+                nearest = mark;
             }
         }
     }
     nearest
+}
+
+/// The mark of one cgroup; [`CGROUP_UNMARKED`] where it has none.
+///
+/// Not an `Option<u32>`: LLVM spills the payload of a `None`, which nobody wrote, when the option lives across a helper
+/// call, and kernels before 6.3 refuse to read such a stack slot ("invalid read from stack"). What lives across a call is
+/// a plain value in these programs.
+#[inline(always)]
+pub(crate) fn mark_of(cgroup: u64) -> u32 {
+    // SAFETY: the entry is not freed while the program runs (RCU).
+    match unsafe { CGROUPS.get(cgroup) } {
+        Some(mark) => *mark,
+        None => CGROUP_UNMARKED,
+    }
 }
 
 /// The caller's pod: the child of the pods' cgroup or, where that is a QoS class, the child of the class. The kubelet
@@ -74,8 +86,7 @@ pub(crate) fn pod() -> u64 {
         if above == 0 {
             break;
         }
-        // SAFETY: the entry is not freed while the program runs (RCU).
-        if let Some(&(CGROUP_PODS | CGROUP_QOS_CLASS)) = unsafe { CGROUPS.get(above) } {
+        if matches!(mark_of(above), CGROUP_PODS | CGROUP_QOS_CLASS) {
             // From the root down, so the last one found is the nearest.
             holds_pods = level;
         }

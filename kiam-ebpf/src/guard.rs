@@ -11,11 +11,11 @@ use aya_ebpf::{
 };
 use core::net::{Ipv4Addr, Ipv6Addr};
 use kiam_common::{
-    CGROUP_LEVELS, CGROUP_PASS, CGROUP_PODS,
+    CGROUP_LEVELS, CGROUP_PASS, CGROUP_PODS, CGROUP_UNMARKED,
     redirect::{ImdsV6, imds_v6, is_imds_v4},
 };
 
-use crate::maps::{CGROUPS, PASSED};
+use crate::{callers::mark_of, maps::PASSED};
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
@@ -103,27 +103,24 @@ pub(crate) fn sender(skb: *mut __sk_buff) -> Sender {
     if own == 0 {
         return Sender::Nobody;
     }
-    // SAFETY: the entry is not freed while the program runs (RCU).
-    let own_mark = unsafe { CGROUPS.get(own) }.copied();
+    let own_mark = mark_of(own);
     let mut nearest = own_mark;
-    let mut below_pods = own_mark == Some(CGROUP_PODS);
+    let mut below_pods = own_mark == CGROUP_PODS;
     for level in 1..=CGROUP_LEVELS {
         // SAFETY: the helper takes the program's own context; beyond the leaf it answers 0 (kernel 4.19).
         let ancestor = unsafe { bpf_skb_ancestor_cgroup_id(skb, level) };
         if ancestor == 0 {
             break;
         }
-        // SAFETY: as above.
-        if let Some(mark) = unsafe { CGROUPS.get(ancestor) } {
-            below_pods |= *mark == CGROUP_PODS;
-            // From the root down, so the last one found is the nearest, but for the socket's own.
-            if own_mark.is_none() {
-                nearest = Some(*mark);
-            }
+        let mark = mark_of(ancestor);
+        below_pods |= mark == CGROUP_PODS;
+        // From the root down, so the last one found is the nearest, but for the socket's own.
+        if own_mark == CGROUP_UNMARKED && mark != CGROUP_UNMARKED {
+            nearest = mark;
         }
     }
     match nearest {
-        Some(CGROUP_PASS) => Sender::Passed,
+        CGROUP_PASS => Sender::Passed,
         _ if below_pods => Sender::Pod,
         _ => Sender::Node,
     }

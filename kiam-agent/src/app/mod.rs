@@ -37,6 +37,7 @@ use crate::{
     config::{self, Config},
     lifecycle::{DrainSignal, Readiness},
     secret::forbid_core_dumps,
+    telemetry::Chain,
 };
 
 /// The agent, running.
@@ -132,7 +133,7 @@ pub fn main(config: Config) -> ExitCode {
         match started {
             Ok(app) => app.run(asked).await,
             Err(failure) => {
-                error!(error = %failure, "The agent can't start");
+                error!(error = %Chain(&failure), "The agent can't start");
                 ExitCode::FAILURE
             }
         }

@@ -36,6 +36,7 @@ use self::{
 use crate::{
     lifecycle::{Drain, Latch},
     pods::{PodIndex, PodReader},
+    telemetry::Chain,
 };
 
 /// How to reach the cluster and what to watch there.
@@ -180,17 +181,6 @@ fn describe(error: &kube::Error) -> String {
         kube::Error::Api(status) => {
             format!("the server answers {} {}: {}", status.code, status.reason, status.message)
         }
-        error => {
-            let mut text = error.to_string();
-            let mut source = std::error::Error::source(error);
-            while let Some(cause) = source {
-                let cause_text = cause.to_string();
-                if !text.contains(&cause_text) {
-                    text = format!("{text}: {cause_text}");
-                }
-                source = cause.source();
-            }
-            text
-        }
+        error => Chain(error).to_string(),
     }
 }

@@ -7,15 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{
-    Ebpf,
-    programs::{
-        CgroupAttachMode, CgroupSkbAttachType, CgroupSockAddr, Program, ProgramError, ProgramFd,
-        links::{FdLink, LinkError},
-    },
+use aya::programs::{
+    CgroupAttachMode, CgroupSkbAttachType, CgroupSockAddr, Program, ProgramError, ProgramFd,
+    links::{FdLink, LinkError},
 };
 
-use super::{Cgroup, Error, links::PinnedLink, pins};
+use super::{Cgroup, Error, links::PinnedLink, pins, refusal::program_error};
 
 /// Loads it, unless it is loaded already.
 pub(super) fn load(program: &mut Program) -> Result<&ProgramFd, ProgramError> {
@@ -52,16 +49,6 @@ pub(super) fn attach(program: &mut Program, directory: &File) -> Result<FdLink, 
     })
 }
 
-/// Gives the kernel all programs before the first is attached: the verifier takes long, and while only some are
-/// replaced, those of two agents work together.
-pub(super) fn verify(ebpf: &mut Ebpf, programs: &[&'static str]) -> Result<(), Error> {
-    for &name in programs {
-        let program = ebpf.program_mut(name).ok_or(Error::Missing(name))?;
-        load(program).map_err(|source| Error::Program { name, source })?;
-    }
-    Ok(())
-}
-
 /// A failed attach, before it has a name.
 pub(super) enum AttachError {
     Program(ProgramError),
@@ -95,7 +82,7 @@ pub(super) fn replace_or(
         return link.update(program, pin);
     }
     let link = attach().map_err(|error| match error {
-        AttachError::Program(source) => Error::Program { name, source },
+        AttachError::Program(source) => program_error(name)(source),
         AttachError::Link(error) => Error::Program { name, source: io::Error::other(error).into() },
     })?;
     // bpffs takes no dots in names.

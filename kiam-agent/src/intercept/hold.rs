@@ -4,12 +4,7 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::MapData;
 
-use super::{
-    Error,
-    links::PinnedLink,
-    pins,
-    programs::{MAPS, map_error},
-};
+use super::{Error, links::PinnedLink, loading::MAPS, pins, programs::map_error};
 
 /// The links and maps of one agent.
 #[derive(Debug, Default)]
@@ -98,11 +93,6 @@ impl Hold {
         let open = |name| Ok((name, MapData::from_pin(pins.join(name)).map_err(map_error(name))?));
         self.maps = MAPS.into_iter().map(open).collect::<Result<_, Error>>()?;
         Ok(())
-    }
-
-    /// The id of the program `name`, if its link is held.
-    pub(super) fn program(&self, name: &str) -> Option<u32> {
-        self.links.iter().find(|held| held.name == name).map(|held| held.program)
     }
 
     /// What of `programs`, which were attached to `cgroup`, and of the maps is not as it was left in `pins`.

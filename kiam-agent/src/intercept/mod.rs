@@ -14,6 +14,7 @@ mod hold;
 mod in_use;
 mod lease;
 mod links;
+mod loading;
 mod marks;
 mod membership;
 mod metrics;
@@ -26,6 +27,7 @@ mod pins;
 mod programs;
 mod proof;
 mod reattach;
+mod refusal;
 mod rewriter;
 mod sandbox_table;
 mod sock_diag;
@@ -55,12 +57,15 @@ pub use self::{
         ProofParts, SUBCOMMAND as PROOF_CLIENT, Witness, client as proof_client,
     },
     reattach::Restored,
+    refusal::Refusal,
     rewriter::Rewriter,
     sandbox_table::SandboxTable,
     unfilter::unfilter,
     uninstall::{detach, is_installed, uninstall},
     walk::Walk,
 };
+
+use crate::telemetry::Chain;
 
 /// What [`Interception::load`] is told.
 #[derive(Clone, Debug)]
@@ -193,6 +198,14 @@ pub enum Error {
         /// As `uname -r` has it.
         release: String,
     },
+    /// Listeners inside pods are of no use on this kernel.
+    #[error(
+        "--path=pod-local needs kernel 5.14 (SO_NETNS_COOKIE), and this is kernel {release}, which does not tell pods' network namespaces apart: use a newer kernel, or --path=auto, by which pods use the node's listener here and are known by their published addresses"
+    )]
+    NoNamespaces {
+        /// As `uname -r` has it.
+        release: String,
+    },
     /// `--bpffs` is on another kind of file system.
     #[error(
         "--bpffs {path:?} is not on a BPF file system; mount one: mount -t bpf bpf /sys/fs/bpf"
@@ -237,20 +250,23 @@ pub enum Error {
     },
     /// The object or its maps could not be loaded.
     #[error(
-        "the kernel programs can't be loaded (root or CAP_BPF and CAP_NET_ADMIN, and kernel 5.10, are needed): {0}"
+        "the kernel programs can't be loaded (root or CAP_BPF and CAP_NET_ADMIN, and kernel 5.10, are needed): {}", Chain(.0)
     )]
     Load(#[from] aya::EbpfError),
-    /// A program was refused or could not be attached.
-    #[error("program {name}: {source}")]
+    /// The kernel refused to load a program.
+    #[error(transparent)]
+    Refused(#[from] Box<Refusal>),
+    /// A program could not be attached.
+    #[error("program {name}: {}", Chain(.source))]
     Program {
         /// Its name.
         name: &'static str,
-        /// aya's error, with the verifier's log.
+        /// aya's error.
         #[source]
         source: aya::programs::ProgramError,
     },
     /// A map operation failed.
-    #[error("map {name}: {source}")]
+    #[error("map {name}: {}", Chain(.source))]
     Map {
         /// Its name.
         name: &'static str,
@@ -259,7 +275,7 @@ pub enum Error {
         source: aya::maps::MapError,
     },
     /// A link could not be pinned.
-    #[error("pin {path:?}: {source}")]
+    #[error("pin {path:?}: {}", Chain(.source))]
     Pin {
         /// Where.
         path: PathBuf,
@@ -271,7 +287,7 @@ pub enum Error {
     #[error(transparent)]
     Guard(#[from] GuardError),
     /// The kernel's log can't be read.
-    #[error("the kernel programs' log: {0}")]
+    #[error("the kernel programs' log: {}", Chain(.0))]
     Log(#[from] aya_log::Error),
     /// The object lacks something; it was built from other sources.
     #[error("the kernel object has no {0}: build it again with `cargo xtask build-ebpf`")]

@@ -8,7 +8,8 @@ use kiam_common::{CGROUP_PASS, CGROUP_PODS, CGROUP_QOS_CLASS};
 use tracing::warn;
 
 use super::{
-    Cgroup, Config, Error, in_use::InUse, membership::Owner, pins, programs::map_error, walk::Walk,
+    Cgroup, Config, Error, in_use::InUse, membership::Owner, netns, pins, programs::map_error,
+    walk::Walk,
 };
 use crate::blocking::Blocking;
 
@@ -23,6 +24,7 @@ pub(super) const CLASSES_TIME: Duration = Duration::from_secs(2);
 ///
 /// Whatever is missing on this machine; see [`Error`].
 pub fn prepare(blocking: &Blocking, config: &Config) -> Result<InUse, Error> {
+    netns::check(config)?;
     let cgroup = Cgroup::open(blocking, config.cgroup.as_deref())?;
     let classes = cgroup.qos_classes(&mut Walk::new(blocking, CLASSES_TIME));
     // The folder is made by the first, and its content may have been taken away before the second.

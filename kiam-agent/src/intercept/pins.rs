@@ -87,6 +87,19 @@ pub(super) fn tidy(pins: &Path, older: &[PathBuf]) -> Result<(), Error> {
     remove(older.to_vec()).map(drop)
 }
 
+/// Whether nothing is pinned in `folder`.
+pub(super) fn is_empty(folder: &Path) -> Result<bool, Error> {
+    Ok(files(folder)?.is_empty())
+}
+
+/// Removes everything in `folder` but links.
+pub(super) fn remove_maps(folder: &Path) -> Result<(), Error> {
+    for file in files(folder)?.iter().filter(|file| !is_link(file)) {
+        remove_file(file)?;
+    }
+    Ok(())
+}
+
 /// Removes the folders with what is in them, links before maps; says what it removed. What is gone already
 /// is not told.
 pub(super) fn remove(folders: Vec<PathBuf>) -> Result<Vec<PathBuf>, Error> {

@@ -1,79 +1,37 @@
-//! Loading, attaching and replacing the programs.
+//! Attaching and replacing the programs.
 
 use std::{
     fmt, fs,
     os::fd::{AsFd as _, BorrowedFd},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf,
     maps::{Array, HashMap, MapData, PerCpuArray, SkStorage},
-    programs::SocketFilter,
 };
 use aya_log::EbpfLogger;
-use kiam_common::{
-    HOST_NETNS_INITIAL, PATH_AUTO, PATH_NODE, PATH_POD_LOCAL,
-    redirect::{AgentPorts, Target},
-};
-use tracing::info;
 
 use super::{
-    Cgroup, Config, Error, Flows, HostNetworkPods, Lease, Marks, Mode, Observed, Path as Way,
-    Rewriter, SandboxTable, UplinkProgram, Verdicts, ancestors,
-    attach::{attach, load, pin_error, replace_or, verify},
+    Cgroup, Error, Flows, Lease, Marks, Observed, Rewriter, SandboxTable, UplinkProgram, Verdicts,
+    attach::{attach, load, pin_error, replace_or},
     guard,
     hold::Hold,
     in_use::Patience,
-    netns,
+    loading::{ENFORCING, GUARD, LISTENER, OBSERVING, listener_filter},
     own_pod::{CLASSES_TIME, mark_cgroups},
     pins,
+    refusal::program_error,
     walk::Walk,
 };
 use crate::blocking::Blocking;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
-
-pub(super) const MAPS: [&str; 10] = [
-    "LEASE",
-    "SANDBOXES",
-    "CGROUPS",
-    "CLIENTS",
-    "LISTENERS",
-    "PASSED",
-    "FLOWS",
-    "PODS",
-    "OBSERVED",
-    "COUNTERS",
-];
-
-/// In the order they are attached: nobody takes the agent's ports, and identity comes before the redirect, so
-/// that no redirected connection goes without a record.
-const ENFORCING: [&str; 9] = [
-    "kiam_bind4",
-    "kiam_bind6",
-    "kiam_sock_ops",
-    "kiam_getpeername4",
-    "kiam_getpeername6",
-    "kiam_connect6",
-    "kiam_connect4",
-    "kiam_sendmsg4",
-    "kiam_sendmsg6",
-];
-
-/// What sees connects and datagrams, and nothing that changes anything else. `kiam_sock_ops` has nothing to publish, but
-/// takes back what was published before: a connection that nobody saw close would count for its pod for good.
-const OBSERVING: [&str; 5] =
-    ["kiam_sock_ops", "kiam_connect6", "kiam_connect4", "kiam_sendmsg4", "kiam_sendmsg6"];
-
-pub(super) const GUARD: &str = "kiam_guard";
-
 /// The programs, loaded; [`Interception::attach`] puts them to work.
 #[derive(Debug)]
 pub struct Interception {
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
     pub(super) pins: PathBuf,
-    older: Vec<PathBuf>,
+    pub(super) older: Vec<PathBuf>,
     pub(super) cgroup: Cgroup,
     /// `--cgroup`.
     pub(super) given: Option<PathBuf>,
@@ -82,10 +40,12 @@ pub struct Interception {
     pub(super) classes: Vec<u64>,
     pub(super) hold: Hold,
     pub(super) patience: Patience,
-    uplink: bool,
-    filters_syns: bool,
-    host_netns: Option<u64>,
-    log: bool,
+    pub(super) guards_uplinks: bool,
+    pub(super) uplink: Option<UplinkProgram>,
+    pub(super) rewriter: Rewriter,
+    pub(super) filters_syns: bool,
+    pub(super) host_netns: Option<u64>,
+    pub(super) log: bool,
 }
 
 /// What stays with the agent once the programs work.
@@ -142,62 +102,6 @@ impl fmt::Debug for KernelLog {
 // === impl Interception ===
 
 impl Interception {
-    /// Loads the programs, with `target` as the agent's listeners, over the maps that are pinned or new ones.
-    /// Nothing that is attached changes.
-    ///
-    /// # Errors
-    ///
-    /// Whatever is missing on this machine; see [`Error`].
-    pub fn load(blocking: &Blocking, config: &Config, target: Target) -> Result<Self, Error> {
-        let cgroup = Cgroup::open(blocking, config.cgroup.as_deref())?;
-        let (pins, older) = pins::open(&config.bpffs)?;
-        let host_netns = netns::host_netns().map_err(|source| Error::File {
-            what: "the node's network namespace cookie (SO_NETNS_COOKIE)",
-            path: PathBuf::from("/proc/self/ns/net"),
-            source,
-        })?;
-        let passes = u32::from(config.host_network == HostNetworkPods::Pass);
-        let observes = u32::from(config.mode == Mode::Observe);
-        let path = match config.path {
-            Way::Auto => PATH_AUTO,
-            Way::PodLocal => PATH_POD_LOCAL,
-            Way::Node => PATH_NODE,
-        };
-        let [admin, metrics] = config.operator_ports;
-        let ports: AgentPorts = [target.v4_port, target.v6_port, admin, metrics];
-        let known = host_netns != HOST_NETNS_INITIAL;
-        let only_known = u32::from(config.has_filter() && known);
-        let level: u8 = if config.log { 4 } else { 0 };
-        let mut loader = loader(&pins);
-        loader
-            .override_global("TARGET", &target, true)
-            .override_global("AGENT_PORTS", &ports, true)
-            .override_global("HOST_NETNS", &host_netns, true)
-            .override_global("HOST_NETWORK_PASSES", &passes, true)
-            .override_global("NAMESPACES_ARE_KNOWN", &only_known, true)
-            .override_global("OBSERVES", &observes, true)
-            .override_global("PATH", &path, true)
-            .override_global(aya_log::LEVEL, &level, false);
-        let mut ebpf = loader.load(OBJECT)?;
-        let programs = programs(config, &cgroup)?;
-        verify(&mut ebpf, &programs)?;
-        Ok(Self {
-            ebpf,
-            pins,
-            older,
-            cgroup,
-            given: config.cgroup.clone(),
-            programs,
-            classes: Vec::new(),
-            hold: Hold::default(),
-            patience: Patience::default(),
-            uplink: config.guard.uplink && config.mode == Mode::Enforce,
-            filters_syns: config.has_filter(),
-            host_netns: known.then_some(host_netns),
-            log: config.log,
-        })
-    }
-
     /// Attaches the programs, or replaces those of an earlier agent in place, and pins them. `listeners` are
     /// the sockets that the targets name.
     ///
@@ -220,16 +124,7 @@ impl Interception {
         let flows = Flows::new(hash(ebpf, "FLOWS")?, hash(ebpf, "PODS")?);
         let map = ebpf.take_map("COUNTERS").ok_or(Error::Missing("COUNTERS"))?;
         let counters = PerCpuArray::try_from(map).map_err(map_error("COUNTERS"))?;
-        let rewriter = Rewriter::load(ebpf)?;
         let observed = (!self.enforces()).then(|| Observed::open(&self.pins)).transpose()?;
-        let uplink = match self.uplink {
-            true => {
-                let agent = self.hold.program(guard::AGENT).unwrap_or_default();
-                let ebpf = loader(&self.pins).load(OBJECT)?;
-                Some(UplinkProgram::load(ebpf, self.pins.clone(), agent)?)
-            }
-            false => None,
-        };
         Ok(Parts {
             lease,
             flows,
@@ -238,11 +133,11 @@ impl Interception {
             marks: Marks::open(&self.pins)?,
             sandboxes: SandboxTable::open(&self.pins)?,
             host_netns: self.host_netns,
-            rewriter,
+            rewriter: self.rewriter.clone(),
             guards_packets: self.guards_packets(),
             observed,
             first,
-            uplink,
+            uplink: self.uplink.take(),
             log,
             programs: self,
         })
@@ -281,13 +176,9 @@ impl Interception {
         if !self.filters_syns {
             return Ok(());
         }
-        let name = "kiam_listener";
-        let failed = |source| Error::Program { name, source };
-        let program = self.ebpf.program_mut(name).ok_or(Error::Missing(name))?;
-        let filter: &mut SocketFilter = program.try_into().map_err(failed)?;
-        filter.load().map_err(failed)?;
+        let filter = listener_filter(&mut self.ebpf)?;
         for socket in listeners {
-            filter.attach(socket).map_err(failed)?;
+            filter.attach(socket).map_err(program_error(LISTENER))?;
         }
         Ok(())
     }
@@ -304,7 +195,7 @@ impl Interception {
 
     pub(super) fn attach_one(&mut self, name: &'static str) -> Result<(), Error> {
         let pin = pins::link(&self.pins, name);
-        let failed = |source| Error::Program { name, source };
+        let failed = program_error(name);
         let program = self.ebpf.program_mut(name).ok_or(Error::Missing(name))?;
         let fd =
             load(program).map_err(failed)?.try_clone().map_err(|source| pin_error(&pin, source))?;
@@ -322,37 +213,11 @@ impl Interception {
                 fs::remove_file(&pin).map_err(|source| pin_error(&pin, source))?;
             }
         }
-        if !self.uplink {
+        if !self.guards_uplinks {
             guard::remove_uplinks(&self.pins)?;
         }
         Ok(())
     }
-}
-
-/// Loads the object over the maps that are pinned in `pins`, or new ones.
-fn loader(pins: &Path) -> EbpfLoader<'static> {
-    let mut loader = EbpfLoader::new();
-    for map in MAPS {
-        loader.map_pin_path(map, pins.join(map));
-    }
-    loader
-}
-
-/// The programs that `config` asks for, in the order they are attached.
-fn programs(config: &Config, cgroup: &Cgroup) -> Result<Vec<&'static str>, Error> {
-    if config.mode == Mode::Observe {
-        return Ok(OBSERVING.to_vec());
-    }
-    let mut programs = ENFORCING.to_vec();
-    let above = ancestors::with_programs(cgroup)?;
-    for path in &above {
-        // They run after ours and may rewrite any address to the IMDS's: socket load balancers do such things.
-        info!(cgroup = %path.display(), "Programs above the pods' cgroup: packets are guarded too");
-    }
-    if config.guard.skb || !above.is_empty() {
-        programs.push(GUARD);
-    }
-    Ok(programs)
 }
 
 pub(super) fn map_error(name: &'static str) -> impl Fn(aya::maps::MapError) -> Error {

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    Cgroup, Error, Interception, Losses, Turn, ancestors, own_pod::CLASSES_TIME, pins,
-    programs::GUARD, walk::Walk,
+    Cgroup, Error, Interception, Losses, Turn, ancestors, loading::GUARD, own_pod::CLASSES_TIME,
+    pins, walk::Walk,
 };
 use crate::blocking::Blocking;
 

@@ -10,7 +10,7 @@ use aya::{
     programs::{CgroupSockAddr, ProgramFd},
 };
 
-use super::{Cgroup, Error, links};
+use super::{Cgroup, Error, links, refusal::program_error};
 
 const NAME: &str = "kiam_rewrite";
 
@@ -26,7 +26,7 @@ pub(super) struct Rewriting(#[expect(dead_code, reason = "kept open")] OwnedFd);
 
 impl Rewriter {
     pub(super) fn load(ebpf: &mut Ebpf) -> Result<Self, Error> {
-        let failed = |source| Error::Program { name: NAME, source };
+        let failed = program_error(NAME);
         let program = ebpf.program_mut(NAME).ok_or(Error::Missing(NAME))?;
         let program: &mut CgroupSockAddr = program.try_into().map_err(failed)?;
         program.load().map_err(failed)?;

@@ -11,6 +11,7 @@ use aws_sdk_sts::{
 use crate::{
     credentials::{ErrorClass, SourceError},
     role::RoleArn,
+    telemetry::Chain,
 };
 
 /// Characters of a message; it ends in logs and in a header.
@@ -130,24 +131,13 @@ fn unasked(error: &(dyn StdError + 'static)) -> SourceError {
         };
         return SourceError { class, message: one_line(&hop.to_string()) };
     }
+    // Not the SDK's `DisplayErrorContext`: that shows the body of an answer that it can't parse, secrets and all.
     match causes().find(|cause| cause.is::<CredentialsError>()) {
         Some(cause) => {
-            retryable(&format!("the node's own credentials can't be loaded: {}", chain(cause)))
+            retryable(&format!("the node's own credentials can't be loaded: {}", Chain(cause)))
         }
-        None => retryable(&format!("STS could not be asked: {}", chain(error))),
+        None => retryable(&format!("STS could not be asked: {}", Chain(error))),
     }
-}
-
-/// The error and what caused it, by `Display` alone: the SDK's `Debug`, and so its
-/// `DisplayErrorContext`, shows the body of an answer that it can't parse, secrets and all.
-fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 fn one_line(text: &str) -> String {

@@ -4,11 +4,13 @@
 
 #[cfg(test)]
 pub(crate) mod captured;
+mod chain;
 mod limit;
 mod logs;
 mod statsd;
 
 pub use self::{
+    chain::Chain,
     limit::LogLimit,
     logs::{Format, InvalidLevel, Level, LogLevel, Logs},
     statsd::{Statsd, StatsdFlush},

@@ -25,7 +25,7 @@ use aya::{
 };
 
 use super::{
-    super::{Error, Turn, in_use::Patience, links::PinnedLink, pins},
+    super::{Error, Turn, in_use::Patience, links::PinnedLink, pins, refusal::program_error},
     selection::{Interface, interfaces, uplinks},
 };
 
@@ -275,7 +275,7 @@ fn pinned(pins: &Path) -> Result<Vec<(PathBuf, u32)>, Error> {
 }
 
 fn failed(source: ProgramError) -> Error {
-    Error::Program { name: PROGRAM, source }
+    program_error(PROGRAM)(source)
 }
 
 fn file(what: &'static str, path: &Path, source: io::Error) -> Error {

@@ -1,0 +1,76 @@
+//! A program that the kernel refuses.
+
+use std::fs;
+
+use xtask::lab::{Node, PodSpec, skip};
+
+use super::*;
+use crate::intercept::GuardConfig;
+
+/// What connect(2) to the IMDS comes to.
+const CONNECT: &str = "import errno,socket\n\
+    s=socket.socket();s.settimeout(.3)\n\
+    try: s.connect(('169.254.169.254',80));print('connected')\n\
+    except OSError as e: print(errno.errorcode.get(e.errno,'no answer'))";
+
+/// The object with an instruction at the beginning of `program` that no kernel knows.
+fn broken(program: &str) -> Vec<u8> {
+    const SYMBOLS: u64 = 2;
+    let number = |at: usize, size: usize| {
+        let mut word = [0; 8];
+        word[..size].copy_from_slice(&OBJECT[at..at + size]);
+        u64::from_le_bytes(word)
+    };
+    let index = |at, size| usize::try_from(number(at, size)).unwrap();
+    let (headers, size, count) = (index(0x28, 8), index(0x3a, 2), index(0x3c, 2));
+    let header = |section: usize| headers + section * size;
+    // Where a section's content is in the file, and how long it is.
+    let content = |section| (index(header(section) + 0x18, 8), index(header(section) + 0x20, 8));
+    let symbols = (0..count).find(|&section| number(header(section) + 4, 4) == SYMBOLS).unwrap();
+    let names = content(index(header(symbols) + 0x28, 4)).0;
+    let (first, length) = content(symbols);
+    let named = |symbol: &usize| {
+        let name = &OBJECT[names + index(*symbol, 4)..];
+        name.starts_with(program.as_bytes()) && name[program.len()] == 0
+    };
+    let symbol = (first..first + length).step_by(24).find(named).unwrap();
+    let mut object = OBJECT.to_vec();
+    object[content(index(symbol + 6, 2)).0 + index(symbol + 8, 8)] = 0xff;
+    object
+}
+
+#[test]
+fn a_program_that_the_kernel_refuses_leaves_nothing_attached_or_pinned() {
+    if skip("a_program_that_the_kernel_refuses_leaves_nothing_attached_or_pinned") {
+        return;
+    }
+    let node = Node::start().unwrap();
+    let pod = node.pod(PodSpec::new("default", "a").with_uid().unwrap()).unwrap();
+    let before = pod.python(CONNECT).unwrap();
+    let pins = node.bpffs().join("kiam");
+    let config = Config {
+        attested: true,
+        guard: GuardConfig { uplink: true, ..GuardConfig::default() },
+        ..Config::new(Some(node.kubepods().to_owned()), pins.clone())
+    };
+    let start = |object: &[u8]| {
+        let blocking = Blocking::here().unwrap();
+        Interception::load_object(object, &blocking, &config, Target::default())
+            .and_then(|loaded| loaded.attach(&blocking, &[]))
+    };
+    let start = |object: &[u8]| node.netns().enter(|| start(object)).unwrap();
+    for program in ["kiam_sendmsg6", GUARD, LISTENER, "kiam_rewrite", "kiam_uplink"] {
+        let error = start(&broken(program)).map(drop).unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, Error::Refused(_)) && text.contains(program), "{text}");
+        let pinned: Vec<_> = fs::read_dir(pins::current(&pins)).unwrap().flatten().collect();
+        assert!(pinned.is_empty(), "{program}: {pinned:?}");
+        assert_eq!(pod.python(CONNECT).unwrap(), before, "{program}");
+    }
+    // An agent that is refused later leaves what works: without a lease it denies.
+    let parts = start(OBJECT).unwrap();
+    drop(parts);
+    assert_eq!(pod.python(CONNECT).unwrap(), "EPERM");
+    start(&broken("kiam_uplink")).map(drop).unwrap_err();
+    assert_eq!(pod.python(CONNECT).unwrap(), "EPERM");
+}
