@@ -197,9 +197,9 @@ fn a_full_map_denies_at_connect_and_is_counted() {
     }
     assert_eq!(pod.python(CONNECT).unwrap(), "EPERM");
     assert_eq!(stage.parts.verdicts.count(Reason::Full), 1);
-    // Room for one entry of the two: nothing is published by half.
+    // Room for one entry of the two.
     map.remove(&junk(0)).unwrap();
-    assert_eq!(pod.python(CONNECT).unwrap(), "timeout");
+    assert_eq!(pod.python(CONNECT).unwrap(), "EPERM");
     assert_eq!(stage.parts.verdicts.count(Reason::Full), 2);
     assert_eq!(u64::try_from(stage.flows()).unwrap(), filled - 1);
     map.remove(&junk(1)).unwrap();

@@ -46,7 +46,7 @@ const _: () = assert!(size_of::<Opener>() == 32);
 pub struct Client {
     /// What is published.
     pub opener: Opener,
-    /// Under which key, while the state is [`Client::PUBLISHED`]. The kernel may change the source address between
+    /// Under which key, while the state is [`Client::BEGUN`] or [`Client::PUBLISHED`]. The kernel may change the source address between
     /// the handshake and the close (`ip_dynaddr`), so the key is kept.
     pub key: FlowKey,
     /// The cgroup that the connection counts for: its pod's.
@@ -60,7 +60,7 @@ pub struct Client {
     pub port: u16,
     /// 1 for a listener inside its own network namespace, 0 for one of the node's.
     pub inside: u16,
-    /// [`Client::RECORDED`], [`Client::PUBLISHED`], or neither.
+    /// [`Client::RECORDED`], [`Client::BEGUN`], [`Client::PUBLISHED`], or none of them.
     pub state: u32,
 }
 const _: () = assert!(size_of::<Client>() == 128);
@@ -68,7 +68,10 @@ const _: () = assert!(size_of::<Client>() == 128);
 impl Client {
     /// `state` after the connect hook, until the handshake begins.
     pub const RECORDED: u32 = 1;
-    /// `state` while `FLOWS` has the entry, and the connection counts for its pod.
+    /// `state` once the SYN is on its way: the connection counts for its pod, and at the node's listener the filter of
+    /// SYNs lets it in.
+    pub const BEGUN: u32 = 4;
+    /// `state` while the connection stands, and `FLOWS` tells whose it is.
     pub const PUBLISHED: u32 = 2;
     /// `state` once the record was used: what the socket connects to later needs a new one.
     pub const SPENT: u32 = 3;

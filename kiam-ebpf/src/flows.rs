@@ -1,7 +1,12 @@
 //! From a connect to the entry that the agent looks up.
 //!
 //! connect notes who calls with the socket; `BPF_SOCK_OPS_TCP_CONNECT_CB`, which runs once the source port
-//! is chosen and before the SYN leaves, publishes it; the socket's own close takes it away.
+//! is chosen and before the SYN leaves, counts it and lets the SYN in; `BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB`, which runs
+//! before the listener can have the connection, publishes it; the socket's own close takes it away.
+//!
+//! Any number of sockets can be about to connect with the same ends: one that is bound to an interface after its ports
+//! were chosen is in no other's way, and TCP Fast Open lets it send its SYN whenever it likes. But only one of them gets
+//! the answer, and that is the one whose connection it is.
 
 use core::arch::asm;
 
@@ -62,7 +67,7 @@ pub(crate) fn record(ctx: &SockAddrContext, redirected: Redirected) -> Result<()
     // SAFETY: not null, and owned by this socket, which the caller of connect has locked.
     let client = unsafe { &mut *client };
     // A socket that has a connection can't connect. Were it so, its entry would stay for good.
-    if client.state == Client::PUBLISHED {
+    if client.state == Client::BEGUN || client.state == Client::PUBLISHED {
         return Err(Reason::NoRecord);
     }
     client.opener = Opener {
@@ -86,8 +91,8 @@ pub(crate) fn record(ctx: &SockAddrContext, redirected: Redirected) -> Result<()
     Ok(())
 }
 
-/// Whether `FLOWS` takes another entry. A connection's own is written once its source port is chosen, and then the connect
-/// can't be denied any more: it would wait in vain for an answer to its SYN.
+/// Whether `FLOWS` takes another connection's two entries. They are written later, when the connect can't be denied any more:
+/// it would wait in vain for an answer to its SYN.
 #[inline(always)]
 fn has_room(netns: u64) -> bool {
     // No connection has these ends.
@@ -99,12 +104,17 @@ fn has_room(netns: u64) -> bool {
         destination_port_be: 0,
         pad: 0,
     };
+    let another = FlowKey { netns: 0, ..nobodys };
     let nobody = Opener { cgroup: 0, netns, socket: 0, on_host: 0, pad: 0 };
-    if FLOWS.insert(nobodys, nobody, 0).is_err() {
-        return false;
+    let one = FLOWS.insert(nobodys, nobody, 0).is_ok();
+    let both = one && FLOWS.insert(another, nobody, 0).is_ok();
+    if both {
+        let _ = FLOWS.remove(another);
     }
-    let _ = FLOWS.remove(nobodys);
-    true
+    if one {
+        let _ = FLOWS.remove(nobodys);
+    }
+    both
 }
 
 /// The record of a socket that was redirected.
@@ -194,9 +204,9 @@ impl Words {
     }
 }
 
-/// Publishes who opened this connection, if it is the one that was recorded.
+/// Counts this connection, if it is the one that was recorded, and lets its SYN in.
 #[inline(always)]
-pub(crate) fn publish(ctx: &SockOpsContext) {
+pub(crate) fn begin(ctx: &SockOpsContext) {
     let Some(client) = recorded(ctx) else { return };
     if client.state != Client::RECORDED {
         return;
@@ -217,10 +227,10 @@ pub(crate) fn publish(ctx: &SockOpsContext) {
         return count(reason);
     }
     client.key = key;
-    client.state = Client::PUBLISHED;
+    client.state = Client::BEGUN;
 }
 
-/// Counts the connection for its pod, and writes its entries: all of that, or nothing.
+/// Counts the connection for its pod, and writes its entry for the filter of SYNs: both, or nothing.
 #[inline(always)]
 fn enter(client: &Client, key: FlowKey) -> Result<(), Reason> {
     let held = held(client.pod).ok_or(Reason::Full)?;
@@ -229,8 +239,10 @@ fn enter(client: &Client, key: FlowKey) -> Result<(), Reason> {
     // SAFETY: a value that the map returned lives as long as the program runs (RCU), and an aligned word is read whole.
     let result = if unsafe { (&raw const (*held).open).read_volatile() } > POD_QUOTA {
         Err(Reason::Quota)
+    } else if client.inside != 0 {
+        Ok(())
     } else {
-        insert(client, key)
+        admit(client, key)
     };
     if result.is_err() {
         closed(held);
@@ -238,33 +250,42 @@ fn enter(client: &Client, key: FlowKey) -> Result<(), Reason> {
     result
 }
 
+/// Has the filter at the node's listener, which does not see the namespace, let the SYN in. Whose entry that is makes no
+/// difference there, and one of a connection that stands is not overwritten.
 #[inline(always)]
-fn insert(client: &Client, key: FlowKey) -> Result<(), Reason> {
-    let opener = client.opener;
-    // Two sockets of one namespace can have the same ends if one is bound to an interface, and nothing tells them apart at
-    // the agent's accept: neither has an entry then. An entry whose close was missed goes the same way.
+fn admit(client: &Client, key: FlowKey) -> Result<(), Reason> {
+    let key = FlowKey { netns: 0, ..key };
     // SAFETY: only whether the entry is there is asked.
-    if unsafe { FLOWS.get(key) }.is_some() {
-        let _ = FLOWS.remove(key);
-        return Err(Reason::NoRecord);
-    }
-    FLOWS.insert(key, opener, BPF_NOEXIST.into()).map_err(|_| Reason::Full)?;
-    if client.inside != 0 {
+    if client.inside != 0 || unsafe { FLOWS.get(key) }.is_some() {
         return Ok(());
     }
-    // The filter at the node's listener does not see the namespace.
-    if FLOWS.insert(FlowKey { netns: 0, ..key }, opener, 0).is_err() {
-        remove(key, opener.socket);
-        return Err(Reason::Full);
+    FLOWS.insert(key, client.opener, 0).map_err(|_| Reason::Full)
+}
+
+/// Publishes who opened this connection, now that it stands: whatever others have written under its ends before.
+#[inline(always)]
+pub(crate) fn publish(ctx: &SockOpsContext) {
+    let Some(client) = recorded(ctx) else { return };
+    if client.state != Client::BEGUN {
+        return;
     }
-    Ok(())
+    let (key, opener) = (client.key, client.opener);
+    let last = FlowKey { netns: 0, ..key };
+    if FLOWS.insert(key, opener, 0).is_err()
+        || (client.inside == 0 && FLOWS.insert(last, opener, 0).is_err())
+    {
+        // Nothing stays half done: the close takes away what there is, and until then its request is refused.
+        remove(key, opener.socket);
+        return count(Reason::Full);
+    }
+    client.state = Client::PUBLISHED;
 }
 
 /// Takes the connection's entries away, if they are still this socket's, and its part of the quota.
 #[inline(always)]
 pub(crate) fn close(ctx: &SockOpsContext) {
     let Some(client) = recorded(ctx) else { return };
-    if client.state != Client::PUBLISHED {
+    if client.state != Client::BEGUN && client.state != Client::PUBLISHED {
         return;
     }
     client.state = Client::SPENT;

@@ -15,7 +15,10 @@ mod sock_addr;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE},
+    bindings::{
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_TCP_CLOSE,
+    },
     helpers::bpf_get_current_cgroup_id,
     macros::{cgroup_skb, cgroup_sock_addr, classifier, sock_ops, socket_filter},
     programs::{SkBuffContext, SockAddrContext, SockOpsContext, TcContext},
@@ -159,7 +162,8 @@ fn kiam_getpeername6(ctx: SockAddrContext) -> i32 {
 #[sock_ops]
 fn kiam_sock_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => flows::publish(&ctx),
+        BPF_SOCK_OPS_TCP_CONNECT_CB => flows::begin(&ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => flows::publish(&ctx),
         // The arguments are the old state and the new state.
         BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => flows::close(&ctx),
         _ => {}

@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-/// Resolves a connection by the entry that the kernel programs published when it was opened.
+/// Resolves a connection by the entry that the kernel programs published when it was established.
 ///
 /// An entry speaks for a connection only from a network namespace that is known to be the pod's: any user can make
 /// another one, with any address in it. The listener's side shows the opener's address and not its namespace, so the

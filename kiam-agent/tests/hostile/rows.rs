@@ -77,7 +77,7 @@ impl Row {
         match stage.configuration {
             Configuration::Default => default_configuration(stage),
             Configuration::NodePath => node_path(stage),
-            Configuration::HostNetwork => host_network(),
+            Configuration::HostNetwork => host_network(stage),
         }
     }
 
@@ -160,7 +160,11 @@ fn node_path(stage: &Stage) -> Vec<Row> {
     ]
 }
 
-fn host_network() -> Vec<Row> {
+fn host_network(stage: &Stage) -> Vec<Row> {
+    let defer = || {
+        let interfaces = stage.interfaces();
+        (Who::Host, Program::Defer { listener: LISTENER, ports: GUESSED, interfaces })
+    };
     let forge = || (Who::Host, Program::Forge { listener: LISTENER, threads: 1 });
     let busy = (Who::Pod, Program::Pipeline { connections: 64, burst: 400, reads: true });
     let churn = (Who::Host, Program::Churn { threads: 4, interface: None });
@@ -169,6 +173,7 @@ fn host_network() -> Vec<Row> {
         Row::new("forged while the agent is busy", vec![forge(), busy]).fresh(),
         Row::new("forged, takeover", vec![forge()]).fresh().during(Event::Takeover),
         Row::new("forged, restart", vec![forge()]).fresh().during(Event::Restart),
+        Row::new("victim's ends had before, twice", vec![defer()]).fresh(),
         Row::new("connection churn", vec![churn]),
     ]
 }

@@ -82,7 +82,7 @@ impl Stage {
             (Who::Unpublished, lab.unpublished_pod(spec("unpublished")).unwrap()),
             (Who::Host, lab.pod(spec("host").host_network()).unwrap()),
         ];
-        if configuration == Configuration::NodePath {
+        if configuration != Configuration::Default {
             let range = format!("{} {}", GUESSED.0, GUESSED.1);
             victim.netns().sysctl("ipv4/ip_local_port_range", &range).unwrap();
             // There are not enough for each to wait for a minute after its last connection.
@@ -106,6 +106,11 @@ impl Stage {
     /// The cgroup of a pod's container.
     pub(crate) fn container(&self, who: Who) -> PathBuf {
         self.pod(who).cgroup().path().to_owned()
+    }
+
+    /// The node's ends of two pods' links.
+    pub(crate) fn interfaces(&self) -> [String; 2] {
+        [Who::Pod, Who::Unpublished].map(|who| self.pod(who).link().unwrap().to_owned())
     }
 
     fn pod(&self, who: Who) -> &LabPod {

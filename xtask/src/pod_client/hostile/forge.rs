@@ -5,6 +5,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
+    os::fd::OwnedFd,
     thread,
     time::Duration,
 };
@@ -35,9 +36,8 @@ pub(super) fn by_sight(course: &Course, listener: SocketAddr, threads: u32) -> i
 }
 
 fn see_and_forge(course: &Course, listener: SocketAddr) -> io::Result<()> {
-    // The packet socket stays in the namespace that it is made in.
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let sight = socket_with(AddressFamily::PACKET, SocketType::DGRAM, flags, Some(eth::IP))?;
+    // It stays in the namespace that it is made in.
+    let sight = sight()?;
     let IpAddr::V4(node) = listener.ip() else { return Err(io::ErrorKind::InvalidInput.into()) };
     enter_new_network(node)?;
     pretend_to_be(listener)?;
@@ -55,6 +55,12 @@ fn see_and_forge(course: &Course, listener: SocketAddr) -> io::Result<()> {
         keep(course, &mut open, OPEN, forge(source));
     }
     Ok(())
+}
+
+/// A socket that sees the packets on all interfaces.
+pub(super) fn sight() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(socket_with(AddressFamily::PACKET, SocketType::DGRAM, flags, Some(eth::IP))?)
 }
 
 /// Opens connections from `source` and each of `ports`, again and again, `window` at a time.
@@ -108,7 +114,7 @@ fn keep(course: &Course, open: &mut VecDeque<Socket>, most: usize, forged: io::R
 }
 
 /// Where an IPv4 packet comes from, if it is a SYN to `listener`.
-fn source_of_syn(packet: &[u8], listener: SocketAddr) -> Option<SocketAddr> {
+pub(super) fn source_of_syn(packet: &[u8], listener: SocketAddr) -> Option<SocketAddr> {
     let header = usize::from(packet.first()? & 0xf) * 4;
     let address = |at: usize| Some(Ipv4Addr::from(*packet.get(at..)?.first_chunk::<4>()?));
     let port =

@@ -3,6 +3,7 @@
 //! number, what is repeated by [`LIMIT`].
 
 mod cgroups;
+mod deferred;
 mod flood;
 mod forge;
 mod hold;
@@ -97,6 +98,16 @@ pub enum Program {
         /// How many are open at a time.
         window: u32,
     },
+    /// Keeps two sockets ready for each port that a connection of another pod on the node's network may have, and has both
+    /// send their SYNs when such a connection begins.
+    Defer {
+        /// The node's listener.
+        listener: (Ipv4Addr, u16),
+        /// The first and the last of the ports.
+        ports: (u16, u16),
+        /// Interfaces of the node, none of which is its loopback.
+        interfaces: [String; 2],
+    },
     /// Makes empty cgroups in its container's.
     Cgroups {
         /// The container's.
@@ -190,6 +201,9 @@ impl Program {
             Self::Spray { source, ports, listener, window } => {
                 let ports = ports.0..=ports.1;
                 forge::by_guess(course, *source, ports, (*listener).into(), *window)
+            }
+            Self::Defer { listener, ports, interfaces } => {
+                deferred::run(course, (*listener).into(), ports.0..=ports.1, interfaces)
             }
             Self::Cgroups { below, count } => cgroups::run(course, below, *count),
             Self::Namespaces { count, listener } => {
