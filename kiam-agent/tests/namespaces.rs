@@ -178,7 +178,7 @@ fn a_record_is_good_for_one_connection_and_the_quota_is_where_the_map_is_written
 #[test]
 fn a_full_map_denies_at_connect_and_is_counted() {
     let name = "a_full_map_denies_at_connect_and_is_counted";
-    let Some(stage) = Stage::set(name, HostNetworkPods::Pass) else { return };
+    let Some(mut stage) = Stage::set(name, HostNetworkPods::Pass) else { return };
     let pod = stage.pod("a");
     stage.know(cookie(&pod), &pod);
     let mut map = stage.map();
@@ -195,14 +195,17 @@ fn a_full_map_denies_at_connect_and_is_counted() {
     while map.insert(junk(filled), Opener::default(), 0).is_ok() {
         filled += 1;
     }
+    stage.parts.lease.renew().unwrap();
     assert_eq!(pod.python(CONNECT).unwrap(), "EPERM");
     assert_eq!(stage.parts.verdicts.count(Reason::Full), 1);
     // Room for one entry of the two.
     map.remove(&junk(0)).unwrap();
+    stage.parts.lease.renew().unwrap();
     assert_eq!(pod.python(CONNECT).unwrap(), "EPERM");
     assert_eq!(stage.parts.verdicts.count(Reason::Full), 2);
     assert_eq!(u64::try_from(stage.flows()).unwrap(), filled - 1);
     map.remove(&junk(1)).unwrap();
+    stage.parts.lease.renew().unwrap();
     assert_eq!(pod.python(CONNECT).unwrap(), "connected");
 }
 
