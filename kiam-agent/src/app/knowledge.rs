@@ -65,7 +65,7 @@ impl Common {
             static_pod_namespaces: config.static_pod_namespaces.clone(),
             node: node.clone(),
         });
-        let cluster = Cluster::new(config.cluster.clone()).await?;
+        let cluster = Cluster::new(config.cluster.clone(), &self.readiness)?;
         let synced = Synced {
             pods: self.readiness.latch("pods"),
             namespaces: self.readiness.latch("namespaces"),

@@ -259,7 +259,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let (intercept, identity) = interception(flags, mistakes);
     let credentials = sts::credentials(flags, mistakes);
     let max_staleness = credentials.and_then(|it| it.max_staleness);
-    let cluster = cluster(flags, prove_after(identity, max_staleness), mistakes);
+    let cluster = cluster((flags, vars), prove_after(identity, max_staleness), mistakes);
     let imds = metadata(flags, (identity, &hosts), intercept.is_some(), mistakes);
     let upstream = mistakes.parse("upstream", &flags.upstream);
     let static_pod_namespaces =
@@ -327,7 +327,7 @@ fn prove_after(identity: Identity, max_staleness: Option<Duration>) -> Duration 
 }
 
 fn cluster(
-    flags: &Flags,
+    (flags, vars): (&Flags, &dyn Vars),
     prove_after: Duration,
     mistakes: &mut Mistakes,
 ) -> Option<cluster::Config> {
@@ -340,6 +340,7 @@ fn cluster(
     if taint.is_some() && flags.node_name.is_none() {
         mistakes.add("startup-taint", "it needs --node-name: whose taint is it?");
     }
+    let proxies = mistakes.proxies(vars);
     Some(cluster::Config {
         kubeconfig: flags.kubeconfig.as_ref().filter(|path| !path.is_empty()).map(PathBuf::from),
         node_name: flags.node_name.clone(),
@@ -348,6 +349,7 @@ fn cluster(
         stall: SECOND * 75,
         startup_taint: given(taint)?,
         prove_after,
+        proxies: proxies?,
     })
 }
 
