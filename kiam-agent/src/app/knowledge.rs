@@ -20,7 +20,7 @@ use super::{
 use crate::{
     cluster::{self, Cluster, Synced},
     config::{Config, Hosts},
-    credentials::{self, CredentialReader, CredentialSource, Inheritance, Prefetcher},
+    credentials::{self, CredentialReader, CredentialSource, Inheritance, Prefetcher, Refresher},
     handover::{self, Trusted},
     identity::NodeAddresses,
     imds,
@@ -45,6 +45,7 @@ pub(super) struct Knowledge {
     pub(super) pods: PodReader,
     pub(super) policy: RolePolicy,
     pub(super) credentials: CredentialReader,
+    pub(super) refresher: Refresher,
     pub(super) sightings: Sightings,
     pub(super) paths: Paths,
     /// The node's addresses.
@@ -86,6 +87,7 @@ impl Common {
         let (wanted, receiver) = watch::channel(WantedRoles::default());
         let (mut prefetcher, credentials) =
             self.prefetcher(config, source, (&pods, receiver), first);
+        let refresher = prefetcher.refresher();
         let serves = served(config.cluster.node_name.is_some(), config.hosts);
         let told = self.told(config, (&pods, &policy, &credentials));
         let publish = publish_wanted(policy.clone(), serves, wanted, self.drain.clone());
@@ -117,6 +119,7 @@ impl Common {
             pods,
             policy,
             credentials,
+            refresher,
             sightings: Sightings::default(),
             paths: Paths::default(),
             node,

@@ -6,6 +6,7 @@ mod pod_name;
 mod roles;
 mod scan;
 mod sts;
+mod subcommands;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -16,7 +17,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{CommandFactory as _, Parser as _};
 
 use self::{
-    flags::{CommandLine, Flags, Subcommands},
+    flags::{CommandLine, Flags},
     interception::interception,
     values::Mistakes,
     warnings::warnings,
@@ -71,6 +72,13 @@ pub enum Task {
     },
     /// `explain`.
     Explain {
+        /// The pod.
+        pod: PodName,
+        /// `--state-dir`.
+        state_dir: PathBuf,
+    },
+    /// `refresh`.
+    Refresh {
         /// The pod.
         pod: PodName,
         /// `--state-dir`.
@@ -190,10 +198,10 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
     }
     let subcommand = matches!(
         first,
-        Some("uninstall" | "status" | "explain" | "help" | intercept::PROOF_CLIENT)
+        Some("uninstall" | "status" | "explain" | "refresh" | "help" | intercept::PROOF_CLIENT)
     );
     if subcommand || arguments.iter().any(|word| word == "--help" || word == "-h") {
-        return parse_subcommand(arguments, vars);
+        return subcommands::parse(arguments, vars);
     }
     let scanned = scan::scan(&CommandLine::command(), arguments, vars);
     if let Some(mistake) = scanned.misplaced {
@@ -212,40 +220,6 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
             mistakes.0.push(error.to_string());
             Err(UsageError(mistakes.0))
         }
-    }
-}
-
-fn parse_subcommand(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> {
-    let mut words = vec!["kiam-agent".to_owned()];
-    words.extend_from_slice(arguments);
-    // Where the agent was told by its environment, they must look there too.
-    let known: &[_] = match arguments.first().map(String::as_str) {
-        Some("uninstall") => &[("--bpffs", "KIAM_BPFFS")],
-        Some("status" | "explain") => &[("--state-dir", "KIAM_STATE_DIR")],
-        _ => &[],
-    };
-    for (flag, name) in known {
-        if let Some(value) = vars.get(name).filter(|_| !words.iter().any(|w| w.starts_with(flag))) {
-            words.push(format!("{flag}={value}"));
-        }
-    }
-    match CommandLine::try_parse_from(words) {
-        Ok(CommandLine { command: Some(Subcommands::Uninstall { bpffs, force }), .. }) => {
-            Ok(Task::Uninstall { bpffs: bpffs.into(), force })
-        }
-        Ok(CommandLine { command: Some(Subcommands::ProofClient), .. }) => Ok(Task::ProofClient),
-        Ok(CommandLine { command: Some(Subcommands::Status { live, state_dir }), .. }) => {
-            Ok(Task::Status { live, state_dir: state_dir.into() })
-        }
-        Ok(CommandLine { command: Some(Subcommands::Explain { pod, state_dir }), .. }) => {
-            match pod.parse() {
-                Ok(pod) => Ok(Task::Explain { pod, state_dir: state_dir.into() }),
-                Err(mistake) => Err(UsageError(vec![mistake])),
-            }
-        }
-        Ok(_) => Err(UsageError(vec!["there is no such subcommand".to_owned()])),
-        Err(error) if !error.use_stderr() => Ok(Task::Print(error.to_string())),
-        Err(error) => Err(UsageError(vec![error.to_string()])),
     }
 }
 
