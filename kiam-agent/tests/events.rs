@@ -87,6 +87,7 @@ impl Fixture {
         let (sender, wanted) = watch::channel(WantedRoles::default());
         let clock = Clock::system();
         let parts = credentials::Parts {
+            names: Box::new(|_| None),
             source: Arc::new(Aws),
             render: imds::wire::render,
             clock: clock.clone(),
@@ -139,7 +140,7 @@ impl Fixture {
         self.index.apply_namespace(Namespace {
             name: name.to_owned(),
             resource_version: None,
-            permitted: Some(permitted.to_owned()),
+            permitted: Some(permitted.into()),
             allowed_roles: None,
             imdsv2: None,
         });
@@ -198,7 +199,7 @@ fn pod(name: &str, role: Option<&str>) -> Pod {
         service_account: "default".to_owned(),
         live: true,
         config_hash: None,
-        role: role.map(str::to_owned),
+        role: role.map(Into::into),
         session_name: None,
         external_id: None,
         session_policies: None,

@@ -32,7 +32,7 @@ const PORT: u16 = 3100;
 
 /// Connects once; what came of it.
 const CONNECT: &str = "import errno,socket\n\
-    s=socket.socket();s.settimeout(5)\n\
+    s=socket.socket();s.settimeout(2)\n\
     try: s.connect(('169.254.169.254',80));print('connected')\n\
     except OSError as e: print(errno.errorcode.get(e.errno,'timeout'))";
 
@@ -77,11 +77,14 @@ impl Stage {
         self.parts.sandboxes.publish(netns, sandbox, &[] as &[TcpListener]).unwrap();
     }
 
+    fn map(&self) -> HashMap<MapData, FlowKey, Opener> {
+        let flows = MapData::from_pin(self.node.bpffs().join("kiam/v2/FLOWS")).unwrap();
+        Map::HashMap(flows).try_into().unwrap()
+    }
+
     /// How many entries `FLOWS` has.
     fn flows(&self) -> usize {
-        let flows = MapData::from_pin(self.node.bpffs().join("kiam/v2/FLOWS")).unwrap();
-        let flows: HashMap<_, FlowKey, Opener> = Map::HashMap(flows).try_into().unwrap();
-        flows.keys().count()
+        self.map().keys().count()
     }
 }
 
@@ -130,7 +133,7 @@ fn a_pod_on_the_nodes_network_speaks_from_there_alone() {
     let forger = format!("CONNECT={CONNECT:?}\n{forger}");
     assert_eq!(pod.python(&forger).unwrap(), "EPERM");
     // One that is bound to an interface could have the ends of another pod's connection.
-    let bound = CONNECT.replace("s.settimeout(5)", "s.setsockopt(1,25,b'lo\\0');s.settimeout(5)");
+    let bound = CONNECT.replace("s.settimeout(2)", "s.setsockopt(1,25,b'lo\\0');s.settimeout(2)");
     assert_eq!(pod.python(&bound).unwrap(), "EPERM");
     assert_eq!(stage.parts.verdicts.count(Reason::Namespace), 2);
 }
@@ -150,7 +153,7 @@ fn a_record_is_good_for_one_connection_and_the_quota_is_where_the_map_is_written
          unspec=ctypes.create_string_buffer(16)\n\
          held=[]\n\
          for n in range(3*{POD_QUOTA}):\n\
-         \x20s=socket.socket();s.settimeout(5)\n\
+         \x20s=socket.socket();s.settimeout(2)\n\
          \x20s.connect(('169.254.169.254',80))\n\
          \x20s.setblocking(False)\n\
          \x20assert libc.connect(s.fileno(),unspec,16)==0\n\
@@ -170,6 +173,37 @@ fn a_record_is_good_for_one_connection_and_the_quota_is_where_the_map_is_written
     });
     assert_eq!(asking, (3 * POD_QUOTA).to_string());
     assert_eq!(stage.flows(), 0, "none is left");
+}
+
+#[test]
+fn a_full_map_denies_at_connect_and_is_counted() {
+    let name = "a_full_map_denies_at_connect_and_is_counted";
+    let Some(stage) = Stage::set(name, HostNetworkPods::Pass) else { return };
+    let pod = stage.pod("a");
+    stage.know(cookie(&pod), &pod);
+    let mut map = stage.map();
+    // Of namespaces that there are none of: what pods may hold has room.
+    let junk = |number: u64| FlowKey {
+        netns: u64::MAX - number,
+        source: [0; 16],
+        destination: [0; 16],
+        source_port_be: 0,
+        destination_port_be: 0,
+        pad: 0,
+    };
+    let mut filled = 0;
+    while map.insert(junk(filled), Opener::default(), 0).is_ok() {
+        filled += 1;
+    }
+    assert_eq!(pod.python(CONNECT).unwrap(), "EPERM");
+    assert_eq!(stage.parts.verdicts.count(Reason::Full), 1);
+    // Room for one entry of the two: nothing is published by half.
+    map.remove(&junk(0)).unwrap();
+    assert_eq!(pod.python(CONNECT).unwrap(), "timeout");
+    assert_eq!(stage.parts.verdicts.count(Reason::Full), 2);
+    assert_eq!(u64::try_from(stage.flows()).unwrap(), filled - 1);
+    map.remove(&junk(1)).unwrap();
+    assert_eq!(pod.python(CONNECT).unwrap(), "connected");
 }
 
 #[test]

@@ -50,6 +50,10 @@ pub(crate) fn record(ctx: &SockAddrContext, redirected: Redirected) -> Result<()
     if unsafe { (&raw const (*held).open).read_volatile() } >= POD_QUOTA {
         return Err(Reason::Quota);
     }
+    let netns = netns(ctx);
+    if !has_room(netns) {
+        return Err(Reason::Full);
+    }
     // SAFETY: the context's socket is the one that is being connected.
     let client = unsafe { CLIENTS.get_or_insert_ptr_mut(ctx, None) };
     if client.is_null() {
@@ -64,7 +68,7 @@ pub(crate) fn record(ctx: &SockAddrContext, redirected: Redirected) -> Result<()
     client.opener = Opener {
         // SAFETY: the helper has no preconditions (kernel 4.18).
         cgroup: unsafe { bpf_get_current_cgroup_id() },
-        netns: netns(ctx),
+        netns,
         // SAFETY: the helper takes the program's own context (kernel 4.19).
         socket: unsafe { bpf_get_socket_cookie(ctx.as_ptr()) },
         on_host: redirected.on_host.into(),
@@ -80,6 +84,27 @@ pub(crate) fn record(ctx: &SockAddrContext, redirected: Redirected) -> Result<()
     client.inside = redirected.inside.into();
     client.state = Client::RECORDED;
     Ok(())
+}
+
+/// Whether `FLOWS` takes another entry. A connection's own is written once its source port is chosen, and then the connect
+/// can't be denied any more: it would wait in vain for an answer to its SYN.
+#[inline(always)]
+fn has_room(netns: u64) -> bool {
+    // No connection has these ends.
+    let nobodys = FlowKey {
+        netns,
+        source: [0; 16],
+        destination: [0; 16],
+        source_port_be: 0,
+        destination_port_be: 0,
+        pad: 0,
+    };
+    let nobody = Opener { cgroup: 0, netns, socket: 0, on_host: 0, pad: 0 };
+    if FLOWS.insert(nobodys, nobody, 0).is_err() {
+        return false;
+    }
+    let _ = FLOWS.remove(nobodys);
+    true
 }
 
 /// The record of a socket that was redirected.

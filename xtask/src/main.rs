@@ -30,6 +30,18 @@ enum Command {
     /// What runs inside the lab's hostile pods.
     #[command(hide = true)]
     InPodAttack,
+    /// What runs inside the lab's pods that others attack.
+    #[command(hide = true)]
+    InPodVictim {
+        /// A [`xtask::pod_client::victim::Pace`] as JSON.
+        pace: String,
+    },
+    /// What runs inside the lab's pods that attack others.
+    #[command(hide = true)]
+    InPodHostile {
+        /// A [`xtask::pod_client::hostile::Program`] as JSON.
+        program: String,
+    },
     /// What runs inside the lab's pods to be timed.
     #[command(hide = true)]
     InPodBench(xtask::pod_client::bench::Options),
@@ -45,6 +57,8 @@ fn main() -> ExitCode {
         Command::Simulate(simulation) => tasks::simulate::start(&simulation),
         Command::InPod(options) => xtask::pod_client::main(&options),
         Command::InPodAttack => xtask::pod_client::attack::main(),
+        Command::InPodVictim { pace } => xtask::pod_client::victim::main(&pace),
+        Command::InPodHostile { program } => xtask::pod_client::hostile::main(&program),
         Command::InPodBench(options) => xtask::pod_client::bench::main(&options),
     };
     match done {

@@ -20,13 +20,14 @@ use super::{
     inside::{Held, Insides},
     keeper::Keeper,
     kernel::{Kernel, attach, prepare, resolver},
-    knowledge::Knowledge,
+    knowledge::{Knowledge, served},
     lease,
     listeners::Listeners,
     observe::{self, Observer},
     operations, proof,
     running::{Operators, Successor},
     shortage::Shortage,
+    unseen::Unseen,
     warm_up::warm_up,
 };
 use crate::{
@@ -175,6 +176,7 @@ impl Common {
         knowledge: &Knowledge,
         (serve, inherited): (mpsc::Sender<Listener>, Vec<std::net::TcpListener>),
     ) -> Result<Held, Error> {
+        let serves = served(config.cluster.node_name.is_some(), config.hosts);
         let (Some(config), Some((parts, cgroups))) = (&config.intercept, kernel) else {
             return Ok(Held::default());
         };
@@ -191,6 +193,9 @@ impl Common {
         };
         let seen = (&mut self.registry, knowledge);
         insides.start(config, parts, seen, inherited, (self.drain.clone(), &mut self.tasks))?;
+        let seen = (&mut self.registry, &self.readiness);
+        let unseen = Unseen::new(knowledge.clone(), serves, seen);
+        self.tasks.spawn(unseen.run(self.drain.clone()));
         Ok(held)
     }
 
@@ -274,6 +279,7 @@ impl Common {
             upstream,
             clock: self.clock.clone(),
             metrics: imds::Metrics::register(&mut self.registry, self.statsd.clone()),
+            journal: knowledge.journal.clone(),
         };
         imds::Service::new(config.imds.clone(), parts)
     }
@@ -305,7 +311,9 @@ impl Common {
 
 /// Limits that leave open files to listeners inside as many pods as a node runs.
 fn serving_config(config: &Config) -> serve::Config {
-    let mut serving = serve::Config::default();
+    let rate = config.pod_rate;
+    let mut serving =
+        serve::Config { requests: rate, new_connections: rate, ..serve::Config::default() };
     if config.intercept.as_ref().is_some_and(intercept::Config::follows_sandboxes) {
         serving.other_files += sandboxes::descriptors(PODS);
     }

@@ -10,16 +10,16 @@ use std::{
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::knowledge::Knowledge;
+use super::{knowledge::Knowledge, noted};
 use crate::{
     clock::Clock,
     config::Config,
     credentials::State,
-    imds::{self, Imdsv2, NodeRole, Place},
+    imds::{self, Imdsv2, NodeRole, Noted, Place},
     intercept::HostNetworkPods,
-    pods::{Namespace, Pod},
+    pods::{Annotation, Namespace, Pod},
     policy::{Decision, Refusal, Ruling, Rulings},
-    role::{Quoted, RoleArn},
+    role::RoleArn,
 };
 
 /// How many pods are shown instead of one that is not known.
@@ -55,6 +55,7 @@ pub(super) struct Account<'a> {
     credentials: Option<State>,
     /// How its connections reach the agent, or why they don't.
     path: Result<String, String>,
+    journal: imds::Page,
     now: SystemTime,
     settings: &'a Settings,
 }
@@ -115,8 +116,20 @@ impl Explainer {
             Decision::Refuse(_) => None,
         };
         let (path, now) = (paths.of(pod), self.clock.now());
+        let journal = self.knowledge.journal.of(&pod.uid);
         let (pod, settings) = (pod.clone(), &*self.settings);
-        Account { pod, namespace, role, rulings, decision, credentials, path, now, settings }
+        Account {
+            pod,
+            namespace,
+            role,
+            rulings,
+            decision,
+            credentials,
+            path,
+            journal,
+            now,
+            settings,
+        }
     }
 
     fn shown(&self, pod: &Arc<Pod>) -> Value {
@@ -161,8 +174,13 @@ impl Account<'_> {
         let mut shown = json!({
             "namespace": pod.namespace, "name": pod.name, "uid": pod.uid.to_string(),
             "addresses": pod.addresses, "hostNetwork": pod.host_network, "live": pod.live,
-            "annotation": pod.role, "path": path(&self.path),
+            "annotation": shown_annotation(pod.role.as_ref()), "path": path(&self.path),
         });
+        for (list, requests) in self.noted() {
+            if !requests.is_empty() {
+                shown[list] = requests.iter().map(noted::json).collect();
+            }
+        }
         match &self.decision {
             Decision::Refuse(refusal) => shown["refused"] = json!(refusal.to_string()),
             Decision::Allow(identity) => {
@@ -188,7 +206,7 @@ impl Account<'_> {
         let pod = &self.pod;
         let mut lines = vec![("pod", self.who())];
         let annotation = match &pod.role {
-            Some(text) => Quoted::new(text).to_string(),
+            Some(annotation) => annotation.to_string(),
             None => "the pod has none".to_owned(),
         };
         lines.push(("annotation", annotation));
@@ -218,11 +236,19 @@ impl Account<'_> {
         }
         let (Ok(answer) | Err(answer)) = self.answer();
         lines.push(("answer", answer));
+        for (list, requests) in self.noted() {
+            lines.extend(requests.iter().map(|noted| (list, noted::text(noted))));
+        }
         lines.iter().fold(String::new(), |mut text, (what, says)| {
             // AWS's words may have any form; nothing fails when it is written to memory.
             let _ = writeln!(text, "{what:15} {}", says.replace(char::is_control, " "));
             text
         })
+    }
+
+    /// What the pod asked, by what became of it.
+    fn noted(&self) -> [(&'static str, &[Noted]); 2] {
+        [("rejected", &self.journal.refused), ("imdsv1", &self.journal.imdsv1)]
     }
 
     fn who(&self) -> String {
@@ -248,8 +274,8 @@ impl Account<'_> {
         let Some(namespace) = &self.namespace else {
             return vec![("namespace", format!("{name} is not known yet"))];
         };
-        let raw = |text: &Option<String>| match text {
-            Some(text) => format!("says {}", Quoted::new(text)),
+        let raw = |annotation: &Option<Annotation>| match annotation {
+            Some(annotation) => format!("says {annotation}"),
             None => "the namespace has none".to_owned(),
         };
         let (permitted, allowed_roles) = match &self.rulings {
@@ -330,6 +356,10 @@ impl Account<'_> {
     }
 }
 
+fn shown_annotation(annotation: Option<&Annotation>) -> Option<String> {
+    annotation.map(|it| it.text().map_or_else(|too_long| too_long.to_string(), str::to_owned))
+}
+
 fn path(path: &Result<String, String>) -> &str {
     let (Ok(text) | Err(text)) = path;
     text
@@ -344,7 +374,7 @@ fn ruling<E: std::fmt::Display>(ruling: Option<&Ruling<E>>) -> String {
     }
 }
 
-fn time(time: SystemTime) -> String {
+pub(super) fn time(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
 }
 
@@ -410,6 +440,7 @@ mod tests {
             clock: clock.clone(),
             wanted: watch::channel(WantedRoles::default()).1,
             silence: Box::new(|| None),
+            names: Box::new(|_| None),
             metrics: credentials::Metrics::register(
                 &mut prometheus_client::registry::Registry::default(),
                 Statsd::off(),
@@ -425,13 +456,14 @@ mod tests {
             sightings: Sightings::default(),
             paths: Paths::default(),
             node: Arc::default(),
+            journal: imds::Journal::default(),
         };
         let explainer = Explainer::new(&config, &knowledge, &clock);
         (index, explainer)
     }
 
     fn pod(n: u32) -> Pod {
-        Pod { role: Some("reader".to_owned()), ..Pod::test(n) }
+        Pod { role: Some("reader".into()), ..Pod::test(n) }
     }
 
     #[test]
@@ -475,6 +507,43 @@ mod tests {
             let text = explainer.explain(&namespace, "pod-1").unwrap_err();
             assert!(text.contains(expected), "{flags} {expected}:\n{text}");
         }
+    }
+
+    #[test]
+    fn what_the_pod_was_refused_is_shown_with_who_asked() {
+        let (index, explainer) = explainer("");
+        index.apply_namespace(fixtures::namespace("default", 1));
+        index.apply(pod(1));
+        index.apply(pod(2));
+        let head = |path: &str, program: &str| {
+            let request = http::Request::get(path).header(http::header::USER_AGENT, program);
+            request.body(()).unwrap().into_parts().0
+        };
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600);
+        let journal = &explainer.knowledge.journal;
+        for _ in 0..3 {
+            let head = head("/latest/user-data", "a\t\"b");
+            journal.refused(&fixtures::uid(1), &head, imds::Reason::Path, at);
+        }
+        journal.imdsv1(&fixtures::uid(1), &head("/latest/meta-data/", "Boto/2.49"), at);
+        let text = explainer.explain("default", "pod-1").unwrap_err();
+        for line in [
+            r#"rejected        GET /latest/user-data (Path), 3 times, by "a\t\"b", last at 2026-01-01T00:00:00Z"#,
+            r#"imdsv1          GET /latest/meta-data/, 1 times, by "Boto/2.49", last at 2026-01-01T00:00:00Z"#,
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line}\n{text}");
+        }
+        let all = explainer.all();
+        assert_eq!(
+            all[0]["rejected"],
+            json!([{
+                "method": "GET", "path": "/latest/user-data", "userAgent": "a\\t\\\"b",
+                "count": 3, "last": "2026-01-01T00:00:00Z", "reason": "Path",
+            }])
+        );
+        assert_eq!(all[0]["imdsv1"][0]["userAgent"], "Boto/2.49");
+        assert!(all[1].get("rejected").is_none() && all[1].get("imdsv1").is_none(), "{all}");
+        assert!(!explainer.explain("default", "pod-2").unwrap_err().contains("rejected"));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::{
     identity::NodeAddresses,
     imds,
     lifecycle::{Drain, Latch},
-    pods::{self, Pod, PodIndex, PodReader},
+    pods::{self, Pod, PodIndex, PodReader, PodUid},
     policy::{RolePolicy, publish_wanted},
     role::{Sessions, Source, WantedRoles},
 };
@@ -50,6 +50,7 @@ pub(super) struct Knowledge {
     pub(super) paths: Paths,
     /// The node's addresses.
     pub(super) node: Arc<NodeAddresses>,
+    pub(super) journal: imds::Journal,
 }
 
 // === impl Common ===
@@ -123,6 +124,7 @@ impl Common {
             sightings: Sightings::default(),
             paths: Paths::default(),
             node,
+            journal: imds::Journal::default(),
         })
     }
 
@@ -150,13 +152,17 @@ impl Common {
         if config.roles.vary() {
             self.tasks.spawn(apart("sessions", tell_sessions(wanted.clone()), self.drain.clone()));
         }
-        let watched = pods.clone();
+        let (watched, known) = (pods.clone(), pods.clone());
         let parts = credentials::Parts {
             source,
             render: imds::wire::render,
             clock: self.clock.clone(),
             wanted,
             silence: Box::new(move || watched.silence()),
+            names: Box::new(move |claimant| {
+                let uid = PodUid::new(&claimant.pod);
+                known.by_uid(&uid).map(|pod| pod.name.clone()).ok()
+            }),
             metrics: credentials::Metrics::register(&mut self.registry, self.statsd.clone()),
             first_pass,
         };
@@ -218,8 +224,8 @@ async fn apart(part: &'static str, work: impl Future<Output = ()>, mut drain: Dr
     }
 }
 
-/// Which pods' credentials are prefetched: with a node's name all that are watched, else those of this host.
-fn served(by_node: bool, hosts: Hosts) -> impl Fn(&Pod) -> bool {
+/// Whether a pod is this node's: with a node's name all that are watched are, else those of this host.
+pub(super) fn served(by_node: bool, hosts: Hosts) -> impl Fn(&Pod) -> bool {
     move |pod| {
         by_node
             || match pod.host_ip {

@@ -15,6 +15,7 @@ mod kernel;
 mod knowledge;
 mod lease;
 mod listeners;
+mod noted;
 mod observe;
 mod operations;
 mod ports;
@@ -22,6 +23,7 @@ mod proof;
 mod refresh;
 mod running;
 mod shortage;
+mod unseen;
 mod upstream;
 mod warm_up;
 

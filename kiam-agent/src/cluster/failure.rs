@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kube::core::Status;
 
-use super::{describe, wire::Malformed};
+use super::{describe, sieve::Broken, wire::Malformed};
 
 /// How a server says that it can't watch from a version: it is no number, is no longer in the
 /// history, or is from a future that the server has not seen
@@ -36,6 +36,12 @@ pub(super) enum End {
 }
 
 // === impl Failure ===
+
+impl From<Broken> for Failure {
+    fn from(broken: Broken) -> Self {
+        Self::List(broken.into())
+    }
+}
 
 impl Failure {
     /// Whether the server's cache is not as new yet as the list should be: 504, "Too large resource version".

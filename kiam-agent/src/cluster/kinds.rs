@@ -6,12 +6,13 @@ use serde_json::Value;
 
 use super::{
     metrics::Resource,
+    sieve::Keep,
     wire::{self, Malformed},
 };
 use crate::pods::{Namespace, Pod, PodIndex, PodReader, ServiceAccount};
 
 /// One kind of object, and its part of the [`PodIndex`].
-pub(super) trait Kind {
+pub(super) trait Kind: wire::Lists {
     /// What is kept of an object.
     type Record;
 
@@ -79,6 +80,10 @@ pub(super) struct ServiceAccounts<'a> {
 
 // === impl Pods ===
 
+impl wire::Lists for Pods<'_> {
+    const OBJECT: Keep = wire::POD;
+}
+
 impl Kind for Pods<'_> {
     type Record = Pod;
 
@@ -137,6 +142,10 @@ impl Kind for Pods<'_> {
 
 // === impl Namespaces ===
 
+impl wire::Lists for Namespaces<'_> {
+    const OBJECT: Keep = wire::NAMESPACE_OBJECT;
+}
+
 impl Kind for Namespaces<'_> {
     type Record = Namespace;
 
@@ -186,6 +195,10 @@ impl Kind for Namespaces<'_> {
 }
 
 // === impl ServiceAccounts ===
+
+impl wire::Lists for ServiceAccounts<'_> {
+    const OBJECT: Keep = wire::ACCOUNT_OBJECT;
+}
 
 impl Kind for ServiceAccounts<'_> {
     type Record = ServiceAccount;

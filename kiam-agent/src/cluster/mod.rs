@@ -4,15 +4,18 @@
 //! with the API server loses nothing that is known, and is never the end.
 
 mod backoff;
+mod body;
 mod client;
 mod events;
 mod failure;
 mod files;
 mod freshness;
 mod kinds;
+mod listing;
 mod metrics;
 mod outage;
 mod reflector;
+mod sieve;
 mod startup_taint;
 mod tls;
 mod tokens;

@@ -5,11 +5,10 @@
 //! plainly: one loop follows the watch, another lists from time to time and when somebody asks for a
 //! pod that is not known. Neither stops the other, and [`crate::pods`] sorts out who is newer.
 
-use std::{future::pending, pin::pin, sync::Once, time::Duration};
+use std::{future::pending, sync::Once, time::Duration};
 
-use futures::TryStreamExt;
 use kube::{
-    api::{ListParams, WatchParams},
+    api::WatchParams,
     core::{Request, WatchEvent},
 };
 use serde_json::Value;
@@ -21,21 +20,19 @@ use tracing::{debug, info, warn};
 
 use super::{
     backoff::{Backoff, jittered},
+    body::{Body, Line},
     failure::{End, Failure},
-    freshness::{Freshness, one},
-    kinds::{Kind, Namespaces, Parts},
+    freshness::Freshness,
+    kinds::{Kind, Parts},
+    listing::{self, List},
     metrics::{
         EventKind, EventLabels, ListLabels, ListOutcome, Metrics, RestartLabels, RestartReason,
     },
     outage::Outage,
-    wire::{self, List, Malformed},
+    wire::{self, Malformed},
 };
 use crate::lifecycle::Latch;
 
-/// How long a list may take, from the request to its last byte.
-const LIST_DEADLINE: Duration = Duration::from_secs(30);
-/// How long etcd may take to say how new it is.
-const PROOF_DEADLINE: Duration = Duration::from_secs(5);
 /// At most one list in this time, however many pods ask.
 const LIST_INTERVAL: Duration = Duration::from_secs(1);
 /// Namespaces and ServiceAccounts are listed whole, by every node: no more often than this if nothing is amiss.
@@ -200,11 +197,7 @@ impl<K: Kind> Reflector<K> {
         if !K::PROVEN {
             return Ok(Freshness::Any);
         }
-        let asked = async {
-            let request = Request::new(Namespaces::PATH).list_metadata(&one())?;
-            let text = within(PROOF_DEADLINE, self.client.request_text(request)).await?;
-            Ok(Freshness::NotOlderThan(wire::list(&text)?.version))
-        };
+        let asked = listing::newest(&self.client);
         asked.await.inspect_err(|error: &Failure| {
             debug!(%error, "The Kubernetes API does not say how new etcd is");
             self.count_list(ListOutcome::Failed);
@@ -215,7 +208,7 @@ impl<K: Kind> Reflector<K> {
     /// whose history went back; a list from etcd itself tells which.
     async fn list(&self, mut freshness: Freshness) -> Result<Listed, Failure> {
         let newest = self.kind.newest();
-        let lags = |list: &List| wire::number(Some(&list.version)) < newest;
+        let lags = |list: &List<_>| wire::number(Some(&list.version)) < newest;
         let mut rewound = false;
         let list = match self.fetch(&freshness).await {
             Ok(list) if !lags(&list) => list,
@@ -235,8 +228,7 @@ impl<K: Kind> Reflector<K> {
             );
             self.kind.rewind();
         }
-        let records = list.items.iter().filter_map(|object| self.read(object)).collect();
-        self.kind.reset(records, wire::number(Some(&list.version)));
+        self.kind.reset(list.records, wire::number(Some(&list.version)));
         self.answered(freshness.is_proof());
         self.count_list(ListOutcome::Taken);
         self.first_list.call_once(|| {
@@ -246,19 +238,10 @@ impl<K: Kind> Reflector<K> {
         Ok(Listed { version: list.version, rewound })
     }
 
-    async fn fetch(&self, freshness: &Freshness) -> Result<List, Failure> {
-        let field_selector = self.kind.field_selector();
-        let params = freshness.of(ListParams { field_selector, ..ListParams::default() });
-        let request = Request::new(K::PATH);
-        let request = match K::PARTS {
-            Parts::Whole => request.list(&params),
-            Parts::Metadata => request.list_metadata(&params),
-        }?;
-        let fetched = async {
-            let text = within(LIST_DEADLINE, self.client.request_text(request)).await?;
-            Ok(wire::list(&text)?)
-        };
-        fetched.await.inspect_err(|error: &Failure| {
+    async fn fetch(&self, freshness: &Freshness) -> Result<List<K::Record>, Failure> {
+        let read = |item: &[u8]| self.read_item(item);
+        let fetched = listing::list(&self.client, &self.kind, freshness, read).await;
+        fetched.inspect_err(|error: &Failure| {
             if !error.is_of_future() {
                 self.count_list(ListOutcome::Failed);
             }
@@ -279,29 +262,25 @@ impl<K: Kind> Reflector<K> {
             Err(error) => return End::Failed(error.into()),
         };
         let stall = jittered(self.timing.stall);
-        let opened = time::timeout(stall, self.client.request_events::<Value>(request)).await;
+        let opened = time::timeout(stall, self.client.request_stream(request)).await;
         let mut events = match opened {
-            Ok(Ok(events)) => pin!(events),
+            Ok(Ok(events)) => Body::new(events, &K::EVENT),
             Ok(Err(error)) => return End::of(error),
             Err(_) => return End::Stalled,
         };
         loop {
             let next = tokio::select! {
-                next = time::timeout(stall, events.try_next()) => next,
+                next = time::timeout(stall, events.line()) => next,
                 () = self.rewound.notified() => return End::Rewound,
             };
             match next {
-                Ok(Ok(Some(WatchEvent::Error(status)))) => return End::of_status(&status),
-                Ok(Ok(Some(event))) => self.take(event, at),
+                Ok(Ok(Some(line))) => match event(line) {
+                    Ok(WatchEvent::Error(status)) => return End::of_status(&status),
+                    Ok(event) => self.take(event, at),
+                    Err(malformed) => self.unreadable(&malformed, &Value::Null),
+                },
                 Ok(Ok(None)) => return End::Closed,
-                Ok(Err(kube::Error::SerdeError(error))) => {
-                    self.unreadable(&Malformed::Json(error), &Value::Null);
-                }
-                // Any JSON object that is no event reads as a status, for want of required fields.
-                Ok(Err(kube::Error::Api(status))) if status.code == 0 => {
-                    self.unreadable(&Malformed::Event, &Value::Null);
-                }
-                Ok(Err(error)) => return End::of(error),
+                Ok(Err(failure)) => return End::Failed(failure),
                 Err(_) => return End::Stalled,
             }
         }
@@ -336,6 +315,16 @@ impl<K: Kind> Reflector<K> {
             self.kind.apply(record);
         }
         self.count_event(kind);
+    }
+
+    fn read_item(&self, item: &[u8]) -> Option<K::Record> {
+        match serde_json::from_slice(item) {
+            Ok(object) => self.read(&object),
+            Err(error) => {
+                self.unreadable(&Malformed::Json(error), &Value::Null);
+                None
+            }
+        }
     }
 
     /// Reads an object; one that makes no sense is as if it were not there.
@@ -390,10 +379,7 @@ impl<K: Kind> Reflector<K> {
     }
 }
 
-/// The text of an answer, if it comes in time.
-async fn within(
-    deadline: Duration,
-    answer: impl Future<Output = kube::Result<String>>,
-) -> Result<String, Failure> {
-    Ok(time::timeout(deadline, answer).await.map_err(|_| Failure::Timeout(deadline))??)
+/// What a line of a watch says.
+fn event(line: Line) -> Result<WatchEvent<Value>, Malformed> {
+    wire::event(&line?)
 }

@@ -5,35 +5,151 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
-use serde::Deserialize;
+use kube::core::{Status, WatchEvent};
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 
+use super::sieve::{Broken, Keep};
 use crate::{
-    pods::{InvalidPodUid, Namespace, Pod, PodUid, ServiceAccount},
+    pods::{Annotation, InvalidPodUid, Namespace, Pod, PodUid, ServiceAccount, TooLong},
     role::AccountName,
 };
 
-const ROLE: &str = "iam.amazonaws.com/role";
-const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
-const EXTERNAL_ID: &str = "iam.amazonaws.com/external-id";
-const SESSION_POLICIES: &str = "iam.amazonaws.com/session-policies";
-const PERMITTED: &str = "iam.amazonaws.com/permitted";
-const ALLOWED_ROLES: &str = "iam.amazonaws.com/allowed-roles";
-const IMDSV2: &str = "iam.amazonaws.com/imdsv2";
+/// An annotation that is read.
+#[derive(Clone, Copy, Debug)]
+struct Read {
+    name: &'static str,
+    /// So many bytes of it at most: no longer value can be used.
+    most: usize,
+}
+
+const ROLE: Read = Read { name: "iam.amazonaws.com/role", most: 2048 };
+const SESSION_NAME: Read = Read { name: "iam.amazonaws.com/session-name", most: 2048 };
+const EXTERNAL_ID: Read = Read { name: "iam.amazonaws.com/external-id", most: 2048 };
+const SESSION_POLICIES: Read = Read { name: "iam.amazonaws.com/session-policies", most: 24 * 1024 };
+const PERMITTED: Read = Read { name: "iam.amazonaws.com/permitted", most: 16 * 1024 };
+const ALLOWED_ROLES: Read = Read { name: "iam.amazonaws.com/allowed-roles", most: 64 * 1024 };
+const IMDSV2: Read = Read { name: "iam.amazonaws.com/imdsv2", most: 64 };
 /// Of ServiceAccounts, as EKS has it.
-const ROLE_ARN: &str = "eks.amazonaws.com/role-arn";
+const ROLE_ARN: Read = Read { name: "eks.amazonaws.com/role-arn", most: 2048 };
 /// What `spec.serviceAccountName` is where nobody filled it in.
 const DEFAULT_SERVICE_ACCOUNT: &str = "default";
 /// Set by the kubelet, and only by it, on the API's image of a static pod
 /// (<https://kubernetes.io/docs/reference/labels-annotations-taints/#kubernetes-io-config-mirror>).
-const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
-const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+const CONFIG_MIRROR: Read = Read { name: "kubernetes.io/config.mirror", most: 128 };
+const CONFIG_HASH: Read = Read { name: "kubernetes.io/config.hash", most: 128 };
+
+/// Names and the like: longer ones are none.
+const WORD: Keep = Keep::Text(1024);
+/// For people to read, by the server.
+const MESSAGE: Keep = Keep::Text(64 * 1024);
+
+/// A field of a certain name.
+type Field = (&'static str, Keep);
+
+const KIND: Field = ("kind", WORD);
+const API_VERSION: Field = ("apiVersion", WORD);
+const NAME: Field = ("name", WORD);
+const NAMESPACE: Field = ("namespace", WORD);
+const UID: Field = ("uid", WORD);
+const VERSION: Field = ("resourceVersion", WORD);
+// Of an error, which may come in the place of an object.
+const CODE: Field = ("code", WORD);
+const REASON: Field = ("reason", WORD);
+const STATUS: Field = ("status", WORD);
+const TEXT: Field = ("message", MESSAGE);
+
+/// What is read of a pod.
+pub(super) const POD: Keep = Keep::Fields(&[
+    KIND,
+    API_VERSION,
+    CODE,
+    REASON,
+    TEXT,
+    ("metadata", Keep::Fields(&[NAME, NAMESPACE, UID, VERSION, ("annotations", POD_ANNOTATIONS)])),
+    (
+        "spec",
+        Keep::Fields(&[("nodeName", WORD), ("hostNetwork", WORD), ("serviceAccountName", WORD)]),
+    ),
+    (
+        "status",
+        Keep::Fields(&[
+            ("phase", WORD),
+            ("hostIP", WORD),
+            ("podIP", WORD),
+            ("podIPs", Keep::Each(&Keep::Fields(&[("ip", WORD)]))),
+        ]),
+    ),
+]);
+
+const POD_ANNOTATIONS: Keep = Keep::Fields(&[
+    ROLE.field(),
+    SESSION_NAME.field(),
+    EXTERNAL_ID.field(),
+    SESSION_POLICIES.field(),
+    CONFIG_MIRROR.field(),
+    CONFIG_HASH.field(),
+]);
+
+/// What is read of a namespace.
+pub(super) const NAMESPACE_OBJECT: Keep = Keep::Fields(&[
+    KIND,
+    API_VERSION,
+    CODE,
+    REASON,
+    TEXT,
+    STATUS,
+    (
+        "metadata",
+        Keep::Fields(&[
+            NAME,
+            VERSION,
+            (
+                "annotations",
+                Keep::Fields(&[PERMITTED.field(), ALLOWED_ROLES.field(), IMDSV2.field()]),
+            ),
+        ]),
+    ),
+]);
+
+/// What is read of a ServiceAccount.
+pub(super) const ACCOUNT_OBJECT: Keep = Keep::Fields(&[
+    KIND,
+    API_VERSION,
+    CODE,
+    REASON,
+    TEXT,
+    STATUS,
+    (
+        "metadata",
+        Keep::Fields(&[
+            NAME,
+            NAMESPACE,
+            VERSION,
+            ("annotations", Keep::Fields(&[ROLE_ARN.field()])),
+        ]),
+    ),
+]);
+
+/// What is read of a list, besides its items.
+const LIST_METADATA: Field = ("metadata", Keep::Fields(&[VERSION, ("continue", MESSAGE)]));
+
+/// What is read of a list of such objects.
+pub(super) trait Lists {
+    const OBJECT: Keep;
+    const LIST: Keep = Keep::Fields(&[LIST_METADATA, ("items", Keep::Items(&Self::OBJECT))]);
+    /// What is read of a watch's events; of an error that comes in their place too.
+    const EVENT: Keep =
+        Keep::Fields(&[("type", WORD), ("object", Self::OBJECT), KIND, CODE, REASON, TEXT, STATUS]);
+}
 
 /// Why an object or a list makes no sense.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Malformed {
     #[error("not the expected JSON: {0}")]
     Json(#[from] serde_json::Error),
+    #[error(transparent)]
+    Broken(#[from] Broken),
     #[error("not a watch event")]
     Event,
     #[error(transparent)]
@@ -44,24 +160,28 @@ pub(super) enum Malformed {
     Annotation(&'static str),
 }
 
-/// A list, its items unread.
+/// What a page of a list says about the list.
 #[derive(Debug)]
-pub(super) struct List {
+pub(super) struct Page {
     pub(super) version: String,
-    pub(super) items: Vec<Value>,
+    /// How to ask for the next page, where there is one.
+    pub(super) next: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct ListObject {
     metadata: ListMetadata,
-    /// An empty Go slice may be written as null.
-    items: Option<Vec<Value>>,
+    /// Taken one by one as they came. An empty Go slice may be written as null, but it is written: what has no items is no
+    /// list, and must not pass for an empty one, which would take every object from the table.
+    #[serde(rename = "items", deserialize_with = "Option::deserialize")]
+    _items: Option<Vec<IgnoredAny>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ListMetadata {
     resource_version: String,
+    r#continue: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -113,10 +233,25 @@ struct PodIp {
     ip: Option<String>,
 }
 
-/// Reads a list's frame.
-pub(super) fn list(text: &str) -> Result<List, Malformed> {
-    let list: ListObject = serde_json::from_str(text)?;
-    Ok(List { version: list.metadata.resource_version, items: list.items.unwrap_or_default() })
+/// Reads a list's frame; its items come by themselves.
+pub(super) fn page(document: &[u8]) -> Result<Page, Malformed> {
+    let ListMetadata { resource_version, r#continue } =
+        serde_json::from_slice::<ListObject>(document)?.metadata;
+    let next = r#continue.filter(|token| !token.is_empty());
+    Ok(Page { version: resource_version, next })
+}
+
+/// Reads a line of a watch: an event, or why there are no more.
+pub(super) fn event(line: &[u8]) -> Result<WatchEvent<Value>, Malformed> {
+    match serde_json::from_slice(line) {
+        Ok(event) => Ok(event),
+        Err(error) => match serde_json::from_slice::<Status>(line) {
+            // Any JSON object that is no event reads as a status, for want of required fields.
+            Ok(status) if status.code == 0 => Err(Malformed::Event),
+            Ok(status) => Ok(WatchEvent::Error(status.boxed())),
+            Err(_) => Err(error.into()),
+        },
+    }
 }
 
 /// Reads one pod.
@@ -126,7 +261,7 @@ pub(super) fn pod(object: &Value) -> Result<Pod, Malformed> {
     let mirror = metadata.annotation(CONFIG_MIRROR)?.is_some();
     // A manifest may give a static pod any UID; one of another form is in no cgroup path that is understood.
     let config_hash = metadata.annotation(CONFIG_HASH)?.filter(|_| mirror);
-    let config_hash = config_hash.and_then(|hash| hash.parse::<PodUid>().ok());
+    let config_hash = config_hash.and_then(|hash| hash.text().ok()?.parse::<PodUid>().ok());
     let listed = status.pod_ips.into_iter().flatten().filter_map(|it| it.ip);
     let mut addresses = Vec::new();
     for text in listed.chain(status.pod_ip).filter(|text| !text.is_empty()) {
@@ -198,16 +333,32 @@ fn address(text: &str) -> Result<IpAddr, Malformed> {
 
 impl Metadata {
     /// The annotation, where it is there and says something.
-    fn annotation(&self, name: &'static str) -> Result<Option<String>, Malformed> {
-        Ok(self.annotation_as_written(name)?.filter(|text| !text.trim().is_empty()))
+    fn annotation(&self, read: Read) -> Result<Option<Annotation>, Malformed> {
+        let blank = |it: &Annotation| it.text().is_ok_and(|text| text.trim().is_empty());
+        Ok(self.annotation_as_written(read)?.filter(|it| !blank(it)))
     }
 
-    fn annotation_as_written(&self, name: &'static str) -> Result<Option<String>, Malformed> {
+    fn annotation_as_written(&self, read: Read) -> Result<Option<Annotation>, Malformed> {
+        let Read { name, most } = read;
+        let too_long = |length| Annotation::TooLong(TooLong { length, most });
         match self.annotations.as_ref().and_then(|all| all.get(name)) {
             None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(_) => Err(Malformed::Annotation(name)),
+            Some(Value::String(text)) if text.len() > most => Ok(Some(too_long(text.len()))),
+            Some(Value::String(text)) => Ok(Some(Annotation::from(text.as_str()))),
+            // So the sieve says it; of any other object it keeps nothing.
+            Some(value) => match value.get("tooLong").and_then(Value::as_u64) {
+                Some(length) => Ok(Some(too_long(usize::try_from(length).unwrap_or(usize::MAX)))),
+                None => Err(Malformed::Annotation(name)),
+            },
         }
+    }
+}
+
+// === impl Read ===
+
+impl Read {
+    const fn field(self) -> Field {
+        (self.name, Keep::Text(self.most))
     }
 }
 
@@ -216,6 +367,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::cluster::sieve::Sieve;
 
     const UID: &str = "3c1f7b0e-8a55-4f0d-9d3a-5be2c64a7f10";
     const HASH: &str = "6d1f2a3b4c5d6e7f8091a2b3c4d5e6f7";
@@ -264,10 +416,10 @@ mod tests {
             service_account: "reading".to_owned(),
             live: true,
             config_hash: None,
-            role: Some("reader".to_owned()),
-            session_name: Some("s".to_owned()),
+            role: Some("reader".into()),
+            session_name: Some("s".into()),
             external_id: None,
-            session_policies: Some("arn:1,arn:2".to_owned()),
+            session_policies: Some("arn:1,arn:2".into()),
         };
         assert_eq!(pod(&running()).unwrap(), expected);
     }
@@ -281,10 +433,29 @@ mod tests {
         let pod = pod(&pending).unwrap();
         assert!(pod.live && pod.addresses.is_empty() && pod.role.is_none() && pod.node.is_none());
         assert_eq!(pod.service_account, "default");
-        assert_eq!(
-            list(r#"{"metadata":{"resourceVersion":"7"},"items":null}"#).unwrap().items.len(),
-            0
-        );
+        let page =
+            page(br#"{"metadata":{"resourceVersion":"7","continue":""},"items":null}"#).unwrap();
+        assert_eq!((page.version.as_str(), page.next), ("7", None));
+    }
+
+    #[test]
+    fn what_has_no_items_is_no_list() {
+        const LIST: Keep = <crate::cluster::kinds::Pods<'_> as Lists>::LIST;
+        for (items, is_list) in [
+            (r#","items":[]"#, true),
+            (r#","items":null"#, true),
+            ("", false),
+            (r#","items":"none""#, false),
+            (r#","items":{}"#, false),
+            (r#","items":7"#, false),
+        ] {
+            let document = format!(r#"{{"metadata":{{"resourceVersion":"7"}}{items}}}"#);
+            // As it comes from the wire.
+            let mut sieve = Sieve::new(&LIST);
+            sieve.feed(document.as_bytes(), |_| {});
+            let reduced = sieve.finish().unwrap().unwrap();
+            assert_eq!(page(&reduced).is_ok(), is_list, "{document}");
+        }
     }
 
     #[test]
@@ -293,7 +464,7 @@ mod tests {
             let policies = "/metadata/annotations/iam.amazonaws.com~1session-policies";
             let name = "/metadata/annotations/iam.amazonaws.com~1session-name";
             let pod = pod(&with(&[(policies, json!(blank)), (name, json!(blank))])).unwrap();
-            assert_eq!((pod.session_policies.as_deref(), pod.session_name), (Some(blank), None));
+            assert_eq!((pod.session_policies, pod.session_name), (Some(blank.into()), None));
         }
         let none =
             with(&[("/metadata/annotations/iam.amazonaws.com~1session-policies", json!(null))]);
@@ -357,8 +528,8 @@ mod tests {
             assert_eq!(namespace.permitted, namespace.allowed_roles);
             namespace.permitted
         };
-        assert_eq!(permitted(json!("reader.*")).as_deref(), Some("reader.*"));
-        assert_eq!(permitted(json!("")).as_deref(), Some(""));
+        assert_eq!(permitted(json!("reader.*")), Some("reader.*".into()));
+        assert_eq!(permitted(json!("")), Some("".into()));
         assert_eq!(permitted(json!(null)), None);
         assert!(namespace(&object(json!(true))).is_err());
     }
@@ -373,7 +544,7 @@ mod tests {
         };
         let account = service_account(&object(json!("arn:aws:iam::1:role/r"))).unwrap();
         assert_eq!(account.name.to_string(), "shop/orders");
-        assert_eq!(account.role.as_deref(), Some("arn:aws:iam::1:role/r"));
+        assert_eq!(account.role, Some("arn:aws:iam::1:role/r".into()));
         assert_eq!(service_account(&object(json!(""))).unwrap().role, None);
         assert!(service_account(&object(json!(1))).is_err());
     }
@@ -391,6 +562,76 @@ mod tests {
             let annotations = json!({"iam.amazonaws.com/imdsv2": written});
             let object = json!({"metadata": {"name": "team", "annotations": annotations}});
             assert_eq!(namespace(&object).unwrap().requires_imdsv2(), required, "{object}");
+        }
+    }
+
+    /// An object as it is read: reduced first.
+    fn reduced(object: &Value, keep: &'static Keep) -> Value {
+        let mut sieve = Sieve::new(keep);
+        sieve.feed(object.to_string().as_bytes(), |_| {});
+        serde_json::from_slice(&sieve.finish().unwrap().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn nothing_that_is_read_is_lost_when_it_is_reduced() {
+        for object in [
+            running(),
+            with(&[("/metadata/annotations", json!("x"))]),
+            with(&[("/metadata/annotations", json!(null)), ("/status", json!(null))]),
+            with(&[("/spec/hostNetwork", json!(true)), ("/status/podIPs", json!([{"ip": 5}]))]),
+            with(&[
+                ("/metadata/annotations/kubernetes.io~1config.hash", json!(HASH)),
+                ("/metadata/annotations/kubernetes.io~1config.mirror", json!(HASH)),
+            ]),
+        ] {
+            static KEEP: Keep = POD;
+            let (whole, less) = (pod(&object), pod(&reduced(&object, &KEEP)));
+            assert_eq!(whole.ok(), less.ok(), "{object}");
+        }
+        static NAMESPACE: Keep = NAMESPACE_OBJECT;
+        static ACCOUNT: Keep = ACCOUNT_OBJECT;
+        let annotations = json!({
+            "iam.amazonaws.com/permitted": ".*", "iam.amazonaws.com/allowed-roles": "[\"<a>\"]",
+            "iam.amazonaws.com/imdsv2": "required", "eks.amazonaws.com/role-arn": "arn", "other": "x",
+        });
+        let metadata = json!({"name": "a", "namespace": "b", "resourceVersion": "9", "annotations": annotations});
+        let object = json!({"metadata": metadata, "status": {"phase": "Active"}});
+        assert_eq!(namespace(&object).unwrap(), namespace(&reduced(&object, &NAMESPACE)).unwrap());
+        assert_eq!(
+            service_account(&object).unwrap(),
+            service_account(&reduced(&object, &ACCOUNT)).unwrap()
+        );
+    }
+
+    #[test]
+    fn an_annotation_that_is_too_long_is_known_by_its_length_alone() {
+        static KEEP: Keep = POD;
+        let role = "/metadata/annotations/iam.amazonaws.com~1role";
+        let said = |object: &Value| pod(object).unwrap().role.unwrap().text().map(str::to_owned);
+        for (length, kept) in [(2048, true), (2049, false), (250_000, false)] {
+            for character in ["x", "\"", "\u{1}"] {
+                let object = with(&[(role, json!(character.repeat(length)))]);
+                let less = reduced(&object, &KEEP);
+                assert!(less.to_string().len() < 20_000);
+                assert_eq!(said(&less).is_ok(), kept, "{length}");
+                assert_eq!(said(&less), said(&object), "{length}");
+            }
+        }
+        // What only looks as if the sieve had said so is no string.
+        let object = with(&[(role, json!({"tooLong": 7}))]);
+        assert!(pod(&reduced(&object, &KEEP)).is_err());
+    }
+
+    #[test]
+    fn events_are_told_from_errors_and_from_what_is_neither() {
+        let of = |line: Value| event(line.to_string().as_bytes());
+        let gone = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 410});
+        for line in [json!({"type": "ERROR", "object": gone}), gone] {
+            let Ok(WatchEvent::Error(status)) = of(line.clone()) else { panic!("{line}") };
+            assert_eq!(status.code, 410);
+        }
+        for line in [json!({"odd": 1}), json!({"type": "ADDED"}), json!([]), json!(7)] {
+            assert!(of(line.clone()).is_err(), "{line}");
         }
     }
 }

@@ -141,9 +141,12 @@ pub(super) struct Flags {
     /// Whether session tokens are optional or required
     #[arg(long, value_name = "WHAT", default_value = "optional")]
     pub(super) imdsv2: String,
-    /// Metadata path that pods may read too, exact or ending in /* (repeatable)
+    /// Metadata path that pods may read too, exact, ending in /*, or common (repeatable)
     #[arg(long, value_name = "PATH", value_delimiter = ',')]
     pub(super) allow_path: Vec<String>,
+    /// Metadata path that pods may not read, nor what is below it, though it is open by default (repeatable)
+    #[arg(long, value_name = "PATH", value_delimiter = ',')]
+    pub(super) deny_path: Vec<String>,
     /// The real metadata service
     #[arg(long, value_name = "URL", default_value = "http://169.254.169.254")]
     pub(super) upstream: String,
@@ -180,6 +183,9 @@ pub(super) struct Flags {
     /// How long credentials are asked to last, 15m to 12h
     #[arg(long, value_name = "DURATION", default_value = "1h")]
     pub(super) session_duration: String,
+    /// Requests that one pod may make a second, and how many at once: RATE or RATE:BURST; new connections too
+    #[arg(long, value_name = "RATE[:BURST]", default_value = "200:1000")]
+    pub(super) pod_rate: String,
     /// Calls to STS a second, and how many at once: RATE or RATE:BURST
     #[arg(long, value_name = "RATE[:BURST]", default_value = "10:100")]
     pub(super) sts_rate: String,

@@ -2,6 +2,7 @@
 
 mod flags;
 mod interception;
+mod metadata;
 mod pod_name;
 mod roles;
 mod scan;
@@ -29,7 +30,7 @@ pub use self::{
     values::Hosts,
 };
 use crate::{
-    cluster, credentials, imds, intercept,
+    cluster, credentials, imds, intercept, serve,
     telemetry::{Format, Level, Logs},
 };
 
@@ -128,6 +129,8 @@ pub struct Config {
     pub credentials: credentials::Config,
     /// The metadata service for pods.
     pub imds: imds::Config,
+    /// `--pod-rate`.
+    pub pod_rate: serve::Rate,
     /// `--upstream`.
     pub upstream: imds::UpstreamUrl,
     /// `--state-dir`.
@@ -234,7 +237,8 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let credentials = sts::credentials(flags, mistakes);
     let max_staleness = credentials.and_then(|it| it.max_staleness);
     let cluster = cluster((flags, vars), prove_after(identity, max_staleness), mistakes);
-    let imds = metadata(flags, (identity, &hosts), intercept.is_some(), mistakes);
+    let imds = metadata::metadata(flags, (identity, &hosts), intercept.is_some(), mistakes);
+    let pod_rate = mistakes.pod_rate("pod-rate", &flags.pod_rate);
     let upstream = mistakes.parse("upstream", &flags.upstream);
     let static_pod_namespaces =
         mistakes.names("static-pod-namespaces", &flags.static_pod_namespaces);
@@ -258,6 +262,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
         sts: sts?,
         credentials: credentials?,
         imds: imds?,
+        pod_rate: pod_rate?,
         upstream: upstream?,
         state_dir: state_dir?,
         detach_on_exit,
@@ -324,39 +329,5 @@ fn cluster(
         startup_taint: given(taint)?,
         prove_after,
         proxies: proxies?,
-    })
-}
-
-fn metadata(
-    flags: &Flags,
-    (identity, hosts): (Identity, &Hosts),
-    intercepts: bool,
-    mistakes: &mut Mistakes,
-) -> Option<imds::Config> {
-    let hold = mistakes.duration("hold", &flags.hold, Duration::ZERO, SECOND * 30);
-    let words = [("optional", imds::Imdsv2::Optional), ("required", imds::Imdsv2::Required)];
-    let imdsv2 = mistakes.one_of("imdsv2", &flags.imdsv2, &words);
-    let allow: Vec<Option<imds::AllowPath>> =
-        flags.allow_path.iter().map(|text| mistakes.parse("allow-path", text)).collect();
-    let node_roles: Vec<Option<imds::NodeRole>> =
-        flags.node_role.iter().map(|text| mistakes.parse("node-role", text)).collect();
-    if !node_roles.is_empty() && identity == Identity::SourceIp {
-        mistakes
-            .add("node-role", "it needs --identity=kernel: an address may be another pod's by now");
-    }
-    let allow_ip_query = mistakes.switch("allow-ip-query", &flags.allow_ip_query);
-    if allow_ip_query && intercepts {
-        mistakes.add("allow-ip-query", "it needs --interceptor=off: any pod could ask as another");
-    }
-    Some(imds::Config {
-        hold: hold?,
-        imdsv2: imdsv2?,
-        allow_paths: allow.into_iter().collect::<Option<Vec<_>>>()?,
-        allow_ip_query,
-        node_roles: node_roles.into_iter().collect::<Option<Vec<_>>>()?,
-        own_addresses: match identity {
-            Identity::Kernel => Vec::new(),
-            Identity::SourceIp => hosts.addresses().collect(),
-        },
     })
 }

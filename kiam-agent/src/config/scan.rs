@@ -7,7 +7,7 @@ use clap::{Arg, Command};
 use super::Vars;
 
 /// Flags and words of kiam v2 to v4 and of kube2iam, and what to use here.
-const FORMER: [(&str, &str); 48] = [
+const FORMER: [(&str, &str); 62] = [
     ("agent", "run kiam-agent without a subcommand"),
     ("server", "there is no server: every node's agent asks STS itself"),
     ("health", "use kiam-agent status"),
@@ -56,6 +56,23 @@ const FORMER: [(&str, &str); 48] = [
     ("--use-regional-sts-endpoint", "the region's own STS is always asked"),
     ("--metadata-addr", "use --upstream"),
     ("--insecure", "--kubeconfig names the server and its certificate"),
+    ("--api-server", "use --kubeconfig, or the pod's service account"),
+    ("--api-token", "use --kubeconfig, or the pod's service account"),
+    ("--debug", "use kiam-agent explain, and /pods on the socket in --state-dir"),
+    ("--iam-external-id", "the annotation is iam.amazonaws.com/external-id"),
+    ("--iam-role-session-name-key", "the annotation is iam.amazonaws.com/session-name"),
+    ("--iam-enable-pod-identity-tags", "use --session-tags"),
+    ("--eks-cluster-name", "use --cluster-name"),
+    ("--eks-cluster-arn", "use --cluster-name; --session-tags=eks-cluster-arn=ARN adds the ARN"),
+    ("--cache-resync-period", "use --sync-interval"),
+    (
+        "--cache-sync-attempts",
+        "the agent is not ready until everything is listed, and goes on trying",
+    ),
+    ("--resolve-duplicate-cache-ips", "the kernel attests the calling pod, whatever its address"),
+    ("--backoff-max-interval", "use --hold, which says how long a request waits for its pod"),
+    ("--backoff-max-elapsed-time", "use --hold, which says how long a request waits for its pod"),
+    ("--healthcheck-interval", "use kiam-agent status, or /live and /ready at --admin"),
 ];
 
 /// The arguments that clap can take without an error, and what was wrong with the others.

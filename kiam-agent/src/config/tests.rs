@@ -65,8 +65,8 @@ fn an_old_kiam_manifest_starts_with_warnings() {
 fn every_mistake_is_told_at_once_with_its_flag_and_value() {
     let mistakes = mistakes(
         "--port=99999 --sync-interval=soon --interceptor=xdp --identity=dns --host-network-pods=maybe \
-         --cgroup=kubepods --bpffs=bpf --state-dir=run --hold=1y --imdsv2=no --allow-path=/latest/user-data \
-         --upstream=imds --credential-source=saml --region=EU --sts-endpoint=sts --assume-role-arn=hop --session-name=a!b --source-identity={{x}} --cluster-name=a/b --session-tags=x --session-policy=p --session-duration=5m --sts-rate=0:5 --max-staleness=never \
+         --cgroup=kubepods --bpffs=bpf --state-dir=run --hold=1y --imdsv2=no --allow-path=/latest/user-data --deny-path=/latest/user-data \
+         --upstream=imds --credential-source=saml --region=EU --sts-endpoint=sts --assume-role-arn=hop --session-name=a!b --source-identity={{x}} --cluster-name=a/b --session-tags=x --session-policy=p --session-duration=5m --sts-rate=0:5 --pod-rate=fast --max-staleness=never \
          --node-role=kube-system --static-pod-namespaces=Kube,ok --annotation-overrides=ok,* --namespace-policy=open --admin=here --metrics=there --statsd=nowhere --statsd-interval=0s \
          --level=loud --json-log=perhaps --host=0.0.0.0 --host=node --role-base-arn=reader --nonsense extra --kubeconfig",
     );
@@ -83,6 +83,7 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
         "hold",
         "imdsv2",
         "allow-path",
+        "deny-path",
         "upstream",
         "credential-source",
         "region",
@@ -95,6 +96,7 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
         "session-policy",
         "session-duration",
         "sts-rate",
+        "pod-rate",
         "max-staleness",
         "node-role",
         "static-pod-namespaces",
@@ -185,6 +187,38 @@ fn paths_are_repeated_or_comma_separated() {
     let paths = |flags: &str| config(&format!("{flags} {GOOD}")).imds.allow_paths.len();
     assert_eq!(paths("--allow-path=/latest/meta-data/a,/latest/meta-data/b"), 2);
     assert_eq!(paths("--allow-path=/latest/meta-data/a --allow-path=/latest/meta-data/b"), 2);
+    assert_eq!(paths("--allow-path=common,/latest/meta-data/b"), 2);
+    let denied = config(&format!("--deny-path=/latest/dynamic/*,/latest/meta-data/spot {GOOD}"));
+    assert_eq!(denied.imds.deny_paths.len(), 2);
+}
+
+#[test]
+fn a_base_that_ends_in_a_word_is_told_of_and_one_that_makes_no_name_is_refused() {
+    let line = |base: &str| {
+        format!("--host=10.0.0.1 --role-base-arn=arn:aws:iam::123456789012:role/{base}")
+    };
+    for (base, told) in [
+        ("", false),
+        ("team/", false),
+        ("prod-", false),
+        ("prod_", false),
+        ("prod.", false),
+        ("prod@", false),
+        ("team", true),
+        ("team/prod", true),
+        ("1", true),
+    ] {
+        let warnings = config(&line(base)).warnings;
+        let of: Vec<_> = warnings.iter().filter(|it| it.contains("--role-base-arn=")).collect();
+        assert_eq!(of.len(), usize::from(told), "{base}: {warnings:?}");
+        let name = format!("role/{base}reader;");
+        assert!(of.iter().all(|it| it.contains(&name)), "{of:?}");
+    }
+    for base in ["<role-name>", "team/<role-name>", "*", "${ROLE}"] {
+        let all = mistakes(&line(base));
+        assert!(all.len() == 1 && all[0].starts_with("--role-base-arn: "), "{all:?}");
+        assert!(all[0].contains(&format!("role/{base}")), "{all:?}");
+    }
 }
 
 #[test]
@@ -234,6 +268,9 @@ fn calls_to_sts_and_staleness_have_bounds_that_can_be_changed() {
     assert_eq!(credentials(""), credentials::Config::default());
     assert_eq!(rate("--sts-rate=5"), (SECOND / 5, 50));
     assert_eq!(rate("--sts-rate=2:3"), (SECOND / 2, 3));
+    let pod = |flags: &str| config(&format!("{flags} {GOOD}")).pod_rate;
+    assert_eq!(pod(""), serve::Rate::POD);
+    assert_eq!(pod("--pod-rate=30"), serve::Rate { per_second: 30, burst: 150 });
     assert_eq!(credentials("--max-staleness=off").max_staleness, None);
     assert_eq!(credentials("--max-staleness=1h").max_staleness, Some(SECOND * 3600));
 }
@@ -264,6 +301,56 @@ fn flags_of_other_kiams_say_what_to_use() {
     let all = mistakes(&format!("agent --whitelist-route-regexp=.* --server-address x:443 {GOOD}"));
     assert!(all.iter().any(|line| line.contains("--allow-path")), "{all:?}");
     assert_eq!(all.len(), 3, "{all:?}");
+}
+
+#[test]
+fn every_flag_of_kube2iam_is_ours_or_says_what_to_use() {
+    let flags = [
+        "api-server",
+        "api-token",
+        "app-port",
+        "assume-role-arn",
+        "auto-discover-base-arn",
+        "auto-discover-default-role",
+        "backoff-max-elapsed-time",
+        "backoff-max-interval",
+        "base-role-arn",
+        "cache-resync-period",
+        "cache-sync-attempts",
+        "debug",
+        "default-role",
+        "eks-cluster-arn",
+        "eks-cluster-name",
+        "healthcheck-interval",
+        "host-interface",
+        "host-ip",
+        "iam-enable-pod-identity-tags",
+        "iam-external-id",
+        "iam-role-key",
+        "iam-role-session-name-key",
+        "iam-role-session-ttl",
+        "insecure",
+        "iptables",
+        "log-format",
+        "log-level",
+        "metadata-addr",
+        "metrics-port",
+        "namespace-key",
+        "namespace-restriction-format",
+        "namespace-restrictions",
+        "node",
+        "resolve-duplicate-cache-ips",
+        "use-regional-sts-endpoint",
+        "verbose",
+    ];
+    let ours = flag_names();
+    for flag in flags {
+        if ours.iter().any(|our| our == flag) {
+            continue;
+        }
+        let all = mistakes(&format!("--{flag}=x {GOOD}"));
+        assert!(all.len() == 1 && all[0].contains("of another kiam; "), "{all:?}");
+    }
 }
 
 #[test]
@@ -308,7 +395,7 @@ fn environment_stands_in_for_flags_that_are_absent() {
 fn subcommands_and_version_are_understood() {
     assert!(matches!(with("uninstall", &[]), Ok(Task::Uninstall { .. })));
     assert!(matches!(with("status --live", &[]), Ok(Task::Status { live: true, .. })));
-    assert!(matches!(with("--version", &[]), Ok(Task::Print(text)) if text.contains("layout v1")));
+    assert!(matches!(with("--version", &[]), Ok(Task::Print(text)) if text.contains("layout v2")));
     assert!(matches!(with("--help", &[]), Ok(Task::Print(text)) if text.contains("--node-name")));
     assert!(with("uninstall --wrong", &[]).is_err());
     let Ok(Task::Explain { pod, state_dir }) = with("explain shop/orders", &[]) else {

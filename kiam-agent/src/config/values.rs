@@ -9,6 +9,7 @@ use crate::{
     policy::AnnotationOverrides,
     proxy::Proxies,
     role::{NameTemplate, Place},
+    serve,
 };
 
 /// Collects what is wrong, so that all of it is told at once.
@@ -49,6 +50,17 @@ impl Mistakes {
                 None
             }
         }
+    }
+
+    /// Parses each, or notes why not; `None` where one is wrong.
+    pub(super) fn all<T: FromStr<Err: Display>>(
+        &mut self,
+        flag: &str,
+        texts: &[String],
+    ) -> Option<Vec<T>> {
+        // All are looked at, so that all mistakes are told.
+        let values: Vec<Option<T>> = texts.iter().map(|text| self.parse(flag, text)).collect();
+        values.into_iter().collect()
     }
 
     /// What came of it, or a note of why not.
@@ -112,17 +124,37 @@ impl Mistakes {
 
     /// `<rate>` or `<rate>:<burst>`: times a second, and at once. A burst that is not given is ten seconds' worth.
     pub(super) fn rate(&mut self, flag: &str, text: &str) -> Option<Rate> {
+        let (rate, burst) = self.rate_and_burst((flag, "10"), text, 10, 10_000)?;
+        Some(Rate { burst, period: Duration::from_secs(1) / rate })
+    }
+
+    /// The same of one pod's requests; a burst that is not given is five seconds' worth.
+    pub(super) fn pod_rate(&mut self, flag: &str, text: &str) -> Option<serve::Rate> {
+        let (per_second, burst) = self.rate_and_burst((flag, "200"), text, 5, 1_000_000)?;
+        Some(serve::Rate { per_second, burst })
+    }
+
+    fn rate_and_burst(
+        &mut self,
+        (flag, example): (&str, &str),
+        text: &str,
+        seconds: u32,
+        most: u32,
+    ) -> Option<(u32, u32)> {
         let (rate, burst) = match text.split_once(':') {
             Some((rate, burst)) => (rate, Some(burst)),
             None => (text, None),
         };
-        let number = |text: &str| text.parse().ok().filter(|n| (1..=10_000).contains(n));
+        let number = |text: &str| text.parse().ok().filter(|n| (1..=most).contains(n));
         let rate: Option<u32> = number(rate);
-        let burst = burst.map_or(rate.map(|rate| rate * 10), number);
+        let burst = burst.map_or(rate.map(|rate| rate * seconds), number);
         if rate.is_none() || burst.is_none() {
-            self.add(flag, format!("{text:?} is no rate from 1 to 10000, such as 10 or 10:100"));
+            let text = format!(
+                "{text:?} is not a rate (1 to {most}), such as {example} or {example}:1000"
+            );
+            self.add(flag, text);
         }
-        Some(Rate { burst: burst?, period: Duration::from_secs(1) / rate? })
+        rate.zip(burst)
     }
 
     /// An absolute path.

@@ -35,7 +35,19 @@ pub(super) fn warnings(flags: &Flags, vars: &dyn Vars) -> Vec<String> {
         ),
     ];
     let choices = choices.into_iter().filter(|(made, _)| *made);
-    choices.map(|(_, warning)| warning.to_owned()).chain(unknown(vars)).collect()
+    let choices = choices.map(|(_, warning)| warning.to_owned());
+    choices.chain(unfinished_base(flags)).chain(unknown(vars)).collect()
+}
+
+/// A base that ends in a word: kube2iam put a slash behind it, and kiam did not.
+fn unfinished_base(flags: &Flags) -> Option<String> {
+    let base = flags.role_base_arn.as_deref()?;
+    let separated = base.ends_with(|end: char| "/-_.+=,@".contains(end));
+    (!separated).then(|| {
+        format!(
+            "--role-base-arn={base} does not end in /, so that the annotation \"reader\" names {base}reader; if its last word is a path, write {base}/"
+        )
+    })
 }
 
 /// Variables that look like a flag's and are not; not those that Kubernetes sets for a Service whose name begins with kiam.

@@ -9,7 +9,10 @@ use futures::FutureExt as _;
 use tokio::time::{Instant, timeout};
 
 use super::{Credentials, ErrorClass, SourceError, schedule::Term};
-use crate::{clock::Clock, role::RoleIdentity};
+use crate::{
+    clock::Clock,
+    role::{Claimant, RoleIdentity},
+};
 
 /// A source bounds its calls itself; this keeps one that does not from taking the place of others for ever.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -20,6 +23,8 @@ const WRITABLE: Duration = Duration::from_secs(253_402_300_799);
 /// A call that is over.
 pub(super) struct Called {
     pub(super) identity: RoleIdentity,
+    /// For whom STS was asked.
+    pub(super) claimant: Claimant,
     pub(super) begun: Instant,
     pub(super) result: Result<Credentials, SourceError>,
 }

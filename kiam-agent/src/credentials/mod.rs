@@ -15,6 +15,7 @@ mod stale;
 mod store;
 #[cfg(test)]
 mod tests;
+mod told;
 
 use std::{
     fmt,
@@ -157,6 +158,9 @@ pub struct Config {
 
 /// Tells how long what tells of the pods' roles has shown no sign of life; `None` before the first.
 pub type Silence = Box<dyn Fn() -> Option<Duration> + Send + Sync>;
+
+/// Tells a pod's name, for the log; `None` where it is not known any more.
+pub type Names = Box<dyn Fn(&Claimant) -> Option<String> + Send + Sync>;
 
 /// Why something that is due is not asked for yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue, thiserror::Error)]

@@ -11,11 +11,11 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
 };
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{
     Config, CredentialReader, CredentialSource, Credentials, ErrorClass, Inheritance, Issued,
-    Limit, Metrics, Render, Silence,
+    Limit, Metrics, Names, Render, Silence,
     arrivals::Arrivals,
     budget::{Bucket, Kept, Shares},
     call::{Called, answer, checked},
@@ -26,6 +26,7 @@ use super::{
     schedule::{self, Term},
     stale::Staleness,
     store::{Entries, Entry, HeldRequests},
+    told::Told,
 };
 use crate::{
     clock::Clock,
@@ -81,6 +82,8 @@ pub struct Parts {
     pub wanted: watch::Receiver<WantedRoles>,
     /// Whether that can still be believed.
     pub silence: Silence,
+    /// Names pods in the log.
+    pub names: Names,
     /// Its counters.
     pub metrics: Metrics,
     /// Set once every identity of the first set that was wanted has been answered, well or badly.
@@ -335,12 +338,12 @@ impl Prefetcher {
             let begun = Instant::now();
             let result = answer(async { source.issue(&identity, &claimant).await }).await;
             metrics.issued(begun.elapsed(), result.as_ref().err().map(|error| error.class));
-            Called { identity, begun, result }
+            Called { identity, claimant, begun, result }
         });
     }
 
     /// Keeps what came, or keeps what was there.
-    fn settle(&mut self, Called { identity, begun, result }: Called) {
+    fn settle(&mut self, Called { identity, claimant, begun, result }: Called) {
         let now = Instant::now();
         let clock = &self.parts.clock;
         let drawn = (begun, fastrand::f64());
@@ -355,16 +358,12 @@ impl Prefetcher {
                 self.shares.answered(payer, denied, now);
             }
         }
+        let told = Told::new(&identity, &claimant, &self.parts.names);
         match result {
             Ok((credentials, term)) => {
                 plan.issued(now, schedule::SOONEST);
                 plan.tell(Ok(()));
-                info!(
-                    pod.iam.role = %identity.role,
-                    credentials.access.key = %credentials.access_key_id,
-                    credentials.expiration = %humantime::format_rfc3339_seconds(credentials.expires),
-                    "Issued credentials"
-                );
+                told.issued(&credentials);
                 self.keep(identity, credentials, term);
             }
             Err(error) if error.class == ErrorClass::TooLong && plan.too_long < TOO_LONG => {
@@ -372,9 +371,9 @@ impl Prefetcher {
             }
             Err(error) => {
                 let wait = plan.failed(error.class, now);
+                told.failed(&error, wait);
                 let error = Arc::new(error);
                 plan.tell(Err(&error));
-                warn!(pod.iam.role = %identity.role, %error, retry_in = ?wait, "Credentials not issued");
                 let issued = self.entries.borrow().get(&identity).and_then(|e| e.issued.clone());
                 let failure = Some((error, now + wait));
                 self.write(identity, Entry { issued, failure, limit: None });

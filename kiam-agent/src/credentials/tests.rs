@@ -168,6 +168,7 @@ fn begin(config: Config, wanted: WantedRoles, source: Source, inheritance: Inher
     let (mut prefetcher, reader) = Prefetcher::new(
         config,
         Parts {
+            names: Box::new(|_| None),
             source: source.clone(),
             render,
             clock: clock.clone(),

@@ -1,26 +1,39 @@
-//! `--allow-path`: what pods may read of the real service beyond the built-in paths.
+//! `--allow-path` and `--deny-path`: what pods may read of the real service, beside what is open by default.
 
 use std::str::FromStr;
 
-use super::route::{is_denied, is_normalised, is_signature};
+use super::{
+    paths::{COMMON, folded, is_denied, is_signature},
+    route::{is_normalised, without_slash},
+};
 use crate::role::Quoted;
 
-/// A path of `--allow-path`: exact, or everything below one (`/latest/meta-data/tags/*`).
+/// The word for [`COMMON`].
+const COMMON_WORD: &str = "common";
+
+/// A path of `--allow-path`: exact, everything below one (`/latest/meta-data/tags/*`), or `common`.
 ///
 /// It is written below `/latest` and holds at every version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllowPath(Extent);
+
+/// A path of `--deny-path`, which shuts it and everything below it, whatever is allowed or open by default.
+///
+/// It is written as an [`AllowPath`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DenyPath(Vec<String>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Extent {
     Exact(String),
     /// Ends in a slash.
     Below(String),
+    Common,
 }
 
-/// Why a text is no [`AllowPath`].
+/// Why a text is no [`AllowPath`] or [`DenyPath`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidAllowPath {
+pub enum InvalidPath {
     /// Not below `/latest/`.
     #[error("{0} must begin with /latest/ (it then holds at every version)")]
     Version(Quoted),
@@ -33,44 +46,90 @@ pub enum InvalidAllowPath {
     /// It holds what is the node's alone.
     #[error("{0} can't be opened: it gives pods what belongs to the node alone")]
     Denied(Quoted),
+    /// It is none of the real service's paths that pods may read.
+    #[error("{0} need not be denied: it is never asked of the real service")]
+    NeverOpen(Quoted),
 }
 
 // === impl AllowPath ===
 
 impl AllowPath {
-    /// Whether it opens `rest`, a normalised path after its version.
-    pub(super) fn matches(&self, rest: &str) -> bool {
+    /// What the real service is asked for where this opens `rest`, a normalised path after its version.
+    pub(super) fn opened<'a>(&'a self, rest: &'a str) -> Option<&'a str> {
         match &self.0 {
-            Extent::Exact(path) => path == rest,
-            Extent::Below(folder) => rest.starts_with(folder.as_str()) && !is_signature(rest),
+            Extent::Exact(path) => (without_slash(path) == without_slash(rest)).then_some(path),
+            Extent::Below(folder) => below(folder, rest),
+            Extent::Common => COMMON.into_iter().find_map(|path| match path.ends_with('/') {
+                true => below(path, rest),
+                false => (path == without_slash(rest)).then_some(path),
+            }),
         }
     }
 }
 
 impl FromStr for AllowPath {
-    type Err = InvalidAllowPath;
+    type Err = InvalidPath;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let quoted = || Quoted::new(text);
-        let rest =
-            text.strip_prefix("/latest/").ok_or_else(|| InvalidAllowPath::Version(quoted()))?;
-        let (path, extent) = match rest.strip_suffix('*') {
-            Some(folder) => (folder, Extent::Below(folder.to_owned())),
-            None => (rest, Extent::Exact(rest.to_owned())),
-        };
-        let below_all = path.is_empty() && rest == "*";
-        let is_folder = path.ends_with('/') || below_all;
-        if !is_normalised(path)
-            || (path.is_empty() && !below_all)
-            || (matches!(extent, Extent::Below(_)) && !is_folder)
-        {
-            return Err(InvalidAllowPath::Spelling(quoted()));
+        if text == COMMON_WORD {
+            return Ok(Self(Extent::Common));
         }
-        if !below_all && is_denied(path) {
-            return Err(InvalidAllowPath::Denied(quoted()));
+        let extent = extent(text)?;
+        match &extent {
+            Extent::Exact(path) | Extent::Below(path) if !path.is_empty() && is_denied(path) => {
+                Err(InvalidPath::Denied(Quoted::new(text)))
+            }
+            _ => Ok(Self(extent)),
         }
-        Ok(Self(extent))
     }
+}
+
+// === impl DenyPath ===
+
+impl DenyPath {
+    /// Whether it shuts `rest`, a normalised path after its version.
+    pub(super) fn covers(&self, rest: &str) -> bool {
+        folded(without_slash(rest)).starts_with(&self.0)
+    }
+}
+
+impl FromStr for DenyPath {
+    type Err = InvalidPath;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (Extent::Exact(path) | Extent::Below(path)) = extent(text)? else {
+            return Err(InvalidPath::Version(Quoted::new(text)));
+        };
+        match without_slash(&path) {
+            "" => Ok(Self(Vec::new())),
+            path if is_denied(path) => Err(InvalidPath::NeverOpen(Quoted::new(text))),
+            path => Ok(Self(folded(path))),
+        }
+    }
+}
+
+/// `rest` if it is below `folder`, or its list.
+fn below<'a>(folder: &str, rest: &'a str) -> Option<&'a str> {
+    let list = !folder.is_empty() && rest == without_slash(folder);
+    ((list || rest.starts_with(folder)) && !is_signature(rest)).then_some(rest)
+}
+
+fn extent(text: &str) -> Result<Extent, InvalidPath> {
+    let quoted = || Quoted::new(text);
+    let rest = text.strip_prefix("/latest/").ok_or_else(|| InvalidPath::Version(quoted()))?;
+    let (path, extent) = match rest.strip_suffix('*') {
+        Some(folder) => (folder, Extent::Below(folder.to_owned())),
+        None => (rest, Extent::Exact(rest.to_owned())),
+    };
+    let below_all = path.is_empty() && rest == "*";
+    let is_folder = path.ends_with('/') || below_all;
+    if !is_normalised(path)
+        || (path.is_empty() && !below_all)
+        || (matches!(extent, Extent::Below(_)) && !is_folder)
+    {
+        return Err(InvalidPath::Spelling(quoted()));
+    }
+    Ok(extent)
 }
 
 #[cfg(test)]
@@ -80,6 +139,7 @@ mod tests {
     #[test]
     fn allow_paths_are_checked_when_they_are_parsed() {
         let good = [
+            "common",
             "/latest/*",
             "/latest/meta-data/*",
             "/latest/meta-data/mac",
@@ -95,6 +155,7 @@ mod tests {
             ("", "must begin"),
             ("/", "must begin"),
             ("*", "must begin"),
+            ("Common", "must begin"),
             ("latest/meta-data/mac", "must begin"),
             ("/2016-09-02/meta-data/mac", "must begin"),
             ("/latest", "must begin"),
@@ -118,6 +179,40 @@ mod tests {
         ];
         for (text, expected) in bad {
             let error = text.parse::<AllowPath>().unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains(text), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_denied_is_shut_with_all_that_is_below_it() {
+        let cases = [
+            ("/latest/meta-data/spot", "meta-data/spot/instance-action", true),
+            ("/latest/meta-data/spot/", "meta-data/spot/instance-action", true),
+            ("/latest/meta-data/spot/*", "meta-data/spot/instance-action", true),
+            ("/latest/meta-data/spot/*", "meta-data/spot", true),
+            ("/latest/meta-data/spot", "meta-data/Spot/instance-action/", true),
+            ("/latest/meta-data/spot", "meta-data/spots", false),
+            ("/latest/meta-data/mac", "meta-data/mac/", true),
+            ("/latest/meta-data/mac", "meta-data/mac.", true),
+            ("/latest/meta-data/mac", "meta-data/macs", false),
+            ("/latest/*", "meta-data/mac", true),
+            ("/latest/*", "dynamic/x", true),
+        ];
+        for (denied, rest, covered) in cases {
+            assert_eq!(
+                denied.parse::<DenyPath>().unwrap().covers(rest),
+                covered,
+                "{denied} {rest}"
+            );
+        }
+        for (text, expected) in [
+            ("common", "must begin"),
+            ("/latest/", "normalised"),
+            ("/latest/meta-data//mac", "normalised"),
+            ("/latest/user-data", "need not be denied"),
+            ("/latest/meta-data/iam/info", "need not be denied"),
+        ] {
+            let error = text.parse::<DenyPath>().unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains(text), "{text}: {error}");
         }
     }

@@ -16,8 +16,9 @@ use super::{
 };
 use crate::pods::Client;
 
-/// Set by proxies; a request that went through one is not the pod's own. EC2 refuses it on `PUT`.
-const X_FORWARDED_FOR: &str = "x-forwarded-for";
+/// Set by proxies; a request that went through one is not the pod's own. EC2 refuses the first on `PUT`; which of
+/// them a proxy sets is a matter of its age and configuration.
+const PROXIES: [&str; 3] = ["x-forwarded-for", "forwarded", "via"];
 /// How long the end of a chunked body may take to come.
 const BODY_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -30,7 +31,8 @@ pub(super) enum Version {
 
 /// Refuses what a proxy sent.
 pub(super) fn direct(headers: &HeaderMap) -> Result<(), Error> {
-    if headers.contains_key(X_FORWARDED_FOR) { Err(Error::ForwardedFor) } else { Ok(()) }
+    let forwarded = PROXIES.iter().any(|name| headers.contains_key(*name));
+    if forwarded { Err(Error::ForwardedFor) } else { Ok(()) }
 }
 
 /// Refuses a body: any on what reads, more than nothing on `PUT`, where s3fs sends an empty chunked one.

@@ -25,7 +25,7 @@ pub enum Error {
     #[error(transparent)]
     Pod(#[from] NotFound),
     /// The request went through a proxy.
-    #[error("requests with X-Forwarded-For are refused")]
+    #[error("requests that a proxy forwards (X-Forwarded-For, Forwarded, Via) are refused")]
     ForwardedFor,
     /// The `Host` header names another service: DNS rebinding.
     #[error("host {0} is not the instance metadata service")]
@@ -63,12 +63,15 @@ pub enum Error {
     /// Another role than the pod's is asked for.
     #[error("role {0} is not the pod's")]
     OtherRole(Quoted),
+    /// A role that was the pod's before is asked for. Clients that keep the name list the roles again after a 404.
+    #[error("role {0} is no longer the pod's")]
+    FormerRole(Quoted),
     /// There are no valid credentials now.
     #[error("no credentials yet: {reason}")]
     NoCredentials {
         /// What AWS answered last.
         reason: String,
-        /// When it may be better.
+        /// When STS is asked again, at the soonest.
         retry_after: Duration,
     },
     /// The real service does not answer, or not with what was asked.
@@ -80,7 +83,7 @@ pub enum Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// The path of one role's credentials. A role that was just listed is never answered 404 here: Ruby's
-    /// SDK would ask again without end.
+    /// SDK would ask again without end. One that is not listed any more is, so that it lists the new one.
     Credentials,
     /// Any other path.
     Elsewhere,
@@ -107,6 +110,7 @@ pub enum Reason {
     NoRole,
     Forbidden,
     OtherRole,
+    FormerRole,
     NoCredentials,
     Upstream,
 }
@@ -132,7 +136,9 @@ impl Error {
             | Self::DatedToken
             | Self::OtherRole(_) => StatusCode::FORBIDDEN,
             Self::Pod(NotFound::Unknown) | Self::Refused(_) => absent,
-            Self::Path | Self::Upstream(UpstreamError::NotFound) => StatusCode::NOT_FOUND,
+            Self::Path | Self::FormerRole(_) | Self::Upstream(UpstreamError::NotFound) => {
+                StatusCode::NOT_FOUND
+            }
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoCredentials { .. } | Self::Upstream(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -159,6 +165,7 @@ impl Error {
             Self::Refused(Refusal::NoRole) => Reason::NoRole,
             Self::Refused(_) => Reason::Forbidden,
             Self::OtherRole(_) => Reason::OtherRole,
+            Self::FormerRole(_) => Reason::FormerRole,
             Self::NoCredentials { .. } => Reason::NoCredentials,
             Self::Upstream(_) => Reason::Upstream,
         }

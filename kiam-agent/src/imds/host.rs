@@ -12,8 +12,9 @@ use crate::role::Quoted;
 
 const IMDS_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
 const IMDS_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254));
-/// The names that EC2's resolvers have for it.
+/// The names that EC2's resolvers have for it; outside us-east-1 there is also one for each region.
 const NAMES: [&str; 2] = ["instance-data", "instance-data.ec2.internal"];
+const REGIONAL: (&str, &str) = ("instance-data.", ".compute.internal");
 
 /// The hosts that requests may name.
 #[derive(Clone, Debug)]
@@ -76,9 +77,19 @@ impl Hosts {
         };
         match address.map(|address| address.to_canonical()) {
             Some(address) => [IMDS_V4, IMDS_V6].contains(&address) || self.own.contains(&address),
-            None => NAMES.iter().any(|name| host.eq_ignore_ascii_case(name)),
+            None => NAMES.iter().any(|name| host.eq_ignore_ascii_case(name)) || is_regional(host),
         }
     }
+}
+
+/// Whether `host` is `instance-data.<region>.compute.internal`. Nobody but AWS's resolvers answers below
+/// `compute.internal`, and the region must be one label, so that no other name can end so.
+fn is_regional(host: &str) -> bool {
+    let host = host.to_ascii_lowercase();
+    let region =
+        host.strip_prefix(REGIONAL.0).and_then(|rest| rest.strip_suffix(REGIONAL.1)).unwrap_or("");
+    let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&region.len()) && region.bytes().all(known)
 }
 
 #[cfg(test)]
@@ -100,6 +111,15 @@ mod tests {
             ("instance-data", true),
             ("Instance-Data.ec2.internal", true),
             ("instance-data:80", true),
+            ("instance-data.eu-west-1.compute.internal", true),
+            ("Instance-Data.us-gov-west-1.compute.internal:80", true),
+            ("instance-data.compute.internal", false),
+            ("instance-data..compute.internal", false),
+            ("instance-data.a.b.compute.internal", false),
+            ("instance-data.eu-west-1.compute.internal.evil.example", false),
+            ("instance-data.eu-west-1.compute.internal.", false),
+            ("evil.example/instance-data.eu-west-1.compute.internal", false),
+            ("ip-10-0-0-1.eu-west-1.compute.internal", false),
             ("", false),
             (":80", false),
             ("169.254.169.254:", false),

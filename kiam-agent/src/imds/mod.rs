@@ -9,10 +9,13 @@ mod checks;
 mod error;
 mod held;
 mod host;
+mod journal;
 mod key;
 mod metrics;
 mod node_role;
+mod paths;
 mod response;
+mod roles;
 pub mod route;
 mod seen;
 mod service;
@@ -22,8 +25,9 @@ mod version1;
 pub mod wire;
 
 pub use self::{
-    allow::{AllowPath, InvalidAllowPath},
+    allow::{AllowPath, DenyPath, InvalidPath},
     error::{Error, Place, Reason},
+    journal::{Journal, Noted, Page},
     metrics::Metrics,
     node_role::{InvalidNodeRole, NodeRole},
     service::{Config, Imdsv2, Parts, Service},

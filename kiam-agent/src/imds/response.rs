@@ -1,5 +1,7 @@
 //! Answers as EC2's server gives them.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
@@ -14,60 +16,16 @@ const SERVER: HeaderValue = HeaderValue::from_static("EC2ws");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain");
 /// Tells a person why; programs judge by the status.
 const REASON: &str = "x-kiam-reason";
+/// The longest wait that clients are told of. SDK for Go v1, SDK for JavaScript v2 and urllib3 obey it before each of
+/// their attempts, so that a minute of it hangs a program for several.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Characters of a reason that are sent.
 const MAX_REASON: usize = 256;
 
-/// What a request is answered with.
+/// What a request is answered with that is not refused.
 pub(super) struct Answer {
     pub(super) body: Bytes,
     pub(super) ttl: Option<TokenTtl>,
-}
-
-/// An answer with `body`.
-pub(super) fn text(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
-    let length = HeaderValue::from(body.len());
-    let mut response = Response::new(Full::new(body));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, TEXT);
-    headers.insert(header::CONTENT_LENGTH, length);
-    headers.insert(header::SERVER, SERVER);
-    response
-}
-
-/// The answer to what failed at `place`: no body, and the reason in a header.
-pub(super) fn refusal(error: &Error, place: Place) -> Response<Full<Bytes>> {
-    let mut response = text(error.status(place), Bytes::new());
-    let headers = response.headers_mut();
-    headers.insert(REASON, visible(&error.to_string()));
-    match error {
-        Error::Method { allow } => {
-            headers.insert(header::ALLOW, HeaderValue::from_static(allow));
-        }
-        // What follows on the connection could be the body.
-        Error::Body => {
-            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
-        Error::NoCredentials { retry_after, .. } => {
-            let seconds = retry_after.as_secs().clamp(1, 60);
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        Error::Upstream(_) if response.status() == StatusCode::SERVICE_UNAVAILABLE => {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(1));
-        }
-        _ => {}
-    }
-    response
-}
-
-/// `text` as the value of a header: one line of visible ASCII.
-fn visible(text: &str) -> HeaderValue {
-    let shown: String = text
-        .chars()
-        .take(MAX_REASON)
-        .map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' })
-        .collect();
-    HeaderValue::from_str(&shown).expect("visible ASCII is a header value")
 }
 
 // === impl Answer ===
@@ -84,9 +42,83 @@ impl Answer {
     }
 }
 
+/// An answer with `body`.
+pub(super) fn text(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
+    let length = HeaderValue::from(body.len());
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, TEXT);
+    headers.insert(header::CONTENT_LENGTH, length);
+    headers.insert(header::SERVER, SERVER);
+    response
+}
+
+/// The answer to what failed at `place`: no body, and the reason in a header.
+pub(super) fn refusal(error: &Error, place: Place) -> Response<Full<Bytes>> {
+    let status = error.status(place);
+    let mut response = text(status, Bytes::new());
+    let headers = response.headers_mut();
+    headers.insert(REASON, visible(&error.to_string()));
+    match error {
+        Error::Method { allow } => {
+            headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+        }
+        // What follows on the connection could be the body.
+        Error::Body => {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        // Who would wait in vain is told nothing, and gives up as soon as its own schedule says.
+        Error::NoCredentials { retry_after, .. } if *retry_after > RETRY_AFTER => {}
+        Error::NoCredentials { .. } | Error::Upstream(_)
+            if status == StatusCode::SERVICE_UNAVAILABLE =>
+        {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER.as_secs()));
+        }
+        _ => {}
+    }
+    response
+}
+
+/// `text` as the value of a header: one line of visible ASCII.
+fn visible(text: &str) -> HeaderValue {
+    let shown: String = text
+        .chars()
+        .take(MAX_REASON)
+        .map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' })
+        .collect();
+    HeaderValue::from_str(&shown).expect("visible ASCII is a header value")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::imds::UpstreamError;
+
+    #[test]
+    fn no_client_is_told_to_wait_for_longer_than_a_second() {
+        let lack = |millis| Error::NoCredentials {
+            reason: String::new(),
+            retry_after: Duration::from_millis(millis),
+        };
+        let cases = [
+            (lack(0), Some("1")),
+            (lack(1000), Some("1")),
+            (lack(1001), None),
+            (lack(60_000), None),
+            (lack(600_000), None),
+            (Error::Upstream(UpstreamError::Deadline), Some("1")),
+            (Error::Upstream(UpstreamError::NotFound), None),
+            (Error::Path, None),
+        ];
+        for (error, expected) in cases {
+            for place in [Place::Credentials, Place::Elsewhere] {
+                let response = refusal(&error, place);
+                let sent = response.headers().get(header::RETRY_AFTER);
+                assert_eq!(sent.map(|value| value.to_str().unwrap()), expected, "{error:?}");
+            }
+        }
+    }
 
     #[test]
     fn reasons_are_one_short_line_of_visible_ascii() {

@@ -1,28 +1,25 @@
 //! From a request line to what is asked for.
 //!
-//! A path is routed only in its normalised spelling: whatever decoding, dot segments, doubled slashes or
-//! characters outside a small set could change is no path of ours (404). So there is one spelling to
-//! decide about, and it alone is asked of the real service, always below `/latest`, where it says at
-//! most what the same path says below an older version.
+//! Slashes in a row are joined first, as EC2 does, and one slash at the end changes nothing. Beyond that a
+//! path is routed only in its normalised spelling: whatever decoding, dot segments or characters outside a
+//! small set could change is no path of ours (404). So there is one spelling to decide about, and it alone
+//! is asked of the real service, always below `/latest`, where it says at most what the same path says
+//! below an older version.
+
+use std::borrow::Cow;
 
 use http::Method;
 
-use super::{AllowPath, Error};
+use super::{
+    AllowPath, DenyPath, Error,
+    paths::{self, is_denied},
+};
 use crate::role::RoleArn;
 
 /// `Allow` of everything that is read.
 const READ: &str = "GET, HEAD";
 /// `Allow` of the token's path.
 const ISSUE: &str = "PUT";
-
-/// Paths that are open to every pod: where the instance is. They never change for an instance.
-const BUILT_IN: [&str; 5] = [
-    "meta-data/instance-id",
-    "meta-data/placement/availability-zone",
-    "meta-data/placement/availability-zone/",
-    "meta-data/placement/availability-zone-id",
-    "meta-data/placement/region",
-];
 
 /// What a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +70,8 @@ pub struct UpstreamPath {
 pub enum Lifetime {
     /// As long as the instance lives.
     Instance,
+    /// A second: pods that ask at once share an answer.
+    Moment,
     /// Until it is asked again.
     Request,
 }
@@ -81,15 +80,16 @@ pub enum Lifetime {
 #[derive(Clone, Debug, Default)]
 pub struct Routes {
     allowed: Vec<AllowPath>,
+    denied: Vec<DenyPath>,
 }
 
 // === impl Routes ===
 
 impl Routes {
-    /// The built-in paths and those of `allowed`.
+    /// The paths that are open by default and those of `allowed`, without those of `denied`.
     #[must_use]
-    pub fn new(allowed: Vec<AllowPath>) -> Self {
-        Self { allowed }
+    pub fn new(allowed: Vec<AllowPath>, denied: Vec<DenyPath>) -> Self {
+        Self { allowed, denied }
     }
 
     /// What `method` on `path`, the request target without its query, asks for.
@@ -99,10 +99,11 @@ impl Routes {
     /// [`Error::Path`] for what is not ours or not normalised, [`Error::Method`], and
     /// [`Error::DatedToken`] for a token of a version other than `latest`, as EC2 has it.
     pub fn parse(&self, method: &Method, path: &str) -> Result<Route, Error> {
-        let normalised = Normalised::parse(path);
-        let is_token = matches!(&normalised, Some(path) if path.rest == "api/token");
+        let path = joined(path);
+        let normalised = Normalised::parse(&path);
+        let is_token = normalised.is_some_and(|path| without_slash(path.rest) == "api/token");
         match *method {
-            Method::GET | Method::HEAD => {}
+            Method::GET | Method::HEAD if !is_token => {}
             Method::PUT if is_token => {
                 let latest = normalised.is_some_and(|path| path.version == Version::Latest);
                 return if latest { Ok(Route::Token) } else { Err(Error::DatedToken) };
@@ -116,19 +117,15 @@ impl Routes {
     }
 
     fn upstream(&self, rest: &str) -> Option<Readable> {
-        if is_denied(rest) {
+        if is_denied(rest) || self.denied.iter().any(|denied| denied.covers(rest)) {
             return None;
         }
-        let lifetime = if BUILT_IN.contains(&rest) {
-            Lifetime::Instance
-        } else if self.allowed.iter().any(|allowed| allowed.matches(rest)) {
-            Lifetime::Request
-        } else {
-            return None;
-        };
-        let path = match lifetime {
-            Lifetime::Instance => rest.trim_end_matches('/'),
-            Lifetime::Request => rest,
+        let (path, lifetime) = match paths::open(without_slash(rest)) {
+            Some(open) => (open.path, open.lifetime),
+            None => {
+                let path = self.allowed.iter().find_map(|allowed| allowed.opened(rest))?;
+                (path, Lifetime::Request)
+            }
         };
         Some(Readable::Upstream(UpstreamPath { path: path.to_owned(), lifetime }))
     }
@@ -176,8 +173,8 @@ impl UpstreamPath {
 
 /// A path in its only spelling: a version, and what follows it.
 ///
-/// Its characters are letters, digits and `-_.~+=,@:`, and `/`; no segment is `.` or `..`, and none is
-/// empty but the last, or one before a role.
+/// Its characters are letters, digits and `-_.~+=,@:`, and `/`; no segment is dots alone, and none is
+/// empty but the last.
 #[derive(Clone, Copy, Debug)]
 struct Normalised<'a> {
     version: Version,
@@ -208,14 +205,10 @@ impl<'a> Normalised<'a> {
         if self.version == Version::None {
             return Some(Readable::Listing("latest"));
         }
-        let iam = match self.rest {
+        let iam = match without_slash(self.rest) {
             "" => return Some(Readable::Listing("meta-data")),
-            "meta-data" | "meta-data/" => {
-                return Some(Readable::Listing("iam/\ninstance-id\nplacement/"));
-            }
-            "meta-data/iam" | "meta-data/iam/" => {
-                return Some(Readable::Listing("info\nsecurity-credentials/"));
-            }
+            "meta-data" => return Some(Readable::Listing("iam/\ninstance-id\nplacement/")),
+            "meta-data/iam" => return Some(Readable::Listing("info\nsecurity-credentials/")),
             rest => rest.strip_prefix("meta-data/iam/")?,
         };
         let (form, after) = match iam.strip_prefix("security-credentials-extended") {
@@ -223,14 +216,31 @@ impl<'a> Normalised<'a> {
             None if iam == "info" => return Some(Readable::InstanceProfile),
             None => (Form::Plain, iam.strip_prefix("security-credentials")?),
         };
-        if after.is_empty() || after == "/" {
+        if after.is_empty() {
             return Some(Readable::RoleName);
         }
         let role = after.strip_prefix('/')?;
-        let role = role.strip_prefix('/').unwrap_or(role);
-        let whole = !role.is_empty() && !role.ends_with('/');
-        whole.then(|| Readable::Credentials(form, RequestedRole(role.to_owned())))
+        Some(Readable::Credentials(form, RequestedRole(role.to_owned())))
     }
+}
+
+/// `path` with one slash for each run of them.
+fn joined(path: &str) -> Cow<'_, str> {
+    if !path.contains("//") {
+        return Cow::Borrowed(path);
+    }
+    let mut joined = String::with_capacity(path.len());
+    for character in path.chars() {
+        if character != '/' || !joined.ends_with('/') {
+            joined.push(character);
+        }
+    }
+    Cow::Owned(joined)
+}
+
+/// `rest` without the one slash that may end it.
+pub(super) fn without_slash(rest: &str) -> &str {
+    rest.strip_suffix('/').unwrap_or(rest)
 }
 
 fn version_of(text: &str) -> Option<Version> {
@@ -251,55 +261,15 @@ fn version_of(text: &str) -> Option<Version> {
 /// Whether `rest`, which follows a version and a slash, is its own only spelling.
 pub(super) fn is_normalised(rest: &str) -> bool {
     let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~+=,@:/".contains(&byte);
-    // minio-js asks for `…/security-credentials//ROLE`.
-    let role =
-        ["meta-data/iam/security-credentials//", "meta-data/iam/security-credentials-extended//"]
-            .iter()
-            .find_map(|list| rest.strip_prefix(list));
-    let checked = match role {
-        Some("") => return false,
-        Some(role) => role,
-        None => rest,
-    };
-    let mut segments = checked.split('/').peekable();
+    let mut segments = rest.split('/').peekable();
     while let Some(segment) = segments.next() {
-        let empty = segment.is_empty() && (segments.peek().is_some() || checked.len() == 1);
-        if empty || segment == "." || segment == ".." {
+        let empty = segment.is_empty() && (segments.peek().is_some() || rest.len() == 1);
+        let dots = !segment.is_empty() && segment.bytes().all(|byte| byte == b'.');
+        if empty || dots {
             return false;
         }
     }
     rest.bytes().all(known)
-}
-
-/// Whether `rest` lies where nothing may be asked of the real service, whatever is allowed: it holds
-/// what belongs to the node alone.
-pub(super) fn is_denied(rest: &str) -> bool {
-    match folded(rest).as_slice() {
-        [first, second, ..] if first == "meta-data" => {
-            ["iam", "identity-credentials", "managed-ssh-keys", "public-keys"]
-                .contains(&second.as_str())
-        }
-        [first, ..] if first == "meta-data" || first == "dynamic" => false,
-        // `user-data`, `api`, and whatever may come.
-        _ => true,
-    }
-}
-
-/// Whether `rest` is one of the proofs of the instance's identity (`pkcs7`, `signature`, `rsa2048`) or
-/// may be: whoever has them passes for the node, so only an exact path opens them. The document alone
-/// proves nothing.
-pub(super) fn is_signature(rest: &str) -> bool {
-    let inside = matches!(
-        folded(rest).as_slice(),
-        [first, second, _, ..] if first == "dynamic" && second == "instance-identity"
-    );
-    inside && rest != "dynamic/instance-identity/document"
-}
-
-/// The segments without case and without dots at their ends, in case the real service should be more
-/// forgiving than it is known to be.
-fn folded(rest: &str) -> Vec<String> {
-    rest.split('/').map(|segment| segment.trim_matches('.').to_ascii_lowercase()).collect()
 }
 
 #[cfg(test)]

@@ -1,18 +1,18 @@
-//! The log line of a request.
+//! The log line of a request, which names the pod whatever became of the request.
 
 use std::{sync::Arc, time::Duration};
 
 use http::{StatusCode, request};
-use tracing::{debug, info, warn};
+use tracing::{Level, debug, enabled, info, warn};
 
-use super::Error;
+use super::{Error, Parts};
 use crate::{
     credentials::Issued,
-    pods::{Client, Pod, Unattested},
+    pods::{Client, Pod, PodReader, PodUid, Unattested},
     role::{Quoted, RoleArn},
 };
 
-/// What was found out about a request on the way, for its log line.
+/// What was found out about a request on the way, for its log line and the journal.
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) pod: Option<Arc<Pod>>,
@@ -20,9 +20,45 @@ pub(super) struct Seen {
     pub(super) issued: Option<Arc<Issued>>,
 }
 
+/// The pod that `client` is, as far as it is known, whether or not it may ask.
+fn pod_of(client: &Result<Client, Unattested>, pods: &PodReader) -> Option<Arc<Pod>> {
+    match uid_of(client) {
+        Some(uid) => pods.by_uid(uid).ok(),
+        None => pods.find(client.as_ref().ok()?).ok(),
+    }
+}
+
+/// The pod's UID that the kernel attests.
+fn uid_of(client: &Result<Client, Unattested>) -> Option<&PodUid> {
+    match client {
+        Ok(client) | Err(Unattested::Unknown { client, .. }) => match client {
+            Client::Pod { uid, .. } | Client::Inside { uid } => Some(uid),
+            Client::Address(_) => None,
+        },
+        Err(Unattested::OtherPod { caller, .. }) => Some(caller),
+        Err(_) => None,
+    }
+}
+
 // === impl Seen ===
 
 impl Seen {
+    /// Finds out which pod asked, where that is told of, and remembers what it was refused.
+    pub(super) fn note(
+        &mut self,
+        client: &Result<Client, Unattested>,
+        head: &request::Parts,
+        refusal: Option<&Error>,
+        parts: &Parts,
+    ) {
+        if self.pod.is_none() && (refusal.is_some() || enabled!(Level::DEBUG)) {
+            self.pod = pod_of(client, &parts.pods);
+        }
+        if let (Some(error), Some(pod)) = (refusal, &self.pod) {
+            parts.journal.refused(&pod.uid, head, error.reason(), parts.clock.now());
+        }
+    }
+
     /// One line; above `debug` only if it was `admitted`, with the number of those like it that were not.
     pub(super) fn log(
         &self,
@@ -34,9 +70,13 @@ impl Seen {
     ) {
         let pod = self.pod.as_deref();
         let (name, namespace) = (pod.map(|pod| &*pod.name), pod.map(|pod| &*pod.namespace));
+        let uid = uid_of(client).map(tracing::field::display);
         let ip = match client {
-            Ok(Client::Pod { address, .. } | Client::Address(address)) => Some(address),
-            Ok(Client::Inside { .. }) | Err(_) => None,
+            Ok(client) | Err(Unattested::Unknown { client, .. }) => match client {
+                Client::Pod { address, .. } | Client::Address(address) => Some(address),
+                Client::Inside { .. } => None,
+            },
+            Err(_) => None,
         }
         .map(tracing::field::display);
         let role = self.role.as_ref().map(tracing::field::display);
@@ -44,18 +84,18 @@ impl Seen {
         let reason = refusal.map(tracing::field::display);
         match (refusal, &self.issued, admitted) {
             (Some(_), _, Some(left_out)) => warn!(
-                pod.name = name, pod.namespace = namespace, pod.ip = ip, pod.iam.role = role,
+                pod.name = name, pod.namespace = namespace, pod.uid = uid, pod.ip = ip, pod.iam.role = role,
                 req.method = %method, req.path = ?Quoted::new(path), res.status = status, duration = ?took,
                 reason, left_out, "Refused request"
             ),
             (None, Some(issued), Some(left_out)) => info!(
-                pod.name = name, pod.namespace = namespace, pod.ip = ip, pod.iam.role = role,
+                pod.name = name, pod.namespace = namespace, pod.uid = uid, pod.ip = ip, pod.iam.role = role,
                 credentials.access.key = &*issued.credentials.access_key_id,
                 req.method = %method, req.path = ?Quoted::new(path), res.status = status, duration = ?took,
                 left_out, "Processed request"
             ),
             _ => debug!(
-                pod.name = name, pod.namespace = namespace, pod.ip = ip, pod.iam.role = role,
+                pod.name = name, pod.namespace = namespace, pod.uid = uid, pod.ip = ip, pod.iam.role = role,
                 req.method = %method, req.path = ?Quoted::new(path), res.status = status, duration = ?took,
                 reason, "Processed request"
             ),

@@ -13,12 +13,14 @@ use tokio::time::{Instant, timeout_at};
 use tracing::info;
 
 use super::{
-    AllowPath, Error, Metrics, NodeRole, Place, Reason, TokenAuthority, Upstream,
+    AllowPath, DenyPath, Error, Journal, Metrics, NodeRole, Place, Reason, TokenAuthority,
+    Upstream,
     checks::{self, Version},
     held::{FirstRequests, Found, ready},
     host::Hosts,
     metrics::Asked,
     response::{self, Answer},
+    roles::other_role,
     route::{Form, Readable, RequestedRole, Route, Routes},
     seen::Seen,
     version1::Version1,
@@ -29,7 +31,7 @@ use crate::{
     credentials::{CredentialReader, Issued, State},
     pods::{Client, NotFound, Pod, PodReader, PodUid, Unattested},
     policy::{Decision, RolePolicy},
-    role::{Quoted, RoleIdentity},
+    role::RoleIdentity,
     serve::{Owner, PodService, Relay},
     telemetry::LogLimit,
 };
@@ -46,8 +48,10 @@ pub struct Config {
     pub hold: Duration,
     /// Whether requests need a token.
     pub imdsv2: Imdsv2,
-    /// What pods may read of the real service beyond the built-in paths.
+    /// What pods may read of the real service beyond the paths that are open by default.
     pub allow_paths: Vec<AllowPath>,
+    /// What they may not read in any case.
+    pub deny_paths: Vec<DenyPath>,
     /// Whether `?ip=` names the pod: for trying the agent, and never with the interceptor.
     pub allow_ip_query: bool,
     /// Pods that are passed on to the real service.
@@ -82,6 +86,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Counts.
     pub metrics: Metrics,
+    /// Remembers what was refused, and who asks without a token.
+    pub journal: Journal,
 }
 
 /// The instance metadata service, as pods see it.
@@ -144,6 +150,7 @@ impl PodService for Service {
         let kind = (refusal.map(Error::reason), Owner::of(&client));
         let speaks = refusal.is_some() || seen.issued.is_some();
         let admitted = speaks.then(|| self.log.admit(kind)).flatten();
+        seen.note(&client, &head, refusal, &self.parts);
         seen.log(&client, &head, response.status(), (refusal, took), admitted);
         response
     }
@@ -157,7 +164,7 @@ impl Service {
     /// A service over `parts`.
     #[must_use]
     pub fn new(config: Config, parts: Parts) -> Self {
-        let routes = Routes::new(config.allow_paths.clone());
+        let routes = Routes::new(config.allow_paths.clone(), config.deny_paths.clone());
         let hosts = Hosts::new(config.own_addresses.clone());
         Self {
             config,
@@ -191,7 +198,9 @@ impl Service {
             checks::no_body(&head.method, body).await?;
         }
         let mut version = Version::V2;
-        if [Method::GET, Method::HEAD].contains(&head.method) {
+        let reads = [Method::GET, Method::HEAD].contains(&head.method);
+        // Nothing is read where the path has not even the method.
+        if reads && !matches!(route, Err(Error::Method { .. })) {
             let (tokens, imdsv2) = (&self.parts.tokens, self.config.imdsv2);
             version = checks::token(&head.headers, client, tokens, imdsv2)?;
         }
@@ -228,6 +237,7 @@ impl Service {
                 Some(_) => {
                     self.parts.metrics.imdsv1();
                     self.version1.log(&pod, &head.headers);
+                    self.parts.journal.imdsv1(&pod.uid, head, self.parts.clock.now());
                     return Ok(());
                 }
                 None if !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) => {
@@ -346,7 +356,7 @@ impl Service {
         loop {
             if let Some(requested) = requested.filter(|requested| !requested.names(&identity.role))
             {
-                return Err(Error::OtherRole(Quoted::new(requested.as_str())));
+                return Err(other_role(requested, seen.pod.as_deref(), &self.parts));
             }
             let mut state = self.parts.credentials.get(&identity);
             let waited = !matches!(state, Some(State::Ready(_)));

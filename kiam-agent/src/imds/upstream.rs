@@ -37,6 +37,9 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(1);
 /// Requests at once: EC2 throttles the service per instance, and the node needs it too.
 const SLOTS: usize = 8;
+/// How long an answer is shared that may change. Termination handlers ask every five seconds or so, and a notice
+/// comes two minutes ahead.
+const MOMENT: Duration = Duration::from_secs(1);
 /// Bytes of an answer; user data, which is never asked for, may be 16 KiB.
 const MAX_BODY: usize = 64 * 1024;
 /// Renewed before it expires, for a machine that was suspended meanwhile.
@@ -97,10 +100,20 @@ pub struct Upstream(Arc<Inner>);
 struct Inner {
     url: UpstreamUrl,
     slots: Semaphore,
-    /// Holds built-in paths only, so it has a handful of entries.
-    kept: Mutex<HashMap<UpstreamPath, Bytes>>,
+    /// Of paths that are open by default only, so it has a handful of entries.
+    kept: Mutex<HashMap<UpstreamPath, Arc<Kept>>>,
     session: Mutex<Session>,
 }
+
+/// One path's last answer, which all pods share.
+struct Kept {
+    /// For whoever asks the service; the others wait for what it says.
+    turn: Semaphore,
+    answer: Mutex<Option<(Instant, Existing)>>,
+}
+
+/// What there is at a path: `None` for nothing.
+type Existing = Option<Bytes>;
 
 /// How the service wants to be asked.
 #[derive(Clone)]
@@ -170,31 +183,47 @@ impl Upstream {
         Relay { host: host.trim_matches(['[', ']']).to_owned(), port: *port }
     }
 
-    /// The body of `path`. What can't change is asked once.
+    /// The body of `path`. What can't change is asked once, and what every pod may ask, once a second.
     ///
     /// # Errors
     ///
     /// [`UpstreamError`].
     pub async fn get(&self, path: &UpstreamPath) -> Result<Bytes, UpstreamError> {
-        if let Some(body) = self.kept(path) {
-            return Ok(body);
-        }
         let asked = async {
-            let _slot = self.0.slots.acquire().await.expect("the semaphore is never closed");
-            // Who had the slot before may have asked the same.
-            if let Some(body) = self.kept(path) {
-                return Ok(body);
+            match path.lifetime() {
+                Lifetime::Request => self.in_turn(path).await,
+                Lifetime::Instance | Lifetime::Moment => self.shared(path).await,
             }
-            let body = self.fetch(path.as_str()).await?;
-            if path.lifetime() == Lifetime::Instance {
-                if body.is_empty() {
-                    return Err(UpstreamError::Body);
-                }
-                lock(&self.0.kept).insert(path.clone(), body.clone());
-            }
-            Ok(body)
         };
-        timeout(DEADLINE, asked).await.unwrap_or(Err(UpstreamError::Deadline))
+        let body = timeout(DEADLINE, asked).await.unwrap_or(Err(UpstreamError::Deadline))?;
+        body.ok_or(UpstreamError::NotFound)
+    }
+
+    /// What is kept of `path`, or what one of those that ask for it now is told.
+    async fn shared(&self, path: &UpstreamPath) -> Result<Existing, UpstreamError> {
+        let kept = lock(&self.0.kept).entry(path.clone()).or_default().clone();
+        if let Some(answer) = kept.get(path.lifetime()) {
+            return Ok(answer);
+        }
+        let _turn = kept.turn.acquire().await.expect("the semaphore is never closed");
+        if let Some(answer) = kept.get(path.lifetime()) {
+            return Ok(answer);
+        }
+        let answer = self.in_turn(path).await?;
+        if path.lifetime() == Lifetime::Instance && answer.as_ref().is_some_and(Bytes::is_empty) {
+            return Err(UpstreamError::Body);
+        }
+        *lock(&kept.answer) = Some((Instant::now(), answer.clone()));
+        Ok(answer)
+    }
+
+    async fn in_turn(&self, path: &UpstreamPath) -> Result<Existing, UpstreamError> {
+        let _slot = self.0.slots.acquire().await.expect("the semaphore is never closed");
+        match self.fetch(path.as_str()).await {
+            Ok(body) => Ok(Some(body)),
+            Err(UpstreamError::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The region that the node is in.
@@ -322,9 +351,23 @@ impl Upstream {
             Err(error) = connection => Err(error.into()),
         }
     }
+}
 
-    fn kept(&self, path: &UpstreamPath) -> Option<Bytes> {
-        lock(&self.0.kept).get(path).cloned()
+// === impl Kept ===
+
+impl Kept {
+    /// The answer, if it is still true. That something is not there may change in any case.
+    fn get(&self, lifetime: Lifetime) -> Option<Existing> {
+        let answer = lock(&self.answer);
+        let (at, answer) = answer.as_ref()?;
+        let lasts = lifetime == Lifetime::Instance && answer.is_some();
+        (lasts || at.elapsed() < MOMENT).then(|| answer.clone())
+    }
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self { turn: Semaphore::new(1), answer: Mutex::default() }
     }
 }
 

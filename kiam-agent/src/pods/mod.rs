@@ -54,13 +54,13 @@ pub struct Pod {
     /// `kubernetes.io/config.hash` of a mirror pod: the UID that the kubelet gave the static pod.
     pub config_hash: Option<PodUid>,
     /// `iam.amazonaws.com/role`, as written.
-    pub role: Option<String>,
+    pub role: Option<Annotation>,
     /// `iam.amazonaws.com/session-name`, as written.
-    pub session_name: Option<String>,
+    pub session_name: Option<Annotation>,
     /// `iam.amazonaws.com/external-id`, as written.
-    pub external_id: Option<String>,
+    pub external_id: Option<Annotation>,
     /// `iam.amazonaws.com/session-policies`, as written.
-    pub session_policies: Option<String>,
+    pub session_policies: Option<Annotation>,
 }
 
 /// One namespace, reduced to what decides about credentials.
@@ -71,11 +71,11 @@ pub struct Namespace {
     /// `metadata.resourceVersion`, when it is a number; as [`Pod::resource_version`].
     pub resource_version: Option<u64>,
     /// `iam.amazonaws.com/permitted`, as written.
-    pub permitted: Option<String>,
+    pub permitted: Option<Annotation>,
     /// `iam.amazonaws.com/allowed-roles`, as written.
-    pub allowed_roles: Option<String>,
+    pub allowed_roles: Option<Annotation>,
     /// `iam.amazonaws.com/imdsv2`, as written.
-    pub imdsv2: Option<String>,
+    pub imdsv2: Option<Annotation>,
 }
 
 /// One ServiceAccount, reduced to what decides about credentials.
@@ -86,7 +86,26 @@ pub struct ServiceAccount {
     /// `metadata.resourceVersion`, when it is a number; as [`Pod::resource_version`].
     pub resource_version: Option<u64>,
     /// `eks.amazonaws.com/role-arn`, as written.
-    pub role: Option<String>,
+    pub role: Option<Annotation>,
+}
+
+/// An annotation's value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Annotation {
+    /// As written.
+    Text(Box<str>),
+    /// No value of this length can be used, so that it was not kept.
+    TooLong(TooLong),
+}
+
+/// A value that is too long to be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is too long: it has {length} bytes or more, and {most} are read at most")]
+pub struct TooLong {
+    /// How long it is, if escapes in the API's answer hide nothing.
+    pub length: usize,
+    /// How long it may be.
+    pub most: usize,
 }
 
 /// What the records don't tell.
@@ -219,6 +238,38 @@ impl Pod {
     }
 }
 
+// === impl Annotation ===
+
+impl Annotation {
+    /// The value as written.
+    ///
+    /// # Errors
+    ///
+    /// [`TooLong`] when it was not kept.
+    pub fn text(&self) -> Result<&str, TooLong> {
+        match self {
+            Self::Text(text) => Ok(text),
+            Self::TooLong(too_long) => Err(*too_long),
+        }
+    }
+}
+
+impl From<&str> for Annotation {
+    fn from(text: &str) -> Self {
+        Self::Text(text.into())
+    }
+}
+
+/// For people: quoted, as far as it is shown.
+impl fmt::Display for Annotation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => Quoted::new(text).fmt(f),
+            Self::TooLong(too_long) => too_long.fmt(f),
+        }
+    }
+}
+
 // === impl Namespace ===
 
 impl Namespace {
@@ -226,14 +277,18 @@ impl Namespace {
     /// that a slip of the pen closes and does not open.
     #[must_use]
     pub fn requires_imdsv2(&self) -> bool {
-        self.imdsv2.as_deref().is_some_and(|text| !["", "optional"].contains(&text.trim()))
+        self.imdsv2_word().is_none_or(|word| !["", "optional"].contains(&word))
     }
 
     /// Whether what it says about session tokens, if anything, is one of the words that are known.
     #[must_use]
     pub fn imdsv2_is_understood(&self) -> bool {
-        let word = self.imdsv2.as_deref().unwrap_or_default().trim();
-        ["", "optional", "required"].contains(&word)
+        self.imdsv2_word().is_some_and(|word| ["", "optional", "required"].contains(&word))
+    }
+
+    /// `None`: it is too long for one.
+    fn imdsv2_word(&self) -> Option<&str> {
+        self.imdsv2.as_ref().map_or(Some(""), |word| word.text().ok().map(str::trim))
     }
 }
 

@@ -8,7 +8,8 @@ use tokio::{
 };
 
 use super::{
-    Client, Namespace, Origin, Pod, PodUid, ServiceAccount, index::Shared, tables::Tables,
+    Annotation, Client, Namespace, Origin, Pod, PodUid, ServiceAccount, index::Shared,
+    tables::Tables,
 };
 use crate::role::AccountName;
 
@@ -108,6 +109,12 @@ impl PodReader {
     /// [`NotFound::Unknown`] or [`NotFound::Ambiguous`].
     pub fn by_uid(&self, uid: &PodUid) -> Result<Arc<Pod>, NotFound> {
         attested(&self.0.read(), uid)
+    }
+
+    /// The roles that the pod named before the one that it names now, as written; the last few.
+    #[must_use]
+    pub fn former_roles(&self, uid: &PodUid) -> Vec<Annotation> {
+        self.0.read().former_roles(uid)
     }
 
     /// The namespace of this name.
@@ -215,7 +222,7 @@ fn only(mut pods: Vec<Arc<Pod>>) -> Result<Arc<Pod>, NotFound> {
 mod tests {
     use super::*;
     use crate::pods::{
-        Config, NodeAddresses, PodIndex,
+        Config, NodeAddresses, PodIndex, TooLong,
         fixtures::{attested, config_hash, ip, namespace, uid},
     };
 
@@ -236,6 +243,18 @@ mod tests {
         pods.into_iter().for_each(|pod| index.apply(pod));
         index.heard();
         (index, reader)
+    }
+
+    fn from(uid: PodUid, address: &str, origin: Origin) -> Client {
+        Client::Pod { uid, address: ip(address), origin }
+    }
+
+    fn on_node(uid: PodUid, address: &str) -> Client {
+        from(uid, address, Origin::Node)
+    }
+
+    fn unplaced(uid: PodUid, address: &str) -> Client {
+        from(uid, address, Origin::Unknown)
     }
 
     fn found(reader: &PodReader, client: &Client) -> Option<PodUid> {
@@ -267,14 +286,21 @@ mod tests {
             (attested(uid(1), "10.0.0.9"), mismatch.clone(), "not its address"),
             (attested(uid(1), "::ffff:10.0.0.9"), mismatch.clone(), "not its address, v4-mapped"),
             (attested(uid(2), "10.0.0.9"), Ok(uid(2)), "no addresses published yet"),
-            (attested(uid(3), "192.0.2.1"), Ok(uid(3)), "the node's address"),
-            (attested(uid(3), "::ffff:192.0.2.2"), Ok(uid(3)), "another of the node's"),
-            (attested(uid(3), "10.0.0.1"), mismatch.clone(), "an address that the node has not"),
-            (attested(uid(3), "fd00::1"), mismatch.clone(), "nor this"),
+            (on_node(uid(3), "192.0.2.1"), Ok(uid(3)), "the node's address"),
+            (on_node(uid(3), "::ffff:192.0.2.2"), Ok(uid(3)), "another of the node's"),
+            (on_node(uid(3), "10.0.0.1"), mismatch.clone(), "an address that the node has not"),
+            (on_node(uid(3), "fd00::1"), mismatch.clone(), "nor this"),
+            (attested(uid(3), "192.0.2.1"), mismatch.clone(), "not from the node's namespace"),
+            (on_node(uid(1), "10.0.0.1"), mismatch.clone(), "its address, in the node's namespace"),
+            (on_node(uid(2), "192.0.2.1"), mismatch.clone(), "no addresses, and not hostNetwork"),
+            (unplaced(uid(1), "10.0.0.1"), Ok(uid(1)), "its address, before kernel 5.14"),
+            (unplaced(uid(1), "10.0.0.9"), mismatch.clone(), "not its address, before 5.14"),
+            (unplaced(uid(2), "10.0.0.9"), mismatch.clone(), "no addresses yet, before 5.14"),
+            (unplaced(uid(3), "192.0.2.1"), mismatch.clone(), "another namespace, before 5.14"),
             (attested(uid(4), "10.0.0.4"), unknown.clone(), "over"),
             (attested(uid(5), "10.0.0.5"), Ok(uid(5)), "record v4-mapped"),
-            (attested(hash(6), "192.0.2.1"), Ok(uid(6)), "static pod by its mirror"),
-            (attested(hash(6), "10.0.0.6"), mismatch.clone(), "it is in the node's network, too"),
+            (on_node(hash(6), "192.0.2.1"), Ok(uid(6)), "static pod by its mirror"),
+            (on_node(hash(6), "10.0.0.6"), mismatch.clone(), "it is in the node's network, too"),
             (attested(hash(11), "10.0.0.11"), Ok(uid(11)), "of the other namespace of static pods"),
             (attested(hash(7), "10.0.0.7"), unknown.clone(), "hash forged in another namespace"),
             (attested(hash(8), "10.0.0.8"), collision, "two claim the hash"),
@@ -283,6 +309,40 @@ mod tests {
         ] {
             assert_eq!(reader.find(&client).map(|pod| pod.uid.clone()), expected, "{why}");
         }
+    }
+
+    #[test]
+    fn the_last_few_roles_of_a_live_pod_are_remembered() {
+        let (index, reader) = index([]);
+        let named = |version, role: Option<&str>| Pod {
+            role: role.map(Annotation::from),
+            ..Pod::test(1).version(version)
+        };
+        let former = |n| -> Vec<String> {
+            let texts = reader.former_roles(&uid(n));
+            texts.iter().map(|role| role.text().unwrap().to_owned()).collect()
+        };
+        for (version, role) in (10..).zip([Some("a"), Some("a"), Some("b"), None, Some("a")]) {
+            index.apply(named(version, role));
+        }
+        let long = Annotation::TooLong(TooLong { length: 100_000, most: 2048 });
+        index.apply(Pod { role: Some(long), ..named(15, None) });
+        index.apply(named(16, Some("c")));
+        assert_eq!(former(1), ["a", "b"]);
+        for version in 20..10_000 {
+            index.apply(named(version, Some(&version.to_string())));
+        }
+        assert_eq!(former(1), ["9998", "9997", "9996", "9995"]);
+        assert!(reader.former_roles(&uid(2)).is_empty());
+        index.apply(named(10_001, Some("a")).over());
+        assert!(reader.former_roles(&uid(1)).is_empty());
+        for version in [20_000, 20_001] {
+            let role = Some(Annotation::from(version.to_string().as_str()));
+            index.apply(Pod { role, ..Pod::test(3).version(version) });
+        }
+        assert_eq!(former(3), ["20000"]);
+        index.delete(&uid(3));
+        assert!(reader.former_roles(&uid(3)).is_empty());
     }
 
     #[tokio::test(start_paused = true)]
@@ -467,7 +527,7 @@ mod tests {
         let account = |version, role: &str| ServiceAccount {
             name: AccountName::new("default", "reading"),
             resource_version: Some(version),
-            role: Some(role.to_owned()),
+            role: Some(role.into()),
         };
         index.apply_account(account(1, "a"));
         assert!(moved().is_some());

@@ -12,6 +12,10 @@ use std::{borrow::Borrow, collections::HashMap, hash::Hash, sync::Arc};
 /// `metadata.resourceVersion` when it is a number.
 pub(super) type Version = Option<u64>;
 
+/// How many objects that went are remembered one by one. Whoever makes and deletes objects all the time must not fill the
+/// agent's memory until the next list, which may be an hour away.
+const MOST_GONE: usize = 4096;
+
 /// The newest known version of each object of one kind.
 #[derive(Debug)]
 pub(super) struct Records<K, V> {
@@ -19,6 +23,9 @@ pub(super) struct Records<K, V> {
     /// Objects that were seen to go since the newest list, with the version at which they went: an
     /// older list or a replayed event must not bring them back.
     gone: HashMap<K, Version>,
+    /// The newest version at which an object went that is no longer among `gone`. What is unknown and no newer was seen to
+    /// go, unless a list shows it that was made later.
+    settled: Version,
     /// Version of the newest list: what it lacks was not there at that version.
     listed: Version,
     /// The newest version of anything seen.
@@ -52,7 +59,8 @@ fn newer(version: Version, than: Version) -> bool {
 
 impl<K, V> Default for Records<K, V> {
     fn default() -> Self {
-        Self { known: HashMap::new(), gone: HashMap::new(), listed: None, newest: None }
+        let (known, gone) = (HashMap::new(), HashMap::new());
+        Self { known, gone, settled: None, listed: None, newest: None }
     }
 }
 
@@ -76,7 +84,7 @@ impl<K: Clone + Eq + Hash, V: PartialEq> Records<K, V> {
     /// Takes one object as an event shows it; `None` when nothing changes.
     pub(super) fn apply(&mut self, key: K, version: Version, value: V) -> Option<Change<V>> {
         self.newest = self.newest.max(version);
-        self.take(key, version, value, self.listed)
+        self.take(key, version, value, self.listed.max(self.settled))
     }
 
     /// The object went, at `version` if that is known.
@@ -90,6 +98,10 @@ impl<K: Clone + Eq + Hash, V: PartialEq> Records<K, V> {
         if known.or(gone).is_some_and(|seen| newer(seen, version)) {
             return None;
         }
+        if self.gone.len() >= MOST_GONE {
+            self.settled =
+                self.gone.drain().map(|(_, version)| version).fold(self.settled, Version::max);
+        }
         self.gone.insert(key.clone(), version);
         let before = self.known.remove(key)?.value;
         Some(Change { before: Some(before), after: None })
@@ -101,7 +113,10 @@ impl<K: Clone + Eq + Hash, V: PartialEq> Records<K, V> {
         list: impl IntoIterator<Item = (K, Version, V)>,
         version: Version,
     ) -> Vec<Change<V>> {
-        let listed_before = self.listed;
+        let mut listed_before = self.listed;
+        if no_newer(version, self.settled) {
+            listed_before = listed_before.max(self.settled);
+        }
         let mut changes = Vec::new();
         let mut present = std::collections::HashSet::new();
         for (key, item_version, value) in list {
@@ -130,6 +145,7 @@ impl<K: Clone + Eq + Hash, V: PartialEq> Records<K, V> {
     /// restored from a backup), and what it says now is lower in number but newer.
     pub(super) fn rewind(&mut self) {
         self.gone.clear();
+        self.settled = None;
         self.listed = None;
         self.newest = None;
         for record in self.known.values_mut() {
@@ -285,5 +301,29 @@ mod tests {
         assert!(records.apply(1, Some(6), "a").is_none());
         assert!(records.reset([(1, Some(6), "a")], Some(9)).is_empty());
         assert!(records.delete(&2, Some(10)).is_none());
+    }
+
+    #[test]
+    fn however_many_come_and_go_few_are_remembered_and_none_comes_back() {
+        let mut records = Records::default();
+        records.reset([(0, Some(1), "stays")], Some(1));
+        for key in 1..20_000 {
+            records.apply(key, Some(10 * key), "x");
+            records.delete(&key, Some(10 * key + 1));
+            assert!(records.gone.len() <= MOST_GONE);
+        }
+        // Replayed, and in a list that was under way.
+        records.apply(5, Some(50), "x");
+        records.reset([(0, Some(1), "stays"), (7, Some(70), "x")], Some(75));
+        assert_eq!(records.values().len(), 1);
+        // Made again, and one whose event was lost, which only a later list shows.
+        records.apply(5, Some(300_000), "again");
+        assert_eq!(records.get(&5).map(|it| **it), Some("again"));
+        records.reset(
+            [(0, Some(1), "stays"), (5, Some(300_000), "again"), (9, Some(95), "lost")],
+            Some(300_001),
+        );
+        assert_eq!(records.get(&9).map(|it| **it), Some("lost"));
+        assert!(records.gone.is_empty());
     }
 }

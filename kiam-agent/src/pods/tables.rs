@@ -8,10 +8,13 @@ use std::{
 };
 
 use super::{
-    Namespace, Pod, PodUid, ServiceAccount,
+    Annotation, Namespace, Pod, PodUid, ServiceAccount,
     records::{Change, Records},
 };
 use crate::role::AccountName;
+
+/// How many former roles of a pod are remembered.
+const FORMER_ROLES: usize = 4;
 
 /// What [`super::PodIndex`] writes and [`super::PodReader`] reads, under one lock.
 #[derive(Debug, Default)]
@@ -24,7 +27,12 @@ pub(super) struct Tables {
     /// Live mirror pods, by the static pod's UID.
     by_config_hash: Keys<PodUid>,
     static_pod_namespaces: Vec<String>,
+    former_roles: Former,
 }
+
+/// Roles that live pods named before those that they name now, as written, the latest first.
+#[derive(Debug, Default)]
+struct Former(HashMap<PodUid, Vec<Annotation>>);
 
 /// Pods by another key, which several may share for a while.
 #[derive(Debug)]
@@ -43,6 +51,7 @@ impl Tables {
         let mut changed = false;
         for Change { before, after } in changes {
             changed = true;
+            self.former_roles.follow(before.as_deref(), after.as_deref());
             if let Some(pod) = before {
                 for address in own_addresses(&pod) {
                     self.by_address.remove(&address, &pod.uid);
@@ -73,6 +82,11 @@ impl Tables {
         self.pods_of(self.by_config_hash.get(hash))
     }
 
+    /// The roles that the pod named before.
+    pub(super) fn former_roles(&self, uid: &PodUid) -> Vec<Annotation> {
+        self.former_roles.0.get(uid).cloned().unwrap_or_default()
+    }
+
     fn static_uid<'a>(&self, pod: &'a Pod) -> Option<&'a PodUid> {
         let trusted = pod.live && self.static_pod_namespaces.contains(&pod.namespace);
         pod.config_hash.as_ref().filter(|_| trusted)
@@ -87,6 +101,27 @@ impl Tables {
 fn own_addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
     let identifies = pod.live && !pod.host_network;
     pod.addresses.iter().filter(move |_| identifies).map(IpAddr::to_canonical)
+}
+
+// === impl Former ===
+
+impl Former {
+    fn follow(&mut self, before: Option<&Pod>, after: Option<&Pod>) {
+        let (Some(before), Some(after)) = (before, after.filter(|pod| pod.live)) else {
+            // It is new, or gone; a pod that is over asks for nothing.
+            if let Some(pod) = before {
+                self.0.remove(&pod.uid);
+            }
+            return;
+        };
+        let former = before.role.as_ref().filter(|role| role.text().is_ok());
+        if let Some(role) = former.filter(|role| after.role.as_ref() != Some(role)) {
+            let roles = self.0.entry(after.uid.clone()).or_default();
+            roles.retain(|known| known != role);
+            roles.insert(0, role.clone());
+            roles.truncate(FORMER_ROLES);
+        }
+    }
 }
 
 // === impl Keys ===

@@ -2,15 +2,21 @@
 
 use std::sync::Arc;
 
-use super::kept::{self, Kept};
-use crate::role::{BaseArn, Quoted, RoleArn, RoleProblem, RoleResolver};
+use super::kept::{Kept, Weigh};
+use crate::{
+    pods::TooLong,
+    role::{BaseArn, Quoted, RoleArn, RoleProblem, RoleResolver},
+};
 
 /// A longer annotation is refused: matching takes time with its length, and whoever annotates a namespace must not keep
 /// the agent busy. A thousand globs fit.
-const MAX_LENGTH: usize = kept::LONGEST;
+const MAX_LENGTH: usize = 64 * 1024;
 
 /// More globs are refused: each takes more memory than its text has.
 const MAX_GLOBS: usize = 1_000;
+
+/// How much memory a list takes to remember which of its globs match which roles.
+const ROOM_FOR_ROLES: usize = 16 * 1024;
 
 /// The roles that a namespace's pods may have, as globs.
 ///
@@ -40,8 +46,8 @@ pub enum InvalidAllowedRoles {
     #[error("{0} globs are too many: a list takes at most {MAX_GLOBS}")]
     Count(usize),
     /// Too long.
-    #[error("the list is longer than {MAX_LENGTH} bytes")]
-    TooLong,
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
 }
 
 #[derive(Debug)]
@@ -72,7 +78,7 @@ impl AllowedRoles {
     /// [`InvalidAllowedRoles`].
     pub fn parse(text: &str, resolver: &RoleResolver) -> Result<Self, InvalidAllowedRoles> {
         if text.len() > MAX_LENGTH {
-            return Err(InvalidAllowedRoles::TooLong);
+            return Err(TooLong { length: text.len(), most: MAX_LENGTH }.into());
         }
         let globs: Vec<String> = serde_json::from_str(text)
             .map_err(|_| InvalidAllowedRoles::NotAList(Quoted::new(text)))?;
@@ -84,7 +90,7 @@ impl AllowedRoles {
         }
         let globs: Result<Box<[Glob]>, _> =
             globs.into_iter().map(|text| Glob::new(text, resolver)).collect();
-        Ok(Self(Arc::new(List { globs: globs?, matched: Kept::default() })))
+        Ok(Self(Arc::new(List { globs: globs?, matched: Kept::new(ROOM_FOR_ROLES) })))
     }
 
     /// The first glob, as written, that matches the whole ARN.
@@ -94,6 +100,14 @@ impl AllowedRoles {
         let role = role.as_ref();
         let first = matched.get(role, || globs.iter().position(|glob| glob.matches(role)));
         first.map(|index| &*globs[index].text)
+    }
+}
+
+impl Weigh for AllowedRoles {
+    fn weight(&self) -> usize {
+        let globs = &self.0.globs;
+        let texts: usize = globs.iter().map(|glob| glob.text.len()).sum();
+        size_of::<List>() + size_of_val(&**globs) + texts + ROOM_FOR_ROLES
     }
 }
 
@@ -234,7 +248,7 @@ mod tests {
             ("[\"a\",]", "is no JSON list"),
             ("[]", "empty"),
             ("[\"\"]", "\"\" is no glob of a role: it is empty"),
-            (&long, "longer than"),
+            (&long, "65540 bytes or more, and 65536 are read"),
             (&long_glob, "is no glob of a role: an ARN has 20 to 2048"),
             (&many, "1001 globs are too many"),
         ] {

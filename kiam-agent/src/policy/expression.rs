@@ -1,11 +1,15 @@
 //! `iam.amazonaws.com/permitted`: a regular expression that a role's whole ARN must match.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
-use regex::{Regex, RegexBuilder};
+use regex_automata::nfa::thompson::{Compiler, Config, WhichCaptures, pikevm::PikeVM};
+use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Look};
 
-use super::kept::Kept;
-use crate::role::{Quoted, RoleArn};
+use super::kept::{Kept, Weigh};
+use crate::{
+    pods::TooLong,
+    role::{Quoted, RoleArn},
+};
 
 /// A longer expression is refused.
 const MAX_LENGTH: usize = 16 * 1024;
@@ -13,58 +17,127 @@ const MAX_LENGTH: usize = 16 * 1024;
 /// A larger compiled expression is refused: whoever annotates namespaces must not fill the agent's memory.
 const MAX_COMPILED_BYTES: usize = 256 * 1024;
 
-static COMPILED: LazyLock<Kept<Result<Regex, InvalidExpression>>> = LazyLock::new(Kept::default);
+/// More of `\w`, `\pL` and the like are refused: each takes kilobytes while the expression is read.
+const MAX_CLASSES: usize = 256;
+
+/// How much memory all compiled expressions take. Hundreds of usual ones fit; the others are compiled again when they are
+/// asked for.
+const ROOM: usize = 4 * 1024 * 1024;
+
+/// How much memory an expression takes to remember which roles it matches.
+const ROOM_FOR_ROLES: usize = 8 * 1024;
+
+static COMPILED: LazyLock<Kept<Result<Permitted, InvalidExpression>>> =
+    LazyLock::new(|| Kept::new(ROOM));
 
 /// The roles that a namespace's pods may have.
 #[derive(Clone, Debug)]
-pub struct Permitted(Regex);
+pub struct Permitted(Arc<Expression>);
 
 /// An expression that can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is no regular expression that can be used: {1}")]
-pub struct InvalidExpression(Quoted, Quoted);
+pub enum InvalidExpression {
+    /// It has a mistake, or grows too large.
+    #[error("{0} is no regular expression that can be used: {1}")]
+    Unusable(Quoted, Quoted),
+    /// Too long.
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
+}
+
+#[derive(Debug)]
+struct Expression {
+    /// The machine that takes the least memory. The faster ones keep hundreds of kilobytes for each expression and thread,
+    /// and have nothing to be fast at: roles are short, and few.
+    machine: PikeVM,
+    matched: Kept<bool>,
+}
 
 // === impl Permitted ===
 
 impl Permitted {
-    /// Compiles `text`, anchored as a whole: kiam's `^` and `$` around `a|b` also permitted `a-admin`. It
-    /// must be an expression by itself, else `a)|(?:.*` would close the group and permit everything.
+    /// Compiles `text`, which must match as a whole: kiam's `^` and `$` around `a|b` also permitted `a-admin`. It is an
+    /// expression by itself, else `a)|(?:.*` would close a group around it and permit everything.
     ///
     /// # Errors
     ///
     /// [`InvalidExpression`] when it has a mistake, is too long or grows too large.
     pub fn parse(text: &str) -> Result<Self, InvalidExpression> {
         if text.len() > MAX_LENGTH {
-            let problem = Quoted::new(&format!("it is longer than {MAX_LENGTH} bytes"));
-            return Err(InvalidExpression(Quoted::new(text), problem));
+            return Err(TooLong { length: text.len(), most: MAX_LENGTH }.into());
         }
-        let make = || {
-            compile(text).and_then(|_| compile(&format!("^(?:{text})$"))).map_err(|error| {
-                InvalidExpression(Quoted::new(text), Quoted::new(last_line(&error)))
-            })
-        };
-        COMPILED.get(text, make).map(Self)
+        COMPILED.get(text, || match compile(text) {
+            Ok(machine) => {
+                let matched = Kept::new(ROOM_FOR_ROLES);
+                Ok(Self(Arc::new(Expression { machine, matched })))
+            }
+            Err(problem) => {
+                Err(InvalidExpression::Unusable(Quoted::new(text), Quoted::new(&problem)))
+            }
+        })
     }
 
     /// Whether it matches the whole ARN.
     #[must_use]
     pub fn matches(&self, role: &RoleArn) -> bool {
-        self.0.is_match(role.as_ref())
+        let Expression { machine, matched } = &*self.0;
+        let role = role.as_ref();
+        matched.get(role, || machine.is_match(&mut machine.create_cache(), role))
     }
 }
 
-fn compile(text: &str) -> Result<Regex, String> {
-    RegexBuilder::new(text)
-        .size_limit(MAX_COMPILED_BYTES)
-        .dfa_size_limit(MAX_COMPILED_BYTES)
-        .build()
-        .map_err(|error| error.to_string())
+impl Weigh for Permitted {
+    fn weight(&self) -> usize {
+        size_of::<Expression>() + self.0.machine.get_nfa().memory_usage() + ROOM_FOR_ROLES
+    }
+}
+
+fn compile(text: &str) -> Result<PikeVM, String> {
+    let is_class = |pair: &&[u8]| pair[0] == b'\\' && b"dDpPsSwW".contains(&pair[1]);
+    if text.as_bytes().windows(2).filter(is_class).count() > MAX_CLASSES {
+        return Err(format!("it has more than {MAX_CLASSES} classes such as \\w"));
+    }
+    let tree = regex_syntax::parse(text).map_err(|error| last_line(&error.to_string()))?;
+    let whole = Hir::concat(vec![Hir::look(Look::Start), ascii(tree), Hir::look(Look::End)]);
+    let config =
+        Config::new().nfa_size_limit(Some(MAX_COMPILED_BYTES)).which_captures(WhichCaptures::None);
+    let nfa = Compiler::new().configure(config).build_from_hir(&whole);
+    let nfa = nfa.map_err(|error| match error.size_limit() {
+        Some(limit) => format!("compiled it takes more than {limit} bytes"),
+        None => error.to_string(),
+    })?;
+    PikeVM::new_from_nfa(nfa).map_err(|error| error.to_string())
+}
+
+/// The same expression for ASCII alone, which ARNs are: `\w` and `.` take tens of kilobytes with all of Unicode.
+///
+/// It recurses as deep as the parser lets groups be nested.
+fn ascii(tree: Hir) -> Hir {
+    let all = |trees: Vec<Hir>| trees.into_iter().map(ascii).collect();
+    match tree.into_kind() {
+        HirKind::Empty => Hir::empty(),
+        HirKind::Literal(literal) => Hir::literal(literal.0),
+        HirKind::Look(look) => Hir::look(look),
+        HirKind::Class(Class::Unicode(mut class)) => {
+            class.intersect(&ClassUnicode::new([ClassUnicodeRange::new('\0', '\x7f')]));
+            Hir::class(Class::Unicode(class))
+        }
+        HirKind::Class(class) => Hir::class(class),
+        HirKind::Repetition(mut repetition) => {
+            repetition.sub = Box::new(ascii(*repetition.sub));
+            Hir::repetition(repetition)
+        }
+        // Nobody asks what a group has caught.
+        HirKind::Capture(group) => ascii(*group.sub),
+        HirKind::Concat(trees) => Hir::concat(all(trees)),
+        HirKind::Alternation(trees) => Hir::alternation(all(trees)),
+    }
 }
 
 /// The error's last line says what is wrong; those before it draw where.
-fn last_line(error: &str) -> &str {
+fn last_line(error: &str) -> String {
     let last = error.lines().last().unwrap_or_default();
-    last.strip_prefix("error: ").unwrap_or(last)
+    last.strip_prefix("error: ").unwrap_or(last).to_owned()
 }
 
 #[cfg(test)]
@@ -72,6 +145,47 @@ mod tests {
     use super::*;
 
     const READER: &str = "arn:aws:iam::123456789012:role/team/reader";
+
+    const PIECES: [&str; 38] = [
+        "arn:aws:iam::",
+        "\\d+",
+        "\\w",
+        "\\W",
+        "\\s*",
+        "\\S+",
+        ".",
+        ".*",
+        "[^/]*",
+        "[a-z]+",
+        "\\pL",
+        "\\PL",
+        "\\p{Greek}?",
+        ":role/",
+        "role",
+        "r",
+        "reader",
+        "(?i)",
+        "(?i:READER)",
+        "|",
+        "(a|b)",
+        "\\b",
+        "\\B",
+        "^",
+        "$",
+        "(?m)",
+        "\\z",
+        "{2}",
+        "\\x{212a}",
+        "k",
+        "\u{e9}?",
+        "[\u{e9}k]",
+        "[[:alpha:]]+",
+        "(?s:.)",
+        "(?U).+",
+        "(?-u:\\w+)",
+        "&",
+        "\n?",
+    ];
 
     fn permits(text: &str) -> Result<bool, InvalidExpression> {
         Permitted::parse(text).map(|permitted| permitted.matches(&READER.parse().unwrap()))
@@ -109,11 +223,80 @@ mod tests {
             assert!(error.len() < 500 && !error.contains('\n'), "{error}");
         }
         let long = "|".repeat(MAX_LENGTH + 1);
-        assert!(permits(&long).unwrap_err().to_string().contains("longer than 16384 bytes"));
+        let error = permits(&long).unwrap_err().to_string();
+        assert!(error.contains("16385 bytes") && error.contains("16384 are read"), "{error}");
         let error = permits("a(").unwrap_err();
         assert_eq!(
             error.to_string(),
             "\"a(\" is no regular expression that can be used: \"unclosed group\""
         );
+    }
+
+    /// Both machines must say the same; the usual one is the regex crate's.
+    #[test]
+    fn permits_what_the_usual_machine_permits() {
+        let roles = [
+            READER,
+            "arn:aws:iam::1:role/r",
+            "arn:aws-cn:iam::123456789012:role/a/b/c.d@e",
+            "arn:aws:iam::123456789012:role/K_k-s",
+        ];
+        let (mut rng, mut both, mut unusable) = (fastrand::Rng::with_seed(3), [0, 0], 0);
+        for _ in 0..1_500 {
+            let text: String =
+                (0..rng.usize(1..7)).map(|_| PIECES[rng.usize(..PIECES.len())]).collect();
+            let text = if rng.bool() { format!(".*{text}.*") } else { text };
+            let usual =
+                regex::Regex::new(&text).and_then(|_| regex::Regex::new(&format!("^(?:{text})$")));
+            let (Ok(permitted), Ok(usual)) = (Permitted::parse(&text), &usual) else {
+                assert_eq!(Permitted::parse(&text).is_ok(), usual.is_ok(), "{text:?}: {usual:?}");
+                unusable += 1;
+                continue;
+            };
+            for role in roles {
+                let expected = usual.is_match(role);
+                assert_eq!(permitted.matches(&role.parse().unwrap()), expected, "{text:?} {role}");
+                both[usize::from(expected)] += 1;
+            }
+        }
+        assert!(both.iter().all(|&it| it > 200) && unusable > 20, "{both:?} {unusable}");
+    }
+
+    #[test]
+    fn an_expression_takes_kilobytes_and_what_takes_more_than_the_bound_is_named() {
+        let weight = |text: &str| Permitted::parse(text).unwrap().weight() - ROOM_FOR_ROLES;
+        for text in [".*", "arn:aws:iam::\\d+:role/team/[\\w+=,.@-]+", "(?i)\\w+|\\W+|\\pL*"] {
+            assert!(weight(text) < 8 * 1024, "{text}: {}", weight(text));
+        }
+        let roles: Vec<_> = (0..100).map(|n| format!("{READER}-{n}")).collect();
+        let list = roles.join("|");
+        assert!(weight(&list) < MAX_COMPILED_BYTES, "{}", weight(&list));
+        for (text, bound) in [
+            ("a".repeat(MAX_LENGTH), "more than 262144 bytes"),
+            ("(a{1000}){1000}".to_owned(), "more than 262144 bytes"),
+            ("\\w".repeat(MAX_LENGTH / 2), "more than 256 classes"),
+        ] {
+            let error = permits(&text).unwrap_err().to_string();
+            let start: String = text.escape_default().take(5).collect();
+            assert!(error.contains(bound) && error.contains(&start), "{error}");
+        }
+    }
+
+    /// As many as an adversary likes, each of them asked for again and again.
+    #[test]
+    fn however_many_expressions_there_are_memory_is_bounded() {
+        let kept = Kept::new(ROOM);
+        let weight = |permitted: &Result<Permitted, InvalidExpression>| permitted.weight();
+        let mut most = 0;
+        for n in 0..600 {
+            let text = format!("arn:aws:iam::\\d+:role/{n}/({})", "[a-z]x|".repeat(n));
+            let made = kept.get(&text, || Permitted::parse(&text));
+            assert!(
+                made.unwrap().matches(&format!("arn:aws:iam::1:role/{n}/bx").parse().unwrap())
+                    == (n > 0)
+            );
+            most = most.max(kept.total(weight));
+        }
+        assert!(most > ROOM / 3 && most <= ROOM, "{most}");
     }
 }

@@ -2,77 +2,153 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    mem,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// How many texts are remembered; namespaces mostly share a few.
-const TEXTS: usize = 256;
+/// What an entry costs besides its text and its weight: its place in the table.
+const OVERHEAD: usize = 128;
 
-/// How long they are in all, in bytes: whoever annotates namespaces must not fill the agent's memory.
-const BYTES: usize = 1024 * 1024;
-
-/// A longer text is not remembered; what is made of texts refuses such a one without reading it.
-pub(super) const LONGEST: usize = 64 * 1024;
-
-/// Remembers what was made of each text, mistakes included.
+/// Remembers what was made of each text, mistakes included, as far as there is room.
+///
+/// Nothing is refused for want of room: what was not asked for lately makes room, and is made again when it is.
 #[derive(Debug)]
-pub(super) struct Kept<T>(Mutex<Made<T>>);
+pub(super) struct Kept<T> {
+    made: Mutex<Made<T>>,
+    /// How much memory it takes at most, in bytes: whoever annotates namespaces must not fill the agent's.
+    room: usize,
+}
 
+/// In two generations, so that what is asked for all the time outlives a crowd of what is not.
 #[derive(Debug)]
 struct Made<T> {
-    of: HashMap<String, T>,
-    /// The texts' length.
-    bytes: usize,
+    young: HashMap<Box<str>, T>,
+    old: HashMap<Box<str>, T>,
+    /// What the young ones cost.
+    cost: usize,
+}
+
+/// Knows how many bytes it takes on the heap.
+pub(super) trait Weigh {
+    fn weight(&self) -> usize;
 }
 
 // === impl Kept ===
 
-impl<T: Clone> Kept<T> {
-    /// What `make` makes of `text`, or made of it before.
+impl<T: Clone + Weigh> Kept<T> {
+    /// An empty one, which takes so many bytes at most.
+    pub(super) fn new(room: usize) -> Self {
+        let (young, old) = (HashMap::new(), HashMap::new());
+        Self { made: Mutex::new(Made { young, old, cost: 0 }), room }
+    }
+
+    /// What `make` makes of `text`, or made of it before. Nobody waits for another's `make`.
     pub(super) fn get(&self, text: &str, make: impl FnOnce() -> T) -> T {
-        if text.len() > LONGEST {
-            return make();
-        }
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = kept.of.get(text) {
-            return known.clone();
-        }
-        if kept.of.len() >= TEXTS || kept.bytes + text.len() > BYTES {
-            kept.of.clear();
-            kept.bytes = 0;
+        if let Some(known) = self.known(text) {
+            return known;
         }
         let made = make();
-        kept.of.insert(text.to_owned(), made.clone());
-        kept.bytes += text.len();
+        self.keep(&mut self.made(), text, made.clone());
         made
+    }
+
+    fn known(&self, text: &str) -> Option<T> {
+        let mut made = self.made();
+        if let Some(known) = made.young.get(text) {
+            return Some(known.clone());
+        }
+        let known = made.old.remove(text)?;
+        self.keep(&mut made, text, known.clone());
+        Some(known)
+    }
+
+    fn keep(&self, made: &mut Made<T>, text: &str, what: T) {
+        let (cost, half) = (OVERHEAD + text.len() + what.weight(), self.room / 2);
+        if cost > half {
+            return;
+        }
+        if made.cost + cost > half {
+            made.old = mem::take(&mut made.young);
+            made.cost = 0;
+        }
+        // If somebody else has made it meanwhile, it is counted twice for a while.
+        made.cost += cost;
+        made.young.insert(text.into(), what);
+    }
+
+    /// What is kept, weighed.
+    #[cfg(test)]
+    pub(super) fn total(&self, weight: impl Fn(&T) -> usize) -> usize {
+        let made = self.made();
+        made.young.iter().chain(&made.old).map(|(text, what)| text.len() + weight(what)).sum()
+    }
+
+    fn made(&self) -> MutexGuard<'_, Made<T>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<T> Default for Kept<T> {
-    fn default() -> Self {
-        Self(Mutex::new(Made { of: HashMap::new(), bytes: 0 }))
+impl Weigh for bool {
+    fn weight(&self) -> usize {
+        0
+    }
+}
+
+impl Weigh for Option<usize> {
+    fn weight(&self) -> usize {
+        0
+    }
+}
+
+impl<T: Weigh, E> Weigh for Result<T, E> {
+    fn weight(&self) -> usize {
+        /// A message quotes a text or two, as far as they are shown.
+        const MISTAKE: usize = 1024;
+        self.as_ref().map_or(MISTAKE, Weigh::weight)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    const ROOM: usize = 64 * 1024;
+
+    fn taken(kept: &Kept<bool>) -> usize {
+        let made = kept.made.lock().unwrap();
+        made.young.keys().chain(made.old.keys()).map(|text| OVERHEAD + text.len()).sum()
+    }
 
     #[test]
     fn each_text_is_made_once_and_memory_is_bounded() {
-        let kept = Kept::default();
-        assert_eq!((kept.get("a", || 1), kept.get("a", || 2), kept.get("b", || 3)), (1, 1, 3));
-        for n in 0..10 * TEXTS {
-            kept.get(&n.to_string(), || 0);
-            assert!(kept.0.lock().unwrap().of.len() <= TEXTS);
+        let kept = Kept::new(ROOM);
+        assert_eq!((kept.get("a", || true), kept.get("a", || false)), (true, true));
+        for n in 0..10_000 {
+            kept.get(&n.to_string(), || true);
+            assert!(taken(&kept) <= ROOM);
         }
-        for n in 0..100 {
-            kept.get(&format!("{n:02}{}", "x".repeat(LONGEST - 2)), || 0);
-            let made = kept.0.lock().unwrap();
-            let bytes: usize = made.of.keys().map(String::len).sum();
-            assert!(bytes <= BYTES && bytes == made.bytes, "{bytes} {}", made.bytes);
+        for n in 0..1_000 {
+            kept.get(&format!("{n:03}{}", "x".repeat(10_000)), || true);
+            assert!(taken(&kept) <= ROOM);
         }
-        let longer = "x".repeat(LONGEST + 1);
-        assert_eq!((kept.get(&longer, || 1), kept.get(&longer, || 2)), (1, 2));
+        let longer = "x".repeat(ROOM / 2);
+        assert_eq!((kept.get(&longer, || true), kept.get(&longer, || false)), (true, false));
+    }
+
+    #[test]
+    fn a_crowd_does_not_push_out_what_is_asked_for_all_the_time() {
+        let (kept, made) = (Kept::new(ROOM), Cell::new(0));
+        for n in 0..100_000 {
+            kept.get(&n.to_string(), || true);
+            if n % 100 == 0 {
+                kept.get("usual", || {
+                    made.set(made.get() + 1);
+                    true
+                });
+            }
+        }
+        assert_eq!(made.get(), 1);
     }
 }

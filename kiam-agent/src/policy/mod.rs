@@ -7,6 +7,7 @@ mod allowed;
 mod expression;
 mod kept;
 mod namespace;
+mod refusal;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,26 +15,34 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{self, Instant},
+};
 
 use self::namespace::Lists;
 pub use self::{
     allowed::{AllowedRoles, InvalidAllowedRoles},
     expression::{InvalidExpression, Permitted},
     namespace::{Mistake, Ruling, Rulings},
+    refusal::Refusal,
 };
 use crate::{
     lifecycle::Drain,
-    pods::{Namespace, Pod, PodReader},
+    pods::{Annotation, Namespace, Pod, PodReader},
     role::{
-        AccountName, Claimant, ExternalId, InvalidExternalId, InvalidPolicies, InvalidRole,
-        InvalidTags, NameTemplate, Quoted, RoleArn, RoleIdentity, RoleResolver, SessionName,
-        SessionPolicies, Source, Subject, TagTemplate, WantedRoles,
+        AccountName, Claimant, ExternalId, NameTemplate, Quoted, RoleArn, RoleIdentity,
+        RoleResolver, SessionName, SessionPolicies, Source, Subject, TagTemplate, WantedRoles,
     },
 };
 
+const ROLE: &str = "iam.amazonaws.com/role";
 const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
 const EXTERNAL_ID: &str = "iam.amazonaws.com/external-id";
+const SESSION_POLICIES: &str = "iam.amazonaws.com/session-policies";
+
+/// What the pods want is not looked at again before so many times as long as the last time took.
+const PAUSE_PER_WORK: u32 = 9;
 
 /// What a namespace with neither `iam.amazonaws.com/permitted` nor `iam.amazonaws.com/allowed-roles` allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,108 +103,6 @@ pub enum Decision {
     Refuse(Refusal),
 }
 
-/// Why a pod gets no role.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// It asks for none.
-    #[error(
-        "the pod has no annotation iam.amazonaws.com/role, nor, with --credential-source=web-identity, its ServiceAccount eks.amazonaws.com/role-arn"
-    )]
-    NoRole,
-    /// Its annotation names no role.
-    #[error("annotation iam.amazonaws.com/role: {0}")]
-    InvalidRole(InvalidRole),
-    /// Its ServiceAccount's annotation is not the ARN of a role.
-    #[error("ServiceAccount {account}: annotation eks.amazonaws.com/role-arn: {error}")]
-    InvalidAccountRole {
-        /// The ServiceAccount.
-        account: AccountName,
-        /// What is wrong.
-        error: InvalidRole,
-    },
-    /// The ServiceAccount is not known (yet), so what it asks for isn't either.
-    #[error("ServiceAccount {0} is not known yet")]
-    AccountUnknown(AccountName),
-    /// Nothing can vouch for a static pod.
-    #[error(
-        "it is a static pod, which has no ServiceAccount, and --credential-source=web-identity needs one"
-    )]
-    StaticPod,
-    /// STS takes no external id with a token.
-    #[error(
-        "annotation iam.amazonaws.com/external-id: STS takes none with --credential-source=web-identity; remove it, and let the role's trust policy name the ServiceAccount"
-    )]
-    ExternalIdUnused,
-    /// It sets what pods of its namespace may not.
-    #[error(
-        "annotation {annotation}: pods of namespace {namespace} may not set it, as --annotation-overrides does not name the namespace"
-    )]
-    OverrideForbidden {
-        /// The annotation.
-        annotation: &'static str,
-        /// The pod's namespace.
-        namespace: Quoted,
-    },
-    /// STS takes no such external id.
-    #[error("annotation iam.amazonaws.com/external-id: {0}")]
-    InvalidExternalId(InvalidExternalId),
-    /// STS takes no such tags.
-    #[error("--session-tags: {0}")]
-    InvalidTags(InvalidTags),
-    /// It names no policies.
-    #[error("annotation iam.amazonaws.com/session-policies: {0}")]
-    InvalidPolicies(InvalidPolicies),
-    /// A session may do what any of its policies allows, so that one more would loosen what the agent sets.
-    #[error(
-        "annotation iam.amazonaws.com/session-policies: pods may not set it, as --session-policy bounds all sessions, and one more policy would add to what those allow"
-    )]
-    PoliciesBound,
-    /// The namespace is not known (yet), so what it permits isn't either.
-    #[error("namespace {0} is not known yet")]
-    NamespaceUnknown(Quoted),
-    /// The namespace says nothing, and must.
-    #[error(
-        "namespace {0} has neither annotation iam.amazonaws.com/permitted nor iam.amazonaws.com/allowed-roles, and --namespace-policy=required asks for one"
-    )]
-    NamespaceSilent(Quoted),
-    /// The namespace's expression can't be used.
-    #[error("namespace {namespace}: annotation iam.amazonaws.com/permitted: {error}")]
-    NamespaceInvalid {
-        /// Its name.
-        namespace: Quoted,
-        /// What is wrong.
-        error: InvalidExpression,
-    },
-    /// The namespace permits other roles.
-    #[error("namespace {namespace} permits {permitted}, which {role} does not match as a whole")]
-    NamespaceForbids {
-        /// Its name.
-        namespace: Quoted,
-        /// Its expression.
-        permitted: Quoted,
-        /// What the pod asked for.
-        role: RoleArn,
-    },
-    /// The namespace's list can't be used.
-    #[error("namespace {namespace}: annotation iam.amazonaws.com/allowed-roles: {error}")]
-    NamespaceListInvalid {
-        /// Its name.
-        namespace: Quoted,
-        /// What is wrong.
-        error: InvalidAllowedRoles,
-    },
-    /// The namespace's list has other roles.
-    #[error("namespace {namespace} allows the roles {allowed}, none of which matches {role}")]
-    NamespaceDisallows {
-        /// Its name.
-        namespace: Quoted,
-        /// Its list.
-        allowed: Quoted,
-        /// What the pod asked for.
-        role: RoleArn,
-    },
-}
-
 // === impl Config ===
 
 impl Config {
@@ -213,16 +120,6 @@ impl Config {
             source: Source::Node,
             session_duration: Duration::from_secs(3600),
         }
-    }
-}
-
-// === impl Refusal ===
-
-impl Refusal {
-    /// Whether it is for want of a record, which may be on its way.
-    #[must_use]
-    pub fn may_pass(&self) -> bool {
-        matches!(self, Self::NamespaceUnknown(_) | Self::AccountUnknown(_))
     }
 }
 
@@ -248,8 +145,10 @@ impl RolePolicy {
     /// any. Whether it may have it is another question.
     #[must_use]
     pub fn role(&self, pod: &Pod) -> Option<Result<RoleArn, Refusal>> {
-        if let Some(text) = &pod.role {
-            return Some(self.config.resolver.resolve(text).map_err(Refusal::InvalidRole));
+        if let Some(annotation) = &pod.role {
+            let role = text(ROLE, annotation)
+                .and_then(|text| self.config.resolver.resolve(text).map_err(Refusal::InvalidRole));
+            return Some(role);
         }
         if self.config.source == Source::Node {
             return None;
@@ -258,8 +157,12 @@ impl RolePolicy {
         let Some(record) = self.reader.service_account(&account) else {
             return Some(Err(Refusal::AccountUnknown(account)));
         };
-        let role = record.role.as_deref()?.parse();
-        Some(role.map_err(|error| Refusal::InvalidAccountRole { account, error }))
+        Some(match record.role.as_ref()?.text() {
+            Ok(role) => {
+                role.parse().map_err(|error| Refusal::InvalidAccountRole { account, error })
+            }
+            Err(error) => Err(Refusal::AccountTooLong { account, error }),
+        })
     }
 
     /// What the annotations of `namespace` say about `role`, one by one.
@@ -300,12 +203,12 @@ impl RolePolicy {
             service_account: &pod.service_account,
         };
         let session_name = match &pod.session_name {
-            Some(text) => self.config.session_name.chosen(text),
+            Some(name) => self.config.session_name.chosen(text(SESSION_NAME, name)?),
             None => self.config.session_name.name(&subject),
         };
         let source_identity = self.config.source_identity.as_ref().map(|it| it.name(&subject));
         let external_id: Option<ExternalId> = match &pod.external_id {
-            Some(id) => Some(id.parse().map_err(Refusal::InvalidExternalId)?),
+            Some(id) => Some(text(EXTERNAL_ID, id)?.parse().map_err(Refusal::InvalidExternalId)?),
             None => None,
         };
         let tags = self.config.tags.tags(&subject).map_err(Refusal::InvalidTags)?;
@@ -329,7 +232,7 @@ impl RolePolicy {
         match &pod.session_policies {
             None => Ok(self.config.policies.clone()),
             Some(_) if !self.config.policies.is_empty() => Err(Refusal::PoliciesBound),
-            Some(text) => text.parse().map_err(Refusal::InvalidPolicies),
+            Some(list) => text(SESSION_POLICIES, list)?.parse().map_err(Refusal::InvalidPolicies),
         }
     }
 
@@ -353,6 +256,10 @@ impl RolePolicy {
     }
 }
 
+fn text<'a>(annotation: &'static str, value: &'a Annotation) -> Result<&'a str, Refusal> {
+    value.text().map_err(|error| Refusal::TooLong { annotation, error })
+}
+
 /// Publishes what the pods want whenever a record changes, until the drain begins.
 ///
 /// Level-triggered: each time the whole set is made from the records, so that no change can be lost.
@@ -364,6 +271,7 @@ pub async fn publish_wanted(
 ) {
     let mut changes = policy.reader.changes();
     loop {
+        let begun = Instant::now();
         changes.mark_unchanged();
         let now = policy.wanted(&serves);
         wanted.send_if_modified(|held| {
@@ -373,8 +281,14 @@ pub async fn publish_wanted(
             }
             changed
         });
+        // Whoever changes objects in a loop has no more of a processor than this.
+        let pause = begun.elapsed() * PAUSE_PER_WORK;
+        let changed = async {
+            time::sleep(pause).await;
+            changes.changed().await
+        };
         tokio::select! {
-            changed = changes.changed() => if changed.is_err() { break },
+            changed = changed => if changed.is_err() { break },
             () = drain.started() => break,
         }
     }
@@ -403,7 +317,7 @@ mod tests {
             service_account: "default".to_owned(),
             live: true,
             config_hash: None,
-            role: role.map(str::to_owned),
+            role: role.map(Annotation::from),
             session_name: None,
             external_id: None,
             session_policies: None,
@@ -429,7 +343,7 @@ mod tests {
         index.apply_namespace(Namespace {
             name: name.to_owned(),
             resource_version: None,
-            permitted: permitted.map(str::to_owned),
+            permitted: permitted.map(Annotation::from),
             allowed_roles: None,
             imdsv2: None,
         });
@@ -478,7 +392,7 @@ mod tests {
         for (namespaces, permitted, list, expected) in cases {
             let (index, policy) = policy(namespaces);
             let (permitted, allowed_roles) =
-                (permitted.map(str::to_owned), list.map(str::to_owned));
+                (permitted.map(Annotation::from), list.map(Annotation::from));
             let name = "default".to_owned();
             let namespace =
                 Namespace { name, resource_version: None, permitted, allowed_roles, imdsv2: None };
@@ -502,9 +416,9 @@ mod tests {
             let namespace = Namespace {
                 name: "default".to_owned(),
                 resource_version: None,
-                permitted: Some(permitted.to_owned()),
-                allowed_roles: Some(list.to_owned()),
-                imdsv2: Some(imdsv2.to_owned()),
+                permitted: Some(permitted.into()),
+                allowed_roles: Some(list.into()),
+                imdsv2: Some(imdsv2.into()),
             };
             let mistakes = policy.mistakes(&namespace);
             mistakes.iter().map(Mistake::reason).collect::<Vec<_>>()
@@ -527,7 +441,7 @@ mod tests {
         permit(&index, None);
         assert!(reason(&pod(None)).contains("iam.amazonaws.com/role"));
         assert!(reason(&pod(Some("arn:aws:iam"))).contains("arn:aws:iam"));
-        let id = Pod { external_id: Some("a b".to_owned()), ..pod(Some("reader")) };
+        let id = Pod { external_id: Some("a b".into()), ..pod(Some("reader")) };
         assert!(reason(&id).contains("external-id") && !reason(&id).contains("a b"));
     }
 
@@ -538,7 +452,7 @@ mod tests {
         index.apply_account(ServiceAccount {
             name: AccountName::new("default", "default"),
             resource_version: None,
-            role: account_role.map(str::to_owned),
+            role: account_role.map(Annotation::from),
         });
         let config = Config { source: Source::WebIdentity, ..Config::clone(&by_node.config) };
         (index, RolePolicy::new(config, by_node.reader))
@@ -592,7 +506,7 @@ mod tests {
         let (_index, policy) = web_identity(Some(ROLE));
         let stranger = Pod { service_account: "ci".to_owned(), ..pod(None) };
         let cases = [
-            (Pod { external_id: Some("id".to_owned()), ..pod(None) }, Refusal::ExternalIdUnused),
+            (Pod { external_id: Some("id".into()), ..pod(None) }, Refusal::ExternalIdUnused),
             (Pod { config_hash: Some(PodUid::new("h")), ..pod(None) }, Refusal::StaticPod),
             (stranger, Refusal::AccountUnknown(AccountName::new("default", "ci"))),
         ];
@@ -605,7 +519,7 @@ mod tests {
     fn annotated_session_name_has_kiams_prefix_and_stss_characters() {
         let (index, policy) = policy(NamespacePolicy::Optional);
         permit(&index, None);
-        let named = Pod { session_name: Some("my app!".to_owned()), ..pod(Some("reader")) };
+        let named = Pod { session_name: Some("my app!".into()), ..pod(Some("reader")) };
         let Decision::Allow(identity) = policy.decide(&named) else { panic!("refused") };
         assert_eq!(identity.role.to_string(), ROLE);
         assert!(identity.session_name.to_string().starts_with("kiam-my"), "{identity}");
@@ -619,7 +533,7 @@ mod tests {
         let long = "x".repeat(100_000);
         let odd = ["", "admin", "kiam-admin", "\u{8}\u{8}\u{8}\u{8}\u{8}admin", "/../admin", &long];
         for name in odd {
-            let named = Pod { session_name: Some(name.to_owned()), ..pod(Some("reader")) };
+            let named = Pod { session_name: Some(name.into()), ..pod(Some("reader")) };
             let Decision::Allow(identity) = policy.decide(&named) else {
                 panic!("refused {name:?}")
             };
@@ -644,7 +558,7 @@ mod tests {
         let policy = RolePolicy::new(config, plain.reader.clone());
         let sent = |namespace: &str, name: &str, asked: Option<&str>| {
             let (namespace, name) = (namespace.to_owned(), name.to_owned());
-            let session_name = asked.map(str::to_owned);
+            let session_name = asked.map(Annotation::from);
             let pod = Pod { namespace, name, session_name, ..pod(Some("reader")) };
             let Decision::Allow(identity) = policy.decide(&pod) else { panic!("refused") };
             let source = identity.source_identity.unwrap().to_string();
@@ -670,7 +584,7 @@ mod tests {
         let decide = |policies: &SessionPolicies, asked: Option<&str>| {
             let (tags, policies) = (tags.clone(), policies.clone());
             let config = Config { tags, policies, ..Config::clone(&plain.config) };
-            let session_policies = asked.map(str::to_owned);
+            let session_policies = asked.map(Annotation::from);
             let pod = Pod { session_policies, ..pod(Some("reader")) };
             RolePolicy::new(config, plain.reader.clone()).decide(&pod)
         };
@@ -698,8 +612,8 @@ mod tests {
         permit_in("tenant", &index, None);
         let set = |namespace: &str, session_name: Option<&str>, external_id: Option<&str>| Pod {
             namespace: namespace.to_owned(),
-            session_name: session_name.map(str::to_owned),
-            external_id: external_id.map(str::to_owned),
+            session_name: session_name.map(Annotation::from),
+            external_id: external_id.map(Annotation::from),
             ..pod(Some("reader"))
         };
         let cases = [

@@ -5,9 +5,12 @@ use super::{
     allowed::AllowedRoles, kept::Kept,
 };
 use crate::{
-    pods::Namespace,
+    pods::{Annotation, Namespace},
     role::{Quoted, RoleArn, RoleResolver},
 };
+
+/// How much memory all lists take once they are read. Hundreds of usual ones fit, dozens of the longest.
+const ROOM: usize = 8 * 1024 * 1024;
 
 /// What one annotation of a namespace says about a role.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +49,7 @@ pub enum Mistake {
 }
 
 /// Lists of globs, made once.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Lists(Kept<Result<AllowedRoles, InvalidAllowedRoles>>);
 
 // === impl Lists ===
@@ -54,9 +57,10 @@ pub(super) struct Lists(Kept<Result<AllowedRoles, InvalidAllowedRoles>>);
 impl Lists {
     fn parse(
         &self,
-        text: &str,
+        annotation: &Annotation,
         resolver: &RoleResolver,
     ) -> Result<AllowedRoles, InvalidAllowedRoles> {
+        let text = annotation.text()?;
         self.0.get(text, || AllowedRoles::parse(text, resolver))
     }
 
@@ -67,15 +71,15 @@ impl Lists {
         role: &RoleArn,
         resolver: &RoleResolver,
     ) -> Rulings {
-        let permitted = namespace.permitted.as_deref().map(|text| match Permitted::parse(text) {
-            Ok(permitted) if permitted.matches(role) => Ruling::Allows(Quoted::new(text)),
-            Ok(_) => Ruling::Forbids(Quoted::new(text)),
+        let permitted = namespace.permitted.as_ref().map(|text| match expression(text) {
+            Ok(permitted) if permitted.matches(role) => Ruling::Allows(shown(text)),
+            Ok(_) => Ruling::Forbids(shown(text)),
             Err(error) => Ruling::Invalid(error),
         });
-        let allowed_roles = namespace.allowed_roles.as_deref().map(|text| {
+        let allowed_roles = namespace.allowed_roles.as_ref().map(|text| {
             match self.parse(text, resolver).map(|list| list.matched(role).map(Quoted::new)) {
                 Ok(Some(glob)) => Ruling::Allows(glob),
-                Ok(None) => Ruling::Forbids(Quoted::new(text)),
+                Ok(None) => Ruling::Forbids(shown(text)),
                 Err(error) => Ruling::Invalid(error),
             }
         });
@@ -84,15 +88,32 @@ impl Lists {
 
     /// What is wrong with `namespace`.
     pub(super) fn mistakes(&self, namespace: &Namespace, resolver: &RoleResolver) -> Vec<Mistake> {
-        let permitted = namespace.permitted.as_deref().map(Permitted::parse);
-        let list = namespace.allowed_roles.as_deref().map(|text| self.parse(text, resolver));
-        let imdsv2 = namespace.imdsv2.as_deref().filter(|_| !namespace.imdsv2_is_understood());
+        let permitted = namespace.permitted.as_ref().map(expression);
+        let list = namespace.allowed_roles.as_ref().map(|text| self.parse(text, resolver));
+        let imdsv2 = namespace.imdsv2.as_ref().filter(|_| !namespace.imdsv2_is_understood());
         let mistakes = [
             permitted.and_then(Result::err).map(Mistake::Permitted),
             list.and_then(Result::err).map(Mistake::AllowedRoles),
-            imdsv2.map(|text| Mistake::Imdsv2(Quoted::new(text))),
+            imdsv2.map(|text| Mistake::Imdsv2(shown(text))),
         ];
         mistakes.into_iter().flatten().collect()
+    }
+}
+
+impl Default for Lists {
+    fn default() -> Self {
+        Self(Kept::new(ROOM))
+    }
+}
+
+fn expression(annotation: &Annotation) -> Result<Permitted, InvalidExpression> {
+    Permitted::parse(annotation.text()?)
+}
+
+fn shown(annotation: &Annotation) -> Quoted {
+    match annotation.text() {
+        Ok(text) => Quoted::new(text),
+        Err(too_long) => Quoted::new(&too_long.to_string()),
     }
 }
 

@@ -64,6 +64,12 @@ pub enum RoleProblem {
     /// Between `role/` and the name.
     #[error("a path is at most 512 printable ASCII characters, without // in it")]
     Path,
+    /// After the last slash of a base.
+    #[error(
+        "what follows the last slash is put before each name, and is at most {} of A-Z a-z 0-9 _ + = , . @ -",
+        MAX_NAME - 1
+    )]
+    Beginning,
     /// After the last slash.
     #[error("a role's name is 1 to 64 of A-Z a-z 0-9 _ + = , . @ -")]
     Name,
@@ -163,17 +169,38 @@ fn check(text: &str) -> Result<(), RoleProblem> {
     if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(is_name_byte) {
         return Err(RoleProblem::Name);
     }
-    // Both slashes around the path count.
-    let long = path.len() + 2 > MAX_PATH;
-    let empty_segment = path.starts_with('/') || path.contains("//") || path.ends_with('/');
-    if long || empty_segment || !is_printable(path) {
-        return Err(RoleProblem::Path);
-    }
+    check_path(path)?;
     // One slash alone before the name is an empty path segment too.
     if path.is_empty() && resource.contains('/') {
         return Err(RoleProblem::Path);
     }
     Ok(())
+}
+
+/// What lies between `role/` and the slash before the name.
+fn check_path(path: &str) -> Result<(), RoleProblem> {
+    // Both slashes around the path count.
+    let long = path.len() + 2 > MAX_PATH;
+    let empty_segment = path.starts_with('/') || path.contains("//") || path.ends_with('/');
+    if long || empty_segment || !is_printable(path) { Err(RoleProblem::Path) } else { Ok(()) }
+}
+
+/// Checks what a role's ARN begins with: something that makes a role's name must fit behind it.
+pub(super) fn check_base(text: &str) -> Result<(), RoleProblem> {
+    let rest = after_role(text)?;
+    let (path, beginning) = match rest.rsplit_once('/') {
+        Some(("", _)) => return Err(RoleProblem::Path),
+        Some((path, beginning)) => (path, beginning),
+        None => ("", rest),
+    };
+    check_path(path)?;
+    let good = beginning.len() < MAX_NAME && beginning.bytes().all(is_name_byte);
+    if good { Ok(()) } else { Err(RoleProblem::Beginning) }
+}
+
+/// Whether `text` begins as an ARN, in whatever case. Such text is never a short name.
+pub(super) fn begins(text: &str) -> bool {
+    text.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("arn:"))
 }
 
 /// `aws`, and whatever AWS may add: `aws-cn`, `aws-us-gov`, `aws-iso`, `aws-iso-b`, `aws-eusc`, …

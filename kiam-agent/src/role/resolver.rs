@@ -31,11 +31,7 @@ impl FromStr for BaseArn {
     type Err = InvalidRole;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let checked = arn::after_role(text).and_then(|rest| {
-            let good = arn::is_printable(rest) && !rest.starts_with('/') && !rest.contains("//");
-            if good { Ok(()) } else { Err(RoleProblem::Path) }
-        });
-        checked
+        arn::check_base(text)
             .map(|()| Self(text.into()))
             .map_err(|problem| InvalidRole { text: Quoted::new(text), problem })
     }
@@ -91,11 +87,12 @@ impl RoleResolver {
             return Err(RoleProblem::Length);
         }
         // Text that begins as an ARN is never a short name: `role/arn:…` is nobody's intention.
-        if text.starts_with("arn:") {
+        let name = text.strip_prefix('/').unwrap_or(text);
+        if arn::begins(name) {
             return Ok((None, text));
         }
         let base = self.base.as_ref().ok_or(RoleProblem::NoBase)?;
-        Ok((Some(base), text.strip_prefix('/').unwrap_or(text)))
+        Ok((Some(base), name))
     }
 }
 
@@ -136,6 +133,9 @@ mod tests {
             ("rea der", RoleProblem::Name),
             ("reader\r\nX-Evil: 1", RoleProblem::Name),
             ("arn:", RoleProblem::Form),
+            ("ARN:aws:iam::123456789012:role/reader", RoleProblem::Form),
+            ("Arn:aws:iam::123456789012:role/team/reader", RoleProblem::Form),
+            ("/arn:aws:iam::123456789012:role/reader", RoleProblem::Form),
             ("arn:aws:iam::x:role/reader", RoleProblem::Account),
             ("arn:aws:iam::123456789012:reader", RoleProblem::Resource),
         ];
@@ -160,10 +160,25 @@ mod tests {
             ("arn:aws:iam::123456789012:role", RoleProblem::Resource),
             ("arn:aws:iam::account-id:role/", RoleProblem::Account),
             ("arn:aws:iam::123456789012:role//", RoleProblem::Path),
-            ("arn:aws:iam::123456789012:role/ ", RoleProblem::Path),
+            ("arn:aws:iam::123456789012:role//", RoleProblem::Path),
+            ("arn:aws:iam::123456789012:role//team", RoleProblem::Path),
+            ("arn:aws:iam::123456789012:role/a//b/", RoleProblem::Path),
+            ("arn:aws:iam::123456789012:role/a b/", RoleProblem::Path),
+            ("arn:aws:iam::123456789012:role/ ", RoleProblem::Beginning),
+            ("arn:aws:iam::123456789012:role/<role-name>", RoleProblem::Beginning),
+            ("arn:aws:iam::123456789012:role/*", RoleProblem::Beginning),
+            ("arn:aws:iam::123456789012:role/team/$(PREFIX)", RoleProblem::Beginning),
+            ("ARN:aws:iam::123456789012:role/", RoleProblem::Form),
         ];
         for (text, problem) in cases {
             assert_eq!(text.parse::<BaseArn>().unwrap_err().problem, problem, "{text:?}");
+        }
+        let long = |length| format!("arn:aws:iam::123456789012:role/{}", "p".repeat(length));
+        assert_eq!(long(64).parse::<BaseArn>().unwrap_err().problem, RoleProblem::Beginning);
+        for good in
+            ["arn:aws:iam::123456789012:role/a:b/<c>/", "arn:aws:iam::1:role/x_+=,.@-", &long(63)]
+        {
+            assert!(good.parse::<BaseArn>().is_ok(), "{good}");
         }
     }
 }

@@ -25,8 +25,8 @@ use crate::{
 
 /// Longest head of a request, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
-/// Most header fields of a request.
-const MAX_FIELDS: usize = 64;
+/// Most header fields of a request: SDKs send ten, a mesh adds ten, and tracing may add many more.
+const MAX_FIELDS: usize = 128;
 
 /// What a connection's task needs.
 pub(super) struct Served<S> {

@@ -86,7 +86,8 @@ pub struct Config {
     /// Open files that are kept for all but connections.
     pub other_files: usize,
     /// Open connections of one pod, or of one address where only that is known; far fewer once half of all are
-    /// open.
+    /// open. Less than the kernel's quota (`POD_QUOTA`), beyond which a connect is denied: here an idle connection ends for
+    /// a new one.
     pub connections_per_pod: usize,
     /// Open connections that are no pod's, together.
     pub connections_of_strangers: usize,
@@ -159,10 +160,10 @@ impl Default for Config {
         Self {
             connections: 8192,
             other_files: 256,
-            connections_per_pod: 256,
+            connections_per_pod: 192,
             connections_of_strangers: 256,
-            new_connections: Rate { per_second: 200, burst: 1000 },
-            requests: Rate { per_second: 200, burst: 1000 },
+            new_connections: Rate::POD,
+            requests: Rate::POD,
             header_deadline: Duration::from_secs(60),
             stranger_deadline: Duration::from_secs(5),
             unread_deadline: Duration::from_secs(30),

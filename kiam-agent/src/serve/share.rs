@@ -50,6 +50,10 @@ pub(super) struct Turn {
 // === impl Rate ===
 
 impl Rate {
+    /// Of one pod, unless the operator says otherwise: a busy pod's SDKs ask a few times an hour, and a client that makes a new
+    /// session for each call makes three requests for it.
+    pub const POD: Self = Self { per_second: 200, burst: 1000 };
+
     fn period(self) -> Duration {
         Duration::from_secs(1) / self.per_second.max(1)
     }

@@ -162,6 +162,45 @@ async fn a_list_that_lags_behind_is_asked_for_again_from_etcd_and_rolls_nothing_
 }
 
 #[tokio::test]
+async fn a_list_from_etcd_is_taken_page_by_page_and_begun_anew_when_a_page_has_expired() {
+    let expired = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (address, heads) = scripted(move |head| {
+        let expired = Arc::clone(&expired);
+        async move {
+            if head.contains("/namespaces") {
+                return match head.contains("watch=") {
+                    true => Reply::Watch(vec![]),
+                    false => listed("1", json!(null)),
+                };
+            }
+            if head.contains("watch=") {
+                return Reply::Watch(vec![]);
+            }
+            // The cache never catches up, so that etcd is asked.
+            if head.contains("resourceVersion=") {
+                return Reply::Status(504);
+            }
+            if head.contains("continue=next") {
+                return match expired.swap(true, std::sync::atomic::Ordering::SeqCst) {
+                    false => Reply::Status(410),
+                    true => listed("140", json!([object("b", 2, "120")])),
+                };
+            }
+            let metadata = json!({"resourceVersion": "140", "continue": "next"});
+            Reply::List(json!({"metadata": metadata, "items": [object("a", 1, "90")]}))
+        }
+    })
+    .await;
+    let fed = Fed::by(&address, |_| {}).await;
+    fed.until("the first list", || fed.readiness.is_ready()).await;
+    assert_eq!(fed.names(), ["a", "b"], "the list is taken as a whole");
+    let heads = heads.lock().unwrap();
+    let pages = heads.iter().filter(|head| head.contains("/pods") && head.contains("limit=500"));
+    let pages: Vec<bool> = pages.map(|head| head.contains("continue=next")).collect();
+    assert_eq!(pages, [false, true, false, true]);
+}
+
+#[tokio::test]
 async fn a_history_that_went_back_is_taken_as_it_is() {
     let restored = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let switch = Arc::clone(&restored);

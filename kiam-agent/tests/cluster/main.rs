@@ -91,7 +91,9 @@ impl Fed {
     }
 
     fn role(&self, name: &str) -> Option<String> {
-        self.reader.all().iter().find(|pod| pod.name == name)?.role.clone()
+        let all = self.reader.all();
+        let role = all.iter().find(|pod| pod.name == name)?.role.as_ref()?;
+        role.text().ok().map(str::to_owned)
     }
 
     /// The line of a metric, by how it starts.
@@ -153,7 +155,7 @@ async fn only_this_nodes_pods_and_only_the_metadata_of_namespaces_are_asked_for(
     );
     let fed = Fed::with(&api, |_| {}).await;
     fed.has(&["a"]).await;
-    assert_eq!(fed.reader.namespace("team").unwrap().permitted.as_deref(), Some("r.*"));
+    assert_eq!(fed.reader.namespace("team").unwrap().permitted, Some("r.*".into()));
     eventually("both watches", || api.open_watches() == 2).await;
     for seen in api.seen() {
         let query = |name: &str| seen.query.get(name).map(String::as_str);

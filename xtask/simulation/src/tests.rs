@@ -184,6 +184,7 @@ async fn intervals_of_the_agent(life: Duration) -> Vec<f64> {
     let issued = Arc::default();
     let source = Source { clock: clock.clone(), issued: Arc::clone(&issued), start, life };
     let parts = Parts {
+        names: Box::new(|_| None),
         source: Arc::new(source),
         render: |_| Rendered { plain: Bytes::new(), extended: Bytes::new() },
         clock,

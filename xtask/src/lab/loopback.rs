@@ -120,6 +120,36 @@ impl LoopbackAgent {
         fs::read_to_string(path).unwrap_or_else(|error| format!("(no log: {error})"))
     }
 
+    /// The most memory that it has had at once, in bytes (`VmHWM`).
+    ///
+    /// # Errors
+    ///
+    /// When it has ended.
+    pub fn peak_memory(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))
+            .context("reading the agent's status")?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = peak.and_then(|peak| peak.trim().strip_suffix(" kB"));
+        let kib: u64 = kib.context("the agent has no memory")?.parse().context("VmHWM")?;
+        Ok(kib * 1024)
+    }
+
+    /// How long processors have worked for it.
+    ///
+    /// # Errors
+    ///
+    /// When it has ended.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))
+            .context("reading the agent's stat")?;
+        /// `USER_HZ`, in which the kernel counts for programs, whatever its own clock is.
+        const TICKS_PER_SECOND: u32 = 100;
+        let (_, after_name) = stat.rsplit_once(") ").context("the agent's stat has no name")?;
+        let ticks = after_name.split(" ").skip(11).take(2).map(str::parse::<u64>);
+        let ticks: u64 = ticks.sum::<Result<_, _>>().context("the agent's stat has no times")?;
+        Ok(Duration::from_secs(ticks) / TICKS_PER_SECOND)
+    }
+
     /// Sends it a signal.
     ///
     /// # Errors

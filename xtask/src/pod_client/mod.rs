@@ -2,7 +2,9 @@
 
 pub mod attack;
 pub mod bench;
+pub mod hostile;
 mod tally;
+pub mod victim;
 pub mod wire;
 
 pub use tally::Tally;

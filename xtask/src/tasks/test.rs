@@ -17,7 +17,7 @@ pub(crate) struct Selection {
     /// A test that can't run here (it needs root, or a kernel with BPF) fails instead of being skipped.
     #[arg(long)]
     no_skip: bool,
-    /// The parts to run; without one, all but `policies` and `apiserver`. `runtime` is in `node`.
+    /// The parts to run; without one, all but `policies` and `apiserver`. `runtime` and `hostile` are in `node`.
     #[arg(value_enum)]
     parts: Vec<Part>,
 }
@@ -32,6 +32,8 @@ enum Part {
     Node,
     /// Those of them that start pods by a real container runtime, which is installed first.
     Runtime,
+    /// Those of them where one pod attacks and another is measured; prints a table of them.
+    Hostile,
     /// Real AWS clients against the agent.
     Clients,
     /// The admission policies, judged by Kubernetes' own code, which is downloaded and compiled first: some minutes, once.
@@ -52,7 +54,7 @@ struct Step {
     action: fn(&Selection) -> Result<()>,
 }
 
-const STEPS: [Step; 12] = [
+const STEPS: [Step; 13] = [
     Step { part: Part::Checks, name: "format", action: |_| run(cargo("fmt").arg("--check")) },
     Step { part: Part::Checks, name: "tidy", action: |_| tidy::run() },
     Step { part: Part::Checks, name: "lints", action: |_| run(&mut lints()) },
@@ -83,6 +85,16 @@ const STEPS: [Step; 12] = [
         },
     },
     Step {
+        part: Part::Hostile,
+        name: "hostile neighbours",
+        action: |selection| {
+            build::programs()?;
+            run(tests(selection)
+                .args(["--package", "kiam-agent", "--test", "hostile"])
+                .args(["--", "--nocapture"]))
+        },
+    },
+    Step {
         part: Part::Clients,
         name: "clients",
         action: |selection| acceptance::run(selection.no_skip),
@@ -102,7 +114,7 @@ enum Outcome {
 pub(crate) fn run_steps(selection: &Selection) -> Result<()> {
     toolchain::ensure_iproute()?;
     let chosen = |part| match selection.parts.as_slice() {
-        [] => !matches!(part, Part::Policies | Part::Apiserver | Part::Runtime),
+        [] => !matches!(part, Part::Policies | Part::Apiserver | Part::Runtime | Part::Hostile),
         parts => parts.contains(&part),
     };
     let kernel = Step { part: Part::Checks, name: "kernel program", action: |_| build::ebpf() };
@@ -141,14 +153,14 @@ fn repeat(step: &Step, no_skip: bool) -> String {
 }
 
 fn summary(table: &[(&str, Outcome)]) -> String {
-    let mut text = format!("\n{:<16} {:<8} {:>7}\n", "step", "result", "seconds");
+    let mut text = format!("\n{:<18} {:<8} {:>7}\n", "step", "result", "seconds");
     for (name, outcome) in table {
         let (result, seconds) = match outcome {
             Outcome::Passed(took) => ("passed", format!("{:.1}", took.as_secs_f64())),
             Outcome::Failed(took) => ("FAILED", format!("{:.1}", took.as_secs_f64())),
             Outcome::NotRun => ("not run", String::new()),
         };
-        text.push_str(format!("{name:<16} {result:<8} {seconds:>7}").trim_end());
+        text.push_str(format!("{name:<18} {result:<8} {seconds:>7}").trim_end());
         text.push('\n');
     }
     text
@@ -191,10 +203,10 @@ mod tests {
             ("tidy", Outcome::Failed(Duration::from_millis(300))),
             ("lints", Outcome::NotRun),
         ];
-        let wanted = "\nstep             result   seconds\n\
-                      format           passed       1.2\n\
-                      tidy             FAILED       0.3\n\
-                      lints            not run\n";
+        let wanted = "\nstep               result   seconds\n\
+                      format             passed       1.2\n\
+                      tidy               FAILED       0.3\n\
+                      lints              not run\n";
         assert_eq!(summary(&table), wanted);
     }
 

@@ -249,6 +249,7 @@ impl Scenario {
         let (prefetcher, reader) = Prefetcher::new(
             Config { sts_rate: rate, max_staleness: Some(STALENESS) },
             Parts {
+                names: Box::new(|_| None),
                 source: told.clone(),
                 render: |_| Rendered { plain: Bytes::new(), extended: Bytes::new() },
                 clock,

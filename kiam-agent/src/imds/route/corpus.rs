@@ -51,7 +51,7 @@ fn unescaped(text: &str) -> Vec<u8> {
 }
 
 /// Paths that mutations begin with.
-const KNOWN: [&str; 22] = [
+const KNOWN: [&str; 28] = [
     "/",
     "/latest/",
     "/latest/meta-data/",
@@ -66,7 +66,13 @@ const KNOWN: [&str; 22] = [
     "/latest/meta-data/managed-ssh-keys/signer-cert",
     "/latest/meta-data/public-keys/0/openssh-key",
     "/latest/dynamic/instance-identity/document",
+    "/latest/dynamic/instance-identity/document/",
     "/latest/dynamic/instance-identity/rsa2048",
+    "/latest/meta-data/spot/instance-action",
+    "/latest/meta-data/instance-id/",
+    "//latest/meta-data//iam//security-credentials//reader/",
+    "//latest//user-data/",
+    "/latest//meta-data//identity-credentials//ec2/",
     "/latest/dynamic/fws/instance-monitoring",
     "/latest/user-data",
     "/latest/api/token",
@@ -163,6 +169,18 @@ fn mutate(random: &mut fastrand::Rng, path: &mut Vec<u8>) {
         }
         _ => path.push(random.u8(..)),
     }
+}
+
+/// The segments of `path` that are not empty.
+pub(super) fn joined(path: &str) -> String {
+    path.split('/').filter(|segment| !segment.is_empty()).collect::<Vec<_>>().join("/")
+}
+
+/// Whether the answer of `path` is kept, so that it may not be asked for again.
+pub(in crate::imds) fn is_kept(path: &str) -> bool {
+    ["/placement/", "/instance-id", "/instance-identity/", "/spot/", "/events/", "/autoscaling/"]
+        .iter()
+        .any(|part| path.contains(part))
 }
 
 /// What the most lenient of servers would take `path` for: decoded until nothing changes, back slashes for

@@ -9,7 +9,7 @@ const DENIED: [&str; 17] = [
     "api/token",
     "meta-data/iam/security-credentials-x",
     "meta-data/iam/security-credentials-extended-x/node",
-    "meta-data/iam/info/",
+    "meta-data/iam/info/x",
     "meta-data/iam/anything",
     "meta-data/identity-credentials",
     "meta-data/identity-credentials/",
@@ -24,7 +24,14 @@ const DENIED: [&str; 17] = [
 ];
 
 fn routes(allowed: &[&str]) -> Routes {
-    Routes::new(allowed.iter().map(|text| text.parse().unwrap()).collect())
+    shut(allowed, &[])
+}
+
+fn shut(allowed: &[&str], denied: &[&str]) -> Routes {
+    Routes::new(
+        allowed.iter().map(|text| text.parse().unwrap()).collect(),
+        denied.iter().map(|text| text.parse().unwrap()).collect(),
+    )
 }
 
 /// As open as an operator can make it without naming a signature.
@@ -36,7 +43,8 @@ fn get(routes: &Routes, path: &str) -> Option<Readable> {
     match routes.parse(&Method::GET, path) {
         Ok(Route::Read(what)) => Some(what),
         Ok(Route::Token) => panic!("{path} is a token"),
-        Err(Error::Path) => None,
+        // The token's path is not for reading.
+        Err(Error::Path | Error::Method { allow: ISSUE }) => None,
         Err(error) => panic!("{path}: {error}"),
     }
 }
@@ -83,7 +91,16 @@ fn paths_are_routed_alike_at_every_version() {
             "meta-data/placement/availability-zone/",
             upstream("meta-data/placement/availability-zone", Lifetime::Instance),
         ),
+        (
+            "dynamic/instance-identity/document",
+            upstream("dynamic/instance-identity/document", Lifetime::Instance),
+        ),
+        (
+            "meta-data/spot/instance-action",
+            upstream("meta-data/spot/instance-action", Lifetime::Moment),
+        ),
         ("meta-data/mac", upstream("meta-data/mac", Lifetime::Request)),
+        ("meta-data/tags", upstream("meta-data/tags", Lifetime::Request)),
         ("meta-data/tags/instance/", upstream("meta-data/tags/instance/", Lifetime::Request)),
     ];
     let routes = routes(&["/latest/meta-data/mac", "/latest/meta-data/tags/*"]);
@@ -91,6 +108,14 @@ fn paths_are_routed_alike_at_every_version() {
         for (rest, expected) in &cases {
             let path = format!("/{version}/{rest}");
             assert_eq!(get(&routes, &path).as_ref(), Some(expected), "{path}");
+            // Slashes in a row are one, and one at the end is none, but in what is below an open folder.
+            let doubled = format!("/{path}").replace('/', "//");
+            assert_eq!(get(&routes, &doubled).as_ref(), Some(expected), "{doubled}");
+            let ended = format!("{path}/");
+            if !rest.starts_with("meta-data/tags") {
+                assert_eq!(get(&routes, &ended).as_ref(), Some(expected), "{ended}");
+                assert_eq!(get(&routes, &format!("{ended}//")).as_ref(), Some(expected));
+            }
         }
         assert_eq!(get(&routes, &format!("/{version}")), Some(Readable::Listing("meta-data")));
     }
@@ -104,7 +129,7 @@ fn what_is_neither_ours_nor_allowed_is_no_path() {
         "*",
         "latest",
         "latest/meta-data/",
-        "//",
+        "latest//meta-data/",
         "/Latest/meta-data/",
         "/LATEST",
         "/1.1/meta-data/",
@@ -116,16 +141,16 @@ fn what_is_neither_ours_nor_allowed_is_no_path() {
         "/latest/meta-data/tags",
         "/latest/meta-data/placement",
         "/latest/meta-data/placement/",
-        "/latest/meta-data/placement/region/",
         "/latest/meta-data/instance-id/x",
-        "/latest/meta-data/iam/security-credentials/reader/",
-        "/latest/meta-data/iam/security-credentials//",
-        "/latest/meta-data/iam/security-credentials///reader",
-        "/latest/meta-data/iam//security-credentials/reader",
-        "/latest/meta-data/iam/security-credentials/team//reader",
         "/latest/meta-data/iam/security-credentials/../reader",
         "/latest/meta-data/iam/security-credentials/.",
-        "/latest/dynamic/instance-identity/document",
+        "/latest/meta-data/spot",
+        "/latest/meta-data/spot/",
+        "/latest/dynamic/",
+        "/latest/dynamic/instance-identity",
+        "/latest/dynamic/instance-identity/",
+        "/latest/dynamic/instance-identity/document/x",
+        "/latest/dynamic/instance-identity/Document",
         "/latest/api/token",
         "/latest/api/token/",
     ];
@@ -137,11 +162,10 @@ fn what_is_neither_ours_nor_allowed_is_no_path() {
 #[test]
 fn odd_spellings_of_good_paths_are_no_paths() {
     let cases = [
-        "//latest/meta-data/placement/region",
-        "/latest//meta-data/placement/region",
-        "/latest/meta-data//placement/region",
-        "/latest/meta-data/placement//region",
-        "/latest/meta-data/placement/region//",
+        "//169.254.169.254/latest/meta-data/placement/region",
+        "/latest/meta-data/placement/.//region",
+        "/latest/meta-data/placement//../region",
+        "/latest/meta-data/%2f/placement/region",
         "/./latest/meta-data/placement/region",
         "/latest/./meta-data/placement/region",
         "/latest/x/../meta-data/placement/region",
@@ -199,15 +223,105 @@ fn no_allow_list_opens_what_is_the_nodes() {
 }
 
 #[test]
+fn what_is_denied_is_shut_in_every_spelling_and_nothing_else_is() {
+    let document = "/latest/dynamic/instance-identity/document";
+    let spot = "/latest/meta-data/spot/instance-action";
+    let everything = ["/latest/*", "common", document, spot];
+    for denied in [document, "/latest/dynamic/*", "/latest/dynamic"] {
+        for allowed in [&[][..], &everything] {
+            let routes = shut(allowed, &[denied]);
+            for version in VERSIONS {
+                for path in
+                    [document.to_owned(), format!("{document}/"), document.replace('/', "//")]
+                {
+                    let path = path.replace("latest", version);
+                    assert_eq!(get(&routes, &path), None, "{denied} {path}");
+                }
+            }
+            assert!(get(&routes, spot).is_some(), "{denied}");
+        }
+    }
+    // What is answered here is not the real service's to give.
+    let routes = shut(&["/latest/*"], &["/latest/*"]);
+    assert_eq!(get(&routes, spot), None);
+    assert!(get(&routes, "/latest/meta-data/iam/security-credentials/").is_some());
+}
+
+#[test]
+fn the_common_set_opens_what_programs_ask_and_nothing_of_the_nodes() {
+    let common = routes(&["common"]);
+    let mac = "network/interfaces/macs/02:29:96:8f:6a:2d/vpc-id";
+    for (path, sent) in [
+        ("instance-type", "instance-type"),
+        ("instance-type/", "instance-type"),
+        ("network/interfaces/macs", "network/interfaces/macs"),
+        ("network/interfaces/macs/", "network/interfaces/macs/"),
+        (mac, mac),
+        ("placement/", "placement/"),
+        ("placement/region", "placement/region"),
+        ("events/maintenance/scheduled", "events/maintenance/scheduled"),
+    ] {
+        let path = format!("/latest/meta-data/{path}");
+        let Some(Readable::Upstream(found)) = get(&common, &path) else { panic!("{path}") };
+        assert_eq!(found.as_str(), format!("meta-data/{sent}"));
+        if !sent.starts_with("placement/region") {
+            assert_eq!(get(&routes(&[]), &path), None, "{path}");
+        }
+    }
+    for shut in ["tags/instance/Name", "network/interfaces", "macs", "spot/", "instance-type/x"] {
+        assert_eq!(get(&common, &format!("/latest/meta-data/{shut}")), None, "{shut}");
+    }
+    for denied in DENIED {
+        assert_eq!(get(&common, &format!("/latest/{denied}")), None, "{denied}");
+    }
+}
+
+/// The page names each open path, and each of the common set as `--allow-path` would have it.
+#[test]
+fn the_page_of_paths_has_those_that_are_open_and_those_that_are_common() {
+    let page = include_str!("../../../../docs/paths.md");
+    let section = |head: &str| {
+        let after = page.split(head).nth(1).unwrap_or_else(|| panic!("no {head}"));
+        let lines = after.split("\n## ").next().unwrap().lines().map(str::to_owned);
+        lines.filter(|line| line.starts_with("| `")).collect::<Vec<_>>()
+    };
+    let named = |rows: Vec<String>| -> Vec<String> {
+        let cells = rows.iter().map(|row| row.split('|').nth(1).unwrap().to_owned());
+        let mut paths: Vec<String> = cells
+            .flat_map(|cell| {
+                cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>()
+            })
+            .collect();
+        paths.sort();
+        paths
+    };
+    let mut open: Vec<_> = paths::OPEN.map(|open| open.path.to_owned()).into();
+    open.sort();
+    assert_eq!(named(section("## Open by default")), open);
+    let common = paths::COMMON.map(|path| match path.ends_with('/') {
+        true => format!("{path}*"),
+        false => path.to_owned(),
+    });
+    assert_eq!(named(section("## The common set")), common);
+}
+
+#[test]
 fn signatures_of_the_instance_are_opened_by_exact_paths_only() {
     let document = "/latest/dynamic/instance-identity/document";
     let signature = "/latest/dynamic/instance-identity/rsa2048";
     for folder in ["/latest/*", "/latest/dynamic/*", "/latest/dynamic/instance-identity/*"] {
         assert!(get(&routes(&[folder]), document).is_some(), "{folder}");
-        assert!(get(&routes(&[folder]), signature).is_none(), "{folder}");
+        for name in
+            ["rsa2048", "rsa2048/", "pkcs7", "signature", "RSA2048", "rsa2048.", "document/x"]
+        {
+            let signature = format!("/latest/dynamic/instance-identity/{name}");
+            assert!(get(&routes(&[folder]), &signature).is_none(), "{folder} {signature}");
+            let doubled = signature.replace('/', "//");
+            assert!(get(&routes(&[folder]), &doubled).is_none(), "{folder} {doubled}");
+        }
     }
     assert!(get(&routes(&[signature]), signature).is_some());
-    assert!(get(&routes(&[signature]), document).is_none());
+    assert!(get(&routes(&[signature]), "/latest/dynamic/instance-identity/pkcs7").is_none());
 }
 
 #[test]
@@ -215,17 +329,25 @@ fn methods_have_their_paths() {
     let token = "/latest/api/token";
     let list = "/latest/meta-data/iam/security-credentials/";
     let routes = routes(&[]);
-    let parse =
-        |method: &str, path| routes.parse(&Method::from_bytes(method.as_bytes()).unwrap(), path);
+    let parse = |method: &str, path: &str| {
+        routes.parse(&Method::from_bytes(method.as_bytes()).unwrap(), path)
+    };
     assert_eq!(parse("PUT", token).unwrap(), Route::Token);
     assert!(matches!(parse("HEAD", list), Ok(Route::Read(Readable::RoleName))));
     for dated in ["/1.0/api/token", "/2021-03-23/api/token"] {
         assert!(matches!(parse("PUT", dated), Err(Error::DatedToken)), "{dated}");
     }
-    for odd in
-        ["/latest//api/token", "/latest/api/%74oken", "//latest/api/token", "/latest/./api/token"]
-    {
+    for joined in ["/latest//api/token", "//latest/api/token", "/latest/api/token/"] {
+        assert_eq!(parse("PUT", joined).unwrap(), Route::Token, "{joined}");
+    }
+    for odd in ["/latest/api/%74oken", "/latest/./api/token", "/latest/api/.//token"] {
         assert!(matches!(parse("PUT", odd), Err(Error::Path)), "{odd}");
+    }
+    for version in VERSIONS {
+        for method in ["GET", "HEAD"] {
+            let path = format!("/{version}/api/token");
+            assert!(matches!(parse(method, &path), Err(Error::Method { allow: ISSUE })), "{path}");
+        }
     }
     for method in ["POST", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "get", "PROPFIND"] {
         assert!(matches!(parse(method, list), Err(Error::Method { allow: READ })), "{method}");
@@ -377,7 +499,7 @@ fn no_mutation_is_forwarded_that_means_the_nodes_own_whatever_is_allowed() {
     let (mut forwarded, mut refused) = (0, 0);
     for _ in 0..1000 {
         let allow: Vec<AllowPath> = (0..8).filter_map(|_| allowed(&mut random)).collect();
-        let routes = Routes::new(allow.clone());
+        let routes = Routes::new(allow.clone(), Vec::new());
         for _ in 0..100 {
             let Ok(target) = String::from_utf8(corpus::mutated(&mut random)) else { continue };
             let path = target.split(['?', '#']).next().unwrap();
@@ -391,16 +513,18 @@ fn no_mutation_is_forwarded_that_means_the_nodes_own_whatever_is_allowed() {
                         && sent.starts_with("dynamic/instance-identity/");
                     assert!(named || corpus::may_be_forwarded(sent), "{} as {sent}", shown());
                     // It means nothing else, and has no other spelling.
-                    let (_, rest) = path[1..].split_once('/').unwrap();
-                    assert!(sent == rest || format!("{sent}/") == rest, "{} as {sent}", shown());
+                    let joined = corpus::joined(path);
+                    let (_, rest) = joined.split_once('/').unwrap();
+                    assert_eq!(sent.trim_end_matches('/'), rest, "{} as {sent}", shown());
                     forwarded += 1;
                 }
                 Ok(Route::Read(Readable::Credentials(_, role))) => {
                     let role = role.as_str();
-                    assert!(path.ends_with(role) && !role.contains("//"), "{}: {role}", shown());
+                    let whole = corpus::joined(path).ends_with(role) && !role.contains("//");
+                    assert!(whole && !role.ends_with('/'), "{}: {role}", shown());
                 }
                 Ok(Route::Read(_)) => {}
-                Err(Error::Path) => refused += 1,
+                Err(Error::Path | Error::Method { allow: ISSUE }) => refused += 1,
                 other => panic!("{}: {other:?}", shown()),
             }
         }

@@ -16,7 +16,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::super::{Config, Imdsv2, Metrics, Parts, Service, TokenAuthority, Upstream, wire};
+use super::super::{
+    Config, Imdsv2, Journal, Metrics, Parts, Service, TokenAuthority, Upstream, wire,
+};
 use crate::{
     clock::Clock,
     credentials::{self, CredentialSource, Credentials, ErrorClass, Prefetcher, SourceError},
@@ -41,6 +43,8 @@ const EPOCH: u64 = 1_767_225_600;
 pub(super) enum Identity {
     /// By UID, but for 127.0.0.66, of which the kernel knows nothing.
     Kernel,
+    /// The same, by listeners inside the pods, which know no address.
+    Inside,
     SourceIp,
 }
 
@@ -48,7 +52,8 @@ impl ClientResolver for Identity {
     fn resolve(&self, connection: &Connection) -> Result<Client, Unattested> {
         let IpAddr::V4(address) = connection.peer.ip() else { return Err(Unattested::NoEntry) };
         match (self, address.octets()[3]) {
-            (Self::Kernel, 66) => Err(Unattested::NoEntry),
+            (Self::Kernel | Self::Inside, 66) => Err(Unattested::NoEntry),
+            (Self::Inside, n) => Ok(Client::Inside { uid: uid(n) }),
             (Self::Kernel, n) => {
                 let origin = Origin::Pod;
                 Ok(Client::Pod { uid: uid(n), address: address.into(), origin })
@@ -76,7 +81,7 @@ pub(super) fn pod(n: u8, role: Option<&str>) -> Pod {
         service_account: "default".to_owned(),
         live: true,
         config_hash: None,
-        role: role.map(str::to_owned),
+        role: role.map(Into::into),
         session_name: None,
         external_id: None,
         session_policies: None,
@@ -87,7 +92,7 @@ pub(super) fn namespace(name: &str, permitted: Option<&str>) -> Namespace {
     Namespace {
         name: name.to_owned(),
         resource_version: Some(1),
-        permitted: permitted.map(str::to_owned),
+        permitted: permitted.map(Into::into),
         allowed_roles: None,
         imdsv2: None,
     }
@@ -185,6 +190,9 @@ pub(crate) fn imdsv2(head: &str) -> (&'static str, String) {
     ("200 OK", format!("node:{}", head.split(' ').nth(1).unwrap()))
 }
 
+/// No test is about a pod's share of requests.
+const MANY: serve::Rate = serve::Rate { per_second: 100_000, burst: 100_000 };
+
 /// The running service.
 pub(super) struct Node {
     pub(super) index: PodIndex,
@@ -192,6 +200,7 @@ pub(super) struct Node {
     pub(super) imds: NodeImds,
     pub(super) address: SocketAddr,
     pub(super) drain: DrainSignal,
+    pub(super) journal: Journal,
     pub(super) task: tokio::task::JoinHandle<()>,
     registry: Registry,
 }
@@ -224,6 +233,7 @@ pub(super) fn config() -> Config {
         hold: Duration::from_millis(300),
         imdsv2: Imdsv2::Optional,
         allow_paths: vec!["/latest/meta-data/*".parse().unwrap()],
+        deny_paths: Vec::new(),
         allow_ip_query: false,
         node_roles: Vec::new(),
         own_addresses: Vec::new(),
@@ -244,6 +254,7 @@ impl Node {
         let mut registry = Registry::default();
         let (drain, draining) = lifecycle::drain();
         let wanted = watch::Sender::new(WantedRoles::default());
+        let known = pods.clone();
         let (prefetcher, credentials) = Prefetcher::new(
             credentials::Config::default(),
             credentials::Parts {
@@ -252,6 +263,9 @@ impl Node {
                 clock: clock.clone(),
                 wanted: wanted.subscribe(),
                 silence: Box::new(|| None),
+                names: Box::new(move |claimant| {
+                    known.by_uid(&PodUid::new(&claimant.pod)).map(|pod| pod.name.clone()).ok()
+                }),
                 metrics: credentials::Metrics::register(&mut registry, Statsd::off()),
                 first_pass: Readiness::default().latch("first pass"),
             },
@@ -259,6 +273,7 @@ impl Node {
         tokio::spawn(prefetcher.run(draining.clone()));
         tokio::spawn(policy::publish_wanted(policy.clone(), |_| true, wanted, draining.clone()));
         let imds = NodeImds::start(imdsv2).await;
+        let journal = Journal::default();
         let parts = Parts {
             pods,
             policy,
@@ -267,6 +282,7 @@ impl Node {
             upstream: imds.upstream(),
             clock: clock.clone(),
             metrics: Metrics::register(&mut registry, Statsd::off()),
+            journal: journal.clone(),
         };
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
@@ -276,11 +292,11 @@ impl Node {
         let task = tokio::spawn(serve::run(
             listeners,
             Arc::new(Service::new(config, parts)),
-            serve::Config::default(),
+            serve::Config { requests: MANY, new_connections: MANY, ..serve::Config::default() },
             metrics,
             draining,
         ));
-        Self { index, clock, imds, address, drain, task, registry }
+        Self { index, clock, imds, address, drain, journal, task, registry }
     }
 
     /// The usual node: pods 2 (`reader`), 3 (`team/writer`), 4 (no role), 5 (`denied`), 6 (`never`),

@@ -25,7 +25,7 @@ fn request(method: &str, target: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn every_spelling_is_ours_allowed_404_or_400() {
+async fn every_spelling_is_ours_allowed_or_refused() {
     let node = Node::usual(wide_open(), Identity::Kernel).await;
     let mut wrong = Vec::new();
     for spelling in corpus::spellings() {
@@ -38,8 +38,7 @@ async fn every_spelling_is_ours_allowed_404_or_400() {
                 corpus::Outcome::Status(status) => (status.as_str(), None),
                 corpus::Outcome::Upstream(path) => ("200", Some(path)),
             };
-            // What never changes is asked once.
-            let once = path.is_some_and(|path| path.contains("/placement/"));
+            let once = path.is_some_and(|path| corpus::is_kept(path));
             let expected = path.map(|path| format!("GET {path} HTTP/1.1"));
             let good = asked.iter().eq(&expected) || (once && asked.is_empty());
             if found != [status] || !good {
@@ -48,6 +47,19 @@ async fn every_spelling_is_ours_allowed_404_or_400() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Nothing that is shut by default is asked of the real service, however it is written.
+#[tokio::test]
+async fn by_default_every_spelling_but_of_open_paths_is_refused_with_no_request() {
+    let node = Node::usual(Config { allow_paths: Vec::new(), ..config() }, Identity::Kernel).await;
+    for spelling in corpus::spellings() {
+        let before = node.imds.heard().len();
+        node.raw(2, &request("GET", &spelling.target)).await;
+        for line in asked(&node, before) {
+            assert!(corpus::is_kept(&line) && !line.contains("//"), "{line} of {spelling}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -72,7 +84,7 @@ async fn no_mutation_reaches_the_nodes_service_but_as_what_it_is_allowed_to_be()
         // A raw space or line end in the target makes more, or less, than one request of it.
         assert!(!found.is_empty(), "{shown}");
         for status in found {
-            assert!(["200", "400", "403", "404"].contains(&status), "{shown}");
+            assert!(["200", "400", "403", "404", "405"].contains(&status), "{shown}");
             refused += usize::from(status != "200");
         }
     }

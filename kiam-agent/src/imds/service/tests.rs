@@ -11,7 +11,7 @@ use super::{
     Config, Imdsv2,
     fixture::{EXTENDED, Identity, LIST, Node, Reply, body_of, config, namespace, pod, uid},
 };
-use crate::telemetry::captured::Captured;
+use crate::{imds::Reason, pods::Pod, telemetry::captured::Captured};
 
 /// The statuses of all answers in `text`.
 pub(super) fn statuses(text: &str) -> Vec<&str> {
@@ -50,6 +50,9 @@ async fn pod_gets_its_own_role_byte_for_byte() {
         (EXTENDED.to_owned(), "reader"),
         (format!("{LIST}reader"), &plain),
         (format!("{LIST}/reader"), &plain),
+        (format!("{LIST}reader/"), &plain),
+        (format!("{EXTENDED}reader/"), &extended),
+        (format!("/{LIST}/reader//").replace("meta-data/", "meta-data//"), &plain),
         (format!("{LIST}arn:aws:iam::123456789012:role/reader"), &plain),
         (format!("{EXTENDED}reader"), &extended),
         (format!("/1.0/{}reader", &LIST["/latest/".len()..]), &plain),
@@ -67,8 +70,31 @@ async fn pod_gets_its_own_role_byte_for_byte() {
     assert!(info.contains("123456789012:instance-profile/team/writer\""), "{info}");
 }
 
+#[tokio::test]
+async fn a_role_that_was_the_pods_is_404_and_one_that_never_was_403() {
+    let node = Node::usual(config(), Identity::Kernel).await;
+    let status = async |role: &str| node.get(2, &format!("{LIST}{role}")).await.status;
+    assert_eq!((status("reader").await, status("writer").await), (200, 403));
+    for (version, role) in (10..).zip(["team/writer", "slow"]) {
+        node.index.apply(Pod { resource_version: Some(version), ..pod(2, Some(role)) });
+    }
+    // The list has the new one, so that who lists again after the 404 goes on with that.
+    assert_eq!(node.get(2, LIST).await.body, "slow");
+    for former in ["reader", "arn:aws:iam::123456789012:role/reader", "writer", "team/writer"] {
+        assert_eq!(status(former).await, 404, "{former}");
+    }
+    for never in ["other", "team/reader", "arn:aws:iam::999999999999:role/reader"] {
+        assert_eq!(status(never).await, 403, "{never}");
+    }
+    assert_eq!(status("slow").await, 200);
+    // Another pod's past is nothing to it, and neither is that of a pod that is gone.
+    assert_eq!(node.get(3, &format!("{LIST}reader")).await.status, 403);
+    node.index.delete(&uid(2));
+    assert_eq!(status("reader").await, 403);
+}
+
 /// (pod, path, status, part of the reason)
-const REFUSALS: [(u8, &str, u16, &str); 22] = [
+const REFUSALS: [(u8, &str, u16, &str); 21] = [
     // No role.
     (4, "", 404, "no annotation"),
     (4, "reader", 403, "no annotation"),
@@ -96,10 +122,9 @@ const REFUSALS: [(u8, &str, u16, &str); 22] = [
     (66, "", 403, "kernel"),
     (66, "reader", 403, "kernel"),
     // Not a path.
-    (2, "reader/", 404, "path not allowed"),
     (2, "%72eader", 404, "path not allowed"),
     (2, "../info", 404, "path not allowed"),
-    (2, "//reader", 404, "path not allowed"),
+    (2, "./reader", 404, "path not allowed"),
 ];
 
 #[tokio::test]
@@ -113,7 +138,8 @@ async fn refusals_have_an_empty_body_and_a_reason() {
             assert!(shown.contains(reason), "{n} {rest}: {shown}");
             assert_eq!(reply.header("content-length"), Some("0"));
             assert_eq!(reply.header("content-type"), Some("text/plain"));
-            assert_eq!(reply.header("retry-after").is_some(), status == 503, "{reply:?}");
+            // STS is asked again for 5 in a quarter of a minute: nobody is to wait for that.
+            assert_eq!(reply.header("retry-after"), (n == 6).then_some("1"), "{reply:?}");
         }
     }
     let metrics = node.metrics();
@@ -289,7 +315,10 @@ async fn bad_token_requests_are_refused_as_ec2_does() {
         ("PUT /latest/api/token", &good.repeat(2), 400),
         ("PUT /latest/api/token", &format!("{good}X-Forwarded-For: 10.0.0.1\r\n"), 403),
         ("PUT /2021-03-23/api/token", good, 403),
-        ("PUT /latest//api/token", good, 404),
+        ("PUT /latest/api/token", &format!("{good}Forwarded: for=10.0.0.1\r\n"), 403),
+        ("PUT /latest/api/token", &format!("{good}Via: 1.1 proxy\r\n"), 403),
+        ("PUT /latest/api/.//token", good, 404),
+        ("GET /latest/api/token", "", 405),
         ("PUT /latest/meta-data/", good, 405),
         ("POST /latest/api/token", good, 405),
     ] {
@@ -385,7 +414,7 @@ async fn tokens_are_required_where_the_namespace_says_so() {
         (4, Some("reqired"), 401),
         (5, None, 200),
     ] {
-        namespace.imdsv2 = imdsv2.map(str::to_owned);
+        namespace.imdsv2 = imdsv2.map(Into::into);
         namespace.resource_version = Some(version);
         node.index.apply_namespace(namespace.clone());
         for path in paths {
@@ -524,6 +553,78 @@ async fn a_flood_of_refusals_is_one_line_for_each_pod_and_reason() {
     assert!((1..=most + 1).contains(&served.len()), "{served:#?}");
 }
 
+/// What is refused before the pod is looked up, and the part of the log line that says why.
+const EARLY: [(&str, &str, &str); 7] = [
+    ("GET /latest/user-data", "", "path not allowed"),
+    ("GET /latest/%2e", "", "path not allowed"),
+    ("GET /latest/meta-data/", "X-aws-ec2-metadata-token: x\r\n", "token is not valid"),
+    ("PUT /latest/api/token", "", "must be 1 to 21600"),
+    ("PUT /2021-03-23/api/token", "", "/latest/api/token only"),
+    ("POST /latest/api/token", "", "method not allowed"),
+    ("GET /latest/", "Via: 1.1 x\r\n", "a proxy forwards"),
+];
+
+#[tokio::test]
+async fn every_refusal_names_the_pod_on_every_path_to_the_agent() {
+    for identity in [Identity::Inside, Identity::Kernel, Identity::SourceIp] {
+        let captured = Captured::start(tracing::Level::DEBUG);
+        let node = Node::usual(config(), identity).await;
+        for (line, headers, reason) in EARLY {
+            node.send(2, line, &format!("User-Agent: old/1\r\n{headers}")).await;
+            let lines = captured.lines_with("Refused request");
+            let of: Vec<_> = lines.iter().filter(|line| line.contains(reason)).collect();
+            assert!(!of.is_empty(), "{line}: {lines:#?}");
+            for line in of {
+                let named = line.contains("pod.name=\"pod-2\"")
+                    && line.contains("pod.namespace=\"default\"")
+                    && (identity == Identity::SourceIp
+                        || line.contains(&format!("pod.uid={}", uid(2))));
+                assert!(named, "{identity:?}: {line}");
+            }
+        }
+        node.token(3, 60).await;
+        let token = captured.lines_with("req.method=PUT").concat();
+        assert!(token.contains("pod.name=\"pod-3\""), "{token}");
+        // One that has no record has its UID, where the kernel attests it.
+        if identity != Identity::SourceIp {
+            node.get(9, "/latest/user-data").await;
+            let unknown = captured.lines_with(&format!("pod.uid={}", uid(9))).concat();
+            assert!(unknown.contains("Refused request"), "{unknown}");
+        }
+        let page = node.journal.of(&uid(2));
+        assert_eq!(page.refused.len(), EARLY.len(), "{page:#?}");
+        assert!(page.refused.iter().all(|it| it.user_agent == "old/1" && it.reason.is_some()));
+        assert_eq!(page.refused.last().map(|it| it.path.as_str()), Some("/latest/user-data"));
+    }
+}
+
+#[tokio::test]
+async fn calls_to_sts_are_logged_with_the_pod_that_they_are_for() {
+    let captured = Captured::start(tracing::Level::INFO);
+    let node = Node::usual(config(), Identity::Kernel).await;
+    assert_eq!(node.get(5, LIST).await.status, 503);
+    for (what, n) in [("Issued credentials", 2), ("Issued credentials", 3), ("not issued", 5)] {
+        let lines = captured.lines_with(what);
+        let named =
+            format!("pod.name=\"pod-{n}\" pod.namespace=\"default\" pod.uid=\"{}\"", uid(n));
+        assert!(lines.iter().any(|line| line.contains(&named)), "{named}: {lines:#?}");
+    }
+}
+
+#[tokio::test]
+async fn who_asks_without_a_token_is_remembered_by_pod_and_path() {
+    let node = Node::usual(config(), Identity::Kernel).await;
+    for _ in 0..3 {
+        node.send(3, &format!("GET {LIST}"), PROGRAM).await;
+    }
+    node.send(3, "GET /latest/user-data", PROGRAM).await;
+    let page = node.journal.of(&uid(3));
+    let old: Vec<_> = page.imdsv1.iter().filter(|it| it.user_agent == "Boto/2.49").collect();
+    assert!(matches!(old[..], [it] if it.count == 3 && it.path == LIST), "{page:#?}");
+    assert_eq!((page.refused.len(), page.refused[0].reason), (1, Some(Reason::Path)));
+    assert!(node.journal.of(&uid(2)).refused.is_empty());
+}
+
 #[tokio::test]
 async fn a_body_that_does_not_end_is_given_up() {
     let node = Node::start(config(), Identity::Kernel).await;
@@ -545,16 +646,30 @@ async fn methods_hosts_and_proxies_are_refused() {
         let reply = node.send(2, &format!("{method} {LIST}"), "").await;
         assert_eq!((reply.status, reply.header("allow")), (405, Some("GET, HEAD")), "{method}");
     }
-    assert_eq!(
-        node.send(2, &format!("GET {LIST}"), "X-Forwarded-For: 1.2.3.4\r\n").await.status,
-        403
-    );
+    for method in ["GET", "HEAD", "POST"] {
+        let reply = node.send(2, &format!("{method} /latest/api/token"), "").await;
+        assert_eq!((reply.status, reply.header("allow")), (405, Some("PUT")), "{method}");
+    }
+    for proxy in
+        ["X-Forwarded-For: 1.2.3.4", "Forwarded: for=1.2.3.4;proto=http", "via: 1.0 fred", "Via:"]
+    {
+        for line in
+            [format!("GET {LIST}"), format!("HEAD {LIST}"), "GET /latest/user-data".to_owned()]
+        {
+            let reply = node.send(2, &line, &format!("{proxy}\r\n")).await;
+            assert_eq!(reply.status, 403, "{line} {proxy}");
+        }
+    }
+    // A mesh adds many, none of which says that the request is another's.
+    let many: String = (0..98).map(|n| format!("X-Trace-{n}: {n}\r\n")).collect();
+    assert_eq!(node.send(2, &format!("GET {LIST}"), &many).await.body, "reader");
     let port = node.address.port();
     for (line, host, status) in [
         (LIST.to_owned(), "Host: 169.254.169.254\r\n".to_owned(), 200),
         (LIST.to_owned(), "host: 169.254.169.254:80\r\n".to_owned(), 200),
         (LIST.to_owned(), "HOST: [fd00:ec2::254]\r\n".to_owned(), 200),
         (LIST.to_owned(), "Host: instance-data.ec2.internal\r\n".to_owned(), 200),
+        (LIST.to_owned(), "Host: instance-data.eu-west-1.compute.internal\r\n".to_owned(), 200),
         (LIST.to_owned(), "Host: evil.example\r\n".to_owned(), 403),
         (LIST.to_owned(), "Host:\r\n".to_owned(), 403),
         // In kernel mode the agent's own address is nobody's.

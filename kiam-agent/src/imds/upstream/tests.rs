@@ -7,7 +7,7 @@ use crate::imds::{
 };
 
 fn path(text: &str) -> UpstreamPath {
-    let routes = Routes::new(vec!["/latest/meta-data/*".parse().unwrap()]);
+    let routes = Routes::new(vec!["/latest/meta-data/*".parse().unwrap()], Vec::new());
     match routes.parse(&Method::GET, &format!("/latest/{text}")) {
         Ok(Route::Read(Readable::Upstream(path))) => path,
         other => panic!("{text}: {other:?}"),
@@ -107,8 +107,7 @@ async fn refused_token_is_renewed_once() {
 #[tokio::test]
 async fn answers_that_are_none_are_errors_and_not_kept() {
     type Answer = fn(&str) -> (&'static str, String);
-    let cases: [(Answer, &str); 6] = [
-        (|_| ("404 Not Found", String::new()), "no such path"),
+    let cases: [(Answer, &str); 5] = [
         (|_| ("500 Internal Server Error", "x".to_owned()), "answered 500"),
         (|_| ("302 Found\r\nLocation: http://evil.example/", String::new()), "answered 302"),
         (|_| ("200 OK", String::new()), "nothing that can be used"),
@@ -124,6 +123,41 @@ async fn answers_that_are_none_are_errors_and_not_kept() {
             let error = upstream.get(&UpstreamPath::region()).await.unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
+        assert_eq!(asked(&imds).len(), 2);
+    }
+}
+
+/// Asks with a token that is known, and counts what the service hears.
+async fn shared(
+    answer: fn(&str) -> (&'static str, String),
+    path: &UpstreamPath,
+) -> (Upstream, NodeImds, Vec<Result<Bytes, UpstreamError>>) {
+    let imds = NodeImds::start(answer).await;
+    let upstream = imds.upstream();
+    *lock(&upstream.0.session) = Session::V1 { until: Instant::now() + RETRY_TOKEN };
+    let asked = (0..100).map(|_| upstream.get(path));
+    let answers = futures::future::join_all(asked).await;
+    (upstream, imds, answers)
+}
+
+#[tokio::test]
+async fn what_every_pod_may_ask_is_asked_once_a_second_however_many_ask() {
+    let spot = path("meta-data/spot/instance-action");
+    let found = |_: &str| ("200 OK", "soon".to_owned());
+    let (upstream, imds, answers) = shared(found, &spot).await;
+    assert!(answers.iter().all(|answer| answer.as_ref().unwrap() == "soon"), "{answers:?}");
+    assert_eq!(asked(&imds).len(), 1);
+    tokio::time::sleep(MOMENT).await;
+    upstream.get(&spot).await.unwrap();
+    assert_eq!(asked(&imds).len(), 2);
+    // Mostly there is nothing, which may change at any time.
+    for path in [spot, path("dynamic/instance-identity/document")] {
+        let absent = |_: &str| ("404 Not Found", String::new());
+        let (upstream, imds, answers) = shared(absent, &path).await;
+        assert!(answers.iter().all(|it| matches!(it, Err(UpstreamError::NotFound))), "{answers:?}");
+        assert_eq!(asked(&imds).len(), 1);
+        tokio::time::sleep(MOMENT).await;
+        upstream.get(&path).await.unwrap_err();
         assert_eq!(asked(&imds).len(), 2);
     }
 }

@@ -9,7 +9,7 @@ pub mod stream;
 mod bytes;
 mod handover;
 mod occupy;
-mod sys;
+pub(super) mod sys;
 
 use std::{
     io::{self, BufRead, Write},

@@ -1,6 +1,6 @@
 //! The HTTP side: which request is what, lists, and single records.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{mem, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{Method, Response, StatusCode, header::ACCEPT};
 use serde_json::{Value, json};
@@ -19,6 +19,8 @@ use crate::lab::fake::{
 };
 
 const JSON: &str = "application/json";
+/// How much of a list is sent at once.
+const CHUNK: usize = 16 * 1024;
 /// What real servers take when a watch names no `timeoutSeconds`: 30 to 60 minutes.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(1800);
 
@@ -73,30 +75,41 @@ impl Api {
         Self { store }
     }
 
-    fn list(&self, view: &View, seen: &Seen) -> Result<Response<Body>, Refusal> {
-        let state = self.store.state();
-        let asked = seen.query.get("resourceVersion").and_then(|version| version.parse().ok());
-        let (version, records) = match (&state.cached, asked) {
-            (None, _) => (state.version, &state.records),
-            (Some(cached), Some(asked)) if asked <= cached.version => {
-                (cached.version, &cached.records)
+    /// A list; with a limit, and not from the cache, one page of it.
+    fn list(&self, view: View, seen: &Seen) -> Result<Response<Body>, Refusal> {
+        let mut state = self.store.state();
+        let field = |name: &str| seen.query.get(name).filter(|text| !text.is_empty());
+        let asked = field("resourceVersion").and_then(|version| version.parse().ok());
+        let next = field("continue").map(|token| page_token(token)).transpose()?;
+        let limit = field("limit").and_then(|limit| limit.parse().ok());
+        let limit: usize = limit.filter(|_| asked.is_none()).unwrap_or(usize::MAX);
+        let (version, records, after) = match (&state.cached, asked, next) {
+            (None, _, Some((version, after))) => {
+                let expired = || {
+                    let message = "The provided continue parameter is too old".to_owned();
+                    (StatusCode::GONE, "Expired", message)
+                };
+                let records = state.snapshots.get(&version).ok_or_else(expired)?;
+                (version, records, after)
             }
-            (Some(cached), Some(asked)) => return Err(too_large(asked, cached.version)),
-            (Some(_), None) => return Err(no_etcd()),
+            (None, ..) => (state.version, &state.records, 0),
+            (Some(cached), Some(asked), _) if asked <= cached.version => {
+                (cached.version, &cached.records, 0)
+            }
+            (Some(cached), Some(asked), _) => return Err(too_large(asked, cached.version)),
+            (Some(_), None, _) => return Err(no_etcd()),
         };
-        let limit = seen.query.get("limit").and_then(|limit| limit.parse().ok());
-        let version = version.to_string();
-        let (kind, api_version) = match view.metadata_only {
-            true => ("PartialObjectMetadataList".to_owned(), "meta.k8s.io/v1"),
-            false => (format!("{}List", view.resource.kind()), view.resource.api_version()),
-        };
-        let shown = view.records(records).map(|record| view.show(record));
-        let items: Vec<Value> = shown.take(limit.unwrap_or(usize::MAX)).collect();
-        let metadata = json!({ "resourceVersion": version });
-        Ok(json_answer(
-            StatusCode::OK,
-            &json!({ "kind": kind, "apiVersion": api_version, "metadata": metadata, "items": items }),
-        ))
+        let shown = view.records(records).map(Arc::clone).skip(after);
+        let mut page: Vec<_> = shown.take(limit.saturating_add(1)).collect();
+        let mut metadata = json!({ "resourceVersion": version.to_string() });
+        if page.len() > limit {
+            page.truncate(limit);
+            metadata["continue"] = json!(format!("{version}/{}", after + limit));
+            let records = records.clone();
+            state.snapshots.entry(version).or_insert(records);
+        }
+        drop(state);
+        Ok(list_answer(view, &metadata, page))
     }
 
     fn watch(&self, view: View, seen: &Seen) -> Result<Response<Body>, Refusal> {
@@ -161,7 +174,7 @@ impl Api {
             let record = state.find(target.resource, target.namespace, name)?;
             return Ok(json_answer(StatusCode::OK, &view.show(record)));
         }
-        if seen.is_watch() { self.watch(view, seen) } else { self.list(&view, seen) }
+        if seen.is_watch() { self.watch(view, seen) } else { self.list(view, seen) }
     }
 
     fn route(&self, seen: &Seen) -> Result<Response<Body>, Refusal> {
@@ -215,6 +228,41 @@ impl Answer for Api {
     fn refusal(&self, status: StatusCode, code: &str) -> Response<Body> {
         failure(status, code, "refused by the lab")
     }
+}
+
+/// A list of `page`, sent object by object, so that it may be of any length.
+fn list_answer(view: View, metadata: &Value, page: Vec<Arc<Value>>) -> Response<Body> {
+    let (kind, api_version) = match view.metadata_only {
+        true => ("PartialObjectMetadataList".to_owned(), "meta.k8s.io/v1"),
+        false => (format!("{}List", view.resource.kind()), view.resource.api_version()),
+    };
+    let head = format!(
+        r#"{{"kind":"{kind}","apiVersion":"{api_version}","metadata":{metadata},"items":["#
+    );
+    let (tx, answer) = chunks(JSON);
+    tokio::spawn(async move {
+        let mut text = head;
+        for (n, record) in page.iter().enumerate() {
+            if n > 0 {
+                text.push(',');
+            }
+            text += &view.show(record).to_string();
+            // The client went away.
+            if text.len() > CHUNK && tx.send(mem::take(&mut text).into()).await.is_err() {
+                return;
+            }
+        }
+        // Nor is it an error then.
+        let _ = tx.send((text + "]}").into()).await;
+    });
+    answer
+}
+
+/// Which version a page is of, and how many objects come before it.
+fn page_token(token: &str) -> Result<(u64, usize), Refusal> {
+    let parts = token.split_once('/');
+    let parts = parts.and_then(|(version, at)| Some((version.parse().ok()?, at.parse().ok()?)));
+    parts.ok_or_else(|| bad_request(format!("invalid continue {token:?}")))
 }
 
 /// What real servers say when etcd does not answer.

@@ -59,6 +59,8 @@ pub(super) struct State {
     pub(super) history: VecDeque<Change>,
     /// What the API server goes on to show while it can't reach etcd.
     pub(super) cached: Option<Cached>,
+    /// What lists that go on page by page show, by version.
+    pub(super) snapshots: BTreeMap<u64, BTreeMap<Key, Arc<Value>>>,
     pub(super) conduct: Conduct,
     /// Lines put into every open watch, in order.
     pub(super) injected: Vec<String>,
@@ -116,6 +118,7 @@ impl Default for Store {
             records: BTreeMap::new(),
             history: VecDeque::new(),
             cached: None,
+            snapshots: BTreeMap::new(),
             conduct: Conduct::default(),
             injected: Vec::new(),
             closings: 0,
@@ -201,11 +204,12 @@ impl Store {
         events.map(|(_, event)| Value::clone(event)).collect()
     }
 
-    /// Forgets the history: a watch can go on only from now.
+    /// Forgets the history: a watch can go on only from now, and no list can.
     pub fn compact(&self) {
         self.steer(|state| {
             state.oldest = state.version;
             state.history.clear();
+            state.snapshots.clear();
         });
     }
 
@@ -254,10 +258,12 @@ impl Store {
         self.state().seen.clone()
     }
 
-    /// How many lists of all of `resource` were asked for, those of a limited length left out.
+    /// How many lists of all of `resource` were asked for; those of one object are left out, and a list by pages is one.
     #[must_use]
     pub fn lists(&self, resource: Resource) -> usize {
-        let whole = |seen: &Seen| !seen.is_watch() && !seen.query.contains_key("limit");
+        let one = |seen: &Seen| seen.query.get("limit").is_some_and(|limit| limit == "1");
+        let begins = |seen: &Seen| !seen.query.contains_key("continue");
+        let whole = |seen: &Seen| !seen.is_watch() && !one(seen) && begins(seen);
         self.count(|seen| seen.is_about(resource) && whole(seen))
     }
 

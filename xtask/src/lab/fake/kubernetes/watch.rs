@@ -49,9 +49,9 @@ impl View {
     pub(super) fn records<'a>(
         &'a self,
         records: &'a BTreeMap<Key, Arc<Value>>,
-    ) -> impl Iterator<Item = &'a Value> {
+    ) -> impl Iterator<Item = &'a Arc<Value>> {
         let of_kind = records.iter().filter(|(key, _)| key.0 == self.resource);
-        of_kind.map(|(_, record)| &**record).filter(|record| self.shows(record))
+        of_kind.map(|(_, record)| record).filter(|record| self.shows(record))
     }
 
     /// What a watch with this view hears of a change: a record that leaves the selector is DELETED to it.

@@ -1,0 +1,29 @@
+//! How requests that a pod made are shown to operators.
+
+use serde_json::{Value, json};
+
+use super::explanation::time;
+use crate::imds::Noted;
+
+/// Requests that are alike, for `/pods`.
+pub(super) fn json(noted: &Noted) -> Value {
+    let mut shown = json!({
+        "method": noted.method, "path": noted.path, "userAgent": noted.user_agent,
+        "count": noted.count, "last": time(noted.last),
+    });
+    if let Some(reason) = noted.reason {
+        shown["reason"] = json!(format!("{reason:?}"));
+    }
+    shown
+}
+
+/// The same, for `explain`.
+pub(super) fn text(noted: &Noted) -> String {
+    let Noted { method, path, count, .. } = noted;
+    let reason = noted.reason.map(|reason| format!(" ({reason:?})")).unwrap_or_default();
+    let program = match noted.user_agent.as_str() {
+        "" => "without a User-Agent".to_owned(),
+        program => format!("by \"{program}\""),
+    };
+    format!("{method} {path}{reason}, {count} times, {program}, last at {}", time(noted.last))
+}

@@ -1,0 +1,148 @@
+//! Pods that run and that the agent can't place, which no self-test shows.
+//!
+//! Without a cgroup below the programs nothing of theirs is intercepted: pods are in cgroup v1 and an empty `kubepods` is in
+//! v2, or `--cgroup` names another kubelet's. Without a network namespace that is known they are denied: the agent may lack
+//! `hostPID`.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+
+use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use super::knowledge::Knowledge;
+use crate::{
+    lifecycle::{Drain, Latch, Readiness},
+    pods::{Pod, PodUid},
+    sandboxes::{Reason, State},
+};
+
+/// How often pods are compared with cgroups.
+const PERIOD: Duration = Duration::from_secs(5);
+/// How long a pod may have an address and no place: the API hears of a sandbox's end later than the node.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Finds them, and takes readiness away where the node's pods are all like that.
+pub(super) struct Unseen<S> {
+    knowledge: Knowledge,
+    /// Whether a pod is this node's.
+    serves: S,
+    latch: Latch,
+    gauge: Gauge<u64, AtomicU64>,
+    since: Since,
+    warned: bool,
+}
+
+/// Since when pods run without a place.
+#[derive(Debug, Default)]
+struct Since(HashMap<PodUid, Instant>);
+
+// === impl Unseen ===
+
+impl<S: Fn(&Pod) -> bool> Unseen<S> {
+    pub(super) fn new(
+        knowledge: Knowledge,
+        serves: S,
+        (registry, readiness): (&mut Registry, &Readiness),
+    ) -> Self {
+        let latch = readiness.latch("cgroups and network namespaces of the node's pods");
+        latch.set();
+        let gauge = Gauge::default();
+        registry.register(
+            "kiam_sandboxes_unseen",
+            "Pods of the node that run and have no cgroup below the kernel programs, or no known network namespace",
+            gauge.clone(),
+        );
+        Self { knowledge, serves, latch, gauge, since: Since::default(), warned: false }
+    }
+
+    /// Until the drain begins.
+    pub(super) async fn run(mut self, mut drain: Drain) {
+        let mut ticks = interval(PERIOD);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = drain.started() => return,
+                _ = ticks.tick() => self.compare(Instant::now()),
+            }
+        }
+    }
+
+    fn compare(&mut self, now: Instant) {
+        let pods = self.knowledge.pods.all();
+        // Whoever has an address has a sandbox.
+        let runs = |pod: &Arc<Pod>| {
+            pod.live && !pod.host_network && !pod.addresses.is_empty() && (self.serves)(pod)
+        };
+        let running: Vec<_> = pods.into_iter().filter(runs).collect();
+        let sandboxes = &self.knowledge.paths.sandboxes;
+        let is_placed = |pod: &Pod| match sandboxes.of(pod) {
+            None => false,
+            Some(State::Without(reason)) => reason == Reason::Kernel,
+            Some(_) => true,
+        };
+        let without = running.iter().filter(|pod| !is_placed(pod)).map(|pod| pod.uid.clone());
+        let unseen = self.since.overdue(without, now);
+        self.gauge.set(unseen.len() as u64);
+        let example = running.iter().find(|pod| unseen.contains(&pod.uid));
+        if let Some(example) = example.filter(|_| !self.warned) {
+            let why = match sandboxes.of(example) {
+                None => "no cgroup below the kernel programs, so that nothing is intercepted: are pods in cgroup v1, or is --cgroup another kubelet's?".to_owned(),
+                Some(state) => format!("denied: {state}"),
+            };
+            warn!(
+                pods = unseen.len(), of = running.len(),
+                pod.namespace = %example.namespace, pod.name = %example.name, why,
+                "Pods run and can't be placed"
+            );
+        } else if self.warned && unseen.is_empty() {
+            info!("All pods that run are placed");
+        }
+        self.warned = !unseen.is_empty();
+        if !unseen.is_empty() && unseen.len() == running.len() {
+            self.latch.clear();
+        } else {
+            self.latch.set();
+        }
+    }
+}
+
+// === impl Since ===
+
+impl Since {
+    /// Those of `without`, all that have no place now, that have had none for too long.
+    fn overdue(&mut self, without: impl Iterator<Item = PodUid>, now: Instant) -> HashSet<PodUid> {
+        let known = std::mem::take(&mut self.0);
+        self.0 = without.map(|uid| (uid.clone(), *known.get(&uid).unwrap_or(&now))).collect();
+        let overdue = |(_, since): &(&PodUid, &Instant)| now.duration_since(**since) >= PATIENCE;
+        self.0.iter().filter(overdue).map(|(uid, _)| uid.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pods::fixtures::uid;
+
+    #[test]
+    fn a_pod_is_overdue_after_a_while_without_a_place_and_not_once_it_has_one() {
+        let (mut since, begun) = (Since::default(), Instant::now());
+        let mut after = |seconds, without: &[u32]| {
+            let without = without.iter().map(|n| uid(*n));
+            let overdue = since.overdue(without, begun + Duration::from_secs(seconds));
+            let mut overdue: Vec<_> = (1..9).filter(|n| overdue.contains(&uid(*n))).collect();
+            overdue.sort_unstable();
+            overdue
+        };
+        assert!(after(0, &[1, 2]).is_empty());
+        assert!(after(30, &[1, 2, 3]).is_empty());
+        assert_eq!(after(60, &[1, 3]), [1]);
+        assert_eq!(after(90, &[1, 2, 3]), [1, 3]);
+        assert_eq!(after(150, &[2]), [2]);
+        assert!(after(151, &[]).is_empty());
+    }
+}

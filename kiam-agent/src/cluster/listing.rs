@@ -1,0 +1,89 @@
+//! Asks for lists, and reduces them to records as they come.
+
+use std::time::Duration;
+
+use futures::AsyncBufRead;
+use kube::{api::ListParams, core::Request};
+use tokio::time;
+
+use super::{
+    body::{Body, IDLE},
+    failure::Failure,
+    freshness::{Freshness, one},
+    kinds::{Kind, Namespaces, Parts},
+    sieve::Keep,
+    wire::{self, Lists, Page},
+};
+
+/// How long a list may take, from the request to its last byte; it is given up earlier when nothing comes.
+const LIST_DEADLINE: Duration = Duration::from_secs(300);
+/// How long etcd may take to say how new it is.
+const PROOF_DEADLINE: Duration = Duration::from_secs(5);
+/// Objects in a page of a list that etcd answers. One from the server's cache comes whole: servers ignore a limit
+/// there, or go to etcd for its sake.
+const PAGE: u32 = 500;
+
+/// A list, reduced to records.
+pub(super) struct List<R> {
+    pub(super) version: String,
+    pub(super) records: Vec<R>,
+}
+
+/// A list as new as `freshness` says, in which `read` makes records of objects. One whose next page has expired meanwhile
+/// fails as a whole, and whoever asks again begins anew.
+pub(super) async fn list<K: Kind>(
+    client: &kube::Client,
+    kind: &K,
+    freshness: &Freshness,
+    read: impl Fn(&[u8]) -> Option<K::Record>,
+) -> Result<List<K::Record>, Failure> {
+    let mut records = Vec::new();
+    let field_selector = kind.field_selector();
+    let mut params = freshness.of(ListParams { field_selector, ..ListParams::default() });
+    if *freshness == Freshness::MostRecent {
+        params.limit = Some(PAGE);
+    }
+    let pages = async {
+        loop {
+            let request = Request::new(K::PATH);
+            let request = match K::PARTS {
+                Parts::Whole => request.list(&params),
+                Parts::Metadata => request.list_metadata(&params),
+            }?;
+            let keep = |item: &[u8]| records.extend(read(item));
+            let Page { version, next } =
+                page(client.request_stream(request), &K::LIST, keep).await?;
+            match next {
+                None => return Ok(version),
+                Some(next) => params.continue_token = Some(next),
+            }
+        }
+    };
+    let version = within(LIST_DEADLINE, pages).await?;
+    Ok(List { version, records })
+}
+
+/// As new a list as etcd is now.
+pub(super) async fn newest(client: &kube::Client) -> Result<Freshness, Failure> {
+    let request = Request::new(Namespaces::PATH).list_metadata(&one())?;
+    let keep = &<Namespaces<'_> as Lists>::LIST;
+    let page = page(client.request_stream(request), keep, |_| {});
+    Ok(Freshness::NotOlderThan(within(PROOF_DEADLINE, page).await?.version))
+}
+
+async fn page<R: AsyncBufRead>(
+    answer: impl Future<Output = kube::Result<R>>,
+    keep: &'static Keep,
+    item: impl FnMut(&[u8]),
+) -> Result<Page, Failure> {
+    let reader = within(IDLE, async { Ok(answer.await?) }).await?;
+    Ok(wire::page(&Body::new(reader, keep).document(item).await?)?)
+}
+
+/// What is asked for, if it comes in time.
+async fn within<T>(
+    deadline: Duration,
+    answer: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    time::timeout(deadline, answer).await.map_err(|_| Failure::Timeout(deadline))?
+}

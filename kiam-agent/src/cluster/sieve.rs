@@ -1,0 +1,570 @@
+//! Reduces JSON while it arrives: what is not wanted is passed over, and never kept.
+//!
+//! An API object may have megabytes that nobody here needs, a list of objects gigabytes. So bytes are looked at once, as
+//! they come, and only the fields that a [`Keep`] names are copied. What comes out is a small JSON document of the same
+//! form, for `serde_json` to read and to judge.
+//!
+//! A text that is longer than its `Keep` allows becomes `{"tooLong": <length>}`, and any other value that is not of the
+//! wanted form is kept as an empty one or a short scalar, so that its reader refuses it as what it is.
+
+mod skip;
+
+use std::{mem, ops::ControlFlow};
+
+use self::skip::{Skip, end_of_scalar, string};
+
+/// What is kept of a value.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Keep {
+    /// A scalar; of a string at most this many bytes.
+    Text(usize),
+    /// These fields of an object.
+    Fields(&'static [(&'static str, Keep)]),
+    /// A few elements of an array.
+    Each(&'static Keep),
+    /// The elements of an array, each of which comes out by itself.
+    Items(&'static Keep),
+}
+
+/// The bytes are no JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Broken {
+    #[error("unexpected {0:?} at byte {1}")]
+    Unexpected(char, u64),
+    #[error("it ends too early, after {0} bytes")]
+    Short(u64),
+    #[error("more than {MOST_KEPT} bytes of it are wanted")]
+    Large,
+}
+
+/// Reduces one document after another.
+#[derive(Debug)]
+pub(super) struct Sieve {
+    root: &'static Keep,
+    state: State,
+    frames: Vec<Frame>,
+    /// What is kept so far.
+    kept: Vec<u8>,
+    /// The key that is being read, raw.
+    key: Vec<u8>,
+    /// The last byte was a backslash in a string.
+    escaped: bool,
+    /// How many bytes of the document were seen.
+    seen: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// A value comes; `None`: one that is not wanted.
+    Value(Option<&'static Keep>),
+    /// A value, or the end of the array.
+    FirstElement,
+    /// A key comes, or, if it is the `first`, the end of the object.
+    Key {
+        first: bool,
+    },
+    /// Within a key.
+    InKey,
+    /// A colon comes, then the value.
+    Colon(Option<&'static Keep>),
+    /// Within a string that is kept.
+    Text(Text),
+    /// Within another scalar, kept from `start` on.
+    Scalar {
+        start: usize,
+    },
+    /// Within a value that is passed over.
+    Skip(Skip),
+    /// A comma comes, or the end of what the innermost frame is.
+    After,
+    /// The document is complete.
+    Done,
+    Broken(Broken),
+}
+
+/// A string that is being read.
+#[derive(Clone, Copy, Debug)]
+struct Text {
+    /// Where in what is kept it begins.
+    start: usize,
+    /// How many of its bytes are kept at most.
+    most: usize,
+    /// How many raw bytes were seen, and how many of those are in it for the sake of escapes.
+    raw: usize,
+    escapes: usize,
+    /// It is longer than that already.
+    too_long: bool,
+}
+
+/// An array or object that is kept.
+#[derive(Debug)]
+struct Frame {
+    keep: &'static Keep,
+    /// How many members were written.
+    written: usize,
+    /// Where in what is kept the current element begins.
+    start: usize,
+}
+
+type Step = ControlFlow<Broken, usize>;
+
+/// More of one document is never kept; real ones are a tenth of it.
+const MOST_KEPT: usize = 2 * 1024 * 1024;
+/// Elements of a [`Keep::Each`].
+const MOST_ELEMENTS: usize = 64;
+/// A raw key that is longer is none that is wanted, however it is escaped.
+const LONGEST_KEY: usize = 512;
+/// A longer number is none.
+const LONGEST_SCALAR: usize = 64;
+/// Stands for what is too much, and reads as nothing that is wanted.
+const ODD: &[u8] = b"0";
+
+// === impl Sieve ===
+
+impl Sieve {
+    pub(super) fn new(root: &'static Keep) -> Self {
+        let (frames, kept, key) = (Vec::new(), Vec::new(), Vec::new());
+        Self { root, state: State::Value(Some(root)), frames, kept, key, escaped: false, seen: 0 }
+    }
+
+    /// Takes the next bytes, and calls `item` with each complete element of a [`Keep::Items`].
+    pub(super) fn feed(&mut self, mut bytes: &[u8], mut item: impl FnMut(&[u8])) {
+        while !bytes.is_empty() {
+            match self.step(bytes, &mut item) {
+                ControlFlow::Continue(taken) => {
+                    self.seen += taken as u64;
+                    bytes = &bytes[taken..];
+                }
+                ControlFlow::Break(broken) => self.state = State::Broken(broken),
+            }
+            if matches!(self.state, State::Broken(_)) {
+                return;
+            }
+        }
+    }
+
+    /// The document that ends here, reduced; `None` if there was only white space. What comes next is another document.
+    pub(super) fn finish(&mut self) -> Result<Option<Vec<u8>>, Broken> {
+        if let State::Scalar { .. } = self.state {
+            let ended = self.value_done(&mut |_| {});
+            if let ControlFlow::Break(broken) = ended {
+                self.state = State::Broken(broken);
+            }
+        }
+        let Self { state, kept, seen, .. } = mem::replace(self, Self::new(self.root));
+        match state {
+            State::Done => Ok(Some(kept)),
+            State::Value(_) if kept.is_empty() => Ok(None),
+            State::Broken(broken) => Err(broken),
+            _ => Err(Broken::Short(seen)),
+        }
+    }
+
+    /// How many of `bytes`, of which there is at least one, were taken.
+    fn step(&mut self, bytes: &[u8], item: &mut impl FnMut(&[u8])) -> Step {
+        match self.state {
+            State::Text(text) => self.text(bytes, text, item),
+            State::InKey => self.key(bytes),
+            State::Skip(skip) => self.skip(bytes, skip, item),
+            State::Scalar { start } => {
+                let end = end_of_scalar(bytes);
+                self.kept.extend_from_slice(&bytes[..end.unwrap_or(bytes.len())]);
+                if self.kept.len() - start > LONGEST_SCALAR {
+                    return self.unexpected(bytes[0]);
+                }
+                if end.is_some() {
+                    self.value_done(item)?;
+                }
+                ControlFlow::Continue(end.unwrap_or(bytes.len()))
+            }
+            _ if bytes[0].is_ascii_whitespace() => {
+                let blank = bytes.iter().position(|byte| !byte.is_ascii_whitespace());
+                ControlFlow::Continue(blank.unwrap_or(bytes.len()))
+            }
+            _ => self.sign(bytes[0], item),
+        }
+    }
+
+    /// Takes one byte outside of strings and numbers.
+    fn sign(&mut self, byte: u8, item: &mut impl FnMut(&[u8])) -> Step {
+        match (self.state, byte) {
+            (State::FirstElement, b']') | (State::Key { first: true }, b'}') => {
+                self.close(byte, item)?;
+            }
+            (State::FirstElement, _) => {
+                self.state = State::Value(self.element());
+                return ControlFlow::Continue(0);
+            }
+            (State::Value(keep), _) => return self.begin(keep, byte),
+            (State::Key { .. }, b'"') => {
+                self.key.clear();
+                self.state = State::InKey;
+            }
+            (State::Colon(keep), b':') => self.state = State::Value(keep),
+            (State::After, b',') => match self.frames.last().map(|frame| frame.keep) {
+                Some(Keep::Fields(_)) => self.state = State::Key { first: false },
+                _ => self.state = State::Value(self.element()),
+            },
+            (State::After, b']' | b'}') => self.close(byte, item)?,
+            _ => return self.unexpected(byte),
+        }
+        ControlFlow::Continue(1)
+    }
+
+    /// A value begins with `byte`.
+    fn begin(&mut self, keep: Option<&'static Keep>, byte: u8) -> Step {
+        if self.kept.len() > MOST_KEPT {
+            return ControlFlow::Break(Broken::Large);
+        }
+        if !matches!(byte, b'{' | b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n') {
+            return self.unexpected(byte);
+        }
+        let start = self.kept.len();
+        self.state = match (keep, byte) {
+            (Some(Keep::Fields(_)), b'{') | (Some(Keep::Each(_) | Keep::Items(_)), b'[') => {
+                self.kept.push(byte);
+                let start = self.kept.len();
+                self.frames.extend(keep.map(|keep| Frame { keep, written: 0, start }));
+                match byte {
+                    b'{' => State::Key { first: true },
+                    _ => State::FirstElement,
+                }
+            }
+            (Some(keep), b'"') => {
+                self.kept.push(byte);
+                let most = match keep {
+                    Keep::Text(most) => *most,
+                    _ => LONGEST_SCALAR,
+                };
+                State::Text(Text { start, most, raw: 0, escapes: 0, too_long: false })
+            }
+            (Some(_), b'{' | b'[') => {
+                self.kept.extend_from_slice(if byte == b'{' { b"{}" } else { b"[]" });
+                State::Skip(Skip::Within { depth: 1 })
+            }
+            (None, b'{' | b'[') => State::Skip(Skip::Within { depth: 1 }),
+            (None, b'"') => State::Skip(Skip::String { depth: 0 }),
+            // Taken with the scalar.
+            (Some(_), _) => {
+                self.state = State::Scalar { start };
+                return ControlFlow::Continue(0);
+            }
+            (None, _) => State::Skip(Skip::Scalar),
+        };
+        ControlFlow::Continue(1)
+    }
+
+    /// What is kept of the next element of the innermost array.
+    fn element(&mut self) -> Option<&'static Keep> {
+        let frame = self.frames.last_mut()?;
+        match *frame.keep {
+            Keep::Items(keep) => {
+                frame.start = self.kept.len();
+                Some(keep)
+            }
+            Keep::Each(keep) => {
+                frame.written += 1;
+                if frame.written > MOST_ELEMENTS + 1 {
+                    return None;
+                }
+                if frame.written > 1 {
+                    self.kept.push(b',');
+                }
+                if frame.written > MOST_ELEMENTS {
+                    self.kept.extend_from_slice(ODD);
+                    return None;
+                }
+                Some(keep)
+            }
+            Keep::Text(_) | Keep::Fields(_) => None,
+        }
+    }
+
+    /// The innermost array or object ends with `byte`.
+    fn close(&mut self, byte: u8, item: &mut impl FnMut(&[u8])) -> ControlFlow<Broken> {
+        let is_object = |frame: &Frame| matches!(frame.keep, Keep::Fields(_));
+        if self.frames.last().map(is_object) != Some(byte == b'}') {
+            return ControlFlow::Break(Broken::Unexpected(char::from(byte), self.seen));
+        }
+        self.frames.pop();
+        self.kept.push(byte);
+        self.value_done(item)
+    }
+
+    fn value_done(&mut self, item: &mut impl FnMut(&[u8])) -> ControlFlow<Broken> {
+        if self.kept.len() > MOST_KEPT {
+            return ControlFlow::Break(Broken::Large);
+        }
+        self.state = match self.frames.last() {
+            None => State::Done,
+            Some(frame) => {
+                if let Keep::Items(_) = frame.keep {
+                    item(&self.kept[frame.start..]);
+                    self.kept.truncate(frame.start);
+                }
+                State::After
+            }
+        };
+        ControlFlow::Continue(())
+    }
+
+    fn key(&mut self, bytes: &[u8]) -> Step {
+        let (within, ended, _) = string(bytes, &mut self.escaped);
+        let room = LONGEST_KEY.saturating_sub(self.key.len()) + 1;
+        self.key.extend_from_slice(&bytes[..within.min(room)]);
+        if !ended {
+            return ControlFlow::Continue(within);
+        }
+        let found = self.wanted();
+        if let (Some((name, _)), Some(frame)) = (found, self.frames.last_mut()) {
+            if frame.written > 0 {
+                self.kept.push(b',');
+            }
+            frame.written += 1;
+            self.kept.push(b'"');
+            self.kept.extend_from_slice(name.as_bytes());
+            self.kept.extend_from_slice(b"\":");
+        }
+        self.state = State::Colon(found.map(|(_, keep)| keep));
+        ControlFlow::Continue(within + 1)
+    }
+
+    /// What is wanted of the field whose key was read.
+    fn wanted(&self) -> Option<&'static (&'static str, Keep)> {
+        let Some(Keep::Fields(fields)) = self.frames.last().map(|frame| frame.keep) else {
+            return None;
+        };
+        if self.key.len() > LONGEST_KEY {
+            return None;
+        }
+        if !self.key.contains(&b'\\') {
+            return fields.iter().find(|(name, _)| name.as_bytes() == self.key);
+        }
+        let quoted = [b"\"", &*self.key, b"\""].concat();
+        let key: String = serde_json::from_slice(&quoted).ok()?;
+        fields.iter().find(|(name, _)| *name == key)
+    }
+
+    fn text(&mut self, bytes: &[u8], mut text: Text, item: &mut impl FnMut(&[u8])) -> Step {
+        let (within, ended, escapes) = string(bytes, &mut self.escaped);
+        text.raw += within;
+        text.escapes += escapes;
+        // Within an escape this is too little, and never too much.
+        let length = text.raw.saturating_sub(text.escapes);
+        text.too_long |= length > text.most;
+        if text.too_long {
+            self.kept.truncate(text.start);
+        } else {
+            self.kept.extend_from_slice(&bytes[..within]);
+        }
+        self.state = State::Text(text);
+        if !ended {
+            return ControlFlow::Continue(within);
+        }
+        if text.too_long {
+            self.kept.extend_from_slice(format!("{{\"tooLong\":{length}}}").as_bytes());
+        } else {
+            self.kept.push(b'"');
+        }
+        self.value_done(item)?;
+        ControlFlow::Continue(within + 1)
+    }
+
+    fn skip(&mut self, bytes: &[u8], mut skip: Skip, item: &mut impl FnMut(&[u8])) -> Step {
+        let (taken, ended) = skip.take(bytes, &mut self.escaped);
+        self.state = State::Skip(skip);
+        if ended {
+            self.value_done(item)?;
+        }
+        ControlFlow::Continue(taken)
+    }
+
+    fn unexpected(&self, byte: u8) -> Step {
+        ControlFlow::Break(Broken::Unexpected(char::from(byte), self.seen))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Map, Value, json};
+
+    use super::*;
+
+    const INNER: Keep = Keep::Fields(&[("a", Keep::Text(8)), ("list", Keep::Each(&Keep::Text(8)))]);
+    static ROOT: Keep = Keep::Fields(&[
+        ("a", Keep::Text(8)),
+        ("b", INNER),
+        ("items", Keep::Items(&INNER)),
+        ("list", Keep::Each(&INNER)),
+    ]);
+
+    /// What comes out of `text`, fed in pieces of these lengths.
+    fn reduce(text: &str, mut piece: impl FnMut() -> usize) -> Result<(Value, Vec<Value>), Broken> {
+        let (mut sieve, mut items, mut rest) = (Sieve::new(&ROOT), Vec::new(), text.as_bytes());
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(piece().clamp(1, rest.len()));
+            sieve.feed(now, |item| items.push(serde_json::from_slice(item).unwrap()));
+            rest = later;
+        }
+        let document = sieve.finish()?.unwrap_or_else(|| b"\"nothing\"".to_vec());
+        Ok((serde_json::from_slice(&document).unwrap(), items))
+    }
+
+    /// The same, from the whole value.
+    fn reduced(value: &Value, keep: &Keep, items: &mut Vec<Value>) -> Value {
+        let most = match keep {
+            Keep::Text(most) => *most,
+            _ => LONGEST_SCALAR,
+        };
+        match (value, keep) {
+            (Value::String(text), _) if text.len() > most => json!({ "tooLong": text.len() }),
+            (Value::Object(object), Keep::Fields(fields)) => {
+                let mut kept = Map::new();
+                for (name, keep) in *fields {
+                    if let Some(value) = object.get(*name) {
+                        kept.insert((*name).to_owned(), reduced(value, keep, items));
+                    }
+                }
+                Value::Object(kept)
+            }
+            (Value::Array(array), Keep::Each(keep)) => {
+                array.iter().map(|value| reduced(value, keep, items)).collect()
+            }
+            (Value::Array(array), Keep::Items(keep)) => {
+                for value in array {
+                    let item = reduced(value, keep, &mut Vec::new());
+                    items.push(item);
+                }
+                json!([])
+            }
+            (Value::Object(_), _) => json!({}),
+            (Value::Array(_), _) => json!([]),
+            (scalar, _) => scalar.clone(),
+        }
+    }
+
+    fn random(rng: &mut fastrand::Rng, depth: usize) -> Value {
+        let texts = [
+            "",
+            "a",
+            "\"",
+            "\\",
+            "}{",
+            "][",
+            "a,b:c",
+            "\n\t\u{1}",
+            "tooLong",
+            "12345678",
+            "123456789",
+        ];
+        match rng.u8(0..if depth == 0 { 4 } else { 7 }) {
+            0 => json!(texts[rng.usize(..texts.len())]),
+            1 => json!(rng.i32(..)),
+            2 => [json!(null), json!(true), json!(-1.5e7)][rng.usize(..3)].clone(),
+            3 => json!("x".repeat(rng.usize(0..200))),
+            4 => (0..rng.usize(0..5)).map(|_| random(rng, depth - 1)).collect(),
+            _ => object(rng, depth - 1),
+        }
+    }
+
+    fn object(rng: &mut fastrand::Rng, depth: usize) -> Value {
+        let keys = ["a", "b", "items", "list", "other", "\"a", "\\", "{"];
+        let key = |rng: &mut fastrand::Rng| keys[rng.usize(..keys.len())].to_owned();
+        let members = (0..rng.usize(0..6)).map(|_| (key(rng), random(rng, depth)));
+        Value::Object(members.collect())
+    }
+
+    #[test]
+    fn what_comes_out_is_what_is_wanted_of_the_whole_however_it_is_cut() {
+        let mut with_items = 0;
+        for seed in 0..4_000 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let value = match rng.u8(0..8) {
+                0 => random(&mut rng, 4),
+                _ => object(&mut rng, 4),
+            };
+            let text = if rng.bool() { value.to_string() } else { format!("{value:#}") };
+            let most = rng.usize(1..20);
+            let mut expected_items = Vec::new();
+            let expected = reduced(&value, &ROOT, &mut expected_items);
+            let (kept, items) = reduce(&text, || rng.usize(1..=most)).unwrap();
+            assert_eq!(kept, expected, "seed {seed}: {text}");
+            // Those of one array alone are in order; fields come in that of their names here.
+            assert_eq!(items, expected_items, "seed {seed}: {text}");
+            with_items += usize::from(!items.is_empty());
+        }
+        assert!(with_items > 50, "{with_items}");
+    }
+
+    #[test]
+    fn escapes_hide_no_key_and_are_not_counted() {
+        for (text, expected) in [
+            (r#"{"\u0061":"x"}"#, json!({"a": "x"})),
+            (r#"{"a\u0000":"x","\"a":1}"#, json!({})),
+            (
+                r#"{"a":"\u0061\u0061\u0061\u0061\u0061\u0061\u0061\u0061"}"#,
+                json!({"a": "aaaaaaaa"}),
+            ),
+            (
+                r#"{"a":"\u0061\u0061\u0061\u0061\u0061\u0061\u0061\u0061a"}"#,
+                json!({"a": {"tooLong": 9}}),
+            ),
+            (r#"{"a":"\"\\\/\b\f\n\r\t"}"#, json!({"a": "\"\\/\u{8}\u{c}\n\r\t"})),
+            (r#"{"a":"123456789\u0061\u0061"}"#, json!({"a": {"tooLong": 11}})),
+        ] {
+            for piece in 1..=text.len() {
+                assert_eq!(reduce(text, || piece).unwrap().0, expected, "{text} by {piece}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_is_told_and_nothing_else_follows_a_document() {
+        for text in [
+            "x",
+            "{",
+            "{\"a\"",
+            "{\"a\":",
+            "{\"a\":1",
+            "{\"a\":1,",
+            "{\"a\":1,}",
+            "{\"a\" 1}",
+            "{a:1}",
+            "[",
+            "{]",
+            "{} {}",
+            "{\"b\":{\"a\":\"x",
+            "{\"items\":[1",
+            "{\"items\":[1,]}",
+            "{\"items\":[1}}",
+            "{\"o\":[",
+            "{\"o\":\"",
+            "<html>",
+        ] {
+            for piece in 1..=text.len() {
+                assert!(reduce(text, || piece).is_err(), "{text} by {piece}");
+            }
+        }
+        assert_eq!(reduce(" \n", || 1).unwrap().0, json!("nothing"));
+    }
+
+    #[test]
+    fn however_much_comes_little_is_kept() {
+        let mut sieve = Sieve::new(&ROOT);
+        let mut items = 0;
+        let many = "\"y\",".repeat(1_000);
+        let big = "x".repeat(1_000_000);
+        sieve.feed(b"{\"items\":[", |_| items += 1);
+        for n in 0..20 {
+            let comma = if n == 0 { "" } else { "," };
+            let item = format!("{comma}{{\"a\":\"{big}\",\"o\":[{many}0],\"list\":[{many}1]}}");
+            sieve.feed(item.as_bytes(), |item| {
+                assert!(item.len() < 1_000, "{}", item.len());
+                items += 1;
+            });
+        }
+        sieve.feed(b"]}", |_| items += 1);
+        assert!(sieve.kept.capacity() < 4_096, "{}", sieve.kept.capacity());
+        assert_eq!((items, sieve.finish().unwrap().unwrap()), (20, b"{\"items\":[]}".to_vec()));
+    }
+}

@@ -1,0 +1,82 @@
+//! Finds the end of a value that nobody wants, and of strings and numbers.
+
+use std::mem;
+
+use memchr::memchr2;
+
+/// Where in a value that is passed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Skip {
+    /// Between the strings of what is so deep in arrays and objects.
+    Within { depth: usize },
+    /// In a string.
+    String { depth: usize },
+    /// In a number, or one of the words.
+    Scalar,
+}
+
+// === impl Skip ===
+
+impl Skip {
+    /// How many of `bytes` belong to the value, and whether it ends there.
+    pub(super) fn take(&mut self, bytes: &[u8], escaped: &mut bool) -> (usize, bool) {
+        match *self {
+            Self::Scalar => {
+                let end = end_of_scalar(bytes);
+                (end.unwrap_or(bytes.len()), end.is_some())
+            }
+            Self::String { depth } => {
+                let (within, ended, _) = string(bytes, escaped);
+                if !ended {
+                    return (within, false);
+                }
+                *self = Self::Within { depth };
+                (within + 1, depth == 0)
+            }
+            Self::Within { mut depth } => {
+                for (at, byte) in bytes.iter().enumerate() {
+                    match byte {
+                        b'{' | b'[' => depth += 1,
+                        b'}' | b']' if depth == 1 => return (at + 1, true),
+                        b'}' | b']' => depth -= 1,
+                        b'"' => {
+                            *self = Self::String { depth };
+                            return (at + 1, false);
+                        }
+                        _ => {}
+                    }
+                }
+                *self = Self::Within { depth };
+                (bytes.len(), false)
+            }
+        }
+    }
+}
+
+/// How much of `bytes` is within a string, whether its closing quote follows, and how many bytes fewer than that the
+/// text has at least: those that escapes take.
+pub(super) fn string(bytes: &[u8], escaped: &mut bool) -> (usize, bool, usize) {
+    let (mut at, mut escapes) = (0, 0);
+    while at < bytes.len() {
+        if mem::take(escaped) {
+            // The four digits of `\u` are text of one byte at least.
+            escapes += if bytes[at] == b'u' { 4 } else { 0 };
+            at += 1;
+            continue;
+        }
+        match memchr2(b'"', b'\\', &bytes[at..]) {
+            None => return (bytes.len(), false, escapes),
+            Some(next) if bytes[at + next] == b'"' => return (at + next, true, escapes),
+            Some(next) => {
+                *escaped = true;
+                escapes += 1;
+                at += next + 1;
+            }
+        }
+    }
+    (bytes.len(), false, escapes)
+}
+
+pub(super) fn end_of_scalar(bytes: &[u8]) -> Option<usize> {
+    bytes.iter().position(|byte| byte.is_ascii_whitespace() || b",]}".contains(byte))
+}

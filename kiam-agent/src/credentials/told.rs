@@ -1,0 +1,40 @@
+//! What the log says of calls to STS: for which pod, too.
+
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::{Credentials, Names, SourceError};
+use crate::role::{Claimant, RoleIdentity};
+
+/// A call that is to be told of. Other pods may share what it brings.
+pub(super) struct Told<'a> {
+    identity: &'a RoleIdentity,
+    claimant: &'a Claimant,
+    name: Option<String>,
+}
+
+// === impl Told ===
+
+impl<'a> Told<'a> {
+    pub(super) fn new(identity: &'a RoleIdentity, claimant: &'a Claimant, names: &Names) -> Self {
+        Self { identity, claimant, name: names(claimant) }
+    }
+
+    pub(super) fn issued(&self, credentials: &Credentials) {
+        info!(
+            pod.name = self.name, pod.namespace = &*self.claimant.namespace, pod.uid = &*self.claimant.pod,
+            pod.iam.role = %self.identity.role,
+            credentials.access.key = %credentials.access_key_id,
+            credentials.expiration = %humantime::format_rfc3339_seconds(credentials.expires),
+            "Issued credentials"
+        );
+    }
+
+    pub(super) fn failed(&self, error: &SourceError, wait: Duration) {
+        warn!(
+            pod.name = self.name, pod.namespace = &*self.claimant.namespace, pod.uid = &*self.claimant.pod,
+            pod.iam.role = %self.identity.role, %error, retry_in = ?wait, "Credentials not issued"
+        );
+    }
+}

@@ -1,0 +1,244 @@
+//! What each pod asked for and was refused, and what still asks without a session token (IMDSv1), so that an
+//! operator can see whose paths to open and whose programs to update.
+//!
+//! Bounded in pods, in requests of a pod, and in bytes of a request. What a pod sends pushes out only what is
+//! remembered of that pod.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use http::{Method, header, request};
+
+use super::Reason;
+use crate::{pods::PodUid, role::Quoted};
+
+/// More pods than a node runs. Beyond that the one that was heard of least lately is forgotten.
+const PODS: usize = 512;
+/// Different requests of one pod, in each list.
+const REQUESTS: usize = 16;
+/// Bytes that are shown of what a client wrote.
+const MAX_METHOD: usize = 16;
+const MAX_PATH: usize = 160;
+const MAX_USER_AGENT: usize = 96;
+
+/// Remembers requests by pod. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Journal(Arc<Mutex<Pages>>);
+
+/// What is remembered of one pod, the latest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// Requests that were refused.
+    pub refused: Vec<Noted>,
+    /// Requests without a session token that were accepted.
+    pub imdsv1: Vec<Noted>,
+}
+
+/// Requests that are alike. The texts are the client's, in printable ASCII and short.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Noted {
+    /// Such as `GET`.
+    pub method: String,
+    /// Without the query.
+    pub path: String,
+    /// Empty where none was sent.
+    pub user_agent: String,
+    /// Why they were refused, if they were.
+    pub reason: Option<Reason>,
+    /// How many there were.
+    pub count: u64,
+    /// When the last of them came.
+    pub last: SystemTime,
+}
+
+#[derive(Debug, Default)]
+struct Pages {
+    /// Goes up with each request.
+    turn: u64,
+    pods: HashMap<PodUid, Dated>,
+}
+
+#[derive(Debug, Default)]
+struct Dated {
+    turn: u64,
+    page: Page,
+}
+
+// === impl Journal ===
+
+impl Journal {
+    /// Notes a request of the pod `uid` that was refused.
+    pub(crate) fn refused(
+        &self,
+        uid: &PodUid,
+        head: &request::Parts,
+        reason: Reason,
+        now: SystemTime,
+    ) {
+        let noted = Noted::new(head, Some(reason), now);
+        add(&mut self.pages().of(uid).refused, noted);
+    }
+
+    /// Notes a request of the pod `uid` that had no session token and was accepted.
+    pub(crate) fn imdsv1(&self, uid: &PodUid, head: &request::Parts, now: SystemTime) {
+        let noted = Noted::new(head, None, now);
+        add(&mut self.pages().of(uid).imdsv1, noted);
+    }
+
+    /// What is remembered of the pod `uid`.
+    #[must_use]
+    pub fn of(&self, uid: &PodUid) -> Page {
+        self.pages().pods.get(uid).map(|dated| dated.page.clone()).unwrap_or_default()
+    }
+
+    fn pages(&self) -> MutexGuard<'_, Pages> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Pages ===
+
+impl Pages {
+    /// The pod's page, and room for it.
+    fn of(&mut self, uid: &PodUid) -> &mut Page {
+        if self.pods.len() >= PODS && !self.pods.contains_key(uid) {
+            let oldest = self.pods.iter().min_by_key(|(_, dated)| dated.turn);
+            if let Some(oldest) = oldest.map(|(uid, _)| uid.clone()) {
+                self.pods.remove(&oldest);
+            }
+        }
+        self.turn += 1;
+        let dated = self.pods.entry(uid.clone()).or_default();
+        dated.turn = self.turn;
+        &mut dated.page
+    }
+}
+
+// === impl Noted ===
+
+impl Noted {
+    fn new(head: &request::Parts, reason: Option<Reason>, now: SystemTime) -> Self {
+        let program = head.headers.get(header::USER_AGENT).map_or(&b""[..], |it| it.as_bytes());
+        let program = &program[..program.len().min(MAX_USER_AGENT)];
+        Self {
+            method: method(&head.method),
+            path: shown(head.uri.path(), MAX_PATH),
+            user_agent: shown(&String::from_utf8_lossy(program), MAX_USER_AGENT),
+            reason,
+            count: 1,
+            last: now,
+        }
+    }
+
+    fn is_like(&self, other: &Self) -> bool {
+        (&self.method, &self.path, &self.user_agent, self.reason)
+            == (&other.method, &other.path, &other.user_agent, other.reason)
+    }
+}
+
+/// Counts `noted` among those that are alike, or in the place of what came least lately.
+fn add(list: &mut Vec<Noted>, mut noted: Noted) {
+    if let Some(at) = list.iter().position(|known| known.is_like(&noted)) {
+        noted.count += list.remove(at).count;
+    }
+    list.truncate(REQUESTS - 1);
+    list.insert(0, noted);
+}
+
+fn method(method: &Method) -> String {
+    shown(method.as_str(), MAX_METHOD)
+}
+
+/// `text` in printable ASCII, of at most `most` bytes.
+fn shown(text: &str, most: usize) -> String {
+    let mut shown = Quoted::new(text).as_str().to_owned();
+    shown.truncate(most);
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::{HeaderValue, Request};
+
+    use super::*;
+    use crate::pods::fixtures::uid;
+
+    fn head(path: &str, program: &[u8]) -> request::Parts {
+        let request = Request::builder()
+            .uri(path)
+            .header(header::USER_AGENT, HeaderValue::from_bytes(program).unwrap());
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn requests_that_are_alike_are_counted_and_the_latest_come_first() {
+        let journal = Journal::default();
+        let (user_data, mac) = (head("/latest/user-data?x", b"curl"), head("/latest/mac", b"curl"));
+        journal.refused(&uid(1), &user_data, Reason::Path, at(1));
+        journal.refused(&uid(1), &mac, Reason::Path, at(2));
+        journal.refused(&uid(1), &user_data, Reason::TokenMissing, at(3));
+        journal.refused(&uid(1), &user_data, Reason::Path, at(4));
+        journal.imdsv1(&uid(1), &mac, at(5));
+        let page = journal.of(&uid(1));
+        let refused: Vec<_> = page
+            .refused
+            .iter()
+            .map(|it| (it.path.as_str(), it.reason, it.count, it.last))
+            .collect();
+        assert_eq!(
+            refused,
+            [
+                ("/latest/user-data", Some(Reason::Path), 2, at(4)),
+                ("/latest/user-data", Some(Reason::TokenMissing), 1, at(3)),
+                ("/latest/mac", Some(Reason::Path), 1, at(2)),
+            ]
+        );
+        assert_eq!(page.imdsv1.len(), 1);
+        assert_eq!(journal.of(&uid(2)), Page::default());
+    }
+
+    #[test]
+    fn a_flood_of_one_pod_pushes_out_only_its_own() {
+        let journal = Journal::default();
+        journal.refused(&uid(1), &head("/mine", b"mine"), Reason::Path, at(0));
+        for n in 0..20_000 {
+            let path = format!("/{n}/{}", "%c3%a9".repeat(1000));
+            let program =
+                ["\u{e9}\u{202e}".repeat(1000).as_bytes(), n.to_string().as_bytes()].concat();
+            journal.refused(&uid(2), &head(&path, &program), Reason::Path, at(n));
+            journal.imdsv1(&uid(2), &head(&path, &program), at(n));
+        }
+        assert_eq!(journal.of(&uid(1)).refused[0].path, "/mine");
+        let flood = journal.of(&uid(2));
+        assert_eq!((flood.refused.len(), flood.imdsv1.len()), (REQUESTS, REQUESTS));
+        assert!(flood.refused[0].path.starts_with("/19999/"));
+        for noted in flood.refused.iter().chain(&flood.imdsv1) {
+            assert!(noted.path.len() <= MAX_PATH && noted.user_agent.len() <= MAX_USER_AGENT);
+            assert!(
+                noted.path.is_ascii() && noted.user_agent.bytes().all(|it| it.is_ascii_graphic())
+            );
+        }
+    }
+
+    #[test]
+    fn the_pods_are_bounded_and_those_that_ask_stay() {
+        let journal = Journal::default();
+        for n in 0..10_000 {
+            journal.refused(&uid(n), &head("/x", b""), Reason::Path, at(0));
+            journal.refused(&uid(0), &head("/x", b""), Reason::Path, at(0));
+        }
+        assert_eq!(journal.pages().pods.len(), PODS);
+        assert_eq!(journal.of(&uid(0)).refused[0].count, 10_001);
+        assert_eq!(journal.of(&uid(9_999)).refused.len(), 1);
+        assert_eq!(journal.of(&uid(1)), Page::default());
+    }
+}
