@@ -103,8 +103,7 @@ impl Common {
             apart("events", told, drain.clone()).await;
         });
         // Published only once all kinds are known, so that the first set is the whole one.
-        let readiness = self.readiness.clone();
-        let mut drain = self.drain.clone();
+        let (readiness, mut drain) = (self.readiness.clone(), self.drain.clone());
         let (state_dir, trusted) = (config.state_dir.clone(), trusted(config));
         self.tasks.spawn(async move {
             tokio::select! {

@@ -404,7 +404,7 @@ fn subcommands_and_version_are_understood() {
     assert_eq!((pod.to_string(), state_dir), ("shop/orders".to_owned(), "/run/kiam".into()));
     let Ok(Task::Refresh { pod, .. }) = with("refresh shop/orders", &[]) else { panic!("refused") };
     assert_eq!(pod.to_string(), "shop/orders");
-    for wrong in ["explain", "explain orders", "explain shop/orders shop/other", "refresh ../.."] {
+    for wrong in ["explain", "explain orders", "explain shop/orders shop/other", "refresh orders"] {
         assert!(with(wrong, &[]).is_err(), "{wrong}");
     }
 }
