@@ -16,6 +16,7 @@ pub mod intercept;
 pub mod lifecycle;
 pub mod pods;
 pub mod policy;
+pub mod proxy;
 pub mod realtime;
 pub mod role;
 pub mod sandboxes;

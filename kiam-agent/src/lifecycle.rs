@@ -109,6 +109,11 @@ impl Detail {
     pub fn set(&self, text: impl Into<Cow<'static, str>>) {
         self.readiness.state().details.insert(self.name, text.into());
     }
+
+    /// Shows nothing from now on.
+    pub fn clear(&self) {
+        self.readiness.state().details.remove(self.name);
+    }
 }
 
 // === impl Latch ===
@@ -205,6 +210,8 @@ mod tests {
         guard.set("holds");
         assert_eq!(readiness.details(), [("guard", "holds".into())]);
         assert!(readiness.is_ready());
+        guard.clear();
+        assert!(readiness.details().is_empty());
     }
 
     #[tokio::test]

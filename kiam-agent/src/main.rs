@@ -33,9 +33,14 @@ fn main() -> ExitCode {
             Ok(code) => code,
             Err(error) => failed(&error),
         },
-        Ok(Task::Status { live: true, state_dir }) => ask(&state_dir, "/live"),
-        Ok(Task::Status { live: false, state_dir }) => ask(&state_dir, "/ready"),
-        Ok(Task::Explain { pod, state_dir }) => ask(&state_dir, &format!("/explain/{pod}")),
+        Ok(Task::Status { live: true, state_dir }) => ask(admin::get(&state_dir, "/live")),
+        Ok(Task::Status { live: false, state_dir }) => ask(admin::get(&state_dir, "/ready")),
+        Ok(Task::Explain { pod, state_dir }) => {
+            ask(admin::get(&state_dir, &format!("/explain/{pod}")))
+        }
+        Ok(Task::Refresh { pod, state_dir }) => {
+            ask(admin::post(&state_dir, &format!("/refresh/{pod}")))
+        }
         Ok(Task::ProofClient) => match intercept::proof_client() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error),
@@ -87,12 +92,14 @@ fn refusal(bpffs: &Path, force: bool) -> Option<String> {
 }
 
 /// Prints what the agent that runs says; whether that is good, its status says.
-fn ask(state_dir: &Path, path: &str) -> ExitCode {
+fn ask(
+    answer: impl Future<Output = Result<(http::StatusCode, String), admin::StatusError>>,
+) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
-    match runtime.block_on(admin::get(state_dir, path)) {
+    match runtime.block_on(answer) {
         Ok((status, body)) => {
             print!("{body}");
             if status.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

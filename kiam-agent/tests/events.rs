@@ -17,6 +17,7 @@ use kiam_agent::{
     lifecycle::{self, DrainSignal, Readiness},
     pods::{Namespace, Pod, PodIndex, PodUid},
     policy::{self, RolePolicy, publish_wanted},
+    proxy::Proxies,
     role::{Claimant, RoleIdentity, RoleResolver, WantedRoles},
     secret::Secret,
     telemetry::Statsd,
@@ -103,9 +104,10 @@ impl Fixture {
             stall: PATIENCE,
             startup_taint: None,
             prove_after: PATIENCE,
+            proxies: Proxies::default(),
         };
         let metrics = cluster::Metrics::register(&mut registry);
-        let events = Cluster::new(config).await.unwrap().events(&metrics);
+        let events = Cluster::new(config, &Readiness::default()).unwrap().events(&metrics);
         let parts = EventParts {
             pods,
             serves: Box::new(serves),

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::{io::ErrorKind, net::TcpListener, path::Path, time::Duration};
+use std::{io::ErrorKind, net::TcpListener, path::Path, process::Command, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
@@ -271,4 +271,36 @@ fn tokens_can_be_asked_for_as_somebody_else() {
     assert_eq!(fixture.get(LIST), (200, "reader".to_owned()));
     assert_eq!((bound(&fixture.kubernetes), bound(&as_kubelet)), (vec![], vec![UID.to_owned()]));
     assert!(as_kubelet.seen().iter().all(|seen| seen.path == TOKEN_PATH), "nothing else");
+}
+
+#[test]
+fn an_operator_has_a_mended_role_asked_for_at_once_and_hears_what_came_of_it() {
+    let fixture = start(|_, sts| sts.trust(READER, "nobody"));
+    fixture.eventually_answers(&format!("{LIST}reader"), "AccessDenied");
+    let refresh = |pod: &str| {
+        let mut command = Command::new(AGENT);
+        let state = fixture.agent.folder().join("state");
+        command.env_clear().args(["refresh", pod, "--state-dir"]).arg(state);
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let before = fixture.sts.requests();
+    let (code, said) = refresh("shop/orders-1");
+    assert!(
+        code == Some(1) && said.starts_with(&format!("no credentials of {READER}: ")),
+        "{said}"
+    );
+    assert!(said.contains("AccessDenied") && said.contains("trust policy"), "{said}");
+    assert_eq!(fixture.sts.requests(), before + 1);
+    fixture.sts.trust(READER, "system:serviceaccount:shop:orders");
+    let (code, said) = refresh("shop/orders-1");
+    assert_eq!((code, said), (Some(0), format!("AWS issued credentials of {READER}\n")));
+    assert_eq!(fixture.get(&format!("{LIST}reader")).0, 200);
+    let (code, said) = refresh("shop/other");
+    assert!(code == Some(1) && said.contains("there is no pod shop/other"), "{said}");
+    // Not where others than root could ask for it.
+    let asked = b"POST /refresh/shop/orders-1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let answer = loopback::ask(fixture.agent.admin(), asked).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    assert_eq!(fixture.sts.requests(), before + 2);
 }

@@ -1,9 +1,9 @@
-//! `kiam-agent status` and `kiam-agent explain`: ask the agent that runs, over its Unix socket.
+//! `kiam-agent status`, `explain` and `refresh`: ask the agent that runs, over its Unix socket.
 
 use std::{io, path::Path, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, StatusCode, header};
+use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -12,6 +12,8 @@ use tokio::time::timeout;
 use super::{SOCKET, unix};
 
 const DEADLINE: Duration = Duration::from_secs(5);
+/// What waits for AWS.
+const LONG_DEADLINE: Duration = Duration::from_secs(25);
 
 /// The agent could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -29,8 +31,8 @@ pub enum StatusError {
     #[error("the agent's answer broke off: {0}")]
     Http(#[from] hyper::Error),
     /// It hangs.
-    #[error("the agent did not answer within {DEADLINE:?}")]
-    Deadline,
+    #[error("the agent did not answer within {0:?}")]
+    Deadline(Duration),
 }
 
 /// Status and body of `path`, which has no other characters than paths have, from the agent whose state is in
@@ -40,18 +42,42 @@ pub enum StatusError {
 ///
 /// [`StatusError`].
 pub async fn get(state_dir: &Path, path: &str) -> Result<(StatusCode, String), StatusError> {
-    let asked = timeout(DEADLINE, ask(state_dir, path)).await;
-    asked.unwrap_or(Err(StatusError::Deadline))
+    ask(state_dir, Method::GET, path, DEADLINE).await
 }
 
-async fn ask(state_dir: &Path, path: &str) -> Result<(StatusCode, String), StatusError> {
+/// As [`get`], of what does something, and may have to wait for AWS.
+///
+/// # Errors
+///
+/// [`StatusError`].
+pub async fn post(state_dir: &Path, path: &str) -> Result<(StatusCode, String), StatusError> {
+    ask(state_dir, Method::POST, path, LONG_DEADLINE).await
+}
+
+async fn ask(
+    state_dir: &Path,
+    method: Method,
+    path: &str,
+    deadline: Duration,
+) -> Result<(StatusCode, String), StatusError> {
+    let asked = timeout(deadline, exchange(state_dir, method, path)).await;
+    asked.unwrap_or(Err(StatusError::Deadline(deadline)))
+}
+
+async fn exchange(
+    state_dir: &Path,
+    method: Method,
+    path: &str,
+) -> Result<(StatusCode, String), StatusError> {
     let failed = |source| {
         let socket = state_dir.join(SOCKET).display().to_string();
         StatusError::Connect { socket, source }
     };
     let stream = unix::connect(state_dir).await.map_err(failed)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get(path)
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
         .header(header::HOST, "kiam-agent")
         .body(Empty::<Bytes>::new())
         .expect("a path makes a request");
@@ -96,6 +122,11 @@ mod tests {
                     Err("no\n".to_owned())
                 }
             }),
+            refresh: Box::new(|namespace, name| {
+                let came = format!("{namespace} {name} asked\n");
+                let came = if name == "a" { Ok(came) } else { Err(came) };
+                Box::pin(async { came })
+            }),
             log_level: Box::new(|| "info".to_owned()),
             set_log_level: Box::new(|_| Ok(())),
         });
@@ -114,6 +145,12 @@ mod tests {
         for path in ["/explain", "/explain/shop", "/explain/shop/a/b"] {
             assert_eq!(get(state.path(), path).await.unwrap().0, StatusCode::NOT_FOUND, "{path}");
         }
+        for (pod, status) in [("a", 200), ("b", 502)] {
+            let came = post(state.path(), &format!("/refresh/shop/{pod}")).await.unwrap();
+            assert_eq!((came.0.as_u16(), came.1), (status, format!("shop {pod} asked\n")));
+        }
+        // Looking changes nothing.
+        assert_eq!(get(state.path(), "/refresh/shop/a").await.unwrap().0, StatusCode::NOT_FOUND);
         assert_eq!(get(state.path(), "/nothing").await.unwrap().0, StatusCode::NOT_FOUND);
         signal.start();
         task.await.unwrap();

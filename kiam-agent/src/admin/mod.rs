@@ -1,7 +1,7 @@
 //! Speaks HTTP to operators.
 //!
 //! Over TCP only what may be seen by everybody on the node: `/live`, `/ready`, `/metrics`, without pod or
-//! role names. `/pods`, `/explain` and `/log-level` are on a Unix socket that only root can open.
+//! role names. `/pods`, `/explain`, `/refresh` and `/log-level` are on a Unix socket that only root can open.
 
 mod client;
 mod connections;
@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
@@ -26,7 +27,7 @@ use tokio::{
 
 use self::connections::{CONNECTIONS, Connections, Place, SHARE, Source};
 pub use self::{
-    client::{StatusError, get},
+    client::{StatusError, get, post},
     unix::{OwnSocket, SOCKET, bind_unix},
 };
 use crate::lifecycle::{Drain, Readiness};
@@ -46,6 +47,8 @@ pub struct Operations {
     pub pods: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
     /// `/explain/<namespace>/<pod>`: what the pod gets, and why.
     pub explain: Explain,
+    /// `POST /refresh/<namespace>/<pod>`: asks STS for the pod's credentials now.
+    pub refresh: Refresh,
     /// `/log-level`: the filter in force.
     pub log_level: Box<dyn Fn() -> String + Send + Sync>,
     /// `PUT /log-level`: a new level, or why not.
@@ -54,6 +57,10 @@ pub struct Operations {
 
 /// Explains the pod of this namespace and name: `Ok` if it would get credentials, `Err` if not; no secrets.
 pub type Explain = Box<dyn Fn(&str, &str) -> Result<String, String> + Send + Sync>;
+
+/// Asks STS for the credentials of the pod of this namespace and name, and says what came of it: `Ok` if they were issued.
+pub type Refresh =
+    Box<dyn Fn(&str, &str) -> BoxFuture<'static, Result<String, String>> + Send + Sync>;
 
 /// Sets the log level by its name, or says why not.
 pub type SetLogLevel = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
@@ -152,6 +159,7 @@ mod tests {
             registry: Arc::default(),
             pods: Box::new(|| serde_json::json!([])),
             explain: Box::new(|_, _| Err(String::new())),
+            refresh: Box::new(|_, _| Box::pin(async { Err(String::new()) })),
             log_level: Box::new(String::new),
             set_log_level: Box::new(|_| Ok(())),
         })

@@ -31,13 +31,22 @@ pub(super) async fn answer(
         "/log-level" if request.method() == Method::PUT && everything => {
             set_log_level(operations, request).await
         }
-        path => match path.strip_prefix("/explain/").and_then(|path| path.split_once('/')) {
-            Some((namespace, name)) if read && everything && !name.contains('/') => {
+        path => match (pod(path, "/explain/"), pod(path, "/refresh/")) {
+            (Some((namespace, name)), _) if read && everything => {
                 explain(operations, namespace, name)
+            }
+            (_, Some((namespace, name))) if request.method() == Method::POST && everything => {
+                refresh(operations, namespace, name).await
             }
             _ => text(StatusCode::NOT_FOUND, "not found\n".to_owned()),
         },
     }
+}
+
+/// Namespace and name of the pod that is what `path` has after `prefix`.
+fn pod<'a>(path: &'a str, prefix: &str) -> Option<(&'a str, &'a str)> {
+    let pod = path.strip_prefix(prefix)?.split_once('/')?;
+    (!pod.1.contains('/')).then_some(pod)
 }
 
 /// 403 is the answer to "may it?", not to whoever asked.
@@ -45,6 +54,14 @@ fn explain(operations: &Operations, namespace: &str, name: &str) -> Response<Ful
     match (operations.explain)(namespace, name) {
         Ok(explanation) => text(StatusCode::OK, explanation),
         Err(explanation) => text(StatusCode::FORBIDDEN, explanation),
+    }
+}
+
+/// 502 is AWS's answer, or the lack of one.
+async fn refresh(operations: &Operations, namespace: &str, name: &str) -> Response<Full<Bytes>> {
+    match (operations.refresh)(namespace, name).await {
+        Ok(came) => text(StatusCode::OK, came),
+        Err(why) => text(StatusCode::BAD_GATEWAY, why),
     }
 }
 

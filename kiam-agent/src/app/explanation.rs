@@ -447,10 +447,12 @@ mod tests {
             ),
             first_pass: Readiness::default().latch("first credentials"),
         };
+        let (prefetcher, credentials) = Prefetcher::new(credentials::Config::default(), parts);
         let knowledge = Knowledge {
             policy: RolePolicy::new(policy, pods.clone()),
             pods,
-            credentials: Prefetcher::new(credentials::Config::default(), parts).1,
+            credentials,
+            refresher: prefetcher.refresher(),
             sightings: Sightings::default(),
             paths: Paths::default(),
             node: Arc::default(),

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     cluster::{self, Cluster, Synced},
     config::{Config, Hosts},
-    credentials::{self, CredentialReader, CredentialSource, Inheritance, Prefetcher},
+    credentials::{self, CredentialReader, CredentialSource, Inheritance, Prefetcher, Refresher},
     handover::{self, Trusted},
     identity::NodeAddresses,
     imds,
@@ -45,6 +45,7 @@ pub(super) struct Knowledge {
     pub(super) pods: PodReader,
     pub(super) policy: RolePolicy,
     pub(super) credentials: CredentialReader,
+    pub(super) refresher: Refresher,
     pub(super) sightings: Sightings,
     pub(super) paths: Paths,
     /// The node's addresses.
@@ -66,7 +67,7 @@ impl Common {
             static_pod_namespaces: config.static_pod_namespaces.clone(),
             node: node.clone(),
         });
-        let cluster = Cluster::new(config.cluster.clone()).await?;
+        let cluster = Cluster::new(config.cluster.clone(), &self.readiness)?;
         let synced = Synced {
             pods: self.readiness.latch("pods"),
             namespaces: self.readiness.latch("namespaces"),
@@ -87,6 +88,7 @@ impl Common {
         let (wanted, receiver) = watch::channel(WantedRoles::default());
         let (mut prefetcher, credentials) =
             self.prefetcher(config, source, (&pods, receiver), first);
+        let refresher = prefetcher.refresher();
         let serves = served(config.cluster.node_name.is_some(), config.hosts);
         let told = self.told(config, (&pods, &policy, &credentials));
         let publish = publish_wanted(policy.clone(), serves, wanted, self.drain.clone());
@@ -101,8 +103,7 @@ impl Common {
             apart("events", told, drain.clone()).await;
         });
         // Published only once all kinds are known, so that the first set is the whole one.
-        let readiness = self.readiness.clone();
-        let mut drain = self.drain.clone();
+        let (readiness, mut drain) = (self.readiness.clone(), self.drain.clone());
         let (state_dir, trusted) = (config.state_dir.clone(), trusted(config));
         self.tasks.spawn(async move {
             tokio::select! {
@@ -118,6 +119,7 @@ impl Common {
             pods,
             policy,
             credentials,
+            refresher,
             sightings: Sightings::default(),
             paths: Paths::default(),
             node,

@@ -20,6 +20,7 @@ mod observe;
 mod operations;
 mod ports;
 mod proof;
+mod refresh;
 mod running;
 mod shortage;
 mod unseen;

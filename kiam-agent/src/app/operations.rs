@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use super::{build::Common, explanation::Explainer, knowledge::Knowledge};
+use super::{build::Common, explanation::Explainer, knowledge::Knowledge, refresh::refresh};
 use crate::{
     admin::Operations,
     config::Config,
@@ -20,12 +20,23 @@ pub(super) fn remember(level: LogLevel) {
 
 pub(super) fn operations(config: &Config, common: &Common, knowledge: &Knowledge) -> Operations {
     let explainer = Explainer::new(config, knowledge, &common.clock);
-    let pods = explainer.clone();
+    let (pods, why) = (explainer.clone(), explainer.clone());
+    let knowledge = knowledge.clone();
     Operations {
         readiness: common.readiness.clone(),
         registry: Arc::default(),
         pods: Box::new(move || pods.all()),
         explain: Box::new(move |namespace, name| explainer.explain(namespace, name)),
+        refresh: Box::new(move |namespace, name| {
+            let (knowledge, why) = (knowledge.clone(), why.clone());
+            let (namespace, name) = (namespace.to_owned(), name.to_owned());
+            Box::pin(async move {
+                match refresh(&knowledge, &namespace, &name).await {
+                    Some(came) => came,
+                    None => Err(why.explain(&namespace, &name).unwrap_or_else(|text| text)),
+                }
+            })
+        }),
         log_level: Box::new(|| LOG_LEVEL.get().map(LogLevel::get).unwrap_or_default()),
         set_log_level: Box::new(|text| {
             let level: Level = text.parse().map_err(|error| format!("{error}"))?;

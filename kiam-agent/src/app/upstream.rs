@@ -70,12 +70,13 @@ pub(super) async fn source(
         endpoint: config.sts.endpoint.clone(),
         through: config.sts.through.clone(),
         upstream: config.upstream.to_string(),
+        proxies: config.cluster.proxies.clone(),
     };
     Ok(match config.sts.source {
         Source::Node => Arc::new(sts::AssumeRole::new(&sts, clock).await?),
         Source::WebIdentity => {
             let identity = config.sts.token_kubeconfig.clone();
-            let tokens = cluster.tokens(identity, pods.clone(), metrics.clone()).await?;
+            let tokens = cluster.tokens(identity, pods.clone(), metrics.clone())?;
             Arc::new(sts::WebIdentity::new(&sts, clock, Arc::new(tokens)).await)
         }
     })

@@ -8,6 +8,7 @@ mod body;
 mod client;
 mod events;
 mod failure;
+mod files;
 mod freshness;
 mod kinds;
 mod listing;
@@ -16,6 +17,7 @@ mod outage;
 mod reflector;
 mod sieve;
 mod startup_taint;
+mod tls;
 mod tokens;
 mod wire;
 
@@ -30,12 +32,15 @@ pub use self::{
 use tracing::Instrument;
 
 use self::{
+    files::Origin,
     kinds::{Namespaces, Pods, ServiceAccounts},
     reflector::{Reflector, Timing},
+    tls::Health,
 };
 use crate::{
-    lifecycle::{Drain, Latch},
+    lifecycle::{Drain, Latch, Readiness},
     pods::{PodIndex, PodReader},
+    proxy::{InvalidProxy, Proxies},
     telemetry::Chain,
 };
 
@@ -55,6 +60,8 @@ pub struct Config {
     /// After so long, up to a tenth more or less, without news of pods that etcd itself has just told: a list that is
     /// such news.
     pub prove_after: Duration,
+    /// What the API server is asked through, unless the kubeconfig names a proxy of its own.
+    pub proxies: Proxies,
 }
 
 /// Why there can be no client; trying again will not help.
@@ -72,14 +79,18 @@ pub enum Error {
     #[error("can't use the cluster's own configuration, give --kubeconfig outside a pod: {0}")]
     InCluster(#[source] kube::config::InClusterError),
     /// Certificates or keys that can't be used.
-    #[error("can't make a client for the Kubernetes API: {0}")]
+    #[error("can't make a client for the Kubernetes API: {}", describe(.0))]
     Client(#[source] Box<kube::Error>),
+    /// The kubeconfig names a proxy that is none.
+    #[error("can't use the kubeconfig's {0}")]
+    Proxy(#[from] InvalidProxy),
 }
 
 /// A client of one cluster, not yet connected.
 pub struct Cluster {
     client: kube::Client,
     config: Config,
+    readiness: Readiness,
 }
 
 /// What is set once the first list of each kind is taken. Stays set: what is known stays good.
@@ -96,13 +107,17 @@ pub struct Synced {
 // === impl Cluster ===
 
 impl Cluster {
-    /// Reads what there is to read about the cluster. Sends nothing: the server may be down.
+    /// Reads what there is to read about the cluster. Sends nothing: the server may be down. While TLS with it fails for
+    /// long, `readiness` says so.
     ///
     /// # Errors
     ///
     /// [`Error`] when the configuration can't be used.
-    pub async fn new(config: Config) -> Result<Self, Error> {
-        Ok(Self { client: client::connect(config.kubeconfig.as_deref()).await?, config })
+    pub fn new(config: Config, readiness: &Readiness) -> Result<Self, Error> {
+        let health = Health::new("TLS with the Kubernetes API", readiness);
+        let origin = Origin::new(config.kubeconfig.as_deref());
+        let client = client::connect(origin, &config.proxies, health)?;
+        Ok(Self { client, config, readiness: readiness.clone() })
     }
 
     /// What tells of this node's pods by Events; a ServiceAccount that may not write them is no error.
@@ -125,13 +140,21 @@ impl Cluster {
     /// # Errors
     ///
     /// [`Error`] when the file can't be used.
-    pub async fn tokens(
+    pub fn tokens(
         &self,
         identity: Option<PathBuf>,
         reader: PodReader,
         metrics: Metrics,
     ) -> Result<Tokens, Error> {
-        Tokens::new(self.client.clone(), identity, reader, metrics).await
+        let client = match identity {
+            None => self.client.clone(),
+            Some(path) => {
+                let health =
+                    Health::new("TLS with the Kubernetes API, for tokens", &self.readiness);
+                client::connect(Origin::Kubeconfig(path), &self.config.proxies, health)?
+            }
+        };
+        Ok(Tokens { client, reader, metrics })
     }
 
     /// Copies pods and namespaces, and ServiceAccounts if they are needed, into `index`
@@ -181,6 +204,9 @@ fn describe(error: &kube::Error) -> String {
         kube::Error::Api(status) => {
             format!("the server answers {} {}: {}", status.code, status.reason, status.message)
         }
-        error => Chain(error).to_string(),
+        error => match tls::remedy(error) {
+            Some(remedy) => format!("{} ({remedy})", Chain(error)),
+            None => Chain(error).to_string(),
+        },
     }
 }

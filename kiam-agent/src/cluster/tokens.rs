@@ -1,10 +1,6 @@
 //! Tokens that vouch for one pod, for AWS STS alone: asked for when they are needed, used at once, and kept nowhere.
 
-use std::{
-    path::PathBuf,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use kube::{
@@ -13,10 +9,10 @@ use kube::{
 };
 use serde::Deserialize;
 use serde_json::json;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::{
-    client, describe,
+    describe,
     metrics::{Metrics, TokenLabels, TokenOutcome},
 };
 use crate::{
@@ -36,22 +32,12 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// STS takes no longer token, in characters.
 /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRoleWithWebIdentity.html>
 const LONGEST: usize = 20_000;
-/// The kubelet renews the certificate that its kubeconfig names, and a client reads it only once.
-const READ_AGAIN: Duration = Duration::from_secs(600);
 
 /// Asks for tokens of this node's pods.
 pub struct Tokens {
-    asker: Asker,
-    reader: PodReader,
-    metrics: Metrics,
-}
-
-/// As who the API server is asked.
-enum Asker {
-    /// The agent itself.
-    Agent(kube::Client),
-    /// Whom a kubeconfig file names, and the client made of it last.
-    File { path: PathBuf, made: Mutex<(Instant, kube::Client)> },
+    pub(super) client: kube::Client,
+    pub(super) reader: PodReader,
+    pub(super) metrics: Metrics,
 }
 
 #[derive(Deserialize)]
@@ -67,22 +53,6 @@ struct TokenStatus {
 // === impl Tokens ===
 
 impl Tokens {
-    pub(super) async fn new(
-        agent: kube::Client,
-        file: Option<PathBuf>,
-        reader: PodReader,
-        metrics: Metrics,
-    ) -> Result<Self, super::Error> {
-        let asker = match file {
-            None => Asker::Agent(agent),
-            Some(path) => {
-                let client = client::connect(Some(&path)).await?;
-                Asker::File { path, made: Mutex::new((Instant::now(), client)) }
-            }
-        };
-        Ok(Self { asker, reader, metrics })
-    }
-
     async fn ask(&self, account: &AccountName, claimant: &Claimant) -> Result<Secret, SourceError> {
         let uid = PodUid::new(&claimant.pod);
         let pod = self.reader.by_uid(&uid).ok();
@@ -102,9 +72,8 @@ impl Tokens {
         let request = Request::new(accounts)
             .create_subresource("token", &account.name, &PostParams::default(), body(&pod))
             .map_err(|error| retry(&error.to_string()))?;
-        let client = self.asker.client().await.map_err(|error| retry(&error.to_string()))?;
         // Not kube's own parsing: that logs a text that it can't parse.
-        let answer = timeout(DEADLINE, client.request_text(request)).await;
+        let answer = timeout(DEADLINE, self.client.request_text(request)).await;
         let answer = answer.map_err(|_| retry("the Kubernetes API does not answer"))?;
         let answer = answer.map_err(|error| match &error {
             kube::Error::Api(status) => failed(class(status), &explain(status)),
@@ -136,24 +105,6 @@ impl PodTokens for Tokens {
             self.count(result.as_ref());
             result
         })
-    }
-}
-
-// === impl Asker ===
-
-impl Asker {
-    async fn client(&self) -> Result<kube::Client, super::Error> {
-        let (path, made) = match self {
-            Self::Agent(client) => return Ok(client.clone()),
-            Self::File { path, made } => (path, made),
-        };
-        let (at, client) = made.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if at.elapsed() < READ_AGAIN {
-            return Ok(client);
-        }
-        let client = client::connect(Some(path)).await?;
-        *made.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), client.clone());
-        Ok(client)
     }
 }
 

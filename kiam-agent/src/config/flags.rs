@@ -52,6 +52,15 @@ pub(super) enum Subcommands {
         #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
         state_dir: String,
     },
+    /// Ask STS for a pod's credentials now, and say what came of it; exit 0 when they were issued, else 1
+    Refresh {
+        /// Namespace and name of the pod
+        #[arg(value_name = "NAMESPACE/POD")]
+        pod: String,
+        /// Folder of the agent's socket
+        #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+        state_dir: String,
+    },
 }
 
 const BPFFS: &str = "/sys/fs/bpf/kiam";

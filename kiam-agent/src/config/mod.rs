@@ -7,6 +7,7 @@ mod pod_name;
 mod roles;
 mod scan;
 mod sts;
+mod subcommands;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -17,7 +18,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{CommandFactory as _, Parser as _};
 
 use self::{
-    flags::{CommandLine, Flags, Subcommands},
+    flags::{CommandLine, Flags},
     interception::interception,
     values::Mistakes,
     warnings::warnings,
@@ -72,6 +73,13 @@ pub enum Task {
     },
     /// `explain`.
     Explain {
+        /// The pod.
+        pod: PodName,
+        /// `--state-dir`.
+        state_dir: PathBuf,
+    },
+    /// `refresh`.
+    Refresh {
         /// The pod.
         pod: PodName,
         /// `--state-dir`.
@@ -193,10 +201,10 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
     }
     let subcommand = matches!(
         first,
-        Some("uninstall" | "status" | "explain" | "help" | intercept::PROOF_CLIENT)
+        Some("uninstall" | "status" | "explain" | "refresh" | "help" | intercept::PROOF_CLIENT)
     );
     if subcommand || arguments.iter().any(|word| word == "--help" || word == "-h") {
-        return parse_subcommand(arguments, vars);
+        return subcommands::parse(arguments, vars);
     }
     let scanned = scan::scan(&CommandLine::command(), arguments, vars);
     if let Some(mistake) = scanned.misplaced {
@@ -218,40 +226,6 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
     }
 }
 
-fn parse_subcommand(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> {
-    let mut words = vec!["kiam-agent".to_owned()];
-    words.extend_from_slice(arguments);
-    // Where the agent was told by its environment, they must look there too.
-    let known: &[_] = match arguments.first().map(String::as_str) {
-        Some("uninstall") => &[("--bpffs", "KIAM_BPFFS")],
-        Some("status" | "explain") => &[("--state-dir", "KIAM_STATE_DIR")],
-        _ => &[],
-    };
-    for (flag, name) in known {
-        if let Some(value) = vars.get(name).filter(|_| !words.iter().any(|w| w.starts_with(flag))) {
-            words.push(format!("{flag}={value}"));
-        }
-    }
-    match CommandLine::try_parse_from(words) {
-        Ok(CommandLine { command: Some(Subcommands::Uninstall { bpffs, force }), .. }) => {
-            Ok(Task::Uninstall { bpffs: bpffs.into(), force })
-        }
-        Ok(CommandLine { command: Some(Subcommands::ProofClient), .. }) => Ok(Task::ProofClient),
-        Ok(CommandLine { command: Some(Subcommands::Status { live, state_dir }), .. }) => {
-            Ok(Task::Status { live, state_dir: state_dir.into() })
-        }
-        Ok(CommandLine { command: Some(Subcommands::Explain { pod, state_dir }), .. }) => {
-            match pod.parse() {
-                Ok(pod) => Ok(Task::Explain { pod, state_dir: state_dir.into() }),
-                Err(mistake) => Err(UsageError(vec![mistake])),
-            }
-        }
-        Ok(_) => Err(UsageError(vec!["there is no such subcommand".to_owned()])),
-        Err(error) if !error.use_stderr() => Ok(Task::Print(error.to_string())),
-        Err(error) => Err(UsageError(vec![error.to_string()])),
-    }
-}
-
 /// The config, with every mistake noted; `None` when a part is missing for one.
 fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Config> {
     let logs = logs(flags, mistakes);
@@ -262,7 +236,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let (intercept, identity) = interception(flags, mistakes);
     let credentials = sts::credentials(flags, mistakes);
     let max_staleness = credentials.and_then(|it| it.max_staleness);
-    let cluster = cluster(flags, prove_after(identity, max_staleness), mistakes);
+    let cluster = cluster((flags, vars), prove_after(identity, max_staleness), mistakes);
     let imds = metadata::metadata(flags, (identity, &hosts), intercept.is_some(), mistakes);
     let pod_rate = mistakes.pod_rate("pod-rate", &flags.pod_rate);
     let upstream = mistakes.parse("upstream", &flags.upstream);
@@ -332,7 +306,7 @@ fn prove_after(identity: Identity, max_staleness: Option<Duration>) -> Duration 
 }
 
 fn cluster(
-    flags: &Flags,
+    (flags, vars): (&Flags, &dyn Vars),
     prove_after: Duration,
     mistakes: &mut Mistakes,
 ) -> Option<cluster::Config> {
@@ -345,6 +319,7 @@ fn cluster(
     if taint.is_some() && flags.node_name.is_none() {
         mistakes.add("startup-taint", "it needs --node-name: whose taint is it?");
     }
+    let proxies = mistakes.proxies(vars);
     Some(cluster::Config {
         kubeconfig: flags.kubeconfig.as_ref().filter(|path| !path.is_empty()).map(PathBuf::from),
         node_name: flags.node_name.clone(),
@@ -353,5 +328,6 @@ fn cluster(
         stall: SECOND * 75,
         startup_taint: given(taint)?,
         prove_after,
+        proxies: proxies?,
     })
 }

@@ -402,7 +402,9 @@ fn subcommands_and_version_are_understood() {
         panic!("refused")
     };
     assert_eq!((pod.to_string(), state_dir), ("shop/orders".to_owned(), "/run/kiam".into()));
-    for wrong in ["explain", "explain orders", "explain shop/orders shop/other"] {
+    let Ok(Task::Refresh { pod, .. }) = with("refresh shop/orders", &[]) else { panic!("refused") };
+    assert_eq!(pod.to_string(), "shop/orders");
+    for wrong in ["explain", "explain orders", "explain shop/orders shop/other", "refresh orders"] {
         assert!(with(wrong, &[]).is_err(), "{wrong}");
     }
 }
@@ -421,13 +423,16 @@ fn a_subcommand_comes_first() {
 fn subcommands_look_where_the_environment_says_that_the_agent_is() {
     let vars = [("KIAM_STATE_DIR", "/run/a"), ("KIAM_BPFFS", "/sys/fs/bpf/a")];
     let folder = |line| match with(line, &vars).unwrap() {
-        Task::Status { state_dir, .. } | Task::Explain { state_dir, .. } => state_dir,
+        Task::Status { state_dir, .. }
+        | Task::Explain { state_dir, .. }
+        | Task::Refresh { state_dir, .. } => state_dir,
         Task::Uninstall { bpffs, .. } => bpffs,
         other => panic!("{other:?}"),
     };
     for (line, expected) in [
         ("status", "/run/a"),
         ("explain shop/orders", "/run/a"),
+        ("refresh shop/orders", "/run/a"),
         ("status --live --state-dir /run/b", "/run/b"),
         ("uninstall", "/sys/fs/bpf/a"),
         ("uninstall --bpffs=/sys/fs/bpf/b", "/sys/fs/bpf/b"),

@@ -2,10 +2,12 @@
 
 use std::{fmt::Display, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
+use super::Vars;
 use crate::{
     credentials::Rate,
     intercept::{GuardConfig, HostNetworkPods},
     policy::AnnotationOverrides,
+    proxy::Proxies,
     role::{NameTemplate, Place},
     serve,
 };
@@ -201,6 +203,12 @@ impl Mistakes {
             }
         }
         hosts
+    }
+
+    /// `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`.
+    pub(super) fn proxies(&mut self, vars: &dyn Vars) -> Option<Proxies> {
+        let proxies = Proxies::from_vars(|name| vars.get(name));
+        proxies.map_err(|wrong| self.0.extend(wrong.iter().map(ToString::to_string))).ok()
     }
 
     /// Names of namespaces.

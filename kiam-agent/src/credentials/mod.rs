@@ -6,8 +6,10 @@ mod call;
 mod inheritance;
 mod metrics;
 mod pace;
+mod plan;
 mod prefetch;
 mod queue;
+mod refresh;
 pub mod schedule;
 mod stale;
 mod store;
@@ -27,6 +29,7 @@ pub use self::{
     metrics::{Held, Metrics},
     pace::Pace,
     prefetch::{Parts, Prefetcher},
+    refresh::{RefreshError, Refresher},
     store::{CredentialReader, Summary},
 };
 

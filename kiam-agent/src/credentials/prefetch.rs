@@ -1,13 +1,13 @@
 //! Fetching what is wanted before it is asked for, and keeping it fresh.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 
 use tokio::{
-    sync::watch,
+    sync::{mpsc, watch},
     task::JoinSet,
     time::{Instant, sleep},
 };
@@ -20,7 +20,9 @@ use super::{
     budget::{Bucket, Kept, Shares},
     call::{Called, answer, checked},
     pace::Paces,
+    plan::Plan,
     queue::{New, Queue},
+    refresh::{self, Refresh, Refresher},
     schedule::{self, Term},
     stale::Staleness,
     store::{Entries, Entry, HeldRequests},
@@ -61,6 +63,8 @@ pub struct Prefetcher {
     shares: Shares,
     arrivals: Arrivals,
     inheritance: Inheritance,
+    refresher: Refresher,
+    refreshes: mpsc::Receiver<Refresh>,
     /// Whether nothing was looked at yet.
     starting: bool,
     staleness: Staleness,
@@ -86,22 +90,6 @@ pub struct Parts {
     pub first_pass: Latch,
 }
 
-/// What is to happen to one identity.
-#[derive(Default)]
-struct Plan {
-    in_flight: bool,
-    failures: u32,
-    /// Calls in a row for sessions that were too long.
-    too_long: u32,
-    /// By tokio's clock, which no step moves.
-    not_before: Option<Instant>,
-    unwanted_since: Option<Instant>,
-    /// Whether no share need be asked any more: one has paid, or it was wanted when the agent started.
-    paid: bool,
-    /// Whose share has paid.
-    payer: Option<Claimant>,
-}
-
 // === impl Prefetcher ===
 
 impl Prefetcher {
@@ -112,6 +100,7 @@ impl Prefetcher {
         let held_requests = HeldRequests::default();
         let reader =
             CredentialReader::new(entries.subscribe(), held_requests.clone(), parts.clock.clone());
+        let (refresher, refreshes) = refresh::channel();
         let prefetcher = Self {
             config,
             parts,
@@ -124,10 +113,18 @@ impl Prefetcher {
             shares: Shares::default(),
             arrivals: Arrivals::default(),
             inheritance: Inheritance::default(),
+            refresher,
+            refreshes,
             starting: true,
             staleness: Staleness::default(),
         };
         (prefetcher, reader)
+    }
+
+    /// What has it ask out of turn.
+    #[must_use]
+    pub fn refresher(&self) -> Refresher {
+        self.refresher.clone()
     }
 
     /// Is given what another agent held. What of it is wanted at the first look is held here too, and paid for.
@@ -145,6 +142,12 @@ impl Prefetcher {
                     // An error is the runtime's end: no call panics, and nobody aborts one.
                     if let Ok(called) = done {
                         self.settle(called);
+                    }
+                }
+                Some((identity, waiting)) = self.refreshes.recv() => {
+                    // Dropped, it tells that nobody wants it.
+                    if let Some(plan) = self.plans.get_mut(&identity) {
+                        plan.refresh(waiting);
                     }
                 }
                 () = sleep(next) => {}
@@ -184,14 +187,23 @@ impl Prefetcher {
             let Some(plan) = self.plans.get(identity).filter(|plan| !plan.in_flight) else {
                 continue;
             };
-            let wait = self.due(identity, now);
+            if plan.is_urgent() {
+                queue.renew(identity, Duration::ZERO);
+                continue;
+            }
+            let (wait, left) = (self.due(identity, now), self.left(identity, now));
+            let asked = || self.held_requests.has(identity);
             if !wait.is_zero() {
                 next = next.min(wait);
-            } else if let Some(left) = self.left(identity, now) {
+                let claimants: Vec<_> = plan.newcomers(claimants).collect();
+                if !claimants.is_empty() && left.is_none_or(|left| left.is_zero()) {
+                    queue.add(New { identity, claimants, asked: asked(), paid: false });
+                }
+            } else if let Some(left) = left {
                 queue.renew(identity, left);
             } else {
-                let asked = self.held_requests.has(identity);
-                queue.add(New { identity, claimants, asked, paid: plan.paid });
+                let claimants = claimants.iter().collect();
+                queue.add(New { identity, claimants, asked: asked(), paid: plan.paid });
             }
         }
         (queue, next)
@@ -212,13 +224,9 @@ impl Prefetcher {
             self.node.take(rate, now);
             self.paces.take(identity, now);
             if let Some(plan) = self.plans.get_mut(identity) {
-                plan.in_flight = true;
-                if !std::mem::replace(&mut plan.paid, true) {
-                    plan.payer = payer.cloned();
-                }
+                let claimant = plan.begin(&wanted[identity], payer);
+                self.call(identity.clone(), claimant);
             }
-            let claimant = self.turn(identity, &wanted[identity]);
-            self.call(identity.clone(), claimant);
         }
     }
 
@@ -250,7 +258,7 @@ impl Prefetcher {
         let paid = std::mem::take(&mut self.starting);
         for identity in wanted.keys() {
             let plan = self.plans.entry(identity.clone());
-            plan.or_insert_with(|| Plan { paid, ..Plan::default() }).unwanted_since = None;
+            plan.or_insert_with(|| Plan::new(paid)).unwanted_since = None;
         }
         self.plans.retain(|identity, plan| {
             if wanted.contains_key(identity) || plan.in_flight {
@@ -323,14 +331,6 @@ impl Prefetcher {
         issued.term.refresh_in(self.parts.clock.now(), now).max(backoff)
     }
 
-    /// Which of `claimants` vouches for the next attempt: after a failure the next one, so that a pod that is
-    /// about to go keeps nobody else from a renewal.
-    fn turn(&self, identity: &RoleIdentity, claimants: &BTreeSet<Claimant>) -> Claimant {
-        let failures = self.plans.get(identity).map_or(0, |plan| plan.failures);
-        let turn = failures as usize % claimants.len().max(1);
-        claimants.iter().nth(turn).cloned().expect("what is wanted is wanted by somebody")
-    }
-
     fn call(&mut self, identity: RoleIdentity, claimant: Claimant) {
         let source = self.parts.source.clone();
         let metrics = self.parts.metrics.clone();
@@ -361,8 +361,8 @@ impl Prefetcher {
         let told = Told::new(&identity, &claimant, &self.parts.names);
         match result {
             Ok((credentials, term)) => {
-                (plan.failures, plan.too_long) = (0, 0);
-                plan.not_before = Some(now + schedule::SOONEST);
+                plan.issued(now, schedule::SOONEST);
+                plan.tell(Ok(()));
                 told.issued(&credentials);
                 self.keep(identity, credentials, term);
             }
@@ -370,12 +370,12 @@ impl Prefetcher {
                 plan.too_long += 1;
             }
             Err(error) => {
-                plan.failures += 1;
-                let wait = schedule::jittered(schedule::backoff(error.class, plan.failures));
-                plan.not_before = Some(now + wait);
+                let wait = plan.failed(error.class, now);
                 told.failed(&error, wait);
+                let error = Arc::new(error);
+                plan.tell(Err(&error));
                 let issued = self.entries.borrow().get(&identity).and_then(|e| e.issued.clone());
-                let failure = Some((Arc::new(error), now + wait));
+                let failure = Some((error, now + wait));
                 self.write(identity, Entry { issued, failure, limit: None });
             }
         }

@@ -1,9 +1,6 @@
 //! What is due, in the order in which it is asked for.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
@@ -25,10 +22,10 @@ pub(super) struct Queue<'a> {
 /// Something that is not held.
 pub(super) struct New<'a> {
     pub(super) identity: &'a RoleIdentity,
-    pub(super) claimants: &'a BTreeSet<Claimant>,
+    pub(super) claimants: Vec<&'a Claimant>,
     /// Whether a request is held for it now.
     pub(super) asked: bool,
-    /// Whether it was asked for before.
+    /// Whether none of these need pay: one did when it was asked for before.
     pub(super) paid: bool,
 }
 
@@ -46,7 +43,7 @@ impl<'a> Queue<'a> {
         self.new.push(new);
     }
 
-    /// Takes out what is next, with the pod that has the turn if it is new. Renewals, the one that expires first
+    /// Takes out what is next, with the pod that pays for it if it is new. Renewals, the one that expires first
     /// before others, and what is new alternate, so that neither waits for all of the other. What `paces` has wait
     /// has no turn.
     pub(super) fn take(
@@ -59,7 +56,7 @@ impl<'a> Queue<'a> {
         let renewal = self.renewals.iter().rposition(|(_, identity)| may(identity));
         let turn = shares.is_turn_of_new() || renewal.is_none();
         if let Some(candidate) = turn.then(|| self.take_new(shares, may, now)).flatten() {
-            return Some((candidate.identity, Some(candidate.claimant)));
+            return Some((candidate.identity, (!candidate.paid).then_some(candidate.claimant)));
         }
         let (_, identity) = self.renewals.remove(renewal?);
         shares.take_renewal();
@@ -105,8 +102,8 @@ impl<'a> Queue<'a> {
 // === impl New ===
 
 impl<'a> New<'a> {
-    fn candidates(&self) -> impl Iterator<Item = Candidate<'a>> + use<'a> {
-        let Self { identity, asked, paid, .. } = *self;
+    fn candidates(&self) -> impl Iterator<Item = Candidate<'a>> {
+        let &Self { identity, asked, paid, .. } = self;
         self.claimants.iter().map(move |claimant| Candidate { claimant, identity, asked, paid })
     }
 }

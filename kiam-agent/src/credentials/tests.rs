@@ -1,6 +1,7 @@
 //! The prefetcher under virtual time.
 
 mod inheritance;
+mod newcomers;
 mod properties;
 mod tenants;
 mod throttled;
@@ -113,6 +114,7 @@ fn too_long() -> SourceError {
 struct Fixture {
     source: Arc<Source>,
     reader: CredentialReader,
+    refresher: Refresher,
     wanted: watch::Sender<WantedRoles>,
     clock: Clock,
     readiness: Readiness,
@@ -177,9 +179,20 @@ fn begin(config: Config, wanted: WantedRoles, source: Source, inheritance: Inher
         },
     );
     prefetcher.inherit(inheritance);
+    let refresher = prefetcher.refresher();
     let (signal, drain) = lifecycle::drain();
     tokio::spawn(prefetcher.run(drain));
-    Fixture { source, reader, wanted, clock, readiness, registry, silence, _drain: signal }
+    Fixture {
+        source,
+        reader,
+        refresher,
+        wanted,
+        clock,
+        readiness,
+        registry,
+        silence,
+        _drain: signal,
+    }
 }
 
 impl Fixture {

@@ -4,6 +4,7 @@ mod assume;
 mod durations;
 mod error;
 mod hop;
+mod http;
 mod node;
 mod parameters;
 mod partition;
@@ -18,11 +19,7 @@ use aws_config::{
     timeout::TimeoutConfig,
 };
 use aws_credential_types::provider::SharedCredentialsProvider;
-use aws_sdk_sts::{
-    Client,
-    config::{IdentityCache, SharedHttpClient},
-};
-use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
+use aws_sdk_sts::{Client, config::IdentityCache};
 use futures::future::BoxFuture;
 
 use self::{assume::Asker, durations::Durations, hop::Hop};
@@ -30,6 +27,7 @@ pub use self::{durations::CHAINED, partition::partition, web_identity::WebIdenti
 use crate::{
     clock::Clock,
     credentials::{CredentialSource, Credentials, SourceError},
+    proxy::Proxies,
     role::{Claimant, RoleIdentity},
 };
 
@@ -48,6 +46,8 @@ pub struct Config {
     pub through: Option<RoleIdentity>,
     /// The real IMDS, which has the node's own credentials where the environment and profile have none.
     pub upstream: String,
+    /// What STS is asked through; the real IMDS never is.
+    pub proxies: Proxies,
 }
 
 /// The endpoint of the real IMDS is no URL.
@@ -74,13 +74,16 @@ impl AssumeRole {
     /// [`InvalidUpstream`].
     pub async fn new(config: &Config, clock: Clock) -> Result<Self, InvalidUpstream> {
         let region = Region::new(config.region.clone());
-        let provider = ProviderConfig::default().with_region(Some(region)).with_http_client(http());
+        let provider = ProviderConfig::default()
+            .with_region(Some(region))
+            .with_http_client(http::through(&config.proxies));
         let node = node::credentials(config, provider).await?;
         Ok(Self::with_node(config, clock, node).await)
     }
 
     async fn with_node(config: &Config, clock: Clock, node: SharedCredentialsProvider) -> Self {
-        let loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http());
+        let loader = aws_config::defaults(BehaviorVersion::latest())
+            .http_client(http::through(&config.proxies));
         let settings = settings(config, loader.credentials_provider(node)).await;
         let asker = |settings, through| Asker {
             client: Client::from_conf(settings),
@@ -134,11 +137,4 @@ async fn settings(config: &Config, loader: ConfigLoader) -> aws_sdk_sts::config:
         Some(endpoint) => settings.endpoint_url(endpoint).use_fips(false).use_dual_stack(false),
         None => settings,
     }
-}
-
-/// The HTTP client of both STS and the metadata service; it speaks `http://` too.
-fn http() -> SharedHttpClient {
-    aws_smithy_http_client::Builder::new()
-        .tls_provider(tls::Provider::Rustls(CryptoMode::Ring))
-        .build_https()
 }

@@ -10,7 +10,7 @@ use aws_credential_types::{
     provider::{ProvideCredentials, SharedCredentialsProvider, future},
 };
 
-use super::{Config, InvalidUpstream};
+use super::{Config, InvalidUpstream, http};
 use crate::clock::Clock;
 
 /// What is this near its end is soon read anew. IMDS always has credentials that last longer, but for when AWS fails
@@ -34,7 +34,8 @@ pub(super) async fn credentials(
     provider: ProviderConfig,
 ) -> Result<SharedCredentialsProvider, InvalidUpstream> {
     let imds = imds::Client::builder()
-        .configure(&provider)
+        // Wherever it is: what it answers is the node's own.
+        .configure(&provider.clone().with_http_client(http::direct()))
         .endpoint(&config.upstream)
         .map_err(|error| InvalidUpstream {
             url: config.upstream.clone(),

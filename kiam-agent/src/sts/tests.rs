@@ -77,6 +77,7 @@ impl Scripted {
             endpoint: Some(format!("http://{}", self.address)),
             through: None,
             upstream: "http://127.0.0.1:9".to_owned(),
+            proxies: Proxies::default(),
         }
     }
 
@@ -155,6 +156,42 @@ fn failure(code: &str, message: &str) -> String {
         "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error><Type>Sender</Type>\
          <Code>{code}</Code><Message>{message}</Message></Error><RequestId>1</RequestId></ErrorResponse>"
     )
+}
+
+/// The address is no loopback address as far as `NO_PROXY` goes, but this host's.
+#[tokio::test]
+async fn the_metadata_service_is_never_asked_through_a_proxy_and_sts_is() {
+    let plain = |body: &str| {
+        let length = body.len();
+        Some(format!(
+            "HTTP/1.1 200 OK\r\nx-aws-ec2-metadata-token-ttl-seconds: 21600\r\n\
+             Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        ))
+    };
+    let keys = format!(
+        "{{\"Code\": \"Success\", \"LastUpdated\": \"2035-01-01T00:00:00Z\", \"Type\": \"AWS-HMAC\", \
+         \"AccessKeyId\": \"ASIANODE\", \"SecretAccessKey\": \"{NODE_SECRET}\", \"Token\": \"t\", \
+         \"Expiration\": \"2036-01-01T00:00:00Z\"}}"
+    );
+    let imds = Scripted::new([plain("token"), plain("node"), plain(&keys)]).await;
+    let sts = Scripted::new([reply(200, &success())]).await;
+    // It takes what it is sent for the request itself, and answers as STS does.
+    let proxy = format!("http://{}", sts.address);
+    let proxies = Proxies::from_vars(|name| (name == "HTTP_PROXY").then(|| proxy.clone()));
+    let config = Config {
+        endpoint: Some("http://sts.test".to_owned()),
+        upstream: format!("http://0.0.0.0:{}", imds.address.port()),
+        proxies: proxies.unwrap(),
+        ..sts.config()
+    };
+    let asked = AssumeRole::new(&config, Clock::system()).await.unwrap();
+    let claimant = Claimant::new("kiam", "kiam");
+    let issued = asked.issue(&identity(), &claimant).await.unwrap();
+    assert_eq!(issued.access_key_id, "ASIAPOD");
+    assert_eq!(imds.requests().len(), 3);
+    let requests = sts.requests();
+    assert_eq!(requests.len(), 1, "{requests:?}");
+    assert!(requests[0].starts_with("POST http://sts.test/ HTTP/1.1\r\n"), "{requests:?}");
 }
 
 fn identity() -> RoleIdentity {
@@ -484,7 +521,7 @@ async fn node_credentials_come_from_the_upstream_metadata_service() {
     let config = Config { upstream: format!("http://{}", imds.address), ..sts.config() };
     // Nothing of the environment or the home of who runs the tests.
     let bare = ProviderConfig::empty().with_region(Some(Region::new("eu-west-1")));
-    let node = node::credentials(&config, bare.with_http_client(http())).await.unwrap();
+    let node = node::credentials(&config, bare.with_http_client(http::direct())).await.unwrap();
     let client = AssumeRole::with_node(&config, Clock::system(), node).await;
     client.issue(&identity(), &claimant()).await.unwrap();
     assert!(sts.requests()[0].contains("Credential=ASIAFROMIMDS/"), "{:?}", sts.requests());
@@ -498,7 +535,7 @@ async fn missing_node_credentials_are_retryable_and_say_so() {
     let imds = Scripted::new((0..8).map(|_| unauthorised())).await;
     let config = Config { upstream: format!("http://{}", imds.address), ..sts.config() };
     let bare = ProviderConfig::empty().with_region(Some(Region::new("eu-west-1")));
-    let node = node::credentials(&config, bare.with_http_client(http())).await.unwrap();
+    let node = node::credentials(&config, bare.with_http_client(http::direct())).await.unwrap();
     let client = AssumeRole::with_node(&config, Clock::system(), node).await;
     let error = client.issue(&identity(), &claimant()).await.unwrap_err();
     assert_eq!(error.class, ErrorClass::Retryable);
@@ -516,7 +553,9 @@ async fn expired_node_credentials_are_read_again_soon_though_the_sdk_takes_them_
         let imds = Scripted::new(replies).await;
         let upstream = format!("http://{}", imds.address);
         let config = Config { upstream, ..Scripted::new([]).await.config() };
-        let node = node::credentials(&config, bare.clone().with_http_client(http())).await.unwrap();
+        let node = node::credentials(&config, bare.clone().with_http_client(http::direct()))
+            .await
+            .unwrap();
         let credentials = node.provide_credentials().await.unwrap();
         assert_eq!(credentials.access_key_id(), "ASIAFROMIMDS");
         let left = credentials.expiry().unwrap().duration_since(Clock::system().now()).unwrap();
@@ -542,6 +581,7 @@ async fn endpoint(region: &str, given: Option<&str>, (fips, dual_stack): (bool, 
         endpoint: given.map(str::to_owned),
         through: None,
         upstream: "http://127.0.0.1:9".to_owned(),
+        proxies: Proxies::default(),
     };
     let asked = Unconnected::default();
     let connector: SharedHttpConnector = asked.clone().into_shared();

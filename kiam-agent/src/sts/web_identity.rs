@@ -35,7 +35,8 @@ pub struct WebIdentity {
 impl WebIdentity {
     /// A client for `config` that shows what `tokens` gives. Nothing is asked yet.
     pub async fn new(config: &Config, clock: Clock, tokens: Arc<dyn PodTokens>) -> Self {
-        let loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http());
+        let loader = aws_config::defaults(BehaviorVersion::latest())
+            .http_client(http::through(&config.proxies));
         let settings = settings(config, loader.no_credentials()).await;
         let client = Client::from_conf(settings.build());
         Self { client, clock, durations: Durations::default(), tokens }

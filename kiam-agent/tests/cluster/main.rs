@@ -16,6 +16,7 @@ use kiam_agent::{
     cluster::{Cluster, Config, Metrics, Synced},
     lifecycle::{self, DrainSignal, Readiness},
     pods::{Client, NotFound, Origin, PodIndex, PodReader, PodUid},
+    proxy::Proxies,
 };
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
@@ -50,6 +51,7 @@ impl Fed {
             stall: HOUR,
             startup_taint: None,
             prove_after: HOUR,
+            proxies: Proxies::default(),
         };
         adjust(&mut config);
         let readiness = Readiness::default();
@@ -62,7 +64,7 @@ impl Fed {
         let metrics = Metrics::register(&mut registry);
         let (index, reader) = PodIndex::new();
         let (stop, drain) = lifecycle::drain();
-        let cluster = Cluster::new(config).await.unwrap();
+        let cluster = Cluster::new(config, &readiness).unwrap();
         let task = tokio::spawn(cluster.run(index, reader.clone(), synced, metrics, drain));
         Self { reader, readiness, registry, stop, task, _folder: folder }
     }
@@ -360,8 +362,9 @@ async fn a_kubeconfig_that_is_none_is_an_error_at_once_and_names_the_file() {
         stall: HOUR,
         startup_taint: None,
         prove_after: HOUR,
+        proxies: Proxies::default(),
     };
-    let error = Cluster::new(config).await.err().unwrap().to_string();
+    let error = Cluster::new(config, &Readiness::default()).err().unwrap().to_string();
     assert!(error.contains(path.to_str().unwrap()), "{error}");
 }
 

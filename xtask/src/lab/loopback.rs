@@ -49,15 +49,30 @@ impl LoopbackAgent {
         signer: Option<&str>,
         further: &[&str],
     ) -> Result<Self> {
-        let log = folder.path().join("log");
-        let output = File::create(&log).context("making the log")?;
         let keys =
             signer.map(|key| [("AWS_ACCESS_KEY_ID", key), ("AWS_SECRET_ACCESS_KEY", "secret")]);
+        Self::start_in(binary, folder, sts, keys.as_ref().map_or(&[], |keys| keys), further)
+    }
+
+    /// As [`LoopbackAgent::start`], with this `environment` and no other.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn start_in(
+        binary: &Path,
+        folder: TempDir,
+        sts: &str,
+        environment: &[(&str, &str)],
+        further: &[&str],
+    ) -> Result<Self> {
+        let log = folder.path().join("log");
+        let output = File::create(&log).context("making the log")?;
         let mut child = Command::new(binary)
             .args(flags(folder.path(), sts, further))
             .args(further)
             .env_clear()
-            .envs(keys.into_iter().flatten())
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(output)

@@ -9,10 +9,14 @@ mod http;
 pub mod imds;
 pub mod kubernetes;
 mod packets;
+mod proxy;
 pub mod sts;
+mod tls;
 mod web_token;
 
 pub use self::{
     fault::{Fault, Faults, Injected},
     http::Place,
+    proxy::{Proxy, ProxyRequest},
+    tls::TlsFront,
 };

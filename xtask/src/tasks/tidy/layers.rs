@@ -14,7 +14,10 @@ const OWNED: [(&[&str], &[&str]); 5] = [
     (&["kube", "k8s_openapi"], &["cluster"]),
     (&["aya", "aya_log"], &["intercept"]),
     (&["netlink_packet_", "netlink_sys"], &["intercept"]),
-    (&["hyper", "hyper_util", "http", "http_body_util"], &["imds", "admin", "serve"]),
+    (
+        &["hyper", "hyper_util", "http", "http_body_util"],
+        &["imds", "admin", "serve", "cluster", "sts", "proxy"],
+    ),
 ];
 
 #[derive(Debug, PartialEq, Eq)]

@@ -1,0 +1,47 @@
+//! What else the program does than to run the agent.
+
+use clap::Parser as _;
+
+use super::{
+    PodName, Task, UsageError, Vars,
+    flags::{CommandLine, Subcommands},
+};
+
+/// What `arguments` ask for, if that is not to run the agent.
+pub(super) fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> {
+    let mut words = vec!["kiam-agent".to_owned()];
+    words.extend_from_slice(arguments);
+    // Where the agent was told by its environment, they must look there too.
+    let known: &[_] = match arguments.first().map(String::as_str) {
+        Some("uninstall") => &[("--bpffs", "KIAM_BPFFS")],
+        Some("status" | "explain" | "refresh") => &[("--state-dir", "KIAM_STATE_DIR")],
+        _ => &[],
+    };
+    for (flag, name) in known {
+        if let Some(value) = vars.get(name).filter(|_| !words.iter().any(|w| w.starts_with(flag))) {
+            words.push(format!("{flag}={value}"));
+        }
+    }
+    match CommandLine::try_parse_from(words) {
+        Ok(CommandLine { command: Some(Subcommands::Uninstall { bpffs, force }), .. }) => {
+            Ok(Task::Uninstall { bpffs: bpffs.into(), force })
+        }
+        Ok(CommandLine { command: Some(Subcommands::ProofClient), .. }) => Ok(Task::ProofClient),
+        Ok(CommandLine { command: Some(Subcommands::Status { live, state_dir }), .. }) => {
+            Ok(Task::Status { live, state_dir: state_dir.into() })
+        }
+        Ok(CommandLine { command: Some(Subcommands::Explain { pod, state_dir }), .. }) => {
+            of_pod(&pod, |pod| Task::Explain { pod, state_dir: state_dir.into() })
+        }
+        Ok(CommandLine { command: Some(Subcommands::Refresh { pod, state_dir }), .. }) => {
+            of_pod(&pod, |pod| Task::Refresh { pod, state_dir: state_dir.into() })
+        }
+        Ok(_) => Err(UsageError(vec!["there is no such subcommand".to_owned()])),
+        Err(error) if !error.use_stderr() => Ok(Task::Print(error.to_string())),
+        Err(error) => Err(UsageError(vec![error.to_string()])),
+    }
+}
+
+fn of_pod(pod: &str, task: impl FnOnce(PodName) -> Task) -> Result<Task, UsageError> {
+    pod.parse().map(task).map_err(|mistake| UsageError(vec![mistake]))
+}
