@@ -42,6 +42,9 @@ enum Command {
         /// A [`xtask::pod_client::hostile::Program`] as JSON.
         program: String,
     },
+    /// What runs as process 1 of a guest with another kernel.
+    #[command(hide = true)]
+    InGuest,
     /// What runs inside the lab's pods to be timed.
     #[command(hide = true)]
     InPodBench(xtask::pod_client::bench::Options),
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Tidy => tasks::tidy::run(),
         Command::Bench(bench) => tasks::bench::run(&bench),
         Command::Simulate(simulation) => tasks::simulate::start(&simulation),
+        Command::InGuest => tasks::kernels::init(),
         Command::InPod(options) => xtask::pod_client::main(&options),
         Command::InPodAttack => xtask::pod_client::attack::main(),
         Command::InPodVictim { pace } => xtask::pod_client::victim::main(&pace),

@@ -5,6 +5,7 @@ pub(crate) mod bench;
 pub(crate) mod build;
 pub(crate) mod command;
 pub(crate) mod demo;
+pub(crate) mod kernels;
 pub(crate) mod kubernetes;
 pub(crate) mod simulate;
 pub(crate) mod test;

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use tokio::time::Instant;
 
 use super::command::{command, run, say};
-use super::{acceptance, build, kubernetes, tidy, toolchain};
+use super::{acceptance, build, kernels, kubernetes, tidy, toolchain};
 
 /// What to test, and how strictly.
 #[derive(Debug, Args)]
@@ -17,7 +17,7 @@ pub(crate) struct Selection {
     /// A test that can't run here (it needs root, or a kernel with BPF) fails instead of being skipped.
     #[arg(long)]
     no_skip: bool,
-    /// The parts to run; without one, all but `policies` and `apiserver`. `runtime` and `hostile` are in `node`.
+    /// The parts to run; without one, all but `policies`, `apiserver` and `kernels`. `runtime` and `hostile` are in `node`.
     #[arg(value_enum)]
     parts: Vec<Part>,
 }
@@ -40,6 +40,8 @@ enum Part {
     Policies,
     /// The agent against a real kube-apiserver, which is built first: that takes some minutes, once.
     Apiserver,
+    /// The kernel programs on Debian's kernels 5.10, 6.1, 6.12 and newest, in QEMU; writes the table of `docs/kernels.md`.
+    Kernels,
 }
 
 impl fmt::Display for Part {
@@ -54,7 +56,7 @@ struct Step {
     action: fn(&Selection) -> Result<()>,
 }
 
-const STEPS: [Step; 13] = [
+const STEPS: [Step; 14] = [
     Step { part: Part::Checks, name: "format", action: |_| run(cargo("fmt").arg("--check")) },
     Step { part: Part::Checks, name: "tidy", action: |_| tidy::run() },
     Step { part: Part::Checks, name: "lints", action: |_| run(&mut lints()) },
@@ -101,6 +103,7 @@ const STEPS: [Step; 13] = [
     },
     Step { part: Part::Policies, name: "policies", action: |_| kubernetes::test_policies() },
     Step { part: Part::Apiserver, name: "real API server", action: |_| kubernetes::test_agent() },
+    Step { part: Part::Kernels, name: "other kernels", action: |_| kernels::test() },
 ];
 
 #[derive(Debug, PartialEq)]
@@ -114,7 +117,10 @@ enum Outcome {
 pub(crate) fn run_steps(selection: &Selection) -> Result<()> {
     toolchain::ensure_iproute()?;
     let chosen = |part| match selection.parts.as_slice() {
-        [] => !matches!(part, Part::Policies | Part::Apiserver | Part::Runtime | Part::Hostile),
+        [] => !matches!(
+            part,
+            Part::Policies | Part::Apiserver | Part::Kernels | Part::Runtime | Part::Hostile
+        ),
         parts => parts.contains(&part),
     };
     let kernel = Step { part: Part::Checks, name: "kernel program", action: |_| build::ebpf() };
