@@ -20,7 +20,7 @@ fn rows(prefix: &str) -> BTreeSet<String> {
 }
 
 /// Metrics that are no counters have their own names.
-const GAUGES: [&str; 10] = [
+const GAUGES: [&str; 11] = [
     "kiam_cluster_pods",
     "kiam_credentials_calls_per_second",
     "kiam_credentials_held",

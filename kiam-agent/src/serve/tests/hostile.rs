@@ -15,7 +15,7 @@ const ASKED: usize = 200;
 const PAUSE: Duration = Duration::from_millis(5);
 const LIMIT: Duration = Duration::from_secs(30);
 /// The adversary's connections, and requests in each of its writes.
-const CONNECTIONS: usize = 200;
+const CONNECTIONS: usize = 150;
 const PIPELINED: usize = 500;
 const WORK: &[u8] = b"GET /work HTTP/1.1\r\nHost: x\r\n\r\n";
 
