@@ -1,9 +1,15 @@
 //! `iam.amazonaws.com/permitted`: a regular expression that a role's whole ARN must match.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    convert::Infallible,
+    sync::{Arc, LazyLock},
+};
 
 use regex_automata::nfa::thompson::{Compiler, Config, WhichCaptures, pikevm::PikeVM};
-use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Look};
+use regex_syntax::{
+    ast::{self, Ast, parse::Parser},
+    hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Look},
+};
 
 use super::kept::{Kept, Weigh};
 use crate::{
@@ -19,6 +25,10 @@ const MAX_COMPILED_BYTES: usize = 256 * 1024;
 
 /// More of `\w`, `\pL` and the like are refused: each takes kilobytes while the expression is read.
 const MAX_CLASSES: usize = 256;
+
+/// More sets of characters are refused where case is ignored: adding the other case of each of Unicode's characters
+/// takes milliseconds for each, and whoever annotates namespaces must not fill the agent's time either.
+const MAX_FOLDED: usize = 16;
 
 /// How much memory all compiled expressions take. Hundreds of usual ones fit; the others are compiled again when they are
 /// asked for.
@@ -97,6 +107,9 @@ fn compile(text: &str) -> Result<PikeVM, String> {
     if text.as_bytes().windows(2).filter(is_class).count() > MAX_CLASSES {
         return Err(format!("it has more than {MAX_CLASSES} classes such as \\w"));
     }
+    if ignores_case_of_more_than(MAX_FOLDED, text) {
+        return Err(format!("it ignores case, and has more than {MAX_FOLDED} sets of characters"));
+    }
     let tree = regex_syntax::parse(text).map_err(|error| last_line(&error.to_string()))?;
     let whole = Hir::concat(vec![Hir::look(Look::Start), ascii(tree), Hir::look(Look::End)]);
     let config =
@@ -107,6 +120,64 @@ fn compile(text: &str) -> Result<PikeVM, String> {
         None => error.to_string(),
     })?;
     PikeVM::new_from_nfa(nfa).map_err(|error| error.to_string())
+}
+
+/// Whether case is ignored somewhere in `text`, and it has more sets of characters, and operations on sets, than `most`. What
+/// is no expression is refused sooner than any of that costs.
+fn ignores_case_of_more_than(most: usize, text: &str) -> bool {
+    let Ok(tree) = Parser::new().parse(text) else { return false };
+    let (ignores_case, sets) = ast::visit(&tree, Folding::default()).unwrap_or_default();
+    ignores_case && sets > most
+}
+
+/// Whether case is ignored, and how many sets there are.
+#[derive(Debug, Default)]
+struct Folding {
+    ignores_case: bool,
+    sets: usize,
+}
+
+impl Folding {
+    fn flags(&mut self, flags: &ast::Flags) {
+        self.ignores_case |= flags.flag_state(ast::Flag::CaseInsensitive) == Some(true);
+    }
+}
+
+impl ast::Visitor for Folding {
+    type Output = (bool, usize);
+    type Err = Infallible;
+
+    fn finish(self) -> Result<Self::Output, Infallible> {
+        Ok((self.ignores_case, self.sets))
+    }
+
+    fn visit_pre(&mut self, tree: &Ast) -> Result<(), Infallible> {
+        match tree {
+            Ast::Flags(set) => self.flags(&set.flags),
+            Ast::Group(group) => {
+                if let Some(flags) = group.flags() {
+                    self.flags(flags);
+                }
+            }
+            Ast::ClassUnicode(_) | Ast::ClassBracketed(_) => self.sets += 1,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn visit_class_set_item_pre(&mut self, item: &ast::ClassSetItem) -> Result<(), Infallible> {
+        use ast::ClassSetItem::{Bracketed, Unicode};
+        self.sets += usize::from(matches!(item, Unicode(_) | Bracketed(_)));
+        Ok(())
+    }
+
+    fn visit_class_set_binary_op_pre(
+        &mut self,
+        _: &ast::ClassSetBinaryOp,
+    ) -> Result<(), Infallible> {
+        self.sets += 1;
+        Ok(())
+    }
 }
 
 /// The same expression for ASCII alone, which ARNs are: `\w` and `.` take tens of kilobytes with all of Unicode.
@@ -142,6 +213,10 @@ fn last_line(error: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
     use super::*;
 
     const READER: &str = "arn:aws:iam::123456789012:role/team/reader";
@@ -280,6 +355,27 @@ mod tests {
             let start: String = text.escape_default().take(5).collect();
             assert!(error.contains(bound) && error.contains(&start), "{error}");
         }
+    }
+
+    /// Without the bound the first of these takes a minute and more of a runtime's thread.
+    #[test]
+    fn no_expression_takes_seconds_to_be_read() {
+        let fill = |piece: &str| format!("(?i){}b", piece.repeat((MAX_LENGTH - 5) / piece.len()));
+        for text in [
+            fill("[!-\u{10ffff}]|"),
+            fill("[b[^a]]|"),
+            fill("[a&&[^b]]|"),
+            format!("(?i:{}b)", "\\p{any}|".repeat(255)),
+            format!("b{}", "(?s-u:b)[b[^a]](?i)".repeat(100)),
+            format!("(?i){}\\p{{any}}{}", "[b".repeat(100), "]".repeat(100)),
+        ] {
+            let begun = Instant::now();
+            let error = permits(&text).unwrap_err().to_string();
+            assert!(error.contains("more than 16 sets of characters"), "{error}");
+            assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        }
+        assert_eq!(permits(&format!("(?i).*READER{}", "[a-z]?".repeat(16))), Ok(true));
+        assert_eq!(permits(&format!(".*reader{}", "[a-z]?".repeat(100))), Ok(true));
     }
 
     /// As many as an adversary likes, each of them asked for again and again.
