@@ -323,6 +323,10 @@ impl<S: PodService> Server<S> {
         if !self.limits.has_room() {
             return self.refuse(Beyond::All, None, peer);
         }
+        // Who has reset it is gone, and its ends may be those of another connection by now, whose entry is not for this one.
+        if stream.peer_addr().is_err() {
+            return;
+        }
         let Ok(local) = stream.local_addr() else { return };
         let client = listener.resolver.resolve(&Connection { peer, local });
         let slot = match self.limits.take(Owner::of(&client)) {
