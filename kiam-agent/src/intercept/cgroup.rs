@@ -60,18 +60,10 @@ impl Cgroup {
     pub fn open(blocking: &Blocking, given: Option<&Path>) -> Result<Self, Error> {
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let controllers = fs::read_to_string("/proc/cgroups").unwrap_or_default();
-        if hides_sockets(&release, &controllers) {
-            return Err(Error::MixedCgroups { release: release.trim().to_owned() });
-        }
         let mut walk = Walk::new(blocking, SEARCH_TIME);
-        let found = match given {
-            Some(path) => Self::at(path),
-            None => {
-                let matches = found(&mut walk, &mounts("cgroup2"));
-                Self::at(&only_match(&mut walk, matches, &mounts("cgroup"))?)
-            }
-        };
-        let mut cgroup = found?;
+        let mounts = [mounts("cgroup2"), mounts("cgroup")];
+        let path = locate(&mut walk, given, &mounts, (&release, &controllers))?;
+        let mut cgroup = Self::at(&path)?;
         cgroup.membership = Membership::find(&mut walk, &cgroup);
         if walk.is_cut() {
             warn!(
@@ -242,6 +234,27 @@ fn has_processes(root: &Path) -> bool {
     events.map_or(true, |events| !events.lines().any(|line| line == "populated 0"))
 }
 
+/// Where the pods' cgroup is, on the mounts of cgroup v2 and v1. Only where it is on v2 is it worth saying that v1 hides
+/// sockets beside it: a node whose pods are on v1 has another remedy, which does away with both.
+fn locate(
+    walk: &mut Walk<'_>,
+    given: Option<&Path>,
+    [v2, v1]: &[Vec<PathBuf>; 2],
+    (release, controllers): (&str, &str),
+) -> Result<PathBuf, Error> {
+    let path = match given {
+        Some(path) => path.to_owned(),
+        None => {
+            let matches = found(walk, v2);
+            only_match(walk, matches, v1)?
+        }
+    };
+    if hides_sockets(release, controllers) {
+        return Err(Error::MixedCgroups { release: release.trim().to_owned() });
+    }
+    Ok(path)
+}
+
 fn only_match(
     walk: &mut Walk<'_>,
     mut matches: Vec<PathBuf>,
@@ -256,6 +269,10 @@ fn only_match(
         matches = used;
     }
     match (matches.pop(), matches.is_empty()) {
+        // What is attached there would see no pod.
+        (Some(only), true) if !has_processes(&only) && has_pods(walk, v1) => {
+            Err(Error::NoCgroup { hint: ", only an empty one, and pods on a cgroup v1 mount" })
+        }
         (Some(only), true) => Ok(only),
         (Some(last), false) => {
             matches.push(last);
@@ -266,6 +283,10 @@ fn only_match(
         }
         (None, _) => Err(Error::NoCgroup { hint: "" }),
     }
+}
+
+fn has_pods(walk: &mut Walk<'_>, v1: &[PathBuf]) -> bool {
+    found(walk, v1).iter().any(|root| !walk.pods(root).is_empty())
 }
 
 #[cfg(test)]
@@ -339,6 +360,37 @@ mod tests {
         let error = chosen(&[]).unwrap_err();
         let Error::UnusedCgroups(listed) = error else { panic!("{error}") };
         assert_eq!(listed.len(), 3);
+    }
+
+    #[test]
+    fn a_node_whose_pods_are_on_v1_is_told_so_at_once() {
+        let [pods, empty] = [tree(&["kubepods/burstable/pod1"]), tree(&["kubepods"])];
+        let events = empty.path().join("kubepods/cgroup.events");
+        let (blocking, marks) = (Blocking::here().unwrap(), "net_cls\t3\t1\t1\n");
+        let [pods, empty] = [pods, empty].map(|tree| vec![tree.keep()]);
+        let cases = [
+            // Pods in v1, without v2, or with a cgroup of v2 that no pod is in.
+            (vec![], "populated 0\n", "on a cgroup v1 mount"),
+            (empty.clone(), "populated 0\n", "only an empty one"),
+            // Pods in v2, on a kernel where v1 hides their sockets.
+            (empty.clone(), "populated 1\n", "cgroup_no_v1=net_cls,net_prio"),
+        ];
+        for (v2, populated, expected) in cases {
+            fs::write(&events, populated).unwrap();
+            let kernel = ("5.10.0-46-cloud-amd64\n", marks);
+            let located = locate(&mut walk(&blocking), None, &[v2, pods.clone()], kernel);
+            let error = located.unwrap_err().to_string();
+            let unified = error.contains("systemd.unified_cgroup_hierarchy=1");
+            assert!(error.contains(expected), "{error}");
+            assert_eq!(unified, !expected.contains("net_cls"), "{error}");
+        }
+        fs::write(&events, "populated 0\n").unwrap();
+        let kernel = ("6.1.0\n", marks);
+        let located = locate(&mut walk(&blocking), None, &[empty.clone(), empty.clone()], kernel);
+        assert_eq!(located.unwrap(), empty[0].join("kubepods"), "no pod is anywhere yet");
+        for folder in [pods, empty].concat() {
+            fs::remove_dir_all(folder).unwrap();
+        }
     }
 
     #[test]

@@ -176,7 +176,7 @@ pub enum Error {
     },
     /// Nothing on this machine looks like the pods' cgroup.
     #[error(
-        "found no pods' cgroup (kubepods, kubepods.slice, …-kubepods.slice) on a cgroup2 mount{hint}; cgroup v2 is needed; if the kubelet uses another root, name it with --cgroup"
+        "found no pods' cgroup (kubepods, kubepods.slice, …-kubepods.slice) on a cgroup2 mount{hint}; pods need cgroup v2, which systemd.unified_cgroup_hierarchy=1 on the kernel's command line gives to a node with systemd; if the kubelet uses another root, name it with --cgroup"
     )]
     NoCgroup {
         /// What was found instead.
