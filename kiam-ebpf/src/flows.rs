@@ -51,8 +51,7 @@ pub(crate) struct Redirected {
 #[inline(always)]
 pub(crate) fn record(ctx: &SockAddrContext, redirected: Redirected) -> Result<(), Reason> {
     let held = held(redirected.pod).ok_or(Reason::Full)?;
-    // SAFETY: a value that the map returned lives as long as the program runs (RCU), and an aligned word is read whole.
-    if unsafe { (&raw const (*held).open).read_volatile() } >= POD_QUOTA {
+    if open_now(held) >= POD_QUOTA {
         return Err(Reason::Quota);
     }
     let netns = netns(ctx);
@@ -236,8 +235,7 @@ fn enter(client: &Client, key: FlowKey) -> Result<(), Reason> {
     let held = held(client.pod).ok_or(Reason::Full)?;
     open(held);
     // The connect hook has asked, but any number of sockets may have been between there and here.
-    // SAFETY: a value that the map returned lives as long as the program runs (RCU), and an aligned word is read whole.
-    let result = if unsafe { (&raw const (*held).open).read_volatile() } > POD_QUOTA {
+    let result = if open_now(held) > POD_QUOTA {
         Err(Reason::Quota)
     } else if client.inside != 0 {
         Ok(())
@@ -347,6 +345,15 @@ fn held(pod: u64) -> Option<*mut Held> {
     // Another processor may be faster; an insertion is too dear to be tried each time.
     let _ = PODS.insert(pod, Held { open: 0, opened: 0 }, BPF_NOEXIST.into());
     PODS.get_ptr_mut(pod)
+}
+
+/// How many connections are open.
+#[inline(always)]
+fn open_now(held: *mut Held) -> i64 {
+    // SAFETY: a value that the map returned lives as long as the program runs (RCU).
+    let open = unsafe { &raw const (*held).open };
+    // SAFETY: as above, and an aligned word is read whole.
+    unsafe { open.read_volatile() }
 }
 
 /// Counts a connection that is open from now on.

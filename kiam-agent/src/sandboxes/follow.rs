@@ -1,5 +1,7 @@
 //! The owner of the state: takes changes, has pods looked at, and tells what became of their listeners.
 
+mod rest;
+
 use std::{
     collections::{HashMap, VecDeque},
     net::TcpListener,
@@ -11,10 +13,11 @@ use std::{
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     task::{JoinSet, spawn_blocking},
-    time::{Instant, Interval, MissedTickBehavior, interval_at, sleep},
+    time::{Instant, sleep},
 };
 use tracing::warn;
 
+use self::rest::ticks;
 use super::{
     Config, Error, Event, Metrics, Reason, SandboxReader, State, TOGETHER,
     claims::Claims,
@@ -69,7 +72,9 @@ pub struct Sandboxes {
 #[derive(Debug)]
 enum Done {
     /// `None`: it panicked.
-    Looked { pod: PodUid, birth: u64, asked: Instant, found: Option<Found> },
+    Looked { pod: PodUid, birth: u64, asked: Instant, took: Duration, found: Option<Found> },
+    /// A rest after a look.
+    Rested { pod: PodUid, birth: u64 },
     /// A pause before another look.
     Paused { pod: PodUid, birth: u64 },
     /// A pause after a change of records.
@@ -156,9 +161,10 @@ impl Sandboxes {
                     let changes = self.watch.catch_up();
                     self.take(changes);
                 }
-                Turn::Done(Done::Looked { pod, birth, asked, found }) => {
-                    self.looked(&pod, birth, asked, found);
+                Turn::Done(Done::Looked { pod, birth, asked, took, found }) => {
+                    self.looked(&pod, birth, (asked, took), found);
                 }
+                Turn::Done(Done::Rested { pod, birth }) => self.rested(&pod, birth),
                 Turn::Done(Done::Paused { pod, birth }) => self.look_again(&pod, birth),
                 Turn::Done(Done::Collected) => collecting = false,
                 Turn::Records => {
@@ -249,12 +255,6 @@ impl Sandboxes {
         }
     }
 
-    fn look_again(&mut self, pod: &PodUid, birth: u64) {
-        if self.pods.get(pod).is_some_and(|sandbox| sandbox.birth == birth && !sandbox.looking) {
-            self.look(pod);
-        }
-    }
-
     /// Pods whose namespace was another's: it may be free now.
     fn look_at_refused(&mut self) {
         let is_refused =
@@ -288,8 +288,13 @@ impl Sandboxes {
             self.refuse_host_network(pod);
             return;
         }
-        sandbox.looking = true;
         let urgent = sandbox.is_urgent();
+        let rest = sandbox.rests_until.saturating_duration_since(Instant::now());
+        if !urgent && !rest.is_zero() {
+            self.rest(pod, rest);
+            return;
+        }
+        sandbox.looking = true;
         let look = Look {
             pod: pod.clone(),
             cgroup: sandbox.cgroup.clone(),
@@ -303,10 +308,11 @@ impl Sandboxes {
         let limit = Arc::clone(if urgent { &self.urgent } else { &self.unhurried });
         self.tasks.spawn(async move {
             let permit = limit.acquire_owned().await;
+            let begun = Instant::now();
             let run = move || if urgent { look.run() } else { unhurried(|| look.run()) };
             let found = spawn_blocking(run).await.ok();
             drop(permit);
-            Done::Looked { pod, birth, asked, found }
+            Done::Looked { pod, birth, asked, took: begun.elapsed(), found }
         });
     }
 
@@ -326,13 +332,20 @@ impl Sandboxes {
         }
     }
 
-    fn looked(&mut self, pod: &PodUid, birth: u64, asked: Instant, found: Option<Found>) {
+    fn looked(
+        &mut self,
+        pod: &PodUid,
+        birth: u64,
+        (asked, took): (Instant, Duration),
+        found: Option<Found>,
+    ) {
         // What is not the pod's any more is dropped with what was found: nobody was told of it.
         let Some(sandbox) = self.pods.get_mut(pod).filter(|sandbox| sandbox.birth == birth) else {
             drop(found);
             return self.look_at_refused();
         };
         sandbox.looking = false;
+        sandbox.looked_for(took);
         let found = found.unwrap_or_else(Found::panicked);
         if !found.any {
             sandbox.seen = None;
@@ -371,12 +384,6 @@ impl Sandboxes {
             self.look(pod);
         }
     }
-}
-
-fn ticks(first: Duration, period: Duration) -> Interval {
-    let mut ticks = interval_at(Instant::now() + first, period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks
 }
 
 /// Never again, once nobody writes records any more.

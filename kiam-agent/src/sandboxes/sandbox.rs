@@ -14,6 +14,10 @@ use crate::pods::{PodReader, PodUid};
 /// How long looks at a pod without listeners are hurried: longer than a runtime needs for a sandbox on a busy node.
 const HURRY: Duration = Duration::from_secs(10);
 
+/// How long a pod that has been looked at rests, in the time that its look took: containers can ask for looks by what they do
+/// to their own cgroups, and make them long. A new sandbox is not kept waiting.
+const REST_PER_LOOK: u32 = 9;
+
 /// A pod that has a cgroup.
 #[derive(Debug)]
 pub(super) struct Sandbox {
@@ -35,6 +39,10 @@ pub(super) struct Sandbox {
     pub(super) attempt: u32,
     /// When its first process was noticed, until it is ready.
     pub(super) seen: Option<Instant>,
+    /// When it may be looked at again, unless it is urgent.
+    pub(super) rests_until: Instant,
+    /// A look is due then.
+    pub(super) resting: bool,
     pub(super) refusal: Option<Reason>,
 }
 
@@ -61,6 +69,8 @@ impl Sandbox {
             again: false,
             attempt: 0,
             seen: None,
+            rests_until: Instant::now(),
+            resting: false,
             refusal: None,
         }
     }
@@ -68,6 +78,11 @@ impl Sandbox {
     /// Whether its first process may connect in a moment, and nothing listens for that yet.
     pub(super) fn is_urgent(&self) -> bool {
         self.told.is_empty() && self.came.is_some_and(|came| came.elapsed() < HURRY)
+    }
+
+    /// Was looked at for so long, and rests now.
+    pub(super) fn looked_for(&mut self, took: Duration) {
+        self.rests_until = Instant::now() + took * REST_PER_LOOK;
     }
 
     /// Has `held` from now on, of which `opened` are new. What there is to tell, and whether something is free now.
