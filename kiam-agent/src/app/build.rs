@@ -16,7 +16,9 @@ use tokio::{
 use tracing::info;
 
 use super::{
-    App, Bound, Error, guard,
+    App, Bound, Error,
+    ending::Departure,
+    guard,
     inside::{Held, Insides},
     keeper::Keeper,
     kernel::{Kernel, attach, prepare, resolver},
@@ -93,7 +95,8 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     common.observe(kernel.as_mut(), &knowledge);
     let reassert = Arc::new(Notify::new());
     common.keep(kernel, in_use, (attached, reassert.clone()))?;
-    let gives = gives(&knowledge, held, spare);
+    let departure = Departure::new(config.grace_period);
+    let gives = gives(&knowledge, held, spare, departure.clone());
     let successor = Successor::await_next(&config, gives, reassert.clone())?;
     let (handover, turn) = (listeners.handover.take(), listeners.turn.take());
     let bound = common.operate(&config, operations, (listeners, pods), &own)?;
@@ -106,9 +109,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     // From now on the next one finds this one.
     drop(turn);
     // Not before: until then that agent might have had to go on.
-    for socket in &unfiltered {
-        intercept::unfilter(socket.as_fd()).map_err(Error::Handover)?;
-    }
+    unfilter(&unfiltered)?;
     info!(pods = ?bound.pods, admin = %bound.admin, "Listening");
     let detach = config.intercept.filter(|_| config.detach_on_exit).map(|config| config.bpffs);
     Ok(App {
@@ -120,7 +121,14 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
         successor,
         relieved: false,
         detach,
+        departure,
     })
+}
+
+/// Takes the filter of SYNs off these sockets.
+fn unfilter(sockets: &[OwnedFd]) -> Result<(), Error> {
+    let mut sockets = sockets.iter();
+    sockets.try_for_each(|socket| intercept::unfilter(socket.as_fd())).map_err(Error::Handover)
 }
 
 /// Serves pods at `sockets` too.
@@ -136,11 +144,12 @@ async fn serve_at(
 }
 
 /// What the agent after this one is given.
-fn gives(knowledge: &Knowledge, held: Held, spare: Vec<OwnedFd>) -> Gives {
+fn gives(knowledge: &Knowledge, held: Held, spare: Vec<OwnedFd>, departure: Departure) -> Gives {
     let credentials = knowledge.credentials.clone();
     Gives {
         sockets: Box::new(move || held.beside(&spare)),
         credentials: Box::new(move || credentials.bequeath()),
+        stays: Box::new(move || !departure.is_near()),
     }
 }
 

@@ -2,10 +2,12 @@
 //!
 //! Order: what is pinned stays as it is (it refuses, or an agent that runs serves) → pods and namespaces → first
 //! credentials, bounded → listening sockets, that agent's or new ones → attach or replace the kernel programs →
-//! serve → guard → that agent is relieved → proof → ready. At the end: not ready → drain → exit, with the programs left where
-//! they are, so that pods are refused and never passed through.
+//! serve → guard → that agent is relieved → proof → ready. At the end: not ready → a
+//! successor, as long as the grace period allows → drain → exit, with the programs left where they are, so that pods are denied
+//! and never passed through.
 
 mod build;
+mod ending;
 mod error;
 mod explanation;
 mod guard;
@@ -25,13 +27,16 @@ mod shortage;
 mod upstream;
 mod warm_up;
 
-use std::{net::SocketAddr, path::PathBuf, pin::pin, process::ExitCode};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
-pub use self::error::Error;
-use self::running::{Operators, Successor, asked_to_end};
+use self::{
+    ending::{Departure, Signals},
+    running::{Operators, Successor},
+};
+pub use self::{error::Error, running::ENDING};
 use crate::{
     config::{self, Config},
     lifecycle::{DrainSignal, Readiness},
@@ -51,6 +56,7 @@ pub struct App {
     relieved: bool,
     /// `--bpffs`, with `--detach-on-exit`.
     detach: Option<PathBuf>,
+    departure: Departure,
 }
 
 /// Where the agent listens.
@@ -117,11 +123,11 @@ pub fn main(config: Config) -> ExitCode {
     };
     runtime.block_on(async {
         // Heard from the first moment: process 1 of a container has no default that would end it.
-        let mut asked = pin!(asked_to_end());
+        let mut signals = Signals::hear();
         let started = tokio::select! {
             biased;
-            name = &mut asked => {
-                info!(signal = name, "Ending before it serves");
+            request = signals.next() => {
+                info!(signal = %request, "Ending before it serves");
                 // As the signal itself would end it: what is half done must not go on while it is undone, and an
                 // agent that runs puts its own programs back only then.
                 std::process::exit(0)
@@ -129,7 +135,7 @@ pub fn main(config: Config) -> ExitCode {
             started = App::start(config) => started,
         };
         match started {
-            Ok(app) => app.run(asked).await,
+            Ok(app) => app.run(&mut signals).await,
             Err(failure) => {
                 error!(error = %failure, "The agent can't start");
                 ExitCode::FAILURE

@@ -60,6 +60,8 @@ pub enum Task {
     Uninstall {
         /// `--bpffs`.
         bpffs: PathBuf,
+        /// `--state-dir`, of the agent that may have them in use.
+        state_dir: PathBuf,
         /// Even while an agent has them in use, if that hangs.
         force: bool,
     },
@@ -129,6 +131,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// `--detach-on-exit`.
     pub detach_on_exit: bool,
+    /// `--grace-period`.
+    pub grace_period: Duration,
     /// `--admin`.
     pub admin: SocketAddr,
     /// `--metrics`.
@@ -223,7 +227,7 @@ fn parse_subcommand(arguments: &[String], vars: &dyn Vars) -> Result<Task, Usage
     words.extend_from_slice(arguments);
     // Where the agent was told by its environment, they must look there too.
     let known: &[_] = match arguments.first().map(String::as_str) {
-        Some("uninstall") => &[("--bpffs", "KIAM_BPFFS")],
+        Some("uninstall") => &[("--bpffs", "KIAM_BPFFS"), ("--state-dir", "KIAM_STATE_DIR")],
         Some("status" | "explain") => &[("--state-dir", "KIAM_STATE_DIR")],
         _ => &[],
     };
@@ -233,9 +237,10 @@ fn parse_subcommand(arguments: &[String], vars: &dyn Vars) -> Result<Task, Usage
         }
     }
     match CommandLine::try_parse_from(words) {
-        Ok(CommandLine { command: Some(Subcommands::Uninstall { bpffs, force }), .. }) => {
-            Ok(Task::Uninstall { bpffs: bpffs.into(), force })
-        }
+        Ok(CommandLine {
+            command: Some(Subcommands::Uninstall { bpffs, state_dir, force }),
+            ..
+        }) => Ok(Task::Uninstall { bpffs: bpffs.into(), state_dir: state_dir.into(), force }),
         Ok(CommandLine { command: Some(Subcommands::ProofClient), .. }) => Ok(Task::ProofClient),
         Ok(CommandLine { command: Some(Subcommands::Status { live, state_dir }), .. }) => {
             Ok(Task::Status { live, state_dir: state_dir.into() })
@@ -271,6 +276,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let sts = sts::sts(flags, vars, mistakes);
     let state_dir = mistakes.folder("state-dir", &flags.state_dir);
     let detach_on_exit = mistakes.switch("detach-on-exit", &flags.detach_on_exit);
+    let grace_period = mistakes.duration("grace-period", &flags.grace_period, Duration::ZERO, DAY);
     let admin = mistakes.parse("admin", &flags.admin);
     let metrics = flags.metrics.as_ref().map(|text| mistakes.parse("metrics", text));
     Some(Config {
@@ -292,6 +298,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
         upstream: upstream?,
         state_dir: state_dir?,
         detach_on_exit,
+        grace_period: grace_period?,
         admin: admin?,
         metrics: given(metrics)?,
     })
