@@ -29,7 +29,7 @@ use super::{
     operations, proof,
     running::{Operators, Successor},
     shortage::Shortage,
-    warm_up::warm_up,
+    warm_up::{first_pass, warm_up},
 };
 use crate::{
     admin::{self, Operations, OwnSocket, Surface},
@@ -72,11 +72,11 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let failed = Error::state(&config, admin::SOCKET);
     let (socket, own) = admin::bind_unix(&config.state_dir).map_err(failed)?;
     let operators = Operators::answer(socket, operations.clone());
-    warm_up(&common.readiness, &knowledge.credentials, &config).await;
     // The sockets inside pods come all at once.
     serve::raise_open_files();
     // An agent that runs goes on until this one serves.
-    let mut listeners = Listeners::acquire(&config).await?;
+    let warm = warm_up(&common.readiness, &knowledge.credentials, &config);
+    let mut listeners = Listeners::acquire(&config, warm).await?;
     let spare = listeners.duplicates().map_err(Error::Handover)?;
     let unfiltered = listeners.unfiltered(&config).map_err(Error::Handover)?;
     let pods = listeners.pods();
@@ -87,8 +87,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let serve = common.serve(service, serving_config(&config));
     let inherited = std::mem::take(&mut listeners.inside);
     let held = common.inside(&config, kernel.as_ref(), &knowledge, (serve.clone(), inherited))?;
-    // At the node's listener pods are known by their network namespaces.
-    held.adopted().await;
+    common.first_pass(listeners.cold, &held).await;
     serve_at(std::mem::take(&mut listeners.pods), resolver, serve).await;
     serving.set();
     common.guard(&config, kernel.as_mut(), witness).await?;
@@ -174,6 +173,16 @@ impl Common {
             self.tasks.spawn(flush.run(self.drain.clone()));
         }
         Ok(())
+    }
+
+    /// Waits for what has to be there before the node's listener is served.
+    async fn first_pass(&self, cold: bool, held: &Held) {
+        if cold {
+            // It came while the programs were loaded. Since they are attached pods are denied.
+            first_pass(&self.readiness).await;
+        }
+        // At the node's listener pods are known by their network namespaces.
+        held.adopted().await;
     }
 
     /// Serves inside pods from now on, beginning with the `inherited` sockets.

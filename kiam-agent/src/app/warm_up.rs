@@ -51,6 +51,13 @@ pub(super) async fn warm_up(
     warn!(pending = ?readiness.pending(), "Serving before everything is there");
 }
 
+/// Waits until everything is there, and for a while at most: nobody serves before.
+pub(super) async fn first_pass(readiness: &Readiness) {
+    if timeout(FIRST_PASS, complete(readiness, &NAMES)).await.is_err() {
+        warn!(pending = ?readiness.pending(), "Serving before everything is there");
+    }
+}
+
 /// Waits until what has these names is there.
 pub(super) async fn complete(readiness: &Readiness, names: &[&'static str]) {
     while readiness.pending().iter().any(|name| names.contains(name)) {
