@@ -29,10 +29,12 @@ fn main() -> ExitCode {
             let _ = writeln!(io::stdout(), "{}", text.trim_end());
             ExitCode::SUCCESS
         }
-        Ok(Task::Uninstall { bpffs, force }) => match uninstall(&bpffs, force) {
-            Ok(code) => code,
-            Err(error) => failed(&error),
-        },
+        Ok(Task::Uninstall { bpffs, state_dir, force }) => {
+            match uninstall(&bpffs, &state_dir, force) {
+                Ok(code) => code,
+                Err(error) => failed(&error),
+            }
+        }
         Ok(Task::Status { live: true, state_dir }) => ask(admin::get(&state_dir, "/live")),
         Ok(Task::Status { live: false, state_dir }) => ask(admin::get(&state_dir, "/ready")),
         Ok(Task::Explain { pod, state_dir }) => {
@@ -49,11 +51,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn uninstall(bpffs: &Path, force: bool) -> Result<ExitCode, intercept::Error> {
+fn uninstall(bpffs: &Path, state_dir: &Path, force: bool) -> Result<ExitCode, intercept::Error> {
     // Held to the end, so that no agent starts meanwhile.
     let unused = intercept::unused(bpffs)?;
     if unused.is_none()
-        && let Some(refusal) = refusal(bpffs, force)
+        && let Some(refusal) = refusal(bpffs, state_dir, force)
     {
         eprintln!("kiam-agent: {refusal}");
         return Ok(ExitCode::FAILURE);
@@ -76,8 +78,13 @@ fn uninstall(bpffs: &Path, force: bool) -> Result<ExitCode, intercept::Error> {
 }
 
 /// Why not, where an agent has the pins in use.
-fn refusal(bpffs: &Path, force: bool) -> Option<String> {
+fn refusal(bpffs: &Path, state_dir: &Path, force: bool) -> Option<String> {
     let shown = bpffs.display();
+    if !force && is_ending(state_dir) {
+        return Some(format!(
+            "an agent on this node, with pins below {shown}, was asked to end and serves until another takes over, or its --grace-period ends: try again then, or end it at once by a second SIGTERM"
+        ));
+    }
     if !force {
         return Some(format!(
             "an agent runs on this node, with pins below {shown}: end it first, or give --force if it hangs"
@@ -91,21 +98,31 @@ fn refusal(bpffs: &Path, force: bool) -> Option<String> {
     ))
 }
 
+/// Whether the agent that runs waits for a successor, as far as it can be asked.
+fn is_ending(state_dir: &Path) -> bool {
+    wait_for(admin::get(state_dir, "/ready")).is_ok_and(|(_, body)| body.contains(app::ENDING))
+}
+
 /// Prints what the agent that runs says; whether that is good, its status says.
 fn ask(
     answer: impl Future<Output = Result<(http::StatusCode, String), admin::StatusError>>,
 ) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&error),
-    };
-    match runtime.block_on(answer) {
-        Ok((status, body)) => {
+    match wait_for(answer) {
+        Ok((good, body)) => {
             print!("{body}");
-            if status.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
-        Err(error) => failed(&error),
+        Err(error) => failed(&*error),
     }
+}
+
+/// What the agent that runs says, and whether that is good.
+fn wait_for(
+    answer: impl Future<Output = Result<(http::StatusCode, String), admin::StatusError>>,
+) -> Result<(bool, String), Box<dyn std::error::Error>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (status, body) = runtime.block_on(answer)?;
+    Ok((status.is_success(), body))
 }
 
 fn failed(error: &(dyn std::error::Error + 'static)) -> ExitCode {

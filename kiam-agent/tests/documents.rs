@@ -80,6 +80,24 @@ fn readme_lists_exactly_the_metrics() {
     assert_eq!(rows("kiam_"), found);
 }
 
+/// The kubelet kills an agent that believes in more time than it has, and one that believes in less leaves too early.
+#[test]
+fn daemonset_gives_the_agent_the_grace_period_that_it_is_told() {
+    let manifest = fs::read_to_string(root().join("deploy/daemonset.yaml"));
+    let manifest = manifest.expect("the manifest can be read");
+    let after = |prefix: &str| {
+        let mut found = manifest.lines().filter_map(|line| line.trim().strip_prefix(prefix));
+        let value = found.next().map(str::to_owned);
+        assert_eq!(found.next(), None, "{prefix} stands there twice");
+        value.unwrap_or_else(|| panic!("no {prefix}"))
+    };
+    let given = after("terminationGracePeriodSeconds: ");
+    assert_eq!(after("- --grace-period="), format!("{given}s"));
+    // Who patches the arguments away has the default.
+    let readme = fs::read_to_string(root().join("README.md")).expect("the README can be read");
+    assert!(readme.contains(&format!("| `--grace-period` | `{given}s` |")));
+}
+
 /// The security model names the test behind each of its rows: `file::test` or `module::test`.
 #[test]
 fn readme_names_tests_that_are_there() {

@@ -151,6 +151,29 @@ fn an_agent_that_ends_politely_leaves_the_door_shut() {
 }
 
 #[test]
+fn pods_are_denied_before_the_api_server_has_answered_at_all() {
+    if lab::skip("pods_are_denied_before_the_api_server_has_answered_at_all") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    lab.kubernetes.stop();
+    let pod = pod(&lab, "orders");
+    let mut agent = Agent::start(&lab, Path::new(AGENT), &[]).unwrap();
+    // On a node that no agent has run on before.
+    eventually("the pod reaches the real metadata service", || {
+        let attempt = pod.credentials().unwrap();
+        attempt.error.as_deref() == Some("EPERM")
+    });
+    assert!(!agent.said("Serving before everything is there"), "{}", agent.log());
+    let packets = || pod.ips().map(|address| lab.imds.packets().get(&address).copied());
+    let before = packets();
+    lab.kubernetes.restart().unwrap();
+    agent.wait_ready(READY_LIMIT).unwrap();
+    lab.assert_role(&pod.credentials().unwrap(), "orders");
+    assert_eq!(packets(), before);
+}
+
+#[test]
 fn known_pods_are_served_while_the_api_server_is_away() {
     if lab::skip("known_pods_are_served_while_the_api_server_is_away") {
         return;

@@ -16,7 +16,9 @@ use tokio::{
 use tracing::info;
 
 use super::{
-    App, Bound, Error, guard,
+    App, Bound, Error,
+    ending::Departure,
+    guard,
     inside::{Held, Insides},
     keeper::Keeper,
     kernel::{Kernel, attach, prepare, resolver},
@@ -28,7 +30,7 @@ use super::{
     running::{Operators, Successor},
     shortage::Shortage,
     unseen::Unseen,
-    warm_up::warm_up,
+    warm_up::{first_pass, warm_up},
 };
 use crate::{
     admin::{self, Operations, OwnSocket, Surface},
@@ -71,11 +73,11 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let failed = Error::state(&config, admin::SOCKET);
     let (socket, own) = admin::bind_unix(&config.state_dir).map_err(failed)?;
     let operators = Operators::answer(socket, operations.clone());
-    warm_up(&common.readiness, &knowledge.credentials, &config).await;
     // The sockets inside pods come all at once.
     serve::raise_open_files();
     // An agent that runs goes on until this one serves.
-    let mut listeners = Listeners::acquire(&config).await?;
+    let warm = warm_up(&common.readiness, &knowledge.credentials, &config);
+    let mut listeners = Listeners::acquire(&config, warm).await?;
     let spare = listeners.duplicates().map_err(Error::Handover)?;
     let unfiltered = listeners.unfiltered(&config).map_err(Error::Handover)?;
     let pods = listeners.pods();
@@ -86,15 +88,15 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let serve = common.serve(service, serving_config(&config));
     let inherited = std::mem::take(&mut listeners.inside);
     let held = common.inside(&config, kernel.as_ref(), &knowledge, (serve.clone(), inherited))?;
-    // At the node's listener pods are known by their network namespaces.
-    held.adopted().await;
+    common.first_pass(listeners.cold, &held).await;
     serve_at(std::mem::take(&mut listeners.pods), resolver, serve).await;
     serving.set();
     common.guard(&config, kernel.as_mut(), witness).await?;
     common.observe(kernel.as_mut(), &knowledge);
     let reassert = Arc::new(Notify::new());
     common.keep(kernel, in_use, (attached, reassert.clone()))?;
-    let gives = gives(&knowledge, held, spare);
+    let departure = Departure::new(config.grace_period);
+    let gives = gives(&knowledge, held, spare, departure.clone());
     let successor = Successor::await_next(&config, gives, reassert.clone())?;
     let (handover, turn) = (listeners.handover.take(), listeners.turn.take());
     let bound = common.operate(&config, operations, (listeners, pods), &own)?;
@@ -107,9 +109,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     // From now on the next one finds this one.
     drop(turn);
     // Not before: until then that agent might have had to go on.
-    for socket in &unfiltered {
-        intercept::unfilter(socket.as_fd()).map_err(Error::Handover)?;
-    }
+    unfilter(&unfiltered)?;
     info!(pods = ?bound.pods, admin = %bound.admin, "Listening");
     let detach = config.intercept.filter(|_| config.detach_on_exit).map(|config| config.bpffs);
     Ok(App {
@@ -121,7 +121,14 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
         successor,
         relieved: false,
         detach,
+        departure,
     })
+}
+
+/// Takes the filter of SYNs off these sockets.
+fn unfilter(sockets: &[OwnedFd]) -> Result<(), Error> {
+    let mut sockets = sockets.iter();
+    sockets.try_for_each(|socket| intercept::unfilter(socket.as_fd())).map_err(Error::Handover)
 }
 
 /// Serves pods at `sockets` too.
@@ -137,11 +144,12 @@ async fn serve_at(
 }
 
 /// What the agent after this one is given.
-fn gives(knowledge: &Knowledge, held: Held, spare: Vec<OwnedFd>) -> Gives {
+fn gives(knowledge: &Knowledge, held: Held, spare: Vec<OwnedFd>, departure: Departure) -> Gives {
     let credentials = knowledge.credentials.clone();
     Gives {
         sockets: Box::new(move || held.beside(&spare)),
         credentials: Box::new(move || credentials.bequeath()),
+        stays: Box::new(move || !departure.is_near()),
     }
 }
 
@@ -166,6 +174,16 @@ impl Common {
             self.tasks.spawn(flush.run(self.drain.clone()));
         }
         Ok(())
+    }
+
+    /// Waits for what has to be there before the node's listener is served.
+    async fn first_pass(&self, cold: bool, held: &Held) {
+        if cold {
+            // It came while the programs were loaded. Since they are attached pods are denied.
+            first_pass(&self.readiness).await;
+        }
+        // At the node's listener pods are known by their network namespaces.
+        held.adopted().await;
     }
 
     /// Serves inside pods from now on, beginning with the `inherited` sockets.

@@ -4,6 +4,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener as Socket},
     os::fd::{AsFd as _, OwnedFd},
+    pin::pin,
     time::Duration,
 };
 
@@ -42,19 +43,35 @@ pub(super) struct Listeners {
     pub(super) handover: Option<Handover>,
     /// This agent's turn to attach; to be dropped once the next one can find it.
     pub(super) turn: Option<Turn>,
+    /// Whether no agent served when this one's turn came, so that nothing was waited for.
+    pub(super) cold: bool,
 }
 
 // === impl Listeners ===
 
 impl Listeners {
-    /// Asks the agent that runs for its sockets, and opens those that it does not give. While one runs that
-    /// gives nothing, waits for what it holds: kubelet ends an agent that hangs.
-    pub(super) async fn acquire(config: &Config) -> Result<Self, Error> {
-        let began = Instant::now();
+    /// Asks the agent that runs for its sockets, once this one is as warm as `warm_up` can make it, and opens those that it
+    /// does not give. Where none serves there is nothing to be warm for. While one runs that gives nothing, waits for what it
+    /// holds: kubelet ends an agent that hangs.
+    pub(super) async fn acquire(
+        config: &Config,
+        warm_up: impl Future<Output = ()>,
+    ) -> Result<Self, Error> {
+        let mut began = Instant::now();
         let mut warned = false;
+        let mut warm_up = pin!(warm_up);
+        let mut cold = true;
         loop {
             // Again each time: who waits for another agent's end keeps nobody from attaching.
             let turn = turn(config).await?;
+            // In this agent's turn, so that none comes to serve between the question and the programs.
+            if cold && handover::is_served(&config.state_dir, &trusted(config)).await {
+                drop(turn);
+                warm_up.as_mut().await;
+                cold = false;
+                began = Instant::now();
+                continue;
+            }
             let answer = handover::ask(&config.state_dir, &trusted(config)).await;
             let (handover, silent) = match answer {
                 Answer::Nobody => (None, None),
@@ -63,7 +80,7 @@ impl Listeners {
             };
             let taken = match Self::open(config, handover).await {
                 Err(error) if error.is_in_use() => error,
-                opened => return opened.map(|opened| Self { turn, ..opened }),
+                opened => return opened.map(|opened| Self { turn, cold, ..opened }),
             };
             drop(turn);
             match silent {
@@ -90,7 +107,7 @@ impl Listeners {
             Some(address) => Some(socket("--metrics", address, &mut handover).await?),
             None => None,
         };
-        Ok(Self { pods, admin, metrics, inside, handover, turn: None })
+        Ok(Self { pods, admin, metrics, inside, handover, turn: None, cold: true })
     }
 
     /// Where pods are redirected to.

@@ -1,11 +1,13 @@
 //! Builds the parts, starts them in order, returns the bound addresses.
 //!
-//! Order: what is pinned stays as it is (it refuses, or an agent that runs serves) → pods and namespaces → first
-//! credentials, bounded → listening sockets, that agent's or new ones → attach or replace the kernel programs →
-//! serve → guard → that agent is relieved → proof → ready. At the end: not ready → drain → exit, with the programs left where
-//! they are, so that pods are refused and never passed through.
+//! Order where an agent runs: what is pinned stays as it is → pods and namespaces → first credentials, bounded → that
+//! agent's listening sockets → replace the kernel programs → serve. Where none does: new sockets → attach or replace the
+//! programs, which deny pods from then on, while pods and first credentials come → serve. Then, in both cases: guard → that
+//! agent is relieved → proof → ready. At the end: not ready → a successor, as long as the grace period allows → drain → exit,
+//! with the programs left where they are, so that pods are denied and never passed through.
 
 mod build;
+mod ending;
 mod error;
 mod explanation;
 mod guard;
@@ -27,13 +29,16 @@ mod unseen;
 mod upstream;
 mod warm_up;
 
-use std::{net::SocketAddr, path::PathBuf, pin::pin, process::ExitCode};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
-pub use self::error::Error;
-use self::running::{Operators, Successor, asked_to_end};
+use self::{
+    ending::{Departure, Signals},
+    running::{Operators, Successor},
+};
+pub use self::{error::Error, running::ENDING};
 use crate::{
     config::{self, Config},
     lifecycle::{DrainSignal, Readiness},
@@ -54,6 +59,7 @@ pub struct App {
     relieved: bool,
     /// `--bpffs`, with `--detach-on-exit`.
     detach: Option<PathBuf>,
+    departure: Departure,
 }
 
 /// Where the agent listens.
@@ -120,11 +126,11 @@ pub fn main(config: Config) -> ExitCode {
     };
     runtime.block_on(async {
         // Heard from the first moment: process 1 of a container has no default that would end it.
-        let mut asked = pin!(asked_to_end());
+        let mut signals = Signals::hear();
         let started = tokio::select! {
             biased;
-            name = &mut asked => {
-                info!(signal = name, "Ending before it serves");
+            request = signals.next() => {
+                info!(signal = %request, "Ending before it serves");
                 // As the signal itself would end it: what is half done must not go on while it is undone, and an
                 // agent that runs puts its own programs back only then.
                 std::process::exit(0)
@@ -132,7 +138,7 @@ pub fn main(config: Config) -> ExitCode {
             started = App::start(config) => started,
         };
         match started {
-            Ok(app) => app.run(asked).await,
+            Ok(app) => app.run(&mut signals).await,
             Err(failure) => {
                 error!(error = %Chain(&failure), "The agent can't start");
                 ExitCode::FAILURE

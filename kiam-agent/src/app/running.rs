@@ -1,17 +1,20 @@
 //! The agent from its start to its end.
 
-use std::{path::Path, pin::Pin, process::ExitCode, sync::Arc, time::Duration};
+use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use tokio::{
     net::UnixListener,
-    signal::unix::{SignalKind, signal},
     sync::Notify,
     task::{JoinError, JoinHandle},
-    time::timeout,
+    time::{Instant, timeout_at},
 };
 use tracing::{error, info, warn};
 
-use super::{App, Error, listeners::trusted};
+use super::{
+    App, Error,
+    ending::{Course, Request, Signals},
+    listeners::trusted,
+};
 use crate::{
     admin::{self, Operations},
     config::Config,
@@ -22,6 +25,11 @@ use crate::{
 
 /// How long the end waits for a successor that has the sockets to say that it serves.
 const EXCHANGE_DEADLINE: Duration = Duration::from_secs(5);
+/// How long before the limit of the drain that ends, so that open connections have some time.
+const LAST_REQUESTS: Duration = Duration::from_secs(1);
+
+/// What an agent is not ready for that was asked to end and serves until another takes over.
+pub const ENDING: &str = "asked to end: serving until another agent takes over";
 
 /// What answers operators until the very end: a process that was relieved is alive and not ready.
 pub(super) struct Operators {
@@ -82,11 +90,14 @@ impl Successor {
         std::future::pending().await
     }
 
-    /// Withdraws the offer; a successor that was about to take over may still, as [`Self::took_over`] says.
-    async fn finish(&mut self) -> Option<bool> {
+    /// Withdraws the offer; a successor that was about to take over may still, as [`Self::took_over`] says, but not
+    /// so late that nothing would be left until the `limit` of the drain.
+    async fn finish(&mut self, limit: Option<Instant>) -> Option<bool> {
         self.withdraw.start();
         let mut offer = self.offer.take()?;
-        let ended = timeout(EXCHANGE_DEADLINE, &mut offer).await;
+        let usual = Instant::now() + EXCHANGE_DEADLINE;
+        let deadline = limit.map_or(usual, |limit| usual.min(limit - LAST_REQUESTS));
+        let ended = timeout_at(deadline, &mut offer).await;
         offer.abort();
         match ended {
             Ok(Ok(Ended::Taken { queue })) => Some(queue),
@@ -104,38 +115,67 @@ impl Successor {
 impl App {
     /// Finishes what has begun and ends. The kernel programs stay, unless `--detach-on-exit` says otherwise and
     /// no other agent goes on.
-    pub async fn stop(mut self) {
+    async fn stop(mut self) {
+        let limit = self.departure.limit();
         if !self.relieved
-            && let Some(queue) = self.successor.finish().await
+            && let Some(queue) = self.successor.finish(limit).await
         {
             self.relieve(queue);
         }
+        // Only now is it known whether another agent serves.
+        match (self.relieved, self.detach.is_some()) {
+            (true, _) => info!("Ending; a newer agent serves"),
+            (false, true) => info!("Draining; the kernel programs are detached afterwards"),
+            (false, false) => info!("Draining; the kernel programs stay and deny pods"),
+        }
         self.drain.start();
-        while self.tasks.join_next().await.is_some() {}
+        self.finish_work(limit).await;
         if let Some(bpffs) = self.detach.take_if(|_| !self.relieved) {
             detach(&bpffs);
         }
         self.operators.end().await;
     }
 
-    /// Runs until a part ends that must not, or the system asks for the end, which `asked` tells. An agent that was relieved stays:
-    /// the kubelet would start one that ends again, and that would take over in its turn.
-    pub(super) async fn run(
-        mut self,
-        mut asked: Pin<&mut impl Future<Output = &'static str>>,
-    ) -> ExitCode {
+    /// Waits until every part has ended, or gives up at the `limit`: the system would kill the agent before it has detached
+    /// anything.
+    async fn finish_work(&mut self, limit: Option<Instant>) {
+        let tasks = &mut self.tasks;
+        let all = async { while tasks.join_next().await.is_some() {} };
+        match limit {
+            None => all.await,
+            Some(limit) => {
+                if timeout_at(limit, all).await.is_err() {
+                    warn!("The grace period ends; what is not finished is given up");
+                    self.tasks.abort_all();
+                }
+            }
+        }
+    }
+
+    /// Runs until a part ends that must not, or the system asks for the end by `signals`. At SIGTERM the agent serves on as
+    /// long as a successor can come. One that was relieved before stays until it is asked to end: the kubelet would start one
+    /// that ends again, and that would take over in its turn.
+    pub(super) async fn run(mut self, signals: &mut Signals) -> ExitCode {
         loop {
             tokio::select! {
-                name = &mut asked => {
-                    match (self.relieved, self.detach.is_some()) {
-                        (true, _) => info!(signal = name, "Ending; a newer agent serves"),
-                        (_, true) => info!(signal = name, "Draining; then the kernel programs are taken away"),
-                        _ => info!(signal = name, "Draining; the kernel programs stay and refuse pods"),
+                request = signals.next() => {
+                    if self.ends_at_once(request) {
+                        self.stop().await;
+                        return ExitCode::SUCCESS;
                     }
+                }
+                queue = self.successor.took_over(), if !self.relieved => {
+                    self.relieve(queue);
+                    if self.departure.is_planned() {
+                        self.stop().await;
+                        return ExitCode::SUCCESS;
+                    }
+                }
+                () = self.departure.due() => {
+                    warn!("No agent has taken over within the grace period");
                     self.stop().await;
                     return ExitCode::SUCCESS;
                 }
-                queue = self.successor.took_over(), if !self.relieved => self.relieve(queue),
                 Some(ended) = self.tasks.join_next() => {
                     if panicked(&ended) || !self.relieved {
                         error!("A part of the agent ended that must not; ending");
@@ -147,9 +187,33 @@ impl App {
         }
     }
 
+    /// Whether there is nobody to serve on for.
+    fn ends_at_once(&self, request: Request) -> bool {
+        let course = match self.relieved {
+            true => Course::AtOnce,
+            false => self.departure.plan(request),
+        };
+        match course {
+            Course::AtOnce => info!(signal = %request, "Asked to end"),
+            Course::ServeOn(service) => {
+                info!(
+                    signal = %request,
+                    "Asked to end; serving until another agent takes over, for {} s at most. A second signal ends that",
+                    service.as_secs()
+                );
+                // Never set again.
+                let _ = self.readiness.latch(ENDING);
+            }
+        }
+        course == Course::AtOnce
+    }
+
     /// Another agent serves: what was accepted is finished, and the lease is left to it.
     fn relieve(&mut self, queue: bool) {
-        info!("A newer agent serves; this one is idle until it is told to end");
+        match self.departure.is_planned() {
+            true => info!("A newer agent serves"),
+            false => info!("A newer agent serves; this one is idle until it is asked to end"),
+        }
         self.relieved = true;
         // Never set again.
         let _ = self.readiness.latch("handed over to a newer agent");
@@ -159,19 +223,6 @@ impl App {
 
 fn panicked(ended: &Result<(), JoinError>) -> bool {
     ended.as_ref().is_err_and(JoinError::is_panic)
-}
-
-/// Returns the name of the signal by which the system asks for the end.
-pub(super) async fn asked_to_end() -> &'static str {
-    let (Ok(mut term), Ok(mut int)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => "SIGTERM",
-        _ = int.recv() => "SIGINT",
-    }
 }
 
 fn detach(bpffs: &Path) {

@@ -14,10 +14,12 @@ const FIRST_PASS: Duration = Duration::from_secs(10);
 /// How long single roles that STS does not give may keep an agent from relieving the one that serves, which
 /// may hold them.
 const STRAGGLERS: Duration = Duration::from_secs(300);
+/// How often it is asked after that whether the other agent goes on.
+const AGAIN: Duration = Duration::from_secs(1);
 const NAMES: [&str; 4] = ["pods", "namespaces", "service accounts", "first credentials"];
 
 /// Waits until everything is there, and for a while at most; but for as long as it takes while another agent
-/// serves: that one has what this one lacks.
+/// serves and does not end: that one has what this one lacks.
 pub(super) async fn warm_up(
     readiness: &Readiness,
     credentials: &CredentialReader,
@@ -25,8 +27,9 @@ pub(super) async fn warm_up(
 ) {
     let began = Instant::now();
     let mut warned = false;
+    let mut patience = FIRST_PASS;
     loop {
-        let passed = timeout(FIRST_PASS, complete(readiness, &NAMES)).await.is_ok();
+        let passed = timeout(patience, complete(readiness, &NAMES)).await.is_ok();
         let held = credentials.summary();
         let lacks = held.retried > 0 && (held.ready == 0 || began.elapsed() < STRAGGLERS);
         if passed && !lacks {
@@ -40,9 +43,19 @@ pub(super) async fn warm_up(
             warn!(?pending, roles = held.retried, "Not taking over before everything is there");
             warned = true;
         }
-        sleep(Duration::from_secs(1)).await;
+        patience = AGAIN;
+        if passed {
+            sleep(AGAIN).await;
+        }
     }
     warn!(pending = ?readiness.pending(), "Serving before everything is there");
+}
+
+/// Waits until everything is there, and for a while at most: nobody serves before.
+pub(super) async fn first_pass(readiness: &Readiness) {
+    if timeout(FIRST_PASS, complete(readiness, &NAMES)).await.is_err() {
+        warn!(pending = ?readiness.pending(), "Serving before everything is there");
+    }
 }
 
 /// Waits until what has these names is there.

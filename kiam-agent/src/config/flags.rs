@@ -27,6 +27,9 @@ pub(super) enum Subcommands {
         /// Folder of the pins
         #[arg(long, value_name = "DIR", default_value = BPFFS)]
         bpffs: String,
+        /// Folder of the agent's socket
+        #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+        state_dir: String,
         /// Even while an agent has them in use, if that hangs
         #[arg(long)]
         force: bool,
@@ -132,7 +135,10 @@ pub(super) struct Flags {
     /// Folder for the token key and the admin socket
     #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
     pub(super) state_dir: String,
-    /// At SIGTERM do what uninstall does, unless another agent has taken over
+    /// How long the system waits after SIGTERM; the agent serves until another takes over, or 3 s before that
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub(super) grace_period: String,
+    /// At its end do what uninstall does, unless another agent has taken over
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", default_value = "false")]
     pub(super) detach_on_exit: String,
     /// How long a request may wait for its pod or credentials

@@ -61,6 +61,8 @@ pub enum Task {
     Uninstall {
         /// `--bpffs`.
         bpffs: PathBuf,
+        /// `--state-dir`, of the agent that may have them in use.
+        state_dir: PathBuf,
         /// Even while an agent has them in use, if that hangs.
         force: bool,
     },
@@ -137,6 +139,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// `--detach-on-exit`.
     pub detach_on_exit: bool,
+    /// `--grace-period`.
+    pub grace_period: Duration,
     /// `--admin`.
     pub admin: SocketAddr,
     /// `--metrics`.
@@ -245,6 +249,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let sts = sts::sts(flags, vars, mistakes);
     let state_dir = mistakes.folder("state-dir", &flags.state_dir);
     let detach_on_exit = mistakes.switch("detach-on-exit", &flags.detach_on_exit);
+    let grace_period = mistakes.duration("grace-period", &flags.grace_period, Duration::ZERO, DAY);
     let admin = mistakes.parse("admin", &flags.admin);
     let metrics = flags.metrics.as_ref().map(|text| mistakes.parse("metrics", text));
     Some(Config {
@@ -266,6 +271,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
         upstream: upstream?,
         state_dir: state_dir?,
         detach_on_exit,
+        grace_period: grace_period?,
         admin: admin?,
         metrics: given(metrics)?,
     })

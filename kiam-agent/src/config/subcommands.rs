@@ -13,7 +13,7 @@ pub(super) fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, Usage
     words.extend_from_slice(arguments);
     // Where the agent was told by its environment, they must look there too.
     let known: &[_] = match arguments.first().map(String::as_str) {
-        Some("uninstall") => &[("--bpffs", "KIAM_BPFFS")],
+        Some("uninstall") => &[("--bpffs", "KIAM_BPFFS"), ("--state-dir", "KIAM_STATE_DIR")],
         Some("status" | "explain" | "refresh") => &[("--state-dir", "KIAM_STATE_DIR")],
         _ => &[],
     };
@@ -23,9 +23,10 @@ pub(super) fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, Usage
         }
     }
     match CommandLine::try_parse_from(words) {
-        Ok(CommandLine { command: Some(Subcommands::Uninstall { bpffs, force }), .. }) => {
-            Ok(Task::Uninstall { bpffs: bpffs.into(), force })
-        }
+        Ok(CommandLine {
+            command: Some(Subcommands::Uninstall { bpffs, state_dir, force }),
+            ..
+        }) => Ok(Task::Uninstall { bpffs: bpffs.into(), state_dir: state_dir.into(), force }),
         Ok(CommandLine { command: Some(Subcommands::ProofClient), .. }) => Ok(Task::ProofClient),
         Ok(CommandLine { command: Some(Subcommands::Status { live, state_dir }), .. }) => {
             Ok(Task::Status { live, state_dir: state_dir.into() })

@@ -422,6 +422,9 @@ fn a_subcommand_comes_first() {
 #[test]
 fn subcommands_look_where_the_environment_says_that_the_agent_is() {
     let vars = [("KIAM_STATE_DIR", "/run/a"), ("KIAM_BPFFS", "/sys/fs/bpf/a")];
+    let uninstall = with("uninstall", &vars);
+    let Ok(Task::Uninstall { state_dir, .. }) = uninstall else { panic!("{uninstall:?}") };
+    assert_eq!(state_dir, PathBuf::from("/run/a"));
     let folder = |line| match with(line, &vars).unwrap() {
         Task::Status { state_dir, .. }
         | Task::Explain { state_dir, .. }

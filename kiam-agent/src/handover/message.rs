@@ -23,6 +23,8 @@ pub(super) const CREDENTIALS: &[u8; REQUEST.len()] = b"kiam-sessions 1\n";
 pub(super) const PRESENCE: &[u8; REQUEST.len()] = b"kiam-presence 1\n";
 /// The answer.
 pub(super) const PRESENT: u8 = b'P';
+/// The answer of one that serves, but ends soon: who waits for it to go on would come too late.
+pub(super) const LEAVING: u8 = b'L';
 /// The successor's last word: it serves on all the sockets.
 pub(super) const TAKEN: u8 = b'T';
 /// The same, but some of its sockets are others: what is in the predecessor's queue is its own.

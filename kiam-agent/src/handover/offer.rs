@@ -33,6 +33,8 @@ pub struct Gives {
     pub sockets: Box<dyn Fn() -> io::Result<Vec<OwnedFd>> + Send + Sync>,
     /// The credentials that it holds, in a form that the successor knows.
     pub credentials: Box<dyn Fn() -> Zeroizing<Vec<u8>> + Send + Sync>,
+    /// Whether it serves for as long as the successor needs. If not, that one takes over with what it has.
+    pub stays: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
 /// The standing offer of the agent that runs: its sockets, to whoever comes after it.
@@ -163,7 +165,8 @@ async fn exchange(
         read => read?,
     };
     if request == *message::PRESENCE {
-        stream.write_all(&[message::PRESENT]).await?;
+        let stays = (gives.stays)();
+        stream.write_all(&[if stays { message::PRESENT } else { message::LEAVING }]).await?;
         return Ok(Exchange::Answered);
     }
     if request == *message::CREDENTIALS {

@@ -86,7 +86,7 @@ pub async fn credentials(state_dir: &Path, trusted: &Trusted) -> Option<Zeroizin
     }
 }
 
-/// Whether an agent that does not hang serves with this `state_dir`. One late answer is no hanging: a node that
+/// Whether an agent that does not hang serves with this `state_dir`, and will for as long as it is needed. One late answer is no hanging: a node that
 /// starts many pods is busy.
 pub async fn is_served(state_dir: &Path, trusted: &Trusted) -> bool {
     let exchange = async || {

@@ -7,7 +7,7 @@ use std::{
     os::unix::{fs::PermissionsExt as _, net::UnixStream as Std},
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -29,6 +29,7 @@ struct Predecessor {
     folder: TempDir,
     pods: SocketAddr,
     abandoned: Arc<AtomicU32>,
+    leaving: Arc<AtomicBool>,
     signal: DrainSignal,
     ended: JoinHandle<Ended>,
 }
@@ -43,6 +44,8 @@ fn stand(folder: TempDir, trusted: Trusted) -> Predecessor {
     let abandoned = Arc::new(AtomicU32::new(0));
     let (signal, drain) = lifecycle::drain();
     let count = abandoned.clone();
+    let leaving = Arc::new(AtomicBool::new(false));
+    let leaves = leaving.clone();
     let abandon = move || {
         count.fetch_add(1, Ordering::Relaxed);
     };
@@ -51,9 +54,10 @@ fn stand(folder: TempDir, trusted: Trusted) -> Predecessor {
     let gives = Gives {
         sockets: Box::new(move || Ok(vec![listener.try_clone()?])),
         credentials: Box::new(|| b"what is held".to_vec().into()),
+        stays: Box::new(move || !leaves.load(Ordering::Relaxed)),
     };
     let ended = tokio::spawn(offer.stand(gives, trusted, abandon, drain));
-    Predecessor { folder, pods, abandoned, signal, ended }
+    Predecessor { folder, pods, abandoned, leaving, signal, ended }
 }
 
 async fn given(folder: &TempDir) -> Handover {
@@ -124,6 +128,9 @@ async fn what_is_not_sealed_or_not_asked_for_is_not_taken_for_credentials() {
 async fn successor_that_dies_is_forgotten_and_the_next_one_served() {
     let predecessor = stand(tempfile::tempdir().unwrap(), everybody());
     assert!(is_served(predecessor.folder.path(), &everybody()).await);
+    // One that ends soon is not waited for.
+    predecessor.leaving.store(true, Ordering::Relaxed);
+    assert!(!is_served(predecessor.folder.path(), &everybody()).await);
     drop(given(&predecessor.folder).await);
     let handover = given(&predecessor.folder).await;
     assert_eq!(predecessor.abandoned.load(Ordering::Relaxed), 1);

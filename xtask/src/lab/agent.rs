@@ -176,16 +176,25 @@ impl Agent {
     ///
     /// When it takes longer than a minute.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
-        let started = Instant::now();
         if self.status()?.is_none() {
             self.signal(Signal::TERM)?;
         }
+        self.wait_end(EXIT_LIMIT)
+    }
+
+    /// Waits until it has ended by itself, and returns how it did.
+    ///
+    /// # Errors
+    ///
+    /// When `limit` passes first; with what it logged.
+    pub fn wait_end(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let started = Instant::now();
         loop {
             if let Some(status) = self.status()? {
                 return Ok(status);
             }
-            if started.elapsed() > EXIT_LIMIT {
-                bail!("the agent goes on {EXIT_LIMIT:?} after SIGTERM; it said:\n{}", self.log());
+            if started.elapsed() > limit {
+                bail!("the agent has not ended after {limit:?}; it said:\n{}", self.log());
             }
             thread::sleep(POLL);
         }
@@ -209,7 +218,12 @@ impl Agent {
         self.signal(Signal::CONT)
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    ///
+    /// When it has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
         kill_process(Pid::from_child(&self.child), signal).context("signalling the agent")
     }
 
@@ -244,6 +258,7 @@ impl Lab {
     pub fn uninstall(&self, binary: &Path) -> Result<String> {
         let mut command: Command = self.node.command(binary)?;
         command.env_clear().arg("uninstall").arg("--bpffs").arg(self.pins());
+        command.arg("--state-dir").arg(self.state());
         let output = command.stdin(Stdio::null()).output().context("running uninstall")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned()
             + &String::from_utf8_lossy(&output.stderr);
@@ -285,7 +300,7 @@ fn log_file(folder: &Path) -> Result<(PathBuf, File)> {
 /// The flags of a plain installation, but for those that `further` has.
 fn flags(lab: &Lab, further: &[&str]) -> Result<Vec<OsString>> {
     let (host, port) = ADMIN;
-    let flags: [(&str, OsString); 13] = [
+    let flags: [(&str, OsString); 14] = [
         ("host", NODE_V4.to_string().into()),
         ("port", AGENT_PORT.to_string().into()),
         ("admin", format!("{host}:{port}").into()),
@@ -299,6 +314,8 @@ fn flags(lab: &Lab, further: &[&str]) -> Result<Vec<OsString>> {
         ("region", REGION.into()),
         ("role-base-arn", role_base_arn().into()),
         ("level", "debug".into()),
+        // Tests that end an agent mostly have no successor for it.
+        ("grace-period", "0s".into()),
     ];
     let given = |name: &str| further.iter().any(|flag| flag.starts_with(&format!("--{name}=")));
     Ok(flags

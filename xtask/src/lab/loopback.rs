@@ -233,6 +233,8 @@ fn flags(folder: &Path, sts: &str, further: &[&str]) -> Vec<OsString> {
         ("sts-endpoint", sts.to_owned()),
         ("kubeconfig", within("kubeconfig")),
         ("state-dir", within("state")),
+        // Tests that end an agent mostly have no successor for it.
+        ("grace-period", "0s".to_owned()),
     ];
     let given = |name: &str| further.iter().any(|flag| flag.starts_with(&format!("--{name}=")));
     let usual = flags.into_iter().filter(|(name, _)| !given(name));
