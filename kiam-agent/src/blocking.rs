@@ -6,7 +6,10 @@
 
 use std::marker::PhantomData;
 
-use tokio::{runtime::Handle, task::JoinHandle};
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    task::{JoinHandle, block_in_place},
+};
 
 /// Proof that the current thread may block. It can't be sent to another thread.
 #[derive(Debug)]
@@ -27,6 +30,16 @@ pub fn spawn<T: Send + 'static>(
     work: impl FnOnce(&Blocking) -> T + Send + 'static,
 ) -> JoinHandle<T> {
     tokio::task::spawn_blocking(move || work(&Blocking(PhantomData)))
+}
+
+/// Does `work`, which computes for long, on this thread. Where that is a runtime's, its other tasks go on on another one
+/// meanwhile.
+pub fn in_place<T>(work: impl FnOnce() -> T) -> T {
+    let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
+    match flavor {
+        Ok(RuntimeFlavor::MultiThread) => block_in_place(work),
+        _ => work(),
+    }
 }
 
 #[cfg(test)]

@@ -76,7 +76,7 @@ impl Permitted {
         if text.len() > MAX_LENGTH {
             return Err(TooLong { length: text.len(), most: MAX_LENGTH }.into());
         }
-        COMPILED.get(text, || match compile(text) {
+        COMPILED.get_slowly(text, || match compile(text) {
             Ok(machine) => {
                 let matched = Kept::new(ROOM_FOR_ROLES);
                 Ok(Self(Arc::new(Expression { machine, matched })))

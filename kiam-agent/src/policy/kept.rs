@@ -6,6 +6,8 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use crate::blocking::in_place;
+
 /// What an entry costs besides its text and its weight: its place in the table.
 const OVERHEAD: usize = 128;
 
@@ -15,6 +17,8 @@ const OVERHEAD: usize = 128;
 #[derive(Debug)]
 pub(super) struct Kept<T> {
     made: Mutex<Made<T>>,
+    /// Held by who makes something that takes long.
+    making: Mutex<()>,
     /// How much memory it takes at most, in bytes: whoever annotates namespaces must not fill the agent's.
     room: usize,
 }
@@ -39,7 +43,7 @@ impl<T: Clone + Weigh> Kept<T> {
     /// An empty one, which takes so many bytes at most.
     pub(super) fn new(room: usize) -> Self {
         let (young, old) = (HashMap::new(), HashMap::new());
-        Self { made: Mutex::new(Made { young, old, cost: 0 }), room }
+        Self { made: Mutex::new(Made { young, old, cost: 0 }), making: Mutex::default(), room }
     }
 
     /// What `make` makes of `text`, or made of it before. Nobody waits for another's `make`.
@@ -50,6 +54,17 @@ impl<T: Clone + Weigh> Kept<T> {
         let made = make();
         self.keep(&mut self.made(), text, made.clone());
         made
+    }
+
+    /// The same of a `make` that takes long: one after the other, each text once, and no task of the runtime waits for it but
+    /// those that need what is made.
+    pub(super) fn get_slowly(&self, text: &str, make: impl FnOnce() -> T) -> T {
+        self.known(text).unwrap_or_else(|| {
+            in_place(|| {
+                let _turn = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+                self.get(text, make)
+            })
+        })
     }
 
     fn known(&self, text: &str) -> Option<T> {
@@ -110,7 +125,14 @@ impl<T: Weigh, E> Weigh for Result<T, E> {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
+    use std::{
+        cell::Cell,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+            mpsc,
+        },
+    };
 
     use super::*;
 
@@ -135,6 +157,33 @@ mod tests {
         }
         let longer = "x".repeat(ROOM / 2);
         assert_eq!((kept.get(&longer, || true), kept.get(&longer, || false)), (true, false));
+    }
+
+    #[test]
+    fn what_takes_long_is_made_once_and_keeps_no_other_task_waiting() {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let (kept, made) = (Arc::new(Kept::new(ROOM)), Arc::new(AtomicUsize::new(0)));
+        let (go_on, wait) = mpsc::channel();
+        let wait = Arc::new(Mutex::new(wait));
+        let get = || {
+            let (kept, made, wait) = (kept.clone(), made.clone(), wait.clone());
+            runtime.spawn(async move {
+                kept.get_slowly("a", || {
+                    made.fetch_add(1, Ordering::Relaxed);
+                    wait.lock().unwrap().recv().unwrap();
+                    true
+                })
+            })
+        };
+        let slow = [get(), get()];
+        // The only thread of the runtime goes on while something is made.
+        let other = runtime.block_on(runtime.spawn(async move { go_on.send(()) }));
+        assert!(other.unwrap().is_ok());
+        for task in slow {
+            assert!(runtime.block_on(task).unwrap());
+        }
+        assert_eq!(made.load(Ordering::Relaxed), 1);
     }
 
     #[test]
