@@ -226,7 +226,7 @@ mod tests {
             ("kiam-agent/src/intercept/walk.rs", "fs::read_dir(path)", false),
             (
                 "kiam-agent/src/imds/mod.rs",
-                "#[cfg(test)]\nmod tests { fn a() { read_dir(); } }",
+                "#[cfg(test)]\nmod tests {\nfn a() { read_dir(); }\n}",
                 false,
             ),
             ("kiam-agent/tests/a.rs", "fs::read_dir(path)", false),

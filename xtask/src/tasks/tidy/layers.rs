@@ -176,7 +176,11 @@ mod tests {
             ("pods/x.rs", "use aya::Ebpf;", "only intercept may name `aya`"),
             ("pods/x.rs", "use aws_smithy_types::X;", "only sts may name `aws_smithy_types`"),
             ("pods/x.rs", "fn a(x: kube::Client) {}", "only cluster may name `kube`"),
-            ("pods/x.rs", "use http;", "only imds, admin, serve may name `http`"),
+            (
+                "pods/x.rs",
+                "use http;",
+                "only imds, admin, serve, cluster, sts, proxy may name `http`",
+            ),
         ];
         for (path, text, wanted) in cases {
             let found = complaints(&[(&format!("kiam-agent/src/{path}"), text)]);
