@@ -140,6 +140,18 @@ pub(crate) fn ensure_iproute() -> Result<()> {
     install_packages(&["iproute2"])
 }
 
+/// Installs `nft`, with which the tests of the guard do what kube-proxy does, where it is missing and can be installed; without
+/// it they say so.
+pub(crate) fn ensure_nftables() {
+    if output_of(command("nft").arg("--version")).is_some() || look_for_apt() != Apt::Usable {
+        return;
+    }
+    say("installing Debian packages: nftables");
+    if let Err(error) = install_packages(&["nftables"]) {
+        say(format!("no nft to be had: {error:#}"));
+    }
+}
+
 /// Installs a container runtime and what the lab runs it with, where it is missing and can be installed; without it the
 /// tests that need one say so.
 pub(crate) fn ensure_container_runtime() {
