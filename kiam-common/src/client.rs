@@ -46,8 +46,8 @@ const _: () = assert!(size_of::<Opener>() == 32);
 pub struct Client {
     /// What is published.
     pub opener: Opener,
-    /// Under which key, while the state is [`Client::BEGUN`] or [`Client::PUBLISHED`]. The kernel may change the source address between
-    /// the handshake and the close (`ip_dynaddr`), so the key is kept.
+    /// Under which key, while the state is [`Client::BEGUN`] or [`Client::PUBLISHED`]. The kernel may change the source
+    /// address between the handshake and the close (`ip_dynaddr`), so the key is kept.
     pub key: FlowKey,
     /// The cgroup that the connection counts for: its pod's.
     pub pod: u64,
@@ -70,11 +70,11 @@ impl Client {
     pub const RECORDED: u32 = 1;
     /// `state` once the SYN is on its way: the connection counts for its pod, and at the node's listener the filter of
     /// SYNs lets it in.
-    pub const BEGUN: u32 = 4;
+    pub const BEGUN: u32 = 2;
     /// `state` while the connection stands, and `FLOWS` tells whose it is.
-    pub const PUBLISHED: u32 = 2;
+    pub const PUBLISHED: u32 = 3;
     /// `state` once the record was used: what the socket connects to later needs a new one.
-    pub const SPENT: u32 = 3;
+    pub const SPENT: u32 = 4;
 }
 
 /// `SANDBOXES` value, by network namespace cookie: a namespace that is known to be a pod's.

@@ -55,7 +55,7 @@ pub(crate) fn record(ctx: &SockAddrContext, redirected: Redirected) -> Result<()
         return Err(Reason::Quota);
     }
     let netns = netns(ctx);
-    if !has_room(netns) {
+    if !has_room(netns, redirected.inside) {
         return Err(Reason::Full);
     }
     // SAFETY: the context's socket is the one that is being connected.
@@ -90,10 +90,10 @@ pub(crate) fn record(ctx: &SockAddrContext, redirected: Redirected) -> Result<()
     Ok(())
 }
 
-/// Whether `FLOWS` takes another connection's two entries. They are written later, when the connect can't be denied any more:
-/// it would wait in vain for an answer to its SYN.
+/// Whether `FLOWS` takes the entries of another connection: one for a listener inside the pod, two for the node's. They are
+/// written later, when the connect can't be denied any more: it would wait in vain for an answer to its SYN.
 #[inline(always)]
-fn has_room(netns: u64) -> bool {
+fn has_room(netns: u64, inside: bool) -> bool {
     // No connection has these ends.
     let nobodys = FlowKey {
         netns,
@@ -105,15 +105,18 @@ fn has_room(netns: u64) -> bool {
     };
     let another = FlowKey { netns: 0, ..nobodys };
     let nobody = Opener { cgroup: 0, netns, socket: 0, on_host: 0, pad: 0 };
-    let one = FLOWS.insert(nobodys, nobody, 0).is_ok();
-    let both = one && FLOWS.insert(another, nobody, 0).is_ok();
-    if both {
-        let _ = FLOWS.remove(another);
+    if FLOWS.insert(nobodys, nobody, 0).is_err() {
+        return false;
     }
-    if one {
-        let _ = FLOWS.remove(nobodys);
+    let mut room = true;
+    if !inside {
+        room = FLOWS.insert(another, nobody, 0).is_ok();
+        if room {
+            let _ = FLOWS.remove(another);
+        }
     }
-    both
+    let _ = FLOWS.remove(nobodys);
+    room
 }
 
 /// The record of a socket that was redirected.
@@ -254,7 +257,7 @@ fn enter(client: &Client, key: FlowKey) -> Result<(), Reason> {
 fn admit(client: &Client, key: FlowKey) -> Result<(), Reason> {
     let key = FlowKey { netns: 0, ..key };
     // SAFETY: only whether the entry is there is asked.
-    if client.inside != 0 || unsafe { FLOWS.get(key) }.is_some() {
+    if unsafe { FLOWS.get(key) }.is_some() {
         return Ok(());
     }
     FLOWS.insert(key, client.opener, 0).map_err(|_| Reason::Full)

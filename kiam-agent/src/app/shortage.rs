@@ -16,13 +16,13 @@ use crate::{
 const PERIOD: Duration = Duration::from_secs(2);
 /// How often the same is logged.
 const LOG_PERIOD: Duration = Duration::from_secs(60);
-/// Periods in a row with such denials until readiness is taken away: a moment's shortage is over sooner.
+/// Periods in a row with such denials until the agent is not ready: a brief shortage ends sooner.
 const LASTING: u32 = 5;
 /// Periods in a row without any until the agent is ready again.
 const QUIET: u32 = 15;
 
-/// Logs that pods' connects are denied for want of room in the kernel's tables, or of memory, and takes readiness away
-/// while that lasts.
+/// Logs that pods' connects are denied because the kernel's tables, or memory, are full. The agent is not ready while that
+/// lasts.
 pub(super) struct Shortage {
     verdicts: Verdicts,
     latch: Latch,

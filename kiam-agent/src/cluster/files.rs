@@ -121,7 +121,7 @@ fn kubeconfig(path: &Path) -> Result<(kube::Config, Option<String>, Digest), Kub
         cluster.proxy_url.replace(NO_SUCH_PROXY.to_owned()).filter(|url| !url.is_empty())
     });
     let mut config = kube::Config::try_from(file)?;
-    // What a plugin is told of the cluster.
+    // What a plugin learns about the cluster.
     if let Some(told) = config.auth_info.exec.as_mut().and_then(|exec| exec.cluster.as_mut()) {
         told.proxy_url.clone_from(&own);
     }

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use super::{Credentials, Names, SourceError};
 use crate::role::{Claimant, RoleIdentity};
 
-/// A call that is to be told of. Other pods may share what it brings.
+/// A call that is to be reported. Other pods may share its result.
 pub(super) struct Told<'a> {
     identity: &'a RoleIdentity,
     claimant: &'a Claimant,

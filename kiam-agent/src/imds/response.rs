@@ -16,7 +16,7 @@ const SERVER: HeaderValue = HeaderValue::from_static("EC2ws");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain");
 /// Tells a person why; programs judge by the status.
 const REASON: &str = "x-kiam-reason";
-/// The longest wait that clients are told of. SDK for Go v1, SDK for JavaScript v2 and urllib3 obey it before each of
+/// The longest `Retry-After` that clients get. SDK for Go v1, SDK for JavaScript v2 and urllib3 obey it before each of
 /// their attempts, so that a minute of it hangs a program for several.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Characters of a reason that are sent.

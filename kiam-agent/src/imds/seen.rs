@@ -43,7 +43,7 @@ fn uid_of(client: &Result<Client, Unattested>) -> Option<&PodUid> {
 // === impl Seen ===
 
 impl Seen {
-    /// Finds out which pod asked, where that is told of, and remembers what it was refused.
+    /// Finds out which pod asked, where that is recorded, and remembers what it was refused.
     pub(super) fn note(
         &mut self,
         client: &Result<Client, Unattested>,

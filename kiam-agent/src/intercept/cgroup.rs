@@ -216,7 +216,7 @@ fn found(walk: &mut Walk<'_>, mounts: &[PathBuf]) -> Vec<PathBuf> {
     matches
 }
 
-/// Not below a match: what is there is the pods'.
+/// Not below a match: those cgroups are the pods'.
 fn search(walk: &mut Walk<'_>, folder: &Path, depth: usize, matches: &mut Vec<PathBuf>) {
     for path in walk.children(folder, SEARCH_WIDTH).unwrap_or_default() {
         if path.file_name().and_then(|name| name.to_str()).is_some_and(is_root) {

@@ -101,7 +101,7 @@ impl Watch {
         inode(&self.root) != self.folders.get(&self.root).map(|folder| folder.inode)
     }
 
-    /// Compares what is watched with what is there, and has all pods looked at.
+    /// Compares the watches with the cgroups that exist, and has all pods scanned.
     pub(super) fn sweep(&mut self) -> Vec<Change> {
         self.compare(true)
     }

@@ -256,7 +256,7 @@ fn find(folder: &Path, wanted: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
 // === impl Qemu ===
 
 impl Qemu {
-    /// QEMU with a processor that emulates kernels well, and nothing that it is not told of.
+    /// QEMU with a processor that emulates kernels well, and no default devices.
     pub(super) fn command(&self) -> Command {
         let mut qemu = command("nice");
         let share = self.root.join("usr/share");
