@@ -132,11 +132,14 @@ mod tests {
             atomic::{AtomicUsize, Ordering},
             mpsc,
         },
+        time::Duration,
     };
 
     use super::*;
 
     const ROOM: usize = 64 * 1024;
+    /// Longer than a slow machine takes.
+    const LIMIT: Duration = Duration::from_secs(60);
 
     fn taken(kept: &Kept<bool>) -> usize {
         let made = kept.made.lock().unwrap();
@@ -171,7 +174,7 @@ mod tests {
             runtime.spawn(async move {
                 kept.get_slowly("a", || {
                     made.fetch_add(1, Ordering::Relaxed);
-                    wait.lock().unwrap().recv().unwrap();
+                    wait.lock().unwrap().recv_timeout(LIMIT).unwrap();
                     true
                 })
             })
