@@ -1,5 +1,7 @@
 //! The `kiam-agent` command.
 
+#![forbid(unsafe_code)]
+
 use std::{
     io::{self, Write as _},
     path::Path,
@@ -10,9 +12,9 @@ use std::{
 use kiam_agent::{
     admin, app,
     config::{self, ProcessVars, Task},
-    intercept,
-    telemetry::Chain,
 };
+use kiam_core::telemetry::Chain;
+use kiam_kernel::intercept;
 
 /// An agent shows every second that it lives; one that has not for so long hangs.
 const HANGS: Duration = Duration::from_secs(5);

@@ -34,6 +34,9 @@ const GAUGES: [&str; 11] = [
     "kiam_sandboxes_unwatched",
 ];
 
+/// The agent's crates.
+const SOURCES: [&str; 3] = ["kiam-agent/src", "kiam-agent/core/src", "kiam-agent/kernel/src"];
+
 /// Names of metrics in the agent's source, as Prometheus shows them.
 fn metrics(folder: &Path, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(folder).expect("the source can be read").flatten() {
@@ -75,7 +78,9 @@ fn readme_lists_exactly_the_flags() {
 #[test]
 fn readme_lists_exactly_the_metrics() {
     let mut found = BTreeSet::new();
-    metrics(&root().join("kiam-agent/src"), &mut found);
+    for source in SOURCES {
+        metrics(&root().join(source), &mut found);
+    }
     assert!(found.len() > 5, "{found:?}");
     assert_eq!(rows("kiam_"), found);
 }
@@ -126,12 +131,16 @@ fn assert_proved(rows: &[&str]) {
     let cells = rows.iter().filter_map(|row| row.trim_end_matches(" |").rsplit("| ").next());
     for proof in cells.flat_map(|cell| cell.split(", ")) {
         let (place, test) = proof.trim_matches('`').rsplit_once("::").unwrap_or_default();
-        let folder = match place.split_once("::") {
-            None => format!("kiam-agent/tests/{place}"),
-            Some(_) => format!("kiam-agent/src/{}", place.replace("::", "/")),
+        let folders = match place.split_once("::") {
+            None => vec![format!("kiam-agent/tests/{place}")],
+            Some(_) => {
+                SOURCES.map(|source| format!("{source}/{}", place.replace("::", "/"))).to_vec()
+            }
         };
-        let sources = [format!("{folder}.rs"), format!("{folder}/main.rs"), folder];
-        let is_there = sources.iter().any(|path| holds(&root().join(path), test));
+        let is_there = folders.into_iter().any(|folder| {
+            let sources = [format!("{folder}.rs"), format!("{folder}/main.rs"), folder];
+            sources.iter().any(|path| holds(&root().join(path), test))
+        });
         assert!(is_there && !test.is_empty(), "no test {proof}");
     }
 }

@@ -10,14 +10,16 @@ use std::{
 
 use futures::future::BoxFuture;
 use kiam_agent::{
-    clock::Clock,
     cluster::{self, Cluster, EventParts},
-    credentials::{self, CredentialSource, Credentials, ErrorClass, Prefetcher, SourceError},
     imds,
+    proxy::Proxies,
+};
+use kiam_core::{
+    clock::Clock,
+    credentials::{self, CredentialSource, Credentials, ErrorClass, Prefetcher, SourceError},
     lifecycle::{self, DrainSignal, Readiness},
     pods::{Namespace, Pod, PodIndex, PodUid},
     policy::{self, RolePolicy, publish_wanted},
-    proxy::Proxies,
     role::{Claimant, RoleIdentity, RoleResolver, WantedRoles},
     secret::Secret,
     telemetry::Statsd,

@@ -8,13 +8,12 @@ use std::{
     thread,
 };
 
-use kiam_agent::{
-    blocking::Blocking,
+use kiam_common::{counters::Reason, redirect::Target};
+use kiam_core::{blocking::Blocking, pods::PodUid};
+use kiam_kernel::{
     identity::CgroupPaths,
     intercept::{Config, GuardConfig, Interception, Lease, Mode, Parts, cookie_of, uninstall},
-    pods::PodUid,
 };
-use kiam_common::{counters::Reason, redirect::Target};
 use xtask::{
     lab::{
         Cgroup, IMDS_V4, IMDS_V6, Lab, LabPod, Layout, NODE_V4, Node, PodSpec,

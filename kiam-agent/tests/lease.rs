@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use kiam_agent::intercept::last_renewed;
+use kiam_kernel::intercept::last_renewed;
 use tokio::time::Instant;
 use xtask::lab::{Agent, Lab, PodSpec, skip};
 

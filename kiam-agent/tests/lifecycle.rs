@@ -11,11 +11,9 @@ use std::{
     time::Duration,
 };
 
-use kiam_agent::{
-    blocking::Blocking,
-    intercept::{self, Error, Interception, Parts, Restored, Turn, detach, uninstall},
-};
 use kiam_common::redirect::Target;
+use kiam_core::blocking::Blocking;
+use kiam_kernel::intercept::{self, Error, Interception, Parts, Restored, Turn, detach, uninstall};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use tokio::time::Instant;
 use xtask::{

@@ -14,17 +14,16 @@ use std::{
 
 use aya::maps::{HashMap, Map, MapData};
 
-use kiam_agent::{
-    blocking::Blocking,
-    identity::CgroupPaths,
-    intercept::{Config, HostNetworkPods, Interception, Parts, Path, cookie_of},
-    pods::PodUid,
-};
 use kiam_common::{
     POD_QUOTA,
     client::{FlowKey, Opener, Sandbox},
     counters::Reason,
     redirect::Target,
+};
+use kiam_core::{blocking::Blocking, pods::PodUid};
+use kiam_kernel::{
+    identity::CgroupPaths,
+    intercept::{Config, HostNetworkPods, Interception, Parts, Path, cookie_of},
 };
 use xtask::lab::{LabPod, NODE_V4, Node, PodSpec, skip};
 

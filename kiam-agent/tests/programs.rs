@@ -10,15 +10,12 @@ use std::{
     process,
 };
 
-use kiam_agent::{
-    blocking::Blocking,
-    intercept::{
-        self, Config, Guard, GuardConfig, GuardMetrics, HostNetworkPods, Interception, Mode,
-        Path as Way, cookie_of,
-    },
-    lifecycle::Readiness,
-};
 use kiam_common::redirect::Target;
+use kiam_core::{blocking::Blocking, lifecycle::Readiness};
+use kiam_kernel::intercept::{
+    self, Config, Guard, GuardConfig, GuardMetrics, HostNetworkPods, Interception, Mode,
+    Path as Way, cookie_of,
+};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use xtask::lab::{Cgroup, Netns, cgroup_mount_point, skip};

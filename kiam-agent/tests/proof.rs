@@ -4,7 +4,7 @@
 
 use std::{path::Path, thread, time::Duration};
 
-use kiam_agent::intercept::Turn;
+use kiam_kernel::intercept::Turn;
 use tokio::time::Instant;
 use xtask::lab::{self, Agent, Lab, PodSpec, role_arn};
 

@@ -17,11 +17,13 @@ use std::{
     time::Duration,
 };
 
-use kiam_agent::{
+use kiam_core::{
     blocking::Blocking,
-    intercept,
     lifecycle::{DrainSignal, Readiness, drain},
     pods::{Pod, PodIndex, PodReader, PodUid},
+};
+use kiam_kernel::{
+    intercept,
     sandboxes::{Config, Event, Metrics, Opened, Reason, SandboxReader, Sandboxes, State},
 };
 use prometheus_client::registry::Registry;
@@ -817,7 +819,7 @@ fn a_node_full_of_pods_has_its_listeners_within_a_second_and_keeps_none_of_what_
         descriptors() - own - empty,
         resident() - memory
     );
-    let allowed = kiam_agent::sandboxes::descriptors(count);
+    let allowed = kiam_kernel::sandboxes::descriptors(count);
     assert!(descriptors() - own - empty <= RUNTIME + allowed);
     assert!(count > 250 || took < Duration::from_secs(1), "{took:?}");
     for listener in listeners.iter().step_by(25) {

@@ -13,11 +13,9 @@ use std::{
     time::Duration,
 };
 
-use kiam_agent::{
-    blocking::Blocking,
-    intercept::{self, Interception, Turn},
-};
 use kiam_common::redirect::Target;
+use kiam_core::blocking::Blocking;
+use kiam_kernel::intercept::{self, Interception, Turn};
 use tokio::time::Instant;
 use xtask::{
     lab::{

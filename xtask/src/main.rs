@@ -1,5 +1,7 @@
 //! The project's own commands: `cargo xtask <command>`.
 
+#![forbid(unsafe_code)]
+
 mod tasks;
 
 use std::process::ExitCode;

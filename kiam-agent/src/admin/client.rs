@@ -99,10 +99,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{
-        admin::{Operations, bind_unix, serve_unix},
-        lifecycle::{Readiness, drain},
-    };
+    use crate::admin::{Operations, bind_unix, serve_unix};
+    use kiam_core::lifecycle::{Readiness, drain};
 
     #[tokio::test]
     async fn operator_sees_what_is_pending_over_the_socket() {

@@ -30,7 +30,7 @@ pub use self::{
     client::{StatusError, get, post},
     unix::{OwnSocket, SOCKET, bind_unix},
 };
-use crate::lifecycle::{Drain, Readiness};
+use kiam_core::lifecycle::{Drain, Readiness};
 
 /// A request comes in one piece, over the node's own network.
 const HEADER_DEADLINE: Duration = Duration::from_secs(2);
@@ -151,7 +151,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::lifecycle::{DrainSignal, drain};
+    use kiam_core::lifecycle::{DrainSignal, drain};
 
     fn operations() -> Arc<Operations> {
         Arc::new(Operations {

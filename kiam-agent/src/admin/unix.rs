@@ -13,7 +13,7 @@ use std::{
 
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::pods::PodUid;
+use kiam_core::pods::PodUid;
 
 /// Name of the link in the state folder.
 pub const SOCKET: &str = "admin.sock";

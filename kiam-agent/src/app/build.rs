@@ -34,16 +34,20 @@ use super::{
 };
 use crate::{
     admin::{self, Operations, OwnSocket, Surface},
-    clock::Clock,
     config::Config,
     handover::Gives,
     imds,
-    intercept::{self, InUse, Parts, Witness},
+    serve::{self, Listener},
+};
+use kiam_core::{
+    clock::Clock,
     lifecycle::{Drain, Latch, Readiness, drain},
     pods::ClientResolver,
-    sandboxes,
-    serve::{self, Listener},
     telemetry::Statsd,
+};
+use kiam_kernel::{
+    intercept::{self, InUse, Parts, Witness},
+    sandboxes,
 };
 
 /// Pods of a large node; EKS's default is 110, and 250 with prefix delegation.

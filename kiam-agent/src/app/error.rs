@@ -2,7 +2,8 @@
 
 use std::io;
 
-use crate::{cluster, config::Config, imds, intercept, sandboxes, sts};
+use crate::{cluster, config::Config, imds, sts};
+use kiam_kernel::{intercept, sandboxes};
 
 /// Why the agent can't start.
 #[derive(Debug, thiserror::Error)]

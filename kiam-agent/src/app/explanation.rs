@@ -12,15 +12,17 @@ use tokio::time::Instant;
 
 use super::{knowledge::Knowledge, noted};
 use crate::{
-    clock::Clock,
     config::Config,
-    credentials::State,
     imds::{self, Imdsv2, NodeRole, Noted, Place},
-    intercept::HostNetworkPods,
+};
+use kiam_core::{
+    clock::Clock,
+    credentials::State,
     pods::{Annotation, Namespace, Pod},
     policy::{Decision, Refusal, Ruling, Rulings},
     role::RoleArn,
 };
+use kiam_kernel::intercept::HostNetworkPods;
 
 /// How many pods are shown instead of one that is not known.
 const ALIKE: usize = 5;
@@ -65,7 +67,7 @@ pub(super) struct Account<'a> {
 impl Explainer {
     /// Explains from `knowledge`, as it is whenever it is asked.
     pub(super) fn new(config: &Config, knowledge: &Knowledge, clock: &Clock) -> Self {
-        let passes = |it: &crate::intercept::Config| it.host_network == HostNetworkPods::Pass;
+        let passes = |it: &kiam_kernel::intercept::Config| it.host_network == HostNetworkPods::Pass;
         let settings = Settings {
             node: config.cluster.node_name.clone(),
             tokens: config.imds.imdsv2,
@@ -386,6 +388,8 @@ mod tests {
     use crate::{
         app::{inside::Paths, observe::Sightings},
         config::{Task, Vars, parse},
+    };
+    use kiam_core::{
         credentials::{self, CredentialSource, Credentials, Prefetcher, SourceError},
         lifecycle::Readiness,
         pods::{PodIndex, fixtures},

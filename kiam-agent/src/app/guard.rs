@@ -4,11 +4,9 @@ use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use tracing::{Instrument as _, info_span};
 
-use crate::{
-    intercept::{
-        Config, Guard, GuardConfig, GuardError, GuardMetrics, HostNetworkPods, Mode, Parts,
-    },
-    lifecycle::{Drain, Readiness},
+use kiam_core::lifecycle::{Drain, Readiness};
+use kiam_kernel::intercept::{
+    Config, Guard, GuardConfig, GuardError, GuardMetrics, HostNetworkPods, Mode, Parts,
 };
 
 /// Sets the guard up, and has it kept by a task until the drain.

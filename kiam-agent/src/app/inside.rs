@@ -23,13 +23,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 use super::{Error, knowledge::Knowledge};
-use crate::{
-    identity::{CgroupPaths, InsideResolver},
-    intercept::{self, Flows, Parts, SandboxTable},
+use crate::serve;
+use kiam_core::{
     lifecycle::{Drain, Latch},
     pods::Pod,
+};
+use kiam_kernel::{
+    identity::{CgroupPaths, InsideResolver},
+    intercept::{self, Flows, Parts, SandboxTable},
     sandboxes::{self, Event, Opened, SandboxReader, Sandboxes, State},
-    serve,
 };
 
 /// How often all sandboxes are looked at, beside what is noticed at once.

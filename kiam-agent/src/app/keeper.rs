@@ -9,11 +9,13 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-use crate::{
+use kiam_core::{
     blocking::{self, Blocking},
+    lifecycle::{Drain, Latch, Readiness},
+};
+use kiam_kernel::{
     identity::CgroupPaths,
     intercept::{Error, Flows, InUse, Interception, KernelLog, Losses, Restored, RestoredMetrics},
-    lifecycle::{Drain, Latch, Readiness},
 };
 
 /// How often it is looked whether the pods' cgroup is the one that the programs are attached to: pods that start

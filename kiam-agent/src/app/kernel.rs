@@ -14,12 +14,14 @@ use super::{
     knowledge::Knowledge,
     listeners::{Listeners, target},
 };
-use crate::{
+use crate::config::{Config, Identity};
+use kiam_core::{
     blocking::{self, Blocking},
-    config::{Config, Identity},
+    pods::ClientResolver,
+};
+use kiam_kernel::{
     identity::{CgroupPaths, KernelResolver, Namespaces, SourceIpResolver},
     intercept::{self, InUse, Interception, Parts, Witness},
-    pods::ClientResolver,
 };
 
 /// How often it is looked which of several pods' cgroups has got a process.

@@ -20,15 +20,17 @@ use super::{
 use crate::{
     cluster::{self, Cluster, Synced},
     config::{Config, Hosts},
-    credentials::{self, CredentialReader, CredentialSource, Inheritance, Prefetcher, Refresher},
     handover::{self, Trusted},
-    identity::NodeAddresses,
     imds,
+};
+use kiam_core::{
+    credentials::{self, CredentialReader, CredentialSource, Inheritance, Prefetcher, Refresher},
     lifecycle::{Drain, Latch},
     pods::{self, Pod, PodIndex, PodReader, PodUid},
     policy::{RolePolicy, publish_wanted},
     role::{Sessions, Source, WantedRoles},
 };
+use kiam_kernel::identity::NodeAddresses;
 
 /// What must have been listed before it is known what pods want.
 const KINDS: [&str; 3] = ["pods", "namespaces", "service accounts"];
@@ -238,7 +240,7 @@ pub(super) fn served(by_node: bool, hosts: Hosts) -> impl Fn(&Pod) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lifecycle;
+    use kiam_core::lifecycle;
 
     #[tokio::test(start_paused = true)]
     async fn what_ends_or_panics_apart_is_no_end_of_the_agent() {

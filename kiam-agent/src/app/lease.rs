@@ -24,9 +24,9 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use super::Error;
-use crate::{
+use kiam_core::lifecycle::{Drain, Latch};
+use kiam_kernel::{
     intercept::{self, Lease},
-    lifecycle::{Drain, Latch},
     realtime,
 };
 

@@ -19,8 +19,8 @@ use super::{Error, ports};
 use crate::{
     config::{Config, Hosts},
     handover::{self, Answer, Handover, Trusted},
-    intercept::{self, Turn},
 };
+use kiam_kernel::intercept::{self, Turn};
 
 /// How often an agent that hangs is asked again.
 const RETRY: Duration = Duration::from_millis(500);

@@ -39,8 +39,8 @@ use self::{
     running::{Operators, Successor},
 };
 pub use self::{error::Error, running::ENDING};
-use crate::{
-    config::{self, Config},
+use crate::config::{self, Config};
+use kiam_core::{
     lifecycle::{DrainSignal, Readiness},
     secret::forbid_core_dumps,
     telemetry::Chain,

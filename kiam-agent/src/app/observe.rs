@@ -15,12 +15,14 @@ use prometheus_client::{
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, info};
 
-use crate::{
-    identity::CgroupPaths,
-    intercept::{Observation, Observed},
+use kiam_core::{
     lifecycle::Drain,
     pods::{Pod, PodReader, PodUid},
     policy::{Decision, Refusal, RolePolicy},
+};
+use kiam_kernel::{
+    identity::CgroupPaths,
+    intercept::{Observation, Observed},
 };
 
 /// How often the kernel's list is read.

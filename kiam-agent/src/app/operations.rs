@@ -3,11 +3,8 @@
 use std::sync::{Arc, OnceLock};
 
 use super::{build::Common, explanation::Explainer, knowledge::Knowledge, refresh::refresh};
-use crate::{
-    admin::Operations,
-    config::Config,
-    telemetry::{Level, LogLevel},
-};
+use crate::{admin::Operations, config::Config};
+use kiam_core::telemetry::{Level, LogLevel};
 
 /// A process logs once.
 static LOG_LEVEL: OnceLock<LogLevel> = OnceLock::new();

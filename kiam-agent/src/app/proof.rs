@@ -4,11 +4,9 @@ use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use tracing::{Instrument as _, info_span};
 
-use crate::{
-    intercept::{
-        Config, Mode, Outlook, Parts, Proof, ProofConfig, ProofMetrics, ProofParts, Witness,
-    },
-    lifecycle::{Drain, Readiness},
+use kiam_core::lifecycle::{Drain, Readiness};
+use kiam_kernel::intercept::{
+    Config, Mode, Outlook, Parts, Proof, ProofConfig, ProofMetrics, ProofParts, Witness,
 };
 
 /// Has a task prove the interception until the drain; the agent is not ready before the first proof succeeds.

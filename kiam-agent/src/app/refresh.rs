@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::knowledge::Knowledge;
-use crate::{
+use kiam_core::{
     credentials::{RefreshError, State},
     policy::Decision,
 };

@@ -19,9 +19,9 @@ use crate::{
     admin::{self, Operations},
     config::Config,
     handover::{self, Ended, Gives, Offer},
-    intercept,
-    lifecycle::{DrainSignal, drain},
 };
+use kiam_core::lifecycle::{DrainSignal, drain};
+use kiam_kernel::intercept;
 
 /// How long the end waits for a successor that has the sockets to say that it serves.
 const EXCHANGE_DEADLINE: Duration = Duration::from_secs(5);

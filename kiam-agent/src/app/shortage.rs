@@ -6,11 +6,11 @@ use kiam_common::counters::Reason;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::warn;
 
-use crate::{
-    intercept::Verdicts,
+use kiam_core::{
     lifecycle::{Drain, Latch, Readiness},
     telemetry::LogLimit,
 };
+use kiam_kernel::intercept::Verdicts;
 
 /// How often the counts are compared.
 const PERIOD: Duration = Duration::from_secs(2);

@@ -15,11 +15,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use super::knowledge::Knowledge;
-use crate::{
+use kiam_core::{
     lifecycle::{Drain, Latch, Readiness},
     pods::{Pod, PodUid},
-    sandboxes::{Reason, State},
 };
+use kiam_kernel::sandboxes::{Reason, State};
 
 /// How often pods are compared with cgroups.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -126,7 +126,7 @@ impl Since {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pods::fixtures::uid;
+    use kiam_core::pods::fixtures::uid;
 
     #[test]
     fn a_pod_is_overdue_after_a_while_without_a_place_and_not_once_it_has_one() {

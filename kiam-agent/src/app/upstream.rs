@@ -6,15 +6,16 @@ use tracing::{info, warn};
 
 use super::Error;
 use crate::{
-    clock::Clock,
     cluster::{self, Cluster},
     config::{Base, Config},
+    imds, sts,
+};
+use kiam_core::{
+    clock::Clock,
     credentials::CredentialSource,
-    imds,
     pods::PodReader,
     policy,
     role::{RoleResolver, Source},
-    sts,
 };
 
 /// How long the start goes on asking the real IMDS for what it must know.

@@ -6,7 +6,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
 use super::listeners::trusted;
-use crate::{config::Config, credentials::CredentialReader, handover, lifecycle::Readiness};
+use crate::{config::Config, handover};
+use kiam_core::{credentials::CredentialReader, lifecycle::Readiness};
 
 /// How long the start waits for pods and first credentials before it serves without them: a node whose
 /// API server or STS is away must still refuse in an orderly way.

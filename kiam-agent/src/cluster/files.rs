@@ -10,10 +10,8 @@ use secrecy::ExposeSecret as _;
 use sha2::{Digest as _, Sha256};
 
 use super::Error;
-use crate::{
-    proxy::{Proxies, Proxy},
-    secret::Secret,
-};
+use crate::proxy::{Proxies, Proxy};
+use kiam_core::secret::Secret;
 
 /// Keeps kube from reading the environment, which it does otherwise than kubectl.
 const NO_SUCH_PROXY: &str = "http://proxy.invalid";

@@ -9,7 +9,7 @@ use super::{
     sieve::Keep,
     wire::{self, Malformed},
 };
-use crate::pods::{Namespace, Pod, PodIndex, PodReader, ServiceAccount};
+use kiam_core::pods::{Namespace, Pod, PodIndex, PodReader, ServiceAccount};
 
 /// One kind of object, and its part of the [`PodIndex`].
 pub(super) trait Kind: wire::Lists {

@@ -9,7 +9,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::pods::PodReader;
+use kiam_core::pods::PodReader;
 
 /// Counters of the conversation with the API server.
 #[derive(Clone, Debug, Default)]

@@ -1,6 +1,6 @@
 //! Speaks Kubernetes: keeps the [`PodIndex`] the same as the API server has it.
 //!
-//! Objects are reduced to [`crate::pods`]' own types as soon as they are read. The one rule: trouble
+//! Objects are reduced to [`kiam_core::pods`]' own types as soon as they are read. The one rule: trouble
 //! with the API server loses nothing that is known, and is never the end.
 
 mod backoff;
@@ -37,10 +37,10 @@ use self::{
     reflector::{Reflector, Timing},
     tls::Health,
 };
-use crate::{
+use crate::proxy::{InvalidProxy, Proxies};
+use kiam_core::{
     lifecycle::{Drain, Latch, Readiness},
     pods::{PodIndex, PodReader},
-    proxy::{InvalidProxy, Proxies},
     telemetry::Chain,
 };
 

@@ -3,7 +3,7 @@
 //! `kube::runtime::watcher` does most of this, but gives a silent watch 295 s, reports bookmarks to
 //! nobody, and fails a whole list for one object that it can't read. What is needed is small enough to be written
 //! plainly: one loop follows the watch, another lists from time to time and when somebody asks for a
-//! pod that is not known. Neither stops the other, and [`crate::pods`] sorts out who is newer.
+//! pod that is not known. Neither stops the other, and [`kiam_core::pods`] sorts out who is newer.
 
 use std::{future::pending, sync::Once, time::Duration};
 
@@ -31,7 +31,7 @@ use super::{
     outage::Outage,
     wire::{self, Malformed},
 };
-use crate::lifecycle::Latch;
+use kiam_core::lifecycle::Latch;
 
 /// At most one list in this time, however many pods ask.
 const LIST_INTERVAL: Duration = Duration::from_secs(1);

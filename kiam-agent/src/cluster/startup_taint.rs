@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::{backoff::Backoff, describe};
-use crate::lifecycle::Detail;
+use kiam_core::lifecycle::Detail;
 
 const NODES: &str = "/api/v1/nodes";
 /// One request, whole.

@@ -11,7 +11,7 @@ use rustls::{AlertDescription, CertificateError, Error as TlsError};
 use tokio::time::Instant;
 
 use super::describe;
-use crate::lifecycle::{Detail, Latch, Readiness};
+use kiam_core::lifecycle::{Detail, Latch, Readiness};
 
 /// A CA and what it signs are not replaced at the same moment; what fails for longer is wrong.
 const LASTING: Duration = Duration::from_secs(60);

@@ -15,7 +15,7 @@ use super::{
     describe,
     metrics::{Metrics, TokenLabels, TokenOutcome},
 };
-use crate::{
+use kiam_core::{
     credentials::{ErrorClass, PodTokens, SourceError},
     pods::{Pod, PodReader, PodUid},
     role::{AccountName, Claimant},

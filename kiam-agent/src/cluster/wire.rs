@@ -10,7 +10,7 @@ use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 
 use super::sieve::{Broken, Keep};
-use crate::{
+use kiam_core::{
     pods::{Annotation, InvalidPodUid, Namespace, Pod, PodUid, ServiceAccount, TooLong},
     role::AccountName,
 };

@@ -3,7 +3,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::pods::STATIC_POD_NAMESPACE;
+use kiam_core::pods::STATIC_POD_NAMESPACE;
 
 /// Gives each pod on a Kubernetes node the credentials of its own AWS IAM role.
 ///

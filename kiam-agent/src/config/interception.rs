@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{DAY, Identity, SECOND, flags::Flags, values::Mistakes};
-use crate::intercept;
+use kiam_kernel::intercept;
 
 /// The kernel's part, `None` where there is none, and what tells who calls.
 pub(super) fn interception(

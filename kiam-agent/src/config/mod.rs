@@ -29,10 +29,12 @@ pub use self::{
     sts::Sts,
     values::Hosts,
 };
-use crate::{
-    cluster, credentials, imds, intercept, serve,
+use crate::{cluster, imds, serve};
+use kiam_core::{
+    credentials,
     telemetry::{Format, Level, Logs},
 };
+use kiam_kernel::intercept;
 
 /// Exit status for a wrong command line (`EX_USAGE` of `sysexits.h`).
 pub const USAGE: u8 = 64;

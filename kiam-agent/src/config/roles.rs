@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::{SECOND, flags::Flags, given, values::Mistakes};
-use crate::{
+use crate::sts::CHAINED;
+use kiam_core::{
     policy::{AnnotationOverrides, NamespacePolicy},
     role::{BaseArn, NameTemplate, Place, PolicyArn, SessionPolicies, TagTemplate},
-    sts::CHAINED,
 };
 
 /// What pods may have, and under which names.

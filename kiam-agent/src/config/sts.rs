@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use super::{DAY, SECOND, Vars, flags::Flags, given, values::Mistakes};
-use crate::{
+use crate::sts::CHAINED;
+use kiam_core::{
     credentials,
     role::{RoleIdentity, SessionName, Source},
-    sts::CHAINED,
 };
 
 /// Where STS is.

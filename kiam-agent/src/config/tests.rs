@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::{
-    intercept::GuardConfig,
+use kiam_core::{
     policy::AnnotationOverrides,
     role::{Source, Subject},
 };
+use kiam_kernel::intercept::GuardConfig;
 
 struct Environment(HashMap<&'static str, &'static str>);
 

@@ -3,14 +3,13 @@
 use std::{fmt::Display, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use super::Vars;
-use crate::{
+use crate::{proxy::Proxies, serve};
+use kiam_core::{
     credentials::Rate,
-    intercept::{GuardConfig, HostNetworkPods},
     policy::AnnotationOverrides,
-    proxy::Proxies,
     role::{NameTemplate, Place},
-    serve,
 };
+use kiam_kernel::intercept::{GuardConfig, HostNetworkPods};
 
 /// Collects what is wrong, so that all of it is told at once.
 #[derive(Debug, Default)]

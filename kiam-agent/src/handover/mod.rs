@@ -28,7 +28,7 @@ pub use self::{
     successor::{Answer, Handover, ask, credentials, is_served},
 };
 
-use crate::blocking::{self, Blocking};
+use kiam_core::blocking::{self, Blocking};
 
 /// Name of the Unix socket in the state folder.
 pub const SOCKET: &str = "handover.sock";

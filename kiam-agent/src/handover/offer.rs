@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 use zeroize::Zeroizing;
 
 use super::{SOCKET, Trusted, check, gone, message, sealed};
-use crate::lifecycle::Drain;
+use kiam_core::lifecycle::Drain;
 
 /// The successor asks at once.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(2);

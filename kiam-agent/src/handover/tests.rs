@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::lifecycle::{self, DrainSignal};
+use kiam_core::lifecycle::{self, DrainSignal};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 

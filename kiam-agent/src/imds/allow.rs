@@ -6,7 +6,7 @@ use super::{
     paths::{COMMON, folded, is_denied, is_signature},
     route::{is_normalised, without_slash},
 };
-use crate::role::Quoted;
+use kiam_core::role::Quoted;
 
 /// The word for [`COMMON`].
 const COMMON_WORD: &str = "common";

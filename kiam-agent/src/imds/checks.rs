@@ -14,7 +14,7 @@ use super::{
         TokenAuthority, TokenTtl, X_AWS_EC2_METADATA_TOKEN, X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS,
     },
 };
-use crate::pods::Client;
+use kiam_core::pods::Client;
 
 /// Set by proxies; a request that went through one is not the pod's own. EC2 refuses the first on `PUT`; which of
 /// them a proxy sets is a matter of its age and configuration.

@@ -9,7 +9,7 @@ use http::StatusCode;
 use prometheus_client::encoding::EncodeLabelValue;
 
 use super::UpstreamError;
-use crate::{
+use kiam_core::{
     pods::{NotFound, Unattested},
     policy::Refusal,
     role::Quoted,
@@ -189,7 +189,7 @@ fn unattested(why: &Unattested) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pods::PodUid;
+    use kiam_core::pods::PodUid;
 
     #[test]
     fn a_connection_that_is_another_pods_is_told_nothing_of_that() {

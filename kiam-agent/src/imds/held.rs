@@ -10,7 +10,7 @@ use prometheus_client::encoding::EncodeLabelValue;
 use tokio::time::Instant;
 
 use super::Error;
-use crate::{
+use kiam_core::{
     credentials::{Issued, State},
     pods::{PodReader, PodUid},
 };
@@ -80,7 +80,7 @@ impl FirstRequests {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pods::{Pod, PodIndex};
+    use kiam_core::pods::{Pod, PodIndex};
 
     #[test]
     fn each_pod_asks_once_for_the_first_time_and_is_forgotten_with_its_record() {

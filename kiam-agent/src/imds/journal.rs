@@ -13,7 +13,7 @@ use std::{
 use http::{Method, header, request};
 
 use super::Reason;
-use crate::{pods::PodUid, role::Quoted};
+use kiam_core::{pods::PodUid, role::Quoted};
 
 /// More pods than a node runs. Beyond that the one that was heard of least lately is forgotten.
 const PODS: usize = 512;
@@ -166,7 +166,7 @@ mod tests {
     use http::{HeaderValue, Request};
 
     use super::*;
-    use crate::pods::fixtures::uid;
+    use kiam_core::pods::fixtures::uid;
 
     fn head(path: &str, program: &[u8]) -> request::Parts {
         let request = Request::builder()

@@ -18,7 +18,7 @@ use super::{
     held::Found,
     route::{Form, Readable, Route},
 };
-use crate::telemetry::Statsd;
+use kiam_core::telemetry::Statsd;
 
 /// What was asked for, whether it was given or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use crate::{pods::Pod, role::Quoted};
+use kiam_core::{pods::Pod, role::Quoted};
 
 /// The pods of one service account: `<namespace>/<serviceaccount>`.
 ///

@@ -1,7 +1,7 @@
 //! Roles that are asked for by name and are not the pod's.
 
 use super::{Error, Parts, route::RequestedRole};
-use crate::{
+use kiam_core::{
     pods::Pod,
     role::{Quoted, RoleArn},
 };

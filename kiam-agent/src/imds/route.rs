@@ -14,7 +14,7 @@ use super::{
     AllowPath, DenyPath, Error,
     paths::{self, is_denied},
 };
-use crate::role::RoleArn;
+use kiam_core::role::RoleArn;
 
 /// `Allow` of everything that is read.
 const READ: &str = "GET, HEAD";

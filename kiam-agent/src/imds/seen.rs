@@ -6,7 +6,7 @@ use http::{StatusCode, request};
 use tracing::{Level, debug, enabled, info, warn};
 
 use super::{Error, Parts};
-use crate::{
+use kiam_core::{
     credentials::Issued,
     pods::{Client, Pod, PodReader, PodUid, Unattested},
     role::{Quoted, RoleArn},

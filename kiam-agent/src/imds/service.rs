@@ -26,13 +26,13 @@ use super::{
     version1::Version1,
     wire,
 };
-use crate::{
+use crate::serve::{Owner, PodService, Relay};
+use kiam_core::{
     clock::Clock,
     credentials::{CredentialReader, Issued, State},
     pods::{Client, NotFound, Pod, PodReader, PodUid, Unattested},
     policy::{Decision, RolePolicy},
     role::RoleIdentity,
-    serve::{Owner, PodService, Relay},
     telemetry::LogLimit,
 };
 

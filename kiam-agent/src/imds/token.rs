@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::key;
 pub use super::key::KeyError;
-use crate::pods::Client;
+use kiam_core::pods::Client;
 
 /// Asks for a token's life, in seconds, and is echoed.
 pub const X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS: &str = "x-aws-ec2-metadata-token-ttl-seconds";

@@ -27,10 +27,10 @@ use super::{
     route::{Lifetime, UpstreamPath},
     token::{MAX_TOKEN_TTL, X_AWS_EC2_METADATA_TOKEN, X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS},
 };
-use crate::{
+use crate::serve::Relay;
+use kiam_core::{
     role::{BaseArn, InvalidRole, Quoted},
     secret::Secret,
-    serve::Relay,
 };
 
 /// For a whole answer, waiting for a slot included: most SDKs give up after a second.

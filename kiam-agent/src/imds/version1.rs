@@ -10,7 +10,7 @@ use http::{HeaderMap, header};
 use tokio::time::Instant;
 use tracing::info;
 
-use crate::{
+use kiam_core::{
     pods::{Pod, PodUid},
     role::Quoted,
 };
@@ -63,7 +63,7 @@ mod tests {
     use http::HeaderValue;
 
     use super::*;
-    use crate::telemetry::captured::Captured;
+    use kiam_core::telemetry::captured::Captured;
 
     #[tokio::test(start_paused = true)]
     async fn each_program_of_a_pod_is_logged_once_an_hour() {

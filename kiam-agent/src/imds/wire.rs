@@ -9,7 +9,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::{
+use kiam_core::{
     credentials::{Credentials, Rendered},
     role::RoleArn,
 };
@@ -40,7 +40,7 @@ struct InstanceProfile<'a> {
     instance_profile_id: &'a str,
 }
 
-/// Renders both bodies of `credentials`: a [`crate::credentials::Render`].
+/// Renders both bodies of `credentials`: a [`kiam_core::credentials::Render`].
 #[must_use]
 pub fn render(credentials: &Credentials) -> Rendered {
     let body = |account_id| SecurityCredentials {
@@ -89,7 +89,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::secret::Secret;
+    use kiam_core::secret::Secret;
 
     #[test]
     fn bodies_are_ec2s_byte_for_byte() {

@@ -13,7 +13,7 @@ use http::{HeaderValue, Uri};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 
 use self::direct::Direct;
-use crate::secret::Secret;
+use kiam_core::secret::Secret;
 
 /// What a connection may have to go through, by its destination. The default is none.
 #[derive(Clone, Debug, Default)]

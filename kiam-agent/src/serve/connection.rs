@@ -18,7 +18,7 @@ use tracing::debug;
 use super::{
     Config, Metrics, PodService, limits::Slot, metrics::Rejected, report::Report, share::Turn,
 };
-use crate::{
+use kiam_core::{
     lifecycle::Drain,
     pods::{Client, Unattested},
 };

@@ -18,7 +18,7 @@ use super::{
     Config,
     share::{Bucket, Share},
 };
-use crate::pods::{Client, PodUid, Unattested};
+use kiam_core::pods::{Client, PodUid, Unattested};
 
 /// More pods than a node runs.
 const PODS: usize = 256;
@@ -323,10 +323,8 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use crate::{
-        pods::fixtures::{attested, uid},
-        serve::Rate,
-    };
+    use crate::serve::Rate;
+    use kiam_core::pods::fixtures::{attested, uid};
 
     #[test]
     fn connections_leave_open_files_for_all_else() {

@@ -7,7 +7,7 @@ use prometheus_client::{
 };
 
 use super::limits::Beyond;
-use crate::pods::Unattested;
+use kiam_core::pods::Unattested;
 
 /// Whose a connection was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]

@@ -38,7 +38,7 @@ pub use self::{
     relay::Relay,
     share::Rate,
 };
-use crate::{
+use kiam_core::{
     lifecycle::Drain,
     pods::{Client, ClientResolver, Connection, NotFound, Pod, PodUid, Unattested},
     telemetry::LogLimit,

@@ -11,7 +11,7 @@ use tokio::{
 use tracing::debug;
 
 use super::{Config, metrics::Relayed};
-use crate::lifecycle::Drain;
+use kiam_core::lifecycle::Drain;
 
 /// Bytes that are on their way in one direction.
 const BUFFER: usize = 8 * 1024;

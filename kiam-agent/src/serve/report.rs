@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tracing::warn;
 
 use super::{Metrics, Owner, PodService, metrics::Rejected};
-use crate::{
+use kiam_core::{
     pods::{Client, Unattested},
     telemetry::LogLimit,
 };

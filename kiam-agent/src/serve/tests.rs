@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::{
+use kiam_core::{
     lifecycle::{self, DrainSignal},
     pods::{Origin, fixtures::uid},
     telemetry::captured::Captured,

@@ -8,7 +8,7 @@ use super::{
     error::{Failure, failure, retryable},
     parameters,
 };
-use crate::{
+use kiam_core::{
     clock::Clock,
     credentials::{Credentials, SourceError},
     role::{Quoted, RoleArn, RoleIdentity},

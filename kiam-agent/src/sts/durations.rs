@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::error::Failure;
-use crate::{
+use kiam_core::{
     credentials::{ErrorClass, SourceError},
     role::{RoleArn, RoleIdentity},
 };
@@ -140,7 +140,7 @@ fn shorter(duration: Duration) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::role::SessionName;
+    use kiam_core::role::SessionName;
 
     fn identity(role: &str, hours: u32) -> RoleIdentity {
         let role = format!("arn:aws:iam::123456789012:role/{role}").parse().unwrap();

@@ -8,7 +8,7 @@ use aws_sdk_sts::{
     error::{ProvideErrorMetadata, SdkError},
 };
 
-use crate::{
+use kiam_core::{
     credentials::{ErrorClass, SourceError},
     role::RoleArn,
     telemetry::Chain,

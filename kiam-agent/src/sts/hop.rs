@@ -11,7 +11,7 @@ use super::{
     assume::Asker,
     error::{Failure, HopError},
 };
-use crate::role::RoleIdentity;
+use kiam_core::role::RoleIdentity;
 
 /// Opens sessions of `--assume-role-arn`; the SDK keeps each until shortly before its end.
 pub(super) struct Hop {

@@ -24,10 +24,10 @@ use futures::future::BoxFuture;
 
 use self::{assume::Asker, durations::Durations, hop::Hop};
 pub use self::{durations::CHAINED, partition::partition, web_identity::WebIdentity};
-use crate::{
+use crate::proxy::Proxies;
+use kiam_core::{
     clock::Clock,
     credentials::{CredentialSource, Credentials, SourceError},
-    proxy::Proxies,
     role::{Claimant, RoleIdentity},
 };
 

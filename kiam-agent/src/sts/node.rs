@@ -11,7 +11,7 @@ use aws_credential_types::{
 };
 
 use super::{Config, InvalidUpstream, http};
-use crate::clock::Clock;
+use kiam_core::clock::Clock;
 
 /// What is this near its end is soon read anew. IMDS always has credentials that last longer, but for when AWS fails
 /// to renew them: then the SDK takes expired ones for good, ten to fifteen minutes at a time, and would not look

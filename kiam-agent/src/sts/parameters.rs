@@ -2,7 +2,7 @@
 
 use aws_sdk_sts::types::{PolicyDescriptorType, Tag};
 
-use crate::role::{PolicyArn, RoleIdentity};
+use kiam_core::role::{PolicyArn, RoleIdentity};
 
 pub(super) fn tags(identity: &RoleIdentity) -> Option<Vec<Tag>> {
     let tag = |(key, value)| {

@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::{
+use kiam_core::{
     credentials::ErrorClass,
     role::{SessionName, SessionTags},
 };

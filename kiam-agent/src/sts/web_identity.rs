@@ -15,7 +15,7 @@ use super::{
     error::{Failure, failure, retryable},
     http, parameters, settings,
 };
-use crate::{
+use kiam_core::{
     clock::Clock,
     credentials::{CredentialSource, Credentials, ErrorClass, PodTokens, SourceError},
     role::{AccountName, Claimant, RoleIdentity},

@@ -14,9 +14,11 @@ use std::{
 
 use kiam_agent::{
     cluster::{Cluster, Config, Metrics, Synced},
+    proxy::Proxies,
+};
+use kiam_core::{
     lifecycle::{self, DrainSignal, Readiness},
     pods::{Client, NotFound, Origin, PodIndex, PodReader, PodUid},
-    proxy::Proxies,
 };
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};

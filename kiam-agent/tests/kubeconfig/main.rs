@@ -12,9 +12,9 @@ use std::{
 
 use kiam_agent::{
     cluster::{Cluster, Config},
-    lifecycle::Readiness,
     proxy::Proxies,
 };
+use kiam_core::lifecycle::Readiness;
 use tempfile::TempDir;
 use xtask::lab::{
     eventually,

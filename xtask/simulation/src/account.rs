@@ -2,7 +2,7 @@
 
 use std::{ops::Range, time::Duration};
 
-use kiam_agent::credentials::{Bucket, ErrorClass, Rate};
+use kiam_core::credentials::{Bucket, ErrorClass, Rate};
 use tokio::time::Instant;
 
 /// What STS does with a call.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kiam_agent::credentials::{Config, Rate, schedule};
+use kiam_core::credentials::{Config, Rate, schedule};
 
 /// Service accounts that use one role.
 const ACCOUNTS_A_ROLE: u32 = 2;

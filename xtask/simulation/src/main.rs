@@ -1,6 +1,8 @@
 //! What a fleet of agents asks of STS and of the Kubernetes API: `cargo xtask simulate scale`.
 //!
-//! A crate of its own because it links the agent, whose build needs the kernel object, which `xtask` builds.
+//! A crate of its own, so that it alone is compiled for speed.
+
+#![forbid(unsafe_code)]
 
 mod account;
 mod document;

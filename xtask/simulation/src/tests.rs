@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use kiam_agent::{
+use kiam_core::{
     clock::Clock,
     credentials::{
         Config, CredentialSource, Credentials, Metrics, Parts, Prefetcher, Rate, Rendered,

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use kiam_agent::credentials::{Bucket, Pace};
+use kiam_core::credentials::{Bucket, Pace};
 use tokio::time::Instant;
 
 use crate::{

@@ -8,7 +8,7 @@ use std::{
 use tokio::runtime::{Builder, Runtime};
 
 use super::*;
-use crate::lifecycle::{DrainSignal, Readiness, drain};
+use kiam_core::lifecycle::{DrainSignal, Readiness, drain};
 
 const LIMIT: Duration = Duration::from_secs(30);
 

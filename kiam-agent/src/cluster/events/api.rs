@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::time;
 
 use super::trouble::{Subject, Trouble};
-use crate::clock::Clock;
+use kiam_core::clock::Clock;
 
 /// How long one request may take.
 const DEADLINE: Duration = Duration::from_secs(10);

@@ -11,7 +11,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::trouble::{Found, Subject, Trouble};
-use crate::credentials::{Bucket, Rate};
+use kiam_core::credentials::{Bucket, Rate};
 
 /// How often what lasts is told of. The API server forgets an Event an hour after it was last written.
 const LASTS: Duration = Duration::from_secs(30 * 60);

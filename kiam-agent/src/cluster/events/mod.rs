@@ -21,7 +21,7 @@ use super::{
     backoff::{Backoff, jittered},
     metrics::{EventOutcome, Metrics},
 };
-use crate::{
+use kiam_core::{
     clock::Clock,
     credentials::CredentialReader,
     lifecycle::Drain,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::EventParts;
-use crate::{
+use kiam_core::{
     credentials::{ErrorClass, State},
     pods::Pod,
     policy::{Decision, Mistake},

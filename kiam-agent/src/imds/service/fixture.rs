@@ -19,7 +19,8 @@ use tokio::{
 use super::super::{
     Config, Imdsv2, Journal, Metrics, Parts, Service, TokenAuthority, Upstream, wire,
 };
-use crate::{
+use crate::serve;
+use kiam_core::{
     clock::Clock,
     credentials::{self, CredentialSource, Credentials, ErrorClass, Prefetcher, SourceError},
     lifecycle::{self, DrainSignal, Readiness},
@@ -29,7 +30,6 @@ use crate::{
     policy::{self, RolePolicy},
     role::{Claimant, RoleIdentity, RoleResolver, WantedRoles},
     secret::Secret,
-    serve,
     telemetry::Statsd,
 };
 

@@ -11,7 +11,8 @@ use super::{
     Config, Imdsv2,
     fixture::{EXTENDED, Identity, LIST, Node, Reply, body_of, config, namespace, pod, uid},
 };
-use crate::{imds::Reason, pods::Pod, telemetry::captured::Captured};
+use crate::imds::Reason;
+use kiam_core::{pods::Pod, telemetry::captured::Captured};
 
 /// The statuses of all answers in `text`.
 pub(super) fn statuses(text: &str) -> Vec<&str> {

@@ -1,7 +1,7 @@
 //! `AssumeRoleWithWebIdentity`.
 
 use super::*;
-use crate::{credentials::PodTokens, role::AccountName, secret::Secret};
+use kiam_core::{credentials::PodTokens, role::AccountName, secret::Secret};
 
 const TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.TOKEN-OF-THE-POD.c2ln";
 
@@ -32,7 +32,7 @@ fn identity() -> RoleIdentity {
     let plain = RoleIdentity::new(ROLE.parse().unwrap(), name, Duration::from_secs(3600));
     let policies = "arn:aws:iam::aws:policy/ReadOnlyAccess".parse().unwrap();
     let service_account = Some(AccountName::new("shop", "orders"));
-    let policies = crate::role::SessionPolicies::new([policies]).unwrap();
+    let policies = kiam_core::role::SessionPolicies::new([policies]).unwrap();
     RoleIdentity { service_account, policies, ..plain }
 }
 

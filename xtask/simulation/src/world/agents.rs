@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use kiam_agent::credentials::{Bucket, Pace, schedule};
+use kiam_core::credentials::{Bucket, Pace, schedule};
 
 use super::{Event, World, millis, random};
 use crate::{

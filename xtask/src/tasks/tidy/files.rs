@@ -10,26 +10,26 @@ const MOST_LINES: usize = 400;
 /// Which files of the agent may list folders.
 const LISTS_FOLDERS: [&str; 7] = [
     // The walker.
-    "kiam-agent/src/intercept/walk.rs",
+    "kiam-agent/kernel/src/intercept/walk.rs",
     // The state folder and the pins, which are root's.
     "kiam-agent/src/admin/unix.rs",
     "kiam-agent/src/imds/key.rs",
-    "kiam-agent/src/intercept/guard/uplink.rs",
-    "kiam-agent/src/intercept/pins.rs",
+    "kiam-agent/kernel/src/intercept/guard/uplink.rs",
+    "kiam-agent/kernel/src/intercept/pins.rs",
     // Cgroups, on threads of their own: up to pods' containers, and with limits of its own.
-    "kiam-agent/src/sandboxes/watch.rs",
-    "kiam-agent/src/sandboxes/processes.rs",
+    "kiam-agent/kernel/src/sandboxes/watch.rs",
+    "kiam-agent/kernel/src/sandboxes/processes.rs",
 ];
 
-/// Where `unsafe` is expected: calls into the kernel, and the kernel program itself. Elsewhere it needs a better idea.
-const UNSAFE: [&str; 7] = [
-    "kiam-agent/src/identity/",
-    "kiam-agent/src/intercept/",
-    "kiam-agent/src/realtime.rs",
-    "kiam-common/src/",
-    "kiam-ebpf/src/",
-    "xtask/src/lab/",
-    "xtask/src/pod_client/attack/",
+/// What only one of the agent's modules may name, so that it stays behind one door; what crates may name of each other,
+/// the compiler checks.
+const DOORS: [(&str, &[&str]); 6] = [
+    ("aws_config", &["sts"]),
+    ("aws_sdk_sts", &["sts"]),
+    ("kube", &["cluster"]),
+    ("k8s_openapi", &["cluster"]),
+    ("app", &["app", "main"]),
+    ("config", &["app", "config", "main"]),
 ];
 
 /// Files keep to a size that one reads in one go; tests don't count.
@@ -47,27 +47,31 @@ pub(super) fn no_file_is_too_long(tree: &Tree) -> Vec<Complaint> {
         .collect()
 }
 
-/// `unsafe` is only where it is expected.
-pub(super) fn unsafe_is_where_it_is_expected(tree: &Tree) -> Vec<Complaint> {
-    let unexpected =
-        tree.rust().filter(|file| !UNSAFE.iter().any(|path| file.path.starts_with(path)));
-    let complaint = |file: &File, line| {
-        format!(
-            "{}:{line}: `unsafe` is only for {}; use rustix or aya here",
-            file.path,
-            UNSAFE.join(", ")
-        )
-    };
-    unexpected
-        .flat_map(|file| lines_with(file, "unsafe").map(move |line| complaint(file, line)))
-        .collect()
+/// A path of the agent's code that begins with a name of [`DOORS`] is in a module that may have it.
+pub(super) fn edges_keep_to_themselves(tree: &Tree) -> Vec<Complaint> {
+    let edges = tree.rust().filter_map(|file| {
+        let inside = file.path.strip_prefix("kiam-agent/src/")?;
+        Some((inside.split('/').next()?.trim_end_matches(".rs"), file))
+    });
+    let mut complaints = Vec::new();
+    for (module, file) in edges {
+        let code = code(production(&file.path, &file.text));
+        for (name, owners) in DOORS.iter().filter(|(_, owners)| !owners.contains(&module)) {
+            let paths = [format!("use {name}::"), format!("crate::{name}"), format!(" {name}::")];
+            if paths.iter().any(|path| code.contains(path.as_str())) {
+                let owners = owners.join(", ");
+                complaints.push(format!("{}: only {owners} may name `{name}`", file.path));
+            }
+        }
+    }
+    complaints
 }
 
 /// Folders are listed only where nobody but the node and the agent decides what is in them; cgroups by the walker, which
 /// has an end.
 pub(super) fn folders_are_listed_where_tenants_make_none(tree: &Tree) -> Vec<Complaint> {
     let others = tree.rust().filter(|file| {
-        file.path.starts_with("kiam-agent/src/")
+        (file.path.starts_with("kiam-agent/") && file.path.contains("/src/"))
             && !LISTS_FOLDERS.iter().any(|path| file.path == *path)
     });
     let complaint = |file: &File, line| {
@@ -112,42 +116,6 @@ fn lines_with(file: &File, word: &str) -> impl Iterator<Item = usize> {
         .enumerate()
         .filter(|(_, line)| line.split(|c| !is_word(c)).any(|part| part == word));
     lines.map(|(index, _)| index + 1).collect::<Vec<_>>().into_iter()
-}
-
-/// Nothing rests on one machine's folders or on the registry that it happens to use.
-pub(super) fn nothing_names_one_machine(tree: &Tree) -> Vec<Complaint> {
-    const FOLDERS: [&str; 5] = ["farm", "home", "opt/wheels", "root", "work"];
-    const HOSTS: [&str; 6] = [
-        "index.crates",
-        "static.crates",
-        "pypi.org",
-        "pythonhosted",
-        "deb.debian",
-        "registry.npmjs",
-    ];
-    let folders = FOLDERS.map(|folder| format!("/{folder}/"));
-    let mut complaints = Vec::new();
-    // This file has the words, as words.
-    for file in tree.files.iter().filter(|file| file.path != "xtask/src/tasks/tidy/files.rs") {
-        for (index, line) in file.text.lines().enumerate() {
-            let found =
-                folders.iter().find(|folder| starts_a_path(line, folder)).map(String::as_str);
-            if let Some(word) = found.or_else(|| HOSTS.into_iter().find(|host| line.contains(host)))
-            {
-                complaints.push(format!(
-                    "{}:{}: `{word}` is of one machine only",
-                    file.path,
-                    index + 1
-                ));
-            }
-        }
-    }
-    complaints
-}
-
-fn starts_a_path(line: &str, folder: &str) -> bool {
-    let continues = |c: char| c.is_alphanumeric() || "._-~}*)".contains(c);
-    line.match_indices(folder).any(|(at, _)| !line[..at].ends_with(continues))
 }
 
 /// Relative links of the documents lead to files that are there.
@@ -203,17 +171,17 @@ mod tests {
     }
 
     #[test]
-    fn unsafe_is_found_in_code_outside_its_places() {
+    fn what_has_an_owner_is_found_elsewhere() {
         for (path, text, found) in [
-            ("kiam-agent/src/imds/mod.rs", "unsafe { x() }", true),
-            ("kiam-agent/src/intercept/link.rs", "unsafe { x() }", false),
-            ("kiam-agent/src/imds/mod.rs", "#![forbid(unsafe_code)] // no unsafe", false),
+            ("imds/mod.rs", "use kube::Client;", true),
+            ("imds/mod.rs", "fn a(x: kube::Client) {}", true),
+            ("cluster/watch.rs", "use kube::Client;", false),
+            ("serve/mod.rs", "use crate::app::Readiness;", true),
+            ("app/start.rs", "use crate::config::Config;", false),
+            ("imds/mod.rs", "// kube::Client\n#[cfg(test)]\nmod tests {\n use kube::A;\n}", false),
         ] {
-            assert_eq!(
-                is_found(unsafe_is_where_it_is_expected, path, text),
-                found,
-                "{path}: {text}"
-            );
+            let path = format!("kiam-agent/src/{path}");
+            assert_eq!(is_found(edges_keep_to_themselves, &path, text), found, "{path}: {text}");
         }
     }
 
@@ -221,9 +189,13 @@ mod tests {
     fn folders_listed_elsewhere_are_found() {
         let check = folders_are_listed_where_tenants_make_none;
         for (path, text, found) in [
-            ("kiam-agent/src/intercept/cgroup.rs", "for entry in fs::read_dir(path)? {}", true),
+            (
+                "kiam-agent/kernel/src/intercept/cgroup.rs",
+                "for entry in fs::read_dir(path)? {}",
+                true,
+            ),
             ("kiam-agent/src/imds/mod.rs", "path.read_dir()", true),
-            ("kiam-agent/src/intercept/walk.rs", "fs::read_dir(path)", false),
+            ("kiam-agent/kernel/src/intercept/walk.rs", "fs::read_dir(path)", false),
             (
                 "kiam-agent/src/imds/mod.rs",
                 "#[cfg(test)]\nmod tests {\nfn a() { read_dir(); }\n}",
@@ -239,20 +211,6 @@ mod tests {
     fn ignored_test_is_found() {
         assert!(is_found(no_test_is_ignored, "a.rs", "#[test]\n#[ignore = \"slow\"]\nfn a() {}"));
         assert!(!is_found(no_test_is_ignored, "a.rs", "// #[ignore]\nlet ignore = 1;"));
-    }
-
-    #[test]
-    fn names_of_one_machine_are_found() {
-        for (text, found) in [
-            ("see /work/x", true),
-            ("`/root/.cargo`", true),
-            ("\"/home/me\"", true),
-            ("https://static.crates.io/x", true),
-            ("kiam-agent/work/x and ./root/y", false),
-            ("registry+https://github.com/rust-lang/crates.io-index", false),
-        ] {
-            assert_eq!(is_found(nothing_names_one_machine, "x.md", text), found, "{text}");
-        }
     }
 
     #[test]

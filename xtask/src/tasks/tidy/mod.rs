@@ -3,7 +3,6 @@
 
 mod deploy;
 mod files;
-mod layers;
 mod source;
 
 use std::fs;
@@ -42,14 +41,11 @@ pub(crate) fn run() -> Result<()> {
 }
 
 fn check(tree: &Tree) -> Vec<Complaint> {
-    let checks: [fn(&Tree) -> Vec<Complaint>; 9] = [
-        layers::table_matches_code,
-        layers::crates_stay_in_their_module,
+    let checks: [fn(&Tree) -> Vec<Complaint>; 6] = [
         files::no_file_is_too_long,
-        files::unsafe_is_where_it_is_expected,
+        files::edges_keep_to_themselves,
         files::folders_are_listed_where_tenants_make_none,
         files::no_test_is_ignored,
-        files::nothing_names_one_machine,
         files::links_lead_somewhere,
         deploy::manifests_are_sound,
     ];

@@ -1,0 +1,322 @@
+//! Knows, from records alone, which pod is which and which roles this node's pods want.
+//!
+//! One writer, [`PodIndex`], is fed by the Kubernetes watch; everybody else asks a [`PodReader`]. The
+//! one rule: where it is not certain which pod is calling, the answer is [`NotFound`] and never a guess.
+
+#[cfg(any(test, feature = "testing"))]
+pub mod fixtures;
+mod index;
+mod reader;
+mod records;
+mod tables;
+mod uid;
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use crate::role::{AccountName, Quoted};
+
+pub use self::{
+    index::PodIndex,
+    reader::{NotFound, PodReader},
+    uid::{InvalidPodUid, PodUid, is_qos_class},
+};
+
+/// Where kubeadm and its like put the mirror pods of static pods.
+pub const STATIC_POD_NAMESPACE: &str = "kube-system";
+
+/// One pod as the Kubernetes API describes it, reduced to what decides about credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// `metadata.uid`.
+    pub uid: PodUid,
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.resourceVersion`, when it is a number; newer records replace older ones. `None` in what readers get.
+    pub resource_version: Option<u64>,
+    /// `spec.nodeName`: set once the pod is scheduled.
+    pub node: Option<String>,
+    /// `status.hostIP`.
+    pub host_ip: Option<IpAddr>,
+    /// `status.podIPs`; empty until the kubelet publishes them.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.hostNetwork`.
+    pub host_network: bool,
+    /// `spec.serviceAccountName`; the API server fills in `default`.
+    pub service_account: String,
+    /// Neither `Succeeded` nor `Failed`.
+    pub live: bool,
+    /// `kubernetes.io/config.hash` of a mirror pod: the UID that the kubelet gave the static pod.
+    pub config_hash: Option<PodUid>,
+    /// `iam.amazonaws.com/role`, as written.
+    pub role: Option<Annotation>,
+    /// `iam.amazonaws.com/session-name`, as written.
+    pub session_name: Option<Annotation>,
+    /// `iam.amazonaws.com/external-id`, as written.
+    pub external_id: Option<Annotation>,
+    /// `iam.amazonaws.com/session-policies`, as written.
+    pub session_policies: Option<Annotation>,
+}
+
+/// One namespace, reduced to what decides about credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.resourceVersion`, when it is a number; as [`Pod::resource_version`].
+    pub resource_version: Option<u64>,
+    /// `iam.amazonaws.com/permitted`, as written.
+    pub permitted: Option<Annotation>,
+    /// `iam.amazonaws.com/allowed-roles`, as written.
+    pub allowed_roles: Option<Annotation>,
+    /// `iam.amazonaws.com/imdsv2`, as written.
+    pub imdsv2: Option<Annotation>,
+}
+
+/// One ServiceAccount, reduced to what decides about credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceAccount {
+    /// `metadata.namespace` and `metadata.name`.
+    pub name: AccountName,
+    /// `metadata.resourceVersion`, when it is a number; as [`Pod::resource_version`].
+    pub resource_version: Option<u64>,
+    /// `eks.amazonaws.com/role-arn`, as written.
+    pub role: Option<Annotation>,
+}
+
+/// An annotation's value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Annotation {
+    /// As written.
+    Text(Box<str>),
+    /// No value of this length can be used, so that it was not kept.
+    TooLong(TooLong),
+}
+
+/// A value that is too long to be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is too long: it has {length} bytes or more, and {most} are read at most")]
+pub struct TooLong {
+    /// How long it is, if escapes in the API's answer hide nothing.
+    pub length: usize,
+    /// How long it may be.
+    pub most: usize,
+}
+
+/// What the records don't tell.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Whose mirror pods stand for static pods. A `config.hash` elsewhere may be anybody's invention.
+    pub static_pod_namespaces: Vec<String>,
+    /// The node's own addresses, which pods in the host's network connect from.
+    pub node: Arc<dyn NodeAddresses>,
+}
+
+/// Knows the node's own addresses.
+pub trait NodeAddresses: fmt::Debug + Send + Sync {
+    /// Whether `address` is one of them now; a v4-mapped one is its IPv4 address.
+    fn contains(&self, address: IpAddr) -> bool;
+}
+
+/// A node that has no addresses but loopback ones.
+#[derive(Clone, Copy, Debug)]
+struct LoopbackOnly;
+
+/// The two ends of an accepted connection, as the agent's socket shows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// The pod's end.
+    pub peer: SocketAddr,
+    /// The agent's end.
+    pub local: SocketAddr,
+}
+
+/// Who is calling, before the pod is looked up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Client {
+    /// The kernel attests that a process of this pod connected; the address is a cross-check.
+    Pod {
+        /// From the cgroup path.
+        uid: PodUid,
+        /// The connection's source address.
+        address: IpAddr,
+        /// Which network namespace it was opened in.
+        origin: Origin,
+    },
+    /// The same, by a listener inside the pod's own network namespace: there is no address to check.
+    Inside {
+        /// From the cgroup path, and the listener's.
+        uid: PodUid,
+    },
+    /// Only the source address is known (`--identity=source-ip`).
+    Address(IpAddr),
+}
+
+/// Which network namespace a connection was opened in. Any user can make namespaces and give them any address, so one
+/// that is not known to be the pod's speaks for nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The pod's own, as [`PodNamespaces`] knows it.
+    Pod,
+    /// The node's: only hostNetwork pods connect from there.
+    Node,
+    /// Not the node's, and otherwise unknown: the kernel tells namespaces apart only since 5.14. The pod must be known to
+    /// have the source address.
+    Unknown,
+}
+
+/// A network namespace that is known to be a pod's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodNamespace {
+    /// As the pod's cgroup is named: of a static pod this is the config hash.
+    pub uid: PodUid,
+    /// The namespace's cookie (`SO_NETNS_COOKIE`).
+    pub netns: u64,
+}
+
+/// Knows which network namespaces are pods'.
+pub trait PodNamespaces: fmt::Debug + Send + Sync {
+    /// Those of `pod`.
+    fn of_pod(&self, pod: &Pod) -> Vec<PodNamespace>;
+
+    /// Those of all pods whose addresses are not known yet: the kubelet publishes them seconds after a sandbox runs.
+    fn without_address(&self) -> Vec<PodNamespace>;
+}
+
+/// Why a connection belongs to no pod. Such a connection is refused with 403.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unattested {
+    /// The kernel has no entry: somebody connected to the agent's port directly.
+    #[error("the kernel has no entry for this connection")]
+    NoEntry,
+    /// The process's cgroup is below no pod.
+    #[error("cgroup {0} is not a pod's")]
+    NotAPod(Quoted),
+    /// The cgroup is gone already.
+    #[error("cgroup id {0} is gone")]
+    Gone(u64),
+    /// The kernel attests it, but whose it is was not certain when that had to be: its requests are for
+    /// nobody to answer. Only a session token, which says nothing, is given.
+    #[error("{not_found}")]
+    Unknown {
+        /// Who the kernel says it is.
+        client: Client,
+        /// Why that is no certain pod.
+        not_found: NotFound,
+    },
+    /// It came to the listener inside one pod's network namespace, from a process of another pod.
+    #[error("the connection is of pod {caller}, and came to the listener inside pod {listener}")]
+    OtherPod {
+        /// Whose process it is.
+        caller: PodUid,
+        /// Whose listener.
+        listener: PodUid,
+    },
+    /// More than one pod may have opened it, and nothing tells which.
+    #[error("{0} pods' network namespaces have this connection")]
+    Contested(usize),
+    /// The agent itself: the proof that it makes of the interception.
+    #[error("the connection is the agent's own proof")]
+    Proof,
+    /// The kernel could not be asked.
+    #[error("the identity map can't be read: {0}")]
+    Unreadable(String),
+}
+
+// === impl Pod ===
+
+impl Pod {
+    /// The ServiceAccount that it runs as.
+    #[must_use]
+    pub fn account(&self) -> AccountName {
+        AccountName::new(&self.namespace, &self.service_account)
+    }
+}
+
+// === impl Annotation ===
+
+impl Annotation {
+    /// The value as written.
+    ///
+    /// # Errors
+    ///
+    /// [`TooLong`] when it was not kept.
+    pub fn text(&self) -> Result<&str, TooLong> {
+        match self {
+            Self::Text(text) => Ok(text),
+            Self::TooLong(too_long) => Err(*too_long),
+        }
+    }
+}
+
+impl From<&str> for Annotation {
+    fn from(text: &str) -> Self {
+        Self::Text(text.into())
+    }
+}
+
+/// For people: quoted, as far as it is shown.
+impl fmt::Display for Annotation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => Quoted::new(text).fmt(f),
+            Self::TooLong(too_long) => too_long.fmt(f),
+        }
+    }
+}
+
+// === impl Namespace ===
+
+impl Namespace {
+    /// Whether the namespace's pods need session tokens. Whatever it says but `optional` asks for them, so
+    /// that a slip of the pen closes and does not open.
+    #[must_use]
+    pub fn requires_imdsv2(&self) -> bool {
+        self.imdsv2_word().is_none_or(|word| !["", "optional"].contains(&word))
+    }
+
+    /// Whether what it says about session tokens, if anything, is one of the words that are known.
+    #[must_use]
+    pub fn imdsv2_is_understood(&self) -> bool {
+        self.imdsv2_word().is_some_and(|word| ["", "optional", "required"].contains(&word))
+    }
+
+    /// `None`: it is too long for one.
+    fn imdsv2_word(&self) -> Option<&str> {
+        self.imdsv2.as_ref().map_or(Some(""), |word| word.text().ok().map(str::trim))
+    }
+}
+
+// === impl Config ===
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            static_pod_namespaces: vec![STATIC_POD_NAMESPACE.to_owned()],
+            node: Arc::new(LoopbackOnly),
+        }
+    }
+}
+
+// === impl LoopbackOnly ===
+
+impl NodeAddresses for LoopbackOnly {
+    fn contains(&self, address: IpAddr) -> bool {
+        address.to_canonical().is_loopback()
+    }
+}
+
+/// Tells who is at the other end of a connection.
+pub trait ClientResolver: Send + Sync + 'static {
+    /// Resolves `connection`, once, right after it is accepted.
+    ///
+    /// # Errors
+    ///
+    /// [`Unattested`] when it belongs to no pod.
+    fn resolve(&self, connection: &Connection) -> Result<Client, Unattested>;
+}

@@ -1,0 +1,17 @@
+//! Logs, the metrics registry, StatsD.
+//!
+//! Each part registers its own Prometheus metrics beside its code; here is only what they share.
+
+#[cfg(any(test, feature = "testing"))]
+pub mod captured;
+mod chain;
+mod limit;
+mod logs;
+mod statsd;
+
+pub use self::{
+    chain::Chain,
+    limit::LogLimit,
+    logs::{Format, InvalidLevel, Level, LogLevel, Logs},
+    statsd::{Statsd, StatsdFlush},
+};

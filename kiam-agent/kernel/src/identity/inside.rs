@@ -1,0 +1,38 @@
+//! Identity at a listener inside a pod's own network namespace.
+
+use super::CgroupPaths;
+use crate::intercept::Flows;
+use kiam_core::pods::{Client, ClientResolver, Connection, PodUid, Unattested};
+
+/// Resolves connections to the listener inside one pod: the kernel's entry must be of that namespace, and its
+/// process of that pod. Whoever comes without an entry (`kubectl port-forward`, a process that entered the
+/// namespace from outside) was not redirected.
+#[derive(Debug)]
+pub struct InsideResolver {
+    flows: Flows,
+    cgroups: CgroupPaths,
+    pod: PodUid,
+    netns: u64,
+}
+
+// === impl InsideResolver ===
+
+impl InsideResolver {
+    /// For the listener inside `pod`, in the network namespace of cookie `netns`.
+    #[must_use]
+    pub fn new(flows: Flows, cgroups: CgroupPaths, pod: PodUid, netns: u64) -> Self {
+        Self { flows, cgroups, pod, netns }
+    }
+}
+
+impl ClientResolver for InsideResolver {
+    fn resolve(&self, connection: &Connection) -> Result<Client, Unattested> {
+        let found = self.flows.find(self.netns, connection.peer, connection.local);
+        let entry = found.map_err(super::unreadable)?.ok_or(Unattested::NoEntry)?;
+        let uid = self.cgroups.pod(entry.cgroup)?;
+        if uid != self.pod {
+            return Err(Unattested::OtherPod { caller: uid, listener: self.pod.clone() });
+        }
+        Ok(Client::Inside { uid })
+    }
+}

@@ -1,0 +1,201 @@
+//! Identity as the kernel attests it, at the node's listener.
+
+use std::{net::IpAddr, sync::Arc};
+
+use super::{CgroupPaths, unreadable};
+use crate::intercept::{FlowEntry, Flows, Witness};
+use kiam_core::pods::{
+    Client, ClientResolver, Connection, NodeAddresses, Origin, PodNamespace, PodNamespaces,
+    PodReader, PodUid, Unattested,
+};
+
+/// Resolves a connection by the entry that the kernel programs published when it was established.
+///
+/// An entry speaks for a connection only from a network namespace that is known to be the pod's: any user can make
+/// another one, with any address in it. The listener's side shows the opener's address and not its namespace, so the
+/// namespaces of the pods that may have the address are asked, and no others. Where two have the connection, it is
+/// refused.
+#[derive(Debug)]
+pub struct KernelResolver {
+    flows: Flows,
+    cgroups: CgroupPaths,
+    witness: Witness,
+    namespaces: Option<Namespaces>,
+}
+
+/// The network namespaces that connections may come from.
+#[derive(Clone, Debug)]
+pub struct Namespaces {
+    /// The cookie of the node's.
+    pub host: u64,
+    /// The node's addresses: what comes from one was opened in the node's namespace.
+    pub node: Arc<dyn NodeAddresses>,
+    /// Which pods may have an address.
+    pub pods: PodReader,
+    /// Which namespaces are those pods'.
+    pub sandboxes: Arc<dyn PodNamespaces>,
+}
+
+/// Whose a namespace is.
+#[derive(Debug)]
+enum Owner {
+    Node,
+    Pod(PodUid),
+    Proof,
+}
+
+// === impl KernelResolver ===
+
+impl KernelResolver {
+    /// One that asks `flows`. `witness` is shown the connections of the agent's own proof. Without `namespaces`, as
+    /// before kernel 5.14, a pod is known by its address, and hostNetwork pods as such by the kernel.
+    #[must_use]
+    pub fn new(
+        flows: Flows,
+        cgroups: CgroupPaths,
+        witness: Witness,
+        namespaces: Option<Namespaces>,
+    ) -> Self {
+        Self { flows, cgroups, witness, namespaces }
+    }
+
+    /// Asks all of `namespaces` that may have opened it.
+    fn resolve_in(
+        &self,
+        namespaces: &Namespaces,
+        connection: &Connection,
+    ) -> Result<Client, Unattested> {
+        let Connection { peer, local } = *connection;
+        let address = peer.ip().to_canonical();
+        let proof = self.witness.namespace(address).map(|netns| (netns, Owner::Proof));
+        let candidates = proof.into_iter().chain(namespaces.of(address));
+        let mut found = Vec::new();
+        for (netns, owner) in candidates {
+            let taken = self.flows.take(netns, peer, local).map_err(unreadable)?;
+            found.extend(taken.map(|entry| (entry, owner)));
+        }
+        let (entry, owner) = only(found)?;
+        if self.witness.saw(entry, peer) {
+            return Err(Unattested::Proof);
+        }
+        let uid = self.cgroups.pod(entry.cgroup)?;
+        let origin = match owner {
+            Owner::Node => Origin::Node,
+            Owner::Pod(pod) if pod == uid => Origin::Pod,
+            Owner::Pod(listener) => return Err(Unattested::OtherPod { caller: uid, listener }),
+            Owner::Proof => return Err(Unattested::NoEntry),
+        };
+        Ok(Client::Pod { uid, address, origin })
+    }
+
+    /// Believes the entry that was written last for connections with these ends. Another pod can write it, and have
+    /// this one refused; it is not taken for this one, as it does not have the address.
+    fn resolve_last(&self, connection: &Connection) -> Result<Client, Unattested> {
+        let Connection { peer, local } = *connection;
+        let last = self.flows.take_last(peer, local).map_err(unreadable)?;
+        let entry = last.ok_or(Unattested::NoEntry)?;
+        if self.witness.saw(entry, peer) {
+            return Err(Unattested::Proof);
+        }
+        let uid = self.cgroups.pod(entry.cgroup)?;
+        let origin = if entry.on_host { Origin::Node } else { Origin::Unknown };
+        Ok(Client::Pod { uid, address: peer.ip().to_canonical(), origin })
+    }
+}
+
+impl ClientResolver for KernelResolver {
+    fn resolve(&self, connection: &Connection) -> Result<Client, Unattested> {
+        match &self.namespaces {
+            Some(namespaces) => self.resolve_in(namespaces, connection),
+            None => self.resolve_last(connection),
+        }
+    }
+}
+
+// === impl Namespaces ===
+
+impl Namespaces {
+    /// Those that `address` may be in, each once.
+    fn of(&self, address: IpAddr) -> Vec<(u64, Owner)> {
+        if self.node.contains(address) {
+            return vec![(self.host, Owner::Node)];
+        }
+        let pods = self.pods.pods_at(address);
+        let mut known: Vec<_> = pods.iter().flat_map(|pod| self.sandboxes.of_pod(pod)).collect();
+        // Its address may be an earlier pod's, as far as is known.
+        known.extend(self.sandboxes.without_address());
+        known.sort_unstable_by_key(|of_pod| of_pod.netns);
+        known.dedup_by_key(|of_pod| of_pod.netns);
+        known.into_iter().map(|PodNamespace { uid, netns }| (netns, Owner::Pod(uid))).collect()
+    }
+}
+
+/// The one entry there is. Of several, all but one are forged, and nothing tells which.
+fn only(mut found: Vec<(FlowEntry, Owner)>) -> Result<(FlowEntry, Owner), Unattested> {
+    match (found.pop(), found.len()) {
+        (Some(only), 0) => Ok(only),
+        (Some(_), others) => Err(Unattested::Contested(others + 1)),
+        (None, _) => Err(Unattested::NoEntry),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiam_core::pods::{
+        Config, Pod, PodIndex,
+        fixtures::{ip, uid},
+    };
+
+    /// Pods that have the namespace of their number.
+    #[derive(Debug)]
+    struct Sandboxes(Vec<u64>);
+
+    impl PodNamespaces for Sandboxes {
+        fn of_pod(&self, pod: &Pod) -> Vec<PodNamespace> {
+            let of = |n: u64| PodNamespace { uid: pod.uid.clone(), netns: n };
+            (1..9).filter(|n| uid(*n as u32) == pod.uid).map(of).collect()
+        }
+
+        fn without_address(&self) -> Vec<PodNamespace> {
+            let of = |n: &u64| PodNamespace { uid: uid(*n as u32), netns: *n };
+            self.0.iter().map(of).collect()
+        }
+    }
+
+    #[derive(Debug)]
+    struct Node;
+
+    impl NodeAddresses for Node {
+        fn contains(&self, address: IpAddr) -> bool {
+            address == ip("192.0.2.1")
+        }
+    }
+
+    fn candidates(address: &str, pods: Vec<Pod>, without_address: &[u64]) -> Vec<u64> {
+        let (index, pods_read) = PodIndex::with(Config::default());
+        pods.into_iter().for_each(|pod| index.apply(pod));
+        let sandboxes = Arc::new(Sandboxes(without_address.to_vec()));
+        let namespaces = Namespaces { host: 100, node: Arc::new(Node), pods: pods_read, sandboxes };
+        namespaces.of(ip(address)).into_iter().map(|(netns, _)| netns).collect()
+    }
+
+    #[test]
+    fn only_namespaces_that_may_have_the_address_are_asked() {
+        let pods = || vec![Pod::test(1).at(&["10.0.0.1"]), Pod::test(2).at(&["10.0.0.2"])];
+        // A pod that has no address yet is not on the node's network, whatever it has made there.
+        assert_eq!(candidates("192.0.2.1", pods(), &[3]), [100]);
+        assert_eq!(candidates("10.0.0.1", pods(), &[]), [1]);
+        assert_eq!(candidates("10.0.0.1", pods(), &[3, 4]), [1, 3, 4]);
+        assert_eq!(candidates("10.0.0.9", pods(), &[3, 4]), [3, 4]);
+        assert!(candidates("10.0.0.9", pods(), &[]).is_empty());
+    }
+
+    #[test]
+    fn the_only_entry_is_taken_and_several_are_refused() {
+        let entry = |netns| (FlowEntry { cgroup: 7, netns, on_host: false }, Owner::Pod(uid(1)));
+        assert_eq!(only(Vec::new()).unwrap_err(), Unattested::NoEntry);
+        assert_eq!(only(vec![entry(1)]).unwrap().0.netns, 1);
+        assert_eq!(only(vec![entry(1), entry(2)]).unwrap_err(), Unattested::Contested(2));
+    }
+}

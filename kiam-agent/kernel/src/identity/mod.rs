@@ -1,0 +1,40 @@
+//! Who is at the other end: 4-tuple to cgroup to pod UID.
+
+mod cgroups;
+mod inside;
+mod kernel;
+mod node;
+
+pub use self::{
+    cgroups::CgroupPaths,
+    inside::InsideResolver,
+    kernel::{KernelResolver, Namespaces},
+    node::NodeAddresses,
+};
+
+use std::fmt::Display;
+
+use crate::intercept::Witness;
+use kiam_core::pods::{Client, ClientResolver, Connection, Unattested};
+
+/// `--identity=source-ip`: the source address is all that is known, as in kiam.
+#[derive(Clone, Debug, Default)]
+pub struct SourceIpResolver {
+    /// Shown the connections of the agent's own proof.
+    pub witness: Witness,
+}
+
+fn unreadable(error: impl Display) -> Unattested {
+    Unattested::Unreadable(error.to_string())
+}
+
+// === impl SourceIpResolver ===
+
+impl ClientResolver for SourceIpResolver {
+    fn resolve(&self, connection: &Connection) -> Result<Client, Unattested> {
+        if self.witness.saw_address(connection.peer) {
+            return Err(Unattested::Proof);
+        }
+        Ok(Client::Address(connection.peer.ip().to_canonical()))
+    }
+}

@@ -1,0 +1,241 @@
+//! Loading: the kernel judges every program that the agent may ever attach, before the first is attached.
+//!
+//! A program that the kernel refuses so leaves the node as it was: an earlier agent's programs work on, and on a first
+//! roll-out pods keep the IMDS that they have, while the agent that can't start says why.
+
+use std::path::{Path, PathBuf};
+
+use aya::{Ebpf, EbpfLoader, programs::SocketFilter};
+use kiam_common::{
+    HOST_NETNS_INITIAL, PATH_AUTO, PATH_NODE, PATH_POD_LOCAL,
+    redirect::{AgentPorts, Target},
+};
+use tracing::{info, warn};
+
+use super::{
+    Cgroup, Config, Error, HostNetworkPods, Interception, Mode, Path as Way, Rewriter,
+    UplinkProgram, ancestors, attach, guard, hold::Hold, in_use::Patience, netns, pins,
+    refusal::program_error,
+};
+use kiam_core::blocking::Blocking;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
+
+pub(super) const MAPS: [&str; 10] = [
+    "LEASE",
+    "SANDBOXES",
+    "CGROUPS",
+    "CLIENTS",
+    "LISTENERS",
+    "PASSED",
+    "FLOWS",
+    "PODS",
+    "OBSERVED",
+    "COUNTERS",
+];
+
+/// In the order they are attached: nobody takes the agent's ports, and identity comes before the redirect, so
+/// that no redirected connection goes without a record.
+pub(super) const ENFORCING: [&str; 9] = [
+    "kiam_bind4",
+    "kiam_bind6",
+    "kiam_sock_ops",
+    "kiam_getpeername4",
+    "kiam_getpeername6",
+    "kiam_connect6",
+    "kiam_connect4",
+    "kiam_sendmsg4",
+    "kiam_sendmsg6",
+];
+
+/// What sees connects and datagrams, and nothing that changes anything else. `kiam_sock_ops` has nothing to publish, but
+/// takes back what was published before: a connection that nobody saw close would count for its pod for good.
+pub(super) const OBSERVING: [&str; 5] =
+    ["kiam_sock_ops", "kiam_connect6", "kiam_connect4", "kiam_sendmsg4", "kiam_sendmsg6"];
+
+pub(super) const GUARD: &str = "kiam_guard";
+pub(super) const LISTENER: &str = "kiam_listener";
+
+/// What the kernel has taken.
+struct Verified {
+    ebpf: Ebpf,
+    programs: Vec<&'static str>,
+    rewriter: Rewriter,
+    uplink: Option<UplinkProgram>,
+}
+
+/// What differs between two nodes, or two configurations, in the programs themselves.
+#[derive(Clone, Copy)]
+struct Constants<'a> {
+    config: &'a Config,
+    target: Target,
+    host_netns: u64,
+}
+
+// === impl Interception ===
+
+impl Interception {
+    /// Loads the programs, with `target` as the agent's listeners, over the maps that are pinned or new ones.
+    /// Nothing that is attached changes.
+    ///
+    /// # Errors
+    ///
+    /// Whatever is missing on this machine; see [`Error`].
+    pub fn load(blocking: &Blocking, config: &Config, target: Target) -> Result<Self, Error> {
+        Self::load_object(OBJECT, blocking, config, target)
+    }
+
+    fn load_object(
+        object: &[u8],
+        blocking: &Blocking,
+        config: &Config,
+        target: Target,
+    ) -> Result<Self, Error> {
+        let cgroup = Cgroup::open(blocking, config.cgroup.as_deref())?;
+        let (pins, older) = pins::open(&config.bpffs)?;
+        let host_netns = netns::host_netns().map_err(|source| Error::File {
+            what: "the node's network namespace cookie (SO_NETNS_COOKIE)",
+            path: PathBuf::from("/proc/self/ns/net"),
+            source,
+        })?;
+        let first = pins::is_empty(&pins)?;
+        let constants = Constants { config, target, host_netns };
+        let verified = Verified::load(object, constants, &cgroup, &pins).inspect_err(|_| {
+            // The maps are pinned by now, and nothing uses them.
+            if first && let Err(error) = pins::remove_maps(&pins) {
+                warn!(%error, "The maps of programs that can't be loaded stay pinned");
+            }
+        })?;
+        Ok(Self {
+            ebpf: verified.ebpf,
+            pins,
+            older,
+            cgroup,
+            given: config.cgroup.clone(),
+            programs: verified.programs,
+            classes: Vec::new(),
+            hold: Hold::default(),
+            patience: Patience::default(),
+            guards_uplinks: verified.uplink.is_some(),
+            uplink: verified.uplink,
+            rewriter: verified.rewriter,
+            filters_syns: config.has_filter(),
+            host_netns: (host_netns != HOST_NETNS_INITIAL).then_some(host_netns),
+            log: config.log,
+        })
+    }
+}
+
+// === impl Verified ===
+
+impl Verified {
+    fn load(
+        object: &[u8],
+        constants: Constants<'_>,
+        cgroup: &Cgroup,
+        pins: &Path,
+    ) -> Result<Self, Error> {
+        let config = constants.config;
+        let mut ebpf = constants.load(object, pins)?;
+        let programs = programs(config, cgroup)?;
+        for &name in &programs {
+            verify(&mut ebpf, name)?;
+        }
+        if config.mode == Mode::Enforce {
+            // Programs may come above the pods' cgroup at any time, which make it necessary.
+            verify(&mut ebpf, GUARD)?;
+        }
+        if config.has_filter() {
+            listener_filter(&mut ebpf)?.load().map_err(program_error(LISTENER))?;
+        }
+        let rewriter = Rewriter::load(&mut ebpf)?;
+        let uplink = match config.guard.uplink && config.mode == Mode::Enforce {
+            true => {
+                let agent = id(&ebpf, guard::AGENT)?;
+                let ebpf = loader(pins).load(object)?;
+                Some(UplinkProgram::load(ebpf, pins.to_owned(), agent)?)
+            }
+            false => None,
+        };
+        Ok(Self { ebpf, programs, rewriter, uplink })
+    }
+}
+
+// === impl Constants ===
+
+impl Constants<'_> {
+    /// The object with these constants, its maps pinned in `pins`. No program of it is loaded yet.
+    fn load(self, object: &[u8], pins: &Path) -> Result<Ebpf, Error> {
+        let Self { config, target, host_netns } = self;
+        let passes = u32::from(config.host_network == HostNetworkPods::Pass);
+        let observes = u32::from(config.mode == Mode::Observe);
+        let path = match config.path {
+            Way::Auto => PATH_AUTO,
+            Way::PodLocal => PATH_POD_LOCAL,
+            Way::Node => PATH_NODE,
+        };
+        let [admin, metrics] = config.operator_ports;
+        let ports: AgentPorts = [target.v4_port, target.v6_port, admin, metrics];
+        let only_known = u32::from(config.has_filter() && host_netns != HOST_NETNS_INITIAL);
+        let level: u8 = if config.log { 4 } else { 0 };
+        let mut loader = loader(pins);
+        loader
+            .override_global("TARGET", &target, true)
+            .override_global("AGENT_PORTS", &ports, true)
+            .override_global("HOST_NETNS", &host_netns, true)
+            .override_global("HOST_NETWORK_PASSES", &passes, true)
+            .override_global("NAMESPACES_ARE_KNOWN", &only_known, true)
+            .override_global("OBSERVES", &observes, true)
+            .override_global("PATH", &path, true)
+            .override_global(aya_log::LEVEL, &level, false);
+        Ok(loader.load(object)?)
+    }
+}
+
+/// Loads the object over the maps that are pinned in `pins`, or new ones.
+fn loader(pins: &Path) -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    for map in MAPS {
+        loader.map_pin_path(map, pins.join(map));
+    }
+    loader
+}
+
+/// The programs that `config` asks for, in the order they are attached.
+fn programs(config: &Config, cgroup: &Cgroup) -> Result<Vec<&'static str>, Error> {
+    if config.mode == Mode::Observe {
+        return Ok(OBSERVING.to_vec());
+    }
+    let mut programs = ENFORCING.to_vec();
+    let above = ancestors::with_programs(cgroup)?;
+    for path in &above {
+        // They run after ours and may rewrite any address to the IMDS's: socket load balancers do such things.
+        info!(cgroup = %path.display(), "Programs above the pods' cgroup: packets are guarded too");
+    }
+    if config.guard.skb || !above.is_empty() {
+        programs.push(GUARD);
+    }
+    Ok(programs)
+}
+
+/// Has the kernel judge a program that is attached to a cgroup. The verifier takes long, and while only some programs are
+/// replaced, those of two agents work together.
+fn verify(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
+    let program = ebpf.program_mut(name).ok_or(Error::Missing(name))?;
+    attach::load(program).map(drop).map_err(program_error(name))
+}
+
+/// The filter of SYNs at the agent's listeners.
+pub(super) fn listener_filter(ebpf: &mut Ebpf) -> Result<&mut SocketFilter, Error> {
+    let program = ebpf.program_mut(LISTENER).ok_or(Error::Missing(LISTENER))?;
+    program.try_into().map_err(program_error(LISTENER))
+}
+
+/// The kernel's id of a program that is loaded.
+fn id(ebpf: &Ebpf, name: &'static str) -> Result<u32, Error> {
+    let program = ebpf.program(name).ok_or(Error::Missing(name))?;
+    program.info().map(|info| info.id()).map_err(program_error(name))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,238 @@
+//! Attaching and replacing the programs.
+
+use std::{
+    fmt, fs,
+    os::fd::{AsFd as _, BorrowedFd},
+    path::PathBuf,
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, MapData, PerCpuArray, SkStorage},
+};
+use aya_log::EbpfLogger;
+
+use super::{
+    Cgroup, Error, Flows, Lease, Marks, Observed, Rewriter, SandboxTable, UplinkProgram, Verdicts,
+    attach::{attach, load, pin_error, replace_or},
+    guard,
+    hold::Hold,
+    in_use::Patience,
+    loading::{ENFORCING, GUARD, LISTENER, OBSERVING, listener_filter},
+    own_pod::{CLASSES_TIME, mark_cgroups},
+    pins,
+    refusal::program_error,
+    walk::Walk,
+};
+use kiam_core::blocking::Blocking;
+
+/// The programs, loaded; [`Interception::attach`] puts them to work.
+#[derive(Debug)]
+pub struct Interception {
+    pub(super) ebpf: Ebpf,
+    pub(super) pins: PathBuf,
+    pub(super) older: Vec<PathBuf>,
+    pub(super) cgroup: Cgroup,
+    /// `--cgroup`.
+    pub(super) given: Option<PathBuf>,
+    pub(super) programs: Vec<&'static str>,
+    /// The QoS classes' cgroups that are marked.
+    pub(super) classes: Vec<u64>,
+    pub(super) hold: Hold,
+    pub(super) patience: Patience,
+    pub(super) guards_uplinks: bool,
+    pub(super) uplink: Option<UplinkProgram>,
+    pub(super) rewriter: Rewriter,
+    pub(super) filters_syns: bool,
+    pub(super) host_netns: Option<u64>,
+    pub(super) log: bool,
+}
+
+/// What stays with the agent once the programs work.
+#[derive(Debug)]
+pub struct Parts {
+    /// The agent's sign of life.
+    pub lease: Lease,
+    /// Who opened which connection.
+    pub flows: Flows,
+    /// The kernel's counts.
+    pub verdicts: Verdicts,
+    /// Where the programs are attached.
+    pub cgroup: Cgroup,
+    /// Cgroups that are treated otherwise.
+    pub marks: Marks,
+    /// The network namespaces that are known to be pods'.
+    pub sandboxes: SandboxTable,
+    /// The cookie of the node's own; `None` where the kernel doesn't tell namespaces apart (before 5.14).
+    pub host_netns: Option<u64>,
+    /// For the proof.
+    pub rewriter: Rewriter,
+    /// Whether packets of the pods' cgroup are guarded.
+    pub guards_packets: bool,
+    /// Who was only observed, where that is the mode.
+    pub observed: Option<Observed>,
+    /// Whether no agent enforced here before, so that nothing notes which older connections may go on.
+    pub first: bool,
+    /// What the guard attaches where packets leave the node, if it does.
+    pub uplink: Option<UplinkProgram>,
+    /// What the programs write to the log, if they do.
+    pub log: Option<KernelLog>,
+    /// The programs, to attach them again where that is needed.
+    pub programs: Interception,
+}
+
+/// Passes on what the kernel programs log; nothing is seen until it is flushed.
+pub struct KernelLog(EbpfLogger<&'static dyn log::Log>);
+
+// === impl KernelLog ===
+
+impl KernelLog {
+    /// Writes what has come to the agent's log.
+    pub fn flush(&mut self) {
+        self.0.flush();
+    }
+}
+
+impl fmt::Debug for KernelLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KernelLog")
+    }
+}
+
+// === impl Interception ===
+
+impl Interception {
+    /// Attaches the programs, or replaces those of an earlier agent in place, and pins them. `listeners` are
+    /// the sockets that the targets name.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; what is attached already stays so, and a later attempt completes it.
+    pub fn attach(
+        mut self,
+        blocking: &Blocking,
+        listeners: &[BorrowedFd<'_>],
+    ) -> Result<Parts, Error> {
+        // One that only observes does not attach it.
+        let first = !pins::link(&self.pins, "kiam_getpeername4").exists() && self.older.is_empty();
+        self.mark(listeners)?;
+        self.attach_all(blocking)?;
+        self.hold.maps(&self.pins)?;
+        let ebpf = &mut self.ebpf;
+        let log = if self.log { Some(KernelLog(EbpfLogger::init(ebpf)?)) } else { None };
+        let lease = Lease::new(array(ebpf, "LEASE")?);
+        let flows = Flows::new(hash(ebpf, "FLOWS")?, hash(ebpf, "PODS")?);
+        let map = ebpf.take_map("COUNTERS").ok_or(Error::Missing("COUNTERS"))?;
+        let counters = PerCpuArray::try_from(map).map_err(map_error("COUNTERS"))?;
+        let observed = (!self.enforces()).then(|| Observed::open(&self.pins)).transpose()?;
+        Ok(Parts {
+            lease,
+            flows,
+            verdicts: Verdicts::new(counters),
+            cgroup: self.cgroup.clone(),
+            marks: Marks::open(&self.pins)?,
+            sandboxes: SandboxTable::open(&self.pins)?,
+            host_netns: self.host_netns,
+            rewriter: self.rewriter.clone(),
+            guards_packets: self.guards_packets(),
+            observed,
+            first,
+            uplink: self.uplink.take(),
+            log,
+            programs: self,
+        })
+    }
+
+    /// Attaches every program to the pods' cgroup, over what an earlier agent left there.
+    pub(super) fn attach_all(&mut self, blocking: &Blocking) -> Result<(), Error> {
+        self.mark_cgroups(blocking)?;
+        pins::adopt(&self.pins, &self.older, &self.programs)?;
+        for name in self.programs.clone() {
+            self.attach_one(name)?;
+        }
+        self.detach_others()?;
+        pins::tidy(&self.pins, &self.older)
+    }
+
+    /// Tells the programs which cgroups hold pods, and which is the agent's own pod.
+    pub(super) fn mark_cgroups(&mut self, blocking: &Blocking) -> Result<(), Error> {
+        let classes = self.cgroup.qos_classes(&mut Walk::new(blocking, CLASSES_TIME));
+        let map = self.ebpf.map_mut("CGROUPS").ok_or(Error::Missing("CGROUPS"))?;
+        // Borrowed: the programs that are still to be loaded need the map's descriptor.
+        let map = HashMap::try_from(map).map_err(map_error("CGROUPS"))?;
+        mark_cgroups(map, &self.cgroup, &classes)?;
+        self.classes = classes;
+        Ok(())
+    }
+
+    /// Marks the agent's listeners, so that connect knows them, and puts the filter of SYNs before them.
+    fn mark(&mut self, listeners: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        let map = self.ebpf.map_mut("LISTENERS").ok_or(Error::Missing("LISTENERS"))?;
+        let mut marks: SkStorage<&mut MapData, u32> =
+            SkStorage::try_from(map).map_err(map_error("LISTENERS"))?;
+        for socket in listeners {
+            marks.insert(socket, 1, 0).map_err(map_error("LISTENERS"))?;
+        }
+        if !self.filters_syns {
+            return Ok(());
+        }
+        let filter = listener_filter(&mut self.ebpf)?;
+        for socket in listeners {
+            filter.attach(socket).map_err(program_error(LISTENER))?;
+        }
+        Ok(())
+    }
+
+    /// Whether packets of the pods' cgroup are guarded.
+    pub(super) fn guards_packets(&self) -> bool {
+        self.programs.contains(&GUARD)
+    }
+
+    /// Whether it does more than observe.
+    pub(super) fn enforces(&self) -> bool {
+        self.programs != OBSERVING
+    }
+
+    pub(super) fn attach_one(&mut self, name: &'static str) -> Result<(), Error> {
+        let pin = pins::link(&self.pins, name);
+        let failed = program_error(name);
+        let program = self.ebpf.program_mut(name).ok_or(Error::Missing(name))?;
+        let fd =
+            load(program).map_err(failed)?.try_clone().map_err(|source| pin_error(&pin, source))?;
+        let id = program.info().map_err(failed)?.id();
+        let directory = self.cgroup.directory();
+        replace_or(&pin, &self.cgroup, fd.as_fd(), || attach(program, directory), name)?;
+        self.hold.link(name, id, &pin)
+    }
+
+    /// Ends what an earlier agent, with other flags, had attached besides.
+    fn detach_others(&self) -> Result<(), Error> {
+        for name in ENFORCING.into_iter().chain([GUARD]) {
+            let pin = pins::link(&self.pins, name);
+            if !self.programs.contains(&name) && pin.exists() {
+                fs::remove_file(&pin).map_err(|source| pin_error(&pin, source))?;
+            }
+        }
+        if !self.guards_uplinks {
+            guard::remove_uplinks(&self.pins)?;
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn map_error(name: &'static str) -> impl Fn(aya::maps::MapError) -> Error {
+    move |source| Error::Map { name, source }
+}
+
+fn array(ebpf: &mut Ebpf, name: &'static str) -> Result<Array<MapData, u64>, Error> {
+    let map = ebpf.take_map(name).ok_or(Error::Missing(name))?;
+    Array::try_from(map).map_err(map_error(name))
+}
+
+fn hash<K: aya::Pod, V: aya::Pod>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<HashMap<MapData, K, V>, Error> {
+    let map = ebpf.take_map(name).ok_or(Error::Missing(name))?;
+    HashMap::try_from(map).map_err(map_error(name))
+}

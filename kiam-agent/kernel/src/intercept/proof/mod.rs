@@ -1,0 +1,465 @@
+//! The proof: the agent does to itself what a pod may try, before it calls itself ready and then every minute.
+//!
+//! A process in a throw-away cgroup and network namespace connects to the IMDS in every form, sends what must be
+//! denied, and connects by way of a program that rewrites addresses behind the agent's. Its connections are seen
+//! where pods' are identified, or at a listener in its own namespace, and what leaves the node from its addresses is
+//! counted.
+
+mod client;
+mod inside;
+mod sandbox;
+mod tap;
+mod witness;
+
+use std::{fmt, io, path::PathBuf, process::Command, time::Duration};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tracing::{error, info};
+
+pub use self::{client::client, sandbox::CGROUP_PREFIX, witness::Witness};
+use self::{
+    client::{Attempt, Outcome},
+    inside::Published,
+    sandbox::Sandbox,
+    tap::Tap,
+    witness::Prover,
+};
+use super::{Cgroup, Flows, Marks, Path, Rewriter, SandboxTable, walk::Walk};
+use kiam_core::{
+    blocking::{self, Blocking},
+    lifecycle::{Detail, Drain, Latch},
+};
+
+/// The hidden subcommand that runs [`client`].
+pub const SUBCOMMAND: &str = "proof-client";
+/// How long before a proof that failed is tried again: a busy node is given a second chance.
+const RETRY: Duration = Duration::from_secs(1);
+/// How long the cgroups of proofs whose agents were killed are looked for.
+const SWEEP_TIME: Duration = Duration::from_secs(2);
+/// How often it fails before readiness is taken away.
+const FAILURES: u32 = 2;
+
+/// What the proof is told.
+#[derive(Clone, Debug)]
+pub struct ProofConfig {
+    /// How often it is made.
+    pub interval: Duration,
+    /// Whether the kernel's records tell who is calling (`--identity=kernel`).
+    pub attested: bool,
+    /// Whether anything stops packets that no connect was asked about: the route guard, or the program at the
+    /// pods' cgroup.
+    pub guarded: bool,
+    /// How connections reach the agent.
+    pub path: Path,
+}
+
+/// What the proof needs of the kernel's part.
+#[derive(Clone, Debug)]
+pub struct ProofParts {
+    /// The pods' cgroup.
+    pub cgroup: PathBuf,
+    /// Cgroups that are treated otherwise.
+    pub marks: Marks,
+    /// Who opened which connection.
+    pub flows: Flows,
+    /// The network namespaces that are known to be pods'.
+    pub sandboxes: SandboxTable,
+    /// Rewrites addresses behind the agent's programs.
+    pub rewriter: Rewriter,
+}
+
+/// Where the proof's connections go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Node,
+    Inside,
+}
+
+/// What is proven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelValue)]
+pub enum Part {
+    /// Connects by IPv4 come to the agent with the caller's identity.
+    Ipv4,
+    /// Connects to the v4-mapped address do.
+    Mapped,
+    /// Connects by IPv6 do.
+    Ipv6,
+    /// Datagrams are denied.
+    Datagram,
+    /// What raw sockets send does not leave the node.
+    Raw,
+    /// A program that rewrites addresses behind the agent's changes nothing.
+    Ancestor,
+    /// The proof itself could be made.
+    Proof,
+}
+
+/// A part that is not as it must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Failure {
+    part: Part,
+    reason: String,
+}
+
+/// The proof, with all it needs.
+pub struct Proof {
+    config: ProofConfig,
+    parts: ProofParts,
+    witness: Witness,
+    sandbox: Option<Sandbox>,
+}
+
+/// What operators see of it.
+pub struct Outlook {
+    /// Set while it succeeds.
+    pub latch: Latch,
+    /// Which parts fail.
+    pub detail: Detail,
+    /// Counts.
+    pub metrics: Metrics,
+}
+
+/// The proof's metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    made: Family<Labels, Counter>,
+    failing: Family<PartLabel, Gauge>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Labels {
+    outcome: Made,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum Made {
+    Passed,
+    Failed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PartLabel {
+    part: Part,
+}
+
+// === impl Part ===
+
+impl Part {
+    const ALL: [Self; 7] = [
+        Self::Ipv4,
+        Self::Mapped,
+        Self::Ipv6,
+        Self::Datagram,
+        Self::Raw,
+        Self::Ancestor,
+        Self::Proof,
+    ];
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.part, self.reason)
+    }
+}
+
+// === impl Proof ===
+
+impl Proof {
+    /// One of the programs that are attached, seen by `witness`.
+    #[must_use]
+    pub fn new(config: ProofConfig, parts: ProofParts, witness: Witness) -> Self {
+        Self { config, parts, witness, sandbox: None }
+    }
+
+    /// Proves again and again, until the drain begins.
+    pub async fn keep(mut self, outlook: Outlook, mut drain: Drain) {
+        let mut ticks = interval(self.config.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut failed = 0;
+        loop {
+            tokio::select! {
+                () = drain.started() => return,
+                _ = ticks.tick() => {}
+            }
+            let Some((proof, failures)) = self.made().await else { return };
+            self = proof;
+            outlook.metrics.count(&failures);
+            if failures.is_empty() {
+                if failed != 0 {
+                    info!("The proof succeeds again");
+                }
+                failed = 0;
+                outlook.latch.set();
+                outlook.detail.set("passed");
+                continue;
+            }
+            failed += 1;
+            if failed >= FAILURES {
+                let list: Vec<String> = failures.iter().map(ToString::to_string).collect();
+                let list = list.join("; ");
+                outlook.latch.clear();
+                error!(
+                    failures = list,
+                    "The proof fails: pods may not be intercepted as they should be"
+                );
+                outlook.detail.set(list);
+            }
+            sleep(RETRY).await;
+            ticks.reset_immediately();
+        }
+    }
+
+    /// Makes one proof off the runtime's threads; `None` when it panicked.
+    async fn made(mut self) -> Option<(Self, Vec<Failure>)> {
+        let made = blocking::spawn(move |blocking| {
+            let failures = self.prove(blocking).unwrap_or_else(|error| {
+                // Whatever is broken is made anew.
+                self.discard();
+                vec![Failure { part: Part::Proof, reason: error.to_string() }]
+            });
+            (self, failures)
+        });
+        made.await.ok()
+    }
+
+    fn prove(&mut self, blocking: &Blocking) -> io::Result<Vec<Failure>> {
+        let ways: &[Way] = match self.config.path {
+            Path::Node => &[Way::Node],
+            Path::Auto => &[Way::Node, Way::Inside],
+            Path::PodLocal => &[Way::Inside],
+        };
+        let mut failures = Vec::new();
+        for way in ways {
+            failures.extend(self.prove_way(blocking, *way)?);
+        }
+        Ok(failures)
+    }
+
+    fn prove_way(&mut self, blocking: &Blocking, way: Way) -> io::Result<Vec<Failure>> {
+        // Opened anew each time: it may have been made anew.
+        let cgroup = Cgroup::open(blocking, Some(&self.parts.cgroup)).map_err(io::Error::other)?;
+        let sandbox = match self.sandbox.take() {
+            Some(sandbox) => sandbox,
+            None => prepared(blocking, &cgroup)?,
+        };
+        let sandbox = self.sandbox.insert(sandbox);
+        self.parts.marks.intercept(sandbox.cgroup_id()).map_err(io::Error::other)?;
+        let (pod, addresses) = (sandbox.cgroup_id(), sandbox.addresses());
+        let prover = Prover { cgroup: pod, netns: sandbox.cookie(), addresses };
+        self.witness.watch(Some(prover));
+        let tap = Tap::open()?;
+        let rewriting = self.parts.rewriter.attach(&cgroup).map_err(io::Error::other)?;
+        let mut client = Command::new("/proc/self/exe");
+        let mut run = || sandbox.run(client.arg(SUBCOMMAND).env_clear());
+        let output = match (way, sandbox.cookie()) {
+            (Way::Inside, Some(netns)) => {
+                let table = &self.parts.sandboxes;
+                let published = Published::open(sandbox.netns(), (netns, pod), table)?;
+                published.seen_by(&self.witness, &self.parts.flows, run)?
+            }
+            (Way::Inside, None) if self.config.path == Path::PodLocal => {
+                return Err(io::Error::other("--path=pod-local needs kernel 5.14"));
+            }
+            // Without cookies there are no listeners inside namespaces.
+            (Way::Inside, None) => return Ok(Vec::new()),
+            (Way::Node, Some(netns)) => {
+                let known = (netns, pod);
+                let _published = Published::without_listener(known, &self.parts.sandboxes)?;
+                run()?
+            }
+            (Way::Node, None) => run()?,
+        };
+        drop(rewriting);
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            return Err(io::Error::other(format!(
+                "the client ended with {}: {said}",
+                output.status
+            )));
+        }
+        let outcomes: Vec<Outcome> = serde_json::Deserializer::from_slice(&output.stdout)
+            .into_iter()
+            .collect::<Result<_, _>>()?;
+        let left = tap.left(&addresses);
+        let (id, cookie, attested) = (sandbox.cgroup_id(), sandbox.cookie(), self.config.attested);
+        let is_identified = |port| match self.witness.arrived(port) {
+            None => false,
+            Some(None) => !attested,
+            Some(Some(entry)) => {
+                entry.cgroup == id && cookie.is_none_or(|cookie| entry.netns == cookie)
+            }
+        };
+        Ok(judge(&outcomes, left, self.config.guarded, is_identified))
+    }
+
+    fn discard(&mut self) {
+        self.witness.watch(None);
+        if let Some(sandbox) = self.sandbox.take() {
+            // It goes with the next start of an agent, if not now.
+            let _ = self.parts.marks.remove(sandbox.cgroup_id());
+        }
+    }
+}
+
+impl Drop for Proof {
+    fn drop(&mut self) {
+        self.discard();
+    }
+}
+
+/// A place for the client: below the agent's own cgroup where that is one of a pod, for the kubelet removes pods
+/// that it does not know.
+fn prepared(blocking: &Blocking, cgroup: &Cgroup) -> io::Result<Sandbox> {
+    let parent = cgroup.own().unwrap_or(cgroup.path());
+    sandbox::sweep(&mut Walk::new(blocking, SWEEP_TIME), parent);
+    Sandbox::create(parent)
+}
+
+/// What is not as it must be. `left` packets have left the node; `is_identified` tells of a connection by its port.
+fn judge(
+    outcomes: &[Outcome],
+    left: u32,
+    guarded: bool,
+    is_identified: impl Fn(u16) -> bool,
+) -> Vec<Failure> {
+    let mut failures = Vec::new();
+    let mut fail = |part, reason: String| failures.push(Failure { part, reason });
+    let of = |attempt| outcomes.iter().find(|outcome| outcome.attempt == attempt);
+    let connects =
+        [(Attempt::Ipv4, Part::Ipv4), (Attempt::Mapped, Part::Mapped), (Attempt::Ipv6, Part::Ipv6)];
+    for (attempt, part) in connects {
+        match of(attempt) {
+            None => fail(part, "not tried".to_owned()),
+            // There where the node has no IPv6 at all.
+            Some(Outcome { errno: Some(libc::EAFNOSUPPORT), .. }) => {}
+            Some(Outcome { errno: Some(errno), .. }) => {
+                fail(
+                    part,
+                    format!(
+                        "{}; a firewall of the node may drop what pods send to the agent",
+                        io::Error::from_raw_os_error(*errno)
+                    ),
+                );
+            }
+            Some(outcome) if !is_identified(outcome.port) => {
+                fail(part, "the connection did not come with the caller's identity".to_owned());
+            }
+            Some(_) => {}
+        }
+    }
+    if of(Attempt::Datagram).is_none_or(|outcome| outcome.errno != Some(libc::EPERM)) {
+        fail(Part::Datagram, "a datagram was not denied".to_owned());
+    }
+    if guarded {
+        if of(Attempt::Rewritten).is_none_or(|outcome| outcome.errno.is_none()) {
+            fail(Part::Ancestor, "a connect that another program rewrote has arrived".to_owned());
+        }
+        if left > 0 {
+            fail(Part::Raw, format!("{left} packets to the IMDS have left the node"));
+        }
+    }
+    failures
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// Adds them to `registry`.
+    #[must_use]
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "kiam_proof_made",
+            "Proofs that the agent made of itself, by outcome",
+            metrics.made.clone(),
+        );
+        registry.register(
+            "kiam_proof_failing",
+            "Parts of the last proof that failed (1) and did not (0)",
+            metrics.failing.clone(),
+        );
+        metrics
+    }
+
+    fn count(&self, failures: &[Failure]) {
+        let outcome = if failures.is_empty() { Made::Passed } else { Made::Failed };
+        self.made.get_or_create(&Labels { outcome }).inc();
+        for part in Part::ALL {
+            let fails = failures.iter().any(|failure| failure.part == part);
+            self.failing.get_or_create(&PartLabel { part }).set(fails.into());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(change: impl Fn(&mut Outcome)) -> Vec<Outcome> {
+        let good = [
+            (Attempt::Ipv4, 1, None),
+            (Attempt::Mapped, 2, None),
+            (Attempt::Ipv6, 3, None),
+            (Attempt::Rewritten, 4, Some(libc::EHOSTUNREACH)),
+            (Attempt::Datagram, 0, Some(libc::EPERM)),
+            (Attempt::Raw, 0, None),
+        ];
+        let outcomes = good.into_iter().map(|(attempt, port, errno)| {
+            let mut outcome = Outcome { attempt, port, errno };
+            change(&mut outcome);
+            outcome
+        });
+        outcomes.collect()
+    }
+
+    fn parts(outcomes: &[Outcome], left: u32, guarded: bool) -> Vec<Part> {
+        let failures = judge(outcomes, left, guarded, |port| port != 0);
+        failures.into_iter().map(|failure| failure.part).collect()
+    }
+
+    #[test]
+    fn each_wrong_outcome_is_told_by_its_part() {
+        assert_eq!(parts(&all(|_| {}), 0, true), []);
+        let wrong = |attempt, port, errno| {
+            all(move |outcome| {
+                if outcome.attempt == attempt {
+                    *outcome = Outcome { attempt, port, errno };
+                }
+            })
+        };
+        let cases = [
+            (wrong(Attempt::Ipv4, 1, Some(libc::ETIMEDOUT)), Part::Ipv4),
+            (wrong(Attempt::Mapped, 0, None), Part::Mapped),
+            (wrong(Attempt::Ipv6, 3, Some(libc::EPERM)), Part::Ipv6),
+            (wrong(Attempt::Datagram, 0, None), Part::Datagram),
+            (wrong(Attempt::Rewritten, 4, None), Part::Ancestor),
+        ];
+        for (outcomes, part) in cases {
+            assert_eq!(parts(&outcomes, 0, true), [part]);
+        }
+        assert_eq!(parts(&all(|_| {}), 1, true), [Part::Raw]);
+        let none = [Part::Ipv4, Part::Mapped, Part::Ipv6, Part::Datagram, Part::Ancestor];
+        assert_eq!(parts(&[], 0, true), none);
+    }
+
+    #[test]
+    fn what_the_flags_leave_out_is_not_asked_for() {
+        let open = all(|outcome| {
+            if outcome.attempt == Attempt::Rewritten {
+                outcome.errno = None;
+            }
+        });
+        assert_eq!(parts(&open, 2, false), []);
+        let without_v6 = all(|outcome| {
+            if outcome.attempt == Attempt::Ipv6 {
+                outcome.errno = Some(libc::EAFNOSUPPORT);
+            }
+        });
+        assert_eq!(parts(&without_v6, 0, true), []);
+    }
+}

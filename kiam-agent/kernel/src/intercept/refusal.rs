@@ -1,0 +1,112 @@
+//! What an operator reads when the kernel refuses a program.
+
+use std::{fs, io};
+
+use aya::programs::ProgramError;
+use tracing::debug;
+
+use super::Error;
+
+/// How much of the verifier's log an error shows: the last lines say why, and the whole log of a large program has
+/// thousands of them.
+const LINES: usize = 20;
+
+/// The kernel refused to load a program.
+#[derive(Debug, thiserror::Error)]
+#[error("kernel {release} refuses program {name}: {source}; {remedy}{tail}")]
+pub struct Refusal {
+    /// As `uname -r` has it.
+    release: String,
+    /// The program's.
+    name: &'static str,
+    /// What to do.
+    remedy: &'static str,
+    /// The end of the verifier's log, after a line of its own; empty without a log.
+    tail: String,
+    /// The kernel's answer.
+    #[source]
+    source: io::Error,
+}
+
+/// An error about program `name`. The verifier's whole log goes to the debug level.
+pub(super) fn program_error(name: &'static str) -> impl Fn(ProgramError) -> Error + Copy {
+    move |source| match source {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            Error::Refused(Box::new(Refusal::new(name, io_error, &verifier_log.to_string())))
+        }
+        source => Error::Program { name, source },
+    }
+}
+
+impl Refusal {
+    fn new(name: &'static str, source: io::Error, log: &str) -> Self {
+        debug!(program = name, %log, "The kernel refused a program");
+        let (release, remedy) = (kernel_release(), remedy(name, &source));
+        Self { release, name, remedy, tail: tail(log), source }
+    }
+}
+
+/// As `uname -r` has it.
+pub(super) fn kernel_release() -> String {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    release.trim().to_owned()
+}
+
+fn remedy(name: &str, error: &io::Error) -> &'static str {
+    match (name, error.raw_os_error()) {
+        (_, Some(libc::EPERM)) => {
+            "run the agent as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN and, before kernel 5.11, an unlimited RLIMIT_MEMLOCK"
+        }
+        ("kiam_uplink", _) => {
+            "leave uplink out of --guard, and report the log: docs/kernels.md lists the kernels that load the program"
+        }
+        _ => {
+            "run a kernel that docs/kernels.md lists, or the agent's previous release, and report the log"
+        }
+    }
+}
+
+/// The last lines; the whole log is logged at debug level.
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+    let shown = &lines[lines.len().saturating_sub(LINES)..];
+    if shown.is_empty() {
+        return String::new();
+    }
+    let all = if shown.len() < lines.len() { " (--level=debug shows all of it)" } else { "" };
+    format!("\nThe end of the verifier's log{all}:\n{}", shown.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiam_core::telemetry::captured::Captured;
+
+    fn refused(name: &'static str, errno: i32, log: &str) -> String {
+        let refusal = Refusal::new(name, io::Error::from_raw_os_error(errno), log);
+        Error::from(Box::new(refusal)).to_string()
+    }
+
+    #[test]
+    fn a_refusal_names_kernel_program_and_remedy_and_shows_the_end_of_the_log() {
+        let long: Vec<String> = (0..5000).map(|number| format!("{number}: (bf) r1 = r6")).collect();
+        let logged = Captured::start(tracing::Level::DEBUG);
+        let text = refused("kiam_uplink", libc::EACCES, &long.join("\n"));
+        assert_eq!(logged.lines_with("17: (bf)").len(), 50, "the rest is logged");
+        let first = text.lines().next().unwrap();
+        let release = kernel_release();
+        assert!(
+            first.contains(&format!("kernel {release} refuses program kiam_uplink")),
+            "{first}"
+        );
+        assert!(first.contains("leave uplink out of --guard"), "{first}");
+        assert_eq!(text.lines().count(), 2 + LINES, "{text}");
+        assert!(text.ends_with("4999: (bf) r1 = r6") && !text.contains("4979:"), "{text}");
+    }
+
+    #[test]
+    fn a_refusal_without_a_log_is_one_line() {
+        let text = refused("kiam_connect4", libc::EPERM, "\n");
+        assert!(text.contains("CAP_BPF") && !text.contains('\n'), "{text}");
+    }
+}

@@ -1,0 +1,8 @@
+//! What the agent asks of the Linux kernel: interception, identity, and the pods' network namespaces.
+//!
+//! The only crate that names aya and netlink, and the only one of the agent's with `unsafe`.
+
+pub mod identity;
+pub mod intercept;
+pub mod realtime;
+pub mod sandboxes;

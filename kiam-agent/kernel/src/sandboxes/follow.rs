@@ -1,0 +1,395 @@
+//! The owner of the state: takes changes, has pods looked at, and tells what became of their listeners.
+
+mod rest;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::TcpListener,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    task::{JoinSet, spawn_blocking},
+    time::{Instant, sleep},
+};
+use tracing::warn;
+
+use self::rest::ticks;
+use super::{
+    Config, Error, Event, Metrics, Reason, SandboxReader, State, TOGETHER,
+    claims::Claims,
+    look::{Found, Look},
+    sandbox::{Record, Sandbox},
+    watch::{Change, Watch},
+};
+use crate::realtime::unhurried;
+use kiam_core::{
+    lifecycle::{Drain, Latch},
+    pods::{PodReader, PodUid},
+};
+
+/// Pauses before a pod that is not settled is looked at again: 1, 2, 4 … 64 ms. The runtime's first steps are on
+/// the node's network, and no event tells of the step into the pod's.
+const AGAIN: u32 = 7;
+/// How long changes of the pods' records are collected.
+const COLLECT: Duration = Duration::from_millis(100);
+/// How often it is looked whether the pods' cgroup was made anew, which no watch in it tells.
+const ROOT: Duration = Duration::from_millis(100);
+/// How often what can't be watched is looked for.
+const CATCH_UP: Duration = Duration::from_secs(2);
+
+/// Follows the pods' sandboxes.
+#[derive(Debug)]
+pub struct Sandboxes {
+    watch: Watch,
+    pods: HashMap<PodUid, Sandbox>,
+    records: PodReader,
+    claims: Claims,
+    states: SandboxReader,
+    metrics: Metrics,
+    sweep: Duration,
+    listens: bool,
+    tasks: JoinSet<Done>,
+    /// Who takes its turn keeps nobody who is hurried.
+    urgent: Arc<Semaphore>,
+    unhurried: Arc<Semaphore>,
+    /// Distinguishes a pod's cgroup from an earlier one of the same UID.
+    births: u64,
+    outbox: VecDeque<Event>,
+    /// Sweeps that were made: what was inherited is nobody's after the second.
+    sweeps: u32,
+    /// It was said that pods' processes can't be seen.
+    said_hidden: bool,
+    watched: Latch,
+    /// How many watches were missing when that was last shown.
+    unwatched: Option<u64>,
+}
+
+/// What ended in the background.
+#[derive(Debug)]
+enum Done {
+    /// `None`: it panicked.
+    Looked { pod: PodUid, birth: u64, asked: Instant, took: Duration, found: Option<Found> },
+    /// A rest after a look.
+    Rested { pod: PodUid, birth: u64 },
+    /// A pause before another look.
+    Paused { pod: PodUid, birth: u64 },
+    /// A pause after a change of records.
+    Collected,
+}
+
+/// What happened.
+enum Turn {
+    Changes(Vec<Change>),
+    Done(Done),
+    Records,
+    Root,
+    Sweep,
+    CatchUp,
+    Drain,
+}
+
+// === impl Sandboxes ===
+
+impl Sandboxes {
+    /// Follows pods' sandboxes below `config.cgroup`. `records` tells their addresses; `inherited` are the
+    /// listeners of the agent before this one, which are used again in the namespaces that they are in. `states` tells
+    /// where each pod stands.
+    ///
+    /// The namespace of the calling thread is the node's, and no pod's.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Error`]: without /proc, or below kernel 5.14 when there is something inherited.
+    pub fn new(
+        config: Config,
+        records: PodReader,
+        inherited: Vec<TcpListener>,
+        metrics: Metrics,
+        states: SandboxReader,
+    ) -> Result<Self, Error> {
+        metrics.read(&states);
+        Ok(Self {
+            watch: Watch::new(config.cgroup.path().to_owned()),
+            pods: HashMap::new(),
+            records,
+            claims: Claims::new(inherited).map_err(Error::Namespaces)?,
+            states,
+            metrics,
+            sweep: config.sweep,
+            listens: config.listens,
+            tasks: JoinSet::new(),
+            urgent: Arc::new(Semaphore::new(TOGETHER)),
+            unhurried: Arc::new(Semaphore::new(TOGETHER)),
+            births: 0,
+            outbox: VecDeque::new(),
+            sweeps: 0,
+            said_hidden: false,
+            watched: config.watched,
+            unwatched: None,
+        })
+    }
+
+    /// Until the drain begins, or nobody takes `events` any more. Waits for whoever takes them; nothing is left out.
+    pub async fn run(mut self, events: mpsc::Sender<Event>, mut drain: Drain) {
+        let mut records = self.records.changes();
+        // The first sweep is at once, and finds the pods that are there.
+        let (mut root, mut sweep) = (ticks(ROOT, ROOT), ticks(Duration::ZERO, self.sweep));
+        let mut catch_up = ticks(CATCH_UP, CATCH_UP);
+        let mut collecting = false;
+        loop {
+            let turn = tokio::select! {
+                () = drain.started() => Turn::Drain,
+                changes = self.watch.changes() => Turn::Changes(changes),
+                Some(done) = self.tasks.join_next() => match done {
+                    Ok(done) => Turn::Done(done),
+                    // Nothing aborts them, and looks' panics are caught.
+                    Err(_) => continue,
+                },
+                true = changed(&mut records), if !collecting => Turn::Records,
+                _ = sweep.tick() => Turn::Sweep,
+                _ = root.tick() => Turn::Root,
+                _ = catch_up.tick(), if self.watch.refused() > 0 => Turn::CatchUp,
+            };
+            match turn {
+                Turn::Drain => return,
+                Turn::Changes(changes) => self.take(changes),
+                Turn::CatchUp => {
+                    let changes = self.watch.catch_up();
+                    self.take(changes);
+                }
+                Turn::Done(Done::Looked { pod, birth, asked, took, found }) => {
+                    self.looked(&pod, birth, (asked, took), found);
+                }
+                Turn::Done(Done::Rested { pod, birth }) => self.rested(&pod, birth),
+                Turn::Done(Done::Paused { pod, birth }) => self.look_again(&pod, birth),
+                Turn::Done(Done::Collected) => collecting = false,
+                Turn::Records => {
+                    collecting = true;
+                    self.tasks.spawn(async {
+                        sleep(COLLECT).await;
+                        Done::Collected
+                    });
+                    self.follow_records();
+                }
+                Turn::Root if self.watch.is_moved() => self.sweep(),
+                Turn::Root => {}
+                Turn::Sweep => {
+                    self.sweep();
+                    self.sweeps += 1;
+                    if self.sweeps == 2 {
+                        self.claims.drop_inherited();
+                    }
+                }
+            }
+            self.show_watched();
+            while let Some(event) = self.outbox.pop_front() {
+                tokio::select! {
+                    sent = events.send(event) => if sent.is_err() { return },
+                    () = drain.started() => return,
+                }
+            }
+        }
+    }
+
+    fn sweep(&mut self) {
+        let changes = self.watch.sweep();
+        self.take(changes);
+    }
+
+    fn show_watched(&mut self) {
+        let missing = self.watch.refused();
+        if self.unwatched.replace(missing) != Some(missing) {
+            self.metrics.unwatched.set(i64::try_from(missing).unwrap_or(i64::MAX));
+            if missing == 0 { self.watched.set() } else { self.watched.clear() }
+        }
+    }
+
+    fn take(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            match change {
+                Change::Made(pod, cgroup) => self.made(pod, cgroup),
+                Change::Stirred(pod) => self.stirred(&pod),
+                Change::Joined(pod) => self.joined(&pod),
+                Change::Removed(pod) => self.removed(&pod),
+                Change::Lost => {
+                    warn!("Changes of pods' cgroups were lost; looking at all of them");
+                    self.metrics.lost.inc();
+                    self.sweep();
+                }
+            }
+        }
+    }
+
+    fn made(&mut self, pod: PodUid, cgroup: PathBuf) {
+        self.removed(&pod);
+        self.births += 1;
+        // What the first sweep finds was there before.
+        let came = (self.sweeps > 0).then(Instant::now);
+        let sandbox = Sandbox::new(self.births, came, cgroup);
+        self.pods.insert(pod.clone(), sandbox);
+        self.states.set(&pod, State::Waiting);
+        self.stirred(&pod);
+    }
+
+    fn removed(&mut self, pod: &PodUid) {
+        let Some(mut sandbox) = self.pods.remove(pod) else { return };
+        self.states.remove(pod);
+        self.closed(sandbox.close(pod));
+    }
+
+    fn stirred(&mut self, pod: &PodUid) {
+        if let Some(sandbox) = self.pods.get_mut(pod) {
+            sandbox.attempt = 0;
+            self.look(pod);
+        }
+    }
+
+    /// Each probe that the kubelet runs in a container joins it; what matters is who may be the first.
+    fn joined(&mut self, pod: &PodUid) {
+        if self.pods.get(pod).is_some_and(|sandbox| sandbox.told.is_empty()) {
+            self.stirred(pod);
+        }
+    }
+
+    /// Pods whose namespace was another's: it may be free now.
+    fn look_at_refused(&mut self) {
+        let is_refused =
+            |sandbox: &Sandbox| matches!(sandbox.refusal, Some(Reason::AnotherPods(_)));
+        let refused = self.pods.iter().filter(|(_, sandbox)| is_refused(sandbox));
+        let refused: Vec<PodUid> = refused.map(|(uid, _)| uid.clone()).collect();
+        refused.iter().for_each(|pod| self.look(pod));
+    }
+
+    fn follow_records(&mut self) {
+        let records = &self.records;
+        let changed = self.pods.iter().filter(|(uid, sandbox)| {
+            Record::of(records, uid).is_some_and(|record| record != sandbox.record)
+        });
+        let changed: Vec<PodUid> = changed.map(|(uid, _)| uid.clone()).collect();
+        changed.iter().for_each(|pod| self.stirred(pod));
+    }
+
+    /// Begins a look, or notes that another one is due after that which is on.
+    fn look(&mut self, pod: &PodUid) {
+        let Some(sandbox) = self.pods.get_mut(pod) else { return };
+        if sandbox.looking {
+            sandbox.again = true;
+            return;
+        }
+        // A pod that the API has deleted keeps what was known of it.
+        if let Some(record) = Record::of(&self.records, pod) {
+            sandbox.record = record;
+        }
+        if sandbox.record.host_network {
+            self.refuse_host_network(pod);
+            return;
+        }
+        let urgent = sandbox.is_urgent();
+        let rest = sandbox.rests_until.saturating_duration_since(Instant::now());
+        if !urgent && !rest.is_zero() {
+            self.rest(pod, rest);
+            return;
+        }
+        sandbox.looking = true;
+        let look = Look {
+            pod: pod.clone(),
+            cgroup: sandbox.cgroup.clone(),
+            held: std::mem::take(&mut sandbox.held),
+            addresses: sandbox.record.addresses.clone(),
+            urgent,
+            listens: self.listens,
+            claims: self.claims.clone(),
+        };
+        let (pod, birth, asked) = (pod.clone(), sandbox.birth, Instant::now());
+        let limit = Arc::clone(if urgent { &self.urgent } else { &self.unhurried });
+        self.tasks.spawn(async move {
+            let permit = limit.acquire_owned().await;
+            let begun = Instant::now();
+            let run = move || if urgent { look.run() } else { unhurried(|| look.run()) };
+            let found = spawn_blocking(run).await.ok();
+            drop(permit);
+            Done::Looked { pod, birth, asked, took: begun.elapsed(), found }
+        });
+    }
+
+    fn refuse_host_network(&mut self, pod: &PodUid) {
+        let Some(sandbox) = self.pods.get_mut(pod) else { return };
+        let events = sandbox.close(pod);
+        self.states.places(pod, &[], false);
+        self.states.set(pod, State::Without(Reason::HostNetwork));
+        self.closed(events);
+    }
+
+    /// What was those pods' may now be others'.
+    fn closed(&mut self, events: Vec<Event>) {
+        if !events.is_empty() {
+            self.outbox.extend(events);
+            self.look_at_refused();
+        }
+    }
+
+    fn looked(
+        &mut self,
+        pod: &PodUid,
+        birth: u64,
+        (asked, took): (Instant, Duration),
+        found: Option<Found>,
+    ) {
+        // What is not the pod's any more is dropped with what was found: nobody was told of it.
+        let Some(sandbox) = self.pods.get_mut(pod).filter(|sandbox| sandbox.birth == birth) else {
+            drop(found);
+            return self.look_at_refused();
+        };
+        sandbox.looking = false;
+        sandbox.looked_for(took);
+        let found = found.unwrap_or_else(Found::panicked);
+        if !found.any {
+            sandbox.seen = None;
+        } else if sandbox.told.is_empty() {
+            sandbox.seen.get_or_insert(asked);
+        }
+        if !found.opened.is_empty()
+            && let Some(seen) = sandbox.seen.take()
+        {
+            self.metrics.ready.observe(seen.elapsed().as_secs_f64());
+        }
+        let (events, freed) = sandbox.take(pod, found.held, found.opened);
+        self.outbox.extend(events);
+        // Before anybody hears of it: a connect may be on its way then.
+        self.states.places(pod, &sandbox.told, !sandbox.record.addresses.is_empty());
+        let again = std::mem::take(&mut sandbox.again);
+        let pause = found.unsettled && !again && sandbox.attempt < AGAIN;
+        if found.reason == Reason::Hidden && !std::mem::replace(&mut self.said_hidden, true) {
+            warn!(pod.uid = %pod, "Pods are denied: the agent can't see their processes; run it with hostPID");
+        }
+        let state = sandbox.state(found.reason, again || pause);
+        self.states.set(pod, state);
+        if pause {
+            let (pod, pause) = (pod.clone(), Duration::from_millis(1 << sandbox.attempt));
+            sandbox.attempt += 1;
+            self.tasks.spawn(async move {
+                sleep(pause).await;
+                Done::Paused { pod, birth }
+            });
+        }
+        drop(found.closed);
+        if freed || found.released {
+            self.look_at_refused();
+        }
+        if again {
+            self.look(pod);
+        }
+    }
+}
+
+/// Never again, once nobody writes records any more.
+async fn changed(records: &mut watch::Receiver<u64>) -> bool {
+    match records.changed().await {
+        Ok(()) => true,
+        Err(_) => std::future::pending().await,
+    }
+}

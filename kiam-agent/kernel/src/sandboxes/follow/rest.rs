@@ -1,0 +1,44 @@
+//! Rests between looks at a pod, and what comes again and again.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep};
+
+use super::{Done, Sandboxes};
+use kiam_core::pods::PodUid;
+
+// === impl Sandboxes ===
+
+impl Sandboxes {
+    /// Has the pod looked at after a while, once.
+    pub(super) fn rest(&mut self, pod: &PodUid, rest: Duration) {
+        let Some(sandbox) = self.pods.get_mut(pod).filter(|sandbox| !sandbox.resting) else {
+            return;
+        };
+        sandbox.resting = true;
+        let (pod, birth) = (pod.clone(), sandbox.birth);
+        self.tasks.spawn(async move {
+            sleep(rest).await;
+            Done::Rested { pod, birth }
+        });
+    }
+
+    pub(super) fn look_again(&mut self, pod: &PodUid, birth: u64) {
+        if self.pods.get(pod).is_some_and(|sandbox| sandbox.birth == birth && !sandbox.looking) {
+            self.look(pod);
+        }
+    }
+
+    pub(super) fn rested(&mut self, pod: &PodUid, birth: u64) {
+        if let Some(sandbox) = self.pods.get_mut(pod).filter(|sandbox| sandbox.birth == birth) {
+            sandbox.resting = false;
+            self.look(pod);
+        }
+    }
+}
+
+pub(super) fn ticks(first: Duration, period: Duration) -> Interval {
+    let mut ticks = interval_at(Instant::now() + first, period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}

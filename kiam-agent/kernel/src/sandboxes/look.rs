@@ -1,0 +1,225 @@
+//! One look at a pod: which namespaces its processes are in, and which of those are to have listeners.
+
+use std::{collections::HashSet, net::IpAddr, path::PathBuf};
+
+use super::{
+    NAMESPACES, Reason,
+    claims::{Claim, Claims},
+    listen::{self, Open},
+    processes::{self, Processes},
+};
+use kiam_core::pods::PodUid;
+
+/// A namespace of a pod.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) claim: Claim,
+    pub(super) cookie: u64,
+    /// The port of the listeners inside it, or why there are none.
+    pub(super) listening: Result<u16, Reason>,
+    /// The pod's addresses when one of them was last seen in there; none before they were known.
+    pub(super) proven_by: Vec<IpAddr>,
+}
+
+/// What a look begins with. Whoever looks has the pod's namespaces meanwhile.
+#[derive(Debug)]
+pub(super) struct Look {
+    pub(super) pod: PodUid,
+    pub(super) cgroup: PathBuf,
+    pub(super) held: Vec<Held>,
+    /// As the API has them; none while it is not known.
+    pub(super) addresses: Vec<IpAddr>,
+    /// Only what a new sandbox has is looked at.
+    pub(super) urgent: bool,
+    /// Whether there are to be listeners.
+    pub(super) listens: bool,
+    pub(super) claims: Claims,
+}
+
+/// What a look found.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// What was held and still is, and what is new.
+    pub(super) held: Vec<Held>,
+    /// The new ones among them, and those that have new listeners.
+    pub(super) opened: Vec<Open>,
+    /// What is no longer the pod's.
+    pub(super) closed: Vec<Held>,
+    /// Why there are none, when there are none.
+    pub(super) reason: Reason,
+    /// There are processes.
+    pub(super) any: bool,
+    /// A namespace was claimed for as long as it took to see that it is not the pod's: another pod may have been
+    /// refused it meanwhile.
+    pub(super) released: bool,
+    /// Something was on its way: a look in a moment may find more.
+    pub(super) unsettled: bool,
+}
+
+// === impl Look ===
+
+impl Look {
+    /// Looks, opens what is to be opened, and tells what is to be closed. Blocks.
+    pub(super) fn run(self) -> Found {
+        let Self { pod, cgroup, held, addresses, urgent, listens, claims } = self;
+        let claimed: HashSet<u64> = held.iter().map(|held| held.claim.inode()).collect();
+        let most = if urgent { processes::FEW } else { processes::MANY };
+        let processes = Processes::of(&cgroup, most, &claimed, &claims);
+        let mut found = Found {
+            held: Vec::new(),
+            opened: Vec::new(),
+            closed: Vec::new(),
+            reason: processes.reason(),
+            any: processes.any,
+            released: false,
+            unsettled: !processes.complete || processes.on_node,
+        };
+        for held in held {
+            let lives = !processes.complete || processes.lived_in.contains(&held.claim.inode());
+            found.keep(held, lives, &addresses);
+        }
+        for (inode, namespace) in processes.others {
+            // A nested namespace is the pod's only if an address says so.
+            if found.held.len() >= if addresses.is_empty() { 1 } else { NAMESPACES } {
+                break;
+            }
+            match claims.claim(inode, namespace, &pod) {
+                Ok(claim) => match listen::open(claim.namespace(), &addresses, &claims, listens) {
+                    Ok(open) => found.add(open, claim, &addresses),
+                    Err(reason) => found.release(claim, reason),
+                },
+                Err(owner) => found.reason = Reason::AnotherPods(owner),
+            }
+        }
+        // The runtime and its monitor stay on the node.
+        found.unsettled &= !found.held.iter().any(Held::is_settled);
+        found
+    }
+}
+
+// === impl Held ===
+
+impl Held {
+    /// Whether there is nothing to wait for: somebody may be about to set `lo` up.
+    fn is_settled(&self) -> bool {
+        self.listening != Err(Reason::LoopbackDown)
+    }
+}
+
+// === impl Found ===
+
+impl Found {
+    /// A look that failed by a mistake of ours: what was held is lost with it.
+    pub(super) fn panicked() -> Self {
+        Self {
+            held: Vec::new(),
+            opened: Vec::new(),
+            closed: Vec::new(),
+            reason: Reason::Failed { call: "look", error: "it panicked".to_owned() },
+            any: false,
+            released: true,
+            unsettled: true,
+        }
+    }
+
+    fn keep(&mut self, mut held: Held, lives: bool, addresses: &[IpAddr]) {
+        if lives && held.proven_by != addresses && !addresses.is_empty() {
+            match listen::has_one(held.claim.namespace(), addresses) {
+                Ok(true) => held.proven_by = addresses.to_vec(),
+                Ok(false) => {
+                    self.reason = Reason::NoAddress;
+                    return self.closed.push(held);
+                }
+                Err(reason) => {
+                    // Not known to be another's.
+                    self.unsettled = true;
+                    self.reason = reason;
+                }
+            }
+        }
+        if !lives {
+            return self.closed.push(held);
+        }
+        if let Err(reason) = &mut held.listening
+            && *reason != Reason::NodePath
+        {
+            match listen::listen_in(held.claim.namespace()) {
+                Ok(listening) => {
+                    held.listening = Ok(listening.port);
+                    self.opened.push(Open { cookie: held.cookie, listening: Ok(listening) });
+                }
+                Err(failure) => *reason = failure,
+            }
+        }
+        self.unsettled |= !held.is_settled();
+        self.held.push(held);
+    }
+
+    fn add(&mut self, open: Open, claim: Claim, addresses: &[IpAddr]) {
+        let listening = match &open.listening {
+            Ok(listening) => Ok(listening.port),
+            Err(reason) => Err(reason.clone()),
+        };
+        let held = Held { claim, cookie: open.cookie, listening, proven_by: addresses.to_vec() };
+        self.unsettled |= !held.is_settled();
+        self.held.push(held);
+        self.opened.push(open);
+    }
+
+    fn release(&mut self, claim: Claim, reason: Reason) {
+        drop(claim);
+        self.released = true;
+        // Somebody may be about to set the namespace up.
+        self.unsettled |= matches!(reason, Reason::LoopbackDown | Reason::NoAddress);
+        self.reason = reason;
+    }
+}
+
+// === impl Processes ===
+
+impl Processes {
+    /// Why a pod with these processes has nothing to listen in.
+    fn reason(&self) -> Reason {
+        match &self.failure {
+            Some(error) => Reason::Failed { call: "open /proc/<pid>/ns/net", error: error.clone() },
+            None if self.on_node => Reason::NodesNamespace,
+            None if self.hidden => Reason::Hidden,
+            None => Reason::NoProcess,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use super::*;
+
+    /// A look at a pod that holds a namespace which is not this process's, with `processes` in its cgroup.
+    fn look(processes: &str) -> Found {
+        let cgroup = tempfile::tempdir().unwrap();
+        fs::write(cgroup.path().join("cgroup.procs"), processes).unwrap();
+        let claims = Claims::new(Vec::new()).unwrap();
+        let pod = PodUid::new("a");
+        let claim = claims.claim(7, File::open("/dev/null").unwrap(), &pod).unwrap();
+        let held = vec![Held { claim, cookie: 7, listening: Ok(61000), proven_by: Vec::new() }];
+        let (cgroup, addresses) = (cgroup.path().to_owned(), Vec::new());
+        Look { pod, cgroup, held, addresses, urgent: false, listens: true, claims }.run()
+    }
+
+    #[test]
+    fn a_namespace_is_given_up_only_when_every_process_was_seen_elsewhere() {
+        let own = std::process::id();
+        for (processes, kept) in [
+            (String::new(), 0),
+            (format!("{own}\n"), 0),
+            // Ended since, or out of sight: it may have been there, and have left others.
+            ("99999999\n".to_owned(), 1),
+            (format!("{own}\n99999999\n"), 1),
+            ("0\n".to_owned(), 1),
+        ] {
+            let found = look(&processes);
+            assert_eq!((found.held.len(), found.closed.len()), (kept, 1 - kept), "{processes:?}");
+        }
+    }
+}
