@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use xtask::lab::{
+use lab::{
     eventually,
     fake::{
         Injected, Place,

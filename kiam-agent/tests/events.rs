@@ -24,11 +24,11 @@ use kiam_core::{
     secret::Secret,
     telemetry::Statsd,
 };
+use lab::fake::{Injected, Place, kubernetes::Kubernetes};
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{sync::watch, task::JoinSet, time};
-use xtask::lab::fake::{Injected, Place, kubernetes::Kubernetes};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const PERIOD: Duration = Duration::from_millis(20);

@@ -14,12 +14,11 @@ use kiam_kernel::{
     identity::CgroupPaths,
     intercept::{Config, GuardConfig, Interception, Lease, Mode, Parts, cookie_of, uninstall},
 };
-use xtask::{
-    lab::{
-        Cgroup, IMDS_V4, IMDS_V6, Lab, LabPod, Layout, NODE_V4, Node, PodSpec,
-        fake::imds::NODE_ACCESS_KEY, skip,
-    },
+use lab::{
+    Cgroup, IMDS_V4, IMDS_V6, Lab, LabPod, Layout, NODE_V4, Node, PodSpec,
+    fake::imds::NODE_ACCESS_KEY,
     pod_client::{Options, Via},
+    skip,
 };
 
 const PORT: u16 = 3100;

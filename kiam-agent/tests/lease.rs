@@ -11,8 +11,8 @@ use std::{
 };
 
 use kiam_kernel::intercept::last_renewed;
+use lab::{Agent, Lab, PodSpec, skip};
 use tokio::time::Instant;
-use xtask::lab::{Agent, Lab, PodSpec, skip};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const READY_LIMIT: Duration = Duration::from_secs(60);

@@ -14,15 +14,14 @@ use std::{
 use kiam_common::redirect::Target;
 use kiam_core::blocking::Blocking;
 use kiam_kernel::intercept::{self, Error, Interception, Parts, Restored, Turn, detach, uninstall};
+use lab::{
+    Agent, Lab, LabPod, NODE_V4, Node, PodSpec, eventually,
+    fake::imds::NODE_ACCESS_KEY,
+    pod_client::{Attempt, Options},
+    role_arn,
+};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use tokio::time::Instant;
-use xtask::{
-    lab::{
-        self, Agent, Lab, LabPod, NODE_V4, Node, PodSpec, eventually, fake::imds::NODE_ACCESS_KEY,
-        role_arn,
-    },
-    pod_client::{Attempt, Options},
-};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const LIMIT: Duration = Duration::from_secs(60);

@@ -4,10 +4,7 @@
 
 use std::{path::Path, time::Duration};
 
-use xtask::{
-    lab::{self, AGENT_PORT, Agent, Lab, PodSpec, role_arn},
-    pod_client::Options,
-};
+use lab::{AGENT_PORT, Agent, Lab, PodSpec, pod_client::Options, role_arn};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const READY_LIMIT: Duration = Duration::from_secs(120);

@@ -5,11 +5,12 @@
 
 use std::{path::Path, thread, time::Duration};
 
-use tokio::time::Instant;
-use xtask::{
-    lab::{Agent, Lab, LabPod, PodSpec, role_arn, skip},
+use lab::{
+    Agent, Lab, LabPod, PodSpec,
     pod_client::{Imds, Options, Tally},
+    role_arn, skip,
 };
+use tokio::time::Instant;
 
 /// In all; more where the take-overs take longer.
 const CONNECTIONS: u32 = 100_000;

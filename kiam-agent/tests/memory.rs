@@ -5,18 +5,16 @@
 
 use std::{net::IpAddr, path::Path};
 
-use xtask::{
-    lab::{
-        eventually,
-        fake::{
-            Place,
-            kubernetes::{Kubernetes, NamespaceRecord, PodRecord, ServiceAccountRecord},
-            sts::Sts,
-        },
-        loopback::{self, LoopbackAgent},
-        role_arn, role_base_arn,
+use lab::{
+    eventually,
+    fake::{
+        Place,
+        kubernetes::{Kubernetes, NamespaceRecord, PodRecord, ServiceAccountRecord},
+        sts::Sts,
     },
+    loopback::{self, LoopbackAgent},
     pod_client::{Attempt, Options, attempt},
+    role_arn, role_base_arn,
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");

@@ -25,7 +25,7 @@ use kiam_kernel::{
     identity::CgroupPaths,
     intercept::{Config, HostNetworkPods, Interception, Parts, Path, cookie_of},
 };
-use xtask::lab::{LabPod, NODE_V4, Node, PodSpec, skip};
+use lab::{LabPod, NODE_V4, Node, PodSpec, skip};
 
 const PORT: u16 = 3100;
 

@@ -4,13 +4,11 @@
 
 use std::{net::Ipv4Addr, path::Path, time::Duration};
 
-use xtask::{
-    lab::{
-        self, AGENT_PORT, Agent, Cgroup, Lab, Layout, NODE_V4, PodSpec,
-        fake::imds::{INSTANCE_ID, NODE_ACCESS_KEY, NODE_ROLE},
-        role_arn,
-    },
+use lab::{
+    AGENT_PORT, Agent, Cgroup, Lab, Layout, NODE_V4, PodSpec,
+    fake::imds::{INSTANCE_ID, NODE_ACCESS_KEY, NODE_ROLE},
     pod_client::{Attempt, Imds, Options, Via},
+    role_arn,
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");

@@ -4,13 +4,11 @@
 
 use std::{fs, path::Path, thread, time::Duration};
 
-use xtask::{
-    lab::{
-        self, Agent, Lab, LabPod, PodSpec, Refusal, eventually,
-        fake::{
-            imds::NODE_ACCESS_KEY,
-            kubernetes::{Gone, Resource},
-        },
+use lab::{
+    Agent, Lab, LabPod, PodSpec, Refusal, eventually,
+    fake::{
+        imds::NODE_ACCESS_KEY,
+        kubernetes::{Gone, Resource},
     },
     pod_client::Options,
 };

@@ -10,18 +10,16 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
-use xtask::{
-    lab::{
-        self, Agent, Cgroup, Lab, Layout, NODE_NAME, PodSpec, client_binary,
-        fake::{
-            imds::{NODE_ACCESS_KEY, NODE_ROLE},
-            kubernetes::{NamespaceRecord, PodRecord, Resource},
-        },
-        role_arn,
+use lab::{
+    Agent, Cgroup, Lab, Layout, NODE_NAME, PodSpec, client_binary,
+    fake::{
+        imds::{NODE_ACCESS_KEY, NODE_ROLE},
+        kubernetes::{NamespaceRecord, PodRecord, Resource},
     },
     pod_client::{Attempt, Imds, Options},
+    role_arn,
 };
+use tokio::time::Instant;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const READY_LIMIT: Duration = Duration::from_secs(120);

@@ -4,11 +4,13 @@
 
 use std::{path::Path, thread, time::Duration};
 
-use tokio::time::Instant;
-use xtask::{
-    lab::{self, Agent, Lab, PodSpec, fake::imds::NODE_ACCESS_KEY, role_arn},
+use lab::{
+    Agent, Lab, PodSpec,
+    fake::imds::NODE_ACCESS_KEY,
     pod_client::{Options, Via},
+    role_arn,
 };
+use tokio::time::Instant;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const READY_LIMIT: Duration = Duration::from_secs(120);

@@ -10,12 +10,9 @@ use std::{
     time::Duration,
 };
 
+use lab::{Agent, Asking, Lab, LabPod, PodSpec, eventually, pod_client::Options, role_arn, skip};
 use rustix::process::Signal;
 use tokio::time::Instant;
-use xtask::{
-    lab::{Agent, Asking, Lab, LabPod, PodSpec, eventually, role_arn, skip},
-    pod_client::Options,
-};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const LIMIT: Duration = Duration::from_secs(60);

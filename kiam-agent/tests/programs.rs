@@ -16,9 +16,9 @@ use kiam_kernel::intercept::{
     self, Config, Guard, GuardConfig, GuardMetrics, HostNetworkPods, Interception, Mode,
     Path as Way, cookie_of,
 };
+use lab::{Cgroup, Netns, cgroup_mount_point, skip};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use xtask::lab::{Cgroup, Netns, cgroup_mount_point, skip};
 
 const PORT: u16 = 3100;
 

@@ -5,8 +5,8 @@
 use std::{path::Path, thread, time::Duration};
 
 use kiam_kernel::intercept::Turn;
+use lab::{Agent, Lab, PodSpec, role_arn};
 use tokio::time::Instant;
-use xtask::lab::{self, Agent, Lab, PodSpec, role_arn};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const READY_LIMIT: Duration = Duration::from_secs(120);

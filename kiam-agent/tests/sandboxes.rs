@@ -26,9 +26,9 @@ use kiam_kernel::{
     intercept,
     sandboxes::{Config, Event, Metrics, Opened, Reason, SandboxReader, Sandboxes, State},
 };
+use lab::{Cgroup, LabPod, Netns, Node, PodSpec, Refusal};
 use prometheus_client::registry::Registry;
 use tokio::{runtime::Runtime, sync::mpsc, task::JoinHandle, time::Instant};
-use xtask::lab::{self, Cgroup, LabPod, Netns, Node, PodSpec, Refusal};
 
 /// How long anything may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -3,8 +3,8 @@
 use std::{path::Path, thread, time::Duration};
 
 use http::Method;
+use lab::{Agent, Lab, NODE_NAME, PodSpec, eventually, fake::Injected};
 use serde_json::{Value, json};
-use xtask::lab::{self, Agent, Lab, NODE_NAME, PodSpec, eventually, fake::Injected};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const LIMIT: Duration = Duration::from_secs(60);

@@ -16,14 +16,13 @@ use std::{
 use kiam_common::redirect::Target;
 use kiam_core::blocking::Blocking;
 use kiam_kernel::intercept::{self, Interception, Turn};
-use tokio::time::Instant;
-use xtask::{
-    lab::{
-        self, Agent, Cgroup, Lab, LabPod, Meanwhile, NODE_V4, PodSpec, eventually,
-        fake::imds::NODE_ACCESS_KEY, role_arn,
-    },
+use lab::{
+    Agent, Cgroup, Lab, LabPod, Meanwhile, NODE_V4, PodSpec, eventually,
+    fake::imds::NODE_ACCESS_KEY,
     pod_client::{Options, Via},
+    role_arn,
 };
+use tokio::time::Instant;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const LIMIT: Duration = Duration::from_secs(60);

@@ -6,9 +6,7 @@
 use std::{io::ErrorKind, net::TcpListener, path::Path, process::Command, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use serde_json::{Value, json};
-use tempfile::TempDir;
-use xtask::lab::{
+use lab::{
     eventually,
     fake::{
         Injected, Place,
@@ -17,6 +15,8 @@ use xtask::lab::{
     },
     loopback::{self, LoopbackAgent},
 };
+use serde_json::{Value, json};
+use tempfile::TempDir;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const READER: &str = "arn:aws:iam::123456789012:role/team/reader";

@@ -1,5 +1,7 @@
-//! The one-node lab: what a Kubernetes node is to the agent, made of network namespaces, cgroups and small real servers.
+//! What the project's commands share: running programs, building the workspace, and the toolchain for BPF.
 
-pub mod demo;
-pub mod lab;
-pub mod pod_client;
+#![forbid(unsafe_code)]
+
+pub mod build;
+pub mod command;
+pub mod toolchain;

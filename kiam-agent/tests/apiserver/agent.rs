@@ -6,15 +6,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::process::Signal;
-use serde_json::{Value, json};
-use xtask::lab::{
+use lab::{
     fake::{
         Place,
         sts::{Issued, Sts},
     },
     loopback::{self, LoopbackAgent},
 };
+use rustix::process::Signal;
+use serde_json::{Value, json};
 
 use super::server::Server;
 

@@ -7,8 +7,8 @@ use std::{
     thread,
 };
 
+use lab::{Agent, Lab, LabPod, PodSpec, role_arn};
 use serde_json::json;
-use xtask::lab::{self, Agent, Lab, LabPod, PodSpec, role_arn};
 
 use super::{Cluster, ORDERS, PATIENCE, PERMITTED, User, eventually};
 

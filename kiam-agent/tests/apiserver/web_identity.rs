@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::Method;
+use lab::fake::sts::Issued;
 use ring::signature::{RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents};
 use serde_json::{Value, json};
 use tokio::time;
-use xtask::lab::fake::sts::Issued;
 
 use super::{
     Cluster, MINUTES, PATIENCE, User,

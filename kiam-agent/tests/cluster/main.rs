@@ -20,14 +20,14 @@ use kiam_core::{
     lifecycle::{self, DrainSignal, Readiness},
     pods::{Client, NotFound, Origin, PodIndex, PodReader, PodUid},
 };
+use lab::fake::{
+    Injected, Place,
+    kubernetes::{Gone, Kubernetes, NamespaceRecord, PodRecord, Resource},
+};
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{task::JoinHandle, time};
-use xtask::lab::fake::{
-    Injected, Place,
-    kubernetes::{Gone, Kubernetes, NamespaceRecord, PodRecord, Resource},
-};
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// Nothing here takes so long but a mistake; the longest are a few pauses of one or two seconds.

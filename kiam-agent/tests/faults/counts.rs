@@ -2,15 +2,13 @@
 
 use std::{collections::BTreeMap, path::Path, thread, time::Duration};
 
-use tokio::time::Instant;
-use xtask::{
-    lab::{
-        self, Agent, Lab, PodSpec,
-        fake::{Injected, kubernetes::Kubernetes},
-        role_arn,
-    },
+use lab::{
+    Agent, Lab, PodSpec,
+    fake::{Injected, kubernetes::Kubernetes},
     pod_client::Options,
+    role_arn,
 };
+use tokio::time::Instant;
 
 use super::{
     AGENT, PATIENCE, eventually,

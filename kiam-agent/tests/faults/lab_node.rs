@@ -4,16 +4,14 @@
 use std::path::Path;
 
 use http::Method;
-use xtask::{
-    lab::{
-        self, Agent, Lab, LabPod, PodSpec,
-        fake::{
-            Injected,
-            imds::{INSTANCE_ID, NODE_ACCESS_KEY, NODE_ROLE},
-        },
-        role_arn,
+use lab::{
+    Agent, Lab, LabPod, PodSpec,
+    fake::{
+        Injected,
+        imds::{INSTANCE_ID, NODE_ACCESS_KEY, NODE_ROLE},
     },
     pod_client::Options,
+    role_arn,
 };
 
 use super::{AGENT, PATIENCE, eventually};

@@ -5,17 +5,15 @@ use std::{
     path::Path,
 };
 
-use xtask::{
-    lab::{
-        fake::{
-            Place,
-            kubernetes::{Kubernetes, NamespaceRecord, PodRecord},
-            sts::Sts,
-        },
-        loopback::{self, LoopbackAgent},
-        role_arn, role_base_arn,
+use lab::{
+    fake::{
+        Place,
+        kubernetes::{Kubernetes, NamespaceRecord, PodRecord},
+        sts::Sts,
     },
+    loopback::{self, LoopbackAgent},
     pod_client::{Attempt, Options, attempt},
+    role_arn, role_base_arn,
 };
 
 use super::AGENT;

@@ -13,7 +13,7 @@ mod sts;
 
 use std::time::Duration;
 
-use xtask::lab::eventually;
+use lab::eventually;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 /// Nothing here takes so long but a mistake.

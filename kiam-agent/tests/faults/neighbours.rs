@@ -1,6 +1,6 @@
 //! The API server is away from the start, or says odd things.
 
-use xtask::lab::fake::{Injected, kubernetes::NamespaceRecord};
+use lab::fake::{Injected, kubernetes::NamespaceRecord};
 
 use super::{
     eventually,

@@ -10,8 +10,8 @@ use std::{
 };
 
 use jiff::Timestamp;
+use lab::{fake::Injected, role_arn};
 use tokio::time::Instant;
-use xtask::lab::{fake::Injected, role_arn};
 
 use super::{
     PATIENCE, eventually,

@@ -13,10 +13,8 @@ use std::{
     time::Duration,
 };
 
-use xtask::{
-    lab::{
-        self, Agent, Cgroup, IMDS_V4, IMDS_V6, Lab, LabPod, NODE_V4, Netns, PodSpec, eventually,
-    },
+use lab::{
+    Agent, Cgroup, IMDS_V4, IMDS_V6, Lab, LabPod, NODE_V4, Netns, PodSpec, eventually,
     pod_client::Options,
 };
 

@@ -3,8 +3,8 @@
 
 use std::{net::IpAddr, path::Path, process::Command, time::Duration};
 
-use xtask::{
-    lab::{self, Agent, IMDS_V4, IMDS_V6, Lab, LabPod, PodSpec},
+use lab::{
+    Agent, IMDS_V4, IMDS_V6, Lab, LabPod, PodSpec,
     pod_client::{Attempt, Options},
 };
 

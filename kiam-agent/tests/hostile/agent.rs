@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use xtask::lab::{Agent, Lab, LabPod};
+use lab::{Agent, Lab, LabPod};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 /// What it logs once it has listeners: its own, or those of the agent that it replaces.

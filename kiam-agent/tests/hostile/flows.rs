@@ -12,7 +12,7 @@ use std::{
 
 use aya::maps::{HashMap, Map, MapData};
 use kiam_common::client::{FlowKey, Opener};
-use xtask::lab::Lab;
+use lab::Lab;
 
 /// Between two looks for places that have become free.
 const PAUSE: Duration = Duration::from_millis(1);

@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use xtask::{
-    lab::{Lab, role_arn},
-    pod_client::victim::VictimReport,
-};
+use lab::{Lab, pod_client::victim::VictimReport, role_arn};
 
 /// The victim's p99 may be so many times that of its control, and up to the floor in any case: what a scheduler does.
 const SLOWER: u32 = 5;

@@ -17,7 +17,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use xtask::lab::skip;
+use lab::skip;
 
 use crate::{rows::Row, stage::Stage, table::Table};
 

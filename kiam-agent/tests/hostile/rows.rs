@@ -2,8 +2,8 @@
 
 use std::net::Ipv4Addr;
 
-use xtask::{
-    lab::{AGENT_PORT, IMDS_V4, NODE_V4},
+use lab::{
+    AGENT_PORT, IMDS_V4, NODE_V4,
     pod_client::{
         hostile::{Asks, Program, Sends},
         victim::Pace,

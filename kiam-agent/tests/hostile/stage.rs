@@ -11,11 +11,8 @@ use std::{
 };
 
 use kiam_common::POD_QUOTA;
+use lab::{Agent, Arrivals, Lab, LabPod, Neighbour, PodSpec, eventually, pod_client::victim::Pace};
 use tokio::time::Instant;
-use xtask::{
-    lab::{Agent, Arrivals, Lab, LabPod, Neighbour, PodSpec, eventually},
-    pod_client::victim::Pace,
-};
 
 use crate::{
     Configuration, agent,

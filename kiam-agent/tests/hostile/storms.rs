@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use xtask::lab::{
+use lab::{
     Lab, NODE_NAME,
     fake::kubernetes::{NamespaceRecord, PodRecord, Store},
 };

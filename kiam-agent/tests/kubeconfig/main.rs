@@ -15,8 +15,7 @@ use kiam_agent::{
     proxy::Proxies,
 };
 use kiam_core::lifecycle::Readiness;
-use tempfile::TempDir;
-use xtask::lab::{
+use lab::{
     eventually,
     fake::{
         Place, Proxy, TlsFront,
@@ -25,6 +24,7 @@ use xtask::lab::{
     },
     loopback::{self, LoopbackAgent},
 };
+use tempfile::TempDir;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const READER: &str = "arn:aws:iam::123456789012:role/team/reader";

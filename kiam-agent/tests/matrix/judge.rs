@@ -2,9 +2,11 @@
 
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
-use xtask::{
-    lab::{Lab, fake::imds::NODE_ACCESS_KEY, role_arn},
+use lab::{
+    Lab,
+    fake::imds::NODE_ACCESS_KEY,
     pod_client::{Attempt, attack::SQUATTER_ACCESS_KEY},
+    role_arn,
 };
 
 /// The agent's life, in the order it is played.

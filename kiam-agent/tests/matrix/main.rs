@@ -11,7 +11,7 @@ mod table;
 
 use std::{path::Path, thread, time::Duration};
 
-use xtask::lab::{Agent, Lab, NODE_V6, eventually, skip};
+use lab::{Agent, Lab, NODE_V6, eventually, skip};
 
 use crate::{
     judge::{Outcome, State},

@@ -5,8 +5,8 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
 };
 
-use xtask::{
-    lab::{AGENT_PORT, IMDS_V4, IMDS_V6, NODE_V4, NODE_V6},
+use lab::{
+    AGENT_PORT, IMDS_V4, IMDS_V6, NODE_V4, NODE_V6,
     pod_client::{
         Attempt,
         attack::{Attack, datagram, frame, raw, stream},

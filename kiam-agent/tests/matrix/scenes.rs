@@ -2,8 +2,8 @@
 
 use std::{fs, net::SocketAddr};
 
-use xtask::{
-    lab::{Cgroup, LabPod, Layout, PodSpec},
+use lab::{
+    Cgroup, LabPod, Layout, PodSpec,
     pod_client::{
         Attempt, Options,
         attack::{Attack, stream::Way},
@@ -35,7 +35,7 @@ pub(crate) fn forged_meanwhile(stage: &mut Stage<'_>, victim: SocketAddr) -> Att
     let attack = || Attack::Stream { way: Way::Connect, to: IMDS, from: Some(victim) };
     let [own, thiefs] = stage.attempts((Who::Pod, attack()), (Who::Thief, attack()));
     let thiefs_role = stage.lab.role_of(&thiefs);
-    let own_role = xtask::lab::role_arn(Cast::THIEFS_ROLE);
+    let own_role = lab::role_arn(Cast::THIEFS_ROLE);
     assert!(thiefs_role.is_none_or(|role| role == own_role), "the thief got the victim's");
     own
 }
@@ -110,7 +110,7 @@ pub(crate) fn second_twin(stage: &mut Stage<'_>) -> Attempt {
         let second_ones = second.ask_once(&Options { bind, ..stage.options() }).unwrap();
         first.attract(first.v4()).unwrap();
         let first_ones = stage.lab.role_of(&first_ones.unwrap());
-        let own = xtask::lab::role_arn(Cast::ROLE);
+        let own = lab::role_arn(Cast::ROLE);
         assert!(first_ones.is_none_or(|role| role == own), "the first twin got the second's");
         second_ones
     })

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, net::IpAddr, thread, time::Duration};
 
-use tokio::time::Instant;
-use xtask::{
-    lab::{Agent, Arrivals, Attacker, Cgroup, Lab, LabPod, PodSpec},
+use lab::{
+    Agent, Arrivals, Attacker, Cgroup, Lab, LabPod, PodSpec,
     pod_client::{Attempt, Options, attack::Attack},
 };
+use tokio::time::Instant;
 
 use crate::{
     PASSES, eventually,

@@ -7,11 +7,12 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
-use xtask::{
-    lab::{self, Lab, PodSpec, role_arn},
+use lab::{
+    Lab, PodSpec,
     pod_client::{Options, Tally},
+    role_arn,
 };
+use tokio::time::Instant;
 
 use super::{
     Agent, INSIDE, ON_THE_NODE, assert_served, eventually, inside, many_pods, metric, pod_inside,

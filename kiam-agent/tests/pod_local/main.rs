@@ -11,15 +11,16 @@ mod strangers;
 use std::{os::unix::net::UnixStream, path::Path, thread, time::Duration};
 
 use kiam_agent::admin;
-use serde_json::Value;
-use tokio::time::Instant;
-use xtask::{
-    lab::{Agent, Lab, LabPod, PodSpec, role_arn},
+use lab::{
+    Agent, Lab, LabPod, PodSpec,
     pod_client::{
         Attempt,
         wire::{Reply, exchange},
     },
+    role_arn,
 };
+use serde_json::Value;
+use tokio::time::Instant;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const LIMIT: Duration = Duration::from_secs(120);

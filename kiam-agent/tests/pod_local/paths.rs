@@ -1,7 +1,7 @@
 //! What `--path` says of pods that no listener can be opened in.
 
-use xtask::{
-    lab::{self, Lab, LabPod, PodSpec},
+use lab::{
+    Lab, LabPod, PodSpec,
     pod_client::{Options, Via},
 };
 

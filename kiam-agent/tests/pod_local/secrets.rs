@@ -12,12 +12,12 @@ use std::{
     time::Duration,
 };
 
+use lab::{
+    Lab, LabPod, Netns, PodSpec,
+    pod_client::{Imds, Options, Via},
+};
 use rustix::net::{
     AddressFamily, RecvFlags, SocketFlags, SocketType, eth, recv, socket_with, sockopt,
-};
-use xtask::{
-    lab::{self, Lab, LabPod, Netns, PodSpec},
-    pod_client::{Imds, Options, Via},
 };
 
 use super::{

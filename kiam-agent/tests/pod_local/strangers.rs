@@ -7,11 +7,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
-use xtask::{
-    lab::{self, Lab, LabPod},
+use lab::{
+    Lab, LabPod,
     pod_client::{Attempt, Imds, Options, Via},
 };
+use tokio::time::Instant;
 
 use super::{
     Agent, assert_served, begin, eventually, inside, many_pods, metric, path_of, pod_inside,

@@ -1,6 +1,6 @@
 //! What becomes of a pod after its first container: others, restarts, probes, sandboxes made anew, its end.
 
-use xtask::lab::{
+use lab::{
     NODE_V4,
     fake::imds::{NODE_ACCESS_KEY, NODE_ROLE},
 };

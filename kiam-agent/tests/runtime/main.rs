@@ -14,11 +14,11 @@ mod starts;
 use std::{fs, net::IpAddr, path::Path, thread, time::Duration};
 
 use aya::maps::{HashMap, Map, MapData};
-use tokio::time::Instant;
-use xtask::lab::{
+use lab::{
     self, Agent, Lab, PodSpec, role_arn,
     runtime::{self, Containerd, Exited, Handler, Kubelet, Sandbox},
 };
+use tokio::time::Instant;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const LIMIT: Duration = Duration::from_secs(120);

@@ -6,10 +6,7 @@ use std::{
 };
 
 use jiff::{Timestamp, Unit};
-use xtask::{
-    lab::{Layout, PodSpec},
-    pod_client::Options,
-};
+use lab::{Layout, PodSpec, pod_client::Options};
 
 use super::{Handler, Kubelet, Stage, ask, eventually};
 

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::build;
-use super::command::{command, run, say, workspace};
+use xtask::build;
+use xtask::command::{command, run, say, workspace};
 
 /// Where the tests look for the folder of the programs.
 const BINARIES: &str = "KIAM_TEST_APISERVER";

@@ -2,8 +2,7 @@
 
 use anyhow::Result;
 
-use super::build;
-use super::command::{command, run};
+use xtask::command::{command, run};
 
 /// What to simulate.
 #[derive(Debug, clap::Subcommand)]
@@ -17,10 +16,8 @@ pub(crate) enum Simulation {
     },
 }
 
-/// Simulates it. The simulation links the agent, which embeds the kernel object, so it can't be part of this command,
-/// which builds that.
+/// Simulates it.
 pub(crate) fn start(simulation: &Simulation) -> Result<()> {
     let Simulation::Scale { options } = simulation;
-    build::ebpf()?;
     run(command("cargo").args(["run", "--package", "kiam-simulation", "--"]).args(options))
 }

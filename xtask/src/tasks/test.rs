@@ -8,8 +8,9 @@ use anyhow::{Result, anyhow};
 use clap::{Args, ValueEnum};
 use tokio::time::Instant;
 
-use super::command::{command, run, say};
-use super::{acceptance, build, kernels, kubernetes, tidy, toolchain};
+use super::{kernels, kubernetes, lab, tidy};
+use xtask::command::{command, run, say};
+use xtask::{build, toolchain};
 
 /// What to test, and how strictly.
 #[derive(Debug, Args)]
@@ -99,7 +100,7 @@ const STEPS: [Step; 14] = [
     Step {
         part: Part::Clients,
         name: "clients",
-        action: |selection| acceptance::run(selection.no_skip),
+        action: |selection| lab::clients(selection.no_skip),
     },
     Step { part: Part::Policies, name: "policies", action: |_| kubernetes::test_policies() },
     Step { part: Part::Apiserver, name: "real API server", action: |_| kubernetes::test_agent() },

@@ -99,8 +99,8 @@ mod tests {
         },
     };
 
+    use lab::Cgroup;
     use rustix::fs::{AtFlags, Mode, OFlags, fstat, mkdirat, openat, unlinkat};
-    use xtask::lab::{self, Cgroup};
 
     use super::*;
     use crate::intercept;

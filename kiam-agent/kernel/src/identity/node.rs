@@ -73,7 +73,7 @@ fn interfaces() -> HashSet<IpAddr> {
 
 #[cfg(test)]
 mod tests {
-    use xtask::lab::{self, Netns};
+    use lab::Netns;
 
     use super::*;
 

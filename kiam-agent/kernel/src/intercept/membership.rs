@@ -175,8 +175,8 @@ fn own_by_walk(walk: &mut Walk<'_>, root: &Path) -> Option<PathBuf> {
 mod tests {
     use std::{process::Command, thread};
 
+    use lab::{LabPod, Node, PodSpec, skip};
     use rustix::thread::{UnshareFlags, unshare_unsafe};
-    use xtask::lab::{LabPod, Node, PodSpec, skip};
 
     use super::*;
     use kiam_core::blocking::Blocking;

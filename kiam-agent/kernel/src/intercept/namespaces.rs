@@ -190,8 +190,6 @@ mod tests {
         process::{Child, Command, Stdio},
     };
 
-    use xtask::lab;
-
     use std::time::Duration;
 
     use super::*;

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::fresh;
-use crate::tasks::command::{command, output_of, run, say};
+use xtask::command::{command, output_of, run, say};
 
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Where QEMU and the kernels are: what the security team has, and the rest.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use tempfile::NamedTempFile;
 
 use super::debian::Kernel;
-use crate::tasks::command::{command, output_of, run};
+use xtask::command::{command, output_of, run};
 
 /// The test in the guest.
 pub(super) const PROBE: &str = "/bin/probe";

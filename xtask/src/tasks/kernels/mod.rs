@@ -22,7 +22,7 @@ use self::{
     debian::{Debian, Kernel, Series},
     guest::{Machine, Outcome},
 };
-use super::{
+use xtask::{
     build,
     command::{command, output_of, say, workspace},
 };

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use super::command::{say, workspace};
+use xtask::command::{say, workspace};
 
 /// The text files of the repository.
 struct Tree {

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use xtask::lab::{Node, PodSpec, skip};
+use lab::{Node, PodSpec, skip};
 
 use super::*;
 use crate::intercept::GuardConfig;

@@ -1,7 +1,7 @@
 use std::{fs, time::Duration};
 
+use lab::{Cgroup, Layout};
 use tokio::time::timeout;
-use xtask::lab::{self, Cgroup, Layout};
 
 use super::*;
 

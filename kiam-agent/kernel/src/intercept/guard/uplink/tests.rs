@@ -3,8 +3,8 @@
 use std::{net::IpAddr, os::unix::fs::symlink, thread, time::Duration};
 
 use kiam_common::redirect::Target;
+use lab::{LabPod, Node, PodSpec, fake::imds::Imds, skip};
 use tokio::time::Instant;
-use xtask::lab::{LabPod, Node, PodSpec, fake::imds::Imds, skip};
 
 use super::*;
 use crate::intercept::{Config, GuardConfig, HostNetworkPods, Interception, uninstall};

@@ -1,0 +1,350 @@
+//! `cargo xtask bench path`: a lab with an agent for every way and number of rules, all there at once, so that each round
+//! asks by all of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::pod_client::{
+    Imds,
+    bench::{Measured, WARM_UP},
+};
+use lab::{Agent, Lab, LabPod, PodSpec};
+use tokio::time::Instant;
+
+use super::document::{self, Report, Series};
+use super::machine::{self, Machine};
+use super::rules::{self, Tools};
+use super::statistics::order;
+use super::way::Way;
+use xtask::command::{command, output_of, run as run_command, say, workspace};
+use xtask::{build, toolchain};
+
+const ROLE: &str = "bench";
+const READY_LIMIT: Duration = Duration::from_secs(60);
+/// How long the agent may take to learn of its pod.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+/// What an agent answers one pod.
+const REQUESTS_PER_SECOND: u32 = 200;
+const POLL: Duration = Duration::from_millis(50);
+
+/// How much to measure, and where to write it.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Rounds, each with every way at every number of rules; one more before them is not counted.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(super) rounds: u32,
+    /// Timed requests of each kind (a connection each, one connection for all) by each way in each round.
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(super) requests: u32,
+    /// Numbers of services that kube-proxy has rules for, comma separated. A single one costs nothing, but switches
+    /// connection tracking on.
+    #[arg(long, value_delimiter = ',', default_value = "0,1,10000,50000",
+        value_parser = clap::value_parser!(u32).range(..=200_000))]
+    pub(super) rules: Vec<u32>,
+    /// The processor that the pods' client runs on. With that of the agent the same, what a request takes is steadier: no
+    /// other processor has to be woken.
+    #[arg(long, default_value_t = 0)]
+    pub(super) client_processor: u32,
+    /// The processor that the agents run on.
+    #[arg(long, default_value_t = 0)]
+    pub(super) agent_processor: u32,
+    /// An agent that is built already; absent: this one, built as it is released.
+    #[arg(long)]
+    pub(super) agent: Option<PathBuf>,
+    /// The document to write, relative to the workspace.
+    #[arg(long, default_value = "docs/benchmarks.md")]
+    pub(super) out: PathBuf,
+}
+
+/// A way at a number of rules: a lab of its own, and what was measured in each round.
+#[derive(Debug)]
+struct Course {
+    way: Way,
+    rules: u32,
+    rounds: Vec<Measured>,
+    /// When it was last measured.
+    last: Option<Instant>,
+    // In the order in which they go.
+    agent: Agent,
+    pod: LabPod,
+    lab: Lab,
+}
+
+/// The programs that are measured.
+#[derive(Debug)]
+struct Programs {
+    agent: PathBuf,
+    agent_processor: u32,
+    client: PathBuf,
+    client_processor: u32,
+    has_path: bool,
+    version: String,
+}
+
+/// Measures, and writes the document.
+pub(super) fn run(options: &Options) -> Result<()> {
+    toolchain::ensure_iproute()?;
+    if let Err(reason) = lab::available() {
+        bail!(
+            "nothing was measured: every way needs a node made of network namespaces and cgroups, which this machine \
+             refuses: {reason}"
+        );
+    }
+    ensure_packet_filters();
+    let programs = Programs::find(options)?;
+    let tools = Tools::look();
+    let (load_before, started) = (machine::load(), Instant::now());
+    let (mut courses, left_out) = set_up(options, &programs, &tools)?;
+    for round in 0..=options.rounds {
+        say(format!("round {round} of {} (the first is not counted)", options.rounds));
+        for index in order(courses.len(), round) {
+            let course = &mut courses[index];
+            course.wait_for_share(options.requests);
+            let measured = course.measure(&programs, options.requests)?;
+            if round > 0 {
+                course.rounds.push(measured);
+            }
+        }
+    }
+    for course in &courses {
+        course.check_nothing_got_past()?;
+    }
+    let report = Report {
+        machine: Machine::look(),
+        tools,
+        load_before,
+        load_after: machine::load(),
+        took: started.elapsed(),
+        day: jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
+        agent: programs.version,
+        requests: options.requests,
+        processors: (options.client_processor, options.agent_processor),
+        command: repeat(options),
+        series: courses.iter().map(Course::series).collect(),
+        left_out,
+    };
+    write(&workspace().join(&options.out), &document::render(&report))
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    }
+    fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    say(format!("written: {}", path.display()));
+    Ok(())
+}
+
+/// Without them the other ways can still be measured, and the document says what was left out.
+fn ensure_packet_filters() {
+    let tools = Tools::look();
+    let missing: Vec<_> = [("iptables", tools.iptables), ("nftables", tools.nftables)]
+        .into_iter()
+        .filter_map(|(package, version)| version.is_none().then_some(package))
+        .collect();
+    if missing.is_empty() {
+        return;
+    }
+    say(format!("installing Debian packages: {}", missing.join(" ")));
+    if let Err(error) = toolchain::install_packages(&missing) {
+        say(format!("they can't be installed, what needs them is left out: {error:#}"));
+    }
+}
+
+/// Starts a lab for every way at every number of rules; the second list says which can't be, and why.
+fn set_up(
+    options: &Options,
+    programs: &Programs,
+    tools: &Tools,
+) -> Result<(Vec<Course>, Vec<String>)> {
+    let (mut courses, mut left_out) = (Vec::new(), Vec::new());
+    for &rules in &options.rules {
+        for way in Way::ALL {
+            let name = format!("{} at {rules} rules", way.name());
+            let lack = programs.lack(way).or_else(|| tools.lack(way, rules));
+            if let Some(reason) = lack {
+                say(format!("left out: {name}: {reason}"));
+                left_out.push(format!("{name}: {reason}"));
+                continue;
+            }
+            say(format!("setting up {name}"));
+            courses.push(Course::start(way, rules, programs).context(name)?);
+        }
+    }
+    ensure!(!courses.is_empty(), "every way was left out");
+    Ok((courses, left_out))
+}
+
+fn repeat(options: &Options) -> String {
+    let rules: Vec<String> = options.rules.iter().map(u32::to_string).collect();
+    format!(
+        "cargo xtask bench path --rounds={} --requests={} --rules={} --client-processor={} --agent-processor={}",
+        options.rounds,
+        options.requests,
+        rules.join(","),
+        options.client_processor,
+        options.agent_processor
+    )
+}
+
+// === impl Programs ===
+
+impl Programs {
+    /// Builds the agent as it is released, by itself: with other members it would share their features. The client is
+    /// this binary; all that it does while the clock runs is system calls.
+    fn find(options: &Options) -> Result<Self> {
+        let agent = match &options.agent {
+            Some(agent) => workspace().join(agent),
+            None => {
+                build::ebpf()?;
+                let mut build = command("cargo");
+                run_command(build.args(["build", "--release", "--package", "kiam-agent"]))?;
+                workspace().join("target/release/kiam-agent")
+            }
+        };
+        let ask = |flag: &str| {
+            let output = output_of(command(&agent).arg(flag));
+            output.with_context(|| format!("{} {flag} says nothing", agent.display()))
+        };
+        let (help, version) = (ask("--help")?, ask("--version")?);
+        Ok(Self {
+            agent,
+            agent_processor: options.agent_processor,
+            client: lab::client_binary()?,
+            client_processor: options.client_processor,
+            has_path: has_path(&help),
+            version,
+        })
+    }
+
+    /// Why these can't take `way`; `None`: they can.
+    fn lack(&self, way: Way) -> Option<&'static str> {
+        (way == Way::PodLocal && !self.has_path).then_some("this agent has no `--path`")
+    }
+}
+
+fn has_path(help: &str) -> bool {
+    help.split_whitespace().any(|word| word == "--path" || word.starts_with("--path="))
+}
+
+// === impl Course ===
+
+impl Course {
+    /// Starts all of it, up to the first answer that the pod gets.
+    fn start(way: Way, rules: u32, programs: &Programs) -> Result<Self> {
+        let lab = Lab::start()?;
+        rules::load(&lab.node, way, rules)?;
+        let pod = lab.pod(PodSpec::new("shop", "client").role(ROLE))?;
+        let mut pinned = lab.node.command("taskset")?;
+        pinned.args(["--cpu-list", &programs.agent_processor.to_string()]).arg(&programs.agent);
+        let mut agent = Agent::start_by(pinned, &lab, &way.flags(programs.has_path))?;
+        agent.wait_ready(READY_LIMIT)?;
+        let course = Self { way, rules, rounds: Vec::new(), last: None, agent, pod, lab };
+        course.wait_for_answer()?;
+        Ok(course)
+    }
+
+    /// Waits until the agent knows the pod and has its credentials.
+    fn wait_for_answer(&self) -> Result<()> {
+        let destination = self.way.destination();
+        let options = lab::pod_client::Options {
+            to: Some(destination.ip()),
+            port: destination.port(),
+            imds: Imds::V1,
+            ..lab::pod_client::Options::default()
+        };
+        let started = Instant::now();
+        loop {
+            let attempt = self.pod.ask_once(&options)?;
+            if attempt.status == Some(200) && attempt.role.as_deref() == Some(ROLE) {
+                return Ok(());
+            }
+            if started.elapsed() > ANSWER_LIMIT {
+                bail!(
+                    "the pod gets no credentials: {attempt:?}; the agent said:\n{}",
+                    self.agent.log()
+                );
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// One process in the pod asks, and says what it took.
+    /// A pod that asks all the time is answered with 503: waits until what was asked in the last round, by connections of
+    /// their own and by one, is part of its share again.
+    fn wait_for_share(&mut self, requests: u32) {
+        let needed = Duration::from_secs(1) * (2 * (requests + WARM_UP)) / REQUESTS_PER_SECOND;
+        if let Some(last) = self.last {
+            thread::sleep(needed.saturating_sub(last.elapsed()));
+        }
+        self.last = Some(Instant::now());
+    }
+
+    fn measure(&self, programs: &Programs, requests: u32) -> Result<Measured> {
+        let mut client = self.pod.command("taskset")?;
+        client.args(["--cpu-list", &programs.client_processor.to_string()]);
+        client.arg(&programs.client).arg("in-pod-bench");
+        client.arg(format!("--to={}", self.way.destination()));
+        client.args([format!("--role={ROLE}"), format!("--requests={requests}")]);
+        let output = client.stdin(Stdio::null()).output().context("running the client")?;
+        if !output.status.success() {
+            bail!(
+                "{} at {} rules: {}\nthe agent said:\n{}",
+                self.way.name(),
+                self.rules,
+                String::from_utf8_lossy(&output.stderr).trim(),
+                self.agent.log()
+            );
+        }
+        serde_json::from_slice(&output.stdout).context("reading what the client measured")
+    }
+
+    /// A packet of the pod's at the real metadata service would mean that the way was not the one it is named after.
+    fn check_nothing_got_past(&self) -> Result<()> {
+        let packets: u64 =
+            self.pod.ips().into_iter().map(|address| self.lab.imds.packets_from(address)).sum();
+        ensure!(
+            packets == 0,
+            "{} at {} rules: {packets} packets reached the real metadata service",
+            self.way.name(),
+            self.rules
+        );
+        Ok(())
+    }
+
+    fn series(&self) -> Series {
+        Series { way: self.way, rules: self.rules, rounds: self.rounds.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn path_is_found_in_the_help() {
+        assert!(has_path("      --path <PATH>\n          which way"));
+        assert!(!has_path("  --allow-path <PATH>   metadata path, see --paths"));
+    }
+
+    #[test]
+    fn document_names_the_command_that_repeats_it() {
+        let options = Options {
+            rounds: 3,
+            requests: 50,
+            rules: vec![0, 10],
+            client_processor: 1,
+            agent_processor: 0,
+            agent: None,
+            out: "x.md".into(),
+        };
+        assert_eq!(
+            repeat(&options),
+            "cargo xtask bench path --rounds=3 --requests=50 --rules=0,10 --client-processor=1 --agent-processor=0"
+        );
+    }
+}

@@ -1,0 +1,63 @@
+//! `cargo xtask demo`: the real agent on a lab node, shown by what its pods get. Every line is checked before it is shown.
+
+mod by_hand;
+mod lives;
+mod script;
+mod transcript;
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use anyhow::{Context, Result, bail};
+
+use script::Script;
+
+/// What to show.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// The agent's binary; without it the one that was just built.
+    #[arg(long)]
+    pub agent: Option<PathBuf>,
+    /// Leave the node up at the end, until Enter or Ctrl-C, and say what can be tried by hand.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// Shows the agent at work, and ends with a verdict. Ctrl-C ends it early and takes everything away.
+///
+/// # Errors
+///
+/// When anything that was to be shown is not true, or the lab can't be built here.
+pub async fn run(options: Options) -> Result<()> {
+    if let Err(reason) = crate::available() {
+        bail!(
+            "the demo makes network namespaces and cgroups, which this machine refuses: {reason}"
+        );
+    }
+    let agent = options.agent.map_or_else(crate::built_agent, Ok)?;
+    let agent = agent
+        .canonicalize()
+        .with_context(|| format!("no agent at {}: cargo build -p kiam-agent", agent.display()))?;
+    // With a handler the signal does not end the process, so that Drop takes the node away.
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&interrupted);
+    tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            flag.store(true, Ordering::Relaxed);
+        }
+    });
+    let played = tokio::task::spawn_blocking(move || {
+        let mut script = Script::start(agent, Arc::clone(&interrupted))?;
+        script.play()?;
+        if options.keep {
+            by_hand::wait(&script, &interrupted)?;
+        }
+        script.verdict()
+    });
+    played.await.context("the demo's thread")?
+}

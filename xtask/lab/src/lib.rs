@@ -1,0 +1,76 @@
+//! A Kubernetes node without Kubernetes: namespaces, veths, cgroups and servers that are real to the kernel and the agent.
+//!
+//! Everything has a name of its own per process, uses private ranges inside its own namespaces, and goes away on Drop;
+//! what a killed run left (cgroups and mounts named after a process that is gone) goes when the next one starts.
+
+use std::{env, io, path::PathBuf};
+
+mod agent;
+mod arrivals;
+mod ask;
+mod attacker;
+mod cgroup;
+mod check;
+pub mod demo;
+pub mod fake;
+mod hostile;
+pub mod loopback;
+mod netns;
+mod node;
+mod pod;
+pub mod pod_client;
+mod refusal;
+pub mod runtime;
+mod sweep;
+mod world;
+
+pub use agent::{AGENT_PORT, Agent};
+pub use arrivals::Arrivals;
+pub use ask::{Asking, Meanwhile, client_binary};
+pub use attacker::Attacker;
+pub use cgroup::{Cgroup, Layout, mount_point as cgroup_mount_point};
+pub use check::eventually;
+pub use hostile::{Neighbour, Victim};
+pub use netns::Netns;
+pub use node::{IMDS_V4, IMDS_V6, NODE_NAME, NODE_V4, NODE_V6, Node};
+pub use pod::{LabPod, PodSpec};
+pub use refusal::Refusal;
+pub use world::{Lab, role_arn, role_base_arn};
+
+/// Set where a skipped test is a failure, as in CI.
+pub const NO_SKIP: &str = "KIAM_TEST_NO_SKIP";
+
+/// The agent that cargo builds: beside this program, wherever its target folder is.
+///
+/// # Errors
+///
+/// The system's, when it does not tell where this program is.
+pub fn built_agent() -> io::Result<PathBuf> {
+    Ok(env::current_exe()?.with_file_name("kiam-agent"))
+}
+
+/// Whether this machine lets us make namespaces, cgroups and mounts.
+///
+/// # Errors
+///
+/// The reason why not, for a person.
+pub fn available() -> Result<(), String> {
+    if !rustix::process::geteuid().is_root() {
+        return Err("needs root".to_owned());
+    }
+    cgroup::mount_point().map_err(|error| format!("{error:#}"))?;
+    Netns::create().map(drop).map_err(|error| format!("{error:#}"))
+}
+
+/// Whether the calling test must be left out; prints the reason.
+///
+/// # Panics
+///
+/// When it must, and [`NO_SKIP`] is set.
+#[must_use]
+pub fn skip(test: &str) -> bool {
+    let Err(reason) = available() else { return false };
+    assert!(env::var_os(NO_SKIP).is_none(), "{test} can't run, and {NO_SKIP} is set: {reason}");
+    eprintln!("skipped: {test}: {reason}");
+    true
+}

@@ -1,0 +1,223 @@
+//! What a hostile process in a pod tries (`lab in-pod-attack`): it reads [`Order`]s, a JSON line each, and says of each
+//! what came of it. Each family of attempts is a module; what is kept for later stays with the process.
+
+pub mod datagram;
+pub mod frame;
+pub mod raw;
+pub mod stream;
+
+mod bytes;
+mod handover;
+mod occupy;
+pub(super) mod sys;
+
+use std::{
+    io::{self, BufRead, Write},
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use self::{handover::Kept, occupy::Occupied, stream::Stream};
+use super::{Attempt, Imds, Options, converse, name};
+
+pub use occupy::SQUATTER_ACCESS_KEY;
+
+/// The type of service of all IPv4 packets that attackers send. On the node's own network it tells them from the agent's,
+/// which comes from the same address and may speak to the metadata service.
+pub const TOS: u8 = 0x04;
+
+/// One thing to try.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Order {
+    /// What.
+    pub attack: Attack,
+    /// How long a step may take in milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// What to try.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Attack {
+    /// Connects a stream, and asks for credentials on it.
+    Stream {
+        /// How it is connected.
+        way: stream::Way,
+        /// Where to.
+        to: SocketAddr,
+        /// The source to bind.
+        from: Option<SocketAddr>,
+    },
+    /// Sends a datagram.
+    Datagram {
+        /// How.
+        way: datagram::Way,
+        /// Where to.
+        to: SocketAddr,
+    },
+    /// Sends by a raw IP socket.
+    Raw {
+        /// What, and how.
+        way: raw::Way,
+        /// The source that the packet names.
+        from: IpAddr,
+        /// Where to.
+        to: IpAddr,
+    },
+    /// Sends by a packet socket.
+    Frame {
+        /// Of which sort.
+        way: frame::Way,
+        /// The source that the packet names.
+        from: IpAddr,
+        /// Where to.
+        to: IpAddr,
+    },
+    /// Makes a stream socket and keeps it.
+    Make {
+        /// Of this one's family.
+        to: SocketAddr,
+    },
+    /// Makes a stream socket, connects it and keeps it.
+    Keep {
+        /// Where to.
+        to: SocketAddr,
+    },
+    /// Connects the oldest kept socket, and asks for credentials on it.
+    ConnectKept {
+        /// Where to.
+        to: SocketAddr,
+    },
+    /// Asks for credentials on the oldest kept socket, as it is.
+    AskKept,
+    /// Moves the process.
+    Move {
+        /// Into this cgroup.
+        cgroup: PathBuf,
+    },
+    /// Listens for a socket from another process.
+    Expect {
+        /// At this path.
+        path: PathBuf,
+    },
+    /// Passes the oldest kept socket to another process.
+    Pass {
+        /// That listens at this path.
+        path: PathBuf,
+    },
+    /// Keeps the socket that was passed.
+    Receive,
+    /// Listens on a port, and gives those who come credentials of its own.
+    Squat {
+        /// Where.
+        at: SocketAddr,
+        /// With `SO_REUSEPORT`.
+        reuse_port: bool,
+    },
+    /// Opens connections and holds them.
+    Hold {
+        /// Where to.
+        to: SocketAddr,
+        /// How many.
+        count: u32,
+    },
+    /// Lets go of listeners and of held connections.
+    Release,
+}
+
+/// What a process holds between orders.
+#[derive(Debug, Default)]
+struct Attacker {
+    kept: Kept,
+    occupied: Occupied,
+}
+
+/// Does what the lines of stdin order, and prints an [`Attempt`] for each, until stdin ends.
+///
+/// # Errors
+///
+/// When a line is no order, or nothing can be printed.
+pub fn main() -> Result<()> {
+    let mut attacker = Attacker::default();
+    let mut stdout = io::stdout().lock();
+    for line in io::stdin().lock().lines() {
+        let line = line.context("reading an order")?;
+        let order = serde_json::from_str(&line).with_context(|| format!("an order: {line}"))?;
+        serde_json::to_writer(&mut stdout, &attacker.attempt(&order)).context("printing")?;
+        stdout.write_all(b"\n").and_then(|()| stdout.flush()).context("printing")?;
+    }
+    Ok(())
+}
+
+// === impl Attacker ===
+
+impl Attacker {
+    fn attempt(&mut self, order: &Order) -> Attempt {
+        let started = Instant::now();
+        let mut attempt = Attempt { step: "connect".to_owned(), ..Attempt::default() };
+        let limit = Duration::from_millis(order.timeout_ms.max(1));
+        if let Err(error) = self.carry_out(&order.attack, limit, &mut attempt) {
+            attempt.error = Some(name(&error));
+        }
+        attempt.micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        attempt
+    }
+
+    fn carry_out(
+        &mut self,
+        attack: &Attack,
+        limit: Duration,
+        attempt: &mut Attempt,
+    ) -> io::Result<()> {
+        let kept = &mut self.kept;
+        match attack {
+            Attack::Stream { way, to, from } => {
+                let mut open = || Stream::open(*way, *to, *from, limit);
+                converse(&Options::default(), attempt, &mut open)
+            }
+            Attack::ConnectKept { to } => converse(&once(), attempt, &mut || {
+                let socket = kept.take()?;
+                socket.connect(&(*to).into())?;
+                Stream::connected(socket, limit)
+            }),
+            Attack::AskKept => {
+                converse(&once(), attempt, &mut || Stream::connected(kept.take()?, limit))
+            }
+            other => {
+                "do".clone_into(&mut attempt.step);
+                self.prepare(other, limit)
+            }
+        }
+    }
+
+    /// Those that ask for nothing.
+    fn prepare(&mut self, attack: &Attack, limit: Duration) -> io::Result<()> {
+        match attack {
+            Attack::Datagram { way, to } => datagram::send(*way, *to),
+            Attack::Raw { way, from, to } => raw::send(*way, *from, *to),
+            Attack::Frame { way, from, to } => frame::send(*way, *from, *to),
+            Attack::Make { to } => self.kept.make(*to, limit),
+            Attack::Keep { to } => self.kept.connect(*to, limit),
+            Attack::Move { cgroup } => handover::move_to(cgroup),
+            Attack::Expect { path } => self.kept.expect(path),
+            Attack::Pass { path } => self.kept.pass(path),
+            Attack::Receive => self.kept.receive(),
+            Attack::Squat { at, reuse_port } => self.occupied.squat(*at, *reuse_port),
+            Attack::Hold { to, count } => self.occupied.hold(*to, *count),
+            Attack::Release => {
+                self.occupied.release();
+                Ok(())
+            }
+            Attack::Stream { .. } | Attack::ConnectKept { .. } | Attack::AskKept => Ok(()),
+        }
+    }
+}
+
+/// Without a token: where the first request is refused, it is the only one, and the one socket that is kept will do.
+fn once() -> Options {
+    Options { imds: Imds::V1, ..Options::default() }
+}

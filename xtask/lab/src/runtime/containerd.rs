@@ -1,0 +1,323 @@
+//! The daemon: its configuration, its start, its end.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File, Permissions},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use tokio::time::Instant;
+
+use super::{
+    cri::Cri,
+    image::{self, BUSYBOX},
+    kubelet::Kubelet,
+    messages::{Nothing, StatusResponse},
+};
+use crate::{
+    cgroup::{Cgroup, join},
+    node::Node,
+};
+
+/// Where its programs are looked for: those of root, whatever the user's `PATH` is.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Where distributions put CNI plugins.
+const PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
+/// The pods' addresses. Those of the lab's own pods are below.
+const PODS: &str = "10.77.128.0/17";
+/// How long it may take to be ready; it takes a second.
+const READY: Duration = Duration::from_secs(30);
+/// What it runs as, with its configuration and its cgroup as arguments: the node's cgroup is the root of the cgroup
+/// namespace, and of the mount.
+const START: &str = "
+set -e
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /var/lib
+echo 0 > \"/sys/fs/cgroup/$2/cgroup.procs\"
+exec containerd --config \"$1\"
+";
+/// What a script with runc's arguments does to the configuration of the container that is to be created, before it
+/// becomes runc. What it said would be in the container's log.
+const ADAPT: &str = r#"
+bundle=
+for word; do
+    [ "$bundle" != next ] || bundle=$word
+    [ "$word" != --bundle ] || bundle=next
+done
+if [ -n "$bundle" ]; then
+    # What is not there, as v1 has it, can't be set; containerd sets it for every sandbox.
+    grep -qw cpu /sys/fs/cgroup/cgroup.controllers || sed -i 's/"cpu":{[^}]*}/"cpu":{}/' "$bundle/config.json"
+    # To load the filter of devices crun raises this limit, which not every root may; runc does not.
+    case $0 in
+        */crun) ulimit -l unlimited 2>&- || sed -i 's/"devices":\[[^]]*\]/"devices":[]/' "$bundle/config.json" ;;
+    esac
+fi
+"#;
+/// Its cgroup, and that of all its shims, relative to the node's.
+const SERVICE: &str = "system.slice/containerd.service";
+
+/// The program that makes containers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handler {
+    /// The one that Kubernetes is run with almost everywhere.
+    Runc,
+    /// In C, and in another order.
+    Crun,
+}
+
+/// A running containerd. Drop kills it, its shims and, with its mount namespace, what they mounted.
+#[derive(Debug)]
+pub struct Containerd {
+    child: Child,
+    /// Its cgroup and its shims'.
+    service: Cgroup,
+    folder: PathBuf,
+    node: Node,
+}
+
+// === impl Handler ===
+
+impl Handler {
+    const ALL: [Self; 2] = [Self::Runc, Self::Crun];
+
+    /// Its name, in the configuration and as a program.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Runc => "runc",
+            Self::Crun => "crun",
+        }
+    }
+
+    pub(super) fn program(self) -> Result<PathBuf> {
+        let name = self.name();
+        program(name).with_context(|| format!("{name} is not installed"))
+    }
+}
+
+// === impl Containerd ===
+
+impl Containerd {
+    /// Whether its programs are installed.
+    ///
+    /// # Errors
+    ///
+    /// What is missing, for a person.
+    pub fn available() -> Result<(), String> {
+        let programs = ["containerd", "runc", "crun"];
+        let mut missing: Vec<&str> =
+            programs.into_iter().filter(|name| program(name).is_none()).collect();
+        if plugins().is_none() {
+            missing.push("CNI plugins");
+        }
+        if !Path::new(BUSYBOX).exists() {
+            missing.push("busybox-static");
+        }
+        match missing.as_slice() {
+            [] => Ok(()),
+            missing => Err(format!(
+                "not installed: {}; on Debian `cargo xtask test runtime` installs them",
+                missing.join(", ")
+            )),
+        }
+    }
+
+    /// Starts it on `node`, and gives it the image that all containers are of.
+    ///
+    /// # Errors
+    ///
+    /// Where [`Self::available`] says why not, and when it does not become ready; with what it logged.
+    pub fn start(node: &Node) -> Result<Self> {
+        let folder = node.folder().join("containerd");
+        let network = folder.join("cni");
+        fs::create_dir_all(&network).with_context(|| format!("making {}", network.display()))?;
+        fs::write(network.join("10-lab.conflist"), network_config()).context("writing for CNI")?;
+        let config = folder.join("config.toml");
+        fs::write(&config, configuration(&folder)?)
+            .context("writing containerd's configuration")?;
+        let service = Cgroup::create(node.root_cgroup().join(SERVICE))?;
+        let mut command = node.netns().command("unshare");
+        join(node.root_cgroup(), &mut command)?;
+        command
+            .args(["--mount", "--cgroup", "--propagation", "private", "sh", "-c", START, "sh"])
+            .arg(&config)
+            .arg(SERVICE)
+            .env_clear()
+            .env("PATH", PATH);
+        let log = File::create(folder.join("containerd.log")).context("making a log")?;
+        command.stdin(Stdio::null()).stdout(log.try_clone().context("sharing the log")?);
+        let child = command.stderr(log).spawn().context("starting unshare (util-linux)")?;
+        let mut containerd = Self { child, service, folder, node: node.clone() };
+        containerd.wait_ready().with_context(|| containerd.log())?;
+        containerd.import()?;
+        Ok(containerd)
+    }
+
+    /// A kubelet's connection to it, for one thread.
+    ///
+    /// # Errors
+    ///
+    /// When it does not listen any more.
+    pub fn kubelet(&self) -> Result<Kubelet> {
+        Ok(Kubelet::new(Cri::connect(&self.socket())?, &self.node, self.folder.join("pods")))
+    }
+
+    /// Everything it has written.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("containerd.log")).map_or_else(
+            |error| format!("(no log: {error})"),
+            |log| format!("containerd said:\n{log}"),
+        )
+    }
+
+    pub(super) fn node(&self) -> &Node {
+        &self.node
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// A command where containerd runs: in its namespaces and its cgroup.
+    pub(super) fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
+        let mut command = self.node.netns().command("nsenter");
+        self.service.adopt(&mut command)?;
+        let target = format!("--target={}", self.child.id());
+        command.arg(target).args(["--mount", "--cgroup", "--"]).arg(program);
+        command.env_clear().env("PATH", PATH).stdin(Stdio::null());
+        Ok(command)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.join("socket")
+    }
+
+    fn wait_ready(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            let reason = match self.conditions() {
+                Ok(unmet) if unmet.is_empty() => return Ok(()),
+                Ok(unmet) => unmet.join(", "),
+                Err(error) => format!("{error:#}"),
+            };
+            if let Some(status) = self.child.try_wait().context("asking after containerd")? {
+                bail!("containerd ended with {status}");
+            }
+            if begun.elapsed() > READY {
+                bail!("containerd is not ready after {READY:?}: {reason}");
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// What the runtime or its network waits for.
+    fn conditions(&self) -> Result<Vec<String>> {
+        let answer: StatusResponse = Cri::connect(&self.socket())?.call("Status", &Nothing {})?;
+        let conditions = answer.status.context("a status without a status")?.conditions;
+        let unmet = conditions.into_iter().filter(|condition| !condition.status);
+        Ok(unmet.map(|condition| format!("{}: {}", condition.r#type, condition.message)).collect())
+    }
+
+    fn import(&self) -> Result<()> {
+        let archive = image::write(&self.folder)?;
+        let mut import = Command::new("ctr");
+        import.env("PATH", PATH).arg("--address").arg(self.socket());
+        import.args(["--namespace", "k8s.io", "images", "import"]).arg(archive);
+        let output = import.output().context("starting ctr, which comes with containerd")?;
+        if !output.status.success() {
+            bail!("ctr said {:?}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("--- {}---", self.log());
+        }
+        if let Err(error) = self.service.kill() {
+            eprintln!("lab: {error:#}");
+        }
+        // It may not have come as far as its cgroup.
+        if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
+            eprintln!("lab: containerd can't be waited for: {error}");
+        }
+    }
+}
+
+fn program(name: &str) -> Option<PathBuf> {
+    PATH.split(':').map(|folder| Path::new(folder).join(name)).find(|path| path.is_file())
+}
+
+fn plugins() -> Option<&'static str> {
+    PLUGINS.into_iter().find(|folder| Path::new(folder).join("ptp").is_file())
+}
+
+/// A veth for each pod and a route to it, as Calico and the VPC CNI do.
+fn network_config() -> String {
+    serde_json::json!({
+        "cniVersion": "0.4.0",
+        "name": "lab",
+        "plugins": [{
+            "type": "ptp",
+            "ipam": {
+                "type": "host-local",
+                "dataDir": "/run/cni",
+                "ranges": [[{ "subnet": PODS }]],
+                "routes": [{ "dst": "0.0.0.0/0" }],
+            },
+        }],
+    })
+    .to_string()
+}
+
+/// Writes the script that adapts containers to what this machine lacks, where it does, and goes on as `program`.
+fn adapted(program: &Path, folder: &Path) -> Result<PathBuf> {
+    let script = folder.join(program.file_name().context("a program has a name")?);
+    let text = format!("#!{BUSYBOX} sh\n{ADAPT}exec {} \"$@\"\n", program.display());
+    fs::write(&script, text).with_context(|| format!("writing {}", script.display()))?;
+    fs::set_permissions(&script, Permissions::from_mode(0o755)).context("making it executable")?;
+    Ok(script)
+}
+
+fn configuration(folder: &Path) -> Result<String> {
+    let plugins = plugins().context("no CNI plugins are installed")?;
+    let mut text = format!(
+        r#"version = 2
+[grpc]
+address = "{socket}"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{image}"
+disable_apparmor = true
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{plugins}"
+conf_dir = "{network}"
+"#,
+        socket = folder.join("socket").display(),
+        image = image::NAME,
+        network = folder.join("cni").display(),
+    );
+    for handler in Handler::ALL {
+        let name = handler.name();
+        let program = handler.program()?;
+        text += &format!(
+            r#"[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}.options]
+BinaryName = "{program}"
+SystemdCgroup = false
+"#,
+            program = adapted(&program, folder)?.display(),
+        );
+    }
+    Ok(text)
+}

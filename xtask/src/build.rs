@@ -1,0 +1,93 @@
+//! Compiles the kernel program, and the programs of the workspace.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::command::{self, command, say, workspace};
+use crate::toolchain::{self, Route, Toolchain};
+
+const OBJECT: &str = "kiam-ebpf/out/kiam.bpf.o";
+
+/// Compiles the kernel program and puts the object where `kiam-agent` embeds it from.
+pub fn ebpf() -> Result<()> {
+    let toolchain = toolchain::ensure()?;
+    say(format!("building the kernel program with {}", toolchain.route));
+    command::run(&mut build(&toolchain))?;
+    let built = workspace().join("target/bpf/bpfel-unknown-none/bpf/kiam-ebpf");
+    let object = workspace().join(OBJECT);
+    if is_current(&object, &built) {
+        say(format!("{OBJECT} is up to date"));
+        return Ok(());
+    }
+    let folder = object.parent().expect("the object is in a folder");
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    fs::copy(&built, &object)
+        .with_context(|| format!("cannot copy {} to {OBJECT}", built.display()))?;
+    say(format!("{OBJECT} is new"));
+    Ok(())
+}
+
+/// Machines are little-endian wherever kiam runs (x86_64, aarch64), so the object is `bpfel` for all of them.
+fn build(toolchain: &Toolchain) -> Command {
+    let mut build = command("cargo");
+    match toolchain.route {
+        // aya-ebpf uses `asm_experimental_arch`, which a stable compiler takes only with this variable.
+        Route::Debian => build.env("RUSTC_BOOTSTRAP", "1").env("RUSTC", toolchain::DEBIAN_RUSTC),
+        Route::Nightly => build.arg("+nightly"),
+    };
+    build.arg("build").args(["--profile", "bpf", "--target", "bpfel-unknown-none"]);
+    build.args(["--package", "kiam-ebpf", "--target-dir", "target/bpf"]);
+    if toolchain.route == Route::Nightly {
+        build.args(["-Z", "build-std=core"]);
+    }
+    build.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &toolchain.linker);
+    build.env("RUSTFLAGS", "-C link-arg=--btf -C debuginfo=2");
+    build
+}
+
+/// Lints the kernel program as if it were for this machine: no toolchain has both clippy and `core` for BPF, and what
+/// clippy looks at is the same.
+pub fn ebpf_lints() -> Command {
+    let mut lints = command("cargo");
+    lints.env("RUSTC_BOOTSTRAP", "1");
+    lints.args([
+        "clippy",
+        "--profile",
+        "bpf",
+        "--package",
+        "kiam-ebpf",
+        "--target-dir",
+        "target/bpf",
+    ]);
+    lints.args(["--", "-D", "warnings"]);
+    lints
+}
+
+/// Compiles the agent and the lab, whose pods run its command. All members at once, so that features are what
+/// `cargo test` has too, and nothing is compiled twice.
+///
+/// # Errors
+///
+/// When they do not compile.
+pub fn programs() -> Result<()> {
+    command::run(command("cargo").args(["build", "--bins"]))
+}
+
+/// Compiles what the demo needs, and nothing else: the agent, and the lab.
+///
+/// # Errors
+///
+/// When they do not compile.
+pub fn demo() -> Result<()> {
+    command::run(command("cargo").args(["build", "--package", "kiam-agent", "--package", "lab"]))
+}
+
+/// Whether `object` was copied from `built` as it is now. The agent compares its time with that of the sources.
+fn is_current(object: &Path, built: &Path) -> bool {
+    let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    let content = |path: &Path| fs::read(path).ok();
+    modified(object) >= modified(built) && content(object) == content(built)
+}

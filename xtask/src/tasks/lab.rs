@@ -1,0 +1,37 @@
+//! `cargo xtask demo`, `bench` and `test clients`: builds the agent and the lab, and lets the lab do the rest.
+
+use anyhow::Result;
+use xtask::{
+    build,
+    command::{command, run},
+    toolchain,
+};
+
+/// Builds what the demo shows, and shows it.
+pub(crate) fn demo(options: &[String]) -> Result<()> {
+    toolchain::ensure_iproute()?;
+    build::ebpf()?;
+    build::demo()?;
+    lab("demo", options)
+}
+
+/// Measures, and writes down what was found.
+pub(crate) fn bench(options: &[String]) -> Result<()> {
+    toolchain::ensure_iproute()?;
+    build::ebpf()?;
+    build::programs()?;
+    lab("bench", options)
+}
+
+/// Runs real AWS clients against the agent.
+pub(crate) fn clients(no_skip: bool) -> Result<()> {
+    build::programs()?;
+    let strict = no_skip.then(|| "--no-skip".to_owned());
+    lab("clients", strict.as_slice())
+}
+
+fn lab(subcommand: &str, options: &[String]) -> Result<()> {
+    // Beside this command, wherever cargo's target folder is.
+    let lab = std::env::current_exe()?.with_file_name("lab");
+    run(command(lab).arg(subcommand).args(options))
+}
