@@ -14,7 +14,7 @@ use kiam_agent::{
     config::{self, ProcessVars, Task},
 };
 use kiam_core::telemetry::Chain;
-use kiam_kernel::intercept;
+use kiam_kernel::{intercept, pins, selftest};
 
 /// An agent shows every second that it lives; one that has not for so long hangs.
 const HANGS: Duration = Duration::from_secs(5);
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
         Ok(Task::Refresh { pod, state_dir }) => {
             ask(admin::post(&state_dir, &format!("/refresh/{pod}")))
         }
-        Ok(Task::ProofClient) => match intercept::proof_client() {
+        Ok(Task::ProofClient) => match selftest::client() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error),
         },
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
 
 fn uninstall(bpffs: &Path, state_dir: &Path, force: bool) -> Result<ExitCode, intercept::Error> {
     // Held to the end, so that no agent starts meanwhile.
-    let unused = intercept::unused(bpffs)?;
+    let unused = pins::unused(bpffs)?;
     if unused.is_none()
         && let Some(refusal) = refusal(bpffs, state_dir, force)
     {

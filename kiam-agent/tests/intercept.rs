@@ -11,8 +11,10 @@ use std::{
 use kiam_common::{counters::Reason, redirect::Target};
 use kiam_core::{blocking::Blocking, pods::PodUid};
 use kiam_kernel::{
+    guard::GuardConfig,
     identity::CgroupPaths,
-    intercept::{Config, GuardConfig, Interception, Lease, Mode, Parts, cookie_of, uninstall},
+    intercept::{Config, Interception, Lease, Mode, Parts, uninstall},
+    sys::cookie_of,
 };
 use lab::{
     Cgroup, IMDS_V4, IMDS_V6, Lab, LabPod, Layout, NODE_V4, Node, PodSpec,

@@ -13,7 +13,10 @@ use std::{
 
 use kiam_common::redirect::Target;
 use kiam_core::blocking::Blocking;
-use kiam_kernel::intercept::{self, Error, Interception, Parts, Restored, Turn, detach, uninstall};
+use kiam_kernel::{
+    intercept::{self, Error, Interception, Parts, Restored, detach, uninstall},
+    pins::Turn,
+};
 use lab::{
     Agent, Lab, LabPod, NODE_V4, Node, PodSpec, eventually,
     fake::imds::NODE_ACCESS_KEY,

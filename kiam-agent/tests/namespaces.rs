@@ -23,7 +23,8 @@ use kiam_common::{
 use kiam_core::{blocking::Blocking, pods::PodUid};
 use kiam_kernel::{
     identity::CgroupPaths,
-    intercept::{Config, HostNetworkPods, Interception, Parts, Path, cookie_of},
+    intercept::{Config, HostNetworkPods, Interception, Parts, Path},
+    sys::cookie_of,
 };
 use lab::{LabPod, NODE_V4, Node, PodSpec, skip};
 

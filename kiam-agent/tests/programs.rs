@@ -12,9 +12,10 @@ use std::{
 
 use kiam_common::redirect::Target;
 use kiam_core::{blocking::Blocking, lifecycle::Readiness};
-use kiam_kernel::intercept::{
-    self, Config, Guard, GuardConfig, GuardMetrics, HostNetworkPods, Interception, Mode,
-    Path as Way, cookie_of,
+use kiam_kernel::{
+    guard::{self, Guard, GuardConfig},
+    intercept::{self, Config, HostNetworkPods, Interception, Mode, Path as Way},
+    sys::cookie_of,
 };
 use lab::{Cgroup, Netns, cgroup_mount_point, skip};
 use prometheus_client::{encoding::text::encode, registry::Registry};
@@ -80,7 +81,7 @@ fn start(config: &Config, target: Target, listener: &TcpListener) -> Result<bool
         .and_then(|loaded| loaded.attach(&blocking, &[listener.as_fd()]))
         .map_err(failed)?;
     let (mut registry, readiness) = (Registry::default(), Readiness::default());
-    let metrics = GuardMetrics::register(&mut registry);
+    let metrics = guard::Metrics::register(&mut registry);
     let shown = (readiness.detail("guard route"), readiness.latch("older connections ended"));
     let uplink = parts.uplink.take();
     let guard = GuardConfig { route: None, ..config.guard };

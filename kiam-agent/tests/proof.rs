@@ -4,7 +4,7 @@
 
 use std::{path::Path, thread, time::Duration};
 
-use kiam_kernel::intercept::Turn;
+use kiam_kernel::pins::Turn;
 use lab::{Agent, Lab, PodSpec, role_arn};
 use tokio::time::Instant;
 

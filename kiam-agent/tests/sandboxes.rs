@@ -23,8 +23,8 @@ use kiam_core::{
     pods::{Pod, PodIndex, PodReader, PodUid},
 };
 use kiam_kernel::{
-    intercept,
     sandboxes::{Config, Event, Metrics, Opened, Reason, SandboxReader, Sandboxes, State},
+    sys,
 };
 use lab::{Cgroup, LabPod, Netns, Node, PodSpec, Refusal};
 use prometheus_client::registry::Registry;
@@ -63,7 +63,7 @@ impl Followed {
     fn start(node: &Node, records: PodReader, inherited: Vec<TcpListener>) -> Self {
         let runtime = Runtime::new().unwrap();
         let blocking = Blocking::here().unwrap();
-        let cgroup = intercept::Cgroup::open(&blocking, Some(node.kubepods())).unwrap();
+        let cgroup = sys::Cgroup::open(&blocking, Some(node.kubepods())).unwrap();
         // Long, so that no test passes by it.
         let sweep = Duration::from_secs(3600);
         let readiness = Readiness::default();

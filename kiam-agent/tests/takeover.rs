@@ -15,7 +15,10 @@ use std::{
 
 use kiam_common::redirect::Target;
 use kiam_core::blocking::Blocking;
-use kiam_kernel::intercept::{self, Interception, Turn};
+use kiam_kernel::{
+    intercept::{self, Interception},
+    pins::Turn,
+};
 use lab::{
     Agent, Cgroup, Lab, LabPod, Meanwhile, NODE_V4, PodSpec, eventually,
     fake::imds::NODE_ACCESS_KEY,

@@ -46,8 +46,11 @@ use kiam_core::{
     telemetry::Statsd,
 };
 use kiam_kernel::{
-    intercept::{self, InUse, Parts, Witness},
+    intercept::{self, Parts},
+    pins::InUse,
     sandboxes,
+    selftest::Witness,
+    sys,
 };
 
 /// Pods of a large node; EKS's default is 110, and 250 with prefix delegation.
@@ -132,7 +135,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
 /// Takes the filter of SYNs off these sockets.
 fn unfilter(sockets: &[OwnedFd]) -> Result<(), Error> {
     let mut sockets = sockets.iter();
-    sockets.try_for_each(|socket| intercept::unfilter(socket.as_fd())).map_err(Error::Handover)
+    sockets.try_for_each(|socket| sys::unfilter(socket.as_fd())).map_err(Error::Handover)
 }
 
 /// Serves pods at `sockets` too.

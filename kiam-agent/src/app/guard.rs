@@ -5,8 +5,9 @@ use tokio::task::JoinSet;
 use tracing::{Instrument as _, info_span};
 
 use kiam_core::lifecycle::{Drain, Readiness};
-use kiam_kernel::intercept::{
-    Config, Guard, GuardConfig, GuardError, GuardMetrics, HostNetworkPods, Mode, Parts,
+use kiam_kernel::{
+    guard::{self, Guard, GuardConfig, GuardError},
+    intercept::{Config, HostNetworkPods, Mode, Parts},
 };
 
 /// Sets the guard up, and has it kept by a task until the drain.
@@ -17,7 +18,7 @@ pub(super) async fn start(
     drain: Drain,
     tasks: &mut JoinSet<()>,
 ) -> Result<(), GuardError> {
-    let metrics = GuardMetrics::register(registry);
+    let metrics = guard::Metrics::register(registry);
     let shown = (readiness.detail("guard route"), readiness.latch("older connections ended"));
     let asked = match config.mode {
         Mode::Enforce => config.guard,

@@ -15,7 +15,8 @@ use kiam_core::{
 };
 use kiam_kernel::{
     identity::CgroupPaths,
-    intercept::{Error, Flows, InUse, Interception, KernelLog, Losses, Restored, RestoredMetrics},
+    intercept::{Error, Flows, Interception, KernelLog, Losses, Restored, RestoredMetrics},
+    pins::InUse,
 };
 
 /// How often it is looked whether the pods' cgroup is the one that the programs are attached to: pods that start

@@ -21,7 +21,9 @@ use kiam_core::{
 };
 use kiam_kernel::{
     identity::{CgroupPaths, KernelResolver, Namespaces, SourceIpResolver},
-    intercept::{self, InUse, Interception, Parts, Witness},
+    intercept::{self, Interception, Parts},
+    pins::InUse,
+    selftest::Witness,
 };
 
 /// How often it is looked which of several pods' cgroups has got a process.

@@ -20,7 +20,7 @@ use crate::{
     config::{Config, Hosts},
     handover::{self, Answer, Handover, Trusted},
 };
-use kiam_kernel::intercept::{self, Turn};
+use kiam_kernel::{intercept, pins::Turn, sys};
 
 /// How often an agent that hangs is asked again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -96,7 +96,7 @@ impl Listeners {
     }
 
     async fn open(config: &Config, mut handover: Option<Handover>) -> Result<Self, Error> {
-        let elsewhere = |given: &mut Handover| given.extract(intercept::is_elsewhere);
+        let elsewhere = |given: &mut Handover| given.extract(sys::is_elsewhere);
         let inside = handover.as_mut().map(elsewhere).unwrap_or_default();
         let mut pods = Vec::new();
         for address in addresses(&config.hosts, config.port) {

@@ -5,8 +5,9 @@ use tokio::task::JoinSet;
 use tracing::{Instrument as _, info_span};
 
 use kiam_core::lifecycle::{Drain, Readiness};
-use kiam_kernel::intercept::{
-    Config, Mode, Outlook, Parts, Proof, ProofConfig, ProofMetrics, ProofParts, Witness,
+use kiam_kernel::{
+    intercept::{Config, Mode, Parts},
+    selftest::{self, Outlook, Proof, ProofConfig, ProofParts, Witness},
 };
 
 /// Has a task prove the interception until the drain; the agent is not ready before the first proof succeeds.
@@ -24,7 +25,7 @@ pub(super) fn start(
     let outlook = Outlook {
         latch: readiness.latch("proof"),
         detail: readiness.detail("proof"),
-        metrics: ProofMetrics::register(registry),
+        metrics: selftest::Metrics::register(registry),
     };
     let asked = ProofConfig {
         interval: config.proof_interval,

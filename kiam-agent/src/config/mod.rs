@@ -34,7 +34,7 @@ use kiam_core::{
     credentials,
     telemetry::{Format, Level, Logs},
 };
-use kiam_kernel::intercept;
+use kiam_kernel::{intercept, selftest};
 
 /// Exit status for a wrong command line (`EX_USAGE` of `sysexits.h`).
 pub const USAGE: u8 = 64;
@@ -207,7 +207,7 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
     }
     let subcommand = matches!(
         first,
-        Some("uninstall" | "status" | "explain" | "refresh" | "help" | intercept::PROOF_CLIENT)
+        Some("uninstall" | "status" | "explain" | "refresh" | "help" | selftest::SUBCOMMAND)
     );
     if subcommand || arguments.iter().any(|word| word == "--help" || word == "-h") {
         return subcommands::parse(arguments, vars);

@@ -7,7 +7,7 @@ use kiam_core::{
     policy::AnnotationOverrides,
     role::{Source, Subject},
 };
-use kiam_kernel::intercept::GuardConfig;
+use kiam_kernel::guard::GuardConfig;
 
 struct Environment(HashMap<&'static str, &'static str>);
 

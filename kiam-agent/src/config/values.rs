@@ -9,7 +9,7 @@ use kiam_core::{
     policy::AnnotationOverrides,
     role::{NameTemplate, Place},
 };
-use kiam_kernel::intercept::{GuardConfig, HostNetworkPods};
+use kiam_kernel::{guard::GuardConfig, intercept::HostNetworkPods};
 
 /// Collects what is wrong, so that all of it is told at once.
 #[derive(Debug, Default)]

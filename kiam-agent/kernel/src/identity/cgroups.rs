@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use crate::intercept::Cgroup;
+use crate::sys::Cgroup;
 use kiam_core::{
     pods::{PodUid, Unattested},
     role::Quoted,
@@ -103,7 +103,7 @@ mod tests {
     use rustix::fs::{AtFlags, Mode, OFlags, fstat, mkdirat, openat, unlinkat};
 
     use super::*;
-    use crate::intercept;
+    use crate::sys;
 
     const A: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
     const B: &str = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
@@ -150,8 +150,7 @@ mod tests {
     fn cgroups_are_their_pods_by_depth_whatever_they_are_called() {
         let Some(root) = root("cgroups_by_depth") else { return };
         let blocking = kiam_core::blocking::Blocking::here().unwrap();
-        let paths =
-            CgroupPaths::new(intercept::Cgroup::open(&blocking, Some(root.path())).unwrap());
+        let paths = CgroupPaths::new(sys::Cgroup::open(&blocking, Some(root.path())).unwrap());
         let under = B.replace('-', "_");
         let container = format!("burstable/pod{A}/0123");
         for (path, expected) in [
@@ -191,8 +190,7 @@ mod tests {
     fn a_path_that_is_too_long_is_refused_and_no_other() {
         let Some(root) = root("path_too_long") else { return };
         let blocking = kiam_core::blocking::Blocking::here().unwrap();
-        let paths =
-            CgroupPaths::new(intercept::Cgroup::open(&blocking, Some(root.path())).unwrap());
+        let paths = CgroupPaths::new(sys::Cgroup::open(&blocking, Some(root.path())).unwrap());
         let pod = |uid: &str| {
             let path = root.path().join(format!("burstable/pod{uid}/0123"));
             fs::create_dir_all(&path).unwrap();

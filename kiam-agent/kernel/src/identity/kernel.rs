@@ -3,7 +3,10 @@
 use std::{net::IpAddr, sync::Arc};
 
 use super::{CgroupPaths, unreadable};
-use crate::intercept::{FlowEntry, Flows, Witness};
+use crate::{
+    intercept::{FlowEntry, Flows},
+    selftest::Witness,
+};
 use kiam_core::pods::{
     Client, ClientResolver, Connection, NodeAddresses, Origin, PodNamespace, PodNamespaces,
     PodReader, PodUid, Unattested,

@@ -14,7 +14,7 @@ pub use self::{
 
 use std::fmt::Display;
 
-use crate::intercept::Witness;
+use crate::selftest::Witness;
 use kiam_core::pods::{Client, ClientResolver, Connection, Unattested};
 
 /// `--identity=source-ip`: the source address is all that is known, as in kiam.

@@ -7,7 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Cgroup, Error, links::bpf};
+use crate::{
+    error::Error,
+    sys::{Cgroup, links::bpf},
+};
 
 const BPF_PROG_QUERY: libc::c_int = 16;
 /// `enum bpf_attach_type`: connect4, connect6, sendmsg4 and sendmsg6, which can send elsewhere what is sent.

@@ -12,7 +12,11 @@ use aya::programs::{
     links::{FdLink, LinkError},
 };
 
-use super::{Cgroup, Error, links::PinnedLink, pins, refusal::program_error};
+use crate::{
+    error::Error,
+    pins,
+    sys::{Cgroup, links::PinnedLink, refusal::program_error},
+};
 
 /// Loads it, unless it is loaded already.
 pub(super) fn load(program: &mut Program) -> Result<&ProgramFd, ProgramError> {

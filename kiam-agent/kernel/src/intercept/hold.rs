@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::MapData;
 
-use super::{Error, links::PinnedLink, loading::MAPS, pins, programs::map_error};
+use super::{loading::MAPS, programs::map_error};
+use crate::{error::Error, pins, sys::links::PinnedLink};
 
 /// The links and maps of one agent.
 #[derive(Debug, Default)]

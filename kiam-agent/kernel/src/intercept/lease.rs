@@ -5,7 +5,7 @@ use std::{fmt, path::Path, time::Duration};
 use aya::maps::{Array, Map, MapData};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Error, pins};
+use crate::{error::Error, pins};
 
 const NAME: &str = "LEASE";
 

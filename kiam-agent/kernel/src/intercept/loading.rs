@@ -12,10 +12,13 @@ use kiam_common::{
 };
 use tracing::{info, warn};
 
-use super::{
-    Cgroup, Config, Error, HostNetworkPods, Interception, Mode, Path as Way, Rewriter,
-    UplinkProgram, ancestors, attach, guard, hold::Hold, in_use::Patience, netns, pins,
-    refusal::program_error,
+use super::{ancestors, attach, hold::Hold};
+use crate::{
+    error::Error,
+    guard::{self, UplinkProgram},
+    intercept::{Config, HostNetworkPods, Interception, Mode, Path as Way, Rewriter},
+    pins::{self, in_use::Patience},
+    sys::{Cgroup, netns, refusal::program_error},
 };
 use kiam_core::blocking::Blocking;
 

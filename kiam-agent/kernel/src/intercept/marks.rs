@@ -9,7 +9,7 @@ use std::{
 use aya::maps::{HashMap, Map, MapData, MapError};
 use kiam_common::CGROUP_INTERCEPT;
 
-use super::Error;
+use crate::error::Error;
 
 const NAME: &str = "CGROUPS";
 
@@ -21,7 +21,7 @@ pub struct Marks(Arc<Mutex<HashMap<MapData, u64, u32>>>);
 
 impl Marks {
     /// Those that are pinned in the folder `pins`.
-    pub(super) fn open(pins: &Path) -> Result<Self, Error> {
+    pub(crate) fn open(pins: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Map { name: NAME, source };
         let map = MapData::from_pin(pins.join(NAME)).map_err(failed)?;
         let marks = HashMap::try_from(Map::HashMap(map)).map_err(failed)?;
@@ -29,14 +29,14 @@ impl Marks {
     }
 
     /// Has connects from `cgroup`, and below it, intercepted, though those of the cgroup above pass.
-    pub(super) fn intercept(&self, cgroup: u64) -> Result<(), Error> {
+    pub(crate) fn intercept(&self, cgroup: u64) -> Result<(), Error> {
         let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let inserted = marks.insert(cgroup, CGROUP_INTERCEPT, 0);
         inserted.map_err(|source| Error::Map { name: NAME, source })
     }
 
     /// Takes the mark of `cgroup` away; one that is not there is no error.
-    pub(super) fn remove(&self, cgroup: u64) -> Result<(), Error> {
+    pub(crate) fn remove(&self, cgroup: u64) -> Result<(), Error> {
         let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match marks.remove(&cgroup) {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),

@@ -14,7 +14,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::Losses;
+use crate::intercept::Losses;
 
 /// `kiam_intercept_verdicts_total`: what the kernel programs decided about IMDS traffic.
 #[derive(Clone)]

@@ -8,7 +8,7 @@ use kiam_common::{
     counters::Reason,
 };
 
-use super::Error;
+use crate::error::Error;
 
 const NAME: &str = "OBSERVED";
 

@@ -7,9 +7,12 @@ use aya::maps::{HashMap, Map, MapData};
 use kiam_common::{CGROUP_PASS, CGROUP_PODS, CGROUP_QOS_CLASS};
 use tracing::warn;
 
-use super::{
-    Cgroup, Config, Error, in_use::InUse, membership::Owner, netns, pins, programs::map_error,
-    walk::Walk,
+use super::{config::check, programs::map_error};
+use crate::{
+    error::Error,
+    intercept::Config,
+    pins::{self, in_use::InUse},
+    sys::{Cgroup, Walk, membership::Owner},
 };
 use kiam_core::blocking::Blocking;
 
@@ -24,7 +27,7 @@ pub(super) const CLASSES_TIME: Duration = Duration::from_secs(2);
 ///
 /// Whatever is missing on this machine; see [`Error`].
 pub fn prepare(blocking: &Blocking, config: &Config) -> Result<InUse, Error> {
-    netns::check(config)?;
+    check(config)?;
     let cgroup = Cgroup::open(blocking, config.cgroup.as_deref())?;
     let classes = cgroup.qos_classes(&mut Walk::new(blocking, CLASSES_TIME));
     // The folder is made by the first, and its content may have been taken away before the second.

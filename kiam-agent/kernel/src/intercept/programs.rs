@@ -13,16 +13,16 @@ use aya::{
 use aya_log::EbpfLogger;
 
 use super::{
-    Cgroup, Error, Flows, Lease, Marks, Observed, Rewriter, SandboxTable, UplinkProgram, Verdicts,
-    attach::{attach, load, pin_error, replace_or},
-    guard,
-    hold::Hold,
-    in_use::Patience,
-    loading::{ENFORCING, GUARD, LISTENER, OBSERVING, listener_filter},
-    own_pod::{CLASSES_TIME, mark_cgroups},
-    pins,
-    refusal::program_error,
-    walk::Walk,
+    attach::attach, attach::load, attach::pin_error, attach::replace_or, hold::Hold,
+    loading::ENFORCING, loading::GUARD, loading::LISTENER, loading::OBSERVING,
+    loading::listener_filter, own_pod::CLASSES_TIME, own_pod::mark_cgroups,
+};
+use crate::{
+    error::Error,
+    guard::{self, UplinkProgram},
+    intercept::{Flows, Lease, Marks, Observed, Rewriter, SandboxTable, Verdicts},
+    pins::{self, in_use::Patience},
+    sys::{Cgroup, Walk, refusal::program_error},
 };
 use kiam_core::blocking::Blocking;
 

@@ -2,9 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{
-    Cgroup, Error, Interception, Losses, Turn, ancestors, loading::GUARD, own_pod::CLASSES_TIME,
-    pins, walk::Walk,
+use super::{ancestors, loading::GUARD, own_pod::CLASSES_TIME};
+use crate::{
+    error::Error,
+    intercept::{Interception, Losses},
+    pins::{self, Turn},
+    sys::{Cgroup, Walk},
 };
 use kiam_core::blocking::Blocking;
 

@@ -10,7 +10,10 @@ use aya::{
     programs::{CgroupSockAddr, ProgramFd},
 };
 
-use super::{Cgroup, Error, links, refusal::program_error};
+use crate::{
+    error::Error,
+    sys::{Cgroup, links, refusal::program_error},
+};
 
 const NAME: &str = "kiam_rewrite";
 
@@ -20,12 +23,12 @@ pub struct Rewriter(Arc<ProgramFd>);
 
 /// Drop detaches it: nothing else holds the link.
 #[derive(Debug)]
-pub(super) struct Rewriting(#[expect(dead_code, reason = "kept open")] OwnedFd);
+pub(crate) struct Rewriting(#[expect(dead_code, reason = "kept open")] OwnedFd);
 
 // === impl Rewriter ===
 
 impl Rewriter {
-    pub(super) fn load(ebpf: &mut Ebpf) -> Result<Self, Error> {
+    pub(crate) fn load(ebpf: &mut Ebpf) -> Result<Self, Error> {
         let failed = program_error(NAME);
         let program = ebpf.program_mut(NAME).ok_or(Error::Missing(NAME))?;
         let program: &mut CgroupSockAddr = program.try_into().map_err(failed)?;
@@ -39,7 +42,7 @@ impl Rewriter {
     }
 
     /// Attaches it to `cgroup`, where it runs after what is attached there already.
-    pub(super) fn attach(&self, cgroup: &Cgroup) -> Result<Rewriting, Error> {
+    pub(crate) fn attach(&self, cgroup: &Cgroup) -> Result<Rewriting, Error> {
         let link = links::connect4(self.0.as_fd(), cgroup.directory());
         link.map(Rewriting).map_err(|source| Error::Bpf {
             call: "BPF_LINK_CREATE",

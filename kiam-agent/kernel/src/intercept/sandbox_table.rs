@@ -10,7 +10,7 @@ use std::{
 use aya::maps::{HashMap, Map, MapData, MapError, SkStorage};
 use kiam_common::client::Sandbox;
 
-use super::Error;
+use crate::error::Error;
 
 const NAME: &str = "SANDBOXES";
 const MARKS: &str = "LISTENERS";
@@ -31,7 +31,7 @@ struct Maps {
 
 impl SandboxTable {
     /// What is pinned in the folder `pins`.
-    pub(super) fn open(pins: &Path) -> Result<Self, Error> {
+    pub(crate) fn open(pins: &Path) -> Result<Self, Error> {
         let map = |name| {
             let map = MapData::from_pin(pins.join(name));
             map.map_err(|source| Error::Map { name, source })

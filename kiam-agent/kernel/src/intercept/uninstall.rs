@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Error, guard, links::PinnedLink, pins};
+use crate::{error::Error, guard, pins, sys::links::PinnedLink};
 
 /// Whether something is pinned below `bpffs`, by whatever agent.
 #[must_use]

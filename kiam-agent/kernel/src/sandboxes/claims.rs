@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::intercept::cookie_of;
+use crate::sys::cookie_of;
 use kiam_core::pods::PodUid;
 
 /// Each namespace is one pod's, and the node's own is nobody's. Cheap to clone.

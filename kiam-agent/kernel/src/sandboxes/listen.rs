@@ -17,7 +17,7 @@ use rustix::{
 use tracing::debug;
 
 use super::{Reason, claims::Claims};
-use crate::intercept::{cookie_of, defer_accept, inside, loopback_is_up};
+use crate::sys::{cookie_of, defer_accept, inside, loopback_is_up};
 
 /// Connections that may wait. The namespace's `somaxconn` may be less, and is 4096 by default.
 const BACKLOG: i32 = 4096;

@@ -18,7 +18,7 @@ mod watches;
 
 use std::{fmt, io, net::TcpListener, time::Duration};
 
-use crate::intercept::Cgroup;
+use crate::sys::Cgroup;
 use kiam_core::{lifecycle::Latch, pods::PodUid};
 
 pub use self::{follow::Sandboxes, hurry::hurried, metrics::Metrics, reader::SandboxReader};

@@ -12,7 +12,7 @@ use std::{
 use rustix::fs::{Mode, OFlags, open, openat};
 
 use super::claims::Claims;
-use crate::intercept::PROOF_CGROUP;
+use crate::selftest;
 
 /// Namespaces of one pod that are considered: a container may make any number.
 pub(super) const CANDIDATES: usize = 16;
@@ -197,7 +197,8 @@ fn members(cgroup: &Path) -> io::Result<Vec<String>> {
 /// The cgroups in `cgroup`, but for those of the agent's proof, oldest first: the kernel numbers them in order.
 fn below(cgroup: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(cgroup)?.flatten();
-    let is_proofs = |name: &OsStr| name.as_encoded_bytes().starts_with(PROOF_CGROUP.as_bytes());
+    let is_proofs =
+        |name: &OsStr| name.as_encoded_bytes().starts_with(selftest::CGROUP_PREFIX.as_bytes());
     let folders = entries.filter(|entry| {
         entry.file_type().is_ok_and(|kind| kind.is_dir()) && !is_proofs(&entry.file_name())
     });

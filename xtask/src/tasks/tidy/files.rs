@@ -10,12 +10,12 @@ const MOST_LINES: usize = 400;
 /// Which files of the agent may list folders.
 const LISTS_FOLDERS: [&str; 7] = [
     // The walker.
-    "kiam-agent/kernel/src/intercept/walk.rs",
+    "kiam-agent/kernel/src/sys/walk.rs",
     // The state folder and the pins, which are root's.
     "kiam-agent/src/admin/unix.rs",
     "kiam-agent/src/imds/key.rs",
-    "kiam-agent/kernel/src/intercept/guard/uplink.rs",
-    "kiam-agent/kernel/src/intercept/pins.rs",
+    "kiam-agent/kernel/src/guard/uplink.rs",
+    "kiam-agent/kernel/src/pins/mod.rs",
     // Cgroups, on threads of their own: up to pods' containers, and with limits of its own.
     "kiam-agent/kernel/src/sandboxes/watch.rs",
     "kiam-agent/kernel/src/sandboxes/processes.rs",
@@ -82,7 +82,7 @@ pub(super) fn folders_are_listed_where_tenants_make_none(tree: &Tree) -> Vec<Com
     });
     let complaint = |file: &File, line| {
         format!(
-            "{}:{line}: `read_dir` has no end where tenants make the entries; use `intercept::Walk`",
+            "{}:{line}: `read_dir` has no end where tenants make the entries; use `sys::Walk`",
             file.path
         )
     };
@@ -196,13 +196,9 @@ mod tests {
     fn folders_listed_elsewhere_are_found() {
         let check = folders_are_listed_where_tenants_make_none;
         for (path, text, found) in [
-            (
-                "kiam-agent/kernel/src/intercept/cgroup.rs",
-                "for entry in fs::read_dir(path)? {}",
-                true,
-            ),
+            ("kiam-agent/kernel/src/sys/cgroup.rs", "for entry in fs::read_dir(path)? {}", true),
             ("kiam-agent/src/imds/mod.rs", "path.read_dir()", true),
-            ("kiam-agent/kernel/src/intercept/walk.rs", "fs::read_dir(path)", false),
+            ("kiam-agent/kernel/src/sys/walk.rs", "fs::read_dir(path)", false),
             (
                 "kiam-agent/src/imds/mod.rs",
                 "#[cfg(test)]\nmod tests {\nfn a() { read_dir(); }\n}",

@@ -5,7 +5,7 @@ use std::fs;
 use lab::{Node, PodSpec, skip};
 
 use super::*;
-use crate::intercept::GuardConfig;
+use crate::guard::GuardConfig;
 
 /// What connect(2) to the IMDS comes to.
 const CONNECT: &str = "import errno,socket\n\

@@ -15,11 +15,8 @@ use std::{
 
 use tracing::warn;
 
-use super::{
-    Error,
-    membership::{self, Membership, Owner},
-    walk::Walk,
-};
+use super::{membership, membership::Membership, membership::Owner, walk::Walk};
+use crate::error::Error;
 use kiam_core::blocking::Blocking;
 
 /// How far below a mount the kubelet's root may be (kind nests it in a container's scope).
@@ -111,7 +108,7 @@ impl Cgroup {
     }
 
     /// The agent's own cgroup, where that is this one or below it.
-    pub(super) fn own(&self) -> Option<&Path> {
+    pub(crate) fn own(&self) -> Option<&Path> {
         self.membership.own(&self.path)
     }
 
@@ -122,7 +119,7 @@ impl Cgroup {
     }
 
     /// Whose the process `pid` is.
-    pub(super) fn owner(&self, pid: u32) -> Owner {
+    pub(crate) fn owner(&self, pid: u32) -> Owner {
         self.membership.owner(&self.path, pid)
     }
 
@@ -133,7 +130,7 @@ impl Cgroup {
     }
 
     /// Other matches of the kubelets' layouts that are in use.
-    pub(super) fn others(&self, walk: &mut Walk<'_>) -> Vec<PathBuf> {
+    pub(crate) fn others(&self, walk: &mut Walk<'_>) -> Vec<PathBuf> {
         let mut others = found(walk, &mounts("cgroup2"));
         // The same one may be at several mounts.
         let is_another = |path: &PathBuf| {
@@ -145,7 +142,7 @@ impl Cgroup {
     }
 
     /// Ids of the QoS classes' cgroups in it that are there now, ascending.
-    pub(super) fn qos_classes(&self, walk: &mut Walk<'_>) -> Vec<u64> {
+    pub(crate) fn qos_classes(&self, walk: &mut Walk<'_>) -> Vec<u64> {
         let classes = walk.classes(&self.path).into_iter();
         let mut ids: Vec<u64> =
             classes.filter_map(|path| fs::metadata(path).ok()).map(|class| class.ino()).collect();
@@ -199,7 +196,7 @@ fn is_root(name: &str) -> bool {
 }
 
 /// Mount points of one file system type.
-pub(super) fn mounts(kind: &str) -> Vec<PathBuf> {
+pub(crate) fn mounts(kind: &str) -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let columns = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     columns.filter(|row| row.get(2) == Some(&kind)).map(|row| PathBuf::from(row[1])).collect()

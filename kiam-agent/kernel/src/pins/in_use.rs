@@ -12,7 +12,7 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 use tokio::time::Instant;
 
-use super::{Error, pins};
+use crate::{error::Error, pins};
 
 /// How long what somebody has detached is left to the agent whose turn it is: pods are let through meanwhile.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -33,7 +33,7 @@ pub struct Turn(#[expect(dead_code, reason = "as in Unused")] File);
 
 /// Since when another agent has had the turn, while this one has something to put back: whoever has it may hang.
 #[derive(Debug, Default)]
-pub(super) struct Patience(Option<Instant>);
+pub(crate) struct Patience(Option<Instant>);
 
 /// Nobody uses the pins, and no agent starts to until this is dropped.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ fn failed(bpffs: &Path, source: io::Error) -> Error {
 impl InUse {
     /// Takes a share of the pins below `bpffs`, which is there; agents that take over from one another both have one.
     /// Waits for an uninstallation that is under way.
-    pub(super) fn share(bpffs: &Path) -> Result<Self, Error> {
+    pub(crate) fn share(bpffs: &Path) -> Result<Self, Error> {
         let folder = lock(bpffs, FlockOperation::LockShared);
         let folder = folder.map_err(|source| failed(bpffs, source))?;
         Ok(Self { bpffs: bpffs.to_owned(), folder, shared: true })
@@ -130,12 +130,12 @@ impl Turn {
 
 impl Patience {
     /// Whether what is lost can be left to the other agent no longer. The first time that is asked it can be.
-    pub(super) fn is_over(&mut self) -> bool {
+    pub(crate) fn is_over(&mut self) -> bool {
         self.0.get_or_insert_with(Instant::now).elapsed() >= PATIENCE
     }
 
     /// Nothing is lost, or it is not the other agent that keeps it from coming back.
-    pub(super) fn renew(&mut self) {
+    pub(crate) fn renew(&mut self) {
         self.0 = None;
     }
 }

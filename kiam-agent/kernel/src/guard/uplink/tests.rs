@@ -7,7 +7,10 @@ use lab::{LabPod, Node, PodSpec, fake::imds::Imds, skip};
 use tokio::time::Instant;
 
 use super::*;
-use crate::intercept::{Config, GuardConfig, HostNetworkPods, Interception, uninstall};
+use crate::{
+    guard::GuardConfig,
+    intercept::{Config, HostNetworkPods, Interception, uninstall},
+};
 use kiam_core::blocking::Blocking;
 
 /// No address of the node: what its kernel answers must not count.

@@ -1,4 +1,8 @@
-//! The folders of pins, `<bpffs>/v<layout>`: the number is that of the maps' layout.
+//! The folders of pins, `<bpffs>/v<layout>`: the number is that of the maps' layout. And the locks on them.
+
+pub(crate) mod in_use;
+
+pub use self::in_use::{InUse, Turn, Unused, unused};
 
 use std::{
     fs, io,
@@ -8,15 +12,15 @@ use std::{
 
 use kiam_common::LAYOUT;
 
-use super::{Error, links::PinnedLink};
+use crate::{error::Error, sys::links::PinnedLink};
 
 /// `BPF_FS_MAGIC` of `linux/magic.h`.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 /// Ends the name of a pin that is about to be renamed over another.
-pub(super) const DRAFT: &str = "_new";
+pub(crate) const DRAFT: &str = "_new";
 
 /// Makes our folder, for root alone; returns it and those of older layouts.
-pub(super) fn open(bpffs: &Path) -> Result<(PathBuf, Vec<PathBuf>), Error> {
+pub(crate) fn open(bpffs: &Path) -> Result<(PathBuf, Vec<PathBuf>), Error> {
     let failed =
         |source| Error::File { what: "make the pins' folder", path: bpffs.to_owned(), source };
     let mut nearest = bpffs;
@@ -38,12 +42,12 @@ pub(super) fn open(bpffs: &Path) -> Result<(PathBuf, Vec<PathBuf>), Error> {
 }
 
 /// Our folder.
-pub(super) fn current(bpffs: &Path) -> PathBuf {
+pub(crate) fn current(bpffs: &Path) -> PathBuf {
     bpffs.join(format!("v{LAYOUT}"))
 }
 
 /// Every layout's folder below `bpffs`, oldest first.
-pub(super) fn layouts(bpffs: &Path) -> Result<Vec<(u32, PathBuf)>, Error> {
+pub(crate) fn layouts(bpffs: &Path) -> Result<Vec<(u32, PathBuf)>, Error> {
     let entries = match fs::read_dir(bpffs) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -61,7 +65,7 @@ pub(super) fn layouts(bpffs: &Path) -> Result<Vec<(u32, PathBuf)>, Error> {
 
 /// Pins the links of `older` layouts in `pins` too, where there are none yet: there they are updated in place
 /// like our own, so that the programs are attached at every instant.
-pub(super) fn adopt(pins: &Path, older: &[PathBuf], programs: &[&str]) -> Result<(), Error> {
+pub(crate) fn adopt(pins: &Path, older: &[PathBuf], programs: &[&str]) -> Result<(), Error> {
     // The newest first.
     for folder in older.iter().rev() {
         for program in programs {
@@ -78,7 +82,7 @@ pub(super) fn adopt(pins: &Path, older: &[PathBuf], programs: &[&str]) -> Result
 
 /// Removes what a start that was cut short left in `pins`, and the `older` layouts: whatever of them is still
 /// attached was adopted, or is of a program that is no more.
-pub(super) fn tidy(pins: &Path, older: &[PathBuf]) -> Result<(), Error> {
+pub(crate) fn tidy(pins: &Path, older: &[PathBuf]) -> Result<(), Error> {
     for file in files(pins)? {
         if file.to_string_lossy().ends_with(DRAFT) {
             remove_file(&file)?;
@@ -88,12 +92,12 @@ pub(super) fn tidy(pins: &Path, older: &[PathBuf]) -> Result<(), Error> {
 }
 
 /// Whether nothing is pinned in `folder`.
-pub(super) fn is_empty(folder: &Path) -> Result<bool, Error> {
+pub(crate) fn is_empty(folder: &Path) -> Result<bool, Error> {
     Ok(files(folder)?.is_empty())
 }
 
 /// Removes everything in `folder` but links.
-pub(super) fn remove_maps(folder: &Path) -> Result<(), Error> {
+pub(crate) fn remove_maps(folder: &Path) -> Result<(), Error> {
     for file in files(folder)?.iter().filter(|file| !is_link(file)) {
         remove_file(file)?;
     }
@@ -102,7 +106,7 @@ pub(super) fn remove_maps(folder: &Path) -> Result<(), Error> {
 
 /// Removes the folders with what is in them, links before maps; says what it removed. What is gone already
 /// is not told.
-pub(super) fn remove(folders: Vec<PathBuf>) -> Result<Vec<PathBuf>, Error> {
+pub(crate) fn remove(folders: Vec<PathBuf>) -> Result<Vec<PathBuf>, Error> {
     let mut pinned = Vec::new();
     for folder in &folders {
         pinned.extend(files(folder)?);
@@ -142,7 +146,7 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
 }
 
 /// The pins of links in `folder`.
-pub(super) fn links(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+pub(crate) fn links(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut links = files(folder)?;
     links.retain(|file| is_link(file));
     Ok(links)
@@ -153,6 +157,6 @@ fn is_link(file: &Path) -> bool {
 }
 
 /// Where the link of `program` is pinned.
-pub(super) fn link(folder: &Path, program: &str) -> PathBuf {
+pub(crate) fn link(folder: &Path, program: &str) -> PathBuf {
     folder.join(format!("link_{program}"))
 }

@@ -32,11 +32,11 @@ const NAMESPACES: usize = 16;
 
 /// What [`of_pods`] did not show.
 #[derive(Debug, Default)]
-pub(super) struct Unseen {
+pub(crate) struct Unseen {
     /// Processes that the agent can't see, as it is in another PID namespace than they are.
-    pub(super) hidden: usize,
+    pub(crate) hidden: usize,
     /// Pods of which not all was searched.
-    pub(super) pods: usize,
+    pub(crate) pods: usize,
 }
 
 /// What is left of a pod's share.
@@ -50,7 +50,7 @@ struct Share {
 /// until it breaks off; the node's own and that of the agent's proof are not among them. Only the one that is shown is
 /// held open, and of each pod only its share is searched: how many there are is up to the pods. Processes come and go
 /// meanwhile; who is gone is left out.
-pub(super) fn of_pods(
+pub(crate) fn of_pods(
     walk: &mut Walk<'_>,
     root: &Path,
     mut visit: impl FnMut(&File) -> ControlFlow<()>,
@@ -130,7 +130,7 @@ fn is_child(pid: &str) -> bool {
 
 /// Whether the node made this network namespace: one that a process made in a user namespace of its own belongs to
 /// that, and its routes are that process's. Kernel 4.9.
-pub(super) fn is_nodes(namespace: &File) -> bool {
+pub(crate) fn is_nodes(namespace: &File) -> bool {
     // SAFETY: the request takes no argument, and answers with a descriptor that nobody else owns.
     let owner = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) };
     if owner < 0 {

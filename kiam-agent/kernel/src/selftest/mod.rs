@@ -7,21 +7,18 @@
 
 mod client;
 mod inside;
+mod metrics;
 mod sandbox;
 mod tap;
 mod witness;
 
 use std::{fmt, io, path::PathBuf, process::Command, time::Duration};
 
-use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry,
-};
+use prometheus_client::encoding::EncodeLabelValue;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{error, info};
 
-pub use self::{client::client, sandbox::CGROUP_PREFIX, witness::Witness};
+pub use self::{client::client, metrics::Metrics, sandbox::CGROUP_PREFIX, witness::Witness};
 use self::{
     client::{Attempt, Outcome},
     inside::Published,
@@ -29,7 +26,10 @@ use self::{
     tap::Tap,
     witness::Prover,
 };
-use super::{Cgroup, Flows, Marks, Path, Rewriter, SandboxTable, walk::Walk};
+use crate::{
+    intercept::{Flows, Marks, Path, Rewriter, SandboxTable},
+    sys::{Cgroup, Walk},
+};
 use kiam_core::{
     blocking::{self, Blocking},
     lifecycle::{Detail, Drain, Latch},
@@ -122,29 +122,6 @@ pub struct Outlook {
     pub detail: Detail,
     /// Counts.
     pub metrics: Metrics,
-}
-
-/// The proof's metrics.
-#[derive(Clone, Debug, Default)]
-pub struct Metrics {
-    made: Family<Labels, Counter>,
-    failing: Family<PartLabel, Gauge>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Labels {
-    outcome: Made,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Made {
-    Passed,
-    Failed,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PartLabel {
-    part: Part,
 }
 
 // === impl Part ===
@@ -364,36 +341,6 @@ fn judge(
         }
     }
     failures
-}
-
-// === impl Metrics ===
-
-impl Metrics {
-    /// Adds them to `registry`.
-    #[must_use]
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        registry.register(
-            "kiam_proof_made",
-            "Proofs that the agent made of itself, by outcome",
-            metrics.made.clone(),
-        );
-        registry.register(
-            "kiam_proof_failing",
-            "Parts of the last proof that failed (1) and did not (0)",
-            metrics.failing.clone(),
-        );
-        metrics
-    }
-
-    fn count(&self, failures: &[Failure]) {
-        let outcome = if failures.is_empty() { Made::Passed } else { Made::Failed };
-        self.made.get_or_create(&Labels { outcome }).inc();
-        for part in Part::ALL {
-            let fails = failures.iter().any(|failure| failure.part == part);
-            self.failing.get_or_create(&PartLabel { part }).set(fails.into());
-        }
-    }
 }
 
 #[cfg(test)]

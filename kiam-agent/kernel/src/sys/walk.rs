@@ -63,13 +63,13 @@ impl<'a> Walk<'a> {
 
     /// One that reads `entries` at most.
     #[cfg(test)]
-    pub(super) fn of(blocking: &'a Blocking, entries: usize) -> Self {
+    pub(crate) fn of(blocking: &'a Blocking, entries: usize) -> Self {
         Self { entries, ..Self::new(blocking, Duration::from_secs(60)) }
     }
 
     /// How much of its entries it has used.
     #[cfg(test)]
-    pub(super) fn read(&self) -> usize {
+    pub(crate) fn read(&self) -> usize {
         ENTRIES - self.entries
     }
 
@@ -115,13 +115,13 @@ impl<'a> Walk<'a> {
     }
 
     /// The QoS classes' cgroups in the pods' cgroup `root`.
-    pub(super) fn classes(&mut self, root: &Path) -> Vec<PathBuf> {
+    pub(crate) fn classes(&mut self, root: &Path) -> Vec<PathBuf> {
         let children = self.children(root, PODS).unwrap_or_default();
         children.into_iter().filter(|path| is_class(path)).collect()
     }
 
     /// The pods' cgroups: those in `root`, and in the QoS classes' cgroups there.
-    pub(super) fn pods(&mut self, root: &Path) -> Vec<PathBuf> {
+    pub(crate) fn pods(&mut self, root: &Path) -> Vec<PathBuf> {
         let children = self.children(root, PODS).unwrap_or_default();
         let (classes, mut pods): (Vec<_>, Vec<_>) =
             children.into_iter().partition(|path| is_class(path));

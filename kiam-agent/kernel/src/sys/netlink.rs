@@ -13,18 +13,18 @@ use netlink_sys::{
 
 /// A socket to the kernel, in the network namespace of the thread that opened it.
 #[derive(Debug)]
-pub(super) struct Netlink(Socket);
+pub(crate) struct Netlink(Socket);
 
 // === impl Netlink ===
 
 impl Netlink {
     /// For rules, routes and links.
-    pub(super) fn route() -> io::Result<Self> {
+    pub(crate) fn route() -> io::Result<Self> {
         Self::open(NETLINK_ROUTE)
     }
 
     /// For sockets.
-    pub(super) fn sock_diag() -> io::Result<Self> {
+    pub(crate) fn sock_diag() -> io::Result<Self> {
         Self::open(NETLINK_SOCK_DIAG)
     }
 
@@ -35,7 +35,7 @@ impl Netlink {
     }
 
     /// Orders `message`, with `flags` beside the usual ones, and waits for the acknowledgement.
-    pub(super) fn order<I>(&self, message: I, flags: u16) -> io::Result<()>
+    pub(crate) fn order<I>(&self, message: I, flags: u16) -> io::Result<()>
     where
         I: NetlinkSerializable + NetlinkDeserializable + Debug,
     {
@@ -45,7 +45,7 @@ impl Netlink {
 
     /// Everything of the kind that `question` asks for. What can't be understood is left out: it is none of
     /// ours. What changes meanwhile may be missing or double; the kernel tells of the change as well.
-    pub(super) fn dump<I>(&self, question: I) -> io::Result<Vec<I>>
+    pub(crate) fn dump<I>(&self, question: I) -> io::Result<Vec<I>>
     where
         I: NetlinkSerializable + NetlinkDeserializable + Debug,
     {
@@ -59,7 +59,7 @@ impl Netlink {
 
     /// As [`Self::dump`], one answer after the other: how many there are may be up to a pod. After an error of `take`
     /// nothing else can be asked on this socket.
-    pub(super) fn each<I>(
+    pub(crate) fn each<I>(
         &self,
         question: I,
         take: impl FnMut(I) -> io::Result<()>,

@@ -12,7 +12,8 @@ use netlink_packet_route::{
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
 };
 
-use super::{netlink::Netlink, route::imds_addresses};
+use super::route::imds_addresses;
+use crate::sys::netlink::Netlink;
 
 /// An interface of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,13 +10,12 @@ use netlink_packet_sock_diag::{
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::{
-    Cgroup, Metrics,
+use super::{Metrics, route::imds_addresses};
+use crate::sys::{
+    Cgroup, Walk,
     namespaces::{Unseen, inside, of_pods},
     netlink::Netlink,
-    route::imds_addresses,
     sock_diag::{cgroup_id, tcp_sockets},
-    walk::Walk,
 };
 use kiam_core::blocking::Blocking;
 

@@ -10,9 +10,9 @@ use rustix::{
     net::{AddressFamily, SocketAddrV4, SocketFlags, SocketType, connect, socket_with, sockopt},
 };
 
-use super::{
+use crate::sys::{
+    Walk,
     namespaces::{inside, is_nodes, of_pods},
-    walk::Walk,
 };
 use kiam_core::blocking::Blocking;
 

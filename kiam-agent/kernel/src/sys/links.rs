@@ -11,7 +11,7 @@ use std::{
     path::Path,
 };
 
-use super::Error;
+use crate::error::Error;
 
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
@@ -77,13 +77,13 @@ struct LinkInfo {
 
 /// A link that is pinned, or was.
 #[derive(Debug)]
-pub(super) struct PinnedLink(OwnedFd);
+pub(crate) struct PinnedLink(OwnedFd);
 
 // === impl PinnedLink ===
 
 impl PinnedLink {
     /// Opens the pin at `path`; `None` where there is none.
-    pub(super) fn open(path: &Path) -> Result<Option<Self>, Error> {
+    pub(crate) fn open(path: &Path) -> Result<Option<Self>, Error> {
         let failed = |source| Error::Bpf { call: "BPF_OBJ_GET", path: path.to_owned(), source };
         let name = c_path(path).map_err(failed)?;
         let mut attr = Obj { pathname: name.as_ptr().addr() as u64, bpf_fd: 0, file_flags: 0 };
@@ -96,7 +96,7 @@ impl PinnedLink {
     }
 
     /// Pins it at `path` too.
-    pub(super) fn pin(&self, path: &Path) -> Result<(), Error> {
+    pub(crate) fn pin(&self, path: &Path) -> Result<(), Error> {
         let failed = |source| Error::Bpf { call: "BPF_OBJ_PIN", path: path.to_owned(), source };
         let name = c_path(path).map_err(failed)?;
         let bpf_fd = self.0.as_raw_fd().unsigned_abs();
@@ -105,23 +105,23 @@ impl PinnedLink {
     }
 
     /// Id of the cgroup it is attached to; 0 once that cgroup is gone, or somebody detached it.
-    pub(super) fn cgroup(&self, path: &Path) -> Result<u64, Error> {
+    pub(crate) fn cgroup(&self, path: &Path) -> Result<u64, Error> {
         Ok(self.info(path)?.cgroup_id)
     }
 
     /// Its id, by which links are told apart.
-    pub(super) fn id(&self, path: &Path) -> Result<u32, Error> {
+    pub(crate) fn id(&self, path: &Path) -> Result<u32, Error> {
         Ok(self.info(path)?.id)
     }
 
     /// Id of the program that is in it, and of the cgroup as [`Self::cgroup`] has it.
-    pub(super) fn attached(&self, path: &Path) -> Result<(u32, u64), Error> {
+    pub(crate) fn attached(&self, path: &Path) -> Result<(u32, u64), Error> {
         let info = self.info(path)?;
         Ok((info.prog_id, info.cgroup_id))
     }
 
     /// Number of the interface that it, a tcx link, is attached to; 0 once that is gone.
-    pub(super) fn interface(&self, path: &Path) -> Result<u32, Error> {
+    pub(crate) fn interface(&self, path: &Path) -> Result<u32, Error> {
         // `{ __u32 ifindex; __u32 attach_type; }`
         let [a, b, c, d, ..] = self.info(path)?.cgroup_id.to_ne_bytes();
         Ok(u32::from_ne_bytes([a, b, c, d]))
@@ -143,7 +143,7 @@ impl PinnedLink {
     }
 
     /// Puts `program` in the place of the link's program, at once and for every later event.
-    pub(super) fn update(&self, program: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
+    pub(crate) fn update(&self, program: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
         let mut attr = LinkUpdate {
             link_fd: self.0.as_raw_fd().unsigned_abs(),
             new_prog_fd: program.as_raw_fd().unsigned_abs(),
@@ -158,7 +158,7 @@ impl PinnedLink {
     }
 
     /// Detaches it, whoever else holds it. Kernel 5.9, for tcx links 6.6.
-    pub(super) fn detach(&self, path: &Path) -> Result<(), Error> {
+    pub(crate) fn detach(&self, path: &Path) -> Result<(), Error> {
         let mut attr = LinkDetach { link_fd: self.0.as_raw_fd().unsigned_abs() };
         bpf(BPF_LINK_DETACH, &mut attr).map(drop).map_err(|source| Error::Bpf {
             call: "BPF_LINK_DETACH",
@@ -169,7 +169,7 @@ impl PinnedLink {
 }
 
 /// Attaches `program` to connect(2) of IPv4 sockets at `cgroup`, for as long as the link is open. Kernel 5.7.
-pub(super) fn connect4(program: BorrowedFd<'_>, cgroup: &File) -> io::Result<OwnedFd> {
+pub(crate) fn connect4(program: BorrowedFd<'_>, cgroup: &File) -> io::Result<OwnedFd> {
     let mut attr = LinkCreate {
         prog_fd: program.as_raw_fd().unsigned_abs(),
         target_fd: cgroup.as_raw_fd().unsigned_abs(),
@@ -186,7 +186,7 @@ fn c_path(path: &Path) -> io::Result<CString> {
 }
 
 /// `bpf(2)`: the kernel takes the attributes' size and treats what lies beyond it as zero.
-pub(super) fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<RawFd> {
+pub(crate) fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<RawFd> {
     // SAFETY: `attr` is one of the structures above, of the size that is given, and the pointers in it are
     // to values that outlive the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };

@@ -13,12 +13,9 @@ use std::{
 use netlink_packet_sock_diag::{AF_INET, SockDiagMessage, inet::StateFlags};
 
 use super::{
-    Cgroup,
-    cgroup::mounts,
-    netlink::Netlink,
-    sock_diag::{cgroup_id, tcp_sockets},
-    walk::Walk,
+    cgroup::mounts, netlink::Netlink, sock_diag::cgroup_id, sock_diag::tcp_sockets, walk::Walk,
 };
+use crate::sys::Cgroup;
 use kiam_core::pods::is_qos_class;
 
 /// The kernel's number of the node's own cgroup namespace (`PROC_CGROUP_INIT_INO`).
@@ -31,7 +28,7 @@ const PROCESSES: usize = 1024;
 
 /// Whose a process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Owner {
+pub(crate) enum Owner {
     /// It runs outside the pods' cgroup.
     Host,
     /// It runs in the pod that has this cgroup.
@@ -42,7 +39,7 @@ pub(super) enum Owner {
 
 /// Where the reader is.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Membership {
+pub(crate) struct Membership {
     /// The path of the cgroup namespace's root.
     namespace: Option<PathBuf>,
     /// The path of the agent's own cgroup.
@@ -53,7 +50,7 @@ pub(super) struct Membership {
 
 impl Membership {
     /// Of this process. Where the kernel does not tell, the agent looks for itself among the pods' containers.
-    pub(super) fn find(walk: &mut Walk<'_>, cgroup: &Cgroup) -> Self {
+    pub(crate) fn find(walk: &mut Walk<'_>, cgroup: &Cgroup) -> Self {
         let text = text("self");
         if let Some(namespace) = nodes_root(cgroup.path()) {
             let own = text.and_then(|text| resolve(&namespace, &text));
@@ -66,12 +63,12 @@ impl Membership {
     }
 
     /// The agent's own cgroup, where that is known and at or below `root`.
-    pub(super) fn own(&self, root: &Path) -> Option<&Path> {
+    pub(crate) fn own(&self, root: &Path) -> Option<&Path> {
         self.own.as_deref().filter(|own| own.starts_with(root))
     }
 
     /// Whose the process `pid` is, where `root` is the pods' cgroup.
-    pub(super) fn owner(&self, root: &Path, pid: u32) -> Owner {
+    pub(crate) fn owner(&self, root: &Path, pid: u32) -> Owner {
         let Some(namespace) = &self.namespace else { return Owner::Unknown };
         let path = text(&pid.to_string()).and_then(|text| resolve(namespace, &text));
         let Some(path) = path else { return Owner::Unknown };
@@ -81,7 +78,7 @@ impl Membership {
 }
 
 /// The id of the pod's cgroup at the kubelet's place in `below`, which is relative to `root`.
-pub(super) fn pod(root: &Path, below: &Path) -> Option<u64> {
+pub(crate) fn pod(root: &Path, below: &Path) -> Option<u64> {
     let mut names = below.iter();
     let first = names.next()?;
     let mut pod = root.join(first);

@@ -24,9 +24,11 @@ use aya::{
     },
 };
 
-use super::{
-    super::{Error, Turn, in_use::Patience, links::PinnedLink, pins, refusal::program_error},
-    selection::{Interface, interfaces, uplinks},
+use super::{selection::Interface, selection::interfaces, selection::uplinks};
+use crate::{
+    error::Error,
+    pins::{self, Turn, in_use::Patience},
+    sys::{links::PinnedLink, refusal::program_error},
 };
 
 /// The program's name in the object, and the filter's.
@@ -34,7 +36,7 @@ const PROGRAM: &str = "kiam_uplink";
 /// Pins are this and the interface's number.
 const PIN: &str = "link_uplink_";
 /// The program by which it is told which agent's programs work. Every agent attaches it.
-pub(in super::super) const AGENT: &str = "kiam_connect4";
+pub(crate) const AGENT: &str = "kiam_connect4";
 /// The first: a filter before it could end the search.
 const PRIORITY: u16 = 1;
 /// Ours, so that a later agent finds it.
@@ -60,7 +62,7 @@ pub struct UplinkProgram {
 impl UplinkProgram {
     /// The program of `ebpf`, an object of its own, for pins in `pins`. `agent` is the id of this agent's program at
     /// [`AGENT`].
-    pub(in super::super) fn load(mut ebpf: Ebpf, pins: PathBuf, agent: u32) -> Result<Self, Error> {
+    pub(crate) fn load(mut ebpf: Ebpf, pins: PathBuf, agent: u32) -> Result<Self, Error> {
         program(&mut ebpf)?.load().map_err(failed)?;
         let (attached, patience) = (HashMap::new(), Patience::default());
         Ok(Self { ebpf, pins, tcx: true, attached, agent, patience })
@@ -235,7 +237,7 @@ impl UplinkProgram {
 
 /// Takes the pins in `pins` away, and the filters off every interface: an agent without this part of the guard has the
 /// place of one that had it.
-pub(in super::super) fn remove(pins: &Path) -> Result<(), Error> {
+pub(crate) fn remove(pins: &Path) -> Result<(), Error> {
     for (pin, _) in pinned(pins)? {
         fs::remove_file(&pin).map_err(|source| file("remove", &pin, source))?;
     }

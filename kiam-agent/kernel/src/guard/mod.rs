@@ -19,7 +19,7 @@ use tracing::{debug, error, info, warn};
 pub(super) use self::uplink::{AGENT, remove as remove_uplinks};
 use self::{changes::Changes, probe::Reach};
 pub use self::{metrics::Metrics, uplink::UplinkProgram};
-use super::{Cgroup, Error, namespaces, netlink, sock_diag, walk};
+use crate::{error::Error, sys::Cgroup};
 use kiam_core::{
     blocking::{self, Blocking},
     lifecycle::{Detail, Drain, Latch},

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::super::FlowEntry;
+use crate::intercept::FlowEntry;
 
 /// Sees the proof's connections where those of pods are identified, so that they are proven the whole way.
 /// Cheap to clone; the accept loops' resolver and the proof share one.

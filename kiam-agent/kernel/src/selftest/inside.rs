@@ -11,9 +11,10 @@ use std::{
 
 use kiam_common::client::Sandbox;
 
-use super::{
-    super::{Flows, SandboxTable, namespaces::inside},
-    Witness,
+use crate::{
+    intercept::{Flows, SandboxTable},
+    selftest::Witness,
+    sys::namespaces::inside,
 };
 
 /// How often it is looked whether something came.

@@ -26,7 +26,7 @@ use netlink_packet_route::{
 };
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
-use super::super::{namespaces::inside, netlink::Netlink, netns, walk::Walk};
+use crate::sys::{Walk, inside, netlink::Netlink, netns};
 
 /// How the client's cgroup is called, below that of the agent's pod: what runs there is no sandbox of that pod.
 pub const CGROUP_PREFIX: &str = "kiam-proof-";

@@ -5,7 +5,7 @@ use std::{fs, io};
 use aya::programs::ProgramError;
 use tracing::debug;
 
-use super::Error;
+use crate::error::Error;
 
 /// How much of the verifier's log an error shows: the last lines say why, and the whole log of a large program has
 /// thousands of them.
@@ -29,7 +29,7 @@ pub struct Refusal {
 }
 
 /// An error about program `name`. The verifier's whole log goes to the debug level.
-pub(super) fn program_error(name: &'static str) -> impl Fn(ProgramError) -> Error + Copy {
+pub(crate) fn program_error(name: &'static str) -> impl Fn(ProgramError) -> Error + Copy {
     move |source| match source {
         ProgramError::LoadError { io_error, verifier_log } => {
             Error::Refused(Box::new(Refusal::new(name, io_error, &verifier_log.to_string())))
@@ -47,7 +47,7 @@ impl Refusal {
 }
 
 /// As `uname -r` has it.
-pub(super) fn kernel_release() -> String {
+pub(crate) fn kernel_release() -> String {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     release.trim().to_owned()
 }

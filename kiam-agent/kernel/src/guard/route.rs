@@ -37,7 +37,7 @@ use netlink_packet_route::{
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 
-use super::netlink::Netlink;
+use crate::sys::netlink::Netlink;
 
 /// The protocols by which the node's sockets may look the IMDS up.
 const SOCKETS: [IpProtocol; 2] = [IpProtocol::Tcp, IpProtocol::Udp];

@@ -10,7 +10,7 @@ use netlink_packet_sock_diag::{
 const INET_DIAG_CGROUP_ID: u16 = 21;
 
 /// TCP sockets of `family` in one of `states`. MPTCP's subflows are among them.
-pub(super) fn tcp_sockets(family: u8, states: StateFlags) -> InetRequest {
+pub(crate) fn tcp_sockets(family: u8, states: StateFlags) -> InetRequest {
     InetRequest {
         family,
         protocol: IPPROTO_TCP,
@@ -21,7 +21,7 @@ pub(super) fn tcp_sockets(family: u8, states: StateFlags) -> InetRequest {
 }
 
 /// The id of the cgroup that `socket` was made in.
-pub(super) fn cgroup_id(socket: &InetResponse) -> Option<u64> {
+pub(crate) fn cgroup_id(socket: &InetResponse) -> Option<u64> {
     socket.nlas.iter().find_map(|attribute| match attribute {
         Nla::Other(other) if other.kind() == INET_DIAG_CGROUP_ID && other.value_len() == 8 => {
             let mut value = [0; 8];

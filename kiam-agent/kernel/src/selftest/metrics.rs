@@ -1,0 +1,62 @@
+//! The self-test's metrics.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use super::{Failure, Part};
+
+/// The proof's metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    made: Family<Labels, Counter>,
+    failing: Family<PartLabel, Gauge>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Labels {
+    outcome: Made,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum Made {
+    Passed,
+    Failed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PartLabel {
+    part: Part,
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// Adds them to `registry`.
+    #[must_use]
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "kiam_proof_made",
+            "Proofs that the agent made of itself, by outcome",
+            metrics.made.clone(),
+        );
+        registry.register(
+            "kiam_proof_failing",
+            "Parts of the last proof that failed (1) and did not (0)",
+            metrics.failing.clone(),
+        );
+        metrics
+    }
+
+    pub(super) fn count(&self, failures: &[Failure]) {
+        let outcome = if failures.is_empty() { Made::Passed } else { Made::Failed };
+        self.made.get_or_create(&Labels { outcome }).inc();
+        for part in Part::ALL {
+            let fails = failures.iter().any(|failure| failure.part == part);
+            self.failing.get_or_create(&PartLabel { part }).set(fails.into());
+        }
+    }
+}

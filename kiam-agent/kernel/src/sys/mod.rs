@@ -1,0 +1,23 @@
+//! The kernel's interfaces: cgroups, namespaces, netlink, socket options, `bpf(2)`.
+
+mod cgroup;
+mod defer;
+pub(crate) mod links;
+pub(crate) mod membership;
+pub(crate) mod namespaces;
+pub(crate) mod netlink;
+pub(crate) mod netns;
+pub(crate) mod refusal;
+pub(crate) mod sock_diag;
+mod unfilter;
+mod walk;
+
+pub use self::{
+    cgroup::Cgroup,
+    defer::defer_accept,
+    namespaces::{inside, loopback_is_up},
+    netns::{cookie_of, is_elsewhere},
+    refusal::Refusal,
+    unfilter::unfilter,
+    walk::Walk,
+};

@@ -1,0 +1,73 @@
+//! The agent's own network namespace, which is the node's.
+
+use std::{
+    io,
+    net::{TcpListener, UdpSocket},
+    os::fd::{AsFd, AsRawFd as _},
+};
+
+use kiam_common::HOST_NETNS_INITIAL;
+
+/// `SO_NETNS_COOKIE` of `asm-generic/socket.h`. Kernel 5.14.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// The cookie that marks this thread's namespace as the node's, for `HOST_NETNS`.
+///
+/// Below kernel 5.14, where it can't be asked for, the node's is taken to be the initial namespace. Where
+/// that is wrong (a node that is itself a container) no pod passes: nobody is let through by mistake.
+pub(crate) fn host_netns() -> io::Result<u64> {
+    or_initial(own_cookie())
+}
+
+fn or_initial(own: io::Result<u64>) -> io::Result<u64> {
+    match own {
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(HOST_NETNS_INITIAL),
+        answer => answer,
+    }
+}
+
+/// The cookie of this thread's network namespace, as `bpf_get_netns_cookie` shows it to the programs.
+pub(crate) fn own_cookie() -> io::Result<u64> {
+    cookie_of(UdpSocket::bind(("127.0.0.1", 0))?)
+}
+
+/// The cookie of the network namespace that `socket` is in, as `bpf_get_netns_cookie` shows it to the programs. It
+/// names that namespace alone, for as long as the node is up. Kernel 5.14.
+///
+/// # Errors
+///
+/// `ENOPROTOOPT` below kernel 5.14.
+pub fn cookie_of(socket: impl AsFd) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the kernel writes at most `length` bytes to `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether `socket` was made in another network namespace than this thread's. Not where the kernel can't tell.
+#[must_use]
+pub fn is_elsewhere(socket: &TcpListener) -> bool {
+    cookie_of(socket).is_ok_and(|cookie| own_cookie().is_ok_and(|own| own != cookie))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_the_option_means_the_initial_namespace_and_no_other_error_does() {
+        let errno = io::Error::from_raw_os_error;
+        assert_eq!(or_initial(Ok(7)).unwrap(), 7);
+        assert_eq!(or_initial(Err(errno(libc::ENOPROTOOPT))).unwrap(), HOST_NETNS_INITIAL);
+        assert!(or_initial(Err(errno(libc::EPERM))).is_err());
+    }
+}
