@@ -139,13 +139,8 @@ impl Fixture {
     }
 
     fn namespace_called(&self, name: &str, permitted: &str) {
-        self.index.apply_namespace(Namespace {
-            name: name.to_owned(),
-            resource_version: None,
-            permitted: Some(permitted.into()),
-            allowed_roles: None,
-            imdsv2: None,
-        });
+        let permitted = Some(permitted.into());
+        self.index.apply(Namespace { permitted, ..Namespace::new(name) });
     }
 
     /// The reasons of all Events, with whom each is about.
@@ -190,21 +185,9 @@ fn policy() -> policy::Config {
 
 fn pod(name: &str, role: Option<&str>) -> Pod {
     Pod {
-        uid: PodUid::new(&format!("uid-{name}")),
-        namespace: "shop".to_owned(),
-        name: name.to_owned(),
-        resource_version: None,
         node: Some("n1".to_owned()),
-        host_ip: None,
-        addresses: Vec::new(),
-        host_network: false,
-        service_account: "default".to_owned(),
-        live: true,
-        config_hash: None,
         role: role.map(Into::into),
-        session_name: None,
-        external_id: None,
-        session_policies: None,
+        ..Pod::new(PodUid::new(&format!("uid-{name}")), "shop", name)
     }
 }
 

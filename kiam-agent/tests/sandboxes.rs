@@ -166,22 +166,11 @@ impl Stage {
 }
 
 fn record(pod: &LabPod, addresses: &[IpAddr]) -> Pod {
+    let spec = pod.spec();
     Pod {
-        uid: PodUid::new(pod.uid()),
-        namespace: pod.spec().namespace.clone(),
-        name: pod.spec().name.clone(),
-        resource_version: None,
-        node: None,
-        host_ip: None,
         addresses: addresses.to_vec(),
-        host_network: pod.spec().host_network,
-        service_account: "default".to_owned(),
-        live: true,
-        config_hash: None,
-        role: None,
-        session_name: None,
-        external_id: None,
-        session_policies: None,
+        host_network: spec.host_network,
+        ..Pod::new(PodUid::new(pod.uid()), &spec.namespace, &spec.name)
     }
 }
 
@@ -519,7 +508,7 @@ fn the_pods_addresses_decide_once_they_are_known() {
     stage.record(&pod, &[wrong, mapped.into()]);
     assert_eq!(stage.followed.opened(&uid).netns, listener.netns);
     // Deleted there, and still running here.
-    stage.index.delete(&uid);
+    stage.index.delete(&record(&pod, &[]));
     stir(&pod);
     stage.nothing_else_came();
     stage.followed.end();

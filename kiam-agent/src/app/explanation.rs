@@ -505,7 +505,7 @@ mod tests {
         ];
         for (flags, pod, expected) in cases {
             let (index, explainer) = explainer(flags);
-            index.apply_namespace(fixtures::namespace("default", 1));
+            index.apply(fixtures::namespace("default", 1));
             let namespace = pod.namespace.clone();
             index.apply(pod);
             let text = explainer.explain(&namespace, "pod-1").unwrap_err();
@@ -516,7 +516,7 @@ mod tests {
     #[test]
     fn what_the_pod_was_refused_is_shown_with_who_asked() {
         let (index, explainer) = explainer("");
-        index.apply_namespace(fixtures::namespace("default", 1));
+        index.apply(fixtures::namespace("default", 1));
         index.apply(pod(1));
         index.apply(pod(2));
         let head = |path: &str, program: &str| {
@@ -553,7 +553,7 @@ mod tests {
     #[test]
     fn a_pod_that_ended_does_not_hide_the_one_that_has_its_name_now() {
         let (index, explainer) = explainer("");
-        index.apply_namespace(fixtures::namespace("default", 1));
+        index.apply(fixtures::namespace("default", 1));
         index.apply(Pod { live: false, ..pod(1) });
         index.apply(Pod { name: "pod-1".to_owned(), ..pod(2) });
         index.apply(pod(12));

@@ -9,12 +9,12 @@ use super::{
     sieve::Keep,
     wire::{self, Malformed},
 };
-use kiam_core::pods::{Namespace, Pod, PodIndex, PodReader, ServiceAccount};
+use kiam_core::pods::{Namespace, Pod, PodIndex, PodReader, Record, ServiceAccount};
 
 /// One kind of object, and its part of the [`PodIndex`].
 pub(super) trait Kind: wire::Lists {
     /// What is kept of an object.
-    type Record;
+    type Record: Record;
 
     /// How metrics and logs call it.
     const RESOURCE: Resource;
@@ -26,26 +26,22 @@ pub(super) trait Kind: wire::Lists {
     /// enough to know whether etcd is reached.
     const PROVEN: bool = false;
 
-    /// Restricts lists and watches to what concerns this node.
-    fn field_selector(&self) -> Option<String>;
+    /// Where the records go.
+    fn index(&self) -> &PodIndex;
     /// Reads an object; `None` if it is of no concern.
     fn read(&self, object: &Value) -> Result<Option<Self::Record>, Malformed>;
-    fn apply(&self, record: Self::Record);
-    fn delete(&self, record: &Self::Record);
-    fn reset(&self, records: Vec<Self::Record>, version: Option<u64>);
-    /// The newest version that was seen.
-    fn newest(&self) -> Option<u64>;
-    fn rewind(&self);
-    /// The server gave a sign of life.
-    fn heard(&self);
-    /// How long ago it did last, of kinds that are [`Kind::PROVEN`].
+    /// Restricts lists and watches to what concerns this node.
+    fn field_selector(&self) -> Option<String> {
+        None
+    }
+    /// How long ago the server was last heard from, of kinds that are [`Kind::PROVEN`].
     fn silence(&self) -> Option<Duration> {
         None
     }
-    /// How many records are held.
-    fn count(&self) -> usize;
     /// Returns when somebody asks for what is not known.
-    fn missed(&self) -> impl Future<Output = ()> + Send;
+    fn missed(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
 }
 
 /// How much to ask for of each object.
@@ -65,18 +61,12 @@ pub(super) struct Pods<'a> {
 
 /// All namespaces.
 #[derive(Debug)]
-pub(super) struct Namespaces<'a> {
-    pub(super) index: &'a PodIndex,
-    pub(super) reader: &'a PodReader,
-}
+pub(super) struct Namespaces<'a>(pub(super) &'a PodIndex);
 
 /// All ServiceAccounts. Those of the node's pods alone could be asked for one by one, as pods come; but then a pod
 /// would wait for that, and a changed annotation would have to be asked for again and again.
 #[derive(Debug)]
-pub(super) struct ServiceAccounts<'a> {
-    pub(super) index: &'a PodIndex,
-    pub(super) reader: &'a PodReader,
-}
+pub(super) struct ServiceAccounts<'a>(pub(super) &'a PodIndex);
 
 // === impl Pods ===
 
@@ -92,6 +82,10 @@ impl Kind for Pods<'_> {
     const PARTS: Parts = Parts::Whole;
     const PROVEN: bool = true;
 
+    fn index(&self) -> &PodIndex {
+        self.index
+    }
+
     fn field_selector(&self) -> Option<String> {
         self.node.as_ref().map(|node| format!("spec.nodeName={node}"))
     }
@@ -103,36 +97,8 @@ impl Kind for Pods<'_> {
         Ok(Some(pod).filter(|pod| self.node.is_none() || pod.node == self.node))
     }
 
-    fn apply(&self, pod: Pod) {
-        self.index.apply(pod);
-    }
-
-    fn delete(&self, pod: &Pod) {
-        self.index.delete(&pod.uid);
-    }
-
-    fn reset(&self, pods: Vec<Pod>, version: Option<u64>) {
-        self.index.reset(pods, version);
-    }
-
-    fn newest(&self) -> Option<u64> {
-        self.index.newest()
-    }
-
-    fn rewind(&self) {
-        self.index.rewind();
-    }
-
-    fn heard(&self) {
-        self.index.heard();
-    }
-
     fn silence(&self) -> Option<Duration> {
         self.reader.pods_silence()
-    }
-
-    fn count(&self) -> usize {
-        self.reader.count()
     }
 
     async fn missed(&self) {
@@ -153,44 +119,12 @@ impl Kind for Namespaces<'_> {
     const PATH: &'static str = "/api/v1/namespaces";
     const PARTS: Parts = Parts::Metadata;
 
-    fn field_selector(&self) -> Option<String> {
-        None
+    fn index(&self) -> &PodIndex {
+        self.0
     }
 
     fn read(&self, object: &Value) -> Result<Option<Namespace>, Malformed> {
         wire::namespace(object).map(Some)
-    }
-
-    fn apply(&self, namespace: Namespace) {
-        self.index.apply_namespace(namespace);
-    }
-
-    fn delete(&self, namespace: &Namespace) {
-        self.index.delete_namespace(&namespace.name, namespace.resource_version);
-    }
-
-    fn reset(&self, namespaces: Vec<Namespace>, version: Option<u64>) {
-        self.index.reset_namespaces(namespaces, version);
-    }
-
-    fn newest(&self) -> Option<u64> {
-        self.index.newest_namespace()
-    }
-
-    fn rewind(&self) {
-        self.index.rewind_namespaces();
-    }
-
-    fn heard(&self) {
-        self.index.heard_namespaces();
-    }
-
-    fn count(&self) -> usize {
-        self.reader.namespace_count()
-    }
-
-    async fn missed(&self) {
-        std::future::pending().await
     }
 }
 
@@ -207,43 +141,11 @@ impl Kind for ServiceAccounts<'_> {
     const PATH: &'static str = "/api/v1/serviceaccounts";
     const PARTS: Parts = Parts::Metadata;
 
-    fn field_selector(&self) -> Option<String> {
-        None
+    fn index(&self) -> &PodIndex {
+        self.0
     }
 
     fn read(&self, object: &Value) -> Result<Option<ServiceAccount>, Malformed> {
         wire::service_account(object).map(Some)
-    }
-
-    fn apply(&self, account: ServiceAccount) {
-        self.index.apply_account(account);
-    }
-
-    fn delete(&self, account: &ServiceAccount) {
-        self.index.delete_account(&account.name, account.resource_version);
-    }
-
-    fn reset(&self, accounts: Vec<ServiceAccount>, version: Option<u64>) {
-        self.index.reset_accounts(accounts, version);
-    }
-
-    fn newest(&self) -> Option<u64> {
-        self.index.newest_account()
-    }
-
-    fn rewind(&self) {
-        self.index.rewind_accounts();
-    }
-
-    fn heard(&self) {
-        self.index.heard_accounts();
-    }
-
-    fn count(&self) -> usize {
-        self.reader.account_count()
-    }
-
-    async fn missed(&self) {
-        std::future::pending().await
     }
 }

@@ -9,7 +9,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use kiam_core::pods::PodReader;
+use kiam_core::pods::{Pod, PodReader};
 
 /// Counters of the conversation with the API server.
 #[derive(Clone, Debug, Default)]
@@ -167,7 +167,7 @@ impl Metrics {
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let Some(reader) = self.0.get() else { return Ok(()) };
-        let pods = ConstGauge::new(i64::try_from(reader.count()).unwrap_or(i64::MAX));
+        let pods = ConstGauge::new(i64::try_from(reader.count::<Pod>()).unwrap_or(i64::MAX));
         let descriptor = encoder.encode_descriptor(
             "kiam_cluster_pods",
             "Pods that are known",

@@ -173,7 +173,7 @@ impl Cluster {
         let (index, reader) = (&index, &reader);
         let pods = Pods { index, reader, node };
         let pods = Reflector::new(self.client.clone(), pods, timing, synced.pods, metrics.clone());
-        let namespaces = Namespaces { index, reader };
+        let namespaces = Namespaces(index);
         let namespaces = Reflector::new(
             self.client.clone(),
             namespaces,
@@ -182,7 +182,7 @@ impl Cluster {
             metrics.clone(),
         );
         let accounts = synced.service_accounts.map(|synced| {
-            let kind = ServiceAccounts { index, reader };
+            let kind = ServiceAccounts(index);
             Reflector::new(self.client, kind, timing, synced, metrics)
         });
         let accounts = async {

@@ -207,7 +207,7 @@ impl<K: Kind> Reflector<K> {
     /// Takes a list. One that is older than what is known came from a server that lags behind, or from one
     /// whose history went back; a list from etcd itself tells which.
     async fn list(&self, mut freshness: Freshness) -> Result<Listed, Failure> {
-        let newest = self.kind.newest();
+        let newest = self.kind.index().newest::<K::Record>();
         let lags = |list: &List<_>| wire::number(Some(&list.version)) < newest;
         let mut rewound = false;
         let list = match self.fetch(&freshness).await {
@@ -226,13 +226,13 @@ impl<K: Kind> Reflector<K> {
                 resource = ?K::RESOURCE, list.version, ?newest,
                 "The history of the Kubernetes API went back, taking it as it is now"
             );
-            self.kind.rewind();
+            self.kind.index().rewind::<K::Record>();
         }
-        self.kind.reset(list.records, wire::number(Some(&list.version)));
+        self.kind.index().reset(list.records, wire::number(Some(&list.version)));
         self.answered(freshness.is_proof());
         self.count_list(ListOutcome::Taken);
         self.first_list.call_once(|| {
-            info!(resource = ?K::RESOURCE, count = self.kind.count(), "Synced with the Kubernetes API");
+            info!(resource = ?K::RESOURCE, count = self.kind.index().reader().count::<K::Record>(), "Synced with the Kubernetes API");
             self.synced.set();
         });
         Ok(Listed { version: list.version, rewound })
@@ -310,9 +310,9 @@ impl<K: Kind> Reflector<K> {
         }
         let Some(record) = self.read(&object) else { return };
         if kind == EventKind::Deleted {
-            self.kind.delete(&record);
+            self.kind.index().delete(&record);
         } else {
-            self.kind.apply(record);
+            self.kind.index().apply(record);
         }
         self.count_event(kind);
     }
@@ -350,7 +350,7 @@ impl<K: Kind> Reflector<K> {
     /// The server answered; `proof`: with what etcd has just said.
     fn answered(&self, proof: bool) {
         if proof || !K::PROVEN {
-            self.kind.heard();
+            self.kind.index().heard::<K::Record>();
             self.outage.over();
         }
     }

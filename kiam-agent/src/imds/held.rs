@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::Error;
 use kiam_core::{
     credentials::{Issued, State},
-    pods::{PodReader, PodUid},
+    pods::{Pod, PodReader, PodUid},
 };
 
 /// What clients are told to wait where nobody knows better.
@@ -70,7 +70,7 @@ impl FirstRequests {
             return false;
         }
         // So seldom that it costs a request next to nothing.
-        if asked.len() >= 2 * pods.count() + GONE {
+        if asked.len() >= 2 * pods.count::<Pod>() + GONE {
             asked.retain(|uid| pods.by_uid(uid).is_ok());
         }
         asked.insert(uid.clone())
@@ -80,7 +80,7 @@ impl FirstRequests {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kiam_core::pods::{Pod, PodIndex};
+    use kiam_core::pods::PodIndex;
 
     #[test]
     fn each_pod_asks_once_for_the_first_time_and_is_forgotten_with_its_record() {
@@ -92,7 +92,7 @@ mod tests {
                 index.apply(pod.clone());
                 assert!(first.is_first(&pod.uid, &reader));
                 assert!(!first.is_first(&pod.uid, &reader));
-                index.delete(&pod.uid);
+                index.delete(&pod);
             }
             assert!(first.0.lock().unwrap().len() <= GONE + 2);
         }

@@ -30,34 +30,16 @@ pub fn ip(text: &str) -> IpAddr {
 
 /// A namespace without annotations.
 pub fn namespace(name: &str, version: u64) -> Namespace {
-    Namespace {
-        name: name.to_owned(),
-        resource_version: Some(version),
-        permitted: None,
-        allowed_roles: None,
-        imdsv2: None,
-    }
+    Namespace { resource_version: Some(version), ..Namespace::new(name) }
 }
 
 impl Pod {
     /// Pod `n`, live, of namespace `default`, at resource version `n`, without addresses or role.
     pub fn test(n: u32) -> Self {
         Self {
-            uid: uid(n),
-            namespace: "default".to_owned(),
-            name: format!("pod-{n}"),
             resource_version: Some(u64::from(n)),
             node: Some("node-1".to_owned()),
-            host_ip: None,
-            addresses: Vec::new(),
-            host_network: false,
-            service_account: "default".to_owned(),
-            live: true,
-            config_hash: None,
-            role: None,
-            session_name: None,
-            external_id: None,
-            session_policies: None,
+            ..Self::new(uid(n), "default", &format!("pod-{n}"))
         }
     }
 

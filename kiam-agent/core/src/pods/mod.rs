@@ -6,6 +6,7 @@
 #[cfg(any(test, feature = "testing"))]
 pub mod fixtures;
 mod index;
+mod kind;
 mod reader;
 mod records;
 mod tables;
@@ -21,6 +22,7 @@ use crate::role::{AccountName, Quoted};
 
 pub use self::{
     index::PodIndex,
+    kind::Record,
     reader::{NotFound, PodReader},
     uid::{InvalidPodUid, PodUid, is_qos_class},
 };
@@ -231,6 +233,28 @@ pub enum Unattested {
 // === impl Pod ===
 
 impl Pod {
+    /// A live pod of the ServiceAccount `default`, without addresses and annotations.
+    #[must_use]
+    pub fn new(uid: PodUid, namespace: &str, name: &str) -> Self {
+        Self {
+            uid,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            resource_version: None,
+            node: None,
+            host_ip: None,
+            addresses: Vec::new(),
+            host_network: false,
+            service_account: "default".to_owned(),
+            live: true,
+            config_hash: None,
+            role: None,
+            session_name: None,
+            external_id: None,
+            session_policies: None,
+        }
+    }
+
     /// The ServiceAccount that it runs as.
     #[must_use]
     pub fn account(&self) -> AccountName {
@@ -273,6 +297,18 @@ impl fmt::Display for Annotation {
 // === impl Namespace ===
 
 impl Namespace {
+    /// One without annotations.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            resource_version: None,
+            permitted: None,
+            allowed_roles: None,
+            imdsv2: None,
+        }
+    }
+
     /// Whether the namespace's pods need session tokens. Whatever it says but `optional` asks for them, so
     /// that a slip of the pen closes and does not open.
     #[must_use]

@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::{
-    Annotation, Client, Namespace, Origin, Pod, PodUid, ServiceAccount, index::Shared,
+    Annotation, Client, Namespace, Origin, Pod, PodUid, Record, ServiceAccount, index::Shared,
     tables::Tables,
 };
 use crate::role::AccountName;
@@ -142,22 +142,10 @@ impl PodReader {
         self.0.read().pods.values().cloned().collect()
     }
 
-    /// How many pods are known.
+    /// How many objects of this kind are known.
     #[must_use]
-    pub fn count(&self) -> usize {
-        self.0.read().pods.values().len()
-    }
-
-    /// How many namespaces are known.
-    #[must_use]
-    pub fn namespace_count(&self) -> usize {
-        self.0.read().namespaces.values().len()
-    }
-
-    /// How many ServiceAccounts are known.
-    #[must_use]
-    pub fn account_count(&self) -> usize {
-        self.0.read().accounts.values().len()
+    pub fn count<R: Record>(&self) -> usize {
+        R::table(&self.0.read()).values().len()
     }
 
     /// A number that goes up with every change: look after subscribing, then wait for the next.
@@ -241,7 +229,7 @@ mod tests {
         let config = Config { static_pod_namespaces, node: Arc::new(Node) };
         let (index, reader) = PodIndex::with(config);
         pods.into_iter().for_each(|pod| index.apply(pod));
-        index.heard();
+        index.heard::<Pod>();
         (index, reader)
     }
 
@@ -341,7 +329,7 @@ mod tests {
             index.apply(Pod { role, ..Pod::test(3).version(version) });
         }
         assert_eq!(former(3), ["20000"]);
-        index.delete(&uid(3));
+        index.delete(&Pod::test(3));
         assert!(reader.former_roles(&uid(3)).is_empty());
     }
 
@@ -370,7 +358,7 @@ mod tests {
         assert_eq!(reader.find(&client("10.0.0.1")), Err(NotFound::Ambiguous));
         index.apply(Pod::test(1).at(&["10.0.0.1"]).over().version(5));
         assert_eq!(found(&reader, &client("10.0.0.1")), Some(uid(4)));
-        index.delete(&uid(4));
+        index.delete(&Pod::test(4));
         assert_eq!(found(&reader, &client("10.0.0.1")), None);
     }
 
@@ -390,7 +378,7 @@ mod tests {
                     "seed {seed}: {answer:?} for {n}"
                 );
                 match rng.u8(0..4) {
-                    0 => index.delete(&uid(n)),
+                    0 => index.delete(&Pod::test(n)),
                     1 => index.apply(Pod::test(n).at(&[address]).over().version(version + 2)),
                     2 => {
                         let older = rng.u32(1..=n);
@@ -419,7 +407,7 @@ mod tests {
             async move { reader.wait(&client, Duration::from_secs(1)).await }
         });
         reader.missed().await;
-        index.heard();
+        index.heard::<Pod>();
         assert!(waiting.await.unwrap().is_ok());
     }
 
@@ -427,7 +415,11 @@ mod tests {
     async fn silence_is_that_of_the_most_silent_kind_and_of_pods_alone_for_addresses() {
         let (index, reader) = index([Pod::test(1).at(&["10.0.0.1"])]);
         let seconds = || reader.silence().map(|silence| silence.as_secs());
-        let hears = [PodIndex::heard, PodIndex::heard_namespaces, PodIndex::heard_accounts];
+        let hears = [
+            PodIndex::heard::<Pod>,
+            PodIndex::heard::<Namespace>,
+            PodIndex::heard::<ServiceAccount>,
+        ];
         for hear in hears {
             hear(&index);
         }
@@ -496,7 +488,7 @@ mod tests {
         let (index, reader) = PodIndex::new();
         index.reset(vec![Pod::test(1).version(10)], Some(20));
         index.apply(Pod::test(2).version(30));
-        index.delete(&uid(1));
+        index.delete(&Pod::test(1));
         index.apply(Pod::test(1).version(12));
         index.reset(vec![Pod::test(1).version(10)], Some(25));
         index.reset(vec![Pod::test(1).version(10)], Some(15));
@@ -511,38 +503,38 @@ mod tests {
         index.apply(Pod::test(1));
         assert!(moved().is_some());
         index.apply(Pod::test(1));
-        index.delete(&uid(2));
-        index.heard();
+        index.delete(&Pod::test(2));
+        index.heard::<Pod>();
         index.reset(vec![Pod::test(1)], Some(4));
         assert!(moved().is_none());
         index.apply(Pod::test(1).version(5));
         index.reset(vec![Pod::test(1).version(6)], Some(6));
         assert!(moved().is_none(), "a new version of the same is no change");
-        index.apply_namespace(namespace("default", 1));
+        index.apply(namespace("default", 1));
         assert!(moved().is_some());
-        index.reset_namespaces(vec![namespace("default", 1)], Some(4));
-        index.apply_namespace(namespace("default", 5));
-        index.reset_namespaces(vec![namespace("default", 6)], Some(6));
+        index.reset(vec![namespace("default", 1)], Some(4));
+        index.apply(namespace("default", 5));
+        index.reset(vec![namespace("default", 6)], Some(6));
         assert!(moved().is_none());
         let account = |version, role: &str| ServiceAccount {
             name: AccountName::new("default", "reading"),
             resource_version: Some(version),
             role: Some(role.into()),
         };
-        index.apply_account(account(1, "a"));
+        index.apply(account(1, "a"));
         assert!(moved().is_some());
-        index.apply_account(account(2, "a"));
-        index.reset_accounts(vec![account(3, "a")], Some(3));
+        index.apply(account(2, "a"));
+        index.reset(vec![account(3, "a")], Some(3));
         assert!(moved().is_none());
-        index.apply_account(account(2, "b"));
+        index.apply(account(2, "b"));
         assert!(moved().is_none(), "older than what is known");
-        index.apply_account(account(4, "b"));
+        index.apply(account(4, "b"));
         assert!(moved().is_some());
-        index.reset_namespaces(vec![], Some(7));
+        index.reset::<Namespace>(vec![], Some(7));
         assert!(moved().is_some());
         assert!(reader.namespace("default").is_none());
-        index.delete(&uid(1));
+        index.delete(&Pod::test(1));
         assert!(moved().is_some());
-        assert_eq!(reader.count(), 0);
+        assert_eq!(reader.count::<Pod>(), 0);
     }
 }

@@ -18,7 +18,7 @@ const MOST_GONE: usize = 4096;
 
 /// The newest known version of each object of one kind.
 #[derive(Debug)]
-pub(super) struct Records<K, V> {
+pub struct Records<K, V> {
     known: HashMap<K, Record<V>>,
     /// Objects that were seen to go since the newest list, with the version at which they went: an
     /// older list or a replayed event must not bring them back.
@@ -40,7 +40,7 @@ struct Record<V> {
 
 /// One record's change: what was held before and what is held now.
 #[derive(Debug)]
-pub(super) struct Change<V> {
+pub struct Change<V> {
     pub(super) before: Option<Arc<V>>,
     pub(super) after: Option<Arc<V>>,
 }

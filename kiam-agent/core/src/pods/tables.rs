@@ -18,7 +18,7 @@ const FORMER_ROLES: usize = 4;
 
 /// What [`super::PodIndex`] writes and [`super::PodReader`] reads, under one lock.
 #[derive(Debug, Default)]
-pub(super) struct Tables {
+pub struct Tables {
     pub(super) pods: Records<PodUid, Pod>,
     pub(super) namespaces: Records<String, Namespace>,
     pub(super) accounts: Records<AccountName, ServiceAccount>,

@@ -306,21 +306,9 @@ mod tests {
 
     fn pod(role: Option<&str>) -> Pod {
         Pod {
-            uid: PodUid::new("a"),
-            namespace: "default".to_owned(),
-            name: "a".to_owned(),
             resource_version: Some(1),
-            node: None,
-            host_ip: None,
-            addresses: vec![],
-            host_network: false,
-            service_account: "default".to_owned(),
-            live: true,
-            config_hash: None,
             role: role.map(Annotation::from),
-            session_name: None,
-            external_id: None,
-            session_policies: None,
+            ..Pod::new(PodUid::new("a"), "default", "a")
         }
     }
 
@@ -340,13 +328,8 @@ mod tests {
     }
 
     fn permit_in(name: &str, index: &PodIndex, permitted: Option<&str>) {
-        index.apply_namespace(Namespace {
-            name: name.to_owned(),
-            resource_version: None,
-            permitted: permitted.map(Annotation::from),
-            allowed_roles: None,
-            imdsv2: None,
-        });
+        let permitted = permitted.map(Annotation::from);
+        index.apply(Namespace { permitted, ..Namespace::new(name) });
     }
 
     #[test]
@@ -396,7 +379,7 @@ mod tests {
             let name = "default".to_owned();
             let namespace =
                 Namespace { name, resource_version: None, permitted, allowed_roles, imdsv2: None };
-            index.apply_namespace(namespace.clone());
+            index.apply(namespace.clone());
             let found = match policy.decide(&pod(Some("reader"))) {
                 Decision::Allow(_) => Ok(()),
                 Decision::Refuse(refusal) => Err(refusal.to_string()),
@@ -449,7 +432,7 @@ mod tests {
     fn web_identity(account_role: Option<&str>) -> (PodIndex, RolePolicy) {
         let (index, by_node) = policy(NamespacePolicy::Optional);
         permit(&index, Some(".*/reader"));
-        index.apply_account(ServiceAccount {
+        index.apply(ServiceAccount {
             name: AccountName::new("default", "default"),
             resource_version: None,
             role: account_role.map(Annotation::from),
@@ -658,8 +641,8 @@ mod tests {
         assert_eq!(one.keys().map(|id| id.role.to_string()).collect::<Vec<_>>(), [ROLE]);
         let pods: Vec<_> = one.values().flatten().map(|pod| pod.pod.to_string()).collect();
         assert_eq!(pods, ["a", "c"]);
-        index.delete(&PodUid::new("a"));
-        index.delete(&PodUid::new("c"));
+        index.delete(&pod(None));
+        index.delete(&Pod { uid: PodUid::new("c"), ..pod(None) });
         wanted.wait_for(|set| set.is_empty()).await.unwrap();
         signal.start();
         task.await.unwrap();

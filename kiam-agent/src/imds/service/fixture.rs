@@ -70,31 +70,19 @@ pub(super) fn uid(n: u8) -> PodUid {
 /// Pod `n` of namespace `default` at 127.0.0.`n`.
 pub(super) fn pod(n: u8, role: Option<&str>) -> Pod {
     Pod {
-        uid: uid(n),
-        namespace: "default".to_owned(),
-        name: format!("pod-{n}"),
         resource_version: Some(1),
         node: Some("node".to_owned()),
-        host_ip: None,
         addresses: vec![Ipv4Addr::new(127, 0, 0, n).into()],
-        host_network: false,
-        service_account: "default".to_owned(),
-        live: true,
-        config_hash: None,
         role: role.map(Into::into),
-        session_name: None,
-        external_id: None,
-        session_policies: None,
+        ..Pod::new(uid(n), "default", &format!("pod-{n}"))
     }
 }
 
 pub(super) fn namespace(name: &str, permitted: Option<&str>) -> Namespace {
     Namespace {
-        name: name.to_owned(),
         resource_version: Some(1),
         permitted: permitted.map(Into::into),
-        allowed_roles: None,
-        imdsv2: None,
+        ..Namespace::new(name)
     }
 }
 
@@ -244,7 +232,7 @@ impl Node {
     pub(super) async fn start(config: Config, identity: Identity) -> Self {
         let clock = Clock::simulated(SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH + 1));
         let (index, pods) = PodIndex::new();
-        index.heard();
+        index.heard::<Pod>();
         let policy = RolePolicy::new(
             policy::Config::new(RoleResolver::new(Some(
                 "arn:aws:iam::123456789012:role/".parse().unwrap(),
@@ -303,8 +291,8 @@ impl Node {
     /// 7 (a role that its namespace forbids), 8 (no such role).
     pub(super) async fn usual(config: Config, identity: Identity) -> Self {
         let node = Self::start(config, identity).await;
-        node.index.apply_namespace(namespace("default", None));
-        node.index.apply_namespace(namespace("strict", Some(".*role/other")));
+        node.index.apply(namespace("default", None));
+        node.index.apply(namespace("strict", Some(".*role/other")));
         for (n, role) in [
             (2, Some("reader")),
             (3, Some("team/writer")),

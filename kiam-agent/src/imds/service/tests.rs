@@ -90,7 +90,7 @@ async fn a_role_that_was_the_pods_is_404_and_one_that_never_was_403() {
     assert_eq!(status("slow").await, 200);
     // Another pod's past is nothing to it, and neither is that of a pod that is gone.
     assert_eq!(node.get(3, &format!("{LIST}reader")).await.status, 403);
-    node.index.delete(&uid(2));
+    node.index.delete(&Pod::test(2));
     assert_eq!(status("reader").await, 403);
 }
 
@@ -192,19 +192,19 @@ async fn every_request_of_a_connection_is_authorised_anew() {
         Reply::parse(std::str::from_utf8(&buffer[..read]).unwrap()).status
     };
     assert_eq!(ask().await, 200);
-    node.index.apply_namespace({
+    node.index.apply({
         let mut closed = namespace("default", Some("nothing"));
         closed.resource_version = Some(2);
         closed
     });
     assert_eq!(ask().await, 403);
-    node.index.apply_namespace({
+    node.index.apply({
         let mut open = namespace("default", None);
         open.resource_version = Some(3);
         open
     });
     assert_eq!(ask().await, 200);
-    node.index.delete(&pod(2, None).uid);
+    node.index.delete(&pod(2, None));
     assert_eq!(ask().await, 403);
 }
 
@@ -223,7 +223,7 @@ async fn request_is_held_for_a_pod_its_namespace_and_its_credentials() {
         sleep(Duration::from_millis(40)).await;
         node.index.apply(pod(2, Some("slow")));
         sleep(Duration::from_millis(40)).await;
-        node.index.apply_namespace(namespace("default", None));
+        node.index.apply(namespace("default", None));
     };
     let (reply, ()) = tokio::join!(node.get(2, LIST), later);
     assert_eq!((reply.status, reply.body.as_str()), (200, "slow"));
@@ -232,7 +232,7 @@ async fn request_is_held_for_a_pod_its_namespace_and_its_credentials() {
 #[tokio::test]
 async fn first_request_of_each_pod_is_counted_by_how_it_found_its_credentials() {
     let node = Node::start(config(), Identity::Kernel).await;
-    node.index.apply_namespace(namespace("default", None));
+    node.index.apply(namespace("default", None));
     // The second has the role of the first; the third's is not given.
     for (n, role, status) in [(2, "slow", 200), (3, "slow", 200), (5, "denied", 503)] {
         node.index.apply(pod(n, Some(role)));
@@ -250,7 +250,7 @@ async fn first_request_of_each_pod_is_counted_by_how_it_found_its_credentials() 
 #[tokio::test]
 async fn hold_is_one_deadline_for_pod_and_credentials() {
     let node = Node::start(config(), Identity::Kernel).await;
-    node.index.apply_namespace(namespace("default", None));
+    node.index.apply(namespace("default", None));
     let later = async {
         sleep(Duration::from_millis(200)).await;
         node.index.apply(pod(2, Some("never")));
@@ -266,7 +266,7 @@ async fn hold_is_one_deadline_for_pod_and_credentials() {
 #[tokio::test]
 async fn role_that_changes_during_the_hold_is_the_new_one() {
     let node = Node::start(config(), Identity::Kernel).await;
-    node.index.apply_namespace(namespace("default", None));
+    node.index.apply(namespace("default", None));
     node.index.apply(pod(2, Some("slow")));
     let later = async {
         sleep(Duration::from_millis(50)).await;
@@ -417,7 +417,7 @@ async fn tokens_are_required_where_the_namespace_says_so() {
     ] {
         namespace.imdsv2 = imdsv2.map(Into::into);
         namespace.resource_version = Some(version);
-        node.index.apply_namespace(namespace.clone());
+        node.index.apply(namespace.clone());
         for path in paths {
             let reply = node.send(2, &format!("GET {path}"), PROGRAM).await;
             assert_eq!(reply.status, without, "{imdsv2:?} {path}");
@@ -442,7 +442,7 @@ async fn a_namespace_that_is_not_known_is_waited_for_and_may_require_tokens() {
     assert_eq!(node.send(2, &format!("GET {region}"), &token).await.status, 200);
     let later = async {
         sleep(Duration::from_millis(40)).await;
-        node.index.apply_namespace(namespace("default", None));
+        node.index.apply(namespace("default", None));
     };
     let (reply, ()) = tokio::join!(node.get(2, region), later);
     assert_eq!(reply.status, 200);
@@ -506,7 +506,7 @@ async fn a_pod_of_a_node_role_is_waited_for() {
     let put = "PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n";
     let reply = Reply::parse(&node.raw(9, put.as_bytes()).await);
     assert_eq!((reply.status, reply.header("connection")), (200, Some("close")), "{reply:?}");
-    node.index.apply_namespace(namespace("default", None));
+    node.index.apply(namespace("default", None));
     node.index.apply(pod(9, Some("reader")));
     let header = format!("X-aws-ec2-metadata-token: {}\r\n", reply.body);
     assert_eq!(node.send(9, &format!("GET {LIST}"), &header).await.body, "reader");
@@ -520,7 +520,7 @@ async fn an_address_is_not_believed_when_the_watch_is_silent_for_90_s() {
         tokio::time::advance(time).await;
         tokio::time::resume();
     };
-    node.index.heard();
+    node.index.heard::<Pod>();
     silent(Duration::from_secs(85)).await;
     assert_eq!(node.get(2, LIST).await.status, 200);
     silent(Duration::from_secs(5)).await;
@@ -529,7 +529,7 @@ async fn an_address_is_not_believed_when_the_watch_is_silent_for_90_s() {
         assert_eq!((reply.status, reply.body.as_str()), (403, ""), "{reply:?}");
         assert!(reply.header("x-kiam-reason").unwrap().contains("silent"), "{reply:?}");
     }
-    node.index.heard();
+    node.index.heard::<Pod>();
     assert_eq!(node.get(2, LIST).await.body, "reader");
 }
 
@@ -842,7 +842,7 @@ async fn until_closed(node: &Node, bytes: &[u8]) -> String {
 #[tokio::test]
 async fn drain_answers_what_is_held_and_takes_nothing_new() {
     let node = Node::start(config(), Identity::Kernel).await;
-    node.index.apply_namespace(namespace("default", None));
+    node.index.apply(namespace("default", None));
     let mut stream = node.connect(9).await;
     let request = format!("GET {LIST} HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -861,7 +861,7 @@ impl Node {
         let mut config = config();
         config.imdsv2 = imdsv2;
         let node = Self::start(config, Identity::Kernel).await;
-        node.index.apply_namespace(namespace("default", None));
+        node.index.apply(namespace("default", None));
         node.index.apply(pod(2, Some("reader")));
         node.index.apply(pod(3, Some("writer")));
         node
