@@ -31,9 +31,10 @@ use kiam_core::{
     pods::{PodReader, PodUid},
 };
 
-/// Pauses before a pod that is not settled is looked at again: 1, 2, 4 … 64 ms. The runtime's first steps are on
-/// the node's network, and no event tells of the step into the pod's.
-const AGAIN: u32 = 7;
+/// Pauses before a pod that is not settled is looked at again: 1, 2, 4 … 4,096 ms, eight seconds in all. The runtime's
+/// first steps are on the node's network, no event tells of the step into the pod's, and on a node where everything
+/// starts at once it may take seconds.
+const AGAIN: u32 = 13;
 /// How long changes of the pods' records are collected.
 const COLLECT: Duration = Duration::from_millis(100);
 /// How often it is looked whether the pods' cgroup was made anew, which no watch in it tells.
