@@ -99,7 +99,8 @@ impl Level {
     /// as an error; `cluster` tells each outage once.
     fn filter(self) -> EnvFilter {
         let libraries = if self == Self::Trace { "debug" } else { "warn,kube_client=off" };
-        let directives = format!("{libraries},kiam_agent={self}");
+        // A prefix: of all crates of the agent.
+        let directives = format!("{libraries},kiam={self}");
         EnvFilter::try_new(directives).expect("directives made of known levels parse")
     }
 }
@@ -152,7 +153,7 @@ mod tests {
         let debug = Level::Debug.filter().to_string();
         let mut directives: Vec<&str> = debug.split(',').collect();
         directives.sort_unstable();
-        assert_eq!(directives, ["kiam_agent=debug", "kube_client=off", "warn"]);
-        assert_eq!(Level::Trace.filter().to_string(), "kiam_agent=trace,debug");
+        assert_eq!(directives, ["kiam=debug", "kube_client=off", "warn"]);
+        assert_eq!(Level::Trace.filter().to_string(), "kiam=trace,debug");
     }
 }
