@@ -17,7 +17,7 @@ use tokio::{
     runtime::Handle,
     sync::mpsc,
     task::JoinSet,
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{Interval, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
@@ -38,9 +38,11 @@ use kiam_kernel::{
 const SWEEP: Duration = Duration::from_secs(30);
 /// How long after the start it is certain which pods there are listeners in.
 const SETTLED: Duration = Duration::from_secs(30);
-/// How often the kernel's list is compared with what is held: for a while at each takeover two agents write it, and
-/// the last to write need not be the one that stays.
+/// How often the kernel's list is compared with what is held at first: at a takeover two agents write it, and the last
+/// to write need not be the one that stays.
 const COMPARE: Duration = Duration::from_millis(100);
+/// How often later, when nobody else has a reason to write it: an entry a lookup, on a thread that goes before others.
+const RECHECK: Duration = Duration::from_secs(2);
 /// How long an agent that takes over may take to serve the sockets that it was given.
 const ADOPTION: Duration = Duration::from_secs(1);
 
@@ -196,8 +198,7 @@ impl Insides {
     async fn follow(self, mut events: mpsc::Receiver<Event>, serving: Handle, mut drain: Drain) {
         let mut settled = pin!(sleep(SETTLED));
         let mut tidied = false;
-        let mut compare = interval(COMPARE);
-        compare.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut compare = ticks(COMPARE);
         loop {
             tokio::select! {
                 biased;
@@ -206,6 +207,7 @@ impl Insides {
                 () = settled.as_mut(), if !tidied => {
                     self.tidy();
                     tidied = true;
+                    compare = ticks(RECHECK);
                 }
                 event = events.recv() => match event {
                     Some(Event::Opened(opened)) => self.open(opened, &serving).await,
@@ -291,4 +293,10 @@ impl Insides {
         }
         self.held.remove(netns);
     }
+}
+
+fn ticks(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
