@@ -4,7 +4,10 @@ use std::{io, path::PathBuf};
 
 use kiam_core::telemetry::Chain;
 
-use crate::{guard::GuardError, sys::Refusal};
+use crate::{
+    guard::GuardError,
+    sys::{Refusal, features},
+};
 
 /// Why traffic can't be intercepted. None of it mends itself, where it is not said: the agent gives up with the message.
 #[derive(Debug, thiserror::Error)]
@@ -101,8 +104,21 @@ pub enum Error {
     /// The kernel refused to load a program.
     #[error(transparent)]
     Refused(#[from] Box<Refusal>),
+    /// The kernel does not make a map.
+    #[error("kernel {release} makes no map {name}: {source}; {remedy}")]
+    RefusedMap {
+        /// As `uname -r` has it.
+        release: String,
+        /// Its name.
+        name: String,
+        /// What to do.
+        remedy: String,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
     /// A program could not be attached.
-    #[error("program {name}: {}", Chain(.source))]
+    #[error("program {name}: {}{}", Chain(.source), features::attach_remedy(.name, .source))]
     Program {
         /// Its name.
         name: &'static str,

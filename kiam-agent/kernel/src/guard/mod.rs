@@ -19,7 +19,10 @@ use tracing::{debug, error, info, warn};
 pub(super) use self::uplink::{AGENT, remove as remove_uplinks};
 use self::{changes::Changes, probe::Reach};
 pub use self::{metrics::Metrics, uplink::UplinkProgram};
-use crate::{error::Error, sys::Cgroup};
+use crate::{
+    error::Error,
+    sys::{Cgroup, refusal::kernel_release},
+};
 use kiam_core::{
     blocking::{self, Blocking},
     lifecycle::{Detail, Drain, Latch},
@@ -52,7 +55,8 @@ pub struct GuardConfig {
 pub enum GuardError {
     /// The kernel refuses the rules.
     #[error(
-        "the route guard's rules to {to} can't be made: {source}; the kernel needs policy routing (CONFIG_IP_MULTIPLE_TABLES) and the agent CAP_NET_ADMIN; --guard=none goes without"
+        "the route guard's rules to {to} can't be made on kernel {}: {source}; they need policy routing with protocols (kernel 4.17, with CONFIG_IP_MULTIPLE_TABLES), and the agent CAP_NET_ADMIN; --guard=none goes without",
+        kernel_release()
     )]
     Rules {
         /// The IMDS's address.
@@ -360,6 +364,7 @@ fn report_ipv6(has_rules: bool) {
     }
     match Path::new(IPV6_ADDRESSES).exists() {
         true => warn!(
+            kernel = kernel_release(),
             "The kernel has no routing rules for IPv6 (CONFIG_IPV6_MULTIPLE_TABLES): the route guard is for IPv4 alone"
         ),
         false => info!("The node has no IPv6: the route guard is for IPv4 alone"),

@@ -15,6 +15,7 @@ use crate::sys::{
     Cgroup, Walk,
     namespaces::{Unseen, inside, of_pods},
     netlink::Netlink,
+    refusal::kernel_release,
     sock_diag::{cgroup_id, tcp_sockets},
 };
 use kiam_core::blocking::Blocking;
@@ -105,7 +106,8 @@ impl Destroyed {
         if let Some(error) = &self.failure {
             warn!(
                 %error,
-                "Not every connection that a pod had to the IMDS could be ended (this needs a kernel with CONFIG_INET_DIAG and CONFIG_INET_DIAG_DESTROY): such a connection stays until it closes, unless the route guard is on"
+                kernel = kernel_release(),
+                "Not every connection that a pod had to the IMDS could be ended (this needs kernel 4.5, with CONFIG_INET_DIAG_DESTROY and the module tcp_diag): such a connection stays until it closes, unless the route guard is on"
             );
         }
     }

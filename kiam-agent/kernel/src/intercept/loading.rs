@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use aya::{Ebpf, EbpfLoader, programs::SocketFilter};
+use aya::{Ebpf, EbpfError, EbpfLoader, maps::MapError, programs::SocketFilter};
 use kiam_common::{
     HOST_NETNS_INITIAL, PATH_AUTO, PATH_NODE, PATH_POD_LOCAL,
     redirect::{AgentPorts, Target},
@@ -18,7 +18,7 @@ use crate::{
     guard::{self, UplinkProgram},
     intercept::{Config, HostNetworkPods, Interception, Mode, Path as Way, Rewriter},
     pins::{self, in_use::Patience},
-    sys::{Cgroup, netns, refusal::program_error},
+    sys::{Cgroup, features, netns, refusal::program_error},
 };
 use kiam_core::blocking::Blocking;
 
@@ -155,7 +155,7 @@ impl Verified {
         let uplink = match config.guard.uplink && config.mode == Mode::Enforce {
             true => {
                 let agent = id(&ebpf, guard::AGENT)?;
-                let ebpf = loader(pins).load(object)?;
+                let ebpf = loader(pins).load(object).map_err(refused)?;
                 Some(UplinkProgram::load(ebpf, pins.to_owned(), agent)?)
             }
             false => None,
@@ -191,7 +191,17 @@ impl Constants<'_> {
             .override_global("OBSERVES", &observes, true)
             .override_global("PATH", &path, true)
             .override_global(aya_log::LEVEL, &level, false);
-        Ok(loader.load(object)?)
+        loader.load(object).map_err(refused)
+    }
+}
+
+/// An object that the kernel does not load, as far as that is known a map that it does not make.
+fn refused(error: EbpfError) -> Error {
+    match error {
+        EbpfError::MapError(MapError::CreateError { name, io_error }) => {
+            features::refused_map(name, io_error)
+        }
+        error => Error::Load(error),
     }
 }
 

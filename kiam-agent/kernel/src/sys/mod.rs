@@ -2,6 +2,7 @@
 
 mod cgroup;
 mod defer;
+pub(crate) mod features;
 pub(crate) mod links;
 pub(crate) mod membership;
 pub(crate) mod namespaces;

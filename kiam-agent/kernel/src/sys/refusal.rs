@@ -5,6 +5,7 @@ use std::{fs, io};
 use aya::programs::ProgramError;
 use tracing::debug;
 
+use super::features;
 use crate::error::Error;
 
 /// How much of the verifier's log an error shows: the last lines say why, and the whole log of a large program has
@@ -20,7 +21,7 @@ pub struct Refusal {
     /// The program's.
     name: &'static str,
     /// What to do.
-    remedy: &'static str,
+    remedy: String,
     /// The end of the verifier's log, after a line of its own; empty without a log.
     tail: String,
     /// The kernel's answer.
@@ -39,9 +40,9 @@ pub(crate) fn program_error(name: &'static str) -> impl Fn(ProgramError) -> Erro
 }
 
 impl Refusal {
-    fn new(name: &'static str, source: io::Error, log: &str) -> Self {
+    pub(super) fn new(name: &'static str, source: io::Error, log: &str) -> Self {
         debug!(program = name, %log, "The kernel refused a program");
-        let (release, remedy) = (kernel_release(), remedy(name, &source));
+        let (release, remedy) = (kernel_release(), remedy(name, &source, log.trim().is_empty()));
         Self { release, name, remedy, tail: tail(log), source }
     }
 }
@@ -52,8 +53,16 @@ pub(crate) fn kernel_release() -> String {
     release.trim().to_owned()
 }
 
-fn remedy(name: &str, error: &io::Error) -> &'static str {
-    match (name, error.raw_os_error()) {
+/// Where the verifier said nothing, the kernel does not know what the program is for.
+fn remedy(name: &str, error: &io::Error, unknown: bool) -> String {
+    let errno = error.raw_os_error();
+    if unknown
+        && errno == Some(libc::EINVAL)
+        && let Some(feature) = features::of_program(name)
+    {
+        return feature.needed();
+    }
+    let known = match (name, errno) {
         (_, Some(libc::EPERM)) => {
             "run the agent as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN and, before kernel 5.11, an unlimited RLIMIT_MEMLOCK"
         }
@@ -63,7 +72,8 @@ fn remedy(name: &str, error: &io::Error) -> &'static str {
         _ => {
             "run a kernel that docs/kernels.md lists, or the agent's previous release, and report the log"
         }
-    }
+    };
+    known.to_owned()
 }
 
 /// The last lines; the whole log is logged at debug level.

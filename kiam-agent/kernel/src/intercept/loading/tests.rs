@@ -74,3 +74,15 @@ fn a_program_that_the_kernel_refuses_leaves_nothing_attached_or_pinned() {
     start(&broken("kiam_uplink")).map(drop).unwrap_err();
     assert_eq!(pod.python(CONNECT).unwrap(), "EPERM");
 }
+
+#[test]
+fn every_program_and_map_is_in_the_tables_of_features() {
+    let programs = ENFORCING.into_iter().chain(OBSERVING);
+    for name in programs.chain([GUARD, LISTENER, "kiam_rewrite", "kiam_uplink"]) {
+        assert!(features::of_program(name).is_some(), "{name}");
+    }
+    let of_map = features::of_map;
+    let maps: Vec<_> = MAPS.into_iter().filter(|name| of_map(name) != of_map("")).collect();
+    assert_eq!(maps.len(), 5, "those of another kind than hashes and arrays: {maps:?}");
+    assert_eq!(features::of_program("somebody's"), None);
+}

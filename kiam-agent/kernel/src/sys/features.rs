@@ -1,0 +1,168 @@
+//! Which kernel is the first to have a feature that the agent uses, for the message of what fails without it.
+//!
+//! A kernel is judged by what it does, as distributors bring features to older ones. Its number only explains a failure.
+
+use std::io;
+
+use aya::programs::{ProgramError, tc::TcError};
+
+use super::refusal::kernel_release;
+use crate::error::Error;
+
+/// A part of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Feature {
+    /// Completes "it needs".
+    what: &'static str,
+    /// The first kernel that has it, and the options that it must be built with.
+    kernel: &'static str,
+}
+
+/// How a map, or a program at a cgroup, comes to its place.
+const LINKS: Feature =
+    Feature { what: "links of programs at cgroups", kernel: "5.7, with CONFIG_CGROUP_BPF" };
+/// Where `--guard=uplink` works on kernels without tcx.
+const CLSACT: Feature = Feature {
+    what: "filters at clsact (modules sch_ingress and cls_bpf)",
+    kernel: "4.5, with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF, or tcx (6.6)",
+};
+
+/// What the kernel needs to load program `name`, if that is one of the agent's.
+pub(crate) fn of_program(name: &str) -> Option<Feature> {
+    let (what, kernel) = match name {
+        "kiam_bind4" | "kiam_bind6" => ("programs at bind(2)", "4.17, with CONFIG_CGROUP_BPF"),
+        "kiam_connect4" | "kiam_connect6" | "kiam_rewrite" => (
+            "programs at connect(2) that know network namespaces and cgroups",
+            "5.7, with CONFIG_CGROUP_BPF",
+        ),
+        "kiam_sendmsg4" | "kiam_sendmsg6" => {
+            ("programs at sendmsg(2)", "4.18, with CONFIG_CGROUP_BPF")
+        }
+        "kiam_getpeername4" | "kiam_getpeername6" => {
+            ("programs at getpeername(2)", "5.8, with CONFIG_CGROUP_BPF")
+        }
+        "kiam_sock_ops" => ("programs at TCP's events", "4.13, with CONFIG_CGROUP_BPF"),
+        "kiam_guard" => ("programs at cgroups' packets", "4.10, with CONFIG_CGROUP_BPF"),
+        "kiam_listener" => ("BPF programs as socket filters", "3.19, with CONFIG_BPF_SYSCALL"),
+        "kiam_uplink" => ("BPF programs as traffic classifiers", "4.1, with CONFIG_NET_CLS_ACT"),
+        _ => return None,
+    };
+    Some(Feature { what, kernel })
+}
+
+/// What the kernel needs for map `name`.
+pub(crate) fn of_map(name: &str) -> Feature {
+    let (what, kernel) = match name {
+        "CLIENTS" | "LISTENERS" | "PASSED" => ("storage at sockets", "5.2, with CONFIG_NET"),
+        "OBSERVED" => ("hash tables that forget", "4.10, with CONFIG_BPF_SYSCALL"),
+        "COUNTERS" => ("arrays for each processor", "4.6, with CONFIG_BPF_SYSCALL"),
+        _ => ("BPF maps", "4.4, with CONFIG_BPF_SYSCALL"),
+    };
+    Feature { what, kernel }
+}
+
+/// A map that the kernel does not make, and what to do.
+pub(crate) fn refused_map(name: String, source: io::Error) -> Error {
+    let (release, remedy) = (kernel_release(), map_remedy(&name, &source));
+    Error::RefusedMap { release, name, remedy, source }
+}
+
+fn map_remedy(name: &str, error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => {
+            "run the agent as root, or with CAP_BPF and CAP_NET_ADMIN and, before kernel 5.11, an unlimited RLIMIT_MEMLOCK".to_owned()
+        }
+        Some(libc::ENOMEM) => {
+            "give the agent or the node more memory: from kernel 5.11 on maps count against the agent's memory limit".to_owned()
+        }
+        _ => of_map(name).needed(),
+    }
+}
+
+/// What to do about program `name`, which the kernel took and does not attach; empty where that can't be told.
+pub(crate) fn attach_remedy(name: &str, error: &ProgramError) -> String {
+    let (errno, feature) = match error {
+        ProgramError::SyscallError(error) => (error.io_error.raw_os_error(), LINKS),
+        ProgramError::TcError(TcError::NetlinkError(error)) => (error.raw_os_error(), CLSACT),
+        _ => return String::new(),
+    };
+    unattached(name, errno, feature)
+}
+
+fn unattached(name: &str, errno: Option<i32>, feature: Feature) -> String {
+    match errno {
+        Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::ENOENT) => {
+            format!("; kernel {} does not attach {name}: {}", kernel_release(), feature.needed())
+        }
+        _ => String::new(),
+    }
+}
+
+// === impl Feature ===
+
+impl Feature {
+    /// A sentence's end: what is needed, and which kernel has it.
+    pub(crate) fn needed(self) -> String {
+        format!("it needs {}: kernel {}", self.what, self.kernel)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aya::sys::SyscallError;
+
+    use kiam_core::telemetry::captured::Captured;
+
+    use super::{
+        super::refusal::{Refusal, program_error},
+        *,
+    };
+
+    /// The first kernel of what is missing, for each part and each answer of the kernel, in the message that an operator reads.
+    #[test]
+    fn each_message_names_what_is_missing_the_kernel_that_runs_and_the_first_that_has_it() {
+        // Where one thread alone has a subscriber, another's first log line would silence that line for both.
+        let _logged = Captured::start(tracing::Level::DEBUG);
+        let release = kernel_release();
+        let errno = io::Error::from_raw_os_error;
+        let map = |name: &str, number| refused_map(name.to_owned(), errno(number));
+        let load = |name, number| Error::from(Box::new(Refusal::new(name, errno(number), "")));
+        let attach = |name, number| {
+            let error = SyscallError { call: "bpf_link_create", io_error: errno(number) };
+            program_error(name)(ProgramError::SyscallError(error))
+        };
+        let cases: [(Error, &[&str]); 15] = [
+            (map("LISTENERS", libc::EINVAL), &["storage at sockets", "kernel 5.2"]),
+            (map("OBSERVED", libc::EINVAL), &["hash tables that forget", "kernel 4.10"]),
+            (map("COUNTERS", libc::EINVAL), &["arrays for each processor", "kernel 4.6"]),
+            (map("FLOWS", libc::ENOSYS), &["BPF maps", "kernel 4.4", "CONFIG_BPF_SYSCALL"]),
+            (map("FLOWS", libc::EPERM), &["CAP_BPF", "before kernel 5.11", "RLIMIT_MEMLOCK"]),
+            (map("FLOWS", libc::ENOMEM), &["memory limit", "kernel 5.11"]),
+            (load("kiam_bind4", libc::EINVAL), &["bind(2)", "kernel 4.17"]),
+            (load("kiam_connect6", libc::EINVAL), &["connect(2)", "kernel 5.7"]),
+            (load("kiam_sendmsg4", libc::EINVAL), &["sendmsg(2)", "kernel 4.18"]),
+            (load("kiam_getpeername6", libc::EINVAL), &["getpeername(2)", "kernel 5.8"]),
+            (load("kiam_sock_ops", libc::EINVAL), &["TCP's events", "kernel 4.13"]),
+            (load("kiam_guard", libc::EINVAL), &["cgroups' packets", "kernel 4.10"]),
+            (load("kiam_connect4", libc::EPERM), &["CAP_BPF", "before kernel 5.11"]),
+            (attach("kiam_connect4", libc::EINVAL), &["links of programs", "kernel 5.7"]),
+            (
+                attach("kiam_sock_ops", libc::EOPNOTSUPP),
+                &["links of programs", "CONFIG_CGROUP_BPF"],
+            ),
+        ];
+        for (error, expected) in cases {
+            let text = error.to_string();
+            assert!(text.contains(&format!("kernel {release}")), "{text}");
+            for part in expected {
+                assert!(text.contains(part), "{part}: {text}");
+            }
+            assert_eq!(text.lines().count(), 1, "{text}");
+        }
+        let text = unattached("kiam_uplink", Some(libc::ENOENT), CLSACT);
+        for part in ["sch_ingress", "cls_bpf", "tcx (6.6)", &release] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert_eq!(attach("kiam_bind4", libc::EBUSY).to_string().matches("it needs").count(), 0);
+    }
+}
