@@ -14,7 +14,7 @@ use kiam_agent::{
     config::{self, ProcessVars, Task},
 };
 use kiam_core::telemetry::Chain;
-use kiam_kernel::{intercept, pins, selftest};
+use kiam_kernel::{guard, intercept, pins, selftest};
 
 /// An agent shows every second that it lives; one that has not for so long hangs.
 const HANGS: Duration = Duration::from_secs(5);
@@ -31,8 +31,8 @@ fn main() -> ExitCode {
             let _ = writeln!(io::stdout(), "{}", text.trim_end());
             ExitCode::SUCCESS
         }
-        Ok(Task::Uninstall { bpffs, state_dir, force }) => {
-            match uninstall(&bpffs, &state_dir, force) {
+        Ok(Task::Uninstall { bpffs, state_dir, boot_guard, force }) => {
+            match uninstall(&bpffs, &state_dir, boot_guard.as_deref(), force) {
                 Ok(code) => code,
                 Err(error) => failed(&error),
             }
@@ -53,7 +53,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn uninstall(bpffs: &Path, state_dir: &Path, force: bool) -> Result<ExitCode, intercept::Error> {
+fn uninstall(
+    bpffs: &Path,
+    state_dir: &Path,
+    boot_guard: Option<&Path>,
+    force: bool,
+) -> Result<ExitCode, intercept::Error> {
     // Held to the end, so that no agent starts meanwhile.
     let unused = pins::unused(bpffs)?;
     if unused.is_none()
@@ -63,7 +68,13 @@ fn uninstall(bpffs: &Path, state_dir: &Path, force: bool) -> Result<ExitCode, in
         return Ok(ExitCode::FAILURE);
     }
     intercept::detach(bpffs)?;
-    let removed = intercept::uninstall(bpffs)?;
+    // Before the rules that it sets: a boot meanwhile would bring them back.
+    let mut removed = boot_guard
+        .map(guard::remove_boot_guard)
+        .transpose()
+        .map_err(intercept::Error::from)?
+        .unwrap_or_default();
+    removed.extend(intercept::uninstall(bpffs)?);
     for what in &removed {
         println!("removed {what}");
     }

@@ -20,11 +20,12 @@ fn rows(prefix: &str) -> BTreeSet<String> {
 }
 
 /// Metrics that are no counters have their own names.
-const GAUGES: [&str; 11] = [
+const GAUGES: [&str; 12] = [
     "kiam_cluster_pods",
     "kiam_credentials_calls_per_second",
     "kiam_credentials_held",
     "kiam_credentials_waiting",
+    "kiam_guard_boot",
     "kiam_guard_route",
     "kiam_guard_uplinks",
     "kiam_observed_pods",

@@ -5,7 +5,7 @@ use std::{io, path::PathBuf};
 use kiam_core::telemetry::Chain;
 
 use crate::{
-    guard::GuardError,
+    guard::{BootGuardError, GuardError},
     sys::{Refusal, features},
 };
 
@@ -147,6 +147,9 @@ pub enum Error {
     /// The guard's part.
     #[error(transparent)]
     Guard(#[from] GuardError),
+    /// The boot guard's part.
+    #[error(transparent)]
+    BootGuard(#[from] BootGuardError),
     /// The kernel's log can't be read.
     #[error("the kernel programs' log: {}", Chain(.0))]
     Log(#[from] aya_log::Error),

@@ -6,7 +6,7 @@ use tracing::{Instrument as _, info_span};
 
 use kiam_core::lifecycle::{Drain, Readiness};
 use kiam_kernel::{
-    guard::{self, Guard, GuardConfig, GuardError},
+    guard::{self, BootGuard, Guard, GuardConfig, GuardError},
     intercept::{Config, HostNetworkPods, Mode, Parts},
 };
 
@@ -32,6 +32,11 @@ pub(super) async fn start(
     // are opened anew.
     let guarded = parts.guards_packets || uplink.is_some();
     let ends_hosts = config.host_network == HostNetworkPods::Intercept || (guarded && parts.first);
+    if let (Some(folder), Some(preference)) = (&config.boot_guard, asked.route) {
+        let detail = readiness.detail("boot guard");
+        let boot = BootGuard::new(folder.clone(), preference, metrics.clone(), detail);
+        tasks.spawn(boot.keep(drain.clone()).instrument(info_span!("boot guard")));
+    }
     let guard = Guard::start(asked, ends_hosts, &parts.cgroup, uplink, metrics, shown).await?;
     tasks.spawn(guard.keep(drain).instrument(info_span!("guard")));
     Ok(())

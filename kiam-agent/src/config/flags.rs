@@ -30,9 +30,21 @@ pub(super) enum Subcommands {
         /// Folder of the agent's socket
         #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
         state_dir: String,
+        /// The node's /etc/systemd/system, to remove the boot guard from; absent: it stays
+        #[arg(long, value_name = "DIR")]
+        boot_guard: Option<String>,
         /// Even while an agent has them in use, if that hangs
         #[arg(long)]
         force: bool,
+    },
+    /// Print the boot guard's text, for nodes whose files the agent can't write
+    BootGuard {
+        /// unit, script, or user-data: a script that installs both
+        #[arg(value_name = "WHAT")]
+        what: String,
+        /// As the agent's
+        #[arg(long, value_name = "NUMBER", default_value = GUARD_PREFERENCE)]
+        guard_preference: String,
     },
     /// What the agent's proof of itself runs in its throw-away pod
     #[command(hide = true)]
@@ -68,6 +80,7 @@ pub(super) enum Subcommands {
 
 const BPFFS: &str = "/sys/fs/bpf/kiam";
 const STATE_DIR: &str = "/run/kiam";
+const GUARD_PREFERENCE: &str = "5";
 
 /// The agent's flags.
 #[derive(Debug, Args)]
@@ -118,7 +131,7 @@ pub(super) struct Flags {
     #[arg(long, value_name = "WHAT", value_delimiter = ',', default_value = "route")]
     pub(super) guard: Vec<String>,
     /// Preference of the guard's first routing rule; the next four are taken too
-    #[arg(long, value_name = "NUMBER", default_value = "5")]
+    #[arg(long, value_name = "NUMBER", default_value = GUARD_PREFERENCE)]
     pub(super) guard_preference: String,
     /// How pods' connections reach the agent: auto, pod-local (inside the pod, or not at all) or node
     #[arg(long, value_name = "PATH", default_value = "auto")]
@@ -129,6 +142,9 @@ pub(super) struct Flags {
     /// The pods' cgroup; absent: found by the kubelet's names
     #[arg(long, value_name = "DIR")]
     pub(super) cgroup: Option<String>,
+    /// The node's /etc/systemd/system, where a unit sets the route guard's rules before the kubelet starts; absent: none
+    #[arg(long, value_name = "DIR")]
+    pub(super) boot_guard: Option<String>,
     /// Folder for pins on a BPF file system
     #[arg(long, value_name = "DIR", default_value = BPFFS)]
     pub(super) bpffs: String,

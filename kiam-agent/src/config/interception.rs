@@ -1,6 +1,6 @@
 //! What the kernel is to do, and what is believed of it.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use super::{DAY, Identity, SECOND, flags::Flags, values::Mistakes};
 use kiam_kernel::intercept;
@@ -16,6 +16,7 @@ pub(super) fn interception(
     let host_network = mistakes.host_network(&flags.host_network_pods);
     let guard = mistakes.guard((&flags.guard, &flags.guard_preference), host_network);
     let bpffs = mistakes.folder("bpffs", &flags.bpffs);
+    let boot_guard = boot_guard(flags, mistakes);
     let cgroup = flags.cgroup.as_ref().and_then(|text| mistakes.folder("cgroup", text));
     if on == Some(false) {
         if asked == Some(Identity::Kernel) {
@@ -38,12 +39,27 @@ pub(super) fn interception(
         mode,
         attested: identity == Identity::Kernel,
         guard,
+        boot_guard,
         path,
         proof_interval: proof_interval.unwrap_or(SECOND * 60),
         operator_ports: operator_ports(flags),
         log: flags.level == "trace",
     });
     (config, identity)
+}
+
+/// `--boot-guard`, whose rules are those that the agent itself would set.
+fn boot_guard(flags: &Flags, mistakes: &mut Mistakes) -> Option<PathBuf> {
+    let folder = flags.boot_guard.as_ref().filter(|folder| !folder.is_empty())?;
+    let enforces = flags.interceptor == "ebpf" && flags.mode == "enforce";
+    if !enforces || !flags.guard.iter().any(|part| part == "route") {
+        let needs = "it needs --interceptor=ebpf, --mode=enforce and --guard=route: it sets the route guard's rules";
+        mistakes.add("boot-guard", needs);
+    }
+    if flags.detach_on_exit != "false" {
+        mistakes.add("boot-guard", "it is for what outlives the agent: leave --detach-on-exit out");
+    }
+    mistakes.folder("boot-guard", folder)
 }
 
 /// `--path`. By the source address alone nobody is known who comes from a loopback address.

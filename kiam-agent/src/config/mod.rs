@@ -65,6 +65,8 @@ pub enum Task {
         bpffs: PathBuf,
         /// `--state-dir`, of the agent that may have them in use.
         state_dir: PathBuf,
+        /// `--boot-guard`.
+        boot_guard: Option<PathBuf>,
         /// Even while an agent has them in use, if that hangs.
         force: bool,
     },
@@ -91,7 +93,7 @@ pub enum Task {
     },
     /// `proof-client`: what the proof runs in its throw-away pod.
     ProofClient,
-    /// Print this and end well: help or version.
+    /// Print this and end well: help, version, or a text of the boot guard's.
     Print(String),
 }
 
@@ -207,7 +209,15 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
     }
     let subcommand = matches!(
         first,
-        Some("uninstall" | "status" | "explain" | "refresh" | "help" | selftest::SUBCOMMAND)
+        Some(
+            "uninstall"
+                | "boot-guard"
+                | "status"
+                | "explain"
+                | "refresh"
+                | "help"
+                | selftest::SUBCOMMAND
+        )
     );
     if subcommand || arguments.iter().any(|word| word == "--help" || word == "-h") {
         return subcommands::parse(arguments, vars);

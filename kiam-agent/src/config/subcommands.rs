@@ -5,7 +5,9 @@ use clap::Parser as _;
 use super::{
     PodName, Task, UsageError, Vars,
     flags::{CommandLine, Subcommands},
+    values::Mistakes,
 };
+use kiam_kernel::guard::BootText;
 
 /// What `arguments` ask for, if that is not to run the agent.
 pub(super) fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> {
@@ -13,7 +15,12 @@ pub(super) fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, Usage
     words.extend_from_slice(arguments);
     // Where the agent was told by its environment, they must look there too.
     let known: &[_] = match arguments.first().map(String::as_str) {
-        Some("uninstall") => &[("--bpffs", "KIAM_BPFFS"), ("--state-dir", "KIAM_STATE_DIR")],
+        Some("uninstall") => &[
+            ("--bpffs", "KIAM_BPFFS"),
+            ("--state-dir", "KIAM_STATE_DIR"),
+            ("--boot-guard", "KIAM_BOOT_GUARD"),
+        ],
+        Some("boot-guard") => &[("--guard-preference", "KIAM_GUARD_PREFERENCE")],
         Some("status" | "explain" | "refresh") => &[("--state-dir", "KIAM_STATE_DIR")],
         _ => &[],
     };
@@ -24,9 +31,18 @@ pub(super) fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, Usage
     }
     match CommandLine::try_parse_from(words) {
         Ok(CommandLine {
-            command: Some(Subcommands::Uninstall { bpffs, state_dir, force }),
+            command: Some(Subcommands::Uninstall { bpffs, state_dir, boot_guard, force }),
             ..
-        }) => Ok(Task::Uninstall { bpffs: bpffs.into(), state_dir: state_dir.into(), force }),
+        }) => Ok(Task::Uninstall {
+            bpffs: bpffs.into(),
+            state_dir: state_dir.into(),
+            boot_guard: boot_guard.filter(|folder| !folder.is_empty()).map(Into::into),
+            force,
+        }),
+        Ok(CommandLine {
+            command: Some(Subcommands::BootGuard { what, guard_preference }),
+            ..
+        }) => boot_text(&what, &guard_preference),
         Ok(CommandLine { command: Some(Subcommands::ProofClient), .. }) => Ok(Task::ProofClient),
         Ok(CommandLine { command: Some(Subcommands::Status { live, state_dir }), .. }) => {
             Ok(Task::Status { live, state_dir: state_dir.into() })
@@ -41,6 +57,22 @@ pub(super) fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, Usage
         Err(error) if !error.use_stderr() => Ok(Task::Print(error.to_string())),
         Err(error) => Err(UsageError(vec![error.to_string()])),
     }
+}
+
+fn boot_text(what: &str, preference: &str) -> Result<Task, UsageError> {
+    let text = match what {
+        "unit" => BootText::Unit,
+        "script" => BootText::Script,
+        "user-data" => BootText::UserData,
+        _ => {
+            let mistake = format!("boot-guard: {what:?} is none of unit, script, user-data");
+            return Err(UsageError(vec![mistake]));
+        }
+    };
+    let mut mistakes = Mistakes::default();
+    let preference = mistakes.guard_preference(preference);
+    let printed = preference.map(|preference| text.text(preference));
+    printed.map(Task::Print).ok_or(UsageError(mistakes.0))
 }
 
 fn of_pod(pod: &str, task: impl FnOnce(PodName) -> Task) -> Result<Task, UsageError> {

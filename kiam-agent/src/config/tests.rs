@@ -65,7 +65,7 @@ fn an_old_kiam_manifest_starts_with_warnings() {
 fn every_mistake_is_told_at_once_with_its_flag_and_value() {
     let mistakes = mistakes(
         "--port=99999 --sync-interval=soon --interceptor=xdp --identity=dns --host-network-pods=maybe \
-         --cgroup=kubepods --bpffs=bpf --state-dir=run --hold=1y --imdsv2=no --allow-path=/latest/user-data --deny-path=/latest/user-data \
+         --cgroup=kubepods --boot-guard=units --bpffs=bpf --state-dir=run --hold=1y --imdsv2=no --allow-path=/latest/user-data --deny-path=/latest/user-data \
          --upstream=imds --credential-source=saml --region=EU --sts-endpoint=sts --assume-role-arn=hop --session-name=a!b --source-identity={{x}} --cluster-name=a/b --session-tags=x --session-policy=p --session-duration=5m --sts-rate=0:5 --pod-rate=fast --max-staleness=never \
          --node-role=kube-system --static-pod-namespaces=Kube,ok --annotation-overrides=ok,* --namespace-policy=open --admin=here --metrics=there --statsd=nowhere --statsd-interval=0s \
          --level=loud --json-log=perhaps --host=0.0.0.0 --host=node --role-base-arn=reader --nonsense extra --kubeconfig",
@@ -78,6 +78,7 @@ fn every_mistake_is_told_at_once_with_its_flag_and_value() {
         "identity",
         "host-network-pods",
         "cgroup",
+        "boot-guard",
         "bpffs",
         "state-dir",
         "hold",
@@ -425,6 +426,13 @@ fn subcommands_look_where_the_environment_says_that_the_agent_is() {
     let uninstall = with("uninstall", &vars);
     let Ok(Task::Uninstall { state_dir, .. }) = uninstall else { panic!("{uninstall:?}") };
     assert_eq!(state_dir, PathBuf::from("/run/a"));
+    let units = [("KIAM_BOOT_GUARD", "/units")];
+    let uninstall = |line| match with(line, &units).unwrap() {
+        Task::Uninstall { boot_guard, .. } => boot_guard,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(uninstall("uninstall"), Some("/units".into()));
+    assert_eq!(uninstall("uninstall --boot-guard=/other"), Some("/other".into()));
     let folder = |line| match with(line, &vars).unwrap() {
         Task::Status { state_dir, .. }
         | Task::Explain { state_dir, .. }
@@ -441,6 +449,37 @@ fn subcommands_look_where_the_environment_says_that_the_agent_is() {
         ("uninstall --bpffs=/sys/fs/bpf/b", "/sys/fs/bpf/b"),
     ] {
         assert_eq!(folder(line), PathBuf::from(expected), "{line}");
+    }
+}
+
+#[test]
+fn the_boot_guard_needs_the_route_guard_and_an_agent_that_leaves_something() {
+    let folder = |flags: &str| config(&format!("{flags} {GOOD}")).intercept.unwrap().boot_guard;
+    assert_eq!(folder(""), None);
+    assert_eq!(folder("--boot-guard="), None, "as without it");
+    assert_eq!(folder("--boot-guard=/host/units"), Some("/host/units".into()));
+    for flags in
+        ["--guard=none", "--guard=skb", "--mode=observe", "--interceptor=off", "--detach-on-exit"]
+    {
+        let mistakes = mistakes(&format!("--boot-guard=/units {flags} {GOOD}"));
+        let [mistake] = &mistakes[..] else { panic!("{flags}: {mistakes:?}") };
+        assert!(mistake.contains("boot-guard"), "{mistake}");
+    }
+}
+
+#[test]
+fn the_boot_guards_texts_are_printed_for_the_same_preference() {
+    let printed = |line, vars: &[(&'static str, &'static str)]| match with(line, vars) {
+        Ok(Task::Print(text)) => text,
+        other => panic!("{line}: {other:?}"),
+    };
+    assert!(printed("boot-guard script", &[]).contains("pref 9 to 169.254.169.254 nop"));
+    assert!(printed("boot-guard script --guard-preference=40", &[]).contains("pref 44 "));
+    let vars = [("KIAM_GUARD_PREFERENCE", "7")];
+    assert!(printed("boot-guard user-data", &vars).contains("pref 11 "));
+    assert!(printed("boot-guard unit", &[]).contains("Before=kubelet.service"));
+    for line in ["boot-guard", "boot-guard units", "boot-guard script --guard-preference=0"] {
+        with(line, &[]).unwrap_err();
     }
 }
 

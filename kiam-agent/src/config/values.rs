@@ -228,20 +228,23 @@ impl Mistakes {
 
     /// `--guard` and `--guard-preference`. hostNetwork pods that are intercepted share the node's namespace, where
     /// only the uplink guard sees their packet sockets, so that it is on unless nothing is to be.
+    /// The guard's first preference.
+    pub(super) fn guard_preference(&mut self, text: &str) -> Option<u32> {
+        // 0 is the local table's, and 32766 the main one's; five are taken.
+        let preference = text.parse().ok().filter(|preference| (1..=32_761).contains(preference));
+        if preference.is_none() {
+            let problem = "is no number from 1 to 32761, and below the CNI's own rules";
+            self.add("guard-preference", format!("{text:?} {problem}"));
+        }
+        preference
+    }
+
     pub(super) fn guard(
         &mut self,
         (parts, preference): (&[String], &str),
         host_network: Option<HostNetworkPods>,
     ) -> Option<GuardConfig> {
-        let preference = match preference.parse() {
-            // 0 is the local table's, and 32766 the main one's; five are taken.
-            Ok(preference @ 1..=32_761) => Some(preference),
-            _ => {
-                let problem = "is no number from 1 to 32761, and below the CNI's own rules";
-                self.add("guard-preference", format!("{preference:?} {problem}"));
-                None
-            }
-        };
+        let preference = self.guard_preference(preference);
         if parts == ["none"] {
             return Some(GuardConfig::default());
         }

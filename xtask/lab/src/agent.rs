@@ -256,9 +256,18 @@ impl Lab {
     ///
     /// When it fails.
     pub fn uninstall(&self, binary: &Path) -> Result<String> {
+        self.uninstall_with(binary, &[])
+    }
+
+    /// As [`Self::uninstall`], with `further` flags.
+    ///
+    /// # Errors
+    ///
+    /// When it fails.
+    pub fn uninstall_with(&self, binary: &Path, further: &[&str]) -> Result<String> {
         let mut command: Command = self.node.command(binary)?;
         command.env_clear().arg("uninstall").arg("--bpffs").arg(self.pins());
-        command.arg("--state-dir").arg(self.state());
+        command.arg("--state-dir").arg(self.state()).args(further);
         let output = command.stdin(Stdio::null()).output().context("running uninstall")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned()
             + &String::from_utf8_lossy(&output.stderr);

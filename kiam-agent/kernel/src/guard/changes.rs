@@ -5,6 +5,7 @@ use std::io;
 use netlink_sys::{
     AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE,
 };
+use tracing::warn;
 
 /// `RTNLGRP_IPV4_RULE` and `RTNLGRP_IPV6_RULE` of `linux/rtnetlink.h`.
 const RULES: [u32; 2] = [8, 19];
@@ -49,6 +50,22 @@ impl Changes {
                 result => result?,
             }
         }
+    }
+}
+
+/// The next change; never, where there are no notices.
+pub(super) async fn next(changes: Option<&Changes>) -> io::Result<()> {
+    match changes {
+        Some(changes) => changes.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Without its notices, the sweeps see a change later.
+pub(super) fn seen(notice: io::Result<()>, changes: &mut Option<Changes>) {
+    if let Err(error) = notice {
+        warn!(%error, "Changes of routing are not seen at once any more");
+        *changes = None;
     }
 }
 

@@ -13,6 +13,7 @@ pub struct Metrics {
     pub(super) restored: Counter,
     pub(super) destroyed: Counter,
     pub(super) uplinks: Gauge,
+    boot: Family<[(&'static str, &'static str); 1], Gauge>,
     route: Family<[(&'static str, &'static str); 1], Gauge>,
 }
 
@@ -39,11 +40,23 @@ impl Metrics {
             metrics.route.clone(),
         );
         registry.register(
+            "kiam_guard_boot",
+            "Whether the node sets the routing rules before its kubelet starts, by state; nothing without --boot-guard",
+            metrics.boot.clone(),
+        );
+        registry.register(
             "kiam_guard_uplinks",
             "Interfaces at whose egress the guard drops pods' packets for the IMDS",
             metrics.uplinks.clone(),
         );
         metrics
+    }
+
+    /// The state that the boot guard's files are in is 1, the other 0.
+    pub(super) fn set_boot(&self, installed: bool) {
+        for (state, holds) in [("installed", installed), ("failed", !installed)] {
+            self.boot.get_or_create(&[("state", state)]).set(i64::from(holds));
+        }
     }
 
     /// `reach` is 1, the others 0.

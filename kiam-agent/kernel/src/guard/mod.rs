@@ -3,6 +3,7 @@
 //!
 //! It comes last at the start: it is for what slips past the programs. Its rules stay when the agent ends.
 
+mod boot;
 mod changes;
 mod metrics;
 mod probe;
@@ -17,8 +18,15 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, error, info, warn};
 
 pub(super) use self::uplink::{AGENT, remove as remove_uplinks};
-use self::{changes::Changes, probe::Reach};
-pub use self::{metrics::Metrics, uplink::UplinkProgram};
+pub use self::{
+    boot::{BootGuard, BootGuardError, BootText, remove_boot_guard},
+    metrics::Metrics,
+    uplink::UplinkProgram,
+};
+use self::{
+    changes::{Changes, next, seen},
+    probe::Reach,
+};
 use crate::{
     error::Error,
     sys::{Cgroup, refusal::kernel_release},
@@ -368,22 +376,6 @@ fn report_ipv6(has_rules: bool) {
             "The kernel has no routing rules for IPv6 (CONFIG_IPV6_MULTIPLE_TABLES): the route guard is for IPv4 alone"
         ),
         false => info!("The node has no IPv6: the route guard is for IPv4 alone"),
-    }
-}
-
-/// The next change; never, where there are no notices.
-async fn next(changes: Option<&Changes>) -> io::Result<()> {
-    match changes {
-        Some(changes) => changes.next().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Without its notices, the sweeps see a change later.
-fn seen(notice: io::Result<()>, changes: &mut Option<Changes>) {
-    if let Err(error) = notice {
-        warn!(%error, "Changes of routing are not seen at once any more");
-        *changes = None;
     }
 }
 

@@ -149,6 +149,11 @@ pub(super) fn remove_but(address: IpAddr, preference: Option<u32>) -> io::Result
     Ok(removed)
 }
 
+/// The rules of `address`'s family as arguments of `ip rule add`, in the order in which they are added.
+pub(super) fn commands(address: IpAddr, preference: u32) -> Vec<String> {
+    wanted(address, preference).into_iter().map(Rule::command).collect()
+}
+
 /// Ours alone: a rule of somebody else's with the same effect may go at any time.
 fn dump(netlink: &Netlink, address: IpAddr) -> io::Result<Vec<RuleMessage>> {
     let mut question = RuleMessage::default();
@@ -263,6 +268,23 @@ impl Rule {
             Act::Land => RuleAction::Nop,
         };
         message
+    }
+
+    /// As `ip rule add` has it.
+    fn command(self) -> String {
+        let lookups = match self.lookups {
+            Lookups::All => String::new(),
+            Lookups::Local => " iif lo".to_owned(),
+            Lookups::LocalOf(protocol) => format!(" iif lo ipproto {}", i32::from(protocol)),
+            Lookups::LocalFrom(source, prefix) => format!(" from {source}/{prefix} iif lo"),
+        };
+        let act = match self.act {
+            Act::PassTo(target) => format!("goto {target}"),
+            Act::Prohibit => "prohibit".to_owned(),
+            Act::Land => "nop".to_owned(),
+        };
+        let Self { to, preference, .. } = self;
+        format!("pref {preference} to {to}{lookups} {act} protocol {}", u8::from(PROTOCOL))
     }
 
     /// Whether `message`, of the kernel's, is this very rule: with nothing less in it, and nothing more.

@@ -28,6 +28,8 @@ pub struct Config {
     /// What keeps out what no hook at connect sees. `skb` is also on wherever programs above the pods' cgroup make
     /// it necessary.
     pub guard: GuardConfig,
+    /// The node's folder of units, where a unit sets the route guard's rules at boot, if one is to.
+    pub boot_guard: Option<PathBuf>,
     /// How redirected connections reach the agent.
     pub path: Path,
     /// How often the agent proves itself.
@@ -49,6 +51,7 @@ impl Config {
             mode: Mode::Enforce,
             attested: false,
             guard: GuardConfig::default(),
+            boot_guard: None,
             path: Path::Node,
             proof_interval: Duration::from_secs(60),
             operator_ports: [0; 2],

@@ -81,11 +81,14 @@ fn documents(file: &File) -> Result<Vec<Value>, String> {
 
 fn listed(list: &File) -> Vec<String> {
     let documents = documents(list).unwrap_or_default();
-    let resources =
-        documents.first().and_then(|document| document["resources"].as_array().cloned());
-    resources
-        .unwrap_or_default()
-        .iter()
+    let list_of = |key: &str| -> Vec<Value> {
+        let list = documents.first().and_then(|document| document[key].as_array().cloned());
+        list.unwrap_or_default()
+    };
+    let patches = list_of("patches").into_iter().map(|patch| patch["path"].clone());
+    list_of("resources")
+        .into_iter()
+        .chain(patches)
         .filter_map(|name| name.as_str().map(str::to_owned))
         .collect()
 }
@@ -103,14 +106,24 @@ fn faults(document: &Value, tree: &Tree) -> Vec<String> {
                     .to_owned(),
             );
         }
-        let args = container["args"].as_array().cloned().unwrap_or_default();
-        for flag in args.iter().filter_map(Value::as_str).filter_map(|arg| arg.split('=').next()) {
-            if !readme.contains(&format!("`{flag}`")) && !readme.contains(&format!("`{flag}=")) {
-                faults.push(format!("the flag `{flag}` is not in {README}"));
-            }
+    }
+    for flag in flags(document, &containers) {
+        if !readme.contains(&format!("`{flag}`")) && !readme.contains(&format!("`{flag}=")) {
+            faults.push(format!("the flag `{flag}` is not in {README}"));
         }
     }
     faults
+}
+
+/// The flags of a manifest's containers, and those that a patch adds.
+fn flags(document: &Value, containers: &[Value]) -> Vec<String> {
+    let args = containers.iter().filter_map(|container| container["args"].as_array()).flatten();
+    let patches = document.as_array().into_iter().flatten();
+    let patched = patches
+        .map(|patch| &patch["value"])
+        .filter(|value| value.as_str().is_some_and(|value| value.starts_with("--")));
+    let flags = args.chain(patched).filter_map(Value::as_str);
+    flags.filter_map(|flag| flag.split('=').next()).map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -119,6 +132,9 @@ mod tests {
 
     const LISTED: &str = "resources:\n- daemonset.yaml\n";
     const SET: &str = "spec:\n  template:\n    spec:\n      containers:\n      - name: a\n        args: ['--host=$(HOST_IP)']\n";
+
+    const PATCHED: &str = "patches:\n- path: patch.yaml\n";
+    const PATCH: &str = "- {op: add, path: /spec/args/-, value: --host=a}\n";
 
     fn complaints(files: &[(&str, &str)]) -> Vec<Complaint> {
         manifests_are_sound(&Tree::of(files))
@@ -140,6 +156,8 @@ mod tests {
             (LISTED, "deploy/daemonset.yaml", "a: [1", "deploy/daemonset.yaml: "),
             (LISTED, "deploy/daemonset.yaml", SET, "the flag `--host` is not in README.md"),
             (LISTED, "deploy/daemonset.yaml", &ports, "`ports` of a pod"),
+            (PATCHED, "deploy/patch.yaml", PATCH, "the flag `--host` is not in README.md"),
+            (PATCHED, "deploy/other.yaml", "a: 1", "`patch.yaml` is not there"),
         ];
         for (list, path, text, wanted) in cases {
             let found = complaints(&[(DEFAULT, list), (path, text)]);

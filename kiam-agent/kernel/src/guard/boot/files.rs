@@ -1,0 +1,354 @@
+//! The boot guard's files, in the node's folder of units.
+//!
+//! Every name is opened, made, renamed and removed in the folder that was opened first, and no link is followed, so that
+//! nothing outside that folder is read or written. A file is there whole or not at all, also after a power loss.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Write as _},
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{
+        AtFlags, CWD, FileType, Mode, OFlags, fchmod, fstat, fstatfs, fsync, mkdirat, openat,
+        readlinkat, renameat, symlinkat, unlinkat,
+    },
+    io::Errno,
+    process::geteuid,
+};
+
+use super::text::{FOLDER, SCRIPT, UNIT, UNIT_TEXT, WANTS, script};
+
+/// For everybody to read and root to write.
+const MODE: u32 = 0o644;
+/// `TMPFS_MAGIC` and `RAMFS_MAGIC` of `linux/magic.h`: file systems that do not outlive a boot.
+const VOLATILE: [u64; 2] = [0x0102_1994, 0x8584_58f6];
+/// More than the texts have.
+const LARGEST: u64 = 64 * 1024;
+
+/// Why the boot guard's files are not as they should be.
+#[derive(Debug, thiserror::Error)]
+pub enum BootGuardError {
+    /// The folder is not fit for them.
+    #[error("--boot-guard {path:?}: {problem}; mount the node's /etc/systemd/system there")]
+    Folder {
+        /// As given.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A file can't be read, written or removed.
+    #[error("{what} {path:?} for the boot guard: {source}")]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The system has no thread for it.
+    #[error("the boot guard's work panicked")]
+    Panicked,
+}
+
+/// The node's folder of units, open.
+struct Folder {
+    path: PathBuf,
+    directory: OwnedFd,
+}
+
+/// Makes the unit, its script and the link that enables it be in `folder`, for rules of `preference`. Says which of them it
+/// had to write.
+///
+/// # Errors
+///
+/// [`BootGuardError`]; what is there already stays.
+pub(super) fn install(folder: &Path, preference: u32) -> Result<Vec<String>, BootGuardError> {
+    let folder = Folder::open(folder)?;
+    folder.check_lasting()?;
+    folder.install(preference)
+}
+
+/// Removes what [`install`] made in `folder`, and says what that was; nothing there is no error.
+///
+/// # Errors
+///
+/// [`BootGuardError`] for the first that can't be removed.
+pub(super) fn remove(folder: &Path) -> Result<Vec<String>, BootGuardError> {
+    match Folder::open(folder) {
+        Ok(folder) => folder.remove(),
+        Err(_) if !folder.exists() => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+// === impl Folder ===
+
+impl Folder {
+    fn open(path: &Path) -> Result<Self, BootGuardError> {
+        let unfit = |problem| BootGuardError::Folder { path: path.to_owned(), problem };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = openat(CWD, path, flags, Mode::empty())
+            .map_err(|error| unfit(io::Error::from(error).to_string()))?;
+        let folder = Self { path: path.to_owned(), directory };
+        let status = fstat(&folder.directory).map_err(folder.failed("look at", ""))?;
+        // Who can write there owns the node already, unless it is another folder than it should be.
+        if status.st_uid != geteuid().as_raw() || status.st_mode & 0o022 != 0 {
+            return Err(unfit("others than root may write there".to_owned()));
+        }
+        Ok(folder)
+    }
+
+    fn check_lasting(&self) -> Result<(), BootGuardError> {
+        let system = fstatfs(&self.directory).map_err(self.failed("look at", ""))?;
+        if u64::try_from(system.f_type).is_ok_and(|kind| VOLATILE.contains(&kind)) {
+            let problem = "it is in memory, and what is written there does not outlive a boot";
+            return Err(BootGuardError::Folder {
+                path: self.path.clone(),
+                problem: problem.to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    fn install(&self, preference: u32) -> Result<Vec<String>, BootGuardError> {
+        let mut written = Vec::new();
+        // The link last: systemd sees a unit that is whole, with a script that is there.
+        for (name, text) in [(SCRIPT, script(preference).as_str()), (UNIT, UNIT_TEXT)] {
+            if !self.holds(name, text).map_err(self.failed("read", name))? {
+                self.write(name, text).map_err(self.failed("write", name))?;
+                written.push(name.to_owned());
+            }
+        }
+        let wants = self.wants().map_err(self.failed("open", WANTS))?;
+        if self.link(&wants).map_err(self.failed("link the unit in", WANTS))? {
+            written.push(format!("{WANTS}/{UNIT}"));
+        }
+        Ok(written)
+    }
+
+    /// Whether `name` is a file with this text that root alone may change.
+    fn holds(&self, name: &str, text: &str) -> Result<bool, Errno> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match openat(&self.directory, name, flags, Mode::empty()) {
+            Ok(file) => file,
+            // A link, or a socket: it is replaced.
+            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let status = fstat(&file)?;
+        let is_ours = FileType::from_raw_mode(status.st_mode) == FileType::RegularFile
+            && status.st_mode & 0o7777 == MODE
+            && status.st_uid == geteuid().as_raw();
+        let mut content = Vec::new();
+        let read = File::from(file).take(LARGEST).read_to_end(&mut content);
+        // A directory can't be read; writing says so.
+        Ok(is_ours && read.is_ok() && content == text.as_bytes())
+    }
+
+    /// Writes it under another name and renames it.
+    fn write(&self, name: &str, text: &str) -> io::Result<()> {
+        let draft = draft(name);
+        // A start that was cut short may have left one.
+        let _ = unlinkat(&self.directory, &draft, AtFlags::empty());
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(&self.directory, &draft, flags, Mode::from_raw_mode(0o600))?;
+        let mut file = File::from(file);
+        let written = file
+            .write_all(text.as_bytes())
+            .and_then(|()| Ok(fchmod(&file, Mode::from_raw_mode(MODE))?))
+            .and_then(|()| file.sync_all())
+            .and_then(|()| Ok(renameat(&self.directory, &draft, &self.directory, name)?));
+        if written.is_err() {
+            let _ = unlinkat(&self.directory, &draft, AtFlags::empty());
+        }
+        written.and_then(|()| Ok(fsync(&self.directory)?))
+    }
+
+    /// The folder of what is started at boot, which is made where there is none.
+    fn wants(&self) -> Result<OwnedFd, Errno> {
+        match mkdirat(&self.directory, WANTS, Mode::from_raw_mode(0o755)) {
+            Ok(()) => fsync(&self.directory)?,
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(error),
+        }
+        self.open_wants()
+    }
+
+    fn open_wants(&self) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat(&self.directory, WANTS, flags, Mode::empty())
+    }
+
+    /// Makes the link that `systemctl enable` makes; whether it was missing.
+    fn link(&self, wants: &OwnedFd) -> Result<bool, Errno> {
+        let target = format!("{FOLDER}/{UNIT}");
+        match readlinkat(wants, UNIT, Vec::new()) {
+            Ok(there) if there.as_bytes() == target.as_bytes() => return Ok(false),
+            // Something else, which is replaced.
+            Ok(_) | Err(Errno::NOENT | Errno::INVAL) => {}
+            Err(error) => return Err(error),
+        }
+        let draft = draft(UNIT);
+        let _ = unlinkat(wants, &draft, AtFlags::empty());
+        symlinkat(&target, wants, &draft)?;
+        let renamed = renameat(wants, &draft, wants, UNIT);
+        if renamed.is_err() {
+            let _ = unlinkat(wants, &draft, AtFlags::empty());
+        }
+        renamed.and_then(|()| fsync(wants))?;
+        Ok(true)
+    }
+
+    fn remove(&self) -> Result<Vec<String>, BootGuardError> {
+        let mut removed = Vec::new();
+        let mut unlink = |directory: &OwnedFd, shown: String, name: &str| {
+            match unlinkat(directory, name, AtFlags::empty()) {
+                Ok(()) => removed.push(self.path.join(shown).display().to_string()),
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(self.failed("remove", name)(error)),
+            }
+            Ok(())
+        };
+        // The link first: nothing starts a unit that is half gone.
+        match self.open_wants() {
+            Ok(wants) => {
+                for name in [UNIT.to_owned(), draft(UNIT)] {
+                    unlink(&wants, format!("{WANTS}/{name}"), &name)?;
+                }
+            }
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(self.failed("open", WANTS)(error)),
+        }
+        for name in [UNIT.to_owned(), SCRIPT.to_owned(), draft(UNIT), draft(SCRIPT)] {
+            unlink(&self.directory, name.clone(), &name)?;
+        }
+        // Where it is empty now, nobody else enabled anything.
+        let _ = unlinkat(&self.directory, WANTS, AtFlags::REMOVEDIR);
+        fsync(self.directory.as_fd()).map_err(self.failed("write", ""))?;
+        Ok(removed)
+    }
+
+    fn failed<E: Into<io::Error>>(
+        &self,
+        what: &'static str,
+        name: &str,
+    ) -> impl FnOnce(E) -> BootGuardError + use<E> {
+        let path = if name.is_empty() { self.path.clone() } else { self.path.join(name) };
+        move |source| BootGuardError::File { what, path, source: source.into() }
+    }
+}
+
+/// The name of a file that is not whole yet. systemd ignores hidden files.
+fn draft(name: &str) -> String {
+    format!(".{name}.new")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
+    };
+
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, Folder) {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = Folder::open(directory.path()).unwrap();
+        (directory, folder)
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap().flatten();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn files_are_written_once_for_root_alone_to_change_and_removed_without_a_trace() {
+        let (directory, folder) = folder();
+        let path = directory.path();
+        assert_eq!(folder.install(5).unwrap().len(), 3);
+        assert_eq!(names(path), [UNIT, SCRIPT, WANTS]);
+        for name in [UNIT, SCRIPT] {
+            let status = fs::metadata(path.join(name)).unwrap();
+            assert_eq!(status.mode() & 0o7777, 0o644, "{name}");
+        }
+        let link = fs::read_link(path.join(WANTS).join(UNIT)).unwrap();
+        assert_eq!(link, Path::new(FOLDER).join(UNIT));
+        assert_eq!(folder.install(5).unwrap(), Vec::<String>::new(), "nothing is left to do");
+        assert_eq!(folder.install(40).unwrap(), [SCRIPT], "another preference");
+        assert!(fs::read_to_string(path.join(SCRIPT)).unwrap().contains("pref 44 "));
+        assert_eq!(remove(path).unwrap().len(), 3);
+        assert_eq!(names(path), Vec::<String>::new());
+        assert_eq!(remove(path).unwrap(), Vec::<String>::new());
+        assert_eq!(remove(&path.join("nowhere")).unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_others_changed_or_left_half_done_is_put_right() {
+        let (directory, folder) = folder();
+        let path = directory.path();
+        folder.install(5).unwrap();
+        fs::set_permissions(path.join(SCRIPT), fs::Permissions::from_mode(0o666)).unwrap();
+        fs::write(path.join(UNIT), "[Unit]\n").unwrap();
+        fs::write(path.join(draft(UNIT)), "half").unwrap();
+        fs::remove_file(path.join(WANTS).join(UNIT)).unwrap();
+        symlink("/elsewhere", path.join(WANTS).join(UNIT)).unwrap();
+        assert_eq!(folder.install(5).unwrap().len(), 3);
+        assert_eq!(fs::read_to_string(path.join(UNIT)).unwrap(), UNIT_TEXT);
+        assert_eq!(names(path), [UNIT, SCRIPT, WANTS]);
+        assert_eq!(folder.install(5).unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn links_that_lead_elsewhere_are_replaced_and_never_followed() {
+        let (directory, folder) = folder();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let (path, secret) = (directory.path(), elsewhere.path().join("secret"));
+        fs::write(&secret, "as it was").unwrap();
+        for name in [UNIT.to_owned(), SCRIPT.to_owned(), draft(UNIT), draft(SCRIPT)] {
+            symlink(&secret, path.join(name)).unwrap();
+        }
+        folder.install(5).unwrap();
+        assert_eq!(fs::read_to_string(&secret).unwrap(), "as it was");
+        assert!(fs::symlink_metadata(path.join(UNIT)).unwrap().is_file());
+        // A folder that is a link is not replaced, and nothing is made where it leads.
+        folder.remove().unwrap();
+        symlink(elsewhere.path(), path.join(WANTS)).unwrap();
+        let error = folder.install(5).unwrap_err().to_string();
+        assert!(error.contains(WANTS) && error.contains("for the boot guard"), "{error}");
+        assert_eq!(names(elsewhere.path()), ["secret"]);
+        folder.remove().unwrap_err();
+    }
+
+    #[test]
+    fn a_folder_that_others_may_write_or_that_is_none_is_refused() {
+        let (directory, _) = folder();
+        let path = directory.path();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+        let error = install(path, 5).unwrap_err().to_string();
+        assert!(error.contains("others than root may write there"), "{error}");
+        let error = install(&path.join("nowhere"), 5).unwrap_err().to_string();
+        assert!(error.contains("No such file") && error.contains("/etc/systemd/system"), "{error}");
+        assert_eq!(names(path), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_folder_in_memory_is_refused() {
+        let memory = Path::new("/dev/shm");
+        let Ok(directory) = tempfile::tempdir_in(memory) else {
+            return println!("skipped: no {}", memory.display());
+        };
+        let error = install(directory.path(), 5).unwrap_err().to_string();
+        assert!(error.contains("does not outlive a boot"), "{error}");
+    }
+}
