@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::{
+    fs,
     io::{self, Write as _},
     path::Path,
     process::ExitCode,
@@ -75,6 +76,14 @@ fn uninstall(
         .map_err(intercept::Error::from)?
         .unwrap_or_default();
     removed.extend(intercept::uninstall(bpffs)?);
+    // The lock on the folder shows others an agent that hangs; others' pins keep it too, and so does a mount.
+    if unused.is_some() && fs::remove_dir(bpffs).is_ok() {
+        removed.push(bpffs.display().to_string());
+    }
+    let left = app::remove_state(state_dir, unused.is_some());
+    let left =
+        left.map_err(|(path, source)| intercept::Error::File { what: "remove", path, source });
+    removed.extend(left?.iter().map(|path| path.display().to_string()));
     for what in &removed {
         println!("removed {what}");
     }

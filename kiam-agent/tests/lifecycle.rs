@@ -474,6 +474,7 @@ fn uninstall_says_what_it_removed_and_not_under_a_running_agent() {
 fn uninstall_by_force(lab: &Lab) -> (bool, String) {
     let mut command = lab.node.command(AGENT).unwrap();
     command.env_clear().args(["uninstall", "--force", "--bpffs"]).arg(lab.pins());
+    command.arg("--state-dir").arg(lab.state());
     let output = command.stdin(Stdio::null()).output().unwrap();
     let said = [output.stdout, output.stderr].concat();
     (output.status.success(), String::from_utf8_lossy(&said).into_owned())

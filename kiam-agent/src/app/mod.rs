@@ -16,6 +16,7 @@ mod keeper;
 mod kernel;
 mod knowledge;
 mod lease;
+mod leftovers;
 mod listeners;
 mod noted;
 mod observe;
@@ -38,7 +39,7 @@ use self::{
     ending::{Departure, Signals},
     running::{Operators, Successor},
 };
-pub use self::{error::Error, running::ENDING};
+pub use self::{error::Error, leftovers::remove_state, running::ENDING};
 use crate::config::{self, Config};
 use kiam_core::{
     lifecycle::{DrainSignal, Readiness},

@@ -59,6 +59,12 @@ pub enum KeyError {
     BootId(#[source] io::Error),
 }
 
+/// Whether a file of the state folder that is called `name` is the key, or one that is not whole yet.
+#[must_use]
+pub fn is_key_file(name: &str) -> bool {
+    name == NAME || name.starts_with(DRAFT)
+}
+
 /// The key in `directory`, which is made when it is missing.
 pub(super) fn open(directory: &Path) -> Result<Key, KeyError> {
     prepare(directory)

@@ -28,6 +28,7 @@ pub use self::{
     allow::{AllowPath, DenyPath, InvalidPath},
     error::{Error, Place, Reason},
     journal::{Journal, Noted, Page},
+    key::is_key_file,
     metrics::Metrics,
     node_role::{InvalidNodeRole, NodeRole},
     service::{Config, Imdsv2, Parts, Service},

@@ -100,6 +100,7 @@ fn at_boot_no_pod_reaches_the_imds_before_the_agent_and_the_agent_adopts_the_rul
     assert!(said.contains("removed") && said.contains("kiam-boot-guard.service"), "{said}");
     assert_eq!(files(folder.path()), Vec::<PathBuf>::new());
     assert_eq!(rules(lab.node.netns()), Vec::<String>::new());
+    assert!(!lab.state().exists() && !lab.pins().exists(), "{said}");
     let again = lab.uninstall_with(Path::new(AGENT), &[&unit]).unwrap();
     assert!(again.contains("nothing is installed"), "{again}");
 }

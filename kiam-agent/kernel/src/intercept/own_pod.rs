@@ -32,8 +32,10 @@ pub fn prepare(blocking: &Blocking, config: &Config) -> Result<InUse, Error> {
     let classes = cgroup.qos_classes(&mut Walk::new(blocking, CLASSES_TIME));
     // The folder is made by the first, and its content may have been taken away before the second.
     pins::open(&config.bpffs)?;
-    let in_use = InUse::share(&config.bpffs)?;
+    let mut in_use = InUse::share(&config.bpffs)?;
     let (pins, older) = pins::open(&config.bpffs)?;
+    // An uninstallation that was waited for has removed the folder, and this made another.
+    in_use.follow()?;
     for map in older.iter().chain([&pins]).filter_map(|folder| marks(folder)) {
         mark_cgroups(map, &cgroup, &classes)?;
     }

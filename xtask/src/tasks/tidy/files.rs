@@ -8,11 +8,12 @@ use super::{Complaint, File, Tree};
 const MOST_LINES: usize = 400;
 
 /// Which files of the agent may list folders.
-const LISTS_FOLDERS: [&str; 7] = [
+const LISTS_FOLDERS: [&str; 8] = [
     // The walker.
     "kiam-agent/kernel/src/sys/walk.rs",
     // The state folder and the pins, which are root's.
     "kiam-agent/src/admin/unix.rs",
+    "kiam-agent/src/app/leftovers.rs",
     "kiam-agent/src/imds/key.rs",
     "kiam-agent/kernel/src/guard/uplink.rs",
     "kiam-agent/kernel/src/pins/mod.rs",

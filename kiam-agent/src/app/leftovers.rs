@@ -1,0 +1,111 @@
+//! What agents leave in the state folder, for `uninstall`.
+
+use std::{
+    fs, io,
+    os::unix::{fs::FileTypeExt as _, net::UnixStream},
+    path::{Path, PathBuf},
+};
+
+use crate::{admin, handover, imds};
+
+/// Removes what dead agents left in `state_dir`: sockets that nobody listens at, links that lead nowhere and, where no
+/// agent runs or starts (`unused`), the key of the session tokens. Then the folder, if it is empty. Says what it removed.
+///
+/// # Errors
+///
+/// The path that can't be read or removed, and the system's answer.
+pub fn remove_state(state_dir: &Path, unused: bool) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |error| (path, error)
+    };
+    let entries = match fs::read_dir(state_dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(state_dir)(error)),
+    };
+    let mut removed = Vec::new();
+    // Links after what they lead to.
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort_by_key(|path| path.is_symlink());
+    for path in paths {
+        if !is_left(&path, unused) {
+            continue;
+        }
+        match fs::remove_file(&path) {
+            Ok(()) => removed.push(path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(&path)(error)),
+        }
+    }
+    // Others' files keep it, and so does a mount.
+    if fs::remove_dir(state_dir).is_ok() {
+        removed.push(state_dir.to_owned());
+    }
+    Ok(removed)
+}
+
+/// Whether an agent made it and none uses it.
+fn is_left(path: &Path, unused: bool) -> bool {
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
+    if imds::is_key_file(name) {
+        return unused;
+    }
+    let visible = name.strip_prefix('.').unwrap_or(name);
+    let begins = [admin::SOCKET, handover::SOCKET].map(|socket| socket.trim_end_matches("sock"));
+    let Ok(status) = fs::symlink_metadata(path) else { return false };
+    if !begins.iter().any(|begin| visible.starts_with(begin)) {
+        return false;
+    }
+    match (status.file_type().is_socket(), status.is_symlink()) {
+        // A socket that is full or hangs is somebody's.
+        (true, _) => UnixStream::connect(path)
+            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused),
+        (_, true) => !path.exists(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::{fs::symlink, net::UnixListener};
+
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap().flatten();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_dead_agents_left_goes_and_what_is_in_use_or_others_stays() {
+        let parent = tempfile::tempdir().unwrap();
+        let state = parent.path().join("kiam");
+        fs::create_dir(&state).unwrap();
+        let socket = |name: &str| UnixListener::bind(state.join(name)).unwrap();
+        for dead in ["admin.0123.sock", ".admin.0123.sock", "handover.sock", ".handover.sock.7"] {
+            drop(socket(dead));
+        }
+        let alive = socket("admin.4567.sock");
+        symlink("admin.0123.sock", state.join("admin.sock")).unwrap();
+        symlink("admin.0123.sock", state.join(".admin.0123.sock.link")).unwrap();
+        for file in ["token.key", ".token.key.0123", "admin.txt", "somebody's"] {
+            fs::write(state.join(file), "").unwrap();
+        }
+        // An agent hangs.
+        assert_eq!(remove_state(&state, false).unwrap().len(), 6);
+        let stay = [".token.key.0123", "admin.4567.sock", "admin.txt", "somebody's", "token.key"];
+        assert_eq!(names(&state), stay);
+        drop(alive);
+        assert_eq!(remove_state(&state, true).unwrap().len(), 3);
+        assert_eq!(names(&state), ["admin.txt", "somebody's"]);
+        for file in names(&state) {
+            fs::remove_file(state.join(file)).unwrap();
+        }
+        assert_eq!(remove_state(&state, true).unwrap(), [state.clone()]);
+        assert!(remove_state(&state, true).unwrap().is_empty(), "nothing is there");
+    }
+}
