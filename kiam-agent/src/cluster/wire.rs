@@ -66,7 +66,17 @@ pub(super) const POD: Keep = Keep::Fields(&[
     CODE,
     REASON,
     TEXT,
-    ("metadata", Keep::Fields(&[NAME, NAMESPACE, UID, VERSION, ("annotations", POD_ANNOTATIONS)])),
+    (
+        "metadata",
+        Keep::Fields(&[
+            NAME,
+            NAMESPACE,
+            UID,
+            VERSION,
+            ("annotations", POD_ANNOTATIONS),
+            ("ownerReferences", OWNERS),
+        ]),
+    ),
     (
         "spec",
         Keep::Fields(&[("nodeName", WORD), ("hostNetwork", WORD), ("serviceAccountName", WORD)]),
@@ -81,6 +91,8 @@ pub(super) const POD: Keep = Keep::Fields(&[
         ]),
     ),
 ]);
+
+const OWNERS: Keep = Keep::Each(&Keep::Fields(&[("controller", WORD), ("kind", WORD)]));
 
 const POD_ANNOTATIONS: Keep = Keep::Fields(&[
     ROLE.field(),
@@ -206,6 +218,14 @@ struct Metadata {
     uid: String,
     resource_version: Option<String>,
     annotations: Option<HashMap<String, Value>>,
+    owner_references: Option<Vec<Owner>>,
+}
+
+#[derive(Deserialize)]
+struct Owner {
+    controller: Option<bool>,
+    #[serde(default)]
+    kind: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -270,8 +290,11 @@ pub(super) fn pod(object: &Value) -> Result<Pod, Malformed> {
             addresses.push(ip);
         }
     }
+    let mut owners = metadata.owner_references.iter().flatten();
+    let controller = owners.find(|owner| owner.controller == Some(true));
     Ok(Pod {
         uid: metadata.uid.parse()?,
+        controller: controller.map(|owner| owner.kind.as_str().into()),
         resource_version: number(metadata.resource_version.as_deref()),
         role: metadata.annotation(ROLE)?,
         session_name: metadata.annotation(SESSION_NAME)?,
@@ -377,7 +400,11 @@ mod tests {
             "kind": "Pod", "apiVersion": "v1", "unheard-of": [{}],
             "metadata": {
                 "name": "reader", "namespace": "team", "uid": UID, "resourceVersion": "41",
-                "labels": {"app": "reader"}, "deletionTimestamp": "2026-01-01T00:00:00Z",
+                "labels": {"app": "reader"},
+                "ownerReferences": [
+                    {"kind": "Other", "name": "o"}, {"kind": "ReplicaSet", "name": "r", "controller": true},
+                ],
+                "deletionTimestamp": "2026-01-01T00:00:00Z",
                 "annotations": {
                     "iam.amazonaws.com/role": "reader", "iam.amazonaws.com/session-name": "s",
                     "iam.amazonaws.com/external-id": "", "other": "x",
@@ -416,6 +443,7 @@ mod tests {
             service_account: "reading".to_owned(),
             live: true,
             config_hash: None,
+            controller: Some("ReplicaSet".into()),
             role: Some("reader".into()),
             session_name: Some("s".into()),
             external_id: None,

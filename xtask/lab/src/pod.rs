@@ -43,6 +43,8 @@ pub struct PodSpec {
     pub service_account: String,
     /// `metadata.annotations`.
     pub annotations: Vec<(String, String)>,
+    /// Kind of the controller that made it, if one did.
+    pub controller: Option<String>,
 }
 
 /// A running sandbox. Drop kills what runs in it and takes it away.
@@ -73,6 +75,7 @@ impl PodSpec {
             host_network: false,
             service_account: "default".to_owned(),
             annotations: Vec::new(),
+            controller: None,
         }
     }
 
@@ -99,6 +102,13 @@ impl PodSpec {
     #[must_use]
     pub fn annotation(mut self, key: &str, value: &str) -> Self {
         self.annotations.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Says that a controller of this kind made it.
+    #[must_use]
+    pub fn controller(mut self, kind: &str) -> Self {
+        self.controller = Some(kind.to_owned());
         self
     }
 

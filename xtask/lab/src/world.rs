@@ -149,6 +149,7 @@ fn record(spec: &PodSpec) -> PodRecord {
     let mut record = PodRecord::scheduled(&spec.namespace, &spec.name, uid, NODE_NAME);
     record.annotations.clone_from(&spec.annotations);
     record.host_network = spec.host_network;
+    record.controller.clone_from(&spec.controller);
     record.service_account.clone_from(&spec.service_account);
     record
 }

@@ -55,6 +55,8 @@ pub struct Pod {
     pub live: bool,
     /// `kubernetes.io/config.hash` of a mirror pod: the UID that the kubelet gave the static pod.
     pub config_hash: Option<PodUid>,
+    /// Kind of the controller that made it, from `metadata.ownerReferences`.
+    pub controller: Option<Box<str>>,
     /// `iam.amazonaws.com/role`, as written.
     pub role: Option<Annotation>,
     /// `iam.amazonaws.com/session-name`, as written.
@@ -248,6 +250,7 @@ impl Pod {
             service_account: "default".to_owned(),
             live: true,
             config_hash: None,
+            controller: None,
             role: None,
             session_name: None,
             external_id: None,
@@ -259,6 +262,15 @@ impl Pod {
     #[must_use]
     pub fn account(&self) -> AccountName {
         AccountName::new(&self.namespace, &self.service_account)
+    }
+
+    /// Whether a controller makes another pod in its place when it is evicted, if need be on another node. Static pods belong
+    /// to their node, and pods of a DaemonSet are for this one.
+    #[must_use]
+    pub fn comes_back(&self) -> bool {
+        let controller = self.controller.as_deref();
+        controller.is_some_and(|kind| !matches!(kind, "" | "DaemonSet" | "Node"))
+            && self.config_hash.is_none()
     }
 }
 

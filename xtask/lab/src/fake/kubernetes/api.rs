@@ -197,6 +197,9 @@ impl Api {
                 let token = write::token(&self.store.state(), namespace, name, &seen.body)?;
                 (StatusCode::CREATED, token)
             }
+            (&Method::POST, Resource::Pods, Some(namespace), Some(name), Some("eviction")) => {
+                (StatusCode::CREATED, write::evict(&self.store, namespace, name, &seen.body)?)
+            }
             (&Method::POST, Resource::Events, Some(namespace), None, None) => {
                 (StatusCode::CREATED, write::create_event(&self.store, namespace, &seen.body)?)
             }

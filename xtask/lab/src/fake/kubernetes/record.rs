@@ -15,6 +15,8 @@ pub struct PodRecord {
     pub uid: String,
     /// `metadata.annotations`.
     pub annotations: Vec<(String, String)>,
+    /// Kind of the controller in `metadata.ownerReferences`, if it has one.
+    pub controller: Option<String>,
     /// `spec.nodeName`; absent until it is scheduled.
     pub node: Option<String>,
     /// `spec.hostNetwork`.
@@ -60,6 +62,7 @@ impl PodRecord {
             name: name.to_owned(),
             uid: uid.to_owned(),
             annotations: Vec::new(),
+            controller: None,
             node: Some(node.to_owned()),
             host_network: false,
             service_account: "default".to_owned(),
@@ -73,6 +76,13 @@ impl PodRecord {
     #[must_use]
     pub fn annotation(mut self, key: &str, value: &str) -> Self {
         self.annotations.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Gives it a controller of this kind.
+    #[must_use]
+    pub fn controller(mut self, kind: &str) -> Self {
+        self.controller = Some(kind.to_owned());
         self
     }
 
@@ -106,6 +116,11 @@ impl PodRecord {
         let mut metadata = metadata(&self.name, &self.annotations);
         metadata["namespace"] = json!(self.namespace);
         metadata["uid"] = json!(self.uid);
+        if let Some(kind) = &self.controller {
+            metadata["ownerReferences"] = json!([{
+                "apiVersion": "apps/v1", "kind": kind, "name": "owner", "uid": "owner", "controller": true,
+            }]);
+        }
         json!({ "kind": "Pod", "apiVersion": "v1", "metadata": metadata, "spec": spec, "status": status })
     }
 }

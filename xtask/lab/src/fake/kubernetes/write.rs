@@ -97,6 +97,30 @@ fn bound_pod<'a>(
     Ok(Some(pod))
 }
 
+/// Eviction: <https://kubernetes.io/docs/reference/kubernetes-api/policy-resources/eviction-v1/>. The pod is gone at once.
+pub(super) fn evict(
+    store: &Store,
+    namespace: &str,
+    name: &str,
+    eviction: &Value,
+) -> Result<Value, Refusal> {
+    let of = [&eviction["apiVersion"], &eviction["kind"], &eviction["metadata"]["name"]];
+    if of != [&json!("policy/v1"), &json!("Eviction"), &json!(name)] {
+        return Err(bad_request(format!("no Eviction of policy/v1 of pod {name:?}: {eviction}")));
+    }
+    let pod = store.state().find(Resource::Pods, Some(namespace), name)?.clone();
+    let (asked, real) =
+        (&eviction["deleteOptions"]["preconditions"]["uid"], &pod["metadata"]["uid"]);
+    if !asked.is_null() && asked != real {
+        let message = format!(
+            "Operation cannot be fulfilled on pods {name:?}: Precondition failed: UID in precondition: {asked}, UID in object meta: {real}"
+        );
+        return Err((StatusCode::CONFLICT, "Conflict", message));
+    }
+    store.delete_pod(namespace, name);
+    Ok(json!({ "kind": "Status", "apiVersion": "v1", "status": "Success", "code": 201 }))
+}
+
 /// Creates an Event of `events.k8s.io/v1`.
 pub(super) fn create_event(
     store: &Store,
