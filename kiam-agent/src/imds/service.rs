@@ -292,8 +292,8 @@ impl Service {
                 Bytes::from_static(body.as_bytes())
             }
             Readable::Upstream(path) => {
-                self.pod(client, deadline, seen).await?;
-                self.parts.upstream.get(&path).await?
+                let pod = self.pod(client, deadline, seen).await?;
+                self.parts.upstream.get(&path, &pod.uid).await?
             }
         };
         Ok(body)

@@ -29,14 +29,18 @@ use super::{
 };
 use crate::serve::Relay;
 use kiam_core::{
+    pods::PodUid,
     role::{BaseArn, InvalidRole, Quoted},
     secret::Secret,
 };
 
 /// For a whole answer, waiting for a slot included: most SDKs give up after a second.
 const DEADLINE: Duration = Duration::from_secs(1);
-/// Requests at once: EC2 throttles the service per instance, and the node needs it too.
+/// Requests of pods' own at once: EC2 throttles the service per instance, and the node needs it too. What all pods share
+/// comes on top, one request for each path.
 const SLOTS: usize = 8;
+/// Slots that one pod has at once, so that others find some when the service is slow.
+const SHARE: usize = 2;
 /// How long an answer is shared that may change. Termination handlers ask every five seconds or so, and a notice
 /// comes two minutes ahead.
 const MOMENT: Duration = Duration::from_secs(1);
@@ -100,9 +104,18 @@ pub struct Upstream(Arc<Inner>);
 struct Inner {
     url: UpstreamUrl,
     slots: Semaphore,
+    /// Of pods that ask now.
+    shares: Mutex<HashMap<PodUid, Arc<Semaphore>>>,
     /// Of paths that are open by default only, so it has a handful of entries.
     kept: Mutex<HashMap<UpstreamPath, Arc<Kept>>>,
     session: Mutex<Session>,
+}
+
+/// A pod's share of the slots, while it asks.
+struct Share<'a> {
+    shares: &'a Mutex<HashMap<PodUid, Arc<Semaphore>>>,
+    pod: &'a PodUid,
+    slots: Arc<Semaphore>,
 }
 
 /// One path's last answer, which all pods share.
@@ -171,6 +184,7 @@ impl Upstream {
         Self(Arc::new(Inner {
             url,
             slots: Semaphore::new(SLOTS),
+            shares: Mutex::default(),
             kept: Mutex::default(),
             session: Mutex::new(Session::Unknown),
         }))
@@ -183,15 +197,15 @@ impl Upstream {
         Relay { host: host.trim_matches(['[', ']']).to_owned(), port: *port }
     }
 
-    /// The body of `path`. What can't change is asked once, and what every pod may ask, once a second.
+    /// The body of `path`, for `pod`. What can't change is asked once, and what every pod may ask, once a second.
     ///
     /// # Errors
     ///
     /// [`UpstreamError`].
-    pub async fn get(&self, path: &UpstreamPath) -> Result<Bytes, UpstreamError> {
+    pub async fn get(&self, path: &UpstreamPath, pod: &PodUid) -> Result<Bytes, UpstreamError> {
         let asked = async {
             match path.lifetime() {
-                Lifetime::Request => self.in_turn(path).await,
+                Lifetime::Request => self.in_turn(path, pod).await,
                 Lifetime::Instance | Lifetime::Moment => self.shared(path).await,
             }
         };
@@ -209,7 +223,7 @@ impl Upstream {
         if let Some(answer) = kept.get(path.lifetime()) {
             return Ok(answer);
         }
-        let answer = self.in_turn(path).await?;
+        let answer = self.ask(path).await?;
         if path.lifetime() == Lifetime::Instance && answer.as_ref().is_some_and(Bytes::is_empty) {
             return Err(UpstreamError::Body);
         }
@@ -217,8 +231,14 @@ impl Upstream {
         Ok(answer)
     }
 
-    async fn in_turn(&self, path: &UpstreamPath) -> Result<Existing, UpstreamError> {
+    async fn in_turn(&self, path: &UpstreamPath, pod: &PodUid) -> Result<Existing, UpstreamError> {
+        let share = Share::of(pod, &self.0.shares);
+        let _own = share.slots.acquire().await.expect("the semaphore is never closed");
         let _slot = self.0.slots.acquire().await.expect("the semaphore is never closed");
+        self.ask(path).await
+    }
+
+    async fn ask(&self, path: &UpstreamPath) -> Result<Existing, UpstreamError> {
         match self.fetch(path.as_str()).await {
             Ok(body) => Ok(Some(body)),
             Err(UpstreamError::NotFound) => Ok(None),
@@ -232,7 +252,8 @@ impl Upstream {
     ///
     /// [`UpstreamError`].
     pub async fn region(&self) -> Result<String, UpstreamError> {
-        let body = self.get(&UpstreamPath::region()).await?;
+        let asked = timeout(DEADLINE, self.shared(&UpstreamPath::region())).await;
+        let body = asked.unwrap_or(Err(UpstreamError::Deadline))?.ok_or(UpstreamError::NotFound)?;
         let text = std::str::from_utf8(&body).map_err(|_| UpstreamError::Body)?.trim();
         let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
         if plain && !text.is_empty() { Ok(text.to_owned()) } else { Err(UpstreamError::Body) }
@@ -349,6 +370,26 @@ impl Upstream {
             answer = exchange => answer,
             // Ends first only when it broke.
             Err(error) = connection => Err(error.into()),
+        }
+    }
+}
+
+// === impl Share ===
+
+impl<'a> Share<'a> {
+    fn of(pod: &'a PodUid, shares: &'a Mutex<HashMap<PodUid, Arc<Semaphore>>>) -> Self {
+        let new = || Arc::new(Semaphore::new(SHARE));
+        let slots = lock(shares).entry(pod.clone()).or_insert_with(new).clone();
+        Self { shares, pod, slots }
+    }
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        let mut shares = lock(self.shares);
+        // Only the map has it besides: the pod asks for nothing else, and under the lock it begins nothing.
+        if Arc::strong_count(&self.slots) == 2 {
+            shares.remove(self.pod);
         }
     }
 }

@@ -1,10 +1,14 @@
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
 
 use super::*;
 use crate::imds::{
     route::{Readable, Route, Routes},
     service::fixture::{NodeImds, imdsv2},
 };
+use kiam_core::pods::fixtures::uid;
 
 fn path(text: &str) -> UpstreamPath {
     let routes = Routes::new(vec!["/latest/meta-data/*".parse().unwrap()], Vec::new());
@@ -53,9 +57,9 @@ async fn token_is_fetched_once_and_what_cannot_change_too() {
     let imds = NodeImds::start(imdsv2).await;
     let upstream = imds.upstream();
     for _ in 0..3 {
-        let region = upstream.get(&UpstreamPath::region()).await.unwrap();
+        let region = upstream.get(&UpstreamPath::region(), &uid(1)).await.unwrap();
         assert_eq!(region, "node:/latest/meta-data/placement/region");
-        upstream.get(&path("meta-data/mac")).await.unwrap();
+        upstream.get(&path("meta-data/mac"), &uid(1)).await.unwrap();
     }
     let read = "GET /latest/meta-data/mac";
     assert_eq!(
@@ -81,8 +85,8 @@ async fn service_without_tokens_is_asked_without() {
     })
     .await;
     let upstream = imds.upstream();
-    upstream.get(&path("meta-data/mac")).await.unwrap();
-    upstream.get(&path("meta-data/mac")).await.unwrap();
+    upstream.get(&path("meta-data/mac"), &uid(1)).await.unwrap();
+    upstream.get(&path("meta-data/mac"), &uid(1)).await.unwrap();
     let read = "GET /latest/meta-data/mac";
     assert_eq!(asked(&imds), ["PUT /latest/api/token", read, read]);
     assert!(!imds.heard().concat().contains("x-aws-ec2-metadata-token:"));
@@ -98,7 +102,7 @@ async fn refused_token_is_renewed_once() {
         }
     })
     .await;
-    let error = imds.upstream().get(&path("meta-data/mac")).await.unwrap_err();
+    let error = imds.upstream().get(&path("meta-data/mac"), &uid(1)).await.unwrap_err();
     assert!(matches!(error, UpstreamError::Status(StatusCode::UNAUTHORIZED)), "{error}");
     let (token, read) = ("PUT /latest/api/token", "GET /latest/meta-data/mac");
     assert_eq!(asked(&imds), [token, read, token, read]);
@@ -120,7 +124,8 @@ async fn answers_that_are_none_are_errors_and_not_kept() {
         // Past the token, so that the answer to the path is seen.
         *lock(&upstream.0.session) = Session::V1 { until: Instant::now() + RETRY_TOKEN };
         for _ in 0..2 {
-            let error = upstream.get(&UpstreamPath::region()).await.unwrap_err().to_string();
+            let error =
+                upstream.get(&UpstreamPath::region(), &uid(1)).await.unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
         assert_eq!(asked(&imds).len(), 2);
@@ -135,7 +140,8 @@ async fn shared(
     let imds = NodeImds::start(answer).await;
     let upstream = imds.upstream();
     *lock(&upstream.0.session) = Session::V1 { until: Instant::now() + RETRY_TOKEN };
-    let asked = (0..100).map(|_| upstream.get(path));
+    let pod = uid(1);
+    let asked = (0..100).map(|_| upstream.get(path, &pod));
     let answers = futures::future::join_all(asked).await;
     (upstream, imds, answers)
 }
@@ -148,7 +154,7 @@ async fn what_every_pod_may_ask_is_asked_once_a_second_however_many_ask() {
     assert!(answers.iter().all(|answer| answer.as_ref().unwrap() == "soon"), "{answers:?}");
     assert_eq!(asked(&imds).len(), 1);
     tokio::time::sleep(MOMENT).await;
-    upstream.get(&spot).await.unwrap();
+    upstream.get(&spot, &uid(1)).await.unwrap();
     assert_eq!(asked(&imds).len(), 2);
     // Mostly there is nothing, which may change at any time.
     for path in [spot, path("dynamic/instance-identity/document")] {
@@ -157,9 +163,47 @@ async fn what_every_pod_may_ask_is_asked_once_a_second_however_many_ask() {
         assert!(answers.iter().all(|it| matches!(it, Err(UpstreamError::NotFound))), "{answers:?}");
         assert_eq!(asked(&imds).len(), 1);
         tokio::time::sleep(MOMENT).await;
-        upstream.get(&path).await.unwrap_err();
+        upstream.get(&path, &uid(1)).await.unwrap_err();
         assert_eq!(asked(&imds).len(), 2);
     }
+}
+
+/// Answers the next request, which must be for `path`.
+async fn answer(listener: &TcpListener, path: &str) {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut head = vec![0; 1024];
+    let read = stream.read(&mut head).await.unwrap();
+    let head = String::from_utf8_lossy(&head[..read]).into_owned();
+    assert!(head.starts_with(&format!("GET /latest/{path} ")), "{head}");
+    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pod_that_floods_a_slow_service_leaves_it_to_others() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let upstream = Upstream::new(url.parse().unwrap());
+    *lock(&upstream.0.session) = Session::V1 { until: Instant::now() + RETRY_TOKEN };
+    let ask = |pod: u32, text: &str| {
+        let (upstream, path) = (upstream.clone(), path(text));
+        tokio::spawn(async move { upstream.get(&path, &uid(pod)).await })
+    };
+    let flood: Vec<_> = (0..100).map(|_| ask(1, "meta-data/mac")).collect();
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        held.push(listener.accept().await.unwrap());
+    }
+    // Each of these would wait for a slot of the flood's.
+    for (pod, text) in [(2, "meta-data/hostname"), (2, "dynamic/instance-identity/document")] {
+        let asked = ask(pod, text);
+        answer(&listener, text).await;
+        assert_eq!(asked.await.unwrap().unwrap(), "x");
+    }
+    for asked in flood {
+        assert!(matches!(asked.await.unwrap(), Err(UpstreamError::Deadline)));
+    }
+    drop(held);
+    assert!(lock(&upstream.0.shares).is_empty(), "shares of pods that ask no more are kept");
 }
 
 #[tokio::test(start_paused = true)]
