@@ -54,6 +54,8 @@ pub(crate) enum Probe {
     Scrape,
     /// Events that the agent wrote.
     Events,
+    /// The agent's processor time, which the attack must not raise by much.
+    Cpu,
     /// The map of connections, which is full meanwhile: who is denied has failed, but nobody may be deceived.
     FullMap,
 }
@@ -112,6 +114,7 @@ fn default_configuration(stage: &Stage) -> Vec<Row> {
     let pipeline = |connections, reads| Program::Pipeline { connections, burst: 400, reads };
     let flood = |asks| Program::Flood { threads: 16, asks };
     let cgroups = Program::Cgroups { below: stage.container(Who::Pod), count: 20_000 };
+    let stir = Program::CgroupEvents { cgroup: stage.container(Who::Pod) };
     let many = || vec![(Who::Pod, pipeline(64, true)), (Who::Unpublished, hold(Sends::Requests))];
     vec![
         Row::one("pipelining, 16 connections", pipeline(16, true)),
@@ -132,6 +135,7 @@ fn default_configuration(stage: &Stage) -> Vec<Row> {
         Row::one("sockets used twice", reuse()).probe(Probe::Entries),
         Row::new("several at once, takeover", many()).during(Event::Takeover),
         Row::new("several at once, restart", many()).during(Event::Restart),
+        Row::one("events of its own cgroup", stir).probe(Probe::Cpu),
         Row::one("20,000 cgroups, takeover", cgroups.clone()).during(Event::Takeover),
         Row::one("20,000 cgroups, restart", cgroups).during(Event::Restart),
     ]

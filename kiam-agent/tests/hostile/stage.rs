@@ -33,6 +33,9 @@ const SCRAPES: usize = 3;
 const SCRAPE_LIMIT: Duration = Duration::from_secs(2);
 /// Kernel memory of the agent's sockets that one pod may cause, in KiB.
 const SOCKET_MEMORY: u64 = 16 << 10;
+/// What [`Probe::Cpu`] allows of the agent's processor time for each of the attacker's, and in any case.
+const CPU_RATIO: f64 = 0.2;
+const CPU_FLOOR: Duration = Duration::from_millis(250);
 /// Events in one row.
 const EVENTS: usize = 100;
 /// Connections of the victim and of the agent's own self-test, and those that are on their way.
@@ -146,10 +149,17 @@ impl Stage {
         let agent_cpu = agent::cpu(&self.lab) - agent_cpu;
         let usual_cpu = usual.mul_f64(begun.elapsed().as_secs_f64());
         outcome.notes.extend(attack.end());
+        let attacker_cpu = pods_cpu(self) - attacker_cpu;
+        let caused = agent_cpu.saturating_sub(usual_cpu);
+        if row.probe == Some(Probe::Cpu) && caused > CPU_FLOOR + attacker_cpu.mul_f64(CPU_RATIO) {
+            let fault =
+                format!("{caused:.1?} of the agent's CPU, {attacker_cpu:.1?} of the attacker's");
+            outcome.probes.push(fault);
+        }
         outcome.cost = Cost {
             agent_cpu,
             usual_cpu,
-            attacker_cpu: pods_cpu(self) - attacker_cpu,
+            attacker_cpu,
             memory: peak,
             log: self.log_size().saturating_sub(log) >> 10,
             lapses: agent::lapses(&self.agent).saturating_sub(self.lapses),
@@ -236,7 +246,7 @@ impl Stage {
                 let filled = attack.full.as_ref().map_or(0, FullMap::entries);
                 notes.push(format!("{filled} entries of nobody"));
             }
-            None => {}
+            Some(Probe::Cpu) | None => {}
         }
         (wrong, notes)
     }

@@ -2,21 +2,26 @@
 //!
 //! mkdir and rmdir reach inotify as on any file system, and `cgroup.events` is modified when the first process
 //! comes or the last one goes; but a worker of the kernel tells that, which takes milliseconds on a busy node. Who writes
-//! a process's number into `cgroup.procs` is seen at once, and once a cgroup: containers can write their own as often as
-//! they like. A watch is not ended by the removal of its cgroup, so that is done here.
+//! a process's number into `cgroup.procs` is seen at once, and once a cgroup. Containers can write either file as often as
+//! they like, so that a watch of `cgroup.events` is for one event as well, and rests after it. A watch is not ended by the
+//! removal of its cgroup, so that is done here.
 //!
 //! The system may refuse watches: the limits of inotify are for everything that root runs on the node. What is not watched is
 //! found by a sweep, and each sweep tries to watch it again.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     ffi::{OsStr, OsString},
-    fs, io,
+    fs,
+    future::pending,
+    io,
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use rustix::fs::inotify::{ReadFlags, WatchFlags};
+use tokio::time::{Instant, sleep_until};
 
 use super::watches::{Place, Watches};
 use kiam_core::pods::{PodUid, is_qos_class};
@@ -25,6 +30,9 @@ use kiam_core::pods::{PodUid, is_qos_class};
 const CONTAINERS: usize = 64;
 /// Pods that are watched: more than a node runs.
 const PODS: usize = 4096;
+/// How long a `cgroup.events` is not watched after an event. What happens meanwhile is found when it is again.
+const REST: Duration = Duration::from_millis(200);
+
 /// What happened to a pod's cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Change {
@@ -48,6 +56,17 @@ pub(super) struct Watch {
     /// The pods' cgroup and those of QoS classes, by path.
     folders: HashMap<PathBuf, Folder>,
     pods: HashMap<PodUid, Pod>,
+    /// Watches of `cgroup.events` that have ended by an event, oldest first.
+    spent: VecDeque<Spent>,
+}
+
+/// A watch that had its event.
+#[derive(Debug)]
+struct Spent {
+    watch: i32,
+    pod: PodUid,
+    container: Option<Box<OsStr>>,
+    rests_until: Instant,
 }
 
 /// A cgroup that pods' cgroups are in.
@@ -73,19 +92,32 @@ struct Pod {
 impl Watch {
     /// Watches nothing yet: [`Watch::sweep`] begins.
     pub(super) fn new(root: PathBuf) -> Self {
-        Self { watches: Watches::default(), root, folders: HashMap::new(), pods: HashMap::new() }
+        let (folders, pods) = (HashMap::new(), HashMap::new());
+        Self { watches: Watches::default(), root, folders, pods, spent: VecDeque::new() }
     }
 
     /// The next changes; none while there is no inotify. To be waited for on the runtime that sweeps are made on.
     pub(super) async fn changes(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
-        match self.watches.next().await {
-            Ok(seen) => {
+        let rested = self.spent.front().map(|spent| spent.rests_until);
+        let rest = async {
+            match rested {
+                Some(until) => sleep_until(until).await,
+                None => pending().await,
+            }
+        };
+        let seen = tokio::select! {
+            seen = self.watches.next() => Some(seen),
+            () = rest => None,
+        };
+        match seen {
+            Some(Ok(seen)) => {
                 for (watch, flags, name) in seen {
                     self.take(watch, flags, name.as_deref().map(OsStr::from_bytes), &mut changes);
                 }
             }
-            Err(error) => self.unwatch(&error),
+            Some(Err(error)) => self.unwatch(&error),
+            None => self.renew(Instant::now(), &mut changes),
         }
         changes
     }
@@ -144,6 +176,47 @@ impl Watch {
         }
     }
 
+    /// Watches again what has rested, and has its pods scanned for what happened meanwhile.
+    fn renew(&mut self, now: Instant, changes: &mut Vec<Change>) {
+        while let Some(spent) = self.spent.pop_front_if(|spent| spent.rests_until <= now) {
+            let Some(pod) = self.pods.get(&spent.pod) else { continue };
+            let (path, watches) = match &spent.container {
+                None => (pod.path.clone(), Some(&pod.watches)),
+                Some(name) => (pod.path.join(&**name), pod.containers.get(name)),
+            };
+            // Else the cgroup is gone, or is watched again already.
+            if !watches.is_some_and(|watches| watches.contains(&spent.watch)) {
+                continue;
+            }
+            let watch = self.watch_events(&path, &spent.pod, spent.container.clone());
+            let Some(pod) = self.pods.get_mut(&spent.pod) else { continue };
+            let watches = match &spent.container {
+                None => Some(&mut pod.watches),
+                Some(name) => pod.containers.get_mut(name),
+            };
+            if let Some(watches) = watches {
+                watches.retain(|known| *known != spent.watch);
+                watches.extend(watch);
+            }
+            let stirred = Change::Stirred(spent.pod);
+            if !changes.contains(&stirred) {
+                changes.push(stirred);
+            }
+        }
+    }
+
+    /// Watches the `cgroup.events` in `cgroup` for one event.
+    fn watch_events(
+        &mut self,
+        cgroup: &Path,
+        pod: &PodUid,
+        container: Option<Box<OsStr>>,
+    ) -> Option<i32> {
+        let place = Place::Events(pod.clone(), container);
+        let flags = WatchFlags::MODIFY | WatchFlags::ONESHOT;
+        self.watches.add(&cgroup.join("cgroup.events"), flags, place)
+    }
+
     fn take(
         &mut self,
         watch: i32,
@@ -169,7 +242,14 @@ impl Watch {
                 }
                 changes.push(Change::Stirred(uid));
             }
-            (Place::Events(uid), _) => changes.push(Change::Stirred(uid)),
+            // The kernel says that the watch has ended, too.
+            (Place::Events(pod, container), _) if flags.contains(ReadFlags::MODIFY) => {
+                self.watches.ended(watch);
+                changes.push(Change::Stirred(pod.clone()));
+                let rests_until = Instant::now() + REST;
+                self.spent.push_back(Spent { watch, pod, container, rests_until });
+            }
+            (Place::Events(..), _) => {}
             (Place::Processes(uid), _) => {
                 self.watches.ended(watch);
                 changes.push(Change::Joined(uid));
@@ -237,8 +317,7 @@ impl Watch {
         let Some(path) = missing.map(|pod| pod.path.clone()) else { return };
         // The same number for what is watched already.
         let folder = self.watches.add(&path, folder_flags(), Place::Pod(uid.clone()));
-        let (events, place) = (path.join("cgroup.events"), Place::Events(uid.clone()));
-        let events = self.watches.add(&events, WatchFlags::MODIFY, place);
+        let events = self.watch_events(&path, uid, None);
         if let Some(pod) = self.pods.get_mut(uid) {
             pod.watches = folder.into_iter().chain(events).collect();
         }
@@ -265,8 +344,7 @@ impl Watch {
         }
         let container = pod.path.join(name);
         // The same number for the same cgroup; another one when it was made anew.
-        let (events, place) = (container.join("cgroup.events"), Place::Events(uid.clone()));
-        let events = self.watches.add(&events, WatchFlags::MODIFY, place);
+        let events = self.watch_events(&container, uid, Some(name.into()));
         let (processes, place) = (container.join("cgroup.procs"), Place::Processes(uid.clone()));
         let processes =
             self.watches.add(&processes, WatchFlags::MODIFY | WatchFlags::ONESHOT, place);

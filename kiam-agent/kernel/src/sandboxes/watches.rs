@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    ffi::OsStr,
     future, io,
     mem::MaybeUninit,
     os::fd::OwnedFd,
@@ -31,7 +32,8 @@ const LOG_PERIOD: Duration = Duration::from_secs(60);
 pub(super) enum Place {
     Folder(PathBuf),
     Pod(PodUid),
-    Events(PodUid),
+    /// The pod's `cgroup.events`, or its container's of this name.
+    Events(PodUid, Option<Box<OsStr>>),
     Processes(PodUid),
 }
 

@@ -1,4 +1,12 @@
-use std::{fs, time::Duration};
+use std::{
+    ffi::CString,
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use lab::{Cgroup, Layout};
 use tokio::time::timeout;
@@ -37,6 +45,19 @@ impl Stage {
         }
         all
     }
+
+    /// How many containers of pod A are watched.
+    fn containers(&self) -> usize {
+        let containers = self.watch.pods[&uid(A)].containers.values();
+        containers.filter(|watches| watches.len() == 2).count()
+    }
+}
+
+/// `truncate(2)`: a file system's users see a change, whatever is in the file.
+fn truncate(path: &Path) {
+    let path = CString::new(path.as_os_str().as_bytes()).unwrap();
+    // SAFETY: the path ends with 0.
+    assert_eq!(unsafe { libc::truncate(path.as_ptr(), 0) }, 0);
 }
 
 fn uid(text: &str) -> PodUid {
@@ -59,12 +80,14 @@ async fn pods_of_every_layout_are_noticed_when_they_come_stir_and_go() {
         container.kill().unwrap();
         process.wait().unwrap();
         stage.until(&Change::Stirred(uid(A))).await;
-        let watched = stage.watch.watches.len();
         fs::create_dir(pod.join("2")).unwrap();
-        stage.until(&Change::Stirred(uid(A))).await;
-        assert_eq!(stage.watch.watches.len(), watched + 2);
+        while stage.containers() < 2 {
+            stage.until(&Change::Stirred(uid(A))).await;
+        }
         fs::remove_dir(pod.join("2")).unwrap();
-        stage.until(&Change::Stirred(uid(A))).await;
+        while stage.containers() > 1 {
+            stage.until(&Change::Stirred(uid(A))).await;
+        }
         drop(container);
         fs::remove_dir(&pod).unwrap();
         stage.until(&Change::Removed(uid(A))).await;
@@ -114,6 +137,40 @@ async fn a_container_that_joins_its_own_cgroup_again_and_again_is_noticed_once()
         joined += changes.iter().filter(|change| **change == Change::Joined(uid(A))).count();
     }
     assert!(joined == 1 && woken < 10, "{joined}, and woken {woken} times");
+}
+
+#[tokio::test]
+async fn a_container_that_changes_its_own_events_again_and_again_is_noticed_a_few_times_a_second() {
+    let Some(mut stage) = Stage::start("events_again") else { return };
+    stage.watch.sweep();
+    let path = stage.root.path().join(Layout::SystemdBurstable.container(A, "1"));
+    let container = Cgroup::create(&path).unwrap();
+    stage.until(&Change::Made(uid(A), path.parent().unwrap().to_owned())).await;
+    let (events, ended) = (path.join("cgroup.events"), Arc::new(AtomicBool::new(false)));
+    let flood = std::thread::spawn({
+        let ended = ended.clone();
+        move || {
+            while !ended.load(Ordering::Relaxed) {
+                truncate(&events);
+            }
+        }
+    });
+    let (begun, mut woken) = (Instant::now(), 0);
+    while begun.elapsed() < REST * 10 {
+        let changes = timeout(Duration::from_millis(20), stage.watch.changes()).await;
+        woken += usize::from(changes.is_ok_and(|changes| !changes.is_empty()));
+    }
+    ended.store(true, Ordering::Relaxed);
+    flood.join().unwrap();
+    // An event, and then that it is watched again, each time.
+    assert!((10..30).contains(&woken), "woken {woken} times");
+    // The last process goes while nothing is watched, and that shows.
+    truncate(&path.join("cgroup.events"));
+    stage.until(&Change::Stirred(uid(A))).await;
+    let mut process = std::process::Command::new("true");
+    container.adopt(&mut process).unwrap();
+    process.status().unwrap();
+    stage.until(&Change::Stirred(uid(A))).await;
 }
 
 #[tokio::test]

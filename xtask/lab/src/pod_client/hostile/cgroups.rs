@@ -1,6 +1,6 @@
-//! Cgroups without number, made where a container may make them.
+//! Cgroups without number, made where a container may make them, and events of its own one.
 
-use std::{fs, io, path::Path, thread, time::Duration};
+use std::{ffi::CString, fs, io, os::unix::ffi::OsStrExt as _, path::Path, thread, time::Duration};
 
 use tokio::time::Instant;
 
@@ -11,6 +11,8 @@ const IN_ONE: u32 = 500;
 /// No longer than this, whatever there is by then.
 const MOST: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(20);
+/// Events between two looks at the time.
+const BATCH: u64 = 100;
 
 /// Makes `count` of them below `below`, and removes them at the end.
 pub(super) fn run(course: &Course, below: &Path, count: u32) -> io::Result<()> {
@@ -39,6 +41,22 @@ pub(super) fn run(course: &Course, below: &Path, count: u32) -> io::Result<()> {
             }
         }
         fs::remove_dir(folder)?;
+    }
+    Ok(())
+}
+
+/// Truncates the `cgroup.events` in `cgroup`, which changes nothing, and which whoever watches the file is told.
+pub(super) fn stir(course: &Course, cgroup: &Path) -> io::Result<()> {
+    let events = CString::new(cgroup.join("cgroup.events").as_os_str().as_bytes())?;
+    course.in_full_swing();
+    while course.goes_on() {
+        for _ in 0..BATCH {
+            // SAFETY: the path ends with 0.
+            if unsafe { libc::truncate(events.as_ptr(), 0) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        course.count("events", BATCH);
     }
     Ok(())
 }

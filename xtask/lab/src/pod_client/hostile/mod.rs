@@ -115,6 +115,11 @@ pub enum Program {
         /// How many.
         count: u32,
     },
+    /// Changes its container's `cgroup.events` again and again, as far as the kernel tells who watches it.
+    CgroupEvents {
+        /// The container's cgroup.
+        cgroup: PathBuf,
+    },
     /// Makes network namespaces, and connects to the metadata service once from each.
     Namespaces {
         /// How many.
@@ -206,6 +211,7 @@ impl Program {
                 deferred::run(course, (*listener).into(), ports.0..=ports.1, interfaces)
             }
             Self::Cgroups { below, count } => cgroups::run(course, below, *count),
+            Self::CgroupEvents { cgroup } => cgroups::stir(course, cgroup),
             Self::Namespaces { count, listener } => {
                 namespaces::storm(course, *count, (*listener).into())
             }
