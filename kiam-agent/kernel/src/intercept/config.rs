@@ -117,7 +117,7 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
 }
 
 fn judge(config: &Config, told: bool, release: String) -> Result<(), Error> {
-    if told || !config.follows_sandboxes() {
+    if told || config.mode == Mode::Observe {
         return Ok(());
     }
     if config.listens_inside() && config.path == Path::PodLocal {
@@ -125,7 +125,7 @@ fn judge(config: &Config, told: bool, release: String) -> Result<(), Error> {
     }
     warn!(
         kernel = release,
-        "This kernel does not tell network namespaces apart (5.14 does): all pods use the node's listener and are known by their published addresses, and only the machine's first network namespace counts as the node's"
+        "This kernel does not tell network namespaces apart (5.14 does): all pods use the node's listener and are known by their published addresses, and only the machine's first network namespace counts as the node's: on a node that is itself a container, such as kind's, hostNetwork pods are intercepted whatever --host-network-pods says"
     );
     Ok(())
 }
