@@ -28,6 +28,7 @@ const GAUGES: [&str; 12] = [
     "kiam_guard_boot",
     "kiam_guard_route",
     "kiam_guard_uplinks",
+    "kiam_intercept_older_pods",
     "kiam_observed_pods",
     "kiam_proof_failing",
     "kiam_sandboxes",

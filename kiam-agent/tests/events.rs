@@ -105,6 +105,7 @@ impl Fixture {
             sync_interval: PATIENCE,
             stall: PATIENCE,
             startup_taint: None,
+            evict_older_pods: false,
             prove_after: PATIENCE,
             proxies: Proxies::default(),
         };
@@ -115,6 +116,7 @@ impl Fixture {
             serves: Box::new(serves),
             policy: policy.clone(),
             credentials,
+            exposed: Box::new(exposed),
             clock,
             period: PERIOD,
             send,
@@ -177,6 +179,12 @@ impl Fixture {
     fn counts(&self, outcome: &str, events: u64) -> bool {
         self.metrics().contains(&format!("kiam_events_total{{outcome=\"{outcome}\"}} {events}\n"))
     }
+}
+
+/// Of pods that are called so.
+fn exposed(pod: &Pod) -> Option<SystemTime> {
+    let until = SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600);
+    (pod.name == "old").then_some(until)
 }
 
 fn policy() -> policy::Config {
@@ -242,6 +250,17 @@ async fn pods_that_get_nothing_are_told_why_and_nobody_else_is() {
     assert_eq!(of("static")["regarding"]["uid"], "0123456789abcdef0123456789abcdef");
     fixture.until(|| fixture.counts("Created", 4)).await;
     assert_eq!(fixture.wanted.borrow().len(), 3, "nothing of this touches what is fetched");
+}
+
+#[tokio::test]
+async fn pods_that_may_hold_the_nodes_credentials_are_told_once_whether_or_not_they_want_a_role() {
+    let fixture = Fixture::start().await;
+    fixture.index.apply(pod("old", None));
+    fixture.index.apply(pod("young", None));
+    fixture.until_told(&[("old", "NodeCredentialsExposed")]).await;
+    let events = fixture.api.store().events();
+    let note = events[0]["note"].as_str().unwrap();
+    assert!(note.contains("may hold the node's credentials until 2026-01-01T00:00:00Z"), "{note}");
 }
 
 #[tokio::test]

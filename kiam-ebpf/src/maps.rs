@@ -88,6 +88,10 @@ pub(crate) static OBSERVED: LruHashMap<Sighting, Sightings> = LruHashMap::with_m
 pub(crate) static PODS: HashMap<u64, Held> =
     HashMap::with_max_entries(PODS_PER_NODE, BPF_F_NO_PREALLOC);
 
+/// When each link was attached, by its id: `CLOCK_BOOTTIME` nanoseconds. For agents alone.
+#[map]
+pub(crate) static ATTACHED: HashMap<u32, u64> = HashMap::with_max_entries(64, 0);
+
 /// How often each `Reason` was the answer.
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::ROOM, 0);

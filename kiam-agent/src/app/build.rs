@@ -26,7 +26,7 @@ use super::{
     lease,
     listeners::Listeners,
     observe::{self, Observer},
-    operations, proof,
+    older, operations, proof,
     running::{Operators, Successor},
     shortage::Shortage,
     unseen::Unseen,
@@ -193,7 +193,8 @@ impl Common {
         held.adopted().await;
     }
 
-    /// Serves inside pods from now on, beginning with the `inherited` sockets.
+    /// Serves inside pods from now on, beginning with the `inherited` sockets, and searches for pods that are older than the
+    /// programs.
     fn inside(
         &mut self,
         config: &Config,
@@ -201,6 +202,7 @@ impl Common {
         knowledge: &Knowledge,
         (serve, inherited): (mpsc::Sender<Listener>, Vec<std::net::TcpListener>),
     ) -> Result<Held, Error> {
+        self.older(config, kernel, knowledge);
         let serves = served(config.cluster.node_name.is_some(), config.hosts);
         let (Some(config), Some((parts, cgroups))) = (&config.intercept, kernel) else {
             return Ok(Held::default());
@@ -238,6 +240,20 @@ impl Common {
             metrics: observe::Metrics::register(&mut self.registry),
         };
         self.tasks.spawn(observer.run(self.drain.clone()));
+    }
+
+    /// Searches for pods that ran before they were intercepted.
+    fn older(&mut self, config: &Config, kernel: Option<&Kernel>, knowledge: &Knowledge) {
+        let (Some(intercept), Some((parts, _))) = (&config.intercept, kernel) else { return };
+        let search = older::Search {
+            knowledge: knowledge.clone(),
+            serves: served(config.cluster.node_name.is_some(), config.hosts),
+            clock: self.clock.clone(),
+            config: intercept.clone(),
+            attached: parts.attached.clone(),
+            gauge: older::gauge(&mut self.registry),
+        };
+        self.tasks.spawn(search.run(older::Entitled::new(config), self.drain.clone()));
     }
 
     /// Guards what slips past the programs, and proves that nothing does.

@@ -10,7 +10,7 @@ use std::{
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{knowledge::Knowledge, noted};
+use super::{knowledge::Knowledge, noted, older::Entitled};
 use crate::{
     config::Config,
     imds::{self, Imdsv2, NodeRole, Noted, Place},
@@ -44,6 +44,7 @@ struct Settings {
     tokens: Imdsv2,
     node_roles: Vec<NodeRole>,
     passes_host_network: bool,
+    entitled: Entitled,
     observes: bool,
 }
 
@@ -58,6 +59,8 @@ pub(super) struct Account<'a> {
     /// How its connections reach the agent, or why they don't.
     path: Result<String, String>,
     journal: imds::Page,
+    /// Until when it may hold the node's credentials.
+    exposed: Option<SystemTime>,
     now: SystemTime,
     settings: &'a Settings,
 }
@@ -73,6 +76,7 @@ impl Explainer {
             tokens: config.imds.imdsv2,
             node_roles: config.imds.node_roles.clone(),
             passes_host_network: config.intercept.as_ref().is_some_and(passes),
+            entitled: Entitled::new(config),
             observes: config.observes(),
         };
         let (knowledge, clock) = (knowledge.clone(), clock.clone());
@@ -120,6 +124,8 @@ impl Explainer {
         let (path, now) = (paths.of(pod), self.clock.now());
         let journal = self.knowledge.journal.of(&pod.uid);
         let (pod, settings) = (pod.clone(), &*self.settings);
+        let exposed =
+            self.knowledge.older.until(&pod).filter(|_| !settings.entitled.includes(&pod));
         Account {
             pod,
             namespace,
@@ -129,6 +135,7 @@ impl Explainer {
             credentials,
             path,
             journal,
+            exposed,
             now,
             settings,
         }
@@ -183,6 +190,9 @@ impl Account<'_> {
                 shown[list] = requests.iter().map(noted::json).collect();
             }
         }
+        if let Some(until) = self.exposed {
+            shown["mayHoldNodeCredentialsUntil"] = json!(time(until));
+        }
         match &self.decision {
             Decision::Refuse(refusal) => shown["refused"] = json!(refusal.to_string()),
             Decision::Allow(identity) => {
@@ -231,6 +241,13 @@ impl Account<'_> {
         lines.push(("path", path(&self.path).to_owned()));
         if let Decision::Allow(_) = &self.decision {
             lines.push(("credentials", self.held()));
+        }
+        if let Some(until) = self.exposed {
+            let says = format!(
+                "the pod ran before the kernel programs were attached, and may hold the node's credentials until {}",
+                time(until)
+            );
+            lines.push(("older", says));
         }
         if self.settings.observes {
             let only = "observe: the pod's requests are left alone; they would be answered so:";
@@ -386,7 +403,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        app::{inside::Paths, observe::Sightings},
+        app::{inside::Paths, observe::Sightings, older::Older},
         config::{Task, Vars, parse},
     };
     use kiam_core::{
@@ -459,6 +476,7 @@ mod tests {
             refresher: prefetcher.refresher(),
             sightings: Sightings::default(),
             paths: Paths::default(),
+            older: Older::default(),
             node: Arc::default(),
             journal: imds::Journal::default(),
         };

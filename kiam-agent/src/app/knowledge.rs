@@ -14,11 +14,12 @@ use super::{
     inside::Paths,
     listeners::trusted,
     observe::Sightings,
+    older::{Entitled, Older},
     upstream::{policy_config, region, source},
     warm_up::complete,
 };
 use crate::{
-    cluster::{self, Cluster, Synced},
+    cluster::{self, Cluster, Events, EvictionParts, Evictions, Synced},
     config::{Config, Hosts},
     handover::{self, Trusted},
     imds,
@@ -41,6 +42,9 @@ const READY: Duration = Duration::from_millis(100);
 /// How often what there is to tell by Events is looked for.
 const EVENTS: Duration = Duration::from_secs(3);
 
+/// The time between two evictions.
+const EVICTIONS: Duration = Duration::from_secs(10);
+
 /// The parts that answer questions about pods.
 #[derive(Clone)]
 pub(super) struct Knowledge {
@@ -50,6 +54,8 @@ pub(super) struct Knowledge {
     pub(super) refresher: Refresher,
     pub(super) sightings: Sightings,
     pub(super) paths: Paths,
+    /// Pods that ran before the kernel programs were attached.
+    pub(super) older: Older,
     /// The node's addresses.
     pub(super) node: Arc<NodeAddresses>,
     pub(super) journal: imds::Journal,
@@ -78,6 +84,8 @@ impl Common {
         };
         let metrics = cluster::Metrics::register(&mut self.registry);
         let events = cluster.events(&metrics);
+        let older = Older::default();
+        self.evict(cluster.evictions(&metrics), config, (&pods, &older));
         self.startup_taint(&cluster);
         let first = self.readiness.latch("first credentials");
         let region = region(config, upstream).await?;
@@ -92,18 +100,9 @@ impl Common {
             self.prefetcher(config, source, (&pods, receiver), first);
         let refresher = prefetcher.refresher();
         let serves = served(config.cluster.node_name.is_some(), config.hosts);
-        let told = self.told(config, (&pods, &policy, &credentials));
+        let told = self.told(config, (&pods, &policy, &credentials), older.clone());
         let publish = publish_wanted(policy.clone(), serves, wanted, self.drain.clone());
-        // A task of its own: whatever becomes of Events, credentials are kept. Only once all kinds are known, too: before,
-        // a role that a ServiceAccount names seems to be missing.
-        let (readiness, drain) = (self.readiness.clone(), self.drain.clone());
-        self.tasks.spawn(async move {
-            let told = async {
-                complete(&readiness, &KINDS).await;
-                events.run(told, drain.clone()).await;
-            };
-            apart("events", told, drain.clone()).await;
-        });
+        self.events(events, told);
         // Published only once all kinds are known, so that the first set is the whole one.
         let (readiness, mut drain) = (self.readiness.clone(), self.drain.clone());
         let (state_dir, trusted) = (config.state_dir.clone(), trusted(config));
@@ -124,6 +123,7 @@ impl Common {
             refresher,
             sightings: Sightings::default(),
             paths: Paths::default(),
+            older,
             node,
             journal: imds::Journal::default(),
         })
@@ -140,6 +140,27 @@ impl Common {
             taint.remove(shown).await;
         };
         self.tasks.spawn(apart("startup taint", removed, self.drain.clone()));
+    }
+
+    /// Evicts pods that may hold the node's credentials from now on, if that is asked for.
+    fn evict(
+        &mut self,
+        evictions: Option<Evictions>,
+        config: &Config,
+        (pods, older): (&PodReader, &Older),
+    ) {
+        let Some(evictions) = evictions else { return };
+        let (older, entitled) = (older.clone(), Entitled::new(config));
+        let serves = served(config.cluster.node_name.is_some(), config.hosts);
+        let parts = EvictionParts {
+            pods: pods.clone(),
+            is_due: Box::new(move |pod| {
+                serves(pod) && !entitled.includes(pod) && older.until(pod).is_some()
+            }),
+            pace: EVICTIONS,
+        };
+        let evicts = evictions.run(parts, self.drain.clone());
+        self.tasks.spawn(apart("evictions", evicts, self.drain.clone()));
     }
 
     /// What keeps credentials of what is `wanted`, and the reader of them.
@@ -172,17 +193,34 @@ impl Common {
         (prefetcher, credentials)
     }
 
+    /// Tells by Events of what is wrong from now on.
+    fn events(&mut self, events: Events, told: cluster::EventParts) {
+        // A task of its own: whatever becomes of Events, credentials are kept. Only once all kinds are known, too: before,
+        // a role that a ServiceAccount names seems to be missing.
+        let (readiness, drain) = (self.readiness.clone(), self.drain.clone());
+        self.tasks.spawn(async move {
+            let told = async {
+                complete(&readiness, &KINDS).await;
+                events.run(told, drain.clone()).await;
+            };
+            apart("events", told, drain.clone()).await;
+        });
+    }
+
     /// What there is to tell by Events.
     fn told(
         &self,
         config: &Config,
         (pods, policy, credentials): (&PodReader, &RolePolicy, &CredentialReader),
+        older: Older,
     ) -> cluster::EventParts {
+        let entitled = Entitled::new(config);
         cluster::EventParts {
             pods: pods.clone(),
             serves: Box::new(served(config.cluster.node_name.is_some(), config.hosts)),
             policy: policy.clone(),
             credentials: credentials.clone(),
+            exposed: Box::new(move |pod| older.until(pod).filter(|_| !entitled.includes(pod))),
             clock: self.clock.clone(),
             period: EVENTS,
             send: !config.observes(),

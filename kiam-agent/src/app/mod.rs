@@ -20,6 +20,7 @@ mod leftovers;
 mod listeners;
 mod noted;
 mod observe;
+mod older;
 mod operations;
 mod ports;
 mod proof;

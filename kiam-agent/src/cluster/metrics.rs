@@ -19,6 +19,7 @@ pub struct Metrics {
     pub(super) restarts: Family<RestartLabels, Counter>,
     told: Family<ToldLabels, Counter>,
     pub(super) tokens: Family<TokenLabels, Counter>,
+    evictions: Family<EvictionLabels, Counter>,
     scrape: Scrape,
 }
 
@@ -111,6 +112,23 @@ pub(super) enum TokenOutcome {
     Failed,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EvictionLabels {
+    outcome: EvictionOutcome,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum EvictionOutcome {
+    Evicted,
+    /// A PodDisruptionBudget allows none now; tried again.
+    Budget,
+    /// The pod was gone already.
+    Gone,
+    /// The agent lacks the right.
+    Forbidden,
+    Failed,
+}
+
 /// State that is read when it is asked for, once there is some.
 #[derive(Clone, Debug, Default)]
 struct Scrape(Arc<OnceLock<PodReader>>);
@@ -146,6 +164,11 @@ impl Metrics {
             "Tokens of pods' ServiceAccounts asked of the Kubernetes API",
             metrics.tokens.clone(),
         );
+        registry.register(
+            "kiam_cluster_evictions",
+            "Evictions of pods that may hold the node's credentials (--evict-older-pods)",
+            metrics.evictions.clone(),
+        );
         registry.register_collector(Box::new(metrics.scrape.clone()));
         metrics
     }
@@ -153,6 +176,11 @@ impl Metrics {
     /// Counts `events` that this became of.
     pub(super) fn count_events(&self, outcome: EventOutcome, events: u64) {
         self.told.get_or_create(&ToldLabels { outcome }).inc_by(events);
+    }
+
+    /// Counts an eviction that this became of.
+    pub(super) fn count_eviction(&self, outcome: EvictionOutcome) {
+        self.evictions.get_or_create(&EvictionLabels { outcome }).inc();
     }
 
     /// Shows what `pods` holds from now on.

@@ -7,6 +7,7 @@ mod backoff;
 mod body;
 mod client;
 mod events;
+mod eviction;
 mod failure;
 mod files;
 mod freshness;
@@ -24,7 +25,8 @@ mod wire;
 use std::{path::PathBuf, time::Duration};
 
 pub use self::{
-    events::{EventParts, Events},
+    events::{EventParts, Events, Exposure},
+    eviction::{EvictionParts, Evictions},
     metrics::Metrics,
     startup_taint::{InvalidTaintKey, StartupTaint, TaintKey},
     tokens::Tokens,
@@ -57,6 +59,8 @@ pub struct Config {
     pub stall: Duration,
     /// Taken off this node once the agent is ready; nothing is without a node's name.
     pub startup_taint: Option<TaintKey>,
+    /// Whether pods that may hold the node's credentials are evicted.
+    pub evict_older_pods: bool,
     /// After so long, up to a tenth more or less, without news of pods that etcd itself has just told: a list that is
     /// such news.
     pub prove_after: Duration,
@@ -125,6 +129,13 @@ impl Cluster {
     pub fn events(&self, metrics: &Metrics) -> Events {
         let (client, node) = (self.client.clone(), self.config.node_name.clone());
         Events { client, node, metrics: metrics.clone() }
+    }
+
+    /// What evicts pods of this node, if that is asked for.
+    #[must_use]
+    pub fn evictions(&self, metrics: &Metrics) -> Option<Evictions> {
+        let evictions = || Evictions { client: self.client.clone(), metrics: metrics.clone() };
+        self.config.evict_older_pods.then(evictions)
     }
 
     /// What takes the startup taint off this node, if that is asked for.

@@ -103,6 +103,9 @@ pub(super) struct Flags {
     /// Key of a taint that is taken off the node once the agent is ready; needs --node-name
     #[arg(long, value_name = "KEY")]
     pub(super) startup_taint: Option<String>,
+    /// Evict pods that ran before they were intercepted and may hold the node's credentials; needs --node-name
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", default_value = "false")]
+    pub(super) evict_older_pods: String,
     /// Kubeconfig file; absent: the pod's service account
     #[arg(long, value_name = "FILE")]
     pub(super) kubeconfig: Option<String>,

@@ -337,6 +337,10 @@ fn cluster(
     if taint.is_some() && flags.node_name.is_none() {
         mistakes.add("startup-taint", "it needs --node-name: whose taint is it?");
     }
+    let evict_older_pods = mistakes.switch("evict-older-pods", &flags.evict_older_pods);
+    if evict_older_pods && flags.node_name.is_none() {
+        mistakes.add("evict-older-pods", "it needs --node-name: which pods are this node's?");
+    }
     let proxies = mistakes.proxies(vars);
     Some(cluster::Config {
         kubeconfig: flags.kubeconfig.as_ref().filter(|path| !path.is_empty()).map(PathBuf::from),
@@ -345,6 +349,7 @@ fn cluster(
         // More than the minute from bookmark to bookmark; less than addresses are believed in silence, 90 s.
         stall: SECOND * 75,
         startup_taint: given(taint)?,
+        evict_older_pods,
         prove_after,
         proxies: proxies?,
     })

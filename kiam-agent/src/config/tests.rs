@@ -184,6 +184,15 @@ fn a_startup_taint_is_a_key_of_a_node_that_is_known() {
 }
 
 #[test]
+fn pods_are_evicted_only_when_asked_for_and_only_from_a_node_that_is_known() {
+    let evicts = |flags: &str| config(&format!("{flags} {GOOD}")).cluster.evict_older_pods;
+    assert!(!evicts("--node-name=n1") && evicts("--node-name=n1 --evict-older-pods"));
+    let wrong = mistakes(&format!("--evict-older-pods {GOOD}"));
+    let [node] = wrong.as_slice() else { panic!("{wrong:?}") };
+    assert!(node.contains("--evict-older-pods: it needs --node-name"), "{node}");
+}
+
+#[test]
 fn paths_are_repeated_or_comma_separated() {
     let paths = |flags: &str| config(&format!("{flags} {GOOD}")).imds.allow_paths.len();
     assert_eq!(paths("--allow-path=/latest/meta-data/a,/latest/meta-data/b"), 2);

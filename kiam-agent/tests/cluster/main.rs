@@ -52,6 +52,7 @@ impl Fed {
             sync_interval: HOUR,
             stall: HOUR,
             startup_taint: None,
+            evict_older_pods: false,
             prove_after: HOUR,
             proxies: Proxies::default(),
         };
@@ -363,6 +364,7 @@ async fn a_kubeconfig_that_is_none_is_an_error_at_once_and_names_the_file() {
         sync_interval: HOUR,
         stall: HOUR,
         startup_taint: None,
+        evict_older_pods: false,
         prove_after: HOUR,
         proxies: Proxies::default(),
     };

@@ -228,6 +228,7 @@ async fn a_client_certificate_of_version_1_is_refused_with_what_to_do() {
         sync_interval: hour,
         stall: hour,
         startup_taint: None,
+        evict_older_pods: false,
         prove_after: hour,
         proxies: Proxies::default(),
     };

@@ -10,6 +10,7 @@ use kiam_common::{
     HOST_NETNS_INITIAL, PATH_AUTO, PATH_NODE, PATH_POD_LOCAL,
     redirect::{AgentPorts, Target},
 };
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::{ancestors, attach, hold::Hold};
@@ -24,7 +25,7 @@ use kiam_core::blocking::Blocking;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
 
-pub(super) const MAPS: [&str; 10] = [
+pub(super) const MAPS: [&str; 11] = [
     "LEASE",
     "SANDBOXES",
     "CGROUPS",
@@ -35,6 +36,7 @@ pub(super) const MAPS: [&str; 10] = [
     "PODS",
     "OBSERVED",
     "COUNTERS",
+    "ATTACHED",
 ];
 
 /// In the order they are attached: nobody takes the agent's ports, and identity comes before the redirect, so
@@ -125,6 +127,7 @@ impl Interception {
             filters_syns: config.has_filter(),
             host_netns: (host_netns != HOST_NETNS_INITIAL).then_some(host_netns),
             log: config.log,
+            attached: watch::Sender::default(),
         })
     }
 }

@@ -6,6 +6,7 @@
 
 mod ancestors;
 mod attach;
+mod attached;
 mod config;
 mod flows;
 mod hold;
@@ -14,6 +15,7 @@ mod loading;
 mod marks;
 mod metrics;
 mod observed;
+mod older;
 mod own_pod;
 mod programs;
 mod reattach;
@@ -22,6 +24,7 @@ mod sandbox_table;
 mod uninstall;
 
 pub use self::{
+    attached::since_boot,
     config::{Config, HostNetworkPods, Mode, Path},
     flows::{FlowEntry, Flows},
     hold::Losses,
@@ -29,6 +32,7 @@ pub use self::{
     marks::Marks,
     metrics::{RestoredMetrics, Verdicts},
     observed::{Observation, Observed},
+    older::{OlderPods, older_pods},
     own_pod::{may_hand_over, prepare},
     programs::{Interception, KernelLog, Parts},
     reattach::Restored,

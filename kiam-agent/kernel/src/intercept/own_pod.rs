@@ -87,7 +87,7 @@ pub(super) fn mark_cgroups<M: std::borrow::BorrowMut<MapData>>(
 }
 
 /// The marked cgroups that are pinned in `folder`; an older layout may have them in another form.
-fn marks(folder: &Path) -> Option<HashMap<MapData, u64, u32>> {
+pub(super) fn marks(folder: &Path) -> Option<HashMap<MapData, u64, u32>> {
     let path = folder.join(CGROUPS);
     let map = path.exists().then(|| MapData::from_pin(path).ok()).flatten()?;
     HashMap::try_from(Map::from_map_data(map).ok()?).ok()

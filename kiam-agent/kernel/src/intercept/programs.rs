@@ -4,6 +4,7 @@ use std::{
     fmt, fs,
     os::fd::{AsFd as _, BorrowedFd},
     path::PathBuf,
+    time::Duration,
 };
 
 use aya::{
@@ -11,9 +12,10 @@ use aya::{
     maps::{Array, HashMap, MapData, PerCpuArray, SkStorage},
 };
 use aya_log::EbpfLogger;
+use tokio::sync::watch;
 
 use super::{
-    attach::attach, attach::load, attach::pin_error, attach::replace_or, hold::Hold,
+    attach::attach, attach::load, attach::pin_error, attach::replace_or, attached, hold::Hold,
     loading::ENFORCING, loading::GUARD, loading::LISTENER, loading::OBSERVING,
     loading::listener_filter, own_pod::CLASSES_TIME, own_pod::mark_cgroups,
 };
@@ -46,6 +48,7 @@ pub struct Interception {
     pub(super) filters_syns: bool,
     pub(super) host_netns: Option<u64>,
     pub(super) log: bool,
+    pub(super) attached: watch::Sender<Option<Duration>>,
 }
 
 /// What stays with the agent once the programs work.
@@ -65,6 +68,9 @@ pub struct Parts {
     pub sandboxes: SandboxTable,
     /// The cookie of the node's own; `None` where the kernel doesn't tell namespaces apart (before 5.14).
     pub host_netns: Option<u64>,
+    /// Since when pods are intercepted without a gap, as a time since the node booted ([`super::since_boot`]); `None` where
+    /// they are not.
+    pub attached: watch::Receiver<Option<Duration>>,
     /// For the proof.
     pub rewriter: Rewriter,
     /// Whether packets of the pods' cgroup are guarded.
@@ -133,6 +139,7 @@ impl Interception {
             marks: Marks::open(&self.pins)?,
             sandboxes: SandboxTable::open(&self.pins)?,
             host_netns: self.host_netns,
+            attached: self.attached.subscribe(),
             rewriter: self.rewriter.clone(),
             guards_packets: self.guards_packets(),
             observed,
@@ -151,7 +158,18 @@ impl Interception {
             self.attach_one(name)?;
         }
         self.detach_others()?;
-        pins::tidy(&self.pins, &self.older)
+        pins::tidy(&self.pins, &self.older)?;
+        self.note_links()
+    }
+
+    /// Notes how old the links are, and publishes it.
+    pub(super) fn note_links(&self) -> Result<(), Error> {
+        let attached = match self.enforces() {
+            true => attached::note(&self.pins, &ENFORCING)?,
+            false => None,
+        };
+        self.attached.send_replace(attached);
+        Ok(())
     }
 
     /// Tells the programs which cgroups hold pods, and which is the agent's own pod.

@@ -41,6 +41,7 @@ pub(super) struct Ledger {
 #[derive(Debug)]
 struct Entry {
     patience: Duration,
+    once: bool,
     is_there: bool,
     told: Option<Told>,
 }
@@ -70,13 +71,13 @@ impl Ledger {
         let mut news = News::default();
         let before = std::mem::take(&mut self.since);
         self.entries.values_mut().for_each(|entry| entry.is_there = false);
-        for Found { trouble, patience } in found {
+        for Found { trouble, patience, once } in found {
             let kind = (trouble.subject.clone(), trouble.reason);
             let since = before.get(&kind).copied().unwrap_or(now);
             self.since.insert(kind, since);
             let entry = self.entries.entry(trouble.clone()).or_insert_with(|| {
                 news.troubles.push(trouble);
-                Entry { patience, is_there: true, told: None }
+                Entry { patience, once, is_there: true, told: None }
             });
             entry.is_there = true;
         }
@@ -111,7 +112,8 @@ impl Ledger {
             let since = since.copied().unwrap_or(now);
             entry.is_due(&trouble.subject, since, now) && allowed(&trouble.subject)
         });
-        let (trouble, entry) = due.min_by_key(|(_, entry)| entry.told.map(|told| told.at))?;
+        let (trouble, entry) =
+            due.min_by_key(|(_, entry)| (entry.once, entry.told.map(|told| told.at)))?;
         let count = entry.told.map_or(0, |told| told.count).saturating_add(1);
         let trouble = trouble.clone();
         self.node.take(NODE, now);
@@ -136,6 +138,7 @@ impl Entry {
         }
         let Some(told) = self.told else { return true };
         let pause = match subject {
+            _ if self.once => return false,
             _ if told.was_over => CAME_BACK,
             Subject::Pod { .. } => LASTS,
             // Every node with pods of the namespace tells of it, and their own Events go on.
@@ -158,7 +161,7 @@ mod tests {
             uid: n.to_string(),
         };
         let trouble = Trouble { subject, reason: "RoleForbidden", note: note.to_owned() };
-        Found { trouble, patience: Duration::ZERO }
+        Found { trouble, patience: Duration::ZERO, once: false }
     }
 
     fn told(ledger: &mut Ledger, now: Instant) -> Vec<(String, i32)> {
@@ -252,12 +255,28 @@ mod tests {
     }
 
     #[test]
+    fn what_one_event_is_enough_for_waits_for_the_rest_and_is_not_repeated() {
+        let (mut ledger, start) = (Ledger::default(), Instant::now());
+        let found = vec![Found { once: true, ..pod(1, "older") }, pod(2, "no")];
+        let mut sent = Vec::new();
+        for minute in 0..100 {
+            let now = start + MINUTE * minute;
+            // Not found for a while, as when an agent starts again.
+            let found = if minute == 40 { Vec::new() } else { found.clone() };
+            ledger.take(found, now);
+            sent.extend(told(&mut ledger, now).into_iter().map(|(note, _)| note));
+        }
+        assert_eq!(sent[..2], ["no", "older"]);
+        assert_eq!(sent.iter().filter(|note| *note == "older").count(), 1);
+    }
+
+    #[test]
     fn a_namespace_is_told_of_once() {
         let (mut ledger, start) = (Ledger::default(), Instant::now());
         let found = || {
             let subject = Subject::Namespace("shop".to_owned());
             let trouble = Trouble { subject, reason: "InvalidPermitted", note: "no".to_owned() };
-            vec![Found { trouble, patience: Duration::ZERO }]
+            vec![Found { trouble, patience: Duration::ZERO, once: false }]
         };
         let mut sent = 0;
         for minute in 0..600 {

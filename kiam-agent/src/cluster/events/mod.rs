@@ -7,7 +7,7 @@ mod api;
 mod ledger;
 mod trouble;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep};
 use tracing::{Instrument as _, debug, info_span, warn};
@@ -32,6 +32,9 @@ use kiam_core::{
 /// How long nothing is tried after the agent was told that it may not write Events.
 const FORBIDDEN: Duration = Duration::from_secs(600);
 
+/// Says until when a pod may hold the node's credentials, if it may.
+pub type Exposure = Box<dyn Fn(&Pod) -> Option<SystemTime> + Send + Sync>;
+
 /// What tells what is wrong.
 pub struct EventParts {
     /// Whose Events.
@@ -42,6 +45,8 @@ pub struct EventParts {
     pub policy: RolePolicy,
     /// What they have.
     pub credentials: CredentialReader,
+    /// Until when a pod may hold the node's credentials, if it may.
+    pub exposed: Exposure,
     /// Tells the time.
     pub clock: Clock,
     /// How often to look.

@@ -34,18 +34,23 @@ pub(super) struct Found {
     pub(super) trouble: Trouble,
     /// For how long it must last before it is worth an Event.
     pub(super) patience: Duration,
+    /// Whether one Event is enough, which can wait for those that say why a pod gets no credentials.
+    pub(super) once: bool,
 }
 
-/// All that there is to tell. Of pods that want no role there is nothing; of namespaces, only where such pods are on this
+/// All that there is to tell. Of pods that want no role there is nothing but that they may hold the node's credentials; of namespaces, only where such pods are on this
 /// node: all nodes watch them all, and each would tell.
 pub(super) fn look(parts: &EventParts) -> Vec<Found> {
     let mut found = Vec::new();
     let mut namespaces = BTreeSet::new();
     let pods = parts.pods.all().into_iter();
     let asks = |pod: &Pod| parts.policy.role(pod).is_some();
-    for pod in pods.filter(|pod| pod.live && asks(pod) && (parts.serves)(pod)) {
-        found.extend(of_pod(&pod, parts));
-        namespaces.insert(pod.namespace.clone());
+    for pod in pods.filter(|pod| pod.live && (parts.serves)(pod)) {
+        found.extend(exposed(&pod, parts));
+        if asks(&pod) {
+            found.extend(of_pod(&pod, parts));
+            namespaces.insert(pod.namespace.clone());
+        }
     }
     for name in namespaces {
         let namespace = parts.pods.namespace(&name);
@@ -67,11 +72,22 @@ fn of_pod(pod: &Pod, parts: &EventParts) -> Option<Found> {
             ("CredentialError", note, patience)
         }
     };
+    Some(Found { trouble: Trouble { subject: subject(pod), reason, note }, patience, once: false })
+}
+
+fn exposed(pod: &Pod, parts: &EventParts) -> Option<Found> {
+    let until = humantime::format_rfc3339_seconds((parts.exposed)(pod)?);
+    let note = format!(
+        "the pod ran before the node's metadata service was intercepted and may hold the node's credentials until {until}; delete the pod to be rid of them earlier"
+    );
+    let trouble = Trouble { subject: subject(pod), reason: "NodeCredentialsExposed", note };
+    Some(Found { trouble, patience: Duration::ZERO, once: true })
+}
+
+fn subject(pod: &Pod) -> Subject {
     // A static pod's Events are about the UID that the kubelet gave it, which its mirror pod names.
     let uid = pod.config_hash.as_ref().unwrap_or(&pod.uid).to_string();
-    let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
-    let subject = Subject::Pod { namespace, name, uid };
-    Some(Found { trouble: Trouble { subject, reason, note }, patience })
+    Subject::Pod { namespace: pod.namespace.clone(), name: pod.name.clone(), uid }
 }
 
 /// Why there are no credentials, and whether that may pass; `None` where there are.
@@ -87,7 +103,7 @@ fn lack(identity: &RoleIdentity, state: Option<State>) -> Option<(String, Durati
 fn of_namespace(name: &str, mistake: &Mistake) -> Found {
     let (reason, note) = (mistake.reason(), mistake.to_string());
     let subject = Subject::Namespace(name.to_owned());
-    Found { trouble: Trouble { subject, reason, note }, patience: Duration::ZERO }
+    Found { trouble: Trouble { subject, reason, note }, patience: Duration::ZERO, once: false }
 }
 
 // === impl Subject ===

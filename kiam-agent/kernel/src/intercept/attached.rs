@@ -1,0 +1,78 @@
+//! Since when pods are intercepted without a gap.
+//!
+//! Links outlive agents, and takeovers only replace the programs in them. So the age of the youngest link is the answer,
+//! and the kernel tells nobody how old a link is: agents note it, by the link's id, in a map that is pinned beside it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use aya::maps::{HashMap, Map, MapData};
+use rustix::time::{ClockId, Timespec, clock_gettime};
+
+use super::programs::map_error;
+use crate::{error::Error, pins, sys::links::PinnedLink};
+
+const NAME: &str = "ATTACHED";
+/// File systems round their times down to the clock's last tick.
+const TICK: Duration = Duration::from_millis(10);
+
+/// The time since the node booted, which no step of the wall clock changes: that of processes' start times.
+#[must_use]
+pub fn since_boot() -> Duration {
+    duration(clock_gettime(ClockId::Boottime))
+}
+
+fn duration(time: Timespec) -> Duration {
+    let nanos = u32::try_from(time.tv_nsec).unwrap_or_default();
+    Duration::new(time.tv_sec.unsigned_abs(), nanos)
+}
+
+/// Notes when the links of `programs` that are pinned in `pins` were attached, as far as that is not noted yet. Returns when
+/// the youngest was; `None` where one of them is missing.
+pub(super) fn note(pins: &Path, programs: &[&str]) -> Result<Option<Duration>, Error> {
+    let failed = map_error(NAME);
+    let map = MapData::from_pin(pins.join(NAME)).map_err(&failed)?;
+    let mut noted: HashMap<MapData, u32, u64> =
+        HashMap::try_from(Map::HashMap(map)).map_err(&failed)?;
+    let mut links = Vec::new();
+    let mut youngest = None;
+    for program in programs {
+        let pin = pins::link(pins, program);
+        let Some(link) = PinnedLink::open(&pin)? else { return Ok(None) };
+        let id = link.id(&pin)?;
+        let known = noted.get(&id, 0).ok().map(Duration::from_nanos);
+        let attached = match known {
+            Some(attached) => attached,
+            None => {
+                let attached = pinned(&pin)?;
+                let nanos = u64::try_from(attached.as_nanos()).unwrap_or(u64::MAX);
+                noted.insert(id, nanos, 0).map_err(&failed)?;
+                attached
+            }
+        };
+        links.push(id);
+        youngest = youngest.max(Some(attached));
+    }
+    // Ids are not used again, and there is an entry more whenever a program is attached anew.
+    let gone: Vec<u32> = noted.keys().flatten().filter(|id| !links.contains(id)).collect();
+    for id in gone {
+        // Another agent may have been faster.
+        let _ = noted.remove(&id);
+    }
+    Ok(youngest)
+}
+
+/// When the link at `pin` was pinned, which is right after it was attached, unless somebody removed the pin since: then it
+/// seems younger. An agent of a release that noted nothing may have done it, or one that ended before it could.
+fn pinned(pin: &Path) -> Result<Duration, Error> {
+    let failed = |source| Error::File { what: "read the age of", path: PathBuf::from(pin), source };
+    let modified = fs::metadata(pin).and_then(|pin| pin.modified()).map_err(failed)?;
+    let modified = modified.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let (wall, now) = (duration(clock_gettime(ClockId::Realtime)), since_boot());
+    // A pin from the future is from before the clock was set back.
+    let age = wall.saturating_sub(modified).saturating_sub(TICK);
+    Ok(now.saturating_sub(age))
+}

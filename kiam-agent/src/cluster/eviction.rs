@@ -1,0 +1,215 @@
+//! Evicts pods that may hold the node's credentials, so that their controllers make others in their place.
+//!
+//! One at a time, through the Eviction API, which keeps PodDisruptionBudgets
+//! (<https://kubernetes.io/docs/concepts/scheduling-eviction/api-eviction/>). The one rule: no pod is evicted that would not
+//! come back.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use kube::{api::PostParams, core::Request};
+use serde_json::{Value, json};
+use tokio::time::{Instant, error::Elapsed, sleep, timeout};
+use tracing::{Instrument as _, debug, info, info_span, warn};
+
+use super::{
+    backoff::jittered,
+    describe,
+    metrics::{EvictionOutcome, Metrics},
+};
+use kiam_core::{
+    lifecycle::Drain,
+    pods::{Pod, PodReader, PodUid},
+};
+
+/// How long an evicted pod may take to end before the next one is evicted, in paces.
+const ENDS: u32 = 12;
+/// How long a pod is left alone after its budget, or the server, refused, in paces; doubled each time up to [`LONGEST`].
+const FIRST: u32 = 3;
+const LONGEST: u32 = 60;
+/// How long nothing is tried after the agent was told that it may not evict.
+const FORBIDDEN: Duration = Duration::from_secs(600);
+/// How long one request may take.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// What decides about evictions.
+pub struct EvictionParts {
+    /// All pods that are known.
+    pub pods: PodReader,
+    /// Whether a pod is this node's and should be recreated.
+    pub is_due: Box<dyn Fn(&Pod) -> bool + Send + Sync>,
+    /// The time between two evictions.
+    pub pace: Duration,
+}
+
+/// Evicts pods.
+pub struct Evictions {
+    pub(super) client: kube::Client,
+    pub(super) metrics: Metrics,
+}
+
+/// One run's state.
+struct Evictor {
+    parts: EvictionParts,
+    client: kube::Client,
+    metrics: Metrics,
+    refused: HashMap<PodUid, Pause>,
+    /// The pod that was evicted last, and when.
+    last: Option<(PodUid, Instant)>,
+    /// Whether it was logged that evictions are not allowed.
+    complained: bool,
+}
+
+/// How long a pod is left alone.
+#[derive(Clone, Copy, Debug)]
+struct Pause {
+    length: Duration,
+    until: Instant,
+}
+
+/// Why a pod was not evicted.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// A PodDisruptionBudget allows no disruption now, or the server is busy.
+    #[error("{}", describe(.0))]
+    Later(kube::Error),
+    #[error("no answer within {} s", DEADLINE.as_secs())]
+    Deadline(#[from] Elapsed),
+    /// Somebody must allow it.
+    #[error("apply deploy/evict-older-pods, which grants it: {}", describe(.0))]
+    Forbidden(kube::Error),
+    /// It is gone, or another pod has its name now.
+    #[error("the pod is gone")]
+    Gone,
+}
+
+// === impl Pause ===
+
+impl Pause {
+    /// The one after `before`.
+    fn after(before: Option<Self>, pace: Duration, now: Instant) -> Self {
+        let (first, longest) = (pace * FIRST, pace * LONGEST);
+        let length = before.map_or(first, |before| (before.length * 2).min(longest));
+        Self { length, until: now + jittered(length) }
+    }
+}
+
+// === impl Evictions ===
+
+impl Evictions {
+    /// Evicts what is due until the drain begins.
+    pub async fn run(self, parts: EvictionParts, mut drain: Drain) {
+        let evictor = Evictor {
+            parts,
+            client: self.client,
+            metrics: self.metrics,
+            refused: HashMap::new(),
+            last: None,
+            complained: false,
+        };
+        tokio::select! {
+            () = drain.started() => {}
+            () = evictor.run().instrument(info_span!("evictions")) => {}
+        }
+    }
+}
+
+// === impl Evictor ===
+
+impl Evictor {
+    async fn run(mut self) {
+        loop {
+            let pause = match self.next(Instant::now()) {
+                Some(pod) => self.evict(&pod).await,
+                None => self.parts.pace,
+            };
+            sleep(jittered(pause)).await;
+        }
+    }
+
+    /// The next pod to evict. None, as long as the one before it ends.
+    fn next(&mut self, now: Instant) -> Option<Arc<Pod>> {
+        let pods = self.parts.pods.all();
+        self.refused.retain(|uid, _| pods.iter().any(|pod| pod.live && pod.uid == *uid));
+        let ends = |(uid, at): &(PodUid, Instant)| {
+            now.duration_since(*at) < self.parts.pace * ENDS
+                && pods.iter().any(|pod| pod.uid == *uid)
+        };
+        if self.last.as_ref().is_some_and(ends) {
+            return None;
+        }
+        let rests = |pod: &Pod| self.refused.get(&pod.uid).is_some_and(|pause| now < pause.until);
+        let is_due = |pod: &&Arc<Pod>| {
+            pod.live && pod.comes_back() && (self.parts.is_due)(pod) && !rests(pod)
+        };
+        // Those that were never tried first.
+        pods.iter()
+            .filter(is_due)
+            .min_by_key(|pod| self.refused.get(&pod.uid).map(|it| it.until))
+            .cloned()
+    }
+
+    /// How long to wait then.
+    async fn evict(&mut self, pod: &Pod) -> Duration {
+        let evicted = self.request(pod).await;
+        let now = Instant::now();
+        self.metrics.count_eviction(outcome(&evicted));
+        match evicted {
+            Ok(()) => {
+                info!(
+                    pod.namespace = %pod.namespace, pod.name = %pod.name,
+                    "Evicted a pod that may hold the node's credentials"
+                );
+                self.complained = false;
+                self.last = Some((pod.uid.clone(), now));
+            }
+            Err(Failure::Gone) => {}
+            Err(error @ Failure::Forbidden(_)) => {
+                if !std::mem::replace(&mut self.complained, true) {
+                    warn!(%error, "Pods that may hold the node's credentials can't be evicted; trying again");
+                }
+                return FORBIDDEN;
+            }
+            Err(error) => {
+                debug!(
+                    %error, pod.namespace = %pod.namespace, pod.name = %pod.name,
+                    "A pod that may hold the node's credentials can't be evicted yet"
+                );
+            }
+        }
+        // One that was evicted and does not end is tried again too.
+        let pause = Pause::after(self.refused.get(&pod.uid).copied(), self.parts.pace, now);
+        self.refused.insert(pod.uid.clone(), pause);
+        self.parts.pace
+    }
+
+    async fn request(&self, pod: &Pod) -> Result<(), Failure> {
+        // Not kube's own call, which names the options so that no server reads them. The name may be another pod's by now.
+        let eviction = json!({
+            "apiVersion": "policy/v1", "kind": "Eviction",
+            "metadata": { "namespace": pod.namespace, "name": pod.name },
+            "deleteOptions": { "preconditions": { "uid": pod.uid.to_string() } },
+        });
+        let pods = Request::new(format!("/api/v1/namespaces/{}/pods", pod.namespace));
+        let body = eviction.to_string().into_bytes();
+        let request = pods.create_subresource("eviction", &pod.name, &PostParams::default(), body);
+        let request = request.map_err(|error| Failure::Later(kube::Error::BuildRequest(error)))?;
+        let answer = timeout(DEADLINE, self.client.request::<Value>(request)).await?;
+        answer.map(drop).map_err(|error| match &error {
+            kube::Error::Api(status) if status.code == 403 => Failure::Forbidden(error),
+            kube::Error::Api(status) if matches!(status.code, 404 | 409) => Failure::Gone,
+            _ => Failure::Later(error),
+        })
+    }
+}
+
+fn outcome(evicted: &Result<(), Failure>) -> EvictionOutcome {
+    match evicted {
+        Ok(()) => EvictionOutcome::Evicted,
+        Err(Failure::Gone) => EvictionOutcome::Gone,
+        Err(Failure::Forbidden(_)) => EvictionOutcome::Forbidden,
+        Err(Failure::Later(kube::Error::Api(status))) if status.code == 429 => {
+            EvictionOutcome::Budget
+        }
+        Err(Failure::Later(_) | Failure::Deadline(_)) => EvictionOutcome::Failed,
+    }
+}

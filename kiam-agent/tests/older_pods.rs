@@ -1,0 +1,178 @@
+//! Pods that ran before the kernel programs were attached, on a real kernel.
+
+#![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
+
+use std::{os::unix::net::UnixStream, path::Path, thread, time::Duration};
+
+use kiam_agent::admin;
+use lab::{Agent, Lab, LabPod, PodSpec, eventually, pod_client::wire::exchange};
+use serde_json::Value;
+
+const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
+const LIMIT: Duration = Duration::from_secs(60);
+/// Start times are told in hundredths of a second.
+const TICKS: Duration = Duration::from_millis(50);
+const REASON: &str = "NodeCredentialsExposed";
+
+fn start(lab: &Lab, further: &[&str]) -> Agent {
+    let mut agent = Agent::start(lab, Path::new(AGENT), further).unwrap();
+    agent.wait_ready(LIMIT).unwrap();
+    agent
+}
+
+fn pod(lab: &Lab, name: &str) -> LabPod {
+    lab.pod(PodSpec::new("shop", name).role("orders")).unwrap()
+}
+
+/// The pods that have an Event.
+fn told(lab: &Lab) -> Vec<String> {
+    let events = lab.kubernetes.store().events();
+    let events = events.iter().filter(|event| event["reason"] == REASON);
+    let mut names: Vec<_> =
+        events.map(|event| event["regarding"]["name"].as_str().unwrap().to_owned()).collect();
+    names.sort();
+    names
+}
+
+/// What the agent that serves answers on the socket that only the node's root can open.
+fn operator(lab: &Lab, path: &str) -> Option<String> {
+    let mut stream = UnixStream::connect(lab.state().join(admin::SOCKET)).ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    exchange(&mut stream, &request).ok().map(|reply| reply.body)
+}
+
+/// The pods of which `/pods` says it, with until when.
+fn shown(lab: &Lab) -> Vec<(String, String)> {
+    let Some(pods) = operator(lab, "/pods") else { return Vec::new() };
+    let pods: Value = serde_json::from_str(&pods).unwrap();
+    let of = |pod: &Value| {
+        let until = pod["mayHoldNodeCredentialsUntil"].as_str()?.to_owned();
+        Some((pod["name"].as_str()?.to_owned(), until))
+    };
+    pods.as_array().unwrap().iter().filter_map(of).collect()
+}
+
+fn names(lab: &Lab) -> Vec<String> {
+    shown(lab).into_iter().map(|(name, _)| name).collect()
+}
+
+fn counted(agent: &Agent) -> Option<u64> {
+    let metrics = agent.admin("/metrics").ok()?.body;
+    let line = metrics.lines().find_map(|it| it.strip_prefix("kiam_intercept_older_pods "))?;
+    line.parse().ok()
+}
+
+fn explained(lab: &Lab, name: &str) -> String {
+    operator(lab, &format!("/explain/shop/{name}")).unwrap()
+}
+
+#[test]
+fn a_pod_that_asked_before_the_agent_came_shows_and_a_later_one_does_not() {
+    if lab::skip("a_pod_that_asked_before_the_agent_came_shows_and_a_later_one_does_not") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let early = pod(&lab, "early");
+    // What the whole matter is about.
+    let asked = early.credentials().unwrap();
+    assert_eq!(lab.role_of(&asked), None, "{asked:?}");
+    assert!(lab.imds.packets_from(early.v4().into()) > 0, "nothing came to the real service");
+    let plain = lab.pod(PodSpec::new("shop", "plain")).unwrap();
+    let _host = lab.pod(PodSpec::new("shop", "host").host_network()).unwrap();
+    thread::sleep(TICKS);
+    let agent = start(&lab, &[]);
+    let late = pod(&lab, "late");
+    late.credentials().unwrap();
+    eventually("both shown", || names(&lab) == ["early", "plain"]);
+    eventually("both counted", || counted(&agent) == Some(2));
+    eventually("both told", || told(&lab) == ["early", "plain"]);
+    let text = explained(&lab, "early");
+    let until = &shown(&lab)[0].1;
+    let says = format!("may hold the node's credentials until {until}");
+    assert!(text.contains(&says), "{says}: {text}");
+    assert!(!explained(&lab, "late").contains("node's credentials"));
+    // The next looks find nothing else.
+    thread::sleep(Duration::from_secs(6));
+    assert_eq!((names(&lab).len(), told(&lab).len()), (2, 2));
+    lab.delete(plain);
+    eventually("one left", || counted(&agent) == Some(1));
+}
+
+#[test]
+fn agents_that_come_later_know_it_as_long_as_nothing_was_detached() {
+    if lab::skip("agents_that_come_later_know_it_as_long_as_nothing_was_detached") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let _early = pod(&lab, "early");
+    thread::sleep(TICKS);
+    let mut first = start(&lab, &[]);
+    let _late = pod(&lab, "late");
+    eventually("the first", || names(&lab) == ["early"]);
+    let until = shown(&lab);
+    // Takeover.
+    let second = start(&lab, &[]);
+    eventually("the second", || shown(&lab) == until);
+    first.terminate().unwrap();
+    // A gap without an agent is none of the programs.
+    let mut second = second;
+    second.kill().unwrap();
+    let _denied = pod(&lab, "denied");
+    thread::sleep(TICKS);
+    let mut third = start(&lab, &[]);
+    eventually("the third", || shown(&lab) == until);
+    thread::sleep(Duration::from_secs(6));
+    assert_eq!((shown(&lab), told(&lab)), (until.clone(), vec!["early".to_owned()]));
+    // Without programs it is one.
+    third.terminate().unwrap();
+    lab.uninstall(Path::new(AGENT)).unwrap();
+    let _gap = pod(&lab, "gap");
+    thread::sleep(TICKS);
+    let _fourth = start(&lab, &[]);
+    let _last = pod(&lab, "last");
+    let all = ["denied", "early", "gap", "late"];
+    eventually("all but the last", || names(&lab) == all);
+    assert!(shown(&lab).iter().all(|(_, later)| *later >= until[0].1));
+}
+
+#[test]
+fn programs_that_somebody_detached_make_all_pods_older() {
+    if lab::skip("programs_that_somebody_detached_make_all_pods_older") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let agent = start(&lab, &[]);
+    let _pod = pod(&lab, "orders");
+    thread::sleep(TICKS);
+    eventually("a search", || counted(&agent) == Some(0));
+    assert!(names(&lab).is_empty());
+    lab.node.detach_link(&lab.pins().join("v2/link_kiam_connect4")).unwrap();
+    eventually("the pod", || names(&lab) == ["orders"]);
+}
+
+#[test]
+fn pods_that_may_come_back_are_evicted_where_that_is_asked_for() {
+    if lab::skip("pods_that_may_come_back_are_evicted_where_that_is_asked_for") {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let made_by = |name: &str, kind: &str| {
+        lab.pod(PodSpec::new("shop", name).role("orders").controller(kind)).unwrap()
+    };
+    let _old = made_by("old", "ReplicaSet");
+    let _daemon = made_by("daemon", "DaemonSet");
+    let _bare = pod(&lab, "bare");
+    thread::sleep(TICKS);
+    let _agent = start(&lab, &["--evict-older-pods"]);
+    let _young = made_by("young", "ReplicaSet");
+    eventually("the eviction", || names(&lab) == ["bare", "daemon"]);
+    thread::sleep(Duration::from_secs(15));
+    let evictions: Vec<_> = lab
+        .kubernetes
+        .seen()
+        .into_iter()
+        .filter(|seen| seen.path.ends_with("/eviction"))
+        .map(|seen| seen.path)
+        .collect();
+    assert_eq!(evictions, ["/api/v1/namespaces/shop/pods/old/eviction"]);
+}
