@@ -20,7 +20,7 @@ fn rows(prefix: &str) -> BTreeSet<String> {
 }
 
 /// Metrics that are no counters have their own names.
-const GAUGES: [&str; 12] = [
+const GAUGES: [&str; 13] = [
     "kiam_cluster_pods",
     "kiam_credentials_calls_per_second",
     "kiam_credentials_held",

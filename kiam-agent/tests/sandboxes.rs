@@ -365,7 +365,7 @@ fn the_runtimes_first_stage_on_the_nodes_network_is_waited_for_and_its_monitor_i
 
     let (slow, uid) = stage.pod("slow");
     let mut process = staged(&slow, "read line");
-    std::thread::sleep(Duration::from_millis(500));
+    thread::sleep(Duration::from_millis(500));
     process.tell();
     // No event tells of it.
     let inside = fs::metadata(slow.netns().path()).unwrap();

@@ -105,7 +105,7 @@ mod tests {
         for file in names(&state) {
             fs::remove_file(state.join(file)).unwrap();
         }
-        assert_eq!(remove_state(&state, true).unwrap(), [state.clone()]);
+        assert_eq!(remove_state(&state, true).unwrap(), std::slice::from_ref(&state));
         assert!(remove_state(&state, true).unwrap().is_empty(), "nothing is there");
     }
 }

@@ -3,16 +3,17 @@
 //! Every request is made here from nothing, on a connection of its own: no byte that a pod sent, no
 //! header, no body and no state of a pod's connection can reach the real service.
 
+mod url;
+
 use std::{
     collections::HashMap,
-    fmt, io,
-    str::FromStr,
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, Uri, header};
+use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -23,6 +24,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+pub use self::url::{InvalidUpstream, UpstreamUrl};
 use super::{
     route::{Lifetime, UpstreamPath},
     token::{MAX_TOKEN_TTL, X_AWS_EC2_METADATA_TOKEN, X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS},
@@ -30,7 +32,7 @@ use super::{
 use crate::serve::Relay;
 use kiam_core::{
     pods::PodUid,
-    role::{BaseArn, InvalidRole, Quoted},
+    role::{BaseArn, InvalidRole},
     secret::Secret,
 };
 
@@ -50,20 +52,6 @@ const MAX_BODY: usize = 64 * 1024;
 const RENEW_TOKEN: Duration = Duration::from_secs(MAX_TOKEN_TTL as u64 / 2);
 /// How long a service without tokens is not asked for one again.
 const RETRY_TOKEN: Duration = Duration::from_secs(300);
-
-/// Where the real IMDS is: `http://host[:port]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamUrl {
-    host: String,
-    port: u16,
-}
-
-/// A text is no [`UpstreamUrl`].
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{0} is not the URL of an instance metadata service: expected http://HOST or http://HOST:PORT"
-)]
-pub struct InvalidUpstream(Quoted);
 
 /// Why the real IMDS gave no answer. All but `NotFound`, `NoRole` and `Arn` may pass.
 #[derive(Debug, thiserror::Error)]
@@ -141,38 +129,6 @@ enum Session {
 #[serde(rename_all = "PascalCase")]
 struct InstanceProfile {
     instance_profile_arn: String,
-}
-
-// === impl UpstreamUrl ===
-
-impl FromStr for UpstreamUrl {
-    type Err = InvalidUpstream;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parse = || {
-            let uri: Uri = text.parse().ok()?;
-            let authority = uri.authority()?;
-            let port = match authority.as_str().strip_prefix(uri.host()?)? {
-                "" => 80,
-                // `parse` would take a sign, too.
-                port if port.contains('+') => return None,
-                port => port.strip_prefix(':')?.parse().ok()?,
-            };
-            let bare =
-                uri.scheme_str() == Some("http") && uri.path() == "/" && uri.query().is_none();
-            bare.then(|| Self { host: authority.host().to_owned(), port })
-        };
-        parse().ok_or_else(|| InvalidUpstream(Quoted::new(text)))
-    }
-}
-
-impl fmt::Display for UpstreamUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.port {
-            80 => write!(f, "http://{}", self.host),
-            port => write!(f, "http://{}:{port}", self.host),
-        }
-    }
 }
 
 // === impl Upstream ===

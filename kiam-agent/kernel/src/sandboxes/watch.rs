@@ -9,6 +9,8 @@
 //! The system may refuse watches: the limits of inotify are for everything that root runs on the node. What is not watched is
 //! found by a sweep, and each sweep tries to watch it again.
 
+mod spent;
+
 use std::{
     collections::{HashMap, VecDeque},
     ffi::{OsStr, OsString},
@@ -17,12 +19,12 @@ use std::{
     io,
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use rustix::fs::inotify::{ReadFlags, WatchFlags};
 use tokio::time::{Instant, sleep_until};
 
+use self::spent::{REST, Spent};
 use super::watches::{Place, Watches};
 use kiam_core::pods::{PodUid, is_qos_class};
 
@@ -30,9 +32,6 @@ use kiam_core::pods::{PodUid, is_qos_class};
 const CONTAINERS: usize = 64;
 /// Pods that are watched: more than a node runs.
 const PODS: usize = 4096;
-/// How long a `cgroup.events` is not watched after an event. What happens meanwhile is found when it is again.
-const REST: Duration = Duration::from_millis(200);
-
 /// What happened to a pod's cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Change {
@@ -58,15 +57,6 @@ pub(super) struct Watch {
     pods: HashMap<PodUid, Pod>,
     /// Watches of `cgroup.events` that have ended by an event, oldest first.
     spent: VecDeque<Spent>,
-}
-
-/// A watch that had its event.
-#[derive(Debug)]
-struct Spent {
-    watch: i32,
-    pod: PodUid,
-    container: Option<Box<OsStr>>,
-    rests_until: Instant,
 }
 
 /// A cgroup that pods' cgroups are in.
@@ -174,47 +164,6 @@ impl Watch {
             pod.watches.clear();
             pod.containers.values_mut().for_each(Vec::clear);
         }
-    }
-
-    /// Watches again what has rested, and has its pods scanned for what happened meanwhile.
-    fn renew(&mut self, now: Instant, changes: &mut Vec<Change>) {
-        while let Some(spent) = self.spent.pop_front_if(|spent| spent.rests_until <= now) {
-            let Some(pod) = self.pods.get(&spent.pod) else { continue };
-            let (path, watches) = match &spent.container {
-                None => (pod.path.clone(), Some(&pod.watches)),
-                Some(name) => (pod.path.join(&**name), pod.containers.get(name)),
-            };
-            // Else the cgroup is gone, or is watched again already.
-            if !watches.is_some_and(|watches| watches.contains(&spent.watch)) {
-                continue;
-            }
-            let watch = self.watch_events(&path, &spent.pod, spent.container.clone());
-            let Some(pod) = self.pods.get_mut(&spent.pod) else { continue };
-            let watches = match &spent.container {
-                None => Some(&mut pod.watches),
-                Some(name) => pod.containers.get_mut(name),
-            };
-            if let Some(watches) = watches {
-                watches.retain(|known| *known != spent.watch);
-                watches.extend(watch);
-            }
-            let stirred = Change::Stirred(spent.pod);
-            if !changes.contains(&stirred) {
-                changes.push(stirred);
-            }
-        }
-    }
-
-    /// Watches the `cgroup.events` in `cgroup` for one event.
-    fn watch_events(
-        &mut self,
-        cgroup: &Path,
-        pod: &PodUid,
-        container: Option<Box<OsStr>>,
-    ) -> Option<i32> {
-        let place = Place::Events(pod.clone(), container);
-        let flags = WatchFlags::MODIFY | WatchFlags::ONESHOT;
-        self.watches.add(&cgroup.join("cgroup.events"), flags, place)
     }
 
     fn take(

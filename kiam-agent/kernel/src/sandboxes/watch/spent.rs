@@ -1,0 +1,66 @@
+//! Watches of `cgroup.events`, which are for one event each, and rest after it.
+
+use std::{ffi::OsStr, path::Path, time::Duration};
+
+use rustix::fs::inotify::WatchFlags;
+use tokio::time::Instant;
+
+use super::{Change, Place, Watch};
+use kiam_core::pods::PodUid;
+
+/// How long a `cgroup.events` is not watched after an event. What happens meanwhile is found when it is again.
+pub(super) const REST: Duration = Duration::from_millis(200);
+
+/// A watch that had its event.
+#[derive(Debug)]
+pub(super) struct Spent {
+    pub(super) watch: i32,
+    pub(super) pod: PodUid,
+    pub(super) container: Option<Box<OsStr>>,
+    pub(super) rests_until: Instant,
+}
+
+// === impl Watch ===
+
+impl Watch {
+    /// Watches again what has rested, and has its pods scanned for what happened meanwhile.
+    pub(super) fn renew(&mut self, now: Instant, changes: &mut Vec<Change>) {
+        while let Some(spent) = self.spent.pop_front_if(|spent| spent.rests_until <= now) {
+            let Some(pod) = self.pods.get(&spent.pod) else { continue };
+            let (path, watches) = match &spent.container {
+                None => (pod.path.clone(), Some(&pod.watches)),
+                Some(name) => (pod.path.join(&**name), pod.containers.get(name)),
+            };
+            // Else the cgroup is gone, or is watched again already.
+            if !watches.is_some_and(|watches| watches.contains(&spent.watch)) {
+                continue;
+            }
+            let watch = self.watch_events(&path, &spent.pod, spent.container.clone());
+            let Some(pod) = self.pods.get_mut(&spent.pod) else { continue };
+            let watches = match &spent.container {
+                None => Some(&mut pod.watches),
+                Some(name) => pod.containers.get_mut(name),
+            };
+            if let Some(watches) = watches {
+                watches.retain(|known| *known != spent.watch);
+                watches.extend(watch);
+            }
+            let stirred = Change::Stirred(spent.pod);
+            if !changes.contains(&stirred) {
+                changes.push(stirred);
+            }
+        }
+    }
+
+    /// Watches the `cgroup.events` in `cgroup` for one event.
+    pub(super) fn watch_events(
+        &mut self,
+        cgroup: &Path,
+        pod: &PodUid,
+        container: Option<Box<OsStr>>,
+    ) -> Option<i32> {
+        let place = Place::Events(pod.clone(), container);
+        let flags = WatchFlags::MODIFY | WatchFlags::ONESHOT;
+        self.watches.add(&cgroup.join("cgroup.events"), flags, place)
+    }
+}
