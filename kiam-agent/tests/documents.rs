@@ -20,7 +20,8 @@ fn rows(prefix: &str) -> BTreeSet<String> {
 }
 
 /// Metrics that are no counters have their own names.
-const GAUGES: [&str; 13] = [
+const GAUGES: [&str; 14] = [
+    "kiam_cluster_failing",
     "kiam_cluster_pods",
     "kiam_credentials_calls_per_second",
     "kiam_credentials_held",

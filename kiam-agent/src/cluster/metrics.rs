@@ -5,7 +5,11 @@ use std::sync::{Arc, OnceLock};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric},
-    metrics::{counter::Counter, family::Family, gauge::ConstGauge},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+    },
     registry::Registry,
 };
 
@@ -17,6 +21,7 @@ pub struct Metrics {
     pub(super) events: Family<EventLabels, Counter>,
     pub(super) lists: Family<ListLabels, Counter>,
     pub(super) restarts: Family<RestartLabels, Counter>,
+    failing: Family<FailingLabels, Gauge>,
     told: Family<ToldLabels, Counter>,
     pub(super) tokens: Family<TokenLabels, Counter>,
     evictions: Family<EvictionLabels, Counter>,
@@ -77,6 +82,19 @@ pub(super) enum RestartReason {
     /// The server's history went back.
     Rewound,
     Failed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailingLabels {
+    resource: Resource,
+    request: Ask,
+}
+
+/// What is asked of the API server for a kind of objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum Ask {
+    List,
+    Watch,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -155,6 +173,11 @@ impl Metrics {
             metrics.restarts.clone(),
         );
         registry.register(
+            "kiam_cluster_failing",
+            "Whether requests to the Kubernetes API fail at present",
+            metrics.failing.clone(),
+        );
+        registry.register(
             "kiam_events",
             "Events about pods and namespaces, by what became of them",
             metrics.told.clone(),
@@ -171,6 +194,11 @@ impl Metrics {
         );
         registry.register_collector(Box::new(metrics.scrape.clone()));
         metrics
+    }
+
+    /// Whether requests of this kind fail: 0 at first.
+    pub(super) fn failing(&self, resource: Resource, request: Ask) -> Gauge {
+        self.failing.get_or_create(&FailingLabels { resource, request }).clone()
     }
 
     /// Counts `events` that this became of.

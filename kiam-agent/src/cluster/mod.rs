@@ -36,7 +36,7 @@ use tracing::Instrument;
 use self::{
     files::Origin,
     kinds::{Namespaces, Pods, ServiceAccounts},
-    reflector::{Reflector, Timing},
+    reflector::{Connection, Reflector, Timing},
     tls::Health,
 };
 use crate::proxy::{InvalidProxy, Proxies};
@@ -183,18 +183,13 @@ impl Cluster {
         metrics.read(&reader);
         let (index, reader) = (&index, &reader);
         let pods = Pods { index, reader, node };
-        let pods = Reflector::new(self.client.clone(), pods, timing, synced.pods, metrics.clone());
+        let connection = Connection { client: self.client, metrics, readiness: self.readiness };
+        let pods = Reflector::new(&connection, pods, timing, synced.pods);
         let namespaces = Namespaces(index);
-        let namespaces = Reflector::new(
-            self.client.clone(),
-            namespaces,
-            timing,
-            synced.namespaces,
-            metrics.clone(),
-        );
+        let namespaces = Reflector::new(&connection, namespaces, timing, synced.namespaces);
         let accounts = synced.service_accounts.map(|synced| {
             let kind = ServiceAccounts(index);
-            Reflector::new(self.client, kind, timing, synced, metrics)
+            Reflector::new(&connection, kind, timing, synced)
         });
         let accounts = async {
             if let Some(accounts) = &accounts {

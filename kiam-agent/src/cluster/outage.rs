@@ -1,43 +1,130 @@
-//! Says once that the API server fails, and once that it no longer does.
+//! Says that the API server fails, once at first and once more when it lasts, and once that it no longer does.
+//!
+//! An outage does not end readiness, as failing TLS does: the agent goes on with what it knows, and an agent that is
+//! recreated knows nothing.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::metrics::Resource;
+use super::metrics::{Ask, Metrics, Resource};
+use kiam_core::lifecycle::{Detail, Readiness};
 
-/// Whether one kind's requests fail at present.
+/// A server that is being upgraded is back sooner.
+const LASTING: Duration = Duration::from_secs(60);
+
+/// Whether one kind's lists, or its watches, fail at present.
 #[derive(Debug)]
 pub(super) struct Outage {
     resource: Resource,
-    since: Mutex<Option<Instant>>,
+    ask: Ask,
+    /// 1 while they fail.
+    failing: Gauge,
+    /// Says why, once it has lasted.
+    problem: Detail,
+    since: Mutex<Option<Since>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Since {
+    begun: Instant,
+    lasts: bool,
 }
 
 // === impl Outage ===
 
 impl Outage {
-    pub(super) fn new(resource: Resource) -> Self {
-        Self { resource, since: Mutex::default() }
+    pub(super) fn new(
+        resource: Resource,
+        ask: Ask,
+        metrics: &Metrics,
+        readiness: &Readiness,
+    ) -> Self {
+        let failing = metrics.failing(resource, ask);
+        let problem = readiness.detail(name(resource, ask));
+        Self { resource, ask, failing, problem, since: Mutex::default() }
     }
 
     /// A request failed. What is known stays in use.
     pub(super) fn failed(&self, error: &dyn std::error::Error) {
+        let Self { resource, ask, .. } = self;
         let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
-        if since.is_some() {
-            debug!(resource = ?self.resource, %error, "Kubernetes API still fails");
-        } else {
-            *since = Some(Instant::now());
-            warn!(resource = ?self.resource, %error, "Kubernetes API fails, going on with what is known");
+        let Some(known) = since.as_mut() else {
+            *since = Some(Since { begun: Instant::now(), lasts: false });
+            self.failing.set(1);
+            warn!(?resource, request = ?ask, %error, "Kubernetes API fails, going on with what is known");
+            return;
+        };
+        if known.begun.elapsed() < LASTING {
+            debug!(?resource, request = ?ask, %error, "Kubernetes API still fails");
+            return;
+        }
+        self.problem.set(format!("fails, going on with what is known: {error}"));
+        if !known.lasts {
+            known.lasts = true;
+            let seconds = known.begun.elapsed().as_secs();
+            warn!(
+                ?resource, request = ?ask, outage.seconds = seconds, %error,
+                "Kubernetes API keeps failing, what is new there is not seen"
+            );
         }
     }
 
     /// The server answered.
     pub(super) fn over(&self) {
         let since = self.since.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(since) = since {
-            let seconds = since.elapsed().as_secs();
-            info!(resource = ?self.resource, outage.seconds = seconds, "Kubernetes API answers again");
+        if let Some(Since { begun, .. }) = since {
+            self.failing.set(0);
+            self.problem.clear();
+            let (resource, ask, seconds) = (self.resource, self.ask, begun.elapsed().as_secs());
+            info!(?resource, request = ?ask, outage.seconds = seconds, "Kubernetes API answers again");
         }
+    }
+}
+
+/// As `/ready` shows it.
+fn name(resource: Resource, ask: Ask) -> &'static str {
+    match (resource, ask) {
+        (Resource::Pods, Ask::List) => "Kubernetes API, list of pods",
+        (Resource::Pods, Ask::Watch) => "Kubernetes API, watch of pods",
+        (Resource::Namespaces, Ask::List) => "Kubernetes API, list of namespaces",
+        (Resource::Namespaces, Ask::Watch) => "Kubernetes API, watch of namespaces",
+        (Resource::ServiceAccounts, Ask::List) => "Kubernetes API, list of service accounts",
+        (Resource::ServiceAccounts, Ask::Watch) => "Kubernetes API, watch of service accounts",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_fails_for_long_is_shown_with_its_reason_until_it_is_over_and_stays_ready() {
+        let (readiness, mut registry) = (Readiness::default(), Registry::default());
+        let metrics = Metrics::register(&mut registry);
+        let outage = Outage::new(Resource::Pods, Ask::List, &metrics, &readiness);
+        let failing = || metrics.failing(Resource::Pods, Ask::List).get();
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        assert_eq!(failing(), 0);
+        outage.failed(&refused);
+        tokio::time::advance(LASTING - Duration::from_secs(1)).await;
+        outage.failed(&refused);
+        assert!(failing() == 1 && readiness.details().is_empty(), "not for long");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        outage.failed(&refused);
+        let [(name, why)] = &readiness.details()[..] else { panic!("{:?}", readiness.details()) };
+        assert!(*name == "Kubernetes API, list of pods" && why.contains("connection refused"));
+        assert!(readiness.is_ready(), "what is known is served on");
+        outage.over();
+        assert!(failing() == 0 && readiness.details().is_empty());
     }
 }

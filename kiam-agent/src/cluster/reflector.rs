@@ -26,12 +26,12 @@ use super::{
     kinds::{Kind, Parts},
     listing::{self, List},
     metrics::{
-        EventKind, EventLabels, ListLabels, ListOutcome, Metrics, RestartLabels, RestartReason,
+        Ask, EventKind, EventLabels, ListLabels, ListOutcome, Metrics, RestartLabels, RestartReason,
     },
     outage::Outage,
     wire::{self, Malformed},
 };
-use kiam_core::lifecycle::Latch;
+use kiam_core::lifecycle::{Latch, Readiness};
 
 /// At most one list in this time, however many pods ask.
 const LIST_INTERVAL: Duration = Duration::from_secs(1);
@@ -51,9 +51,19 @@ pub(super) struct Reflector<K> {
     pub(super) synced: Latch,
     pub(super) metrics: Metrics,
     first_list: Once,
-    outage: Outage,
+    lists: Outage,
+    /// A server that lists may yet refuse watches, so these fail apart.
+    watches: Outage,
     /// The history went back: the watch must start over.
     rewound: Notify,
+}
+
+/// The way to the API server, and where it shows how that is.
+#[derive(Clone)]
+pub(super) struct Connection {
+    pub(super) client: kube::Client,
+    pub(super) metrics: Metrics,
+    pub(super) readiness: Readiness,
 }
 
 /// When to act without being asked.
@@ -76,15 +86,12 @@ struct Listed {
 // === impl Reflector ===
 
 impl<K: Kind> Reflector<K> {
-    pub(super) fn new(
-        client: kube::Client,
-        kind: K,
-        timing: Timing,
-        synced: Latch,
-        metrics: Metrics,
-    ) -> Self {
-        let (first_list, outage, rewound) = (Once::new(), Outage::new(K::RESOURCE), Notify::new());
-        Self { client, kind, timing, synced, metrics, first_list, outage, rewound }
+    pub(super) fn new(connection: &Connection, kind: K, timing: Timing, synced: Latch) -> Self {
+        let Connection { client, metrics, readiness } = connection.clone();
+        let outage = |ask| Outage::new(K::RESOURCE, ask, &metrics, &readiness);
+        let (lists, watches) = (outage(Ask::List), outage(Ask::Watch));
+        let (first_list, rewound) = (Once::new(), Notify::new());
+        Self { client, kind, timing, synced, metrics, first_list, lists, watches, rewound }
     }
 
     /// Never returns; stop it by dropping it.
@@ -105,7 +112,7 @@ impl<K: Kind> Reflector<K> {
                 match self.list(freshness).await {
                     Ok(listed) => version = Some(listed.version),
                     Err(error) => {
-                        self.outage.failed(&error);
+                        self.lists.failed(&error);
                         time::sleep(backoff.next()).await;
                     }
                 }
@@ -119,7 +126,7 @@ impl<K: Kind> Reflector<K> {
                 End::Expired | End::Rewound | End::Stalled => None,
             };
             if let End::Failed(error) = &end {
-                self.outage.failed(error);
+                self.watches.failed(error);
             }
             if opened.elapsed() >= SETTLED {
                 backoff.reset();
@@ -152,7 +159,7 @@ impl<K: Kind> Reflector<K> {
                     }
                 }
                 Err(error) => {
-                    self.outage.failed(&error);
+                    self.lists.failed(&error);
                     time::sleep(backoff.next()).await;
                 }
             }
@@ -268,6 +275,7 @@ impl<K: Kind> Reflector<K> {
             Ok(Err(error)) => return End::of(error),
             Err(_) => return End::Stalled,
         };
+        self.watches.over();
         loop {
             let next = tokio::select! {
                 next = time::timeout(stall, events.line()) => next,
@@ -351,7 +359,7 @@ impl<K: Kind> Reflector<K> {
     fn answered(&self, proof: bool) {
         if proof || !K::PROVEN {
             self.kind.index().heard::<K::Record>();
-            self.outage.over();
+            self.lists.over();
         }
     }
 

@@ -232,8 +232,24 @@ async fn refusals_are_waited_out() {
     let fed = Fed::by(&api.address().to_string(), |_| {}).await;
     let failed = r#"kiam_cluster_lists_total{resource="Pods",outcome="Failed"}"#;
     fed.until("a failed list", || fed.metric(failed).is_some()).await;
+    let failing = r#"kiam_cluster_failing{resource="Pods",request="List"}"#;
+    fed.until("a list that fails", || fed.metric(failing).as_deref() == Some("1")).await;
     forbidden.lift();
     fed.until("synced", || fed.readiness.is_ready()).await;
+    fed.until("lists that are answered", || fed.metric(failing).as_deref() == Some("0")).await;
+}
+
+#[tokio::test]
+async fn watches_that_are_denied_are_shown_though_lists_are_answered() {
+    let api = server();
+    let denied = api.faults().inject(Injected::refuse(403, "Forbidden").field("watch", "true"));
+    let fed = Fed::with(&api, |_| {}).await;
+    let failing = r#"kiam_cluster_failing{resource="Pods",request="Watch"}"#;
+    fed.until("a watch that fails", || fed.metric(failing).as_deref() == Some("1")).await;
+    let listed = r#"kiam_cluster_failing{resource="Pods",request="List"}"#;
+    assert_eq!(fed.metric(listed).as_deref(), Some("0"));
+    denied.lift();
+    fed.until("an open watch", || fed.metric(failing).as_deref() == Some("0")).await;
 }
 
 #[tokio::test]
