@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -396,6 +397,10 @@ func check(t *testing.T, plugin *validating.Plugin, resource schema.GroupVersion
 			err := plugin.Validate(t.Context(), request.of(t, resource), admission.NewObjectInterfacesFromScheme(scheme.Scheme))
 			if (err == nil) != request.allowed {
 				t.Errorf("allowed: %v, want %v: %v", err == nil, request.allowed, err)
+			}
+			// A rule that can't be evaluated denies as well, with words that say nothing to who asked.
+			if err != nil && strings.Contains(err.Error(), "resulted in error") {
+				t.Errorf("a rule failed instead of deciding: %v", err)
 			}
 		})
 	}
