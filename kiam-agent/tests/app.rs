@@ -163,7 +163,8 @@ fn changed_annotations_and_sts_faults_are_seen_and_survived() {
     });
     assert_eq!(get(fixture.pods, LIST).1, "reader");
     fixture.kubernetes.store().apply_pod(&pod("writer"));
-    eventually("503 for a role that STS refuses", || get(fixture.pods, LIST).0 == 503);
+    eventually("404 for a role that STS denies", || get(fixture.pods, LIST).0 == 404);
+    assert_eq!(get(fixture.pods, &format!("{LIST}writer")).0, 403);
     fixture.kubernetes.store().apply_pod(&pod("arn:aws:iam::broken"));
     eventually("404 for garbage", || get(fixture.pods, LIST).0 == 404);
     fixture.kubernetes.stop();
@@ -298,7 +299,7 @@ fn explain_says_what_a_pod_gets_and_why_and_so_do_events() {
     store.apply_pod(&pod("writer"));
     until(false, &["forbids the role: ", "404 for its role, 403 for credentials"]);
     store.apply_pod(&pod("denied"));
-    until(false, &["none: STS: AccessDenied", "asked again in", "answer          503: "]);
+    until(false, &["none: STS: AccessDenied", "asked again in", "404 for its role, 403 for"]);
     shop("(");
     until(false, &["permitted       forbids every role: \"(\" is no regular expression"]);
     let (granted, text) = explain(&fixture, "shop/order");

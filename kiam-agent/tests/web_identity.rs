@@ -222,7 +222,7 @@ fn a_right_that_is_missing_is_told_with_what_grants_it() {
         kubernetes.faults().inject(Injected::body(403, &denied).path(TOKEN_PATH));
     });
     let answer = fixture.ask(LIST);
-    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
     assert!(answer.contains("cannot create resource"), "{answer}");
     assert!(answer.contains("apply deploy/web-identity"), "{answer}");
     assert!(fixture.metrics().contains("kiam_cluster_tokens_total{outcome=\"Denied\"} 1"));

@@ -364,12 +364,9 @@ impl Account<'_> {
         };
         match &self.decision {
             Decision::Refuse(refusal) => Err(refused(&imds::Error::Refused(refusal.clone()))),
-            Decision::Allow(_) => match State::lack(self.credentials.as_ref()) {
-                None => Ok("200, with these credentials".to_owned()),
-                Some(reason) => {
-                    let retry_after = Duration::ZERO;
-                    Err(refused(&imds::Error::NoCredentials { reason, retry_after }))
-                }
+            Decision::Allow(_) => match imds::ready(self.credentials.clone()) {
+                Ok(_) => Ok("200, with these credentials".to_owned()),
+                Err(error) => Err(refused(&error)),
             },
         }
     }

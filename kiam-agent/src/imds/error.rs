@@ -66,6 +66,13 @@ pub enum Error {
     /// A role that was the pod's before is asked for. Clients that keep the name list the roles again after a 404.
     #[error("role {0} is no longer the pod's")]
     FormerRole(Quoted),
+    /// AWS does not let the pod have its role, and no waiting mends that. As with [`Refusal`], it is as if there were no
+    /// role: SDKs take a 503 for something that passes, and some ask again for minutes.
+    #[error("no credentials: {reason}")]
+    Denied {
+        /// What AWS answered.
+        reason: String,
+    },
     /// There are no valid credentials now.
     #[error("no credentials yet: {reason}")]
     NoCredentials {
@@ -111,6 +118,7 @@ pub enum Reason {
     Forbidden,
     OtherRole,
     FormerRole,
+    Denied,
     NoCredentials,
     Upstream,
 }
@@ -135,7 +143,7 @@ impl Error {
             | Self::Host(_)
             | Self::DatedToken
             | Self::OtherRole(_) => StatusCode::FORBIDDEN,
-            Self::Pod(NotFound::Unknown) | Self::Refused(_) => absent,
+            Self::Pod(NotFound::Unknown) | Self::Refused(_) | Self::Denied { .. } => absent,
             Self::Path | Self::FormerRole(_) | Self::Upstream(UpstreamError::NotFound) => {
                 StatusCode::NOT_FOUND
             }
@@ -166,6 +174,7 @@ impl Error {
             Self::Refused(_) => Reason::Forbidden,
             Self::OtherRole(_) => Reason::OtherRole,
             Self::FormerRole(_) => Reason::FormerRole,
+            Self::Denied { .. } => Reason::Denied,
             Self::NoCredentials { .. } => Reason::NoCredentials,
             Self::Upstream(_) => Reason::Upstream,
         }

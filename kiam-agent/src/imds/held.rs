@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::Error;
 use kiam_core::{
-    credentials::{Issued, State},
+    credentials::{ErrorClass, Issued, State},
     pods::{Pod, PodReader, PodUid},
 };
 
@@ -37,14 +37,21 @@ pub(super) enum Found {
 pub(super) struct FirstRequests(Mutex<HashSet<PodUid>>);
 
 /// Those that may be served, or why there are none.
-pub(super) fn ready(state: Option<State>) -> Result<Arc<Issued>, Error> {
-    let lack = State::lack(state.as_ref());
+///
+/// # Errors
+///
+/// [`Error::Denied`] and [`Error::NoCredentials`].
+pub fn ready(state: Option<State>) -> Result<Arc<Issued>, Error> {
+    let reason = State::lack(state.as_ref()).unwrap_or_default();
     let retry_after = match state {
         Some(State::Ready(issued)) => return Ok(issued),
+        Some(State::Failed { error, .. }) if error.class == ErrorClass::Denied => {
+            return Err(Error::Denied { reason });
+        }
         Some(State::Failed { retry_at, .. }) => retry_at.saturating_duration_since(Instant::now()),
         Some(State::Pending(_)) | None => RETRY_AFTER,
     };
-    Err(Error::NoCredentials { reason: lack.unwrap_or_default(), retry_after })
+    Err(Error::NoCredentials { reason, retry_after })
 }
 
 // === impl Found ===

@@ -27,6 +27,7 @@ pub mod wire;
 pub use self::{
     allow::{AllowPath, DenyPath, InvalidPath},
     error::{Error, Place, Reason},
+    held::ready,
     journal::{Journal, Noted, Page},
     key::is_key_file,
     metrics::Metrics,

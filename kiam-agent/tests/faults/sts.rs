@@ -10,7 +10,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use lab::{fake::Injected, role_arn};
+use lab::{fake::Injected, pod_client::Attempt, role_arn};
 use tokio::time::Instant;
 
 use super::{
@@ -90,11 +90,17 @@ impl Asking {
             assert!(expires > before, "served at {before}, expired: {attempt:?}");
             *seen = Seen { holds: Some(expires), refused: None };
         } else {
-            assert_eq!(attempt.status, Some(503), "{:?}: {attempt:?}", self.pod);
+            assert!(self.is_refusal(&attempt), "{:?}: {attempt:?}", self.pod);
             let holds = seen.holds.is_some_and(|expires| expires > after);
             assert!(!holds, "{:?} was refused at {after}: {seen:?}: {attempt:?}", self.pod);
             seen.refused = Some(reason(&attempt).to_owned());
         }
+    }
+
+    /// What is denied is as if there were no role, and all else is over at some time.
+    fn is_refusal(&self, attempt: &Attempt) -> bool {
+        let denied = reason(attempt).contains("AccessDenied");
+        attempt.status == Some(if denied { 404 } else { 503 })
     }
 
     fn is_served(&self) -> bool {
@@ -185,7 +191,7 @@ fn a_new_pod_is_told_what_sts_did_and_gets_credentials_when_that_is_over() {
         .collect();
     for asking in &pods {
         asking.pod.schedule(&node.kubernetes);
-        eventually("a known pod", || node.ask(&asking.pod).status == Some(503));
+        eventually("a known pod", || asking.is_refusal(&node.ask(&asking.pod)));
     }
     meanwhile(&node, &pods, || {
         for (case, asking) in cases.iter().zip(&pods) {

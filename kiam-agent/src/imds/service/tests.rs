@@ -111,8 +111,8 @@ const REFUSALS: [(u8, &str, u16, &str); 21] = [
     // A role that is none.
     (8, "", 404, "iam.amazonaws.com/role"),
     // AWS says no.
-    (5, "", 503, "AccessDenied"),
-    (5, "denied", 503, "AccessDenied"),
+    (5, "", 404, "AccessDenied"),
+    (5, "denied", 403, "AccessDenied"),
     // AWS says nothing.
     (6, "", 503, "no credentials yet"),
     (6, "never", 503, "no credentials yet"),
@@ -234,7 +234,7 @@ async fn first_request_of_each_pod_is_counted_by_how_it_found_its_credentials() 
     let node = Node::start(config(), Identity::Kernel).await;
     node.index.apply(namespace("default", None));
     // The second has the role of the first; the third's is not given.
-    for (n, role, status) in [(2, "slow", 200), (3, "slow", 200), (5, "denied", 503)] {
+    for (n, role, status) in [(2, "slow", 200), (3, "slow", 200), (5, "denied", 404)] {
         node.index.apply(pod(n, Some(role)));
         for _ in 0..3 {
             assert_eq!(node.get(n, LIST).await.status, status, "{role}");
@@ -603,7 +603,7 @@ async fn every_refusal_names_the_pod_on_every_path_to_the_agent() {
 async fn calls_to_sts_are_logged_with_the_pod_that_they_are_for() {
     let captured = Captured::start(tracing::Level::INFO);
     let node = Node::usual(config(), Identity::Kernel).await;
-    assert_eq!(node.get(5, LIST).await.status, 503);
+    assert_eq!(node.get(5, LIST).await.status, 404);
     for (what, n) in [("Issued credentials", 2), ("Issued credentials", 3), ("not issued", 5)] {
         let lines = captured.lines_with(what);
         let named =
