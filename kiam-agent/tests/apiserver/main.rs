@@ -30,9 +30,10 @@ use self::{
 
 /// Where `cargo xtask test apiserver` has the programs.
 const BINARIES: &str = "KIAM_TEST_APISERVER";
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Nothing here takes so long but a mistake, or a machine that does much else: most of it is the start of a server.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// The API server sends a bookmark about each minute, and a token's file is read again after as long.
-const MINUTES: Duration = Duration::from_secs(150);
+const MINUTES: Duration = Duration::from_secs(300);
 
 const PERMITTED: &str = "iam.amazonaws.com/permitted";
 const ROLE: &str = "iam.amazonaws.com/role";
@@ -320,10 +321,10 @@ async fn a_rotated_token_is_taken_up() {
     cluster.delete(User::Kubelet, &format!("{path}/kiam-agent-x")).await;
     cluster.until_refused(&old).await;
 
-    let lists =
-        |outcome| format!(r#"kiam_cluster_lists_total{{resource="Pods",outcome="{outcome}"}}"#);
-    eventually("a list that is refused", PATIENCE, || agent.metric(&lists("Failed")) > 0.5).await;
-    let taken = agent.metric(&lists("Taken"));
-    eventually("lists again", MINUTES, || agent.metric(&lists("Taken")) > taken + 1.5).await;
+    let lists = r#"kiam_cluster_lists_total{resource="Pods",outcome="Taken"}"#;
+    // Whether a list was refused meanwhile depends on when the agent read the file again. From now on the new token
+    // alone is good for one.
+    let taken = agent.metric(lists);
+    eventually("lists again", MINUTES, || agent.metric(lists) > taken + 1.5).await;
     assert_eq!(agent.role(), (200, "reader".to_owned()));
 }
