@@ -5,6 +5,7 @@
 
 mod bench;
 mod clients;
+mod sdks;
 
 use std::process::ExitCode;
 
@@ -23,6 +24,12 @@ enum Command {
     Bench(bench::Bench),
     /// Runs real AWS clients against the agent; needs root.
     Clients {
+        /// Clients that can't run here are a failure.
+        #[arg(long)]
+        no_skip: bool,
+    },
+    /// Installs many more AWS clients, old and new, and runs them against the agent; needs root.
+    Sdks {
         /// Clients that can't run here are a failure.
         #[arg(long)]
         no_skip: bool,
@@ -55,6 +62,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => show(options),
         Command::Bench(bench) => bench::run(&bench),
         Command::Clients { no_skip } => clients::run(no_skip),
+        Command::Sdks { no_skip } => sdks::run(no_skip),
         Command::InPod(options) => pod_client::main(&options),
         Command::InPodAttack => pod_client::attack::main(),
         Command::InPodVictim { pace } => pod_client::victim::main(&pace),

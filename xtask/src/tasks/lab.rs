@@ -1,4 +1,4 @@
-//! `cargo xtask demo`, `bench` and `test clients`: builds the agent and the lab, and lets the lab do the rest.
+//! `cargo xtask demo`, `bench`, `test clients` and `test sdks`: builds the agent and the lab, and lets the lab do the rest.
 
 use anyhow::Result;
 use xtask::{
@@ -28,6 +28,13 @@ pub(crate) fn clients(no_skip: bool) -> Result<()> {
     build::programs()?;
     let strict = no_skip.then(|| "--no-skip".to_owned());
     lab("clients", strict.as_slice())
+}
+
+/// Runs many more, which the lab installs.
+pub(crate) fn sdks(no_skip: bool) -> Result<()> {
+    build::programs()?;
+    let strict = no_skip.then(|| "--no-skip".to_owned());
+    lab("sdks", strict.as_slice())
 }
 
 fn lab(subcommand: &str, options: &[String]) -> Result<()> {

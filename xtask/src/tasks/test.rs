@@ -18,7 +18,7 @@ pub(crate) struct Selection {
     /// A test that can't run here (it needs root, or a kernel with BPF) fails instead of being skipped.
     #[arg(long)]
     no_skip: bool,
-    /// The parts to run; without one, all but `policies`, `apiserver` and `kernels`. `runtime` and `hostile` are in `node`.
+    /// The parts to run; without one, all but `sdks`, `policies`, `apiserver` and `kernels`. `runtime` and `hostile` are in `node`.
     #[arg(value_enum)]
     parts: Vec<Part>,
 }
@@ -37,6 +37,9 @@ enum Part {
     Hostile,
     /// Real AWS clients against the agent.
     Clients,
+    /// Many more AWS clients, old and new, which are downloaded first: 4 GB and some minutes, once; writes the table of
+    /// `docs/clients.md`.
+    Sdks,
     /// The admission policies, judged by Kubernetes' own code, which is downloaded and compiled first: some minutes, once.
     Policies,
     /// The agent against a real kube-apiserver, which is built first: that takes some minutes, once.
@@ -57,7 +60,7 @@ struct Step {
     action: fn(&Selection) -> Result<()>,
 }
 
-const STEPS: [Step; 14] = [
+const STEPS: [Step; 15] = [
     Step { part: Part::Checks, name: "format", action: |_| run(cargo("fmt").arg("--check")) },
     Step { part: Part::Checks, name: "tidy", action: |_| tidy::run() },
     Step { part: Part::Checks, name: "lints", action: |_| run(&mut lints()) },
@@ -102,6 +105,11 @@ const STEPS: [Step; 14] = [
         name: "clients",
         action: |selection| lab::clients(selection.no_skip),
     },
+    Step {
+        part: Part::Sdks,
+        name: "many clients",
+        action: |selection| lab::sdks(selection.no_skip),
+    },
     Step { part: Part::Policies, name: "policies", action: |_| kubernetes::test_policies() },
     Step { part: Part::Apiserver, name: "real API server", action: |_| kubernetes::test_agent() },
     Step { part: Part::Kernels, name: "other kernels", action: |_| kernels::test() },
@@ -120,7 +128,12 @@ pub(crate) fn run_steps(selection: &Selection) -> Result<()> {
     let chosen = |part| match selection.parts.as_slice() {
         [] => !matches!(
             part,
-            Part::Policies | Part::Apiserver | Part::Kernels | Part::Runtime | Part::Hostile
+            Part::Sdks
+                | Part::Policies
+                | Part::Apiserver
+                | Part::Kernels
+                | Part::Runtime
+                | Part::Hostile
         ),
         parts => parts.contains(&part),
     };

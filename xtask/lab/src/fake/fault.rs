@@ -25,6 +25,8 @@ use super::{
 pub(super) struct Call {
     pub(super) method: Method,
     pub(super) path: String,
+    /// As it was sent.
+    pub(super) query: String,
     /// Of the query, and of a body that is a form.
     pub(super) fields: BTreeMap<String, String>,
     pub(super) headers: HeaderMap,
@@ -75,14 +77,15 @@ struct Shared {
 impl Call {
     pub(super) fn new(request: Request<Bytes>) -> Self {
         let (head, body) = request.into_parts();
-        let mut fields = form::parse(head.uri.query().unwrap_or_default());
+        let query = head.uri.query().unwrap_or_default().to_owned();
+        let mut fields = form::parse(&query);
         let kind = head.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
         // A form is what curl and the AWS SDKs send unless they say something else.
         if kind.is_none_or(|kind| kind.starts_with("application/x-www-form-urlencoded")) {
             fields.extend(form::parse(&String::from_utf8_lossy(&body)));
         }
         let path = head.uri.path().to_owned();
-        Self { method: head.method, path, fields, headers: head.headers, body }
+        Self { method: head.method, path, query, fields, headers: head.headers, body }
     }
 
     pub(super) fn header(&self, name: impl header::AsHeaderName) -> Option<&str> {

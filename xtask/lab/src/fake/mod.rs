@@ -3,6 +3,7 @@
 //! Each runs on a thread and a runtime of its own, so that a test's paused time does not stop it, and is steered and
 //! asked by plain calls from any thread.
 
+pub mod aws;
 mod fault;
 mod form;
 mod http;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{State, access_key};
+use super::{State, access_key, token_of};
 use crate::fake::fault::Call;
 
 /// Status, code and message.
@@ -103,7 +103,7 @@ impl Subject {
         }
         let session = state.issued.iter().find(|issued| issued.access_key == key);
         let session = session.ok_or_else(stranger)?;
-        if call.header("x-amz-security-token") != Some(&format!("token-of-{key}")) {
+        if call.header("x-amz-security-token") != Some(&token_of(key)) {
             return Err(stranger());
         }
         if session.expiration <= Timestamp::now() {

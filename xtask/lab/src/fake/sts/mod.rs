@@ -303,6 +303,7 @@ fn success(issued: &Issued, asked: &check::Asked<'_>, subject: &Subject) -> Stri
     let check::Asked { account, name, role, .. } = asked;
     let partition = role.split(':').nth(1).unwrap_or("aws");
     let expiration = time(issued.expiration);
+    let (secret, token) = (secret_of(access_key), token_of(access_key));
     let mut further = String::new();
     if let Some(identity) = issued.fields.get("SourceIdentity") {
         further = format!("<SourceIdentity>{identity}</SourceIdentity>");
@@ -319,13 +320,23 @@ fn success(issued: &Issued, asked: &check::Asked<'_>, subject: &Subject) -> Stri
          <AssumedRoleUser><AssumedRoleId>AROALAB:{session}</AssumedRoleId>\
          <Arn>arn:{partition}:sts::{account}:assumed-role/{name}/{session}</Arn></AssumedRoleUser>\
          <Credentials><AccessKeyId>{access_key}</AccessKeyId>\
-         <SecretAccessKey>secret-of-{access_key}</SecretAccessKey>\
-         <SessionToken>token-of-{access_key}</SessionToken>\
+         <SecretAccessKey>{secret}</SecretAccessKey>\
+         <SessionToken>{token}</SessionToken>\
          <Expiration>{expiration}</Expiration></Credentials>{further}\
          </{action}Result>\
          <ResponseMetadata><RequestId>lab</RequestId></ResponseMetadata>\
          </{action}Response>"
     )
+}
+
+/// The secret that is issued with `access_key`.
+pub(super) fn secret_of(access_key: &str) -> String {
+    format!("secret-of-{access_key}")
+}
+
+/// The session token that is issued with `access_key`.
+pub(super) fn token_of(access_key: &str) -> String {
+    format!("token-of-{access_key}")
 }
 
 fn failure(status: u16, code: &str, message: &str) -> Response<Body> {
