@@ -9,10 +9,10 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::time::Instant;
 use lab::fake::aws::{BUCKET, Signed};
 use lab::fake::imds::REGION;
 use lab::{LabPod, role_arn};
+use tokio::time::Instant;
 
 use super::home::Homes;
 use super::rows::{Ends, Region, Row, Tokens};

@@ -4,10 +4,10 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tokio::time::Instant;
 use lab::fake::aws::Aws;
 use lab::fake::{Injected, Place};
 use lab::{Agent, Lab, LabPod, NODE_V4, PodSpec, built_agent, role_arn};
+use tokio::time::Instant;
 
 const READY_LIMIT: Duration = Duration::from_secs(60);
 /// The role of the pod that has one.
