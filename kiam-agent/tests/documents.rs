@@ -1,4 +1,4 @@
-//! The README's tables say what the program does.
+//! The documents say what the program does.
 
 use std::{
     collections::BTreeSet,
@@ -12,10 +12,15 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// First cells, without backquotes, of the README's table rows that begin with `prefix`.
-fn rows(prefix: &str) -> BTreeSet<String> {
-    let readme = fs::read_to_string(root().join("README.md")).expect("the README can be read");
-    let cells = readme.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |"));
+fn page(path: &str) -> String {
+    let text = fs::read_to_string(root().join(path));
+    text.unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// First cells, without backquotes, of the page's table rows that begin with `prefix`.
+fn rows(path: &str, prefix: &str) -> BTreeSet<String> {
+    let page = page(path);
+    let cells = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |"));
     cells.map(|(cell, _)| cell.to_owned()).filter(|cell| cell.starts_with(prefix)).collect()
 }
 
@@ -40,8 +45,16 @@ const GAUGES: [&str; 14] = [
 /// The agent's crates.
 const SOURCES: [&str; 3] = ["kiam-agent/src", "kiam-agent/core/src", "kiam-agent/kernel/src"];
 
-/// Names of metrics in the agent's source, as Prometheus shows them.
-fn metrics(folder: &Path, found: &mut BTreeSet<String>) {
+/// String literals of the agent's source that begin with `prefix`.
+fn literals(prefix: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for source in SOURCES {
+        collect_literals(&root().join(source), prefix, &mut found);
+    }
+    found
+}
+
+fn collect_literals(folder: &Path, prefix: &str, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(folder).expect("the source can be read").flatten() {
         let path = entry.path();
         // Tests name series, such as a histogram's `_count`.
@@ -49,20 +62,28 @@ fn metrics(folder: &Path, found: &mut BTreeSet<String>) {
             continue;
         }
         if path.is_dir() {
-            metrics(&path, found);
+            collect_literals(&path, prefix, found);
             continue;
         }
         let text = fs::read_to_string(&path).expect("the source is text");
-        for literal in text.split('"').filter(|text| text.starts_with("kiam_")) {
-            let whole = literal
-                .bytes()
-                .all(|byte| byte.is_ascii_lowercase() || byte == b'_' || byte.is_ascii_digit());
-            if whole && literal != "kiam_agent" && !is_program(literal) {
-                let counter = !literal.ends_with("_seconds") && !GAUGES.contains(&literal);
-                found.insert(if counter { format!("{literal}_total") } else { literal.to_owned() });
-            }
-        }
+        found.extend(text.split('"').filter(|text| text.starts_with(prefix)).map(str::to_owned));
     }
+}
+
+/// Names of metrics in the agent's source, as Prometheus shows them.
+fn metrics() -> BTreeSet<String> {
+    let names = literals("kiam_").into_iter().filter(|literal| {
+        let whole = literal
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte == b'_' || byte.is_ascii_digit());
+        whole && literal != "kiam_agent" && !is_program(literal)
+    });
+    names
+        .map(|name| match name.ends_with("_seconds") || GAUGES.contains(&name.as_str()) {
+            true => name,
+            false => format!("{name}_total"),
+        })
+        .collect()
 }
 
 /// Whether it is a program in the kernel object.
@@ -72,27 +93,34 @@ fn is_program(name: &str) -> bool {
 }
 
 #[test]
-fn readme_lists_exactly_the_flags() {
+fn flags_page_lists_exactly_the_flags() {
     let flags: BTreeSet<String> =
         config::flag_names().into_iter().map(|name| format!("--{name}")).collect();
-    assert_eq!(rows("--"), flags);
+    assert_eq!(rows("docs/flags.md", "--"), flags);
 }
 
 #[test]
-fn readme_lists_exactly_the_metrics() {
-    let mut found = BTreeSet::new();
-    for source in SOURCES {
-        metrics(&root().join(source), &mut found);
-    }
+fn metrics_page_lists_exactly_the_metrics() {
+    let found = metrics();
     assert!(found.len() > 5, "{found:?}");
-    assert_eq!(rows("kiam_"), found);
+    assert_eq!(rows("docs/metrics.md", "kiam_"), found);
+}
+
+#[test]
+fn annotations_page_lists_exactly_the_annotations() {
+    let mut found = literals("iam.amazonaws.com/");
+    found.extend(literals("eks.amazonaws.com/"));
+    assert!(found.len() > 5, "{found:?}");
+    let page = page("docs/annotations.md");
+    let cells = page.lines().filter_map(|line| line.split("| `").nth(1)?.split_once("` |"));
+    let listed: BTreeSet<String> = cells.map(|(cell, _)| cell.to_owned()).collect();
+    assert_eq!(listed, found);
 }
 
 /// The kubelet kills an agent that believes in more time than it has, and one that believes in less leaves too early.
 #[test]
 fn daemonset_gives_the_agent_the_grace_period_that_it_is_told() {
-    let manifest = fs::read_to_string(root().join("deploy/daemonset.yaml"));
-    let manifest = manifest.expect("the manifest can be read");
+    let manifest = page("deploy/daemonset.yaml");
     let after = |prefix: &str| {
         let mut found = manifest.lines().filter_map(|line| line.trim().strip_prefix(prefix));
         let value = found.next().map(str::to_owned);
@@ -102,35 +130,33 @@ fn daemonset_gives_the_agent_the_grace_period_that_it_is_told() {
     let given = after("terminationGracePeriodSeconds: ");
     assert_eq!(after("- --grace-period="), format!("{given}s"));
     // Who patches the arguments away has the default.
-    let readme = fs::read_to_string(root().join("README.md")).expect("the README can be read");
-    assert!(readme.contains(&format!("| `--grace-period` | `{given}s` |")));
+    assert!(page("docs/flags.md").contains(&format!("| `--grace-period` | `{given}s` |")));
 }
 
 /// The security model names the test behind each of its rows: `file::test` or `module::test`.
 #[test]
-fn readme_names_tests_that_are_there() {
-    let text = fs::read_to_string(root().join("README.md")).expect("the README can be read");
-    let model = text.split("## Security model").nth(1).expect("there is a security model");
-    let rows = model.lines().skip_while(|line| !line.starts_with("| ---")).skip(1);
-    let rows: Vec<&str> = rows.take_while(|line| line.starts_with('|')).collect();
-    assert!(rows.len() > 15, "{rows:?}");
-    assert_proved(&rows);
+fn security_model_names_tests_that_are_there() {
+    assert_proved(&fact_rows("docs/security.md", "| attempt |"));
 }
 
 /// So does each fault.
 #[test]
 fn faults_name_tests_that_are_there() {
-    let path = root().join("docs/faults.md");
-    let text = fs::read_to_string(path).expect("the table of faults can be read");
-    let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| ")).collect();
-    let heads = |row: &&str| !row.starts_with("| ---") && !row.starts_with("| fault |");
-    let rows: Vec<&str> = rows.into_iter().filter(heads).collect();
-    assert!(rows.len() > 20, "{rows:?}");
-    assert_proved(&rows);
+    assert_proved(&fact_rows("docs/faults.md", "| fault |"));
+}
+
+/// The rows of a page's tables, without their heads, which begin with `head`.
+fn fact_rows(path: &str, head: &str) -> Vec<String> {
+    let page = page(path);
+    let rows = page.lines().filter(|line| line.starts_with("| "));
+    let facts = rows.filter(|row| !row.starts_with("| ---") && !row.starts_with(head));
+    let facts: Vec<String> = facts.map(str::to_owned).collect();
+    assert!(facts.len() > 20, "{facts:?}");
+    facts
 }
 
 /// Asserts that the last cell of each row is one or more of `file::test` or `module::test`, and that there are such tests.
-fn assert_proved(rows: &[&str]) {
+fn assert_proved(rows: &[String]) {
     let cells = rows.iter().filter_map(|row| row.trim_end_matches(" |").rsplit("| ").next());
     for proof in cells.flat_map(|cell| cell.split(", ")) {
         let (place, test) = proof.trim_matches('`').rsplit_once("::").unwrap_or_default();
@@ -155,4 +181,42 @@ fn holds(path: &Path, function: &str) -> bool {
         return entries.map(|entry| entry.path()).any(|path| holds(&path, function));
     }
     fs::read_to_string(path).is_ok_and(|text| text.contains(&format!("fn {function}(")))
+}
+
+/// The README's figures are those of the page that its row names, which also has the command.
+#[test]
+fn readme_has_the_numbers_of_the_pages() {
+    let readme = page("README.md");
+    let rows = readme.lines().skip_while(|line| !line.starts_with("| what | measured |")).skip(2);
+    let rows: Vec<&str> = rows.take_while(|line| line.starts_with('|')).collect();
+    assert!(rows.len() > 3, "{rows:?}");
+    for row in rows {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
+        let [_, measured, source] = cells.as_slice() else { panic!("{row}") };
+        let command = source.split('`').nth(1).unwrap_or_else(|| panic!("no command: {row}"));
+        let path = source.split(['(', ')']).nth(1).unwrap_or_else(|| panic!("no page: {row}"));
+        let page = page(path);
+        assert!(page.contains(command), "{path} does not name {command}");
+        let words = measured.split([' ', ';']);
+        let numbers = words.filter(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+        for number in numbers.map(|word| word.trim_end_matches(',')) {
+            let words = page.split(|c: char| !c.is_ascii_digit() && c != '.' && c != ',');
+            let stands = words.map(|word| word.trim_matches(['.', ','])).any(|word| word == number);
+            assert!(stands, "{path} has no {number}");
+        }
+    }
+}
+
+#[test]
+fn badges_say_what_the_workspace_says() {
+    let manifest = page("Cargo.toml");
+    for (badge, key) in [("version", "version"), ("rust", "rust-version"), ("licence", "license")] {
+        let value = manifest.lines().find_map(|line| line.strip_prefix(&format!("{key} = ")));
+        let value = value.unwrap_or_else(|| panic!("no {key}")).trim_matches('"');
+        let image = format!("docs/images/badge-{badge}.svg");
+        let drawn = page(&image);
+        assert!(drawn.contains(&format!("<title>{badge} {value}</title>")), "{image}: {drawn}");
+        assert!(drawn.contains(&format!(">{value}</text>")), "{image}: {drawn}");
+        assert!(page("README.md").contains(&format!("![{badge} {value}]({image})")), "{image}");
+    }
 }

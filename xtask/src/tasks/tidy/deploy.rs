@@ -9,10 +9,10 @@ use super::{Complaint, File, Tree};
 const FOLDER: &str = "deploy/";
 const LIST: &str = "kustomization.yaml";
 const DEFAULT: &str = "deploy/kustomization.yaml";
-const README: &str = "README.md";
+const FLAGS: &str = "docs/flags.md";
 
-/// Every manifest parses and is listed in its folder; nothing takes a host port; every flag of the DaemonSet is in the
-/// README; every admission policy is in force.
+/// Every manifest parses and is listed in its folder; nothing takes a host port; every flag of the DaemonSet is on
+/// the page of flags; every admission policy is in force.
 pub(super) fn manifests_are_sound(tree: &Tree) -> Vec<Complaint> {
     if tree.get(DEFAULT).is_none() {
         return vec![format!("{DEFAULT} is not there")];
@@ -96,7 +96,7 @@ fn listed(list: &File) -> Vec<String> {
 fn faults(document: &Value, tree: &Tree) -> Vec<String> {
     let pod = &document["spec"]["template"]["spec"];
     let containers = pod["containers"].as_array().cloned().unwrap_or_default();
-    let readme = tree.get(README).map_or("", |file| file.text.as_str());
+    let page = tree.get(FLAGS).map_or("", |file| file.text.as_str());
     let mut faults = Vec::new();
     for container in &containers {
         if !container["ports"].is_null() {
@@ -108,8 +108,8 @@ fn faults(document: &Value, tree: &Tree) -> Vec<String> {
         }
     }
     for flag in flags(document, &containers) {
-        if !readme.contains(&format!("`{flag}`")) && !readme.contains(&format!("`{flag}=")) {
-            faults.push(format!("the flag `{flag}` is not in {README}"));
+        if !page.contains(&format!("`{flag}`")) && !page.contains(&format!("`{flag}=")) {
+            faults.push(format!("the flag `{flag}` is not in {FLAGS}"));
         }
     }
     faults
@@ -142,8 +142,8 @@ mod tests {
 
     #[test]
     fn sound_manifests_pass() {
-        let readme = "| `--host` | required |";
-        let files = [(DEFAULT, LISTED), ("deploy/daemonset.yaml", SET), (README, readme)];
+        let page = "| `--host` | required |";
+        let files = [(DEFAULT, LISTED), ("deploy/daemonset.yaml", SET), (FLAGS, page)];
         assert_eq!(complaints(&files), Vec::<String>::new());
     }
 
@@ -154,9 +154,9 @@ mod tests {
             (LISTED, "deploy/other.yaml", "a: 1", "`daemonset.yaml` is not there"),
             (LISTED, "deploy/other.yaml", "a: 1", "other.yaml: not listed"),
             (LISTED, "deploy/daemonset.yaml", "a: [1", "deploy/daemonset.yaml: "),
-            (LISTED, "deploy/daemonset.yaml", SET, "the flag `--host` is not in README.md"),
+            (LISTED, "deploy/daemonset.yaml", SET, "the flag `--host` is not in docs/flags.md"),
             (LISTED, "deploy/daemonset.yaml", &ports, "`ports` of a pod"),
-            (PATCHED, "deploy/patch.yaml", PATCH, "the flag `--host` is not in README.md"),
+            (PATCHED, "deploy/patch.yaml", PATCH, "the flag `--host` is not in docs/flags.md"),
             (PATCHED, "deploy/other.yaml", "a: 1", "`patch.yaml` is not there"),
         ];
         for (list, path, text, wanted) in cases {
