@@ -220,3 +220,18 @@ fn badges_say_what_the_workspace_says() {
         assert!(page("README.md").contains(&format!("![{badge} {value}]({image})")), "{image}");
     }
 }
+
+/// The recipes name files, by their whole paths.
+#[test]
+fn contributing_names_files_that_are_there() {
+    let page = page("CONTRIBUTING.md");
+    let spans = page.split('`').skip(1).step_by(2).filter(|span| !span.contains([' ', '<', '\n']));
+    let folders = ["kiam-", "xtask/", "docs/", "deploy/", ".github/", ".ci/"];
+    let paths = spans.filter(|span| folders.iter().any(|folder| span.starts_with(folder)));
+    let paths: Vec<&str> = paths.filter(|path| path.contains('/')).collect();
+    assert!(paths.len() > 20, "{paths:?}");
+    for path in paths {
+        let there = [path.to_owned(), format!("{path}.rs")];
+        assert!(there.iter().any(|path| root().join(path).exists()), "no {path}");
+    }
+}
