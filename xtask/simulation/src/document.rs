@@ -32,62 +32,82 @@ pub(crate) fn render(fleet: &Fleet, seed: u64, runs: &[Run], load: &Load) -> Str
 const METHOD: &str = "\
 ## Method
 
-Virtual time, one queue of events. When a session is renewed, how long an agent waits after an error, the spread of both,
-what a node may ask (`--sts-rate`, by its default) and how it slows down while STS throttles are the agent's own functions, called with a seeded random source;
-a test compares the model's renewals with those of a real prefetcher. What the model has of its own: at most 16 calls of a
-node under way, a node's queue first come first served, what nobody wants kept for a minute, answers after 50 to 150 ms.
+The simulation runs in virtual time, with one queue of events. These are the agent's own functions,
+called with a seeded random source: when a session is renewed, how long an agent waits after an
+error, the spread of both, what a node may ask (`--sts-rate`, by its default), and how it slows down
+while STS throttles. A test compares the model's renewals with those of a real prefetcher. These
+belong to the model: at most 16 calls of a node in flight, a node's queue first come first served,
+unrequested sessions kept for a minute, answers after 50 to 150 ms.
 
-**STS** is one token bucket for the account in its region: it holds a second's calls and is refilled evenly; a call that
-finds it empty is throttled, and takes nothing. AWS documents [600 calls a second for an account and
-region](https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html), which all callers share, says that
-[STS throttles by a token bucket](https://aws.amazon.com/blogs/security/how-to-monitor-and-query-iam-resources-at-scale-part-2/)
-and that [it can't be raised](https://repost.aws/knowledge-center/iam-sts-throttling-error); others [meet
-it](https://github.com/awslabs/mountpoint-s3/issues/1358). How much the bucket holds is not published: a second's worth is
-assumed. Nobody else calls STS here; on a real account somebody does.
+**STS** is one token bucket for the account in its region. It holds a second's calls and is refilled
+evenly. A call that finds it empty is throttled, and takes nothing. AWS documents [600 calls a
+second for an account and
+region](https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html), which all
+callers share. It also says that [STS throttles by a token
+bucket](https://aws.amazon.com/blogs/security/how-to-monitor-and-query-iam-resources-at-scale-part-2/)
+and that [the quota can't be raised](https://repost.aws/knowledge-center/iam-sts-throttling-error);
+others [meet it](https://github.com/awslabs/mountpoint-s3/issues/1358). How much the bucket holds is
+not published: a second's worth is assumed. Nobody else calls STS here; on a real account somebody
+does.
 
-**Session names** decide how many sessions there are ([sessions.md](sessions.md)). *Role*: one name for all (`--session-name`,
-by its default), so the pods of a role on a node share a session. *Service account*: pods of a service account do
-(`{namespace}.{service_account}`); two of these use each role. *Pod*: each pod has its own (`{pod}` in the name or the source
-identity, or tags of the pod). *Chained*: the pods' roles are assumed from another role (`--assume-role-arn`), of which each
-node keeps a session too; AWS gives such sessions an hour at most.
+**Session names** decide how many sessions there are ([sessions.md](sessions.md)):
 
-**On a day** each pod lives eight hours on average (exponentially distributed), and a rollout at each full hour replaces a
-tenth of all pods within ten minutes. A pod is followed at once by another on the same node, of a random role. Sessions
-are of any age when the simulation begins, and the first hour is not counted.
+- *Role*: one name for all (`--session-name`, by its default), so the pods of a role on a node share
+  a session.
+- *Service account*: pods of a service account share a session (`{namespace}.{service_account}`);
+  two service accounts use each role.
+- *Pod*: each pod has its own (`{pod}` in the name or the source identity, or tags of the pod).
+- *Chained*: the pods' roles are assumed from another role (`--assume-role-arn`), of which each node
+  keeps a session too. AWS gives such sessions an hour at most.
 
-Restarts and outages have no churn. *All agents restart*: within one second, and nothing is handed over. *All nodes boot*:
-within two minutes, a node's pods within a minute each. *Rollout*: a tenth of the nodes at a time, each followed by the
-next after 15 s on average and when all its sessions are there; *warm* is given what the old agent holds, *cold* fetches
-it while the old agent serves. *Outages*: STS refuses at once for so long.
+**On a day** each pod lives eight hours on average (exponentially distributed), and a rollout at
+each full hour replaces a tenth of all pods within ten minutes. A pod is followed at once by another
+on the same node, of a random role. Sessions are of any age when the simulation begins, and the
+first hour is not counted.
+
+Restarts and outages have no churn:
+
+- *All agents restart*: within one second, and nothing is handed over.
+- *All nodes boot*: within two minutes, a node's pods within a minute each.
+- *Rollout*: a tenth of the nodes at a time. Each node is followed by the next after 15 s on
+  average, once all its sessions are there. *Warm* agents receive the old agent's cached
+  credentials; *cold* agents fetch them while the old agent serves.
+- *Outages*: STS refuses at once for so long.
 ";
 
 const ADVICE: &str = "\
-**What to set.** A fleet's calls a second are its sessions divided by half their duration, or by a quarter of it if that is a
-quarter of an hour; keep them below half of the quota, as rollouts come on top and others use the account too. Fewer
-sessions do that: a name that the pods of a role share, no pod's name in it. So does a longer `--session-duration`, if roles
-allow it: with twelve hours even a session a pod is little, and nothing expires in an outage of hours. Sessions of fifteen
-minutes need eight times the calls of an hour's, and last no outage: at this size they fit only if the pods of a role share
-them, and leave little for anybody else.
+**What to set.** A fleet's calls a second are its sessions divided by half their duration, or by a
+quarter of it if that is a quarter of an hour. Keep them below half of the quota, as rollouts come
+on top and others use the account too.
 
-After a restart or an outage of the whole fleet, STS's quota decides how long it takes, and `--sts-rate` does little: 5,000
-nodes are above the quota with one call a second each, and a node that is throttled slows down by itself, to a call in half a
-minute at the slowest. It does help a rollout: where sessions are per pod and nothing is handed over, a rate below the quota
-divided by the nodes that restart at once has hardly any call throttled, and takes no longer; a smaller `maxSurge` does the
-same.
+- Fewer sessions help: a name that the pods of a role share, without the pod's name in it.
+- A longer `--session-duration` helps too, if roles allow it. With twelve hours even a session per
+  pod is little, and nothing expires in an outage of hours.
+- Sessions of fifteen minutes need eight times the calls of an hour's, and outlast no outage. At
+  this size they fit only if the pods of a role share them, and leave little for anybody else.
+
+After a restart or an outage of the whole fleet, STS's quota decides how long it takes, and
+`--sts-rate` does little. 5,000 nodes are above the quota with one call a second each, and a node
+that is throttled slows down by itself, to a call in half a minute at the slowest. `--sts-rate` does
+help a rollout where sessions are per pod and nothing is handed over. A rate below the quota,
+divided by the nodes that restart at once, has hardly any call throttled, and takes no longer. A
+smaller `maxSurge` does the same.
 ";
 
 const LIMITS: &str = "\
 ## What this does not say
 
-- Nothing was measured on AWS or on a cluster of this size. The bucket's depth, the answers' times and the sizes of objects
-  are assumptions.
-- The shares of a pod and a namespace (which limit what is new) and the turns in a node's queue are not in the model: with
-  100 pods of several namespaces a node they delay nothing.
-- Chained sessions are counted without waiting for the one that they come from.
-- In an outage STS refuses at once. One that hangs makes fewer calls while it lasts, and the same ones after it.
+- Nothing was measured on AWS or on a cluster of this size. The bucket's depth, the answers' times
+  and the sizes of objects are assumptions.
+- The model leaves out the shares of a pod and a namespace (which limit new sessions) and the turns
+  in a node's queue. With 100 pods of several namespaces a node they delay nothing.
+- Chained sessions are counted without waiting for the session that they come from.
+- In an outage STS refuses at once. An STS that hangs gets fewer calls while that lasts, and the
+  same ones after it.
 - The old agent's own renewals during its last seconds of a cold rollout are left out.
 - Events on pods are not counted: there are none while nothing is refused and nothing fails.
-- Pods are spread evenly. Nodes of few pods have fewer sessions, and roles that are everywhere cost a session a node.
+- Pods are spread evenly. Nodes of few pods have fewer sessions, and roles that are everywhere cost
+  a session per node.
 ";
 
 fn of(runs: &[Run], wanted: impl Fn(&Scenario) -> bool) -> Vec<&Run> {
@@ -99,9 +119,10 @@ fn head(fleet: &Fleet, seed: u64) -> String {
     let Fleet { pods, roles, .. } = fleet;
     format!(
         "# Scale\n\n\
-         What a fleet of {nodes} nodes, each of {pods} pods and {roles} roles, asks of STS and of the Kubernetes API. Written by\n\n\
+         For operators of large clusters: what a fleet of {nodes} nodes, each of {pods} pods and {roles} roles,\n\
+         asks of STS and of the Kubernetes API. Written by\n\n\
          ```sh\ncargo xtask simulate scale --seed={seed} --nodes={}\n```\n\n\
-         Do not edit, run it again. The same seed gives the same document.\n",
+         Do not edit this page; run the command again. The same seed gives the same page.\n",
         fleet.nodes
     )
 }
@@ -136,7 +157,7 @@ fn day_table(fleet: &Fleet, runs: &[&Run]) -> String {
         ]
     };
     let head = [
-        "session a",
+        "session per",
         "lasts",
         "sessions",
         "mean",
@@ -151,9 +172,9 @@ fn day_table(fleet: &Fleet, runs: &[&Run]) -> String {
     ];
     format!(
         "## AssumeRole calls a second on a day\n\n\
-         All calls, answered or throttled. Quantiles are of seconds; *worst minute* is the mean of its seconds; *expired* are\n\
-         sessions that ended before they were renewed, *least life left* is what the latest of the other renewals found.\n\
-         Sessions of 15 minutes are counted for an hour instead of a day.\n\n{}",
+         All calls, answered or throttled. Quantiles are of seconds, and *worst minute* is the mean of its\n\
+         seconds. *Expired* sessions ended before they were renewed. *Least life left* is what the latest of\n\
+         the other renewals found. Sessions of 15 minutes are counted for an hour instead of a day.\n\n{}",
         table(&head, 2, runs.iter().map(row))
     )
 }
@@ -179,7 +200,7 @@ const AFTERMATH: [&str; 9] = [
     "throttled",
     "worst second",
     "worst minute",
-    "held after, p50",
+    "cached after, p50",
     "p99",
     "all",
     "later: worst second",
@@ -192,12 +213,13 @@ fn restart_table(runs: &[&Run]) -> String {
         let first = [what, name(&run.policy), span(run.policy.duration)];
         [first.to_vec(), aftermath(run)].concat()
     };
-    let head = [&["", "session a", "lasts"][..], &AFTERMATH].concat();
+    let head = [&["", "session per", "lasts"][..], &AFTERMATH].concat();
     format!(
         "## Restarts\n\n\
-         Calls until every session is held, or of half an hour where none was missing, ordinary renewals among them. *Held after* is\n\
-         from when a session was wanted; in a rollout pods have the old agent's meanwhile. *Later* is what comes then, until\n\
-         all has been renewed at least once: what was fetched together is not renewed together.\n\n{}",
+         Calls until every session is cached, or of half an hour where none was missing, ordinary renewals\n\
+         included. *Cached after* counts from when a pod needed the session; in a rollout pods have the old\n\
+         agent's meanwhile. *Later* is the time after that, until every session has been renewed at least\n\
+         once: sessions that were fetched together are not renewed together.\n\n{}",
         table(&head, 3, runs.iter().map(row))
     )
 }
@@ -215,11 +237,12 @@ fn outage_table(fleet: &Fleet, runs: &[&Run]) -> String {
         ];
         [first.to_vec(), aftermath(run)].concat()
     };
-    let head = [&["STS is away", "session a", "lasts", "expired"][..], &AFTERMATH].concat();
+    let head =
+        [&["STS is unreachable", "session per", "lasts", "expired"][..], &AFTERMATH].concat();
     format!(
         "## The end of an outage of STS\n\n\
-         *Expired* is the share of sessions that ended before they were renewed; *held after* is about those, from the end of\n\
-         the outage. Calls and *later* as above, from there.\n\n{}",
+         *Expired* is the share of sessions that ended before they were renewed. *Cached after* is about\n\
+         those, from the end of the outage. Calls and *later* are as above, from there.\n\n{}",
         table(&head, 3, runs.iter().map(row))
     )
 }
@@ -271,7 +294,7 @@ fn after_a_restart(run: &Run) -> String {
             )
         }
         _ => format!(
-            "all is held after {}, {} of the calls are throttled; later {} calls a second in the worst minute, {} on average",
+            "all sessions are cached after {}, {} of the calls are throttled; later {} calls a second in the worst minute, {} on average",
             wait(waits.count, waits.max),
             share(calls.throttled),
             count(echo.minute),
@@ -288,17 +311,17 @@ fn after_an_outage(run: &Run) -> Option<String> {
         (0, 0) => "nothing expires".to_owned(),
         (0, _) => {
             let (lapsed, held) = (count(*lapsed as f64), wait(waits.count, waits.max));
-            format!("{lapsed} sessions expire, and all are held again {held} after its end")
+            format!("{lapsed} sessions expire, and all are cached again {held} after its end")
         }
         _ => format!(
-            "{} sessions are **still not held** hours after its end",
+            "{} sessions are **still not cached** hours after its end",
             count(f64::from(*bare))
         ),
     };
-    Some(format!("{}, STS is away for {}: {found}.", what(&run.policy), span(lasts)))
+    Some(format!("{}, STS is unreachable for {}: {found}.", what(&run.policy), span(lasts)))
 }
 
 /// The policy in a few words.
 fn what(policy: &Policy) -> String {
-    format!("Sessions of {}, one a {}", span(policy.duration), name(policy))
+    format!("Sessions of {}, one per {}", span(policy.duration), name(policy))
 }

@@ -67,45 +67,52 @@ pub(super) fn render(report: &Report) -> String {
 const METHOD: &str = "\
 ## Method
 
-A lab node (network namespaces, veths routed as Calico and the VPC CNI do, cgroups as the kubelet's) for every way at
-every number of rules, each with its own agent (the same release build) and one pod; all are up at once. In each round a
-client in each pod asks by its way, one process after the other; each round starts at another way and every other round
-goes backwards. A first round is not counted, and neither are the first 20 requests of a process.
+For every way at every number of rules there is a lab node: network namespaces, veths routed as
+Calico and the VPC CNI do it, cgroups as the kubelet's. Each node has its own agent (the same
+release build) and one pod, and all are up at once. In each round a client in each pod sends its
+requests, one process after the other. Each round starts at another way, and every other round goes
+backwards. A first round is not counted, and neither are the first 20 requests of a process.
 
-Every request is `GET /latest/meta-data/iam/security-credentials/` by IMDSv1. *New connection*: from before `connect` to
-the end of the stream. *Kept connection*: from before the request is written to the last byte of its answer. A wrong
-answer, an error, or a packet at the real metadata service ends the run without a document.
+Every request is `GET /latest/meta-data/iam/security-credentials/` by IMDSv1. *New connection* is
+measured from before `connect` to the end of the stream. *Kept connection* is measured from before
+the request is written to the last byte of its answer. A wrong answer, an error, or a packet at the
+real metadata service ends the run without a document.
 
-Ways: *direct* connects to the node's address and the agent's port, no hook, no translation, identity by source address;
-the agent is the same by every way, and so is what it does with a request. *eBPF* connects to 169.254.169.254:80 and is
-redirected by the kernel program, to the node's address or to the listener in the pod's own network namespace, with the
-kernel's identity of the caller and the guards. *DNAT* connects to 169.254.169.254:80 and is translated by a rule of
-iptables or by a chain of nftables, identity by source address; *last* is after kube-proxy's rules (as kiam's agent
-appends it), *first* is before them.
+The ways are:
 
-Rules are as kube-proxy's iptables mode writes them: one for each service, in a chain that nat PREROUTING calls. At 0
-rules there is neither a rule nor connection tracking, but for what the DNAT itself needs.
+- *direct* connects to the node's address and the agent's port, without a hook or a translation.
+- *eBPF* connects to 169.254.169.254:80 and is redirected by the kernel program, to the node
+  listener (*node path*) or to the pod listener (*pod-local*), with the guards.
+- *DNAT* connects to 169.254.169.254:80 and is translated by a rule of iptables or a chain of
+  nftables. *Last* is after kube-proxy's rules (as kiam's agent appends it), *first* is before them.
+
+The agent is the same by every way, and so is what it does with a request. It identifies the caller
+by the kernel's record with eBPF, and by the source address with the others.
+
+Rules are as kube-proxy's iptables mode writes them: one for each service, in a chain that nat
+PREROUTING calls. At 0 rules there is neither a rule nor connection tracking, except what the DNAT
+itself needs.
 ";
 
 const LIMITS: &str = "\
 ## What this does not say
 
-- Nothing of absolute speed elsewhere: one machine, virtual links, one client at a time, a stand-in for a node. Ratios
-  within a round are what carries over.
-- Client and agent on one processor, where the scheduler mostly has them if nobody pins them, leave out what it costs to
-  wake another one. Where they are apart, times are longer and less steady, and pod-local gains nothing on *direct*.
-  `--client-processor=1` measures that.
-- The listener inside a pod accepts a connection once its request is there (`TCP_DEFER_ACCEPT`), so that the agent is
-  woken once; the node's listener, whose queue all pods share, does not. That is most of what makes pod-local faster than
-  *direct* where no rule is in the way: the links themselves differ less.
-- Nothing of kube-proxy's nftables or IPVS mode, or of Cilium: they have no such list to walk, so only the figures at 0
-  rules apply.
-- Nothing of throughput or of many clients at once. A DNAT also keeps an entry of connection tracking for each connection,
-  which is not counted here.
-- *direct* and *DNAT* learn who asks from the source address alone. eBPF's figures include the kernel's identity, which
-  the others do not have.
-- On a node with kube-proxy connection tracking is on, which here it is from 1 rule on.
-- Differences smaller than that between two ways that are the same (above) are noise.
+- Absolute speed elsewhere. This is one machine with virtual links, one client at a time, and a
+  stand-in for a node. Ratios within a round are what carries over.
+- The cost of waking another processor. Client and agent share one processor, where the scheduler
+  mostly has them if nobody pins them. Where they are apart, times are longer and less steady, and
+  pod-local gains nothing on *direct*. `--client-processor=1` measures that.
+- Much about the links themselves. The pod listener accepts a connection once its request is there
+  (`TCP_DEFER_ACCEPT`), so the agent is woken once. The node listener, whose queue all pods share,
+  does not. That is most of what makes pod-local faster than *direct* where no rule is in the way.
+- kube-proxy's nftables or IPVS mode, or Cilium. They have no such list to walk, so only the figures
+  at 0 rules apply.
+- Throughput, or many clients at once. A DNAT also keeps an entry of connection tracking for each
+  connection, which is not counted here.
+- The value of an identity. *direct* and *DNAT* learn the caller from the source address alone.
+  eBPF's figures include the kernel's identity, which the others do not have.
+- A node without connection tracking. On a node with kube-proxy it is on; here it is on from 1 rule.
+- Differences smaller than that between two ways that are the same (above): these are noise.
 ";
 
 fn head(report: &Report) -> String {
@@ -114,8 +121,9 @@ fn head(report: &Report) -> String {
     let version = |version: &Option<String>| version.clone().unwrap_or("not there".to_owned());
     let mut text = format!(
         "# Benchmarks\n\n\
-         Ways from a pod to the agent. Written by\n\n```sh\n{}\n```\n\n\
-         as root; do not edit, run it again.\n\n\
+         For contributors, and for whoever compares: how long each way from a pod to the agent takes.\n\
+         Written by\n\n```sh\n{}\n```\n\n\
+         as root. Do not edit this page; run the command again.\n\n\
          | | |\n| --- | --- |\n\
          | day | {} |\n| agent | {} |\n| processor | {}, {} threads{below} |\n| kernel | {} |\n\
          | load average before, after (1, 5, 15 minutes) | {}; {} |\n\
@@ -147,8 +155,8 @@ fn head(report: &Report) -> String {
 
 fn fresh_table(report: &Report) -> String {
     let mut text = "## A new connection for each request\n\n\
-        Microseconds. p50 and p90 are medians over rounds of a round's own, with the rounds' smallest and largest; ratios\n\
-        are of p50 within a round, their median (smallest..largest).\n\n\
+        Microseconds. p50 and p90 are medians over the rounds, with the smallest and the largest round. Ratios\n\
+        are of p50 within a round: their median (smallest..largest).\n\n\
         | rules | way | p50 | p90 | fastest | to direct, same rules | to itself without rules |\n\
         | --: | --- | --: | --: | --: | --: | --: |\n"
         .to_owned();
@@ -174,7 +182,7 @@ fn comparison(report: &Report) -> String {
         .filter(|way| !way.is_ours() && report.series.iter().any(|series| series.way == *way))
         .collect();
     let mut text = "### eBPF as a ratio to each other way, at the same rules\n\n\
-        Median over rounds; above 1 (bold) eBPF is the slower one.\n\n| rules | |"
+        Median over rounds. Above 1 (bold), eBPF is slower.\n\n| rules | |"
         .to_owned();
     others.iter().for_each(|way| text.push_str(&format!(" {} |", way.name())));
     text.push_str(&format!("\n| --: | --- |{}\n", " --: |".repeat(others.len())));

@@ -11,13 +11,17 @@ fn head(fleet: &Fleet, load: &Load) -> String {
     let sizes = &load.sizes;
     format!(
         "## The Kubernetes API\n\n\
-         Arithmetic, not a simulation. An agent watches the pods of its node (`spec.nodeName`) and the metadata of all\n\
-         namespaces. It lists the pods every `--sync-interval`, and the namespaces every hour (or as seldom as that), a tenth\n\
-         sooner or later, from the API server's own cache. Before a list of pods one namespace is read from etcd: that tells\n\
-         which version the cache must have, so that a server that is cut off from etcd is found out. A watch is kept for 300\n\
-         to 600 s, by chance, and goes on where the last one ended. Assumed: {} kB of JSON a pod and {} events from its binding to its end, {} namespaces of {} kB of metadata,\n\
-         {} changes of namespaces an hour, a bookmark a minute for each watch; the day's churn; {} nodes. Sums over all API\n\
-         servers; JSON before compression.\n",
+         Arithmetic, not a simulation. An agent watches the pods of its node (`spec.nodeName`) and the\n\
+         metadata of all namespaces. It lists the pods every `--sync-interval`, and the namespaces every hour\n\
+         (or less often, if that is longer), a tenth sooner or later, from the API server's own cache. Before\n\
+         a list of pods it reads one namespace from etcd. That tells which version the cache must have, so\n\
+         that a server that is cut off from etcd is detected. A watch is kept for 300 to 600 s, by chance,\n\
+         and continues where the last one ended.\n\
+         \n\
+         These sizes are assumed: {} kB of JSON a pod and {} events from its binding to its end, {}\n\
+         namespaces of {} kB of metadata, {} changes of namespaces an hour, a bookmark a minute for each\n\
+         watch, the day's churn, and {} nodes. The numbers are sums over all API servers, of JSON before\n\
+         compression.\n",
         count(sizes.pod_bytes / 1000.0),
         count(sizes.events_a_pod),
         count(sizes.namespaces),
@@ -32,7 +36,7 @@ fn steady(load: &Load) -> String {
         vec![what.to_owned(), count(each), bytes.map_or(String::new(), rate)]
     };
     let rows = [
-        row("watches opened anew", load.opened, None),
+        row("reopened watches", load.opened, None),
         row("bookmarks", load.bookmarks, Some(load.bookmark_bytes)),
         row("events of pods, each to one node", load.pod_events, Some(load.pod_event_bytes)),
         row(
@@ -76,19 +80,22 @@ fn lists(load: &Load) -> String {
 }
 
 const ADVICE: &str = "\
-Lists of pods are most of it. They heal what a watch lost, which is rare, and a pod that is not known is asked for at once
-whatever the interval: at this size set `--sync-interval=30m`.
+Lists of pods are most of it. They repair what a watch lost, which is rare. A pod that is not known
+is requested at once whatever the interval. So at this size set `--sync-interval=30m`.
 
-With `--identity=source-ip` a watch of pods that tells nothing new for a minute has them listed, each time after such a read: 60
-an hour and node at worst. Servers since 1.31 answer at once; the cache of an older one waits for the next change of any pod,
-three seconds at most, and then the pods are read from etcd.
+With `--identity=source-ip`, a watch of pods without news for a minute has the pods listed, each
+time after such a read: 60 an hour and node at worst. Servers since 1.31 answer at once. The cache
+of an older one waits for the next change of any pod, three seconds at most, and then the pods are
+read from etcd.
 
-That does not lessen the lists after a silence. An API server sends no bookmark while nothing has changed since the watch
-began, so where namespaces hardly ever change, each agent lists all of them after 75 s, and again. The table has what
-that comes to at worst; pods change all the time in a fleet like this one.
+That does not lessen the lists after a silence. An API server sends no bookmark while nothing has
+changed since the watch began. So where namespaces hardly ever change, each agent lists all of them
+after 75 s, and again. The table has the worst case of that. Pods change all the time in a fleet
+like this one.
 
-One namespace that is annotated anew costs an event for each node; a controller that touches all namespaces every minute
-costs that for each of them. The agent can't prevent it: it needs the annotations of all namespaces that its pods may come
-from. When all agents start at once each lists twice; what fails is tried again after a second, doubling up to half a
-minute, by chance half as long.
+A changed annotation of one namespace costs an event for each node. A controller that touches all
+namespaces every minute costs that for each of them. The agent can't prevent it: it needs the
+annotations of all namespaces that its pods may come from. When all agents start at once, each lists
+twice. A failed list is retried after a second, doubling up to half a minute, by chance half as
+long.
 ";
