@@ -145,6 +145,17 @@ fn faults_name_tests_that_are_there() {
     assert_proved(&fact_rows("docs/faults.md", "| fault |"));
 }
 
+/// And each invariant that a test keeps.
+#[test]
+fn invariants_name_tests_that_are_there() {
+    let page = page("ARCHITECTURE.md");
+    let rows = page.lines().skip_while(|line| *line != "| invariant | kept by |").skip(2);
+    let rows: Vec<String> =
+        rows.take_while(|line| line.starts_with('|')).map(str::to_owned).collect();
+    assert!(rows.len() > 5, "{rows:?}");
+    assert_proved(&rows);
+}
+
 /// The rows of a page's tables, without their heads, which begin with `head`.
 fn fact_rows(path: &str, head: &str) -> Vec<String> {
     let page = page(path);
