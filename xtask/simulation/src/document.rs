@@ -3,7 +3,7 @@
 mod api;
 mod text;
 
-use self::text::{clock, count, emphasised, share, span, table, wait};
+use self::text::{bullet, clock, count, emphasised, share, span, table, wait};
 use crate::{
     fleet::{Fleet, Policy, SessionName},
     kubernetes::Load,
@@ -251,7 +251,7 @@ fn conclusions(fleet: &Fleet, days: &[&Run], restarts: &[&Run], outages: &[&Run]
     let said = days.iter().map(|run| on_a_day(fleet, run));
     let said = said.chain(restarts.iter().map(|run| after_a_restart(run)));
     let said = said.chain(outages.iter().filter_map(|run| after_an_outage(run)));
-    let lines: String = said.map(|line| format!("- {line}\n")).collect();
+    let lines: String = said.map(|line| bullet(&line)).collect();
     format!("## What this says\n\n{lines}\n{ADVICE}")
 }
 

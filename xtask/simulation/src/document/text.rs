@@ -82,9 +82,35 @@ pub(super) fn table(
     text
 }
 
+/// An item of a list, wrapped at 100 columns.
+pub(super) fn bullet(line: &str) -> String {
+    let mut text = "-".to_owned();
+    let mut column = 1;
+    for word in line.split(' ') {
+        let length = word.chars().count();
+        if column + 1 + length > 100 {
+            text.push_str("\n ");
+            column = 1;
+        }
+        text.push(' ');
+        text.push_str(word);
+        column += 1 + length;
+    }
+    text.push('\n');
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_item_is_wrapped_at_100_columns() {
+        let word = "x".repeat(48);
+        assert_eq!(bullet("a b"), "- a b\n");
+        assert_eq!(bullet(&format!("{word} {word} y")), format!("- {word} {word}\n  y\n"));
+        assert_eq!(bullet(&format!("{word} {word}yy")), format!("- {word}\n  {word}yy\n"));
+    }
 
     #[test]
     fn numbers_are_as_exact_as_they_are_useful() {
