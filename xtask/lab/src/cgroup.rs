@@ -10,6 +10,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, kill_process},
+};
 
 /// How long the kernel is given to let go of killed processes.
 const EMPTY_TRIES: u32 = 200;
@@ -96,7 +100,7 @@ impl Cgroup {
     ///
     /// # Errors
     ///
-    /// When the kernel refuses (`cgroup.kill` is there from 5.14).
+    /// When the kernel refuses.
     pub fn kill(&self) -> Result<()> {
         kill(&self.path)
     }
@@ -158,9 +162,44 @@ pub(super) fn remove_tree(root: &Path) -> Result<()> {
     bail!("cgroup {} stays busy", root.display())
 }
 
+/// By `cgroup.kill`, which kernel 5.14 has.
 fn kill(cgroup: &Path) -> Result<()> {
-    fs::write(cgroup.join("cgroup.kill"), "1")
+    let at_once = cgroup.join("cgroup.kill");
+    if at_once.exists() { fs::write(at_once, "1") } else { kill_each(cgroup) }
         .with_context(|| format!("killing what runs in {}", cgroup.display()))
+}
+
+/// Frozen processes can't fork, and SIGKILL ends them all the same.
+fn kill_each(cgroup: &Path) -> io::Result<()> {
+    let freeze = cgroup.join("cgroup.freeze");
+    fs::write(&freeze, "1")?;
+    for _ in 0..EMPTY_TRIES {
+        let mut processes = Vec::new();
+        processes_below(cgroup, &mut processes)?;
+        if processes.is_empty() {
+            break;
+        }
+        for process in processes {
+            match kill_process(process, Signal::KILL) {
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        thread::sleep(EMPTY_PAUSE);
+    }
+    fs::write(&freeze, "0")
+}
+
+fn processes_below(cgroup: &Path, found: &mut Vec<Pid>) -> io::Result<()> {
+    let processes = fs::read_to_string(cgroup.join("cgroup.procs"))?;
+    found.extend(processes.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)));
+    for entry in fs::read_dir(cgroup)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            processes_below(&entry.path(), found)?;
+        }
+    }
+    Ok(())
 }
 
 fn remove_dirs(dir: &Path) -> io::Result<()> {
@@ -175,7 +214,32 @@ fn remove_dirs(dir: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
     use super::*;
+
+    #[test]
+    fn without_cgroup_kill_what_keeps_forking_ends_too() {
+        if crate::skip("without_cgroup_kill_what_keeps_forking_ends_too") {
+            return;
+        }
+        let name = format!("kiam-kill-each-{}", std::process::id());
+        let above = Cgroup::create(mount_point().unwrap().join(name)).unwrap();
+        let below = Cgroup::create(above.path().join("below")).unwrap();
+        let mut command = Command::new("sh");
+        // Its number of processes stays the same, and their numbers do not.
+        command.args(["-c", "(while :; do (exec sleep 0.01); done) & while :; do (:); done"]);
+        below.adopt(&mut command).unwrap();
+        let mut shell = command.spawn().unwrap();
+        thread::sleep(Duration::from_millis(200));
+        kill_each(above.path()).unwrap();
+        let mut left = Vec::new();
+        processes_below(above.path(), &mut left).unwrap();
+        assert!(left.is_empty(), "{left:?}");
+        assert_eq!(shell.wait().unwrap().signal(), Some(Signal::KILL.as_raw()));
+        let frozen = fs::read_to_string(above.path().join("cgroup.freeze")).unwrap();
+        assert_eq!(frozen.trim(), "0", "the cgroup can be used again");
+    }
 
     #[test]
     fn layouts_are_the_kubelets() {

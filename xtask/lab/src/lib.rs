@@ -31,7 +31,7 @@ pub use attacker::Attacker;
 pub use cgroup::{Cgroup, Layout, mount_point as cgroup_mount_point};
 pub use check::eventually;
 pub use hostile::{Neighbour, Victim};
-pub use netns::Netns;
+pub use netns::{Netns, has_ipv6, tells_namespaces_apart};
 pub use node::{IMDS_V4, IMDS_V6, NODE_NAME, NODE_V4, NODE_V6, Node};
 pub use pod::{LabPod, PodSpec};
 pub use refusal::Refusal;

@@ -3,9 +3,10 @@
 use std::{
     fs,
     io::{self, Write},
-    net::{SocketAddr, TcpListener, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     os::unix::process::CommandExt,
+    path::Path,
     process::{Command, Stdio},
     sync::Arc,
     thread,
@@ -13,6 +14,9 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+
+/// Of `asm-generic/socket.h`.
+const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// A network namespace of our own. It lives as long as a clone of this, a socket or a process in it.
 #[derive(Clone, Debug)]
@@ -34,9 +38,11 @@ impl Netns {
         })
         .context("making a network namespace")?;
         let netns = Self(Arc::new(netns));
-        // Duplicate address detection would keep each IPv6 address unusable for a second.
         for scope in ["all", "default"] {
-            netns.sysctl(&format!("ipv6/conf/{scope}/accept_dad"), "0")?;
+            if has_ipv6() {
+                // Duplicate address detection would keep each address unusable for a second.
+                netns.sysctl(&format!("ipv6/conf/{scope}/accept_dad"), "0")?;
+            }
             netns.sysctl(&format!("ipv4/conf/{scope}/rp_filter"), "0")?;
         }
         netns.ip("link set lo up")?;
@@ -146,6 +152,34 @@ impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// Whether the kernel has IPv6, which `ipv6.disable=1` on its command line leaves out.
+#[must_use]
+pub fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
+}
+
+/// Whether the kernel tells network namespaces apart, as 5.14 does; where it does not, all pods go by the node's path.
+///
+/// # Errors
+///
+/// When no socket can be had.
+pub fn tells_namespaces_apart() -> Result<bool> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context("binding UDP on loopback")?;
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the kernel writes at most `length` bytes to `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    Ok(result == 0)
 }
 
 /// Namespaces belong to threads: whatever moves a thread must not give it back to a pool.

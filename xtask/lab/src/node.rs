@@ -16,7 +16,7 @@ use rustix::mount::{MountFlags, mount};
 
 use super::{
     cgroup::{self, Cgroup},
-    netns::Netns,
+    netns::{Netns, has_ipv6},
     pod::{LabPod, PodSpec},
     sweep,
 };
@@ -187,27 +187,35 @@ impl Drop for Folder {
 /// Links the two namespaces so that whatever leaves the node for an IMDS address does arrive, and is answered.
 fn connect(node: &Netns, imds: &Netns) -> Result<()> {
     node.sysctl("ipv4/ip_forward", "1")?;
-    node.sysctl("ipv6/conf/all/forwarding", "1")?;
     node.ip(&format!("link add eth0 type veth peer name eth0 netns {}", imds.path()))?;
     imds.ip(&format!(
         "link set eth0 up\n\
          addr add 10.77.255.254/32 dev eth0\n\
          addr add {IMDS_V4}/32 dev eth0\n\
-         addr add {IMDS_V6}/128 dev eth0 nodad\n\
-         addr add fd77::ffff:fe/128 dev eth0 nodad\n\
          route add {NODE_V4} dev eth0\n\
-         route add default via {NODE_V4}\n\
-         route add {NODE_V6} dev eth0\n\
-         route add ::/0 via {NODE_V6} dev eth0\n"
+         route add default via {NODE_V4}\n"
     ))?;
     node.ip(&format!(
         "link set eth0 up\n\
          addr add {NODE_V4}/32 dev eth0\n\
-         addr add {NODE_V6}/128 dev eth0 nodad\n\
          route add {IMDS_V4} dev eth0 src {NODE_V4}\n\
-         route add {IMDS_V6} dev eth0 src {NODE_V6}\n\
          route add 10.77.255.254 dev eth0\n\
-         route add default via 10.77.255.254\n\
+         route add default via 10.77.255.254\n"
+    ))?;
+    if has_ipv6() { connect_v6(node, imds) } else { Ok(()) }
+}
+
+fn connect_v6(node: &Netns, imds: &Netns) -> Result<()> {
+    node.sysctl("ipv6/conf/all/forwarding", "1")?;
+    imds.ip(&format!(
+        "addr add {IMDS_V6}/128 dev eth0 nodad\n\
+         addr add fd77::ffff:fe/128 dev eth0 nodad\n\
+         route add {NODE_V6} dev eth0\n\
+         route add ::/0 via {NODE_V6} dev eth0\n"
+    ))?;
+    node.ip(&format!(
+        "addr add {NODE_V6}/128 dev eth0 nodad\n\
+         route add {IMDS_V6} dev eth0 src {NODE_V6}\n\
          route add fd77::ffff:fe dev eth0\n\
          route add ::/0 via fd77::ffff:fe dev eth0\n"
     ))

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     cgroup::{Cgroup, Layout, join},
-    netns::Netns,
+    netns::{Netns, has_ipv6},
     node::{NODE_V4, NODE_V6, Node},
 };
 
@@ -327,28 +327,38 @@ fn connect(node: &Node, pod: &Netns, link: &str, addresses: (Ipv4Addr, Ipv6Addr)
     let host = node.netns();
     host.ip(&format!(
         "link add {link} address {HOST_MAC} type veth peer name eth0 address {mac} netns {}\n\
-         link set {link} up\n\
-         addr add {GATEWAY_V6}/128 dev {link} nodad\n",
+         link set {link} up\n",
         pod.path()
     ))?;
     host.sysctl(&format!("ipv4/conf/{link}/proxy_arp"), "1")?;
     pod.ip(&format!(
         "link set eth0 up\n\
          addr add {v4}/32 dev eth0\n\
-         addr add {v6}/128 dev eth0 nodad\n\
          neigh add {GATEWAY_V4} lladdr {HOST_MAC} dev eth0 nud permanent\n\
-         neigh add {GATEWAY_V6} lladdr {HOST_MAC} dev eth0 nud permanent\n\
          route add {GATEWAY_V4} dev eth0 scope link\n\
-         route add default via {GATEWAY_V4} dev eth0\n\
-         route add ::/0 via {GATEWAY_V6} dev eth0\n"
+         route add default via {GATEWAY_V4} dev eth0\n"
     ))?;
     host.ip(&format!(
         "neigh replace {v4} lladdr {mac} dev {link} nud permanent\n\
-         neigh replace {v6} lladdr {mac} dev {link} nud permanent\n\
-         route add {v4} dev {link}\n\
-         route add {v6} dev {link}\n"
+         route add {v4} dev {link}\n"
     ))?;
+    if has_ipv6() {
+        connect_v6(host, pod, link, v6, &mac)?;
+    }
     until_up(host, link)
+}
+
+fn connect_v6(host: &Netns, pod: &Netns, link: &str, v6: Ipv6Addr, mac: &str) -> Result<()> {
+    host.ip(&format!("addr add {GATEWAY_V6}/128 dev {link} nodad\n"))?;
+    pod.ip(&format!(
+        "addr add {v6}/128 dev eth0 nodad\n\
+         neigh add {GATEWAY_V6} lladdr {HOST_MAC} dev eth0 nud permanent\n\
+         route add ::/0 via {GATEWAY_V6} dev eth0\n"
+    ))?;
+    host.ip(&format!(
+        "neigh replace {v6} lladdr {mac} dev {link} nud permanent\n\
+         route add {v6} dev {link}\n"
+    ))
 }
 
 /// Waits until the node's end of a link takes packets. That end was up first, and the kernel makes it work a little

@@ -17,6 +17,7 @@ use super::transcript::Transcript;
 use crate::{
     AGENT_PORT, Agent, IMDS_V4, Lab, LabPod, NODE_V4, PodSpec,
     fake::imds::{NODE_ACCESS_KEY, NODE_ROLE},
+    has_ipv6,
     pod_client::{
         Attempt, Imds, Options, Via,
         attack::{Attack, frame, raw},
@@ -231,7 +232,8 @@ impl Script {
             ("::ffff:169.254.169.254 (dual-stack socket)", Via::V4Mapped, Imds::V2),
             ("fd00:ec2::254 (IPv6)", Via::V6, Imds::V2),
         ];
-        for (what, via, imds) in ways {
+        let usable = |via: &Via| matches!(via, Via::V4) || has_ipv6();
+        for (what, via, imds) in ways.into_iter().filter(|(_, via, _)| usable(via)) {
             let attempt = pod.ask_once(&Options { via, imds, ..Options::default() })?;
             let key = Given::read(&attempt).access_key;
             let owner = self.lab.role_of(&attempt);

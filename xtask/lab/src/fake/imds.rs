@@ -15,7 +15,7 @@ use super::{
     http::{Answer, Body, Place, Server, full},
     packets::Packets,
 };
-use crate::{IMDS_V4, IMDS_V6, NODE_V4, Netns, pod_client::attack::TOS};
+use crate::{IMDS_V4, IMDS_V6, NODE_V4, Netns, has_ipv6, pod_client::attack::TOS};
 
 /// The node's own access key, which only the real service gives out. A pod that shows it has broken through.
 pub const NODE_ACCESS_KEY: &str = "ASIANODE000000000000";
@@ -67,13 +67,14 @@ impl Imds {
     /// When the addresses can't be bound, or no packet socket is allowed.
     pub fn start(netns: &Netns) -> Result<Self> {
         let packets = Packets::watch(netns)?;
-        let places = [IpAddr::from(IMDS_V4), IMDS_V6.into()]
-            .map(|address| Place::inside(netns, (address, 80).into()));
+        let addresses = [IpAddr::from(IMDS_V4), IMDS_V6.into()];
+        let usable = addresses.into_iter().filter(|address| address.is_ipv4() || has_ipv6());
+        let places = usable.map(|address| Place::inside(netns, (address, 80).into())).collect();
         let requests = Arc::default();
         let credentials = Arc::default();
         let service =
             Service { requests: Arc::clone(&requests), credentials: Arc::clone(&credentials) };
-        let server = Server::start(places.to_vec(), Arc::new(service))?;
+        let server = Server::start(places, Arc::new(service))?;
         Ok(Self { server, requests, credentials, packets })
     }
 
