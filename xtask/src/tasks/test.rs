@@ -21,6 +21,8 @@ pub(crate) struct Selection {
     /// The parts to run; without one, all but `sdks`, `policies`, `apiserver` and `kernels`. `runtime` and `hostile` are in `node`.
     #[arg(value_enum)]
     parts: Vec<Part>,
+    #[command(flatten)]
+    kernels: kernels::Options,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -44,7 +46,8 @@ enum Part {
     Policies,
     /// The agent against a real kube-apiserver, which is built first: that takes some minutes, once.
     Apiserver,
-    /// The kernel programs on Debian's kernels 5.10, 6.1, 6.12 and newest, in QEMU; writes the table of `docs/kernels.md`.
+    /// The kernel programs and the agent on Debian's kernels from 5.10 to the newest, in QEMU; writes the tables of
+    /// `docs/kernels.md`.
     Kernels,
 }
 
@@ -112,7 +115,11 @@ const STEPS: [Step; 15] = [
     },
     Step { part: Part::Policies, name: "policies", action: |_| kubernetes::test_policies() },
     Step { part: Part::Apiserver, name: "real API server", action: |_| kubernetes::test_agent() },
-    Step { part: Part::Kernels, name: "other kernels", action: |_| kernels::test() },
+    Step {
+        part: Part::Kernels,
+        name: "other kernels",
+        action: |selection| kernels::test(&selection.kernels),
+    },
 ];
 
 #[derive(Debug, PartialEq)]

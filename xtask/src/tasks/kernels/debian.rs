@@ -3,14 +3,14 @@
 
 use std::{
     cmp::Reverse,
-    env, fs,
+    env, fmt, fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context, Result, bail};
 
-use super::fresh;
+use super::{architecture::Architecture, fresh};
 use xtask::command::{command, output_of, run, say};
 
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -18,8 +18,37 @@ const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const SECURITY: [&str; 2] = ["bullseye-security", "bookworm-security"];
 const MAIN: [&str; 3] = ["bookworm", "bookworm-backports", "trixie-backports"];
 const QEMU_SUITE: &str = "bookworm-backports";
-/// The modules that the programs' test needs, in the order they are loaded; a kernel may have them built in.
-const MODULES: [&str; 3] = ["veth", "sch_ingress", "cls_bpf"];
+const QEMU: [&str; 2] = ["qemu-system-x86", "qemu-system-arm"];
+/// The modules that the tests need, in the order they are loaded; a kernel may have them built in.
+const MODULES: [&str; 25] = [
+    "veth",
+    "dummy",
+    "sch_ingress",
+    "cls_bpf",
+    "inet_diag",
+    "tcp_diag",
+    "udp_diag",
+    "raw_diag",
+    "unix_diag",
+    "libcrc32c",
+    "nfnetlink",
+    "nf_defrag_ipv4",
+    "nf_defrag_ipv6",
+    "nf_conntrack",
+    "nf_nat",
+    "nf_tables",
+    "nft_ct",
+    "nft_counter",
+    "nft_chain_nat",
+    "nft_nat",
+    "nft_masq",
+    "nft_redir",
+    "ip_vs",
+    "ip_vs_rr",
+    "ip_vs_sh",
+];
+/// Names the modules that were looked for, of a kernel that was unpacked.
+const LOOKED_FOR: &str = "modules";
 /// Versions of one series that are tried: an index may be ahead of the archive.
 const TRIES: usize = 3;
 
@@ -27,7 +56,6 @@ const IMAGE: &str = "linux-image-";
 /// From 6.19 the image is in a package of its own, and the modules in another.
 const BINARY: &str = "linux-binary-";
 const SPLIT_MODULES: &str = "linux-modules-";
-const FLAVOUR: &str = "-cloud-amd64";
 
 /// Which of Debian's kernels.
 #[derive(Clone, Copy, Debug)]
@@ -38,11 +66,21 @@ pub(super) enum Series {
     Newest,
 }
 
+impl fmt::Display for Series {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(major, minor) => write!(f, "{major}.{minor}"),
+            Self::Newest => f.write_str("newest"),
+        }
+    }
+}
+
 /// A kernel, unpacked.
 #[derive(Debug)]
 pub(super) struct Kernel {
     /// As `uname -r` has it.
     pub(super) name: String,
+    pub(super) architecture: Architecture,
     /// The image.
     pub(super) image: PathBuf,
     /// Modules, in the order to load them.
@@ -83,7 +121,7 @@ impl Debian {
             "Dir::State \"{shown}\";\nDir::State::status \"/var/lib/dpkg/status\";\nDir::Cache \"{shown}/cache\";\n\
              Dir::Etc::sourcelist \"{shown}/sources.list\";\nDir::Etc::sourceparts \"/dev/null\";\n\
              Dir::Etc::preferencesparts \"/dev/null\";\nDebug::NoLocking \"true\";\nAcquire::Languages \"none\";\n\
-             APT::Sandbox::User \"root\";\nAPT::Architectures {{ \"amd64\"; }};\n"
+             APT::Sandbox::User \"root\";\nAPT::Architectures {{ \"amd64\"; \"arm64\"; }};\n"
         );
         fs::write(apt.join("apt.conf"), settings).context("apt's settings")?;
         let debian = Self { folder: folder.to_owned() };
@@ -99,14 +137,18 @@ impl Debian {
 
     /// The machine's QEMU, or Debian's.
     pub(super) fn qemu(&self) -> Result<Qemu> {
-        if Path::new("/usr/bin/qemu-system-x86_64").exists() {
+        let whole = |root: &Path| {
+            let programs = [Architecture::Amd64, Architecture::Arm64].map(Architecture::qemu);
+            programs.iter().all(|program| root.join("usr/bin").join(program).exists())
+        };
+        if whole(Path::new("/")) {
             return Ok(Qemu { root: PathBuf::from("/") });
         }
         let root = self.folder.join("qemu");
-        if !root.join("usr/bin/qemu-system-x86_64").exists() {
+        if !whole(&root) {
             let mut download = self.apt("apt-get");
             download.args(["install", "--quiet", "--yes", "--download-only"]);
-            download.args(["--no-install-recommends", "-t", QEMU_SUITE, "qemu-system-x86"]);
+            download.args(["--no-install-recommends", "-t", QEMU_SUITE]).args(QEMU);
             run(&mut download)?;
             fresh(&root)?;
             for package in files(&self.folder.join("apt/cache/archives"), ".deb") {
@@ -116,32 +158,63 @@ impl Debian {
         Ok(Qemu { root })
     }
 
+    /// Unpacks the newest of `packages` of another architecture, with all that they depend on, in `root`.
+    pub(super) fn unpack_all(
+        &self,
+        architecture: Architecture,
+        packages: &[&str],
+        root: &Path,
+    ) -> Result<()> {
+        let cache = self.folder.join(format!("cache-{architecture}"));
+        fs::create_dir_all(cache.join("archives/partial")).context("making apt's folders")?;
+        let mut download = self.apt("apt-get");
+        // As on a machine of that architecture where nothing is installed.
+        download.arg("--option").arg(format!("APT::Architecture={architecture}"));
+        download.arg("--option").arg(format!("Dir::Cache={}", cache.display()));
+        download.args(["--option", "Dir::State::status=/dev/null"]);
+        download.args(["install", "--quiet", "--yes", "--download-only"]);
+        run(download.arg("--no-install-recommends").args(packages))?;
+        for package in files(&cache.join("archives"), ".deb") {
+            unpack(&package, root)?;
+        }
+        Ok(())
+    }
+
+    /// Unpacks one package of another architecture in `root`, without what it depends on.
+    pub(super) fn unpack_one(&self, package: &str, root: &Path) -> Result<()> {
+        let folder = self.folder.join("download");
+        fresh(&folder)?;
+        let mut download = self.apt("apt-get");
+        run(download.args(["download", "--quiet", package]).current_dir(&folder))?;
+        files(&folder, ".deb").iter().try_for_each(|package| unpack(package, root))
+    }
+
     /// The kernel, from an earlier run or downloaded.
-    pub(super) fn kernel(&self, series: Series) -> Result<Kernel> {
+    pub(super) fn kernel(&self, architecture: Architecture, series: Series) -> Result<Kernel> {
         let names = output_of(self.apt("apt-cache").args(["pkgnames", "linux-"]));
         let names = names.context("apt has no list of packages")?;
         let names: Vec<&str> = names.lines().collect();
-        for version in versions(&names, series).into_iter().take(TRIES) {
+        for version in versions(&names, architecture, series).into_iter().take(TRIES) {
             let folder = self.folder.join(&version);
-            if folder.join("vmlinuz").exists() || self.fetch(&names, &version, &folder).is_ok() {
+            let looked_for = fs::read_to_string(folder.join(LOOKED_FOR)).unwrap_or_default();
+            let kept = looked_for == MODULES.join("\n");
+            let packages = packages(&names, architecture, &version);
+            if kept || self.fetch(&packages, &folder).is_ok() {
                 let module = |name| folder.join(format!("{name}.ko"));
                 let modules =
                     MODULES.map(module).into_iter().filter(|path| path.exists()).collect();
-                return Ok(Kernel { image: folder.join("vmlinuz"), name: version, modules });
+                let image = folder.join("vmlinuz");
+                return Ok(Kernel { name: version, architecture, image, modules });
             }
             say(format!("{version} is not to be had; trying the one before it"));
         }
-        bail!("Debian's archive has no kernel of {series:?}")
+        bail!("Debian's archive has no kernel {series} for {architecture}")
     }
 
-    fn fetch(&self, names: &[&str], version: &str, folder: &Path) -> Result<()> {
+    fn fetch(&self, packages: &[String], folder: &Path) -> Result<()> {
         let whole = self.folder.join("download");
         fresh(&whole)?;
-        run(self
-            .apt("apt-get")
-            .args(["download", "--quiet"])
-            .args(packages(names, version))
-            .current_dir(&whole))?;
+        run(self.apt("apt-get").args(["download", "--quiet"]).args(packages).current_dir(&whole))?;
         for package in files(&whole, ".deb") {
             unpack(&package, &whole)?;
         }
@@ -159,6 +232,8 @@ impl Debian {
         let image = find(&whole, &|name| name.starts_with("vmlinuz"))
             .context("no image is in the package")?;
         fs::copy(image, part.join("vmlinuz")).context("keeping the image")?;
+        fs::write(part.join(LOOKED_FOR), MODULES.join("\n")).context("keeping modules' names")?;
+        fresh(folder)?;
         fs::rename(&part, folder).context("keeping the kernel")?;
         fs::remove_dir_all(&whole).context("removing the rest")
     }
@@ -187,15 +262,16 @@ fn mirrors() -> Result<(String, String)> {
 }
 
 /// Versions of the series, newest first, as `uname -r` has them.
-fn versions(names: &[&str], series: Series) -> Vec<String> {
+fn versions(names: &[&str], architecture: Architecture, series: Series) -> Vec<String> {
+    let flavour = architecture.flavour();
     let version = |name: &&str| {
         let name = name.strip_prefix(IMAGE).or_else(|| name.strip_prefix(BINARY))?;
         // Some names go on with `unsigned`.
         let is_version = name.starts_with(|c: char| c.is_ascii_digit());
-        (is_version && name.ends_with(FLAVOUR)).then(|| name.to_owned())
+        (is_version && name.ends_with(&flavour)).then(|| name.to_owned())
     };
     let numbers = |version: &String| {
-        let digits = version.trim_end_matches(FLAVOUR).split(|c: char| !c.is_ascii_digit());
+        let digits = version.trim_end_matches(&flavour).split(|c: char| !c.is_ascii_digit());
         digits.filter_map(|part| part.parse().ok()).collect::<Vec<u32>>()
     };
     let wanted = |version: &String| match (series, numbers(version).as_slice()) {
@@ -211,12 +287,13 @@ fn versions(names: &[&str], series: Series) -> Vec<String> {
 }
 
 /// What has the image and the modules of one version.
-fn packages(names: &[&str], version: &str) -> Vec<String> {
+fn packages(names: &[&str], architecture: Architecture, version: &str) -> Vec<String> {
     let binary = format!("{BINARY}{version}");
-    match names.contains(&binary.as_str()) {
+    let parts = match names.contains(&binary.as_str()) {
         true => vec![binary, format!("{SPLIT_MODULES}{version}")],
         false => vec![format!("{IMAGE}{version}")],
-    }
+    };
+    parts.into_iter().map(|package| format!("{package}:{architecture}")).collect()
 }
 
 fn unpack(package: &Path, root: &Path) -> Result<()> {
@@ -256,17 +333,17 @@ fn find(folder: &Path, wanted: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
 // === impl Qemu ===
 
 impl Qemu {
-    /// QEMU with a processor that emulates kernels well, and no default devices.
-    pub(super) fn command(&self) -> Command {
-        let mut qemu = command("nice");
+    /// QEMU for a machine of that architecture.
+    pub(super) fn command(&self, architecture: Architecture) -> Command {
+        let mut qemu = command(self.root.join("usr/bin").join(architecture.qemu()));
         let share = self.root.join("usr/share");
-        qemu.args(["-n", "19"]).arg(self.root.join("usr/bin/qemu-system-x86_64"));
         if self.root != Path::new("/") {
             let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
             let path = env::join_paths(libraries.map(|folder| self.root.join(folder)));
             qemu.env("LD_LIBRARY_PATH", path.expect("the workspace's path has no colon"));
             qemu.arg("-L").arg(share.join("qemu")).arg("-L").arg(share.join("seabios"));
         }
+        qemu.args(architecture.machine());
         qemu
     }
 }
@@ -290,26 +367,34 @@ mod tests {
             "linux-binary-unsigned-7.3.5+deb13-cloud-amd64",
             "linux-image-7.3.4+deb13-amd64",
             "linux-image-cloud-amd64",
+            "linux-image-6.1.0-58-cloud-arm64",
+            "linux-binary-7.3.5+deb13-cloud-arm64",
         ];
+        let (amd64, arm64) = (Architecture::Amd64, Architecture::Arm64);
         let cases = [
-            (Series::Named(6, 1), 3, "6.1.0-57-cloud-amd64", "linux-image-6.1.0-57-cloud-amd64"),
+            (amd64, Series::Named(6, 1), 3, "6.1.0-57-cloud-amd64", "linux-image-*:amd64"),
+            (amd64, Series::Named(6, 12), 2, "6.12.117+deb12-cloud-amd64", "linux-image-*:amd64"),
             (
-                Series::Named(6, 12),
-                2,
-                "6.12.117+deb12-cloud-amd64",
-                "linux-image-6.12.117+deb12-cloud-amd64",
-            ),
-            (
+                amd64,
                 Series::Newest,
                 6,
                 "7.3.4+deb13-cloud-amd64",
-                "linux-binary-7.3.4+deb13-cloud-amd64 linux-modules-7.3.4+deb13-cloud-amd64",
+                "linux-binary-*:amd64 linux-modules-*:amd64",
+            ),
+            (arm64, Series::Named(6, 1), 1, "6.1.0-58-cloud-arm64", "linux-image-*:arm64"),
+            (
+                arm64,
+                Series::Newest,
+                2,
+                "7.3.5+deb13-cloud-arm64",
+                "linux-binary-*:arm64 linux-modules-*:arm64",
             ),
         ];
-        for (series, count, newest, wanted) in cases {
-            let found = versions(&names, series);
+        for (architecture, series, count, newest, wanted) in cases {
+            let found = versions(&names, architecture, series);
             assert_eq!((found.len(), found[0].as_str()), (count, newest), "{found:?}");
-            assert_eq!(packages(&names, newest).join(" "), wanted);
+            let packages = packages(&names, architecture, newest).join(" ");
+            assert_eq!(packages, wanted.replace('*', newest));
         }
     }
 }

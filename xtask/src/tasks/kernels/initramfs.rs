@@ -1,8 +1,8 @@
-//! What a guest has: this command as process 1, the test, `ip`, the libraries of these, and the kernel's modules.
+//! What a guest has: programs, the libraries of these, modules, jobs.
 
 use std::{
     collections::BTreeSet,
-    fs::File,
+    fs,
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
 };
@@ -10,13 +10,13 @@ use std::{
 use anyhow::{Context, Result};
 use tempfile::NamedTempFile;
 
-use super::debian::Kernel;
-use xtask::command::{command, output_of, run};
+use super::{architecture::Architecture, debian::Kernel, job::Job};
+use xtask::command::{command, output_of};
 
-/// The test in the guest.
-pub(super) const PROBE: &str = "/bin/probe";
 /// Modules are in it, named in the order to load them.
 pub(super) const MODULES: &str = "/modules";
+/// What the guest does.
+pub(super) const JOBS: &str = "/jobs";
 
 const FOLDER: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
@@ -72,53 +72,109 @@ impl<W: Write> Archive<W> {
     }
 }
 
-/// The archive for one kernel.
-pub(super) fn build(kernel: &Kernel, probe: &Path) -> Result<NamedTempFile> {
-    let image = NamedTempFile::new().context("making a file for the initramfs")?;
-    let mut archive = Archive::new(BufWriter::new(image.reopen().context("opening it")?));
-    let own = std::env::current_exe().context("asking for this program's path")?;
-    let ip = ["/usr/sbin/ip", "/usr/bin/ip", "/sbin/ip", "/bin/ip"].map(Path::new);
-    let ip = ip.into_iter().find(|path| path.exists()).context("ip is needed (iproute2)")?;
-    let mut libraries = BTreeSet::new();
-    for (from, to) in [(own.as_path(), "/init"), (probe, PROBE), (ip, "/bin/ip")] {
-        libraries.extend(libraries_of(from)?);
-        archive.file(Path::new(to), &stripped(from)?).context("writing the initramfs")?;
-    }
-    let modules = kernel.modules.iter().zip(1..);
-    let modules = modules.map(|(path, number)| (path, format!("{MODULES}/{number}.ko").into()));
-    let libraries = libraries.iter().map(|path| (path, path.clone()));
-    for (from, to) in modules.chain(libraries) {
-        let content = std::fs::read(from).with_context(|| format!("reading {}", from.display()))?;
-        archive.file(&to, &content).context("writing the initramfs")?;
-    }
-    archive.end().context("writing the initramfs")?;
-    Ok(image)
+/// Programs and files for guests of one architecture.
+#[derive(Debug)]
+pub(super) struct Userland {
+    pub(super) architecture: Architecture,
+    /// The folder that has `lib` and `usr`; `/` for this machine's own.
+    pub(super) root: PathBuf,
+    /// Where each comes from, and its path in the guest; with these come their libraries.
+    pub(super) programs: Vec<(PathBuf, PathBuf)>,
+    /// The same of what is no program.
+    pub(super) files: Vec<(PathBuf, PathBuf)>,
 }
 
-/// The shared libraries of a program, and its loader, by the paths at which it looks for them.
-fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
-    let listed = output_of(command("ldd").arg(program));
-    let listed = listed.with_context(|| format!("ldd can't read {}", program.display()))?;
-    let path = |line: &str| {
-        let word = line.split_whitespace().find(|word| word.starts_with('/'))?;
-        Some(PathBuf::from(word))
-    };
-    Ok(listed.lines().filter_map(path).collect())
+// === impl Userland ===
+
+impl Userland {
+    /// The archive for one kernel.
+    pub(super) fn archive(&self, kernel: &Kernel, jobs: &[Job]) -> Result<NamedTempFile> {
+        let image = NamedTempFile::new().context("making a file for the initramfs")?;
+        let mut archive = Archive::new(BufWriter::new(image.reopen().context("opening it")?));
+        let mut libraries = BTreeSet::new();
+        for (from, to) in &self.programs {
+            self.libraries_of(from, &mut libraries)?;
+            archive.file(to, &self.stripped(from)?).context("writing the initramfs")?;
+        }
+        let modules = kernel.modules.iter().zip(1..);
+        let modules =
+            modules.map(|(path, number)| (path.clone(), format!("{MODULES}/{number}.ko").into()));
+        let libraries = libraries.into_iter().map(|path| (self.root.join(&path), path));
+        for (from, to) in modules.chain(libraries).chain(self.files.iter().cloned()) {
+            let content = fs::read(&from).with_context(|| format!("reading {}", from.display()))?;
+            archive.file(&to, &content).context("writing the initramfs")?;
+        }
+        let jobs = serde_json::to_vec(jobs).context("writing the jobs")?;
+        archive.file(Path::new(JOBS), &jobs).context("writing the initramfs")?;
+        archive.end().context("writing the initramfs")?;
+        Ok(image)
+    }
+
+    /// Adds the loader of a program, its shared libraries and theirs, by their paths below the root.
+    fn libraries_of(&self, program: &Path, found: &mut BTreeSet<PathBuf>) -> Result<()> {
+        let listed = output_of(command("readelf").args(["-W", "-l", "-d"]).arg(program));
+        let listed = listed.with_context(|| format!("readelf can't read {}", program.display()))?;
+        for line in listed.lines() {
+            let loader = between(line, "[Requesting program interpreter: ");
+            let library = between(line, "Shared library: [");
+            let path = match (loader, library) {
+                (Some(loader), _) => PathBuf::from(loader.trim_start_matches('/')),
+                (_, Some(library)) => self
+                    .library(library)
+                    .with_context(|| format!("{} needs {library}", program.display()))?,
+                _ => continue,
+            };
+            if found.insert(path.clone()) {
+                self.libraries_of(&self.root.join(path), found)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn library(&self, name: &str) -> Option<PathBuf> {
+        let folders =
+            ["lib", "usr/lib"].map(|folder| Path::new(folder).join(self.architecture.libraries()));
+        folders
+            .map(|folder| folder.join(name))
+            .into_iter()
+            .find(|path| self.root.join(path).exists())
+    }
+
+    /// The program without what only a debugger reads.
+    fn stripped(&self, program: &Path) -> Result<Vec<u8>> {
+        let to = NamedTempFile::new().context("making a file for a stripped program")?;
+        let strip = format!("{}-strip", self.architecture.libraries());
+        let stripped = output_of(command(&strip).arg("-o").arg(to.path()).arg(program));
+        stripped.with_context(|| format!("{strip} can't strip {}", program.display()))?;
+        fs::read(to.path()).context("reading a stripped program")
+    }
 }
 
-/// The program without what only a debugger reads.
-fn stripped(program: &Path) -> Result<Vec<u8>> {
-    let to = NamedTempFile::new().context("making a file for a stripped program")?;
-    run(command("strip").arg("-o").arg(to.path()).arg(program))?;
-    let mut content = Vec::new();
-    let mut file = File::open(to.path()).context("opening a stripped program")?;
-    io::Read::read_to_end(&mut file, &mut content).context("reading a stripped program")?;
-    Ok(content)
+/// What is between `start` and the next bracket.
+fn between<'a>(line: &'a str, start: &str) -> Option<&'a str> {
+    line.split_once(start)?.1.split(']').next()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_brings_its_loader_and_libraries_and_theirs() {
+        let own = std::env::current_exe().unwrap();
+        let userland = Userland {
+            architecture: Architecture::Amd64,
+            root: PathBuf::from("/"),
+            programs: Vec::new(),
+            files: Vec::new(),
+        };
+        let mut found = BTreeSet::new();
+        userland.libraries_of(&own, &mut found).unwrap();
+        let names: Vec<_> = found.iter().filter_map(|path| path.file_name()?.to_str()).collect();
+        for name in ["libc.so.6", "ld-linux-x86-64.so.2"] {
+            assert!(names.contains(&name), "{found:?}");
+        }
+    }
 
     #[test]
     fn an_archive_has_each_folder_once_and_every_part_on_four_bytes() {

@@ -1,102 +1,173 @@
-//! `cargo xtask test kernels`: the kernel programs on kernels that this machine does not run.
+//! `cargo xtask test kernels`: the kernel programs, the agent and its tests on kernels that this machine does not run.
 //!
-//! Debian's cloud kernels boot in QEMU, by emulation, with the agent's own test of loading as their only work. Nothing is
-//! installed: packages come by apt from Debian's suites and are unpacked in `target/tools/kernels`.
+//! Debian's cloud kernels boot in QEMU, by emulation, with tests as their only work. Kernels, QEMU and what another
+//! architecture needs come by apt from Debian's suites and are unpacked in `target/tools/kernels`.
 
+mod architecture;
+mod check;
 mod debian;
 mod guest;
 mod initramfs;
+mod inside;
+mod job;
+mod programs;
 mod report;
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
-    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
 
-pub(crate) use self::guest::init;
+pub(crate) use self::inside::init;
 use self::{
-    debian::{Debian, Kernel, Series},
-    guest::{Machine, Outcome},
+    architecture::Architecture,
+    check::{Check, Place},
+    debian::{Debian, Kernel},
+    guest::{Guest, Machine},
+    job::Report,
+    programs::Programs,
 };
-use xtask::{
-    build,
-    command::{command, output_of, say, workspace},
-};
+use xtask::command::{say, workspace};
 
-/// The oldest kernel that the agent supports, two that many nodes run, and the newest there is.
-const SERIES: [Series; 4] =
-    [Series::Named(5, 10), Series::Named(6, 1), Series::Named(6, 12), Series::Newest];
-
-/// How long a guest may take, which needs a tenth of that alone on a processor.
-const LIMIT: Duration = Duration::from_secs(420);
-/// Guests at a time: one takes a processor and 1 GB.
+/// Guests at a time: one takes a processor or two, and up to 3 GB.
 const AT_A_TIME: usize = 2;
 
-/// Before what a guest reports, on a line of its own; kiam-agent's test `programs` writes it too.
-const MARK: &str = "kiam-kernels:";
+/// What guests do, and on which kernels.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// With `kernels`: what guests do. `demo` and `tests` take hours by emulation
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "load,agent")]
+    checks: Vec<Check>,
+    /// With `kernels`: only those whose series or architecture this is, such as `5.10`, `newest` or `arm64`; the document stays as
+    /// it is
+    #[arg(long, value_name = "SERIES")]
+    only: Option<String>,
+}
 
-/// Boots each kernel, and writes what its guest reported to `docs/kernels.md`.
-pub(crate) fn test() -> Result<()> {
+/// What guests are made of.
+struct Parts {
+    machine: Machine,
+    amd64: Option<Programs>,
+    arm64: Option<Programs>,
+}
+
+// === impl Options ===
+
+impl Options {
+    /// The agent's tests that guests of that architecture run.
+    fn tests(&self, architecture: Architecture) -> Vec<&'static str> {
+        let is_there =
+            |check: &&Check| check.places().iter().any(|place| place.architecture == architecture);
+        self.checks.iter().filter(is_there).flat_map(|check| check.tests()).collect()
+    }
+
+    /// What guests of this machine's architecture run.
+    fn programs(&self) -> Result<Programs> {
+        // What loads programs alone is what `cargo test` has compiled.
+        let profile = (self.checks != [Check::Load]).then_some(programs::PROFILE);
+        let mut programs = Programs::here(&self.tests(Architecture::Amd64), profile)?;
+        if self.checks.contains(&Check::Tests) {
+            programs.userland.add_python()?;
+        }
+        Ok(programs)
+    }
+}
+
+/// A place with its kernel.
+type Found = (Place, Kernel);
+
+/// Boots each kernel, and writes what its guests reported to `docs/kernels.md`.
+pub(crate) fn test(options: &Options) -> Result<()> {
     ensure!(
         cfg!(target_arch = "x86_64") && Path::new("/usr/bin/apt-get").exists(),
         "kernels are booted on x86_64 Debian only: their packages come by apt"
     );
     let folder = workspace().join("target/tools/kernels");
     let debian = Debian::open(&folder)?;
+    let wanted = |place: &Place| options.only.as_ref().is_none_or(|only| place.is(only));
+    let places: Vec<Place> =
+        options.checks.iter().flat_map(|check| check.places()).filter(wanted).collect();
+    let kernel = |place: Place| Ok((place, debian.kernel(place.architecture, place.series)?));
+    let found = places.into_iter().map(kernel).collect::<Result<Vec<Found>>>()?;
+    let of = |architecture| found.iter().any(|(place, _)| place.architecture == architecture);
     let machine = Machine { qemu: debian.qemu()?, logs: folder.join("logs") };
-    let kernels =
-        SERIES.map(|series| debian.kernel(series)).into_iter().collect::<Result<Vec<_>>>()?;
-    build::programs()?;
-    let probe = probe()?;
-    let mut outcomes = Vec::new();
-    for some in kernels.chunks(AT_A_TIME) {
-        outcomes.extend(at_once(some, |kernel| run(&machine, kernel, &probe)));
+    let arm64 = of(Architecture::Arm64)
+        .then(|| Programs::arm64(&debian, &folder, &options.tests(Architecture::Arm64)))
+        .transpose()?;
+    let amd64 = of(Architecture::Amd64).then(|| options.programs()).transpose()?;
+    let parts = Parts { machine, amd64, arm64 };
+    let reports = at_once(&found, |found| boot(&parts, found));
+    let reports = reports.into_iter().collect::<Result<Vec<_>>>()?;
+    conclude(options, &found, &reports, &parts.machine.logs)
+}
+
+fn boot(parts: &Parts, (place, kernel): &Found) -> Result<Report> {
+    let programs = match place.architecture {
+        Architecture::Amd64 => parts.amd64.as_ref(),
+        Architecture::Arm64 => parts.arm64.as_ref(),
+    };
+    let programs = programs.with_context(|| format!("{} has no programs", place.architecture))?;
+    let jobs = place.check.jobs(&programs.paths)?;
+    let initramfs = programs.userland.archive(kernel, &jobs)?;
+    let name = place.name(&kernel.name);
+    say(format!("booting {name}"));
+    let (processors, memory) = place.check.size();
+    parts.machine.boot(&Guest {
+        name,
+        kernel,
+        parameters: place.parameters,
+        processors,
+        memory,
+        initramfs: initramfs.path(),
+        init: programs.paths.get("xtask").context("cargo names no xtask")?,
+        jobs: &jobs,
+    })
+}
+
+/// Shows and writes the tables, and fails where a guest did.
+fn conclude(options: &Options, found: &[Found], reports: &[Report], logs: &Path) -> Result<()> {
+    let document = workspace().join("docs/kernels.md");
+    for check in &options.checks {
+        let of_check = found.iter().zip(reports).filter(|((place, _), _)| place.check == *check);
+        let columns: Vec<_> =
+            of_check.map(|((place, _), report)| (place.parameters, report)).collect();
+        let table = report::table(&columns);
+        eprintln!("\n{check}\n\n{table}");
+        if options.only.is_none() {
+            report::write(&document, &check.to_string(), &table)?;
+        }
     }
-    let outcomes = outcomes.into_iter().collect::<Result<Vec<_>>>()?;
-    let table = report::table(&outcomes);
-    eprintln!("\n{table}");
-    report::write(&workspace().join("docs/kernels.md"), &table)?;
-    let failed: Vec<String> = outcomes.into_iter().flat_map(|outcome| outcome.failures).collect();
+    let failed: Vec<&str> =
+        reports.iter().flat_map(|report| &report.failures).map(String::as_str).collect();
     if !failed.is_empty() {
-        bail!("{}\nthe guests' logs are in {}", failed.join("\n"), machine.logs.display());
+        bail!("{}\nthe guests' logs are in {}", failed.join("\n"), logs.display());
     }
     Ok(())
 }
 
-/// Does `work` with all of them at the same time.
+/// Does `work` with all, some at a time, and in their order.
 fn at_once<T: Sync, R: Send>(all: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    thread::scope(|scope| {
-        let running: Vec<_> = all.iter().map(|one| scope.spawn(|| work(one))).collect();
-        running
-            .into_iter()
-            .map(|one| one.join().expect("a guest's thread does not panic"))
-            .collect()
-    })
-}
-
-fn run(machine: &Machine, kernel: &Kernel, probe: &Path) -> Result<Outcome> {
-    let image = initramfs::build(kernel, probe)?;
-    say(format!("booting {}", kernel.name));
-    machine.boot(kernel, image.path(), LIMIT)
-}
-
-/// The agent's test of loading, as a program.
-fn probe() -> Result<PathBuf> {
-    let mut build = command("cargo");
-    build.args(["test", "--no-run", "--package", "kiam-agent", "--test", "programs"]);
-    let messages =
-        output_of(build.args(["--message-format", "json"]).stderr(std::process::Stdio::inherit()))
-            .context("the test of loading does not compile")?;
-    let executable = |line: &str| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let wanted = message["target"]["name"] == "programs";
-        message["executable"].as_str().filter(|_| wanted).map(PathBuf::from)
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        let mut done = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(one) = all.get(number) else { return done };
+            done.push((number, work(one)));
+        }
     };
-    messages.lines().find_map(executable).context("cargo names no program of the test of loading")
+    let mut done: Vec<(usize, R)> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..AT_A_TIME).map(|_| scope.spawn(worker)).collect();
+        let finished = workers.into_iter().map(|one| one.join());
+        finished.flat_map(|done| done.expect("a guest's thread does not panic")).collect()
+    });
+    done.sort_by_key(|(number, _)| *number);
+    done.into_iter().map(|(_, result)| result).collect()
 }
 
 /// An empty folder at `path`, whatever was there.

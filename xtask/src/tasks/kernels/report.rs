@@ -1,33 +1,39 @@
-//! The table of `docs/kernels.md`.
+//! The tables of `docs/kernels.md`.
 
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
 
-use super::guest::Outcome;
+use super::job::{FAILED, Report};
 
-/// The table is between these lines.
-const BEGIN: &str = "<!-- written by cargo xtask test kernels -->\n";
+/// A table is between such a line, which names its check, and the next that ends one.
+const BEGIN: &str = "<!-- written by cargo xtask test kernels --checks ";
 const END: &str = "<!-- end -->\n";
 
-/// Kernel by kernel, set by set.
-pub(super) fn table(outcomes: &[Outcome]) -> String {
-    let row = |first: &str, cell: &dyn Fn(&Outcome) -> String| {
-        let cells: Vec<String> = outcomes.iter().map(cell).collect();
+/// Kernel by kernel, with what was on its command line, and row by row.
+pub(super) fn table(columns: &[(&str, &Report)]) -> String {
+    let line = |first: &str, cell: &dyn Fn(&(&str, &Report)) -> String| {
+        let cells: Vec<String> = columns.iter().map(cell).collect();
         format!("| {first} | {} |\n", cells.join(" | "))
     };
-    let mut table = row("set of constants", &|outcome| format!("`{}`", outcome.release));
-    table.push_str(&row("---", &|_| "---".to_owned()));
-    table.push_str(&row("Debian's version", &|outcome| outcome.version.clone()));
-    let mut sets: Vec<&str> = Vec::new();
-    for (set, _) in outcomes.iter().flat_map(|outcome| &outcome.sets) {
-        if !sets.contains(&set.as_str()) {
-            sets.push(set);
+    let mut table = line("kernel", &|(_, report)| format!("`{}`", report.release));
+    table.push_str(&line("---", &|_| "---".to_owned()));
+    table.push_str(&line("Debian's version", &|(_, report)| report.version.clone()));
+    if columns.iter().any(|(parameters, _)| !parameters.is_empty()) {
+        table.push_str(&line("command line", &|(parameters, _)| match *parameters {
+            "" => "plain".to_owned(),
+            parameters => format!("`{parameters}`"),
+        }));
+    }
+    let mut rows: Vec<&str> = Vec::new();
+    for (row, _) in columns.iter().flat_map(|(_, report)| &report.rows) {
+        if !rows.contains(&row.as_str()) {
+            rows.push(row);
         }
     }
-    for set in sets {
-        table.push_str(&row(&format!("`{set}`"), &|outcome| {
-            let result = outcome.sets.iter().find(|(name, _)| name == set);
+    for row in rows {
+        table.push_str(&line(&format!("`{row}`"), &|(_, report)| {
+            let result = report.rows.iter().find(|(name, _)| name == row);
             result.map_or("not run", |(_, result)| short(result)).to_owned()
         }));
     }
@@ -36,21 +42,23 @@ pub(super) fn table(outcomes: &[Outcome]) -> String {
 
 /// A failure has a verifier's log, which is no phrase.
 fn short(result: &str) -> &str {
-    if result.starts_with("FAILED") { "**FAILED**" } else { result }
+    if result.starts_with(FAILED) { "**FAILED**" } else { result }
 }
 
-/// Puts the table in its place in `document`.
-pub(super) fn write(document: &Path, table: &str) -> Result<()> {
+/// Puts the table of `check` in its place in `document`.
+pub(super) fn write(document: &Path, check: &str, table: &str) -> Result<()> {
     let shown = document.display();
     let text = fs::read_to_string(document).with_context(|| format!("reading {shown}"))?;
-    let text = replaced(&text, table).with_context(|| format!("{shown} has no place for it"))?;
+    let text = replaced(&text, check, table);
+    let text = text.with_context(|| format!("{shown} has no place for the table of {check}"))?;
     fs::write(document, text).with_context(|| format!("writing {shown}"))
 }
 
-fn replaced(text: &str, table: &str) -> Option<String> {
-    let (before, rest) = text.split_once(BEGIN)?;
+fn replaced(text: &str, check: &str, table: &str) -> Option<String> {
+    let begin = format!("{BEGIN}{check} -->\n");
+    let (before, rest) = text.split_once(&begin)?;
     let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}\n{table}\n{END}{after}"))
+    Some(format!("{before}{begin}\n{table}\n{END}{after}"))
 }
 
 #[cfg(test)]
@@ -59,18 +67,22 @@ mod tests {
 
     #[test]
     fn a_table_takes_the_place_of_the_one_before_it_and_shows_no_logs() {
-        let set = |result: &str| vec![("defaults".to_owned(), result.to_owned())];
-        let outcome = |release: &str, result| Outcome {
+        let report = |release: &str, result: &str| Report {
             release: release.to_owned(),
             version: "1".to_owned(),
-            sets: set(result),
-            ..Outcome::default()
+            rows: vec![("defaults".to_owned(), result.to_owned())],
+            ..Report::default()
         };
-        let table = table(&[outcome("5.10", "FAILED: a | log"), outcome("6.1", "loaded")]);
-        assert!(table.ends_with("| `defaults` | **FAILED** | loaded |\n"), "{table}");
-        let text = format!("# Kernels\n\n{BEGIN}old\n{END}\nMore.\n");
-        let wanted = format!("# Kernels\n\n{BEGIN}\n{table}\n{END}\nMore.\n");
-        assert_eq!(replaced(&text, &table), Some(wanted));
-        assert_eq!(replaced("# Kernels\n", &table), None);
+        let (old, new) = (report("5.10", "FAILED: a | log"), report("6.1", "loaded"));
+        let plain = table(&[("", &old), ("", &new)]);
+        assert!(plain.ends_with("| `defaults` | **FAILED** | loaded |\n"), "{plain}");
+        assert!(!plain.contains("command line"), "{plain}");
+        let table = table(&[("", &old), ("ipv6.disable=1", &new)]);
+        assert!(table.contains("| command line | plain | `ipv6.disable=1` |\n"), "{table}");
+        let (load, demo) = (format!("{BEGIN}load -->\n"), format!("{BEGIN}demo -->\nx\n{END}"));
+        let text = format!("# Kernels\n\n{load}old\n{END}\nMore.\n{demo}");
+        let wanted = format!("# Kernels\n\n{load}\n{table}\n{END}\nMore.\n{demo}");
+        assert_eq!(replaced(&text, "load", &table), Some(wanted));
+        assert_eq!(replaced(&text, "tests", &table), None);
     }
 }

@@ -1,0 +1,117 @@
+//! The whole agent on this kernel: its self-test, its pods' roles, its death and its return, with flags that kernels differ in.
+//!
+//! `cargo xtask test kernels` runs this on other kernels, and reads a line for each row.
+
+#![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
+
+use std::{
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    time::Duration,
+};
+
+use lab::{
+    Agent, IMDS_V4, Lab, LabPod, PodSpec,
+    fake::imds::NODE_ACCESS_KEY,
+    has_ipv6,
+    pod_client::{
+        Options, Via,
+        attack::{Attack, raw},
+    },
+    tells_namespaces_apart,
+};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
+/// On an emulated processor the verifier alone takes a while.
+const LIMIT: Duration = Duration::from_secs(300);
+/// Before each row's result: what the run on other kernels looks for.
+const MARK: &str = "kiam-kernels:";
+/// What the agent says then.
+const REFUSED: &str = "--path=pod-local needs kernel 5.14";
+
+/// What a row does, and what it says when that went well.
+type Row = (&'static str, fn() -> &'static str);
+
+const ROWS: [Row; 4] = [
+    ("defaults", || serves(&[])),
+    ("--guard=route,skb,uplink", || serves(&["--guard=route,skb,uplink"])),
+    ("--path=node", || serves(&["--path=node"])),
+    ("--path=pod-local", pod_local),
+];
+
+#[test]
+fn the_agent_serves_with_each_flag_that_kernels_differ_in() {
+    if lab::skip("the_agent_serves_with_each_flag_that_kernels_differ_in") {
+        return;
+    }
+    let mut failures = Vec::new();
+    for (name, row) in ROWS {
+        // A panic's message is on the console, with the agent's output.
+        match catch_unwind(AssertUnwindSafe(row)) {
+            Ok(result) => println!("{MARK} {name}: {result}"),
+            Err(_) => {
+                println!("{MARK} {name}: FAILED: see above");
+                failures.push(name);
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures:?}");
+}
+
+/// The agent comes to a green self-test, serves by each address, and is killed and started again, with nothing at the real service.
+fn serves(flags: &[&str]) -> &'static str {
+    let lab = Lab::start().unwrap();
+    let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    let mut agent = proven(&lab, flags);
+    ask_every_way(&lab, &pod);
+    let mut attacker = pod.attacker().unwrap();
+    let (from, to) = (pod.v4().into(), IMDS_V4.into());
+    for way in [raw::Way::Echo, raw::Way::SynHeader] {
+        attacker.attempt(Attack::Raw { way, from, to }, 1000).unwrap();
+    }
+    agent.kill().unwrap();
+    let refused = pod.credentials().unwrap();
+    assert!(refused.status.is_none() && refused.error.is_some(), "{refused:?}");
+    let _agent = proven(&lab, flags);
+    ask_every_way(&lab, &pod);
+    lab.assert_no_packets(&[&pod]);
+    "passed"
+}
+
+/// Starts the agent; its self-test is green.
+fn proven(lab: &Lab, flags: &[&str]) -> Agent {
+    let mut agent = Agent::start(lab, Path::new(AGENT), flags).unwrap();
+    agent.wait_ready(LIMIT).unwrap();
+    let ready = agent.admin("/ready").unwrap();
+    assert!(ready.body.contains("proof: passed"), "{}", ready.body);
+    agent
+}
+
+fn ask_every_way(lab: &Lab, pod: &LabPod) {
+    let further: &[Via] = if has_ipv6() { &[Via::V4Mapped, Via::V6] } else { &[] };
+    for via in [Via::V4].iter().chain(further) {
+        let attempt = pod.ask_once(&Options { via: *via, ..Options::default() }).unwrap();
+        lab.assert_role(&attempt, "orders");
+    }
+}
+
+/// Where the kernel can't have it, the start ends before anything is attached.
+fn pod_local() -> &'static str {
+    let flags = ["--path=pod-local"];
+    if tells_namespaces_apart().unwrap() {
+        return serves(&flags);
+    }
+    let lab = Lab::start().unwrap();
+    let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    let mut agent = Agent::start(&lab, Path::new(AGENT), &flags).unwrap();
+    let status = agent.wait_end(LIMIT).unwrap();
+    assert_eq!(status.code(), Some(1), "{}", agent.log());
+    assert!(agent.said(REFUSED), "{}", agent.log());
+    let pinned = fs::read_dir(lab.pins()).map_or(0, Iterator::count);
+    assert_eq!(pinned, 0, "nothing is pinned");
+    let attempt = pod.credentials().unwrap();
+    let key = attempt.field("AccessKeyId");
+    assert_eq!(key.as_deref(), Some(NODE_ACCESS_KEY), "nothing is attached: {attempt:?}");
+    "refused at the start, nothing attached"
+}

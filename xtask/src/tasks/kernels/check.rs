@@ -1,0 +1,164 @@
+//! What is checked, and where.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use super::{
+    architecture::Architecture,
+    debian::Series,
+    job::{Job, Reports},
+};
+
+/// The oldest kernel that the agent supports, and two that many nodes run.
+const OLDEST: Series = Series::Named(5, 10);
+const OLD: Series = Series::Named(6, 1);
+const MIDDLE: Series = Series::Named(6, 12);
+const NO_IPV6: &str = "ipv6.disable=1";
+const LOCKED_DOWN: &str = "lockdown=confidentiality";
+
+/// The agent's tests whose subject is the kernel, and the seconds that each may take by emulation.
+const TESTS: [(&str, u64); 16] = [
+    ("intercept", 600),
+    ("listener", 600),
+    ("lease", 600),
+    ("namespaces", 900),
+    ("proof", 1200),
+    ("observe", 600),
+    ("startup_taint", 600),
+    ("node", 1200),
+    ("node_pods", 1200),
+    ("node_faults", 1200),
+    ("pod_local", 1800),
+    ("sandboxes", 1200),
+    ("guard", 1800),
+    ("matrix", 1800),
+    ("takeover", 2400),
+    ("lifecycle", 1800),
+];
+
+/// What guests do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Check {
+    /// Every kernel program is loaded, verified and attached.
+    Load,
+    /// The agent starts, passes its self-test and serves; with other flags too.
+    Agent,
+    /// The demo.
+    Demo,
+    /// The agent's tests as a process.
+    Tests,
+}
+
+/// One guest that is to be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) check: Check,
+    pub(super) architecture: Architecture,
+    pub(super) series: Series,
+    /// For the kernel's command line.
+    pub(super) parameters: &'static str,
+}
+
+// === impl Check ===
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.to_possible_value().expect("no check is hidden").get_name())
+    }
+}
+
+impl Check {
+    pub(super) fn places(self) -> Vec<Place> {
+        use Architecture::{Amd64, Arm64};
+        let places: &[(Architecture, Series, &'static str)] = match self {
+            Self::Load => &[
+                (Amd64, OLDEST, ""),
+                (Amd64, OLD, ""),
+                (Amd64, MIDDLE, ""),
+                (Amd64, Series::Newest, ""),
+                (Arm64, OLD, ""),
+                (Arm64, Series::Newest, ""),
+            ],
+            Self::Agent => &[
+                (Amd64, OLDEST, ""),
+                (Amd64, OLDEST, NO_IPV6),
+                (Amd64, OLD, LOCKED_DOWN),
+                (Amd64, Series::Newest, ""),
+                (Amd64, Series::Newest, NO_IPV6),
+                (Arm64, OLD, ""),
+            ],
+            Self::Demo | Self::Tests => {
+                &[(Amd64, OLDEST, ""), (Amd64, OLD, ""), (Amd64, MIDDLE, "")]
+            }
+        };
+        let place = |&(architecture, series, parameters)| Place {
+            check: self,
+            architecture,
+            series,
+            parameters,
+        };
+        places.iter().map(place).collect()
+    }
+
+    /// The agent's tests that it needs.
+    pub(super) fn tests(self) -> Vec<&'static str> {
+        match self {
+            Self::Load => vec!["programs"],
+            Self::Agent => vec!["kernels"],
+            Self::Demo => Vec::new(),
+            Self::Tests => TESTS.map(|(test, _)| test).to_vec(),
+        }
+    }
+
+    /// Processors, and memory in MiB.
+    pub(super) fn size(self) -> (u32, u32) {
+        match self {
+            Self::Load => (1, 1024),
+            Self::Agent | Self::Demo => (2, 2048),
+            Self::Tests => (2, 4096),
+        }
+    }
+
+    /// What a guest runs for it, of what was compiled.
+    pub(super) fn jobs(self, programs: &BTreeMap<String, PathBuf>) -> Result<Vec<Job>> {
+        let job = |name: &str, program: &str, arguments: &[&str], seconds, reports| {
+            let path = programs.get(program);
+            Ok(Job {
+                name: name.to_owned(),
+                program: path.with_context(|| format!("cargo names no {program}"))?.clone(),
+                arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
+                seconds,
+                reports,
+            })
+        };
+        let test = |name, seconds, reports| {
+            job(name, name, &["--nocapture", "--test-threads", "1"], seconds, reports)
+        };
+        match self {
+            Self::Load => Ok(vec![test("programs", 600, Reports::Rows)?]),
+            Self::Agent => Ok(vec![test("kernels", 1800, Reports::Rows)?]),
+            Self::Demo => Ok(vec![job("demo", "lab", &["demo"], 1200, Reports::Verdict)?]),
+            Self::Tests => {
+                TESTS.iter().map(|&(name, seconds)| test(name, seconds, Reports::Tests)).collect()
+            }
+        }
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    /// Whether `only` names its series or architecture.
+    pub(super) fn is(&self, only: &str) -> bool {
+        let amd64 = self.architecture == Architecture::Amd64;
+        only == self.architecture.to_string() || amd64 && only == self.series.to_string()
+    }
+
+    /// What its log is called.
+    pub(super) fn name(&self, kernel: &str) -> String {
+        let further = self.parameters.replace(['=', '.'], "-");
+        format!("{}-{kernel}-{further}", self.check).trim_end_matches('-').to_owned()
+    }
+}

@@ -1,0 +1,185 @@
+//! What guests run, compiled: this command, the agent, and its tests.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{architecture::Architecture, debian::Debian, initramfs::Userland};
+use xtask::{
+    command::{command, output_of},
+    toolchain::{self, DEBIAN_RUSTC, Route},
+};
+
+/// Programs of this machine that tests and pods use; those that are missing here are missing there.
+const TOOLS: [&str; 14] = [
+    "sh", "cat", "cp", "env", "find", "ip", "kill", "ls", "nft", "rm", "sleep", "tc", "touch",
+    "true",
+];
+const FOLDERS: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+/// Whom the agent trusts, which it needs to start though nobody of the lab's uses TLS.
+const TRUST: &str = "/etc/ssl/certs/ca-certificates.crt";
+/// What a guest of the other architecture needs of Debian, and what compiles for it.
+const ARM64_PACKAGES: [&str; 3] = ["iproute2", "libgcc-s1", "libc6"];
+const ARM64_STD: &str = "libstd-rust-web-dev";
+const CROSS: [&str; 2] = ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"];
+const CROSS_COMPILER: &str = "aarch64-linux-gnu-gcc";
+
+/// The profile of guests' programs, in Cargo.toml.
+pub(super) const PROFILE: &str = "guest";
+
+/// Programs by their cargo target's name.
+#[derive(Debug)]
+pub(super) struct Programs {
+    pub(super) paths: BTreeMap<String, PathBuf>,
+    pub(super) userland: Userland,
+}
+
+// === impl Programs ===
+
+impl Programs {
+    /// Those of this machine's architecture.
+    pub(super) fn here(tests: &[&str], profile: Option<&str>) -> Result<Self> {
+        let paths = compiled(tests, |cargo| {
+            cargo.args(profile.into_iter().flat_map(|profile| ["--profile", profile]));
+        })?;
+        let mut userland = Userland::new(Architecture::Amd64, PathBuf::from("/"), &paths);
+        let tool = |name| {
+            FOLDERS.iter().map(|folder| Path::new(folder).join(name)).find(|path| path.exists())
+        };
+        let tools =
+            TOOLS.iter().filter_map(|name| Some((tool(name)?, Path::new("/bin").join(name))));
+        userland.programs.extend(tools);
+        userland.files.extend(trust());
+        Ok(Self { paths, userland })
+    }
+
+    /// Those of guests whose processors are of the other architecture, by Debian's compilers and libraries alone.
+    pub(super) fn arm64(debian: &Debian, folder: &Path, tests: &[&str]) -> Result<Self> {
+        let root = folder.join("arm64");
+        fs::create_dir_all(&root).context("making a folder for another architecture's files")?;
+        let toolchain = toolchain::ensure()?;
+        ensure!(
+            toolchain.route == Route::Debian,
+            "programs for arm64 are compiled by Debian's rustc-web, and this machine has rustup's nightly: \
+             apt-get install rustc-web"
+        );
+        if output_of(command(CROSS_COMPILER).arg("--version")).is_none() {
+            toolchain::install_packages(&CROSS)?;
+        }
+        // Only the same version's libraries can be linked.
+        let version =
+            output_of(command("dpkg-query").args(["-W", "-f", "${Version}", "rustc-web"]));
+        let version = version.context("rustc-web is not installed as a package")?;
+        let mark = root.join(format!("unpacked-{version}"));
+        if !mark.exists() {
+            let std = format!("{ARM64_STD}:{}={version}", Architecture::Arm64);
+            debian.unpack_one(&std, &root)?;
+            debian.unpack_all(Architecture::Arm64, &ARM64_PACKAGES, &root)?;
+            fs::write(mark, "").context("keeping what was unpacked")?;
+        }
+        let paths = compiled(tests, |cargo| cross(cargo, &root))?;
+        let mut userland = Userland::new(Architecture::Arm64, root, &paths);
+        let ip = userland.root.join("bin/ip");
+        userland.programs.push((ip, PathBuf::from("/bin/ip")));
+        userland.files.extend(trust());
+        Ok(Self { paths, userland })
+    }
+}
+
+fn cross(cargo: &mut Command, root: &Path) {
+    let sysroot = root.join("usr");
+    cargo.args(["--profile", PROFILE, "--target", Architecture::Arm64.triple()]);
+    cargo.args(["--target-dir", "target/arm64"]).env("RUSTC", DEBIAN_RUSTC);
+    cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", CROSS_COMPILER);
+    let flags = format!("--sysroot={}", sysroot.display());
+    cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS", flags);
+}
+
+/// Compiles the programs of the workspace and the agent's tests, as `with` changes the commands.
+fn compiled(tests: &[&str], with: impl Fn(&mut Command)) -> Result<BTreeMap<String, PathBuf>> {
+    let mut paths = BTreeMap::new();
+    let mut programs = command("cargo");
+    programs.args(["build", "--bins"]);
+    let mut with_tests = command("cargo");
+    // Of all members, whose features are those of every other build then.
+    with_tests.args(["test", "--no-run"]);
+    with_tests.args(tests.iter().flat_map(|test| ["--test", test]));
+    for mut cargo in [programs, with_tests] {
+        with(&mut cargo);
+        let cargo = cargo.args(["--message-format", "json-render-diagnostics"]);
+        let messages = output_of(cargo.stderr(Stdio::inherit())).context("it does not compile")?;
+        paths.extend(messages.lines().filter_map(executable));
+    }
+    Ok(paths)
+}
+
+/// The name and the path of a program that cargo's message tells of.
+fn executable(message: &str) -> Option<(String, PathBuf)> {
+    let message: serde_json::Value = serde_json::from_str(message).ok()?;
+    let name = message["target"]["name"].as_str()?;
+    Some((name.to_owned(), PathBuf::from(message["executable"].as_str()?)))
+}
+
+fn trust() -> Option<(PathBuf, PathBuf)> {
+    let path = PathBuf::from(TRUST);
+    path.exists().then(|| (path.clone(), path))
+}
+
+// === impl Userland ===
+
+impl Userland {
+    /// What was compiled, at the same paths as here: tests know the agent by the path that cargo gave it.
+    fn new(
+        architecture: Architecture,
+        root: PathBuf,
+        compiled: &BTreeMap<String, PathBuf>,
+    ) -> Self {
+        let programs = compiled.values().map(|path| (path.clone(), path.clone())).collect();
+        Self { architecture, root, programs, files: Vec::new() }
+    }
+
+    /// Python of this machine, in which some of the lab's pods speak, with its own library.
+    pub(super) fn add_python(&mut self) -> Result<()> {
+        let script =
+            "import sys, sysconfig; print(sys.executable); print(sysconfig.get_path('stdlib'))";
+        let Some(paths) = output_of(command("python3").args(["-c", script])) else { return Ok(()) };
+        let Some((program, library)) = paths.split_once('\n') else { return Ok(()) };
+        self.programs.push((PathBuf::from(program), PathBuf::from(program)));
+        self.programs.push((PathBuf::from(program), PathBuf::from("/bin/python3")));
+        self.add_library(Path::new(library))
+    }
+
+    fn add_library(&mut self, folder: &Path) -> Result<()> {
+        for entry in
+            fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?
+        {
+            let entry = entry.context("reading a folder")?;
+            let (path, name) = (entry.path(), entry.file_name());
+            let name = name.to_string_lossy();
+            let kind = entry.file_type().context("reading a folder")?;
+            // Installed packages, tests and what builds Python are most of it.
+            let left_out = [
+                "site-packages",
+                "dist-packages",
+                "test",
+                "tests",
+                "idlelib",
+                "lib2to3",
+                "ensurepip",
+            ];
+            if kind.is_dir() && !left_out.contains(&&*name) && !name.starts_with("config-") {
+                self.add_library(&path)?;
+            } else if kind.is_file() && name.contains(".so") {
+                self.programs.push((path.clone(), path));
+            } else if kind.is_file() && name.ends_with(".py") {
+                self.files.push((path.clone(), path));
+            }
+        }
+        Ok(())
+    }
+}
