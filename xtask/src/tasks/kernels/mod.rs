@@ -68,9 +68,7 @@ impl Options {
 
     /// What guests of this machine's architecture run.
     fn programs(&self) -> Result<Programs> {
-        // What loads programs alone is what `cargo test` has compiled.
-        let profile = (self.checks != [Check::Load]).then_some(programs::PROFILE);
-        let mut programs = Programs::here(&self.tests(Architecture::Amd64), profile)?;
+        let mut programs = Programs::here(&self.tests(Architecture::Amd64))?;
         if self.checks.contains(&Check::Tests) {
             programs.userland.add_python()?;
         }

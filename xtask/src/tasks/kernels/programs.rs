@@ -29,9 +29,6 @@ const ARM64_STD: &str = "libstd-rust-web-dev";
 const CROSS: [&str; 2] = ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"];
 const CROSS_COMPILER: &str = "aarch64-linux-gnu-gcc";
 
-/// The profile of guests' programs, in Cargo.toml.
-pub(super) const PROFILE: &str = "guest";
-
 /// Programs by their cargo target's name.
 #[derive(Debug)]
 pub(super) struct Programs {
@@ -43,10 +40,8 @@ pub(super) struct Programs {
 
 impl Programs {
     /// Those of this machine's architecture.
-    pub(super) fn here(tests: &[&str], profile: Option<&str>) -> Result<Self> {
-        let paths = compiled(tests, |cargo| {
-            cargo.args(profile.into_iter().flat_map(|profile| ["--profile", profile]));
-        })?;
+    pub(super) fn here(tests: &[&str]) -> Result<Self> {
+        let paths = compiled(tests, |_| ())?;
         let mut userland = Userland::new(Architecture::Amd64, PathBuf::from("/"), &paths);
         let tool = |name| {
             FOLDERS.iter().map(|folder| Path::new(folder).join(name)).find(|path| path.exists())
@@ -93,7 +88,7 @@ impl Programs {
 
 fn cross(cargo: &mut Command, root: &Path) {
     let sysroot = root.join("usr");
-    cargo.args(["--profile", PROFILE, "--target", Architecture::Arm64.triple()]);
+    cargo.args(["--target", Architecture::Arm64.triple()]);
     cargo.args(["--target-dir", "target/arm64"]).env("RUSTC", DEBIAN_RUSTC);
     cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", CROSS_COMPILER);
     let flags = format!("--sysroot={}", sysroot.display());
