@@ -40,7 +40,7 @@ const AT_A_TIME: usize = 2;
 /// What guests do, and on which kernels.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// With `kernels`: what guests do. `demo` and `tests` take hours by emulation
+    /// With `kernels`: what guests do. The others are `demo` and `tests`, which takes long by emulation
     #[arg(long, value_enum, value_delimiter = ',', default_value = "load,agent")]
     checks: Vec<Check>,
     /// With `kernels`: only those whose series or architecture this is, such as `5.10`, `newest` or `arm64`; the document stays as
