@@ -15,16 +15,17 @@ use xtask::{
     toolchain::{self, DEBIAN_RUSTC, Route},
 };
 
-/// Programs of this machine that tests and pods use; those that are missing here are missing there.
+/// Programs that tests and pods use; those that are missing where they come from are missing in the guest.
 const TOOLS: [&str; 14] = [
     "sh", "cat", "cp", "env", "find", "ip", "kill", "ls", "nft", "rm", "sleep", "tc", "touch",
     "true",
 ];
-const FOLDERS: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+const FOLDERS: [&str; 4] = ["usr/sbin", "usr/bin", "sbin", "bin"];
 /// Whom the agent trusts, which it needs to start though nobody of the lab's uses TLS.
 const TRUST: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// What a guest of the other architecture needs of Debian, and what compiles for it.
-const ARM64_PACKAGES: [&str; 3] = ["iproute2", "libgcc-s1", "libc6"];
+const ARM64_PACKAGES: [&str; 7] =
+    ["coreutils", "dash", "findutils", "iproute2", "libc6", "libgcc-s1", "nftables"];
 const ARM64_STD: &str = "libstd-rust-web-dev";
 const CROSS: [&str; 2] = ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"];
 const CROSS_COMPILER: &str = "aarch64-linux-gnu-gcc";
@@ -43,12 +44,7 @@ impl Programs {
     pub(super) fn here(tests: &[&str]) -> Result<Self> {
         let paths = compiled(tests, |_| ())?;
         let mut userland = Userland::new(Architecture::Amd64, PathBuf::from("/"), &paths);
-        let tool = |name| {
-            FOLDERS.iter().map(|folder| Path::new(folder).join(name)).find(|path| path.exists())
-        };
-        let tools =
-            TOOLS.iter().filter_map(|name| Some((tool(name)?, Path::new("/bin").join(name))));
-        userland.programs.extend(tools);
+        userland.add_tools();
         userland.files.extend(trust());
         Ok(Self { paths, userland })
     }
@@ -70,17 +66,17 @@ impl Programs {
         let version =
             output_of(command("dpkg-query").args(["-W", "-f", "${Version}", "rustc-web"]));
         let version = version.context("rustc-web is not installed as a package")?;
-        let mark = root.join(format!("unpacked-{version}"));
-        if !mark.exists() {
+        let mark = root.join("unpacked");
+        let wanted = format!("{ARM64_STD} {version} {}", ARM64_PACKAGES.join(" "));
+        if fs::read_to_string(&mark).unwrap_or_default() != wanted {
             let std = format!("{ARM64_STD}:{}={version}", Architecture::Arm64);
             debian.unpack_one(&std, &root)?;
             debian.unpack_all(Architecture::Arm64, &ARM64_PACKAGES, &root)?;
-            fs::write(mark, "").context("keeping what was unpacked")?;
+            fs::write(mark, wanted).context("keeping what was unpacked")?;
         }
         let paths = compiled(tests, |cargo| cross(cargo, &root))?;
         let mut userland = Userland::new(Architecture::Arm64, root, &paths);
-        let ip = userland.root.join("bin/ip");
-        userland.programs.push((ip, PathBuf::from("/bin/ip")));
+        userland.add_tools();
         userland.files.extend(trust());
         Ok(Self { paths, userland })
     }
@@ -136,6 +132,14 @@ impl Userland {
     ) -> Self {
         let programs = compiled.values().map(|path| (path.clone(), path.clone())).collect();
         Self { architecture, root, programs, files: Vec::new() }
+    }
+
+    fn add_tools(&mut self) {
+        for name in TOOLS {
+            let paths = FOLDERS.map(|folder| self.root.join(folder).join(name));
+            let found = paths.into_iter().find(|path| path.exists());
+            self.programs.extend(found.map(|path| (path, Path::new("/bin").join(name))));
+        }
     }
 
     /// Python of this machine, in which some of the lab's pods speak, with its own library.
