@@ -89,9 +89,10 @@ impl Check {
                 (Amd64, Series::Newest, NO_IPV6),
                 (Arm64, OLD, ""),
             ],
-            Self::Demo | Self::Tests => {
-                &[(Amd64, OLDEST, ""), (Amd64, OLD, ""), (Amd64, MIDDLE, "")]
+            Self::Demo => {
+                &[(Amd64, OLDEST, ""), (Amd64, OLD, ""), (Amd64, MIDDLE, ""), (Arm64, OLD, "")]
             }
+            Self::Tests => &[(Amd64, OLDEST, ""), (Amd64, OLD, ""), (Amd64, MIDDLE, "")],
         };
         let place = |&(architecture, series, parameters)| Place {
             check: self,

@@ -20,7 +20,8 @@ const TOOLS: [&str; 14] = [
     "sh", "cat", "cp", "env", "find", "ip", "kill", "ls", "nft", "rm", "sleep", "tc", "touch",
     "true",
 ];
-const FOLDERS: [&str; 4] = ["usr/sbin", "usr/bin", "sbin", "bin"];
+/// In this order: Debian's `/sbin/ip` is a link to `/bin/ip` of whatever machine it is on.
+const FOLDERS: [&str; 4] = ["usr/bin", "bin", "usr/sbin", "sbin"];
 /// Whom the agent trusts, which it needs to start though nobody of the lab's uses TLS.
 const TRUST: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// What a guest of the other architecture needs of Debian, and what compiles for it.
