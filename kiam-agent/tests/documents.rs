@@ -13,8 +13,7 @@ fn root() -> PathBuf {
 }
 
 fn page(path: &str) -> String {
-    let text = fs::read_to_string(root().join(path));
-    text.unwrap_or_else(|error| panic!("{path}: {error}"))
+    fs::read_to_string(root().join(path)).expect("the page can be read")
 }
 
 /// First cells, without backquotes, of the page's table rows that begin with `prefix`.

@@ -64,7 +64,10 @@ impl Script {
         let leaked = self.packets() - before;
         self.transcript.claim(
             format!("packets from these pods at the real IMDS meanwhile: {leaked}"),
-            &[("none got there", leaked == 0), ("the kernel refuses", refusals.contains(&last.as_str()))],
+            &[
+                ("none got there", leaked == 0),
+                ("the kernel refuses", refusals.contains(&last.as_str())),
+            ],
         );
         Ok(())
     }
