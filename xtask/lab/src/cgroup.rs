@@ -31,10 +31,12 @@ pub enum Layout {
     CgroupfsBurstable,
 }
 
-/// A cgroup that this process made. Drop kills what runs in it and removes it, with all below it.
+/// A cgroup that this process made, mostly. Drop kills what runs in it and removes it, with all below it.
 #[derive(Debug)]
 pub struct Cgroup {
     path: PathBuf,
+    /// It stays.
+    others: bool,
 }
 
 // === impl Layout ===
@@ -68,7 +70,13 @@ impl Cgroup {
     pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         fs::create_dir_all(&path).with_context(|| format!("making cgroup {}", path.display()))?;
-        Ok(Self { path })
+        Ok(Self { path, others: false })
+    }
+
+    /// The cgroup `path` of somebody else, which Drop leaves alone.
+    #[must_use]
+    pub fn of_others(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), others: true }
     }
 
     /// The directory.
@@ -121,7 +129,9 @@ pub(super) fn join(path: &Path, command: &mut Command) -> Result<()> {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        if let Err(error) = remove_tree(&self.path) {
+        if !self.others
+            && let Err(error) = remove_tree(&self.path)
+        {
             eprintln!("lab: {error:#}");
         }
     }

@@ -55,6 +55,7 @@ struct Inner {
     agent: Cgroup,
     kubepods: Cgroup,
     root: Cgroup,
+    bpffs: PathBuf,
     folder: Folder,
     next_pod: AtomicU16,
 }
@@ -80,8 +81,26 @@ impl Node {
         let agent = Cgroup::create(root.path().join("system.slice/kiam-agent.service"))?;
         let (netns, imds) = (Netns::create()?, Netns::create()?);
         connect(&netns, &imds)?;
-        let next_pod = AtomicU16::new(2);
-        Ok(Self(Arc::new(Inner { netns, imds, agent, kubepods, root, folder, next_pod })))
+        let (bpffs, next_pod) = (folder.0.join("bpf"), AtomicU16::new(2));
+        Ok(Self(Arc::new(Inner { netns, imds, agent, kubepods, root, bpffs, folder, next_pod })))
+    }
+
+    /// This machine itself, which is to be the lab's alone: its network, cgroups and bpffs, with the metadata service
+    /// beside it. systemd and the runtime make the pods' cgroups.
+    ///
+    /// # Errors
+    ///
+    /// Where [`available`](super::available) says why not, and where another interface is called `eth0`.
+    pub fn of_machine() -> Result<Self> {
+        let folder = Folder::create(&sweep::unique_name())?;
+        let mount = cgroup::mount_point()?;
+        let [agent, kubepods] = ["system.slice/kiam-lab.service", "kubepods.slice"]
+            .map(|name| Cgroup::of_others(mount.join(name)));
+        let (netns, imds) = (Netns::current()?, Netns::create()?);
+        connect(&netns, &imds)?;
+        let (bpffs, next_pod) = (PathBuf::from("/sys/fs/bpf"), AtomicU16::new(2));
+        let root = Cgroup::of_others(mount);
+        Ok(Self(Arc::new(Inner { netns, imds, agent, kubepods, root, bpffs, folder, next_pod })))
     }
 
     /// Makes a pod that the Kubernetes API knows nothing of.
@@ -120,7 +139,7 @@ impl Node {
     /// A mounted, empty bpffs. Unmounting it at the end frees what is pinned.
     #[must_use]
     pub fn bpffs(&self) -> PathBuf {
-        self.0.folder.0.join("bpf")
+        self.0.bpffs.clone()
     }
 
     /// A folder for files of the node, such as the agent's state.

@@ -48,7 +48,15 @@ impl Lab {
     ///
     /// Those of its parts.
     pub fn start() -> Result<Self> {
-        let node = Node::start()?;
+        Self::around(Node::start()?)
+    }
+
+    /// Starts what is around `node`.
+    ///
+    /// # Errors
+    ///
+    /// Those of its parts.
+    pub fn around(node: Node) -> Result<Self> {
         let outside = || Place::inside(node.imds_netns(), (OUTSIDE_V4, 0).into());
         let kubernetes = Kubernetes::start(outside())?;
         let sts = Sts::start(outside(), imds::NODE_ACCESS_KEY)?;

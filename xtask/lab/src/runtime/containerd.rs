@@ -18,6 +18,7 @@ use super::{
     image::{self, BUSYBOX},
     kubelet::Kubelet,
     messages::{Nothing, StatusResponse},
+    shape::CgroupDriver,
 };
 use crate::{
     cgroup::{Cgroup, join},
@@ -155,7 +156,7 @@ impl Containerd {
         let child = command.stderr(log).spawn().context("starting unshare (util-linux)")?;
         let mut containerd = Self { child, service, folder, node: node.clone() };
         containerd.wait_ready().with_context(|| containerd.log())?;
-        containerd.import()?;
+        import(&containerd.socket(), &containerd.folder)?;
         Ok(containerd)
     }
 
@@ -165,7 +166,8 @@ impl Containerd {
     ///
     /// When it does not listen any more.
     pub fn kubelet(&self) -> Result<Kubelet> {
-        Ok(Kubelet::new(Cri::connect(&self.socket())?, &self.node, self.folder.join("pods")))
+        let logs = self.folder.join("pods");
+        Kubelet::connect(&self.socket(), &self.node, logs, CgroupDriver::Cgroupfs)
     }
 
     /// Everything it has written.
@@ -202,10 +204,9 @@ impl Containerd {
     fn wait_ready(&mut self) -> Result<()> {
         let begun = Instant::now();
         loop {
-            let reason = match self.conditions() {
-                Ok(unmet) if unmet.is_empty() => return Ok(()),
-                Ok(unmet) => unmet.join(", "),
-                Err(error) => format!("{error:#}"),
+            let reason = match unready(&self.socket()) {
+                None => return Ok(()),
+                Some(reason) => reason,
             };
             if let Some(status) = self.child.try_wait().context("asking after containerd")? {
                 bail!("containerd ended with {status}");
@@ -215,26 +216,6 @@ impl Containerd {
             }
             thread::sleep(Duration::from_millis(20));
         }
-    }
-
-    /// What the runtime or its network waits for.
-    fn conditions(&self) -> Result<Vec<String>> {
-        let answer: StatusResponse = Cri::connect(&self.socket())?.call("Status", &Nothing {})?;
-        let conditions = answer.status.context("a status without a status")?.conditions;
-        let unmet = conditions.into_iter().filter(|condition| !condition.status);
-        Ok(unmet.map(|condition| format!("{}: {}", condition.r#type, condition.message)).collect())
-    }
-
-    fn import(&self) -> Result<()> {
-        let archive = image::write(&self.folder)?;
-        let mut import = Command::new("ctr");
-        import.env("PATH", PATH).arg("--address").arg(self.socket());
-        import.args(["--namespace", "k8s.io", "images", "import"]).arg(archive);
-        let output = import.output().context("starting ctr, which comes with containerd")?;
-        if !output.status.success() {
-            bail!("ctr said {:?}", String::from_utf8_lossy(&output.stderr).trim());
-        }
-        Ok(())
     }
 }
 
@@ -253,6 +234,40 @@ impl Drop for Containerd {
     }
 }
 
+/// What the runtime at `socket`, or its network, waits for; `None` where it is ready.
+#[must_use]
+pub fn unready(socket: &Path) -> Option<String> {
+    let unmet = match conditions(socket) {
+        Ok(unmet) => unmet,
+        Err(error) => vec![format!("{error:#}")],
+    };
+    (!unmet.is_empty()).then(|| unmet.join(", "))
+}
+
+fn conditions(socket: &Path) -> Result<Vec<String>> {
+    let answer: StatusResponse = Cri::connect(socket)?.call("Status", &Nothing {})?;
+    let conditions = answer.status.context("a status without a status")?.conditions;
+    let unmet = conditions.into_iter().filter(|condition| !condition.status);
+    Ok(unmet.map(|condition| format!("{}: {}", condition.r#type, condition.message)).collect())
+}
+
+/// Gives the runtime at `socket` the image that all containers are of, made in `folder`.
+///
+/// # Errors
+///
+/// When it does not take it.
+pub fn import(socket: &Path, folder: &Path) -> Result<()> {
+    let archive = image::write(folder)?;
+    let mut import = Command::new("ctr");
+    import.env("PATH", PATH).arg("--address").arg(socket);
+    import.args(["--namespace", "k8s.io", "images", "import"]).arg(archive);
+    let output = import.output().context("starting ctr, which comes with containerd")?;
+    if !output.status.success() {
+        bail!("ctr said {:?}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
 fn program(name: &str) -> Option<PathBuf> {
     PATH.split(':').map(|folder| Path::new(folder).join(name)).find(|path| path.is_file())
 }
@@ -261,8 +276,9 @@ fn plugins() -> Option<&'static str> {
     PLUGINS.into_iter().find(|folder| Path::new(folder).join("ptp").is_file())
 }
 
-/// A veth for each pod and a route to it, as Calico and the VPC CNI do.
-fn network_config() -> String {
+/// A veth for each pod and a route to it, as Calico and the VPC CNI do: a configuration of CNI.
+#[must_use]
+pub fn network_config() -> String {
     serde_json::json!({
         "cniVersion": "0.4.0",
         "name": "lab",

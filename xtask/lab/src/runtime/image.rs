@@ -13,7 +13,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 /// Its name, of no registry.
-pub(super) const NAME: &str = "lab.invalid/busybox:1";
+pub const NAME: &str = "lab.invalid/busybox:1";
 /// Debian's package `busybox-static`.
 pub(super) const BUSYBOX: &str = "/bin/busybox";
 

@@ -20,19 +20,18 @@ use super::{
         ContainerConfig, ContainerMetadata, ContainerRequest, ContainerState, ContainerStatus,
         ContainerStatusResponse, CreateContainerRequest, CreateContainerResponse, ExecSyncRequest,
         ExecSyncResponse, ImageSpec, LinuxContainerConfig, LinuxContainerSecurityContext,
-        LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
-        Nothing, PodSandboxConfig, PodSandboxMetadata, PodSandboxRequest, PodSandboxStatusRequest,
-        PodSandboxStatusResponse, RunPodSandboxRequest, RunPodSandboxResponse, VersionResponse,
+        LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Nothing, PodSandboxConfig,
+        PodSandboxMetadata, PodSandboxRequest, PodSandboxStatusRequest, PodSandboxStatusResponse,
+        RunPodSandboxRequest, RunPodSandboxResponse, VersionResponse,
     },
+    shape::{Bind, CgroupDriver, Shape},
 };
-use crate::{
-    cgroup::{Cgroup, Layout},
-    node::Node,
-    pod::PodSpec,
-};
+use crate::{cgroup::Cgroup, node::Node, pod::PodSpec};
 
-/// How long a container of the lab may run until it has ended.
-const END: Duration = Duration::from_secs(30);
+/// How long a container of the lab may run until it has ended: a moment, but on a node that is very busy.
+const END: Duration = Duration::from_secs(240);
+/// Between two looks at whether it has, each of which costs the runtime some work.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// A kubelet's connection to the runtime.
 #[derive(Debug)]
@@ -41,6 +40,7 @@ pub struct Kubelet {
     node: Node,
     /// Where containers' logs are.
     logs: PathBuf,
+    cgroups: CgroupDriver,
 }
 
 /// A pod's sandbox. The pod's cgroup goes with this value, and what runs in it is killed then: stop it before.
@@ -74,8 +74,18 @@ pub struct Exited {
 // === impl Kubelet ===
 
 impl Kubelet {
-    pub(super) fn new(cri: Cri, node: &Node, logs: PathBuf) -> Self {
-        Self { cri, node: node.clone(), logs }
+    /// Connects to the runtime that listens at `socket`, for one thread, and keeps containers' logs in `logs`.
+    ///
+    /// # Errors
+    ///
+    /// When it does not listen.
+    pub fn connect(
+        socket: &Path,
+        node: &Node,
+        logs: PathBuf,
+        cgroups: CgroupDriver,
+    ) -> Result<Self> {
+        Ok(Self { cri: Cri::connect(socket)?, node: node.clone(), logs, cgroups })
     }
 
     /// The runtime's name and version.
@@ -88,19 +98,28 @@ impl Kubelet {
         Ok(format!("{} {}", answer.runtime_name, answer.runtime_version))
     }
 
-    /// Makes the pod's cgroup, as the kubelet's cgroupfs driver does for QoS class burstable, and runs its sandbox: its
-    /// network, and the process that holds it.
+    /// Makes the pod's cgroup and runs its sandbox: its network, and the process that holds it.
     ///
     /// # Errors
     ///
     /// Those of the runtime, and without a UID in `spec`.
     pub fn run_sandbox(&self, spec: &PodSpec, handler: Handler) -> Result<Sandbox> {
+        self.run_sandbox_of(spec, Shape::default(), handler)
+    }
+
+    /// The same for a pod of another shape.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::run_sandbox`].
+    pub fn run_sandbox_of(
+        &self,
+        spec: &PodSpec,
+        shape: Shape,
+        handler: Handler,
+    ) -> Result<Sandbox> {
         let uid = spec.uid.as_deref().context("a pod has its UID from the API")?;
-        let below = Layout::CgroupfsBurstable.container(uid, "");
-        let cgroup = Cgroup::create(self.node.kubepods().join(&below))?;
-        // As the runtime sees it: the node's cgroup is its root.
-        let parent = self.node.kubepods().strip_prefix(self.node.root_cgroup());
-        let parent = parent.context("the pods' cgroup is the node's")?.join(below);
+        let (cgroup, cgroup_parent) = self.cgroups.create(&self.node, spec, uid)?;
         let name = format!("{}_{}_{uid}", spec.namespace, spec.name);
         let config = PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
@@ -112,9 +131,10 @@ impl Kubelet {
             hostname: if spec.host_network { String::new() } else { spec.name.clone() },
             log_directory: self.logs.join(name).display().to_string(),
             linux: Some(LinuxPodSandboxConfig {
-                cgroup_parent: Path::new("/").join(parent).display().to_string(),
+                cgroup_parent,
                 security_context: Some(LinuxSandboxSecurityContext {
-                    namespace_options: Some(namespaces(spec.host_network)),
+                    namespace_options: Some(shape.namespaces(spec.host_network)),
+                    privileged: shape.privileged,
                 }),
             }),
         };
@@ -168,20 +188,37 @@ impl Kubelet {
     pub fn start(
         &self,
         sandbox: &Sandbox,
-        (name, attempt): (&str, u32),
+        container: (&str, u32),
         command: &[&str],
     ) -> Result<Container> {
+        self.start_with(sandbox, container, command, &[])
+    }
+
+    /// The same with files of the node.
+    ///
+    /// # Errors
+    ///
+    /// Those of the runtime.
+    pub fn start_with(
+        &self,
+        sandbox: &Sandbox,
+        (name, attempt): (&str, u32),
+        command: &[&str],
+        binds: &[Bind],
+    ) -> Result<Container> {
         let log = format!("{name}-{attempt}.log");
-        let host_network =
-            sandbox.namespaces().is_some_and(|of| of.network == NamespaceMode::Node as i32);
+        let security = sandbox.config.linux.as_ref().and_then(|of| of.security_context.clone());
+        let security = security.context("a sandbox is made with a security context")?;
         let config = ContainerConfig {
             metadata: Some(ContainerMetadata { name: name.to_owned(), attempt }),
             image: Some(ImageSpec { image: image::NAME.to_owned() }),
             command: command.iter().map(|&word| word.to_owned()).collect(),
+            mounts: binds.iter().map(Bind::mount).collect(),
             log_path: log.clone(),
             linux: Some(LinuxContainerConfig {
                 security_context: Some(LinuxContainerSecurityContext {
-                    namespace_options: Some(namespaces(host_network)),
+                    privileged: security.privileged,
+                    namespace_options: security.namespace_options,
                 }),
             }),
         };
@@ -197,11 +234,41 @@ impl Kubelet {
         Ok(container)
     }
 
+    /// Whether the container's first process has ended.
+    ///
+    /// # Errors
+    ///
+    /// Those of the runtime.
+    pub fn ended(&self, container: &Container) -> Result<bool> {
+        Ok(self.status(container)?.state == ContainerState::Exited as i32)
+    }
+
+    /// What the container has written until now.
+    ///
+    /// # Errors
+    ///
+    /// When its log can't be read.
+    pub fn output(&self, container: &Container) -> Result<String> {
+        let log = fs::read_to_string(&container.log);
+        Ok(read(&log.with_context(|| format!("reading {}", container.log.display()))?)?.0)
+    }
+
+    /// Asks the container's first process to end, and kills it after so many seconds.
+    ///
+    /// # Errors
+    ///
+    /// Those of the runtime.
+    pub fn end(&self, container: &Container, seconds: i64) -> Result<()> {
+        let request = ContainerRequest { timeout: seconds, ..container.request() };
+        let _: Nothing = self.cri.call("StopContainer", &request)?;
+        Ok(())
+    }
+
     /// Waits until the container's first process has ended.
     ///
     /// # Errors
     ///
-    /// Those of the runtime, and when it runs for longer than 30 s.
+    /// Those of the runtime, and when it runs for longer than 4 minutes.
     pub fn wait(&self, container: &Container) -> Result<Exited> {
         let begun = Instant::now();
         let status = loop {
@@ -212,7 +279,7 @@ impl Kubelet {
             if begun.elapsed() > END {
                 bail!("the container runs on after {END:?}: {status:?}");
             }
-            thread::sleep(Duration::from_millis(5));
+            thread::sleep(LOOK);
         };
         if !matches!(status.reason.as_str(), "Completed" | "Error") {
             bail!("the container ended by {}: {}", status.reason, status.message);
@@ -260,7 +327,7 @@ impl Kubelet {
         self.stop(&sandbox)?;
         let request = PodSandboxRequest { pod_sandbox_id: sandbox.id.clone() };
         let _: Nothing = self.cri.call("RemovePodSandbox", &request)?;
-        Ok(())
+        self.cgroups.remove(&sandbox.cgroup)
     }
 
     fn status(&self, container: &Container) -> Result<ContainerStatus> {
@@ -273,26 +340,24 @@ impl Kubelet {
 // === impl Sandbox ===
 
 impl Sandbox {
-    fn namespaces(&self) -> Option<&NamespaceOption> {
-        self.config.linux.as_ref()?.security_context.as_ref()?.namespace_options.as_ref()
+    /// The pod's cgroup.
+    #[must_use]
+    pub fn cgroup(&self) -> &Path {
+        self.cgroup.path()
     }
 }
 
 // === impl Container ===
 
 impl Container {
-    fn request(&self) -> ContainerRequest {
-        ContainerRequest { container_id: self.id.clone() }
+    /// The runtime's id of it.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
     }
-}
 
-/// As the kubelet asks for when the pod's spec says nothing else.
-fn namespaces(host_network: bool) -> NamespaceOption {
-    let network = if host_network { NamespaceMode::Node } else { NamespaceMode::Pod };
-    NamespaceOption {
-        network: network.into(),
-        pid: NamespaceMode::Container.into(),
-        ipc: NamespaceMode::Pod.into(),
+    fn request(&self) -> ContainerRequest {
+        ContainerRequest { container_id: self.id.clone(), timeout: 0 }
     }
 }
 

@@ -23,6 +23,26 @@ pub(super) enum ContainerState {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub(super) struct IdMapping {
+    #[prost(uint32, tag = "1")]
+    pub(super) host_id: u32,
+    #[prost(uint32, tag = "2")]
+    pub(super) container_id: u32,
+    #[prost(uint32, tag = "3")]
+    pub(super) length: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct UserNamespace {
+    #[prost(enumeration = "NamespaceMode", tag = "1")]
+    pub(super) mode: i32,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) uids: Vec<IdMapping>,
+    #[prost(message, repeated, tag = "3")]
+    pub(super) gids: Vec<IdMapping>,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct NamespaceOption {
     #[prost(enumeration = "NamespaceMode", tag = "1")]
     pub(super) network: i32,
@@ -30,12 +50,16 @@ pub(super) struct NamespaceOption {
     pub(super) pid: i32,
     #[prost(enumeration = "NamespaceMode", tag = "3")]
     pub(super) ipc: i32,
+    #[prost(message, optional, tag = "5")]
+    pub(super) userns_options: Option<UserNamespace>,
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct LinuxSandboxSecurityContext {
     #[prost(message, optional, tag = "1")]
     pub(super) namespace_options: Option<NamespaceOption>,
+    #[prost(bool, tag = "6")]
+    pub(super) privileged: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -137,6 +161,8 @@ pub(super) struct ContainerMetadata {
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct LinuxContainerSecurityContext {
+    #[prost(bool, tag = "2")]
+    pub(super) privileged: bool,
     #[prost(message, optional, tag = "3")]
     pub(super) namespace_options: Option<NamespaceOption>,
 }
@@ -147,6 +173,24 @@ pub(super) struct LinuxContainerConfig {
     pub(super) security_context: Option<LinuxContainerSecurityContext>,
 }
 
+/// What a mount has of mounts that are made later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Enumeration)]
+#[repr(i32)]
+pub(super) enum MountPropagation {
+    Private = 0,
+    HostToContainer = 1,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Mount {
+    #[prost(string, tag = "1")]
+    pub(super) container_path: String,
+    #[prost(string, tag = "2")]
+    pub(super) host_path: String,
+    #[prost(enumeration = "MountPropagation", tag = "5")]
+    pub(super) propagation: i32,
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ContainerConfig {
     #[prost(message, optional, tag = "1")]
@@ -155,6 +199,8 @@ pub(super) struct ContainerConfig {
     pub(super) image: Option<ImageSpec>,
     #[prost(string, repeated, tag = "3")]
     pub(super) command: Vec<String>,
+    #[prost(message, repeated, tag = "7")]
+    pub(super) mounts: Vec<Mount>,
     #[prost(string, tag = "11")]
     pub(super) log_path: String,
     #[prost(message, optional, tag = "15")]
@@ -177,11 +223,14 @@ pub(super) struct CreateContainerResponse {
     pub(super) container_id: String,
 }
 
-/// Of `StartContainer`, `StopContainer` (at once), `RemoveContainer` and `ContainerStatus`.
+/// Of `StartContainer`, `StopContainer`, `RemoveContainer` and `ContainerStatus`.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ContainerRequest {
     #[prost(string, tag = "1")]
     pub(super) container_id: String,
+    /// Of `StopContainer`: the seconds from SIGTERM to SIGKILL. 0: SIGKILL at once.
+    #[prost(int64, tag = "2")]
+    pub(super) timeout: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -10,9 +10,12 @@ mod image;
 mod kubelet;
 mod messages;
 mod oci;
+mod shape;
 
-pub use containerd::{Containerd, Handler};
+pub use containerd::{Containerd, Handler, import, network_config, unready};
+pub use image::NAME as IMAGE;
 pub use kubelet::{Container, Exited, Kubelet, Sandbox};
+pub use shape::{Bind, CgroupDriver, Processes, Shape};
 
 use super::NO_SKIP;
 
