@@ -5,9 +5,10 @@
 
 mod bench;
 mod clients;
+mod node_vm;
 mod sdks;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -34,6 +35,14 @@ enum Command {
         #[arg(long)]
         no_skip: bool,
     },
+    /// Runs a whole node on another kernel, with the agent on it; needs root.
+    NodeVm {
+        /// What `xtask/node-vm/build.sh` made.
+        node: PathBuf,
+    },
+    /// Runs on that node.
+    #[command(hide = true)]
+    InNodeVm,
     /// Runs inside a pod: asks as an SDK does.
     #[command(hide = true)]
     InPod(pod_client::Options),
@@ -63,6 +72,8 @@ fn main() -> ExitCode {
         Command::Bench(bench) => bench::run(&bench),
         Command::Clients { no_skip } => clients::run(no_skip),
         Command::Sdks { no_skip } => sdks::run(no_skip),
+        Command::NodeVm { node } => node_vm::run(&node),
+        Command::InNodeVm => node_vm::in_guest(),
         Command::InPod(options) => pod_client::main(&options),
         Command::InPodAttack => pod_client::attack::main(),
         Command::InPodVictim { pace } => pod_client::victim::main(&pace),

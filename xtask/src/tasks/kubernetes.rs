@@ -36,7 +36,7 @@ pub(crate) fn test_policies() -> Result<()> {
 }
 
 /// A folder of `target/tools`, which `script` makes where it is not there yet.
-fn tool(name: &str, script: &str, cost: &str) -> Result<PathBuf> {
+pub(super) fn tool(name: &str, script: &str, cost: &str) -> Result<PathBuf> {
     let folder = workspace().join("target/tools").join(name);
     if !folder.exists() {
         say(format!("making {} from Debian's packages ({cost}, once)", folder.display()));

@@ -1,6 +1,11 @@
-//! `cargo xtask demo`, `bench`, `test clients` and `test sdks`: builds the agent and the lab, and lets the lab do the rest.
+//! `cargo xtask demo`, `bench`, `test clients`, `test sdks` and `test node-vm`: builds the agent and the lab, and lets the
+//! lab do the rest.
 
-use anyhow::Result;
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+
+use super::kubernetes::tool;
 use xtask::{
     build,
     command::{command, run},
@@ -35,6 +40,18 @@ pub(crate) fn sdks(no_skip: bool) -> Result<()> {
     build::programs()?;
     let strict = no_skip.then(|| "--no-skip".to_owned());
     lab("sdks", strict.as_slice())
+}
+
+/// Has a whole node on another kernel, with the agent on it.
+pub(crate) fn node_vm() -> Result<()> {
+    ensure!(
+        cfg!(target_arch = "x86_64") && Path::new("/usr/bin/apt-get").exists(),
+        "the node is made on x86_64 Debian only: its packages come by apt"
+    );
+    ensure!(rustix::process::geteuid().is_root(), "root is needed to lay the node's disk out");
+    let node = tool("node-vm", "xtask/node-vm/build.sh", "1.5 GB and some minutes")?;
+    build::programs()?;
+    lab("node-vm", &[node.display().to_string()])
 }
 
 fn lab(subcommand: &str, options: &[String]) -> Result<()> {

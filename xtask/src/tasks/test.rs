@@ -18,7 +18,8 @@ pub(crate) struct Selection {
     /// A test that can't run here (it needs root, or a kernel with BPF) fails instead of being skipped.
     #[arg(long)]
     no_skip: bool,
-    /// The parts to run; without one, all but `sdks`, `policies`, `apiserver` and `kernels`. `runtime` and `hostile` are in `node`.
+    /// The parts to run; without one, all but `sdks`, `policies`, `apiserver`, `node-vm` and `kernels`. `runtime` and `hostile`
+    /// are in `node`.
     #[arg(value_enum)]
     parts: Vec<Part>,
     #[command(flatten)]
@@ -46,6 +47,8 @@ enum Part {
     Policies,
     /// The agent against a real kube-apiserver, which is built first: that takes some minutes, once.
     Apiserver,
+    /// The agent on a whole node: systemd, cgroup v2 and containerd on another kernel, which is laid out first: some minutes, once.
+    NodeVm,
     /// The kernel programs and the agent on Debian's kernels from 5.10 to the newest, in QEMU; writes the tables of
     /// `docs/kernels.md`.
     Kernels,
@@ -63,7 +66,7 @@ struct Step {
     action: fn(&Selection) -> Result<()>,
 }
 
-const STEPS: [Step; 15] = [
+const STEPS: [Step; 16] = [
     Step { part: Part::Checks, name: "format", action: |_| run(cargo("fmt").arg("--check")) },
     Step { part: Part::Checks, name: "tidy", action: |_| tidy::run() },
     Step { part: Part::Checks, name: "lints", action: |_| run(&mut lints()) },
@@ -115,6 +118,7 @@ const STEPS: [Step; 15] = [
     },
     Step { part: Part::Policies, name: "policies", action: |_| kubernetes::test_policies() },
     Step { part: Part::Apiserver, name: "real API server", action: |_| kubernetes::test_agent() },
+    Step { part: Part::NodeVm, name: "whole node", action: |_| lab::node_vm() },
     Step {
         part: Part::Kernels,
         name: "other kernels",
@@ -138,6 +142,7 @@ pub(crate) fn run_steps(selection: &Selection) -> Result<()> {
             Part::Sdks
                 | Part::Policies
                 | Part::Apiserver
+                | Part::NodeVm
                 | Part::Kernels
                 | Part::Runtime
                 | Part::Hostile
