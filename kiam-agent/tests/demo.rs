@@ -56,7 +56,7 @@ fn line_that_is_not_printed_or_stands_elsewhere_is_found() {
 
 #[test]
 fn readme_shows_what_the_demo_prints() {
-    if lab::skip("readme_shows_what_the_demo_prints") {
+    if lab::skip!() {
         return;
     }
     let lab = Path::new(AGENT).with_file_name("lab");

@@ -76,7 +76,7 @@ fn error(pod: &LabPod, options: &Options) -> String {
 
 #[test]
 fn connects_are_redirected_denied_or_left_alone_and_attested() {
-    if skip("connects_are_redirected_denied_or_left_alone_and_attested") {
+    if lab::skip!() {
         return;
     }
     let node = Node::start().unwrap();
@@ -124,7 +124,7 @@ fn connects_are_redirected_denied_or_left_alone_and_attested() {
 
 #[test]
 fn mptcp_is_redirected_and_tcp_sees_the_address_it_asked_for() {
-    if skip("mptcp_is_redirected_and_tcp_sees_the_address_it_asked_for") {
+    if lab::skip!() {
         return;
     }
     let node = Node::start().unwrap();
@@ -202,7 +202,7 @@ fn accept_all(node: &Node, mut lease: Lease) {
 
 #[test]
 fn all_containers_of_a_pod_share_its_quota_and_no_other_pod_does() {
-    if skip("all_containers_of_a_pod_share_its_quota_and_no_other_pod_does") {
+    if lab::skip!() {
         return;
     }
     let layouts = [Layout::SystemdGuaranteed, Layout::SystemdBurstable, Layout::CgroupfsBurstable];
@@ -225,7 +225,7 @@ fn all_containers_of_a_pod_share_its_quota_and_no_other_pod_does() {
 
 #[test]
 fn a_qos_class_that_comes_later_shares_a_quota_until_it_is_marked() {
-    if skip("a_qos_class_that_comes_later_shares_a_quota_until_it_is_marked") {
+    if lab::skip!() {
         return;
     }
     let node = Node::start().unwrap();
@@ -255,7 +255,7 @@ fn a_qos_class_that_comes_later_shares_a_quota_until_it_is_marked() {
 
 #[test]
 fn one_pods_flood_is_bounded_and_leaves_others_alone() {
-    if skip("one_pods_flood_is_bounded_and_leaves_others_alone") {
+    if lab::skip!() {
         return;
     }
     let node = Node::start().unwrap();
@@ -274,7 +274,7 @@ fn one_pods_flood_is_bounded_and_leaves_others_alone() {
 
 #[test]
 fn namespaces_that_a_pod_makes_share_its_quota() {
-    if skip("namespaces_that_a_pod_makes_share_its_quota") {
+    if lab::skip!() {
         return;
     }
     let node = Node::start().unwrap();
@@ -316,7 +316,7 @@ fn namespaces_that_a_pod_makes_share_its_quota() {
 
 #[test]
 fn connections_that_close_while_observed_count_no_more() {
-    if skip("connections_that_close_while_observed_count_no_more") {
+    if lab::skip!() {
         return;
     }
     let node = Node::start().unwrap();
@@ -336,7 +336,7 @@ fn connections_that_close_while_observed_count_no_more() {
 
 #[test]
 fn a_close_finds_its_entry_though_the_source_has_changed() {
-    if skip("a_close_finds_its_entry_though_the_source_has_changed") {
+    if lab::skip!() {
         return;
     }
     let node = Node::start().unwrap();
@@ -406,7 +406,7 @@ fn packets_that_pods_send_past_connect_are_dropped_by_the_guard_and_reach_the_im
 
 #[test]
 fn programs_that_come_above_the_pods_cgroup_turn_the_guard_on() {
-    if skip("programs_that_come_above_the_pods_cgroup_turn_the_guard_on") {
+    if lab::skip!() {
         return;
     }
     let node = Node::start().unwrap();

@@ -42,7 +42,7 @@ const ROWS: [Row; 4] = [
 
 #[test]
 fn the_agent_serves_with_each_flag_that_kernels_differ_in() {
-    if lab::skip("the_agent_serves_with_each_flag_that_kernels_differ_in") {
+    if lab::skip!() {
         return;
     }
     let mut failures = Vec::new();

@@ -11,7 +11,7 @@ use std::{
 };
 
 use kiam_kernel::intercept::last_renewed;
-use lab::{Agent, Lab, PodSpec, skip};
+use lab::{Agent, Lab, PodSpec};
 use tokio::time::Instant;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
@@ -89,7 +89,7 @@ impl Drop for Squeezed {
 
 #[test]
 fn the_lease_holds_with_a_twentieth_of_a_processor_under_a_flood() {
-    if skip("the_lease_holds_with_a_twentieth_of_a_processor_under_a_flood") {
+    if lab::skip!() {
         return;
     }
     let Some(squeezed) = Squeezed::new() else {

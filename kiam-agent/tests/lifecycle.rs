@@ -96,10 +96,7 @@ fn meanwhile(pod: &LabPod, work: impl FnOnce()) -> Vec<Attempt> {
 
 #[test]
 fn older_layout_is_taken_over_with_no_instant_without_programs() {
-    if lab::skip("older_layout_is_taken_over_with_no_instant_without_programs") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut agent = start(&lab, &[]);
     let pod = pod(&lab, "orders");
     assert_served(&lab, &pod, "orders");
@@ -137,7 +134,7 @@ fn older_layout_is_taken_over_with_no_instant_without_programs() {
 
 #[test]
 fn newer_layout_is_refused_with_a_sentence() {
-    if lab::skip("newer_layout_is_refused_with_a_sentence") {
+    if lab::skip!() {
         return;
     }
     let node = Node::start().unwrap();
@@ -158,7 +155,7 @@ fn newer_layout_is_refused_with_a_sentence() {
 
 #[test]
 fn half_finished_start_is_completed() {
-    if lab::skip("half_finished_start_is_completed") {
+    if lab::skip!() {
         return;
     }
     let node = Node::start().unwrap();
@@ -209,10 +206,7 @@ fn recreate(root: &Path) {
 
 #[test]
 fn recreated_pods_cgroup_is_followed() {
-    if lab::skip("recreated_pods_cgroup_is_followed") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut agent = start(&lab, &[]);
     let first = pod(&lab, "orders");
     assert_served(&lab, &first, "orders");
@@ -244,10 +238,7 @@ fn recreated_pods_cgroup_is_followed() {
 
 #[test]
 fn what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through() {
-    if lab::skip("what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     // Nothing but the programs keeps pods from the IMDS.
     let mut agent = start(&lab, &["--guard=none"]);
     let pod = pod(&lab, "orders");
@@ -295,10 +286,7 @@ fn what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through(
 
 #[test]
 fn an_agent_that_hangs_in_its_turn_keeps_nothing_detached() {
-    if lab::skip("an_agent_that_hangs_in_its_turn_keeps_nothing_detached") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut agent = start(&lab, &["--guard=none"]);
     let pod = pod(&lab, "orders");
     assert_served(&lab, &pod, "orders");
@@ -315,10 +303,7 @@ fn an_agent_that_hangs_in_its_turn_keeps_nothing_detached() {
 
 #[test]
 fn pins_of_a_newer_release_that_died_are_left_alone_and_told_of_once() {
-    if lab::skip("pins_of_a_newer_release_that_died_are_left_alone_and_told_of_once") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut agent = start(&lab, &[]);
     let pod = pod(&lab, "orders");
     let (ours, newer) = (lab.pins().join("v2"), lab.pins().join("v3"));
@@ -338,7 +323,7 @@ fn pins_of_a_newer_release_that_died_are_left_alone_and_told_of_once() {
 
 #[test]
 fn programs_of_another_agent_over_an_emptied_folder_are_told_from_ours() {
-    if lab::skip("programs_of_another_agent_over_an_emptied_folder_are_told_from_ours") {
+    if lab::skip!() {
         return;
     }
     let node = Node::start().unwrap();
@@ -358,10 +343,7 @@ fn programs_of_another_agent_over_an_emptied_folder_are_told_from_ours() {
 
 #[test]
 fn detach_on_exit_takes_everything_away_unless_another_agent_serves() {
-    if lab::skip("detach_on_exit_takes_everything_away_unless_another_agent_serves") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut old = start(&lab, &["--detach-on-exit"]);
     let pod = pod(&lab, "orders");
     assert_served(&lab, &pod, "orders");
@@ -380,10 +362,7 @@ fn detach_on_exit_takes_everything_away_unless_another_agent_serves() {
 
 #[test]
 fn agent_that_still_starts_ends_when_asked_though_it_is_process_1() {
-    if lab::skip("agent_that_still_starts_ends_when_asked_though_it_is_process_1") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     lab.kubernetes.stop();
     // Process 1 of a namespace is not ended by a signal that it does not handle.
     let mut command = lab.node.command("unshare").unwrap();
@@ -408,10 +387,7 @@ fn with_cores(mut shell: Command, folder: &Path, rest: &str) -> Command {
 
 #[test]
 fn agent_that_crashes_leaves_no_core_dump() {
-    if lab::skip("agent_that_crashes_leaves_no_core_dump") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let folder = tempfile::tempdir().unwrap();
     let control = with_cores(Command::new("sh"), folder.path(), "kill -ABRT $$").status().unwrap();
     for entry in fs::read_dir(folder.path()).unwrap() {
@@ -442,10 +418,7 @@ fn agent_that_crashes_leaves_no_core_dump() {
 
 #[test]
 fn uninstall_says_what_it_removed_and_not_under_a_running_agent() {
-    if lab::skip("uninstall_says_what_it_removed_and_not_under_a_running_agent") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut agent = start(&lab, &[]);
     let pod = pod(&lab, "orders");
     let refusal = format!("{:#}", lab.uninstall(Path::new(AGENT)).unwrap_err());
@@ -482,10 +455,7 @@ fn uninstall_by_force(lab: &Lab) -> (bool, String) {
 
 #[test]
 fn uninstall_by_force_is_for_an_agent_that_hangs_and_takes_away_what_that_holds() {
-    if lab::skip("uninstall_by_force_is_for_an_agent_that_hangs_and_takes_away_what_that_holds") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut agent = start(&lab, &["--guard=route,skb,uplink"]);
     let pod = pod(&lab, "orders");
     assert_served(&lab, &pod, "orders");

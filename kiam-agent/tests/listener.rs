@@ -32,10 +32,7 @@ fn bind_script(port: u16) -> String {
 
 #[test]
 fn pods_on_the_nodes_network_cant_bind_the_agents_ports_dead_or_alive() {
-    if lab::skip("pods_on_the_nodes_network_cant_bind_the_agents_ports_dead_or_alive") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let host_pod = lab.pod(PodSpec::new("kube-system", "cni").host_network()).unwrap();
     let pod = lab.pod(PodSpec::new("shop", "loki")).unwrap();
     let all = |what: &str| [what; 8].join(" ");
@@ -57,10 +54,7 @@ fn pods_on_the_nodes_network_cant_bind_the_agents_ports_dead_or_alive() {
 
 #[test]
 fn who_listens_in_the_dead_agents_place_is_not_connected_to() {
-    if lab::skip("who_listens_in_the_dead_agents_place_is_not_connected_to") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut agent = start(&lab, &["--host-network-pods=intercept"]);
     let spec = PodSpec::new("kube-system", "cni").role("cni").host_network();
     let pod = lab.pod(spec).unwrap();
@@ -87,10 +81,7 @@ fn who_listens_in_the_dead_agents_place_is_not_connected_to() {
 
 #[test]
 fn syns_that_no_connect_has_sent_take_no_place_in_the_queue() {
-    if lab::skip("syns_that_no_connect_has_sent_take_no_place_in_the_queue") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let agent = start(&lab, &[]);
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     // More than any accept queue holds, from the host, which no hook sees, while a pod works.

@@ -8,7 +8,7 @@ use std::{path::Path, thread, time::Duration};
 use lab::{
     Agent, Lab, LabPod, PodSpec,
     pod_client::{Imds, Options, Tally},
-    role_arn, skip,
+    role_arn,
 };
 use tokio::time::Instant;
 
@@ -31,7 +31,7 @@ const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
 
 #[test]
 fn under_load_and_across_takeovers_each_connection_gets_its_own_credentials() {
-    if skip("under_load_and_across_takeovers_each_connection_gets_its_own_credentials") {
+    if lab::skip!() {
         return;
     }
     under_load("--path=auto");
@@ -39,7 +39,7 @@ fn under_load_and_across_takeovers_each_connection_gets_its_own_credentials() {
 
 #[test]
 fn under_load_and_across_takeovers_the_nodes_path_does_the_same() {
-    if skip("under_load_and_across_takeovers_the_nodes_path_does_the_same") {
+    if lab::skip!() {
         return;
     }
     under_load("--path=node");

@@ -29,7 +29,7 @@ fn assert_refused(attempt: &Attempt, status: u16) {
 
 #[test]
 fn each_pod_gets_its_own_role_by_every_way() {
-    if lab::skip("each_pod_gets_its_own_role_by_every_way") {
+    if lab::skip!() {
         return;
     }
     let (_agent, lab) = ready(&[]);
@@ -58,7 +58,7 @@ fn each_pod_gets_its_own_role_by_every_way() {
 
 #[test]
 fn a_pod_without_a_role_gets_404_and_the_reason() {
-    if lab::skip("a_pod_without_a_role_gets_404_and_the_reason") {
+    if lab::skip!() {
         return;
     }
     let (_agent, lab) = ready(&[]);
@@ -75,7 +75,7 @@ fn a_pod_without_a_role_gets_404_and_the_reason() {
 
 #[test]
 fn an_address_that_another_pod_had_gives_the_new_pods_role() {
-    if lab::skip("an_address_that_another_pod_had_gives_the_new_pods_role") {
+    if lab::skip!() {
         return;
     }
     let (_agent, lab) = ready(&[]);
@@ -101,7 +101,7 @@ fn an_address_that_another_pod_had_gives_the_new_pods_role() {
 
 #[test]
 fn a_pod_is_answered_before_its_address_is_published() {
-    if lab::skip("a_pod_is_answered_before_its_address_is_published") {
+    if lab::skip!() {
         return;
     }
     let (_agent, lab) = ready(&[]);
@@ -113,7 +113,7 @@ fn a_pod_is_answered_before_its_address_is_published() {
 
 #[test]
 fn a_source_address_that_is_not_the_pods_is_refused() {
-    if lab::skip("a_source_address_that_is_not_the_pods_is_refused") {
+    if lab::skip!() {
         return;
     }
     let (_agent, lab) = ready(&["--path=node"]);
@@ -133,7 +133,7 @@ fn a_source_address_that_is_not_the_pods_is_refused() {
 
 #[test]
 fn a_cgroup_named_like_another_pods_gives_nothing_of_it() {
-    if lab::skip("a_cgroup_named_like_another_pods_gives_nothing_of_it") {
+    if lab::skip!() {
         return;
     }
     let (_agent, lab) = ready(&[]);
@@ -149,7 +149,7 @@ fn a_cgroup_named_like_another_pods_gives_nothing_of_it() {
 
 #[test]
 fn a_direct_connection_to_the_agent_is_refused() {
-    if lab::skip("a_direct_connection_to_the_agent_is_refused") {
+    if lab::skip!() {
         return;
     }
     let (_agent, lab) = ready(&[]);
@@ -173,7 +173,7 @@ fn a_direct_connection_to_the_agent_is_refused() {
 
 #[test]
 fn other_ports_and_protocols_are_refused_by_the_kernel() {
-    if lab::skip("other_ports_and_protocols_are_refused_by_the_kernel") {
+    if lab::skip!() {
         return;
     }
     let (_agent, lab) = ready(&[]);
@@ -193,7 +193,7 @@ fn other_ports_and_protocols_are_refused_by_the_kernel() {
 
 #[test]
 fn a_thousand_requests_cost_one_assume_role() {
-    if lab::skip("a_thousand_requests_cost_one_assume_role") {
+    if lab::skip!() {
         return;
     }
     let (_agent, lab) = ready(&[]);
@@ -209,7 +209,7 @@ fn a_thousand_requests_cost_one_assume_role() {
 
 #[test]
 fn the_host_and_its_pods_keep_the_nodes_role() {
-    if lab::skip("the_host_and_its_pods_keep_the_nodes_role") {
+    if lab::skip!() {
         return;
     }
     let (_agent, lab) = ready(&[]);
@@ -223,7 +223,7 @@ fn the_host_and_its_pods_keep_the_nodes_role() {
 
 #[test]
 fn a_namespace_that_permits_other_roles_only_gets_none() {
-    if lab::skip("a_namespace_that_permits_other_roles_only_gets_none") {
+    if lab::skip!() {
         return;
     }
     let (_agent, lab) = ready(&[]);

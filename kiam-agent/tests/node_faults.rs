@@ -37,10 +37,7 @@ fn assert_shut(lab: &Lab, pod: &LabPod) {
 
 #[test]
 fn kill_9_under_load_lets_nothing_through() {
-    if lab::skip("kill_9_under_load_lets_nothing_through") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut agent = start(&lab);
     let pods = ["orders", "reports"].map(|role| (role, pod(&lab, role)));
     for (role, pod) in &pods {
@@ -77,7 +74,7 @@ fn kill_9_under_load_lets_nothing_through() {
 /// As on a node where others of the same user have all the instances that it may have.
 #[test]
 fn an_agent_without_inotify_serves_pods_and_shows_that_until_there_is_one() {
-    if lab::skip("an_agent_without_inotify_serves_pods_and_shows_that_until_there_is_one") {
+    if lab::skip!() {
         return;
     }
     let refused = || {
@@ -110,10 +107,7 @@ fn an_agent_without_inotify_serves_pods_and_shows_that_until_there_is_one() {
 
 #[test]
 fn an_agent_that_hangs_is_denied_at_once_after_its_lease() {
-    if lab::skip("an_agent_that_hangs_is_denied_at_once_after_its_lease") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let agent = start(&lab);
     let pod = pod(&lab, "orders");
     lab.assert_role(&pod.credentials().unwrap(), "orders");
@@ -134,10 +128,7 @@ fn an_agent_that_hangs_is_denied_at_once_after_its_lease() {
 
 #[test]
 fn an_agent_that_ends_politely_leaves_the_door_shut() {
-    if lab::skip("an_agent_that_ends_politely_leaves_the_door_shut") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut agent = start(&lab);
     let pod = pod(&lab, "orders");
     lab.assert_role(&pod.credentials().unwrap(), "orders");
@@ -150,10 +141,7 @@ fn an_agent_that_ends_politely_leaves_the_door_shut() {
 
 #[test]
 fn pods_are_denied_before_the_api_server_has_answered_at_all() {
-    if lab::skip("pods_are_denied_before_the_api_server_has_answered_at_all") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     lab.kubernetes.stop();
     let pod = pod(&lab, "orders");
     let mut agent = Agent::start(&lab, Path::new(AGENT), &[]).unwrap();
@@ -173,10 +161,7 @@ fn pods_are_denied_before_the_api_server_has_answered_at_all() {
 
 #[test]
 fn known_pods_are_served_while_the_api_server_is_away() {
-    if lab::skip("known_pods_are_served_while_the_api_server_is_away") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let _agent = start(&lab);
     let known = pod(&lab, "orders");
     lab.assert_role(&known.credentials().unwrap(), "orders");
@@ -196,10 +181,7 @@ fn known_pods_are_served_while_the_api_server_is_away() {
 
 #[test]
 fn a_watch_that_is_too_old_is_replaced_by_a_list() {
-    if lab::skip("a_watch_that_is_too_old_is_replaced_by_a_list") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let _agent = start(&lab);
     for (gone, role) in [(Gone::Event, "orders"), (Gone::Status, "reports")] {
         let lists = lab.kubernetes.lists(Resource::Pods);
@@ -219,10 +201,7 @@ fn a_watch_that_is_too_old_is_replaced_by_a_list() {
 
 #[test]
 fn credentials_outlive_sts() {
-    if lab::skip("credentials_outlive_sts") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let _agent = start(&lab);
     let known = pod(&lab, "orders");
     lab.assert_role(&known.credentials().unwrap(), "orders");
@@ -240,10 +219,7 @@ fn credentials_outlive_sts() {
 
 #[test]
 fn uninstall_takes_everything_away() {
-    if lab::skip("uninstall_takes_everything_away") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut agent = start(&lab);
     let pod = pod(&lab, "orders");
     lab.assert_role(&pod.credentials().unwrap(), "orders");

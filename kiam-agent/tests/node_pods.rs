@@ -34,8 +34,7 @@ fn ready(further: &[&str]) -> (Agent, Lab) {
 
 #[test]
 fn pods_of_a_node_role_have_the_nodes_and_reach_it_through_the_agent_alone() {
-    let name = "pods_of_a_node_role_have_the_nodes_and_reach_it_through_the_agent_alone";
-    if lab::skip(name) {
+    if lab::skip!() {
         return;
     }
     let (agent, lab) = ready(&["--node-role=kube-system/csi", "--node-role=kube-system/other"]);
@@ -64,7 +63,7 @@ fn pods_of_a_node_role_have_the_nodes_and_reach_it_through_the_agent_alone() {
 
 #[test]
 fn a_host_network_pod_that_is_intercepted_has_its_own_role() {
-    if lab::skip("a_host_network_pod_that_is_intercepted_has_its_own_role") {
+    if lab::skip!() {
         return;
     }
     let (_agent, lab) = ready(&["--host-network-pods=intercept", "--node-role=kube-system/cni"]);
@@ -83,7 +82,7 @@ fn a_host_network_pod_that_is_intercepted_has_its_own_role() {
 
 #[test]
 fn a_pod_that_the_watch_did_not_show_is_found_by_a_list_once_a_second() {
-    if lab::skip("a_pod_that_the_watch_did_not_show_is_found_by_a_list_once_a_second") {
+    if lab::skip!() {
         return;
     }
     let (_agent, lab) = ready(&["--sync-interval=1h"]);
@@ -118,7 +117,7 @@ fn a_pod_that_the_watch_did_not_show_is_found_by_a_list_once_a_second() {
 
 #[test]
 fn cgroups_that_no_kubelet_made_are_no_pods() {
-    if lab::skip("cgroups_that_no_kubelet_made_are_no_pods") {
+    if lab::skip!() {
         return;
     }
     let (_agent, lab) = ready(&[]);
@@ -160,7 +159,7 @@ fn rejected(agent: &Agent) -> u64 {
 
 #[test]
 fn connections_that_a_pod_holds_are_limited_and_no_others_trouble() {
-    if lab::skip("connections_that_a_pod_holds_are_limited_and_no_others_trouble") {
+    if lab::skip!() {
         return;
     }
     let (mut agent, lab) = ready(&["--host-network-pods=intercept"]);
@@ -222,7 +221,7 @@ fn connections_that_a_pod_holds_are_limited_and_no_others_trouble() {
 
 #[test]
 fn static_pods_are_known_by_their_mirrors_where_the_operator_has_them() {
-    if lab::skip("static_pods_are_known_by_their_mirrors_where_the_operator_has_them") {
+    if lab::skip!() {
         return;
     }
     let (agent, lab) = ready(&["--static-pod-namespaces=kube-system,node-system"]);
@@ -276,7 +275,7 @@ impl Drop for Depths<'_> {
 
 #[test]
 fn a_cgroup_whose_path_is_too_long_refuses_its_own_processes_alone() {
-    if lab::skip("a_cgroup_whose_path_is_too_long_refuses_its_own_processes_alone") {
+    if lab::skip!() {
         return;
     }
     let (agent, lab) = ready(&[]);

@@ -38,10 +38,7 @@ fn eventually_logged(agent: &Agent, lines: &[&[&str]]) {
 
 #[test]
 fn observing_changes_nothing_and_tells_who_would_get_what() {
-    if lab::skip("observing_changes_nothing_and_tells_who_would_get_what") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     // An agent that enforced left its guard and programs behind; the mode is what the operator says now.
     let mut enforcing = start(&lab, &[]);
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();

@@ -68,10 +68,7 @@ fn explained(lab: &Lab, name: &str) -> String {
 
 #[test]
 fn a_pod_that_asked_before_the_agent_came_shows_and_a_later_one_does_not() {
-    if lab::skip("a_pod_that_asked_before_the_agent_came_shows_and_a_later_one_does_not") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let early = pod(&lab, "early");
     // What the whole matter is about.
     let asked = early.credentials().unwrap();
@@ -100,10 +97,7 @@ fn a_pod_that_asked_before_the_agent_came_shows_and_a_later_one_does_not() {
 
 #[test]
 fn agents_that_come_later_know_it_as_long_as_nothing_was_detached() {
-    if lab::skip("agents_that_come_later_know_it_as_long_as_nothing_was_detached") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let _early = pod(&lab, "early");
     thread::sleep(TICKS);
     let mut first = start(&lab, &[]);
@@ -137,10 +131,7 @@ fn agents_that_come_later_know_it_as_long_as_nothing_was_detached() {
 
 #[test]
 fn programs_that_somebody_detached_make_all_pods_older() {
-    if lab::skip("programs_that_somebody_detached_make_all_pods_older") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let agent = start(&lab, &[]);
     let _pod = pod(&lab, "orders");
     thread::sleep(TICKS);
@@ -152,10 +143,7 @@ fn programs_that_somebody_detached_make_all_pods_older() {
 
 #[test]
 fn pods_that_may_come_back_are_evicted_where_that_is_asked_for() {
-    if lab::skip("pods_that_may_come_back_are_evicted_where_that_is_asked_for") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let made_by = |name: &str, kind: &str| {
         lab.pod(PodSpec::new("shop", name).role("orders").controller(kind)).unwrap()
     };

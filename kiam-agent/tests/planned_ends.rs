@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use lab::{Agent, Asking, Lab, LabPod, PodSpec, eventually, pod_client::Options, role_arn, skip};
+use lab::{Agent, Asking, Lab, LabPod, PodSpec, eventually, pod_client::Options, role_arn};
 use rustix::process::Signal;
 use tokio::time::Instant;
 
@@ -106,7 +106,7 @@ impl Node {
 
 #[test]
 fn successor_that_comes_after_sigterm_loses_no_request() {
-    if skip("successor_that_comes_after_sigterm_loses_no_request") {
+    if lab::skip!() {
         return;
     }
     // Longer than the successor takes on any machine: how long the old agent waits is not what is tried here.
@@ -132,7 +132,7 @@ fn successor_that_comes_after_sigterm_loses_no_request() {
 
 #[test]
 fn agent_without_successor_serves_until_its_grace_period_is_nearly_over() {
-    if skip("agent_without_successor_serves_until_its_grace_period_is_nearly_over") {
+    if lab::skip!() {
         return;
     }
     let mut node = Node::start(8, &[]);
@@ -153,7 +153,7 @@ fn agent_without_successor_serves_until_its_grace_period_is_nearly_over() {
 
 #[test]
 fn second_signal_ends_the_agent_at_once() {
-    if skip("second_signal_ends_the_agent_at_once") {
+    if lab::skip!() {
         return;
     }
     for second in [Signal::TERM, Signal::INT] {
@@ -172,7 +172,7 @@ fn second_signal_ends_the_agent_at_once() {
 
 #[test]
 fn interrupt_or_a_grace_period_of_nothing_ends_the_agent_at_once() {
-    if skip("interrupt_or_a_grace_period_of_nothing_ends_the_agent_at_once") {
+    if lab::skip!() {
         return;
     }
     for (grace, signal) in [(120, Signal::INT), (0, Signal::TERM)] {
@@ -186,7 +186,7 @@ fn interrupt_or_a_grace_period_of_nothing_ends_the_agent_at_once() {
 
 #[test]
 fn successor_that_dies_half_way_leaves_the_ending_agent_serving() {
-    if skip("successor_that_dies_half_way_leaves_the_ending_agent_serving") {
+    if lab::skip!() {
         return;
     }
     let mut node = Node::start(20, &[]);
@@ -211,7 +211,7 @@ fn successor_that_dies_half_way_leaves_the_ending_agent_serving() {
 
 #[test]
 fn programs_are_detached_within_the_grace_period_when_nobody_comes_and_not_before() {
-    if skip("programs_are_detached_within_the_grace_period_when_nobody_comes_and_not_before") {
+    if lab::skip!() {
         return;
     }
     let mut node = Node::start(8, &["--detach-on-exit"]);
@@ -235,7 +235,7 @@ fn programs_are_detached_within_the_grace_period_when_nobody_comes_and_not_befor
 
 #[test]
 fn successor_that_still_lacks_a_role_takes_over_before_the_agent_ends() {
-    if skip("successor_that_still_lacks_a_role_takes_over_before_the_agent_ends") {
+    if lab::skip!() {
         return;
     }
     let mut node = Node::start(30, &[]);

@@ -17,7 +17,7 @@ use kiam_kernel::{
     intercept::{self, Config, HostNetworkPods, Interception, Mode, Path as Way},
     sys::cookie_of,
 };
-use lab::{Cgroup, Netns, cgroup_mount_point, skip};
+use lab::{Cgroup, Netns, cgroup_mount_point};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
@@ -105,7 +105,7 @@ fn expected(config: &Config, told: bool) -> Result<bool, &'static str> {
 
 #[test]
 fn every_program_loads_and_attaches_with_each_set_of_constants() {
-    if skip("every_program_loads_and_attaches_with_each_set_of_constants") {
+    if lab::skip!() {
         return;
     }
     // With an uplink that leads nowhere.

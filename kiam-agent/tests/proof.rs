@@ -45,7 +45,7 @@ fn eventually_while(agent: &Agent, status: u16, text: &str, again: impl Fn()) {
 
 #[test]
 fn the_proof_passes_with_every_guard_and_nothing_of_it_reaches_the_imds() {
-    if lab::skip("the_proof_passes_with_every_guard_and_nothing_of_it_reaches_the_imds") {
+    if lab::skip!() {
         return;
     }
     for further in [
@@ -68,10 +68,7 @@ fn the_proof_passes_with_every_guard_and_nothing_of_it_reaches_the_imds() {
 
 #[test]
 fn a_hook_that_is_taken_away_costs_readiness_and_is_named() {
-    if lab::skip("a_hook_that_is_taken_away_costs_readiness_and_is_named") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     let agent = start(&lab, &["--proof-interval=1s"]);
     // While another agent attaches its programs, this one puts nothing back at once.
@@ -88,10 +85,7 @@ fn a_hook_that_is_taken_away_costs_readiness_and_is_named() {
 
 #[test]
 fn without_a_guard_the_proof_asks_only_for_what_is_promised_and_with_one_it_sees_leaks() {
-    if lab::skip("without_a_guard_the_proof_asks_only_for_what_is_promised") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let agent = start(&lab, &["--guard=none"]);
     eventually(&agent, 200, "proof: passed");
     // Its raw packet and its rewritten connect have left the node, and the real service has seen them.

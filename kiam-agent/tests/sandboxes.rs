@@ -306,7 +306,7 @@ fn pods_are_found_and_shown_to_be_unwatched_while_the_kernel_refuses_watches() {
         ("inotify_add_watch", libc::SYS_inotify_add_watch, libc::ENOSPC),
     ];
     for (name, call, errno) in calls {
-        if lab::skip("pods_are_found_and_shown_to_be_unwatched") {
+        if lab::skip!() {
             return;
         }
         // A filter stays with its thread.
@@ -781,7 +781,7 @@ fn resident() -> usize {
 #[test]
 fn a_node_full_of_pods_has_its_listeners_within_a_second_and_keeps_none_of_what_ends() {
     let _alone = alone();
-    if lab::skip("a_node_full_of_pods") {
+    if lab::skip!() {
         return;
     }
     // More by hand, for what 1,000 pods cost.

@@ -3,7 +3,7 @@
 use std::{path::Path, thread, time::Duration};
 
 use http::Method;
-use lab::{Agent, Lab, NODE_NAME, PodSpec, eventually, fake::Injected};
+use lab::{Agent, NODE_NAME, PodSpec, eventually, fake::Injected};
 use serde_json::{Value, json};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
@@ -25,10 +25,7 @@ fn is_ready(agent: &Agent) -> bool {
 
 #[test]
 fn the_taint_goes_once_the_agent_is_ready_and_no_other_with_it() {
-    if lab::skip("the_taint_goes_once_the_agent_is_ready_and_no_other_with_it") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     lab.kubernetes.apply_node(NODE_NAME, &taints());
     // Pods of another node are none of its business.
     lab.kubernetes.apply_node("other-node", &taints());
@@ -50,10 +47,7 @@ fn the_taint_goes_once_the_agent_is_ready_and_no_other_with_it() {
 
 #[test]
 fn who_may_not_or_is_too_late_tries_again_and_says_so() {
-    if lab::skip("who_may_not_or_is_too_late_tries_again_and_says_so") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     lab.kubernetes.apply_node(NODE_NAME, &taints());
     let patched = |injected: Injected| injected.method(Method::PATCH).path(NODE);
     let faults = lab.kubernetes.faults();

@@ -117,10 +117,7 @@ fn three_pods(lab: &Lab) -> [(&'static str, LabPod); 3] {
 
 #[test]
 fn twenty_takeovers_under_load_fail_no_request() {
-    if lab::skip("twenty_takeovers_under_load_fail_no_request") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut agent = start(&lab, &[]);
     let pods = three_pods(&lab);
     let started = Instant::now();
@@ -191,10 +188,7 @@ fn takeover_and_restart(
 
 #[test]
 fn cgroups_that_one_pod_makes_keep_no_agent_from_the_others() {
-    if lab::skip("cgroups_that_one_pod_makes_keep_no_agent_from_the_others") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut agent = start(&lab, &[]);
     let pods = three_pods(&lab);
     let hostile = lab.pod(PodSpec::new("other", "hostile").role("orders")).unwrap();
@@ -211,10 +205,7 @@ fn cgroups_that_one_pod_makes_keep_no_agent_from_the_others() {
 
 #[test]
 fn successor_with_another_port_takes_over_without_a_gap() {
-    if lab::skip("successor_with_another_port_takes_over_without_a_gap") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut agent = start(&lab, &[]);
     let pods = three_pods(&lab);
     for port in ["--port=3200", "--port=0", "--port=3100"] {
@@ -230,10 +221,7 @@ fn successor_with_another_port_takes_over_without_a_gap() {
 
 #[test]
 fn successor_that_goes_by_addresses_takes_the_filter_of_syns_away() {
-    if lab::skip("successor_that_goes_by_addresses_takes_the_filter_of_syns_away") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     // Of a host's process, as it comes of a guest that the hooks don't see: there is no record of it.
     let connect = || {
         let to = (NODE_V4, 3100).into();
@@ -259,10 +247,7 @@ fn successor_that_goes_by_addresses_takes_the_filter_of_syns_away() {
 
 #[test]
 fn relieved_agent_stays_alive_and_unready_and_leaves_the_lease() {
-    if lab::skip("relieved_agent_stays_alive_and_unready_and_leaves_the_lease") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut old = start(&lab, &[]);
     let pod = pod(&lab, "orders");
     assert_served(&lab, &pod, "orders");
@@ -327,10 +312,7 @@ fn attach_to_nowhere(lab: &Lab) {
 
 #[test]
 fn probe_asks_the_agent_of_its_own_container() {
-    if lab::skip("probe_asks_the_agent_of_its_own_container") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     // To `SO_PEERCRED`, a container is a process namespace.
     let begin = || {
         let mut command = lab.node.command("unshare").unwrap();
@@ -366,10 +348,7 @@ fn probe_asks_the_agent_of_its_own_container() {
 
 #[test]
 fn successor_that_dies_half_way_leaves_the_old_agent_serving() {
-    if lab::skip("successor_that_dies_half_way_leaves_the_old_agent_serving") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut old = start(&lab, &[]);
     let pods = three_pods(&lab);
     let load = Load::start(&lab, &pods);
@@ -404,10 +383,7 @@ fn successor_that_dies_half_way_leaves_the_old_agent_serving() {
 
 #[test]
 fn programs_of_an_agent_that_does_not_take_over_are_left_to_it_until_it_is_gone() {
-    if lab::skip("programs_of_an_agent_that_does_not_take_over_are_left_to_it_until_it_is_gone") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut agent = start(&lab, &[]);
     let pod = pod(&lab, "orders");
     assert_served(&lab, &pod, "orders");
@@ -427,10 +403,7 @@ fn programs_of_an_agent_that_does_not_take_over_are_left_to_it_until_it_is_gone(
 
 #[test]
 fn of_agents_that_start_at_once_one_serves_and_hands_over_to_the_other() {
-    if lab::skip("of_agents_that_start_at_once_one_serves_and_hands_over_to_the_other") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let pod = pod(&lab, "orders");
     // Ports of their own, so that not those decide.
     let flags = [&["--port=3100"][..], &["--port=3200", "--admin=127.0.0.1:3201"]];
@@ -461,10 +434,7 @@ fn of_agents_that_start_at_once_one_serves_and_hands_over_to_the_other() {
 
 #[test]
 fn successor_that_knows_nothing_does_not_take_over() {
-    if lab::skip("successor_that_knows_nothing_does_not_take_over") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut old = start(&lab, &[]);
     let pods = three_pods(&lab);
     lab.kubernetes.stop();
@@ -494,8 +464,7 @@ fn successor_that_knows_nothing_does_not_take_over() {
 
 #[test]
 fn successor_asks_sts_for_nothing_that_was_held_and_a_cold_start_for_each_role_once() {
-    if lab::skip("successor_asks_sts_for_nothing_that_was_held_and_a_cold_start_for_each_role_once")
-    {
+    if lab::skip!() {
         return;
     }
     let lab = Lab::start().unwrap();
@@ -527,10 +496,7 @@ fn successor_asks_sts_for_nothing_that_was_held_and_a_cold_start_for_each_role_o
 
 #[test]
 fn successor_of_an_agent_that_is_killed_waits_no_longer() {
-    if lab::skip("successor_of_an_agent_that_is_killed_waits_no_longer") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut old = start(&lab, &[]);
     let pod = pod(&lab, "orders");
     assert_served(&lab, &pod, "orders");
@@ -548,10 +514,7 @@ fn successor_of_an_agent_that_is_killed_waits_no_longer() {
 
 #[test]
 fn successor_of_an_agent_that_hangs_waits_for_its_end() {
-    if lab::skip("successor_of_an_agent_that_hangs_waits_for_its_end") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut old = start(&lab, &[]);
     let pod = pod(&lab, "orders");
     assert_served(&lab, &pod, "orders");
@@ -569,10 +532,7 @@ fn successor_of_an_agent_that_hangs_waits_for_its_end() {
 
 #[test]
 fn agent_that_hung_while_it_was_replaced_finds_out_and_leaves_the_lease() {
-    if lab::skip("agent_that_hung_while_it_was_replaced_finds_out_and_leaves_the_lease") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut old = start(&lab, &[]);
     let pod = pod(&lab, "orders");
     assert_served(&lab, &pod, "orders");
@@ -609,10 +569,7 @@ fn ask_for_sockets(lab: &Lab, mut python: Command, uid: u32) -> String {
 
 #[test]
 fn sockets_are_given_to_the_hosts_root_alone() {
-    if lab::skip("sockets_are_given_to_the_hosts_root_alone") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let agent = start(&lab, &[]);
     let thief = pod(&lab, "orders");
     let host = || lab.node.command("python3").unwrap();
@@ -635,10 +592,7 @@ fn sockets_are_given_to_the_hosts_root_alone() {
 
 #[test]
 fn agents_in_pods_of_their_own_take_over_and_keep_the_nodes_role() {
-    if lab::skip("agents_in_pods_of_their_own_take_over_and_keep_the_nodes_role") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let agent_pod =
         |name: &str| lab.node.pod(PodSpec::new("kube-system", name).host_network()).unwrap();
     // Intercepted like any other pod, were they not the agents' own.

@@ -2,7 +2,7 @@
 
 use std::{path::Path, thread, time::Duration};
 
-use lab::{Agent, Lab, PodSpec, eventually, fake::Injected, pod_client::Options};
+use lab::{Agent, PodSpec, eventually, fake::Injected, pod_client::Options};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const LIMIT: Duration = Duration::from_secs(60);
@@ -14,10 +14,7 @@ const IN_TIME: Duration = Duration::from_millis(500);
 
 #[test]
 fn a_pod_that_floods_a_slow_metadata_service_delays_no_other() {
-    if lab::skip("a_pod_that_floods_a_slow_metadata_service_delays_no_other") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let flags = ["--allow-path=/latest/meta-data/mac", "--allow-path=/latest/meta-data/hostname"];
     let mut agent = Agent::start(&lab, Path::new(AGENT), &flags).unwrap();
     agent.wait_ready(LIMIT).unwrap();

@@ -41,12 +41,8 @@ fn bridge(lab: &Lab, server: SocketAddr) {
 
 #[tokio::test]
 async fn pods_of_the_real_api_server_are_told_apart_by_the_kernel() {
-    let name = "pods_of_the_real_api_server_are_told_apart_by_the_kernel";
     let Some(cluster) = Cluster::start().await else { return };
-    if lab::skip(name) {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     bridge(&lab, cluster.server.address());
     let token = lab.node.folder().join("token");
     fs::write(&token, cluster.token().await).unwrap();

@@ -51,10 +51,7 @@ fn a_cold_node_of_200_pods_and_20_roles_makes_exactly_20_calls() {
 
 #[test]
 fn a_cold_lab_node_asks_once_a_role_and_real_pods_are_served() {
-    if lab::skip("a_cold_lab_node_asks_once_a_role_and_real_pods_are_served") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let spec =
         |n: u16| PodSpec::new("shop", &format!("pod-{n}")).role(&format!("role-{}", n % ROLES));
     (5..PODS).for_each(|n| drop(lab.schedule(spec(n)).unwrap()));

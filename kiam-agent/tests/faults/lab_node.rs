@@ -24,7 +24,7 @@ fn start(lab: &Lab, flags: &[&str]) -> Agent {
 
 #[test]
 fn a_black_holed_watch_never_gives_an_address_its_old_pods_role() {
-    if lab::skip("a_black_holed_watch_never_gives_an_address_its_old_pods_role") {
+    if lab::skip!() {
         return;
     }
     for path in ["--path=auto", "--path=node"] {
@@ -59,10 +59,7 @@ fn a_black_holed_watch_never_gives_an_address_its_old_pods_role() {
 
 #[test]
 fn pods_do_not_notice_that_the_metadata_service_is_away() {
-    if lab::skip("pods_do_not_notice_that_the_metadata_service_is_away") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let _agent = start(&lab, &[]);
     let pod = |role: &str| lab.pod(PodSpec::new("shop", role).role(role)).unwrap();
     let assert_served = |pod: &LabPod, role: &str| {
@@ -84,10 +81,7 @@ fn pods_do_not_notice_that_the_metadata_service_is_away() {
 /// The node's own credentials expire, and STS refuses them: IMDS gives out none that are fresh for a while.
 #[test]
 fn node_credentials_that_have_expired_are_not_noticed_and_fresh_ones_are_taken() {
-    if lab::skip("node_credentials_that_have_expired_are_not_noticed_and_fresh_ones_are_taken") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let path = format!("/latest/meta-data/iam/security-credentials/{NODE_ROLE}");
     // In an outage of IMDS, AWS itself takes these for a while.
     let expired = lab.imds.faults().inject(Injected::edit(expired).path(&path));

@@ -47,11 +47,7 @@ fn asks(pod: &LabPod) -> String {
 
 #[test]
 fn at_boot_no_pod_reaches_the_imds_before_the_agent_and_the_agent_adopts_the_rules() {
-    let name = "at_boot_no_pod_reaches_the_imds_before_the_agent_and_the_agent_adopts_the_rules";
-    if lab::skip(name) {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let folder = units();
     let script = folder.path().join("kiam-boot-guard.sh");
     fs::write(&script, printed("script", &[])).unwrap();
@@ -107,10 +103,7 @@ fn at_boot_no_pod_reaches_the_imds_before_the_agent_and_the_agent_adopts_the_rul
 
 #[test]
 fn a_boot_guard_that_can_not_be_written_shows_and_the_agent_serves() {
-    if lab::skip("a_boot_guard_that_can_not_be_written_shows_and_the_agent_serves") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let agent = start(&lab, &["--boot-guard=/proc/sys"]);
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     lab.assert_role(&pod.credentials().unwrap(), "orders");

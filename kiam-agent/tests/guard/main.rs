@@ -161,10 +161,7 @@ impl Drop for Held {
 
 #[test]
 fn nothing_sent_past_the_hooks_arrives_while_the_agent_runs_and_after_it_died() {
-    if lab::skip("nothing_sent_past_the_hooks_arrives_while_the_agent_runs_and_after_it_died") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut agent = start(&lab, &[]);
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     assert_shut(&lab, &pod, "with the agent");
@@ -201,10 +198,7 @@ const REMOVED: [(&str, u32); 8] = [
 
 #[test]
 fn rules_that_somebody_removes_are_put_back_at_once() {
-    if lab::skip("rules_that_somebody_removes_are_put_back_at_once") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let agent = start(&lab, &["--guard-preference=40"]);
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     let netns = lab.node.netns();
@@ -242,10 +236,7 @@ fn flood(pod: &LabPod) -> Child {
 
 #[test]
 fn another_preference_moves_the_rules_without_a_gap() {
-    if lab::skip("another_preference_moves_the_rules_without_a_gap") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     let mut agent = start(&lab, &[]);
     let mut flood = flood(&pod);
@@ -265,10 +256,7 @@ fn another_preference_moves_the_rules_without_a_gap() {
 
 #[test]
 fn a_nodes_own_route_to_imds_counts_in_whatever_table_it_is() {
-    if lab::skip("a_nodes_own_route_to_imds_counts_in_whatever_table_it_is") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let netns = lab.node.netns();
     for (family, to, source) in
         [("-4", "169.254.169.254", "10.77.0.1"), ("-6", "fd00:ec2::254", "fd77::1")]
@@ -299,7 +287,7 @@ fn of_a_removed_cgroup(pod: &LabPod) -> Held {
 
 #[test]
 fn connections_of_pods_that_are_older_than_the_agent_end_and_the_hosts_go_on() {
-    if lab::skip("connections_of_pods_that_are_older_than_the_agent_end_and_the_hosts_go_on") {
+    if lab::skip!() {
         return;
     }
     let ended = "Software caused connection abort";
@@ -352,7 +340,7 @@ fn connections_of_pods_that_are_older_than_the_agent_end_and_the_hosts_go_on() {
 
 #[test]
 fn a_node_whose_pods_bypass_its_routing_is_found_out() {
-    if lab::skip("a_node_whose_pods_bypass_its_routing_is_found_out") {
+    if lab::skip!() {
         return;
     }
     for bypass in [false, true] {
@@ -425,10 +413,7 @@ fn pinned_uplinks(lab: &Lab) -> Vec<String> {
 
 #[test]
 fn packet_sockets_of_host_network_pods_end_at_the_uplinks() {
-    if lab::skip("packet_sockets_of_host_network_pods_end_at_the_uplinks") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut agent = start(&lab, &["--host-network-pods=intercept"]);
     let spec = PodSpec::new("kube-system", "proxy").host_network();
     let pod = lab.pod(spec).unwrap();
@@ -494,10 +479,7 @@ fn packet_sockets_of_host_network_pods_end_at_the_uplinks() {
 
 #[test]
 fn what_pods_send_past_the_routing_rules_ends_at_the_uplinks() {
-    if lab::skip("what_pods_send_past_the_routing_rules_ends_at_the_uplinks") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut agent = start(&lab, &["--guard=uplink"]);
     assert_eq!(rules(lab.node.netns()), Vec::<String>::new());
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
@@ -510,10 +492,7 @@ fn what_pods_send_past_the_routing_rules_ends_at_the_uplinks() {
 
 #[test]
 fn an_agent_without_the_guard_takes_an_earlier_ones_away() {
-    if lab::skip("an_agent_without_the_guard_takes_an_earlier_ones_away") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     for further in ["--guard=none", "--mode=observe"] {
         let mut agent = start(&lab, &["--guard=route,uplink"]);
         assert_eq!(rules(lab.node.netns()).len(), 12);

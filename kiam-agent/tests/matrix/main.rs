@@ -11,7 +11,7 @@ mod table;
 
 use std::{path::Path, thread, time::Duration};
 
-use lab::{Agent, Lab, NODE_V6, eventually, skip};
+use lab::{Agent, Lab, NODE_V6, eventually};
 
 use crate::{
     judge::{Outcome, State},
@@ -31,7 +31,7 @@ const READY_LIMIT: Duration = Duration::from_secs(30);
 /// What ordinary pods try, with what the agent has by default: a listener inside each of them.
 #[test]
 fn nothing_gets_past_from_a_pod() {
-    if skip("nothing_gets_past_from_a_pod") {
+    if lab::skip!() {
         return;
     }
     let v6 = NODE_V6.to_string();
@@ -41,7 +41,7 @@ fn nothing_gets_past_from_a_pod() {
 /// The same where connections go to the node's address.
 #[test]
 fn nothing_gets_past_from_a_pod_by_way_of_the_node() {
-    if skip("nothing_gets_past_from_a_pod_by_way_of_the_node") {
+    if lab::skip!() {
         return;
     }
     let v6 = NODE_V6.to_string();
@@ -51,7 +51,7 @@ fn nothing_gets_past_from_a_pod_by_way_of_the_node() {
 /// What pods on the host's network try, where they are intercepted, with all guards.
 #[test]
 fn nothing_gets_past_from_a_pod_on_the_hosts_network() {
-    if skip("nothing_gets_past_from_a_pod_on_the_hosts_network") {
+    if lab::skip!() {
         return;
     }
     let flags = ["--host-network-pods=intercept", "--guard=route,skb,uplink"];

@@ -70,10 +70,7 @@ fn come_and_go(lab: &Lab, name: &str, gap: Duration) -> u64 {
 
 #[test]
 fn pods_come_and_go_under_load() {
-    if lab::skip("pods_come_and_go_under_load") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     // The self-test goes by the node too.
     let agent = start(&lab, &["--proof-interval=1h"]);
     let stable = ROLES.map(|role| (role, pod_inside(&lab, role)));
@@ -118,7 +115,7 @@ fn memory(agent: &Agent) -> u64 {
 
 #[test]
 fn what_pods_inside_cost_an_agent() {
-    if lab::skip("what_pods_inside_cost_an_agent") {
+    if lab::skip!() {
         return;
     }
     // More by hand, for what 1,000 pods cost.
@@ -157,10 +154,7 @@ fn takeovers_leave_the_listeners_where_they_are() {
     const TAKEOVERS: u32 = 5;
     // Connects of a proof that an agent makes of itself, which go by the node.
     const PROOF: u64 = 3;
-    if lab::skip("takeovers_leave_the_listeners_where_they_are") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let mut agent = start(&lab, &["--proof-interval=1h"]);
     let pods = ROLES.map(|role| pod_inside(&lab, role));
     for (pod, role) in pods.iter().zip(ROLES) {

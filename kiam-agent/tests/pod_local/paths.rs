@@ -26,10 +26,7 @@ fn pod_without_loopback(lab: &Lab, role: &str) -> LabPod {
 
 #[test]
 fn pod_local_refuses_a_pod_until_it_has_a_listener() {
-    if lab::skip("pod_local_refuses_a_pod_until_it_has_a_listener") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let agent = start(&lab, &["--path=pod-local"]);
     let pod = pod_without_loopback(&lab, "orders");
     let down = format!("denied: {LO_IS_DOWN}");
@@ -58,10 +55,7 @@ fn pod_local_refuses_a_pod_until_it_has_a_listener() {
 
 #[test]
 fn auto_serves_a_pod_by_the_node_until_it_has_a_listener() {
-    if lab::skip("auto_serves_a_pod_by_the_node_until_it_has_a_listener") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let agent = start(&lab, &[]);
     let pod = pod_without_loopback(&lab, "orders");
     let down = format!("node: {LO_IS_DOWN}");
@@ -89,10 +83,7 @@ fn auto_serves_a_pod_by_the_node_until_it_has_a_listener() {
 
 #[test]
 fn who_asks_late_or_in_pieces_is_answered() {
-    if lab::skip("who_asks_late_or_in_pieces_is_answered") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let _agent = start(&lab, &[]);
     let pod = pod_inside(&lab, "orders");
     assert_served(&lab, &pod.credentials().unwrap(), "orders");

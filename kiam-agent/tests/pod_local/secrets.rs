@@ -111,10 +111,7 @@ fn ask_by_every_way(lab: &Lab, pod: &LabPod, role: &str) {
 
 #[test]
 fn a_sniffer_on_the_node_sees_no_secret() {
-    if lab::skip("a_sniffer_on_the_node_sees_no_secret") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let roles = ["orders", "reports"];
     let agent = start(&lab, &[]);
     let pods = roles.map(|role| (role, pod_inside(&lab, role)));
@@ -209,10 +206,7 @@ impl Drop for Spoofing {
 
 #[test]
 fn a_spoofer_on_the_bridge_sees_no_secret() {
-    if lab::skip("a_spoofer_on_the_bridge_sees_no_secret") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let bridge =
         format!("link add cni0 type bridge\naddr add {GATEWAY}/24 dev cni0\nlink set cni0 up\n");
     lab.node.netns().ip(&bridge).unwrap();
@@ -261,7 +255,7 @@ fn deny_egress(lab: &Lab, pod: &LabPod) {
 
 #[test]
 fn a_policy_that_denies_all_egress_does_not_touch_it() {
-    if lab::skip("a_policy_that_denies_all_egress_does_not_touch_it") {
+    if lab::skip!() {
         return;
     }
     if let Err(error) = Command::new("nft").arg("--version").output() {

@@ -50,10 +50,7 @@ fn assert_forbidden(attempt: &Attempt, who: &str) {
 
 #[test]
 fn who_comes_to_the_listener_without_a_recorded_connect_is_refused() {
-    if lab::skip("who_comes_to_the_listener_without_a_recorded_connect_is_refused") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let agent = start(&lab, &[]);
     let pod = pod_inside(&lab, "orders");
     assert_served(&lab, &pod.credentials().unwrap(), "orders");
@@ -82,10 +79,7 @@ fn who_comes_to_the_listener_without_a_recorded_connect_is_refused() {
 
 #[test]
 fn another_pods_process_inside_gets_nothing_of_either() {
-    if lab::skip("another_pods_process_inside_gets_nothing_of_either") {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let agent = start(&lab, &[]);
     let owner = pod_inside(&lab, "orders");
     let visitor = pod_inside(&lab, "reports");
@@ -134,7 +128,7 @@ impl Squatter {
 
 #[test]
 fn a_port_that_somebody_takes_after_a_crash_is_nobodys() {
-    if lab::skip("a_port_that_somebody_takes_after_a_crash_is_nobodys") {
+    if lab::skip!() {
         return;
     }
     const PODS: usize = 250;

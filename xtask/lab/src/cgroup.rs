@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn without_cgroup_kill_what_keeps_forking_ends_too() {
-        if crate::skip("without_cgroup_kill_what_keeps_forking_ends_too") {
+        if crate::skip!() {
             return;
         }
         let name = format!("kiam-kill-each-{}", std::process::id());

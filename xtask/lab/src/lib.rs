@@ -62,14 +62,37 @@ pub fn available() -> Result<(), String> {
     Netns::create().map(drop).map_err(|error| format!("{error:#}"))
 }
 
-/// Whether the calling test must be left out; prints the reason.
+/// The [`Lab`] of the calling test, or `None` where [`skip!`] says so.
+///
+/// # Panics
+///
+/// When the node can't be made.
+#[macro_export]
+macro_rules! node_test {
+    () => {
+        if $crate::skip!() { None } else { Some($crate::Lab::start().expect("the lab starts")) }
+    };
+}
+
+/// Whether the calling test must be left out; prints the reason, with the test's name.
 ///
 /// # Panics
 ///
 /// When it must, and [`NO_SKIP`] is set.
+#[macro_export]
+macro_rules! skip {
+    () => {{
+        fn here() {}
+        $crate::skip(::std::any::type_name_of_val(&here))
+    }};
+}
+
+/// What [`skip!`] asks; `here` is the path of a function in the test.
+#[doc(hidden)]
 #[must_use]
-pub fn skip(test: &str) -> bool {
+pub fn skip(here: &str) -> bool {
     let Err(reason) = available() else { return false };
+    let test = here.trim_end_matches("::here").trim_end_matches("::{{closure}}");
     assert!(env::var_os(NO_SKIP).is_none(), "{test} can't run, and {NO_SKIP} is set: {reason}");
     eprintln!("skipped: {test}: {reason}");
     true

@@ -394,7 +394,7 @@ mod tests {
 
     #[test]
     fn a_pod_runs_in_its_own_namespace_and_cgroup() {
-        if crate::skip("a_pod_runs_in_its_own_namespace_and_cgroup") {
+        if crate::skip!() {
             return;
         }
         let node = Node::start().unwrap();
@@ -418,7 +418,7 @@ mod tests {
 
     #[test]
     fn pods_reach_the_node_and_the_metadata_service_and_go_without_trace() {
-        if crate::skip("pods_reach_the_node_and_the_metadata_service_and_go_without_trace") {
+        if crate::skip!() {
             return;
         }
         let node = Node::start().unwrap();

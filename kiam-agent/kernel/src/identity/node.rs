@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn addresses_that_come_and_go_are_noticed() {
-        if lab::skip("addresses_that_come_and_go_are_noticed") {
+        if lab::skip!() {
             return;
         }
         let netns = Netns::create().unwrap();

@@ -172,7 +172,7 @@ fn own_by_walk(walk: &mut Walk<'_>, root: &Path) -> Option<PathBuf> {
 mod tests {
     use std::{process::Command, thread};
 
-    use lab::{LabPod, Node, PodSpec, skip};
+    use lab::{LabPod, Node, PodSpec};
     use rustix::thread::{UnshareFlags, unshare_unsafe};
 
     use super::*;
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_process_is_its_pods_whatever_namespace_it_is_seen_from() {
-        if skip("a_process_is_its_pods_whatever_namespace_it_is_seen_from") {
+        if lab::skip!() {
             return;
         }
         let node = Node::start().unwrap();

@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn namespaces_are_held_one_at_a_time_and_shown_once() {
-        if lab::skip("namespaces_are_held_one_at_a_time_and_shown_once") {
+        if lab::skip!() {
             return;
         }
         let cgroup = tempfile::tempdir().unwrap();

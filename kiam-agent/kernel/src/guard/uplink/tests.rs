@@ -3,7 +3,7 @@
 use std::{net::IpAddr, os::unix::fs::symlink, thread, time::Duration};
 
 use kiam_common::redirect::Target;
-use lab::{LabPod, Node, PodSpec, fake::imds::Imds, skip};
+use lab::{LabPod, Node, PodSpec, fake::imds::Imds};
 use tokio::time::Instant;
 
 use super::*;
@@ -45,7 +45,7 @@ fn send(pod: &LabPod) {
 
 #[test]
 fn filters_do_it_below_kernel_6_6_are_replaced_and_go() {
-    if skip("filters_do_it_below_kernel_6_6_are_replaced_and_go") {
+    if lab::skip!() {
         return;
     }
     let node = Node::start().unwrap();
@@ -90,7 +90,7 @@ fn turn(node: &Node) -> Turn {
 
 #[test]
 fn a_pin_that_can_not_be_made_ends_no_link_and_is_tried_again() {
-    if skip("a_pin_that_can_not_be_made_ends_no_link_and_is_tried_again") {
+    if lab::skip!() {
         return;
     }
     let node = Node::start().unwrap();

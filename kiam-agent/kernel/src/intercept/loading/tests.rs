@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use lab::{Node, PodSpec, skip};
+use lab::{Node, PodSpec};
 
 use super::*;
 use crate::guard::GuardConfig;
@@ -41,7 +41,7 @@ fn broken(program: &str) -> Vec<u8> {
 
 #[test]
 fn a_program_that_the_kernel_refuses_leaves_nothing_attached_or_pinned() {
-    if skip("a_program_that_the_kernel_refuses_leaves_nothing_attached_or_pinned") {
+    if lab::skip!() {
         return;
     }
     let node = Node::start().unwrap();
