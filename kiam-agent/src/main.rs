@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         Ok(Task::Refresh { pod, state_dir }) => {
             ask(admin::post(&state_dir, &format!("/refresh/{pod}")))
         }
-        Ok(Task::ProofClient) => match selftest::client() {
+        Ok(Task::SelftestClient) => match selftest::client() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error),
         },

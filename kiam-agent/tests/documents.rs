@@ -35,7 +35,7 @@ const GAUGES: [&str; 14] = [
     "kiam_guard_uplinks",
     "kiam_intercept_older_pods",
     "kiam_observed_pods",
-    "kiam_proof_failing",
+    "kiam_selftest_failing",
     "kiam_sandboxes",
     "kiam_sandboxes_unseen",
     "kiam_sandboxes_unwatched",

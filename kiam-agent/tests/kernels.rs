@@ -84,7 +84,7 @@ fn proven(lab: &Lab, flags: &[&str]) -> Agent {
     let mut agent = Agent::start(lab, Path::new(AGENT), flags).unwrap();
     agent.wait_ready(LIMIT).unwrap();
     let ready = agent.admin("/ready").unwrap();
-    assert!(ready.body.contains("proof: passed"), "{}", ready.body);
+    assert!(ready.body.contains("self-test: passed"), "{}", ready.body);
     agent
 }
 

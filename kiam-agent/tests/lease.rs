@@ -97,8 +97,8 @@ fn the_lease_holds_with_a_twentieth_of_a_processor_under_a_flood() {
         return;
     };
     let lab = Lab::start().unwrap();
-    // No proof meanwhile, which has deadlines of its own.
-    let mut agent = Agent::start(&lab, Path::new(AGENT), &["--proof-interval=1h"]).unwrap();
+    // No self-test meanwhile, which has deadlines of its own.
+    let mut agent = Agent::start(&lab, Path::new(AGENT), &["--selftest-interval=1h"]).unwrap();
     agent.wait_ready(READY_LIMIT).unwrap();
     let pod = lab.pod(PodSpec::new("shop", "flood").role("flood")).unwrap();
     lab.assert_role(&pod.credentials().unwrap(), "flood");

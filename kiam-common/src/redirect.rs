@@ -14,7 +14,7 @@ pub const IMDS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)
 /// The port it is served on.
 pub const IMDS_PORT: u16 = 80;
 
-/// What the agent's proof of itself connects to when it shows that a program which runs after ours and rewrites
+/// What the self-test connects to when it shows that a program which runs after ours and rewrites
 /// this address to the IMDS's gets nowhere. Of TEST-NET-1 (RFC 5737): nobody has it.
 pub const REWRITTEN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
 

@@ -35,7 +35,7 @@ pub(crate) fn is_agent() -> bool {
     mark() == CGROUP_PASS
 }
 
-/// Whether the calling process is the agent's proof of itself: nothing else is marked so.
+/// Whether the calling process is the self-test: nothing else is marked so.
 #[inline(always)]
 pub(crate) fn is_proof() -> bool {
     mark() == CGROUP_INTERCEPT

@@ -128,7 +128,7 @@ fn kiam_bind6(ctx: SockAddrContext) -> i32 {
     bind(&ctx)
 }
 
-/// What a socket load balancer above the pods' cgroup may do, for the agent's proof of itself: attached while that
+/// What a socket load balancer above the pods' cgroup may do, for the self-test: attached while that
 /// runs, after the others, and only for its cgroup. Kernel 4.17.
 #[cgroup_sock_addr(connect4)]
 fn kiam_rewrite(ctx: SockAddrContext) -> i32 {

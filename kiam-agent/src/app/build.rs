@@ -26,8 +26,9 @@ use super::{
     lease,
     listeners::Listeners,
     observe::{self, Observer},
-    older, operations, proof,
+    older, operations,
     running::{Operators, Successor},
+    selftest,
     shortage::Shortage,
     unseen::Unseen,
     warm_up::{first_pass, warm_up},
@@ -268,7 +269,7 @@ impl Common {
         let started = guard::start(config, parts, seen, self.drain.clone(), &mut self.tasks).await;
         started.map_err(intercept::Error::from)?;
         let seen = (&mut self.registry, &self.readiness);
-        proof::start(config, parts, witness, seen, self.drain.clone(), &mut self.tasks);
+        selftest::start(config, parts, witness, seen, self.drain.clone(), &mut self.tasks);
         Ok(())
     }
 

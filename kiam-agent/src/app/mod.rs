@@ -3,7 +3,7 @@
 //! Order where an agent runs: what is pinned stays as it is → pods and namespaces → first credentials, bounded → that
 //! agent's listening sockets → replace the kernel programs → serve. Where none does: new sockets → attach or replace the
 //! programs, which deny pods from then on, while pods and first credentials come → serve. Then, in both cases: guard → that
-//! agent is relieved → proof → ready. At the end: not ready → a successor, as long as the grace period allows → drain → exit,
+//! agent is relieved → self-test → ready. At the end: not ready → a successor, as long as the grace period allows → drain → exit,
 //! with the programs left where they are, so that pods are denied and never passed through.
 
 mod build;
@@ -23,9 +23,9 @@ mod observe;
 mod older;
 mod operations;
 mod ports;
-mod proof;
 mod refresh;
 mod running;
+mod selftest;
 mod shortage;
 mod unseen;
 mod upstream;

@@ -46,9 +46,9 @@ pub(super) enum Subcommands {
         #[arg(long, value_name = "NUMBER", default_value = GUARD_PREFERENCE)]
         guard_preference: String,
     },
-    /// What the agent's proof of itself runs in its throw-away pod
+    /// What the self-test runs in its throw-away pod
     #[command(hide = true)]
-    ProofClient,
+    SelftestClient,
     /// Ask the agent that runs on this node; exit 0 when it is ready (or alive), else 1
     Status {
         /// Only whether it is alive
@@ -141,7 +141,7 @@ pub(super) struct Flags {
     pub(super) path: String,
     /// How often the agent tries on itself what pods may try; not ready while that fails
     #[arg(long, value_name = "DURATION", default_value = "1m")]
-    pub(super) proof_interval: String,
+    pub(super) selftest_interval: String,
     /// The pods' cgroup; absent: found by the kubelet's names
     #[arg(long, value_name = "DIR")]
     pub(super) cgroup: Option<String>,

@@ -26,7 +26,8 @@ pub(super) fn interception(
         return (None, Identity::SourceIp);
     }
     let identity = asked.unwrap_or(Identity::Kernel);
-    let proof_interval = mistakes.duration("proof-interval", &flags.proof_interval, SECOND, DAY);
+    let selftest_interval =
+        mistakes.duration("selftest-interval", &flags.selftest_interval, SECOND, DAY);
     let words = [("enforce", intercept::Mode::Enforce), ("observe", intercept::Mode::Observe)];
     let mode = mistakes.one_of("mode", &flags.mode, &words);
     let path = path(flags, identity, mistakes);
@@ -41,7 +42,7 @@ pub(super) fn interception(
         guard,
         boot_guard,
         path,
-        proof_interval: proof_interval.unwrap_or(SECOND * 60),
+        selftest_interval: selftest_interval.unwrap_or(SECOND * 60),
         operator_ports: operator_ports(flags),
         log: flags.level == "trace",
     });

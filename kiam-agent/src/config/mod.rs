@@ -91,8 +91,8 @@ pub enum Task {
         /// `--state-dir`.
         state_dir: PathBuf,
     },
-    /// `proof-client`: what the proof runs in its throw-away pod.
-    ProofClient,
+    /// `selftest-client`: what the self-test runs in its throw-away pod.
+    SelftestClient,
     /// Print this and end well: help, version, or a text of the boot guard's.
     Print(String),
 }

@@ -43,7 +43,9 @@ pub(super) fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, Usage
             command: Some(Subcommands::BootGuard { what, guard_preference }),
             ..
         }) => boot_text(&what, &guard_preference),
-        Ok(CommandLine { command: Some(Subcommands::ProofClient), .. }) => Ok(Task::ProofClient),
+        Ok(CommandLine { command: Some(Subcommands::SelftestClient), .. }) => {
+            Ok(Task::SelftestClient)
+        }
         Ok(CommandLine { command: Some(Subcommands::Status { live, state_dir }), .. }) => {
             Ok(Task::Status { live, state_dir: state_dir.into() })
         }

@@ -183,7 +183,7 @@ impl Error {
 /// What may be said of a connection to whoever has it: nothing of other pods, to which it may belong. The log names them.
 fn unattested(why: &Unattested) -> String {
     let text = match why {
-        Unattested::NoEntry | Unattested::Contested(_) | Unattested::Proof => {
+        Unattested::NoEntry | Unattested::Contested(_) | Unattested::Selftest => {
             return why.to_string();
         }
         Unattested::Unknown { not_found, .. } => return not_found.to_string(),

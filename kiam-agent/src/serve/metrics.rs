@@ -18,7 +18,7 @@ enum Identity {
     CgroupGone,
     OtherPod,
     Contested,
-    Proof,
+    Selftest,
     Unreadable,
     Unknown,
     OverLimit,
@@ -130,7 +130,7 @@ impl Metrics {
             Some(Unattested::Gone(_)) => Identity::CgroupGone,
             Some(Unattested::OtherPod { .. }) => Identity::OtherPod,
             Some(Unattested::Contested(_)) => Identity::Contested,
-            Some(Unattested::Proof) => Identity::Proof,
+            Some(Unattested::Selftest) => Identity::Selftest,
             Some(Unattested::Unreadable(_)) => Identity::Unreadable,
             Some(Unattested::Unknown { .. }) => Identity::Unknown,
         });

@@ -337,7 +337,7 @@ impl<S: PodService> Server<S> {
             self.report.rejected(Rejected::IdleConnections, Some(&client), peer);
         }
         self.metrics.accepted(client.as_ref().err());
-        if client == Err(Unattested::Proof) {
+        if client == Err(Unattested::Selftest) {
             // That it came is all there is to it.
             return;
         }

@@ -72,7 +72,7 @@ fn come_and_go(lab: &Lab, name: &str, gap: Duration) -> u64 {
 fn pods_come_and_go_under_load() {
     let Some(lab) = lab::node_test!() else { return };
     // The self-test goes by the node too.
-    let agent = start(&lab, &["--proof-interval=1h"]);
+    let agent = start(&lab, &["--selftest-interval=1h"]);
     let stable = ROLES.map(|role| (role, pod_inside(&lab, role)));
     for (role, pod) in &stable {
         assert_served(&lab, &pod.credentials().unwrap(), role);
@@ -152,10 +152,10 @@ fn what_pods_inside_cost_an_agent() {
 #[test]
 fn takeovers_leave_the_listeners_where_they_are() {
     const TAKEOVERS: u32 = 5;
-    // Connects of a proof that an agent makes of itself, which go by the node.
+    // Connects of an agent's self-test, which go by the node.
     const PROOF: u64 = 3;
     let Some(lab) = lab::node_test!() else { return };
-    let mut agent = start(&lab, &["--proof-interval=1h"]);
+    let mut agent = start(&lab, &["--selftest-interval=1h"]);
     let pods = ROLES.map(|role| pod_inside(&lab, role));
     for (pod, role) in pods.iter().zip(ROLES) {
         assert_served(&lab, &pod.credentials().unwrap(), role);
@@ -163,7 +163,7 @@ fn takeovers_leave_the_listeners_where_they_are() {
     // One as it starts, and another where that failed on a busy machine.
     let made = |agent: &Agent| -> u64 {
         let made =
-            |outcome| metric(agent, &format!("kiam_proof_made_total{{outcome=\"{outcome}\"}}"));
+            |outcome| metric(agent, &format!("kiam_selftest_runs_total{{outcome=\"{outcome}\"}}"));
         eventually(|| made("Passed") > 0, || made("Failed"));
         made("Passed") + made("Failed")
     };
@@ -174,7 +174,7 @@ fn takeovers_leave_the_listeners_where_they_are() {
     let asked = Options { pause_ms: 30, ..Options::default() };
     let asking: Vec<_> = pods.iter().map(|pod| pod.ask_from(2, &asked).unwrap()).collect();
     for round in 0..TAKEOVERS {
-        let next = start(&lab, &["--proof-interval=1h"]);
+        let next = start(&lab, &["--selftest-interval=1h"]);
         agent.wait_said(RELIEVED, LIMIT).unwrap();
         assert!(agent.terminate().unwrap().success(), "round {round}");
         agent = next;

@@ -103,7 +103,7 @@ impl Stage {
 
 /// An agent that serves, alone or as the successor of the one that did.
 fn start(lab: &Lab, further: &[&str]) -> Agent {
-    let flags: Vec<&str> = ["--proof-interval=1h"].iter().chain(further).copied().collect();
+    let flags: Vec<&str> = ["--selftest-interval=1h"].iter().chain(further).copied().collect();
     let mut agent = Agent::start(lab, Path::new(AGENT), &flags).unwrap();
     // Until then another may say that it is ready.
     agent.wait_said("Listening pods=", LIMIT).unwrap();

@@ -224,9 +224,9 @@ pub enum Unattested {
     /// More than one pod may have opened it, and nothing tells which.
     #[error("{0} pods' network namespaces have this connection")]
     Contested(usize),
-    /// The agent itself: the proof that it makes of the interception.
-    #[error("the connection is the agent's own proof")]
-    Proof,
+    /// The agent itself: the self-test.
+    #[error("the connection is the agent's own self-test")]
+    Selftest,
     /// The kernel could not be asked.
     #[error("the identity map can't be read: {0}")]
     Unreadable(String),

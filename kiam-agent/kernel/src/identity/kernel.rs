@@ -44,13 +44,13 @@ pub struct Namespaces {
 enum Owner {
     Node,
     Pod(PodUid),
-    Proof,
+    Selftest,
 }
 
 // === impl KernelResolver ===
 
 impl KernelResolver {
-    /// One that asks `flows`. `witness` is shown the connections of the agent's own proof. Without `namespaces`, as
+    /// One that asks `flows`. `witness` is shown the connections of the agent's own self-test. Without `namespaces`, as
     /// before kernel 5.14, a pod is known by its address, and hostNetwork pods as such by the kernel.
     #[must_use]
     pub fn new(
@@ -70,8 +70,8 @@ impl KernelResolver {
     ) -> Result<Client, Unattested> {
         let Connection { peer, local } = *connection;
         let address = peer.ip().to_canonical();
-        let proof = self.witness.namespace(address).map(|netns| (netns, Owner::Proof));
-        let candidates = proof.into_iter().chain(namespaces.of(address));
+        let own = self.witness.namespace(address).map(|netns| (netns, Owner::Selftest));
+        let candidates = own.into_iter().chain(namespaces.of(address));
         let mut found = Vec::new();
         for (netns, owner) in candidates {
             let taken = self.flows.take(netns, peer, local).map_err(unreadable)?;
@@ -79,14 +79,14 @@ impl KernelResolver {
         }
         let (entry, owner) = only(found)?;
         if self.witness.saw(entry, peer) {
-            return Err(Unattested::Proof);
+            return Err(Unattested::Selftest);
         }
         let uid = self.cgroups.pod(entry.cgroup)?;
         let origin = match owner {
             Owner::Node => Origin::Node,
             Owner::Pod(pod) if pod == uid => Origin::Pod,
             Owner::Pod(listener) => return Err(Unattested::OtherPod { caller: uid, listener }),
-            Owner::Proof => return Err(Unattested::NoEntry),
+            Owner::Selftest => return Err(Unattested::NoEntry),
         };
         Ok(Client::Pod { uid, address, origin })
     }
@@ -98,7 +98,7 @@ impl KernelResolver {
         let last = self.flows.take_last(peer, local).map_err(unreadable)?;
         let entry = last.ok_or(Unattested::NoEntry)?;
         if self.witness.saw(entry, peer) {
-            return Err(Unattested::Proof);
+            return Err(Unattested::Selftest);
         }
         let uid = self.cgroups.pod(entry.cgroup)?;
         let origin = if entry.on_host { Origin::Node } else { Origin::Unknown };

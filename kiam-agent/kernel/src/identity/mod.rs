@@ -20,7 +20,7 @@ use kiam_core::pods::{Client, ClientResolver, Connection, Unattested};
 /// `--identity=source-ip`: the source address is all that is known, as in kiam.
 #[derive(Clone, Debug, Default)]
 pub struct SourceIpResolver {
-    /// Shown the connections of the agent's own proof.
+    /// Shown the connections of the agent's own self-test.
     pub witness: Witness,
 }
 
@@ -33,7 +33,7 @@ fn unreadable(error: impl Display) -> Unattested {
 impl ClientResolver for SourceIpResolver {
     fn resolve(&self, connection: &Connection) -> Result<Client, Unattested> {
         if self.witness.saw_address(connection.peer) {
-            return Err(Unattested::Proof);
+            return Err(Unattested::Selftest);
         }
         Ok(Client::Address(connection.peer.ip().to_canonical()))
     }

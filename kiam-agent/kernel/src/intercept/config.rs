@@ -32,8 +32,8 @@ pub struct Config {
     pub boot_guard: Option<PathBuf>,
     /// How redirected connections reach the agent.
     pub path: Path,
-    /// How often the agent proves itself.
-    pub proof_interval: Duration,
+    /// How often the agent tests itself.
+    pub selftest_interval: Duration,
     /// The agent's ports for operators, host order, 0 for none: pods on the node's network can't bind them.
     pub operator_ports: [u16; 2],
     /// Whether the kernel programs write to the agent's log (at debug level).
@@ -53,7 +53,7 @@ impl Config {
             guard: GuardConfig::default(),
             boot_guard: None,
             path: Path::Node,
-            proof_interval: Duration::from_secs(60),
+            selftest_interval: Duration::from_secs(60),
             operator_ports: [0; 2],
             log: false,
         }

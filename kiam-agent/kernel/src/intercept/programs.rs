@@ -71,7 +71,7 @@ pub struct Parts {
     /// Since when pods are intercepted without a gap, as a time since the node booted ([`super::since_boot`]); `None` where
     /// they are not.
     pub attached: watch::Receiver<Option<Duration>>,
-    /// For the proof.
+    /// For the self-test.
     pub rewriter: Rewriter,
     /// Whether packets of the pods' cgroup are guarded.
     pub guards_packets: bool,

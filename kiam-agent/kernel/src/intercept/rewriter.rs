@@ -1,4 +1,4 @@
-//! A program that rewrites addresses behind the agent's own, for the proof.
+//! A program that rewrites addresses behind the agent's own, for the self-test.
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},

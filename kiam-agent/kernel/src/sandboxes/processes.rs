@@ -194,7 +194,7 @@ fn members(cgroup: &Path) -> io::Result<Vec<String>> {
     list.lines().take(MANY + 1).collect()
 }
 
-/// The cgroups in `cgroup`, but for those of the agent's proof, oldest first: the kernel numbers them in order.
+/// The cgroups in `cgroup`, but for those of the agent's self-test, oldest first: the kernel numbers them in order.
 fn below(cgroup: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(cgroup)?.flatten();
     let is_proofs =

@@ -1,4 +1,4 @@
-//! The proof's other half: a process of its own, in the proof's cgroup and network namespace, that tries what a
+//! The self-test's other half: a process of its own, in the self-test's cgroup and network namespace, that tries what a
 //! pod may try and says what came of it, one JSON line an attempt.
 
 use std::{

@@ -1,4 +1,4 @@
-//! The agent's listener inside the proof's own network namespace, as it is inside pods'.
+//! The agent's listener inside the self-test's own network namespace, as it is inside pods'.
 
 use std::{
     fs::File,
@@ -99,7 +99,7 @@ impl<'a> Published<'a> {
 
 impl Drop for Published<'_> {
     fn drop(&mut self) {
-        // The namespace is the proof's: what stays in the list sends nobody anywhere.
+        // The namespace is the self-test's: what stays in the list sends nobody anywhere.
         let _ = self.table.withdraw(self.netns);
     }
 }

@@ -8,7 +8,7 @@ use prometheus_client::{
 
 use super::{Failure, Part};
 
-/// The proof's metrics.
+/// The self-test's metrics.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     made: Family<Labels, Counter>,
@@ -39,13 +39,13 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register(
-            "kiam_proof_made",
-            "Proofs that the agent made of itself, by outcome",
+            "kiam_selftest_runs",
+            "Self-tests that the agent ran, by outcome",
             metrics.made.clone(),
         );
         registry.register(
-            "kiam_proof_failing",
-            "Parts of the last proof that failed (1) and did not (0)",
+            "kiam_selftest_failing",
+            "Parts of the last self-test that failed (1) and did not (0)",
             metrics.failing.clone(),
         );
         metrics

@@ -1,4 +1,4 @@
-//! The proof: the agent does to itself what a pod may try, before it calls itself ready and then every minute.
+//! The self-test: the agent does to itself what a pod may try, before it calls itself ready and then every minute.
 //!
 //! A process in a throw-away cgroup and network namespace connects to the IMDS in every form, sends what must be
 //! denied, and connects by way of a program that rewrites addresses behind the agent's. Its connections are seen
@@ -36,18 +36,18 @@ use kiam_core::{
 };
 
 /// The hidden subcommand that runs [`client`].
-pub const SUBCOMMAND: &str = "proof-client";
-/// How long before a proof that failed is tried again: a busy node is given a second chance.
+pub const SUBCOMMAND: &str = "selftest-client";
+/// How long before a self-test that failed is tried again: a busy node is given a second chance.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long the cgroups of proofs whose agents were killed are looked for.
+/// How long the cgroups of self-tests whose agents were killed are looked for.
 const SWEEP_TIME: Duration = Duration::from_secs(2);
 /// How often it fails before readiness is taken away.
 const FAILURES: u32 = 2;
 
-/// What the proof is told.
+/// Configures the self-test.
 #[derive(Clone, Debug)]
-pub struct ProofConfig {
-    /// How often it is made.
+pub struct Config {
+    /// How often it runs.
     pub interval: Duration,
     /// Whether the kernel's records tell who is calling (`--identity=kernel`).
     pub attested: bool,
@@ -58,9 +58,9 @@ pub struct ProofConfig {
     pub path: Path,
 }
 
-/// What the proof needs of the kernel's part.
+/// What the self-test needs of the kernel's part.
 #[derive(Clone, Debug)]
-pub struct ProofParts {
+pub struct Parts {
     /// The pods' cgroup.
     pub cgroup: PathBuf,
     /// Cgroups that are treated otherwise.
@@ -73,14 +73,14 @@ pub struct ProofParts {
     pub rewriter: Rewriter,
 }
 
-/// Where the proof's connections go.
+/// Where the self-test's connections go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Node,
     Inside,
 }
 
-/// What is proven.
+/// What is tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelValue)]
 pub enum Part {
     /// Connects by IPv4 come to the agent with the caller's identity.
@@ -95,8 +95,8 @@ pub enum Part {
     Raw,
     /// A program that rewrites addresses behind the agent's changes nothing.
     Ancestor,
-    /// The proof itself could be made.
-    Proof,
+    /// The self-test itself could run.
+    Selftest,
 }
 
 /// A part that is not as it must be.
@@ -106,10 +106,10 @@ struct Failure {
     reason: String,
 }
 
-/// The proof, with all it needs.
-pub struct Proof {
-    config: ProofConfig,
-    parts: ProofParts,
+/// The self-test, with all it needs.
+pub struct Selftest {
+    config: Config,
+    parts: Parts,
     witness: Witness,
     sandbox: Option<Sandbox>,
 }
@@ -134,7 +134,7 @@ impl Part {
         Self::Datagram,
         Self::Raw,
         Self::Ancestor,
-        Self::Proof,
+        Self::Selftest,
     ];
 }
 
@@ -144,12 +144,12 @@ impl fmt::Display for Failure {
     }
 }
 
-// === impl Proof ===
+// === impl Selftest ===
 
-impl Proof {
+impl Selftest {
     /// One of the programs that are attached, seen by `witness`.
     #[must_use]
-    pub fn new(config: ProofConfig, parts: ProofParts, witness: Witness) -> Self {
+    pub fn new(config: Config, parts: Parts, witness: Witness) -> Self {
         Self { config, parts, witness, sandbox: None }
     }
 
@@ -163,12 +163,12 @@ impl Proof {
                 () = drain.started() => return,
                 _ = ticks.tick() => {}
             }
-            let Some((proof, failures)) = self.made().await else { return };
-            self = proof;
+            let Some((same, failures)) = self.made().await else { return };
+            self = same;
             outlook.metrics.count(&failures);
             if failures.is_empty() {
                 if failed != 0 {
-                    info!("The proof succeeds again");
+                    info!("The self-test succeeds again");
                 }
                 failed = 0;
                 outlook.latch.set();
@@ -182,7 +182,7 @@ impl Proof {
                 outlook.latch.clear();
                 error!(
                     failures = list,
-                    "The proof fails: pods may not be intercepted as they should be"
+                    "The self-test fails: pods may not be intercepted as they should be"
                 );
                 outlook.detail.set(list);
             }
@@ -191,13 +191,13 @@ impl Proof {
         }
     }
 
-    /// Makes one proof off the runtime's threads; `None` when it panicked.
+    /// Runs one self-test off the runtime's threads; `None` when it panicked.
     async fn made(mut self) -> Option<(Self, Vec<Failure>)> {
         let made = blocking::spawn(move |blocking| {
             let failures = self.prove(blocking).unwrap_or_else(|error| {
                 // Whatever is broken is made anew.
                 self.discard();
-                vec![Failure { part: Part::Proof, reason: error.to_string() }]
+                vec![Failure { part: Part::Selftest, reason: error.to_string() }]
             });
             (self, failures)
         });
@@ -283,7 +283,7 @@ impl Proof {
     }
 }
 
-impl Drop for Proof {
+impl Drop for Selftest {
     fn drop(&mut self) {
         self.discard();
     }

@@ -1,4 +1,4 @@
-//! Where the proof's client runs: a network namespace that is wired to the node as a pod's is, and a cgroup.
+//! Where the self-test's client runs: a network namespace that is wired to the node as a pod's is, and a cgroup.
 
 use std::{
     fs::{self, File},
@@ -29,7 +29,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
 use crate::sys::{Walk, inside, netlink::Netlink, netns};
 
 /// How the client's cgroup is called, below that of the agent's pod: what runs there is no sandbox of that pod.
-pub const CGROUP_PREFIX: &str = "kiam-proof-";
+pub const CGROUP_PREFIX: &str = "kiam-selftest-";
 /// The client's link in its namespace.
 const LINK: &str = "eth0";
 /// The loopback link's index in every namespace (`LOOPBACK_IFINDEX` in the kernel).
@@ -40,7 +40,7 @@ const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// Hardware addresses of both ends: locally administered, and seen by nobody else.
 const NODE_MAC: [u8; 6] = [0x02, b'k', b'i', b'a', b'm', 1];
 const CLIENT_MAC: [u8; 6] = [0x02, b'k', b'i', b'a', b'm', 2];
-/// Cgroups among which those of proofs are looked for.
+/// Cgroups among which those of self-tests are looked for.
 const SWEPT: usize = 4096;
 /// Two agents are on a node while one takes over: each has other addresses.
 const TRIES: u32 = 16;
@@ -141,7 +141,7 @@ impl Drop for Sandbox {
     }
 }
 
-/// Removes the cgroups of proofs below `parent` whose agents were killed.
+/// Removes the cgroups of self-tests below `parent` whose agents were killed.
 pub(super) fn sweep(walk: &mut Walk<'_>, parent: &Path) {
     for path in walk.children(parent, SWEPT).unwrap_or_default() {
         let name = path.file_name().unwrap_or_default();

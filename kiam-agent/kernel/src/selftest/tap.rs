@@ -1,4 +1,4 @@
-//! Counts what leaves the node for the IMDS from the proof's addresses.
+//! Counts what leaves the node for the IMDS from the self-test's addresses.
 
 use std::{
     io,

@@ -1,4 +1,4 @@
-//! What the accept loops see of the proof's own connections.
+//! What the accept loops see of the self-test's own connections.
 
 use std::{
     collections::HashMap,
@@ -8,20 +8,20 @@ use std::{
 
 use crate::intercept::FlowEntry;
 
-/// Sees the proof's connections where those of pods are identified, so that they are proven the whole way.
-/// Cheap to clone; the accept loops' resolver and the proof share one.
+/// Sees the self-test's connections where those of pods are identified, so that they are proven the whole way.
+/// Cheap to clone; the accept loops' resolver and the self-test share one.
 #[derive(Clone, Debug, Default)]
 pub struct Witness(Arc<Mutex<Seen>>);
 
 #[derive(Debug, Default)]
 struct Seen {
-    /// Who is the proof; `None` while there is none.
+    /// Who is the self-test; `None` while there is none.
     prover: Option<Prover>,
     /// Its connections by the port they came from, with the kernel's entry where those are looked up.
     arrived: HashMap<u16, Option<FlowEntry>>,
 }
 
-/// Where the proof's connections come from.
+/// Where the self-test's connections come from.
 #[derive(Clone, Debug)]
 pub(super) struct Prover {
     /// Its cgroup.
@@ -35,7 +35,7 @@ pub(super) struct Prover {
 // === impl Witness ===
 
 impl Witness {
-    /// Whether the connection from `peer` with this entry is the proof's. Then it is no pod's, and is not answered.
+    /// Whether the connection from `peer` with this entry is the self-test's. Then it is no pod's, and is not answered.
     #[must_use]
     pub fn saw(&self, entry: FlowEntry, peer: SocketAddr) -> bool {
         self.is_prover(peer, Some(entry), |prover| prover.cgroup == entry.cgroup)
@@ -48,14 +48,14 @@ impl Witness {
         self.is_prover(peer, None, |prover| prover.addresses.contains(&address))
     }
 
-    /// The network namespace of the proof, where `address` is the proof's.
+    /// The network namespace of the self-test, where `address` is the self-test's.
     #[must_use]
     pub fn namespace(&self, address: IpAddr) -> Option<u64> {
         let seen = self.lock();
         seen.prover.as_ref().filter(|prover| prover.addresses.contains(&address))?.netns
     }
 
-    /// Forgets what it saw; from now on connections of `prover` are the proof's.
+    /// Forgets what it saw; from now on connections of `prover` are the self-test's.
     pub(super) fn watch(&self, prover: Option<Prover>) {
         *self.lock() = Seen { prover, arrived: HashMap::new() };
     }
@@ -72,11 +72,11 @@ impl Witness {
         is_its: impl Fn(&Prover) -> bool,
     ) -> bool {
         let mut seen = self.lock();
-        let proof = seen.prover.as_ref().is_some_and(is_its);
-        if proof {
+        let its = seen.prover.as_ref().is_some_and(is_its);
+        if its {
             seen.arrived.insert(peer.port(), entry);
         }
-        proof
+        its
     }
 
     fn lock(&self) -> MutexGuard<'_, Seen> {
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_proofs_cgroup_or_address_is_the_proof() {
+    fn only_the_self_tests_cgroup_or_address_is_the_self_test() {
         let witness = Witness::default();
         let own = Ipv4Addr::new(169, 254, 76, 2);
         let peer = SocketAddr::from((own, 4000));

@@ -47,7 +47,7 @@ struct Share {
 }
 
 /// Shows `visit` the network namespaces of the processes of the pods below `root`, one after the other and each once,
-/// until it breaks off; the node's own and that of the agent's proof are not among them. Only the one that is shown is
+/// until it breaks off; the node's own and that of the agent's self-test are not among them. Only the one that is shown is
 /// held open, and of each pod only its share is searched: how many there are is up to the pods. Processes come and go
 /// meanwhile; who is gone is left out.
 pub(crate) fn of_pods(
@@ -121,7 +121,7 @@ fn of_pod(
     ControlFlow::Continue(whole)
 }
 
-/// Whether this agent started the process `pid`, which then is its proof's, and no pod's.
+/// Whether this agent started the process `pid`, which then is its self-test's, and no pod's.
 fn is_child(pid: &str) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
@@ -262,7 +262,7 @@ mod tests {
             fs::write(container.join("cgroup.procs"), format!("{pid}\n{pid}\n")).unwrap();
         }
         let proof = Sandboxed::start();
-        let below = cgroup.path().join("kiam-proof-1");
+        let below = cgroup.path().join("kiam-selftest-1");
         fs::create_dir(&below).unwrap();
         fs::write(below.join("cgroup.procs"), format!("{}\n", proof.0.id())).unwrap();
         let all: HashSet<PathBuf> = sandboxed.iter().map(Sandboxed::namespace).collect();

@@ -73,7 +73,7 @@ impl Way {
         let mut flags = vec!["--level=info"];
         match self {
             // The proof of itself, once a minute, would be in the way of what is measured.
-            Self::Node | Self::PodLocal => flags.push("--proof-interval=24h"),
+            Self::Node | Self::PodLocal => flags.push("--selftest-interval=24h"),
             _ => flags.push("--interceptor=off"),
         }
         match self {

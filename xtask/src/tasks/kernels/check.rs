@@ -24,7 +24,7 @@ const TESTS: [(&str, u64); 16] = [
     ("listener", 600),
     ("lease", 600),
     ("namespaces", 900),
-    ("proof", 1200),
+    ("selftest", 1200),
     ("observe", 600),
     ("startup_taint", 600),
     ("node", 1200),

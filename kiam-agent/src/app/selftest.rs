@@ -1,4 +1,4 @@
-//! The proof's place in the start: once pods are served, and before the agent is ready.
+//! The self-test's place in the start: once pods are served, and before the agent is ready.
 
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
@@ -7,10 +7,10 @@ use tracing::{Instrument as _, info_span};
 use kiam_core::lifecycle::{Drain, Readiness};
 use kiam_kernel::{
     intercept::{Config, Mode, Parts},
-    selftest::{self, Outlook, Proof, ProofConfig, ProofParts, Witness},
+    selftest::{self, Outlook, Selftest, Witness},
 };
 
-/// Has a task prove the interception until the drain; the agent is not ready before the first proof succeeds.
+/// Starts a task that tests the interception until the drain; the agent is not ready before the first self-test succeeds.
 pub(super) fn start(
     config: &Config,
     parts: &Parts,
@@ -23,23 +23,23 @@ pub(super) fn start(
         return;
     }
     let outlook = Outlook {
-        latch: readiness.latch("proof"),
-        detail: readiness.detail("proof"),
+        latch: readiness.latch("self-test"),
+        detail: readiness.detail("self-test"),
         metrics: selftest::Metrics::register(registry),
     };
-    let asked = ProofConfig {
-        interval: config.proof_interval,
+    let asked = selftest::Config {
+        interval: config.selftest_interval,
         attested: config.attested,
         guarded: parts.guards_packets || config.guard.route.is_some(),
         path: config.path,
     };
-    let needs = ProofParts {
+    let needs = selftest::Parts {
         cgroup: parts.cgroup.path().to_owned(),
         marks: parts.marks.clone(),
         flows: parts.flows.clone(),
         sandboxes: parts.sandboxes.clone(),
         rewriter: parts.rewriter.clone(),
     };
-    let proof = Proof::new(asked, needs, witness);
-    tasks.spawn(proof.keep(outlook, drain).instrument(info_span!("proof")));
+    let selftest = Selftest::new(asked, needs, witness);
+    tasks.spawn(selftest.keep(outlook, drain).instrument(info_span!("selftest")));
 }

@@ -1,4 +1,4 @@
-//! The agent's proof of itself, with the real agent on a lab node.
+//! The agent's self-test, with the real agent on a lab node.
 
 #![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
 
@@ -44,7 +44,7 @@ fn eventually_while(agent: &Agent, status: u16, text: &str, again: impl Fn()) {
 }
 
 #[test]
-fn the_proof_passes_with_every_guard_and_nothing_of_it_reaches_the_imds() {
+fn the_self_test_passes_with_every_guard_and_nothing_of_it_reaches_the_imds() {
     if lab::skip!() {
         return;
     }
@@ -56,13 +56,13 @@ fn the_proof_passes_with_every_guard_and_nothing_of_it_reaches_the_imds() {
     ] {
         let lab = Lab::start().unwrap();
         let agent = start(&lab, further);
-        eventually(&agent, 200, "proof: passed");
+        eventually(&agent, 200, "self-test: passed");
         let foreign: Vec<_> = lab.imds.packets().into_keys().collect();
         let only_node = foreign.iter().all(|address| lab::Node::has_address(*address));
         assert!(only_node, "{further:?}: {foreign:?}");
         let metrics = agent.admin("/metrics").unwrap().body;
-        assert!(metrics.contains("kiam_proof_made_total{outcome=\"Passed\"} 1"), "{metrics}");
-        assert!(metrics.contains("identity=\"Proof\""), "{further:?}: {metrics}");
+        assert!(metrics.contains("kiam_selftest_runs_total{outcome=\"Passed\"} 1"), "{metrics}");
+        assert!(metrics.contains("identity=\"Selftest\""), "{further:?}: {metrics}");
     }
 }
 
@@ -70,7 +70,7 @@ fn the_proof_passes_with_every_guard_and_nothing_of_it_reaches_the_imds() {
 fn a_hook_that_is_taken_away_costs_readiness_and_is_named() {
     let Some(lab) = lab::node_test!() else { return };
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
-    let agent = start(&lab, &["--proof-interval=1s"]);
+    let agent = start(&lab, &["--selftest-interval=1s"]);
     // While another agent attaches its programs, this one puts nothing back at once.
     let turn = Turn::take(&lab.pins()).unwrap().unwrap();
     for (pin, part) in [("link_kiam_sendmsg4", "Datagram"), ("link_kiam_connect6", "Mapped")] {
@@ -80,20 +80,20 @@ fn a_hook_that_is_taken_away_costs_readiness_and_is_named() {
     let attempt = pod.credentials().unwrap();
     assert_eq!(lab.role_of(&attempt), Some(role_arn("orders")), "{attempt:?}");
     drop(turn);
-    eventually(&agent, 200, "proof: passed");
+    eventually(&agent, 200, "self-test: passed");
 }
 
 #[test]
 fn without_a_guard_the_proof_asks_only_for_what_is_promised_and_with_one_it_sees_leaks() {
     let Some(lab) = lab::node_test!() else { return };
     let agent = start(&lab, &["--guard=none"]);
-    eventually(&agent, 200, "proof: passed");
+    eventually(&agent, 200, "self-test: passed");
     // Its raw packet and its rewritten connect have left the node, and the real service has seen them.
     assert!(lab.imds.packets().keys().any(|address| !lab::Node::has_address(*address)));
     drop(agent);
     // With the program of the guard taken away, and put on the flags, both are noticed.
     let lab = Lab::start().unwrap();
-    let agent = start(&lab, &["--guard=skb", "--proof-interval=1s"]);
+    let agent = start(&lab, &["--guard=skb", "--selftest-interval=1s"]);
     let _turn = Turn::take(&lab.pins()).unwrap().unwrap();
     for part in ["Ancestor", "Raw"] {
         eventually_without(&lab, &agent, "link_kiam_guard", part);
