@@ -2,9 +2,11 @@
 
 use std::{
     fs, io,
-    os::unix::{fs::FileTypeExt as _, net::UnixStream},
+    os::{fd::OwnedFd, unix::fs::FileTypeExt as _},
     path::{Path, PathBuf},
 };
+
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
 use crate::{admin, handover, imds};
 
@@ -45,6 +47,14 @@ pub fn remove_state(state_dir: &Path, unused: bool) -> Result<Vec<PathBuf>, (Pat
     Ok(removed)
 }
 
+/// Connects without waiting for room in the queue of a socket that nobody accepts from.
+fn connect(path: &Path) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
 /// Whether an agent made it and none uses it.
 fn is_left(path: &Path, unused: bool) -> bool {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
@@ -59,8 +69,9 @@ fn is_left(path: &Path, unused: bool) -> bool {
     }
     match (status.file_type().is_socket(), status.is_symlink()) {
         // A socket that is full or hangs is somebody's.
-        (true, _) => UnixStream::connect(path)
-            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused),
+        (true, _) => {
+            connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        }
         (_, true) => !path.exists(),
         _ => false,
     }
@@ -68,7 +79,12 @@ fn is_left(path: &Path, unused: bool) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::{fs::symlink, net::UnixListener};
+    use std::{
+        os::unix::{fs::symlink, net::UnixListener},
+        sync::mpsc,
+        thread,
+        time::Duration,
+    };
 
     use super::*;
 
@@ -107,5 +123,26 @@ mod tests {
         }
         assert_eq!(remove_state(&state, true).unwrap(), std::slice::from_ref(&state));
         assert!(remove_state(&state, true).unwrap().is_empty(), "nothing is there");
+    }
+
+    #[test]
+    fn a_hung_agent_whose_socket_is_full_keeps_its_socket_and_nobody_waiting() {
+        let state = tempfile::tempdir().unwrap();
+        let path = state.path().join("admin.0123.sock");
+        let hung = UnixListener::bind(&path).unwrap();
+        net::listen(&hung, 0).unwrap();
+        let mut probes = Vec::new();
+        let full = loop {
+            match connect(&path) {
+                Ok(probe) => probes.push(probe),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        let (done, left) = mpsc::channel();
+        let folder = state.path().to_owned();
+        thread::spawn(move || done.send(remove_state(&folder, false).unwrap()));
+        let removed = left.recv_timeout(Duration::from_secs(20)).expect("it does not wait");
+        assert!(removed.is_empty() && path.exists(), "{removed:?}");
     }
 }
