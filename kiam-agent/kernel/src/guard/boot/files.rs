@@ -13,7 +13,7 @@ use std::{
 use rustix::{
     fs::{
         AtFlags, CWD, FileType, Mode, OFlags, fchmod, fstat, fstatfs, fsync, mkdirat, openat,
-        readlinkat, renameat, symlinkat, unlinkat,
+        readlinkat, renameat, statat, symlinkat, unlinkat,
     },
     io::Errno,
     process::geteuid,
@@ -211,6 +211,8 @@ impl Folder {
             match unlinkat(directory, name, AtFlags::empty()) {
                 Ok(()) => removed.push(self.path.join(shown).display().to_string()),
                 Err(Errno::NOENT) => {}
+                // A file system that is read-only says so of what is not there, too.
+                Err(Errno::ROFS) if is_absent(directory, name) => {}
                 Err(error) => return Err(self.failed("remove", name)(error)),
             }
             Ok(())
@@ -244,6 +246,10 @@ impl Folder {
     }
 }
 
+fn is_absent(directory: &OwnedFd, name: &str) -> bool {
+    statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).is_err_and(|error| error == Errno::NOENT)
+}
+
 /// The name of a file that is not whole yet. systemd ignores hidden files.
 fn draft(name: &str) -> String {
     format!(".{name}.new")
@@ -254,6 +260,12 @@ mod tests {
     use std::{
         fs,
         os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
+        thread,
+    };
+
+    use rustix::{
+        mount::{MountFlags, MountPropagationFlags, mount_bind, mount_change, mount_remount},
+        thread::{UnshareFlags, unshare_unsafe},
     };
 
     use super::*;
@@ -350,5 +362,33 @@ mod tests {
         };
         let error = install(directory.path(), 5).unwrap_err().to_string();
         assert!(error.contains("does not outlive a boot"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_that_is_read_only_has_nothing_to_remove_or_says_so() {
+        if lab::skip!() {
+            return;
+        }
+        let (directory, folder) = folder();
+        let path = directory.path();
+        let remove_read_only = || {
+            thread::scope(|scope| {
+                let removed = scope.spawn(|| {
+                    // SAFETY: NEWNS does not unshare the descriptor table, the one flag that is unsafe.
+                    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
+                    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+                    mount_change("/", private).unwrap();
+                    mount_bind(path, path).unwrap();
+                    mount_remount(path, MountFlags::BIND | MountFlags::RDONLY, "").unwrap();
+                    remove(path)
+                });
+                removed.join().unwrap()
+            })
+        };
+        assert_eq!(remove_read_only().unwrap(), Vec::<String>::new());
+        folder.install(5).unwrap();
+        let error = remove_read_only().unwrap_err();
+        assert!(matches!(&error, BootGuardError::File { what: "remove", .. }), "{error}");
+        assert_eq!(names(path).len(), 3, "as it was");
     }
 }
