@@ -153,6 +153,7 @@ impl Evictor {
         let evicted = self.request(pod).await;
         let now = Instant::now();
         self.metrics.count_eviction(outcome(&evicted));
+        let mut wait = self.parts.pace;
         match evicted {
             Ok(()) => {
                 info!(
@@ -167,7 +168,8 @@ impl Evictor {
                 if !std::mem::replace(&mut self.complained, true) {
                     warn!(%error, "Pods that may hold the node's credentials can't be evicted; trying again");
                 }
-                return FORBIDDEN;
+                // It may be this pod alone that is protected, by an admission policy or webhook: the next try is another's.
+                wait = FORBIDDEN;
             }
             Err(error) => {
                 debug!(
@@ -179,7 +181,7 @@ impl Evictor {
         // One that was evicted and does not end is tried again too.
         let pause = Pause::after(self.refused.get(&pod.uid).copied(), self.parts.pace, now);
         self.refused.insert(pod.uid.clone(), pause);
-        self.parts.pace
+        wait
     }
 
     async fn request(&self, pod: &Pod) -> Result<(), Failure> {
@@ -211,5 +213,46 @@ fn outcome(evicted: &Result<(), Failure>) -> EvictionOutcome {
             EvictionOutcome::Budget
         }
         Err(Failure::Later(_) | Failure::Deadline(_)) => EvictionOutcome::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, convert::Infallible, sync::Mutex};
+
+    use http::{Request, Response, StatusCode};
+    use kiam_core::{lifecycle, pods::PodIndex};
+    use kube::client::Body;
+    use prometheus_client::registry::Registry;
+    use tower::service_fn;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_admission_protects_does_not_keep_others_from_being_evicted() {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&asked);
+        let server = service_fn(move |request: Request<Body>| {
+            seen.lock().unwrap().push(request.uri().path().to_owned());
+            let denied = json!({ "kind": "Status", "status": "Failure", "code": 403 });
+            let mut answer = Response::new(Body::from(denied.to_string().into_bytes()));
+            *answer.status_mut() = StatusCode::FORBIDDEN;
+            async { Ok::<_, Infallible>(answer) }
+        });
+        let (index, pods) = PodIndex::new();
+        for number in 1..=3 {
+            let controller = Some("ReplicaSet".into());
+            index.apply(Pod { controller, ..Pod::test(number) });
+        }
+        let client = kube::Client::new(server, "default");
+        let metrics = Metrics::register(&mut Registry::default());
+        let parts =
+            EvictionParts { pods, is_due: Box::new(|_| true), pace: Duration::from_secs(10) };
+        let (_signal, drain) = lifecycle::drain();
+        let run = Evictions { client, metrics }.run(parts, drain);
+        assert!(timeout(FORBIDDEN * 4, run).await.is_err());
+        let asked = asked.lock().unwrap();
+        assert!(asked.len() <= 5, "seldom: {asked:?}");
+        assert_eq!(asked.iter().collect::<BTreeSet<_>>().len(), 3, "{asked:?}");
     }
 }
