@@ -143,10 +143,11 @@ async fn only_pods_that_come_back_elsewhere_are_evicted() {
         ("daemon", Some("DaemonSet")),
         ("static", Some("Node")),
         ("bare", None),
+        ("flow", Some("Workflow")),
         ("young", Some("ReplicaSet")),
     ])
     .await;
-    let rest = ["bare", "daemon", "static", "young"];
+    let rest = ["bare", "daemon", "flow", "static", "young"];
     fixture.until(|| fixture.names() == rest).await;
     time::sleep(PACE * 10).await;
     let tried = fixture.tried();

@@ -265,12 +265,13 @@ impl Pod {
     }
 
     /// Whether a controller makes another pod in its place when it is evicted, if need be on another node. Static pods belong
-    /// to their node, and pods of a DaemonSet are for this one.
+    /// to their node, pods of a DaemonSet are for this one, and of controllers that are not Kubernetes' own it is not known:
+    /// a workflow or a pipeline fails with its pod.
     #[must_use]
     pub fn comes_back(&self) -> bool {
+        const REPLACING: [&str; 4] = ["ReplicaSet", "ReplicationController", "StatefulSet", "Job"];
         let controller = self.controller.as_deref();
-        controller.is_some_and(|kind| !matches!(kind, "" | "DaemonSet" | "Node"))
-            && self.config_hash.is_none()
+        controller.is_some_and(|kind| REPLACING.contains(&kind)) && self.config_hash.is_none()
     }
 }
 
@@ -367,4 +368,22 @@ pub trait ClientResolver: Send + Sync + 'static {
     ///
     /// [`Unattested`] when it belongs to no pod.
     fn resolve(&self, connection: &Connection) -> Result<Client, Unattested>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_pods_of_controllers_that_replace_them_elsewhere_come_back() {
+        let of = |kind: &str| Pod { controller: Some(kind.into()), ..Pod::test(1) };
+        for kind in ["ReplicaSet", "ReplicationController", "StatefulSet", "Job"] {
+            assert!(of(kind).comes_back(), "{kind}");
+        }
+        // Workflows and pipelines fail with their pod.
+        for kind in ["", "DaemonSet", "Node", "Workflow", "TaskRun", "Pod"] {
+            assert!(!of(kind).comes_back(), "{kind}");
+        }
+        assert!(!Pod::test(1).comes_back());
+    }
 }
