@@ -226,8 +226,6 @@ impl Mistakes {
         AnnotationOverrides::In(self.names(flag, texts).into_iter().collect())
     }
 
-    /// `--guard` and `--guard-preference`. hostNetwork pods that are intercepted share the node's namespace, where
-    /// only the uplink guard sees their packet sockets, so that it is on unless nothing is to be.
     /// The guard's first preference.
     pub(super) fn guard_preference(&mut self, text: &str) -> Option<u32> {
         // 0 is the local table's, and 32766 the main one's; five are taken.
@@ -239,6 +237,8 @@ impl Mistakes {
         preference
     }
 
+    /// `--guard` and `--guard-preference`. hostNetwork pods that are intercepted share the node's namespace, where
+    /// only the uplink guard sees their packet sockets, so that it is on unless nothing is to be.
     pub(super) fn guard(
         &mut self,
         (parts, preference): (&[String], &str),
