@@ -92,24 +92,17 @@ pub struct Upstream(Arc<Inner>);
 struct Inner {
     url: UpstreamUrl,
     slots: Semaphore,
-    /// Of pods that ask now.
+    /// Of pods that ask now, or did when a share was taken last.
     shares: Mutex<HashMap<PodUid, Arc<Semaphore>>>,
     /// Of paths that are open by default only, so it has a handful of entries.
     kept: Mutex<HashMap<UpstreamPath, Arc<Kept>>>,
     session: Mutex<Session>,
 }
 
-/// A pod's share of the slots, while it asks.
-struct Share<'a> {
-    shares: &'a Mutex<HashMap<PodUid, Arc<Semaphore>>>,
-    pod: &'a PodUid,
-    slots: Arc<Semaphore>,
-}
-
 /// One path's last answer, which all pods share.
 struct Kept {
     /// For whoever asks the service; the others wait for what it says.
-    turn: Semaphore,
+    turn: Arc<Semaphore>,
     answer: Mutex<Option<(Instant, Existing)>>,
 }
 
@@ -175,23 +168,41 @@ impl Upstream {
         if let Some(answer) = kept.get(path.lifetime()) {
             return Ok(answer);
         }
-        let _turn = kept.turn.acquire().await.expect("the semaphore is never closed");
+        let turn = kept.turn.clone().acquire_owned().await;
+        let turn = turn.expect("the semaphore is never closed");
         if let Some(answer) = kept.get(path.lifetime()) {
             return Ok(answer);
         }
-        let answer = self.ask(path).await?;
-        if path.lifetime() == Lifetime::Instance && answer.as_ref().is_some_and(Bytes::is_empty) {
-            return Err(UpstreamError::Body);
-        }
-        *lock(&kept.answer) = Some((Instant::now(), answer.clone()));
-        Ok(answer)
+        // Others wait for the answer: who hangs up before it comes does not take it from them.
+        let (upstream, path) = (self.clone(), path.clone());
+        let asked = tokio::spawn(async move {
+            let _turn = turn;
+            let answer = timeout(DEADLINE, upstream.ask(&path)).await;
+            let answer = answer.unwrap_or(Err(UpstreamError::Deadline))?;
+            let is_empty = answer.as_ref().is_some_and(Bytes::is_empty);
+            if path.lifetime() == Lifetime::Instance && is_empty {
+                return Err(UpstreamError::Body);
+            }
+            *lock(&kept.answer) = Some((Instant::now(), answer.clone()));
+            Ok(answer)
+        });
+        // It ends early only with the runtime.
+        asked.await.unwrap_or(Err(UpstreamError::Deadline))
     }
 
     async fn in_turn(&self, path: &UpstreamPath, pod: &PodUid) -> Result<Existing, UpstreamError> {
-        let share = Share::of(pod, &self.0.shares);
-        let _own = share.slots.acquire().await.expect("the semaphore is never closed");
+        let share = self.share(pod);
+        let _own = share.acquire().await.expect("the semaphore is never closed");
         let _slot = self.0.slots.acquire().await.expect("the semaphore is never closed");
         self.ask(path).await
+    }
+
+    /// The pod's share of the slots. Those of pods that have ended their requests are forgotten.
+    fn share(&self, pod: &PodUid) -> Arc<Semaphore> {
+        let mut shares = lock(&self.0.shares);
+        // Under the lock, nobody gets one that only the map has.
+        shares.retain(|_, share| Arc::strong_count(share) > 1);
+        shares.entry(pod.clone()).or_insert_with(|| Arc::new(Semaphore::new(SHARE))).clone()
     }
 
     async fn ask(&self, path: &UpstreamPath) -> Result<Existing, UpstreamError> {
@@ -330,26 +341,6 @@ impl Upstream {
     }
 }
 
-// === impl Share ===
-
-impl<'a> Share<'a> {
-    fn of(pod: &'a PodUid, shares: &'a Mutex<HashMap<PodUid, Arc<Semaphore>>>) -> Self {
-        let new = || Arc::new(Semaphore::new(SHARE));
-        let slots = lock(shares).entry(pod.clone()).or_insert_with(new).clone();
-        Self { shares, pod, slots }
-    }
-}
-
-impl Drop for Share<'_> {
-    fn drop(&mut self) {
-        let mut shares = lock(self.shares);
-        // Only the map has it besides: the pod asks for nothing else, and under the lock it begins nothing.
-        if Arc::strong_count(&self.slots) == 2 {
-            shares.remove(self.pod);
-        }
-    }
-}
-
 // === impl Kept ===
 
 impl Kept {
@@ -364,7 +355,7 @@ impl Kept {
 
 impl Default for Kept {
     fn default() -> Self {
-        Self { turn: Semaphore::new(1), answer: Mutex::default() }
+        Self { turn: Arc::new(Semaphore::new(1)), answer: Mutex::default() }
     }
 }
 

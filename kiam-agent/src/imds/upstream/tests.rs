@@ -203,7 +203,48 @@ async fn a_pod_that_floods_a_slow_service_leaves_it_to_others() {
         assert!(matches!(asked.await.unwrap(), Err(UpstreamError::Deadline)));
     }
     drop(held);
-    assert!(lock(&upstream.0.shares).is_empty(), "shares of pods that ask no more are kept");
+    upstream.share(&uid(3));
+    assert_eq!(lock(&upstream.0.shares).len(), 1, "shares of pods that ask no more are kept");
+}
+
+/// A service that answers everything, after a while.
+async fn late(after: Duration) -> Upstream {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = vec![0; 1024];
+                let _ = stream.read(&mut head).await;
+                tokio::time::sleep(after).await;
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx").await;
+            });
+        }
+    });
+    let upstream = Upstream::new(url.parse().unwrap());
+    *lock(&upstream.0.session) = Session::V1 { until: Instant::now() + RETRY_TOKEN };
+    upstream
+}
+
+#[tokio::test]
+async fn a_pod_that_hangs_up_before_the_answer_delays_nobody_who_waits_for_it_too() {
+    let takes = Duration::from_millis(300);
+    for notice in ["meta-data/spot/instance-action", "dynamic/instance-identity/document"] {
+        let upstream = late(takes).await;
+        let began = Instant::now();
+        // One after the other hangs up before an answer can come, and the next one has its turn.
+        for turn in 1..=10 {
+            let (upstream, path) = (upstream.clone(), path(notice));
+            let ends = began + (takes / 2) * turn;
+            tokio::spawn(tokio::time::timeout_at(ends, async move {
+                let _ = upstream.get(&path, &uid(1)).await;
+            }));
+        }
+        tokio::task::yield_now().await;
+        let answer = upstream.get(&path(notice), &uid(2)).await;
+        assert_eq!(answer.unwrap(), "x", "{notice}, after {:?}", began.elapsed());
+        assert!(began.elapsed() < takes * 2, "{notice}: {:?}", began.elapsed());
+    }
 }
 
 #[tokio::test(start_paused = true)]
