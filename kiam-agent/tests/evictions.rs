@@ -18,6 +18,7 @@ use lab::fake::{
     kubernetes::{Kubernetes, PodRecord, Store},
 };
 use prometheus_client::registry::Registry;
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::{task::JoinSet, time};
 
@@ -183,19 +184,48 @@ async fn a_pod_of_the_same_name_that_came_since_is_left_alone() {
     fixture.until(|| fixture.counts("Gone", lost.met() + 1)).await;
     let evictions = store.seen().into_iter().filter(|seen| seen.path.ends_with("/eviction"));
     let asked: Vec<_> = evictions.map(|seen| seen.body["deleteOptions"].clone()).collect();
-    let named = serde_json::json!({ "preconditions": { "uid": uid(2) } });
+    let named = json!({ "preconditions": { "uid": uid(2) } });
     assert!(asked.len() >= 2 && asked.iter().all(|options| *options == named), "{asked:?}");
     store.stall_watches(false);
 }
 
+/// As the API server says it, for whatever reason.
+fn forbid(pod: &str, why: &str) -> Injected {
+    let message = format!("pods \"{pod}\" is forbidden: {why}");
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure",
+        "reason": "Forbidden", "code": 403, "message": message,
+    });
+    let path = format!("/api/v1/namespaces/shop/pods/{pod}/eviction");
+    Injected::body(403, &status.to_string()).method(Method::POST).path(&path)
+}
+
 #[tokio::test]
 async fn without_the_right_it_is_not_tried_again_and_again() {
+    let why = "User \"system:serviceaccount:kube-system:kiam-agent\" cannot create resource \"pods/eviction\" in \
+               API group \"\" in the namespace \"shop\"";
     let fixture = Fixture::start(&[]).await;
-    let forbidden =
-        ["a", "b"].map(|pod| fixture.api.faults().inject(refuse(403, "Forbidden", pod)));
+    let forbidden = ["a", "b"].map(|pod| fixture.api.faults().inject(forbid(pod, why)));
     fixture.api.apply_pod(&record(1, "a", Some("ReplicaSet")));
     fixture.api.apply_pod(&record(2, "b", Some("ReplicaSet")));
     fixture.until(|| fixture.counts("Forbidden", 1)).await;
     time::sleep(PACE * 10).await;
     assert_eq!(forbidden.iter().map(|fault| fault.met()).sum::<u64>(), 1);
+}
+
+#[tokio::test]
+async fn a_pod_that_may_not_be_evicted_keeps_no_other_from_it() {
+    for why in [
+        "unable to create new content in namespace shop because it is being terminated",
+        "ValidatingAdmissionPolicy 'keep' with binding 'keep' denied request: keep",
+    ] {
+        let fixture = Fixture::start(&[]).await;
+        let forbidden = fixture.api.faults().inject(forbid("a", why));
+        fixture.api.apply_pod(&record(1, "a", Some("ReplicaSet")));
+        fixture.until(|| forbidden.met() == 1).await;
+        fixture.api.apply_pod(&record(2, "b", Some("ReplicaSet")));
+        fixture.until(|| fixture.names() == ["a"]).await;
+        forbidden.lift();
+        fixture.until(|| fixture.names().is_empty()).await;
+    }
 }

@@ -15,6 +15,7 @@ use super::{
     backoff::jittered,
     describe,
     metrics::{EvictionOutcome, Metrics},
+    tokens::lacks_right,
 };
 use kiam_core::{
     lifecycle::Drain,
@@ -69,7 +70,8 @@ struct Pause {
 /// Why a pod was not evicted.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    /// A PodDisruptionBudget allows no disruption now, or the server is busy.
+    /// A PodDisruptionBudget allows no disruption now, or the server is busy. Or the pod may not be evicted: its namespace is
+    /// being deleted, or an admission policy says so.
     #[error("{}", describe(.0))]
     Later(kube::Error),
     #[error("no answer within {} s", DEADLINE.as_secs())]
@@ -197,7 +199,7 @@ impl Evictor {
         let request = request.map_err(|error| Failure::Later(kube::Error::BuildRequest(error)))?;
         let answer = timeout(DEADLINE, self.client.request::<Value>(request)).await?;
         answer.map(drop).map_err(|error| match &error {
-            kube::Error::Api(status) if status.code == 403 => Failure::Forbidden(error),
+            kube::Error::Api(status) if lacks_right(status) => Failure::Forbidden(error),
             kube::Error::Api(status) if matches!(status.code, 404 | 409) => Failure::Gone,
             _ => Failure::Later(error),
         })

@@ -132,16 +132,17 @@ fn read(answer: &Secret) -> Option<Secret> {
 /// agent, and refuses until then; but what a policy forbids looks the same, and stays.
 fn class(status: &Status) -> ErrorClass {
     match status.code {
-        403 if lacks_right(status) => ErrorClass::Denied,
+        _ if lacks_right(status) => ErrorClass::Denied,
         403 => ErrorClass::Refused,
         429 => ErrorClass::Throttled,
         _ => ErrorClass::Retryable,
     }
 }
 
-/// Whether no rule gives the right at all. The node authorizer, which gives it pod by pod, says the same and why.
-fn lacks_right(status: &Status) -> bool {
-    status.message.contains("cannot create resource") && !is_elsewhere(status)
+/// Whether no rule gives the right to create what was to be created at all. The node authorizer, which gives it pod by pod, says the same and why.
+pub(super) fn lacks_right(status: &Status) -> bool {
+    let says_so = status.message.contains("cannot create resource");
+    status.code == 403 && says_so && !is_elsewhere(status)
 }
 
 /// Whether the node authorizer knows of no such pod on the node, or not yet.
@@ -153,7 +154,7 @@ fn is_elsewhere(status: &Status) -> bool {
 fn explain(status: &Status) -> String {
     let Status { code, message, .. } = status;
     let advice = match code {
-        403 if lacks_right(status) => "apply deploy/web-identity, which grants it: ",
+        _ if lacks_right(status) => "apply deploy/web-identity, which grants it: ",
         403 if is_elsewhere(status) => "--token-kubeconfig is of a node without the pod: ",
         404 | 409 => "the pod is gone, or going: ",
         _ => "",
