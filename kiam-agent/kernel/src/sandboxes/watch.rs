@@ -3,7 +3,8 @@
 //! mkdir and rmdir reach inotify as on any file system, and `cgroup.events` is modified when the first process
 //! comes or the last one goes; but a worker of the kernel tells that, which takes milliseconds on a busy node. Who writes
 //! a process's number into `cgroup.procs` is seen at once, and once a cgroup. Containers can write either file as often as
-//! they like, so that a watch of `cgroup.events` is for one event as well, and rests after it. A watch is not ended by the
+//! they like, so that a watch of `cgroup.events` is for one event as well, and rests after it, and those of a pod rest one after
+//! the other: however many containers it has, it is noticed as often as a pod with one. A watch is not ended by the
 //! removal of its cgroup, so that is done here.
 //!
 //! The system may refuse watches: the limits of inotify are for everything that root runs on the node. What is not watched is
@@ -24,7 +25,7 @@ use std::{
 use rustix::fs::inotify::{ReadFlags, WatchFlags};
 use tokio::time::{Instant, sleep_until};
 
-use self::spent::{REST, Spent};
+use self::spent::Spent;
 use super::watches::{Place, Watches};
 use kiam_core::pods::{PodUid, is_qos_class};
 
@@ -55,7 +56,7 @@ pub(super) struct Watch {
     /// The pods' cgroup and those of QoS classes, by path.
     folders: HashMap<PathBuf, Folder>,
     pods: HashMap<PodUid, Pod>,
-    /// Watches of `cgroup.events` that have ended by an event, oldest first.
+    /// Watches of `cgroup.events` that have ended by an event, in the order in which they will have rested.
     spent: VecDeque<Spent>,
 }
 
@@ -75,6 +76,8 @@ struct Pod {
     watches: Vec<i32>,
     /// The same of its containers' `cgroup.events` and `cgroup.procs`, by the cgroup's name.
     containers: HashMap<Box<OsStr>, Vec<i32>>,
+    /// When the last of those that rest will have rested.
+    rest_until: Instant,
 }
 
 // === impl Watch ===
@@ -195,8 +198,7 @@ impl Watch {
             (Place::Events(pod, container), _) if flags.contains(ReadFlags::MODIFY) => {
                 self.watches.ended(watch);
                 changes.push(Change::Stirred(pod.clone()));
-                let rests_until = Instant::now() + REST;
-                self.spent.push_back(Spent { watch, pod, container, rests_until });
+                self.spend(watch, pod, container);
             }
             (Place::Events(..), _) => {}
             (Place::Processes(uid), _) => {
@@ -254,8 +256,9 @@ impl Watch {
             self.forget_pod(&uid, changes);
         }
         let Some(inode) = inode(&path).filter(|_| self.pods.len() < PODS) else { return };
-        let (watches, containers) = (Vec::new(), HashMap::new());
-        self.pods.insert(uid.clone(), Pod { path: path.clone(), inode, watches, containers });
+        let (watches, containers, rest_until) = (Vec::new(), HashMap::new(), Instant::now());
+        let pod = Pod { path: path.clone(), inode, watches, containers, rest_until };
+        self.pods.insert(uid.clone(), pod);
         self.watch_pod(&uid);
         self.containers(&uid);
         changes.push(Change::Made(uid, path));

@@ -8,7 +8,8 @@ use tokio::time::Instant;
 use super::{Change, Place, Watch};
 use kiam_core::pods::PodUid;
 
-/// How long a `cgroup.events` is not watched after an event. What happens meanwhile is found when it is again.
+/// How long a `cgroup.events` is not watched after an event, and longer where others of the pod rest. What happens meanwhile is
+/// found when one of them is watched again.
 pub(super) const REST: Duration = Duration::from_millis(200);
 
 /// A watch that had its event.
@@ -23,6 +24,16 @@ pub(super) struct Spent {
 // === impl Watch ===
 
 impl Watch {
+    /// Takes note of a watch that had its event.
+    pub(super) fn spend(&mut self, watch: i32, pod: PodUid, container: Option<Box<OsStr>>) {
+        let Some(known) = self.pods.get_mut(&pod) else { return };
+        // An event of the others in the meantime has the pod looked at as well.
+        let rests_until = known.rest_until.max(Instant::now()) + REST;
+        known.rest_until = rests_until;
+        let place = self.spent.partition_point(|spent| spent.rests_until <= rests_until);
+        self.spent.insert(place, Spent { watch, pod, container, rests_until });
+    }
+
     /// Watches again what has rested, and has its pods scanned for what happened meanwhile.
     pub(super) fn renew(&mut self, now: Instant, changes: &mut Vec<Change>) {
         while let Some(spent) = self.spent.pop_front_if(|spent| spent.rests_until <= now) {

@@ -11,7 +11,7 @@ use std::{
 use lab::{Cgroup, Layout};
 use tokio::time::timeout;
 
-use super::*;
+use super::{spent::REST, *};
 
 const A: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
 /// How long a change may take to come on a busy machine.
@@ -170,6 +170,46 @@ async fn a_container_that_changes_its_own_events_again_and_again_is_noticed_a_fe
     let mut process = std::process::Command::new("true");
     container.adopt(&mut process).unwrap();
     process.status().unwrap();
+    stage.until(&Change::Stirred(uid(A))).await;
+}
+
+#[tokio::test]
+async fn a_pod_whose_containers_change_their_events_in_turn_is_noticed_no_more_often() {
+    let Some(mut stage) = Stage::start("events_in_turn") else { return };
+    stage.watch.sweep();
+    let pod = stage.root.path().join(format!("burstable/pod{A}"));
+    let paths: Vec<_> = (0..40).map(|number| pod.join(number.to_string())).collect();
+    paths.iter().for_each(|path| fs::create_dir_all(path).unwrap());
+    while !stage.watch.pods.contains_key(&uid(A)) || stage.containers() < paths.len() {
+        stage.watch.changes().await;
+    }
+    let ended = Arc::new(AtomicBool::new(false));
+    let flood = std::thread::spawn({
+        let (files, ended) = (paths.clone(), ended.clone());
+        move || {
+            while !ended.load(Ordering::Relaxed) {
+                for path in &files {
+                    truncate(&path.join("cgroup.events"));
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            }
+        }
+    });
+    // Each of them has one event at first.
+    let (began, mut woken) = (Instant::now(), 0);
+    while began.elapsed() < Duration::from_secs(4) {
+        woken +=
+            usize::from(timeout(Duration::from_millis(20), stage.watch.changes()).await.is_ok());
+    }
+    ended.store(true, Ordering::Relaxed);
+    flood.join().unwrap();
+    // Then one is watched again every 200 ms, and has its event.
+    assert!(woken < 40 + 4 * 2 * 5 + 10, "woken {woken} times");
+    // All of them are watched again in the end.
+    while !stage.watch.spent.is_empty() {
+        timeout(LIMIT, stage.watch.changes()).await.unwrap();
+    }
+    truncate(&paths[7].join("cgroup.events"));
     stage.until(&Change::Stirred(uid(A))).await;
 }
 
