@@ -85,6 +85,15 @@ pub fn demo() -> Result<()> {
     command::run(command("cargo").args(["build", "--package", "kiam-agent", "--package", "lab"]))
 }
 
+/// Compiles the lab alone.
+///
+/// # Errors
+///
+/// When it does not compile.
+pub fn lab() -> Result<()> {
+    command::run(command("cargo").args(["build", "--package", "lab"]))
+}
+
 /// Whether `object` was copied from `built` as it is now. The agent compares its time with that of the sources.
 fn is_current(object: &Path, built: &Path) -> bool {
     let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();

@@ -42,7 +42,7 @@ const SETTLED: Duration = Duration::from_secs(30);
 /// to write need not be the one that stays.
 const COMPARE: Duration = Duration::from_millis(100);
 /// How often later, when nobody else has a reason to write it: an entry a lookup, on a thread that goes before others.
-const RECHECK: Duration = Duration::from_secs(2);
+const RECHECK: Duration = Duration::from_millis(500);
 /// How long an agent that takes over may take to serve the sockets that it was given.
 const ADOPTION: Duration = Duration::from_secs(1);
 

@@ -1,7 +1,7 @@
 //! Builds the parts, starts them in order, returns the bound addresses.
 //!
-//! Order where an agent runs: what is pinned stays as it is → pods and namespaces → first credentials, bounded → that
-//! agent's listening sockets → replace the kernel programs → serve. Where none does: new sockets → attach or replace the
+//! Order where an agent runs: what is pinned stays as it is → pods and namespaces → first credentials, what that agent has and the rest →
+//! its listening sockets → replace the kernel programs → serve. Where none does: new sockets → attach or replace the
 //! programs, which deny pods from then on, while pods and first credentials come → serve. Then, in both cases: guard → that
 //! agent is relieved → self-test → ready. At the end: not ready → a successor, as long as the grace period allows → drain → exit,
 //! with the programs left where they are, so that pods are denied and never passed through.

@@ -170,7 +170,7 @@ impl Evictor {
                 if !std::mem::replace(&mut self.complained, true) {
                     warn!(%error, "Pods that may hold the node's credentials can't be evicted; trying again");
                 }
-                // It may be this pod alone that is protected, by an admission policy or webhook: the next try is another's.
+                // The next try is another pod's.
                 wait = FORBIDDEN;
             }
             Err(error) => {
@@ -231,12 +231,16 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_pod_that_admission_protects_does_not_keep_others_from_being_evicted() {
+    async fn a_missing_right_is_asked_for_seldom_and_each_time_for_another_pod() {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&asked);
         let server = service_fn(move |request: Request<Body>| {
             seen.lock().unwrap().push(request.uri().path().to_owned());
-            let denied = json!({ "kind": "Status", "status": "Failure", "code": 403 });
+            // As the authorizer words it.
+            let message =
+                "pods is forbidden: User \"agent\" cannot create resource \"pods/eviction\"";
+            let denied =
+                json!({ "kind": "Status", "status": "Failure", "message": message, "code": 403 });
             let mut answer = Response::new(Body::from(denied.to_string().into_bytes()));
             *answer.status_mut() = StatusCode::FORBIDDEN;
             async { Ok::<_, Infallible>(answer) }

@@ -27,13 +27,13 @@ pub(super) enum Subcommands {
         /// Folder of the pins
         #[arg(long, value_name = "DIR", default_value = BPFFS)]
         bpffs: String,
-        /// Folder of the agent's socket
+        /// Folder of the agents' sockets and token key, which are removed
         #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
         state_dir: String,
         /// The node's /etc/systemd/system, to remove the boot guard from; absent: it stays
         #[arg(long, value_name = "DIR")]
         boot_guard: Option<String>,
-        /// Even while an agent has them in use, if that hangs
+        /// Override an agent that has hung for more than 5 s; kill that agent afterwards
         #[arg(long)]
         force: bool,
     },
@@ -42,7 +42,7 @@ pub(super) enum Subcommands {
         /// unit, script, or user-data: a script that installs both
         #[arg(value_name = "WHAT")]
         what: String,
-        /// As the agent's
+        /// Preference of the guard's first routing rule, as the agent has it
         #[arg(long, value_name = "NUMBER", default_value = GUARD_PREFERENCE)]
         guard_preference: String,
     },
@@ -100,7 +100,7 @@ pub(super) struct Flags {
     /// Watch only this node's pods; absent: all pods
     #[arg(long, value_name = "NAME")]
     pub(super) node_name: Option<String>,
-    /// Key of a taint that is taken off the node once the agent is ready; needs --node-name
+    /// Key of a taint to remove from the node once the agent is ready; needs --node-name
     #[arg(long, value_name = "KEY")]
     pub(super) startup_taint: Option<String>,
     /// Evict pods that ran before they were intercepted and may hold the node's credentials; needs --node-name
@@ -109,7 +109,7 @@ pub(super) struct Flags {
     /// Kubeconfig file; absent: the pod's service account
     #[arg(long, value_name = "FILE")]
     pub(super) kubeconfig: Option<String>,
-    /// How often the pods are listed anew; namespaces and ServiceAccounts at most once an hour
+    /// How often the pods are listed again; namespaces and ServiceAccounts at most once an hour
     #[arg(long, value_name = "DURATION", default_value = "2m")]
     pub(super) sync_interval: String,
     /// What intercepts pods' traffic: ebpf or off
@@ -118,10 +118,10 @@ pub(super) struct Flags {
     /// Whether pods' traffic is changed: enforce, or observe (only counted, and nothing is guarded)
     #[arg(long, value_name = "MODE", default_value = "enforce")]
     pub(super) mode: String,
-    /// What tells who calls: kernel or source-ip; default kernel, without interceptor source-ip
+    /// How callers are identified: kernel or source-ip; default kernel, without interceptor source-ip
     #[arg(long, value_name = "WHAT")]
     pub(super) identity: Option<String>,
-    /// What becomes of pods in the host's network: pass or intercept
+    /// How hostNetwork pods are treated: pass (as the node) or intercept (as other pods)
     #[arg(long, value_name = "WHAT", default_value = "pass")]
     pub(super) host_network_pods: String,
     /// Pods of this service account are passed on to the real metadata service (repeatable)
@@ -130,7 +130,7 @@ pub(super) struct Flags {
     /// Namespaces whose mirror pods stand for static pods (repeatable)
     #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', default_value = STATIC_POD_NAMESPACE)]
     pub(super) static_pod_namespaces: Vec<String>,
-    /// What keeps out that connect's hooks don't see: route, skb, uplink (comma separated), or none
+    /// What blocks IMDS traffic that the connect hooks cannot see: route, skb, uplink (comma separated), or none
     #[arg(long, value_name = "WHAT", value_delimiter = ',', default_value = "route")]
     pub(super) guard: Vec<String>,
     /// Preference of the guard's first routing rule; the next four are taken too
@@ -139,7 +139,7 @@ pub(super) struct Flags {
     /// How pods' connections reach the agent: auto, pod-local (inside the pod, or not at all) or node
     #[arg(long, value_name = "PATH", default_value = "auto")]
     pub(super) path: String,
-    /// How often the agent tries on itself what pods may try; not ready while that fails
+    /// How often the self-test runs; the agent is not ready while it fails
     #[arg(long, value_name = "DURATION", default_value = "1m")]
     pub(super) selftest_interval: String,
     /// The pods' cgroup; absent: found by the kubelet's names
@@ -154,10 +154,10 @@ pub(super) struct Flags {
     /// Folder for the token key and the admin socket
     #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
     pub(super) state_dir: String,
-    /// How long the system waits after SIGTERM; the agent serves until another takes over, or 3 s before that
+    /// Time between SIGTERM and the kubelet's kill; the agent serves until another takes over, or 3 s before the end
     #[arg(long, value_name = "DURATION", default_value = "30s")]
     pub(super) grace_period: String,
-    /// At its end do what uninstall does, unless another agent has taken over
+    /// Detach the programs at exit, unless another agent has taken over
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", default_value = "false")]
     pub(super) detach_on_exit: String,
     /// How long a request may wait for its pod or credentials
@@ -181,7 +181,7 @@ pub(super) struct Flags {
     /// STS instead of the region's
     #[arg(long, value_name = "URL")]
     pub(super) sts_endpoint: Option<String>,
-    /// What STS is shown: assume-role (the node's signature) or web-identity (a token of the pod's own)
+    /// How the agent authenticates to STS: assume-role (the node's credentials) or web-identity (a token of the pod's ServiceAccount)
     #[arg(long, value_name = "WHAT", default_value = "assume-role")]
     pub(super) credential_source: String,
     /// Kubeconfig file to ask for pods' tokens with, such as the kubelet's; absent: as for all else
@@ -205,7 +205,7 @@ pub(super) struct Flags {
     /// Name of the cluster, for {cluster} and the tag eks-cluster-name
     #[arg(long, value_name = "NAME")]
     pub(super) cluster_name: Option<String>,
-    /// How long credentials are asked to last, 15m to 12h
+    /// Session duration to request, 15m to 12h
     #[arg(long, value_name = "DURATION", default_value = "1h")]
     pub(super) session_duration: String,
     /// Requests that one pod may make a second, and how many at once: RATE or RATE:BURST; new connections too
@@ -214,7 +214,7 @@ pub(super) struct Flags {
     /// Calls to STS a second, and how many at once: RATE or RATE:BURST
     #[arg(long, value_name = "RATE[:BURST]", default_value = "10:100")]
     pub(super) sts_rate: String,
-    /// How long the Kubernetes API may be silent before nothing is asked of STS any more; or off
+    /// Time without news from the Kubernetes API after which the agent stops asking STS; or off
     #[arg(long, value_name = "DURATION", default_value = "24h")]
     pub(super) max_staleness: String,
     /// Whether namespaces need iam.amazonaws.com/permitted or allowed-roles: optional or required

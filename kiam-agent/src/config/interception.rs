@@ -51,7 +51,11 @@ pub(super) fn interception(
 
 /// `--boot-guard`, whose rules are those that the agent itself would set.
 fn boot_guard(flags: &Flags, mistakes: &mut Mistakes) -> Option<PathBuf> {
-    let folder = flags.boot_guard.as_ref().filter(|folder| !folder.is_empty())?;
+    let folder = flags.boot_guard.as_ref()?;
+    if folder.is_empty() {
+        mistakes.add("boot-guard", "it is empty: name the folder where the node's /etc/systemd/system is mounted, or leave the flag out".to_owned());
+        return None;
+    }
     let enforces = flags.interceptor == "ebpf" && flags.mode == "enforce";
     if !enforces || !flags.guard.iter().any(|part| part == "route") {
         let needs = "it needs --interceptor=ebpf, --mode=enforce and --guard=route: it sets the route guard's rules";

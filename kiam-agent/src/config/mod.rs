@@ -247,7 +247,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let logs = logs(flags, mistakes);
     let statsd = statsd(flags, mistakes);
     let hosts = mistakes.hosts(&flags.host);
-    let port = mistakes.parse("port", &flags.port);
+    let port = mistakes.port(&flags.port);
     let roles = roles::roles(flags, mistakes);
     let (intercept, identity) = interception(flags, mistakes);
     let credentials = sts::credentials(flags, mistakes);

@@ -147,7 +147,7 @@ fn optional(arg: &Arg) -> bool {
 
 fn unexpected(word: &str) -> String {
     match FORMER.iter().find(|(former, _)| *former == word) {
-        Some((_, instead)) => format!("{word}: of another kiam; {instead}"),
+        Some((_, instead)) => format!("{word}: a flag of kiam or kube2iam; {instead}"),
         None if word.starts_with("--") => format!("{word}: there is no such flag"),
         None => format!("{word:?}: there is no such subcommand"),
     }

@@ -51,6 +51,15 @@ impl Mistakes {
         }
     }
 
+    /// `--port`.
+    pub(super) fn port(&mut self, text: &str) -> Option<u16> {
+        let port = text.parse().ok();
+        if port.is_none() {
+            self.add("port", format!("{text:?} is not a port (0 to 65535)"));
+        }
+        port
+    }
+
     /// Parses each, or notes why not; `None` where one is wrong.
     pub(super) fn all<T: FromStr<Err: Display>>(
         &mut self,

@@ -14,17 +14,21 @@ use xtask::{
 
 /// Builds what the demo shows, and shows it.
 pub(crate) fn demo(options: &[String]) -> Result<()> {
-    toolchain::ensure_iproute()?;
-    build::ebpf()?;
-    build::demo()?;
+    if !asks_for_help(options) {
+        toolchain::ensure_iproute()?;
+        build::ebpf()?;
+        build::demo()?;
+    }
     lab("demo", options)
 }
 
 /// Measures, and writes down what was found.
 pub(crate) fn bench(options: &[String]) -> Result<()> {
-    toolchain::ensure_iproute()?;
-    build::ebpf()?;
-    build::programs()?;
+    if !asks_for_help(options) {
+        toolchain::ensure_iproute()?;
+        build::ebpf()?;
+        build::programs()?;
+    }
     lab("bench", options)
 }
 
@@ -54,8 +58,16 @@ pub(crate) fn node_vm() -> Result<()> {
     lab("node-vm", &[node.display().to_string()])
 }
 
+/// Whether only the lab's help is asked for, which needs neither kernel program nor agent.
+fn asks_for_help(options: &[String]) -> bool {
+    options.iter().any(|option| matches!(option.as_str(), "-h" | "--help" | "help"))
+}
+
 fn lab(subcommand: &str, options: &[String]) -> Result<()> {
     // Beside this command, wherever cargo's target folder is.
     let lab = std::env::current_exe()?.with_file_name("lab");
+    if !lab.exists() {
+        build::lab()?;
+    }
     run(command(lab).arg(subcommand).args(options))
 }
