@@ -39,9 +39,13 @@ pub(super) fn note(pins: &Path, programs: &[&str]) -> Result<Option<Duration>, E
         HashMap::try_from(Map::HashMap(map)).map_err(&failed)?;
     let mut links = Vec::new();
     let mut youngest = None;
+    let mut complete = true;
     for program in programs {
         let pin = pins::link(pins, program);
-        let Some(link) = PinnedLink::open(&pin)? else { return Ok(None) };
+        let Some(link) = PinnedLink::open(&pin)? else {
+            complete = false;
+            continue;
+        };
         let id = link.id(&pin)?;
         let known = noted.get(&id, 0).ok().map(Duration::from_nanos);
         let attached = match known {
@@ -62,7 +66,7 @@ pub(super) fn note(pins: &Path, programs: &[&str]) -> Result<Option<Duration>, E
         // Another agent may have been faster.
         let _ = noted.remove(&id);
     }
-    Ok(youngest)
+    Ok(youngest.filter(|_| complete))
 }
 
 /// When the link at `pin` was pinned, which is right after it was attached, unless somebody removed the pin since: then it

@@ -13,6 +13,7 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use tokio::sync::watch;
+use tracing::warn;
 
 use super::{
     attach::attach, attach::load, attach::pin_error, attach::replace_or, attached, hold::Hold,
@@ -159,17 +160,22 @@ impl Interception {
         }
         self.detach_others()?;
         pins::tidy(&self.pins, &self.older)?;
-        self.note_links()
+        self.note_links();
+        Ok(())
     }
 
-    /// Notes how old the links are, and publishes it.
-    pub(super) fn note_links(&self) -> Result<(), Error> {
-        let attached = match self.enforces() {
-            true => attached::note(&self.pins, &ENFORCING)?,
-            false => None,
+    /// Notes how old the links are, and publishes it. Where that fails the pods that are older are not known, which keeps
+    /// nothing from being intercepted.
+    pub(super) fn note_links(&self) {
+        let noted = match self.enforces() {
+            true => attached::note(&self.pins, &ENFORCING),
+            false => Ok(None),
         };
+        let attached = noted.unwrap_or_else(|error| {
+            warn!(%error, "It is not known since when pods are intercepted: pods that may hold the node's credentials are not reported");
+            None
+        });
         self.attached.send_replace(attached);
-        Ok(())
     }
 
     /// Tells the programs which cgroups hold pods, and which is the agent's own pod.

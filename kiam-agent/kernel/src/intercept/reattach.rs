@@ -131,7 +131,7 @@ impl Interception {
         for name in &losses.unpinned {
             self.hold.pin(name, &self.pins)?;
         }
-        self.note_links()?;
+        self.note_links();
         Ok(Restored::Done(losses))
     }
 
