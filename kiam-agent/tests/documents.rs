@@ -141,6 +141,26 @@ fn security_model_names_tests_that_are_there() {
     assert_proved(&fact_rows("docs/security.md", "| attempt |"));
 }
 
+/// What the pictures name in parentheses are modules.
+#[test]
+fn pictures_name_modules_that_are_there() {
+    let text = page("ARCHITECTURE.md");
+    let pictures = text.split("```mermaid").skip(1).filter_map(|rest| rest.split("```").next());
+    let mut named = BTreeSet::new();
+    for part in pictures.flat_map(|picture| picture.split('(').skip(1)) {
+        let Some((names, _)) = part.split_once(')') else { continue };
+        named.extend(names.split(", ").map(str::to_owned));
+    }
+    assert!(named.len() > 10, "{named:?}");
+    for name in named {
+        let is_there = SOURCES.iter().any(|source| {
+            let module = root().join(source).join(&name);
+            module.is_dir() || module.with_extension("rs").is_file()
+        });
+        assert!(is_there, "no module {name}");
+    }
+}
+
 /// So does each fault.
 #[test]
 fn faults_name_tests_that_are_there() {
