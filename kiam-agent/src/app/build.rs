@@ -36,7 +36,7 @@ use super::{
 use crate::{
     admin::{self, Operations, OwnSocket, Surface},
     config::Config,
-    handover::Gives,
+    handover::{Gives, Handover},
     imds,
     serve::{self, Listener},
 };
@@ -95,7 +95,9 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let service = common.service(&config, &knowledge, tokens, upstream);
     let serve = common.serve(service, serving_config(&config));
     let inherited = std::mem::take(&mut listeners.inside);
-    let held = common.inside(&config, kernel.as_ref(), &knowledge, (serve.clone(), inherited))?;
+    let superseded = Arc::new(Notify::new());
+    let serves = (serve.clone(), inherited, superseded.clone());
+    let held = common.inside(&config, kernel.as_ref(), &knowledge, serves)?;
     common.first_pass(listeners.cold, &held).await;
     serve_at(std::mem::take(&mut listeners.pods), resolver, serve).await;
     serving.set();
@@ -108,12 +110,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let successor = Successor::await_next(&config, gives, reassert.clone())?;
     let (handover, turn) = (listeners.handover.take(), listeners.turn.take());
     let bound = common.operate(&config, operations, (listeners, pods), &own)?;
-    if let Some(handover) = handover
-        && !handover.taken().await
-    {
-        // It may have put its own programs back before it heard.
-        reassert.notify_one();
-    }
+    supersede(handover, &reassert, &superseded).await;
     // From now on the next one finds this one.
     drop(turn);
     // Not before: until then that agent might have had to go on.
@@ -131,6 +128,16 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
         detach,
         departure,
     })
+}
+
+/// Tells the agent that gave its sockets that this one serves.
+async fn supersede(handover: Option<Handover>, reassert: &Notify, superseded: &Notify) {
+    let Some(handover) = handover else { return };
+    if !handover.taken().await {
+        // It may have put its own programs back before it heard.
+        reassert.notify_one();
+    }
+    superseded.notify_one();
 }
 
 /// Takes the filter of SYNs off these sockets.
@@ -201,7 +208,11 @@ impl Common {
         config: &Config,
         kernel: Option<&Kernel>,
         knowledge: &Knowledge,
-        (serve, inherited): (mpsc::Sender<Listener>, Vec<std::net::TcpListener>),
+        (serve, inherited, superseded): (
+            mpsc::Sender<Listener>,
+            Vec<std::net::TcpListener>,
+            Arc<Notify>,
+        ),
     ) -> Result<Held, Error> {
         self.older(config, kernel, knowledge);
         let serves = served(config.cluster.node_name.is_some(), config.hosts);
@@ -219,6 +230,7 @@ impl Common {
             serve,
             held: held.clone(),
             watched: self.readiness.latch("watches of pods' cgroups (fs.inotify limits)"),
+            superseded,
         };
         let seen = (&mut self.registry, knowledge);
         insides.start(config, parts, seen, inherited, (self.drain.clone(), &mut self.tasks))?;

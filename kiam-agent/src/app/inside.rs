@@ -15,7 +15,7 @@ use tokio::{
     join,
     net::TcpListener,
     runtime::Handle,
-    sync::mpsc,
+    sync::{Notify, mpsc},
     task::JoinSet,
     time::{Interval, MissedTickBehavior, interval, sleep, timeout},
 };
@@ -56,6 +56,8 @@ pub(super) struct Insides {
     pub(super) held: Held,
     /// Set while pods' sandboxes are followed by events.
     pub(super) watched: Latch,
+    /// Told when the agent before this one was superseded: it closes the listeners that it opened in pods meanwhile.
+    pub(super) superseded: Arc<Notify>,
 }
 
 /// The network namespaces that are known to be pods', by cookie, with the sockets that listen inside. Cheap to clone.
@@ -204,6 +206,7 @@ impl Insides {
                 biased;
                 () = drain.started() => return,
                 _ = compare.tick() => self.compare(),
+                () = self.superseded.notified() => self.compare(),
                 () = settled.as_mut(), if !tidied => {
                     self.tidy();
                     tidied = true;
