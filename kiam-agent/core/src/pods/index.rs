@@ -27,7 +27,7 @@ pub(super) struct Shared {
     pub(super) missed: Notify,
 }
 
-/// When the watch of each kind gave its last sign of life; none before the first.
+/// When the watch of each kind was last heard from; none before the first time.
 #[derive(Debug, Default)]
 pub struct Heard {
     pub(super) pods: Option<Instant>,
@@ -104,7 +104,7 @@ impl PodIndex {
         R::table_mut(&mut self.0.write()).rewind();
     }
 
-    /// The watch of this kind gave a sign of life: an event, a bookmark or a list that can't be older than the last one.
+    /// The watch of this kind was heard from: an event, a bookmark or a list that can't be older than the last one.
     pub fn heard<R: Record>(&self) {
         let before = R::heard(&mut self.0.heard()).replace(Instant::now());
         // Those who were refused because of the pods' silence may look again.

@@ -110,8 +110,8 @@ impl Bind {
 // === impl CgroupDriver ===
 
 impl CgroupDriver {
-    /// Makes the pod's cgroup, and says what the runtime is told of it. `Cgroupfs` knows pods of QoS class burstable
-    /// alone.
+    /// Makes the pod's cgroup, and returns how the runtime's configuration names it. `Cgroupfs` knows pods of QoS class
+    /// burstable alone.
     pub(super) fn create(self, node: &Node, spec: &PodSpec, uid: &str) -> Result<(Cgroup, String)> {
         // As the runtime sees it: the node's cgroup is its root.
         let kubepods = node.kubepods().strip_prefix(node.root_cgroup());

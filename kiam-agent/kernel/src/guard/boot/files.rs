@@ -66,7 +66,7 @@ struct Folder {
 ///
 /// # Errors
 ///
-/// [`BootGuardError`]; what is there already stays.
+/// [`BootGuardError`]; files that were written before the failure stay.
 pub(super) fn install(folder: &Path, preference: u32) -> Result<Vec<String>, BootGuardError> {
     let folder = Folder::open(folder)?;
     folder.check_lasting()?;
