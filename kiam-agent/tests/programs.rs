@@ -15,7 +15,7 @@ use kiam_core::{blocking::Blocking, lifecycle::Readiness};
 use kiam_kernel::{
     guard::{self, Guard, GuardConfig},
     intercept::{self, Config, HostNetworkPods, Interception, Mode, Path as Way},
-    sys::cookie_of,
+    sys::{Cgroup as PodsCgroup, cookie_of},
 };
 use lab::{Cgroup, Netns, cgroup_mount_point};
 use prometheus_client::{encoding::text::encode, registry::Registry};
@@ -154,4 +154,31 @@ fn load_all() -> Vec<String> {
         intercept::uninstall(&config.bpffs).expect("it can be uninstalled");
     }
     failures
+}
+
+/// What an agent asks a program at bind(2) where the kernel does not tell it.
+#[test]
+fn a_program_at_bind_tells_the_network_namespace() {
+    if lab::skip!() {
+        return;
+    }
+    let pods = cgroup_mount_point().unwrap();
+    let pods = pods.join(format!("kiam-namespace-{}", process::id()));
+    let pods = Cgroup::create(pods).unwrap();
+    let learned = || {
+        let blocking = Blocking::here().unwrap();
+        let cgroup = PodsCgroup::open(&blocking, Some(pods.path())).unwrap();
+        intercept::own_namespace(&cgroup).unwrap()
+    };
+    let (one, other) = (Netns::create().unwrap(), Netns::create().unwrap());
+    let [first, again] = [(); 2].map(|()| one.enter(learned).unwrap());
+    assert_eq!(first, again);
+    assert_ne!(first, other.enter(learned).unwrap());
+    let told = one
+        .udp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+        .and_then(|socket| Ok(cookie_of(socket)?));
+    if let Ok(told) = told {
+        assert_eq!(first, told);
+    }
+    println!("{MARK} the node's network namespace: learned");
 }

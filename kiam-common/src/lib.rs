@@ -23,8 +23,8 @@ pub const POD_QUOTA: i64 = 256;
 /// connection has two entries at most in [`client::FlowKey`]'s map, which has room for all of them: it never fills.
 pub const PODS_PER_NODE: u32 = 1024;
 
-/// `HOST_NETNS` of an agent that can't ask for its own namespace's cookie (`SO_NETNS_COOKIE` came with
-/// kernel 5.14): the programs compare with the initial namespace's, which they can ask for since 5.7.
+/// `HOST_NETNS` of an agent that has not learned its own namespace's cookie: the programs compare with the initial
+/// namespace's, which they can ask for since kernel 5.7.
 /// No namespace has this cookie: the kernel counts them up from 1.
 pub const HOST_NETNS_INITIAL: u64 = u64::MAX;
 

@@ -19,7 +19,7 @@ use aya_ebpf::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
         BPF_TCP_CLOSE,
     },
-    helpers::bpf_get_current_cgroup_id,
+    helpers::{bpf_get_current_cgroup_id, generated::bpf_get_socket_cookie},
     macros::{cgroup_skb, cgroup_sock_addr, classifier, sock_ops, socket_filter},
     programs::{SkBuffContext, SockAddrContext, SockOpsContext, TcContext},
 };
@@ -35,7 +35,10 @@ use crate::{
     callers::{caller, is_agent, is_proof},
     flows::Redirected,
     guard::Sender,
-    maps::{AGENT_PORTS, CLIENTS, NAMESPACES_ARE_KNOWN, OBSERVES, PATH, SANDBOXES, TARGET, count},
+    maps::{
+        AGENT_PORTS, CLIENTS, NAMESPACES_ARE_KNOWN, OBSERVES, PATH, PROBE_NETNS, PROBE_SOCKET,
+        SANDBOXES, TARGET, count,
+    },
     sock_addr::{
         ipv4, ipv6, is_bound_to_interface, is_on_host_network, is_stream, netns, port, rewrite,
     },
@@ -134,6 +137,21 @@ fn kiam_bind6(ctx: SockAddrContext) -> i32 {
 fn kiam_rewrite(ctx: SockAddrContext) -> i32 {
     if ipv4(&ctx).octets() == redirect::REWRITTEN.octets() && is_proof() {
         sock_addr::set_ipv4(&ctx, redirect::IMDS_V4.octets());
+    }
+    ALLOW
+}
+
+/// bind(2) of one socket of the agent's: notes its network namespace, on kernels that don't tell it otherwise. Attached only
+/// while the agent starts. Kernel 5.7.
+#[cgroup_sock_addr(bind4)]
+fn kiam_namespace(ctx: SockAddrContext) -> i32 {
+    // SAFETY: the helper takes the program's own context (kernel 4.18).
+    let socket = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    if socket == PROBE_SOCKET.load()
+        && let Some(noted) = PROBE_NETNS.get_ptr_mut(0)
+    {
+        // SAFETY: the map's own value, which one bind of one socket writes.
+        unsafe { *noted = netns(&ctx) }
     }
     ALLOW
 }

@@ -47,6 +47,14 @@ pub(crate) static NAMESPACES_ARE_KNOWN: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static OBSERVES: Global<u32> = Global::new(0);
 
+/// The cookie of the agent's socket whose network namespace `kiam_namespace` notes; 0, which no socket has: of none.
+#[unsafe(no_mangle)]
+pub(crate) static PROBE_SOCKET: Global<u64> = Global::new(0);
+
+/// What `kiam_namespace` noted; 0, which no namespace has: nothing yet. Not pinned.
+#[map]
+pub(crate) static PROBE_NETNS: Array<u64> = Array::with_max_entries(1, 0);
+
 /// When the agent last renewed its lease, `CLOCK_MONOTONIC` nanoseconds; 0: never.
 #[map]
 pub(crate) static LEASE: Array<u64> = Array::with_max_entries(1, 0);

@@ -54,6 +54,14 @@ pub enum Error {
         /// As `uname -r` has it.
         release: String,
     },
+    /// A program at the root of a mount of cgroup2 does not see the agent.
+    #[error(
+        "the agent is in no cgroup below {path:?}, by which it would learn its network namespace"
+    )]
+    OtherMount {
+        /// The mount's root.
+        path: PathBuf,
+    },
     /// `--bpffs` is on another kind of file system.
     #[error(
         "--bpffs {path:?} is not on a BPF file system; mount one: mount -t bpf bpf /sys/fs/bpf"

@@ -31,27 +31,30 @@ struct Query {
 /// The cgroups above `cgroup`, up to the mount's root, that have programs which can rewrite a destination.
 pub(super) fn with_programs(cgroup: &Cgroup) -> Result<Vec<PathBuf>, Error> {
     let mut found = Vec::new();
-    let device = |path: &Path| rustix::fs::stat(path).map(|stat| stat.st_dev);
-    let own = device(cgroup.path()).map_err(|error| file(cgroup.path(), error.into()))?;
-    for path in cgroup.path().ancestors().skip(1) {
-        // Above the mount's root is another file system.
-        if device(path).ok() != Some(own) {
-            break;
-        }
-        let directory = File::open(path).map_err(|error| file(path, error))?;
+    for path in above(cgroup)? {
+        let directory = File::open(&path).map_err(|error| file(&path, error))?;
         let mut any = false;
         for attach_type in REWRITING {
             any |= count(&directory, attach_type).map_err(|source| Error::Bpf {
                 call: "BPF_PROG_QUERY",
-                path: path.to_owned(),
+                path: path.clone(),
                 source,
             })? > 0;
         }
         if any {
-            found.push(path.to_owned());
+            found.push(path);
         }
     }
     Ok(found)
+}
+
+/// The cgroups above `cgroup`, up to the mount's root.
+pub(super) fn above(cgroup: &Cgroup) -> Result<Vec<PathBuf>, Error> {
+    let device = |path: &Path| rustix::fs::stat(path).map(|stat| stat.st_dev);
+    let own = device(cgroup.path()).map_err(|error| file(cgroup.path(), error.into()))?;
+    // Above the mount's root is another file system.
+    let same = |path: &&Path| device(path).ok() == Some(own);
+    Ok(cgroup.path().ancestors().skip(1).take_while(same).map(Path::to_owned).collect())
 }
 
 fn count(directory: &File, attach_type: u32) -> io::Result<u32> {

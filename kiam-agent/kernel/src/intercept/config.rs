@@ -2,7 +2,6 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use kiam_common::HOST_NETNS_INITIAL;
 use tracing::warn;
 
 use crate::{
@@ -112,7 +111,7 @@ pub enum HostNetworkPods {
 /// agent does there instead.
 pub(crate) fn check(config: &Config) -> Result<(), Error> {
     // Another failure is the load's to report.
-    let told = host_netns().map_or(true, |cookie| cookie != HOST_NETNS_INITIAL);
+    let told = host_netns().map_or(true, |cookie| cookie.is_some());
     judge(config, told, kernel_release())
 }
 
@@ -125,7 +124,7 @@ fn judge(config: &Config, told: bool, release: String) -> Result<(), Error> {
     }
     warn!(
         kernel = release,
-        "This kernel does not tell network namespaces apart (5.14 does): all pods use the node's listener and are known by their published addresses, and only the machine's first network namespace counts as the node's: on a node that is itself a container, such as kind's, hostNetwork pods are intercepted whatever --host-network-pods says"
+        "This kernel does not tell network namespaces apart (5.14 does): all pods use the node's listener and are known by their published addresses"
     );
     Ok(())
 }

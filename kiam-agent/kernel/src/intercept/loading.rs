@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use aya::{Ebpf, EbpfError, EbpfLoader, maps::MapError, programs::SocketFilter};
 use kiam_common::{
-    HOST_NETNS_INITIAL, PATH_AUTO, PATH_NODE, PATH_POD_LOCAL,
+    PATH_AUTO, PATH_NODE, PATH_POD_LOCAL,
     redirect::{AgentPorts, Target},
 };
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{ancestors, attach, hold::Hold};
+use super::{ancestors, attach, hold::Hold, namespace};
 use crate::{
     error::Error,
     guard::{self, UplinkProgram},
@@ -23,7 +23,7 @@ use crate::{
 };
 use kiam_core::blocking::Blocking;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
 
 pub(super) const MAPS: [&str; 11] = [
     "LEASE",
@@ -74,7 +74,10 @@ struct Verified {
 struct Constants<'a> {
     config: &'a Config,
     target: Target,
+    /// As `HOST_NETNS` has it.
     host_netns: u64,
+    /// Whether the kernel tells network namespaces apart (5.14).
+    told: bool,
 }
 
 // === impl Interception ===
@@ -98,13 +101,14 @@ impl Interception {
     ) -> Result<Self, Error> {
         let cgroup = Cgroup::open(blocking, config.cgroup.as_deref())?;
         let (pins, older) = pins::open(&config.bpffs)?;
-        let host_netns = netns::host_netns().map_err(|source| Error::File {
+        let told = netns::host_netns().map_err(|source| Error::File {
             what: "the node's network namespace cookie (SO_NETNS_COOKIE)",
             path: PathBuf::from("/proc/self/ns/net"),
             source,
         })?;
         let first = pins::is_empty(&pins)?;
-        let constants = Constants { config, target, host_netns };
+        let host_netns = told.unwrap_or_else(|| namespace::learned(object, &cgroup));
+        let constants = Constants { config, target, host_netns, told: told.is_some() };
         let verified = Verified::load(object, constants, &cgroup, &pins).inspect_err(|_| {
             // The maps are pinned by now, and nothing uses them.
             if first && let Err(error) = pins::remove_maps(&pins) {
@@ -125,7 +129,7 @@ impl Interception {
             uplink: verified.uplink,
             rewriter: verified.rewriter,
             filters_syns: config.has_filter(),
-            host_netns: (host_netns != HOST_NETNS_INITIAL).then_some(host_netns),
+            host_netns: told,
             log: config.log,
             attached: watch::Sender::default(),
         })
@@ -172,7 +176,7 @@ impl Verified {
 impl Constants<'_> {
     /// The object with these constants, its maps pinned in `pins`. No program of it is loaded yet.
     fn load(self, object: &[u8], pins: &Path) -> Result<Ebpf, Error> {
-        let Self { config, target, host_netns } = self;
+        let Self { config, target, host_netns, told } = self;
         let passes = u32::from(config.host_network == HostNetworkPods::Pass);
         let observes = u32::from(config.mode == Mode::Observe);
         let path = match config.path {
@@ -182,7 +186,7 @@ impl Constants<'_> {
         };
         let [admin, metrics] = config.operator_ports;
         let ports: AgentPorts = [target.v4_port, target.v6_port, admin, metrics];
-        let only_known = u32::from(config.has_filter() && host_netns != HOST_NETNS_INITIAL);
+        let only_known = u32::from(config.has_filter() && told);
         let level: u8 = if config.log { 4 } else { 0 };
         let mut loader = loader(pins);
         loader
@@ -199,7 +203,7 @@ impl Constants<'_> {
 }
 
 /// An object that the kernel does not load, as far as that is known a map that it does not make.
-fn refused(error: EbpfError) -> Error {
+pub(super) fn refused(error: EbpfError) -> Error {
     match error {
         EbpfError::MapError(MapError::CreateError { name, io_error }) => {
             features::refused_map(name, io_error)

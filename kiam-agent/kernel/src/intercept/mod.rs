@@ -14,6 +14,7 @@ mod lease;
 mod loading;
 mod marks;
 mod metrics;
+mod namespace;
 mod observed;
 mod older;
 mod own_pod;
@@ -31,6 +32,7 @@ pub use self::{
     lease::{Lease, last_renewed},
     marks::Marks,
     metrics::{RestoredMetrics, Verdicts},
+    namespace::own_namespace,
     observed::{Observation, Observed},
     older::{OlderPods, older_pods},
     own_pod::{may_hand_over, prepare},

@@ -31,6 +31,9 @@ const CLSACT: Feature = Feature {
 pub(crate) fn of_program(name: &str) -> Option<Feature> {
     let (what, kernel) = match name {
         "kiam_bind4" | "kiam_bind6" => ("programs at bind(2)", "4.17, with CONFIG_CGROUP_BPF"),
+        "kiam_namespace" => {
+            ("programs at bind(2) that know network namespaces", "5.7, with CONFIG_CGROUP_BPF")
+        }
         "kiam_connect4" | "kiam_connect6" | "kiam_rewrite" => (
             "programs at connect(2) that know network namespaces and cgroups",
             "5.7, with CONFIG_CGROUP_BPF",

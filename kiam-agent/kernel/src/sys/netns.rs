@@ -6,23 +6,18 @@ use std::{
     os::fd::{AsFd, AsRawFd as _},
 };
 
-use kiam_common::HOST_NETNS_INITIAL;
-
 /// `SO_NETNS_COOKIE` of `asm-generic/socket.h`. Kernel 5.14.
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
-/// The cookie that marks this thread's namespace as the node's, for `HOST_NETNS`.
-///
-/// Below kernel 5.14, where it can't be asked for, the node's is taken to be the initial namespace. Where
-/// that is wrong (a node that is itself a container) no pod passes: nobody is let through by mistake.
-pub(crate) fn host_netns() -> io::Result<u64> {
-    or_initial(own_cookie())
+/// The cookie of this thread's network namespace, which is the node's; `None` below kernel 5.14, where it can't be asked for.
+pub(crate) fn host_netns() -> io::Result<Option<u64>> {
+    or_unknown(own_cookie())
 }
 
-fn or_initial(own: io::Result<u64>) -> io::Result<u64> {
+fn or_unknown(own: io::Result<u64>) -> io::Result<Option<u64>> {
     match own {
-        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(HOST_NETNS_INITIAL),
-        answer => answer,
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
+        answer => answer.map(Some),
     }
 }
 
@@ -64,10 +59,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kernel_without_the_option_means_the_initial_namespace_and_no_other_error_does() {
+    fn a_kernel_without_the_option_does_not_tell_and_another_error_is_one() {
         let errno = io::Error::from_raw_os_error;
-        assert_eq!(or_initial(Ok(7)).unwrap(), 7);
-        assert_eq!(or_initial(Err(errno(libc::ENOPROTOOPT))).unwrap(), HOST_NETNS_INITIAL);
-        assert!(or_initial(Err(errno(libc::EPERM))).is_err());
+        assert_eq!(or_unknown(Ok(7)).unwrap(), Some(7));
+        assert_eq!(or_unknown(Err(errno(libc::ENOPROTOOPT))).unwrap(), None);
+        assert!(or_unknown(Err(errno(libc::EPERM))).is_err());
     }
 }
