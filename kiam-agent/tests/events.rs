@@ -88,7 +88,7 @@ impl Fixture {
         let policy = RolePolicy::new(policy(), pods.clone());
         let (sender, wanted) = watch::channel(WantedRoles::default());
         let clock = Clock::system();
-        let parts = credentials::Parts {
+        let parts = credentials::PrefetcherParts {
             names: Box::new(|_| None),
             source: Arc::new(Aws),
             render: imds::wire::render,

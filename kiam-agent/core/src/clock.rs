@@ -15,10 +15,10 @@ use tokio::time::Instant;
 
 /// Tells the wall-clock time.
 #[derive(Clone, Debug)]
-pub struct Clock(Source);
+pub struct Clock(TimeSource);
 
 #[derive(Clone, Debug)]
-enum Source {
+enum TimeSource {
     System,
     /// Moves with tokio's clock, so it stands still while that is paused.
     Simulated {
@@ -35,13 +35,13 @@ impl Clock {
     /// The system's own clock.
     #[must_use]
     pub fn system() -> Self {
-        Self(Source::System)
+        Self(TimeSource::System)
     }
 
     /// A clock that shows `epoch` now and moves with tokio's (possibly paused) time.
     #[must_use]
     pub fn simulated(epoch: SystemTime) -> Self {
-        Self(Source::Simulated { epoch, start: Instant::now(), step_secs: Arc::default() })
+        Self(TimeSource::Simulated { epoch, start: Instant::now(), step_secs: Arc::default() })
     }
 
     /// The wall-clock time, which may step forward and back.
@@ -49,8 +49,8 @@ impl Clock {
     #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the time")]
     pub fn now(&self) -> SystemTime {
         match &self.0 {
-            Source::System => SystemTime::now(),
-            Source::Simulated { epoch, start, step_secs } => {
+            TimeSource::System => SystemTime::now(),
+            TimeSource::Simulated { epoch, start, step_secs } => {
                 let steady = *epoch + start.elapsed();
                 let step = step_secs.load(Ordering::Relaxed);
                 let distance = Duration::from_secs(step.unsigned_abs());
@@ -62,7 +62,7 @@ impl Clock {
     /// Steps a simulated clock by `seconds` (negative: back), as an administrator or NTP may; the
     /// system's clock is left alone.
     pub fn step(&self, seconds: i64) {
-        if let Source::Simulated { step_secs, .. } = &self.0 {
+        if let TimeSource::Simulated { step_secs, .. } = &self.0 {
             step_secs.fetch_add(seconds, Ordering::Relaxed);
         }
     }

@@ -452,7 +452,7 @@ mod tests {
         let source = config.sts.source;
         let policy = policy::Config { source, ..policy::Config::new(resolver) };
         let clock = Clock::system();
-        let parts = credentials::Parts {
+        let parts = credentials::PrefetcherParts {
             source: Arc::new(Nobody),
             render: imds::wire::render,
             clock: clock.clone(),

@@ -175,7 +175,7 @@ impl Common {
             self.tasks.spawn(apart("sessions", tell_sessions(wanted.clone()), self.drain.clone()));
         }
         let (watched, known) = (pods.clone(), pods.clone());
-        let parts = credentials::Parts {
+        let parts = credentials::PrefetcherParts {
             source,
             render: imds::wire::render,
             clock: self.clock.clone(),
@@ -189,7 +189,8 @@ impl Common {
             first_pass,
         };
         let (prefetcher, credentials) = Prefetcher::new(config.credentials, parts);
-        self.registry.register_collector(Box::new(credentials::Held::new(credentials.clone())));
+        self.registry
+            .register_collector(Box::new(credentials::CredentialStates::new(credentials.clone())));
         (prefetcher, credentials)
     }
 

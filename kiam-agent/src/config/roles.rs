@@ -6,7 +6,7 @@ use super::{SECOND, flags::Flags, given, values::Mistakes};
 use crate::sts::CHAINED;
 use kiam_core::{
     policy::{AnnotationOverrides, NamespacePolicy},
-    role::{BaseArn, NameTemplate, Place, PolicyArn, SessionPolicies, TagTemplate},
+    role::{BaseArn, Location, NameTemplate, PolicyArn, SessionPolicies, TagTemplate},
 };
 
 /// What pods may have, and under which names.
@@ -59,11 +59,13 @@ pub(super) fn roles(flags: &Flags, mistakes: &mut Mistakes) -> Option<Roles> {
     let words = [("optional", NamespacePolicy::Optional), ("required", NamespacePolicy::Required)];
     let namespaces = mistakes.one_of("namespace-policy", &flags.namespace_policy, &words);
     let overrides = mistakes.overrides("annotation-overrides", &flags.annotation_overrides);
-    let place = place(flags, mistakes);
-    let session_name = mistakes.template("session-name", &flags.session_name, &place);
-    let source_identity =
-        flags.source_identity.as_ref().map(|it| mistakes.template("source-identity", it, &place));
-    let tags = mistakes.noted("session-tags", TagTemplate::parse(&flags.session_tags, &place));
+    let location = location(flags, mistakes);
+    let session_name = mistakes.template("session-name", &flags.session_name, &location);
+    let source_identity = flags
+        .source_identity
+        .as_ref()
+        .map(|it| mistakes.template("source-identity", it, &location));
+    let tags = mistakes.noted("session-tags", TagTemplate::parse(&flags.session_tags, &location));
     let policies: Option<Vec<PolicyArn>> =
         flags.session_policy.iter().map(|text| mistakes.parse("session-policy", text)).collect();
     let policies =
@@ -87,9 +89,9 @@ pub(super) fn roles(flags: &Flags, mistakes: &mut Mistakes) -> Option<Roles> {
 }
 
 /// What `{node}` and `{cluster}` stand for.
-fn place(flags: &Flags, mistakes: &mut Mistakes) -> Place {
+fn location(flags: &Flags, mistakes: &mut Mistakes) -> Location {
     let cluster = flags.cluster_name.as_ref().map(|text| mistakes.parse("cluster-name", text));
-    Place {
+    Location {
         node: flags.node_name.clone().filter(|name| !name.is_empty()),
         cluster: cluster.flatten(),
     }

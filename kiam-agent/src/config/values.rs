@@ -7,7 +7,7 @@ use crate::{proxy::Proxies, serve};
 use kiam_core::{
     credentials::Rate,
     policy::AnnotationOverrides,
-    role::{NameTemplate, Place},
+    role::{Location, NameTemplate},
 };
 use kiam_kernel::{guard::GuardConfig, intercept::HostNetworkPods};
 
@@ -81,9 +81,9 @@ impl Mistakes {
         &mut self,
         flag: &str,
         text: &str,
-        place: &Place,
+        location: &Location,
     ) -> Option<NameTemplate> {
-        let template = NameTemplate::parse(text, place);
+        let template = NameTemplate::parse(text, location);
         self.noted(flag, template.map_err(|error| format!("{text:?}: {error}")))
     }
 

@@ -6,7 +6,7 @@ use super::{
     paths::{COMMON, folded, is_denied, is_signature},
     route::{is_normalised, without_slash},
 };
-use kiam_core::role::Quoted;
+use kiam_core::role::QuotedText;
 
 /// The word for [`COMMON`].
 const COMMON_WORD: &str = "common";
@@ -36,19 +36,19 @@ enum Extent {
 pub enum InvalidPath {
     /// Not below `/latest/`.
     #[error("{0} must begin with /latest/ (it then holds at every version)")]
-    Version(Quoted),
+    Version(QuotedText),
     /// Requests for it are never routed.
     #[error(
         "{0} is not a normalised path: letters, digits and -_.~+=,@: in segments that are neither empty \
          nor dots, and at most one * as the whole last segment"
     )]
-    Spelling(Quoted),
+    Spelling(QuotedText),
     /// It holds what is the node's alone.
     #[error("{0} can't be opened: it gives pods what belongs to the node alone")]
-    Denied(Quoted),
+    Denied(QuotedText),
     /// It is none of the real service's paths that pods may read.
     #[error("{0} need not be denied: it is never asked of the real service")]
-    NeverOpen(Quoted),
+    NeverOpen(QuotedText),
 }
 
 // === impl AllowPath ===
@@ -77,7 +77,7 @@ impl FromStr for AllowPath {
         let extent = extent(text)?;
         match &extent {
             Extent::Exact(path) | Extent::Below(path) if !path.is_empty() && is_denied(path) => {
-                Err(InvalidPath::Denied(Quoted::new(text)))
+                Err(InvalidPath::Denied(QuotedText::new(text)))
             }
             _ => Ok(Self(extent)),
         }
@@ -98,11 +98,11 @@ impl FromStr for DenyPath {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (Extent::Exact(path) | Extent::Below(path)) = extent(text)? else {
-            return Err(InvalidPath::Version(Quoted::new(text)));
+            return Err(InvalidPath::Version(QuotedText::new(text)));
         };
         match without_slash(&path) {
             "" => Ok(Self(Vec::new())),
-            path if is_denied(path) => Err(InvalidPath::NeverOpen(Quoted::new(text))),
+            path if is_denied(path) => Err(InvalidPath::NeverOpen(QuotedText::new(text))),
             path => Ok(Self(folded(path))),
         }
     }
@@ -115,7 +115,7 @@ fn below<'a>(folder: &str, rest: &'a str) -> Option<&'a str> {
 }
 
 fn extent(text: &str) -> Result<Extent, InvalidPath> {
-    let quoted = || Quoted::new(text);
+    let quoted = || QuotedText::new(text);
     let rest = text.strip_prefix("/latest/").ok_or_else(|| InvalidPath::Version(quoted()))?;
     let (path, extent) = match rest.strip_suffix('*') {
         Some(folder) => (folder, Extent::Below(folder.to_owned())),

@@ -12,7 +12,7 @@ use super::UpstreamError;
 use kiam_core::{
     pods::{NotFound, Unattested},
     policy::Refusal,
-    role::Quoted,
+    role::QuotedText,
 };
 
 /// Why a request is refused. Nothing here is worth a retry by the agent; clients judge by the status.
@@ -29,7 +29,7 @@ pub enum Error {
     ForwardedFor,
     /// The `Host` header names another service: DNS rebinding.
     #[error("host {0} is not the instance metadata service")]
-    Host(Quoted),
+    Host(QuotedText),
     /// HTTP/1.1 without `Host`, or with several.
     #[error("exactly one Host header is needed")]
     HostMissing,
@@ -62,10 +62,10 @@ pub enum Error {
     Refused(Refusal),
     /// Another role than the pod's is asked for.
     #[error("role {0} is not the pod's")]
-    OtherRole(Quoted),
+    OtherRole(QuotedText),
     /// A role that was the pod's before is asked for. Clients that keep the name list the roles again after a 404.
     #[error("role {0} is no longer the pod's")]
-    FormerRole(Quoted),
+    FormerRole(QuotedText),
     /// AWS does not let the pod have its role, and no waiting mends that. As with [`Refusal`], it is as if there were no
     /// role: SDKs take a 503 for something that passes, and some ask again for minutes.
     #[error("no credentials: {reason}")]
@@ -210,7 +210,7 @@ mod tests {
         let secret = ["aaaa", "bbbb", "4242", "kubepods"];
         for why in [
             Unattested::OtherPod { caller: uid("a"), listener: uid("b") },
-            Unattested::NotAPod(Quoted::new("/kubepods/podaaaa/c")),
+            Unattested::NotAPod(QuotedText::new("/kubepods/podaaaa/c")),
             Unattested::Gone(4242),
             Unattested::Unreadable("cgroup 4242: /kubepods/podaaaa".to_owned()),
         ] {

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::Error;
 use kiam_core::{
-    credentials::{ErrorClass, Issued, State},
+    credentials::{ErrorClass, IssuedCredentials, State},
     pods::{Pod, PodReader, PodUid},
 };
 
@@ -41,7 +41,7 @@ pub(super) struct FirstRequests(Mutex<HashSet<PodUid>>);
 /// # Errors
 ///
 /// [`Error::Denied`] and [`Error::NoCredentials`].
-pub fn ready(state: Option<State>) -> Result<Arc<Issued>, Error> {
+pub fn ready(state: Option<State>) -> Result<Arc<IssuedCredentials>, Error> {
     let reason = State::lack(state.as_ref()).unwrap_or_default();
     let retry_after = match state {
         Some(State::Ready(issued)) => return Ok(issued),

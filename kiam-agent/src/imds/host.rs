@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use http::{HeaderMap, Uri, Version, header};
 
 use super::Error;
-use kiam_core::role::Quoted;
+use kiam_core::role::QuotedText;
 
 const IMDS_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
 const IMDS_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254));
@@ -58,7 +58,7 @@ impl Hosts {
             return Err(Error::HostMissing);
         }
         let text = String::from_utf8_lossy(host.as_bytes());
-        if self.accepts(&text) { Ok(()) } else { Err(Error::Host(Quoted::new(&text))) }
+        if self.accepts(&text) { Ok(()) } else { Err(Error::Host(QuotedText::new(&text))) }
     }
 
     fn accepts(&self, authority: &str) -> bool {

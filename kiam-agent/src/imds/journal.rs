@@ -13,7 +13,7 @@ use std::{
 use http::{Method, header, request};
 
 use super::Reason;
-use kiam_core::{pods::PodUid, role::Quoted};
+use kiam_core::{pods::PodUid, role::QuotedText};
 
 /// More pods than a node runs. Beyond that the one that was heard of least lately is forgotten.
 const PODS: usize = 512;
@@ -154,7 +154,7 @@ fn method(method: &Method) -> String {
 
 /// `text` in printable ASCII, of at most `most` bytes.
 fn shown(text: &str, most: usize) -> String {
-    let mut shown = Quoted::new(text).as_str().to_owned();
+    let mut shown = QuotedText::new(text).as_str().to_owned();
     shown.truncate(most);
     shown
 }

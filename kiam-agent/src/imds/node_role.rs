@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use kiam_core::{pods::Pod, role::Quoted};
+use kiam_core::{pods::Pod, role::QuotedText};
 
 /// The pods of one service account: `<namespace>/<serviceaccount>`.
 ///
@@ -18,7 +18,7 @@ pub struct NodeRole {
 #[error(
     "{0} is no service account: expected NAMESPACE/SERVICEACCOUNT, such as kube-system/aws-node"
 )]
-pub struct InvalidNodeRole(Quoted);
+pub struct InvalidNodeRole(QuotedText);
 
 // === impl NodeRole ===
 
@@ -34,7 +34,7 @@ impl FromStr for NodeRole {
     type Err = InvalidNodeRole;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let invalid = || InvalidNodeRole(Quoted::new(text));
+        let invalid = || InvalidNodeRole(QuotedText::new(text));
         let (namespace, service_account) = text.split_once('/').ok_or_else(invalid)?;
         if !is_name(namespace, 63, "-") || !is_name(service_account, 253, "-.") {
             return Err(invalid());

@@ -3,12 +3,12 @@
 use super::{Error, Parts, route::RequestedRole};
 use kiam_core::{
     pods::Pod,
-    role::{Quoted, RoleArn},
+    role::{QuotedText, RoleArn},
 };
 
 /// What is wrong with asking for `requested`, which is not the role of `pod`: it may have been before.
 pub(super) fn other_role(requested: &RequestedRole, pod: Option<&Pod>, parts: &Parts) -> Error {
-    let role = Quoted::new(requested.as_str());
+    let role = QuotedText::new(requested.as_str());
     let was = |pod: &Pod| former(pod, parts).any(|role| requested.names(&role));
     if pod.is_some_and(was) { Error::FormerRole(role) } else { Error::OtherRole(role) }
 }

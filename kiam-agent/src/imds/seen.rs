@@ -7,9 +7,9 @@ use tracing::{Level, debug, enabled, info, warn};
 
 use super::{Error, Parts};
 use kiam_core::{
-    credentials::Issued,
+    credentials::IssuedCredentials,
     pods::{Client, Pod, PodReader, PodUid, Unattested},
-    role::{Quoted, RoleArn},
+    role::{QuotedText, RoleArn},
 };
 
 /// What was found out about a request on the way, for its log line and the journal.
@@ -17,7 +17,7 @@ use kiam_core::{
 pub(super) struct Seen {
     pub(super) pod: Option<Arc<Pod>>,
     pub(super) role: Option<RoleArn>,
-    pub(super) issued: Option<Arc<Issued>>,
+    pub(super) issued: Option<Arc<IssuedCredentials>>,
 }
 
 /// The pod that `client` is, as far as it is known, whether or not it may ask.
@@ -85,18 +85,18 @@ impl Seen {
         match (refusal, &self.issued, admitted) {
             (Some(_), _, Some(left_out)) => warn!(
                 pod.name = name, pod.namespace = namespace, pod.uid = uid, pod.ip = ip, pod.iam.role = role,
-                req.method = %method, req.path = ?Quoted::new(path), res.status = status, duration = ?took,
+                req.method = %method, req.path = ?QuotedText::new(path), res.status = status, duration = ?took,
                 reason, left_out, "Refused request"
             ),
             (None, Some(issued), Some(left_out)) => info!(
                 pod.name = name, pod.namespace = namespace, pod.uid = uid, pod.ip = ip, pod.iam.role = role,
                 credentials.access.key = &*issued.credentials.access_key_id,
-                req.method = %method, req.path = ?Quoted::new(path), res.status = status, duration = ?took,
+                req.method = %method, req.path = ?QuotedText::new(path), res.status = status, duration = ?took,
                 left_out, "Processed request"
             ),
             _ => debug!(
                 pod.name = name, pod.namespace = namespace, pod.uid = uid, pod.ip = ip, pod.iam.role = role,
-                req.method = %method, req.path = ?Quoted::new(path), res.status = status, duration = ?took,
+                req.method = %method, req.path = ?QuotedText::new(path), res.status = status, duration = ?took,
                 reason, "Processed request"
             ),
         }

@@ -29,7 +29,7 @@ use super::{
 use crate::serve::{Owner, PodService, Relay};
 use kiam_core::{
     clock::Clock,
-    credentials::{CredentialReader, Issued, State},
+    credentials::{CredentialReader, IssuedCredentials, State},
     pods::{Client, NotFound, Pod, PodReader, PodUid, Unattested},
     policy::{Decision, RolePolicy},
     role::RoleIdentity,
@@ -351,7 +351,7 @@ impl Service {
         requested: Option<&RequestedRole>,
         deadline: Instant,
         seen: &mut Seen,
-    ) -> Result<Arc<Issued>, Error> {
+    ) -> Result<Arc<IssuedCredentials>, Error> {
         let mut identity = self.identity(client, deadline, seen).await?;
         loop {
             if let Some(requested) = requested.filter(|requested| !requested.names(&identity.role))

@@ -12,7 +12,7 @@ use tracing::info;
 
 use kiam_core::{
     pods::{Pod, PodUid},
-    role::Quoted,
+    role::QuotedText,
 };
 
 /// How often a program of a pod is logged.
@@ -37,7 +37,7 @@ impl Version1 {
     /// Logs a request of `pod`, unless one like it was logged lately.
     pub(super) fn log(&self, pod: &Pod, headers: &HeaderMap) {
         let program = headers.get(header::USER_AGENT).map_or(&b""[..], |value| value.as_bytes());
-        let program = Quoted::new(&String::from_utf8_lossy(program)).as_str().to_owned();
+        let program = QuotedText::new(&String::from_utf8_lossy(program)).as_str().to_owned();
         if self.is_news(&pod.uid, &program) {
             info!(
                 pod.name = pod.name,
@@ -63,11 +63,11 @@ mod tests {
     use http::HeaderValue;
 
     use super::*;
-    use kiam_core::telemetry::captured::Captured;
+    use kiam_core::telemetry::captured::CapturedLogs;
 
     #[tokio::test(start_paused = true)]
     async fn each_program_of_a_pod_is_logged_once_an_hour() {
-        let captured = Captured::start(tracing::Level::INFO);
+        let captured = CapturedLogs::start(tracing::Level::INFO);
         let log = Version1::default();
         let request = |n, program: &str| {
             let mut headers = HeaderMap::new();
@@ -95,7 +95,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_pod_can_neither_flood_the_log_nor_write_what_it_likes_there() {
-        let captured = Captured::start(tracing::Level::INFO);
+        let captured = CapturedLogs::start(tracing::Level::INFO);
         let log = Version1::default();
         for n in 0..10_000 {
             let name = format!("\u{e9}\t{n} {}", "x".repeat(5000));

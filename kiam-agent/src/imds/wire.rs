@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use kiam_core::{
-    credentials::{Credentials, Rendered},
+    credentials::{Credentials, RenderedAnswers},
     role::RoleArn,
 };
 
@@ -42,7 +42,7 @@ struct InstanceProfile<'a> {
 
 /// Renders both bodies of `credentials`: a [`kiam_core::credentials::Render`].
 #[must_use]
-pub fn render(credentials: &Credentials) -> Rendered {
+pub fn render(credentials: &Credentials) -> RenderedAnswers {
     let body = |account_id| SecurityCredentials {
         code: "Success",
         last_updated: time(credentials.issued),
@@ -53,7 +53,10 @@ pub fn render(credentials: &Credentials) -> Rendered {
         expiration: time(credentials.expires),
         account_id,
     };
-    Rendered { plain: json(&body(None)), extended: json(&body(Some(credentials.role.account()))) }
+    RenderedAnswers {
+        plain: json(&body(None)),
+        extended: json(&body(Some(credentials.role.account()))),
+    }
 }
 
 /// Body of `…/iam/info` for a pod of `role`: an instance profile of the same name, for the node's own is
@@ -110,7 +113,7 @@ mod tests {
         assert_eq!(rendered.plain, plain);
         let extended = plain.replace('}', r#","AccountId":"123456789012"}"#);
         assert_eq!(rendered.extended, extended);
-        assert_eq!(format!("{rendered:?}"), "Rendered", "all of it is secret");
+        assert_eq!(format!("{rendered:?}"), "RenderedAnswers", "all of it is secret");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::*;
 use kiam_core::{
     lifecycle::{self, DrainSignal},
     pods::{Origin, fixtures::uid},
-    telemetry::captured::Captured,
+    telemetry::captured::CapturedLogs,
 };
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
@@ -316,7 +316,7 @@ async fn strangers_have_one_answer_little_time_and_a_limit_of_their_own() {
 
 #[tokio::test]
 async fn a_flood_of_strangers_is_one_line_of_the_log() {
-    let captured = Captured::start(tracing::Level::WARN);
+    let captured = CapturedLogs::start(tracing::Level::WARN);
     let node = Fixture::start(Config::default(), vec![Arc::new(Nobody)]).await;
     let lines = || captured.lines_with("Connection belongs to no pod");
     for _ in 0..50 {

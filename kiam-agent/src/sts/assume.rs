@@ -11,7 +11,7 @@ use super::{
 use kiam_core::{
     clock::Clock,
     credentials::{Credentials, SourceError},
-    role::{Quoted, RoleArn, RoleIdentity},
+    role::{QuotedText, RoleArn, RoleIdentity},
     secret::Secret,
 };
 
@@ -60,7 +60,7 @@ pub(super) fn checked(
     asked: (SystemTime, Duration),
 ) -> Result<Credentials, SourceError> {
     if let Some(other) = user.filter(|user| !is_session_of(user, identity)) {
-        let other = Quoted::new(other);
+        let other = QuotedText::new(other);
         return Err(retryable(&format!("STS answered for another role: {other}")));
     }
     let credentials = credentials.ok_or_else(|| retryable("STS answered without credentials"))?;

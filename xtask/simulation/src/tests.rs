@@ -7,8 +7,8 @@ use futures::future::BoxFuture;
 use kiam_core::{
     clock::Clock,
     credentials::{
-        Config, CredentialSource, Credentials, Metrics, Parts, Prefetcher, Rate, Rendered,
-        SourceError,
+        Config, CredentialSource, Credentials, Metrics, Prefetcher, PrefetcherParts, Rate,
+        RenderedAnswers, SourceError,
     },
     lifecycle::{self, Readiness},
     role::{Claimant, RoleIdentity, SessionName as Name},
@@ -183,10 +183,10 @@ async fn intervals_of_the_agent(life: Duration) -> Vec<f64> {
     let (_sender, wanted) = watch::channel(Arc::new(identities.iter().map(wanted).collect()));
     let issued = Arc::default();
     let source = Source { clock: clock.clone(), issued: Arc::clone(&issued), start, life };
-    let parts = Parts {
+    let parts = PrefetcherParts {
         names: Box::new(|_| None),
         source: Arc::new(source),
-        render: |_| Rendered { plain: Bytes::new(), extended: Bytes::new() },
+        render: |_| RenderedAnswers { plain: Bytes::new(), extended: Bytes::new() },
         clock,
         wanted,
         silence: Box::new(|| None),

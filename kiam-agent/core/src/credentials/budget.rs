@@ -28,7 +28,7 @@ pub struct Rate {
 }
 
 /// What keeps something back, and for how long at least.
-pub(super) type Kept = (Limit, Duration);
+pub(super) type Delay = (Limit, Duration);
 
 /// A token bucket, as the time when it will be full again; an empty one that nobody used is full.
 #[derive(Clone, Copy, Debug, Default)]
@@ -95,7 +95,7 @@ impl Bucket {
 
 impl Share {
     /// What keeps the pod back, and for how long.
-    fn limit(&self, now: Instant) -> Option<Kept> {
+    fn limit(&self, now: Instant) -> Option<Delay> {
         let backoff =
             self.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
         let bucket = self.bucket.wait(POD, now);
@@ -117,7 +117,7 @@ impl Share {
 
 impl Shares {
     /// What keeps `claimant` from having something new now, and for how long at least.
-    pub(super) fn limit(&self, claimant: &Claimant, now: Instant) -> Option<Kept> {
+    pub(super) fn limit(&self, claimant: &Claimant, now: Instant) -> Option<Delay> {
         if let Some(limit) = self.pods.get(&claimant.pod).and_then(|share| share.limit(now)) {
             return Some(limit);
         }
@@ -126,7 +126,7 @@ impl Shares {
     }
 
     /// As [`Shares::limit`]; what was asked for before is kept back by nothing here.
-    pub(super) fn keeps_back(&self, candidate: &Candidate<'_>, now: Instant) -> Option<Kept> {
+    pub(super) fn keeps_back(&self, candidate: &Candidate<'_>, now: Instant) -> Option<Delay> {
         if candidate.paid { None } else { self.limit(candidate.claimant, now) }
     }
 

@@ -21,7 +21,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const WRITABLE: Duration = Duration::from_secs(253_402_300_799);
 
 /// A call that is over.
-pub(super) struct Called {
+pub(super) struct FinishedCall {
     pub(super) identity: RoleIdentity,
     /// For whom STS was asked.
     pub(super) claimant: Claimant,

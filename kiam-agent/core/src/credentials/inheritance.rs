@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use super::{Credentials, Issued, call::checked, schedule::Term};
+use super::{Credentials, IssuedCredentials, call::checked, schedule::Term};
 use crate::{
     clock::Clock,
     role::{InvalidRole, RoleIdentity},
@@ -33,7 +33,7 @@ const OVERHEAD: usize = 512;
 
 /// What the agent before this one held; by default nothing.
 #[derive(Default)]
-pub struct Inheritance(HashMap<Key, Given>);
+pub struct Inheritance(HashMap<Key, InheritedCredentials>);
 
 /// Why nothing is inherited. Trying again does not help.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +54,7 @@ pub enum InheritanceError {
 
 type Key = [u8; 32];
 
-struct Given {
+struct InheritedCredentials {
     credentials: Credentials,
     begun: Instant,
     draw: f64,
@@ -131,7 +131,7 @@ impl Inheritance {
         identity: &RoleIdentity,
         clock: &Clock,
     ) -> Option<(Credentials, Term)> {
-        let Given { credentials, begun, draw } = self.0.remove(&key(identity))?;
+        let InheritedCredentials { credentials, begun, draw } = self.0.remove(&key(identity))?;
         checked(credentials, (begun, draw), identity, clock).ok()
     }
 }
@@ -145,8 +145,8 @@ impl fmt::Debug for Inheritance {
 // === impl Entry ===
 
 impl<'a> Entry<'a> {
-    fn new(identity: &RoleIdentity, held: &'a Issued) -> Self {
-        let Issued { credentials, term, .. } = held;
+    fn new(identity: &RoleIdentity, held: &'a IssuedCredentials) -> Self {
+        let IssuedCredentials { credentials, term, .. } = held;
         Self {
             identity: key(identity),
             role: Cow::Borrowed(credentials.role.as_ref()),
@@ -160,7 +160,7 @@ impl<'a> Entry<'a> {
         }
     }
 
-    fn given(&self) -> Result<Given, InheritanceError> {
+    fn given(&self) -> Result<InheritedCredentials, InheritanceError> {
         let time = |millis| {
             let since = Duration::from_millis(millis);
             SystemTime::UNIX_EPOCH.checked_add(since).ok_or(InheritanceError::Time)
@@ -175,13 +175,13 @@ impl<'a> Entry<'a> {
             expires: time(self.expires)?,
         };
         let begun = Instant::now().checked_sub(age).ok_or(InheritanceError::Time)?;
-        Ok(Given { credentials, begun, draw: self.draw })
+        Ok(InheritedCredentials { credentials, begun, draw: self.draw })
     }
 }
 
 /// The form in which `held` is left to another agent; all of it is secret.
 pub(super) fn write<'a>(
-    held: impl Iterator<Item = (&'a RoleIdentity, &'a Issued)>,
+    held: impl Iterator<Item = (&'a RoleIdentity, &'a IssuedCredentials)>,
 ) -> Zeroizing<Vec<u8>> {
     let held: Vec<_> = held.map(|(identity, held)| Entry::new(identity, held)).collect();
     let texts = |entry: &Entry<'_>| {

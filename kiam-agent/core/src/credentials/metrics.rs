@@ -130,11 +130,11 @@ impl Metrics {
 }
 
 /// `kiam_credentials_held`, counted when it is asked for.
-pub struct Held(CredentialReader);
+pub struct CredentialStates(CredentialReader);
 
-// === impl Held ===
+// === impl CredentialStates ===
 
-impl Held {
+impl CredentialStates {
     /// Counts what `reader` sees.
     #[must_use]
     pub fn new(reader: CredentialReader) -> Self {
@@ -142,13 +142,13 @@ impl Held {
     }
 }
 
-impl fmt::Debug for Held {
+impl fmt::Debug for CredentialStates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Held")
+        f.write_str("CredentialStates")
     }
 }
 
-impl Collector for Held {
+impl Collector for CredentialStates {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Summary { ready, pending, failed, .. } = self.0.summary();
         let mut family = encoder.encode_descriptor(

@@ -3,6 +3,7 @@
 mod arrivals;
 mod budget;
 mod call;
+mod call_log;
 mod inheritance;
 mod metrics;
 mod pace;
@@ -15,7 +16,6 @@ mod stale;
 mod store;
 #[cfg(test)]
 mod tests;
-mod told;
 
 use std::{
     fmt,
@@ -26,9 +26,9 @@ use std::{
 pub use self::{
     budget::{Bucket, Rate},
     inheritance::{Inheritance, InheritanceError},
-    metrics::{Held, Metrics},
+    metrics::{CredentialStates, Metrics},
     pace::Pace,
-    prefetch::{Parts, Prefetcher},
+    prefetch::{Prefetcher, PrefetcherParts},
     refresh::{RefreshError, Refresher},
     store::{CredentialReader, Summary},
 };
@@ -65,7 +65,7 @@ pub struct Credentials {
 
 /// The answers of the metadata service, rendered once when the credentials arrive; all of both is secret.
 #[derive(Clone)]
-pub struct Rendered {
+pub struct RenderedAnswers {
     /// Body of `…/security-credentials/<role>`.
     pub plain: Bytes,
     /// Body of `…/security-credentials-extended/<role>`.
@@ -73,17 +73,17 @@ pub struct Rendered {
 }
 
 /// Credentials with their rendered answers.
-pub struct Issued {
+pub struct IssuedCredentials {
     /// The credentials.
     pub credentials: Credentials,
     /// What pods are answered.
-    pub rendered: Rendered,
+    pub rendered: RenderedAnswers,
     /// For how long.
     term: schedule::Term,
 }
 
 /// Renders the answers; `imds::wire` provides it, so that this layer need not know the format.
-pub type Render = fn(&Credentials) -> Rendered;
+pub type Render = fn(&Credentials) -> RenderedAnswers;
 
 /// Where credentials come from.
 pub trait CredentialSource: Send + Sync + 'static {
@@ -137,7 +137,7 @@ pub enum State {
     /// Asked for, or about to be; or kept back, and why.
     Pending(Option<Limit>),
     /// Held and not expired.
-    Ready(Arc<Issued>),
+    Ready(Arc<IssuedCredentials>),
     /// The last attempt failed and nothing valid is held.
     Failed {
         /// Why.
@@ -188,11 +188,11 @@ pub enum Limit {
     Stale,
 }
 
-// === impl Rendered ===
+// === impl RenderedAnswers ===
 
-impl fmt::Debug for Rendered {
+impl fmt::Debug for RenderedAnswers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Rendered")
+        f.write_str("RenderedAnswers")
     }
 }
 

@@ -23,10 +23,10 @@ const FORGET_AFTER: Duration = Duration::from_secs(120);
 
 /// How often one account's STS may be asked, beside the node's own [`Rate`].
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Pace(Option<Lowered>);
+pub struct Pace(Option<Throttle>);
 
 #[derive(Clone, Copy, Debug)]
-struct Lowered {
+struct Throttle {
     /// From one call to the next.
     period: Duration,
     at: Instant,
@@ -63,7 +63,7 @@ impl Pace {
         }
         let period = before.map_or(rate.period, |before| before.period) * 2;
         let period = period.min(SLOWEST.max(rate.period));
-        self.0 = Some(Lowered { period, at: now, next: now + schedule::jittered(period) });
+        self.0 = Some(Throttle { period, at: now, next: now + schedule::jittered(period) });
     }
 
     /// Notes that a call was answered.
@@ -71,7 +71,7 @@ impl Pace {
         let Some(lowered) = self.lowered(now) else { return };
         let (period, step) = (lowered.period.as_secs_f64(), STEP.as_secs_f64());
         let period = Duration::from_secs_f64(period * step / (period + step));
-        self.0 = (period > rate.period).then_some(Lowered { period, ..lowered });
+        self.0 = (period > rate.period).then_some(Throttle { period, ..lowered });
     }
 
     /// From one call to the next, while it is lowered.
@@ -80,7 +80,7 @@ impl Pace {
         self.lowered(now).map(|lowered| lowered.period)
     }
 
-    fn lowered(&self, now: Instant) -> Option<Lowered> {
+    fn lowered(&self, now: Instant) -> Option<Throttle> {
         self.0.filter(|lowered| now.saturating_duration_since(lowered.at) < FORGET_AFTER)
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{ErrorClass, SourceError, refresh::Waiting, schedule};
+use super::{ErrorClass, SourceError, refresh::RefreshReply, schedule};
 use crate::role::Claimant;
 
 /// When it is asked for next, and who has a say in it.
@@ -26,8 +26,8 @@ pub(super) struct Plan {
     /// For whom the last call was made.
     asked_for: BTreeSet<Claimant>,
     /// Operators who wait for a call that is yet to begin, and for the one that is under way.
-    next_call: Vec<Waiting>,
-    this_call: Vec<Waiting>,
+    next_call: Vec<RefreshReply>,
+    this_call: Vec<RefreshReply>,
 }
 
 // === impl Plan ===
@@ -49,7 +49,7 @@ impl Plan {
     }
 
     /// Notes that an operator wants it asked for now.
-    pub(super) fn refresh(&mut self, waiting: Waiting) {
+    pub(super) fn refresh(&mut self, waiting: RefreshReply) {
         self.next_call.push(waiting);
     }
 

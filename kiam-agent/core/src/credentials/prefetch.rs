@@ -14,19 +14,19 @@ use tokio::{
 use tracing::info;
 
 use super::{
-    Config, CredentialReader, CredentialSource, Credentials, ErrorClass, Inheritance, Issued,
-    Limit, Metrics, Names, Render, Silence,
+    Config, CredentialReader, CredentialSource, Credentials, ErrorClass, Inheritance,
+    IssuedCredentials, Limit, Metrics, Names, Render, Silence,
     arrivals::Arrivals,
-    budget::{Bucket, Kept, Shares},
-    call::{Called, answer, checked},
+    budget::{Bucket, Delay, Shares},
+    call::{FinishedCall, answer, checked},
+    call_log::CallLog,
     pace::Paces,
     plan::Plan,
-    queue::{New, Queue},
-    refresh::{self, Refresh, Refresher},
+    queue::{NewIdentity, Queue},
+    refresh::{self, RefreshRequest, Refresher},
     schedule::{self, Term},
     stale::Staleness,
     store::{Entries, Entry, HeldRequests},
-    told::Told,
 };
 use crate::{
     clock::Clock,
@@ -52,11 +52,11 @@ const LOOK_FOR_LIFE: Duration = Duration::from_secs(1);
 /// Keeps the wanted identities' credentials; [`Prefetcher::run`] is its task.
 pub struct Prefetcher {
     config: Config,
-    parts: Parts,
+    parts: PrefetcherParts,
     entries: watch::Sender<Entries>,
     held_requests: HeldRequests,
     plans: HashMap<RoleIdentity, Plan>,
-    calls: JoinSet<Called>,
+    calls: JoinSet<FinishedCall>,
     /// The node's calls.
     node: Bucket,
     paces: Paces,
@@ -64,14 +64,14 @@ pub struct Prefetcher {
     arrivals: Arrivals,
     inheritance: Inheritance,
     refresher: Refresher,
-    refreshes: mpsc::Receiver<Refresh>,
+    refreshes: mpsc::Receiver<RefreshRequest>,
     /// Whether nothing was looked at yet.
     starting: bool,
     staleness: Staleness,
 }
 
 /// What the prefetcher works with.
-pub struct Parts {
+pub struct PrefetcherParts {
     /// Where credentials come from.
     pub source: Arc<dyn CredentialSource>,
     /// Renders the answers.
@@ -95,7 +95,7 @@ pub struct Parts {
 impl Prefetcher {
     /// A prefetcher and the reader of what it holds.
     #[must_use]
-    pub fn new(config: Config, parts: Parts) -> (Self, CredentialReader) {
+    pub fn new(config: Config, parts: PrefetcherParts) -> (Self, CredentialReader) {
         let entries = watch::Sender::new(Entries::new());
         let held_requests = HeldRequests::default();
         let reader =
@@ -197,20 +197,25 @@ impl Prefetcher {
                 next = next.min(wait);
                 let claimants: Vec<_> = plan.newcomers(claimants).collect();
                 if !claimants.is_empty() && left.is_none_or(|left| left.is_zero()) {
-                    queue.add(New { identity, claimants, asked: asked(), paid: false });
+                    queue.add(NewIdentity { identity, claimants, asked: asked(), paid: false });
                 }
             } else if let Some(left) = left {
                 queue.renew(identity, left);
             } else {
                 let claimants = claimants.iter().collect();
-                queue.add(New { identity, claimants, asked: asked(), paid: plan.paid });
+                queue.add(NewIdentity { identity, claimants, asked: asked(), paid: plan.paid });
             }
         }
         (queue, next)
     }
 
     /// Starts of `queue` what may be. Says what ended that, and for how long at most.
-    fn start(&mut self, queue: &mut Queue<'_>, wanted: &WantedRoles, now: Instant) -> Option<Kept> {
+    fn start(
+        &mut self,
+        queue: &mut Queue<'_>,
+        wanted: &WantedRoles,
+        now: Instant,
+    ) -> Option<Delay> {
         let rate = self.config.sts_rate;
         loop {
             if self.calls.len() >= IN_FLIGHT {
@@ -231,7 +236,7 @@ impl Prefetcher {
     }
 
     /// Lets readers and operators know what waits for what.
-    fn show(&self, limits: &HashMap<RoleIdentity, Kept>, now: Instant) {
+    fn show(&self, limits: &HashMap<RoleIdentity, Delay>, now: Instant) {
         self.parts.metrics.rate(self.paces.slowest(self.config.sts_rate, now));
         self.parts.metrics.waiting(limits.values().map(|(limit, _)| limit));
         self.entries.send_if_modified(|entries| {
@@ -338,12 +343,12 @@ impl Prefetcher {
             let begun = Instant::now();
             let result = answer(async { source.issue(&identity, &claimant).await }).await;
             metrics.issued(begun.elapsed(), result.as_ref().err().map(|error| error.class));
-            Called { identity, claimant, begun, result }
+            FinishedCall { identity, claimant, begun, result }
         });
     }
 
     /// Keeps what came, or keeps what was there.
-    fn settle(&mut self, Called { identity, claimant, begun, result }: Called) {
+    fn settle(&mut self, FinishedCall { identity, claimant, begun, result }: FinishedCall) {
         let now = Instant::now();
         let clock = &self.parts.clock;
         let drawn = (begun, fastrand::f64());
@@ -358,12 +363,12 @@ impl Prefetcher {
                 self.shares.answered(payer, denied, now);
             }
         }
-        let told = Told::new(&identity, &claimant, &self.parts.names);
+        let log = CallLog::new(&identity, &claimant, &self.parts.names);
         match result {
             Ok((credentials, term)) => {
                 plan.issued(now, schedule::SOONEST);
                 plan.tell(Ok(()));
-                told.issued(&credentials);
+                log.issued(&credentials);
                 self.keep(identity, credentials, term);
             }
             Err(error) if error.class == ErrorClass::TooLong && plan.too_long < TOO_LONG => {
@@ -371,7 +376,7 @@ impl Prefetcher {
             }
             Err(error) => {
                 let wait = plan.failed(error.class, now);
-                told.failed(&error, wait);
+                log.failed(&error, wait);
                 let error = Arc::new(error);
                 plan.tell(Err(&error));
                 let issued = self.entries.borrow().get(&identity).and_then(|e| e.issued.clone());
@@ -383,7 +388,7 @@ impl Prefetcher {
 
     fn keep(&self, identity: RoleIdentity, credentials: Credentials, term: Term) {
         let rendered = (self.parts.render)(&credentials);
-        let issued = Some(Arc::new(Issued { credentials, rendered, term }));
+        let issued = Some(Arc::new(IssuedCredentials { credentials, rendered, term }));
         self.write(identity, Entry { issued, failure: None, limit: None });
     }
 

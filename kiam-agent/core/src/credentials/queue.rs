@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     Limit,
-    budget::{Candidate, Kept, Shares},
+    budget::{Candidate, Delay, Shares},
     pace::Paces,
 };
 use crate::role::{Claimant, RoleIdentity};
@@ -16,11 +16,11 @@ use crate::role::{Claimant, RoleIdentity};
 pub(super) struct Queue<'a> {
     /// Held, and for how long.
     renewals: Vec<(Duration, &'a RoleIdentity)>,
-    new: Vec<New<'a>>,
+    new: Vec<NewIdentity<'a>>,
 }
 
 /// Something that is not held.
-pub(super) struct New<'a> {
+pub(super) struct NewIdentity<'a> {
     pub(super) identity: &'a RoleIdentity,
     pub(super) claimants: Vec<&'a Claimant>,
     /// Whether a request is held for it now.
@@ -39,7 +39,7 @@ impl<'a> Queue<'a> {
     }
 
     /// Adds something new.
-    pub(super) fn add(&mut self, new: New<'a>) {
+    pub(super) fn add(&mut self, new: NewIdentity<'a>) {
         self.new.push(new);
     }
 
@@ -70,7 +70,7 @@ impl<'a> Queue<'a> {
         now: Instant,
     ) -> Option<Candidate<'a>> {
         let ready = self.new.iter().filter(|new| may(new.identity));
-        let picked = shares.pick(ready.flat_map(New::candidates), now)?;
+        let picked = shares.pick(ready.flat_map(NewIdentity::candidates), now)?;
         shares.take(&picked, now);
         self.new.retain(|new| new.identity != picked.identity);
         Some(picked)
@@ -81,9 +81,9 @@ impl<'a> Queue<'a> {
     pub(super) fn limits(
         &self,
         (shares, paces): (&Shares, &Paces),
-        stopped: Option<Kept>,
+        stopped: Option<Delay>,
         now: Instant,
-    ) -> HashMap<RoleIdentity, Kept> {
+    ) -> HashMap<RoleIdentity, Delay> {
         let common = |identity| {
             let wait = paces.wait(identity, now);
             stopped.or_else(|| (!wait.is_zero()).then_some((Limit::Throttled, wait)))
@@ -99,9 +99,9 @@ impl<'a> Queue<'a> {
     }
 }
 
-// === impl New ===
+// === impl NewIdentity ===
 
-impl<'a> New<'a> {
+impl<'a> NewIdentity<'a> {
     fn candidates(&self) -> impl Iterator<Item = Candidate<'a>> {
         let &Self { identity, asked, paid, .. } = self;
         self.claimants.iter().map(move |claimant| Candidate { claimant, identity, asked, paid })

@@ -14,14 +14,14 @@ use crate::role::RoleIdentity;
 const AT_ONCE: usize = 16;
 
 /// One who waits for what comes of a call.
-pub(super) type Waiting = oneshot::Sender<Result<(), Arc<SourceError>>>;
+pub(super) type RefreshReply = oneshot::Sender<Result<(), Arc<SourceError>>>;
 
 /// What is to be asked for now, and who wants to know.
-pub(super) type Refresh = (RoleIdentity, Waiting);
+pub(super) type RefreshRequest = (RoleIdentity, RefreshReply);
 
 /// Has the prefetcher ask at once. Such a call counts for the node, as all do, and for no pod.
 #[derive(Clone)]
-pub struct Refresher(mpsc::Sender<Refresh>);
+pub struct Refresher(mpsc::Sender<RefreshRequest>);
 
 /// Why it was not refreshed.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +41,7 @@ pub enum RefreshError {
 }
 
 /// A refresher, and where what it asks for comes out.
-pub(super) fn channel() -> (Refresher, mpsc::Receiver<Refresh>) {
+pub(super) fn channel() -> (Refresher, mpsc::Receiver<RefreshRequest>) {
     let (sender, receiver) = mpsc::channel(AT_ONCE);
     (Refresher(sender), receiver)
 }

@@ -13,13 +13,13 @@ use tokio::{
 
 use zeroize::Zeroizing;
 
-use super::{ErrorClass, Issued, Limit, SourceError, State, inheritance};
+use super::{ErrorClass, IssuedCredentials, Limit, SourceError, State, inheritance};
 use crate::{clock::Clock, role::RoleIdentity};
 
 /// One identity's entry. The prefetcher alone writes it.
 #[derive(Default)]
 pub(super) struct Entry {
-    pub(super) issued: Option<Arc<Issued>>,
+    pub(super) issued: Option<Arc<IssuedCredentials>>,
     pub(super) failure: Option<(Arc<SourceError>, Instant)>,
     /// Why it is not asked for although it is due.
     pub(super) limit: Option<Limit>,

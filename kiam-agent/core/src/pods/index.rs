@@ -22,14 +22,14 @@ pub(super) struct Shared {
     /// Goes up with every change of `tables`.
     pub(super) revision: watch::Sender<u64>,
     /// The last signs of life of the watches.
-    pub(super) heard: Mutex<Heard>,
+    pub(super) heard: Mutex<LastHeard>,
     /// Someone asked for a pod that is not known.
     pub(super) missed: Notify,
 }
 
 /// When the watch of each kind was last heard from; none before the first time.
 #[derive(Debug, Default)]
-pub struct Heard {
+pub struct LastHeard {
     pub(super) pods: Option<Instant>,
     pub(super) namespaces: Option<Instant>,
     pub(super) accounts: Option<Instant>,
@@ -128,7 +128,7 @@ impl Shared {
         self.tables.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn heard(&self) -> std::sync::MutexGuard<'_, Heard> {
+    pub(super) fn heard(&self) -> std::sync::MutexGuard<'_, LastHeard> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

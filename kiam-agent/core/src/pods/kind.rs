@@ -6,19 +6,19 @@ use tokio::time::Instant;
 
 use super::{
     Namespace, Pod, PodUid, ServiceAccount,
-    index::Heard,
+    index::LastHeard,
     records::{Change, Records, Version},
     tables::Tables,
 };
 use crate::role::AccountName;
 
 /// What a [`super::PodIndex`] takes: a [`Pod`], a [`Namespace`] or a [`ServiceAccount`].
-pub trait Record: Kept {}
+pub trait Record: RecordKind {}
 
-impl<R: Kept> Record for R {}
+impl<R: RecordKind> Record for R {}
 
 /// Seals [`Record`].
-pub trait Kept: PartialEq + Sized {
+pub trait RecordKind: PartialEq + Sized {
     /// By which the object is found.
     type Key: Clone + Eq + Hash;
     /// Whether pods that could not be told apart because this kind's watch was stale are looked up again.
@@ -43,10 +43,10 @@ pub trait Kept: PartialEq + Sized {
     }
 
     /// When the watch of this kind was last heard from.
-    fn heard(heard: &mut Heard) -> &mut Option<Instant>;
+    fn heard(heard: &mut LastHeard) -> &mut Option<Instant>;
 }
 
-impl Kept for Pod {
+impl RecordKind for Pod {
     type Key = PodUid;
     const OPENS_LOOKUPS: bool = true;
 
@@ -76,12 +76,12 @@ impl Kept for Pod {
         tables.follow(changes)
     }
 
-    fn heard(heard: &mut Heard) -> &mut Option<Instant> {
+    fn heard(heard: &mut LastHeard) -> &mut Option<Instant> {
         &mut heard.pods
     }
 }
 
-impl Kept for Namespace {
+impl RecordKind for Namespace {
     type Key = String;
 
     fn key(&self) -> &String {
@@ -105,12 +105,12 @@ impl Kept for Namespace {
         &mut tables.namespaces
     }
 
-    fn heard(heard: &mut Heard) -> &mut Option<Instant> {
+    fn heard(heard: &mut LastHeard) -> &mut Option<Instant> {
         &mut heard.namespaces
     }
 }
 
-impl Kept for ServiceAccount {
+impl RecordKind for ServiceAccount {
     type Key = AccountName;
 
     fn key(&self) -> &AccountName {
@@ -134,7 +134,7 @@ impl Kept for ServiceAccount {
         &mut tables.accounts
     }
 
-    fn heard(heard: &mut Heard) -> &mut Option<Instant> {
+    fn heard(heard: &mut LastHeard) -> &mut Option<Instant> {
         &mut heard.accounts
     }
 }

@@ -18,7 +18,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::role::{AccountName, Quoted};
+use crate::role::{AccountName, QuotedText};
 
 pub use self::{
     index::PodIndex,
@@ -200,7 +200,7 @@ pub enum Unattested {
     NoEntry,
     /// The process's cgroup is below no pod.
     #[error("cgroup {0} is not a pod's")]
-    NotAPod(Quoted),
+    NotAPod(QuotedText),
     /// The cgroup is gone already.
     #[error("cgroup id {0} is gone")]
     Gone(u64),
@@ -301,7 +301,7 @@ impl From<&str> for Annotation {
 impl fmt::Display for Annotation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Text(text) => Quoted::new(text).fmt(f),
+            Self::Text(text) => QuotedText::new(text).fmt(f),
             Self::TooLong(too_long) => too_long.fmt(f),
         }
     }

@@ -27,12 +27,12 @@ pub struct Tables {
     /// Live mirror pods, by the static pod's UID.
     by_config_hash: Keys<PodUid>,
     static_pod_namespaces: Vec<String>,
-    former_roles: Former,
+    former_roles: FormerRoles,
 }
 
 /// Roles that live pods named before those that they name now, as written, the latest first.
 #[derive(Debug, Default)]
-struct Former(HashMap<PodUid, Vec<Annotation>>);
+struct FormerRoles(HashMap<PodUid, Vec<Annotation>>);
 
 /// Pods by another key, which several may share for a while.
 #[derive(Debug)]
@@ -103,9 +103,9 @@ fn own_addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
     pod.addresses.iter().filter(move |_| identifies).map(IpAddr::to_canonical)
 }
 
-// === impl Former ===
+// === impl FormerRoles ===
 
-impl Former {
+impl FormerRoles {
     fn follow(&mut self, before: Option<&Pod>, after: Option<&Pod>) {
         let (Some(before), Some(after)) = (before, after.filter(|pod| pod.live)) else {
             // It is new, or gone; a pod that is over asks for nothing.

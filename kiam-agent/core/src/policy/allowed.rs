@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::kept::{Kept, Weigh};
+use super::memo::{Memo, Weigh};
 use crate::{
     pods::TooLong,
-    role::{BaseArn, Quoted, RoleArn, RoleProblem, RoleResolver},
+    role::{BaseArn, QuotedText, RoleArn, RoleProblem, RoleResolver},
 };
 
 /// A longer annotation is refused: matching takes time with its length, and whoever annotates a namespace must not keep
@@ -30,7 +30,7 @@ pub struct AllowedRoles(Arc<List>);
 pub enum InvalidAllowedRoles {
     /// Not JSON, or other JSON.
     #[error("{0} is no JSON list of roles, such as [\"reader\", \"team/*\"]")]
-    NotAList(Quoted),
+    NotAList(QuotedText),
     /// Nothing is allowed, which is rarely meant.
     #[error("the list is empty, so that no role is allowed")]
     Empty,
@@ -38,7 +38,7 @@ pub enum InvalidAllowedRoles {
     #[error("{text} is no glob of a role: {problem}")]
     Glob {
         /// The glob.
-        text: Quoted,
+        text: QuotedText,
         /// What is wrong with it.
         problem: RoleProblem,
     },
@@ -55,7 +55,7 @@ struct List {
     globs: Box<[Glob]>,
     /// Which was the first that matches a role. Pods ask for the same roles at every decision, and a list that is made for
     /// it takes milliseconds.
-    matched: Kept<Option<usize>>,
+    matched: Memo<Option<usize>>,
 }
 
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl AllowedRoles {
             return Err(TooLong { length: text.len(), most: MAX_LENGTH }.into());
         }
         let globs: Vec<String> = serde_json::from_str(text)
-            .map_err(|_| InvalidAllowedRoles::NotAList(Quoted::new(text)))?;
+            .map_err(|_| InvalidAllowedRoles::NotAList(QuotedText::new(text)))?;
         if globs.is_empty() {
             return Err(InvalidAllowedRoles::Empty);
         }
@@ -90,7 +90,7 @@ impl AllowedRoles {
         }
         let globs: Result<Box<[Glob]>, _> =
             globs.into_iter().map(|text| Glob::new(text, resolver)).collect();
-        Ok(Self(Arc::new(List { globs: globs?, matched: Kept::new(ROOM_FOR_ROLES) })))
+        Ok(Self(Arc::new(List { globs: globs?, matched: Memo::new(ROOM_FOR_ROLES) })))
     }
 
     /// The first glob, as written, that matches the whole ARN.
@@ -120,7 +120,9 @@ impl Glob {
                 let (base, rest) = (base.cloned(), text.len() - rest.len());
                 Ok(Self { text: text.into(), base, rest })
             }
-            Err(problem) => Err(InvalidAllowedRoles::Glob { text: Quoted::new(&text), problem }),
+            Err(problem) => {
+                Err(InvalidAllowedRoles::Glob { text: QuotedText::new(&text), problem })
+            }
         }
     }
 

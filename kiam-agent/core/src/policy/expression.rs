@@ -11,10 +11,10 @@ use regex_syntax::{
     hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Look},
 };
 
-use super::kept::{Kept, Weigh};
+use super::memo::{Memo, Weigh};
 use crate::{
     pods::TooLong,
-    role::{Quoted, RoleArn},
+    role::{QuotedText, RoleArn},
 };
 
 /// A longer expression is refused.
@@ -37,19 +37,19 @@ const ROOM: usize = 4 * 1024 * 1024;
 /// How much memory an expression takes to remember which roles it matches.
 const ROOM_FOR_ROLES: usize = 8 * 1024;
 
-static COMPILED: LazyLock<Kept<Result<Permitted, InvalidExpression>>> =
-    LazyLock::new(|| Kept::new(ROOM));
+static COMPILED: LazyLock<Memo<Result<PermittedRoles, InvalidExpression>>> =
+    LazyLock::new(|| Memo::new(ROOM));
 
 /// The roles that a namespace's pods may have.
 #[derive(Clone, Debug)]
-pub struct Permitted(Arc<Expression>);
+pub struct PermittedRoles(Arc<Expression>);
 
 /// An expression that can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidExpression {
     /// It has a mistake, or grows too large.
     #[error("{0} is no regular expression that can be used: {1}")]
-    Unusable(Quoted, Quoted),
+    Unusable(QuotedText, QuotedText),
     /// Too long.
     #[error(transparent)]
     TooLong(#[from] TooLong),
@@ -60,12 +60,12 @@ struct Expression {
     /// The machine that takes the least memory. The faster ones keep hundreds of kilobytes for each expression and thread,
     /// and have nothing to be fast at: roles are short, and few.
     machine: PikeVM,
-    matched: Kept<bool>,
+    matched: Memo<bool>,
 }
 
-// === impl Permitted ===
+// === impl PermittedRoles ===
 
-impl Permitted {
+impl PermittedRoles {
     /// Compiles `text`, which must match as a whole: kiam's `^` and `$` around `a|b` also permitted `a-admin`. It is an
     /// expression by itself, else `a)|(?:.*` would close a group around it and permit everything.
     ///
@@ -78,11 +78,11 @@ impl Permitted {
         }
         COMPILED.get_slowly(text, || match compile(text) {
             Ok(machine) => {
-                let matched = Kept::new(ROOM_FOR_ROLES);
+                let matched = Memo::new(ROOM_FOR_ROLES);
                 Ok(Self(Arc::new(Expression { machine, matched })))
             }
             Err(problem) => {
-                Err(InvalidExpression::Unusable(Quoted::new(text), Quoted::new(&problem)))
+                Err(InvalidExpression::Unusable(QuotedText::new(text), QuotedText::new(&problem)))
             }
         })
     }
@@ -96,7 +96,7 @@ impl Permitted {
     }
 }
 
-impl Weigh for Permitted {
+impl Weigh for PermittedRoles {
     fn weight(&self) -> usize {
         size_of::<Expression>() + self.0.machine.get_nfa().memory_usage() + ROOM_FOR_ROLES
     }
@@ -263,7 +263,7 @@ mod tests {
     ];
 
     fn permits(text: &str) -> Result<bool, InvalidExpression> {
-        Permitted::parse(text).map(|permitted| permitted.matches(&READER.parse().unwrap()))
+        PermittedRoles::parse(text).map(|permitted| permitted.matches(&READER.parse().unwrap()))
     }
 
     #[test]
@@ -323,8 +323,12 @@ mod tests {
             let text = if rng.bool() { format!(".*{text}.*") } else { text };
             let usual =
                 regex::Regex::new(&text).and_then(|_| regex::Regex::new(&format!("^(?:{text})$")));
-            let (Ok(permitted), Ok(usual)) = (Permitted::parse(&text), &usual) else {
-                assert_eq!(Permitted::parse(&text).is_ok(), usual.is_ok(), "{text:?}: {usual:?}");
+            let (Ok(permitted), Ok(usual)) = (PermittedRoles::parse(&text), &usual) else {
+                assert_eq!(
+                    PermittedRoles::parse(&text).is_ok(),
+                    usual.is_ok(),
+                    "{text:?}: {usual:?}"
+                );
                 unusable += 1;
                 continue;
             };
@@ -339,7 +343,7 @@ mod tests {
 
     #[test]
     fn an_expression_takes_kilobytes_and_what_takes_more_than_the_bound_is_named() {
-        let weight = |text: &str| Permitted::parse(text).unwrap().weight() - ROOM_FOR_ROLES;
+        let weight = |text: &str| PermittedRoles::parse(text).unwrap().weight() - ROOM_FOR_ROLES;
         for text in [".*", "arn:aws:iam::\\d+:role/team/[\\w+=,.@-]+", "(?i)\\w+|\\W+|\\pL*"] {
             assert!(weight(text) < 8 * 1024, "{text}: {}", weight(text));
         }
@@ -381,12 +385,12 @@ mod tests {
     /// As many as an adversary likes, each of them asked for again and again.
     #[test]
     fn however_many_expressions_there_are_memory_is_bounded() {
-        let kept = Kept::new(ROOM);
-        let weight = |permitted: &Result<Permitted, InvalidExpression>| permitted.weight();
+        let kept = Memo::new(ROOM);
+        let weight = |permitted: &Result<PermittedRoles, InvalidExpression>| permitted.weight();
         let mut most = 0;
         for n in 0..600 {
             let text = format!("arn:aws:iam::\\d+:role/{n}/({})", "[a-z]x|".repeat(n));
-            let made = kept.get(&text, || Permitted::parse(&text));
+            let made = kept.get(&text, || PermittedRoles::parse(&text));
             assert!(
                 made.unwrap().matches(&format!("arn:aws:iam::1:role/{n}/bx").parse().unwrap())
                     == (n > 0)

@@ -5,7 +5,7 @@
 
 mod allowed;
 mod expression;
-mod kept;
+mod memo;
 mod namespace;
 mod refusal;
 
@@ -23,7 +23,7 @@ use tokio::{
 use self::namespace::Lists;
 pub use self::{
     allowed::{AllowedRoles, InvalidAllowedRoles},
-    expression::{InvalidExpression, Permitted},
+    expression::{InvalidExpression, PermittedRoles},
     namespace::{Mistake, Ruling, Rulings},
     refusal::Refusal,
 };
@@ -31,7 +31,7 @@ use crate::{
     lifecycle::Drain,
     pods::{Annotation, Namespace, Pod, PodReader},
     role::{
-        AccountName, Claimant, ExternalId, NameTemplate, Quoted, RoleArn, RoleIdentity,
+        AccountName, Claimant, ExternalId, NameTemplate, QuotedText, RoleArn, RoleIdentity,
         RoleResolver, SessionName, SessionPolicies, Source, Subject, TagTemplate, WantedRoles,
     },
 };
@@ -242,7 +242,7 @@ impl RolePolicy {
         let found = set.iter().find(|(_, value)| value.is_some());
         match found {
             Some((annotation, _)) if !namespaces.contains(&pod.namespace) => {
-                let namespace = Quoted::new(&pod.namespace);
+                let namespace = QuotedText::new(&pod.namespace);
                 Err(Refusal::OverrideForbidden { annotation, namespace })
             }
             _ => Ok(()),
@@ -251,7 +251,8 @@ impl RolePolicy {
 
     fn permit(&self, name: &str, role: &RoleArn) -> Result<(), Refusal> {
         let namespace = self.reader.namespace(name);
-        let namespace = namespace.ok_or_else(|| Refusal::NamespaceUnknown(Quoted::new(name)))?;
+        let namespace =
+            namespace.ok_or_else(|| Refusal::NamespaceUnknown(QuotedText::new(name)))?;
         self.rulings(&namespace, role).permit(name, role, self.config.namespaces)
     }
 }
@@ -299,7 +300,7 @@ mod tests {
     use super::*;
     use crate::{
         pods::{Namespace, PodIndex, PodUid, ServiceAccount},
-        role::Place,
+        role::Location,
     };
 
     const ROLE: &str = "arn:aws:iam::123456789012:role/reader";
@@ -531,7 +532,7 @@ mod tests {
         let (index, plain) = policy(NamespacePolicy::Optional);
         permit(&index, None);
         permit_in("kiam-prod", &index, None);
-        let template = |text| Some(NameTemplate::parse(text, &Place::default()).unwrap());
+        let template = |text| Some(NameTemplate::parse(text, &Location::default()).unwrap());
         let config = Config {
             session_name: template("{namespace}.{pod}").unwrap(),
             source_identity: template("{service_account}"),
@@ -563,7 +564,7 @@ mod tests {
         let own = "arn:aws:iam::123456789012:policy/own";
         let bounds: SessionPolicies = "arn:aws:iam::aws:policy/ReadOnlyAccess".parse().unwrap();
         let names = ["kubernetes-pod-name".to_owned(), "team=a".to_owned()];
-        let tags = TagTemplate::parse(&names, &Place::default()).unwrap();
+        let tags = TagTemplate::parse(&names, &Location::default()).unwrap();
         let decide = |policies: &SessionPolicies, asked: Option<&str>| {
             let (tags, policies) = (tags.clone(), policies.clone());
             let config = Config { tags, policies, ..Config::clone(&plain.config) };

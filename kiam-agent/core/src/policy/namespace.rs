@@ -1,12 +1,12 @@
 //! What a namespace's annotations say about a role, and what is wrong with them.
 
 use super::{
-    InvalidAllowedRoles, InvalidExpression, NamespacePolicy, Permitted, Refusal,
-    allowed::AllowedRoles, kept::Kept,
+    InvalidAllowedRoles, InvalidExpression, NamespacePolicy, PermittedRoles, Refusal,
+    allowed::AllowedRoles, memo::Memo,
 };
 use crate::{
     pods::{Annotation, Namespace},
-    role::{Quoted, RoleArn, RoleResolver},
+    role::{QuotedText, RoleArn, RoleResolver},
 };
 
 /// How much memory all lists take once they are read. Hundreds of usual ones fit, dozens of the longest.
@@ -16,9 +16,9 @@ const ROOM: usize = 8 * 1024 * 1024;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ruling<E> {
     /// Allowed, by this expression or glob.
-    Allows(Quoted),
+    Allows(QuotedText),
     /// Not allowed; what the annotation says.
-    Forbids(Quoted),
+    Forbids(QuotedText),
     /// It can't be used, so that it allows nothing.
     Invalid(E),
 }
@@ -45,12 +45,12 @@ pub enum Mistake {
     #[error(
         "annotation iam.amazonaws.com/imdsv2: {0} is neither optional nor required, and taken for required"
     )]
-    Imdsv2(Quoted),
+    Imdsv2(QuotedText),
 }
 
 /// Lists of globs, made once.
 #[derive(Debug)]
-pub(super) struct Lists(Kept<Result<AllowedRoles, InvalidAllowedRoles>>);
+pub(super) struct Lists(Memo<Result<AllowedRoles, InvalidAllowedRoles>>);
 
 // === impl Lists ===
 
@@ -77,7 +77,7 @@ impl Lists {
             Err(error) => Ruling::Invalid(error),
         });
         let allowed_roles = namespace.allowed_roles.as_ref().map(|text| {
-            match self.parse(text, resolver).map(|list| list.matched(role).map(Quoted::new)) {
+            match self.parse(text, resolver).map(|list| list.matched(role).map(QuotedText::new)) {
                 Ok(Some(glob)) => Ruling::Allows(glob),
                 Ok(None) => Ruling::Forbids(shown(text)),
                 Err(error) => Ruling::Invalid(error),
@@ -102,18 +102,18 @@ impl Lists {
 
 impl Default for Lists {
     fn default() -> Self {
-        Self(Kept::new(ROOM))
+        Self(Memo::new(ROOM))
     }
 }
 
-fn expression(annotation: &Annotation) -> Result<Permitted, InvalidExpression> {
-    Permitted::parse(annotation.text()?)
+fn expression(annotation: &Annotation) -> Result<PermittedRoles, InvalidExpression> {
+    PermittedRoles::parse(annotation.text()?)
 }
 
-fn shown(annotation: &Annotation) -> Quoted {
+fn shown(annotation: &Annotation) -> QuotedText {
     match annotation.text() {
-        Ok(text) => Quoted::new(text),
-        Err(too_long) => Quoted::new(&too_long.to_string()),
+        Ok(text) => QuotedText::new(text),
+        Err(too_long) => QuotedText::new(&too_long.to_string()),
     }
 }
 
@@ -128,7 +128,7 @@ impl Rulings {
         role: &RoleArn,
         policy: NamespacePolicy,
     ) -> Result<(), Refusal> {
-        let (namespace, role) = (Quoted::new(namespace), role.clone());
+        let (namespace, role) = (QuotedText::new(namespace), role.clone());
         if self.permitted.is_none() && self.allowed_roles.is_none() {
             return match policy {
                 NamespacePolicy::Optional => Ok(()),

@@ -4,7 +4,8 @@ use super::{InvalidAllowedRoles, InvalidExpression};
 use crate::{
     pods::TooLong,
     role::{
-        AccountName, InvalidExternalId, InvalidPolicies, InvalidRole, InvalidTags, Quoted, RoleArn,
+        AccountName, InvalidExternalId, InvalidPolicies, InvalidRole, InvalidTags, QuotedText,
+        RoleArn,
     },
 };
 
@@ -64,7 +65,7 @@ pub enum Refusal {
         /// The annotation.
         annotation: &'static str,
         /// The pod's namespace.
-        namespace: Quoted,
+        namespace: QuotedText,
     },
     /// STS takes no such external id.
     #[error("annotation iam.amazonaws.com/external-id: {0}")]
@@ -82,17 +83,17 @@ pub enum Refusal {
     PoliciesBound,
     /// The namespace is not known (yet), so what it permits isn't either.
     #[error("namespace {0} is not known yet")]
-    NamespaceUnknown(Quoted),
+    NamespaceUnknown(QuotedText),
     /// The namespace says nothing, and must.
     #[error(
         "namespace {0} has neither annotation iam.amazonaws.com/permitted nor iam.amazonaws.com/allowed-roles, and --namespace-policy=required asks for one"
     )]
-    NamespaceSilent(Quoted),
+    NamespaceSilent(QuotedText),
     /// The namespace's expression can't be used.
     #[error("namespace {namespace}: annotation iam.amazonaws.com/permitted: {error}")]
     NamespaceInvalid {
         /// Its name.
-        namespace: Quoted,
+        namespace: QuotedText,
         /// What is wrong.
         error: InvalidExpression,
     },
@@ -100,9 +101,9 @@ pub enum Refusal {
     #[error("namespace {namespace} permits {permitted}, which {role} does not match as a whole")]
     NamespaceForbids {
         /// Its name.
-        namespace: Quoted,
+        namespace: QuotedText,
         /// Its expression.
-        permitted: Quoted,
+        permitted: QuotedText,
         /// What the pod asked for.
         role: RoleArn,
     },
@@ -110,7 +111,7 @@ pub enum Refusal {
     #[error("namespace {namespace}: annotation iam.amazonaws.com/allowed-roles: {error}")]
     NamespaceListInvalid {
         /// Its name.
-        namespace: Quoted,
+        namespace: QuotedText,
         /// What is wrong.
         error: InvalidAllowedRoles,
     },
@@ -118,9 +119,9 @@ pub enum Refusal {
     #[error("namespace {namespace} allows the roles {allowed}, none of which matches {role}")]
     NamespaceDisallows {
         /// Its name.
-        namespace: Quoted,
+        namespace: QuotedText,
         /// Its list.
-        allowed: Quoted,
+        allowed: QuotedText,
         /// What the pod asked for.
         role: RoleArn,
     },

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use super::Quoted;
+use super::QuotedText;
 
 /// Longest `RoleArn` of AssumeRole, in characters; what is well-formed is never too short.
 /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>
@@ -29,7 +29,7 @@ pub struct RoleArn(Arc<str>);
 #[error("role {text} is invalid: {problem}")]
 pub struct InvalidRole {
     /// What was written.
-    pub text: Quoted,
+    pub text: QuotedText,
     /// What is wrong with it.
     pub problem: RoleProblem,
 }
@@ -116,7 +116,7 @@ impl FromStr for RoleArn {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         check(text)
             .map(|()| Self(text.into()))
-            .map_err(|problem| InvalidRole { text: Quoted::new(text), problem })
+            .map_err(|problem| InvalidRole { text: QuotedText::new(text), problem })
     }
 }
 

@@ -21,7 +21,7 @@ pub use self::{
     resolver::{BaseArn, RoleResolver},
     session::{ExternalId, InvalidExternalId, InvalidSessionName, SessionName},
     tags::{InvalidTags, SessionTags, TagTemplate},
-    template::{ClusterName, InvalidClusterName, InvalidTemplate, NameTemplate, Place, Subject},
+    template::{ClusterName, InvalidClusterName, InvalidTemplate, Location, NameTemplate, Subject},
     wanted::{Claimant, Sessions, WantedRoles},
 };
 
@@ -80,11 +80,11 @@ impl fmt::Display for RoleIdentity {
 ///
 /// Errors and refusals use it, because they end in logs and in a header of the pod's answer.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Quoted(String);
+pub struct QuotedText(String);
 
-// === impl Quoted ===
+// === impl QuotedText ===
 
-impl Quoted {
+impl QuotedText {
     /// Keeps what of `text` is shown.
     #[must_use]
     pub fn new(text: &str) -> Self {
@@ -102,13 +102,13 @@ impl Quoted {
     }
 }
 
-impl fmt::Display for Quoted {
+impl fmt::Display for QuotedText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\"{}\"", self.0)
     }
 }
 
-impl fmt::Debug for Quoted {
+impl fmt::Debug for QuotedText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
@@ -130,8 +130,8 @@ mod tests {
 
     #[test]
     fn quoted_text_is_short_printable_ascii() {
-        assert_eq!(Quoted::new("a\r\nX: \u{1b}é\"").to_string(), r#""a\r\nX: \u{1b}\u{e9}\"""#);
-        let long = Quoted::new(&"é".repeat(100_000)).to_string();
+        assert_eq!(QuotedText::new("a\r\nX: \u{1b}é\"").to_string(), r#""a\r\nX: \u{1b}\u{e9}\"""#);
+        let long = QuotedText::new(&"é".repeat(100_000)).to_string();
         assert!(long.len() < 1_000 && long.ends_with("...\""), "{}", long.len());
     }
 }

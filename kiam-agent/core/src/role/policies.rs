@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fmt, str::FromStr, sync::Arc};
 
 use super::{
-    Quoted,
+    QuotedText,
     arn::{is_name_byte, is_partition, is_printable},
 };
 
@@ -32,7 +32,7 @@ pub enum InvalidPolicies {
     #[error(
         "policy {0} is invalid: it reads arn:<partition>:iam::<account>:policy/<name>, with aws as the account of AWS's own"
     )]
-    Arn(Quoted),
+    Arn(QuotedText),
     /// They are too many.
     #[error("{0} policies are too many: a session takes at most {MOST}")]
     Count(usize),
@@ -52,7 +52,7 @@ impl FromStr for PolicyArn {
         if text.len() <= MAX_ARN && is_policy(text) {
             Ok(Self(text.into()))
         } else {
-            Err(InvalidPolicies::Arn(Quoted::new(text)))
+            Err(InvalidPolicies::Arn(QuotedText::new(text)))
         }
     }
 }
@@ -164,7 +164,7 @@ mod tests {
             &long,
         ] {
             let error = format!("{READ},{text}").parse::<SessionPolicies>().unwrap_err();
-            assert_eq!(error, InvalidPolicies::Arn(Quoted::new(text)));
+            assert_eq!(error, InvalidPolicies::Arn(QuotedText::new(text)));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use super::{InvalidRole, Quoted, RoleArn, RoleProblem, arn};
+use super::{InvalidRole, QuotedText, RoleArn, RoleProblem, arn};
 
 /// What is put before a short name: `arn:aws:iam::123456789012:role/`, and maybe more.
 ///
@@ -33,7 +33,7 @@ impl FromStr for BaseArn {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         arn::check_base(text)
             .map(|()| Self(text.into()))
-            .map_err(|problem| InvalidRole { text: Quoted::new(text), problem })
+            .map_err(|problem| InvalidRole { text: QuotedText::new(text), problem })
     }
 }
 
@@ -65,7 +65,7 @@ impl RoleResolver {
     ///
     /// [`InvalidRole`], with `text`, when the outcome is not the ARN of a role.
     pub fn resolve(&self, text: &str) -> Result<RoleArn, InvalidRole> {
-        let invalid = |problem| InvalidRole { text: Quoted::new(text), problem };
+        let invalid = |problem| InvalidRole { text: QuotedText::new(text), problem };
         let (base, rest) = self.complete(text).map_err(invalid)?;
         let base = base.map_or("", AsRef::as_ref);
         format!("{base}{rest}").parse().map_err(|error: InvalidRole| invalid(error.problem))
@@ -141,7 +141,7 @@ mod tests {
         ];
         for (text, problem) in cases {
             let error = resolver.resolve(text).unwrap_err();
-            assert_eq!((&error.text, error.problem), (&Quoted::new(text), problem));
+            assert_eq!((&error.text, error.problem), (&QuotedText::new(text), problem));
         }
     }
 

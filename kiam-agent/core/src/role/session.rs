@@ -4,7 +4,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use super::{Quoted, arn::is_name_byte};
+use super::{QuotedText, arn::is_name_byte};
 
 pub(super) const SESSION_NAME_LENGTH: std::ops::RangeInclusive<usize> = 2..=64;
 /// In front of a pod's `iam.amazonaws.com/session-name`, as in kiam.
@@ -24,7 +24,7 @@ pub struct ExternalId(Arc<str>);
 /// Text that is no session name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("session name {0} is invalid: it takes 2 to 64 of A-Z a-z 0-9 _ + = , . @ -")]
-pub struct InvalidSessionName(Quoted);
+pub struct InvalidSessionName(QuotedText);
 
 /// Text that is no external id; the text itself is not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,7 +57,7 @@ impl FromStr for SessionName {
         if SESSION_NAME_LENGTH.contains(&text.len()) && text.bytes().all(is_name_byte) {
             Ok(Self(text.into()))
         } else {
-            Err(InvalidSessionName(Quoted::new(text)))
+            Err(InvalidSessionName(QuotedText::new(text)))
         }
     }
 }

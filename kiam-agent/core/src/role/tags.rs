@@ -10,7 +10,7 @@ use std::{
 
 use regex::Regex;
 
-use super::{Place, Quoted, Subject};
+use super::{Location, QuotedText, Subject};
 
 const MOST: usize = 50;
 const KEY_LENGTH: std::ops::RangeInclusive<usize> = 1..=128;
@@ -42,26 +42,26 @@ pub enum InvalidTags {
     #[error(
         "tag key {0} is invalid: it takes 1 to 128 letters, digits, spaces and _ . : / = + - @"
     )]
-    Key(Quoted),
+    Key(QuotedText),
     /// AWS keeps these for itself.
     #[error("tag key {0} is invalid: AWS keeps aws: for itself")]
-    Reserved(Quoted),
+    Reserved(QuotedText),
     /// The value's length or characters.
     #[error(
         "tag {key} has an invalid value: it takes at most 256 letters, digits, spaces and _ . : / = + - @"
     )]
     Value {
         /// Whose value.
-        key: Quoted,
+        key: QuotedText,
     },
     /// Two keys are the same to STS.
     #[error("tag {0} is there twice: STS takes upper and lower case for the same")]
-    Twice(Quoted),
+    Twice(QuotedText),
     /// No value is given, and the name is none that has one.
     #[error(
         "there is no tag {0}: they are eks-cluster-name, kubernetes-namespace, kubernetes-service-account, kubernetes-pod-name, kubernetes-pod-uid, and <key>=<value>"
     )]
-    Unknown(Quoted),
+    Unknown(QuotedText),
     /// `eks-cluster-name`, of which nothing is known.
     #[error("eks-cluster-name needs --cluster-name")]
     NoCluster,
@@ -83,7 +83,7 @@ impl SessionTags {
         for (key, value) in tags {
             check(&key, &value)?;
             if held.keys().any(|other: &String| other.to_lowercase() == key.to_lowercase()) {
-                return Err(InvalidTags::Twice(Quoted::new(&key)));
+                return Err(InvalidTags::Twice(QuotedText::new(&key)));
             }
             held.insert(key, value);
         }
@@ -114,8 +114,8 @@ impl TagTemplate {
     /// # Errors
     ///
     /// [`InvalidTags`].
-    pub fn parse(texts: &[String], place: &Place) -> Result<Self, InvalidTags> {
-        let tags: Result<Vec<_>, _> = texts.iter().map(|text| tag(text, place)).collect();
+    pub fn parse(texts: &[String], location: &Location) -> Result<Self, InvalidTags> {
+        let tags: Result<Vec<_>, _> = texts.iter().map(|text| tag(text, location)).collect();
         let template = Self(tags?);
         let nobody = Subject { namespace: "", pod: "", uid: "", service_account: "" };
         template.tags(&nobody)?;
@@ -147,33 +147,33 @@ impl TagTemplate {
     }
 }
 
-fn tag(text: &str, place: &Place) -> Result<(String, Value), InvalidTags> {
+fn tag(text: &str, location: &Location) -> Result<(String, Value), InvalidTags> {
     if let Some((key, value)) = text.split_once('=') {
         return Ok((key.to_owned(), Value::Literal(value.to_owned())));
     }
     let value = match text {
         "eks-cluster-name" => {
-            let cluster = place.cluster.as_ref().ok_or(InvalidTags::NoCluster)?;
+            let cluster = location.cluster.as_ref().ok_or(InvalidTags::NoCluster)?;
             Value::Literal(cluster.to_string())
         }
         "kubernetes-namespace" => Value::Namespace,
         "kubernetes-service-account" => Value::ServiceAccount,
         "kubernetes-pod-name" => Value::PodName,
         "kubernetes-pod-uid" => Value::PodUid,
-        _ => return Err(InvalidTags::Unknown(Quoted::new(text))),
+        _ => return Err(InvalidTags::Unknown(QuotedText::new(text))),
     };
     Ok((text.to_owned(), value))
 }
 
 fn check(key: &str, value: &str) -> Result<(), InvalidTags> {
     if !KEY_LENGTH.contains(&key.chars().count()) || !is_made_of_tag_characters(key) {
-        return Err(InvalidTags::Key(Quoted::new(key)));
+        return Err(InvalidTags::Key(QuotedText::new(key)));
     }
     if key.to_lowercase().starts_with("aws:") {
-        return Err(InvalidTags::Reserved(Quoted::new(key)));
+        return Err(InvalidTags::Reserved(QuotedText::new(key)));
     }
     if value.chars().count() > MAX_VALUE || !is_made_of_tag_characters(value) {
-        return Err(InvalidTags::Value { key: Quoted::new(key) });
+        return Err(InvalidTags::Value { key: QuotedText::new(key) });
     }
     Ok(())
 }
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn what_sts_does_not_take_is_refused() {
-        let quoted = Quoted::new;
+        let quoted = QuotedText::new;
         let (long, wide) = ("k".repeat(129), "v".repeat(257));
         let cases = [
             ("", "x", InvalidTags::Key(quoted(""))),
@@ -230,7 +230,7 @@ mod tests {
     fn template(texts: &[&str], cluster: Option<&str>) -> Result<TagTemplate, InvalidTags> {
         let texts: Vec<String> = texts.iter().map(ToString::to_string).collect();
         let cluster = cluster.map(|name| name.parse().unwrap());
-        TagTemplate::parse(&texts, &Place { node: None, cluster })
+        TagTemplate::parse(&texts, &Location { node: None, cluster })
     }
 
     #[test]
@@ -265,13 +265,13 @@ mod tests {
 
     #[test]
     fn mistakes_in_templates_are_found_at_the_start() {
-        let unknown = InvalidTags::Unknown(Quoted::new("kubernetes-node"));
-        let twice = InvalidTags::Twice(Quoted::new("Kubernetes-Namespace"));
+        let unknown = InvalidTags::Unknown(QuotedText::new("kubernetes-node"));
+        let twice = InvalidTags::Twice(QuotedText::new("Kubernetes-Namespace"));
         let cases = [
             (vec!["kubernetes-node"], unknown),
             (vec!["eks-cluster-name"], InvalidTags::NoCluster),
-            (vec!["aws:x=1"], InvalidTags::Reserved(Quoted::new("aws:x"))),
-            (vec!["x=a*"], InvalidTags::Value { key: Quoted::new("x") }),
+            (vec!["aws:x=1"], InvalidTags::Reserved(QuotedText::new("aws:x"))),
+            (vec!["x=a*"], InvalidTags::Value { key: QuotedText::new("x") }),
             (vec!["kubernetes-namespace", "Kubernetes-Namespace=x"], twice),
         ];
         for (texts, error) in cases {

@@ -9,7 +9,7 @@ use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    InvalidSessionName, Quoted, SessionName,
+    InvalidSessionName, QuotedText, SessionName,
     arn::is_name_byte,
     session::{SESSION_NAME_LENGTH, SESSION_PREFIX},
 };
@@ -36,7 +36,7 @@ pub struct InvalidClusterName;
 
 /// Where the agent runs, as far as it is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Place {
+pub struct Location {
     /// `--node-name`.
     pub node: Option<String>,
     /// `--cluster-name`.
@@ -77,7 +77,7 @@ pub enum InvalidTemplate {
     #[error(
         "there is no placeholder {0}: they are {{namespace}}, {{pod}}, {{service_account}}, {{node}} and {{cluster}}"
     )]
-    Unknown(Quoted),
+    Unknown(QuotedText),
     /// `{node}`, of which nothing is known.
     #[error("{{node}} needs --node-name")]
     NoNode,
@@ -133,12 +133,12 @@ impl fmt::Display for ClusterName {
 // === impl NameTemplate ===
 
 impl NameTemplate {
-    /// Reads `text`; `place` is what `{node}` and `{cluster}` stand for.
+    /// Reads `text`; `location` is what `{node}` and `{cluster}` stand for.
     ///
     /// # Errors
     ///
     /// [`InvalidTemplate`].
-    pub fn parse(text: &str, place: &Place) -> Result<Self, InvalidTemplate> {
+    pub fn parse(text: &str, location: &Location) -> Result<Self, InvalidTemplate> {
         if !text.contains(['{', '}']) {
             return Ok(Self::from(text.parse::<SessionName>()?));
         }
@@ -147,7 +147,7 @@ impl NameTemplate {
         while let Some((literal, after)) = rest.split_once('{') {
             let (name, after) = after.split_once('}').ok_or(InvalidTemplate::Brace)?;
             push_literal(&mut pieces, literal)?;
-            pieces.push(Piece::Value(Field::parse(name, place)?));
+            pieces.push(Piece::Value(Field::parse(name, location)?));
             rest = after;
         }
         push_literal(&mut pieces, rest)?;
@@ -267,17 +267,17 @@ fn is_unambiguous(mut pieces: &[Piece]) -> bool {
 // === impl Field ===
 
 impl Field {
-    fn parse(name: &str, place: &Place) -> Result<Self, InvalidTemplate> {
+    fn parse(name: &str, location: &Location) -> Result<Self, InvalidTemplate> {
         match name {
             "namespace" => Ok(Self::Namespace),
             "pod" => Ok(Self::Pod),
             "service_account" => Ok(Self::ServiceAccount),
-            "node" => place.node.clone().map(Self::Node).ok_or(InvalidTemplate::NoNode),
+            "node" => location.node.clone().map(Self::Node).ok_or(InvalidTemplate::NoNode),
             "cluster" => {
-                let cluster = place.cluster.as_ref().ok_or(InvalidTemplate::NoCluster)?;
+                let cluster = location.cluster.as_ref().ok_or(InvalidTemplate::NoCluster)?;
                 Ok(Self::Cluster(cluster.0.clone()))
             }
-            _ => Err(InvalidTemplate::Unknown(Quoted::new(&format!("{{{name}}}")))),
+            _ => Err(InvalidTemplate::Unknown(QuotedText::new(&format!("{{{name}}}")))),
         }
     }
 

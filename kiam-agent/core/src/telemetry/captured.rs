@@ -8,14 +8,14 @@ use std::{
 use tracing::subscriber::{DefaultGuard, set_default};
 
 /// The lines so far, without colours; logged to while it lives.
-pub struct Captured {
+pub struct CapturedLogs {
     text: Arc<Mutex<Vec<u8>>>,
     _guard: DefaultGuard,
 }
 
 struct Writer(Arc<Mutex<Vec<u8>>>);
 
-impl Captured {
+impl CapturedLogs {
     /// Captures from now on what this thread logs at `level` or above.
     pub fn start(level: tracing::Level) -> Self {
         let text: Arc<Mutex<Vec<u8>>> = Arc::default();

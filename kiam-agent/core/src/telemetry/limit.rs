@@ -16,12 +16,12 @@ const KINDS: usize = 4096;
 #[derive(Debug)]
 pub struct LogLimit<K> {
     period: Duration,
-    kinds: Mutex<HashMap<K, Since>>,
+    kinds: Mutex<HashMap<K, KindState>>,
 }
 
 /// What became of a kind's events since one was let through.
 #[derive(Debug)]
-struct Since {
+struct KindState {
     at: Instant,
     left_out: u64,
 }
@@ -45,7 +45,7 @@ impl<K: Eq + Hash> LogLimit<K> {
                 return None;
             }
             let left_out = since.left_out;
-            *since = Since { at: now, left_out: 0 };
+            *since = KindState { at: now, left_out: 0 };
             return Some(left_out);
         }
         if kinds.len() >= KINDS {
@@ -54,7 +54,7 @@ impl<K: Eq + Hash> LogLimit<K> {
         if kinds.len() >= KINDS {
             return None;
         }
-        kinds.insert(kind, Since { at: now, left_out: 0 });
+        kinds.insert(kind, KindState { at: now, left_out: 0 });
         Some(0)
     }
 }

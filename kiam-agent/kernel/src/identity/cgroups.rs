@@ -8,7 +8,7 @@ use std::{
 use crate::sys::Cgroup;
 use kiam_core::{
     pods::{PodUid, Unattested},
-    role::Quoted,
+    role::QuotedText,
 };
 
 /// Pods whose cgroups are remembered: more than a node runs. Then the memory starts anew.
@@ -66,7 +66,8 @@ impl CgroupPaths {
         })?;
         let below = path.strip_prefix(paths.root.path()).ok();
         let uid = below.and_then(PodUid::from_cgroup_path);
-        let uid = uid.ok_or_else(|| Unattested::NotAPod(Quoted::new(&path.to_string_lossy())))?;
+        let uid =
+            uid.ok_or_else(|| Unattested::NotAPod(QuotedText::new(&path.to_string_lossy())))?;
         paths.known.remember(id, &uid);
         Ok(uid)
     }

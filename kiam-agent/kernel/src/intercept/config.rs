@@ -131,7 +131,7 @@ fn judge(config: &Config, told: bool, release: String) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use kiam_core::telemetry::captured::Captured;
+    use kiam_core::telemetry::captured::CapturedLogs;
 
     use super::*;
 
@@ -150,7 +150,7 @@ mod tests {
             (Path::PodLocal, Mode::Observe, true, 0),
         ];
         for (path, mode, starts, warnings) in cases {
-            let logged = Captured::start(tracing::Level::WARN);
+            let logged = CapturedLogs::start(tracing::Level::WARN);
             let config = config(path, mode);
             let judged = judge(&config, false, "5.10.0-46-cloud-amd64".to_owned());
             assert_eq!(judged.is_ok(), starts, "{path:?}");

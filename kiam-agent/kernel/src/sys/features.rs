@@ -114,7 +114,7 @@ impl Feature {
 mod tests {
     use aya::sys::SyscallError;
 
-    use kiam_core::telemetry::captured::Captured;
+    use kiam_core::telemetry::captured::CapturedLogs;
 
     use super::{
         super::refusal::{Refusal, program_error},
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn each_message_names_what_is_missing_the_kernel_that_runs_and_the_first_that_has_it() {
         // Where one thread alone has a subscriber, another's first log line would silence that line for both.
-        let _logged = Captured::start(tracing::Level::DEBUG);
+        let _logged = CapturedLogs::start(tracing::Level::DEBUG);
         let release = kernel_release();
         let errno = io::Error::from_raw_os_error;
         let map = |name: &str, number| refused_map(name.to_owned(), errno(number));

@@ -90,7 +90,7 @@ fn tail(log: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kiam_core::telemetry::captured::Captured;
+    use kiam_core::telemetry::captured::CapturedLogs;
 
     fn refused(name: &'static str, errno: i32, log: &str) -> String {
         let refusal = Refusal::new(name, io::Error::from_raw_os_error(errno), log);
@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn a_refusal_names_kernel_program_and_remedy_and_shows_the_end_of_the_log() {
         let long: Vec<String> = (0..5000).map(|number| format!("{number}: (bf) r1 = r6")).collect();
-        let logged = Captured::start(tracing::Level::DEBUG);
+        let logged = CapturedLogs::start(tracing::Level::DEBUG);
         let text = refused("kiam_uplink", libc::EACCES, &long.join("\n"));
         assert_eq!(logged.lines_with("17: (bf)").len(), 50, "the rest is logged");
         let first = text.lines().next().unwrap();

@@ -245,7 +245,7 @@ impl Node {
         let known = pods.clone();
         let (prefetcher, credentials) = Prefetcher::new(
             credentials::Config::default(),
-            credentials::Parts {
+            credentials::PrefetcherParts {
                 source: Arc::new(Aws),
                 render: wire::render,
                 clock: clock.clone(),

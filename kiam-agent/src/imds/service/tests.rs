@@ -12,7 +12,7 @@ use super::{
     fixture::{EXTENDED, Identity, LIST, Node, Reply, body_of, config, namespace, pod, uid},
 };
 use crate::imds::Reason;
-use kiam_core::{pods::Pod, telemetry::captured::Captured};
+use kiam_core::{pods::Pod, telemetry::captured::CapturedLogs};
 
 /// The statuses of all answers in `text`.
 pub(super) fn statuses(text: &str) -> Vec<&str> {
@@ -404,7 +404,7 @@ const PROGRAM: &str = "User-Agent: Boto/2.49\r\n";
 
 #[tokio::test]
 async fn tokens_are_required_where_the_namespace_says_so() {
-    let captured = Captured::start(tracing::Level::INFO);
+    let captured = CapturedLogs::start(tracing::Level::INFO);
     let node = Node::usual(config(), Identity::Kernel).await;
     let token = format!("X-aws-ec2-metadata-token: {}\r\n", node.token(2, 60).await);
     let mut namespace = namespace("default", None);
@@ -454,7 +454,7 @@ fn node_role() -> Config {
 
 #[tokio::test]
 async fn pods_of_a_node_role_are_passed_on_and_no_others() {
-    let captured = Captured::start(tracing::Level::INFO);
+    let captured = CapturedLogs::start(tracing::Level::INFO);
     let node = Node::usual(node_role(), Identity::Kernel).await;
     let mut own = pod(10, Some("reader"));
     "node".clone_into(&mut own.service_account);
@@ -535,7 +535,7 @@ async fn an_address_is_not_believed_when_the_watch_is_silent_for_90_s() {
 
 #[tokio::test]
 async fn a_flood_of_refusals_is_one_line_for_each_pod_and_reason() {
-    let captured = Captured::start(tracing::Level::INFO);
+    let captured = CapturedLogs::start(tracing::Level::INFO);
     let node = Node::usual(config(), Identity::Kernel).await;
     let began = Instant::now();
     for _ in 0..50 {
@@ -568,7 +568,7 @@ const EARLY: [(&str, &str, &str); 7] = [
 #[tokio::test]
 async fn every_refusal_names_the_pod_on_every_path_to_the_agent() {
     for identity in [Identity::Inside, Identity::Kernel, Identity::SourceIp] {
-        let captured = Captured::start(tracing::Level::DEBUG);
+        let captured = CapturedLogs::start(tracing::Level::DEBUG);
         let node = Node::usual(config(), identity).await;
         for (line, headers, reason) in EARLY {
             node.send(2, line, &format!("User-Agent: old/1\r\n{headers}")).await;
@@ -601,7 +601,7 @@ async fn every_refusal_names_the_pod_on_every_path_to_the_agent() {
 
 #[tokio::test]
 async fn calls_to_sts_are_logged_with_the_pod_that_they_are_for() {
-    let captured = Captured::start(tracing::Level::INFO);
+    let captured = CapturedLogs::start(tracing::Level::INFO);
     let node = Node::usual(config(), Identity::Kernel).await;
     assert_eq!(node.get(5, LIST).await.status, 404);
     for (what, n) in [("Issued credentials", 2), ("Issued credentials", 3), ("not issued", 5)] {

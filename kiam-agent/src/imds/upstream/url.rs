@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use http::Uri;
-use kiam_core::role::Quoted;
+use kiam_core::role::QuotedText;
 
 /// Where the real IMDS is: `http://host[:port]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub struct UpstreamUrl {
 #[error(
     "{0} is not the URL of an instance metadata service: expected http://HOST or http://HOST:PORT"
 )]
-pub struct InvalidUpstream(Quoted);
+pub struct InvalidUpstream(QuotedText);
 
 // === impl UpstreamUrl ===
 
@@ -38,7 +38,7 @@ impl FromStr for UpstreamUrl {
                 uri.scheme_str() == Some("http") && uri.path() == "/" && uri.query().is_none();
             bare.then(|| Self { host: authority.host().to_owned(), port })
         };
-        parse().ok_or_else(|| InvalidUpstream(Quoted::new(text)))
+        parse().ok_or_else(|| InvalidUpstream(QuotedText::new(text)))
     }
 }
 

@@ -150,7 +150,7 @@ fn a_share_is_spent_in_turns_so_that_even_a_burst_slows_nobody() {
 
 #[tokio::test]
 async fn requests_beyond_the_share_get_503_and_end_the_connection() {
-    let captured = Captured::start(tracing::Level::WARN);
+    let captured = CapturedLogs::start(tracing::Level::WARN);
     let requests = Rate { per_second: 1, burst: 20 };
     let config = Config { requests, ..Config::default() };
     let node = Fixture::start(config, vec![Arc::new(OnePod(1)), Arc::new(OnePod(2))]).await;

@@ -248,10 +248,10 @@ impl Scenario {
         let rate = Rate { burst: rng.u32(1..20), period: Duration::from_millis(rng.u64(50..1000)) };
         let (prefetcher, reader) = Prefetcher::new(
             Config { sts_rate: rate, max_staleness: Some(STALENESS) },
-            Parts {
+            PrefetcherParts {
                 names: Box::new(|_| None),
                 source: told.clone(),
-                render: |_| Rendered { plain: Bytes::new(), extended: Bytes::new() },
+                render: |_| RenderedAnswers { plain: Bytes::new(), extended: Bytes::new() },
                 clock,
                 wanted: receiver,
                 silence: Box::new(move || Some(world.lock().unwrap().silence)),

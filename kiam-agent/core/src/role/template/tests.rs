@@ -7,12 +7,12 @@ use super::*;
 const SUBJECT: Subject<'_> =
     Subject { namespace: "prod", pod: "web-0.x", uid: "u", service_account: "web" };
 
-fn place() -> Place {
-    Place { node: Some("ip-10-0-0-1.internal".to_owned()), cluster: "Blue_1".parse().ok() }
+fn location() -> Location {
+    Location { node: Some("ip-10-0-0-1.internal".to_owned()), cluster: "Blue_1".parse().ok() }
 }
 
 fn template(text: &str) -> NameTemplate {
-    NameTemplate::parse(text, &place()).unwrap()
+    NameTemplate::parse(text, &location()).unwrap()
 }
 
 /// Templates, and whether their names are plain.
@@ -78,9 +78,9 @@ const PLACEHOLDERS: [&str; 5] =
 /// The name that `text` makes of values in the order of [`PLACEHOLDERS`].
 fn name(text: &str, values: &[String; 5]) -> SessionName {
     let [namespace, pod, service_account, node, cluster] = values;
-    let place = Place { node: Some(node.clone()), cluster: cluster.parse().ok() };
+    let location = Location { node: Some(node.clone()), cluster: cluster.parse().ok() };
     let subject = Subject { namespace, pod, uid: "u", service_account };
-    NameTemplate::parse(text, &place).unwrap().name(&subject)
+    NameTemplate::parse(text, &location).unwrap().name(&subject)
 }
 
 #[test]
@@ -178,10 +178,10 @@ fn mistakes_say_what_is_right() {
         (&long, "at most 51"),
     ];
     for (text, part) in cases {
-        let error = NameTemplate::parse(text, &place()).unwrap_err().to_string();
+        let error = NameTemplate::parse(text, &location()).unwrap_err().to_string();
         assert!(error.contains(part), "{text}: {error}");
     }
-    let nowhere = |text| NameTemplate::parse(text, &Place::default());
+    let nowhere = |text| NameTemplate::parse(text, &Location::default());
     assert_eq!(nowhere("{node}.x"), Err(InvalidTemplate::NoNode));
     assert_eq!(nowhere("{cluster}.x"), Err(InvalidTemplate::NoCluster));
     for text in ["", "a b", "é", &"c".repeat(101)] {

@@ -121,12 +121,12 @@ mod tests {
     use super::*;
     use kiam_core::{
         lifecycle::{Readiness, drain},
-        telemetry::captured::Captured,
+        telemetry::captured::CapturedLogs,
     };
 
     #[tokio::test]
     async fn a_failure_shows_and_is_told_once_and_keeps_the_agent_from_nothing() {
-        let logged = Captured::start(tracing::Level::WARN);
+        let logged = CapturedLogs::start(tracing::Level::WARN);
         let (mut registry, readiness) = (Registry::default(), Readiness::default());
         let metrics = Metrics::register(&mut registry);
         let detail = readiness.detail("boot guard");

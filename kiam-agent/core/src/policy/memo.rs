@@ -15,8 +15,8 @@ const OVERHEAD: usize = 128;
 ///
 /// Nothing is refused for want of room: what was not asked for lately makes room, and is made again when it is.
 #[derive(Debug)]
-pub(super) struct Kept<T> {
-    made: Mutex<Made<T>>,
+pub(super) struct Memo<T> {
+    made: Mutex<Generations<T>>,
     /// Held by who makes something that takes long.
     making: Mutex<()>,
     /// How much memory it takes at most, in bytes: whoever annotates namespaces must not fill the agent's.
@@ -25,7 +25,7 @@ pub(super) struct Kept<T> {
 
 /// In two generations, so that what is asked for all the time outlives a crowd of what is not.
 #[derive(Debug)]
-struct Made<T> {
+struct Generations<T> {
     young: HashMap<Box<str>, T>,
     old: HashMap<Box<str>, T>,
     /// What the young ones cost.
@@ -37,13 +37,17 @@ pub(super) trait Weigh {
     fn weight(&self) -> usize;
 }
 
-// === impl Kept ===
+// === impl Memo ===
 
-impl<T: Clone + Weigh> Kept<T> {
+impl<T: Clone + Weigh> Memo<T> {
     /// An empty one, which takes so many bytes at most.
     pub(super) fn new(room: usize) -> Self {
         let (young, old) = (HashMap::new(), HashMap::new());
-        Self { made: Mutex::new(Made { young, old, cost: 0 }), making: Mutex::default(), room }
+        Self {
+            made: Mutex::new(Generations { young, old, cost: 0 }),
+            making: Mutex::default(),
+            room,
+        }
     }
 
     /// What `make` makes of `text`, or made of it before. Nobody waits for another's `make`.
@@ -77,7 +81,7 @@ impl<T: Clone + Weigh> Kept<T> {
         Some(known)
     }
 
-    fn keep(&self, made: &mut Made<T>, text: &str, what: T) {
+    fn keep(&self, made: &mut Generations<T>, text: &str, what: T) {
         let (cost, half) = (OVERHEAD + text.len() + what.weight(), self.room / 2);
         if cost > half {
             return;
@@ -98,7 +102,7 @@ impl<T: Clone + Weigh> Kept<T> {
         made.young.iter().chain(&made.old).map(|(text, what)| text.len() + weight(what)).sum()
     }
 
-    fn made(&self) -> MutexGuard<'_, Made<T>> {
+    fn made(&self) -> MutexGuard<'_, Generations<T>> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -141,14 +145,14 @@ mod tests {
     /// Longer than a slow machine takes.
     const LIMIT: Duration = Duration::from_secs(60);
 
-    fn taken(kept: &Kept<bool>) -> usize {
+    fn taken(kept: &Memo<bool>) -> usize {
         let made = kept.made.lock().unwrap();
         made.young.keys().chain(made.old.keys()).map(|text| OVERHEAD + text.len()).sum()
     }
 
     #[test]
     fn each_text_is_made_once_and_memory_is_bounded() {
-        let kept = Kept::new(ROOM);
+        let kept = Memo::new(ROOM);
         assert_eq!((kept.get("a", || true), kept.get("a", || false)), (true, true));
         for n in 0..10_000 {
             kept.get(&n.to_string(), || true);
@@ -166,7 +170,7 @@ mod tests {
     fn what_takes_long_is_made_once_and_keeps_no_other_task_waiting() {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
-        let (kept, made) = (Arc::new(Kept::new(ROOM)), Arc::new(AtomicUsize::new(0)));
+        let (kept, made) = (Arc::new(Memo::new(ROOM)), Arc::new(AtomicUsize::new(0)));
         let (go_on, wait) = mpsc::channel();
         let wait = Arc::new(Mutex::new(wait));
         let get = || {
@@ -191,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_crowd_does_not_push_out_what_is_asked_for_all_the_time() {
-        let (kept, made) = (Kept::new(ROOM), Cell::new(0));
+        let (kept, made) = (Memo::new(ROOM), Cell::new(0));
         for n in 0..100_000 {
             kept.get(&n.to_string(), || true);
             if n % 100 == 0 {

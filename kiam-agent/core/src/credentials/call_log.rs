@@ -8,15 +8,15 @@ use super::{Credentials, Names, SourceError};
 use crate::role::{Claimant, RoleIdentity};
 
 /// A call that is to be reported. Other pods may share its result.
-pub(super) struct Told<'a> {
+pub(super) struct CallLog<'a> {
     identity: &'a RoleIdentity,
     claimant: &'a Claimant,
     name: Option<String>,
 }
 
-// === impl Told ===
+// === impl CallLog ===
 
-impl<'a> Told<'a> {
+impl<'a> CallLog<'a> {
     pub(super) fn new(identity: &'a RoleIdentity, claimant: &'a Claimant, names: &Names) -> Self {
         Self { identity, claimant, name: names(claimant) }
     }
