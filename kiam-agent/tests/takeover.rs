@@ -448,7 +448,7 @@ fn successor_that_knows_nothing_does_not_take_over() {
     lab.sts.stop();
     let late = pod(&lab, "payroll");
     lab.kubernetes.restart().unwrap();
-    new.wait_said("Took over credentials", LIMIT).unwrap();
+    new.wait_said("Inherited credentials", LIMIT).unwrap();
     new.wait_said("Credentials not issued", LIMIT).unwrap();
     for (role, pod) in &pods {
         assert_served(&lab, pod, role);

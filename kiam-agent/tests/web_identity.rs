@@ -179,7 +179,7 @@ fn the_role_follows_the_annotations() {
     fixture.kubernetes.apply_pod(&pod().annotation("iam.amazonaws.com/role", READER));
     fixture.eventually_answers(LIST, "reader");
     fixture.kubernetes.apply_pod(&pod().annotation("iam.amazonaws.com/external-id", "partner"));
-    fixture.eventually_answers(LIST, "STS takes none with --credential-source=web-identity");
+    fixture.eventually_answers(LIST, "STS accepts none with --credential-source=web-identity");
     fixture.kubernetes.apply_pod(&pod());
     fixture.kubernetes.apply_service_account(&ServiceAccountRecord::new("shop", "orders"));
     fixture.eventually_answers(LIST, "eks.amazonaws.com/role-arn");

@@ -1,8 +1,7 @@
 //! Work that may wait for the kernel or the disk, off the runtime's threads.
 //!
-//! A thread of the runtime that waits keeps every task behind it waiting: other pods' requests, and the lease. What
-//! can take long, such as a walk of cgroups or of `/proc`, therefore asks for a [`Blocking`], which only threads have
-//! that nothing else runs on.
+//! A runtime thread that blocks delays every task behind it: other pods' requests, and the lease. So slow work, such as
+//! a walk of cgroups or of `/proc`, takes a [`Blocking`], which only dedicated threads have.
 
 use std::marker::PhantomData;
 
@@ -18,22 +17,21 @@ pub struct Blocking(PhantomData<*const ()>);
 // === impl Blocking ===
 
 impl Blocking {
-    /// Of this thread; `None` where it belongs to a runtime.
+    /// The proof for this thread; `None` on a runtime's thread.
     #[must_use]
     pub fn here() -> Option<Self> {
         Handle::try_current().is_err().then_some(Self(PhantomData))
     }
 }
 
-/// Does `work` on a thread that is for such work.
+/// Runs `work` on a thread for blocking work.
 pub fn spawn<T: Send + 'static>(
     work: impl FnOnce(&Blocking) -> T + Send + 'static,
 ) -> JoinHandle<T> {
     tokio::task::spawn_blocking(move || work(&Blocking(PhantomData)))
 }
 
-/// Does `work`, which computes for long, on this thread. Where that is a runtime's, its other tasks go on on another one
-/// meanwhile.
+/// Runs `work`, which computes for long, on this thread. The runtime moves its other tasks to another thread meanwhile.
 pub fn in_place<T>(work: impl FnOnce() -> T) -> T {
     let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
     match flavor {

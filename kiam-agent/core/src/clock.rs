@@ -1,4 +1,4 @@
-//! The only place that reads the time.
+//! The only place that reads the wall clock.
 //!
 //! Schedules elsewhere are pure functions of (now, issued, expires); they are given `now` by a
 //! [`Clock`], which tests can start anywhere, pause (`tokio::time::pause`) and step.
@@ -13,7 +13,7 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Tells the wall-clock time.
+/// A wall clock: the system's, or a simulated one.
 #[derive(Clone, Debug)]
 pub struct Clock(TimeSource);
 
@@ -46,7 +46,10 @@ impl Clock {
 
     /// The wall-clock time, which may step forward and back.
     #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the time")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads the wall clock"
+    )]
     pub fn now(&self) -> SystemTime {
         match &self.0 {
             TimeSource::System => SystemTime::now(),
@@ -59,8 +62,8 @@ impl Clock {
         }
     }
 
-    /// Steps a simulated clock by `seconds` (negative: back), as an administrator or NTP may; the
-    /// system's clock is left alone.
+    /// Steps a simulated clock by `seconds` (negative: back), as an administrator or NTP may. Does nothing to the
+    /// system's clock.
     pub fn step(&self, seconds: i64) {
         if let TimeSource::Simulated { step_secs, .. } = &self.0 {
             step_secs.fetch_add(seconds, Ordering::Relaxed);

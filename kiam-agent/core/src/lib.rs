@@ -1,7 +1,7 @@
-//! What the agent decides: who may have which role, and which credentials are asked for, when.
+//! The agent's decisions: which pod may have which role, and when credentials are requested.
 //!
-//! Nothing here speaks to the kernel, to Kubernetes or to AWS: those are behind traits that this crate defines and
-//! the crates above it implement, so that all of it runs in virtual time in tests and in the simulation of a fleet.
+//! Nothing here speaks to the kernel, Kubernetes or AWS. These are behind traits that the crates above implement, so
+//! that this crate runs in virtual time in tests and in the simulation of a fleet.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! Ready, draining, stopping.
+//! The states of the process: ready, draining, stopping.
 
 use std::{
     borrow::Cow,
@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::watch;
 
-/// What must hold before the agent calls itself ready: a named [`Latch`] for each.
+/// The conditions for being ready, each a named [`Latch`].
 #[derive(Clone, Debug, Default)]
 pub struct Readiness(Arc<Mutex<State>>);
 
@@ -18,7 +18,7 @@ struct State {
     details: BTreeMap<&'static str, Cow<'static, str>>,
 }
 
-/// What operators should know, but readiness does not depend on.
+/// A fact for operators that readiness does not depend on.
 #[derive(Clone, Debug)]
 pub struct Detail {
     name: &'static str,
@@ -32,27 +32,27 @@ pub struct Latch {
     readiness: Readiness,
 }
 
-/// Tells every part to finish what it has begun and take nothing new.
+/// The signal to every part to finish begun work and accept no more.
 #[derive(Debug)]
 pub struct DrainSignal(watch::Sender<Phase>);
 
-/// The parts' end of a [`DrainSignal`].
+/// The receiving end of a [`DrainSignal`], one for each part.
 #[derive(Clone, Debug)]
 pub struct Drain(watch::Receiver<Phase>);
 
-/// What the parts are told.
+/// The phase of the process that the parts see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Running,
-    /// Another process goes on with the work; `queue`: it accepts from the same sockets.
+    /// Another process continues the work; `queue`: it accepts from the same sockets.
     HandedOver {
         queue: bool,
     },
-    /// Nobody does.
+    /// No other process continues the work.
     Ending,
 }
 
-/// A connected pair: the signal for the owner, the other for the parts (clone it).
+/// A connected pair: the signal for the owner, and the receiving end for the parts (clone it).
 #[must_use]
 pub fn drain() -> (DrainSignal, Drain) {
     let (tx, rx) = watch::channel(Phase::Running);
@@ -105,12 +105,12 @@ impl Readiness {
 // === impl Detail ===
 
 impl Detail {
-    /// Shows `text` from now on.
+    /// Sets the text.
     pub fn set(&self, text: impl Into<Cow<'static, str>>) {
         self.readiness.state().details.insert(self.name, text.into());
     }
 
-    /// Shows nothing from now on.
+    /// Removes the text.
     pub fn clear(&self) {
         self.readiness.state().details.remove(self.name);
     }
@@ -119,12 +119,12 @@ impl Detail {
 // === impl Latch ===
 
 impl Latch {
-    /// The condition holds.
+    /// Records that the condition holds.
     pub fn set(&self) {
         self.readiness.record(self.name, true);
     }
 
-    /// The condition holds no longer.
+    /// Records that the condition holds no longer.
     pub fn clear(&self) {
         self.readiness.record(self.name, false);
     }
@@ -133,13 +133,13 @@ impl Latch {
 // === impl DrainSignal ===
 
 impl DrainSignal {
-    /// Begins the drain; saying it twice, or after [`DrainSignal::hand_over`], changes nothing.
+    /// Begins the drain. A second call, or one after [`DrainSignal::hand_over`], does nothing.
     pub fn start(&self) {
         self.begin(Phase::Ending);
     }
 
-    /// Begins the drain of a process whose work another one goes on with; `queue`: it accepts from the same
-    /// sockets, so that whoever connects now is its.
+    /// Begins the drain of a process whose work another one continues; `queue`: it accepts from the same sockets, so that
+    /// new connections are for the other process.
     pub fn hand_over(&self, queue: bool) {
         self.begin(Phase::HandedOver { queue });
     }
@@ -170,13 +170,13 @@ impl Drain {
         *self.0.borrow() != Phase::Running
     }
 
-    /// Whether it has begun because another process goes on with the work.
+    /// Whether the drain has begun because another process continues the work.
     #[must_use]
     pub fn is_handed_over(&self) -> bool {
         matches!(*self.0.borrow(), Phase::HandedOver { .. })
     }
 
-    /// Whether that one accepts from the same sockets.
+    /// Whether that process accepts from the same sockets.
     #[must_use]
     pub fn is_queue_handed_over(&self) -> bool {
         *self.0.borrow() == Phase::HandedOver { queue: true }

@@ -1,4 +1,4 @@
-//! A string that can't be printed by accident, and memory that no crash writes to a disk.
+//! Strings that can't be printed by accident, and memory that no crash writes to a disk.
 
 use std::{fmt, io};
 
@@ -9,15 +9,15 @@ use zeroize::Zeroizing;
 
 /// A secret access key, session token or bearer token.
 ///
-/// It implements neither `Display` nor `Serialize`, its `Debug` says nothing of its contents, and its
-/// memory is overwritten when it is dropped. Whoever needs the text calls [`Secret::expose`], so that a
-/// search for that word finds every place a secret can leave by.
+/// It implements neither `Display` nor `Serialize`, its `Debug` hides the text, and its memory is overwritten when it is
+/// dropped. Code that needs the text calls [`Secret::expose`], so that a search for that word finds every place where a
+/// secret can leave.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 
-/// Leaves no copy of this process's memory behind when it crashes, neither in a file nor at a collector that
-/// `core_pattern` pipes to (which `RLIMIT_CORE` alone does not keep from it), and lets no process trace it or read
-/// its memory that has not `CAP_SYS_PTRACE`. A process that it executes is dumpable again, but may leave no file.
+/// Forbids core dumps of this process, in a file and by a collector that `core_pattern` pipes to (which `RLIMIT_CORE`
+/// alone does not prevent). Only processes with `CAP_SYS_PTRACE` can trace it or read its memory. A process that it
+/// executes is dumpable again, but may leave no file.
 ///
 /// # Errors
 ///

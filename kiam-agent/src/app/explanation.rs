@@ -496,7 +496,7 @@ mod tests {
             (
                 "",
                 pod(1),
-                "answer          503: no credentials yet: the agent does not know yet what this",
+                "answer          503: no credentials yet: the agent does not know yet which roles",
             ),
             ("", pod(1), "credentials     none: this agent does not want them (yet)"),
             ("", pod(1), "tokens          optional"),

@@ -1,4 +1,4 @@
-//! How long new pods wait for their credentials.
+//! The time that new pods wait for their first credentials.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -6,12 +6,12 @@ use tokio::time::Instant;
 
 use crate::role::{Claimant, RoleIdentity, WantedRoles};
 
-/// The pods that want something, and since when those wait that have never had it.
+/// The pods that request credentials, with the time since when each waits for its first ones.
 #[derive(Default)]
 pub(super) struct Arrivals {
     pods: HashMap<Claimant, Arrival>,
-    /// The look's number.
-    look: u64,
+    /// The number of the last comparison.
+    round: u64,
 }
 
 struct Arrival {
@@ -22,7 +22,7 @@ struct Arrival {
 // === impl Arrivals ===
 
 impl Arrivals {
-    /// Compares with what is `wanted` and `held` now. How long each pod waited that has its credentials for the
+    /// Compares with the roles `wanted` and `held` now, and returns the wait of each pod that has credentials for the
     /// first time.
     pub(super) fn follow(
         &mut self,
@@ -30,7 +30,7 @@ impl Arrivals {
         held: impl Fn(&RoleIdentity) -> bool,
         now: Instant,
     ) -> Vec<Duration> {
-        self.look += 1;
+        self.round += 1;
         let mut waited = Vec::new();
         for (identity, claimants) in wanted.iter() {
             let held = held(identity);
@@ -41,14 +41,14 @@ impl Arrivals {
                 }
             }
         }
-        self.pods.retain(|_, arrival| arrival.seen == self.look);
+        self.pods.retain(|_, arrival| arrival.seen == self.round);
         waited
     }
 
     fn arrival(&mut self, claimant: &Claimant, now: Instant) -> &mut Arrival {
-        let new = Arrival { waits_since: Some(now), seen: self.look };
+        let new = Arrival { waits_since: Some(now), seen: self.round };
         let arrival = self.pods.entry(claimant.clone()).or_insert(new);
-        arrival.seen = self.look;
+        arrival.seen = self.round;
         arrival
     }
 }

@@ -1,9 +1,8 @@
-//! How many calls to STS there may be, and whose turn it is: pure functions of now.
+//! The budget of calls to STS, and whose turn it is: pure functions of now.
 //!
 //! An account's STS answers a few hundred calls a second to all its nodes together, so one tenant must not use
-//! them up. Each call takes from the node's bucket; what is not held yet, and was not asked for before, also
-//! takes from its pod's and its namespace's. The one rule: memory grows with what was let through, never
-//! with what was asked for.
+//! them up. Each call takes from the node's bucket. The first call for a key also takes from the buckets of its pod
+//! and namespace. The one rule: memory grows with admitted calls, never with requested ones.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -27,51 +26,51 @@ pub struct Rate {
     pub period: Duration,
 }
 
-/// What keeps something back, and for how long at least.
+/// The reason why a call waits, and for how long at least.
 pub(super) type Delay = (Limit, Duration);
 
-/// A token bucket, as the time when it will be full again; an empty one that nobody used is full.
+/// A token bucket, stored as the time when it will be full again. A new one is full.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bucket {
     full_at: Option<Instant>,
 }
 
-/// What one pod has used.
+/// The calls that one pod has used.
 #[derive(Debug, Default)]
 struct Share {
     bucket: Bucket,
-    /// Things that it asked for and AWS denied, in a row.
+    /// Keys of the pod that AWS denied, in a row.
     denied: u32,
     not_before: Option<Instant>,
 }
 
-/// What pods and namespaces have used, and who had the last turn.
+/// The calls that pods and namespaces have used, and whose turn was last.
 #[derive(Debug, Default)]
 pub(super) struct Shares {
     namespaces: HashMap<Arc<str>, Bucket>,
     pods: HashMap<Arc<str>, Share>,
     last_namespace: Option<Arc<str>>,
-    /// Of each namespace that had a turn lately.
+    /// The pod that had the last turn, by namespace.
     last_pods: HashMap<Arc<str>, Arc<str>>,
     /// Whether a renewal had the last turn.
     renewed: bool,
 }
 
-/// Something that a pod waits for.
+/// A key that a pod waits for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate<'a> {
     pub(super) claimant: &'a Claimant,
     pub(super) identity: &'a RoleIdentity,
-    /// Whether a request is held for it now.
+    /// Whether a request waits for the key now.
     pub(super) asked: bool,
-    /// Whether it has taken from its shares before: it is tried again.
+    /// Whether the key has taken from its shares before: this is a retry.
     pub(super) paid: bool,
 }
 
 // === impl Bucket ===
 
 impl Bucket {
-    /// How long until there is a token.
+    /// The time until there is a token.
     #[must_use]
     pub fn wait(&self, rate: Rate, now: Instant) -> Duration {
         let missing = self.full_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
@@ -84,7 +83,7 @@ impl Bucket {
         self.full_at = Some(from + rate.period);
     }
 
-    /// Whether it is as if it had never been used.
+    /// Whether the bucket is full, as if never used.
     #[must_use]
     pub fn is_full(&self, now: Instant) -> bool {
         self.full_at.is_none_or(|at| at <= now)
@@ -94,7 +93,7 @@ impl Bucket {
 // === impl Share ===
 
 impl Share {
-    /// What keeps the pod back, and for how long.
+    /// The reason why the pod waits, if it does.
     fn limit(&self, now: Instant) -> Option<Delay> {
         let backoff =
             self.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
@@ -105,7 +104,7 @@ impl Share {
         (!bucket.is_zero()).then_some((Limit::Pod, bucket))
     }
 
-    /// Whether it says nothing any more. Denials are remembered for twice the longest wait after the last.
+    /// Whether the share can be dropped. Denials are remembered for twice the longest backoff after the last.
     fn is_over(&self, now: Instant) -> bool {
         let memory = schedule::backoff(ErrorClass::Denied, u32::MAX) * 2;
         let forgiven = self.not_before.is_none_or(|at| at + memory <= now);
@@ -116,7 +115,7 @@ impl Share {
 // === impl Shares ===
 
 impl Shares {
-    /// What keeps `claimant` from having something new now, and for how long at least.
+    /// The reason why a new key of `claimant` waits now, if it does.
     pub(super) fn limit(&self, claimant: &Claimant, now: Instant) -> Option<Delay> {
         if let Some(limit) = self.pods.get(&claimant.pod).and_then(|share| share.limit(now)) {
             return Some(limit);
@@ -125,23 +124,23 @@ impl Shares {
         (!wait.is_zero()).then_some((Limit::Namespace, wait))
     }
 
-    /// As [`Shares::limit`]; what was asked for before is kept back by nothing here.
+    /// As [`Shares::limit`]; a retry never waits here.
     pub(super) fn keeps_back(&self, candidate: &Candidate<'_>, now: Instant) -> Option<Delay> {
         if candidate.paid { None } else { self.limit(candidate.claimant, now) }
     }
 
-    /// Whether something new is next, if there is any.
+    /// Whether a new key is next, if there is any.
     pub(super) fn is_turn_of_new(&self) -> bool {
         self.renewed
     }
 
-    /// Notes that a renewal has its turn.
+    /// Records the turn of a renewal.
     pub(super) fn take_renewal(&mut self) {
         self.renewed = true;
     }
 
-    /// Whose turn it is among those that nothing keeps back: namespaces take turns, in each the pods do, and
-    /// pods with a request come before those without.
+    /// The candidate that is next. Namespaces take turns, and so do the pods in each. Pods with a waiting request come
+    /// before those without.
     pub(super) fn pick<'a>(
         &self,
         candidates: impl Iterator<Item = Candidate<'a>>,
@@ -152,7 +151,7 @@ impl Shares {
             .min_by(|a, b| self.order(a).cmp(&self.order(b)))
     }
 
-    /// The round goes by name, on from whoever had the last turn.
+    /// The order of a round: by name, starting after the last turn.
     fn order<'a>(&self, candidate: &Candidate<'a>) -> impl Ord + use<'a> {
         let Claimant { namespace, pod } = candidate.claimant;
         let had_turn = self.last_namespace.as_ref().is_some_and(|last| namespace <= last);
@@ -160,7 +159,7 @@ impl Shares {
         (had_turn, namespace, !candidate.asked, pod_had_turn, pod, candidate.identity)
     }
 
-    /// Notes that `candidate` has its turn.
+    /// Records the turn of `candidate`.
     pub(super) fn take(&mut self, candidate: &Candidate<'_>, now: Instant) {
         let Claimant { namespace, pod } = candidate.claimant;
         self.renewed = false;
@@ -172,8 +171,8 @@ impl Shares {
         }
     }
 
-    /// Notes how AWS answered to the first call for something new of `claimant`. One denial may be a slip of
-    /// the pen that is mended at once; with the second the pod waits, longer each time.
+    /// Records AWS's answer to the first call for a new key of `claimant`. One denial may be a typo that is fixed at
+    /// once. From the second on the pod backs off.
     pub(super) fn answered(&mut self, claimant: &Claimant, denied: bool, now: Instant) {
         let Some(share) = self.pods.get_mut(&claimant.pod) else { return };
         if !denied {
@@ -189,7 +188,7 @@ impl Shares {
         share.not_before = Some(now + wait);
     }
 
-    /// Drops what says nothing any more. `lives`: whether a namespace has pods that want something.
+    /// Drops shares that are full again. `lives`: whether a namespace has pods that request credentials.
     pub(super) fn forget(&mut self, lives: impl Fn(&Arc<str>) -> bool, now: Instant) {
         self.namespaces.retain(|_, bucket| !bucket.is_full(now));
         self.pods.retain(|_, share| !share.is_over(now));

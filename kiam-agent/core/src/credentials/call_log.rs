@@ -1,4 +1,4 @@
-//! What the log says of calls to STS: for which pod, too.
+//! The log lines of calls to STS.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use super::{Credentials, Names, SourceError};
 use crate::role::{Claimant, RoleIdentity};
 
-/// A call that is to be reported. Other pods may share its result.
+/// A call, as the log names it: with the pod that it was made for. Other pods may share its result.
 pub(super) struct CallLog<'a> {
     identity: &'a RoleIdentity,
     claimant: &'a Claimant,

@@ -1,9 +1,8 @@
-//! What an agent leaves to the one that takes over from it: the credentials that it holds, so that a restart asks STS
-//! for nothing.
+//! The cached credentials that an agent passes to its successor, so that a restart makes no calls to STS.
 //!
-//! They go from memory to memory, in the form that this file alone knows. Whose they are is told by a digest of the
-//! whole identity: no external id travels, and a field that identities get later is part of it without anybody's doing.
-//! What differs in anything from what is wanted here is not found, and fetched anew.
+//! They go from memory to memory, in a format that only this file knows. The key is a digest of the whole identity: no
+//! external id travels, and fields that identities get later are part of the digest. An identity that differs in
+//! anything is not found, and its credentials are fetched again.
 
 use std::{
     borrow::Cow,
@@ -25,30 +24,30 @@ use crate::{
     secret::Secret,
 };
 
-/// The form's number.
+/// The format's version.
 const VERSION: u32 = 1;
 
-/// What one entry takes beside its texts, at most.
+/// Bytes of one entry beside its texts, at most.
 const OVERHEAD: usize = 512;
 
-/// What the agent before this one held; by default nothing.
+/// The predecessor's cached credentials; by default none.
 #[derive(Default)]
 pub struct Inheritance(HashMap<Key, InheritedCredentials>);
 
-/// Why nothing is inherited. Trying again does not help.
+/// Why nothing is inherited. Retrying does not help.
 #[derive(Debug, thiserror::Error)]
 pub enum InheritanceError {
-    /// It is of another release.
-    #[error("its form is number {0}, and this agent knows number {VERSION}")]
+    /// The predecessor is of another release.
+    #[error("its format is version {0}, and this agent reads version {VERSION}")]
     Version(u32),
-    /// It is not what an agent writes. What the parser says of it is not kept: it may quote a secret.
-    #[error("it can't be read: it is wrong at its byte {0}")]
+    /// No agent writes this. The parser's message is dropped, as it may quote a secret.
+    #[error("it is malformed at byte {0}")]
     Form(usize),
-    /// A role that is none.
-    #[error("it has what is no role: {0}")]
+    /// A role's ARN is malformed.
+    #[error("it has a malformed role: {0}")]
     Role(#[from] InvalidRole),
-    /// A time before all times.
-    #[error("it has a time that can't be")]
+    /// A time is out of range.
+    #[error("it has a time that is out of range")]
     Time,
 }
 
@@ -60,7 +59,7 @@ struct InheritedCredentials {
     draw: f64,
 }
 
-/// What is read of every form.
+/// The part that is read in every version.
 #[derive(Deserialize)]
 struct Form {
     version: u32,
@@ -74,8 +73,8 @@ struct Wire<'a> {
     held: Vec<Entry<'a>>,
 }
 
-/// Secrets are borrowed from the bytes, which are overwritten at the end: what would have to be unescaped is refused. The
-/// role is none, and its path may hold what JSON escapes.
+/// One entry on the wire. Secrets are borrowed from the bytes, which are overwritten at the end, so that a secret with
+/// JSON escapes is an error. The role is no secret, and its path may have escapes.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry<'a> {
@@ -97,7 +96,7 @@ struct Entry<'a> {
 
 impl From<serde_json::Error> for InheritanceError {
     fn from(error: serde_json::Error) -> Self {
-        // All of it is one line.
+        // The format is one line.
         Self::Form(error.column())
     }
 }
@@ -109,7 +108,7 @@ impl Inheritance {
     ///
     /// # Errors
     ///
-    /// [`InheritanceError`]; then nothing of it is to be used.
+    /// [`InheritanceError`]; then nothing is inherited.
     pub fn read(bytes: &[u8]) -> Result<Self, InheritanceError> {
         let Form { version } = serde_json::from_slice(bytes)?;
         if version != VERSION {
@@ -120,12 +119,12 @@ impl Inheritance {
         Ok(Self(given.collect::<Result<_, InheritanceError>>()?))
     }
 
-    /// How many there are.
+    /// The number of entries.
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// What was held for exactly `identity`, if it may still be served.
+    /// Removes the credentials of exactly `identity`, if they may still be served.
     pub(super) fn take(
         &mut self,
         identity: &RoleIdentity,
@@ -179,7 +178,7 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// The form in which `held` is left to another agent; all of it is secret.
+/// Serializes `held` for another agent. All of the bytes are secret.
 pub(super) fn write<'a>(
     held: impl Iterator<Item = (&'a RoleIdentity, &'a IssuedCredentials)>,
 ) -> Zeroizing<Vec<u8>> {
@@ -188,7 +187,7 @@ pub(super) fn write<'a>(
         let keys = entry.access_key_id.len() + entry.secret_access_key.len();
         entry.role.len() + keys + entry.session_token.len()
     };
-    // Enough at once: what outgrows its place leaves a copy behind.
+    // Enough at once: a vector that grows leaves a copy behind.
     let most = OVERHEAD + held.iter().map(|entry| OVERHEAD + texts(entry)).sum::<usize>();
     let mut bytes = Zeroizing::new(Vec::with_capacity(most));
     serde_json::to_writer(&mut *bytes, &Wire { version: VERSION, held })
@@ -196,7 +195,7 @@ pub(super) fn write<'a>(
     bytes
 }
 
-/// A digest of all that makes the identity what it is.
+/// A digest of all fields of `identity`.
 fn key(identity: &RoleIdentity) -> Key {
     struct Digest(Sha256);
     impl Hasher for Digest {
@@ -204,7 +203,7 @@ fn key(identity: &RoleIdentity) -> Key {
             self.0.update(bytes);
         }
 
-        /// Too short to tell identities apart, and not asked for.
+        /// Unused: 64 bits are too few to tell identities apart.
         fn finish(&self) -> u64 {
             0
         }

@@ -1,4 +1,4 @@
-//! What the prefetcher counts.
+//! The prefetcher's metrics.
 
 use std::{fmt, sync::atomic::AtomicU64, time::Duration};
 
@@ -65,22 +65,22 @@ impl Metrics {
         let Self { issued, waiting, rate, duration, ready, .. } = metrics.clone();
         registry.register(
             "kiam_credentials_ready_seconds",
-            "Time from when a pod was seen to be assigned to the node until its credentials were there",
+            "Time from when the agent saw a pod assigned to the node until its credentials were cached",
             ready,
         );
         registry.register(
             "kiam_credentials_waiting",
-            "Credentials that are due but not asked for yet, by what keeps them back",
+            "Credentials that are due but not requested yet, by reason",
             waiting,
         );
         registry.register(
             "kiam_credentials_calls_per_second",
-            "How often STS may be asked: as --sts-rate says, or, while it throttles an account, how often that one's may",
+            "Calls to STS that are allowed per second: --sts-rate, or less while STS throttles an account",
             rate,
         );
         registry.register(
             "kiam_credentials_issued",
-            "Requests for credentials, by outcome",
+            "Calls to STS for credentials, by outcome",
             issued.clone(),
         );
         // An increase from nothing is none to Prometheus.
@@ -90,13 +90,13 @@ impl Metrics {
         }
         registry.register(
             "kiam_credentials_issue_duration_seconds",
-            "How long requests for credentials took",
+            "Duration of calls to STS for credentials",
             duration,
         );
         metrics
     }
 
-    /// Shows `limits`, of everything that waits now.
+    /// Sets the gauges of waiting keys to the counts of `limits`.
     pub(super) fn waiting<'a>(&self, limits: impl Iterator<Item = &'a Limit> + Clone) {
         for reason in Limit::ALL {
             let count = limits.clone().filter(|limit| **limit == reason).count();
@@ -105,12 +105,12 @@ impl Metrics {
         }
     }
 
-    /// Shows how often an account's STS may be asked.
+    /// Sets the gauge of the call rate.
     pub(super) fn rate(&self, per_second: f64) {
         self.rate.set(per_second);
     }
 
-    /// A pod has credentials for the first time, after it `waited`.
+    /// Records that a pod `waited` for its first credentials.
     pub(super) fn ready(&self, waited: Duration) {
         self.ready.observe(waited.as_secs_f64());
     }
@@ -129,13 +129,13 @@ impl Metrics {
     }
 }
 
-/// `kiam_credentials_held`, counted when it is asked for.
+/// The collector of `kiam_credentials_held`, which counts at each scrape.
 pub struct CredentialStates(CredentialReader);
 
 // === impl CredentialStates ===
 
 impl CredentialStates {
-    /// Counts what `reader` sees.
+    /// A collector that counts the entries of `reader`.
     #[must_use]
     pub fn new(reader: CredentialReader) -> Self {
         Self(reader)
@@ -153,7 +153,7 @@ impl Collector for CredentialStates {
         let Summary { ready, pending, failed, .. } = self.0.summary();
         let mut family = encoder.encode_descriptor(
             "kiam_credentials_held",
-            "Credentials that are wanted, by where they stand",
+            "Requested credentials, by state",
             None,
             ConstGauge::new(0_u64).metric_type(),
         )?;

@@ -43,7 +43,7 @@ use crate::{
     secret::Secret,
 };
 
-/// Characters of an error's message: it ends in logs and in a header.
+/// The longest error message, in characters: messages end in logs and in a header.
 const MAX_MESSAGE: usize = 500;
 
 /// Temporary credentials of one role session.
@@ -63,7 +63,7 @@ pub struct Credentials {
     pub expires: SystemTime,
 }
 
-/// The answers of the metadata service, rendered once when the credentials arrive; all of both is secret.
+/// The answers of the metadata service, rendered once when the credentials arrive. Both are secret.
 #[derive(Clone)]
 pub struct RenderedAnswers {
     /// Body of `…/security-credentials/<role>`.
@@ -76,19 +76,19 @@ pub struct RenderedAnswers {
 pub struct IssuedCredentials {
     /// The credentials.
     pub credentials: Credentials,
-    /// What pods are answered.
+    /// The answers to pods.
     pub rendered: RenderedAnswers,
-    /// For how long.
+    /// The credentials' lifetime.
     term: schedule::Term,
 }
 
-/// Renders the answers; `imds::wire` provides it, so that this layer need not know the format.
+/// Renders the answers. `imds::wire` provides it, so that this layer need not know the format.
 pub type Render = fn(&Credentials) -> RenderedAnswers;
 
-/// Where credentials come from.
+/// A source of credentials, such as STS.
 pub trait CredentialSource: Send + Sync + 'static {
-    /// Asks for credentials of `identity`, once; whoever calls it decides about retrying by the error's class.
-    /// `claimant` is a pod that wants them now, where a pod must vouch for them; the next attempt is another's.
+    /// Requests credentials of `identity`, once. The caller decides about retries by the error's class. `claimant` is a
+    /// pod that wants them, for sources where a pod must vouch for the request.
     fn issue<'a>(
         &'a self,
         identity: &'a RoleIdentity,
@@ -96,9 +96,9 @@ pub trait CredentialSource: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<Credentials, SourceError>>;
 }
 
-/// Who gives out tokens that vouch for pods.
+/// An issuer of ServiceAccount tokens.
 pub trait PodTokens: Send + Sync + 'static {
-    /// Asks, once, for a token of `account` that is bound to the pod `claimant`. It is to be used at once.
+    /// Requests, once, a token of `account` that is bound to the pod `claimant`. The token is used at once.
     fn token<'a>(
         &'a self,
         account: &'a AccountName,
@@ -110,81 +110,82 @@ pub trait PodTokens: Send + Sync + 'static {
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct SourceError {
-    /// What the prefetcher does about it.
+    /// What the error means for the next attempt.
     pub class: ErrorClass,
-    /// AWS's error code with its message, or what failed on the way; no secret.
+    /// AWS's error code and message, or the failure on the way to AWS. Not a secret.
     pub message: String,
 }
 
 /// What an error of a [`CredentialSource`] means for the next attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorClass {
-    /// Network, timeout, 5xx: soon again, backing off.
+    /// A network error, timeout or 5xx: retried soon, with backoff.
     Retryable,
-    /// STS's token bucket is empty: later, and fewer of all that takes from it.
+    /// STS throttles: retried later, and all calls against the same quota slow down.
     Throttled,
-    /// The role's sessions may not last so long: at once again, for a shorter one, which the source has found.
+    /// The role's sessions may not last this long: retried at once, with a shorter duration that the source has found.
     TooLong,
-    /// Stays until somebody changes the role's trust policy: probed slowly.
+    /// AWS denies the role until somebody changes its trust policy: retried rarely.
     Denied,
-    /// By somebody who may only not have heard of the pod yet: soon again at first, in the end as slowly as what is denied.
+    /// The Kubernetes API rejects the token request, maybe because it does not know the pod yet: retried soon at first,
+    /// later as rarely as [`ErrorClass::Denied`].
     Refused,
 }
 
-/// Where one identity's credentials stand.
+/// The state of one identity's credentials.
 #[derive(Clone)]
 pub enum State {
-    /// Asked for, or about to be; or kept back, and why.
+    /// In flight, or due soon, or waiting for a limit.
     Pending(Option<Limit>),
-    /// Held and not expired.
+    /// Cached and not expired.
     Ready(Arc<IssuedCredentials>),
-    /// The last attempt failed and nothing valid is held.
+    /// The last attempt failed, and nothing valid is cached.
     Failed {
         /// Why.
         error: Arc<SourceError>,
-        /// When it is tried again.
+        /// When the next attempt is due.
         retry_at: Instant,
     },
 }
 
-/// What the engine is told.
+/// The prefetcher's configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Calls to STS, renewals included.
+    /// The rate of calls to STS, renewals included.
     pub sts_rate: Rate,
-    /// Nothing is asked of STS while a watch of the Kubernetes API has shown no sign of life for longer.
+    /// STS is not called while a watch of the Kubernetes API has been stale for longer.
     pub max_staleness: Option<Duration>,
 }
 
-/// Tells how long what tells of the pods' roles has shown no sign of life; `None` before the first.
+/// The time since the stalest watch was last heard from; `None` before the first time.
 pub type Silence = Box<dyn Fn() -> Option<Duration> + Send + Sync>;
 
-/// Tells a pod's name, for the log; `None` where it is not known any more.
+/// Looks up a pod's name, for the log; `None` if the pod is not known any more.
 pub type Names = Box<dyn Fn(&Claimant) -> Option<String> + Send + Sync>;
 
-/// Why something that is due is not asked for yet.
+/// Why a call that is due has to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue, thiserror::Error)]
 pub enum Limit {
-    /// The node's calls to STS are used up for now.
-    #[error("the node asks STS as often as --sts-rate lets it; this is next in turn")]
+    /// The node's budget of calls is used up for now.
+    #[error("the node has reached --sts-rate; the request is queued")]
     Node,
     /// STS has throttled the account lately.
-    #[error("STS throttles the account, so that the node asks it less often; this is next in turn")]
+    #[error("STS throttles the account, so that the node has slowed down; the request is queued")]
     Throttled,
-    /// As many calls as may be under way are.
-    #[error("STS is slow: as many calls as may be under way are")]
+    /// The calls in flight have reached their limit.
+    #[error("STS is slow: too many calls are in flight; the request is queued")]
     InFlight,
-    /// The pod's namespace has asked for too many new things.
-    #[error("the pod's namespace asked for new roles, session names or external ids too often")]
+    /// The pod's namespace has requested too many new keys.
+    #[error("the pod's namespace requested new roles, session names or external ids too often")]
     Namespace,
-    /// The pod has.
-    #[error("the pod asked for new roles, session names or external ids too often")]
+    /// The pod has requested too many new keys.
+    #[error("the pod requested new roles, session names or external ids too often")]
     Pod,
-    /// AWS denied the pod what it asked for before.
-    #[error("AWS denied the pod what it asked for before, so that it waits for longer each time")]
+    /// AWS denied the pod's earlier requests.
+    #[error("backing off: AWS denied the pod's earlier requests")]
     Denied,
-    /// What pods want may not be true any more.
-    #[error("the Kubernetes API has been silent for longer than --max-staleness")]
+    /// The records of pods are too old to act on.
+    #[error("the Kubernetes API has been unavailable for longer than --max-staleness")]
     Stale,
 }
 
@@ -199,7 +200,7 @@ impl fmt::Debug for RenderedAnswers {
 // === impl State ===
 
 impl State {
-    /// Why there are no credentials in `state`, which is `None` for what nobody wants (yet); `None` when there are.
+    /// Why `state` has no credentials; `None` when it has. A missing state is that of an identity that no pod wants (yet).
     #[must_use]
     pub fn lack(state: Option<&Self>) -> Option<String> {
         match state {
@@ -207,8 +208,10 @@ impl State {
             Some(Self::Failed { error, .. }) => Some(error.to_string()),
             Some(Self::Pending(Some(limit))) => Some(limit.to_string()),
             Some(Self::Pending(None)) => Some("AWS has not answered".to_owned()),
-            // As long as lists of the Kubernetes API are missing, nothing is asked for.
-            None => Some("the agent does not know yet what this node's pods want".to_owned()),
+            // Until the first lists of the Kubernetes API are complete, nothing is requested.
+            None => {
+                Some("the agent does not know yet which roles this node's pods request".to_owned())
+            }
         }
     }
 }
@@ -216,8 +219,8 @@ impl State {
 // === impl SourceError ===
 
 impl SourceError {
-    /// An error of this class. Whoever answered may have written the text: what would break a line is left out, and
-    /// so is what is too long for one.
+    /// An error of this class. The text may come from the network, so control characters are dropped, and the length is
+    /// limited.
     #[must_use]
     pub fn new(class: ErrorClass, text: &str) -> Self {
         let shown = text.chars().filter(|character| !character.is_control()).take(MAX_MESSAGE);
@@ -228,9 +231,9 @@ impl SourceError {
 // === impl Config ===
 
 impl Default for Config {
-    /// 10 calls a second, 100 at once: a node of pods that all have roles of their own is ready ten seconds
-    /// after its start, and 50 such nodes that start together stay below STS's default quota of 600 a second.
-    /// A day: an outage of the control plane takes nothing away, but who is cut off for good holds nothing for ever.
+    /// 10 calls a second, 100 at once: a node whose pods all have roles of their own is ready ten seconds after its
+    /// start, and 50 such nodes that start together stay below STS's default quota of 600 calls a second. One day: pods
+    /// keep their credentials during an outage of the control plane, but not for ever.
     fn default() -> Self {
         Self {
             sts_rate: Rate { burst: 100, period: Duration::from_millis(100) },
@@ -242,7 +245,7 @@ impl Default for Config {
 // === impl Limit ===
 
 impl Limit {
-    /// All there are.
+    /// All limits.
     pub const ALL: [Self; 7] = [
         Self::Node,
         Self::Throttled,
@@ -253,7 +256,7 @@ impl Limit {
         Self::Stale,
     ];
 
-    /// Whether the wait is short and says nothing about who waits.
+    /// Whether the wait is a short one in the node's queue, whichever pod it is.
     #[must_use]
     pub fn is_queue(self) -> bool {
         matches!(self, Self::Node | Self::Throttled | Self::InFlight)

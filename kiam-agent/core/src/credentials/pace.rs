@@ -1,9 +1,9 @@
-//! How often an account's STS is asked while it throttles: pure functions of now.
+//! The pace of calls to an account's STS while it throttles: pure functions of now.
 //!
-//! The quota belongs to all nodes of the account, and to others; nothing but its refusals tells how much of it is
-//! left. So each node halves its own pace when it is refused, and raises it again by little steps while it is
-//! answered, as TCP does: nodes that do so share what there is. Backing off each key alone would leave a node with
-//! many keys asking as often as ever. One account's refusals slow no other's keys.
+//! The quota belongs to all nodes of the account, and to others. Only throttling errors show that it is used up. So
+//! each node halves its own pace at such an error, and raises it in small steps with each answer, as TCP does. Nodes
+//! that do so share the quota. Backing off each key alone would not slow a node with many keys. One account's
+//! throttling slows no other account's keys.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -12,22 +12,22 @@ use tokio::time::Instant;
 use super::{ErrorClass, Rate, schedule};
 use crate::role::RoleIdentity;
 
-/// The slowest pace: 5,000 nodes that all ask so seldom stay far below the quota of 600 a second.
+/// The slowest pace: 5,000 nodes at this pace stay far below the quota of 600 calls a second.
 const SLOWEST: Duration = Duration::from_secs(30);
 
-/// An answer raises the pace by one call in this time. A pace so doubles in about as long, whatever it is.
+/// An answer raises the pace by one call in this time, so that any pace doubles in about this time.
 const STEP: Duration = Duration::from_secs(10);
 
-/// A pace that was not lowered for so long says nothing about now.
+/// A lowered pace is forgotten after this time without throttling.
 const FORGET_AFTER: Duration = Duration::from_secs(120);
 
-/// How often one account's STS may be asked, beside the node's own [`Rate`].
+/// The pace of calls to one account's STS, beside the node's own [`Rate`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pace(Option<Throttle>);
 
 #[derive(Clone, Copy, Debug)]
 struct Throttle {
-    /// From one call to the next.
+    /// The time from one call to the next.
     period: Duration,
     at: Instant,
     next: Instant,
@@ -40,13 +40,13 @@ pub(super) struct Paces(HashMap<String, Pace>);
 // === impl Pace ===
 
 impl Pace {
-    /// How long until the next call.
+    /// The time until the next call.
     #[must_use]
     pub fn wait(&self, now: Instant) -> Duration {
         self.lowered(now).map_or(Duration::ZERO, |it| it.next.saturating_duration_since(now))
     }
 
-    /// Notes a call.
+    /// Records a call.
     pub fn take(&mut self, now: Instant) {
         self.0 = self.lowered(now);
         if let Some(lowered) = &mut self.0 {
@@ -54,8 +54,8 @@ impl Pace {
         }
     }
 
-    /// Notes that a call that was made at `begun` was throttled; `rate` is the node's own. Calls that were under way
-    /// together say it together, and count once.
+    /// Records that a call that began at `begun` was throttled; `rate` is the node's own. Calls that were in flight
+    /// together count once.
     pub fn throttled(&mut self, rate: Rate, begun: Instant, now: Instant) {
         let before = self.lowered(now);
         if before.is_some_and(|before| begun < before.at) {
@@ -66,7 +66,7 @@ impl Pace {
         self.0 = Some(Throttle { period, at: now, next: now + schedule::jittered(period) });
     }
 
-    /// Notes that a call was answered.
+    /// Records that a call was answered.
     pub fn answered(&mut self, rate: Rate, now: Instant) {
         let Some(lowered) = self.lowered(now) else { return };
         let (period, step) = (lowered.period.as_secs_f64(), STEP.as_secs_f64());
@@ -74,7 +74,7 @@ impl Pace {
         self.0 = (period > rate.period).then_some(Throttle { period, ..lowered });
     }
 
-    /// From one call to the next, while it is lowered.
+    /// The time from one call to the next, while the pace is lowered.
     #[must_use]
     pub fn period(&self, now: Instant) -> Option<Duration> {
         self.lowered(now).map(|lowered| lowered.period)
@@ -88,19 +88,19 @@ impl Pace {
 // === impl Paces ===
 
 impl Paces {
-    /// How long until STS may be asked for `identity`.
+    /// The time until STS may be called for `identity`.
     pub(super) fn wait(&self, identity: &RoleIdentity, now: Instant) -> Duration {
         self.0.get(quota(identity)).map_or(Duration::ZERO, |pace| pace.wait(now))
     }
 
-    /// Notes a call for `identity`.
+    /// Records a call for `identity`.
     pub(super) fn take(&mut self, identity: &RoleIdentity, now: Instant) {
         if let Some(pace) = self.0.get_mut(quota(identity)) {
             pace.take(now);
         }
     }
 
-    /// Notes what became of a call for `identity` that was made at `begun`; `rate` is the node's own.
+    /// Records the outcome of a call for `identity` that began at `begun`; `rate` is the node's own.
     pub(super) fn answered(
         &mut self,
         identity: &RoleIdentity,
@@ -113,7 +113,7 @@ impl Paces {
             Some(ErrorClass::Throttled) => {
                 self.0.entry(quota.to_owned()).or_default().throttled(rate, begun, now);
             }
-            // STS was not asked, not reached, or had no time to look.
+            // STS was not called, not reached, or too busy to look.
             Some(ErrorClass::Retryable | ErrorClass::Refused) => {}
             None | Some(ErrorClass::Denied | ErrorClass::TooLong) => {
                 if let Some(pace) = self.0.get_mut(quota) {
@@ -124,15 +124,15 @@ impl Paces {
         self.0.retain(|_, pace| pace.period(now).is_some());
     }
 
-    /// The slowest of them, in calls a second; that of `rate` where none is lowered.
+    /// The slowest pace in calls per second, or that of `rate` where none is lowered.
     pub(super) fn slowest(&self, rate: Rate, now: Instant) -> f64 {
         let periods = self.0.values().filter_map(|pace| pace.period(now));
         1.0 / periods.max().unwrap_or(rate.period).as_secs_f64()
     }
 }
 
-/// Whose quota a call for `identity` takes from: that of the account which asks, and for a token, which nobody signs,
-/// the role's. A tenant's own account so slows nobody else.
+/// The quota that a call for `identity` counts against: the caller's account, or for a token, which nobody signs, the
+/// role's account. So a tenant's own account slows nobody else.
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html>
 fn quota(identity: &RoleIdentity) -> &str {
     let by_token = identity.service_account.is_some();

@@ -1,4 +1,4 @@
-//! What is to happen to one identity.
+//! The plan of one identity: when its next call is due.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::{ErrorClass, SourceError, refresh::RefreshReply, schedule};
 use crate::role::Claimant;
 
-/// When it is asked for next, and who has a say in it.
+/// The state of one identity's calls: when the next is due, and for whom.
 #[derive(Default)]
 pub(super) struct Plan {
     pub(super) in_flight: bool,
@@ -17,15 +17,15 @@ pub(super) struct Plan {
     /// By tokio's clock, which no step moves.
     pub(super) not_before: Option<Instant>,
     pub(super) unwanted_since: Option<Instant>,
-    /// Whether no share need be asked any more: one has paid, or it was wanted when the agent started.
+    /// Whether no share need pay any more: one has paid, or a pod requested the identity when the agent started.
     pub(super) paid: bool,
-    /// Whose share has paid.
+    /// The pod whose share has paid.
     pub(super) payer: Option<Claimant>,
-    /// Whether the last call was denied, which the next one may be too for ten minutes.
+    /// Whether the last call was denied; the next may be denied too for ten minutes.
     denied: bool,
-    /// For whom the last call was made.
+    /// The pods that the last call was made for.
     asked_for: BTreeSet<Claimant>,
-    /// Operators who wait for a call that is yet to begin, and for the one that is under way.
+    /// Operators who wait for the next call, and for the one in flight.
     next_call: Vec<RefreshReply>,
     this_call: Vec<RefreshReply>,
 }
@@ -33,13 +33,13 @@ pub(super) struct Plan {
 // === impl Plan ===
 
 impl Plan {
-    /// A plan of what was wanted when the agent started, if that has `paid`, or was not.
+    /// The plan of a new identity. `paid`: a pod requested it when the agent started, so that no share need pay.
     pub(super) fn new(paid: bool) -> Self {
         Self { paid, ..Self::default() }
     }
 
-    /// Those of `claimants` that came after it was denied. Whoever mended the role may have recreated the pod for it, so
-    /// that each may have one call at once, if its share has one.
+    /// Those of `claimants` that came after the last denial. Their pods may have been recreated because somebody fixed
+    /// the role, so that each may have one call at once, if its share allows one.
     pub(super) fn newcomers<'a>(
         &self,
         claimants: &'a BTreeSet<Claimant>,
@@ -48,18 +48,18 @@ impl Plan {
         claimants.into_iter().flatten().filter(|claimant| !self.asked_for.contains(claimant))
     }
 
-    /// Notes that an operator wants it asked for now.
-    pub(super) fn refresh(&mut self, waiting: RefreshReply) {
-        self.next_call.push(waiting);
+    /// Records that an operator requested a call now.
+    pub(super) fn refresh(&mut self, reply: RefreshReply) {
+        self.next_call.push(reply);
     }
 
-    /// Whether an operator does.
+    /// Whether an operator requested a call now.
     pub(super) fn is_urgent(&self) -> bool {
         !self.next_call.is_empty()
     }
 
-    /// Begins a call for `claimants`, of whom `payer` pays for it, if anybody does. Says who vouches for it: after a
-    /// failure the next one, so that a pod that is about to go keeps nobody else from a renewal.
+    /// Begins a call for `claimants`, paid by the share of `payer`, if any. Returns the pod that vouches for the call:
+    /// after a failure the next one, so that a pod that is about to end does not block renewals for others.
     pub(super) fn begin(
         &mut self,
         claimants: &BTreeSet<Claimant>,
@@ -70,22 +70,22 @@ impl Plan {
         self.asked_for.clone_from(claimants);
         self.this_call.append(&mut self.next_call);
         if let Some(payer) = payer {
-            // What was denied others before is not its doing.
+            // Denials of other pods do not count for this one.
             self.failures = 0;
             self.payer = Some(payer.clone());
             return payer.clone();
         }
         let turn = self.failures as usize % claimants.len().max(1);
-        claimants.iter().nth(turn).cloned().expect("what is wanted is wanted by somebody")
+        claimants.iter().nth(turn).cloned().expect("each wanted identity has a claimant")
     }
 
-    /// Notes that it was issued, to be asked for again after `pause` at the earliest.
+    /// Records that credentials were issued. The next call is due after `pause` at the earliest.
     pub(super) fn issued(&mut self, now: Instant, pause: Duration) {
         (self.failures, self.too_long, self.denied) = (0, 0, false);
         self.not_before = Some(now + pause);
     }
 
-    /// Notes a failure, and says after how long it is tried again. A call out of turn puts off none that is due sooner.
+    /// Records a failure and returns the time until the retry. A call out of turn delays no call that is due sooner.
     pub(super) fn failed(&mut self, class: ErrorClass, now: Instant) -> Duration {
         self.failures += 1;
         self.denied = matches!(class, ErrorClass::Denied | ErrorClass::Refused);
@@ -97,11 +97,11 @@ impl Plan {
         wait
     }
 
-    /// Tells the operators who wait what came of the call.
-    pub(super) fn tell(&mut self, answer: Result<(), &Arc<SourceError>>) {
-        for waiting in self.this_call.drain(..) {
-            // Whoever has gone away needs no answer.
-            let _ = waiting.send(answer.map_err(Arc::clone));
+    /// Sends the call's outcome to the operators who wait for it.
+    pub(super) fn reply(&mut self, answer: Result<(), &Arc<SourceError>>) {
+        for reply in self.this_call.drain(..) {
+            // An operator who gave up needs no answer.
+            let _ = reply.send(answer.map_err(Arc::clone));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Fetching what is wanted before it is asked for, and keeping it fresh.
+//! Fetches credentials before pods ask for them, and renews them.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -37,19 +37,19 @@ use crate::{
 /// Calls to STS in flight at once.
 const IN_FLIGHT: usize = 16;
 
-/// A source that goes on to find sessions too long is tried again at once so often, which is more than it needs.
+/// Immediate retries after [`ErrorClass::TooLong`]: more than any source needs.
 const TOO_LONG: u32 = 8;
 
-/// What nobody wants any more is kept for this long: a pod's successor often comes at once.
+/// Credentials that no pod wants any more are kept for this long: a pod's successor often comes at once.
 const LINGER: Duration = Duration::from_secs(60);
 
-/// The schedule is looked at again at least this often: the wall clock may step.
-const LOOK_AGAIN: Duration = Duration::from_secs(15);
+/// The longest pause between two steps: the wall clock may be stepped.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
-/// While the watch of the pods is silent for too long, its return is looked for this often.
-const LOOK_FOR_LIFE: Duration = Duration::from_secs(1);
+/// The pause between two steps while a watch of the Kubernetes API is stale.
+const STALE_PAUSE: Duration = Duration::from_secs(1);
 
-/// Keeps the wanted identities' credentials; [`Prefetcher::run`] is its task.
+/// The writer of the credential cache; [`Prefetcher::run`] is its task.
 pub struct Prefetcher {
     config: Config,
     parts: PrefetcherParts,
@@ -57,7 +57,7 @@ pub struct Prefetcher {
     held_requests: HeldRequests,
     plans: HashMap<RoleIdentity, Plan>,
     calls: JoinSet<FinishedCall>,
-    /// The node's calls.
+    /// The node's budget.
     node: Bucket,
     paces: Paces,
     shares: Shares,
@@ -65,35 +65,35 @@ pub struct Prefetcher {
     inheritance: Inheritance,
     refresher: Refresher,
     refreshes: mpsc::Receiver<RefreshRequest>,
-    /// Whether nothing was looked at yet.
+    /// Whether the first step is still to come.
     starting: bool,
     staleness: Staleness,
 }
 
-/// What the prefetcher works with.
+/// The prefetcher's dependencies.
 pub struct PrefetcherParts {
-    /// Where credentials come from.
+    /// The source of credentials.
     pub source: Arc<dyn CredentialSource>,
     /// Renders the answers.
     pub render: Render,
-    /// Tells when they expire.
+    /// The clock by which they expire.
     pub clock: Clock,
-    /// What pods want.
+    /// The roles that pods request and are allowed.
     pub wanted: watch::Receiver<WantedRoles>,
-    /// Whether that can still be believed.
+    /// The age of that information.
     pub silence: Silence,
-    /// Names pods in the log.
+    /// The names of pods, for the log.
     pub names: Names,
-    /// Its counters.
+    /// The prefetcher's metrics.
     pub metrics: Metrics,
-    /// Set once every identity of the first set that was wanted has been answered, well or badly.
+    /// Set once every identity of the first wanted set has an answer, credentials or an error.
     pub first_pass: Latch,
 }
 
 // === impl Prefetcher ===
 
 impl Prefetcher {
-    /// A prefetcher and the reader of what it holds.
+    /// A prefetcher, and a reader of its cache.
     #[must_use]
     pub fn new(config: Config, parts: PrefetcherParts) -> (Self, CredentialReader) {
         let entries = watch::Sender::new(Entries::new());
@@ -121,33 +121,33 @@ impl Prefetcher {
         (prefetcher, reader)
     }
 
-    /// What has it ask out of turn.
+    /// A handle that requests calls out of turn.
     #[must_use]
     pub fn refresher(&self) -> Refresher {
         self.refresher.clone()
     }
 
-    /// Is given what another agent held. What of it is wanted at the first look is held here too, and paid for.
+    /// Adopts the predecessor's credentials. Those that pods want at the first step are kept.
     pub fn inherit(&mut self, inheritance: Inheritance) {
         self.inheritance = inheritance;
     }
 
-    /// Works until the drain begins. Calls in flight are then given up: nobody waits for them.
+    /// Runs until the drain begins, then gives up the calls in flight.
     pub async fn run(mut self, mut drain: Drain) {
         loop {
             let next = self.step();
             tokio::select! {
                 Ok(()) = self.parts.wanted.changed() => {}
                 Some(done) = self.calls.join_next() => {
-                    // An error is the runtime's end: no call panics, and nobody aborts one.
+                    // An error means the runtime's end: no call panics or is aborted.
                     if let Ok(called) = done {
                         self.settle(called);
                     }
                 }
-                Some((identity, waiting)) = self.refreshes.recv() => {
-                    // Dropped, it tells that nobody wants it.
+                Some((identity, reply)) = self.refreshes.recv() => {
+                    // Dropping `reply` answers that no pod wants the role.
                     if let Some(plan) = self.plans.get_mut(&identity) {
-                        plan.refresh(waiting);
+                        plan.refresh(reply);
                     }
                 }
                 () = sleep(next) => {}
@@ -156,7 +156,7 @@ impl Prefetcher {
         }
     }
 
-    /// Compares what is wanted with what is held, starts what is due, and says when to look again.
+    /// Compares the wanted roles with the cache, starts the calls that are due, and returns the time until the next step.
     fn step(&mut self) -> Duration {
         let wanted = self.parts.wanted.borrow_and_update().clone();
         let now = Instant::now();
@@ -166,7 +166,7 @@ impl Prefetcher {
         let (mut queue, mut next) = self.queue(&wanted, now);
         let (most, silence) = (self.config.max_staleness, (self.parts.silence)());
         let stopped = if self.staleness.is_over(most, silence) {
-            Some((Limit::Stale, LOOK_FOR_LIFE))
+            Some((Limit::Stale, STALE_PAUSE))
         } else {
             self.start(&mut queue, &wanted, now)
         };
@@ -180,9 +180,9 @@ impl Prefetcher {
         next
     }
 
-    /// What is due, and how long until more will be.
+    /// The calls that are due, and the time until more are.
     fn queue<'a>(&self, wanted: &'a WantedRoles, now: Instant) -> (Queue<'a>, Duration) {
-        let (mut queue, mut next) = (Queue::default(), LOOK_AGAIN);
+        let (mut queue, mut next) = (Queue::default(), LONGEST_PAUSE);
         for (identity, claimants) in wanted.iter() {
             let Some(plan) = self.plans.get(identity).filter(|plan| !plan.in_flight) else {
                 continue;
@@ -209,7 +209,7 @@ impl Prefetcher {
         (queue, next)
     }
 
-    /// Starts of `queue` what may be. Says what ended that, and for how long at most.
+    /// Starts the calls of `queue` that the budget allows. Returns the limit that stopped it, if any.
     fn start(
         &mut self,
         queue: &mut Queue<'_>,
@@ -219,7 +219,7 @@ impl Prefetcher {
         let rate = self.config.sts_rate;
         loop {
             if self.calls.len() >= IN_FLIGHT {
-                return Some((Limit::InFlight, LOOK_AGAIN));
+                return Some((Limit::InFlight, LONGEST_PAUSE));
             }
             let wait = self.node.wait(rate, now);
             if !wait.is_zero() {
@@ -235,7 +235,7 @@ impl Prefetcher {
         }
     }
 
-    /// Lets readers and operators know what waits for what.
+    /// Publishes the limits to readers and metrics.
     fn show(&self, limits: &HashMap<RoleIdentity, Delay>, now: Instant) {
         self.parts.metrics.rate(self.paces.slowest(self.config.sts_rate, now));
         self.parts.metrics.waiting(limits.values().map(|(limit, _)| limit));
@@ -250,16 +250,16 @@ impl Prefetcher {
         });
     }
 
-    /// How long what is held is still good.
+    /// The remaining life of the cached credentials.
     fn left(&self, identity: &RoleIdentity, now: Instant) -> Option<Duration> {
         let entries = self.entries.borrow();
         let issued = entries.get(identity)?.issued.as_ref()?;
         Some(issued.term.left(self.parts.clock.now(), now))
     }
 
-    /// Takes up what is newly wanted, and forgets what has been unwanted for a while.
+    /// Adds newly wanted identities, and forgets those that have been unwanted for [`LINGER`].
     fn follow(&mut self, wanted: &WantedRoles, now: Instant) {
-        // What pods want when the agent starts is nothing new, and may have been held by the agent before.
+        // Roles that pods want at the start are not new: the previous agent may have had them.
         let paid = std::mem::take(&mut self.starting);
         for identity in wanted.keys() {
             let plan = self.plans.entry(identity.clone());
@@ -269,7 +269,7 @@ impl Prefetcher {
             if wanted.contains_key(identity) || plan.in_flight {
                 return true;
             }
-            // What was never asked for leaves nothing to keep, however much of it there is.
+            // An identity without a call so far has nothing to keep.
             plan.paid && now.duration_since(*plan.unwanted_since.get_or_insert(now)) < LINGER
         });
         let namespaces: HashSet<&str> =
@@ -287,7 +287,7 @@ impl Prefetcher {
         });
     }
 
-    /// Takes what of the inheritance is wanted; the rest is dropped.
+    /// Adopts the inherited credentials that pods want, and drops the rest.
     fn claim(&mut self, wanted: &WantedRoles) {
         let mut inheritance = std::mem::take(&mut self.inheritance);
         let given = inheritance.len();
@@ -299,11 +299,11 @@ impl Prefetcher {
             }
         }
         if given > 0 {
-            info!(taken, given, "Took over credentials from the agent before this one");
+            info!(taken, given, "Inherited credentials from the previous agent");
         }
     }
 
-    /// Tells how long those pods waited that wait no more.
+    /// Records the wait of each pod that has its first credentials now.
     fn receive(&mut self, wanted: &WantedRoles, now: Instant) {
         let mut arrivals = std::mem::take(&mut self.arrivals);
         let held = |identity: &_| self.left(identity, now).is_some_and(|left| !left.is_zero());
@@ -317,12 +317,12 @@ impl Prefetcher {
         let entries = self.entries.borrow();
         entries.get(identity).is_none_or(|entry| {
             let answered = entry.issued.is_some() || entry.failure.is_some();
-            // Who is kept back for having asked too much keeps nobody else waiting.
+            // A pod that waits for its own excess does not delay the start.
             !answered && entry.limit.is_none_or(Limit::is_queue)
         })
     }
 
-    /// How long until `identity` is to be fetched.
+    /// The time until the next call for `identity`.
     fn due(&self, identity: &RoleIdentity, now: Instant) -> Duration {
         let backoff = self
             .plans
@@ -347,12 +347,12 @@ impl Prefetcher {
         });
     }
 
-    /// Keeps what came, or keeps what was there.
+    /// Stores the outcome of a call. After a failure the earlier credentials stay.
     fn settle(&mut self, FinishedCall { identity, claimant, begun, result }: FinishedCall) {
         let now = Instant::now();
         let clock = &self.parts.clock;
-        let drawn = (begun, fastrand::f64());
-        let result = result.and_then(|answer| checked(answer, drawn, &identity, clock));
+        let draw = (begun, fastrand::f64());
+        let result = result.and_then(|answer| checked(answer, draw, &identity, clock));
         let error = result.as_ref().err().map(|error| error.class);
         self.paces.answered(&identity, (self.config.sts_rate, begun), error, now);
         let Some(plan) = self.plans.get_mut(&identity) else { return };
@@ -367,7 +367,7 @@ impl Prefetcher {
         match result {
             Ok((credentials, term)) => {
                 plan.issued(now, schedule::SOONEST);
-                plan.tell(Ok(()));
+                plan.reply(Ok(()));
                 log.issued(&credentials);
                 self.keep(identity, credentials, term);
             }
@@ -378,7 +378,7 @@ impl Prefetcher {
                 let wait = plan.failed(error.class, now);
                 log.failed(&error, wait);
                 let error = Arc::new(error);
-                plan.tell(Err(&error));
+                plan.reply(Err(&error));
                 let issued = self.entries.borrow().get(&identity).and_then(|e| e.issued.clone());
                 let failure = Some((error, now + wait));
                 self.write(identity, Entry { issued, failure, limit: None });

@@ -1,4 +1,4 @@
-//! What is due, in the order in which it is asked for.
+//! The calls that are due, in order.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -11,41 +11,40 @@ use super::{
 };
 use crate::role::{Claimant, RoleIdentity};
 
-/// Everything that may be asked for now.
+/// All calls that are due now.
 #[derive(Default)]
 pub(super) struct Queue<'a> {
-    /// Held, and for how long.
+    /// Cached identities, with the remaining life.
     renewals: Vec<(Duration, &'a RoleIdentity)>,
     new: Vec<NewIdentity<'a>>,
 }
 
-/// Something that is not held.
+/// An identity without cached credentials.
 pub(super) struct NewIdentity<'a> {
     pub(super) identity: &'a RoleIdentity,
     pub(super) claimants: Vec<&'a Claimant>,
-    /// Whether a request is held for it now.
+    /// Whether a request waits for the identity now.
     pub(super) asked: bool,
-    /// Whether none of these need pay: one did when it was asked for before.
+    /// Whether none of the claimants need pay, since one paid for an earlier call.
     pub(super) paid: bool,
 }
 
 // === impl Queue ===
 
 impl<'a> Queue<'a> {
-    /// Adds something that is held, with this much life `left`.
+    /// Adds a renewal of credentials with this much life `left`.
     pub(super) fn renew(&mut self, identity: &'a RoleIdentity, left: Duration) {
         let at = self.renewals.partition_point(|(other, _)| *other >= left);
         self.renewals.insert(at, (left, identity));
     }
 
-    /// Adds something new.
+    /// Adds an identity without credentials.
     pub(super) fn add(&mut self, new: NewIdentity<'a>) {
         self.new.push(new);
     }
 
-    /// Takes out what is next, with the pod that pays for it if it is new. Renewals, the one that expires first
-    /// before others, and what is new alternate, so that neither waits for all of the other. What `paces` has wait
-    /// has no turn.
+    /// Removes the next identity, with the pod that pays for it if it is new. Renewals (the first to expire first) and
+    /// new identities alternate, so that neither waits for all of the other. An identity that `paces` delays is skipped.
     pub(super) fn take(
         &mut self,
         shares: &mut Shares,
@@ -76,8 +75,8 @@ impl<'a> Queue<'a> {
         Some(picked)
     }
 
-    /// What keeps back each that is left: the shares of those who want it, or else what `stopped` all, or the pace of
-    /// an account.
+    /// The limit of each identity that is left: the shares of its claimants, or else the limit that `stopped` all, or
+    /// the pace of an account.
     pub(super) fn limits(
         &self,
         (shares, paces): (&Shares, &Paces),

@@ -1,4 +1,4 @@
-//! Asking STS out of turn, for operators: somebody mended a role, and does not want to wait for the next attempt.
+//! Calls to STS out of turn, for an operator who fixed a role and does not want to wait for the retry.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,37 +10,37 @@ use tokio::{
 use super::SourceError;
 use crate::role::RoleIdentity;
 
-/// How many operators may ask at once.
+/// Refreshes that may wait at once.
 const AT_ONCE: usize = 16;
 
-/// One who waits for what comes of a call.
+/// The channel by which an operator gets a call's outcome.
 pub(super) type RefreshReply = oneshot::Sender<Result<(), Arc<SourceError>>>;
 
-/// What is to be asked for now, and who wants to know.
+/// An identity to request now, with the channel for the outcome.
 pub(super) type RefreshRequest = (RoleIdentity, RefreshReply);
 
-/// Has the prefetcher ask at once. Such a call counts for the node, as all do, and for no pod.
+/// A handle that requests calls out of turn. Such a call counts against the node's budget, and no pod's.
 #[derive(Clone)]
 pub struct Refresher(mpsc::Sender<RefreshRequest>);
 
-/// Why it was not refreshed.
+/// Why a refresh failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RefreshError {
-    /// As many operators as may ask at once do.
-    #[error("too many ask for refreshes at once")]
+    /// [`AT_ONCE`] refreshes wait already.
+    #[error("too many refreshes at once")]
     Busy,
-    /// No pod wants it, or none does any more.
-    #[error("nobody wants it")]
+    /// No pod requests the role (any more).
+    #[error("no pod requests the role")]
     Unwanted,
-    /// It could not be asked for in time, or was not answered.
-    #[error("no answer within {0:?}; it is still going to be asked for")]
+    /// The call did not begin or end in time.
+    #[error("no answer within {0:?}; the request stays queued")]
     Unanswered(Duration),
-    /// AWS gave none.
+    /// The call failed.
     #[error("{0}")]
     Failed(Arc<SourceError>),
 }
 
-/// A refresher, and where what it asks for comes out.
+/// A refresher, and the receiver of its requests.
 pub(super) fn channel() -> (Refresher, mpsc::Receiver<RefreshRequest>) {
     let (sender, receiver) = mpsc::channel(AT_ONCE);
     (Refresher(sender), receiver)
@@ -49,8 +49,7 @@ pub(super) fn channel() -> (Refresher, mpsc::Receiver<RefreshRequest>) {
 // === impl Refresher ===
 
 impl Refresher {
-    /// Asks for `identity`, whenever it was asked for last, and waits for what comes of it for as long as `patience`
-    /// lasts.
+    /// Requests credentials of `identity` at once, and waits up to `patience` for the outcome.
     ///
     /// # Errors
     ///
@@ -60,8 +59,8 @@ impl Refresher {
         identity: RoleIdentity,
         patience: Duration,
     ) -> Result<(), RefreshError> {
-        let (waiting, answer) = oneshot::channel();
-        self.0.try_send((identity, waiting)).map_err(|_| RefreshError::Busy)?;
+        let (reply, answer) = oneshot::channel();
+        self.0.try_send((identity, reply)).map_err(|_| RefreshError::Busy)?;
         match timeout(patience, answer).await {
             Ok(Ok(answer)) => answer.map_err(RefreshError::Failed),
             Ok(Err(_)) => Err(RefreshError::Unwanted),

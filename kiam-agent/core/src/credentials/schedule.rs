@@ -1,8 +1,8 @@
-//! When what is due: pure functions of times.
+//! The times of renewals and retries: pure functions.
 //!
-//! Two clocks are asked, and the one that shows less life counts. The wall clock is AWS's and the pods' own, but may
-//! be stepped: forward, and what is held looks expired, to SDKs too, so that it is renewed at once and not served;
-//! back, and only the clock that no step moves tells that it has expired.
+//! Two clocks are read, and the one that shows less life counts. AWS and the pods use the wall clock, but it may be
+//! stepped. After a step forward cached credentials look expired, to SDKs too, so that they are renewed at once and not
+//! served. After a step back only the monotonic clock shows that they have expired.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,15 +14,15 @@ use super::{Credentials, ErrorClass};
 /// botocore moves a shorter expiry ahead by itself and then signs with expired keys.
 const FLOOR: Duration = Duration::from_secs(15 * 60);
 
-/// Nothing is renewed sooner, whatever life it says it has: where the node's clock is wrong that may be seconds.
+/// The shortest time between renewals. Where the node's clock is wrong, credentials may seem to live for seconds.
 pub(super) const SOONEST: Duration = Duration::from_secs(10);
 
-/// For how long credentials are good.
+/// The lifetime of credentials.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Term {
     issued: SystemTime,
     expires: SystemTime,
-    /// When they were asked for, by the clock that no step moves.
+    /// When they were requested, by the monotonic clock.
     begun: Instant,
     life: Duration,
     /// As for [`refresh_after`].
@@ -32,7 +32,7 @@ pub(super) struct Term {
 // === impl Term ===
 
 impl Term {
-    /// Of `credentials` that were asked for at `begun`, for a session of at most `longest`; `draw` as for
+    /// The term of `credentials` that were requested at `begun`, for a session of at most `longest`; `draw` as for
     /// [`refresh_after`].
     pub(super) fn new(
         credentials: &Credentials,
@@ -41,37 +41,37 @@ impl Term {
         draw: f64,
     ) -> Self {
         let Credentials { issued, expires, .. } = *credentials;
-        // Never longer than was asked for: more says only that the node's clock was slow.
+        // Never longer than requested: more means that the node's clock was slow.
         let life = expires.duration_since(issued).unwrap_or_default().min(longest);
         Self { issued, expires, begun, life, draw }
     }
 
-    /// How long ago they were asked for, by the clock that no step moves.
+    /// The time since they were requested, by the monotonic clock.
     pub(super) fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.begun)
     }
 
-    /// What was drawn for them.
+    /// The random number for [`refresh_after`].
     pub(super) fn draw(&self) -> f64 {
         self.draw
     }
 
-    /// How long AWS still takes them; zero when they have expired.
+    /// The time until they expire; zero when they have expired.
     pub(super) fn left(&self, wall: SystemTime, now: Instant) -> Duration {
         let by_wall = self.expires.duration_since(wall).unwrap_or_default();
         by_wall.min((self.begun + self.life).saturating_duration_since(now))
     }
 
-    /// How long until they are to be renewed.
+    /// The time until their renewal.
     pub(super) fn refresh_in(&self, wall: SystemTime, now: Instant) -> Duration {
         let by_wall = wall.duration_since(self.issued).unwrap_or_default();
         refresh_after(self.life, self.draw).saturating_sub(by_wall.max(self.age(now)))
     }
 }
 
-/// How long after they were issued credentials with this `life` are renewed: between 40 and 60 % of it, or before
-/// a floor at its end where that is sooner, but never at once again, so that short sessions make no storm. `draw`,
-/// between 0 and 1, is drawn once for each: what is fetched together, at a start, is not renewed together.
+/// The age at which credentials with this `life` are renewed: between 40 and 60 % of it, or [`FLOOR`] before its end
+/// where that is sooner, but never below 20 %, so that short sessions cause no storm. `draw`, between 0 and 1, is drawn
+/// once for each, so that credentials that were fetched together are renewed apart.
 #[must_use]
 pub fn refresh_after(life: Duration, draw: f64) -> Duration {
     let latest = (life * 3 / 5).min(life.saturating_sub(FLOOR)).max(life * 3 / 10);
@@ -79,7 +79,7 @@ pub fn refresh_after(life: Duration, draw: f64) -> Duration {
     earliest + (latest - earliest).mul_f64(draw.clamp(0.0, 1.0))
 }
 
-/// How long to wait after the `failures`th failure in a row, before jitter.
+/// The backoff after the `failures`th failure in a row, without jitter.
 #[must_use]
 pub fn backoff(class: ErrorClass, failures: u32) -> Duration {
     let (first, last) = match class {
@@ -92,7 +92,7 @@ pub fn backoff(class: ErrorClass, failures: u32) -> Duration {
     Duration::from_secs((first * factor).min(last))
 }
 
-/// Between three quarters and five quarters of `duration`.
+/// `duration` with jitter: between three quarters and five quarters of it.
 #[must_use]
 pub fn jittered(duration: Duration) -> Duration {
     duration.mul_f64(0.75 + fastrand::f64() / 2.0)

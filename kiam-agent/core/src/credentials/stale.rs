@@ -1,10 +1,10 @@
-//! Whether what pods want can still be believed.
+//! Whether the records of pods are too old to act on.
 
 use std::time::Duration;
 
 use tracing::{info, warn};
 
-/// Whether the Kubernetes API has been silent for too long; says so when that changes.
+/// Whether the watches have been stale for longer than `--max-staleness`. Logs each change.
 #[derive(Debug, Default)]
 pub(super) struct Staleness {
     is_over: bool,
@@ -13,16 +13,16 @@ pub(super) struct Staleness {
 // === impl Staleness ===
 
 impl Staleness {
-    /// Whether the `silence` is longer than it may be at `most`.
+    /// Whether `silence` is longer than `most`.
     pub(super) fn is_over(&mut self, most: Option<Duration>, silence: Option<Duration>) -> bool {
         let is_over = most.zip(silence).is_some_and(|(most, now)| now > most);
         if is_over && !self.is_over {
             warn!(
                 ?silence,
-                "Asking STS for nothing until the Kubernetes API tells again what pods want"
+                "Calls to STS are suspended: the Kubernetes API has been unavailable for longer than --max-staleness"
             );
         } else if self.is_over && !is_over {
-            info!("Asking STS again: the Kubernetes API tells what pods want");
+            info!("Calls to STS are resumed: the Kubernetes API is available again");
         }
         self.is_over = is_over;
         is_over

@@ -1,4 +1,4 @@
-//! What is held, and the readers' side of it.
+//! The credential cache, and its reader.
 
 use std::{
     collections::HashMap,
@@ -21,13 +21,13 @@ use crate::{clock::Clock, role::RoleIdentity};
 pub(super) struct Entry {
     pub(super) issued: Option<Arc<IssuedCredentials>>,
     pub(super) failure: Option<(Arc<SourceError>, Instant)>,
-    /// Why it is not asked for although it is due.
+    /// Why the call that is due has to wait.
     pub(super) limit: Option<Limit>,
 }
 
 pub(super) type Entries = HashMap<RoleIdentity, Entry>;
 
-/// Reads what is held; cheap to clone. It never asks STS.
+/// A reader of the credential cache; cheap to clone. It never calls STS.
 #[derive(Clone)]
 pub struct CredentialReader {
     entries: watch::Receiver<Entries>,
@@ -35,26 +35,26 @@ pub struct CredentialReader {
     clock: Clock,
 }
 
-/// How many requests are held for what. There are only as many as there may be connections.
+/// The number of requests that wait for each identity. Connections bound it.
 #[derive(Clone, Default)]
 pub(super) struct HeldRequests(Arc<Mutex<HashMap<RoleIdentity, usize>>>);
 
-/// One held request, for as long as it is.
+/// A request that waits; dropped, it is counted no more.
 struct HeldRequest<'a> {
     all: &'a HeldRequests,
     identity: &'a RoleIdentity,
 }
 
-/// How many identities stand where.
+/// The number of identities in each state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Held and valid.
+    /// Cached and valid.
     pub ready: usize,
-    /// Asked for, not there yet.
+    /// Requested, without an answer so far.
     pub pending: usize,
-    /// Failed, nothing valid held.
+    /// Failed, with nothing valid in the cache.
     pub failed: usize,
-    /// Of the failed ones, those that were not denied: STS may give them yet.
+    /// The failed ones that were not denied: a retry may succeed.
     pub retried: usize,
 }
 
@@ -69,13 +69,13 @@ impl CredentialReader {
         Self { entries, held_requests, clock }
     }
 
-    /// Where `identity` stands now; `None` when nobody wants it. What has expired is never returned.
+    /// The state of `identity` now; `None` when no pod wants it. Expired credentials are never returned.
     #[must_use]
     pub fn get(&self, identity: &RoleIdentity) -> Option<State> {
         self.entries.borrow().get(identity).map(|entry| self.state(entry))
     }
 
-    /// As [`CredentialReader::get`], but what is pending, or not wanted yet, is waited for, up to `hold`.
+    /// As [`CredentialReader::get`], but waits up to `hold` for an identity that is pending or not wanted yet.
     pub async fn wait(&self, identity: &RoleIdentity, hold: Duration) -> Option<State> {
         let _held = self.held_requests.enter(identity);
         let mut entries = self.entries.clone();
@@ -83,12 +83,12 @@ impl CredentialReader {
             let state = entries.get(identity).map(|entry| self.state(entry));
             matches!(state, Some(State::Ready(_) | State::Failed { .. }))
         });
-        // Whether it settled or the hold is over, what stands now is the answer.
+        // Settled or timed out, the current state is the answer.
         let _ = timeout(hold, settled).await;
         self.get(identity)
     }
 
-    /// All that is held, for [`super::Inheritance`] in another process; all of it is secret.
+    /// All valid credentials, serialized for [`super::Inheritance`] in another process. All of the bytes are secret.
     #[must_use]
     pub fn bequeath(&self) -> Zeroizing<Vec<u8>> {
         let (wall, now) = (self.clock.now(), Instant::now());
@@ -99,7 +99,7 @@ impl CredentialReader {
         }))
     }
 
-    /// How many stand where.
+    /// The number of identities in each state.
     #[must_use]
     pub fn summary(&self) -> Summary {
         let mut summary = Summary::default();
@@ -121,7 +121,7 @@ impl CredentialReader {
         let valid = entry.issued.as_ref().filter(|held| !held.term.left(wall, now).is_zero());
         match (valid, &entry.failure) {
             (Some(issued), _) => State::Ready(issued.clone()),
-            // Whatever failed before, this is why it is not tried again.
+            // Whatever failed before, this is why there is no retry.
             (None, _) if entry.limit == Some(Limit::Stale) => State::Pending(entry.limit),
             (None, Some((error, retry_at))) => {
                 State::Failed { error: error.clone(), retry_at: *retry_at }
@@ -134,7 +134,7 @@ impl CredentialReader {
 // === impl HeldRequests ===
 
 impl HeldRequests {
-    /// Whether there are any for `identity`.
+    /// Whether a request waits for `identity`.
     pub(super) fn has(&self, identity: &RoleIdentity) -> bool {
         self.counts().contains_key(identity)
     }

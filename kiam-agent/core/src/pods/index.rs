@@ -1,4 +1,4 @@
-//! The write side: takes what the Kubernetes watch shows.
+//! The write side of the pod table, fed by the Kubernetes watch.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 
@@ -9,25 +9,24 @@ use tokio::{
 
 use super::{Config, NodeAddresses, PodReader, kind::Record, reader::STALE_AFTER, tables::Tables};
 
-/// The only writer of the pod table. Older records never replace newer ones, in whatever order events
-/// and lists come.
+/// The only writer of the pod table. Older records never replace newer ones, in whatever order events and lists come.
 #[derive(Debug)]
 pub struct PodIndex(Arc<Shared>);
 
-/// What the writer and the readers share.
+/// The state that the writer and the readers share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) tables: RwLock<Tables>,
     pub(super) node: Arc<dyn NodeAddresses>,
     /// Goes up with every change of `tables`.
     pub(super) revision: watch::Sender<u64>,
-    /// The last signs of life of the watches.
+    /// When each watch was last heard from.
     pub(super) heard: Mutex<LastHeard>,
-    /// Someone asked for a pod that is not known.
+    /// Notified when a request waits for an unknown pod.
     pub(super) missed: Notify,
 }
 
-/// When the watch of each kind was last heard from; none before the first time.
+/// The time when the watch of each kind was last heard from; `None` before the first time.
 #[derive(Debug, Default)]
 pub struct LastHeard {
     pub(super) pods: Option<Instant>,
@@ -38,7 +37,7 @@ pub struct LastHeard {
 // === impl PodIndex ===
 
 impl PodIndex {
-    /// [`PodIndex::with`] the least: static pods in `kube-system`, and a node with loopback addresses alone.
+    /// An empty table with the default configuration: static pods in `kube-system`, a node with loopback addresses alone.
     #[must_use]
     pub fn new() -> (Self, PodReader) {
         Self::with(Config::default())
@@ -63,7 +62,7 @@ impl PodIndex {
         PodReader::new(Arc::clone(&self.0))
     }
 
-    /// Takes one object as an event shows it, unless what is known is newer.
+    /// Applies an event that shows an object, unless the known record is newer.
     pub fn apply<R: Record>(&self, record: R) {
         self.write(|tables| {
             let (key, version, record) = record.split();
@@ -72,8 +71,8 @@ impl PodIndex {
         });
     }
 
-    /// The object is gone, at its `resource_version`. A pod's UID is gone with it: no list or event of before can
-    /// bring it back. A namespace or a ServiceAccount of the same name may come later.
+    /// Applies an event that shows an object's deletion, at its `resource_version`. No earlier list or event can bring a
+    /// pod's UID back. A namespace or a ServiceAccount of the same name may come later.
     pub fn delete<R: Record>(&self, record: &R) {
         self.write(|tables| {
             let version = record.gone_at(tables);
@@ -82,8 +81,8 @@ impl PodIndex {
         });
     }
 
-    /// Takes a whole list, made at `resource_version`: objects that it lacks are dropped, but for those
-    /// that an event showed to be newer than the list.
+    /// Applies a whole list, made at `resource_version`. Objects that it lacks are dropped, except those that an event
+    /// showed to be newer than the list.
     pub fn reset<R: Record>(&self, records: Vec<R>, resource_version: Option<u64>) {
         self.write(|tables| {
             let list = records.into_iter().map(R::split);
@@ -98,16 +97,16 @@ impl PodIndex {
         R::table(&self.0.read()).newest()
     }
 
-    /// Forgets the versions of this kind (not the objects), so that the next list holds as it is. For a server
-    /// whose history went back, as after a restore of etcd; nothing newer would ever be taken else.
+    /// Forgets the versions of this kind (not the objects), so that the next list replaces everything. This is for a
+    /// server whose history went back, as after a restore of etcd, and whose records would look old for ever.
     pub fn rewind<R: Record>(&self) {
         R::table_mut(&mut self.0.write()).rewind();
     }
 
-    /// The watch of this kind was heard from: an event, a bookmark or a list that can't be older than the last one.
+    /// Records that the watch of this kind was heard from: an event, a bookmark, or a list no older than the last one.
     pub fn heard<R: Record>(&self) {
         let before = R::heard(&mut self.0.heard()).replace(Instant::now());
-        // Those who were refused because of the pods' silence may look again.
+        // Requests that failed because the watch was stale may look again.
         if R::OPENS_LOOKUPS && before.is_some_and(|at| at.elapsed() >= STALE_AFTER) {
             self.0.changed();
         }

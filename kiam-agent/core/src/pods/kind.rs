@@ -1,4 +1,4 @@
-//! The kinds of objects that the table holds, and where it has each.
+//! The kinds of objects in the pod table.
 
 use std::hash::Hash;
 
@@ -12,32 +12,32 @@ use super::{
 };
 use crate::role::AccountName;
 
-/// What a [`super::PodIndex`] takes: a [`Pod`], a [`Namespace`] or a [`ServiceAccount`].
+/// A record of a [`super::PodIndex`]: a [`Pod`], a [`Namespace`] or a [`ServiceAccount`].
 pub trait Record: RecordKind {}
 
 impl<R: RecordKind> Record for R {}
 
-/// Seals [`Record`].
+/// A kind of records and its place in the tables. It seals [`Record`].
 pub trait RecordKind: PartialEq + Sized {
-    /// By which the object is found.
+    /// The object's key.
     type Key: Clone + Eq + Hash;
-    /// Whether pods that could not be told apart because this kind's watch was stale are looked up again.
+    /// Whether pending lookups are retried when the watch of this kind is no longer stale.
     const OPENS_LOOKUPS: bool = false;
 
     fn key(&self) -> &Self::Key;
 
-    /// Key, version, and the rest, which says whether anything changed: an object has a new version at each touch of
-    /// whatever else it holds.
+    /// The key, the version, and the rest. The rest shows whether anything changed: an object gets a new version with
+    /// each write, also of fields that are not recorded here.
     fn split(self) -> (Self::Key, Version, Self);
 
-    /// The version at which it went.
+    /// The version of the object's deletion.
     fn gone_at(&self, tables: &Tables) -> Version;
 
     fn table(tables: &Tables) -> &Records<Self::Key, Self>;
 
     fn table_mut(tables: &mut Tables) -> &mut Records<Self::Key, Self>;
 
-    /// Brings what else depends on this kind up to date; whether anything changed.
+    /// Updates what depends on this kind, and returns whether anything changed.
     fn follow(_tables: &mut Tables, changes: impl IntoIterator<Item = Change<Self>>) -> bool {
         changes.into_iter().next().is_some()
     }
@@ -59,7 +59,7 @@ impl RecordKind for Pod {
         (self.uid.clone(), version, self)
     }
 
-    /// Nothing of a pod is newer than anything that was seen up to its end.
+    /// The newest version seen: no record of the pod can be newer than its end.
     fn gone_at(&self, tables: &Tables) -> Version {
         tables.pods.newest()
     }

@@ -1,7 +1,7 @@
-//! Knows, from records alone, which pod is which and which roles this node's pods want.
+//! The records of this node's pods, and which pod is calling.
 //!
-//! One writer, [`PodIndex`], is fed by the Kubernetes watch; everybody else asks a [`PodReader`]. The
-//! one rule: where it is not certain which pod is calling, the answer is [`NotFound`] and never a guess.
+//! One writer, [`PodIndex`], is fed by the Kubernetes watch; all others read by a [`PodReader`]. The one rule: where it
+//! is not certain which pod is calling, the answer is [`NotFound`] and never a guess.
 
 #[cfg(any(test, feature = "testing"))]
 pub mod fixtures;
@@ -27,10 +27,10 @@ pub use self::{
     uid::{InvalidPodUid, PodUid, is_qos_class},
 };
 
-/// Where kubeadm and its like put the mirror pods of static pods.
+/// The namespace of static pods' mirror pods, by convention.
 pub const STATIC_POD_NAMESPACE: &str = "kube-system";
 
-/// One pod as the Kubernetes API describes it, reduced to what decides about credentials.
+/// One pod as the Kubernetes API describes it, reduced to the fields that decide about credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     /// `metadata.uid`.
@@ -67,7 +67,7 @@ pub struct Pod {
     pub session_policies: Option<Annotation>,
 }
 
-/// One namespace, reduced to what decides about credentials.
+/// One namespace, reduced to the fields that decide about credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace {
     /// `metadata.name`.
@@ -82,7 +82,7 @@ pub struct Namespace {
     pub imdsv2: Option<Annotation>,
 }
 
-/// One ServiceAccount, reduced to what decides about credentials.
+/// One ServiceAccount, reduced to the fields that decide about credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceAccount {
     /// `metadata.namespace` and `metadata.name`.
@@ -98,7 +98,7 @@ pub struct ServiceAccount {
 pub enum Annotation {
     /// As written.
     Text(Box<str>),
-    /// No value of this length can be used, so that it was not kept.
+    /// No valid value is this long, so that the text was not kept.
     TooLong(TooLong),
 }
 
@@ -112,16 +112,16 @@ pub struct TooLong {
     pub most: usize,
 }
 
-/// What the records don't tell.
+/// The pod table's configuration: facts that no record has.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Whose mirror pods stand for static pods. A `config.hash` elsewhere may be anybody's invention.
+    /// The namespaces whose mirror pods stand for static pods. Anybody may write a `config.hash` elsewhere.
     pub static_pod_namespaces: Vec<String>,
     /// The node's own addresses, which pods in the host's network connect from.
     pub node: Arc<dyn NodeAddresses>,
 }
 
-/// Knows the node's own addresses.
+/// The node's own addresses.
 pub trait NodeAddresses: fmt::Debug + Send + Sync {
     /// Whether `address` is one of them now; a v4-mapped one is its IPv4 address.
     fn contains(&self, address: IpAddr) -> bool;
@@ -140,7 +140,7 @@ pub struct Connection {
     pub local: SocketAddr,
 }
 
-/// Who is calling, before the pod is looked up.
+/// The caller of a connection, before the pod is looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Client {
     /// The kernel attests that a process of this pod connected; the address is a cross-check.
@@ -152,7 +152,7 @@ pub enum Client {
         /// Which network namespace it was opened in.
         origin: Origin,
     },
-    /// The same, by a listener inside the pod's own network namespace: there is no address to check.
+    /// The same, at a pod listener: there is no address to check.
     Inside {
         /// From the cgroup path, and the listener's.
         uid: PodUid,
@@ -161,15 +161,15 @@ pub enum Client {
     Address(IpAddr),
 }
 
-/// Which network namespace a connection was opened in. Any user can make namespaces and give them any address, so one
-/// that is not known to be the pod's speaks for nobody.
+/// The network namespace that a connection was opened in. Any user can create namespaces and give them any address, so
+/// that an unknown namespace proves nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// The pod's own, as [`PodNamespaces`] knows it.
     Pod,
     /// The node's: only hostNetwork pods connect from there.
     Node,
-    /// Not the node's, and otherwise unknown: the kernel tells namespaces apart only since 5.14. The pod must be known to
+    /// Not the node's, and otherwise unknown: before kernel 5.14 namespaces can't be told apart. The pod must be known to
     /// have the source address.
     Unknown,
 }
@@ -177,22 +177,23 @@ pub enum Origin {
 /// A network namespace that is known to be a pod's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodNamespace {
-    /// As the pod's cgroup is named: of a static pod this is the config hash.
+    /// The UID in the name of the pod's cgroup: for a static pod the config hash.
     pub uid: PodUid,
     /// The namespace's cookie (`SO_NETNS_COOKIE`).
     pub netns: u64,
 }
 
-/// Knows which network namespaces are pods'.
+/// The pods' network namespaces.
 pub trait PodNamespaces: fmt::Debug + Send + Sync {
-    /// Those of `pod`.
+    /// The namespaces of `pod`.
     fn of_pod(&self, pod: &Pod) -> Vec<PodNamespace>;
 
-    /// Those of all pods whose addresses are not known yet: the kubelet publishes them seconds after a sandbox runs.
+    /// The namespaces of all pods whose addresses are not known yet: the kubelet publishes addresses seconds after a
+    /// sandbox runs.
     fn without_address(&self) -> Vec<PodNamespace>;
 }
 
-/// Why a connection belongs to no pod. Such a connection is refused with 403.
+/// Why a connection belongs to no pod. Its requests are rejected with 403.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unattested {
     /// The kernel has no entry: somebody connected to the agent's port directly.
@@ -204,30 +205,30 @@ pub enum Unattested {
     /// The cgroup is gone already.
     #[error("cgroup id {0} is gone")]
     Gone(u64),
-    /// The kernel attests it, but whose it is was not certain when that had to be: its requests are for
-    /// nobody to answer. Only a session token, which says nothing, is given.
+    /// The kernel attests the connection, but its pod was not certain in time. Its requests are rejected, except those
+    /// for a session token, which reveals nothing.
     #[error("{not_found}")]
     Unknown {
-        /// Who the kernel says it is.
+        /// The caller that the kernel attests.
         client: Client,
-        /// Why that is no certain pod.
+        /// Why the pod is not certain.
         not_found: NotFound,
     },
-    /// It came to the listener inside one pod's network namespace, from a process of another pod.
-    #[error("the connection is of pod {caller}, and came to the listener inside pod {listener}")]
+    /// A process of one pod connected to the pod listener of another.
+    #[error("a process of pod {caller} connected to the pod listener of {listener}")]
     OtherPod {
-        /// Whose process it is.
+        /// The process's pod.
         caller: PodUid,
-        /// Whose listener.
+        /// The listener's pod.
         listener: PodUid,
     },
-    /// More than one pod may have opened it, and nothing tells which.
+    /// Several pods may have opened the connection, and nothing shows which.
     #[error("{0} pods' network namespaces have this connection")]
     Contested(usize),
-    /// The agent itself: the self-test.
+    /// The agent's own self-test opened the connection.
     #[error("the connection is the agent's own self-test")]
     Selftest,
-    /// The kernel could not be asked.
+    /// The kernel's map can't be read.
     #[error("the identity map can't be read: {0}")]
     Unreadable(String),
 }
@@ -258,15 +259,15 @@ impl Pod {
         }
     }
 
-    /// The ServiceAccount that it runs as.
+    /// The pod's ServiceAccount.
     #[must_use]
     pub fn account(&self) -> AccountName {
         AccountName::new(&self.namespace, &self.service_account)
     }
 
-    /// Whether a controller makes another pod in its place when it is evicted, if need be on another node. Static pods belong
-    /// to their node, pods of a DaemonSet are for this one, and of controllers that are not Kubernetes' own it is not known:
-    /// a workflow or a pipeline fails with its pod.
+    /// Whether a controller replaces the pod when it is evicted, if need be on another node. Static pods and pods of a
+    /// DaemonSet belong to their node. Controllers that are not Kubernetes' own may not replace it: a workflow or a pipeline
+    /// fails with its pod.
     #[must_use]
     pub fn comes_back(&self) -> bool {
         const REPLACING: [&str; 4] = ["ReplicaSet", "ReplicationController", "StatefulSet", "Job"];
@@ -282,7 +283,7 @@ impl Annotation {
     ///
     /// # Errors
     ///
-    /// [`TooLong`] when it was not kept.
+    /// [`TooLong`] when the value was not kept.
     pub fn text(&self) -> Result<&str, TooLong> {
         match self {
             Self::Text(text) => Ok(text),
@@ -297,7 +298,7 @@ impl From<&str> for Annotation {
     }
 }
 
-/// For people: quoted, as far as it is shown.
+/// The value for people: quoted, and cut to a line.
 impl fmt::Display for Annotation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -310,7 +311,7 @@ impl fmt::Display for Annotation {
 // === impl Namespace ===
 
 impl Namespace {
-    /// One without annotations.
+    /// A namespace without annotations.
     #[must_use]
     pub fn new(name: &str) -> Self {
         Self {
@@ -322,20 +323,20 @@ impl Namespace {
         }
     }
 
-    /// Whether the namespace's pods need session tokens. Whatever it says but `optional` asks for them, so
-    /// that a slip of the pen closes and does not open.
+    /// Whether the namespace's pods need session tokens. Any value but `optional` requires them, so that a typo fails
+    /// closed.
     #[must_use]
     pub fn requires_imdsv2(&self) -> bool {
         self.imdsv2_word().is_none_or(|word| !["", "optional"].contains(&word))
     }
 
-    /// Whether what it says about session tokens, if anything, is one of the words that are known.
+    /// Whether the annotation about session tokens, if any, has a known value.
     #[must_use]
     pub fn imdsv2_is_understood(&self) -> bool {
         self.imdsv2_word().is_some_and(|word| ["", "optional", "required"].contains(&word))
     }
 
-    /// `None`: it is too long for one.
+    /// The annotation's value; `None` if it is too long for one.
     fn imdsv2_word(&self) -> Option<&str> {
         self.imdsv2.as_ref().map_or(Some(""), |word| word.text().ok().map(str::trim))
     }
@@ -360,13 +361,13 @@ impl NodeAddresses for LoopbackOnly {
     }
 }
 
-/// Tells who is at the other end of a connection.
+/// Resolves the caller of a connection.
 pub trait ClientResolver: Send + Sync + 'static {
-    /// Resolves `connection`, once, right after it is accepted.
+    /// Resolves `connection`; called once, right after it was accepted.
     ///
     /// # Errors
     ///
-    /// [`Unattested`] when it belongs to no pod.
+    /// [`Unattested`] when the connection belongs to no pod.
     fn resolve(&self, connection: &Connection) -> Result<Client, Unattested>;
 }
 

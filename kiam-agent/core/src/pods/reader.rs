@@ -1,4 +1,4 @@
-//! The read side: which pod is calling?
+//! The read side of the pod table: which pod is calling?
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -13,18 +13,18 @@ use super::{
 };
 use crate::role::AccountName;
 
-/// How long an address is believed without news that etcd itself told. Where none comes by the watch there is a list
-/// after a minute that is such news; so a longer silence is a server that can't be reached, or that can't reach etcd
-/// and answers from what it had, and the address may be another pod's by now.
+/// The age after which the watch is stale and addresses are not trusted. Where no event comes, the agent lists after a
+/// minute. So a longer silence means a server that can't be reached, or that can't reach etcd, and an address may be
+/// another pod's by now.
 pub(super) const STALE_AFTER: Duration = Duration::from_secs(90);
 
-/// Reads the pod table. Cheap to clone.
+/// A reader of the pod table. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct PodReader(Arc<Shared>);
 
 /// Why the caller is not known to be a certain live pod.
 ///
-/// All may pass by waiting ([`PodReader::wait`]). Where it did not pass, `Unknown` is "no such pod", the others are refusals.
+/// Waiting may help ([`PodReader::wait`]). After the wait `Unknown` means "no such pod", and the others are rejections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotFound {
     /// No live pod is known by this UID or address.
@@ -36,8 +36,8 @@ pub enum NotFound {
     /// Several live pods claim the address or the static pod's UID.
     #[error("several live pods claim the source address or the static pod's UID")]
     Ambiguous,
-    /// Only the address is known, and the records of who has it may be old.
-    #[error("the watch of pods has been silent for too long to tell whose the source address is")]
+    /// Only the address is known, and the watch is stale.
+    #[error("the watch of pods is stale, so that the pod of the source address is not certain")]
     Stale,
 }
 
@@ -48,11 +48,11 @@ impl PodReader {
         Self(shared)
     }
 
-    /// The live pod that `client` is.
+    /// The live pod of `client`.
     ///
     /// # Errors
     ///
-    /// [`NotFound`] where that is not certain.
+    /// [`NotFound`] where the pod is not certain.
     pub fn find(&self, client: &Client) -> Result<Arc<Pod>, NotFound> {
         match client {
             Client::Pod { uid, address, origin } => {
@@ -76,8 +76,8 @@ impl PodReader {
         }
     }
 
-    /// [`PodReader::find`], and where that fails, asks for a list of the node's pods if one may help, and
-    /// tries again with every change for up to `hold`. Returns at once when it succeeds.
+    /// As [`PodReader::find`], but a failure requests a list of the node's pods if one may help, and is retried at each
+    /// change for up to `hold`. Returns at once when it succeeds.
     ///
     /// # Errors
     ///
@@ -88,7 +88,7 @@ impl PodReader {
             Ok(pod) => return Ok(pod),
             Err(not_found) => not_found,
         };
-        // A pod whose traffic is translated inside it never matches; the watch tells of new addresses.
+        // A pod that translates its own traffic never matches, and the watch shows new addresses.
         if last != NotFound::AddressMismatch {
             self.0.missed.notify_one();
         }
@@ -111,7 +111,7 @@ impl PodReader {
         attested(&self.0.read(), uid)
     }
 
-    /// The roles that the pod named before the one that it names now, as written; the last few.
+    /// The last few roles that the pod named before its current one, as written.
     #[must_use]
     pub fn former_roles(&self, uid: &PodUid) -> Vec<Annotation> {
         self.0.read().former_roles(uid)
@@ -129,38 +129,37 @@ impl PodReader {
         self.0.read().accounts.get(name).cloned()
     }
 
-    /// The live pods, other than hostNetwork ones, whose records show this address. More than one
-    /// while an address changes hands.
+    /// The live pods, other than hostNetwork ones, whose records show this address. Several while an address changes
+    /// hands.
     #[must_use]
     pub fn pods_at(&self, address: IpAddr) -> Vec<Arc<Pod>> {
         self.0.read().pods_at(address)
     }
 
-    /// All pods that are known, those that are over included, in no order.
+    /// All known pods, those that have ended included, in no order.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Pod>> {
         self.0.read().pods.values().cloned().collect()
     }
 
-    /// How many objects of this kind are known.
+    /// The number of known objects of this kind.
     #[must_use]
     pub fn count<R: Record>(&self) -> usize {
         R::table(&self.0.read()).values().len()
     }
 
-    /// A number that goes up with every change: look after subscribing, then wait for the next.
+    /// A number that goes up with every change. Subscribe, then look, then wait.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.0.revision.subscribe()
     }
 
-    /// Returns when somebody waits for a pod that is not known, and did so since this last returned. For
-    /// the one task that lists pods then.
+    /// Returns when a request has waited for an unknown pod since the last return. For the one task that lists pods then.
     pub async fn missed(&self) {
         self.0.missed.notified().await;
     }
 
-    /// Whether a connection of `pod` may come from `address`, in the network namespace that it came from.
+    /// Whether a connection of `pod` may come from `address` in a network namespace of this `origin`.
     fn fits(&self, pod: &Pod, address: IpAddr, origin: Origin) -> bool {
         let address = address.to_canonical();
         let has_it = || pod.addresses.iter().any(|own| own.to_canonical() == address);
@@ -172,9 +171,8 @@ impl PodReader {
         }
     }
 
-    /// How long ago the watch that has been silent for longest gave its last sign of life, of those that gave one: who
-    /// does not hear of namespaces misses a role that was taken away as well as who does not hear of pods. `None` before
-    /// the pods' first.
+    /// The time since the stalest watch was last heard from, of all kinds: a stale watch of namespaces misses a revoked
+    /// role as well as one of pods. `None` before the pods' watch was first heard from.
     #[must_use]
     pub fn silence(&self) -> Option<Duration> {
         let heard = self.0.heard();
@@ -183,7 +181,7 @@ impl PodReader {
         Some(first.elapsed())
     }
 
-    /// The same, of the pods' watch alone, which tells whose an address is.
+    /// The time since the watch of pods was last heard from, by which the pod of an address is known.
     #[must_use]
     pub fn pods_silence(&self) -> Option<Duration> {
         self.0.heard().pods.map(|at| at.elapsed())

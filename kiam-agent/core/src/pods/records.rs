@@ -1,32 +1,32 @@
-//! Keeps the newest known version of each object, whatever the order in which events and lists arrive.
+//! The newest known version of each object, whatever the order in which events and lists arrive.
 //!
-//! Lists are answered from an API server's cache (`resourceVersion=0`), which may lag behind the
-//! watch; another server's may lag further. So every record carries its version and nothing older
-//! replaces it: not an event, not a list that has it older, and not a list that lacks it because it
-//! was made before the object was. Versions are compared as numbers, which Kubernetes promises for its own
-//! types (<https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions>); where one
-//! is not a number, what arrives last holds.
+//! Lists are answered from an API server's cache (`resourceVersion=0`), which may lag behind the watch, and another
+//! server's may lag further. So every record carries its version and nothing older replaces it: neither an event, nor a
+//! list with an older version, nor a list that was made before the object was created. Versions are compared as
+//! numbers, which Kubernetes promises for its own types
+//! (<https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions>). Where a version is not a number,
+//! the last arrival wins.
 
 use std::{borrow::Borrow, collections::HashMap, hash::Hash, sync::Arc};
 
 /// `metadata.resourceVersion` when it is a number.
 pub(super) type Version = Option<u64>;
 
-/// How many objects that went are remembered one by one. Whoever makes and deletes objects all the time must not fill the
-/// agent's memory until the next list, which may be an hour away.
+/// The number of deleted objects that are remembered one by one. A tenant that creates and deletes objects all the time
+/// must not fill the agent's memory until the next list, which may be an hour away.
 const MOST_GONE: usize = 4096;
 
 /// The newest known version of each object of one kind.
 #[derive(Debug)]
 pub struct Records<K, V> {
     known: HashMap<K, Record<V>>,
-    /// Objects that were seen to go since the newest list, with the version at which they went: an
-    /// older list or a replayed event must not bring them back.
+    /// Objects deleted since the newest list, with the version of their deletion. An older list or a replayed event must
+    /// not bring them back.
     gone: HashMap<K, Version>,
-    /// The newest version at which an object went that is no longer among `gone`. What is unknown and no newer was seen to
-    /// go, unless a list shows it that was made later.
+    /// The newest deletion that is no longer among `gone`. An unknown object that is no newer counts as deleted, unless a
+    /// later list shows it.
     settled: Version,
-    /// Version of the newest list: what it lacks was not there at that version.
+    /// The version of the newest list: an object that it lacks did not exist at that version.
     listed: Version,
     /// The newest version of anything seen.
     newest: Version,
@@ -38,7 +38,7 @@ struct Record<V> {
     value: Arc<V>,
 }
 
-/// One record's change: what was held before and what is held now.
+/// One record's change: the values before and after.
 #[derive(Debug)]
 pub struct Change<V> {
     pub(super) before: Option<Arc<V>>,
@@ -81,13 +81,13 @@ impl<K: Clone + Eq + Hash, V: PartialEq> Records<K, V> {
         self.newest
     }
 
-    /// Takes one object as an event shows it; `None` when nothing changes.
+    /// Applies an event that shows an object; `None` when nothing changes.
     pub(super) fn apply(&mut self, key: K, version: Version, value: V) -> Option<Change<V>> {
         self.newest = self.newest.max(version);
         self.take(key, version, value, self.listed.max(self.settled))
     }
 
-    /// The object went, at `version` if that is known.
+    /// Applies an object's deletion, at `version` if that is known.
     pub(super) fn delete(&mut self, key: &K, version: Version) -> Option<Change<V>> {
         self.newest = self.newest.max(version);
         if no_newer(version, self.listed) && !self.known.contains_key(key) {
@@ -107,7 +107,7 @@ impl<K: Clone + Eq + Hash, V: PartialEq> Records<K, V> {
         Some(Change { before: Some(before), after: None })
     }
 
-    /// Takes a whole list made at `version`: what it lacks is dropped, unless newer than the list.
+    /// Applies a whole list made at `version`. Records that it lacks are dropped, unless newer than the list.
     pub(super) fn reset(
         &mut self,
         list: impl IntoIterator<Item = (K, Version, V)>,
@@ -141,8 +141,8 @@ impl<K: Clone + Eq + Hash, V: PartialEq> Records<K, V> {
         changes
     }
 
-    /// Forgets all versions, so that the next list holds: the server's history went back (etcd was
-    /// restored from a backup), and what it says now is lower in number but newer.
+    /// Forgets all versions, so that the next list replaces everything: the server's history went back (etcd was
+    /// restored from a backup), and its records now have lower versions but are newer.
     pub(super) fn rewind(&mut self) {
         self.gone.clear();
         self.settled = None;

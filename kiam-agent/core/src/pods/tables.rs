@@ -1,4 +1,4 @@
-//! The records, and the other keys by which a live pod is found.
+//! The records, and the secondary keys of live pods.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,10 +13,10 @@ use super::{
 };
 use crate::role::AccountName;
 
-/// How many former roles of a pod are remembered.
+/// The number of former roles that are remembered for a pod.
 const FORMER_ROLES: usize = 4;
 
-/// What [`super::PodIndex`] writes and [`super::PodReader`] reads, under one lock.
+/// The tables that [`super::PodIndex`] writes and [`super::PodReader`] reads, under one lock.
 #[derive(Debug, Default)]
 pub struct Tables {
     pub(super) pods: Records<PodUid, Pod>,
@@ -30,23 +30,23 @@ pub struct Tables {
     former_roles: FormerRoles,
 }
 
-/// Roles that live pods named before those that they name now, as written, the latest first.
+/// The roles that live pods named before their current ones, as written, the latest first.
 #[derive(Debug, Default)]
 struct FormerRoles(HashMap<PodUid, Vec<Annotation>>);
 
-/// Pods by another key, which several may share for a while.
+/// Pods by a secondary key, which several may share for a while.
 #[derive(Debug)]
 struct Keys<K>(HashMap<K, HashSet<PodUid>>);
 
 // === impl Tables ===
 
 impl Tables {
-    /// Empty ones; mirror pods count in these namespaces.
+    /// Empty tables. Mirror pods count in these namespaces.
     pub(super) fn new(static_pod_namespaces: Vec<String>) -> Self {
         Self { static_pod_namespaces, ..Self::default() }
     }
 
-    /// Brings the other keys up to date with changes of `pods`.
+    /// Updates the secondary keys after changes of `pods`.
     pub(super) fn follow(&mut self, changes: impl IntoIterator<Item = Change<Pod>>) -> bool {
         let mut changed = false;
         for Change { before, after } in changes {
@@ -72,7 +72,7 @@ impl Tables {
         changed
     }
 
-    /// The live pods that have `address` to themselves, or think so.
+    /// The live pods whose records show `address` as their own.
     pub(super) fn pods_at(&self, address: IpAddr) -> Vec<Arc<Pod>> {
         self.pods_of(self.by_address.get(&address.to_canonical()))
     }
@@ -97,7 +97,7 @@ impl Tables {
     }
 }
 
-/// Addresses that identify `pod`: none if it is over, or has the node's.
+/// The addresses that identify `pod`: none if it has ended, or uses the node's network.
 fn own_addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
     let identifies = pod.live && !pod.host_network;
     pod.addresses.iter().filter(move |_| identifies).map(IpAddr::to_canonical)
@@ -108,7 +108,7 @@ fn own_addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
 impl FormerRoles {
     fn follow(&mut self, before: Option<&Pod>, after: Option<&Pod>) {
         let (Some(before), Some(after)) = (before, after.filter(|pod| pod.live)) else {
-            // It is new, or gone; a pod that is over asks for nothing.
+            // The pod is new, or gone, or has ended.
             if let Some(pod) = before {
                 self.0.remove(&pod.uid);
             }

@@ -1,4 +1,4 @@
-//! Pod UIDs, and how cgroup paths spell them.
+//! Pod UIDs, and their spelling in cgroup paths.
 
 use std::{ffi::OsStr, fmt, path::Path, str::FromStr, sync::Arc};
 
@@ -7,7 +7,7 @@ use std::{ffi::OsStr, fmt, path::Path, str::FromStr, sync::Arc};
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodUid(Arc<str>);
 
-/// The text is neither a UID nor a config hash.
+/// Text that is neither a UID nor a config hash.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is not a pod UID: expected 8-4-4-4-12 hexadecimal digits, or the 32 of a static pod's config hash"
@@ -17,13 +17,13 @@ pub struct InvalidPodUid(String);
 // === impl PodUid ===
 
 impl PodUid {
-    /// A UID or config hash that is known to be one; what comes from outside is parsed.
+    /// A UID or config hash from trusted text. Text from outside is parsed instead.
     #[must_use]
     pub fn new(text: &str) -> Self {
         Self(text.to_ascii_lowercase().into())
     }
 
-    /// The pod that a cgroup's name stands for: `pod<uid>` (cgroupfs driver), or
+    /// The pod in a cgroup's name: `pod<uid>` (cgroupfs driver), or
     /// `<prefix>-pod<uid>.slice` with underscores for dashes (systemd driver).
     #[must_use]
     pub fn from_cgroup_name(name: &str) -> Option<Self> {
@@ -34,9 +34,9 @@ impl PodUid {
         Self::from_digits(uid)
     }
 
-    /// The pod of a cgroup path below the pods' cgroup, where the kubelet has it: first, or second after
-    /// the cgroup of a QoS class. Deeper names are anybody's, since a container can make cgroups below its
-    /// own, and so is what is below a cgroup that is not the kubelet's.
+    /// The pod of a cgroup path below the pods' cgroup, where the kubelet has it: first, or second after the cgroup of a
+    /// QoS class. Deeper names prove nothing, since a container can create cgroups below its own, and neither do names
+    /// below a cgroup that is not the kubelet's.
     #[must_use]
     pub fn from_cgroup_path(below: &Path) -> Option<Self> {
         let mut names = below.iter().map(OsStr::to_str);
@@ -55,8 +55,8 @@ impl PodUid {
     }
 }
 
-/// Whether a cgroup's name is that of a QoS class; guaranteed pods are in none. By the cgroupfs driver, or
-/// by systemd's, which has all the slices above in a slice's name.
+/// Whether a cgroup's name is that of a QoS class, of the cgroupfs driver or of systemd's, which puts all the parent
+/// slices into a slice's name. Guaranteed pods are in none.
 #[must_use]
 pub fn is_qos_class(name: &str) -> bool {
     let classes = ["burstable", "besteffort"];

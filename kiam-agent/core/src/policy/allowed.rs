@@ -8,19 +8,19 @@ use crate::{
     role::{BaseArn, QuotedText, RoleArn, RoleProblem, RoleResolver},
 };
 
-/// A longer annotation is refused: matching takes time with its length, and whoever annotates a namespace must not keep
-/// the agent busy. A thousand globs fit.
+/// The longest annotation. Matching takes time in proportion, and an annotation must not keep the agent busy. A thousand
+/// globs fit.
 const MAX_LENGTH: usize = 64 * 1024;
 
-/// More globs are refused: each takes more memory than its text has.
+/// The most globs of a list: each takes more memory than its text.
 const MAX_GLOBS: usize = 1_000;
 
-/// How much memory a list takes to remember which of its globs match which roles.
+/// Bytes that a list takes to remember which of its globs matches which role.
 const ROOM_FOR_ROLES: usize = 16 * 1024;
 
 /// The roles that a namespace's pods may have, as globs.
 ///
-/// They are kube2iam's, but a `*` (any characters) or a `?` (one) stays within a segment of the ARN: neither
+/// The globs are kube2iam's, but a `*` (any characters) or a `?` (one) stays within a segment of the ARN: neither
 /// stands for `/` or `:`. So `team/*` allows no role of `team/admins/`, and no account is matched by accident.
 #[derive(Clone, Debug)]
 pub struct AllowedRoles(Arc<List>);
@@ -31,10 +31,10 @@ pub enum InvalidAllowedRoles {
     /// Not JSON, or other JSON.
     #[error("{0} is no JSON list of roles, such as [\"reader\", \"team/*\"]")]
     NotAList(QuotedText),
-    /// Nothing is allowed, which is rarely meant.
+    /// The list is empty, which is rarely meant.
     #[error("the list is empty, so that no role is allowed")]
     Empty,
-    /// A glob that no role could be asked for by.
+    /// A glob that can match no role.
     #[error("{text} is no glob of a role: {problem}")]
     Glob {
         /// The glob.
@@ -53,8 +53,8 @@ pub enum InvalidAllowedRoles {
 #[derive(Debug)]
 struct List {
     globs: Box<[Glob]>,
-    /// Which was the first that matches a role. Pods ask for the same roles at every decision, and a list that is made for
-    /// it takes milliseconds.
+    /// The index of the first glob that matches, by role. Pods request the same roles at every decision, and a list can be
+    /// written so that matching takes milliseconds.
     matched: Memo<Option<usize>>,
 }
 
@@ -62,16 +62,16 @@ struct List {
 struct Glob {
     /// As written.
     text: Box<str>,
-    /// What completes it, and stands for itself.
+    /// The base that completes the glob, which is matched literally.
     base: Option<BaseArn>,
-    /// Where in the text begins what is completed, in which `*` and `?` stand for others.
+    /// The offset in the text of the part that is completed, where `*` and `?` are wildcards.
     rest: usize,
 }
 
 // === impl AllowedRoles ===
 
 impl AllowedRoles {
-    /// Understands `text`; globs are completed as the roles of pods are.
+    /// Parses `text`. Globs are completed as the roles of pods are.
     ///
     /// # Errors
     ///
@@ -133,10 +133,10 @@ impl Glob {
     }
 }
 
-/// Whether `glob` matches all of `text`, without recursion: where it does not go on, the last `*` takes one more.
+/// Whether `glob` matches all of `text`, without recursion: at a mismatch the last `*` takes one more character.
 ///
-/// No earlier `*` need be tried again: one of the same segment could take nothing that the last can't, and which segment
-/// of `glob` meets which of `text` is never in question.
+/// No earlier `*` need be tried again. One of the same segment could take nothing that the last can't, and the segments
+/// of `glob` and `text` correspond one to one.
 fn matches(glob: &[u8], text: &[u8]) -> bool {
     let within_segment = |byte: u8| byte != b'/' && byte != b':';
     let (mut at, mut seen) = (0, 0);

@@ -17,24 +17,23 @@ use crate::{
     role::{QuotedText, RoleArn},
 };
 
-/// A longer expression is refused.
+/// The longest expression, in bytes.
 const MAX_LENGTH: usize = 16 * 1024;
 
-/// A larger compiled expression is refused: whoever annotates namespaces must not fill the agent's memory.
+/// The largest compiled expression: an annotation must not fill the agent's memory.
 const MAX_COMPILED_BYTES: usize = 256 * 1024;
 
-/// More of `\w`, `\pL` and the like are refused: each takes kilobytes while the expression is read.
+/// The most classes such as `\w` and `\pL`: each takes kilobytes while the expression is parsed.
 const MAX_CLASSES: usize = 256;
 
-/// More sets of characters are refused where case is ignored: adding the other case of each of Unicode's characters
-/// takes milliseconds for each, and whoever annotates namespaces must not fill the agent's time either.
+/// The most sets of characters where case is ignored: adding the other case of Unicode's characters takes milliseconds
+/// for each set, and an annotation must not fill the agent's time either.
 const MAX_FOLDED: usize = 16;
 
-/// How much memory all compiled expressions take. Hundreds of usual ones fit; the others are compiled again when they are
-/// asked for.
+/// Bytes that all compiled expressions take. Hundreds of usual ones fit; others are compiled again when they are needed.
 const ROOM: usize = 4 * 1024 * 1024;
 
-/// How much memory an expression takes to remember which roles it matches.
+/// Bytes that an expression takes to remember which roles it matches.
 const ROOM_FOR_ROLES: usize = 8 * 1024;
 
 static COMPILED: LazyLock<Memo<Result<PermittedRoles, InvalidExpression>>> =
@@ -47,7 +46,7 @@ pub struct PermittedRoles(Arc<Expression>);
 /// An expression that can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidExpression {
-    /// It has a mistake, or grows too large.
+    /// It is malformed, or grows too large.
     #[error("{0} is no regular expression that can be used: {1}")]
     Unusable(QuotedText, QuotedText),
     /// Too long.
@@ -57,8 +56,8 @@ pub enum InvalidExpression {
 
 #[derive(Debug)]
 struct Expression {
-    /// The machine that takes the least memory. The faster ones keep hundreds of kilobytes for each expression and thread,
-    /// and have nothing to be fast at: roles are short, and few.
+    /// The engine that takes the least memory. The faster engines keep hundreds of kilobytes for each expression and
+    /// thread, and bring nothing here: roles are short and few.
     machine: PikeVM,
     matched: Memo<bool>,
 }
@@ -66,12 +65,12 @@ struct Expression {
 // === impl PermittedRoles ===
 
 impl PermittedRoles {
-    /// Compiles `text`, which must match as a whole: kiam's `^` and `$` around `a|b` also permitted `a-admin`. It is an
-    /// expression by itself, else `a)|(?:.*` would close a group around it and permit everything.
+    /// Compiles `text`, which must match as a whole: kiam's `^` and `$` around `a|b` also permitted `a-admin`. The text is
+    /// parsed alone, since `a)|(?:.*` would otherwise close a group around it and permit everything.
     ///
     /// # Errors
     ///
-    /// [`InvalidExpression`] when it has a mistake, is too long or grows too large.
+    /// [`InvalidExpression`] when it is malformed, too long or grows too large.
     pub fn parse(text: &str) -> Result<Self, InvalidExpression> {
         if text.len() > MAX_LENGTH {
             return Err(TooLong { length: text.len(), most: MAX_LENGTH }.into());
@@ -122,15 +121,15 @@ fn compile(text: &str) -> Result<PikeVM, String> {
     PikeVM::new_from_nfa(nfa).map_err(|error| error.to_string())
 }
 
-/// Whether case is ignored somewhere in `text`, and it has more sets of characters, and operations on sets, than `most`. What
-/// is no expression is refused sooner than any of that costs.
+/// Whether `text` ignores case somewhere, and has more sets of characters and operations on sets than `most`. Malformed
+/// text is rejected before any of that costs time.
 fn ignores_case_of_more_than(most: usize, text: &str) -> bool {
     let Ok(tree) = Parser::new().parse(text) else { return false };
     let (ignores_case, sets) = ast::visit(&tree, Folding::default()).unwrap_or_default();
     ignores_case && sets > most
 }
 
-/// Whether case is ignored, and how many sets there are.
+/// A visitor that finds whether case is ignored, and counts the sets.
 #[derive(Debug, Default)]
 struct Folding {
     ignores_case: bool,
@@ -198,14 +197,14 @@ fn ascii(tree: Hir) -> Hir {
             repetition.sub = Box::new(ascii(*repetition.sub));
             Hir::repetition(repetition)
         }
-        // Nobody asks what a group has caught.
+        // The captures of a group are not needed.
         HirKind::Capture(group) => ascii(*group.sub),
         HirKind::Concat(trees) => Hir::concat(all(trees)),
         HirKind::Alternation(trees) => Hir::alternation(all(trees)),
     }
 }
 
-/// The error's last line says what is wrong; those before it draw where.
+/// The error's last line, which says what is wrong. The lines before it show where.
 fn last_line(error: &str) -> String {
     let last = error.lines().last().unwrap_or_default();
     last.strip_prefix("error: ").unwrap_or(last).to_owned()

@@ -1,4 +1,4 @@
-//! What was made of a text, so that it is made once and not at every decision.
+//! Values computed from texts, so that they are computed once and not at every decision.
 
 use std::{
     collections::HashMap,
@@ -8,31 +8,31 @@ use std::{
 
 use crate::blocking::in_place;
 
-/// What an entry costs besides its text and its weight: its place in the table.
+/// Bytes of an entry besides its text and its weight.
 const OVERHEAD: usize = 128;
 
-/// Remembers what was made of each text, mistakes included, as far as there is room.
+/// A bounded cache of the value computed from each text, errors included.
 ///
-/// Nothing is refused for want of room: what was not asked for lately makes room, and is made again when it is.
+/// A full cache rejects nothing: entries that were not used lately make room, and are computed again when needed.
 #[derive(Debug)]
 pub(super) struct Memo<T> {
     made: Mutex<Generations<T>>,
-    /// Held by who makes something that takes long.
+    /// Locked while a slow value is computed.
     making: Mutex<()>,
-    /// How much memory it takes at most, in bytes: whoever annotates namespaces must not fill the agent's.
+    /// The most memory that it takes, in bytes: annotations must not fill the agent's memory.
     room: usize,
 }
 
-/// In two generations, so that what is asked for all the time outlives a crowd of what is not.
+/// Entries in two generations, so that those in constant use outlive a crowd of others.
 #[derive(Debug)]
 struct Generations<T> {
     young: HashMap<Box<str>, T>,
     old: HashMap<Box<str>, T>,
-    /// What the young ones cost.
+    /// The cost of the young entries.
     cost: usize,
 }
 
-/// Knows how many bytes it takes on the heap.
+/// A value that knows how many bytes it takes on the heap.
 pub(super) trait Weigh {
     fn weight(&self) -> usize;
 }
@@ -40,7 +40,7 @@ pub(super) trait Weigh {
 // === impl Memo ===
 
 impl<T: Clone + Weigh> Memo<T> {
-    /// An empty one, which takes so many bytes at most.
+    /// An empty cache that takes at most `room` bytes.
     pub(super) fn new(room: usize) -> Self {
         let (young, old) = (HashMap::new(), HashMap::new());
         Self {
@@ -50,7 +50,7 @@ impl<T: Clone + Weigh> Memo<T> {
         }
     }
 
-    /// What `make` makes of `text`, or made of it before. Nobody waits for another's `make`.
+    /// The value of `text`, computed by `make` unless it is cached. Threads do not wait for each other's `make`.
     pub(super) fn get(&self, text: &str, make: impl FnOnce() -> T) -> T {
         if let Some(known) = self.known(text) {
             return known;
@@ -60,8 +60,8 @@ impl<T: Clone + Weigh> Memo<T> {
         made
     }
 
-    /// The same of a `make` that takes long: one after the other, each text once, and no task of the runtime waits for it but
-    /// those that need what is made.
+    /// As [`Memo::get`], for a `make` that takes long: values are computed one after the other, each once, and only tasks
+    /// that need the value wait for it.
     pub(super) fn get_slowly(&self, text: &str, make: impl FnOnce() -> T) -> T {
         self.known(text).unwrap_or_else(|| {
             in_place(|| {
@@ -90,12 +90,12 @@ impl<T: Clone + Weigh> Memo<T> {
             made.old = mem::take(&mut made.young);
             made.cost = 0;
         }
-        // If somebody else has made it meanwhile, it is counted twice for a while.
+        // If another thread has added it meanwhile, it is counted twice for a while.
         made.cost += cost;
         made.young.insert(text.into(), what);
     }
 
-    /// What is kept, weighed.
+    /// The weight of all entries.
     #[cfg(test)]
     pub(super) fn total(&self, weight: impl Fn(&T) -> usize) -> usize {
         let made = self.made();

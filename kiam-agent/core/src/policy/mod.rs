@@ -1,7 +1,6 @@
 //! Decides whether a pod may have a role, and explains itself.
 //!
-//! The same decision is made before credentials are fetched and at every request, from the records as they
-//! are then.
+//! The same decision is made before credentials are fetched and at every request, from the records of that moment.
 
 mod allowed;
 mod expression;
@@ -41,36 +40,36 @@ const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
 const EXTERNAL_ID: &str = "iam.amazonaws.com/external-id";
 const SESSION_POLICIES: &str = "iam.amazonaws.com/session-policies";
 
-/// What the pods want is not looked at again before so many times as long as the last time took.
+/// The pause after computing the wanted roles, in multiples of the time that it took.
 const PAUSE_PER_WORK: u32 = 9;
 
-/// What a namespace with neither `iam.amazonaws.com/permitted` nor `iam.amazonaws.com/allowed-roles` allows.
+/// The roles that a namespace allows with neither `iam.amazonaws.com/permitted` nor `iam.amazonaws.com/allowed-roles`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NamespacePolicy {
     /// Every role, as kiam v1.
     Optional,
-    /// None, as kiam v4.
+    /// No role, as kiam v4.
     Required,
 }
 
-/// Whose pods may set `iam.amazonaws.com/session-name` and `iam.amazonaws.com/external-id`. A role's trust policy may
-/// go by either, so that whoever chooses them may get what the trust policy was to keep from them.
+/// The pods that may set `iam.amazonaws.com/session-name` and `iam.amazonaws.com/external-id`. A role's trust policy may
+/// check either, so that choosing them may defeat it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AnnotationOverrides {
-    /// Everybody's, as with kiam.
+    /// All pods, as with kiam.
     Everywhere,
-    /// Those of these namespaces.
+    /// Pods of these namespaces.
     In(BTreeSet<String>),
 }
 
-/// What the policy is told.
+/// The policy's configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Completes short role names.
     pub resolver: RoleResolver,
-    /// What a silent namespace allows.
+    /// The roles that a namespace without annotations allows.
     pub namespaces: NamespacePolicy,
-    /// Session names, also of pods that ask for one.
+    /// The sessions' names, also of pods that set one.
     pub session_name: NameTemplate,
     /// The sessions' source identities, if they have any.
     pub source_identity: Option<NameTemplate>,
@@ -78,15 +77,15 @@ pub struct Config {
     pub tags: TagTemplate,
     /// Policies that bound all sessions.
     pub policies: SessionPolicies,
-    /// Who may have another session name, or an external id.
+    /// The pods that may set a session name or an external id.
     pub overrides: AnnotationOverrides,
-    /// What STS is shown.
+    /// The proof of identity that STS gets.
     pub source: Source,
-    /// How long sessions are asked to last.
+    /// The requested duration of sessions.
     pub session_duration: Duration,
 }
 
-/// Decides by the pod's annotations and its namespace's.
+/// The policy, which decides by the annotations of the pod and its namespace.
 #[derive(Clone, Debug)]
 pub struct RolePolicy {
     config: Arc<Config>,
@@ -94,19 +93,19 @@ pub struct RolePolicy {
     reader: PodReader,
 }
 
-/// What was decided.
+/// A decision of the policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// The pod may have this.
+    /// The pod may have this identity.
     Allow(RoleIdentity),
-    /// It may have nothing, and why.
+    /// The pod may have no role, for this reason.
     Refuse(Refusal),
 }
 
 // === impl Config ===
 
 impl Config {
-    /// What the flags' defaults say: kiam v1's policy, and its name for all sessions.
+    /// The defaults of the flags: kiam v1's policy, and its name for all sessions.
     #[must_use]
     pub fn new(resolver: RoleResolver) -> Self {
         Self {
@@ -132,7 +131,7 @@ impl RolePolicy {
         Self { config: Arc::new(config), lists: Arc::default(), reader }
     }
 
-    /// Whether `pod` may have the role it asks for.
+    /// Decides whether `pod` may have the role that it requests.
     #[must_use]
     pub fn decide(&self, pod: &Pod) -> Decision {
         match self.identity(pod) {
@@ -141,8 +140,8 @@ impl RolePolicy {
         }
     }
 
-    /// The role that `pod` asks for, or, with web identity, else its ServiceAccount does; `None` where neither asks for
-    /// any. Whether it may have it is another question.
+    /// The role that `pod` requests, or with web identity else its ServiceAccount; `None` where neither names one. Whether
+    /// the pod may have the role is decided elsewhere.
     #[must_use]
     pub fn role(&self, pod: &Pod) -> Option<Result<RoleArn, Refusal>> {
         if let Some(annotation) = &pod.role {
@@ -165,19 +164,19 @@ impl RolePolicy {
         })
     }
 
-    /// What the annotations of `namespace` say about `role`, one by one.
+    /// The ruling of each annotation of `namespace` about `role`.
     #[must_use]
     pub fn rulings(&self, namespace: &Namespace, role: &RoleArn) -> Rulings {
         self.lists.rulings(namespace, role, &self.config.resolver)
     }
 
-    /// What is wrong with the annotations of `namespace`.
+    /// The mistakes in the annotations of `namespace`.
     #[must_use]
     pub fn mistakes(&self, namespace: &Namespace) -> Vec<Mistake> {
         self.lists.mistakes(namespace, &self.config.resolver)
     }
 
-    /// What the live pods that `serves` picks are allowed to have.
+    /// The roles that the live pods selected by `serves` request and are allowed.
     #[must_use]
     pub fn wanted(&self, serves: &impl Fn(&Pod) -> bool) -> WantedRoles {
         let pods = self.reader.all();
@@ -218,7 +217,7 @@ impl RolePolicy {
         Ok(RoleIdentity { external_id, tags, source_identity, policies, service_account, ..plain })
     }
 
-    /// Whose token vouches for the pod, with web identity.
+    /// The ServiceAccount whose token vouches for the pod, with web identity.
     fn voucher(&self, pod: &Pod) -> Result<Option<AccountName>, Refusal> {
         match self.config.source {
             Source::Node => Ok(None),
@@ -261,9 +260,9 @@ fn text<'a>(annotation: &'static str, value: &'a Annotation) -> Result<&'a str, 
     value.text().map_err(|error| Refusal::TooLong { annotation, error })
 }
 
-/// Publishes what the pods want whenever a record changes, until the drain begins.
+/// Publishes the wanted roles whenever a record changes, until the drain begins.
 ///
-/// Level-triggered: each time the whole set is made from the records, so that no change can be lost.
+/// Level-triggered: each time the whole set is computed from the records, so that no change can be lost.
 pub async fn publish_wanted(
     policy: RolePolicy,
     serves: impl Fn(&Pod) -> bool,
@@ -282,7 +281,7 @@ pub async fn publish_wanted(
             }
             changed
         });
-        // Whoever changes objects in a loop has no more of a processor than this.
+        // A tenant that changes objects in a loop gets no more of a processor than this.
         let pause = begun.elapsed() * PAUSE_PER_WORK;
         let changed = async {
             time::sleep(pause).await;

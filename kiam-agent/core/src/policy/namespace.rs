@@ -1,4 +1,4 @@
-//! What a namespace's annotations say about a role, and what is wrong with them.
+//! The rulings of a namespace's annotations about a role, and mistakes in them.
 
 use super::{
     InvalidAllowedRoles, InvalidExpression, NamespacePolicy, PermittedRoles, Refusal,
@@ -9,21 +9,21 @@ use crate::{
     role::{QuotedText, RoleArn, RoleResolver},
 };
 
-/// How much memory all lists take once they are read. Hundreds of usual ones fit, dozens of the longest.
+/// Bytes that all parsed lists take. Hundreds of usual ones fit, and dozens of the longest.
 const ROOM: usize = 8 * 1024 * 1024;
 
-/// What one annotation of a namespace says about a role.
+/// The ruling of one annotation about a role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ruling<E> {
     /// Allowed, by this expression or glob.
     Allows(QuotedText),
-    /// Not allowed; what the annotation says.
+    /// Not allowed by this expression or list.
     Forbids(QuotedText),
-    /// It can't be used, so that it allows nothing.
+    /// The annotation is invalid, so that it allows nothing.
     Invalid(E),
 }
 
-/// What a namespace's annotations say about a role; `None` for one that is not there.
+/// The rulings of a namespace's annotations about a role; `None` for a missing annotation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rulings {
     /// `iam.amazonaws.com/permitted`.
@@ -32,23 +32,23 @@ pub struct Rulings {
     pub allowed_roles: Option<Ruling<InvalidAllowedRoles>>,
 }
 
-/// What is wrong with a namespace's annotations, whatever its pods ask for.
+/// A mistake in a namespace's annotations, whatever roles its pods request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mistake {
-    /// No expression.
+    /// The expression is invalid.
     #[error("annotation iam.amazonaws.com/permitted: {0}; the namespace's pods get no role")]
     Permitted(InvalidExpression),
-    /// No list of globs.
+    /// The list of globs is invalid.
     #[error("annotation iam.amazonaws.com/allowed-roles: {0}; the namespace's pods get no role")]
     AllowedRoles(InvalidAllowedRoles),
-    /// No word that is known.
+    /// The value is not a known word.
     #[error(
-        "annotation iam.amazonaws.com/imdsv2: {0} is neither optional nor required, and taken for required"
+        "annotation iam.amazonaws.com/imdsv2: {0} is neither optional nor required, and is treated as required"
     )]
     Imdsv2(QuotedText),
 }
 
-/// Lists of globs, made once.
+/// The parsed lists of globs.
 #[derive(Debug)]
 pub(super) struct Lists(Memo<Result<AllowedRoles, InvalidAllowedRoles>>);
 
@@ -64,7 +64,7 @@ impl Lists {
         self.0.get(text, || AllowedRoles::parse(text, resolver))
     }
 
-    /// What `namespace` says about `role`.
+    /// The rulings of `namespace` about `role`.
     pub(super) fn rulings(
         &self,
         namespace: &Namespace,
@@ -86,7 +86,7 @@ impl Lists {
         Rulings { permitted, allowed_roles }
     }
 
-    /// What is wrong with `namespace`.
+    /// The mistakes in the annotations of `namespace`.
     pub(super) fn mistakes(&self, namespace: &Namespace, resolver: &RoleResolver) -> Vec<Mistake> {
         let permitted = namespace.permitted.as_ref().map(expression);
         let list = namespace.allowed_roles.as_ref().map(|text| self.parse(text, resolver));
@@ -120,8 +120,8 @@ fn shown(annotation: &Annotation) -> QuotedText {
 // === impl Rulings ===
 
 impl Rulings {
-    /// Whether they allow `role` together: each that is there must. Were one of two enough, a list that was left over from
-    /// kube2iam, or put beside the expression by somebody else, would open what the other was to keep shut.
+    /// Whether they allow `role` together: each annotation that is set must. If one of two were enough, a list left over
+    /// from kube2iam would allow roles that the expression forbids.
     pub(super) fn permit(
         self,
         namespace: &str,
@@ -157,7 +157,7 @@ impl Rulings {
 // === impl Mistake ===
 
 impl Mistake {
-    /// Its kind, as Events have it.
+    /// The reason of its Event.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {

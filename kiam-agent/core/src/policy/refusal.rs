@@ -1,4 +1,4 @@
-//! Why a pod gets no role, in words for whoever has to mend it.
+//! Why a pod gets no role, with messages for the person who has to fix it.
 
 use super::{InvalidAllowedRoles, InvalidExpression};
 use crate::{
@@ -12,15 +12,15 @@ use crate::{
 /// Why a pod gets no role.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// It asks for none.
+    /// Neither the pod nor its ServiceAccount names a role.
     #[error(
         "the pod has no annotation iam.amazonaws.com/role, nor, with --credential-source=web-identity, its ServiceAccount eks.amazonaws.com/role-arn"
     )]
     NoRole,
-    /// Its annotation names no role.
+    /// The pod's annotation is not a role.
     #[error("annotation iam.amazonaws.com/role: {0}")]
     InvalidRole(InvalidRole),
-    /// Its ServiceAccount's annotation is not the ARN of a role.
+    /// The ServiceAccount's annotation is not the ARN of a role.
     #[error("ServiceAccount {account}: annotation eks.amazonaws.com/role-arn: {error}")]
     InvalidAccountRole {
         /// The ServiceAccount.
@@ -28,7 +28,7 @@ pub enum Refusal {
         /// What is wrong.
         error: InvalidRole,
     },
-    /// Its annotation is longer than any value that can be used.
+    /// The pod's annotation is longer than any valid value.
     #[error("annotation {annotation}: {error}")]
     TooLong {
         /// The annotation.
@@ -36,7 +36,7 @@ pub enum Refusal {
         /// How long it is, and may be.
         error: TooLong,
     },
-    /// So is its ServiceAccount's.
+    /// The ServiceAccount's annotation is longer than any valid value.
     #[error("ServiceAccount {account}: annotation eks.amazonaws.com/role-arn: {error}")]
     AccountTooLong {
         /// The ServiceAccount.
@@ -44,22 +44,20 @@ pub enum Refusal {
         /// How long the annotation is, and may be.
         error: TooLong,
     },
-    /// The ServiceAccount is not known (yet), so what it asks for isn't either.
+    /// The ServiceAccount is not known (yet), nor is its role.
     #[error("ServiceAccount {0} is not known yet")]
     AccountUnknown(AccountName),
-    /// Nothing can vouch for a static pod.
-    #[error(
-        "it is a static pod, which has no ServiceAccount, and --credential-source=web-identity needs one"
-    )]
+    /// A static pod has no token.
+    #[error("a static pod has no ServiceAccount, which --credential-source=web-identity needs")]
     StaticPod,
-    /// STS takes no external id with a token.
+    /// STS accepts no external id with a token.
     #[error(
-        "annotation iam.amazonaws.com/external-id: STS takes none with --credential-source=web-identity; remove it, and let the role's trust policy name the ServiceAccount"
+        "annotation iam.amazonaws.com/external-id: STS accepts none with --credential-source=web-identity; remove it, and let the role's trust policy name the ServiceAccount"
     )]
     ExternalIdUnused,
-    /// It sets what pods of its namespace may not.
+    /// The pod sets an annotation that pods of its namespace may not set.
     #[error(
-        "annotation {annotation}: pods of namespace {namespace} may not set it, as --annotation-overrides does not name the namespace"
+        "annotation {annotation}: pods of namespace {namespace} may not set it, because --annotation-overrides does not list the namespace"
     )]
     OverrideForbidden {
         /// The annotation.
@@ -67,29 +65,29 @@ pub enum Refusal {
         /// The pod's namespace.
         namespace: QuotedText,
     },
-    /// STS takes no such external id.
+    /// STS does not accept the external id.
     #[error("annotation iam.amazonaws.com/external-id: {0}")]
     InvalidExternalId(InvalidExternalId),
-    /// STS takes no such tags.
+    /// STS does not accept the tags.
     #[error("--session-tags: {0}")]
     InvalidTags(InvalidTags),
-    /// It names no policies.
+    /// The pod's annotation is not a list of policies.
     #[error("annotation iam.amazonaws.com/session-policies: {0}")]
     InvalidPolicies(InvalidPolicies),
-    /// A session may do what any of its policies allows, so that one more would loosen what the agent sets.
+    /// A session may do what any of its policies allows, so that another policy would loosen the agent's.
     #[error(
-        "annotation iam.amazonaws.com/session-policies: pods may not set it, as --session-policy bounds all sessions, and one more policy would add to what those allow"
+        "annotation iam.amazonaws.com/session-policies: pods may not set it, because --session-policy limits all sessions, and another policy would allow more"
     )]
     PoliciesBound,
-    /// The namespace is not known (yet), so what it permits isn't either.
+    /// The namespace is not known (yet), nor are the roles that it permits.
     #[error("namespace {0} is not known yet")]
     NamespaceUnknown(QuotedText),
-    /// The namespace says nothing, and must.
+    /// The namespace has no annotation, and needs one.
     #[error(
-        "namespace {0} has neither annotation iam.amazonaws.com/permitted nor iam.amazonaws.com/allowed-roles, and --namespace-policy=required asks for one"
+        "namespace {0} has neither annotation iam.amazonaws.com/permitted nor iam.amazonaws.com/allowed-roles, and --namespace-policy=required needs one"
     )]
     NamespaceSilent(QuotedText),
-    /// The namespace's expression can't be used.
+    /// The namespace's expression is invalid.
     #[error("namespace {namespace}: annotation iam.amazonaws.com/permitted: {error}")]
     NamespaceInvalid {
         /// Its name.
@@ -107,7 +105,7 @@ pub enum Refusal {
         /// What the pod asked for.
         role: RoleArn,
     },
-    /// The namespace's list can't be used.
+    /// The namespace's list is invalid.
     #[error("namespace {namespace}: annotation iam.amazonaws.com/allowed-roles: {error}")]
     NamespaceListInvalid {
         /// Its name.
@@ -115,7 +113,7 @@ pub enum Refusal {
         /// What is wrong.
         error: InvalidAllowedRoles,
     },
-    /// The namespace's list has other roles.
+    /// The namespace's list allows other roles.
     #[error("namespace {namespace} allows the roles {allowed}, none of which matches {role}")]
     NamespaceDisallows {
         /// Its name.
@@ -130,7 +128,7 @@ pub enum Refusal {
 // === impl Refusal ===
 
 impl Refusal {
-    /// Whether it is for want of a record, which may be on its way.
+    /// Whether a record is missing that may still arrive.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         matches!(self, Self::NamespaceUnknown(_) | Self::AccountUnknown(_))

@@ -2,19 +2,19 @@
 
 use std::{fmt, sync::Arc};
 
-/// Names a Kubernetes ServiceAccount. `Display` is how `kubectl` writes it: `<namespace>/<name>`.
+/// The name of a Kubernetes ServiceAccount. `Display` is how `kubectl` writes it: `<namespace>/<name>`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AccountName {
-    /// Its namespace's name.
+    /// The namespace's name.
     pub namespace: Arc<str>,
-    /// Its own.
+    /// The account's own name.
     pub name: Arc<str>,
 }
 
-/// What STS is shown for a role.
+/// The proof of identity that STS gets for a role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A signature of the node's: `AssumeRole`.
+    /// A signature with the node's credentials: `AssumeRole`.
     Node,
     /// A token of the pod's own ServiceAccount: `AssumeRoleWithWebIdentity`.
     WebIdentity,

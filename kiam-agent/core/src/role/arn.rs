@@ -4,12 +4,12 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use super::QuotedText;
 
-/// Longest `RoleArn` of AssumeRole, in characters; what is well-formed is never too short.
+/// Longest `RoleArn` of AssumeRole, in characters. A well-formed one is never too short.
 /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>
 pub(super) const MAX_ARN: usize = 2048;
 
-/// Accounts have 12 digits, partitions at most 10 characters. Neither is AWS's promise, so that there is room for more,
-/// but not for so much that it takes long to match against globs.
+/// Accounts have 12 digits, partitions at most 10 characters. AWS promises neither, so that there is room for more, but
+/// not so much that matching against globs takes long.
 const MAX_ACCOUNT: usize = 20;
 const MAX_PARTITION: usize = 32;
 
@@ -24,17 +24,17 @@ const MAX_PATH: usize = 512;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RoleArn(Arc<str>);
 
-/// Text that names no role.
+/// Text that is not a role.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("role {text} is invalid: {problem}")]
 pub struct InvalidRole {
-    /// What was written.
+    /// The text, as written.
     pub text: QuotedText,
     /// What is wrong with it.
     pub problem: RoleProblem,
 }
 
-/// What is wrong with the text of a role; its message says what is right.
+/// What is wrong with the text of a role. The message says what is right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RoleProblem {
     /// Nothing is written.
@@ -93,7 +93,7 @@ impl RoleArn {
         self.field(4)
     }
 
-    /// What follows `role/`: `team/reader`, or only the name when there is no path.
+    /// The part after `role/`: `team/reader`, or only the name when there is no path.
     #[must_use]
     pub fn path_and_name(&self) -> &str {
         self.field(5).strip_prefix("role/").unwrap_or_default()
@@ -132,7 +132,7 @@ impl fmt::Display for RoleArn {
     }
 }
 
-/// What follows `arn:<partition>:iam::<account>:role/`, unchecked.
+/// The part after `arn:<partition>:iam::<account>:role/`, unchecked.
 pub(super) fn after_role(text: &str) -> Result<&str, RoleProblem> {
     let mut parts = text.splitn(6, ':');
     let mut field = || parts.next().ok_or(RoleProblem::Form);
@@ -177,7 +177,7 @@ fn check(text: &str) -> Result<(), RoleProblem> {
     Ok(())
 }
 
-/// What lies between `role/` and the slash before the name.
+/// Checks the path: the part between `role/` and the slash before the name.
 fn check_path(path: &str) -> Result<(), RoleProblem> {
     // Both slashes around the path count.
     let long = path.len() + 2 > MAX_PATH;
@@ -185,7 +185,7 @@ fn check_path(path: &str) -> Result<(), RoleProblem> {
     if long || empty_segment || !is_printable(path) { Err(RoleProblem::Path) } else { Ok(()) }
 }
 
-/// Checks what a role's ARN begins with: something that makes a role's name must fit behind it.
+/// Checks the beginning of a role's ARN, after which there must be room for a name.
 pub(super) fn check_base(text: &str) -> Result<(), RoleProblem> {
     let rest = after_role(text)?;
     let (path, beginning) = match rest.rsplit_once('/') {
@@ -203,7 +203,7 @@ pub(super) fn begins(text: &str) -> bool {
     text.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("arn:"))
 }
 
-/// `aws`, and whatever AWS may add: `aws-cn`, `aws-us-gov`, `aws-iso`, `aws-iso-b`, `aws-eusc`, …
+/// Whether `text` is `aws` or another partition that AWS may add: `aws-cn`, `aws-us-gov`, `aws-iso`, `aws-iso-b`, `aws-eusc`, …
 pub(super) fn is_partition(text: &str) -> bool {
     let is_word = |word: &str| {
         !word.is_empty()
@@ -213,12 +213,12 @@ pub(super) fn is_partition(text: &str) -> bool {
     text.len() <= MAX_PARTITION && words.next() == Some("aws") && words.all(is_word)
 }
 
-/// Printable ASCII without the space.
+/// Whether `text` is printable ASCII without spaces.
 pub(super) fn is_printable(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// `[\w+=,.@-]`, with `\w` as AWS means it: ASCII.
+/// Whether `byte` is one of `[\w+=,.@-]`, where AWS's `\w` is ASCII.
 pub(super) fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"_+=,.@-".contains(&byte)
 }

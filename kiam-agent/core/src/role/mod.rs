@@ -1,7 +1,7 @@
 //! Names a role the way AWS and kiam do.
 //!
-//! Text that people write in annotations and flags is parsed here, once, into types that can't be wrong;
-//! nothing behind this module checks a role, a session name or an external id again.
+//! The text of annotations and flags is parsed here, once, into types that can't be wrong. No other module checks a
+//! role, a session name or an external id again.
 
 mod account;
 mod arn;
@@ -36,19 +36,20 @@ pub struct RoleIdentity {
     pub session_name: SessionName,
     /// The external id that the role's trust policy may ask for.
     pub external_id: Option<ExternalId>,
-    /// How long the session is asked to last.
+    /// The requested duration of the session.
     pub duration: Duration,
     /// Tags of the session, all of them transitive.
     pub tags: SessionTags,
-    /// What CloudTrail shows of this session and of all that are chained to it; it takes what a session name takes.
+    /// The source identity, which CloudTrail shows for this session and all sessions chained to it.
     pub source_identity: Option<SessionName>,
-    /// Managed policies; the session may do what both they and the role allow. With none, what the role allows.
+    /// Managed policies that limit the session to what both they and the role allow. None is no limit.
     pub policies: SessionPolicies,
-    /// Whose token vouches for the session, with web identity: pods of different accounts never share one.
+    /// The ServiceAccount whose token vouches for the session, with web identity. Pods of different accounts never share
+    /// a session.
     pub service_account: Option<AccountName>,
 }
 
-/// Characters of a wrong value that its error shows.
+/// The number of characters of a wrong value that its error shows.
 const MAX_SHOWN: usize = 128;
 
 // === impl RoleIdentity ===
@@ -76,16 +77,16 @@ impl fmt::Display for RoleIdentity {
     }
 }
 
-/// Shows text that anybody may have written: quoted, in printable ASCII, and no longer than a line.
+/// Untrusted text for messages: quoted, in printable ASCII, and no longer than a line.
 ///
-/// Errors and refusals use it, because they end in logs and in a header of the pod's answer.
+/// Errors use it because they end in logs and in a header of the pod's answer.
 #[derive(Clone, PartialEq, Eq)]
 pub struct QuotedText(String);
 
 // === impl QuotedText ===
 
 impl QuotedText {
-    /// Keeps what of `text` is shown.
+    /// Keeps the part of `text` that is shown.
     #[must_use]
     pub fn new(text: &str) -> Self {
         let mut shown: String = text.chars().take(MAX_SHOWN).collect();
@@ -95,7 +96,7 @@ impl QuotedText {
         Self(shown.escape_default().to_string())
     }
 
-    /// What is shown, without the quotes.
+    /// The shown part, without the quotes.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

@@ -14,7 +14,7 @@ const MAX_ARN: usize = 2048;
 /// Most policies of a session: <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>
 const MOST: usize = 10;
 
-/// As many ARNs of that length, with commas: a longer list is refused unread, as it is read at every decision.
+/// The longest list: that many ARNs of that length, with commas. A longer one is rejected without parsing.
 const MAX_LIST: usize = MOST * (MAX_ARN + 1);
 
 /// The ARN of a managed policy, AWS's or an account's own: `arn:aws:iam::aws:policy/ReadOnlyAccess`.
@@ -28,18 +28,16 @@ pub struct SessionPolicies(Arc<BTreeSet<PolicyArn>>);
 /// Text that names no session policies.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPolicies {
-    /// One is no ARN of a managed policy.
+    /// An item is not the ARN of a managed policy.
     #[error(
         "policy {0} is invalid: it reads arn:<partition>:iam::<account>:policy/<name>, with aws as the account of AWS's own"
     )]
     Arn(QuotedText),
-    /// They are too many.
+    /// The list has too many policies.
     #[error("{0} policies are too many: a session takes at most {MOST}")]
     Count(usize),
-    /// The list is longer than so many can be.
-    #[error(
-        "the list is longer than {MAX_LIST} bytes, which hold the {MOST} policies that a session takes at most"
-    )]
+    /// The list is longer than any valid one.
+    #[error("the list is longer than {MAX_LIST} bytes, the longest that {MOST} policies can have")]
     Length,
 }
 
@@ -91,7 +89,7 @@ fn is_policy(text: &str) -> bool {
 // === impl SessionPolicies ===
 
 impl SessionPolicies {
-    /// These; one that is there twice counts once.
+    /// A set of these policies. Duplicates count once.
     ///
     /// # Errors
     ///
@@ -119,7 +117,7 @@ impl SessionPolicies {
 impl FromStr for SessionPolicies {
     type Err = InvalidPolicies;
 
-    /// A list with commas; spaces around each are nobody's intention, so that they are left out.
+    /// Parses a list with commas. Spaces around the items are ignored.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.len() > MAX_LIST {
             return Err(InvalidPolicies::Length);

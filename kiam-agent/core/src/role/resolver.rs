@@ -1,12 +1,12 @@
-//! From what an annotation says to the ARN of a role, as kiam resolves it.
+//! Resolves the role of an annotation to an ARN, as kiam does.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
 use super::{InvalidRole, QuotedText, RoleArn, RoleProblem, arn};
 
-/// What is put before a short name: `arn:aws:iam::123456789012:role/`, and maybe more.
+/// The prefix of short names: `arn:aws:iam::123456789012:role/`, and maybe more.
 ///
-/// It is put there as it is, as kiam does, so that `…:role/team/` means a path and `…:role/prod-` a
+/// The prefix is used as it is, as in kiam, so that `…:role/team/` means a path and `…:role/prod-` a
 /// common beginning of names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseArn(Arc<str>);
@@ -52,14 +52,14 @@ impl fmt::Display for BaseArn {
 // === impl RoleResolver ===
 
 impl RoleResolver {
-    /// A resolver that puts `base` before short names; without it only full ARNs are roles.
+    /// A resolver that puts `base` before short names. Without a base only full ARNs are roles.
     #[must_use]
     pub fn new(base: Option<BaseArn>) -> Self {
         Self { base }
     }
 
-    /// The role that `text` names: a full ARN as it is, of any account; else the base followed by `text`
-    /// without a leading slash.
+    /// The role that `text` names: a full ARN of any account as it is, else the base followed by `text` without a leading
+    /// slash.
     ///
     /// # Errors
     ///
@@ -71,11 +71,11 @@ impl RoleResolver {
         format!("{base}{rest}").parse().map_err(|error: InvalidRole| invalid(error.problem))
     }
 
-    /// What goes before `text`, and what of `text`, its end, goes behind it. Nothing goes before what begins as an ARN.
+    /// The base that completes `text`, and the part of `text` that follows it. Text that begins as an ARN has no base.
     ///
     /// # Errors
     ///
-    /// What is wrong with `text`, as far as that shows here.
+    /// The [`RoleProblem`] of `text`, as far as it shows without the rest.
     pub fn complete<'a>(
         &'a self,
         text: &'a str,
@@ -86,7 +86,7 @@ impl RoleResolver {
         if text.len() > arn::MAX_ARN {
             return Err(RoleProblem::Length);
         }
-        // Text that begins as an ARN is never a short name: `role/arn:…` is nobody's intention.
+        // Text that begins as an ARN is never a short name: nobody means `role/arn:…`.
         let name = text.strip_prefix('/').unwrap_or(text);
         if arn::begins(name) {
             return Ok((None, text));

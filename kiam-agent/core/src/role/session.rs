@@ -1,4 +1,4 @@
-//! What else is sent to STS with a role: session name and external id.
+//! The session name and the external id that are sent to STS with a role.
 //!
 //! Limits: <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>
 
@@ -7,26 +7,26 @@ use std::{fmt, str::FromStr, sync::Arc};
 use super::{QuotedText, arn::is_name_byte};
 
 pub(super) const SESSION_NAME_LENGTH: std::ops::RangeInclusive<usize> = 2..=64;
-/// In front of a pod's `iam.amazonaws.com/session-name`, as in kiam.
+/// The prefix of a pod's `iam.amazonaws.com/session-name`, as in kiam.
 pub(super) const SESSION_PREFIX: &str = "kiam-";
 const EXTERNAL_ID_LENGTH: std::ops::RangeInclusive<usize> = 2..=1224;
 
-/// `RoleSessionName` as STS takes it: 2 to 64 of `[\w+=,.@-]`.
+/// A `RoleSessionName` as STS accepts it: 2 to 64 of `[\w+=,.@-]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionName(Arc<str>);
 
-/// `ExternalId` as STS takes it: 2 to 1,224 of `[\w+=,.@:/-]`.
+/// An `ExternalId` as STS accepts it: 2 to 1,224 of `[\w+=,.@:/-]`.
 ///
-/// It is not shown by `Debug` and has no `Display`: whoever knows it can assume the role from elsewhere.
+/// `Debug` does not show it, and it has no `Display`: whoever knows it can assume the role from elsewhere.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ExternalId(Arc<str>);
 
-/// Text that is no session name.
+/// Text that is not a session name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("session name {0} is invalid: it takes 2 to 64 of A-Z a-z 0-9 _ + = , . @ -")]
 pub struct InvalidSessionName(QuotedText);
 
-/// Text that is no external id; the text itself is not kept.
+/// Text that is not an external id. The text itself is not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the external id is invalid: it takes 2 to 1224 of A-Z a-z 0-9 _ + = , . @ : / -")]
 pub struct InvalidExternalId;
@@ -34,7 +34,7 @@ pub struct InvalidExternalId;
 // === impl SessionName ===
 
 impl SessionName {
-    /// Makes a session name of any text, as kiam does: what STS refuses becomes `-`, and it is cut to 64.
+    /// Makes a session name of any text, as kiam does: invalid characters become `-`, and the text is cut to 64.
     #[must_use]
     pub fn sanitised(text: &str) -> Self {
         let allowed = |c: char| u8::try_from(c).is_ok_and(is_name_byte);

@@ -15,14 +15,14 @@ use super::{Location, QuotedText, Subject};
 const MOST: usize = 50;
 const KEY_LENGTH: std::ops::RangeInclusive<usize> = 1..=128;
 const MAX_VALUE: usize = 256;
-/// As STS has it, but of `\p{Z}` only the space: no other separator is anybody's intention.
+/// STS's expression, except that of `\p{Z}` only the space is allowed.
 const TAG_CHARACTERS: &str = r"\A[\p{L}\p{N} _.:/=+\-@]*\z";
 
-/// Tags of a session as STS takes them, by key.
+/// The tags of a session, by key, as STS accepts them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionTags(Arc<BTreeMap<String, String>>);
 
-/// `--session-tags`: which tags sessions have, some of them each pod's own.
+/// The template of sessions' tags (`--session-tags`), some of which differ from pod to pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TagTemplate(Vec<(String, Value)>);
 
@@ -35,37 +35,37 @@ enum Value {
     PodUid,
 }
 
-/// Text that STS takes as no tags.
+/// Text that STS does not accept as tags.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidTags {
-    /// The key's length or characters.
+    /// The key's length or characters are invalid.
     #[error(
         "tag key {0} is invalid: it takes 1 to 128 letters, digits, spaces and _ . : / = + - @"
     )]
     Key(QuotedText),
-    /// AWS keeps these for itself.
-    #[error("tag key {0} is invalid: AWS keeps aws: for itself")]
+    /// AWS reserves keys with this prefix.
+    #[error("tag key {0} is invalid: AWS reserves the prefix aws:")]
     Reserved(QuotedText),
-    /// The value's length or characters.
+    /// The value's length or characters are invalid.
     #[error(
         "tag {key} has an invalid value: it takes at most 256 letters, digits, spaces and _ . : / = + - @"
     )]
     Value {
-        /// Whose value.
+        /// The value's key.
         key: QuotedText,
     },
     /// Two keys are the same to STS.
-    #[error("tag {0} is there twice: STS takes upper and lower case for the same")]
+    #[error("tag {0} is there twice: STS ignores the case of keys")]
     Twice(QuotedText),
-    /// No value is given, and the name is none that has one.
+    /// The name has no value, and is not one of those that have one by default.
     #[error(
         "there is no tag {0}: they are eks-cluster-name, kubernetes-namespace, kubernetes-service-account, kubernetes-pod-name, kubernetes-pod-uid, and <key>=<value>"
     )]
     Unknown(QuotedText),
-    /// `eks-cluster-name`, of which nothing is known.
+    /// `eks-cluster-name` without `--cluster-name`.
     #[error("eks-cluster-name needs --cluster-name")]
     NoCluster,
-    /// They are too many.
+    /// There are too many tags.
     #[error("{0} tags are too many: a session takes at most {MOST}")]
     Count(usize),
 }
@@ -73,7 +73,7 @@ pub enum InvalidTags {
 // === impl SessionTags ===
 
 impl SessionTags {
-    /// These keys with these values.
+    /// A set of these keys and values.
     ///
     /// # Errors
     ///
@@ -108,7 +108,7 @@ impl SessionTags {
 // === impl TagTemplate ===
 
 impl TagTemplate {
-    /// Reads names of tags as EKS Pod Identity has them, and `<key>=<value>`.
+    /// Parses EKS Pod Identity's names of tags, and `<key>=<value>`.
     /// <https://docs.aws.amazon.com/eks/latest/userguide/pod-id-abac.html>
     ///
     /// # Errors
@@ -132,7 +132,7 @@ impl TagTemplate {
     ///
     /// # Errors
     ///
-    /// [`InvalidTags::Value`] where it has a name that is none of Kubernetes's.
+    /// [`InvalidTags::Value`] for a subject with names that Kubernetes does not allow.
     pub fn tags(&self, subject: &Subject<'_>) -> Result<SessionTags, InvalidTags> {
         SessionTags::new(self.0.iter().map(|(key, value)| {
             let value = match value {

@@ -1,7 +1,7 @@
-//! Names of sessions that say whose they are: `{namespace}.{pod}`.
+//! Templates of session names, such as `{namespace}.{pod}`.
 //!
-//! Trust policies and CloudTrail go by them, so the one rule is that what differs in a placeholder never
-//! has the same name, and that no annotation makes a name that a template makes.
+//! Trust policies and CloudTrail use the names. So the one rule is that subjects that differ in a placeholder never have
+//! the same name, and that no annotation makes a name that a template makes.
 
 use std::{fmt, str::FromStr};
 
@@ -14,27 +14,27 @@ use super::{
     session::{SESSION_NAME_LENGTH, SESSION_PREFIX},
 };
 
-/// Sets what is not rendered plainly apart from what is: no template with placeholders has it, and no
-/// Kubernetes name.
+/// Marks names that are shortened or chosen by annotation. No template with placeholders has it, nor has any name in
+/// Kubernetes.
 const MARK: char = '=';
 
-/// Bytes of the hash that are kept: 72 bits, so that nobody finds a second pod with the same ones.
+/// Bytes of the hash that are kept: 72 bits, so that nobody finds a second pod with the same hash.
 const HASH_BYTES: usize = 9;
-/// As many characters of base64.
+/// The same in characters of base64.
 const HASH_LENGTH: usize = HASH_BYTES.div_ceil(3) * 4;
-/// What is left of 64 beside the mark and the hash.
+/// Characters left of 64 beside the mark and the hash.
 const READABLE_LENGTH: usize = *SESSION_NAME_LENGTH.end() - 1 - HASH_LENGTH;
 
-/// `--cluster-name`: 1 to 100 of `A-Z a-z 0-9 . _ -`, which holds EKS's names and DNS names.
+/// A cluster's name (`--cluster-name`): 1 to 100 of `A-Z a-z 0-9 . _ -`, which holds EKS's names and DNS names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterName(String);
 
-/// Text that is no name of a cluster.
+/// Text that is not a cluster's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a cluster's name is 1 to 100 of A-Z a-z 0-9 . _ -")]
 pub struct InvalidClusterName;
 
-/// Where the agent runs, as far as it is told.
+/// The node and the cluster that the agent runs in, as configured.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Location {
     /// `--node-name`.
@@ -43,7 +43,7 @@ pub struct Location {
     pub cluster: Option<ClusterName>,
 }
 
-/// Whose session it is.
+/// The pod that a session is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subject<'a> {
     /// The pod's namespace.
@@ -56,41 +56,41 @@ pub struct Subject<'a> {
     pub service_account: &'a str,
 }
 
-/// What a session name is made from, parsed and found good.
+/// A parsed template of session names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NameTemplate {
     pieces: Vec<Piece>,
-    /// Whether the values can be told from the name.
+    /// Whether the name determines the values.
     unambiguous: bool,
 }
 
-/// Text that is no template of a session name.
+/// Text that is not a template of session names.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidTemplate {
-    /// Without placeholders it is a name.
+    /// Text without placeholders must be a session name.
     #[error(transparent)]
     Name(#[from] InvalidSessionName),
-    /// A brace without its other.
-    #[error("a brace has no other: placeholders are written {{pod}}")]
+    /// A brace is unmatched.
+    #[error("a brace is unmatched: placeholders are written {{pod}}")]
     Brace,
     /// There is no such placeholder.
     #[error(
         "there is no placeholder {0}: they are {{namespace}}, {{pod}}, {{service_account}}, {{node}} and {{cluster}}"
     )]
     Unknown(QuotedText),
-    /// `{node}`, of which nothing is known.
+    /// `{node}` without `--node-name`.
     #[error("{{node}} needs --node-name")]
     NoNode,
-    /// `{cluster}`, of which nothing is known.
+    /// `{cluster}` without `--cluster-name`.
     #[error("{{cluster}} needs --cluster-name")]
     NoCluster,
-    /// What stands beside the placeholders.
+    /// A character beside the placeholders is invalid.
     #[error(
-        "beside placeholders it takes A-Z a-z 0-9 _ + , . @ - and no =, which marks names that are shortened or chosen by annotation"
+        "beside placeholders a template has A-Z a-z 0-9 _ + , . @ - and no =, which marks names that are shortened or chosen by annotation"
     )]
     Character,
-    /// So much stands beside the placeholders that nothing of them is left.
-    #[error("beside placeholders it takes at most {READABLE_LENGTH} characters")]
+    /// The text beside the placeholders leaves no room for them.
+    #[error("beside placeholders a template has at most {READABLE_LENGTH} characters")]
     Length,
 }
 
@@ -133,7 +133,7 @@ impl fmt::Display for ClusterName {
 // === impl NameTemplate ===
 
 impl NameTemplate {
-    /// Reads `text`; `location` is what `{node}` and `{cluster}` stand for.
+    /// Parses `text`; `location` has the values of `{node}` and `{cluster}`.
     ///
     /// # Errors
     ///
@@ -171,8 +171,8 @@ impl NameTemplate {
         self.pieces.iter().any(of_pod)
     }
 
-    /// The session name of `subject`: as the template has it where that says it all, else as much of it as
-    /// has room, with a hash of the exact values.
+    /// The session name of `subject`: the filled-in template where that is unambiguous, else as much of it as there is
+    /// room for, with a hash of the exact values.
     #[must_use]
     pub fn name(&self, subject: &Subject<'_>) -> SessionName {
         let mut text = String::new();
@@ -198,11 +198,11 @@ impl NameTemplate {
         SessionName::sanitised(&format!("{readable}{MARK}{hash}"))
     }
 
-    /// The session name of a pod whose annotation asks for `text`.
+    /// The session name of a pod whose annotation is `text`.
     ///
-    /// Without placeholders it is kiam's: `kiam-` and the text, unless that is the very name that everybody has. Else it
-    /// begins as all names do, and has the text between two marks, so that it is no name that [`NameTemplate::name`]
-    /// makes for anybody, and neither begins nor ends as one.
+    /// Without placeholders it is kiam's: `kiam-` and the text, unless that is the name that all other pods have.
+    /// Otherwise it has the template's beginning and the text between two marks, so that it is no name that
+    /// [`NameTemplate::name`] makes for any pod, and neither begins nor ends as one.
     #[must_use]
     pub fn chosen(&self, text: &str) -> SessionName {
         let prefix = match self.pieces.as_slice() {
@@ -223,7 +223,7 @@ impl NameTemplate {
 }
 
 impl From<SessionName> for NameTemplate {
-    /// The template that makes this name for everybody.
+    /// The template that makes this name for all pods.
     fn from(name: SessionName) -> Self {
         Self { pieces: vec![Piece::Literal(name.to_string())], unambiguous: true }
     }
@@ -246,8 +246,8 @@ fn without_mark(c: char) -> char {
     if c == MARK { '-' } else { c }
 }
 
-/// Whether no two sets of values render alike: taking from both ends what is certain (literals, and values
-/// that end where a literal begins with what they can't hold), at most one value is left.
+/// Whether no two sets of values render alike. Literals, and values that are delimited by a literal with a character
+/// that they can't have, are removed from both ends. Then at most one value must be left.
 fn is_unambiguous(mut pieces: &[Piece]) -> bool {
     use Piece::{Literal, Value};
     let apart = |field: &Field, byte: Option<u8>| byte.is_some_and(|byte| !field.may_hold(byte));
@@ -290,8 +290,8 @@ impl Field {
         }
     }
 
-    /// Whether a value may have this character: a namespace is a DNS label; pods, service accounts and nodes
-    /// are DNS subdomains.
+    /// Whether a value may have this character: a namespace is a DNS label; pods, service accounts and nodes are DNS
+    /// subdomains.
     /// <https://kubernetes.io/docs/concepts/overview/working-with-objects/names/>
     fn may_hold(&self, byte: u8) -> bool {
         let label = byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';

@@ -1,4 +1,4 @@
-//! What is wanted, and by whom.
+//! The identities that pods request, and the pods that request each.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,24 +8,24 @@ use std::{
 
 use super::RoleIdentity;
 
-/// A pod that wants an identity, as far as it counts for sharing calls to STS among pods.
+/// A pod that requests an identity, as far as it counts for sharing calls to STS among pods.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Claimant {
-    /// Its namespace's name.
+    /// The pod's namespace.
     pub namespace: Arc<str>,
-    /// Its UID: a pod of the same name that comes later is another one.
+    /// The pod's UID: a later pod of the same name is another one.
     pub pod: Arc<str>,
 }
 
-/// The identities that the node's pods are allowed and want, with the pods that want each; level-triggered.
+/// The wanted set: the identities that the node's pods request and are allowed, with the pods that request each.
 pub type WantedRoles = Arc<BTreeMap<RoleIdentity, BTreeSet<Claimant>>>;
 
-/// How many sessions a set takes.
+/// The number of sessions that a wanted set needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sessions {
-    /// Pods that want a role.
+    /// Pods that request a role.
     pub pods: usize,
-    /// Different roles: as many sessions would do, were they not the pods' own.
+    /// Different roles. As many sessions would be enough without sessions per pod.
     pub roles: usize,
     /// Different identities.
     pub sessions: usize,

@@ -1,4 +1,4 @@
-//! What a test's own thread logs.
+//! The log lines of a test's own thread.
 
 use std::{
     io,
@@ -7,7 +7,7 @@ use std::{
 
 use tracing::subscriber::{DefaultGuard, set_default};
 
-/// The lines so far, without colours; logged to while it lives.
+/// The captured lines, without colours. Capturing ends when it is dropped.
 pub struct CapturedLogs {
     text: Arc<Mutex<Vec<u8>>>,
     _guard: DefaultGuard,
@@ -16,7 +16,7 @@ pub struct CapturedLogs {
 struct Writer(Arc<Mutex<Vec<u8>>>);
 
 impl CapturedLogs {
-    /// Captures from now on what this thread logs at `level` or above.
+    /// Starts to capture the lines of this thread at `level` or above.
     pub fn start(level: tracing::Level) -> Self {
         let text: Arc<Mutex<Vec<u8>>> = Arc::default();
         let writer = text.clone();
@@ -28,11 +28,11 @@ impl CapturedLogs {
         Self { text, _guard: set_default(subscriber) }
     }
 
-    /// The lines that have `part`.
+    /// The lines that contain `part`.
     ///
     /// # Panics
     ///
-    /// Something that logged panicked, or logged what is no text.
+    /// If a logging thread panicked, or logged bytes that are not text.
     pub fn lines_with(&self, part: &str) -> Vec<String> {
         let text =
             String::from_utf8(self.text.lock().expect("no logger panics").clone()).expect("text");

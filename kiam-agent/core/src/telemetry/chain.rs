@@ -2,8 +2,8 @@
 
 use std::{error::Error, fmt, iter};
 
-/// Shows an error and each cause that the text so far does not show already, by `Display` alone: a `Debug` may hold
-/// secrets.
+/// Displays an error and each cause that the text does not show already. It uses `Display` alone, since a `Debug` may
+/// show secrets.
 #[derive(Clone, Copy, Debug)]
 pub struct Chain<'a>(pub &'a (dyn Error + 'static));
 

@@ -1,4 +1,4 @@
-//! Keeps a flood of events from becoming a flood of log lines.
+//! Limits the log lines of frequent events.
 
 use std::{
     collections::HashMap,
@@ -9,17 +9,17 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Kinds that are remembered at once; events of further kinds are left out until some are forgotten.
+/// Kinds that are remembered at once. Events of further kinds are dropped until some are forgotten.
 const KINDS: usize = 4096;
 
-/// Lets one event of each kind through in a period, and counts those that it leaves out.
+/// A limit of one event of each kind per period, which counts the events that it drops.
 #[derive(Debug)]
 pub struct LogLimit<K> {
     period: Duration,
     kinds: Mutex<HashMap<K, KindState>>,
 }
 
-/// What became of a kind's events since one was let through.
+/// The state of a kind: its last logged event, and the events dropped since.
 #[derive(Debug)]
 struct KindState {
     at: Instant,
@@ -29,13 +29,13 @@ struct KindState {
 // === impl LogLimit ===
 
 impl<K: Eq + Hash> LogLimit<K> {
-    /// One event of a kind in `period`.
+    /// A limit of one event of each kind per `period`.
     #[must_use]
     pub fn new(period: Duration) -> Self {
         Self { period, kinds: Mutex::default() }
     }
 
-    /// Whether an event of this kind is to be logged now, and how many were left out since the last one.
+    /// The number of events dropped since the last one, if an event of this kind is to be logged now.
     pub fn admit(&self, kind: K) -> Option<u64> {
         let now = Instant::now();
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);

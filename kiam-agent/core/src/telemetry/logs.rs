@@ -10,10 +10,10 @@ use tracing_subscriber::{
     EnvFilter, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
 };
 
-/// How much is logged, by kiam's names.
+/// The log level, by kiam's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// Also what the libraries say.
+    /// Also the libraries' messages.
     Trace,
     /// The story of each request.
     Debug,
@@ -25,7 +25,7 @@ pub enum Level {
     Error,
 }
 
-/// How a log line is written.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// For people.
@@ -34,7 +34,7 @@ pub enum Format {
     Json,
 }
 
-/// What the logs are to be; built from the flags.
+/// The configuration of logging.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Logs {
     /// `--level`.
@@ -43,11 +43,11 @@ pub struct Logs {
     pub format: Format,
 }
 
-/// Changes the level while the agent runs.
+/// A handle that changes the level while the agent runs.
 #[derive(Clone, Debug)]
 pub struct LogLevel(reload::Handle<EnvFilter, tracing_subscriber::Registry>);
 
-/// A text that names no level.
+/// Text that is not a level.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no log level: use trace, debug, info, warn or error")]
 pub struct InvalidLevel(String);
@@ -55,11 +55,11 @@ pub struct InvalidLevel(String);
 // === impl Logs ===
 
 impl Logs {
-    /// Starts logging to standard error; the process can do so once.
+    /// Starts logging to standard error. A process can do so once.
     ///
     /// # Errors
     ///
-    /// When the process logs already.
+    /// If the process logs already.
     pub fn init(self) -> Result<LogLevel, tracing_subscriber::util::TryInitError> {
         let (filter, handle) = reload::Layer::new(self.level.filter());
         let lines = tracing_subscriber::fmt::layer()
@@ -80,7 +80,7 @@ impl Logs {
 // === impl LogLevel ===
 
 impl LogLevel {
-    /// From now on, `level`.
+    /// Sets the level.
     pub fn set(&self, level: Level) {
         self.0.reload(level.filter()).expect("the subscriber lives as long as the process");
     }
@@ -95,11 +95,11 @@ impl LogLevel {
 // === impl Level ===
 
 impl Level {
-    /// The libraries speak up only where they warn, or at `trace`. kube's client tells every failed request
-    /// as an error; `cluster` tells each outage once.
+    /// The filter of this level. Libraries log only warnings, or more at `trace`. kube's client logs every failed request
+    /// as an error; `cluster` logs each outage once.
     fn filter(self) -> EnvFilter {
         let libraries = if self == Self::Trace { "debug" } else { "warn,kube_client=off" };
-        // A prefix: of all crates of the agent.
+        // A prefix that matches all crates of the agent.
         let directives = format!("{libraries},kiam={self}");
         EnvFilter::try_new(directives).expect("directives made of known levels parse")
     }

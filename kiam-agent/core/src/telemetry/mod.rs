@@ -1,6 +1,6 @@
 //! Logs, the metrics registry, StatsD.
 //!
-//! Each part registers its own Prometheus metrics beside its code; here is only what they share.
+//! Each part registers its own Prometheus metrics beside its code.
 
 #[cfg(any(test, feature = "testing"))]
 pub mod captured;

@@ -1,7 +1,7 @@
 //! StatsD, under kiam v1's names, for dashboards that exist already.
 //!
-//! Lines are collected and sent as UDP datagrams when one is full and at every interval. Nothing waits
-//! for the receiver, and a receiver that is away costs nothing but the lines.
+//! Lines are collected, and sent as UDP datagrams when one is full and at every interval. Nothing waits for the
+//! receiver. If it is unavailable, only the lines are lost.
 
 use std::{
     io,
@@ -15,14 +15,14 @@ use tokio::time::MissedTickBehavior;
 
 use crate::lifecycle::Drain;
 
-/// In front of every name, as in kiam.
+/// The prefix of every name, as in kiam.
 const PREFIX: &str = "kiam";
 
-/// Sends counters, timings and gauges to a StatsD server, or does nothing where there is none.
+/// A client that sends counters, timings and gauges to a StatsD server, or does nothing where there is none.
 #[derive(Clone, Debug)]
 pub struct Statsd(Option<Arc<StatsdClient>>);
 
-/// Sends what has been collected, at every interval; run it as a task.
+/// The task that sends the collected lines at every interval.
 #[derive(Debug)]
 pub struct StatsdFlush {
     client: Arc<StatsdClient>,
@@ -32,17 +32,17 @@ pub struct StatsdFlush {
 // === impl Statsd ===
 
 impl Statsd {
-    /// One that does nothing.
+    /// A client that does nothing.
     #[must_use]
     pub fn off() -> Self {
         Self(None)
     }
 
-    /// One that sends to `server`, at the latest after each `interval` by the task that is returned too.
+    /// A client of `server`, and the task that flushes it at each `interval`.
     ///
     /// # Errors
     ///
-    /// The system's, when it gives no UDP socket.
+    /// The system's, for the UDP socket.
     pub fn to(server: SocketAddr, interval: Duration) -> io::Result<(Self, StatsdFlush)> {
         let any: SocketAddr = match server {
             SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
@@ -55,21 +55,21 @@ impl Statsd {
         Ok((Self(Some(client.clone())), StatsdFlush { client, interval }))
     }
 
-    /// Counts one.
+    /// Increments a counter.
     pub fn incr(&self, name: &str) {
         if let Some(client) = &self.0 {
             lost(client.incr(name));
         }
     }
 
-    /// How long something took, in whole milliseconds as StatsD has it.
+    /// Sends a duration, in whole milliseconds as StatsD has it.
     pub fn timing(&self, name: &str, took: Duration) {
         if let Some(client) = &self.0 {
             lost(client.time(name, took));
         }
     }
 
-    /// The value of something now.
+    /// Sends a gauge's value.
     pub fn gauge(&self, name: &str, value: u64) {
         if let Some(client) = &self.0 {
             lost(client.gauge(name, value));
@@ -94,8 +94,7 @@ impl StatsdFlush {
     }
 }
 
-/// StatsD is sent and forgotten: a line that can't be sent is told at `debug` only, for a receiver that
-/// is away would fill the log.
+/// Logs a line that can't be sent, at `debug` only: otherwise an unavailable receiver would fill the log.
 fn lost<T>(sent: Result<T, cadence::MetricError>) {
     if let Err(error) = sent {
         tracing::debug!(%error, "StatsD metric not sent");

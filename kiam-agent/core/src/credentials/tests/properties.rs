@@ -77,14 +77,14 @@ struct World {
     wrong: Vec<String>,
 }
 
-struct Told {
+struct ScriptedSource {
     clock: Clock,
     world: Arc<Mutex<World>>,
 }
 
 struct Scenario {
     rng: Rng,
-    told: Arc<Told>,
+    told: Arc<ScriptedSource>,
     reader: CredentialReader,
     wanted: watch::Sender<WantedRoles>,
     rate: Rate,
@@ -158,9 +158,9 @@ impl World {
     }
 }
 
-// === impl Told ===
+// === impl ScriptedSource ===
 
-impl Told {
+impl ScriptedSource {
     async fn call(&self, identity: &RoleIdentity) -> Result<Credentials, SourceError> {
         let (issued, begun) = (self.clock.now(), Instant::now());
         let (mood, latency, life) = self.world.lock().unwrap().begin(identity, issued);
@@ -203,7 +203,7 @@ impl Told {
     }
 }
 
-impl CredentialSource for Told {
+impl CredentialSource for ScriptedSource {
     fn issue<'a>(
         &'a self,
         identity: &'a RoleIdentity,
@@ -244,7 +244,7 @@ impl Scenario {
             calls: Vec::new(),
             wrong: Vec::new(),
         }));
-        let told = Arc::new(Told { clock: clock.clone(), world: world.clone() });
+        let told = Arc::new(ScriptedSource { clock: clock.clone(), world: world.clone() });
         let rate = Rate { burst: rng.u32(1..20), period: Duration::from_millis(rng.u64(50..1000)) };
         let (prefetcher, reader) = Prefetcher::new(
             Config { sts_rate: rate, max_staleness: Some(STALENESS) },
