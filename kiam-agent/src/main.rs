@@ -61,8 +61,8 @@ fn uninstall(
     force: bool,
 ) -> Result<ExitCode, intercept::Error> {
     // Held to the end, so that no agent starts meanwhile.
-    let unused = pins::unused(bpffs)?;
-    if unused.is_none()
+    let lock = pins::lock_for_uninstall(bpffs)?;
+    if lock.is_none()
         && let Some(refusal) = refusal(bpffs, state_dir, force)
     {
         eprintln!("kiam-agent: {refusal}");
@@ -77,10 +77,10 @@ fn uninstall(
         .unwrap_or_default();
     removed.extend(intercept::uninstall(bpffs)?);
     // The lock on the folder shows others an agent that hangs; others' pins keep it too, and so does a mount.
-    if unused.is_some() && fs::remove_dir(bpffs).is_ok() {
+    if lock.is_some() && fs::remove_dir(bpffs).is_ok() {
         removed.push(bpffs.display().to_string());
     }
-    let left = app::remove_state(state_dir, unused.is_some());
+    let left = app::remove_state(state_dir, lock.is_some());
     let left =
         left.map_err(|(path, source)| intercept::Error::File { what: "remove", path, source });
     removed.extend(left?.iter().map(|path| path.display().to_string()));
@@ -91,7 +91,7 @@ fn uninstall(
         true => println!("nothing is installed below {}", bpffs.display()),
         false => println!("pods reach the node's metadata service directly now"),
     }
-    if unused.is_none() {
+    if lock.is_none() {
         println!(
             "an agent that hangs, or starts, is still there, and puts everything back if it goes on: end it"
         );

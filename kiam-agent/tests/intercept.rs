@@ -13,7 +13,7 @@ use kiam_core::{blocking::Blocking, pods::PodUid};
 use kiam_kernel::{
     guard::GuardConfig,
     identity::CgroupPaths,
-    intercept::{Config, Interception, Lease, Mode, Parts, uninstall},
+    intercept::{Config, Interception, InterceptionParts, Lease, Mode, uninstall},
     sys::cookie_of,
 };
 use lab::{
@@ -44,7 +44,7 @@ fn target() -> Target {
 }
 
 /// Loads and attaches in the node's namespace, as the agent does.
-fn attach(node: &Node, bpffs: &Path) -> Parts {
+fn attach(node: &Node, bpffs: &Path) -> InterceptionParts {
     attach_as(node, config(node, bpffs))
 }
 
@@ -52,7 +52,7 @@ fn config(node: &Node, bpffs: &Path) -> Config {
     Config::new(Some(node.kubepods().to_owned()), bpffs.to_owned())
 }
 
-fn attach_as(node: &Node, config: Config) -> Parts {
+fn attach_as(node: &Node, config: Config) -> InterceptionParts {
     let load = || {
         Interception::load(&blocking(), &config, target())
             .and_then(|loaded| loaded.attach(&blocking(), &[]))

@@ -14,8 +14,8 @@ use std::{
 use kiam_common::redirect::Target;
 use kiam_core::blocking::Blocking;
 use kiam_kernel::{
-    intercept::{self, Error, Interception, Parts, Restored, detach, uninstall},
-    pins::Turn,
+    intercept::{self, Error, Interception, InterceptionParts, RestoreOutcome, detach, uninstall},
+    pins::AttachLock,
 };
 use lab::{
     Agent, Lab, LabPod, NODE_V4, Node, PodSpec, eventually,
@@ -74,7 +74,7 @@ fn take_away(folder: &Path) {
 }
 
 /// Loads and attaches in the node's namespace, as the agent does.
-fn attach(node: &Node) -> Result<Parts, Error> {
+fn attach(node: &Node) -> Result<InterceptionParts, Error> {
     let cgroup = Some(node.kubepods().to_owned());
     let config = intercept::Config::new(cgroup, node.bpffs().join("kiam"));
     let target = Target { v4: NODE_V4.octets(), v4_port: 3100, ..Target::default() };
@@ -264,7 +264,7 @@ fn what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through(
     assert_eq!(pod.credentials().unwrap().error.as_deref(), Some("EPERM"));
     // What is detached works no longer, and until it is back the guard is all there is.
     let mut agent = start(&lab, &[]);
-    let turn = Turn::take(&lab.pins()).unwrap().unwrap();
+    let turn = AttachLock::take(&lab.pins()).unwrap().unwrap();
     let links = pins(&folder).iter().filter(|name| name.starts_with("link_kiam_")).count();
     detach(&lab.pins()).unwrap();
     eventually("still ready", || {
@@ -290,7 +290,7 @@ fn an_agent_that_hangs_in_its_turn_keeps_nothing_detached() {
     let mut agent = start(&lab, &["--guard=none"]);
     let pod = pod(&lab, "orders");
     assert_served(&lab, &pod, "orders");
-    let _turn = Turn::take(&lab.pins()).unwrap().unwrap();
+    let _turn = AttachLock::take(&lab.pins()).unwrap().unwrap();
     let detached = Instant::now();
     detach(&lab.pins()).unwrap();
     agent.wait_said("while another agent attaches its own", LIMIT).unwrap();
@@ -329,16 +329,16 @@ fn programs_of_another_agent_over_an_emptied_folder_are_told_from_ours() {
     let node = Node::start().unwrap();
     let folder = node.bpffs().join("kiam");
     let mut first = attach(&node).unwrap().programs;
-    assert!(first.losses().unwrap().is_empty());
+    assert!(first.drift().unwrap().is_empty());
     take_away(&folder);
     let mut other = attach(&node).unwrap().programs;
-    let losses = first.losses().unwrap();
+    let losses = first.drift().unwrap();
     assert!(losses.replaced.contains(&"kiam_connect4"), "{losses:?}");
-    assert_eq!(first.restore().unwrap(), Restored::Replaced);
-    assert!(other.losses().unwrap().is_empty());
+    assert_eq!(first.restore().unwrap(), RestoreOutcome::Replaced);
+    assert!(other.drift().unwrap().is_empty());
     drop(other);
     node.netns().enter(|| first.reassert(&blocking())).unwrap().unwrap();
-    assert!(first.losses().unwrap().is_empty());
+    assert!(first.drift().unwrap().is_empty());
 }
 
 #[test]

@@ -23,7 +23,7 @@ use kiam_common::{
 use kiam_core::{blocking::Blocking, pods::PodUid};
 use kiam_kernel::{
     identity::CgroupPaths,
-    intercept::{Config, HostNetworkPods, Interception, Parts, Path},
+    intercept::{Config, HostNetworkPods, Interception, InterceptionParts, ListenerPath},
     sys::cookie_of,
 };
 use lab::{LabPod, NODE_V4, Node, PodSpec, skip};
@@ -38,7 +38,7 @@ const CONNECT: &str = "import errno,socket\n\
 
 /// A node with the programs of `--identity=kernel`, and a listener that accepts whatever comes.
 struct Stage {
-    parts: Parts,
+    parts: InterceptionParts,
     node: Node,
 }
 
@@ -52,7 +52,7 @@ impl Stage {
         let config = Config {
             attested: true,
             host_network,
-            path: Path::Auto,
+            path: ListenerPath::Auto,
             ..Config::new(pods, node.bpffs().join("kiam"))
         };
         let target = Target { v4: NODE_V4.octets(), v4_port: PORT, ..Target::default() };

@@ -14,7 +14,7 @@ use kiam_common::redirect::Target;
 use kiam_core::{blocking::Blocking, lifecycle::Readiness};
 use kiam_kernel::{
     guard::{self, Guard, GuardConfig},
-    intercept::{self, Config, HostNetworkPods, Interception, Mode, Path as Way},
+    intercept::{self, Config, HostNetworkPods, Interception, ListenerPath, Mode},
     sys::{Cgroup as PodsCgroup, cookie_of},
 };
 use lab::{Cgroup, Netns, cgroup_mount_point};
@@ -65,8 +65,8 @@ fn sets(default: &Config) -> Vec<(&'static str, Config, Target)> {
             both,
         ),
         ("--mode=observe", with(&|config| config.mode = Mode::Observe), both),
-        ("--path=node", with(&|config| config.path = Way::Node), both),
-        ("--path=pod-local", with(&|config| config.path = Way::PodLocal), both),
+        ("--path=node", with(&|config| config.path = ListenerPath::Node), both),
+        ("--path=pod-local", with(&|config| config.path = ListenerPath::PodLocal), both),
         ("--identity=source-ip", with(&|config| config.attested = false), both),
         ("kernel log", with(&|config| (config.log, config.guard) = (true, all)), both),
     ]
@@ -98,7 +98,7 @@ fn start(config: &Config, target: Target, listener: &TcpListener) -> Result<bool
 /// What this kernel must make of a set.
 fn expected(config: &Config, told: bool) -> Result<bool, &'static str> {
     match config.path {
-        Way::PodLocal if !told => Err("--path=pod-local needs kernel 5.14"),
+        ListenerPath::PodLocal if !told => Err("--path=pod-local needs kernel 5.14"),
         _ => Ok(config.guard.uplink),
     }
 }
@@ -129,7 +129,7 @@ fn load_all() -> Vec<String> {
     let told = cookie_of(&listener).is_ok();
     let default = Config {
         attested: true,
-        path: Way::Auto,
+        path: ListenerPath::Auto,
         ..Config::new(Some(pods.path().to_owned()), PathBuf::new())
     };
     let mut failures = Vec::new();

@@ -23,7 +23,9 @@ use kiam_core::{
     pods::{Pod, PodIndex, PodReader, PodUid},
 };
 use kiam_kernel::{
-    sandboxes::{Config, Event, Metrics, Opened, Reason, SandboxReader, Sandboxes, State},
+    sandboxes::{
+        Config, Event, Metrics, NoListenerReason, OpenSandbox, SandboxReader, Sandboxes, State,
+    },
     sys,
 };
 use lab::{Cgroup, LabPod, Netns, Node, PodSpec, Refusal};
@@ -90,7 +92,7 @@ impl Followed {
         event.unwrap_or_else(|_| panic!("no event; {:?}", states.counts())).unwrap()
     }
 
-    fn opened(&mut self, pod: &PodUid) -> Opened {
+    fn opened(&mut self, pod: &PodUid) -> OpenSandbox {
         match self.event() {
             Event::Opened(listener) if listener.pod == *pod => listener,
             other => panic!("{other:?} instead of listeners of {pod}"),
@@ -108,7 +110,7 @@ impl Followed {
         eventually(&Some(state.clone()), || self.states.state(pod));
     }
 
-    fn without(&self, pod: &PodUid, reason: Reason) {
+    fn without(&self, pod: &PodUid, reason: NoListenerReason) {
         self.becomes(pod, &State::Without(reason));
     }
 
@@ -224,7 +226,7 @@ fn eventually<T: PartialEq + Debug>(expected: &T, mut look: impl FnMut() -> T) {
 }
 
 /// The listeners take connections from inside the namespace, from each family that they are for.
-fn answers(listener: &Opened, netns: &Netns) {
+fn answers(listener: &OpenSandbox, netns: &Netns) {
     for socket in &listener.sockets {
         let address = socket.local_addr().unwrap();
         assert_eq!(address.port(), listener.port);
@@ -235,7 +237,7 @@ fn answers(listener: &Opened, netns: &Netns) {
     }
 }
 
-fn families(listener: &Opened) -> Vec<IpAddr> {
+fn families(listener: &OpenSandbox) -> Vec<IpAddr> {
     listener.sockets.iter().map(|socket| socket.local_addr().unwrap().ip()).collect()
 }
 
@@ -262,7 +264,7 @@ fn sandboxes_get_listeners_when_their_first_process_comes_and_lose_them_when_the
     let mut cookies = Vec::new();
     for round in 0..20 {
         let (pod, uid) = stage.pod(&format!("p{round}"));
-        stage.followed.without(&uid, Reason::NoProcess);
+        stage.followed.without(&uid, NoListenerReason::NoProcess);
         let begun = Instant::now();
         let _process = Process::of(&pod);
         let listener = stage.followed.opened(&uid);
@@ -320,7 +322,7 @@ fn pods_are_found_and_shown_to_be_unwatched_while_the_kernel_refuses_watches() {
             assert!(stage.followed.unwatched() > 0 && refusal.count() > 0, "{name}");
             // A pod that is known gets its processes later.
             let (late, uid) = stage.pod("late");
-            stage.followed.without(&uid, Reason::NoProcess);
+            stage.followed.without(&uid, NoListenerReason::NoProcess);
             let _late = Process::of(&late);
             answers(&stage.followed.opened(&uid), late.netns());
             drop((process, early));
@@ -386,7 +388,7 @@ fn the_runtimes_first_stage_on_the_nodes_network_is_waited_for_and_its_monitor_i
     let _monitor = Process::idle(command);
     drop(process);
     assert_eq!(stage.followed.closed(&uid), listener.netns);
-    stage.followed.without(&uid, Reason::NodesNamespace);
+    stage.followed.without(&uid, NoListenerReason::NodesNamespace);
     stage.followed.end();
 }
 
@@ -398,9 +400,9 @@ fn host_network_pods_get_none() {
     let pod = stage.node.pod(spec).unwrap();
     let uid = PodUid::new(pod.uid());
     let _process = Process::of(&pod);
-    stage.followed.without(&uid, Reason::NodesNamespace);
+    stage.followed.without(&uid, NoListenerReason::NodesNamespace);
     stage.record(&pod, &pod.ips());
-    stage.followed.without(&uid, Reason::HostNetwork);
+    stage.followed.without(&uid, NoListenerReason::HostNetwork);
     // Nor by what it makes itself.
     let mut nested = pod.command("unshare").unwrap();
     nested.args(["-n", "sleep", "600"]);
@@ -426,7 +428,7 @@ fn processes_that_end_all_the_time_change_nothing_and_the_last_one_closes() {
     stage.nothing_else_came();
     drop(busy);
     assert_eq!(stage.followed.closed(&uid), listener.netns);
-    stage.followed.without(&uid, Reason::NoProcess);
+    stage.followed.without(&uid, NoListenerReason::NoProcess);
     // The same namespace again: the pod's next process.
     let _process = Process::of(&pod);
     assert_eq!(stage.followed.opened(&uid).netns, listener.netns);
@@ -472,7 +474,7 @@ fn a_namespace_is_its_first_pods_until_that_ends() {
     let mut command = first.netns().command("sleep");
     second.cgroup().adopt(command.arg("600")).unwrap();
     let _second = Process::idle(command);
-    stage.followed.without(&second_uid, Reason::AnotherPods(first_uid.clone()));
+    stage.followed.without(&second_uid, NoListenerReason::AnotherPods(first_uid.clone()));
     stage.nothing_else_came();
     let netns = first.netns().clone();
     drop(first);
@@ -483,7 +485,7 @@ fn a_namespace_is_its_first_pods_until_that_ends() {
     // It has not the second's addresses, as turns out.
     stage.record(&second, &second.ips());
     assert_eq!(stage.followed.closed(&second_uid), listener.netns);
-    stage.followed.without(&second_uid, Reason::NoAddress);
+    stage.followed.without(&second_uid, NoListenerReason::NoAddress);
     stage.followed.end();
 }
 
@@ -501,7 +503,7 @@ fn the_pods_addresses_decide_once_they_are_known() {
     let wrong: IpAddr = "10.99.0.1".parse().unwrap();
     stage.record(&pod, &[wrong]);
     assert_eq!(stage.followed.closed(&uid), listener.netns);
-    stage.followed.without(&uid, Reason::NoAddress);
+    stage.followed.without(&uid, NoListenerReason::NoAddress);
     let mapped = pod.v4().to_ipv6_mapped();
     stage.record(&pod, &[wrong, mapped.into()]);
     assert_eq!(stage.followed.opened(&uid).netns, listener.netns);
@@ -574,7 +576,7 @@ fn lo_that_is_down_is_waited_for() {
     let (pod, uid) = stage.pod("orders");
     pod.netns().ip("link set lo down").unwrap();
     let _process = Process::of(&pod);
-    stage.followed.without(&uid, Reason::LoopbackDown);
+    stage.followed.without(&uid, NoListenerReason::LoopbackDown);
     pod.netns().ip("link set lo up").unwrap();
     stir(&pod);
     answers(&stage.followed.opened(&uid), pod.netns());
@@ -628,7 +630,7 @@ fn ports_are_those_that_the_pod_leaves() {
             None => {
                 let opened = stage.followed.opened(&uid);
                 assert!(opened.sockets.is_empty());
-                let known = State::Known { netns: opened.netns, reason: Reason::NoPort };
+                let known = State::Known { netns: opened.netns, reason: NoListenerReason::NoPort };
                 stage.followed.becomes(&uid, &known);
             }
         }
@@ -654,7 +656,7 @@ fn a_sandbox_that_is_made_anew_is_followed_into_its_new_namespace() {
     assert_eq!(stage.followed.closed(&uid), first.netns);
     let _process = Process::idle(command);
     // Until the API has its new address it is none of the pod's.
-    stage.followed.without(&uid, Reason::NoAddress);
+    stage.followed.without(&uid, NoListenerReason::NoAddress);
     stage.record(&pod, &["10.77.9.9".parse().unwrap()]);
     let second = stage.followed.opened(&uid);
     assert_ne!(second.netns, first.netns);
@@ -668,7 +670,7 @@ fn the_next_agent_goes_on_with_the_same_listeners() {
     let Some(mut stage) = Stage::start("the_next_agent_goes_on") else { return };
     let pods: Vec<_> = (0..3).map(|n| stage.pod(&format!("p{n}"))).collect();
     let _processes: Vec<_> = pods.iter().map(|(pod, _)| Process::of(pod)).collect();
-    let mut listeners: Vec<Opened> = (0..3)
+    let mut listeners: Vec<OpenSandbox> = (0..3)
         .map(|_| match stage.followed.event() {
             Event::Opened(listener) => listener,
             closed => panic!("{closed:?}"),
@@ -835,7 +837,7 @@ fn pods_that_come_and_go_all_the_time_leave_nothing() {
     for first in (0..count).step_by(25) {
         let pods = thread::scope(|scope| {
             let making = scope.spawn(|| Small::many(&stage.node, first..first + 25));
-            let mut open: Vec<Opened> = Vec::new();
+            let mut open: Vec<OpenSandbox> = Vec::new();
             while open.len() < 25 {
                 match stage.followed.event() {
                     Event::Opened(listener) => open.push(listener),

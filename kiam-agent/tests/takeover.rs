@@ -17,7 +17,7 @@ use kiam_common::redirect::Target;
 use kiam_core::blocking::Blocking;
 use kiam_kernel::{
     intercept::{self, Interception},
-    pins::Turn,
+    pins::AttachLock,
 };
 use lab::{
     Agent, Cgroup, Lab, LabPod, Meanwhile, NODE_V4, PodSpec, eventually,
@@ -408,7 +408,7 @@ fn of_agents_that_start_at_once_one_serves_and_hands_over_to_the_other() {
     // Ports of their own, so that not those decide.
     let flags = [&["--port=3100"][..], &["--port=3200", "--admin=127.0.0.1:3201"]];
     // A third one starts; both wait for it, and nothing is attached.
-    let turn = Turn::take(&lab.pins()).unwrap().unwrap();
+    let turn = AttachLock::take(&lab.pins()).unwrap().unwrap();
     let mut agents = flags.map(|flags| begin(&lab, flags));
     for agent in &mut agents {
         agent.wait_said("Another agent starts; waiting until it serves", LIMIT).unwrap();

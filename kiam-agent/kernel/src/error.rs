@@ -6,7 +6,7 @@ use kiam_core::telemetry::Chain;
 
 use crate::{
     guard::{BootGuardError, GuardError},
-    sys::{Refusal, features},
+    sys::{ProgramRejection, features},
 };
 
 /// Why traffic can't be intercepted. None of it mends itself, where it is not said: the agent gives up with the message.
@@ -111,7 +111,7 @@ pub enum Error {
     Load(#[from] aya::EbpfError),
     /// The kernel refused to load a program.
     #[error(transparent)]
-    Refused(#[from] Box<Refusal>),
+    Refused(#[from] Box<ProgramRejection>),
     /// The kernel does not make a map.
     #[error("kernel {release} makes no map {name}: {source}; {remedy}")]
     RefusedMap {

@@ -15,27 +15,27 @@ const PRIORITY: i32 = 1;
 /// # Errors
 ///
 /// When the system refuses; the thread takes its turn then, as before.
-pub fn hurry() -> io::Result<()> {
+pub fn enter() -> io::Result<()> {
     schedule(libc::SCHED_FIFO, PRIORITY)
 }
 
 /// Does `work` when this thread's turn comes, although it is a hurried one.
-pub fn unhurried<T>(work: impl FnOnce() -> T) -> T {
-    let _waits = is_hurried().then(Waits::begin);
+pub fn ordinary<T>(work: impl FnOnce() -> T) -> T {
+    let _waits = is_realtime().then(OrdinaryScheduling::begin);
     work()
 }
 
 /// Whether this thread is before the ordinary ones.
 #[must_use]
-pub fn is_hurried() -> bool {
+pub fn is_realtime() -> bool {
     // SAFETY: it takes no memory of ours; 0 is the calling thread.
     unsafe { libc::sched_getscheduler(0) == libc::SCHED_FIFO }
 }
 
 /// While this is there, this thread takes its turn.
-struct Waits;
+struct OrdinaryScheduling;
 
-impl Waits {
+impl OrdinaryScheduling {
     fn begin() -> Self {
         // Always allowed.
         let _ = schedule(libc::SCHED_OTHER, 0);
@@ -43,10 +43,10 @@ impl Waits {
     }
 }
 
-impl Drop for Waits {
+impl Drop for OrdinaryScheduling {
     fn drop(&mut self) {
         // Allowed before; if it is no longer, this thread takes its turn from now on.
-        let _ = hurry();
+        let _ = enter();
     }
 }
 

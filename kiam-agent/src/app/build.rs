@@ -47,8 +47,8 @@ use kiam_core::{
     telemetry::Statsd,
 };
 use kiam_kernel::{
-    intercept::{self, Parts},
-    pins::InUse,
+    intercept::{self, InterceptionParts},
+    pins::AgentLock,
     sandboxes,
     selftest::Witness,
     sys,
@@ -74,7 +74,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let serving = common.readiness.latch("serving pods");
     common.statsd(config.statsd)?;
     let tokens = imds::TokenAuthority::open(&config.state_dir)?;
-    let in_use = prepare(&config).await?;
+    let agent_lock = prepare(&config).await?;
     let upstream = imds::Upstream::new(config.upstream.clone());
     let knowledge = common.knowledge(&config, &upstream).await?;
     let operations = Arc::new(operations::operations(&config, &common, &knowledge));
@@ -104,7 +104,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     common.guard(&config, kernel.as_mut(), witness).await?;
     common.observe(kernel.as_mut(), &knowledge);
     let reassert = Arc::new(Notify::new());
-    common.keep(kernel, in_use, (attached, reassert.clone()))?;
+    common.keep(kernel, agent_lock, (attached, reassert.clone()))?;
     let departure = Departure::new(config.grace_period);
     let gives = gives(&knowledge, held, spare, departure.clone());
     let successor = Successor::await_next(&config, gives, reassert.clone())?;
@@ -298,14 +298,14 @@ impl Common {
     fn keep(
         &mut self,
         kernel: Option<Kernel>,
-        in_use: Option<InUse>,
+        agent_lock: Option<AgentLock>,
         (attached, reassert): (Latch, Arc<Notify>),
     ) -> Result<(), Error> {
         let Some((parts, cgroups)) = kernel else {
             attached.set();
             return Ok(());
         };
-        let Parts { lease, flows, log, programs, cgroup, verdicts, .. } = parts;
+        let InterceptionParts { lease, flows, log, programs, cgroup, verdicts, .. } = parts;
         info!(cgroup = %cgroup.path().display(), "Kernel programs attached");
         let until = (self.drain.clone(), &mut self.tasks);
         lease::start(lease, attached, &mut self.registry, until)?;
@@ -313,7 +313,7 @@ impl Common {
         self.tasks.spawn(shortage.run(self.drain.clone()));
         self.registry.register_collector(Box::new(verdicts));
         let seen = (&mut self.registry, &self.readiness);
-        let keeper = Keeper::new((programs, flows, log), cgroups, in_use, reassert, seen);
+        let keeper = Keeper::new((programs, flows, log), cgroups, agent_lock, reassert, seen);
         self.tasks.spawn(keeper.run(self.drain.clone()));
         Ok(())
     }

@@ -7,13 +7,13 @@ use tracing::{Instrument as _, info_span};
 use kiam_core::lifecycle::{Drain, Readiness};
 use kiam_kernel::{
     guard::{self, BootGuard, Guard, GuardConfig, GuardError},
-    intercept::{Config, HostNetworkPods, Mode, Parts},
+    intercept::{Config, HostNetworkPods, InterceptionParts, Mode},
 };
 
 /// Sets the guard up, and has it kept by a task until the drain.
 pub(super) async fn start(
     config: &Config,
-    parts: &mut Parts,
+    parts: &mut InterceptionParts,
     (registry, readiness): (&mut Registry, &Readiness),
     drain: Drain,
     tasks: &mut JoinSet<()>,

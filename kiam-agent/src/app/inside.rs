@@ -29,9 +29,9 @@ use kiam_core::{
     pods::Pod,
 };
 use kiam_kernel::{
-    identity::{CgroupPaths, InsideResolver},
-    intercept::{self, Flows, Parts, SandboxTable},
-    sandboxes::{self, Event, Opened, SandboxReader, Sandboxes, State},
+    identity::{CgroupPaths, PodListenerResolver},
+    intercept::{self, Flows, InterceptionParts, SandboxTable},
+    sandboxes::{self, Event, OpenSandbox, SandboxReader, Sandboxes, State},
 };
 
 /// How often all sandboxes are looked at, beside what is noticed at once.
@@ -78,7 +78,7 @@ pub(super) struct Paths {
 /// What decides about the ways.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
-    path: intercept::Path,
+    path: intercept::ListenerPath,
     /// Pods connect only from network namespaces that are known to be theirs.
     only_known: bool,
 }
@@ -147,15 +147,17 @@ impl Paths {
             true => Err(format!("denied: {why}")),
             false => Ok(format!("node: {why}")),
         };
-        let pod_local = asked.path == intercept::Path::PodLocal;
+        let pod_local = asked.path == intercept::ListenerPath::PodLocal;
         let otherwise = |why: &str| node_or(why, pod_local || asked.only_known);
         match self.sandboxes.of(pod) {
             None => otherwise("no cgroup of the pod was seen"),
-            Some(State::Known { reason: sandboxes::Reason::NodePath, .. }) => Ok("node".to_owned()),
+            Some(State::Known { reason: sandboxes::NoListenerReason::NodePath, .. }) => {
+                Ok("node".to_owned())
+            }
             Some(State::Known { reason, .. }) => node_or(&reason.to_string(), pod_local),
             Some(state @ State::Ready { .. }) => Ok(format!("pod-local: {state}")),
             // The kernel knows the namespace alone: their connects go to that pod's listener.
-            Some(state @ State::Without(sandboxes::Reason::AnotherPods(_))) => {
+            Some(state @ State::Without(sandboxes::NoListenerReason::AnotherPods(_))) => {
                 Err(format!("refused: {state}"))
             }
             Some(state) => otherwise(&state.to_string()),
@@ -170,7 +172,7 @@ impl Insides {
     pub(super) fn start(
         self,
         config: &intercept::Config,
-        parts: &Parts,
+        parts: &InterceptionParts,
         (registry, knowledge): (&mut Registry, &Knowledge),
         inherited: Vec<std::net::TcpListener>,
         (drain, tasks): (Drain, &mut JoinSet<()>),
@@ -191,7 +193,7 @@ impl Insides {
         let both = async {
             join!(follow, sandboxes.run(sender, drain));
         };
-        tasks.spawn(sandboxes::hurried(both).map_err(Error::Sandboxes)?);
+        tasks.spawn(sandboxes::on_realtime_thread(both).map_err(Error::Sandboxes)?);
         Ok(())
     }
 
@@ -221,8 +223,8 @@ impl Insides {
         }
     }
 
-    async fn open(&self, opened: Opened, serving: &Handle) {
-        let Opened { pod, cgroup, netns, sockets, .. } = opened;
+    async fn open(&self, opened: OpenSandbox, serving: &Handle) {
+        let OpenSandbox { pod, cgroup, netns, sockets, .. } = opened;
         let mut sandbox = Sandbox { pod: cgroup, ..Sandbox::default() };
         let mut listening = Vec::new();
         for socket in sockets {
@@ -248,8 +250,12 @@ impl Insides {
             }
         }
         for socket in &sockets.sockets {
-            let resolver =
-                InsideResolver::new(self.flows.clone(), self.cgroups.clone(), pod.clone(), netns);
+            let resolver = PodListenerResolver::new(
+                self.flows.clone(),
+                self.cgroups.clone(),
+                pod.clone(),
+                netns,
+            );
             let listener = serve::Listener {
                 socket: socket.clone(),
                 resolver: Arc::new(resolver),

@@ -15,8 +15,8 @@ use kiam_core::{
 };
 use kiam_kernel::{
     identity::CgroupPaths,
-    intercept::{Error, Flows, Interception, KernelLog, Losses, Restored, RestoredMetrics},
-    pins::InUse,
+    intercept::{Drift, Error, Flows, Interception, KernelLog, RestoreOutcome, RestoredMetrics},
+    pins::AgentLock,
 };
 
 /// How often it is looked whether the pods' cgroup is the one that the programs are attached to: pods that start
@@ -50,7 +50,7 @@ pub(super) struct Keeper {
     unseen: Told,
     /// Looks in a row that saw another agent's programs.
     replaced: u32,
-    in_use: Option<InUse>,
+    agent_lock: Option<AgentLock>,
     restored: RestoredMetrics,
     /// Told when the programs may be another agent's that did not come to serve.
     reassert: Arc<Notify>,
@@ -83,7 +83,7 @@ impl Keeper {
     pub(super) fn new(
         (programs, flows, log): (Interception, Flows, Option<KernelLog>),
         cgroups: CgroupPaths,
-        in_use: Option<InUse>,
+        agent_lock: Option<AgentLock>,
         reassert: Arc<Notify>,
         (registry, readiness): (&mut Registry, &Readiness),
     ) -> Self {
@@ -106,7 +106,7 @@ impl Keeper {
             amiss: Told::default(),
             unseen: Told::default(),
             replaced: 0,
-            in_use,
+            agent_lock,
             restored: RestoredMetrics::register(registry),
             reassert,
         }
@@ -185,7 +185,7 @@ impl Keeper {
     /// Attaches and pins again what somebody has detached or unpinned. The agent could end instead and have the next one do
     /// it; but until that serves, what is detached would let pods through, and nobody would answer them.
     async fn restore(&mut self) {
-        match self.work(|_, programs| programs.losses()).await {
+        match self.work(|_, programs| programs.drift()).await {
             None => return,
             Some(Ok(losses)) if losses.is_empty() => {
                 self.whole.set();
@@ -198,12 +198,12 @@ impl Keeper {
             _ => self.whole.clear(),
         }
         match self.work(|_, programs| programs.restore()).await {
-            Some(Ok(Restored::Done(losses))) => self.report(&losses),
-            Some(Ok(Restored::Replaced)) => self.yield_or_reassert().await,
-            Some(Ok(Restored::Busy)) => {
+            Some(Ok(RestoreOutcome::Done(losses))) => self.report(&losses),
+            Some(Ok(RestoreOutcome::Replaced)) => self.yield_or_reassert().await,
+            Some(Ok(RestoreOutcome::Busy)) => {
                 debug!("Another agent attaches its programs; leaving what was taken away to it");
             }
-            Some(Ok(Restored::Left(losses))) => self.amiss.tell(format!("{losses:?}"), |_| {
+            Some(Ok(RestoreOutcome::Left(losses))) => self.amiss.tell(format!("{losses:?}"), |_| {
                 warn!(
                     detached = ?losses.detached, unpinned = ?losses.unpinned,
                     "Somebody took kernel programs or pins away while another agent attaches its own; they are put back in two seconds, if it does not come to serve"
@@ -216,7 +216,7 @@ impl Keeper {
         }
     }
 
-    fn report(&mut self, losses: &Losses) {
+    fn report(&mut self, losses: &Drift) {
         self.restored.count(losses);
         if !losses.is_empty() {
             warn!(
@@ -228,7 +228,7 @@ impl Keeper {
 
     /// The folder of the pins may be another one, and a share may get lost.
     fn stay_in_use(&mut self) {
-        match self.in_use.as_mut().map(InUse::follow) {
+        match self.agent_lock.as_mut().map(AgentLock::follow) {
             Some(Err(failure)) => self.unseen.tell(failure, |error| {
                 warn!(%error, "Others can't see that an agent uses the pins");
             }),
@@ -244,7 +244,8 @@ impl Keeper {
             return;
         }
         self.whole.clear();
-        if self.in_use.as_mut().is_some_and(|in_use| in_use.is_alone().unwrap_or(false)) {
+        if self.agent_lock.as_mut().is_some_and(|agent_lock| agent_lock.is_alone().unwrap_or(false))
+        {
             return self.reassert().await;
         }
         let problem = "another agent has attached its kernel programs and did not take over from this one: one with another --state-dir?";

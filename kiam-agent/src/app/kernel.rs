@@ -21,8 +21,8 @@ use kiam_core::{
 };
 use kiam_kernel::{
     identity::{CgroupPaths, KernelResolver, Namespaces, SourceIpResolver},
-    intercept::{self, Interception, Parts},
-    pins::InUse,
+    intercept::{self, Interception, InterceptionParts},
+    pins::AgentLock,
     selftest::Witness,
 };
 
@@ -30,10 +30,10 @@ use kiam_kernel::{
 const UNUSED: Duration = Duration::from_millis(200);
 
 /// The programs at work, and the pods' cgroups below them.
-pub(super) type Kernel = (Parts, CgroupPaths);
+pub(super) type Kernel = (InterceptionParts, CgroupPaths);
 
 /// What is done before anything is asked; tells of what an agent with interceptor left to one without.
-pub(super) async fn prepare(config: &Config) -> Result<Option<InUse>, Error> {
+pub(super) async fn prepare(config: &Config) -> Result<Option<AgentLock>, Error> {
     match config.intercept.clone() {
         Some(config) => {
             let mut waits = false;

@@ -31,7 +31,7 @@ use kiam_core::{
     policy::{RolePolicy, publish_wanted},
     role::{Sessions, Source, WantedRoles},
 };
-use kiam_kernel::identity::NodeAddresses;
+use kiam_kernel::identity::InterfaceAddresses;
 
 /// What must have been listed before it is known what pods want.
 const KINDS: [&str; 3] = ["pods", "namespaces", "service accounts"];
@@ -57,7 +57,7 @@ pub(super) struct Knowledge {
     /// Pods that ran before the kernel programs were attached.
     pub(super) older: Older,
     /// The node's addresses.
-    pub(super) node: Arc<NodeAddresses>,
+    pub(super) node: Arc<InterfaceAddresses>,
     pub(super) journal: imds::Journal,
 }
 
@@ -70,7 +70,7 @@ impl Common {
         config: &Config,
         upstream: &imds::Upstream,
     ) -> Result<Knowledge, Error> {
-        let node = Arc::new(NodeAddresses::default());
+        let node = Arc::new(InterfaceAddresses::default());
         let (index, pods) = PodIndex::with(pods::Config {
             static_pod_namespaces: config.static_pod_namespaces.clone(),
             node: node.clone(),

@@ -137,7 +137,7 @@ impl<L: Renew> Renewal<L> {
         let (end, ends) = mpsc::channel();
         let (running, mut ended) = oneshot::channel::<()>();
         thread::Builder::new().name("lease".to_owned()).spawn(move || {
-            if let Err(error) = realtime::hurry() {
+            if let Err(error) = realtime::enter() {
                 warn!(%error, "SCHED_FIFO is refused, so that the lease may run out on a node without time for the agent");
             }
             self.run(&ends);

@@ -20,7 +20,7 @@ use crate::{
     config::{Config, Hosts},
     handover::{self, Answer, Handover, Trusted},
 };
-use kiam_kernel::{intercept, pins::Turn, sys};
+use kiam_kernel::{intercept, pins::AttachLock, sys};
 
 /// How often an agent that hangs is asked again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -42,7 +42,7 @@ pub(super) struct Listeners {
     /// The agent that goes on until it hears that this one serves.
     pub(super) handover: Option<Handover>,
     /// This agent's turn to attach; to be dropped once the next one can find it.
-    pub(super) turn: Option<Turn>,
+    pub(super) turn: Option<AttachLock>,
     /// Whether no agent served when this one's turn came, so that nothing was waited for.
     pub(super) cold: bool,
 }
@@ -137,12 +137,12 @@ impl Listeners {
 
 /// This agent's turn to attach: of two that start at once, the second finds the first. `None` when there is nothing to
 /// attach, or the one before takes too long.
-async fn turn(config: &Config) -> Result<Option<Turn>, Error> {
+async fn turn(config: &Config) -> Result<Option<AttachLock>, Error> {
     let Some(config) = &config.intercept else { return Ok(None) };
     let began = Instant::now();
     let mut warned = false;
     while began.elapsed() < TURN_LIMIT {
-        if let Some(turn) = Turn::take(&config.bpffs)? {
+        if let Some(turn) = AttachLock::take(&config.bpffs)? {
             return Ok(Some(turn));
         }
         if !warned {

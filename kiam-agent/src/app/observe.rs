@@ -22,7 +22,7 @@ use kiam_core::{
 };
 use kiam_kernel::{
     identity::CgroupPaths,
-    intercept::{Observation, Observed},
+    intercept::{Observation, Observations},
 };
 
 /// How often the kernel's list is read.
@@ -36,7 +36,7 @@ type Verdicts = BTreeMap<&'static str, u64>;
 
 /// What reads the kernel's list and tells of it.
 pub(super) struct Observer {
-    pub(super) observed: Observed,
+    pub(super) observed: Observations,
     pub(super) cgroups: CgroupPaths,
     pub(super) pods: PodReader,
     pub(super) policy: RolePolicy,

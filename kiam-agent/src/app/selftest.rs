@@ -6,14 +6,14 @@ use tracing::{Instrument as _, info_span};
 
 use kiam_core::lifecycle::{Drain, Readiness};
 use kiam_kernel::{
-    intercept::{Config, Mode, Parts},
-    selftest::{self, Outlook, Selftest, Witness},
+    intercept::{Config, InterceptionParts, Mode},
+    selftest::{self, Selftest, SelftestStatus, Witness},
 };
 
 /// Starts a task that tests the interception until the drain; the agent is not ready before the first self-test succeeds.
 pub(super) fn start(
     config: &Config,
-    parts: &Parts,
+    parts: &InterceptionParts,
     witness: Witness,
     (registry, readiness): (&mut Registry, &Readiness),
     drain: Drain,
@@ -22,7 +22,7 @@ pub(super) fn start(
     if config.mode == Mode::Observe {
         return;
     }
-    let outlook = Outlook {
+    let status = SelftestStatus {
         latch: readiness.latch("self-test"),
         detail: readiness.detail("self-test"),
         metrics: selftest::Metrics::register(registry),
@@ -33,7 +33,7 @@ pub(super) fn start(
         guarded: parts.guards_packets || config.guard.route.is_some(),
         path: config.path,
     };
-    let needs = selftest::Parts {
+    let needs = selftest::SelftestParts {
         cgroup: parts.cgroup.path().to_owned(),
         marks: parts.marks.clone(),
         flows: parts.flows.clone(),
@@ -41,5 +41,5 @@ pub(super) fn start(
         rewriter: parts.rewriter.clone(),
     };
     let selftest = Selftest::new(asked, needs, witness);
-    tasks.spawn(selftest.keep(outlook, drain).instrument(info_span!("selftest")));
+    tasks.spawn(selftest.keep(status, drain).instrument(info_span!("selftest")));
 }

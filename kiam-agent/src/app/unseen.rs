@@ -19,7 +19,7 @@ use kiam_core::{
     lifecycle::{Drain, Latch, Readiness},
     pods::{Pod, PodUid},
 };
-use kiam_kernel::sandboxes::{Reason, State};
+use kiam_kernel::sandboxes::{NoListenerReason, State};
 
 /// How often pods are compared with cgroups.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -82,7 +82,7 @@ impl<S: Fn(&Pod) -> bool> Unseen<S> {
         let sandboxes = &self.knowledge.paths.sandboxes;
         let is_placed = |pod: &Pod| match sandboxes.of(pod) {
             None => false,
-            Some(State::Without(reason)) => reason == Reason::Kernel,
+            Some(State::Without(reason)) => reason == NoListenerReason::Kernel,
             Some(_) => true,
         };
         let without = running.iter().filter(|pod| !is_placed(pod)).map(|pod| pod.uid.clone());

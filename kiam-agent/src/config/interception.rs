@@ -68,21 +68,29 @@ fn boot_guard(flags: &Flags, mistakes: &mut Mistakes) -> Option<PathBuf> {
 }
 
 /// `--path`. By the source address alone nobody is known who comes from a loopback address.
-fn path(flags: &Flags, identity: Identity, mistakes: &mut Mistakes) -> Option<intercept::Path> {
-    use intercept::Path;
-    let words = [("auto", Path::Auto), ("pod-local", Path::PodLocal), ("node", Path::Node)];
+fn path(
+    flags: &Flags,
+    identity: Identity,
+    mistakes: &mut Mistakes,
+) -> Option<intercept::ListenerPath> {
+    use intercept::ListenerPath;
+    let words = [
+        ("auto", ListenerPath::Auto),
+        ("pod-local", ListenerPath::PodLocal),
+        ("node", ListenerPath::Node),
+    ];
     match (mistakes.one_of("path", &flags.path, &words)?, identity) {
-        (Path::PodLocal, Identity::SourceIp) => {
+        (ListenerPath::PodLocal, Identity::SourceIp) => {
             let why =
                 "pod-local needs --interceptor=ebpf and --identity=kernel: every pod has 127.0.0.1";
             mistakes.add("path", why);
             None
         }
-        (Path::PodLocal, _) if flags.mode == "observe" => {
+        (ListenerPath::PodLocal, _) if flags.mode == "observe" => {
             mistakes.add("path", "pod-local needs --mode=enforce: observe sends nobody anywhere");
             None
         }
-        (Path::Auto, Identity::SourceIp) => Some(Path::Node),
+        (ListenerPath::Auto, Identity::SourceIp) => Some(ListenerPath::Node),
         (path, _) => Some(path),
     }
 }

@@ -32,7 +32,7 @@ fn pod_of(client: &Result<Client, Unattested>, pods: &PodReader) -> Option<Arc<P
 fn uid_of(client: &Result<Client, Unattested>) -> Option<&PodUid> {
     match client {
         Ok(client) | Err(Unattested::Unknown { client, .. }) => match client {
-            Client::Pod { uid, .. } | Client::Inside { uid } => Some(uid),
+            Client::Pod { uid, .. } | Client::PodListener { uid } => Some(uid),
             Client::Address(_) => None,
         },
         Err(Unattested::OtherPod { caller, .. }) => Some(caller),
@@ -74,7 +74,7 @@ impl Seen {
         let ip = match client {
             Ok(client) | Err(Unattested::Unknown { client, .. }) => match client {
                 Client::Pod { address, .. } | Client::Address(address) => Some(address),
-                Client::Inside { .. } => None,
+                Client::PodListener { .. } => None,
             },
             Err(_) => None,
         }

@@ -153,7 +153,7 @@ pub enum Client {
         origin: Origin,
     },
     /// The same, at a pod listener: there is no address to check.
-    Inside {
+    PodListener {
         /// From the cgroup path, and the listener's.
         uid: PodUid,
     },

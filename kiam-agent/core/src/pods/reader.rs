@@ -64,7 +64,7 @@ impl PodReader {
                 }
             }
             // It came from inside the pod's own network namespace.
-            Client::Inside { uid } => attested(&self.0.read(), uid),
+            Client::PodListener { uid } => attested(&self.0.read(), uid),
             Client::Address(address) => {
                 let pods = self.0.read().pods_at(*address);
                 let pod = only(pods)?;

@@ -29,7 +29,7 @@ use self::{
 };
 use crate::{
     error::Error,
-    sys::{Cgroup, refusal::kernel_release},
+    sys::{Cgroup, rejection::kernel_release},
 };
 use kiam_core::{
     blocking::{self, Blocking},
@@ -141,7 +141,7 @@ impl Guard {
             ended,
             reach: Reach::Unknown,
         };
-        let rules = blocking(move |_| keep_rules(config.route, Others::Remove)).await??;
+        let rules = blocking(move |_| keep_rules(config.route, OtherRules::Remove)).await??;
         if let Some(preference) = config.route {
             info!(preference, added = rules.added, removed = rules.removed, "Route guard is on");
             report_ipv6(rules.ipv6);
@@ -169,7 +169,7 @@ impl Guard {
                     self.try_route().await;
                 }
                 _ = sweeps.tick() => {
-                    self.keep_route(Others::Remove).await;
+                    self.keep_route(OtherRules::Remove).await;
                     self.keep_uplinks().await;
                     // Not before: what it tries from pods would be ended with what they had.
                     if ended {
@@ -179,7 +179,7 @@ impl Guard {
                 _ = looks.tick(), if self.uplink.is_some() => self.restore_uplinks().await,
                 changed = next(self.rules.as_ref()) => {
                     seen(changed, &mut self.rules);
-                    self.keep_route(Others::Leave).await;
+                    self.keep_route(OtherRules::Leave).await;
                     sleep(PAUSE).await;
                 }
                 changed = next(self.routes.as_ref()) => {
@@ -210,7 +210,7 @@ impl Guard {
         }
     }
 
-    async fn keep_route(&self, others: Others) {
+    async fn keep_route(&self, others: OtherRules) {
         let preference = self.config.route;
         match blocking(move |_| keep_rules(preference, others)).await {
             Ok(Ok(rules)) if rules.added > 0 => {
@@ -315,7 +315,7 @@ pub(super) fn uninstall() -> Result<Vec<String>, GuardError> {
 
 /// What becomes of the rules of ours with another preference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Others {
+enum OtherRules {
     /// They are of an earlier agent.
     Remove,
     /// They may be of an agent that takes over from this one, or that this one takes over from: if both removed the
@@ -325,7 +325,7 @@ enum Others {
 
 /// What [`keep_rules`] found.
 #[derive(Clone, Copy, Debug)]
-struct Rules {
+struct RuleChanges {
     /// Rules that were missing and are there now.
     added: usize,
     /// Rules with another preference that are gone now.
@@ -335,8 +335,8 @@ struct Rules {
 }
 
 /// Both families' rules: the new ones first. Without a preference there are to be none.
-fn keep_rules(preference: Option<u32>, others: Others) -> Result<Rules, GuardError> {
-    let mut rules = Rules { added: 0, removed: 0, ipv6: true };
+fn keep_rules(preference: Option<u32>, others: OtherRules) -> Result<RuleChanges, GuardError> {
+    let mut rules = RuleChanges { added: 0, removed: 0, ipv6: true };
     for to in route::imds_addresses() {
         match keep_family(to, preference, others) {
             Ok((added, removed)) => {
@@ -353,11 +353,15 @@ fn keep_rules(preference: Option<u32>, others: Others) -> Result<Rules, GuardErr
 }
 
 /// How many rules of `to`'s family were added and removed.
-fn keep_family(to: IpAddr, preference: Option<u32>, others: Others) -> io::Result<(usize, usize)> {
+fn keep_family(
+    to: IpAddr,
+    preference: Option<u32>,
+    others: OtherRules,
+) -> io::Result<(usize, usize)> {
     let added = preference.map_or(Ok(0), |preference| route::add(to, preference))?;
     let removed = match others {
-        Others::Remove => route::remove_but(to, preference)?.len(),
-        Others::Leave => 0,
+        OtherRules::Remove => route::remove_but(to, preference)?.len(),
+        OtherRules::Leave => 0,
     };
     Ok((added, removed))
 }

@@ -13,9 +13,9 @@ use tracing::warn;
 use super::{Metrics, route::imds_addresses};
 use crate::sys::{
     Cgroup, Walk,
-    namespaces::{Unseen, inside, of_pods},
+    namespaces::{SearchGaps, inside, of_pods},
     netlink::Netlink,
-    refusal::kernel_release,
+    rejection::kernel_release,
     sock_diag::{cgroup_id, tcp_sockets},
 };
 use kiam_core::blocking::Blocking;
@@ -28,19 +28,19 @@ const SOCKETS: usize = 1 << 16;
 
 /// What [`destroy`] did.
 #[derive(Debug, Default)]
-pub(super) struct Destroyed {
+pub(super) struct DestroyReport {
     /// Connections that ended.
     pub(super) sockets: u64,
     /// Namespaces that were searched.
     pub(super) namespaces: u64,
     /// What was not searched.
-    pub(super) unseen: Unseen,
+    pub(super) unseen: SearchGaps,
     /// The first reason why a connection or a namespace was left out.
     pub(super) failure: Option<io::Error>,
 }
 
 /// Which sockets of a namespace are meant.
-enum Of<'a> {
+enum Scope<'a> {
     /// All: the namespace is a pod's.
     Anyone,
     /// Those that were made in the pods' cgroup, but for the agent's own pod.
@@ -49,26 +49,26 @@ enum Of<'a> {
 
 /// Destroys the pods' TCP sockets that are connected to the IMDS. In the node's own namespace, only with `host`,
 /// and only those made in the pods' cgroup `cgroup`; never those of the agent's own pod.
-pub(super) fn destroy(blocking: &Blocking, cgroup: &Cgroup, host: bool) -> Destroyed {
+pub(super) fn destroy(blocking: &Blocking, cgroup: &Cgroup, host: bool) -> DestroyReport {
     let mut walk = Walk::new(blocking, TIME);
     let until = walk.until();
-    let mut destroyed = Destroyed::default();
+    let mut destroyed = DestroyReport::default();
     // First: there each socket is somebody's own matter, and no pod decides how many namespaces there are.
     if host {
         let own = cgroup.own_pod().and_then(|own| cgroup.path_of(own).ok());
-        destroyed.add(destroy_here(&Of::Pods { cgroup, own }, until));
+        destroyed.add(destroy_here(&Scope::Pods { cgroup, own }, until));
     }
     destroyed.unseen = of_pods(&mut walk, cgroup.path(), |namespace| {
         let until = until.min(Instant::now() + NAMESPACE_TIME);
-        destroyed.add(inside(namespace, || destroy_here(&Of::Anyone, until)));
+        destroyed.add(inside(namespace, || destroy_here(&Scope::Anyone, until)));
         ControlFlow::Continue(())
     });
     destroyed
 }
 
-// === impl Destroyed ===
+// === impl DestroyReport ===
 
-impl Destroyed {
+impl DestroyReport {
     fn add(&mut self, result: io::Result<u64>) {
         match result {
             Ok(sockets) => {
@@ -114,7 +114,7 @@ impl Destroyed {
 }
 
 /// Destroys in the namespace of this thread; how many sockets.
-fn destroy_here(of: &Of<'_>, until: Instant) -> io::Result<u64> {
+fn destroy_here(of: &Scope<'_>, until: Instant) -> io::Result<u64> {
     let mut sockets = 0;
     let orders = Netlink::sock_diag()?;
     for family in [AF_INET, AF_INET6] {
@@ -133,7 +133,7 @@ fn destroy_here(of: &Of<'_>, until: Instant) -> io::Result<u64> {
 }
 
 /// The sockets of one family that are meant.
-fn to_imds(family: u8, of: &Of<'_>, until: Instant) -> io::Result<Vec<SocketId>> {
+fn to_imds(family: u8, of: &Scope<'_>, until: Instant) -> io::Result<Vec<SocketId>> {
     let mut found = Vec::new();
     let question = SockDiagMessage::InetRequest(tcp_sockets(family, connected()));
     Netlink::sock_diag()?.each(question, |answer| {
@@ -161,9 +161,9 @@ fn is_to_imds(id: &SocketId) -> bool {
     imds_addresses().contains(&to)
 }
 
-// === impl Of ===
+// === impl Scope ===
 
-impl Of<'_> {
+impl Scope<'_> {
     /// By the socket's cgroup, not by a list of all of them, which tenants make. One that was removed may have been a
     /// pod's.
     fn has(&self, socket: &InetResponse) -> io::Result<bool> {

@@ -24,12 +24,12 @@ pub struct CgroupPaths(Arc<Mutex<Paths>>);
 #[derive(Debug)]
 struct Paths {
     root: Cgroup,
-    known: Known,
+    known: CgroupCache,
 }
 
 /// What was found. Ids are not used again within a boot, so it holds.
 #[derive(Debug, Default)]
-struct Known {
+struct CgroupCache {
     pods: HashMap<u64, PodUid>,
     /// The same, by pod.
     cgroups: HashMap<PodUid, Vec<u64>>,
@@ -41,7 +41,7 @@ impl CgroupPaths {
     /// For cgroups below `root`, the pods' cgroup.
     #[must_use]
     pub fn new(root: Cgroup) -> Self {
-        Self(Arc::new(Mutex::new(Paths { root, known: Known::default() })))
+        Self(Arc::new(Mutex::new(Paths { root, known: CgroupCache::default() })))
     }
 
     /// The pods' cgroup is another one from now on.
@@ -73,9 +73,9 @@ impl CgroupPaths {
     }
 }
 
-// === impl Known ===
+// === impl CgroupCache ===
 
-impl Known {
+impl CgroupCache {
     fn remember(&mut self, id: u64, uid: &PodUid) {
         if !self.cgroups.contains_key(uid) && self.cgroups.len() >= PODS {
             *self = Self::default();
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_pod_with_many_cgroups_takes_no_other_pods_place() {
-        let mut known = Known::default();
+        let mut known = CgroupCache::default();
         let (many, other) = (PodUid::new(A), PodUid::new(B));
         known.remember(0, &other);
         for id in 1..100_000 {

@@ -41,7 +41,7 @@ pub struct Namespaces {
 
 /// Whose a namespace is.
 #[derive(Debug)]
-enum Owner {
+enum NamespaceOwner {
     Node,
     Pod(PodUid),
     Selftest,
@@ -70,7 +70,7 @@ impl KernelResolver {
     ) -> Result<Client, Unattested> {
         let Connection { peer, local } = *connection;
         let address = peer.ip().to_canonical();
-        let own = self.witness.namespace(address).map(|netns| (netns, Owner::Selftest));
+        let own = self.witness.namespace(address).map(|netns| (netns, NamespaceOwner::Selftest));
         let candidates = own.into_iter().chain(namespaces.of(address));
         let mut found = Vec::new();
         for (netns, owner) in candidates {
@@ -83,10 +83,12 @@ impl KernelResolver {
         }
         let uid = self.cgroups.pod(entry.cgroup)?;
         let origin = match owner {
-            Owner::Node => Origin::Node,
-            Owner::Pod(pod) if pod == uid => Origin::Pod,
-            Owner::Pod(listener) => return Err(Unattested::OtherPod { caller: uid, listener }),
-            Owner::Selftest => return Err(Unattested::NoEntry),
+            NamespaceOwner::Node => Origin::Node,
+            NamespaceOwner::Pod(pod) if pod == uid => Origin::Pod,
+            NamespaceOwner::Pod(listener) => {
+                return Err(Unattested::OtherPod { caller: uid, listener });
+            }
+            NamespaceOwner::Selftest => return Err(Unattested::NoEntry),
         };
         Ok(Client::Pod { uid, address, origin })
     }
@@ -119,9 +121,9 @@ impl ClientResolver for KernelResolver {
 
 impl Namespaces {
     /// Those that `address` may be in, each once.
-    fn of(&self, address: IpAddr) -> Vec<(u64, Owner)> {
+    fn of(&self, address: IpAddr) -> Vec<(u64, NamespaceOwner)> {
         if self.node.contains(address) {
-            return vec![(self.host, Owner::Node)];
+            return vec![(self.host, NamespaceOwner::Node)];
         }
         let pods = self.pods.pods_at(address);
         let mut known: Vec<_> = pods.iter().flat_map(|pod| self.sandboxes.of_pod(pod)).collect();
@@ -129,12 +131,17 @@ impl Namespaces {
         known.extend(self.sandboxes.without_address());
         known.sort_unstable_by_key(|of_pod| of_pod.netns);
         known.dedup_by_key(|of_pod| of_pod.netns);
-        known.into_iter().map(|PodNamespace { uid, netns }| (netns, Owner::Pod(uid))).collect()
+        known
+            .into_iter()
+            .map(|PodNamespace { uid, netns }| (netns, NamespaceOwner::Pod(uid)))
+            .collect()
     }
 }
 
 /// The one entry there is. Of several, all but one are forged, and nothing tells which.
-fn only(mut found: Vec<(FlowEntry, Owner)>) -> Result<(FlowEntry, Owner), Unattested> {
+fn only(
+    mut found: Vec<(FlowEntry, NamespaceOwner)>,
+) -> Result<(FlowEntry, NamespaceOwner), Unattested> {
     match (found.pop(), found.len()) {
         (Some(only), 0) => Ok(only),
         (Some(_), others) => Err(Unattested::Contested(others + 1)),
@@ -196,7 +203,8 @@ mod tests {
 
     #[test]
     fn the_only_entry_is_taken_and_several_are_refused() {
-        let entry = |netns| (FlowEntry { cgroup: 7, netns, on_host: false }, Owner::Pod(uid(1)));
+        let entry =
+            |netns| (FlowEntry { cgroup: 7, netns, on_host: false }, NamespaceOwner::Pod(uid(1)));
         assert_eq!(only(Vec::new()).unwrap_err(), Unattested::NoEntry);
         assert_eq!(only(vec![entry(1)]).unwrap().0.netns, 1);
         assert_eq!(only(vec![entry(1), entry(2)]).unwrap_err(), Unattested::Contested(2));

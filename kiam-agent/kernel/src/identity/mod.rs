@@ -1,15 +1,15 @@
 //! Who is at the other end: 4-tuple to cgroup to pod UID.
 
 mod cgroups;
-mod inside;
 mod kernel;
 mod node;
+mod pod_listener;
 
 pub use self::{
     cgroups::CgroupPaths,
-    inside::InsideResolver,
     kernel::{KernelResolver, Namespaces},
-    node::NodeAddresses,
+    node::InterfaceAddresses,
+    pod_listener::PodListenerResolver,
 };
 
 use std::fmt::Display;

@@ -19,24 +19,24 @@ const BELIEVED: Duration = Duration::from_secs(60);
 
 /// Addresses of this network namespace's interfaces; the agent runs in the node's.
 #[derive(Debug, Default)]
-pub struct NodeAddresses(Mutex<Option<Listed>>);
+pub struct InterfaceAddresses(Mutex<Option<AddressList>>);
 
 /// One answer of the kernel.
 #[derive(Debug)]
-struct Listed {
+struct AddressList {
     at: Instant,
     addresses: HashSet<IpAddr>,
 }
 
-// === impl NodeAddresses ===
+// === impl InterfaceAddresses ===
 
-impl pods::NodeAddresses for NodeAddresses {
+impl pods::NodeAddresses for InterfaceAddresses {
     fn contains(&self, address: IpAddr) -> bool {
         self.contained(address, Instant::now())
     }
 }
 
-impl NodeAddresses {
+impl InterfaceAddresses {
     fn contained(&self, address: IpAddr, now: Instant) -> bool {
         let address = address.to_canonical();
         if address.is_loopback() {
@@ -50,7 +50,7 @@ impl NodeAddresses {
                 return known;
             }
         }
-        let listed = Listed { at: now, addresses: interfaces() };
+        let listed = AddressList { at: now, addresses: interfaces() };
         held.insert(listed).addresses.contains(&address)
     }
 }
@@ -84,7 +84,7 @@ mod tests {
         }
         let netns = Netns::create().unwrap();
         netns.ip("link set lo up").unwrap();
-        let node = NodeAddresses::default();
+        let node = InterfaceAddresses::default();
         let begun = Instant::now();
         let has = |text: &str, after| {
             let address = text.parse().unwrap();

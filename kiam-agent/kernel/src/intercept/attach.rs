@@ -15,7 +15,7 @@ use aya::programs::{
 use crate::{
     error::Error,
     pins,
-    sys::{Cgroup, links::PinnedLink, refusal::program_error},
+    sys::{Cgroup, links::PinnedLink, rejection::program_error},
 };
 
 /// Loads it, unless it is loaded already.

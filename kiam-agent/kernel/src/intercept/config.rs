@@ -7,7 +7,7 @@ use tracing::warn;
 use crate::{
     error::Error,
     guard::GuardConfig,
-    sys::{netns::host_netns, refusal::kernel_release},
+    sys::{netns::host_netns, rejection::kernel_release},
 };
 
 /// What [`Interception::load`] is told.
@@ -30,7 +30,7 @@ pub struct Config {
     /// The node's folder of units, where a unit sets the route guard's rules at boot, if one is to.
     pub boot_guard: Option<PathBuf>,
     /// How redirected connections reach the agent.
-    pub path: Path,
+    pub path: ListenerPath,
     /// How often the agent tests itself.
     pub selftest_interval: Duration,
     /// The agent's ports for operators, host order, 0 for none: pods on the node's network can't bind them.
@@ -51,7 +51,7 @@ impl Config {
             attested: false,
             guard: GuardConfig::default(),
             boot_guard: None,
-            path: Path::Node,
+            path: ListenerPath::Node,
             selftest_interval: Duration::from_secs(60),
             operator_ports: [0; 2],
             log: false,
@@ -73,7 +73,7 @@ impl Config {
     /// Whether listeners inside pods are of use.
     #[must_use]
     pub fn listens_inside(&self) -> bool {
-        self.path != Path::Node && self.mode == Mode::Enforce
+        self.path != ListenerPath::Node && self.mode == Mode::Enforce
     }
 }
 
@@ -88,8 +88,8 @@ pub enum Mode {
 
 /// How redirected connections reach the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Path {
-    /// By a listener inside the pod's network namespace where there is one, else as [`Path::Node`].
+pub enum ListenerPath {
+    /// By a listener inside the pod's network namespace where there is one, else as [`ListenerPath::Node`].
     Auto,
     /// By a listener inside the pod's network namespace; without one they are denied. hostNetwork pods, whose
     /// namespace is the node's, go there.
@@ -119,7 +119,7 @@ fn judge(config: &Config, told: bool, release: String) -> Result<(), Error> {
     if told || config.mode == Mode::Observe {
         return Ok(());
     }
-    if config.listens_inside() && config.path == Path::PodLocal {
+    if config.listens_inside() && config.path == ListenerPath::PodLocal {
         return Err(Error::NoNamespaces { release });
     }
     warn!(
@@ -144,10 +144,10 @@ mod tests {
             ..Config::new(None, "/sys/fs/bpf/kiam".into())
         };
         let cases = [
-            (Path::Auto, Mode::Enforce, true, 1),
-            (Path::Node, Mode::Enforce, true, 1),
-            (Path::PodLocal, Mode::Enforce, false, 0),
-            (Path::PodLocal, Mode::Observe, true, 0),
+            (ListenerPath::Auto, Mode::Enforce, true, 1),
+            (ListenerPath::Node, Mode::Enforce, true, 1),
+            (ListenerPath::PodLocal, Mode::Enforce, false, 0),
+            (ListenerPath::PodLocal, Mode::Observe, true, 0),
         ];
         for (path, mode, starts, warnings) in cases {
             let logged = CapturedLogs::start(tracing::Level::WARN);

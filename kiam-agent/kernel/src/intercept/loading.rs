@@ -13,13 +13,13 @@ use kiam_common::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{ancestors, attach, hold::Hold, namespace};
+use super::{ancestors, attach, namespace, open_pins::OpenPins};
 use crate::{
     error::Error,
     guard::{self, UplinkProgram},
-    intercept::{Config, HostNetworkPods, Interception, Mode, Path as Way, Rewriter},
-    pins::{self, in_use::Patience},
-    sys::{Cgroup, features, netns, refusal::program_error},
+    intercept::{Config, HostNetworkPods, Interception, ListenerPath, Mode, Rewriter},
+    pins::{self, locks::Patience},
+    sys::{Cgroup, features, netns, rejection::program_error},
 };
 use kiam_core::blocking::Blocking;
 
@@ -62,7 +62,7 @@ pub(super) const GUARD: &str = "kiam_guard";
 pub(super) const LISTENER: &str = "kiam_listener";
 
 /// What the kernel has taken.
-struct Verified {
+struct VerifiedObject {
     ebpf: Ebpf,
     programs: Vec<&'static str>,
     rewriter: Rewriter,
@@ -109,12 +109,13 @@ impl Interception {
         let first = pins::is_empty(&pins)?;
         let host_netns = told.unwrap_or_else(|| namespace::learned(object, &cgroup));
         let constants = Constants { config, target, host_netns, told: told.is_some() };
-        let verified = Verified::load(object, constants, &cgroup, &pins).inspect_err(|_| {
-            // The maps are pinned by now, and nothing uses them.
-            if first && let Err(error) = pins::remove_maps(&pins) {
-                warn!(%error, "The maps of programs that can't be loaded stay pinned");
-            }
-        })?;
+        let verified =
+            VerifiedObject::load(object, constants, &cgroup, &pins).inspect_err(|_| {
+                // The maps are pinned by now, and nothing uses them.
+                if first && let Err(error) = pins::remove_maps(&pins) {
+                    warn!(%error, "The maps of programs that can't be loaded stay pinned");
+                }
+            })?;
         Ok(Self {
             ebpf: verified.ebpf,
             pins,
@@ -123,7 +124,7 @@ impl Interception {
             given: config.cgroup.clone(),
             programs: verified.programs,
             classes: Vec::new(),
-            hold: Hold::default(),
+            open_pins: OpenPins::default(),
             patience: Patience::default(),
             guards_uplinks: verified.uplink.is_some(),
             uplink: verified.uplink,
@@ -136,9 +137,9 @@ impl Interception {
     }
 }
 
-// === impl Verified ===
+// === impl VerifiedObject ===
 
-impl Verified {
+impl VerifiedObject {
     fn load(
         object: &[u8],
         constants: Constants<'_>,
@@ -180,9 +181,9 @@ impl Constants<'_> {
         let passes = u32::from(config.host_network == HostNetworkPods::Pass);
         let observes = u32::from(config.mode == Mode::Observe);
         let path = match config.path {
-            Way::Auto => PATH_AUTO,
-            Way::PodLocal => PATH_POD_LOCAL,
-            Way::Node => PATH_NODE,
+            ListenerPath::Auto => PATH_AUTO,
+            ListenerPath::PodLocal => PATH_POD_LOCAL,
+            ListenerPath::Node => PATH_NODE,
         };
         let [admin, metrics] = config.operator_ports;
         let ports: AgentPorts = [target.v4_port, target.v6_port, admin, metrics];

@@ -14,7 +14,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::intercept::Losses;
+use crate::intercept::Drift;
 
 /// `kiam_intercept_verdicts_total`: what the kernel programs decided about IMDS traffic.
 #[derive(Clone)]
@@ -57,7 +57,7 @@ impl RestoredMetrics {
     }
 
     /// Counts what is back.
-    pub fn count(&self, restored: &Losses) {
+    pub fn count(&self, restored: &Drift) {
         let counted =
             [(What::Program, restored.detached.len()), (What::Pin, restored.unpinned.len())];
         for (what, count) in counted.into_iter().filter(|(_, count)| *count > 0) {

@@ -9,14 +9,14 @@ mod attach;
 mod attached;
 mod config;
 mod flows;
-mod hold;
 mod lease;
 mod loading;
 mod marks;
 mod metrics;
 mod namespace;
-mod observed;
+mod observations;
 mod older;
+mod open_pins;
 mod own_pod;
 mod programs;
 mod reattach;
@@ -26,18 +26,18 @@ mod uninstall;
 
 pub use self::{
     attached::since_boot,
-    config::{Config, HostNetworkPods, Mode, Path},
+    config::{Config, HostNetworkPods, ListenerPath, Mode},
     flows::{FlowEntry, Flows},
-    hold::Losses,
     lease::{Lease, last_renewed},
     marks::Marks,
     metrics::{RestoredMetrics, Verdicts},
     namespace::own_namespace,
-    observed::{Observation, Observed},
+    observations::{Observation, Observations},
     older::{OlderPods, older_pods},
+    open_pins::Drift,
     own_pod::{may_hand_over, prepare},
-    programs::{Interception, KernelLog, Parts},
-    reattach::Restored,
+    programs::{Interception, InterceptionParts, KernelLog},
+    reattach::RestoreOutcome,
     rewriter::Rewriter,
     sandbox_table::SandboxTable,
     uninstall::{detach, is_installed, uninstall},

@@ -11,7 +11,7 @@ use super::{config::check, programs::map_error};
 use crate::{
     error::Error,
     intercept::Config,
-    pins::{self, in_use::InUse},
+    pins::{self, locks::AgentLock},
     sys::{Cgroup, Walk, membership::Owner},
 };
 use kiam_core::blocking::Blocking;
@@ -26,20 +26,20 @@ pub(super) const CLASSES_TIME: Duration = Duration::from_secs(2);
 /// # Errors
 ///
 /// Whatever is missing on this machine; see [`Error`].
-pub fn prepare(blocking: &Blocking, config: &Config) -> Result<InUse, Error> {
+pub fn prepare(blocking: &Blocking, config: &Config) -> Result<AgentLock, Error> {
     check(config)?;
     let cgroup = Cgroup::open(blocking, config.cgroup.as_deref())?;
     let classes = cgroup.qos_classes(&mut Walk::new(blocking, CLASSES_TIME));
     // The folder is made by the first, and its content may have been taken away before the second.
     pins::open(&config.bpffs)?;
-    let mut in_use = InUse::share(&config.bpffs)?;
+    let mut agent_lock = AgentLock::share(&config.bpffs)?;
     let (pins, older) = pins::open(&config.bpffs)?;
     // An uninstallation that was waited for has removed the folder, and this made another.
-    in_use.follow()?;
+    agent_lock.follow()?;
     for map in older.iter().chain([&pins]).filter_map(|folder| marks(folder)) {
         mark_cgroups(map, &cgroup, &classes)?;
     }
-    Ok(in_use)
+    Ok(agent_lock)
 }
 
 /// Whether process `pid` is an agent's or the host's: it runs in no pod, or in one that is marked, or in ours. A process of

@@ -16,16 +16,16 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::{
-    attach::attach, attach::load, attach::pin_error, attach::replace_or, attached, hold::Hold,
+    attach::attach, attach::load, attach::pin_error, attach::replace_or, attached,
     loading::ENFORCING, loading::GUARD, loading::LISTENER, loading::OBSERVING,
-    loading::listener_filter, own_pod::CLASSES_TIME, own_pod::mark_cgroups,
+    loading::listener_filter, open_pins::OpenPins, own_pod::CLASSES_TIME, own_pod::mark_cgroups,
 };
 use crate::{
     error::Error,
     guard::{self, UplinkProgram},
-    intercept::{Flows, Lease, Marks, Observed, Rewriter, SandboxTable, Verdicts},
-    pins::{self, in_use::Patience},
-    sys::{Cgroup, Walk, refusal::program_error},
+    intercept::{Flows, Lease, Marks, Observations, Rewriter, SandboxTable, Verdicts},
+    pins::{self, locks::Patience},
+    sys::{Cgroup, Walk, rejection::program_error},
 };
 use kiam_core::blocking::Blocking;
 
@@ -41,7 +41,7 @@ pub struct Interception {
     pub(super) programs: Vec<&'static str>,
     /// The QoS classes' cgroups that are marked.
     pub(super) classes: Vec<u64>,
-    pub(super) hold: Hold,
+    pub(super) open_pins: OpenPins,
     pub(super) patience: Patience,
     pub(super) guards_uplinks: bool,
     pub(super) uplink: Option<UplinkProgram>,
@@ -54,7 +54,7 @@ pub struct Interception {
 
 /// What stays with the agent once the programs work.
 #[derive(Debug)]
-pub struct Parts {
+pub struct InterceptionParts {
     /// The agent's sign of life.
     pub lease: Lease,
     /// Who opened which connection.
@@ -77,7 +77,7 @@ pub struct Parts {
     /// Whether packets of the pods' cgroup are guarded.
     pub guards_packets: bool,
     /// Who was only observed, where that is the mode.
-    pub observed: Option<Observed>,
+    pub observed: Option<Observations>,
     /// Whether no agent enforced here before, so that nothing notes which older connections may go on.
     pub first: bool,
     /// What the guard attaches where packets leave the node, if it does.
@@ -119,20 +119,20 @@ impl Interception {
         mut self,
         blocking: &Blocking,
         listeners: &[BorrowedFd<'_>],
-    ) -> Result<Parts, Error> {
+    ) -> Result<InterceptionParts, Error> {
         // One that only observes does not attach it.
         let first = !pins::link(&self.pins, "kiam_getpeername4").exists() && self.older.is_empty();
         self.mark(listeners)?;
         self.attach_all(blocking)?;
-        self.hold.maps(&self.pins)?;
+        self.open_pins.maps(&self.pins)?;
         let ebpf = &mut self.ebpf;
         let log = if self.log { Some(KernelLog(EbpfLogger::init(ebpf)?)) } else { None };
         let lease = Lease::new(array(ebpf, "LEASE")?);
         let flows = Flows::new(hash(ebpf, "FLOWS")?, hash(ebpf, "PODS")?);
         let map = ebpf.take_map("COUNTERS").ok_or(Error::Missing("COUNTERS"))?;
         let counters = PerCpuArray::try_from(map).map_err(map_error("COUNTERS"))?;
-        let observed = (!self.enforces()).then(|| Observed::open(&self.pins)).transpose()?;
-        Ok(Parts {
+        let observed = (!self.enforces()).then(|| Observations::open(&self.pins)).transpose()?;
+        Ok(InterceptionParts {
             lease,
             flows,
             verdicts: Verdicts::new(counters),
@@ -226,7 +226,7 @@ impl Interception {
         let id = program.info().map_err(failed)?.id();
         let directory = self.cgroup.directory();
         replace_or(&pin, &self.cgroup, fd.as_fd(), || attach(program, directory), name)?;
-        self.hold.link(name, id, &pin)
+        self.open_pins.link(name, id, &pin)
     }
 
     /// Ends what an earlier agent, with other flags, had attached besides.

@@ -5,21 +5,21 @@ use std::path::{Path, PathBuf};
 use super::{ancestors, loading::GUARD, own_pod::CLASSES_TIME};
 use crate::{
     error::Error,
-    intercept::{Interception, Losses},
-    pins::{self, Turn},
+    intercept::{Drift, Interception},
+    pins::{self, AttachLock},
     sys::{Cgroup, Walk},
 };
 use kiam_core::blocking::Blocking;
 
 /// What came of [`Interception::restore`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Restored {
+pub enum RestoreOutcome {
     /// This was lost and is back; nothing, if it came back by itself.
-    Done(Losses),
+    Done(Drift),
     /// Another agent attaches its programs just now.
     Busy,
     /// This is left to another agent whose turn it is, but not for longer than two seconds: it may hang.
-    Left(Losses),
+    Left(Drift),
     /// Another agent has attached its programs.
     Replaced,
 }
@@ -93,12 +93,12 @@ impl Interception {
     /// # Errors
     ///
     /// The kernel's.
-    pub fn losses(&mut self) -> Result<Losses, Error> {
-        let losses = self.hold.losses(&self.programs, self.cgroup.id(), &self.pins)?;
-        if losses.is_empty() || !losses.replaced.is_empty() {
+    pub fn drift(&mut self) -> Result<Drift, Error> {
+        let drift = self.open_pins.drift(&self.programs, self.cgroup.id(), &self.pins)?;
+        if drift.is_empty() || !drift.replaced.is_empty() {
             self.patience.renew();
         }
-        Ok(losses)
+        Ok(drift)
     }
 
     /// Attaches and pins what somebody has detached or unpinned. Where another agent's programs are in the place of
@@ -108,31 +108,31 @@ impl Interception {
     /// # Errors
     ///
     /// The kernel's; what is back is back, and a later attempt completes it.
-    pub fn restore(&mut self) -> Result<Restored, Error> {
-        let turn = match Turn::take(self.bpffs()) {
+    pub fn restore(&mut self) -> Result<RestoreOutcome, Error> {
+        let turn = match AttachLock::take(self.bpffs()) {
             Ok(turn) => turn,
-            Err(Error::NewerLayout { .. }) => return Ok(Restored::Replaced),
+            Err(Error::NewerLayout { .. }) => return Ok(RestoreOutcome::Replaced),
             Err(error) => return Err(error),
         };
         // Once more: with the turn, from now on no other agent changes anything.
-        let losses = self.losses()?;
-        match (&turn, losses.replaced.is_empty()) {
-            _ if losses.is_empty() => return Ok(Restored::Done(losses)),
-            (Some(_), false) => return Ok(Restored::Replaced),
-            (None, false) => return Ok(Restored::Busy),
+        let drift = self.drift()?;
+        match (&turn, drift.replaced.is_empty()) {
+            _ if drift.is_empty() => return Ok(RestoreOutcome::Done(drift)),
+            (Some(_), false) => return Ok(RestoreOutcome::Replaced),
+            (None, false) => return Ok(RestoreOutcome::Busy),
             (Some(_), true) => self.patience.renew(),
-            (None, true) if !self.patience.is_over() => return Ok(Restored::Left(losses)),
+            (None, true) if !self.patience.is_over() => return Ok(RestoreOutcome::Left(drift)),
             // Should the other agent attach at this moment as well, the links that are pinned last are those that stay.
             (None, true) => {}
         }
-        for name in &losses.detached {
+        for name in &drift.detached {
             self.attach_one(name)?;
         }
-        for name in &losses.unpinned {
-            self.hold.pin(name, &self.pins)?;
+        for name in &drift.unpinned {
+            self.open_pins.pin(name, &self.pins)?;
         }
         self.note_links();
-        Ok(Restored::Done(losses))
+        Ok(RestoreOutcome::Done(drift))
     }
 
     /// Puts these programs back where another agent put its own and did not come to serve.
@@ -143,8 +143,8 @@ impl Interception {
     pub fn reassert(&mut self, blocking: &Blocking) -> Result<(), Error> {
         pins::open(self.bpffs())?;
         // Unpinned, a link that works would get a second one beside it.
-        for name in self.losses()?.unpinned {
-            self.hold.pin(name, &self.pins)?;
+        for name in self.drift()?.unpinned {
+            self.open_pins.pin(name, &self.pins)?;
         }
         self.attach_all(blocking)
     }

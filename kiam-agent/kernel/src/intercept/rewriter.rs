@@ -12,18 +12,18 @@ use aya::{
 
 use crate::{
     error::Error,
-    sys::{Cgroup, links, refusal::program_error},
+    sys::{Cgroup, links, rejection::program_error},
 };
 
 const NAME: &str = "kiam_rewrite";
 
-/// Loaded, and attached only while [`Rewriting`] lives. Cheap to clone.
+/// Loaded, and attached only while [`RewriterLink`] lives. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Rewriter(Arc<ProgramFd>);
 
 /// Drop detaches it: nothing else holds the link.
 #[derive(Debug)]
-pub(crate) struct Rewriting(#[expect(dead_code, reason = "kept open")] OwnedFd);
+pub(crate) struct RewriterLink(#[expect(dead_code, reason = "kept open")] OwnedFd);
 
 // === impl Rewriter ===
 
@@ -42,9 +42,9 @@ impl Rewriter {
     }
 
     /// Attaches it to `cgroup`, where it runs after what is attached there already.
-    pub(crate) fn attach(&self, cgroup: &Cgroup) -> Result<Rewriting, Error> {
+    pub(crate) fn attach(&self, cgroup: &Cgroup) -> Result<RewriterLink, Error> {
         let link = links::connect4(self.0.as_fd(), cgroup.directory());
-        link.map(Rewriting).map_err(|source| Error::Bpf {
+        link.map(RewriterLink).map_err(|source| Error::Bpf {
             call: "BPF_LINK_CREATE",
             path: cgroup.path().to_owned(),
             source,

@@ -1,8 +1,8 @@
 //! The folders of pins, `<bpffs>/v<layout>`: the number is that of the maps' layout. And the locks on them.
 
-pub(crate) mod in_use;
+pub(crate) mod locks;
 
-pub use self::in_use::{InUse, Turn, Unused, unused};
+pub use self::locks::{AgentLock, AttachLock, UninstallLock, lock_for_uninstall};
 
 use std::{
     fs, io,

@@ -19,13 +19,13 @@ use tracing::warn;
 
 use self::rest::ticks;
 use super::{
-    Config, Error, Event, Metrics, Reason, SandboxReader, State, TOGETHER,
+    Config, Error, Event, Metrics, NoListenerReason, SCANS_AT_ONCE, SandboxReader, State,
     claims::Claims,
-    look::{Found, Look},
     sandbox::{Record, Sandbox},
+    scan::{Scan, ScanResult},
     watch::{Change, Watch},
 };
-use crate::realtime::unhurried;
+use crate::realtime::ordinary;
 use kiam_core::{
     lifecycle::{Drain, Latch},
     pods::{PodReader, PodUid},
@@ -34,7 +34,7 @@ use kiam_core::{
 /// Pauses before a pod that is not settled is looked at again: 1, 2, 4 … 4,096 ms, eight seconds in all. The runtime's
 /// first steps are on the node's network, no event tells of the step into the pod's, and on a node where everything
 /// starts at once it may take seconds.
-const AGAIN: u32 = 13;
+const RETRIES: u32 = 13;
 /// How long changes of the pods' records are collected.
 const COLLECT: Duration = Duration::from_millis(100);
 /// How often it is looked whether the pods' cgroup was made anew, which no watch in it tells.
@@ -53,10 +53,10 @@ pub struct Sandboxes {
     metrics: Metrics,
     sweep: Duration,
     listens: bool,
-    tasks: JoinSet<Done>,
+    tasks: JoinSet<TaskResult>,
     /// Who takes its turn keeps nobody who is hurried.
     urgent: Arc<Semaphore>,
-    unhurried: Arc<Semaphore>,
+    ordinary: Arc<Semaphore>,
     /// Distinguishes a pod's cgroup from an earlier one of the same UID.
     births: u64,
     outbox: VecDeque<Event>,
@@ -71,9 +71,9 @@ pub struct Sandboxes {
 
 /// What ended in the background.
 #[derive(Debug)]
-enum Done {
+enum TaskResult {
     /// `None`: it panicked.
-    Looked { pod: PodUid, birth: u64, asked: Instant, took: Duration, found: Option<Found> },
+    Scanned { pod: PodUid, birth: u64, asked: Instant, took: Duration, found: Option<ScanResult> },
     /// A rest after a look.
     Rested { pod: PodUid, birth: u64 },
     /// A pause before another look.
@@ -83,9 +83,9 @@ enum Done {
 }
 
 /// What happened.
-enum Turn {
+enum LoopEvent {
     Changes(Vec<Change>),
-    Done(Done),
+    Done(TaskResult),
     Records,
     Root,
     Sweep,
@@ -123,8 +123,8 @@ impl Sandboxes {
             sweep: config.sweep,
             listens: config.listens,
             tasks: JoinSet::new(),
-            urgent: Arc::new(Semaphore::new(TOGETHER)),
-            unhurried: Arc::new(Semaphore::new(TOGETHER)),
+            urgent: Arc::new(Semaphore::new(SCANS_AT_ONCE)),
+            ordinary: Arc::new(Semaphore::new(SCANS_AT_ONCE)),
             births: 0,
             outbox: VecDeque::new(),
             sweeps: 0,
@@ -143,42 +143,42 @@ impl Sandboxes {
         let mut collecting = false;
         loop {
             let turn = tokio::select! {
-                () = drain.started() => Turn::Drain,
-                changes = self.watch.changes() => Turn::Changes(changes),
+                () = drain.started() => LoopEvent::Drain,
+                changes = self.watch.changes() => LoopEvent::Changes(changes),
                 Some(done) = self.tasks.join_next() => match done {
-                    Ok(done) => Turn::Done(done),
+                    Ok(done) => LoopEvent::Done(done),
                     // Nothing aborts them, and looks' panics are caught.
                     Err(_) => continue,
                 },
-                true = changed(&mut records), if !collecting => Turn::Records,
-                _ = sweep.tick() => Turn::Sweep,
-                _ = root.tick() => Turn::Root,
-                _ = catch_up.tick(), if self.watch.refused() > 0 => Turn::CatchUp,
+                true = changed(&mut records), if !collecting => LoopEvent::Records,
+                _ = sweep.tick() => LoopEvent::Sweep,
+                _ = root.tick() => LoopEvent::Root,
+                _ = catch_up.tick(), if self.watch.refused() > 0 => LoopEvent::CatchUp,
             };
             match turn {
-                Turn::Drain => return,
-                Turn::Changes(changes) => self.take(changes),
-                Turn::CatchUp => {
+                LoopEvent::Drain => return,
+                LoopEvent::Changes(changes) => self.take(changes),
+                LoopEvent::CatchUp => {
                     let changes = self.watch.catch_up();
                     self.take(changes);
                 }
-                Turn::Done(Done::Looked { pod, birth, asked, took, found }) => {
-                    self.looked(&pod, birth, (asked, took), found);
+                LoopEvent::Done(TaskResult::Scanned { pod, birth, asked, took, found }) => {
+                    self.scanned(&pod, birth, (asked, took), found);
                 }
-                Turn::Done(Done::Rested { pod, birth }) => self.rested(&pod, birth),
-                Turn::Done(Done::Paused { pod, birth }) => self.look_again(&pod, birth),
-                Turn::Done(Done::Collected) => collecting = false,
-                Turn::Records => {
+                LoopEvent::Done(TaskResult::Rested { pod, birth }) => self.rested(&pod, birth),
+                LoopEvent::Done(TaskResult::Paused { pod, birth }) => self.rescan(&pod, birth),
+                LoopEvent::Done(TaskResult::Collected) => collecting = false,
+                LoopEvent::Records => {
                     collecting = true;
                     self.tasks.spawn(async {
                         sleep(COLLECT).await;
-                        Done::Collected
+                        TaskResult::Collected
                     });
                     self.follow_records();
                 }
-                Turn::Root if self.watch.is_moved() => self.sweep(),
-                Turn::Root => {}
-                Turn::Sweep => {
+                LoopEvent::Root if self.watch.is_moved() => self.sweep(),
+                LoopEvent::Root => {}
+                LoopEvent::Sweep => {
                     self.sweep();
                     self.sweeps += 1;
                     if self.sweeps == 2 {
@@ -212,12 +212,12 @@ impl Sandboxes {
     fn take(&mut self, changes: Vec<Change>) {
         for change in changes {
             match change {
-                Change::Made(pod, cgroup) => self.made(pod, cgroup),
-                Change::Stirred(pod) => self.stirred(&pod),
-                Change::Joined(pod) => self.joined(&pod),
+                Change::Created(pod, cgroup) => self.made(pod, cgroup),
+                Change::Members(pod) => self.members_changed(&pod),
+                Change::FirstProcess(pod) => self.first_process(&pod),
                 Change::Removed(pod) => self.removed(&pod),
                 Change::Lost => {
-                    warn!("Changes of pods' cgroups were lost; looking at all of them");
+                    warn!("Changes of pods' cgroups were lost; scanning all of them");
                     self.metrics.lost.inc();
                     self.sweep();
                 }
@@ -233,7 +233,7 @@ impl Sandboxes {
         let sandbox = Sandbox::new(self.births, came, cgroup);
         self.pods.insert(pod.clone(), sandbox);
         self.states.set(&pod, State::Waiting);
-        self.stirred(&pod);
+        self.members_changed(&pod);
     }
 
     fn removed(&mut self, pod: &PodUid) {
@@ -242,27 +242,27 @@ impl Sandboxes {
         self.closed(sandbox.close(pod));
     }
 
-    fn stirred(&mut self, pod: &PodUid) {
+    fn members_changed(&mut self, pod: &PodUid) {
         if let Some(sandbox) = self.pods.get_mut(pod) {
             sandbox.attempt = 0;
-            self.look(pod);
+            self.scan(pod);
         }
     }
 
     /// Each probe that the kubelet runs in a container joins it; what matters is who may be the first.
-    fn joined(&mut self, pod: &PodUid) {
-        if self.pods.get(pod).is_some_and(|sandbox| sandbox.told.is_empty()) {
-            self.stirred(pod);
+    fn first_process(&mut self, pod: &PodUid) {
+        if self.pods.get(pod).is_some_and(|sandbox| sandbox.reported.is_empty()) {
+            self.members_changed(pod);
         }
     }
 
     /// Pods whose namespace was another's: it may be free now.
-    fn look_at_refused(&mut self) {
+    fn scan_refused(&mut self) {
         let is_refused =
-            |sandbox: &Sandbox| matches!(sandbox.refusal, Some(Reason::AnotherPods(_)));
+            |sandbox: &Sandbox| matches!(sandbox.refusal, Some(NoListenerReason::AnotherPods(_)));
         let refused = self.pods.iter().filter(|(_, sandbox)| is_refused(sandbox));
         let refused: Vec<PodUid> = refused.map(|(uid, _)| uid.clone()).collect();
-        refused.iter().for_each(|pod| self.look(pod));
+        refused.iter().for_each(|pod| self.scan(pod));
     }
 
     fn follow_records(&mut self) {
@@ -271,13 +271,13 @@ impl Sandboxes {
             Record::of(records, uid).is_some_and(|record| record != sandbox.record)
         });
         let changed: Vec<PodUid> = changed.map(|(uid, _)| uid.clone()).collect();
-        changed.iter().for_each(|pod| self.stirred(pod));
+        changed.iter().for_each(|pod| self.members_changed(pod));
     }
 
     /// Begins a look, or notes that another one is due after that which is on.
-    fn look(&mut self, pod: &PodUid) {
+    fn scan(&mut self, pod: &PodUid) {
         let Some(sandbox) = self.pods.get_mut(pod) else { return };
-        if sandbox.looking {
+        if sandbox.scanning {
             sandbox.again = true;
             return;
         }
@@ -295,8 +295,8 @@ impl Sandboxes {
             self.rest(pod, rest);
             return;
         }
-        sandbox.looking = true;
-        let look = Look {
+        sandbox.scanning = true;
+        let scan = Scan {
             pod: pod.clone(),
             cgroup: sandbox.cgroup.clone(),
             held: std::mem::take(&mut sandbox.held),
@@ -306,22 +306,22 @@ impl Sandboxes {
             claims: self.claims.clone(),
         };
         let (pod, birth, asked) = (pod.clone(), sandbox.birth, Instant::now());
-        let limit = Arc::clone(if urgent { &self.urgent } else { &self.unhurried });
+        let limit = Arc::clone(if urgent { &self.urgent } else { &self.ordinary });
         self.tasks.spawn(async move {
             let permit = limit.acquire_owned().await;
             let begun = Instant::now();
-            let run = move || if urgent { look.run() } else { unhurried(|| look.run()) };
+            let run = move || if urgent { scan.run() } else { ordinary(|| scan.run()) };
             let found = spawn_blocking(run).await.ok();
             drop(permit);
-            Done::Looked { pod, birth, asked, took: begun.elapsed(), found }
+            TaskResult::Scanned { pod, birth, asked, took: begun.elapsed(), found }
         });
     }
 
     fn refuse_host_network(&mut self, pod: &PodUid) {
         let Some(sandbox) = self.pods.get_mut(pod) else { return };
         let events = sandbox.close(pod);
-        self.states.places(pod, &[], false);
-        self.states.set(pod, State::Without(Reason::HostNetwork));
+        self.states.set_namespaces(pod, &[], false);
+        self.states.set(pod, State::Without(NoListenerReason::HostNetwork));
         self.closed(events);
     }
 
@@ -329,28 +329,28 @@ impl Sandboxes {
     fn closed(&mut self, events: Vec<Event>) {
         if !events.is_empty() {
             self.outbox.extend(events);
-            self.look_at_refused();
+            self.scan_refused();
         }
     }
 
-    fn looked(
+    fn scanned(
         &mut self,
         pod: &PodUid,
         birth: u64,
         (asked, took): (Instant, Duration),
-        found: Option<Found>,
+        found: Option<ScanResult>,
     ) {
         // What is not the pod's any more is dropped with what was found: nobody was told of it.
         let Some(sandbox) = self.pods.get_mut(pod).filter(|sandbox| sandbox.birth == birth) else {
             drop(found);
-            return self.look_at_refused();
+            return self.scan_refused();
         };
-        sandbox.looking = false;
-        sandbox.looked_for(took);
-        let found = found.unwrap_or_else(Found::panicked);
+        sandbox.scanning = false;
+        sandbox.record_scan(took);
+        let found = found.unwrap_or_else(ScanResult::panicked);
         if !found.any {
             sandbox.seen = None;
-        } else if sandbox.told.is_empty() {
+        } else if sandbox.reported.is_empty() {
             sandbox.seen.get_or_insert(asked);
         }
         if !found.opened.is_empty()
@@ -361,10 +361,12 @@ impl Sandboxes {
         let (events, freed) = sandbox.take(pod, found.held, found.opened);
         self.outbox.extend(events);
         // Before anybody hears of it: a connect may be on its way then.
-        self.states.places(pod, &sandbox.told, !sandbox.record.addresses.is_empty());
+        self.states.set_namespaces(pod, &sandbox.reported, !sandbox.record.addresses.is_empty());
         let again = std::mem::take(&mut sandbox.again);
-        let pause = found.unsettled && !again && sandbox.attempt < AGAIN;
-        if found.reason == Reason::Hidden && !std::mem::replace(&mut self.said_hidden, true) {
+        let pause = found.unsettled && !again && sandbox.attempt < RETRIES;
+        if found.reason == NoListenerReason::Hidden
+            && !std::mem::replace(&mut self.said_hidden, true)
+        {
             warn!(pod.uid = %pod, "Pods are denied: the agent can't see their processes; run it with hostPID");
         }
         let state = sandbox.state(found.reason, again || pause);
@@ -374,15 +376,15 @@ impl Sandboxes {
             sandbox.attempt += 1;
             self.tasks.spawn(async move {
                 sleep(pause).await;
-                Done::Paused { pod, birth }
+                TaskResult::Paused { pod, birth }
             });
         }
         drop(found.closed);
         if freed || found.released {
-            self.look_at_refused();
+            self.scan_refused();
         }
         if again {
-            self.look(pod);
+            self.scan(pod);
         }
     }
 }

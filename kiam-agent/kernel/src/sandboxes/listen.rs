@@ -16,7 +16,7 @@ use rustix::{
 };
 use tracing::debug;
 
-use super::{Reason, claims::Claims};
+use super::{NoListenerReason, claims::Claims};
 use crate::sys::{cookie_of, defer_accept, inside, loopback_is_up};
 
 /// Connections that may wait. The namespace's `somaxconn` may be less, and is 4096 by default.
@@ -33,15 +33,15 @@ const UNASSIGNED: RangeInclusive<u16> = 914..=952;
 
 /// A namespace that is the pod's.
 #[derive(Debug)]
-pub(super) struct Open {
+pub(super) struct VerifiedNamespace {
     pub(super) cookie: u64,
     /// The listeners inside it, or why there are none.
-    pub(super) listening: Result<Listening, Reason>,
+    pub(super) listening: Result<ListenerSet, NoListenerReason>,
 }
 
 /// Open listeners; none at port 0.
 #[derive(Debug, Default)]
-pub(super) struct Listening {
+pub(super) struct ListenerSet {
     pub(super) port: u16,
     pub(super) sockets: Vec<TcpListener>,
 }
@@ -53,32 +53,32 @@ pub(super) fn open(
     addresses: &[IpAddr],
     claims: &Claims,
     listens: bool,
-) -> Result<Open, Reason> {
+) -> Result<VerifiedNamespace, NoListenerReason> {
     let open_here = || {
         if !addresses.is_empty() && !have_one(addresses) {
-            return Err(Reason::NoAddress);
+            return Err(NoListenerReason::NoAddress);
         }
         // The runtime has not finished, as far as is known.
         if addresses.is_empty() && !loopback_is_up().map_err(failed("SIOCGIFFLAGS"))? {
-            return Err(Reason::LoopbackDown);
+            return Err(NoListenerReason::LoopbackDown);
         }
         let cookie = cookie_here()?;
         let listening = match listens {
             true => listen_here(claims.inherited(cookie)),
-            false => Err(Reason::NodePath),
+            false => Err(NoListenerReason::NodePath),
         };
-        Ok(Open { cookie, listening })
+        Ok(VerifiedNamespace { cookie, listening })
     };
     inside(namespace, || Ok(open_here())).map_err(failed("setns"))?
 }
 
 /// Listeners in `namespace`, which is the pod's.
-pub(super) fn listen_in(namespace: &File) -> Result<Listening, Reason> {
+pub(super) fn listen_in(namespace: &File) -> Result<ListenerSet, NoListenerReason> {
     inside(namespace, || Ok(listen_here(Vec::new()))).map_err(failed("setns"))?
 }
 
 /// Whether one of `addresses` is on an interface in `namespace`.
-pub(super) fn has_one(namespace: &File, addresses: &[IpAddr]) -> Result<bool, Reason> {
+pub(super) fn has_one(namespace: &File, addresses: &[IpAddr]) -> Result<bool, NoListenerReason> {
     inside(namespace, || Ok(have_one(addresses))).map_err(failed("setns"))
 }
 
@@ -92,37 +92,37 @@ fn have_one(addresses: &[IpAddr]) -> bool {
     addresses.iter().any(is_local)
 }
 
-fn listen_here(inherited: Vec<TcpListener>) -> Result<Listening, Reason> {
+fn listen_here(inherited: Vec<TcpListener>) -> Result<ListenerSet, NoListenerReason> {
     if !loopback_is_up().map_err(failed("SIOCGIFFLAGS"))? {
-        return Err(Reason::LoopbackDown);
+        return Err(NoListenerReason::LoopbackDown);
     }
     if let Some(port) = port_of(&inherited) {
         // An agent of before may not have.
         inherited.iter().for_each(defer);
-        return Ok(Listening { port, sockets: inherited });
+        return Ok(ListenerSet { port, sockets: inherited });
     }
     // The thread that opens the file is in the namespace, so this is the namespace's own.
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok();
     let range = range.as_deref().and_then(parse_range).unwrap_or(EPHEMERAL);
     for port in ports(range, fastrand::u16(..)) {
         match pair(port) {
-            Ok(sockets) => return Ok(Listening { port, sockets }),
+            Ok(sockets) => return Ok(ListenerSet { port, sockets }),
             Err(Errno::ADDRINUSE) => {}
             Err(error) => return Err(failed("bind")(error.into())),
         }
     }
-    Err(Reason::NoPort)
+    Err(NoListenerReason::NoPort)
 }
 
-fn failed(call: &'static str) -> impl Fn(io::Error) -> Reason {
-    move |error| Reason::Failed { call, error: error.to_string() }
+fn failed(call: &'static str) -> impl Fn(io::Error) -> NoListenerReason {
+    move |error| NoListenerReason::Failed { call, error: error.to_string() }
 }
 
-fn cookie_here() -> Result<u64, Reason> {
+fn cookie_here() -> Result<u64, NoListenerReason> {
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
     let socket = socket.map_err(|error| failed("socket")(error.into()))?;
     cookie_of(&socket).map_err(|error| match error.raw_os_error() {
-        Some(libc::ENOPROTOOPT) => Reason::Kernel,
+        Some(libc::ENOPROTOOPT) => NoListenerReason::Kernel,
         _ => failed("SO_NETNS_COOKIE")(error),
     })
 }

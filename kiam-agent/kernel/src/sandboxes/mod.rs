@@ -6,13 +6,13 @@
 
 mod claims;
 mod follow;
-mod hurry;
 mod listen;
-mod look;
 mod metrics;
 mod processes;
 mod reader;
 mod sandbox;
+mod scan;
+mod thread;
 mod watch;
 mod watches;
 
@@ -21,14 +21,16 @@ use std::{fmt, io, net::TcpListener, time::Duration};
 use crate::sys::Cgroup;
 use kiam_core::{lifecycle::Latch, pods::PodUid};
 
-pub use self::{follow::Sandboxes, hurry::hurried, metrics::Metrics, reader::SandboxReader};
+pub use self::{
+    follow::Sandboxes, metrics::Metrics, reader::SandboxReader, thread::on_realtime_thread,
+};
 
 /// Namespaces of one pod that have listeners at most. One is normal, two while a sandbox is made anew.
 const NAMESPACES: usize = 4;
 /// Pods that are looked at together, hurried or not: as much as starts of pods in a row make use of on a small node.
-const TOGETHER: usize = 4;
+const SCANS_AT_ONCE: usize = 4;
 /// Descriptors of one look at most: processes' folders and namespaces, and what is opened.
-const LOOK: usize = 2 * processes::CANDIDATES + 16;
+const FILES_PER_SCAN: usize = 2 * processes::CANDIDATES + 16;
 
 /// What [`Sandboxes`] is told.
 #[derive(Clone, Debug)]
@@ -45,7 +47,7 @@ pub struct Config {
 
 /// A pod's network namespace, with the listeners inside it.
 #[derive(Debug)]
-pub struct Opened {
+pub struct OpenSandbox {
     /// As its cgroup is named: of a static pod this is the config hash.
     pub pod: PodUid,
     /// The id of that cgroup.
@@ -62,12 +64,12 @@ pub struct Opened {
 #[derive(Debug)]
 pub enum Event {
     /// One is known to be a pod's, or has got listeners.
-    Opened(Opened),
+    Opened(OpenSandbox),
     /// The pod is gone or lives elsewhere: the listeners are to be dropped.
     Closed {
-        /// As [`Opened::pod`].
+        /// As [`OpenSandbox::pod`].
         pod: PodUid,
-        /// As [`Opened::netns`].
+        /// As [`OpenSandbox::netns`].
         netns: u64,
     },
 }
@@ -87,17 +89,17 @@ pub enum State {
         /// The namespace's cookie.
         netns: u64,
         /// Why not.
-        reason: Reason,
+        reason: NoListenerReason,
     },
     /// It is being looked at.
     Waiting,
     /// Nothing of it is known.
-    Without(Reason),
+    Without(NoListenerReason),
 }
 
 /// Why a pod has no listeners, or no network namespace that is known. All but the first may change; it is looked at again with every event.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Reason {
+pub enum NoListenerReason {
     /// The API says so.
     #[error("the pod is on the node's network (hostNetwork)")]
     HostNetwork,
@@ -153,7 +155,7 @@ pub enum Error {
 #[must_use]
 pub const fn descriptors(pods: usize) -> usize {
     // The watch is one more.
-    3 * pods + 2 * TOGETHER * LOOK + 1
+    3 * pods + 2 * SCANS_AT_ONCE * FILES_PER_SCAN + 1
 }
 
 // === impl State ===
@@ -195,17 +197,17 @@ impl State {
             Self::Ready { .. } => "ready",
             Self::Known { .. } => "known",
             Self::Waiting => "waiting",
-            Self::Without(Reason::HostNetwork) => "host_network",
-            Self::Without(Reason::NoProcess) => "no_process",
-            Self::Without(Reason::Hidden) => "hidden",
-            Self::Without(Reason::NodesNamespace) => "nodes_namespace",
-            Self::Without(Reason::AnotherPods(_)) => "another_pods",
-            Self::Without(Reason::NoAddress) => "no_address",
-            Self::Without(Reason::LoopbackDown) => "loopback_down",
-            Self::Without(Reason::NodePath) => "node_path",
-            Self::Without(Reason::NoPort) => "no_port",
-            Self::Without(Reason::Kernel) => "kernel",
-            Self::Without(Reason::Failed { .. }) => "failed",
+            Self::Without(NoListenerReason::HostNetwork) => "host_network",
+            Self::Without(NoListenerReason::NoProcess) => "no_process",
+            Self::Without(NoListenerReason::Hidden) => "hidden",
+            Self::Without(NoListenerReason::NodesNamespace) => "nodes_namespace",
+            Self::Without(NoListenerReason::AnotherPods(_)) => "another_pods",
+            Self::Without(NoListenerReason::NoAddress) => "no_address",
+            Self::Without(NoListenerReason::LoopbackDown) => "loopback_down",
+            Self::Without(NoListenerReason::NodePath) => "node_path",
+            Self::Without(NoListenerReason::NoPort) => "no_port",
+            Self::Without(NoListenerReason::Kernel) => "kernel",
+            Self::Without(NoListenerReason::Failed { .. }) => "failed",
         }
     }
 }

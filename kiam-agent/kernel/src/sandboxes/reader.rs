@@ -5,16 +5,16 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use super::{Reason, State};
+use super::{NoListenerReason, State};
 use kiam_core::pods::{Pod, PodNamespace, PodNamespaces, PodUid};
 
 /// Tells where each pod stands. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct SandboxReader(Arc<RwLock<HashMap<PodUid, Standing>>>);
+pub struct SandboxReader(Arc<RwLock<HashMap<PodUid, SandboxEntry>>>);
 
 /// Where one pod stands.
 #[derive(Clone, Debug)]
-struct Standing {
+struct SandboxEntry {
     state: State,
     /// The cookies of its network namespaces.
     namespaces: Vec<u64>,
@@ -59,7 +59,7 @@ impl SandboxReader {
     }
 
     /// The pod has `namespaces`, by cookie, and no others; its addresses are known, or are not.
-    pub(super) fn places(&self, uid: &PodUid, namespaces: &[u64], has_address: bool) {
+    pub(super) fn set_namespaces(&self, uid: &PodUid, namespaces: &[u64], has_address: bool) {
         let mut pods = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let standing = pods.entry(uid.clone()).or_default();
         standing.namespaces = namespaces.to_vec();
@@ -75,27 +75,30 @@ impl PodNamespaces for SandboxReader {
     fn of_pod(&self, pod: &Pod) -> Vec<PodNamespace> {
         let pods = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let names = std::iter::once(&pod.uid).chain(&pod.config_hash);
-        names.filter_map(|uid| Some((uid, pods.get(uid)?))).flat_map(Standing::namespaces).collect()
+        names
+            .filter_map(|uid| Some((uid, pods.get(uid)?)))
+            .flat_map(SandboxEntry::namespaces)
+            .collect()
     }
 
     fn without_address(&self) -> Vec<PodNamespace> {
         let pods = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        pods.iter().filter(|(_, pod)| !pod.has_address).flat_map(Standing::namespaces).collect()
+        pods.iter().filter(|(_, pod)| !pod.has_address).flat_map(SandboxEntry::namespaces).collect()
     }
 }
 
-// === impl Standing ===
+// === impl SandboxEntry ===
 
-impl Standing {
+impl SandboxEntry {
     fn namespaces((uid, own): (&PodUid, &Self)) -> Vec<PodNamespace> {
         let of = |netns: &u64| PodNamespace { uid: uid.clone(), netns: *netns };
         own.namespaces.iter().map(of).collect()
     }
 }
 
-impl Default for Standing {
+impl Default for SandboxEntry {
     fn default() -> Self {
-        let state = State::Without(Reason::NoProcess);
+        let state = State::Without(NoListenerReason::NoProcess);
         Self { state, namespaces: Vec::new(), has_address: false }
     }
 }
@@ -103,7 +106,7 @@ impl Default for Standing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandboxes::Reason;
+    use crate::sandboxes::NoListenerReason;
     use kiam_core::pods::fixtures::{config_hash, uid};
 
     #[test]
@@ -115,7 +118,7 @@ mod tests {
         reader.set(&config_hash(7), ready.clone());
         assert_eq!(reader.of(&mirror), Some(ready));
         assert_eq!(reader.of(&Pod::test(2)), None);
-        let without = State::Without(Reason::NoProcess);
+        let without = State::Without(NoListenerReason::NoProcess);
         reader.set(&uid(1), without.clone());
         assert_eq!(reader.of(&mirror), Some(without));
         let counts = reader.counts();

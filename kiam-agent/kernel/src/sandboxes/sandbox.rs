@@ -1,13 +1,13 @@
-//! One pod that has a cgroup: its namespaces, and what was told of them.
+//! One pod that has a cgroup: its namespaces, and what was reported of them.
 
 use std::{fs, net::IpAddr, os::unix::fs::MetadataExt as _, path::PathBuf, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{
-    Event, Opened, Reason, State,
-    listen::{Listening, Open},
-    look::Held,
+    Event, NoListenerReason, OpenSandbox, State,
+    listen::{ListenerSet, VerifiedNamespace},
+    scan::ClaimedNamespace,
 };
 use kiam_core::pods::{PodReader, PodUid};
 
@@ -28,11 +28,11 @@ pub(super) struct Sandbox {
     /// 0, which no cgroup has, when it was gone already.
     pub(super) cgroup_id: u64,
     /// Empty while it is looked at.
-    pub(super) held: Vec<Held>,
-    /// The namespaces that [`Event::Opened`] was told of, by cookie, and not [`Event::Closed`].
-    pub(super) told: Vec<u64>,
+    pub(super) held: Vec<ClaimedNamespace>,
+    /// The namespaces reported by [`Event::Opened`], by cookie, and not by [`Event::Closed`].
+    pub(super) reported: Vec<u64>,
     pub(super) record: Record,
-    pub(super) looking: bool,
+    pub(super) scanning: bool,
     /// Something happened while it was looked at.
     pub(super) again: bool,
     /// Looks in a row that found it unsettled.
@@ -43,7 +43,7 @@ pub(super) struct Sandbox {
     pub(super) rests_until: Instant,
     /// A look is due then.
     pub(super) resting: bool,
-    pub(super) refusal: Option<Reason>,
+    pub(super) refusal: Option<NoListenerReason>,
 }
 
 /// What the API says of a pod, as far as it matters here.
@@ -63,9 +63,9 @@ impl Sandbox {
             cgroup_id: fs::metadata(&cgroup).map_or(0, |cgroup| cgroup.ino()),
             cgroup,
             held: Vec::new(),
-            told: Vec::new(),
+            reported: Vec::new(),
             record: Record::default(),
-            looking: false,
+            scanning: false,
             again: false,
             attempt: 0,
             seen: None,
@@ -77,11 +77,11 @@ impl Sandbox {
 
     /// Whether its first process may connect in a moment, and nothing listens for that yet.
     pub(super) fn is_urgent(&self) -> bool {
-        self.told.is_empty() && self.came.is_some_and(|came| came.elapsed() < HURRY)
+        self.reported.is_empty() && self.came.is_some_and(|came| came.elapsed() < HURRY)
     }
 
     /// Was looked at for so long, and rests now.
-    pub(super) fn looked_for(&mut self, took: Duration) {
+    pub(super) fn record_scan(&mut self, took: Duration) {
         self.rests_until = Instant::now() + took * REST_PER_LOOK;
     }
 
@@ -89,22 +89,22 @@ impl Sandbox {
     pub(super) fn take(
         &mut self,
         pod: &PodUid,
-        held: Vec<Held>,
-        opened: Vec<Open>,
+        held: Vec<ClaimedNamespace>,
+        opened: Vec<VerifiedNamespace>,
     ) -> (Vec<Event>, bool) {
         let is_held = |netns: &u64| held.iter().any(|held| held.cookie == *netns);
-        let (told, gone): (Vec<u64>, Vec<u64>) = self.told.drain(..).partition(is_held);
-        self.told = told;
+        let (reported, gone): (Vec<u64>, Vec<u64>) = self.reported.drain(..).partition(is_held);
+        self.reported = reported;
         self.held = held;
         let freed = !gone.is_empty();
         let mut events = closed(pod, gone);
-        for Open { cookie: netns, listening } in opened {
-            if !self.told.contains(&netns) {
-                self.told.push(netns);
+        for VerifiedNamespace { cookie: netns, listening } in opened {
+            if !self.reported.contains(&netns) {
+                self.reported.push(netns);
             }
-            let Listening { port, sockets } = listening.unwrap_or_default();
+            let ListenerSet { port, sockets } = listening.unwrap_or_default();
             let (pod, cgroup) = (pod.clone(), self.cgroup_id);
-            events.push(Event::Opened(Opened { pod, cgroup, netns, port, sockets }));
+            events.push(Event::Opened(OpenSandbox { pod, cgroup, netns, port, sockets }));
         }
         (events, freed)
     }
@@ -113,12 +113,12 @@ impl Sandbox {
     pub(super) fn close(&mut self, pod: &PodUid) -> Vec<Event> {
         self.held.clear();
         self.refusal = None;
-        closed(pod, self.told.drain(..).collect())
+        closed(pod, self.reported.drain(..).collect())
     }
 
     /// Where it stands after a look, which another one will follow if it is `due`.
-    pub(super) fn state(&mut self, reason: Reason, due: bool) -> State {
-        let is_ready = |held: &&Held| held.listening.is_ok();
+    pub(super) fn state(&mut self, reason: NoListenerReason, due: bool) -> State {
+        let is_ready = |held: &&ClaimedNamespace| held.listening.is_ok();
         if let Some(held) = self.held.iter().find(is_ready).or(self.held.first()) {
             self.refusal = None;
             let netns = held.cookie;

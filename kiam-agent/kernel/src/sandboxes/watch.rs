@@ -26,7 +26,7 @@ use rustix::fs::inotify::{ReadFlags, WatchFlags};
 use tokio::time::{Instant, sleep_until};
 
 use self::spent::Spent;
-use super::watches::{Place, Watches};
+use super::watches::{WatchTarget, Watches};
 use kiam_core::pods::{PodUid, is_qos_class};
 
 /// Cgroups of one pod that are watched; the sweep sees what happens in others.
@@ -37,11 +37,11 @@ const PODS: usize = 4096;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     /// It was made, or found.
-    Made(PodUid, PathBuf),
+    Created(PodUid, PathBuf),
     /// Containers or processes came or went.
-    Stirred(PodUid),
+    Members(PodUid),
     /// The first process was put into one of its containers since that is watched.
-    Joined(PodUid),
+    FirstProcess(PodUid),
     /// It was removed.
     Removed(PodUid),
     /// Changes were lost: look at everything.
@@ -153,7 +153,11 @@ impl Watch {
         for uid in known {
             self.watch_pod(&uid);
             let stirred = self.containers(&uid);
-            changes.push(if all || stirred { Change::Stirred(uid) } else { Change::Joined(uid) });
+            changes.push(if all || stirred {
+                Change::Members(uid)
+            } else {
+                Change::FirstProcess(uid)
+            });
         }
         self.watches.complete();
         changes
@@ -184,28 +188,28 @@ impl Watch {
         let Some(place) = self.watches.place(watch) else { return };
         let made = flags.contains(ReadFlags::CREATE);
         match (place, name) {
-            (Place::Folder(folder), Some(name)) if made => self.made(&folder, name, changes),
-            (Place::Folder(folder), Some(name)) => self.removed(&folder.join(name), changes),
-            (Place::Pod(uid), Some(name)) => {
+            (WatchTarget::Folder(folder), Some(name)) if made => self.made(&folder, name, changes),
+            (WatchTarget::Folder(folder), Some(name)) => self.removed(&folder.join(name), changes),
+            (WatchTarget::Pod(uid), Some(name)) => {
                 if made {
                     self.container(&uid, name);
                 } else {
                     self.forget_container(&uid, name);
                 }
-                changes.push(Change::Stirred(uid));
+                changes.push(Change::Members(uid));
             }
             // The kernel says that the watch has ended, too.
-            (Place::Events(pod, container), _) if flags.contains(ReadFlags::MODIFY) => {
+            (WatchTarget::Events(pod, container), _) if flags.contains(ReadFlags::MODIFY) => {
                 self.watches.ended(watch);
-                changes.push(Change::Stirred(pod.clone()));
+                changes.push(Change::Members(pod.clone()));
                 self.spend(watch, pod, container);
             }
-            (Place::Events(..), _) => {}
-            (Place::Processes(uid), _) => {
+            (WatchTarget::Events(..), _) => {}
+            (WatchTarget::Processes(uid), _) => {
                 self.watches.ended(watch);
-                changes.push(Change::Joined(uid));
+                changes.push(Change::FirstProcess(uid));
             }
-            (Place::Folder(_) | Place::Pod(_), None) => {}
+            (WatchTarget::Folder(_) | WatchTarget::Pod(_), None) => {}
         }
     }
 
@@ -240,8 +244,9 @@ impl Watch {
             self.forget_folder(path);
         }
         let known = self.folders.get(path).and_then(|known| known.watch);
-        let watch = known
-            .or_else(|| self.watches.add(path, folder_flags(), Place::Folder(path.to_owned())));
+        let watch = known.or_else(|| {
+            self.watches.add(path, folder_flags(), WatchTarget::Folder(path.to_owned()))
+        });
         self.folders.insert(path.to_owned(), Folder { inode, watch });
         for name in self.below(path).unwrap_or_default() {
             self.made(path, &name, changes);
@@ -261,14 +266,14 @@ impl Watch {
         self.pods.insert(uid.clone(), pod);
         self.watch_pod(&uid);
         self.containers(&uid);
-        changes.push(Change::Made(uid, path));
+        changes.push(Change::Created(uid, path));
     }
 
     fn watch_pod(&mut self, uid: &PodUid) {
         let missing = self.pods.get(uid).filter(|pod| pod.watches.len() < 2);
         let Some(path) = missing.map(|pod| pod.path.clone()) else { return };
         // The same number for what is watched already.
-        let folder = self.watches.add(&path, folder_flags(), Place::Pod(uid.clone()));
+        let folder = self.watches.add(&path, folder_flags(), WatchTarget::Pod(uid.clone()));
         let events = self.watch_events(&path, uid, None);
         if let Some(pod) = self.pods.get_mut(uid) {
             pod.watches = folder.into_iter().chain(events).collect();
@@ -297,7 +302,8 @@ impl Watch {
         let container = pod.path.join(name);
         // The same number for the same cgroup; another one when it was made anew.
         let events = self.watch_events(&container, uid, Some(name.into()));
-        let (processes, place) = (container.join("cgroup.procs"), Place::Processes(uid.clone()));
+        let (processes, place) =
+            (container.join("cgroup.procs"), WatchTarget::Processes(uid.clone()));
         let processes =
             self.watches.add(&processes, WatchFlags::MODIFY | WatchFlags::ONESHOT, place);
         let watches: Vec<i32> = events.into_iter().chain(processes).collect();

@@ -29,7 +29,7 @@ const LOG_PERIOD: Duration = Duration::from_secs(60);
 
 /// What a watch is for.
 #[derive(Clone, Debug)]
-pub(super) enum Place {
+pub(super) enum WatchTarget {
     Folder(PathBuf),
     Pod(PodUid),
     /// The pod's `cgroup.events`, or its container's of this name.
@@ -38,14 +38,14 @@ pub(super) enum Place {
 }
 
 /// An event: the watch, what happened, and the name of the file in a folder.
-pub(super) type Seen = (i32, ReadFlags, Option<Vec<u8>>);
+pub(super) type WatchEvent = (i32, ReadFlags, Option<Vec<u8>>);
 
 /// The watches that there are.
 #[derive(Debug)]
 pub(super) struct Watches {
     /// `None` while the system has none to give.
     inotify: Option<AsyncFd<OwnedFd>>,
-    places: HashMap<i32, Place>,
+    places: HashMap<i32, WatchTarget>,
     /// What the system has refused since [`Watches::begin`].
     refused: u64,
     log: LogLimit<()>,
@@ -105,20 +105,25 @@ impl Watches {
     }
 
     /// The next events; none while there is no inotify.
-    pub(super) async fn next(&self) -> io::Result<Vec<Seen>> {
+    pub(super) async fn next(&self) -> io::Result<Vec<WatchEvent>> {
         match &self.inotify {
             Some(inotify) => read(inotify).await,
             None => future::pending().await,
         }
     }
 
-    pub(super) fn place(&self, watch: i32) -> Option<Place> {
+    pub(super) fn place(&self, watch: i32) -> Option<WatchTarget> {
         self.places.get(&watch).cloned()
     }
 
     /// The number of the watch, which is the same for what is watched already; `None` when `path` is gone, and when the
     /// system refuses.
-    pub(super) fn add(&mut self, path: &Path, flags: WatchFlags, place: Place) -> Option<i32> {
+    pub(super) fn add(
+        &mut self,
+        path: &Path,
+        flags: WatchFlags,
+        place: WatchTarget,
+    ) -> Option<i32> {
         let Some(inotify) = &self.inotify else {
             self.refused += 1;
             return None;
@@ -161,7 +166,7 @@ impl Watches {
     }
 }
 
-async fn read(inotify: &AsyncFd<OwnedFd>) -> io::Result<Vec<Seen>> {
+async fn read(inotify: &AsyncFd<OwnedFd>) -> io::Result<Vec<WatchEvent>> {
     loop {
         let mut ready = inotify.readable().await?;
         let mut buffer = [MaybeUninit::uninit(); BUFFER];

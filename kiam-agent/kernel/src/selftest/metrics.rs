@@ -11,17 +11,17 @@ use super::{Failure, Part};
 /// The self-test's metrics.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
-    made: Family<Labels, Counter>,
+    runs: Family<Labels, Counter>,
     failing: Family<PartLabel, Gauge>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Labels {
-    outcome: Made,
+    outcome: RunOutcome,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Made {
+enum RunOutcome {
     Passed,
     Failed,
 }
@@ -41,7 +41,7 @@ impl Metrics {
         registry.register(
             "kiam_selftest_runs",
             "Self-tests that the agent ran, by outcome",
-            metrics.made.clone(),
+            metrics.runs.clone(),
         );
         registry.register(
             "kiam_selftest_failing",
@@ -52,8 +52,8 @@ impl Metrics {
     }
 
     pub(super) fn count(&self, failures: &[Failure]) {
-        let outcome = if failures.is_empty() { Made::Passed } else { Made::Failed };
-        self.made.get_or_create(&Labels { outcome }).inc();
+        let outcome = if failures.is_empty() { RunOutcome::Passed } else { RunOutcome::Failed };
+        self.runs.get_or_create(&Labels { outcome }).inc();
         for part in Part::ALL {
             let fails = failures.iter().any(|failure| failure.part == part);
             self.failing.get_or_create(&PartLabel { part }).set(fails.into());

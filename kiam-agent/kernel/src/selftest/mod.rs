@@ -6,8 +6,8 @@
 //! counted.
 
 mod client;
-mod inside;
 mod metrics;
+mod namespace_entry;
 mod sandbox;
 mod tap;
 mod witness;
@@ -21,13 +21,13 @@ use tracing::{error, info};
 pub use self::{client::client, metrics::Metrics, sandbox::CGROUP_PREFIX, witness::Witness};
 use self::{
     client::{Attempt, Outcome},
-    inside::Published,
+    namespace_entry::NamespaceEntry,
     sandbox::Sandbox,
     tap::Tap,
-    witness::Prover,
+    witness::TestClient,
 };
 use crate::{
-    intercept::{Flows, Marks, Path, Rewriter, SandboxTable},
+    intercept::{Flows, ListenerPath, Marks, Rewriter, SandboxTable},
     sys::{Cgroup, Walk},
 };
 use kiam_core::{
@@ -55,12 +55,12 @@ pub struct Config {
     /// pods' cgroup.
     pub guarded: bool,
     /// How connections reach the agent.
-    pub path: Path,
+    pub path: ListenerPath,
 }
 
 /// What the self-test needs of the kernel's part.
 #[derive(Clone, Debug)]
-pub struct Parts {
+pub struct SelftestParts {
     /// The pods' cgroup.
     pub cgroup: PathBuf,
     /// Cgroups that are treated otherwise.
@@ -75,9 +75,9 @@ pub struct Parts {
 
 /// Where the self-test's connections go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum ListenerKind {
     Node,
-    Inside,
+    Pod,
 }
 
 /// What is tested.
@@ -109,13 +109,13 @@ struct Failure {
 /// The self-test, with all it needs.
 pub struct Selftest {
     config: Config,
-    parts: Parts,
+    parts: SelftestParts,
     witness: Witness,
     sandbox: Option<Sandbox>,
 }
 
 /// What operators see of it.
-pub struct Outlook {
+pub struct SelftestStatus {
     /// Set while it succeeds.
     pub latch: Latch,
     /// Which parts fail.
@@ -149,12 +149,12 @@ impl fmt::Display for Failure {
 impl Selftest {
     /// One of the programs that are attached, seen by `witness`.
     #[must_use]
-    pub fn new(config: Config, parts: Parts, witness: Witness) -> Self {
+    pub fn new(config: Config, parts: SelftestParts, witness: Witness) -> Self {
         Self { config, parts, witness, sandbox: None }
     }
 
     /// Proves again and again, until the drain begins.
-    pub async fn keep(mut self, outlook: Outlook, mut drain: Drain) {
+    pub async fn keep(mut self, status: SelftestStatus, mut drain: Drain) {
         let mut ticks = interval(self.config.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut failed = 0;
@@ -163,28 +163,28 @@ impl Selftest {
                 () = drain.started() => return,
                 _ = ticks.tick() => {}
             }
-            let Some((same, failures)) = self.made().await else { return };
+            let Some((same, failures)) = self.run().await else { return };
             self = same;
-            outlook.metrics.count(&failures);
+            status.metrics.count(&failures);
             if failures.is_empty() {
                 if failed != 0 {
                     info!("The self-test succeeds again");
                 }
                 failed = 0;
-                outlook.latch.set();
-                outlook.detail.set("passed");
+                status.latch.set();
+                status.detail.set("passed");
                 continue;
             }
             failed += 1;
             if failed >= FAILURES {
                 let list: Vec<String> = failures.iter().map(ToString::to_string).collect();
                 let list = list.join("; ");
-                outlook.latch.clear();
+                status.latch.clear();
                 error!(
                     failures = list,
                     "The self-test fails: pods may not be intercepted as they should be"
                 );
-                outlook.detail.set(list);
+                status.detail.set(list);
             }
             sleep(RETRY).await;
             ticks.reset_immediately();
@@ -192,9 +192,9 @@ impl Selftest {
     }
 
     /// Runs one self-test off the runtime's threads; `None` when it panicked.
-    async fn made(mut self) -> Option<(Self, Vec<Failure>)> {
+    async fn run(mut self) -> Option<(Self, Vec<Failure>)> {
         let made = blocking::spawn(move |blocking| {
-            let failures = self.prove(blocking).unwrap_or_else(|error| {
+            let failures = self.check(blocking).unwrap_or_else(|error| {
                 // Whatever is broken is made anew.
                 self.discard();
                 vec![Failure { part: Part::Selftest, reason: error.to_string() }]
@@ -204,20 +204,24 @@ impl Selftest {
         made.await.ok()
     }
 
-    fn prove(&mut self, blocking: &Blocking) -> io::Result<Vec<Failure>> {
-        let ways: &[Way] = match self.config.path {
-            Path::Node => &[Way::Node],
-            Path::Auto => &[Way::Node, Way::Inside],
-            Path::PodLocal => &[Way::Inside],
+    fn check(&mut self, blocking: &Blocking) -> io::Result<Vec<Failure>> {
+        let listeners: &[ListenerKind] = match self.config.path {
+            ListenerPath::Node => &[ListenerKind::Node],
+            ListenerPath::Auto => &[ListenerKind::Node, ListenerKind::Pod],
+            ListenerPath::PodLocal => &[ListenerKind::Pod],
         };
         let mut failures = Vec::new();
-        for way in ways {
-            failures.extend(self.prove_way(blocking, *way)?);
+        for listener in listeners {
+            failures.extend(self.check_listener(blocking, *listener)?);
         }
         Ok(failures)
     }
 
-    fn prove_way(&mut self, blocking: &Blocking, way: Way) -> io::Result<Vec<Failure>> {
+    fn check_listener(
+        &mut self,
+        blocking: &Blocking,
+        listener: ListenerKind,
+    ) -> io::Result<Vec<Failure>> {
         // Opened anew each time: it may have been made anew.
         let cgroup = Cgroup::open(blocking, Some(&self.parts.cgroup)).map_err(io::Error::other)?;
         let sandbox = match self.sandbox.take() {
@@ -227,29 +231,29 @@ impl Selftest {
         let sandbox = self.sandbox.insert(sandbox);
         self.parts.marks.intercept(sandbox.cgroup_id()).map_err(io::Error::other)?;
         let (pod, addresses) = (sandbox.cgroup_id(), sandbox.addresses());
-        let prover = Prover { cgroup: pod, netns: sandbox.cookie(), addresses };
-        self.witness.watch(Some(prover));
+        let client = TestClient { cgroup: pod, netns: sandbox.cookie(), addresses };
+        self.witness.watch(Some(client));
         let tap = Tap::open()?;
         let rewriting = self.parts.rewriter.attach(&cgroup).map_err(io::Error::other)?;
         let mut client = Command::new("/proc/self/exe");
         let mut run = || sandbox.run(client.arg(SUBCOMMAND).env_clear());
-        let output = match (way, sandbox.cookie()) {
-            (Way::Inside, Some(netns)) => {
+        let output = match (listener, sandbox.cookie()) {
+            (ListenerKind::Pod, Some(netns)) => {
                 let table = &self.parts.sandboxes;
-                let published = Published::open(sandbox.netns(), (netns, pod), table)?;
+                let published = NamespaceEntry::open(sandbox.netns(), (netns, pod), table)?;
                 published.seen_by(&self.witness, &self.parts.flows, run)?
             }
-            (Way::Inside, None) if self.config.path == Path::PodLocal => {
+            (ListenerKind::Pod, None) if self.config.path == ListenerPath::PodLocal => {
                 return Err(io::Error::other("--path=pod-local needs kernel 5.14"));
             }
             // Without cookies there are no listeners inside namespaces.
-            (Way::Inside, None) => return Ok(Vec::new()),
-            (Way::Node, Some(netns)) => {
+            (ListenerKind::Pod, None) => return Ok(Vec::new()),
+            (ListenerKind::Node, Some(netns)) => {
                 let known = (netns, pod);
-                let _published = Published::without_listener(known, &self.parts.sandboxes)?;
+                let _published = NamespaceEntry::without_listener(known, &self.parts.sandboxes)?;
                 run()?
             }
-            (Way::Node, None) => run()?,
+            (ListenerKind::Node, None) => run()?,
         };
         drop(rewriting);
         if !output.status.success() {

@@ -11,19 +11,19 @@ use crate::intercept::FlowEntry;
 /// Sees the self-test's connections where those of pods are identified, so that they are proven the whole way.
 /// Cheap to clone; the accept loops' resolver and the self-test share one.
 #[derive(Clone, Debug, Default)]
-pub struct Witness(Arc<Mutex<Seen>>);
+pub struct Witness(Arc<Mutex<WitnessState>>);
 
 #[derive(Debug, Default)]
-struct Seen {
+struct WitnessState {
     /// Who is the self-test; `None` while there is none.
-    prover: Option<Prover>,
+    client: Option<TestClient>,
     /// Its connections by the port they came from, with the kernel's entry where those are looked up.
     arrived: HashMap<u16, Option<FlowEntry>>,
 }
 
 /// Where the self-test's connections come from.
 #[derive(Clone, Debug)]
-pub(super) struct Prover {
+pub(super) struct TestClient {
     /// Its cgroup.
     pub(super) cgroup: u64,
     /// Its network namespace's cookie, where the kernel tells it (5.14).
@@ -38,26 +38,26 @@ impl Witness {
     /// Whether the connection from `peer` with this entry is the self-test's. Then it is no pod's, and is not answered.
     #[must_use]
     pub fn saw(&self, entry: FlowEntry, peer: SocketAddr) -> bool {
-        self.is_prover(peer, Some(entry), |prover| prover.cgroup == entry.cgroup)
+        self.is_client(peer, Some(entry), |client| client.cgroup == entry.cgroup)
     }
 
     /// The same where only the address tells who is calling.
     #[must_use]
     pub fn saw_address(&self, peer: SocketAddr) -> bool {
         let address = peer.ip().to_canonical();
-        self.is_prover(peer, None, |prover| prover.addresses.contains(&address))
+        self.is_client(peer, None, |client| client.addresses.contains(&address))
     }
 
     /// The network namespace of the self-test, where `address` is the self-test's.
     #[must_use]
     pub fn namespace(&self, address: IpAddr) -> Option<u64> {
         let seen = self.lock();
-        seen.prover.as_ref().filter(|prover| prover.addresses.contains(&address))?.netns
+        seen.client.as_ref().filter(|client| client.addresses.contains(&address))?.netns
     }
 
-    /// Forgets what it saw; from now on connections of `prover` are the self-test's.
-    pub(super) fn watch(&self, prover: Option<Prover>) {
-        *self.lock() = Seen { prover, arrived: HashMap::new() };
+    /// Forgets what it saw; from now on connections of `client` are the self-test's.
+    pub(super) fn watch(&self, client: Option<TestClient>) {
+        *self.lock() = WitnessState { client, arrived: HashMap::new() };
     }
 
     /// What was seen of the connection that came from `port`: its entry, where there are any.
@@ -65,21 +65,21 @@ impl Witness {
         self.lock().arrived.get(&port).copied()
     }
 
-    fn is_prover(
+    fn is_client(
         &self,
         peer: SocketAddr,
         entry: Option<FlowEntry>,
-        is_its: impl Fn(&Prover) -> bool,
+        is_its: impl Fn(&TestClient) -> bool,
     ) -> bool {
         let mut seen = self.lock();
-        let its = seen.prover.as_ref().is_some_and(is_its);
+        let its = seen.client.as_ref().is_some_and(is_its);
         if its {
             seen.arrived.insert(peer.port(), entry);
         }
         its
     }
 
-    fn lock(&self) -> MutexGuard<'_, Seen> {
+    fn lock(&self) -> MutexGuard<'_, WitnessState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -98,7 +98,7 @@ mod tests {
         let entry = FlowEntry { cgroup: 7, netns: 3, on_host: false };
         assert!(!witness.saw(entry, peer) && !witness.saw_address(peer), "before there is one");
         let addresses = [own.into(), Ipv6Addr::LOCALHOST.into()];
-        witness.watch(Some(Prover { cgroup: 7, netns: Some(3), addresses }));
+        witness.watch(Some(TestClient { cgroup: 7, netns: Some(3), addresses }));
         assert!(witness.saw(entry, peer));
         assert!(!witness.saw(FlowEntry { cgroup: 8, ..entry }, peer));
         assert!(witness.saw_address((own.to_ipv6_mapped(), 4001).into()));

@@ -6,7 +6,7 @@ use std::io;
 
 use aya::programs::{ProgramError, tc::TcError};
 
-use super::refusal::kernel_release;
+use super::rejection::kernel_release;
 use crate::error::Error;
 
 /// A part of the kernel.
@@ -117,7 +117,7 @@ mod tests {
     use kiam_core::telemetry::captured::CapturedLogs;
 
     use super::{
-        super::refusal::{Refusal, program_error},
+        super::rejection::{ProgramRejection, program_error},
         *,
     };
 
@@ -129,7 +129,8 @@ mod tests {
         let release = kernel_release();
         let errno = io::Error::from_raw_os_error;
         let map = |name: &str, number| refused_map(name.to_owned(), errno(number));
-        let load = |name, number| Error::from(Box::new(Refusal::new(name, errno(number), "")));
+        let load =
+            |name, number| Error::from(Box::new(ProgramRejection::new(name, errno(number), "")));
         let attach = |name, number| {
             let error = SyscallError { call: "bpf_link_create", io_error: errno(number) };
             program_error(name)(ProgramError::SyscallError(error))

@@ -8,7 +8,7 @@ pub(crate) mod membership;
 pub(crate) mod namespaces;
 pub(crate) mod netlink;
 pub(crate) mod netns;
-pub(crate) mod refusal;
+pub(crate) mod rejection;
 pub(crate) mod sock_diag;
 mod unfilter;
 mod walk;
@@ -18,7 +18,7 @@ pub use self::{
     defer::defer_accept,
     namespaces::{inside, loopback_is_up},
     netns::{cookie_of, is_elsewhere},
-    refusal::Refusal,
+    rejection::ProgramRejection,
     unfilter::unfilter,
     walk::Walk,
 };

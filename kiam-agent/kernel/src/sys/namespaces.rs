@@ -32,7 +32,7 @@ const NAMESPACES: usize = 16;
 
 /// What [`of_pods`] did not show.
 #[derive(Debug, Default)]
-pub(crate) struct Unseen {
+pub(crate) struct SearchGaps {
     /// Processes that the agent can't see, as it is in another PID namespace than they are.
     pub(crate) hidden: usize,
     /// Pods of which not all was searched.
@@ -54,8 +54,8 @@ pub(crate) fn of_pods(
     walk: &mut Walk<'_>,
     root: &Path,
     mut visit: impl FnMut(&File) -> ControlFlow<()>,
-) -> Unseen {
-    let mut unseen = Unseen::default();
+) -> SearchGaps {
+    let mut unseen = SearchGaps::default();
     // Inode numbers. A namespace that has got the number of one that ended meanwhile is left out: it is younger than
     // this search, and what it is for.
     let mut known = HashSet::new();

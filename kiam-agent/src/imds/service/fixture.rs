@@ -53,7 +53,7 @@ impl ClientResolver for Identity {
         let IpAddr::V4(address) = connection.peer.ip() else { return Err(Unattested::NoEntry) };
         match (self, address.octets()[3]) {
             (Self::Kernel | Self::Inside, 66) => Err(Unattested::NoEntry),
-            (Self::Inside, n) => Ok(Client::Inside { uid: uid(n) }),
+            (Self::Inside, n) => Ok(Client::PodListener { uid: uid(n) }),
             (Self::Kernel, n) => {
                 let origin = Origin::Pod;
                 Ok(Client::Pod { uid: uid(n), address: address.into(), origin })

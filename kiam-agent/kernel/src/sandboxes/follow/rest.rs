@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep};
 
-use super::{Done, Sandboxes};
+use super::{Sandboxes, TaskResult};
 use kiam_core::pods::PodUid;
 
 // === impl Sandboxes ===
@@ -19,20 +19,20 @@ impl Sandboxes {
         let (pod, birth) = (pod.clone(), sandbox.birth);
         self.tasks.spawn(async move {
             sleep(rest).await;
-            Done::Rested { pod, birth }
+            TaskResult::Rested { pod, birth }
         });
     }
 
-    pub(super) fn look_again(&mut self, pod: &PodUid, birth: u64) {
-        if self.pods.get(pod).is_some_and(|sandbox| sandbox.birth == birth && !sandbox.looking) {
-            self.look(pod);
+    pub(super) fn rescan(&mut self, pod: &PodUid, birth: u64) {
+        if self.pods.get(pod).is_some_and(|sandbox| sandbox.birth == birth && !sandbox.scanning) {
+            self.scan(pod);
         }
     }
 
     pub(super) fn rested(&mut self, pod: &PodUid, birth: u64) {
         if let Some(sandbox) = self.pods.get_mut(pod).filter(|sandbox| sandbox.birth == birth) {
             sandbox.resting = false;
-            self.look(pod);
+            self.scan(pod);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{ffi::OsStr, path::Path, time::Duration};
 use rustix::fs::inotify::WatchFlags;
 use tokio::time::Instant;
 
-use super::{Change, Place, Watch};
+use super::{Change, Watch, WatchTarget};
 use kiam_core::pods::PodUid;
 
 /// How long a `cgroup.events` is not watched after an event, and longer where others of the pod rest. What happens meanwhile is
@@ -56,7 +56,7 @@ impl Watch {
                 watches.retain(|known| *known != spent.watch);
                 watches.extend(watch);
             }
-            let stirred = Change::Stirred(spent.pod);
+            let stirred = Change::Members(spent.pod);
             if !changes.contains(&stirred) {
                 changes.push(stirred);
             }
@@ -70,7 +70,7 @@ impl Watch {
         pod: &PodUid,
         container: Option<Box<OsStr>>,
     ) -> Option<i32> {
-        let place = Place::Events(pod.clone(), container);
+        let place = WatchTarget::Events(pod.clone(), container);
         let flags = WatchFlags::MODIFY | WatchFlags::ONESHOT;
         self.watches.add(&cgroup.join("cgroup.events"), flags, place)
     }

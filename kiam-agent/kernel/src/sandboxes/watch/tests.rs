@@ -71,22 +71,22 @@ async fn pods_of_every_layout_are_noticed_when_they_come_stir_and_go() {
     for layout in [Layout::SystemdBurstable, Layout::SystemdGuaranteed, Layout::CgroupfsBurstable] {
         let container = Cgroup::create(stage.root.path().join(layout.container(A, "1"))).unwrap();
         let pod = container.path().parent().unwrap().to_owned();
-        let made = Change::Made(uid(A), pod.clone());
+        let made = Change::Created(uid(A), pod.clone());
         stage.until(&made).await;
         let mut process = std::process::Command::new("sleep");
         container.adopt(process.arg("60")).unwrap();
         let mut process = process.spawn().unwrap();
-        stage.until(&Change::Joined(uid(A))).await;
+        stage.until(&Change::FirstProcess(uid(A))).await;
         container.kill().unwrap();
         process.wait().unwrap();
-        stage.until(&Change::Stirred(uid(A))).await;
+        stage.until(&Change::Members(uid(A))).await;
         fs::create_dir(pod.join("2")).unwrap();
         while stage.containers() < 2 {
-            stage.until(&Change::Stirred(uid(A))).await;
+            stage.until(&Change::Members(uid(A))).await;
         }
         fs::remove_dir(pod.join("2")).unwrap();
         while stage.containers() > 1 {
-            stage.until(&Change::Stirred(uid(A))).await;
+            stage.until(&Change::Members(uid(A))).await;
         }
         drop(container);
         fs::remove_dir(&pod).unwrap();
@@ -101,7 +101,7 @@ async fn what_a_container_makes_is_neither_believed_nor_watched() {
     let Some(mut stage) = Stage::start("container_makes") else { return };
     let container = stage.root.path().join(format!("burstable/pod{A}/1"));
     fs::create_dir_all(&container).unwrap();
-    let made = Change::Made(uid(A), container.parent().unwrap().to_owned());
+    let made = Change::Created(uid(A), container.parent().unwrap().to_owned());
     assert!(stage.watch.sweep().contains(&made));
     let watched = stage.watch.watches.len();
     fs::create_dir_all(container.join(format!("pod{B}/1"))).unwrap();
@@ -109,7 +109,7 @@ async fn what_a_container_makes_is_neither_believed_nor_watched() {
     fs::create_dir_all(stage.root.path().join(format!("burstable/burstable/pod{B}"))).unwrap();
     let other = stage.root.path().join(format!("pod{B}"));
     fs::create_dir(&other).unwrap();
-    let all = stage.until(&Change::Made(uid(B), other)).await;
+    let all = stage.until(&Change::Created(uid(B), other)).await;
     assert_eq!(all.len(), 1, "{all:?}");
     assert_eq!(stage.watch.watches.len(), watched + 2);
     for _ in 0..2 {
@@ -124,7 +124,7 @@ async fn a_container_that_joins_its_own_cgroup_again_and_again_is_noticed_once()
     stage.watch.sweep();
     let path = stage.root.path().join(Layout::SystemdBurstable.container(A, "1"));
     let container = Cgroup::create(&path).unwrap();
-    stage.until(&Change::Made(uid(A), path.parent().unwrap().to_owned())).await;
+    stage.until(&Change::Created(uid(A), path.parent().unwrap().to_owned())).await;
     let mut process = std::process::Command::new("sh");
     let joins = "for n in $(seq 5000); do echo 0 > \"$0\"; done";
     container.adopt(process.args(["-c", joins]).arg(path.join("cgroup.procs"))).unwrap();
@@ -134,7 +134,7 @@ async fn a_container_that_joins_its_own_cgroup_again_and_again_is_noticed_once()
         let changes = timeout(Duration::from_millis(20), stage.watch.changes()).await;
         let Ok(changes) = changes else { continue };
         woken += 1;
-        joined += changes.iter().filter(|change| **change == Change::Joined(uid(A))).count();
+        joined += changes.iter().filter(|change| **change == Change::FirstProcess(uid(A))).count();
     }
     assert!(joined == 1 && woken < 10, "{joined}, and woken {woken} times");
 }
@@ -145,7 +145,7 @@ async fn a_container_that_changes_its_own_events_again_and_again_is_noticed_a_fe
     stage.watch.sweep();
     let path = stage.root.path().join(Layout::SystemdBurstable.container(A, "1"));
     let container = Cgroup::create(&path).unwrap();
-    stage.until(&Change::Made(uid(A), path.parent().unwrap().to_owned())).await;
+    stage.until(&Change::Created(uid(A), path.parent().unwrap().to_owned())).await;
     let (events, ended) = (path.join("cgroup.events"), Arc::new(AtomicBool::new(false)));
     let flood = std::thread::spawn({
         let ended = ended.clone();
@@ -166,11 +166,11 @@ async fn a_container_that_changes_its_own_events_again_and_again_is_noticed_a_fe
     assert!((10..30).contains(&woken), "woken {woken} times");
     // The last process goes while nothing is watched, and that shows.
     truncate(&path.join("cgroup.events"));
-    stage.until(&Change::Stirred(uid(A))).await;
+    stage.until(&Change::Members(uid(A))).await;
     let mut process = std::process::Command::new("true");
     container.adopt(&mut process).unwrap();
     process.status().unwrap();
-    stage.until(&Change::Stirred(uid(A))).await;
+    stage.until(&Change::Members(uid(A))).await;
 }
 
 #[tokio::test]
@@ -210,7 +210,7 @@ async fn a_pod_whose_containers_change_their_events_in_turn_is_noticed_no_more_o
         timeout(LIMIT, stage.watch.changes()).await.unwrap();
     }
     truncate(&paths[7].join("cgroup.events"));
-    stage.until(&Change::Stirred(uid(A))).await;
+    stage.until(&Change::Members(uid(A))).await;
 }
 
 #[tokio::test]
@@ -219,11 +219,11 @@ async fn the_watches_of_one_pod_are_bounded() {
     stage.watch.sweep();
     let pod = stage.root.path().join(format!("pod{A}"));
     fs::create_dir(&pod).unwrap();
-    stage.until(&Change::Made(uid(A), pod.clone())).await;
+    stage.until(&Change::Created(uid(A), pod.clone())).await;
     for n in 0..2 * CONTAINERS {
         fs::create_dir(pod.join(n.to_string())).unwrap();
     }
-    stage.until(&Change::Stirred(uid(A))).await;
+    stage.until(&Change::Members(uid(A))).await;
     stage.watch.sweep();
     assert_eq!(stage.watch.watches.len(), 1 + 2 + 2 * CONTAINERS);
 }
@@ -242,11 +242,12 @@ async fn a_sweep_finds_what_no_event_told() {
     fs::create_dir_all(a.join("1")).unwrap();
     let changes = stage.watch.sweep();
     let gone = changes.iter().position(|it| *it == Change::Removed(uid(A))).unwrap();
-    let made = changes.iter().position(|it| *it == Change::Made(uid(A), a.clone())).unwrap();
-    assert!(gone < made && changes.contains(&Change::Made(uid(B), b)), "{changes:?}");
+    let made = changes.iter().position(|it| *it == Change::Created(uid(A), a.clone())).unwrap();
+    assert!(gone < made && changes.contains(&Change::Created(uid(B), b)), "{changes:?}");
     // The late events change nothing.
     while let Ok(changes) = timeout(Duration::from_millis(50), stage.watch.changes()).await {
-        let stirred = |change: &Change| matches!(change, Change::Stirred(_) | Change::Joined(_));
+        let stirred =
+            |change: &Change| matches!(change, Change::Members(_) | Change::FirstProcess(_));
         assert!(changes.iter().all(stirred));
     }
     assert_eq!(stage.watch.pods.len(), 2);
@@ -257,7 +258,7 @@ async fn a_sweep_finds_what_no_event_told() {
     let again = Cgroup::create(root).unwrap();
     fs::create_dir_all(&a).unwrap();
     let changes = stage.watch.sweep();
-    assert!(changes.contains(&Change::Made(uid(A), a)), "{changes:?}");
+    assert!(changes.contains(&Change::Created(uid(A), a)), "{changes:?}");
     assert!(!stage.watch.is_moved());
     drop(again);
 }

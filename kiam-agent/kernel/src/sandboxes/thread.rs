@@ -8,11 +8,11 @@ use std::thread;
 use tokio::{runtime::Builder, sync::oneshot};
 use tracing::warn;
 
-use super::{Error, TOGETHER};
+use super::{Error, SCANS_AT_ONCE};
 use crate::realtime;
 
 /// Does `work` on a thread and a runtime of its own, ahead of the node's ordinary threads, and so does what it has
-/// done by [`spawn_blocking`](tokio::task::spawn_blocking), unless that is [unhurried](realtime::unhurried). What is returned ends with
+/// done by [`spawn_blocking`](tokio::task::spawn_blocking), unless that is [unhurried](realtime::ordinary). What is returned ends with
 /// `work`.
 ///
 /// Where the system refuses, which is logged, it takes its turn.
@@ -20,15 +20,15 @@ use crate::realtime;
 /// # Errors
 ///
 /// [`Error::Thread`].
-pub fn hurried(
+pub fn on_realtime_thread(
     work: impl Future<Output = ()> + Send + 'static,
 ) -> Result<impl Future<Output = ()> + Send + 'static, Error> {
     let mut builder = Builder::new_current_thread();
-    let built = builder.enable_all().max_blocking_threads(2 * TOGETHER).build();
+    let built = builder.enable_all().max_blocking_threads(2 * SCANS_AT_ONCE).build();
     let runtime = built.map_err(Error::Thread)?;
     let (running, ended) = oneshot::channel::<()>();
     let run = move || {
-        if let Err(error) = realtime::hurry() {
+        if let Err(error) = realtime::enter() {
             warn!(%error, "SCHED_FIFO is refused, so that the first connects of new pods on a busy node may go by the node's path");
         }
         runtime.block_on(work);
@@ -57,7 +57,7 @@ mod tests {
             sender.send((is_hurried(), spawn_blocking(look).await.unwrap())).unwrap();
         });
         ended.unwrap().await;
-        let allowed = thread::spawn(|| realtime::hurry().is_ok()).join().unwrap();
+        let allowed = thread::spawn(|| realtime::enter().is_ok()).join().unwrap();
         assert_eq!(seen.await.unwrap(), (allowed, (allowed, false, allowed)));
         assert!(!is_hurried(), "the caller is");
     }

@@ -21,15 +21,15 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(2);
 
 /// Published while it lives. Drop takes it back.
-pub(super) struct Published<'a> {
+pub(super) struct NamespaceEntry<'a> {
     table: &'a SandboxTable,
     netns: u64,
     sockets: Vec<TcpListener>,
 }
 
-// === impl Published ===
+// === impl NamespaceEntry ===
 
-impl<'a> Published<'a> {
+impl<'a> NamespaceEntry<'a> {
     /// Listens in `namespace`, whose cookie is `netns`, and has the programs send connects of the cgroup `pod` there.
     pub(super) fn open(
         namespace: &File,
@@ -97,7 +97,7 @@ impl<'a> Published<'a> {
     }
 }
 
-impl Drop for Published<'_> {
+impl Drop for NamespaceEntry<'_> {
     fn drop(&mut self) {
         // The namespace is the self-test's: what stays in the list sends nobody anywhere.
         let _ = self.table.withdraw(self.netns);

@@ -3,30 +3,30 @@
 use std::{collections::HashSet, net::IpAddr, path::PathBuf};
 
 use super::{
-    NAMESPACES, Reason,
+    NAMESPACES, NoListenerReason,
     claims::{Claim, Claims},
-    listen::{self, Open},
+    listen::{self, VerifiedNamespace},
     processes::{self, Processes},
 };
 use kiam_core::pods::PodUid;
 
 /// A namespace of a pod.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct ClaimedNamespace {
     pub(super) claim: Claim,
     pub(super) cookie: u64,
     /// The port of the listeners inside it, or why there are none.
-    pub(super) listening: Result<u16, Reason>,
+    pub(super) listening: Result<u16, NoListenerReason>,
     /// The pod's addresses when one of them was last seen in there; none before they were known.
     pub(super) proven_by: Vec<IpAddr>,
 }
 
 /// What a look begins with. Whoever looks has the pod's namespaces meanwhile.
 #[derive(Debug)]
-pub(super) struct Look {
+pub(super) struct Scan {
     pub(super) pod: PodUid,
     pub(super) cgroup: PathBuf,
-    pub(super) held: Vec<Held>,
+    pub(super) held: Vec<ClaimedNamespace>,
     /// As the API has them; none while it is not known.
     pub(super) addresses: Vec<IpAddr>,
     /// Only what a new sandbox has is looked at.
@@ -38,15 +38,15 @@ pub(super) struct Look {
 
 /// What a look found.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct ScanResult {
     /// What was held and still is, and what is new.
-    pub(super) held: Vec<Held>,
+    pub(super) held: Vec<ClaimedNamespace>,
     /// The new ones among them, and those that have new listeners.
-    pub(super) opened: Vec<Open>,
+    pub(super) opened: Vec<VerifiedNamespace>,
     /// What is no longer the pod's.
-    pub(super) closed: Vec<Held>,
+    pub(super) closed: Vec<ClaimedNamespace>,
     /// Why there are none, when there are none.
-    pub(super) reason: Reason,
+    pub(super) reason: NoListenerReason,
     /// There are processes.
     pub(super) any: bool,
     /// A namespace was claimed for as long as it took to see that it is not the pod's: another pod may have been
@@ -56,16 +56,16 @@ pub(super) struct Found {
     pub(super) unsettled: bool,
 }
 
-// === impl Look ===
+// === impl Scan ===
 
-impl Look {
+impl Scan {
     /// Looks, opens what is to be opened, and tells what is to be closed. Blocks.
-    pub(super) fn run(self) -> Found {
+    pub(super) fn run(self) -> ScanResult {
         let Self { pod, cgroup, held, addresses, urgent, listens, claims } = self;
         let claimed: HashSet<u64> = held.iter().map(|held| held.claim.inode()).collect();
         let most = if urgent { processes::FEW } else { processes::MANY };
         let processes = Processes::of(&cgroup, most, &claimed, &claims);
-        let mut found = Found {
+        let mut found = ScanResult {
             held: Vec::new(),
             opened: Vec::new(),
             closed: Vec::new(),
@@ -88,46 +88,46 @@ impl Look {
                     Ok(open) => found.add(open, claim, &addresses),
                     Err(reason) => found.release(claim, reason),
                 },
-                Err(owner) => found.reason = Reason::AnotherPods(owner),
+                Err(owner) => found.reason = NoListenerReason::AnotherPods(owner),
             }
         }
         // The runtime and its monitor stay on the node.
-        found.unsettled &= !found.held.iter().any(Held::is_settled);
+        found.unsettled &= !found.held.iter().any(ClaimedNamespace::is_settled);
         found
     }
 }
 
-// === impl Held ===
+// === impl ClaimedNamespace ===
 
-impl Held {
+impl ClaimedNamespace {
     /// Whether there is nothing to wait for: somebody may be about to set `lo` up.
     fn is_settled(&self) -> bool {
-        self.listening != Err(Reason::LoopbackDown)
+        self.listening != Err(NoListenerReason::LoopbackDown)
     }
 }
 
-// === impl Found ===
+// === impl ScanResult ===
 
-impl Found {
+impl ScanResult {
     /// A look that failed by a mistake of ours: what was held is lost with it.
     pub(super) fn panicked() -> Self {
         Self {
             held: Vec::new(),
             opened: Vec::new(),
             closed: Vec::new(),
-            reason: Reason::Failed { call: "look", error: "it panicked".to_owned() },
+            reason: NoListenerReason::Failed { call: "look", error: "it panicked".to_owned() },
             any: false,
             released: true,
             unsettled: true,
         }
     }
 
-    fn keep(&mut self, mut held: Held, lives: bool, addresses: &[IpAddr]) {
+    fn keep(&mut self, mut held: ClaimedNamespace, lives: bool, addresses: &[IpAddr]) {
         if lives && held.proven_by != addresses && !addresses.is_empty() {
             match listen::has_one(held.claim.namespace(), addresses) {
                 Ok(true) => held.proven_by = addresses.to_vec(),
                 Ok(false) => {
-                    self.reason = Reason::NoAddress;
+                    self.reason = NoListenerReason::NoAddress;
                     return self.closed.push(held);
                 }
                 Err(reason) => {
@@ -141,12 +141,13 @@ impl Found {
             return self.closed.push(held);
         }
         if let Err(reason) = &mut held.listening
-            && *reason != Reason::NodePath
+            && *reason != NoListenerReason::NodePath
         {
             match listen::listen_in(held.claim.namespace()) {
                 Ok(listening) => {
                     held.listening = Ok(listening.port);
-                    self.opened.push(Open { cookie: held.cookie, listening: Ok(listening) });
+                    self.opened
+                        .push(VerifiedNamespace { cookie: held.cookie, listening: Ok(listening) });
                 }
                 Err(failure) => *reason = failure,
             }
@@ -155,22 +156,28 @@ impl Found {
         self.held.push(held);
     }
 
-    fn add(&mut self, open: Open, claim: Claim, addresses: &[IpAddr]) {
+    fn add(&mut self, open: VerifiedNamespace, claim: Claim, addresses: &[IpAddr]) {
         let listening = match &open.listening {
             Ok(listening) => Ok(listening.port),
             Err(reason) => Err(reason.clone()),
         };
-        let held = Held { claim, cookie: open.cookie, listening, proven_by: addresses.to_vec() };
+        let held = ClaimedNamespace {
+            claim,
+            cookie: open.cookie,
+            listening,
+            proven_by: addresses.to_vec(),
+        };
         self.unsettled |= !held.is_settled();
         self.held.push(held);
         self.opened.push(open);
     }
 
-    fn release(&mut self, claim: Claim, reason: Reason) {
+    fn release(&mut self, claim: Claim, reason: NoListenerReason) {
         drop(claim);
         self.released = true;
         // Somebody may be about to set the namespace up.
-        self.unsettled |= matches!(reason, Reason::LoopbackDown | Reason::NoAddress);
+        self.unsettled |=
+            matches!(reason, NoListenerReason::LoopbackDown | NoListenerReason::NoAddress);
         self.reason = reason;
     }
 }
@@ -179,12 +186,14 @@ impl Found {
 
 impl Processes {
     /// Why a pod with these processes has nothing to listen in.
-    fn reason(&self) -> Reason {
+    fn reason(&self) -> NoListenerReason {
         match &self.failure {
-            Some(error) => Reason::Failed { call: "open /proc/<pid>/ns/net", error: error.clone() },
-            None if self.on_node => Reason::NodesNamespace,
-            None if self.hidden => Reason::Hidden,
-            None => Reason::NoProcess,
+            Some(error) => {
+                NoListenerReason::Failed { call: "open /proc/<pid>/ns/net", error: error.clone() }
+            }
+            None if self.on_node => NoListenerReason::NodesNamespace,
+            None if self.hidden => NoListenerReason::Hidden,
+            None => NoListenerReason::NoProcess,
         }
     }
 }
@@ -196,15 +205,20 @@ mod tests {
     use super::*;
 
     /// A look at a pod that holds a namespace which is not this process's, with `processes` in its cgroup.
-    fn look(processes: &str) -> Found {
+    fn scan(processes: &str) -> ScanResult {
         let cgroup = tempfile::tempdir().unwrap();
         fs::write(cgroup.path().join("cgroup.procs"), processes).unwrap();
         let claims = Claims::new(Vec::new()).unwrap();
         let pod = PodUid::new("a");
         let claim = claims.claim(7, File::open("/dev/null").unwrap(), &pod).unwrap();
-        let held = vec![Held { claim, cookie: 7, listening: Ok(61000), proven_by: Vec::new() }];
+        let held = vec![ClaimedNamespace {
+            claim,
+            cookie: 7,
+            listening: Ok(61000),
+            proven_by: Vec::new(),
+        }];
         let (cgroup, addresses) = (cgroup.path().to_owned(), Vec::new());
-        Look { pod, cgroup, held, addresses, urgent: false, listens: true, claims }.run()
+        Scan { pod, cgroup, held, addresses, urgent: false, listens: true, claims }.run()
     }
 
     #[test]
@@ -218,7 +232,7 @@ mod tests {
             (format!("{own}\n99999999\n"), 1),
             ("0\n".to_owned(), 1),
         ] {
-            let found = look(&processes);
+            let found = scan(&processes);
             assert_eq!((found.held.len(), found.closed.len()), (kept, 1 - kept), "{processes:?}");
         }
     }

@@ -9,13 +9,13 @@ use crate::{error::Error, pins, sys::links::PinnedLink};
 
 /// The links and maps of one agent.
 #[derive(Debug, Default)]
-pub(super) struct Hold {
-    links: Vec<HeldLink>,
+pub(super) struct OpenPins {
+    links: Vec<OpenLink>,
     maps: Vec<(&'static str, MapData)>,
 }
 
 #[derive(Debug)]
-struct HeldLink {
+struct OpenLink {
     /// The program's name, and its id in the kernel.
     name: &'static str,
     program: u32,
@@ -24,7 +24,7 @@ struct HeldLink {
 
 /// What is not as this agent left it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Losses {
+pub struct Drift {
     /// Programs that are attached no longer.
     pub detached: Vec<&'static str>,
     /// Links, by their programs, and maps whose pins are gone.
@@ -33,9 +33,9 @@ pub struct Losses {
     pub replaced: Vec<&'static str>,
 }
 
-// === impl Losses ===
+// === impl Drift ===
 
-impl Losses {
+impl Drift {
     /// Whether nothing is lost.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -43,37 +43,37 @@ impl Losses {
     }
 }
 
-// === impl HeldLink ===
+// === impl OpenLink ===
 
-impl HeldLink {
+impl OpenLink {
     /// Adds what is not as it was left at `cgroup` and at `pin`.
-    fn losses(&self, cgroup: u64, pin: &Path, losses: &mut Losses) -> Result<(), Error> {
+    fn drift(&self, cgroup: u64, pin: &Path, drift: &mut Drift) -> Result<(), Error> {
         let (program, at) = self.link.attached(pin)?;
         let (mut pinned, mut works) = (false, at == cgroup);
         if let Some(there) = PinnedLink::open(pin)? {
             pinned = there.id(pin)? == self.link.id(pin)?;
             if !pinned && there.cgroup(pin)? == cgroup {
-                losses.replaced.push(self.name);
+                drift.replaced.push(self.name);
                 return Ok(());
             }
             // A link that works nowhere is in the pin's place: only a new one of ours can be renamed over it.
             works &= pinned;
         }
         match works {
-            false => losses.detached.push(self.name),
-            true if program != self.program => losses.replaced.push(self.name),
+            false => drift.detached.push(self.name),
+            true if program != self.program => drift.replaced.push(self.name),
             true => {}
         }
         if works && !pinned {
-            losses.unpinned.push(self.name);
+            drift.unpinned.push(self.name);
         }
         Ok(())
     }
 }
 
-// === impl Hold ===
+// === impl OpenPins ===
 
-impl Hold {
+impl OpenPins {
     /// Holds the link that is pinned at `pin` with the program `name`, whose id is `program`.
     pub(super) fn link(
         &mut self,
@@ -84,7 +84,7 @@ impl Hold {
         self.links.retain(|held| held.name != name);
         // `None`: somebody was faster, which is seen as any other loss.
         if let Some(link) = PinnedLink::open(pin)? {
-            self.links.push(HeldLink { name, program, link });
+            self.links.push(OpenLink { name, program, link });
         }
         Ok(())
     }
@@ -97,23 +97,23 @@ impl Hold {
     }
 
     /// What of `programs`, which were attached to `cgroup`, and of the maps is not as it was left in `pins`.
-    pub(super) fn losses(
+    pub(super) fn drift(
         &self,
         programs: &[&'static str],
         cgroup: u64,
         pins: &Path,
-    ) -> Result<Losses, Error> {
-        let mut losses = Losses::default();
+    ) -> Result<Drift, Error> {
+        let mut drift = Drift::default();
         for &name in programs {
             let pin = pins::link(pins, name);
             match self.links.iter().find(|held| held.name == name) {
-                None => losses.detached.push(name),
-                Some(held) => held.losses(cgroup, &pin, &mut losses)?,
+                None => drift.detached.push(name),
+                Some(held) => held.drift(cgroup, &pin, &mut drift)?,
             }
         }
         let maps = self.maps.iter().map(|(name, _)| *name);
-        losses.unpinned.extend(maps.filter(|name| !pins.join(name).exists()));
-        Ok(losses)
+        drift.unpinned.extend(maps.filter(|name| !pins.join(name).exists()));
+        Ok(drift)
     }
 
     /// Pins the link or the map `name` again.

@@ -8,16 +8,16 @@ use kiam_core::pods::{Client, ClientResolver, Connection, PodUid, Unattested};
 /// process of that pod. Whoever comes without an entry (`kubectl port-forward`, a process that entered the
 /// namespace from outside) was not redirected.
 #[derive(Debug)]
-pub struct InsideResolver {
+pub struct PodListenerResolver {
     flows: Flows,
     cgroups: CgroupPaths,
     pod: PodUid,
     netns: u64,
 }
 
-// === impl InsideResolver ===
+// === impl PodListenerResolver ===
 
-impl InsideResolver {
+impl PodListenerResolver {
     /// For the listener inside `pod`, in the network namespace of cookie `netns`.
     #[must_use]
     pub fn new(flows: Flows, cgroups: CgroupPaths, pod: PodUid, netns: u64) -> Self {
@@ -25,7 +25,7 @@ impl InsideResolver {
     }
 }
 
-impl ClientResolver for InsideResolver {
+impl ClientResolver for PodListenerResolver {
     fn resolve(&self, connection: &Connection) -> Result<Client, Unattested> {
         let found = self.flows.find(self.netns, connection.peer, connection.local);
         let entry = found.map_err(super::unreadable)?.ok_or(Unattested::NoEntry)?;
@@ -33,6 +33,6 @@ impl ClientResolver for InsideResolver {
         if uid != self.pod {
             return Err(Unattested::OtherPod { caller: uid, listener: self.pod.clone() });
         }
-        Ok(Client::Inside { uid })
+        Ok(Client::PodListener { uid })
     }
 }

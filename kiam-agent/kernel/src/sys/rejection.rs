@@ -15,7 +15,7 @@ const LINES: usize = 20;
 /// The kernel refused to load a program.
 #[derive(Debug, thiserror::Error)]
 #[error("kernel {release} refuses program {name}: {source}; {remedy}{tail}")]
-pub struct Refusal {
+pub struct ProgramRejection {
     /// As `uname -r` has it.
     release: String,
     /// The program's.
@@ -32,14 +32,14 @@ pub struct Refusal {
 /// An error about program `name`. The verifier's whole log goes to the debug level.
 pub(crate) fn program_error(name: &'static str) -> impl Fn(ProgramError) -> Error + Copy {
     move |source| match source {
-        ProgramError::LoadError { io_error, verifier_log } => {
-            Error::Refused(Box::new(Refusal::new(name, io_error, &verifier_log.to_string())))
-        }
+        ProgramError::LoadError { io_error, verifier_log } => Error::Refused(Box::new(
+            ProgramRejection::new(name, io_error, &verifier_log.to_string()),
+        )),
         source => Error::Program { name, source },
     }
 }
 
-impl Refusal {
+impl ProgramRejection {
     pub(super) fn new(name: &'static str, source: io::Error, log: &str) -> Self {
         debug!(program = name, %log, "The kernel refused a program");
         let (release, remedy) = (kernel_release(), remedy(name, &source, log.trim().is_empty()));
@@ -93,7 +93,7 @@ mod tests {
     use kiam_core::telemetry::captured::CapturedLogs;
 
     fn refused(name: &'static str, errno: i32, log: &str) -> String {
-        let refusal = Refusal::new(name, io::Error::from_raw_os_error(errno), log);
+        let refusal = ProgramRejection::new(name, io::Error::from_raw_os_error(errno), log);
         Error::from(Box::new(refusal)).to_string()
     }
 

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// An agent's share of the pins, from before it attaches anything until it is dropped.
 #[derive(Debug)]
-pub struct InUse {
+pub struct AgentLock {
     bpffs: PathBuf,
     /// Kept open, with its lock, unless an uninstallation took that.
     folder: File,
@@ -29,7 +29,7 @@ pub struct InUse {
 /// The right to change what is attached: of one agent at a time, until it is dropped. One that starts has it from before
 /// it asks for another agent until that one, or the next that starts, can find it.
 #[derive(Debug)]
-pub struct Turn(#[expect(dead_code, reason = "as in Unused")] File);
+pub struct AttachLock(#[expect(dead_code, reason = "as in UninstallLock")] File);
 
 /// Since when another agent has had the turn, while this one has something to put back: whoever has it may hang.
 #[derive(Debug, Default)]
@@ -37,18 +37,20 @@ pub(crate) struct Patience(Option<Instant>);
 
 /// Nobody uses the pins, and no agent starts to until this is dropped.
 #[derive(Debug)]
-pub struct Unused(#[expect(dead_code, reason = "closing it is what ends the lock")] Option<File>);
+pub struct UninstallLock(
+    #[expect(dead_code, reason = "closing it is what ends the lock")] Option<File>,
+);
 
 /// `None` when an agent runs, or starts, with pins below `bpffs`.
 ///
 /// # Errors
 ///
 /// [`Error::File`] when the folder can't be asked.
-pub fn unused(bpffs: &Path) -> Result<Option<Unused>, Error> {
+pub fn lock_for_uninstall(bpffs: &Path) -> Result<Option<UninstallLock>, Error> {
     match lock(bpffs, FlockOperation::NonBlockingLockExclusive) {
-        Ok(folder) => Ok(Some(Unused(Some(folder)))),
+        Ok(folder) => Ok(Some(UninstallLock(Some(folder)))),
         // No agent was ever here.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(Unused(None))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(UninstallLock(None))),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
         Err(source) => Err(failed(bpffs, source)),
     }
@@ -64,9 +66,9 @@ fn failed(bpffs: &Path, source: io::Error) -> Error {
     Error::File { what: "lock", path: bpffs.to_owned(), source }
 }
 
-// === impl InUse ===
+// === impl AgentLock ===
 
-impl InUse {
+impl AgentLock {
     /// Takes a share of the pins below `bpffs`, which is there; agents that take over from one another both have one.
     /// Waits for an uninstallation that is under way.
     pub(crate) fn share(bpffs: &Path) -> Result<Self, Error> {
@@ -108,9 +110,9 @@ impl InUse {
     }
 }
 
-// === impl Turn ===
+// === impl AttachLock ===
 
-impl Turn {
+impl AttachLock {
     /// `None` while another agent has it.
     ///
     /// # Errors
@@ -148,16 +150,16 @@ mod tests {
     fn pins_are_unused_only_when_no_agent_has_a_share_and_then_none_gets_one() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
-        let agents = [InUse::share(path).unwrap(), InUse::share(path).unwrap()];
+        let agents = [AgentLock::share(path).unwrap(), AgentLock::share(path).unwrap()];
         for agent in agents {
-            assert!(unused(path).unwrap().is_none());
+            assert!(lock_for_uninstall(path).unwrap().is_none());
             drop(agent);
         }
-        let held = unused(path).unwrap().unwrap();
+        let held = lock_for_uninstall(path).unwrap().unwrap();
         assert!(lock(path, FlockOperation::NonBlockingLockShared).is_err());
         drop(held);
-        drop(InUse::share(path).unwrap());
-        assert!(unused(&path.join("nothing")).unwrap().is_some());
+        drop(AgentLock::share(path).unwrap());
+        assert!(lock_for_uninstall(&path.join("nothing")).unwrap().is_some());
     }
 
     #[test]
@@ -165,35 +167,35 @@ mod tests {
         let above = tempfile::tempdir().unwrap();
         let path = above.path().join("kiam");
         fs::create_dir(&path).unwrap();
-        let mut agent = InUse::share(&path).unwrap();
+        let mut agent = AgentLock::share(&path).unwrap();
         assert!(agent.is_alone().unwrap());
-        let other = InUse::share(&path).unwrap();
+        let other = AgentLock::share(&path).unwrap();
         assert!(!agent.is_alone().unwrap());
-        assert!(unused(&path).unwrap().is_none(), "both shares are still there");
+        assert!(lock_for_uninstall(&path).unwrap().is_none(), "both shares are still there");
         drop(other);
         assert!(agent.is_alone().unwrap());
         // Somebody removes the folder; until the agent follows, nobody sees it.
         fs::rename(&path, above.path().join("old")).unwrap();
         assert!(agent.follow().is_err());
         fs::create_dir(&path).unwrap();
-        assert!(unused(&path).unwrap().is_some());
+        assert!(lock_for_uninstall(&path).unwrap().is_some());
         agent.follow().unwrap();
-        assert!(unused(&path).unwrap().is_none());
+        assert!(lock_for_uninstall(&path).unwrap().is_none());
     }
 
     #[test]
     fn an_uninstallation_that_hangs_keeps_no_agent_waiting() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
-        let mut agent = InUse::share(path).unwrap();
+        let mut agent = AgentLock::share(path).unwrap();
         // It got its lock in the instant in which the agent had none.
         flock(&agent.folder, FlockOperation::Unlock).unwrap();
-        let held = unused(path).unwrap().unwrap();
+        let held = lock_for_uninstall(path).unwrap().unwrap();
         assert!(agent.is_alone().is_err());
         assert!(agent.follow().is_err());
         drop(held);
         agent.follow().unwrap();
-        assert!(unused(path).unwrap().is_none());
+        assert!(lock_for_uninstall(path).unwrap().is_none());
         assert!(agent.is_alone().unwrap());
     }
 

@@ -13,7 +13,7 @@ use crate::error::Error;
 const NAME: &str = "OBSERVED";
 
 /// The kernel's list of them. It holds the latest 8,192 pairs of cgroup and verdict.
-pub struct Observed(HashMap<MapData, Sighting, Sightings>);
+pub struct Observations(HashMap<MapData, Sighting, Sightings>);
 
 /// Connects and datagrams of one cgroup, with one verdict that was not carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,9 +26,9 @@ pub struct Observation {
     pub count: u64,
 }
 
-// === impl Observed ===
+// === impl Observations ===
 
-impl Observed {
+impl Observations {
     /// Those that are pinned in the folder `pins`.
     pub(super) fn open(pins: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Map { name: NAME, source };
@@ -47,7 +47,7 @@ impl Observed {
     }
 }
 
-impl fmt::Debug for Observed {
+impl fmt::Debug for Observations {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Observed")
     }
