@@ -15,8 +15,19 @@ use super::{
 const OLDEST: Series = Series::Named(5, 10);
 const OLD: Series = Series::Named(6, 1);
 const MIDDLE: Series = Series::Named(6, 12);
-const NO_IPV6: &str = "ipv6.disable=1";
-const LOCKED_DOWN: &str = "lockdown=confidentiality";
+
+/// What guests' command lines ask for beside what every guest has.
+pub(super) const NO_IPV6: &str = "ipv6.disable=1";
+pub(super) const NO_JIT: &str = "sysctl.net.core.bpf_jit_enable=0";
+/// The kernel does not know it: process 1 hides `/sys/kernel/btf`.
+pub(super) const NO_BTF: &str = "kiam.btf=hidden";
+pub(super) const INTEGRITY: &str = "lockdown=integrity";
+pub(super) const CONFIDENTIALITY: &str = "lockdown=confidentiality";
+
+/// Names the rows of a guest, to a test that plays all without it.
+const ROWS: &str = "KIAM_KERNEL_ROWS";
+/// Those that load and attach every program.
+const FEW: &str = "defaults,--guard";
 
 /// The agent's tests whose subject is the kernel, and the seconds that each may take by emulation.
 const TESTS: [(&str, u64); 16] = [
@@ -84,10 +95,19 @@ impl Check {
             Self::Agent => &[
                 (Amd64, OLDEST, ""),
                 (Amd64, OLDEST, NO_IPV6),
-                (Amd64, OLD, LOCKED_DOWN),
+                (Amd64, OLDEST, NO_JIT),
+                (Amd64, OLDEST, NO_BTF),
+                (Amd64, OLDEST, INTEGRITY),
+                (Amd64, OLDEST, CONFIDENTIALITY),
+                (Amd64, OLD, ""),
                 (Amd64, Series::Newest, ""),
                 (Amd64, Series::Newest, NO_IPV6),
+                (Amd64, Series::Newest, NO_JIT),
+                (Amd64, Series::Newest, NO_BTF),
+                (Amd64, Series::Newest, INTEGRITY),
+                (Amd64, Series::Newest, CONFIDENTIALITY),
                 (Arm64, OLD, ""),
+                (Arm64, Series::Newest, ""),
             ],
             Self::Demo => {
                 &[(Amd64, OLDEST, ""), (Amd64, OLD, ""), (Amd64, MIDDLE, ""), (Arm64, OLD, "")]
@@ -122,28 +142,13 @@ impl Check {
         }
     }
 
-    /// What a guest runs for it, of what was compiled.
-    pub(super) fn jobs(self, programs: &BTreeMap<String, PathBuf>) -> Result<Vec<Job>> {
-        let job = |name: &str, program: &str, arguments: &[&str], seconds, reports| {
-            let path = programs.get(program);
-            Ok(Job {
-                name: name.to_owned(),
-                program: path.with_context(|| format!("cargo names no {program}"))?.clone(),
-                arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
-                seconds,
-                reports,
-            })
-        };
-        let test = |name, seconds, reports| {
-            job(name, name, &["--nocapture", "--test-threads", "1"], seconds, reports)
-        };
+    /// What its guests have of what was compiled; the agent's tests start all of it.
+    pub(super) fn needs(self, program: &str) -> bool {
         match self {
-            Self::Load => Ok(vec![test("programs", 600, Reports::Rows)?]),
-            Self::Agent => Ok(vec![test("kernels", 1800, Reports::Rows)?]),
-            Self::Demo => Ok(vec![job("demo", "lab", &["demo"], 1200, Reports::Verdict)?]),
-            Self::Tests => {
-                TESTS.iter().map(|&(name, seconds)| test(name, seconds, Reports::Tests)).collect()
-            }
+            Self::Load => ["xtask", "programs"].contains(&program),
+            Self::Agent => ["xtask", "kernels", "kiam-agent", "lab"].contains(&program),
+            Self::Demo => ["xtask", "kiam-agent", "lab"].contains(&program),
+            Self::Tests => true,
         }
     }
 }
@@ -151,6 +156,46 @@ impl Check {
 // === impl Place ===
 
 impl Place {
+    /// What its guest runs, of what was compiled.
+    pub(super) fn jobs(&self, programs: &BTreeMap<String, PathBuf>) -> Result<Vec<Job>> {
+        let job = |name: &str, program: &str, arguments: &[&str], seconds, reports| {
+            let path = programs.get(program);
+            Ok(Job {
+                name: name.to_owned(),
+                program: path.with_context(|| format!("cargo names no {program}"))?.clone(),
+                arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
+                variable: self.rows().map(|rows| (ROWS.to_owned(), rows.to_owned())),
+                seconds,
+                reports,
+            })
+        };
+        let test = |name, seconds, reports| {
+            job(name, name, &["--nocapture", "--test-threads", "1"], seconds, reports)
+        };
+        match self.check {
+            Check::Load => Ok(vec![test("programs", 600, Reports::Rows)?]),
+            Check::Agent => Ok(vec![test("kernels", 1800, Reports::Rows)?]),
+            Check::Demo => Ok(vec![job("demo", "lab", &["demo"], 1200, Reports::Verdict)?]),
+            // Those that were chosen, and so compiled.
+            Check::Tests => TESTS
+                .iter()
+                .filter(|(name, _)| programs.contains_key(*name))
+                .map(|&(name, seconds)| test(name, seconds, Reports::Tests))
+                .collect(),
+        }
+    }
+
+    /// The rows that the agent plays, where it plays not all: emulation is slow.
+    fn rows(&self) -> Option<&'static str> {
+        let ends = self.architecture == Architecture::Amd64 && self.series != OLD;
+        match (self.check, self.parameters) {
+            (Check::Agent, "") if !ends => Some(FEW),
+            (Check::Agent, NO_IPV6) => Some(FEW),
+            (Check::Agent, parameters) if !parameters.is_empty() => Some("--guard"),
+            _ => None,
+        }
+    }
+
     /// Whether `only` names its series or architecture.
     pub(super) fn is(&self, only: &str) -> bool {
         let amd64 = self.architecture == Architecture::Amd64;

@@ -8,10 +8,13 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{architecture::Architecture, fresh};
-use xtask::command::{command, output_of, run, say};
+use xtask::{
+    command::{command, output_of, run, say},
+    toolchain,
+};
 
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Where QEMU and the kernels are: what the security team has, and the rest.
@@ -58,7 +61,7 @@ const BINARY: &str = "linux-binary-";
 const SPLIT_MODULES: &str = "linux-modules-";
 
 /// Which of Debian's kernels.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Series {
     /// The newest of a series.
     Named(u32, u32),
@@ -98,6 +101,8 @@ pub(super) struct Qemu {
 #[derive(Debug)]
 pub(super) struct Debian {
     folder: PathBuf,
+    /// Names of packages that kernels are among, one a line.
+    names: String,
 }
 
 // === impl Debian ===
@@ -124,8 +129,13 @@ impl Debian {
              APT::Sandbox::User \"root\";\nAPT::Architectures {{ \"amd64\"; \"arm64\"; }};\n"
         );
         fs::write(apt.join("apt.conf"), settings).context("apt's settings")?;
-        let debian = Self { folder: folder.to_owned() };
-        run(debian.apt("apt-get").args(["update", "--quiet"]))?;
+        let mut debian = Self { folder: folder.to_owned(), names: String::new() };
+        let mut update = debian.apt("apt-get");
+        // A list that can't be had is an error, and the old one is not taken for it.
+        update.args(["update", "--quiet", "--option", "APT::Update::Error-Mode=any"]);
+        run(&mut update).context("apt has no lists of Debian's kernels: is there a network?")?;
+        let names = output_of(debian.apt("apt-cache").args(["pkgnames", "linux-"]));
+        debian.names = names.context("apt has no list of packages")?;
         Ok(debian)
     }
 
@@ -191,15 +201,15 @@ impl Debian {
 
     /// The kernel, from an earlier run or downloaded.
     pub(super) fn kernel(&self, architecture: Architecture, series: Series) -> Result<Kernel> {
-        let names = output_of(self.apt("apt-cache").args(["pkgnames", "linux-"]));
-        let names = names.context("apt has no list of packages")?;
-        let names: Vec<&str> = names.lines().collect();
+        let names: Vec<&str> = self.names.lines().collect();
+        let mut failure = None;
         for version in versions(&names, architecture, series).into_iter().take(TRIES) {
             let folder = self.folder.join(&version);
             let looked_for = fs::read_to_string(folder.join(LOOKED_FOR)).unwrap_or_default();
             let kept = looked_for == MODULES.join("\n");
             let packages = packages(&names, architecture, &version);
-            if kept || self.fetch(&packages, &folder).is_ok() {
+            let fetched = if kept { Ok(()) } else { self.fetch(&packages, &folder) };
+            if fetched.is_ok() {
                 let module = |name| folder.join(format!("{name}.ko"));
                 let modules =
                     MODULES.map(module).into_iter().filter(|path| path.exists()).collect();
@@ -207,11 +217,19 @@ impl Debian {
                 return Ok(Kernel { name: version, architecture, image, modules });
             }
             say(format!("{version} is not to be had; trying the one before it"));
+            failure = fetched.err();
         }
-        bail!("Debian's archive has no kernel {series} for {architecture}")
+        match failure {
+            Some(error) => Err(error.context(format!("kernel {series} for {architecture}"))),
+            None => bail!("Debian's archive has no kernel {series} for {architecture}"),
+        }
     }
 
     fn fetch(&self, packages: &[String], folder: &Path) -> Result<()> {
+        if output_of(command("xz").arg("--version")).is_none() {
+            say("installing Debian packages: xz-utils");
+            toolchain::install_packages(&["xz-utils"])?;
+        }
         let whole = self.folder.join("download");
         fresh(&whole)?;
         run(self.apt("apt-get").args(["download", "--quiet"]).args(packages).current_dir(&whole))?;
@@ -308,6 +326,7 @@ fn decompressed(module: &Path) -> Result<Vec<u8>> {
     };
     let output = command(program).arg("-dc").arg(module).output();
     let output = output.with_context(|| format!("{program} is needed for {}", module.display()))?;
+    ensure!(output.status.success(), "{program} can't unpack {}", module.display());
     Ok(output.stdout)
 }
 

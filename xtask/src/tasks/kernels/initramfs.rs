@@ -87,12 +87,20 @@ pub(super) struct Userland {
 // === impl Userland ===
 
 impl Userland {
-    /// The archive for one kernel.
-    pub(super) fn archive(&self, kernel: &Kernel, jobs: &[Job]) -> Result<NamedTempFile> {
+    /// The archive for one kernel, with what was `compiled` at the same paths as here: tests know the agent by the path that
+    /// cargo gave it.
+    pub(super) fn archive(
+        &self,
+        kernel: &Kernel,
+        compiled: &[&Path],
+        jobs: &[Job],
+    ) -> Result<NamedTempFile> {
         let image = NamedTempFile::new().context("making a file for the initramfs")?;
         let mut archive = Archive::new(BufWriter::new(image.reopen().context("opening it")?));
         let mut libraries = BTreeSet::new();
-        for (from, to) in &self.programs {
+        let compiled = compiled.iter().map(|&path| (path, path));
+        let tools = self.programs.iter().map(|(from, to)| (from.as_path(), to.as_path()));
+        for (from, to) in compiled.chain(tools) {
             self.libraries_of(from, &mut libraries)?;
             archive.file(to, &self.stripped(from)?).context("writing the initramfs")?;
         }

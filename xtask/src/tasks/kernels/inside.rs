@@ -17,6 +17,7 @@ use rustix::{
 use tokio::time::Instant;
 
 use super::{
+    check::{CONFIDENTIALITY, INTEGRITY, NO_BTF, NO_IPV6, NO_JIT},
     initramfs::{JOBS, MODULES},
     job::{BEGIN, DONE, END, Job, KERNEL, MARK, PASSED},
 };
@@ -25,6 +26,7 @@ use super::{
 pub(super) const SUBCOMMAND: &str = "in-guest";
 /// As many open files as Debian's systemd allows.
 const FILES: u64 = 524_288;
+const BTF: &str = "/sys/kernel/btf";
 /// Between two looks at whether a job has ended.
 const STEP: Duration = Duration::from_millis(50);
 
@@ -43,6 +45,7 @@ fn prepare() -> Result<()> {
     let systems = [
         ("proc", "/proc"),
         ("sysfs", "/sys"),
+        ("securityfs", "/sys/kernel/security"),
         ("devtmpfs", "/dev"),
         ("cgroup2", "/sys/fs/cgroup"),
         ("bpf", "/sys/fs/bpf"),
@@ -54,6 +57,7 @@ fn prepare() -> Result<()> {
         mount(kind, path, kind, MountFlags::empty(), None)
             .with_context(|| format!("mounting {kind} on {path}"))?;
     }
+    conditions(&fs::read_to_string("/proc/cmdline").context("reading the command line")?)?;
     let kernel = |name| fs::read_to_string(format!("/proc/sys/kernel/{name}"));
     let (release, version) = (kernel("osrelease")?, kernel("version")?);
     println!("{MARK} {KERNEL}: {} {}", release.trim(), version.trim());
@@ -66,6 +70,28 @@ fn prepare() -> Result<()> {
     }
     let lo = Command::new("/bin/ip").args(["link", "set", "lo", "up"]).status();
     ensure!(lo.context("starting ip")?.success(), "loopback can't be set up");
+    Ok(())
+}
+
+/// Makes what the command line asks for, and makes sure of what the kernel was to make of it.
+fn conditions(line: &str) -> Result<()> {
+    let asked = |parameter: &str| line.split_ascii_whitespace().any(|word| word == parameter);
+    if asked(NO_BTF) && Path::new(BTF).exists() {
+        mount("tmpfs", BTF, "tmpfs", MountFlags::empty(), None).context("hiding BTF")?;
+    }
+    let reads = |path: &str, part: &str| {
+        fs::read_to_string(path).is_ok_and(|text| text.trim().contains(part))
+    };
+    let holds = [
+        (NO_BTF, !Path::new(BTF).join("vmlinux").exists()),
+        (NO_JIT, reads("/proc/sys/net/core/bpf_jit_enable", "0")),
+        (NO_IPV6, !Path::new("/proc/sys/net/ipv6").exists()),
+        (INTEGRITY, reads("/sys/kernel/security/lockdown", "[integrity]")),
+        (CONFIDENTIALITY, reads("/sys/kernel/security/lockdown", "[confidentiality]")),
+    ];
+    for (parameter, holds) in holds {
+        ensure!(holds || !asked(parameter), "{parameter} has no effect on this kernel");
+    }
     Ok(())
 }
 
@@ -85,6 +111,7 @@ fn run(job: &Job) -> Result<String> {
     let mut command = Command::new(&job.program);
     command.args(&job.arguments).env("PATH", "/bin").env("NO_COLOR", "1").env("HOME", "/tmp");
     command.env("KIAM_TEST_NO_SKIP", "1").current_dir(Path::new("/tmp"));
+    command.envs(job.variable.clone());
     let mut child = command.spawn().with_context(|| format!("starting {}", job.name))?;
     let deadline = Instant::now() + Duration::from_secs(job.seconds);
     loop {

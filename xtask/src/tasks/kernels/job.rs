@@ -24,6 +24,8 @@ pub(super) struct Job {
     /// The program, by its path in the guest.
     pub(super) program: PathBuf,
     pub(super) arguments: Vec<String>,
+    /// Of its environment.
+    pub(super) variable: Option<(String, String)>,
     /// For how long it may run.
     pub(super) seconds: u64,
     pub(super) reports: Reports,
@@ -157,7 +159,7 @@ mod tests {
 
     fn job(name: &str, reports: Reports) -> Job {
         let (program, arguments) = (PathBuf::from("/bin/true"), Vec::new());
-        Job { name: name.to_owned(), program, arguments, seconds: 1, reports }
+        Job { name: name.to_owned(), program, arguments, variable: None, seconds: 1, reports }
     }
 
     fn read(lines: &[&str]) -> Report {

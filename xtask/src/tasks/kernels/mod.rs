@@ -15,7 +15,7 @@ mod report;
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
@@ -47,6 +47,9 @@ pub(crate) struct Options {
     /// it is
     #[arg(long, value_name = "SERIES")]
     only: Option<String>,
+    /// With `--checks tests`: only these of the agent's tests, such as `matrix,takeover`; the document stays as it is
+    #[arg(long, value_name = "TESTS", value_delimiter = ',')]
+    tests: Vec<String>,
 }
 
 /// What guests are made of.
@@ -63,7 +66,14 @@ impl Options {
     fn tests(&self, architecture: Architecture) -> Vec<&'static str> {
         let is_there =
             |check: &&Check| check.places().iter().any(|place| place.architecture == architecture);
-        self.checks.iter().filter(is_there).flat_map(|check| check.tests()).collect()
+        let tests = self.checks.iter().filter(is_there).flat_map(|check| check.tests());
+        tests.filter(|test| self.is_chosen(test)).collect()
+    }
+
+    /// Whether `--tests` names it, or is of other tests, or is not given.
+    fn is_chosen(&self, test: &str) -> bool {
+        let named = |test: &str| self.tests.iter().any(|named| named == test);
+        self.tests.is_empty() || named(test) || !Check::Tests.tests().contains(&test)
     }
 
     /// What guests of this machine's architecture run.
@@ -79,26 +89,66 @@ impl Options {
 /// A place with its kernel.
 type Found = (Place, Kernel);
 
+/// What comes by apt.
+struct Downloads {
+    folder: PathBuf,
+    debian: Debian,
+    found: Vec<Found>,
+    machine: Machine,
+}
+
+// === impl Downloads ===
+
+impl Downloads {
+    fn get(options: &Options) -> Result<Self> {
+        ensure!(
+            cfg!(target_arch = "x86_64") && Path::new("/usr/bin/apt-get").exists(),
+            "kernels are booted on x86_64 Debian only: their packages come by apt"
+        );
+        let folder = workspace().join("target/tools/kernels");
+        let debian = Debian::open(&folder)?;
+        let wanted = |place: &Place| options.only.as_ref().is_none_or(|only| place.is(only));
+        let places = options.checks.iter().flat_map(|check| check.places()).filter(wanted);
+        let kernel = |place: Place| Ok((place, debian.kernel(place.architecture, place.series)?));
+        let found = places.map(kernel).collect::<Result<Vec<Found>>>()?;
+        let machine = Machine { qemu: debian.qemu()?, logs: folder.join("logs") };
+        Ok(Self { folder, debian, found, machine })
+    }
+
+    /// Whether any guest is of that architecture.
+    fn has(&self, architecture: Architecture) -> bool {
+        self.found.iter().any(|(place, _)| place.architecture == architecture)
+    }
+}
+
 /// Boots each kernel, and writes what its guests reported to `docs/kernels.md`.
 pub(crate) fn test(options: &Options) -> Result<()> {
-    ensure!(
-        cfg!(target_arch = "x86_64") && Path::new("/usr/bin/apt-get").exists(),
-        "kernels are booted on x86_64 Debian only: their packages come by apt"
-    );
-    let folder = workspace().join("target/tools/kernels");
-    let debian = Debian::open(&folder)?;
-    let wanted = |place: &Place| options.only.as_ref().is_none_or(|only| place.is(only));
-    let places: Vec<Place> =
-        options.checks.iter().flat_map(|check| check.places()).filter(wanted).collect();
-    let kernel = |place: Place| Ok((place, debian.kernel(place.architecture, place.series)?));
-    let found = places.into_iter().map(kernel).collect::<Result<Vec<Found>>>()?;
-    let of = |architecture| found.iter().any(|(place, _)| place.architecture == architecture);
-    let machine = Machine { qemu: debian.qemu()?, logs: folder.join("logs") };
-    let arm64 = of(Architecture::Arm64)
-        .then(|| Programs::arm64(&debian, &folder, &options.tests(Architecture::Arm64)))
-        .transpose()?;
-    let amd64 = of(Architecture::Amd64).then(|| options.programs()).transpose()?;
-    let parts = Parts { machine, amd64, arm64 };
+    run(options, Downloads::get(options)?)
+}
+
+/// Loads the kernel programs on each kernel of this machine's architecture; the document stays as it is. Where the kernels can't
+/// be had it says so, which `no_skip` makes a failure.
+pub(crate) fn load(no_skip: bool) -> Result<()> {
+    let only = Some(Architecture::Amd64.to_string());
+    let options = Options { checks: vec![Check::Load], only, tests: Vec::new() };
+    match Downloads::get(&options) {
+        Ok(downloads) => run(&options, downloads),
+        Err(error) if no_skip => Err(error.context("other kernels can't be had")),
+        Err(error) => {
+            say(format!("skipped: other kernels can't be had: {error:#}"));
+            Ok(())
+        }
+    }
+}
+
+fn run(options: &Options, downloads: Downloads) -> Result<()> {
+    let arm64 = downloads.has(Architecture::Arm64).then(|| {
+        let tests = options.tests(Architecture::Arm64);
+        Programs::arm64(&downloads.debian, &downloads.folder, &tests)
+    });
+    let amd64 = downloads.has(Architecture::Amd64).then(|| options.programs());
+    let Downloads { found, machine, .. } = downloads;
+    let parts = Parts { machine, amd64: amd64.transpose()?, arm64: arm64.transpose()? };
     let reports = at_once(&found, |found| boot(&parts, found));
     let reports = reports.into_iter().collect::<Result<Vec<_>>>()?;
     conclude(options, &found, &reports, &parts.machine.logs)
@@ -110,8 +160,11 @@ fn boot(parts: &Parts, (place, kernel): &Found) -> Result<Report> {
         Architecture::Arm64 => parts.arm64.as_ref(),
     };
     let programs = programs.with_context(|| format!("{} has no programs", place.architecture))?;
-    let jobs = place.check.jobs(&programs.paths)?;
-    let initramfs = programs.userland.archive(kernel, &jobs)?;
+    let jobs = place.jobs(&programs.paths)?;
+    ensure!(!jobs.is_empty(), "--tests names none of the agent's tests that guests run");
+    let needed = programs.paths.iter().filter(|(name, _)| place.check.needs(name));
+    let needed: Vec<&Path> = needed.map(|(_, path)| path.as_path()).collect();
+    let initramfs = programs.userland.archive(kernel, &needed, &jobs)?;
     let name = place.name(&kernel.name);
     say(format!("booting {name}"));
     let (processors, memory) = place.check.size();
@@ -136,7 +189,7 @@ fn conclude(options: &Options, found: &[Found], reports: &[Report], logs: &Path)
             of_check.map(|((place, _), report)| (place.parameters, report)).collect();
         let table = report::table(&columns);
         eprintln!("\n{check}\n\n{table}");
-        if options.only.is_none() {
+        if options.only.is_none() && options.tests.is_empty() {
             report::write(&document, &check.to_string(), &table)?;
         }
     }

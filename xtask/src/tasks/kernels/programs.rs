@@ -16,17 +16,17 @@ use xtask::{
 };
 
 /// Programs that tests and pods use; those that are missing where they come from are missing in the guest.
-const TOOLS: [&str; 14] = [
-    "sh", "cat", "cp", "env", "find", "ip", "kill", "ls", "nft", "rm", "sleep", "tc", "touch",
-    "true",
+const TOOLS: [&str; 16] = [
+    "sh", "cat", "cp", "env", "find", "ip", "kill", "ls", "nft", "prlimit", "rm", "setpriv",
+    "sleep", "tc", "touch", "true",
 ];
 /// In this order: Debian's `/sbin/ip` is a link to `/bin/ip` of whatever machine it is on.
 const FOLDERS: [&str; 4] = ["usr/bin", "bin", "usr/sbin", "sbin"];
 /// Whom the agent trusts, which it needs to start though nobody of the lab's uses TLS.
 const TRUST: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// What a guest of the other architecture needs of Debian, and what compiles for it.
-const ARM64_PACKAGES: [&str; 7] =
-    ["coreutils", "dash", "findutils", "iproute2", "libc6", "libgcc-s1", "nftables"];
+const ARM64_PACKAGES: [&str; 8] =
+    ["coreutils", "dash", "findutils", "iproute2", "libc6", "libgcc-s1", "nftables", "util-linux"];
 const ARM64_STD: &str = "libstd-rust-web-dev";
 const CROSS: [&str; 2] = ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"];
 const CROSS_COMPILER: &str = "aarch64-linux-gnu-gcc";
@@ -44,7 +44,7 @@ impl Programs {
     /// Those of this machine's architecture.
     pub(super) fn here(tests: &[&str]) -> Result<Self> {
         let paths = compiled(tests, |_| ())?;
-        let mut userland = Userland::new(Architecture::Amd64, PathBuf::from("/"), &paths);
+        let mut userland = Userland::new(Architecture::Amd64, PathBuf::from("/"));
         userland.add_tools();
         userland.files.extend(trust());
         Ok(Self { paths, userland })
@@ -76,7 +76,7 @@ impl Programs {
             fs::write(mark, wanted).context("keeping what was unpacked")?;
         }
         let paths = compiled(tests, |cargo| cross(cargo, &root))?;
-        let mut userland = Userland::new(Architecture::Arm64, root, &paths);
+        let mut userland = Userland::new(Architecture::Arm64, root);
         userland.add_tools();
         userland.files.extend(trust());
         Ok(Self { paths, userland })
@@ -125,14 +125,8 @@ fn trust() -> Option<(PathBuf, PathBuf)> {
 // === impl Userland ===
 
 impl Userland {
-    /// What was compiled, at the same paths as here: tests know the agent by the path that cargo gave it.
-    fn new(
-        architecture: Architecture,
-        root: PathBuf,
-        compiled: &BTreeMap<String, PathBuf>,
-    ) -> Self {
-        let programs = compiled.values().map(|path| (path.clone(), path.clone())).collect();
-        Self { architecture, root, programs, files: Vec::new() }
+    fn new(architecture: Architecture, root: PathBuf) -> Self {
+        Self { architecture, root, programs: Vec::new(), files: Vec::new() }
     }
 
     fn add_tools(&mut self) {
