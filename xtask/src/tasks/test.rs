@@ -38,6 +38,8 @@ enum Part {
     Runtime,
     /// Those of them where one pod attacks and another is measured; prints a table of them.
     Hostile,
+    /// The kernel programs, loaded and attached on Debian's x86_64 kernels from 5.10 to the newest, in QEMU.
+    KernelLoad,
     /// Real AWS clients against the agent.
     Clients,
     /// Many more AWS clients, old and new, which are downloaded first: 4 GB and some minutes, once; writes the table of
@@ -66,7 +68,7 @@ struct Step {
     action: fn(&Selection) -> Result<()>,
 }
 
-const STEPS: [Step; 16] = [
+const STEPS: [Step; 17] = [
     Step { part: Part::Checks, name: "format", action: |_| run(cargo("fmt").arg("--check")) },
     Step { part: Part::Checks, name: "tidy", action: |_| tidy::run() },
     Step { part: Part::Checks, name: "lints", action: |_| run(&mut lints()) },
@@ -87,6 +89,11 @@ const STEPS: [Step; 16] = [
         part: Part::Node,
         name: "node tests",
         action: |selection| run(tests(selection).args(["--test", "*"])),
+    },
+    Step {
+        part: Part::KernelLoad,
+        name: "kernels load",
+        action: |selection| kernels::load(selection.no_skip),
     },
     Step {
         part: Part::Runtime,
