@@ -76,7 +76,7 @@ fn sets(default: &Config) -> Vec<(&'static str, Config, Target)> {
 fn start(config: &Config, target: Target, listener: &TcpListener) -> Result<bool, String> {
     let failed = |error: intercept::Error| error.to_string();
     let blocking = Blocking::here().expect("no runtime runs on this thread");
-    let _in_use = intercept::prepare(&blocking, config).map_err(failed)?;
+    let _lock = intercept::prepare(&blocking, config).map_err(failed)?;
     let mut parts = Interception::load(&blocking, config, target)
         .and_then(|loaded| loaded.attach(&blocking, &[listener.as_fd()]))
         .map_err(failed)?;

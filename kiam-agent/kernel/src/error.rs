@@ -1,4 +1,4 @@
-//! What can go wrong between the agent and the kernel.
+//! The errors between the agent and the kernel.
 
 use std::{io, path::PathBuf};
 
@@ -9,7 +9,8 @@ use crate::{
     sys::{ProgramRejection, features},
 };
 
-/// Why traffic can't be intercepted. None of it mends itself, where it is not said: the agent gives up with the message.
+/// Why traffic can't be intercepted. Retrying does not help, except where the variant says so: the agent exits with the
+/// message.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// `--cgroup` names no directory of a cgroup2 file system.
@@ -17,25 +18,25 @@ pub enum Error {
         "--cgroup {path:?}: {problem}; name an absolute directory on a cgroup2 mount, below which the pods' cgroups are"
     )]
     Cgroup {
-        /// As given.
+        /// The path, as configured.
         path: PathBuf,
         /// What is wrong.
         problem: String,
     },
-    /// Nothing on this machine looks like the pods' cgroup.
+    /// No cgroup on this machine looks like the pods' cgroup.
     #[error(
         "found no pods' cgroup (kubepods, kubepods.slice, …-kubepods.slice) on a cgroup2 mount{hint}; pods need cgroup v2, which systemd.unified_cgroup_hierarchy=1 on the kernel's command line gives to a node with systemd; if the kubelet uses another root, name it with --cgroup"
     )]
     NoCgroup {
-        /// What was found instead.
+        /// The nearest match, if any.
         hint: &'static str,
     },
-    /// More than one does.
+    /// Several cgroups look like the pods' cgroup.
     #[error("found several pods' cgroups with processes, name one with --cgroup: {0:?}")]
     SeveralCgroups(Vec<PathBuf>),
-    /// More than one does, and which of them the kubelet uses is not to be seen yet: this mends itself.
+    /// Several cgroups look like the pods' cgroup, and none has a process yet. Retrying helps.
     #[error(
-        "found several pods' cgroups, and none of them has a process: {0:?}; a pod decides, or --cgroup"
+        "found several pods' cgroups, and none of them has a process: {0:?}; name one with --cgroup, or wait for the first pod"
     )]
     UnusedCgroups(Vec<PathBuf>),
     /// The hooks of this kernel would not see some sockets.
@@ -43,12 +44,12 @@ pub enum Error {
         "kernel {release} has cgroup v1's net_cls or net_prio, which hides sockets from cgroup v2's hooks before kernel 5.15: boot with cgroup_no_v1=net_cls,net_prio or a newer kernel"
     )]
     MixedCgroups {
-        /// As `uname -r` has it.
+        /// The kernel's release.
         release: String,
     },
-    /// Listeners inside pods are of no use on this kernel.
+    /// Pod listeners do not work on this kernel.
     #[error(
-        "--path=pod-local needs kernel 5.14 (SO_NETNS_COOKIE), and this is kernel {release}, which does not tell pods' network namespaces apart: use a newer kernel, or --path=auto, by which pods use the node's listener here and are known by their published addresses"
+        "--path=pod-local needs kernel 5.14 (SO_NETNS_COOKIE), and this is kernel {release}, which can't distinguish network namespaces: use a newer kernel, or --path=auto, where pods use the node listener and are identified by their published addresses"
     )]
     NoNamespaces {
         /// As `uname -r` has it.
@@ -70,37 +71,37 @@ pub enum Error {
         /// As given.
         path: PathBuf,
     },
-    /// Pins of a layout that this agent does not know.
+    /// There are pins of a newer layout.
     #[error(
-        "{path:?} holds pins of layout v{number}, newer than this agent's v{layout}: run that release or a newer one, or take the pins away with `kiam-agent uninstall` first"
+        "{path:?} holds pins of layout v{number}, newer than this agent's v{layout}: run that release or a newer one, or remove the pins with `kiam-agent uninstall` first"
     )]
     NewerLayout {
         /// The folder.
         path: PathBuf,
         /// Its layout.
         number: u32,
-        /// Ours.
+        /// The agent's layout.
         layout: u32,
     },
     /// A file or folder could not be read or written.
     #[error("{what} {path:?}: {source}")]
     File {
-        /// What was tried.
+        /// The action that failed.
         what: &'static str,
-        /// On what.
+        /// The file or folder.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// A `bpf(2)` call of our own failed.
+    /// A direct `bpf(2)` call failed.
     #[error("bpf({call}) for {path:?}: {source}")]
     Bpf {
         /// The command.
         call: &'static str,
         /// The pin.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -109,26 +110,26 @@ pub enum Error {
         "the kernel programs can't be loaded (root or CAP_BPF and CAP_NET_ADMIN, and kernel 5.10, are needed): {}", Chain(.0)
     )]
     Load(#[from] aya::EbpfError),
-    /// The kernel refused to load a program.
+    /// The kernel rejected a program.
     #[error(transparent)]
     Refused(#[from] Box<ProgramRejection>),
-    /// The kernel does not make a map.
-    #[error("kernel {release} makes no map {name}: {source}; {remedy}")]
+    /// The kernel rejected a map.
+    #[error("kernel {release} can't create map {name}: {source}; {remedy}")]
     RefusedMap {
-        /// As `uname -r` has it.
+        /// The kernel's release.
         release: String,
-        /// Its name.
+        /// The map's name.
         name: String,
         /// What to do.
         remedy: String,
-        /// The kernel's answer.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// A program could not be attached.
+    /// A program can't be attached.
     #[error("program {name}: {}{}", Chain(.source), features::attach_remedy(.name, .source))]
     Program {
-        /// Its name.
+        /// The program's name.
         name: &'static str,
         /// aya's error.
         #[source]
@@ -137,7 +138,7 @@ pub enum Error {
     /// A map operation failed.
     #[error("map {name}: {}", Chain(.source))]
     Map {
-        /// Its name.
+        /// The map's name.
         name: &'static str,
         /// aya's error.
         #[source]
@@ -146,22 +147,22 @@ pub enum Error {
     /// A link could not be pinned.
     #[error("pin {path:?}: {}", Chain(.source))]
     Pin {
-        /// Where.
+        /// The pin's path.
         path: PathBuf,
         /// aya's error.
         #[source]
         source: aya::pin::PinError,
     },
-    /// The guard's part.
+    /// The guard failed.
     #[error(transparent)]
     Guard(#[from] GuardError),
-    /// The boot guard's part.
+    /// The boot guard failed.
     #[error(transparent)]
     BootGuard(#[from] BootGuardError),
     /// The kernel's log can't be read.
     #[error("the kernel programs' log: {}", Chain(.0))]
     Log(#[from] aya_log::Error),
-    /// The object lacks something; it was built from other sources.
+    /// The kernel object lacks a map or a program: it was built from other sources.
     #[error("the kernel object has no {0}: build it again with `cargo xtask build-ebpf`")]
     Missing(&'static str),
 }

@@ -1,6 +1,6 @@
-//! What the agent asks of the Linux kernel: interception, identity, and the pods' network namespaces.
+//! The agent's interface to the Linux kernel: interception, identity, and the pods' network namespaces.
 //!
-//! The only crate that names aya and netlink, and the only one of the agent's with `unsafe`.
+//! Only this crate uses aya and netlink, and only this crate of the agent has `unsafe`.
 
 mod error;
 pub mod guard;

@@ -1,38 +1,37 @@
-//! Threads that run before all that is not real-time.
+//! Real-time threads.
 //!
-//! On a busy node a thread of the ordinary scheduling class waits for the others to run at all: for one slice of each
-//! neighbour, and an agent with little `cpu.weight` for more; one that has used up its cgroup's `cpu.max` waits for the
-//! next period. `SCHED_FIFO` (sched(7)) has no such queue, and neither counts in it. It needs CAP_SYS_NICE, and a kernel
-//! that does not keep real-time from cgroups (`CONFIG_RT_GROUP_SCHED`).
+//! On a busy node an ordinary thread waits for other threads: one time slice for each, or more in a cgroup with little
+//! `cpu.weight`. In a cgroup that has used up its `cpu.max` it waits for the next period. `SCHED_FIFO` (sched(7)) ignores
+//! both. It needs CAP_SYS_NICE, and a kernel that allows real-time in cgroups (no `CONFIG_RT_GROUP_SCHED`).
 
 use std::io;
 
-/// The least of the real-time priorities, which is before every ordinary thread.
+/// The lowest real-time priority, which precedes every ordinary thread.
 const PRIORITY: i32 = 1;
 
-/// Puts this thread before the node's ordinary ones.
+/// Makes this thread a real-time thread.
 ///
 /// # Errors
 ///
-/// When the system refuses; the thread takes its turn then, as before.
+/// The system's; the thread then stays an ordinary one.
 pub fn enter() -> io::Result<()> {
     schedule(libc::SCHED_FIFO, PRIORITY)
 }
 
-/// Does `work` when this thread's turn comes, although it is a hurried one.
+/// Runs `work` with ordinary scheduling, on a thread that may be real-time.
 pub fn ordinary<T>(work: impl FnOnce() -> T) -> T {
-    let _waits = is_realtime().then(OrdinaryScheduling::begin);
+    let _ordinary = is_realtime().then(OrdinaryScheduling::begin);
     work()
 }
 
-/// Whether this thread is before the ordinary ones.
+/// Whether this is a real-time thread.
 #[must_use]
 pub fn is_realtime() -> bool {
     // SAFETY: it takes no memory of ours; 0 is the calling thread.
     unsafe { libc::sched_getscheduler(0) == libc::SCHED_FIFO }
 }
 
-/// While this is there, this thread takes its turn.
+/// A guard under which this thread has ordinary scheduling.
 struct OrdinaryScheduling;
 
 impl OrdinaryScheduling {
@@ -45,7 +44,7 @@ impl OrdinaryScheduling {
 
 impl Drop for OrdinaryScheduling {
     fn drop(&mut self) {
-        // Allowed before; if it is no longer, this thread takes its turn from now on.
+        // It was allowed before. If it fails now, this thread stays an ordinary one.
         let _ = enter();
     }
 }

@@ -177,7 +177,7 @@ impl Insides {
         inherited: Vec<std::net::TcpListener>,
         (drain, tasks): (Drain, &mut JoinSet<()>),
     ) -> Result<(), Error> {
-        let listens = config.listens_inside();
+        let listens = config.has_pod_listeners();
         let (cgroup, watched) = (parts.cgroup.clone(), self.watched.clone());
         let asked = sandboxes::Config { cgroup, sweep: SWEEP, listens, watched };
         let metrics = sandboxes::Metrics::register(registry);

@@ -138,7 +138,7 @@ impl<L: Renew> Renewal<L> {
         let (running, mut ended) = oneshot::channel::<()>();
         thread::Builder::new().name("lease".to_owned()).spawn(move || {
             if let Err(error) = realtime::enter() {
-                warn!(%error, "SCHED_FIFO is refused, so that the lease may run out on a node without time for the agent");
+                warn!(%error, "SCHED_FIFO is not allowed, so the lease may run out on a node without CPU time for the agent");
             }
             self.run(&ends);
             drop(running);

@@ -74,7 +74,7 @@ fn at_boot_no_pod_reaches_the_imds_before_the_agent_and_the_agent_adopts_the_rul
 
     let unit = format!("--boot-guard={}", folder.path().display());
     let mut agent = start(&lab, &[&unit]);
-    assert!(agent.said("Route guard is on preference=5 added=0 removed=0"), "{}", agent.log());
+    assert!(agent.said("The route guard is on preference=5 added=0 removed=0"), "{}", agent.log());
     assert_eq!(rules(lab.node.netns()), expected_rules(5));
     for (pod, role) in [(&early, "bills"), (&pod, "orders")] {
         lab.assert_role(&pod.credentials().unwrap(), role);

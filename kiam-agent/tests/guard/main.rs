@@ -219,7 +219,7 @@ fn rules_that_somebody_removes_are_put_back_at_once() {
     host_gets_the_instance_id(&lab);
     let metrics = agent.admin("/metrics").unwrap().body;
     assert!(metrics.contains("kiam_guard_restored_total 8\n"), "{metrics}");
-    assert!(agent.log().contains("Somebody removed routing rules"), "{}", agent.log());
+    assert!(agent.log().contains("Restored routing rules of the guard"), "{}", agent.log());
 }
 
 /// A process of the pod that sends packets to the metadata service without end.

@@ -1,4 +1,4 @@
-//! The kernel's notices that rules, or routes and links, changed.
+//! The kernel's notifications about changes of rules, routes and links.
 
 use std::io;
 
@@ -11,21 +11,21 @@ use tracing::warn;
 const RULES: [u32; 2] = [8, 19];
 /// `RTNLGRP_LINK`, `RTNLGRP_IPV4_ROUTE` and `RTNLGRP_IPV6_ROUTE`.
 const UPLINKS: [u32; 3] = [1, 7, 11];
-/// What a notice says is not read: it may be cut.
+/// The buffer of a notification, whose content is not read and may be truncated.
 const NOTICE: usize = 4096;
 
-/// Tells that something of a kind changed, not what.
+/// A stream of notifications that something of a kind changed.
 pub(super) struct Changes(TokioSocket);
 
 // === impl Changes ===
 
 impl Changes {
-    /// Of rules, in the network namespace of this thread.
+    /// Changes of rules, in the network namespace of this thread.
     pub(super) fn of_rules() -> io::Result<Self> {
         Self::of(&RULES)
     }
 
-    /// Of routes and links, in the network namespace of this thread.
+    /// Changes of routes and links, in the network namespace of this thread.
     pub(super) fn of_uplinks() -> io::Result<Self> {
         Self::of(&UPLINKS)
     }
@@ -39,7 +39,7 @@ impl Changes {
         Ok(Self(socket))
     }
 
-    /// Returns after a change; all that came until then are one.
+    /// Waits for a change. All notifications that have come until then count as one.
     pub(super) async fn next(&self) -> io::Result<()> {
         let mut notice = Vec::with_capacity(NOTICE);
         lost_is_fine(self.0.recv(&mut notice).await)?;
@@ -53,7 +53,7 @@ impl Changes {
     }
 }
 
-/// The next change; never, where there are no notices.
+/// Waits for the next change, for ever without notifications.
 pub(super) async fn next(changes: Option<&Changes>) -> io::Result<()> {
     match changes {
         Some(changes) => changes.next().await,
@@ -61,15 +61,15 @@ pub(super) async fn next(changes: Option<&Changes>) -> io::Result<()> {
     }
 }
 
-/// Without its notices, the sweeps see a change later.
+/// Stops listening after an error; then only the sweeps see changes.
 pub(super) fn seen(notice: io::Result<()>, changes: &mut Option<Changes>) {
     if let Err(error) = notice {
-        warn!(%error, "Changes of routing are not seen at once any more");
+        warn!(%error, "Changes of routing are only seen once a minute from now on: the kernel's notifications failed");
         *changes = None;
     }
 }
 
-/// `ENOBUFS`: more notices came than fit. That there was a change is all that counts.
+/// Ignores `ENOBUFS`: some notifications were lost, but one is enough.
 fn lost_is_fine(result: io::Result<()>) -> io::Result<()> {
     result.or_else(|error| match error.raw_os_error() {
         Some(libc::ENOBUFS) => Ok(()),

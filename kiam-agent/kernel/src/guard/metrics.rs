@@ -7,7 +7,7 @@ use prometheus_client::{
 
 use super::probe::Reach;
 
-/// What the guard did, and whether it holds.
+/// The metrics of what the guard did, and whether it holds.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     pub(super) restored: Counter,
@@ -26,22 +26,22 @@ impl Metrics {
         let metrics = Self::default();
         registry.register(
             "kiam_guard_restored",
-            "Routing rules of the guard, and programs at uplinks, that somebody had taken away and the agent put back",
+            "Routing rules of the guard, and programs at uplinks, that were removed and that the agent restored",
             metrics.restored.clone(),
         );
         registry.register(
             "kiam_guard_sockets_destroyed",
-            "Connections of pods to the IMDS, older than the agent, that it ended",
+            "Pods' connections to the IMDS, older than the agent, that the agent ended",
             metrics.destroyed.clone(),
         );
         registry.register(
             "kiam_guard_route",
-            "Whether the routing rules keep pods from the IMDS, as tried from a pod, by state",
+            "Whether the routing rules block pods from the IMDS, as tested from a pod, by state",
             metrics.route.clone(),
         );
         registry.register(
             "kiam_guard_boot",
-            "Whether the node sets the routing rules before its kubelet starts, by state; nothing without --boot-guard",
+            "Whether the node sets the routing rules before its kubelet starts, by state; absent without --boot-guard",
             metrics.boot.clone(),
         );
         registry.register(
@@ -52,14 +52,14 @@ impl Metrics {
         metrics
     }
 
-    /// The state that the boot guard's files are in is 1, the other 0.
+    /// Sets the boot guard's state to 1, and the other to 0.
     pub(super) fn set_boot(&self, installed: bool) {
         for (state, holds) in [("installed", installed), ("failed", !installed)] {
             self.boot.get_or_create(&[("state", state)]).set(i64::from(holds));
         }
     }
 
-    /// `reach` is 1, the others 0.
+    /// Sets `reach` to 1, and the others to 0.
     pub(super) fn set_route(&self, reach: Reach) {
         for state in Reach::ALL {
             let gauge = self.route.get_or_create(&[("state", state.name())]);

@@ -1,7 +1,7 @@
-//! The guard: what keeps pods' packets from the IMDS that no hook at connect sees (raw and packet sockets,
-//! connections that are older than the agent, processes outside the pods' cgroup).
+//! The guard: blocks IMDS traffic that the connect hooks cannot see (raw and packet sockets, connections older than the
+//! agent, processes outside the pods' cgroup).
 //!
-//! It comes last at the start: it is for what slips past the programs. Its rules stay when the agent ends.
+//! It starts last, after the programs. Its rules stay when the agent ends.
 
 mod boot;
 mod changes;
@@ -36,15 +36,14 @@ use kiam_core::{
     lifecycle::{Detail, Drain, Latch},
 };
 
-/// Between two looks at everything, whether or not the kernel told of a change.
+/// The time between two full checks, with or without notifications.
 const SWEEP: Duration = Duration::from_secs(60);
-/// Between two looks at whether the program is still at the uplinks: of that the kernel tells nothing.
-const LOOK: Duration = Duration::from_secs(1);
-/// After a change was dealt with: so that a quarrel with another program, or many pods that come and go, do not take
-/// the whole CPU.
+/// The time between two checks of the programs at the uplinks, for which the kernel has no notifications.
+const UPLINK_CHECK: Duration = Duration::from_secs(1);
+/// The pause after a change, so that a conflict with another program, or a churn of pods, does not use a whole CPU.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// There where the kernel has IPv6.
+/// A file that exists where the kernel has IPv6.
 const IPV6_ADDRESSES: &str = "/proc/net/if_inet6";
 
 /// Which parts of the guard are on.
@@ -61,46 +60,46 @@ pub struct GuardConfig {
 /// Why the guard can't be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum GuardError {
-    /// The kernel refuses the rules.
+    /// The rules can't be added.
     #[error(
-        "the route guard's rules to {to} can't be made on kernel {}: {source}; they need policy routing with protocols (kernel 4.17, with CONFIG_IP_MULTIPLE_TABLES), and the agent CAP_NET_ADMIN; --guard=none goes without",
+        "the route guard's rules to {to} can't be added on kernel {}: {source}; they need policy routing with protocols (kernel 4.17, with CONFIG_IP_MULTIPLE_TABLES), and the agent CAP_NET_ADMIN; --guard=none goes without",
         kernel_release()
     )]
     Rules {
         /// The IMDS's address.
         to: IpAddr,
-        /// The kernel's answer.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
     /// The uplinks can't be found, or the program can't be attached to one.
     #[error("the node's uplinks can't be guarded: {0}; --guard=route goes without")]
     Attach(#[source] Box<Error>),
-    /// The kernel's notices can't be had.
-    #[error("changes of routing can't be followed: {0}; --guard=none goes without")]
+    /// The kernel's notifications are unavailable.
+    #[error("changes of routing can't be watched: {0}; --guard=none goes without")]
     Changes(#[source] io::Error),
     /// The rules can't be removed.
     #[error("the route guard's rules to {to} can't be removed: {source}")]
     Remove {
         /// The IMDS's address.
         to: IpAddr,
-        /// The kernel's answer.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// The system has no thread for it.
+    /// The task panicked.
     #[error("the guard's work panicked")]
     Panicked,
 }
 
-/// The guard, set up; [`Guard::keep`] keeps it so.
+/// A guard that is set up. [`Guard::keep`] maintains it.
 pub struct Guard {
     config: GuardConfig,
     cgroup: Cgroup,
     uplink: Option<UplinkProgram>,
     rules: Option<Changes>,
     routes: Option<Changes>,
-    /// Whether the connections that hostNetwork pods have to the IMDS are ended too.
+    /// Whether hostNetwork pods' connections to the IMDS are ended too.
     ends_hosts: bool,
     /// Set once the older connections are ended.
     ended: Latch,
@@ -112,12 +111,12 @@ pub struct Guard {
 // === impl Guard ===
 
 impl Guard {
-    /// Makes the rules, and attaches `uplink` where it is there. [`Guard::keep`] ends the connections that pods have to the
-    /// IMDS, those of hostNetwork pods with `ends_hosts`, and then sets `ended`.
+    /// Adds the rules, and attaches `uplink` if given. [`Guard::keep`] ends pods' connections to the IMDS, those of
+    /// hostNetwork pods with `ends_hosts`, and then sets `ended`.
     ///
     /// # Errors
     ///
-    /// [`GuardError`], where a part that is on can't be.
+    /// [`GuardError`], if an enabled part can't be set up.
     pub async fn start(
         config: GuardConfig,
         ends_hosts: bool,
@@ -126,7 +125,7 @@ impl Guard {
         metrics: Metrics,
         (detail, ended): (Detail, Latch),
     ) -> Result<Self, GuardError> {
-        // Before the rules, so that nothing that happens to them goes unseen.
+        // Before the rules, so that no change of them is missed.
         let rules = config.route.map(|_| Changes::of_rules()).transpose();
         let routes = uplink.as_ref().map(|_| Changes::of_uplinks()).transpose();
         let mut guard = Self {
@@ -143,22 +142,27 @@ impl Guard {
         };
         let rules = blocking(move |_| keep_rules(config.route, OtherRules::Remove)).await??;
         if let Some(preference) = config.route {
-            info!(preference, added = rules.added, removed = rules.removed, "Route guard is on");
+            info!(
+                preference,
+                added = rules.added,
+                removed = rules.removed,
+                "The route guard is on"
+            );
             report_ipv6(rules.ipv6);
         }
         guard.attach_uplinks().await?;
         Ok(guard)
     }
 
-    /// Ends the connections that pods have to the IMDS, puts back what somebody removes, follows the node's uplinks, and
-    /// tries once a minute whether the guard holds, until the drain begins.
+    /// Ends pods' connections to the IMDS, restores removed rules, follows the node's uplinks, and tests once a minute
+    /// whether the guard holds, until the drain begins.
     pub async fn keep(mut self, mut drain: Drain) {
-        // Milliseconds for each pod, which neither who is served nor what is below needs to wait for.
+        // It takes milliseconds for each pod, and nothing below needs to wait.
         let mut ending = pin!(self.end_older());
         let mut ended = false;
         let mut sweeps = interval(SWEEP);
-        let mut looks = interval(LOOK);
-        for ticks in [&mut sweeps, &mut looks] {
+        let mut checks = interval(UPLINK_CHECK);
+        for ticks in [&mut sweeps, &mut checks] {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         loop {
@@ -171,12 +175,12 @@ impl Guard {
                 _ = sweeps.tick() => {
                     self.keep_route(OtherRules::Remove).await;
                     self.keep_uplinks().await;
-                    // Not before: what it tries from pods would be ended with what they had.
+                    // Not before: the test's own connections would be ended too.
                     if ended {
                         self.try_route().await;
                     }
                 }
-                _ = looks.tick(), if self.uplink.is_some() => self.restore_uplinks().await,
+                _ = checks.tick(), if self.uplink.is_some() => self.restore_uplinks().await,
                 changed = next(self.rules.as_ref()) => {
                     seen(changed, &mut self.rules);
                     self.keep_route(OtherRules::Leave).await;
@@ -191,7 +195,7 @@ impl Guard {
         }
     }
 
-    /// A task, as the guard goes on meanwhile. Where it fails, the agent does not get ready.
+    /// Ends the older connections, concurrently with the rest of the guard. If it fails, the agent does not become ready.
     fn end_older(&self) -> impl Future<Output = ()> + use<> {
         let (pods, hosts) = (self.cgroup.clone(), self.ends_hosts);
         let (metrics, ended) = (self.metrics.clone(), self.ended.clone());
@@ -201,7 +205,7 @@ impl Guard {
                 match blocking(move |token| sockets::destroy(token, &pods, hosts)).await {
                     Ok(destroyed) => destroyed.report(&metrics),
                     Err(error) => {
-                        error!(%error, "Pods may have connections to the IMDS that are older than the agent");
+                        error!(%error, "Ending pods' older connections to the IMDS failed: pods may still use them");
                         return;
                     }
                 }
@@ -215,10 +219,7 @@ impl Guard {
         match blocking(move |_| keep_rules(preference, others)).await {
             Ok(Ok(rules)) if rules.added > 0 => {
                 self.metrics.restored.inc_by(rules.added as u64);
-                warn!(
-                    rules = rules.added,
-                    "Somebody removed routing rules of the guard; they are back"
-                );
+                warn!(rules = rules.added, "Restored routing rules of the guard that were removed");
             }
             Ok(Ok(_)) => {}
             Ok(Err(error)) | Err(error) => error!(%error, "The route guard is not complete"),
@@ -237,14 +238,14 @@ impl Guard {
             let result = program.restore();
             (program, result)
         });
-        // A panic in it was logged, and leaves what is attached as it is.
+        // A panic was logged, and attached programs stay.
         let Ok((program, result)) = restored.await else { return };
         self.uplink = Some(program);
         match result {
             Ok(interfaces) if interfaces.is_empty() => {}
             Ok(interfaces) => {
                 self.metrics.restored.inc_by(interfaces.len() as u64);
-                warn!(?interfaces, "Somebody took the uplink guard away; it is back");
+                warn!(?interfaces, "Restored the uplink guard, which was removed");
             }
             Err(error) => error!(%error, "The uplink guard is not complete"),
         }
@@ -262,10 +263,10 @@ impl Guard {
         self.metrics.uplinks.set(i64::try_from(count).unwrap_or(i64::MAX));
         let new = result.map_err(|error| GuardError::Attach(Box::new(error)))?;
         if !new.is_empty() {
-            info!(interfaces = ?new, "Uplink guard is on");
+            info!(interfaces = ?new, "The uplink guard is on");
         }
         if count == 0 {
-            warn!("The node has no route to the IMDS, so that there is no uplink to guard yet");
+            warn!("The node has no route to the IMDS, so there is no uplink to guard yet");
         }
         Ok(())
     }
@@ -280,22 +281,22 @@ impl Guard {
             .unwrap_or(Reach::Unknown);
         self.metrics.set_route(reach);
         self.detail.set(match reach {
-            Reach::Open => "open: pods' packets come to the IMDS past this node's routing",
+            Reach::Open => "open: pods' packets bypass this node's routing and reach the IMDS",
             Reach::Holds | Reach::Unknown => reach.name(),
         });
         let before = std::mem::replace(&mut self.reach, reach);
         match (before, reach) {
             (before, reach) if before == reach => {}
             (_, Reach::Open) => error!(
-                "The route guard does not hold on this node: a packet from a pod's network came to the IMDS past the routing rules; add uplink to --guard, and set the instances' hop limit to 1"
+                "The route guard does not hold on this node: a packet from a pod's network bypassed the routing rules and reached the IMDS; add uplink to --guard, and set the instances' hop limit to 1"
             ),
-            (Reach::Open, _) => warn!(state = reach.name(), "The route guard is not open any more"),
-            (_, reach) => debug!(state = reach.name(), "The route guard was tried from a pod"),
+            (Reach::Open, _) => warn!(state = reach.name(), "The route guard is no longer open"),
+            (_, reach) => debug!(state = reach.name(), "The route guard was tested from a pod"),
         }
     }
 }
 
-/// Removes what the guard leaves on a node, whatever its preference, and says what that was.
+/// Removes the guard's rules and filters from the node, of any preference, and returns their names.
 ///
 /// # Errors
 ///
@@ -313,28 +314,28 @@ pub(super) fn uninstall() -> Result<Vec<String>, GuardError> {
     Ok(removed)
 }
 
-/// What becomes of the rules of ours with another preference.
+/// What to do with the agent's rules of another preference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum OtherRules {
-    /// They are of an earlier agent.
+    /// Remove them: they are of an earlier agent.
     Remove,
-    /// They may be of an agent that takes over from this one, or that this one takes over from: if both removed the
-    /// other's at each change, at moments there would be none.
+    /// Leave them: they may be of the other agent in a takeover. If both agents removed each other's rules at each change,
+    /// there would be moments without any.
     Leave,
 }
 
-/// What [`keep_rules`] found.
+/// The changes that [`keep_rules`] made.
 #[derive(Clone, Copy, Debug)]
 struct RuleChanges {
-    /// Rules that were missing and are there now.
+    /// Missing rules that were added.
     added: usize,
-    /// Rules with another preference that are gone now.
+    /// Rules of another preference that were removed.
     removed: usize,
     /// Whether the kernel has rules for IPv6.
     ipv6: bool,
 }
 
-/// Both families' rules: the new ones first. Without a preference there are to be none.
+/// Adds both families' rules, and then removes others. Without a preference, removes all.
 fn keep_rules(preference: Option<u32>, others: OtherRules) -> Result<RuleChanges, GuardError> {
     let mut rules = RuleChanges { added: 0, removed: 0, ipv6: true };
     for to in route::imds_addresses() {
@@ -352,7 +353,7 @@ fn keep_rules(preference: Option<u32>, others: OtherRules) -> Result<RuleChanges
     Ok(rules)
 }
 
-/// How many rules of `to`'s family were added and removed.
+/// As [`keep_rules`], for the family of `to`. Returns the numbers of added and removed rules.
 fn keep_family(
     to: IpAddr,
     preference: Option<u32>,
@@ -377,13 +378,13 @@ fn report_ipv6(has_rules: bool) {
     match Path::new(IPV6_ADDRESSES).exists() {
         true => warn!(
             kernel = kernel_release(),
-            "The kernel has no routing rules for IPv6 (CONFIG_IPV6_MULTIPLE_TABLES): the route guard is for IPv4 alone"
+            "The kernel has no routing rules for IPv6 (CONFIG_IPV6_MULTIPLE_TABLES): the route guard covers IPv4 alone"
         ),
-        false => info!("The node has no IPv6: the route guard is for IPv4 alone"),
+        false => info!("The node has no IPv6: the route guard covers IPv4 alone"),
     }
 }
 
-/// Work that waits for the kernel, off the runtime's threads.
+/// Runs `work`, which waits for the kernel, off the runtime's threads.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce(&Blocking) -> T + Send + 'static,
 ) -> Result<T, GuardError> {

@@ -1,5 +1,5 @@
-//! Whether the route guard holds on this node: tried from a pod's network namespace, not guessed from the CNI's name.
-//! CNIs that bypass the node's routing (Cilium's BPF host routing, ipvlan, SR-IOV) bypass its rules as well.
+//! Tests from a pod's network namespace whether the route guard holds, instead of guessing from the CNI's name. CNIs that
+//! bypass the node's routing (Cilium's BPF host routing, ipvlan, SR-IOV) bypass its rules as well.
 
 use std::{io, net::Ipv4Addr, ops::ControlFlow, path::Path, time::Duration};
 
@@ -18,19 +18,19 @@ use kiam_core::blocking::Blocking;
 
 /// How long a connect may take.
 const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
-/// How long pods are looked for.
+/// The longest search for pods.
 const TIME: Duration = Duration::from_secs(10);
-/// How many pods are asked before it stays unknown.
-const PODS: usize = 3;
+/// Pods that are tried before the result is unknown.
+const TRIED_PODS: usize = 3;
 
-/// What became of a connect from a pod.
+/// The result of a connect from a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Reach {
-    /// The node refused it, as the rules say.
+    /// The node's rules rejected it.
     Holds,
-    /// It came to the IMDS, or to where that should be.
+    /// It reached the IMDS, or the network beyond the rules.
     Open,
-    /// There was no pod, or no answer.
+    /// There was no pod to try from, or no answer.
     Unknown,
 }
 
@@ -39,7 +39,7 @@ pub(super) enum Reach {
 impl Reach {
     pub(super) const ALL: [Self; 3] = [Self::Holds, Self::Open, Self::Unknown];
 
-    /// For metrics and `/ready`.
+    /// The name in metrics and `/ready`.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Holds => "holds",
@@ -49,20 +49,20 @@ impl Reach {
     }
 }
 
-/// Connects from up to three pods in turn, until one answer is known. The socket is the agent's, so that no hook at
-/// the pods' cgroup runs for it; its packets go the pod's way. Blocks for up to a second a pod.
+/// Connects from up to three pods in turn, until one result is known. The socket is the agent's, so that no hook at the
+/// pods' cgroup runs for it, but its packets take the pod's route. Blocks for up to a second per pod.
 pub(super) fn probe(blocking: &Blocking, cgroup: &Path) -> Reach {
     let mut known = Reach::Unknown;
-    let mut asked = 0;
+    let mut tried = 0;
     of_pods(&mut Walk::new(blocking, TIME), cgroup, |namespace| {
-        // What a pod made for itself can be made to answer anything.
+        // A namespace that a pod created itself can fake any answer.
         if !is_nodes(namespace) {
             return ControlFlow::Continue(());
         }
         known =
             inside(namespace, || Ok(reach(attempt(IMDS_V4, IMDS_PORT)))).unwrap_or(Reach::Unknown);
-        asked += 1;
-        if known == Reach::Unknown && asked < PODS {
+        tried += 1;
+        if known == Reach::Unknown && tried < TRIED_PODS {
             return ControlFlow::Continue(());
         }
         ControlFlow::Break(())
@@ -70,7 +70,7 @@ pub(super) fn probe(blocking: &Blocking, cgroup: &Path) -> Reach {
     known
 }
 
-/// Connects and closes; `ETIMEDOUT` after [`PATIENCE`].
+/// Connects and closes. Returns `ETIMEDOUT` after [`PATIENCE`].
 fn attempt(address: Ipv4Addr, port: u16) -> io::Result<()> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
@@ -85,7 +85,7 @@ fn attempt(address: Ipv4Addr, port: u16) -> io::Result<()> {
     Ok(sockopt::socket_error(&socket)??)
 }
 
-/// What the outcome of a connect says of the rules.
+/// The [`Reach`] that the outcome of a connect shows.
 fn reach(outcome: io::Result<()>) -> Reach {
     match outcome.map_err(|error| error.raw_os_error().unwrap_or_default()) {
         Ok(()) | Err(libc::ECONNREFUSED) => Reach::Open,

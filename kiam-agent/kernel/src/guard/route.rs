@@ -13,16 +13,16 @@
 //! P+4:  to <IMDS>                          nop
 //! ```
 //!
-//! `iif lo` alone is no proof that the node sends a packet. IPVS routes what it forwards for a Service as if the packet
-//! were the node's own, so an EndpointSlice that names the IMDS would lead pods there. Such a look-up tells the kernel
-//! the destination and nothing else (`do_output_route4` and `__ip_vs_route_output_v6` in `ip_vs_xmit.c`; the TEE target
+//! `iif lo` alone does not prove that the node sends a packet. IPVS routes the packets of a Service as if they were the
+//! node's own, so that an EndpointSlice with the IMDS's address would lead pods there. Such a look-up has a destination
+//! and nothing else (`do_output_route4` and `__ip_vs_route_output_v6` in `ip_vs_xmit.c`; the TEE target
 //! and bridged DNAT do the same). A socket's look-up has a protocol. The node's other look-ups have no protocol, but they
 //! have a source address: the reverse path filter's for the IMDS's answers, and those that repeat a look-up after a
-//! netfilter rule changed a packet's mark. Rules for these look-ups rather than one that makes the kernel find out their
-//! protocol: with such a rule it would dissect each packet that the node forwards.
+//! netfilter rule changed a packet's mark. There are rules for these look-ups, rather than one by protocol, because such
+//! a rule would make the kernel dissect each packet that the node forwards.
 //!
-//! `goto` and not a look-up of the main table: where the node's own route to the IMDS is in another table, or in a
-//! VRF, its look-ups stay exactly as they were. The rules are found again by [`PROTOCOL`] and outlive the agent.
+//! The rules use `goto` and not a look-up of the main table, so that the node's own look-ups do not change, even where its
+//! route to the IMDS is in another table or in a VRF. The rules are marked by [`PROTOCOL`] and outlive the agent.
 
 use std::{
     io,
@@ -39,49 +39,49 @@ use netlink_packet_route::{
 
 use crate::sys::netlink::Netlink;
 
-/// The protocols by which the node's sockets may look the IMDS up.
+/// The protocols with which the node's sockets may look up the IMDS.
 const SOCKETS: [IpProtocol; 2] = [IpProtocol::Tcp, IpProtocol::Udp];
 /// All addresses of IPv6, as prefixes of one bit: a prefix of none would match look-ups without a source address too.
 const HALVES: [Ipv6Addr; 2] = [Ipv6Addr::UNSPECIFIED, Ipv6Addr::new(0x8000, 0, 0, 0, 0, 0, 0, 0)];
 
-/// Marks the rules as ours (`FRA_PROTOCOL`, kernel 4.17). No number that iproute2 or a routing daemon uses.
+/// Marks the agent's rules (`FRA_PROTOCOL`, kernel 4.17). Neither iproute2 nor a routing daemon uses this number.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(107);
 
-/// Both addresses of the IMDS: one a family.
+/// The addresses of the IMDS, one per family.
 pub(super) fn imds_addresses() -> [IpAddr; 2] {
     [IpAddr::from(IMDS_V4), IpAddr::from(IMDS_V6)]
 }
 
-/// A rule with less in it also names those with more when it is removed, so that removing takes more than one round
-/// where an agent with rules of another shape runs at the same time.
+/// Rounds of removal. Removing a rule with few attributes may remove one with more instead, so that removal takes several
+/// rounds while an agent with rules of another shape runs.
 const ROUNDS: usize = 5;
 
-/// Which look-ups of a destination a rule matches.
+/// The look-ups of a destination that a rule matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lookups {
     /// All of them.
     All,
-    /// Those that are not for a packet that came in: to the kernel, what the node itself sends comes in by lo.
+    /// Look-ups of the node itself: to the kernel, packets that the node sends come in by lo.
     Local,
-    /// Those of [`Lookups::Local`] for a socket of this protocol.
+    /// As [`Lookups::Local`], for a socket of this protocol.
     LocalOf(IpProtocol),
-    /// Those of [`Lookups::Local`] with a source address of this prefix. Without a source address it is 0.0.0.0 in
-    /// IPv4, and of no prefix in IPv6.
+    /// As [`Lookups::Local`], with a source address of this prefix. A look-up without a source address has 0.0.0.0 in
+    /// IPv4, and matches no prefix in IPv6.
     LocalFrom(IpAddr, u8),
 }
 
-/// What one rule does with a look-up that it matches.
+/// The action of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Act {
-    /// Goes on at this preference, past the prohibitions.
+    /// Skip to this preference, past the prohibitions.
     PassTo(u32),
-    /// Refuses the packet.
+    /// Reject the packet.
     Prohibit,
-    /// Nothing: where [`Act::PassTo`] goes on.
+    /// Do nothing: the target of [`Act::PassTo`].
     Land,
 }
 
-/// One rule.
+/// A rule of the guard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Rule {
     to: IpAddr,
@@ -90,7 +90,7 @@ struct Rule {
     act: Act,
 }
 
-/// Makes the rules of `address`'s family be there, at `preference`; how many were missing.
+/// Adds the missing rules of `address`'s family at `preference`, and returns their number.
 ///
 /// # Errors
 ///
@@ -106,7 +106,7 @@ pub(super) fn add(address: IpAddr, preference: u32) -> io::Result<usize> {
         let order = RouteNetlinkMessage::NewRule(rule.message());
         match netlink.order(order, NLM_F_CREATE | NLM_F_EXCL) {
             Ok(()) => added += 1,
-            // Another agent was faster, or somebody else has the very same rule.
+            // Another agent was faster, or another program has the same rule.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
@@ -114,7 +114,7 @@ pub(super) fn add(address: IpAddr, preference: u32) -> io::Result<usize> {
     Ok(added)
 }
 
-/// Removes the rules of ours of `address`'s family but for those at `preference`, and says which.
+/// Removes the agent's rules of `address`'s family, except those at `preference`, and returns the removed ones.
 ///
 /// # Errors
 ///
@@ -129,8 +129,8 @@ pub(super) fn remove_but(address: IpAddr, preference: Option<u32>) -> io::Result
         if others.is_empty() {
             break;
         }
-        // The prohibitions first: without their neighbours they would be the node's as well. Of either, those with more
-        // in them first, as these match nothing else.
+        // The prohibitions first: without the other rules they would apply to the node as well. Among equals, rules with
+        // more attributes first, as their removal matches no other rule.
         others.sort_by_key(|message| {
             let passes = message.header.action != RuleAction::Prohibit;
             (passes, std::cmp::Reverse(message.attributes.len()))
@@ -143,7 +143,7 @@ pub(super) fn remove_but(address: IpAddr, preference: Option<u32>) -> io::Result
                 Err(error) => return Err(error),
             }
         }
-        // One of those to be kept may have gone in place of one with less in it, which then is behind it the next time.
+        // A rule to keep may have been removed in place of one with fewer attributes, so it is added again.
         preference.map_or(Ok(0), |preference| add(address, preference))?;
     }
     Ok(removed)
@@ -154,7 +154,7 @@ pub(super) fn commands(address: IpAddr, preference: u32) -> Vec<String> {
     wanted(address, preference).into_iter().map(Rule::command).collect()
 }
 
-/// Ours alone: a rule of somebody else's with the same effect may go at any time.
+/// The agent's own rules. A foreign rule with the same effect does not count: it may be removed at any time.
 fn dump(netlink: &Netlink, address: IpAddr) -> io::Result<Vec<RuleMessage>> {
     let mut question = RuleMessage::default();
     question.header.family = family(address);
@@ -166,8 +166,7 @@ fn dump(netlink: &Netlink, address: IpAddr) -> io::Result<Vec<RuleMessage>> {
     Ok(ours.collect())
 }
 
-/// The rules of one family, in the order in which they are added: never is there a moment in which a prohibition
-/// applies to the node itself.
+/// The rules of one family, in the order in which they are added, so that no prohibition ever applies to the node itself.
 fn wanted(to: IpAddr, preference: u32) -> Vec<Rule> {
     let rule = |further, lookups, act| Rule { to, preference: preference + further, lookups, act };
     let pass = Act::PassTo(preference + 4);
@@ -213,7 +212,7 @@ fn describe(message: &RuleMessage) -> String {
     format!("routing rule {preference}: to {to} {:?}", message.header.action).to_lowercase()
 }
 
-/// What the kernel says of every rule, whether or not it was asked for.
+/// Whether the kernel adds this attribute to every rule.
 fn is_default(attribute: &RuleAttribute) -> bool {
     matches!(
         attribute,
@@ -270,7 +269,7 @@ impl Rule {
         message
     }
 
-    /// As `ip rule add` has it.
+    /// The arguments of `ip rule add`.
     fn command(self) -> String {
         let lookups = match self.lookups {
             Lookups::All => String::new(),
@@ -287,15 +286,15 @@ impl Rule {
         format!("pref {preference} to {to}{lookups} {act} protocol {}", u8::from(PROTOCOL))
     }
 
-    /// Whether `message`, of the kernel's, is this very rule: with nothing less in it, and nothing more.
+    /// Whether the kernel's `message` is exactly this rule, with no attribute less or more.
     fn is(self, message: &RuleMessage) -> bool {
         let own = self.message();
-        let told: Vec<_> = message.attributes.iter().filter(|told| !is_default(told)).collect();
+        let attributes: Vec<_> = message.attributes.iter().filter(|it| !is_default(it)).collect();
         message.header.action == own.header.action
             && message.header.src_len == own.header.src_len
             && message.header.dst_len == own.header.dst_len
-            && told.len() == own.attributes.len()
-            && told.iter().all(|told| own.attributes.contains(told))
+            && attributes.len() == own.attributes.len()
+            && attributes.iter().all(|it| own.attributes.contains(it))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Which interfaces are uplinks: those by which packets for the IMDS could leave the node.
+//! The node's uplinks: the interfaces by which packets for the IMDS could leave the node.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,13 +18,13 @@ use crate::sys::netlink::Netlink;
 /// An interface of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Interface {
-    /// Its number, which no other has while it is there.
+    /// The interface's index, unique while it exists.
     pub(super) index: u32,
-    /// Its name, which may change.
+    /// The interface's name, which may change.
     pub(super) name: String,
 }
 
-/// What matters of a route.
+/// The relevant part of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Route {
     to: IpAddr,
@@ -32,19 +32,19 @@ struct Route {
     interfaces: Vec<u32>,
 }
 
-/// What matters of an interface.
+/// The relevant part of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Link {
     index: u32,
     name: String,
     loopback: bool,
-    /// The bond, bridge or VRF that it is part of.
+    /// The bond, bridge or VRF that the interface is part of.
     controller: Option<u32>,
-    /// What it is on top of, such as a VLAN's device; `None` for one of another network namespace.
+    /// The interface below, such as a VLAN's device; `None` if it is in another network namespace.
     lower: Option<u32>,
 }
 
-/// The uplinks, by the routes of all tables and both families, in this thread's network namespace.
+/// Finds the uplinks by the routes of all tables and both families, in this thread's network namespace.
 ///
 /// # Errors
 ///
@@ -67,7 +67,7 @@ pub(super) fn uplinks() -> io::Result<Vec<Interface>> {
     Ok(select(&routes, &links(&netlink)?))
 }
 
-/// Every interface of this thread's network namespace.
+/// Lists the interfaces of this thread's network namespace.
 ///
 /// # Errors
 ///
@@ -86,8 +86,8 @@ fn links(netlink: &Netlink) -> io::Result<Vec<Link>> {
     Ok(links.collect())
 }
 
-/// The interfaces of routes that lead to the IMDS, and what these are made of: a packet socket may use a bond's or a
-/// VLAN's device itself.
+/// Selects the interfaces of routes that lead to the IMDS, and the interfaces below them: a packet socket may use the
+/// device of a bond or a VLAN directly.
 fn select(routes: &[Route], links: &[Link]) -> Vec<Interface> {
     let by_index: BTreeMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
     let leading = routes.iter().filter(|route| route.leads_to_imds());
@@ -108,7 +108,7 @@ fn select(routes: &[Route], links: &[Link]) -> Vec<Interface> {
 // === impl Route ===
 
 impl Route {
-    /// `None` for routes that lead nowhere (local, prohibit, …).
+    /// Parses a unicast route; `None` for others (local, prohibit, …).
     fn read(message: &RouteMessage) -> Option<Self> {
         if message.header.kind != RouteType::Unicast {
             return None;
@@ -176,7 +176,7 @@ impl Link {
                 _ => {}
             }
         }
-        // A number of another namespace is that of another interface here, if it is of one.
+        // An index of another namespace means nothing here.
         link.lower = link.lower.filter(|_| !elsewhere);
         link
     }

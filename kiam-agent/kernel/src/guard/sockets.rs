@@ -1,5 +1,4 @@
-//! Ends the connections to the IMDS that pods had before the programs were attached: the hooks run at connect, and
-//! these are past it.
+//! Ends the connections to the IMDS that pods had before the programs were attached, which the connect hooks can't see.
 
 use std::{io, net::IpAddr, ops::ControlFlow, path::PathBuf, time::Duration};
 
@@ -20,40 +19,40 @@ use crate::sys::{
 };
 use kiam_core::blocking::Blocking;
 
-/// How long all of it may take, and one namespace, where a pod may have any number of sockets.
+/// The longest run, and the longest time in one namespace, where a pod may have any number of sockets.
 const TIME: Duration = Duration::from_secs(60);
 const NAMESPACE_TIME: Duration = Duration::from_secs(1);
-/// Connections that are ended in one namespace: all that there may be to one address and port.
+/// The most connections ended in one namespace: as many as there can be to one address and port.
 const SOCKETS: usize = 1 << 16;
 
-/// What [`destroy`] did.
+/// The result of [`destroy`].
 #[derive(Debug, Default)]
 pub(super) struct DestroyReport {
-    /// Connections that ended.
+    /// Ended connections.
     pub(super) sockets: u64,
-    /// Namespaces that were searched.
+    /// Searched namespaces.
     pub(super) namespaces: u64,
-    /// What was not searched.
+    /// Pods and processes that were not searched.
     pub(super) unseen: SearchGaps,
-    /// The first reason why a connection or a namespace was left out.
+    /// The first error for which a connection or a namespace was skipped.
     pub(super) failure: Option<io::Error>,
 }
 
-/// Which sockets of a namespace are meant.
+/// The sockets of a namespace that are to be ended.
 enum Scope<'a> {
-    /// All: the namespace is a pod's.
+    /// All of them: the namespace is a pod's.
     Anyone,
-    /// Those that were made in the pods' cgroup, but for the agent's own pod.
+    /// Those that were created in the pods' cgroup, except by the agent's own pod.
     Pods { cgroup: &'a Cgroup, own: Option<PathBuf> },
 }
 
-/// Destroys the pods' TCP sockets that are connected to the IMDS. In the node's own namespace, only with `host`,
-/// and only those made in the pods' cgroup `cgroup`; never those of the agent's own pod.
+/// Destroys the pods' TCP sockets that are connected to the IMDS. In the node's own namespace this is done only with
+/// `host`, and only for sockets that were created in the pods' `cgroup`. The agent's own pod keeps its sockets.
 pub(super) fn destroy(blocking: &Blocking, cgroup: &Cgroup, host: bool) -> DestroyReport {
     let mut walk = Walk::new(blocking, TIME);
     let until = walk.until();
     let mut destroyed = DestroyReport::default();
-    // First: there each socket is somebody's own matter, and no pod decides how many namespaces there are.
+    // First, because no pod can prolong this part by creating namespaces.
     if host {
         let own = cgroup.own_pod().and_then(|own| cgroup.path_of(own).ok());
         destroyed.add(destroy_here(&Scope::Pods { cgroup, own }, until));
@@ -81,44 +80,44 @@ impl DestroyReport {
         }
     }
 
-    /// Tells of it.
+    /// Logs and counts the result.
     pub(super) fn report(&self, metrics: &Metrics) {
         metrics.destroyed.inc_by(self.sockets);
         if self.sockets > 0 {
             warn!(
                 sockets = self.sockets,
                 namespaces = self.namespaces,
-                "Ended connections to the IMDS that pods had before"
+                "Ended pods' connections to the IMDS that were older than the agent"
             );
         }
         if self.unseen.hidden > 0 {
             warn!(
                 processes = self.unseen.hidden,
-                "Pods' processes are not to be seen from here, so connections that they have to the IMDS stay until they end: run the agent with hostPID"
+                "The agent can't see all processes of pods, so their older connections to the IMDS stay until they close: run the agent with hostPID"
             );
         }
         if self.unseen.pods > 0 {
             warn!(
                 pods = self.unseen.pods,
-                "Not everything of these pods was searched for connections to the IMDS, as they have too many cgroups, processes or namespaces: such a connection stays until it closes, unless the route guard is on"
+                "Some pods have too many cgroups, processes or namespaces to search all of them for connections to the IMDS: such a connection stays until it closes, unless the route guard is on"
             );
         }
         if let Some(error) = &self.failure {
             warn!(
                 %error,
                 kernel = kernel_release(),
-                "Not every connection that a pod had to the IMDS could be ended (this needs kernel 4.5, with CONFIG_INET_DIAG_DESTROY and the module tcp_diag): such a connection stays until it closes, unless the route guard is on"
+                "Some pods' older connections to the IMDS can't be ended (this needs kernel 4.5, with CONFIG_INET_DIAG_DESTROY and the module tcp_diag): such a connection stays until it closes, unless the route guard is on"
             );
         }
     }
 }
 
-/// Destroys in the namespace of this thread; how many sockets.
-fn destroy_here(of: &Scope<'_>, until: Instant) -> io::Result<u64> {
+/// Destroys the sockets in the namespace of this thread, and returns their number.
+fn destroy_here(scope: &Scope<'_>, until: Instant) -> io::Result<u64> {
     let mut sockets = 0;
     let orders = Netlink::sock_diag()?;
     for family in [AF_INET, AF_INET6] {
-        for socket_id in to_imds(family, of, until)? {
+        for socket_id in to_imds(family, scope, until)? {
             let request = InetRequest { socket_id, ..tcp_sockets(family, connected()) };
             let order = SockDiagDestroy::new(SockDiagMessage::InetRequest(request));
             match orders.order(order, 0) {
@@ -132,8 +131,8 @@ fn destroy_here(of: &Scope<'_>, until: Instant) -> io::Result<u64> {
     Ok(sockets)
 }
 
-/// The sockets of one family that are meant.
-fn to_imds(family: u8, of: &Scope<'_>, until: Instant) -> io::Result<Vec<SocketId>> {
+/// The sockets of one family that are to be destroyed.
+fn to_imds(family: u8, scope: &Scope<'_>, until: Instant) -> io::Result<Vec<SocketId>> {
     let mut found = Vec::new();
     let question = SockDiagMessage::InetRequest(tcp_sockets(family, connected()));
     Netlink::sock_diag()?.each(question, |answer| {
@@ -142,7 +141,7 @@ fn to_imds(family: u8, of: &Scope<'_>, until: Instant) -> io::Result<Vec<SocketI
         }
         if let SockDiagMessage::InetResponse(socket) = answer
             && is_to_imds(&socket.header.socket_id)
-            && of.has(&socket)?
+            && scope.has(&socket)?
         {
             found.push(socket.header.socket_id);
         }
@@ -151,7 +150,7 @@ fn to_imds(family: u8, of: &Scope<'_>, until: Instant) -> io::Result<Vec<SocketI
     Ok(found)
 }
 
-/// The states of sockets that have another end.
+/// The states of connected sockets.
 fn connected() -> StateFlags {
     StateFlags::all() - (StateFlags::LISTEN | StateFlags::CLOSE | StateFlags::TIME_WAIT)
 }
@@ -164,8 +163,8 @@ fn is_to_imds(id: &SocketId) -> bool {
 // === impl Scope ===
 
 impl Scope<'_> {
-    /// By the socket's cgroup, not by a list of all of them, which tenants make. One that was removed may have been a
-    /// pod's.
+    /// Whether the socket's cgroup is in scope. This looks up one cgroup and lists none, since tenants create cgroups. A
+    /// removed cgroup may have been a pod's.
     fn has(&self, socket: &InetResponse) -> io::Result<bool> {
         let Self::Pods { cgroup, own } = self else { return Ok(true) };
         let Some(id) = cgroup_id(socket) else { return Ok(false) };

@@ -1,8 +1,8 @@
-//! The uplink guard: a program where packets leave the node, for those of pods that do not pass its routing
-//! (hostNetwork pods' packet sockets, CNIs that bypass it).
+//! The uplink guard: a program where packets leave the node, for pods' packets that bypass the node's routing (packet
+//! sockets of hostNetwork pods, and CNIs without it).
 //!
-//! From kernel 6.6 by a pinned tcx link a interface, before everybody else's; below, by a filter of clsact with a
-//! number of its own. Both outlive the agent, and a later agent replaces the program in place.
+//! From kernel 6.6 on the program is attached by one pinned tcx link per interface, before all other programs. Below, it
+//! is a clsact filter with its own number. Both outlive the agent, and a later agent replaces the program in place.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -33,24 +33,24 @@ use crate::{
 
 /// The program's name in the object, and the filter's.
 const PROGRAM: &str = "kiam_uplink";
-/// Pins are this and the interface's number.
+/// The prefix of pins, before the interface's index.
 const PIN: &str = "link_uplink_";
-/// The program by which it is told which agent's programs work. Every agent attaches it.
+/// The program that shows which agent's programs are attached. Every agent attaches it.
 pub(crate) const AGENT: &str = "kiam_connect4";
-/// The first: a filter before it could end the search.
+/// The highest priority: an earlier filter could end the search.
 const PRIORITY: u16 = 1;
-/// Ours, so that a later agent finds it.
+/// The agent's handle, by which a later agent finds the filter.
 const HANDLE: TcHandle = TcHandle::new(0, 107);
 
-/// The program, loaded, and where it works.
+/// The loaded program, and the interfaces that it is attached to.
 #[derive(Debug)]
 pub struct UplinkProgram {
     ebpf: Ebpf,
     pins: PathBuf,
-    /// Whether the kernel has tcx links; known after the first interface.
+    /// Whether the kernel has tcx links, as known after the first interface.
     tcx: bool,
-    /// By number, the interfaces at which this agent's program works. Their links are held open, so that removing a pin
-    /// detaches nothing while the agent lives; a filter has none.
+    /// The interfaces with this agent's program, by index. Links are held open, so that removing a pin detaches nothing
+    /// while the agent lives. A filter has no link.
     attached: HashMap<u32, Option<PinnedLink>>,
     /// The id of this agent's program at [`AGENT`].
     agent: u32,
@@ -60,17 +60,16 @@ pub struct UplinkProgram {
 // === impl UplinkProgram ===
 
 impl UplinkProgram {
-    /// The program of `ebpf`, an object of its own, for pins in `pins`. `agent` is the id of this agent's program at
-    /// [`AGENT`].
+    /// Loads the program of `ebpf`, an object of its own, for pins in `pins`. `agent` is the id of this agent's [`AGENT`]
+    /// program.
     pub(crate) fn load(mut ebpf: Ebpf, pins: PathBuf, agent: u32) -> Result<Self, Error> {
         program(&mut ebpf)?.load().map_err(failed)?;
         let (attached, patience) = (HashMap::new(), Patience::default());
         Ok(Self { ebpf, pins, tcx: true, attached, agent, patience })
     }
 
-    /// Attaches at those of the node's uplinks where it is not, and takes the pins of interfaces that are gone away. Where it
-    /// once was it stays: a packet socket needs no route. Says where it is new. One that fails keeps none of the
-    /// others from being tried.
+    /// Attaches the program to new uplinks, and removes the pins of interfaces that are gone. Former uplinks keep the
+    /// program, since a packet socket needs no route. Returns the new uplinks. A failure does not stop the others.
     pub(super) fn keep(&mut self) -> Result<Vec<String>, Error> {
         self.forget_gone()?;
         let mut uplinks = uplinks().map_err(|source| self.unreadable(source))?;
@@ -78,9 +77,9 @@ impl UplinkProgram {
         self.attach_all(uplinks)
     }
 
-    /// Attaches and pins again what somebody has detached or unpinned; says where. Nothing while another agent attaches
-    /// its programs, for two seconds, or once one has: that may go without this part of the guard. Not the filters of kernels
-    /// below 6.6.
+    /// Restores detached links and removed pins, and returns the interfaces. Does nothing while another agent attaches its
+    /// programs, for two seconds at most, or once one has, since that agent may be without this part of the guard. Filters of
+    /// kernels below 6.6 are not restored.
     pub(super) fn restore(&mut self) -> Result<Vec<String>, Error> {
         let lost = self.lost()?;
         if lost.is_empty() {
@@ -95,7 +94,7 @@ impl UplinkProgram {
         let mut there = interfaces().map_err(|source| self.unreadable(source))?;
         there.retain(|interface| lost.contains(&interface.index));
         for interface in &there {
-            // Held, it may want nothing but its pin. It is let go only once another has its place.
+            // A link that is still attached only needs its pin. The open link is dropped once another replaces it.
             let pin = self.pin(interface.index);
             if let Some(Some(link)) = self.attached.get(&interface.index)
                 && link.interface(&pin)? == interface.index
@@ -107,7 +106,7 @@ impl UplinkProgram {
         self.attach_all(there)
     }
 
-    /// The interfaces at which it works no longer, or whose pins are gone.
+    /// The interfaces whose link is detached or whose pin is gone.
     fn lost(&self) -> Result<Vec<u32>, Error> {
         let mut lost = Vec::new();
         for (&index, link) in &self.attached {
@@ -121,7 +120,7 @@ impl UplinkProgram {
         Ok(lost)
     }
 
-    /// Whether this agent's programs are those that work.
+    /// Whether this agent's programs are attached.
     fn is_at_work(&self) -> Result<bool, Error> {
         let pin = pins::link(&self.pins, AGENT);
         let link = PinnedLink::open(&pin)?;
@@ -129,7 +128,7 @@ impl UplinkProgram {
         Ok(program.is_some_and(|(program, _)| program == self.agent))
     }
 
-    /// At each of them. Says where, or of one that failed.
+    /// Attaches the program to all of `interfaces`. Returns their names, or an error if one fails.
     fn attach_all(&mut self, interfaces: Vec<Interface>) -> Result<Vec<String>, Error> {
         let mut names = Vec::new();
         let mut failure = None;
@@ -149,7 +148,7 @@ impl UplinkProgram {
         self.pins.join(format!("{PIN}{index}"))
     }
 
-    /// At how many interfaces it is.
+    /// The number of guarded interfaces.
     pub(super) fn count(&self) -> usize {
         self.attached.len()
     }
@@ -173,7 +172,7 @@ impl UplinkProgram {
     fn attach(&mut self, name: &str, index: u32) -> Result<Option<PinnedLink>, Error> {
         if self.tcx {
             match self.attach_tcx(name, index) {
-                // No such kind of link: a kernel below 6.6.
+                // A kernel below 6.6 has no such links.
                 Err(Error::Program { source: ProgramError::SyscallError(error), .. })
                     if error.io_error.raw_os_error() == Some(libc::EINVAL) => {}
                 result => return result,
@@ -183,8 +182,8 @@ impl UplinkProgram {
         self.attach_filter(name).map(|()| None)
     }
 
-    /// Replaces the pinned link's program; where there is none, or it is of an interface that had the number before,
-    /// attaches anew and pins that.
+    /// Replaces the pinned link's program. Without a link, or with one of an earlier interface of this index, attaches and
+    /// pins a new one.
     fn attach_tcx(&mut self, name: &str, index: u32) -> Result<Option<PinnedLink>, Error> {
         let pin = self.pin(index);
         let program = program(&mut self.ebpf)?;
@@ -212,7 +211,7 @@ impl UplinkProgram {
     fn attach_filter(&mut self, name: &str) -> Result<(), Error> {
         let program = program(&mut self.ebpf)?;
         match qdisc_add_clsact(name) {
-            // It is there, ours or somebody else's.
+            // clsact exists already.
             Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
             result => result.map_err(|error| failed(error.into()))?,
         }
@@ -229,14 +228,14 @@ impl UplinkProgram {
             }
             result => result.map_err(failed)?,
         };
-        // Dropped, it would be detached.
+        // Dropping the link would detach it.
         let _stays = ManuallyDrop::new(program.take_link(id).map_err(failed)?);
         Ok(())
     }
 }
 
-/// Takes the pins in `pins` away, and the filters off every interface: an agent without this part of the guard has the
-/// place of one that had it.
+/// Removes the pins in `pins`, and the filters of every interface, for an agent without this part of the guard that
+/// replaces one with it.
 pub(crate) fn remove(pins: &Path) -> Result<(), Error> {
     for (pin, _) in pinned(pins)? {
         fs::remove_file(&pin).map_err(|source| file("remove", &pin, source))?;
@@ -245,11 +244,11 @@ pub(crate) fn remove(pins: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Takes the filters of kernels without tcx off every interface of the node; says where from.
+/// Removes the filters of kernels without tcx from every interface of the node, and returns their names.
 pub(super) fn remove_filters() -> Vec<String> {
     let mut removed = Vec::new();
     for Interface { name, .. } in interfaces().unwrap_or_default() {
-        // Most interfaces have no clsact, and most of those that have, nothing of ours.
+        // Most interfaces have no clsact, or none of the agent's filters.
         if qdisc_detach_program(&name, TcAttachType::Egress, PROGRAM).is_ok() {
             removed.push(format!("{PROGRAM} from the egress of {name}"));
         }
@@ -262,7 +261,7 @@ fn program(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier, Error> {
     program.try_into().map_err(failed)
 }
 
-/// The pins of links, with their interfaces' numbers.
+/// The pins of links, with their interfaces' indices.
 fn pinned(pins: &Path) -> Result<Vec<(PathBuf, u32)>, Error> {
     let entries = match fs::read_dir(pins) {
         Ok(entries) => entries,

@@ -1,4 +1,4 @@
-//! Cgroup ids to pods, without walking.
+//! Maps cgroup ids to pods, without walking.
 
 use std::{
     collections::HashMap,
@@ -11,13 +11,13 @@ use kiam_core::{
     role::QuotedText,
 };
 
-/// Pods whose cgroups are remembered: more than a node runs. Then the memory starts anew.
-const PODS: usize = 1024;
-/// Cgroups of one pod that are remembered. Whoever makes more is looked up again, and no other pod is; a
-/// look-up takes 4 to 10 µs, so there is nothing else to save.
+/// Pods whose cgroups are cached: more than a node runs. A full cache is cleared.
+const CACHED_PODS: usize = 1024;
+/// Cgroups of one pod that are cached. A pod with more is looked up again, and no other pod is. A look-up takes 4 to 10
+/// µs.
 const CGROUPS: usize = 64;
 
-/// Finds the pod that a cgroup belongs to; cheap to clone.
+/// The map from cgroups to pods; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct CgroupPaths(Arc<Mutex<Paths>>);
 
@@ -27,30 +27,30 @@ struct Paths {
     known: CgroupCache,
 }
 
-/// What was found. Ids are not used again within a boot, so it holds.
+/// A cache of results, which stay valid, since ids are not reused within a boot.
 #[derive(Debug, Default)]
 struct CgroupCache {
     pods: HashMap<u64, PodUid>,
-    /// The same, by pod.
+    /// The cached cgroups of each pod.
     cgroups: HashMap<PodUid, Vec<u64>>,
 }
 
 // === impl CgroupPaths ===
 
 impl CgroupPaths {
-    /// For cgroups below `root`, the pods' cgroup.
+    /// A map for cgroups below `root`, the pods' cgroup.
     #[must_use]
     pub fn new(root: Cgroup) -> Self {
         Self(Arc::new(Mutex::new(Paths { root, known: CgroupCache::default() })))
     }
 
-    /// The pods' cgroup is another one from now on.
+    /// Replaces the pods' cgroup.
     pub fn follow(&self, root: Cgroup) {
         let mut paths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         paths.root = root;
     }
 
-    /// The pod whose cgroup `id` is, or is below.
+    /// The pod whose cgroup is `id` or an ancestor of it.
     ///
     /// # Errors
     ///
@@ -77,7 +77,7 @@ impl CgroupPaths {
 
 impl CgroupCache {
     fn remember(&mut self, id: u64, uid: &PodUid) {
-        if !self.cgroups.contains_key(uid) && self.cgroups.len() >= PODS {
+        if !self.cgroups.contains_key(uid) && self.cgroups.len() >= CACHED_PODS {
             *self = Self::default();
         }
         let own = self.cgroups.entry(uid.clone()).or_default();

@@ -1,4 +1,4 @@
-//! Identity as the kernel attests it, at the node's listener.
+//! Identity as the kernel attests it, at the node listener.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -12,12 +12,11 @@ use kiam_core::pods::{
     PodReader, PodUid, Unattested,
 };
 
-/// Resolves a connection by the entry that the kernel programs published when it was established.
+/// The resolver of the node listener, by the entry that the kernel programs published when a connection was established.
 ///
-/// An entry speaks for a connection only from a network namespace that is known to be the pod's: any user can make
-/// another one, with any address in it. The listener's side shows the opener's address and not its namespace, so the
-/// namespaces of the pods that may have the address are asked, and no others. Where two have the connection, it is
-/// refused.
+/// An entry proves a connection's pod only in a network namespace that is known to be the pod's, since any user can
+/// create a namespace with any address. The listener sees the opener's address and not its namespace, so only the
+/// namespaces of pods that may have the address are tried. If two of them have the connection, it is rejected.
 #[derive(Debug)]
 pub struct KernelResolver {
     flows: Flows,
@@ -29,17 +28,17 @@ pub struct KernelResolver {
 /// The network namespaces that connections may come from.
 #[derive(Clone, Debug)]
 pub struct Namespaces {
-    /// The cookie of the node's.
+    /// The cookie of the node's namespace.
     pub host: u64,
-    /// The node's addresses: what comes from one was opened in the node's namespace.
+    /// The node's addresses: connections from these were opened in the node's namespace.
     pub node: Arc<dyn NodeAddresses>,
-    /// Which pods may have an address.
+    /// The records of pods, with their addresses.
     pub pods: PodReader,
-    /// Which namespaces are those pods'.
+    /// The namespaces of pods.
     pub sandboxes: Arc<dyn PodNamespaces>,
 }
 
-/// Whose a namespace is.
+/// The owner of a network namespace.
 #[derive(Debug)]
 enum NamespaceOwner {
     Node,
@@ -50,8 +49,8 @@ enum NamespaceOwner {
 // === impl KernelResolver ===
 
 impl KernelResolver {
-    /// One that asks `flows`. `witness` is shown the connections of the agent's own self-test. Without `namespaces`, as
-    /// before kernel 5.14, a pod is known by its address, and hostNetwork pods as such by the kernel.
+    /// A resolver over `flows`. `witness` sees the connections of the agent's self-test. Without `namespaces`, as before
+    /// kernel 5.14, a pod is identified by its address, and the kernel marks hostNetwork pods.
     #[must_use]
     pub fn new(
         flows: Flows,
@@ -62,7 +61,7 @@ impl KernelResolver {
         Self { flows, cgroups, witness, namespaces }
     }
 
-    /// Asks all of `namespaces` that may have opened it.
+    /// Resolves the connection in all of `namespaces` that may have opened it.
     fn resolve_in(
         &self,
         namespaces: &Namespaces,
@@ -93,8 +92,8 @@ impl KernelResolver {
         Ok(Client::Pod { uid, address, origin })
     }
 
-    /// Believes the entry that was written last for connections with these ends. Another pod can write it, and have
-    /// this one refused; it is not taken for this one, as it does not have the address.
+    /// Resolves by the last entry for connections with these ends. Another pod can overwrite the entry, so that this
+    /// connection is rejected, but not impersonate the pod, as it does not have the address.
     fn resolve_last(&self, connection: &Connection) -> Result<Client, Unattested> {
         let Connection { peer, local } = *connection;
         let last = self.flows.take_last(peer, local).map_err(unreadable)?;
@@ -120,14 +119,14 @@ impl ClientResolver for KernelResolver {
 // === impl Namespaces ===
 
 impl Namespaces {
-    /// Those that `address` may be in, each once.
+    /// The namespaces that `address` may be in, each once.
     fn of(&self, address: IpAddr) -> Vec<(u64, NamespaceOwner)> {
         if self.node.contains(address) {
             return vec![(self.host, NamespaceOwner::Node)];
         }
         let pods = self.pods.pods_at(address);
         let mut known: Vec<_> = pods.iter().flat_map(|pod| self.sandboxes.of_pod(pod)).collect();
-        // Its address may be an earlier pod's, as far as is known.
+        // A pod without a known address may have this one.
         known.extend(self.sandboxes.without_address());
         known.sort_unstable_by_key(|of_pod| of_pod.netns);
         known.dedup_by_key(|of_pod| of_pod.netns);
@@ -138,7 +137,7 @@ impl Namespaces {
     }
 }
 
-/// The one entry there is. Of several, all but one are forged, and nothing tells which.
+/// The only entry. If there are several, all but one are forged, and nothing shows which.
 fn only(
     mut found: Vec<(FlowEntry, NamespaceOwner)>,
 ) -> Result<(FlowEntry, NamespaceOwner), Unattested> {

@@ -1,4 +1,4 @@
-//! Who is at the other end: 4-tuple to cgroup to pod UID.
+//! Identifies callers: from a 4-tuple to a cgroup to a pod UID.
 
 mod cgroups;
 mod kernel;
@@ -17,10 +17,10 @@ use std::fmt::Display;
 use crate::selftest::Witness;
 use kiam_core::pods::{Client, ClientResolver, Connection, Unattested};
 
-/// `--identity=source-ip`: the source address is all that is known, as in kiam.
+/// The resolver of `--identity=source-ip`: only the source address is known, as in kiam.
 #[derive(Clone, Debug, Default)]
 pub struct SourceIpResolver {
-    /// Shown the connections of the agent's own self-test.
+    /// The witness of the self-test's connections.
     pub witness: Witness,
 }
 

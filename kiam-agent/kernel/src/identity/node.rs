@@ -1,4 +1,4 @@
-//! The node's own addresses, as the kernel has them now.
+//! The node's current addresses, read from the kernel.
 
 use std::{
     collections::HashSet,
@@ -12,16 +12,16 @@ use tracing::warn;
 
 use kiam_core::pods;
 
-/// How often the kernel is asked at most.
+/// The shortest time between two reads.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long an address is believed that the kernel has not been asked about since.
+/// The longest use of an address without another read.
 const BELIEVED: Duration = Duration::from_secs(60);
 
-/// Addresses of this network namespace's interfaces; the agent runs in the node's.
+/// The addresses of the interfaces in this network namespace, which is the node's.
 #[derive(Debug, Default)]
 pub struct InterfaceAddresses(Mutex<Option<AddressList>>);
 
-/// One answer of the kernel.
+/// The addresses, with the time of the read.
 #[derive(Debug)]
 struct AddressList {
     at: Instant,
@@ -55,12 +55,12 @@ impl InterfaceAddresses {
     }
 }
 
-/// All addresses of all interfaces; none when the kernel does not tell, so that nothing is believed.
+/// All addresses of all interfaces; none after an error, so that no address is trusted.
 fn interfaces() -> HashSet<IpAddr> {
     let addresses = match nix::ifaddrs::getifaddrs() {
         Ok(interfaces) => interfaces.filter_map(|interface| interface.address),
         Err(error) => {
-            warn!(%error, "The node's addresses can't be read; pods in its network are refused");
+            warn!(%error, "The node's addresses can't be read; requests of hostNetwork pods are rejected");
             return HashSet::new();
         }
     };

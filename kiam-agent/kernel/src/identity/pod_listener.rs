@@ -1,12 +1,12 @@
-//! Identity at a listener inside a pod's own network namespace.
+//! Identity at a pod listener.
 
 use super::CgroupPaths;
 use crate::intercept::Flows;
 use kiam_core::pods::{Client, ClientResolver, Connection, PodUid, Unattested};
 
-/// Resolves connections to the listener inside one pod: the kernel's entry must be of that namespace, and its
-/// process of that pod. Whoever comes without an entry (`kubectl port-forward`, a process that entered the
-/// namespace from outside) was not redirected.
+/// The resolver of one pod listener: the kernel's entry must be of the pod's namespace, and the process of the pod. A
+/// connection without an entry (`kubectl port-forward`, a process that entered the namespace from outside) was not
+/// redirected.
 #[derive(Debug)]
 pub struct PodListenerResolver {
     flows: Flows,
@@ -18,7 +18,7 @@ pub struct PodListenerResolver {
 // === impl PodListenerResolver ===
 
 impl PodListenerResolver {
-    /// For the listener inside `pod`, in the network namespace of cookie `netns`.
+    /// A resolver for the pod listener of `pod`, in the network namespace of cookie `netns`.
     #[must_use]
     pub fn new(flows: Flows, cgroups: CgroupPaths, pod: PodUid, netns: u64) -> Self {
         Self { flows, cgroups, pod, netns }

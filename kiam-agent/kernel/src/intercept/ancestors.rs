@@ -1,4 +1,4 @@
-//! Programs of others above the pods' cgroup, which run after ours.
+//! Other programs above the pods' cgroup, which run after the agent's.
 
 use std::{
     fs::File,
@@ -13,10 +13,10 @@ use crate::{
 };
 
 const BPF_PROG_QUERY: libc::c_int = 16;
-/// `enum bpf_attach_type`: connect4, connect6, sendmsg4 and sendmsg6, which can send elsewhere what is sent.
+/// `enum bpf_attach_type`: connect4, connect6, sendmsg4 and sendmsg6, which can rewrite a destination.
 const REWRITING: [u32; 4] = [10, 11, 14, 15];
 
-/// `union bpf_attr`, the part for `BPF_PROG_QUERY`: without room for ids, the kernel tells how many there are.
+/// `union bpf_attr`, the part for `BPF_PROG_QUERY`: without room for ids, the kernel returns their number.
 #[repr(C)]
 struct Query {
     target_fd: u32,

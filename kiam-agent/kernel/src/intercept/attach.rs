@@ -1,4 +1,4 @@
-//! One program at a time: loaded, attached, pinned, or put in the place of an earlier agent's.
+//! Loads, attaches and pins one program, or replaces an earlier agent's.
 
 use std::{
     fs::{self, File},
@@ -18,7 +18,7 @@ use crate::{
     sys::{Cgroup, links::PinnedLink, rejection::program_error},
 };
 
-/// Loads it, unless it is loaded already.
+/// Loads `program`, unless it is loaded already.
 pub(super) fn load(program: &mut Program) -> Result<&ProgramFd, ProgramError> {
     // Loaded already when it is attached again.
     if program.fd().is_ok() {
@@ -32,9 +32,9 @@ pub(super) fn load(program: &mut Program) -> Result<&ProgramFd, ProgramError> {
     program.fd()
 }
 
-/// Attaches it to the cgroup `directory`.
+/// Attaches `program` to the cgroup `directory`.
 pub(super) fn attach(program: &mut Program, directory: &File) -> Result<FdLink, AttachError> {
-    // Single is what a link has; on every kernel it coexists with others.
+    // Links have the mode Single, which coexists with other programs on every kernel.
     let mode = CgroupAttachMode::Single;
     Ok(match program {
         Program::SockOps(program) => {
@@ -53,7 +53,7 @@ pub(super) fn attach(program: &mut Program, directory: &File) -> Result<FdLink, 
     })
 }
 
-/// A failed attach, before it has a name.
+/// A failed attach, before the program's name is added.
 pub(super) enum AttachError {
     Program(ProgramError),
     Link(LinkError),
@@ -71,8 +71,8 @@ impl From<LinkError> for AttachError {
     }
 }
 
-/// Replaces the pinned link's program; where there is no link, or it is of another or a removed cgroup,
-/// attaches anew and pins that in the old one's place, which ends only then.
+/// Replaces the pinned link's program. Without a link, or with one of another or a removed cgroup, attaches a new link and
+/// pins it over the old one, which is detached only then.
 pub(super) fn replace_or(
     pin: &Path,
     cgroup: &Cgroup,
@@ -93,13 +93,13 @@ pub(super) fn replace_or(
     let mut fresh = pin.as_os_str().to_owned();
     fresh.push(pins::DRAFT);
     let fresh = PathBuf::from(fresh);
-    // A start that was cut short may have left one.
+    // An interrupted start may have left one.
     let _ = fs::remove_file(&fresh);
     link.pin(&fresh).map_err(|source| Error::Pin { path: fresh.clone(), source })?;
     fs::rename(&fresh, pin).map_err(|source| pin_error(pin, source))
 }
 
-/// A pin could not be made, or its program's descriptor not be copied.
+/// The error of a pin that can't be created, or of a descriptor that can't be copied.
 pub(super) fn pin_error(path: &Path, source: io::Error) -> Error {
     Error::File { what: "pin", path: path.to_owned(), source }
 }

@@ -1,4 +1,4 @@
-//! What the interception is configured with, and whether this kernel can have it.
+//! The configuration of the interception, and the check whether this kernel supports it.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -10,37 +10,36 @@ use crate::{
     sys::{netns::host_netns, rejection::kernel_release},
 };
 
-/// What [`Interception::load`] is told.
+/// The configuration for [`Interception::load`](super::Interception::load).
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The pods' cgroup; `None`: the only match of the layouts that kubelets make.
+    /// The pods' cgroup; `None`: the only cgroup that matches a kubelet's layout.
     pub cgroup: Option<PathBuf>,
     /// A folder on a BPF file system; pins go to `v<layout>` in it.
     pub bpffs: PathBuf,
-    /// What becomes of hostNetwork pods.
+    /// Whether hostNetwork pods are intercepted.
     pub host_network: HostNetworkPods,
-    /// Whether anything is changed at all.
+    /// Whether traffic is changed or only observed.
     pub mode: Mode,
-    /// Whether the kernel attests who connects (`--identity=kernel`). Then SYNs that no recorded connect has sent are
-    /// dropped before the listener, and pods connect only from network namespaces that are known to be theirs.
+    /// Whether the kernel attests callers (`--identity=kernel`). Then SYNs without a recorded connect are dropped before the
+    /// listener, and pods can connect only from network namespaces that are known to be theirs.
     pub attested: bool,
-    /// What keeps out what no hook at connect sees. `skb` is also on wherever programs above the pods' cgroup make
-    /// it necessary.
+    /// The parts of the guard. `skb` is also on where programs above the pods' cgroup make it necessary.
     pub guard: GuardConfig,
-    /// The node's folder of units, where a unit sets the route guard's rules at boot, if one is to.
+    /// The node's folder of units, for the boot guard, if it is on.
     pub boot_guard: Option<PathBuf>,
     /// How redirected connections reach the agent.
     pub path: ListenerPath,
-    /// How often the agent tests itself.
+    /// The interval of the self-test.
     pub selftest_interval: Duration,
-    /// The agent's ports for operators, host order, 0 for none: pods on the node's network can't bind them.
+    /// The agent's ports for operators, host order, 0 for none. Pods on the node's network can't bind them.
     pub operator_ports: [u16; 2],
     /// Whether the kernel programs write to the agent's log (at debug level).
     pub log: bool,
 }
 
 impl Config {
-    /// Programs alone at `cgroup`, with pins below `bpffs`: no guard, no filter of SYNs.
+    /// The programs alone, at `cgroup` and with pins below `bpffs`: no guard, no filter of SYNs.
     #[must_use]
     pub fn new(cgroup: Option<PathBuf>, bpffs: PathBuf) -> Self {
         Self {
@@ -64,67 +63,67 @@ impl Config {
         self.attested && self.mode == Mode::Enforce
     }
 
-    /// Whether it is of use to know the pods' network namespaces.
+    /// Whether the pods' network namespaces need to be known.
     #[must_use]
     pub fn follows_sandboxes(&self) -> bool {
-        self.listens_inside() || self.has_filter()
+        self.has_pod_listeners() || self.has_filter()
     }
 
-    /// Whether listeners inside pods are of use.
+    /// Whether pod listeners are used.
     #[must_use]
-    pub fn listens_inside(&self) -> bool {
+    pub fn has_pod_listeners(&self) -> bool {
         self.path != ListenerPath::Node && self.mode == Mode::Enforce
     }
 }
 
-/// Whether anything is changed at all.
+/// Whether traffic is changed or only observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Pods' IMDS traffic is redirected or denied.
     Enforce,
-    /// It is only counted, by who sends it.
+    /// IMDS traffic is only counted, by pod.
     Observe,
 }
 
 /// How redirected connections reach the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListenerPath {
-    /// By a listener inside the pod's network namespace where there is one, else as [`ListenerPath::Node`].
+    /// To the pod listener where there is one, else to the node listener.
     Auto,
-    /// By a listener inside the pod's network namespace; without one they are denied. hostNetwork pods, whose
-    /// namespace is the node's, go there.
+    /// To the pod listener; without one, connects are denied. hostNetwork pods use the node listener, since their namespace
+    /// is the node's.
     PodLocal,
-    /// By the listener at the node's address.
+    /// To the node listener.
     Node,
 }
 
-/// What becomes of pods in the node's own network namespace.
+/// Whether pods in the node's own network namespace are intercepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostNetworkPods {
-    /// They are the node, as with iptables: their IMDS traffic is left alone.
+    /// They count as the node, as with iptables: their IMDS traffic is left alone.
     Pass,
     /// They are identified by their cgroup like every other pod.
     Intercept,
 }
 
-/// Ends the start where `config` can't be had on a kernel that does not tell network namespaces apart, and warns of what the
-/// agent does there instead.
+/// Returns an error where `config` needs a kernel that can distinguish network namespaces, or warns of what differs without
+/// it.
 pub(crate) fn check(config: &Config) -> Result<(), Error> {
-    // Another failure is the load's to report.
-    let told = host_netns().map_or(true, |cookie| cookie.is_some());
-    judge(config, told, kernel_release())
+    // Other failures are reported when the programs are loaded.
+    let has_cookies = host_netns().map_or(true, |cookie| cookie.is_some());
+    judge(config, has_cookies, kernel_release())
 }
 
-fn judge(config: &Config, told: bool, release: String) -> Result<(), Error> {
-    if told || config.mode == Mode::Observe {
+fn judge(config: &Config, has_cookies: bool, release: String) -> Result<(), Error> {
+    if has_cookies || config.mode == Mode::Observe {
         return Ok(());
     }
-    if config.listens_inside() && config.path == ListenerPath::PodLocal {
+    if config.has_pod_listeners() && config.path == ListenerPath::PodLocal {
         return Err(Error::NoNamespaces { release });
     }
     warn!(
         kernel = release,
-        "This kernel does not tell network namespaces apart (5.14 does): all pods use the node's listener and are known by their published addresses"
+        "This kernel can't distinguish network namespaces (5.14 can): all pods use the node listener and are identified by their published addresses"
     );
     Ok(())
 }
@@ -154,7 +153,7 @@ mod tests {
             let config = config(path, mode);
             let judged = judge(&config, false, "5.10.0-46-cloud-amd64".to_owned());
             assert_eq!(judged.is_ok(), starts, "{path:?}");
-            let lines = logged.lines_with("known by their published addresses");
+            let lines = logged.lines_with("identified by their published addresses");
             assert_eq!(lines.len(), warnings, "{lines:?}");
             if let Err(error) = judged {
                 let text = error.to_string();

@@ -1,4 +1,4 @@
-//! The kernel's record of who opened which connection.
+//! The kernel's records of connections and the processes that opened them.
 
 use std::{
     collections::HashSet,
@@ -9,18 +9,18 @@ use std::{
 use aya::maps::{HashMap, MapData, MapError};
 use kiam_common::client::{FlowKey, Held, Opener};
 
-/// Who opened a connection.
+/// The opener of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowEntry {
-    /// Leaf cgroup of the process that called connect.
+    /// The leaf cgroup of the process that called connect.
     pub cgroup: u64,
-    /// Cookie of the network namespace it was opened in.
+    /// The cookie of the network namespace that it was opened in.
     pub netns: u64,
-    /// Whether that is the node's own.
+    /// Whether the namespace is the node's own.
     pub on_host: bool,
 }
 
-/// Looks up connections; cheap to clone.
+/// The kernel's map of connections; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Flows(Arc<Mutex<Maps>>);
 
@@ -30,11 +30,11 @@ struct Maps {
     pods: Holders,
 }
 
-/// Which pods have connections, by cgroup.
+/// The connection counts of pods, by cgroup.
 #[derive(Debug)]
 struct Holders {
     held: HashMap<MapData, u64, Held>,
-    /// Those that had nothing open when last swept, with how many they had opened.
+    /// The pods without open connections at the last sweep, with the number of connections opened so far.
     idle: HashSet<(u64, i64)>,
 }
 
@@ -49,12 +49,12 @@ impl Flows {
         Self(Arc::new(Mutex::new(Maps { flows, pods })))
     }
 
-    /// Takes the entry of the connection from `peer` to `local` out of the map, if it was opened in the
-    /// network namespace `netns`.
+    /// Removes and returns the entry of the connection from `peer` to `local`, if it was opened in the network namespace
+    /// `netns`.
     ///
     /// # Errors
     ///
-    /// The kernel's, when the map can't be read; a missing entry is no error.
+    /// The kernel's, if the map can't be read. A missing entry is no error.
     pub fn take(
         &self,
         netns: u64,
@@ -64,8 +64,8 @@ impl Flows {
         self.take_entry(key(netns, peer, local))
     }
 
-    /// The entry of the connection from `peer` to `local`, which was opened in the network namespace `netns`. It stays
-    /// until the opener's socket closes: as long as that is there, nobody else's connection there has these ends.
+    /// The entry of the connection from `peer` to `local`, which was opened in the network namespace `netns`. It stays until
+    /// the opener's socket closes. Until then no other connection in the namespace has these ends.
     ///
     /// # Errors
     ///
@@ -80,8 +80,8 @@ impl Flows {
         maps.find(&key(netns, peer, local))
     }
 
-    /// Takes what the filter of SYNs knows of the connection: the entry of whoever opened one with these ends last,
-    /// in whatever namespace. Any pod can write it, with another's address; it tells nothing for certain.
+    /// Removes and returns the entry of the filter of SYNs: the last connection with these ends, in any namespace. Any pod
+    /// can write it with another pod's address, so that it proves nothing.
     ///
     /// # Errors
     ///
@@ -98,13 +98,13 @@ impl Flows {
         let mut maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = maps.find(&key)?;
         if found.is_some() {
-            // The socket's close may have been faster.
+            // The socket may have been closed meanwhile.
             let _ = maps.flows.remove(&key);
         }
         Ok(found)
     }
 
-    /// Forgets pods that had nothing open and opened nothing since the sweep before.
+    /// Forgets pods without open connections, and without new ones since the last sweep.
     pub fn sweep(&self) {
         let mut maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         maps.pods.sweep();
@@ -132,7 +132,7 @@ impl Holders {
         let held = self.held.iter().flatten().filter(|(_, held)| held.open <= 0);
         let idle: HashSet<(u64, i64)> = held.map(|(key, held)| (key, held.opened)).collect();
         for (key, _) in idle.intersection(&self.idle) {
-            // Gone already is as good.
+            // It may be gone already.
             let _ = self.held.remove(key);
         }
         self.idle = idle;

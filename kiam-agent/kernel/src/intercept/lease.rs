@@ -1,4 +1,4 @@
-//! The lease: the kernel redirects only while the agent has shown, within ten seconds, that it lives.
+//! The lease: the kernel redirects only if the agent has renewed it within ten seconds.
 
 use std::{fmt, path::Path, time::Duration};
 
@@ -9,7 +9,7 @@ use crate::{error::Error, pins};
 
 const NAME: &str = "LEASE";
 
-/// The agent's sign of life in the kernel.
+/// The agent's heartbeat in the kernel.
 pub struct Lease(Array<MapData, u64>);
 
 fn now() -> u64 {
@@ -17,8 +17,7 @@ fn now() -> u64 {
     now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
-/// How long ago an agent with pins below `bpffs` showed that it lives; `None` where it has ended its lease, or none ever
-/// did.
+/// The time since an agent with pins below `bpffs` renewed its lease; `None` if the lease has ended or never began.
 #[must_use]
 pub fn last_renewed(bpffs: &Path) -> Option<Duration> {
     let map = MapData::from_pin(pins::current(bpffs).join(NAME)).ok()?;
@@ -30,14 +29,14 @@ pub fn last_renewed(bpffs: &Path) -> Option<Duration> {
 // === impl Lease ===
 
 impl Lease {
-    /// How often it is to be renewed: a tenth of how long it lasts.
+    /// The interval of renewals: a tenth of the lease's duration.
     pub const RENEWAL: Duration = Duration::from_secs(1);
 
     pub(super) fn new(map: Array<MapData, u64>) -> Self {
         Self(map)
     }
 
-    /// Writes the time of `CLOCK_MONOTONIC`, which is `bpf_ktime_get_ns`'s clock.
+    /// Renews the lease, by the time of `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
     ///
     /// # Errors
     ///
@@ -46,7 +45,7 @@ impl Lease {
         self.write(now())
     }
 
-    /// Ends it: the kernel denies from now on, at once.
+    /// Ends the lease: from now on the kernel denies.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
-//! Loading: the kernel judges every program that the agent may ever attach, before the first is attached.
+//! Loads every program that the agent may ever attach before it attaches the first.
 //!
-//! A program that the kernel refuses so leaves the node as it was: an earlier agent's programs work on, and on a first
-//! roll-out pods keep the IMDS that they have, while the agent that can't start says why.
+//! So a program that the kernel rejects leaves the node as it was: an earlier agent's programs stay attached, and in a
+//! first rollout pods keep the IMDS, while the agent reports why it can't start.
 
 use std::path::{Path, PathBuf};
 
@@ -39,8 +39,8 @@ pub(super) const MAPS: [&str; 11] = [
     "ATTACHED",
 ];
 
-/// In the order they are attached: nobody takes the agent's ports, and identity comes before the redirect, so
-/// that no redirected connection goes without a record.
+/// The enforcing programs in the order in which they are attached. First no pod can take the agent's ports. Identity comes
+/// before the redirect, so that no redirected connection lacks a record.
 pub(super) const ENFORCING: [&str; 9] = [
     "kiam_bind4",
     "kiam_bind6",
@@ -53,15 +53,15 @@ pub(super) const ENFORCING: [&str; 9] = [
     "kiam_sendmsg6",
 ];
 
-/// What sees connects and datagrams, and nothing that changes anything else. `kiam_sock_ops` has nothing to publish, but
-/// takes back what was published before: a connection that nobody saw close would count for its pod for good.
+/// The observing programs, which see connects and datagrams and change nothing. `kiam_sock_ops` publishes nothing here, but
+/// removes earlier entries: a connection whose close is not seen would count for its pod for ever.
 pub(super) const OBSERVING: [&str; 5] =
     ["kiam_sock_ops", "kiam_connect6", "kiam_connect4", "kiam_sendmsg4", "kiam_sendmsg6"];
 
 pub(super) const GUARD: &str = "kiam_guard";
 pub(super) const LISTENER: &str = "kiam_listener";
 
-/// What the kernel has taken.
+/// The object with all programs that the kernel has verified.
 struct VerifiedObject {
     ebpf: Ebpf,
     programs: Vec<&'static str>,
@@ -69,7 +69,7 @@ struct VerifiedObject {
     uplink: Option<UplinkProgram>,
 }
 
-/// What differs between two nodes, or two configurations, in the programs themselves.
+/// The constants in the programs that depend on the node and the configuration.
 #[derive(Clone, Copy)]
 struct Constants<'a> {
     config: &'a Config,
@@ -83,8 +83,8 @@ struct Constants<'a> {
 // === impl Interception ===
 
 impl Interception {
-    /// Loads the programs, with `target` as the agent's listeners, over the maps that are pinned or new ones.
-    /// Nothing that is attached changes.
+    /// Loads the programs, with `target` as the agent's listeners, over the pinned maps or new ones. Attached programs do not
+    /// change.
     ///
     /// # Errors
     ///
@@ -111,9 +111,9 @@ impl Interception {
         let constants = Constants { config, target, host_netns, told: told.is_some() };
         let verified =
             VerifiedObject::load(object, constants, &cgroup, &pins).inspect_err(|_| {
-                // The maps are pinned by now, and nothing uses them.
+                // The new pinned maps are unused.
                 if first && let Err(error) = pins::remove_maps(&pins) {
-                    warn!(%error, "The maps of programs that can't be loaded stay pinned");
+                    warn!(%error, "Removing the unused maps of programs that can't be loaded failed");
                 }
             })?;
         Ok(Self {
@@ -153,7 +153,7 @@ impl VerifiedObject {
             verify(&mut ebpf, name)?;
         }
         if config.mode == Mode::Enforce {
-            // Programs may come above the pods' cgroup at any time, which make it necessary.
+            // Programs that make it necessary may be attached above the pods' cgroup at any time.
             verify(&mut ebpf, GUARD)?;
         }
         if config.has_filter() {
@@ -163,7 +163,7 @@ impl VerifiedObject {
         let uplink = match config.guard.uplink && config.mode == Mode::Enforce {
             true => {
                 let agent = id(&ebpf, guard::AGENT)?;
-                let ebpf = loader(pins).load(object).map_err(refused)?;
+                let ebpf = loader(pins).load(object).map_err(rejected)?;
                 Some(UplinkProgram::load(ebpf, pins.to_owned(), agent)?)
             }
             false => None,
@@ -175,7 +175,7 @@ impl VerifiedObject {
 // === impl Constants ===
 
 impl Constants<'_> {
-    /// The object with these constants, its maps pinned in `pins`. No program of it is loaded yet.
+    /// Opens the object with these constants and with maps pinned in `pins`. No program is loaded yet.
     fn load(self, object: &[u8], pins: &Path) -> Result<Ebpf, Error> {
         let Self { config, target, host_netns, told } = self;
         let passes = u32::from(config.host_network == HostNetworkPods::Pass);
@@ -199,21 +199,21 @@ impl Constants<'_> {
             .override_global("OBSERVES", &observes, true)
             .override_global("PATH", &path, true)
             .override_global(aya_log::LEVEL, &level, false);
-        loader.load(object).map_err(refused)
+        loader.load(object).map_err(rejected)
     }
 }
 
-/// An object that the kernel does not load, as far as that is known a map that it does not make.
-pub(super) fn refused(error: EbpfError) -> Error {
+/// The error of an object that can't be loaded, for example because the kernel rejects a map.
+pub(super) fn rejected(error: EbpfError) -> Error {
     match error {
         EbpfError::MapError(MapError::CreateError { name, io_error }) => {
-            features::refused_map(name, io_error)
+            features::rejected_map(name, io_error)
         }
         error => Error::Load(error),
     }
 }
 
-/// Loads the object over the maps that are pinned in `pins`, or new ones.
+/// A loader that uses the maps pinned in `pins`, or pins new ones.
 fn loader(pins: &Path) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     for map in MAPS {
@@ -222,7 +222,7 @@ fn loader(pins: &Path) -> EbpfLoader<'static> {
     loader
 }
 
-/// The programs that `config` asks for, in the order they are attached.
+/// The programs for `config`, in the order in which they are attached.
 fn programs(config: &Config, cgroup: &Cgroup) -> Result<Vec<&'static str>, Error> {
     if config.mode == Mode::Observe {
         return Ok(OBSERVING.to_vec());
@@ -230,8 +230,8 @@ fn programs(config: &Config, cgroup: &Cgroup) -> Result<Vec<&'static str>, Error
     let mut programs = ENFORCING.to_vec();
     let above = ancestors::with_programs(cgroup)?;
     for path in &above {
-        // They run after ours and may rewrite any address to the IMDS's: socket load balancers do such things.
-        info!(cgroup = %path.display(), "Programs above the pods' cgroup: packets are guarded too");
+        // They run after the agent's and may rewrite any address to the IMDS's, as socket load balancers do.
+        info!(cgroup = %path.display(), "Other programs are attached above the pods' cgroup, so packets are guarded too");
     }
     if config.guard.skb || !above.is_empty() {
         programs.push(GUARD);
@@ -239,8 +239,8 @@ fn programs(config: &Config, cgroup: &Cgroup) -> Result<Vec<&'static str>, Error
     Ok(programs)
 }
 
-/// Has the kernel judge a program that is attached to a cgroup. The verifier takes long, and while only some programs are
-/// replaced, those of two agents work together.
+/// Loads a program for a cgroup. The verifier takes long, and while only some programs are replaced, those of two agents
+/// run together.
 fn verify(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
     let program = ebpf.program_mut(name).ok_or(Error::Missing(name))?;
     attach::load(program).map(drop).map_err(program_error(name))
@@ -252,7 +252,7 @@ pub(super) fn listener_filter(ebpf: &mut Ebpf) -> Result<&mut SocketFilter, Erro
     program.try_into().map_err(program_error(LISTENER))
 }
 
-/// The kernel's id of a program that is loaded.
+/// The kernel's id of a loaded program.
 fn id(ebpf: &Ebpf, name: &'static str) -> Result<u32, Error> {
     let program = ebpf.program(name).ok_or(Error::Missing(name))?;
     program.info().map(|info| info.id()).map_err(program_error(name))

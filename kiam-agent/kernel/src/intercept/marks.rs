@@ -1,4 +1,4 @@
-//! Cgroups that are treated otherwise than their surroundings.
+//! The marks of cgroups that are treated differently from the cgroups around them.
 
 use std::{
     fmt,
@@ -13,14 +13,14 @@ use crate::error::Error;
 
 const NAME: &str = "CGROUPS";
 
-/// The kernel's list of them. Cheap to clone.
+/// The kernel's map of marked cgroups. Cheap to clone.
 #[derive(Clone)]
 pub struct Marks(Arc<Mutex<HashMap<MapData, u64, u32>>>);
 
 // === impl Marks ===
 
 impl Marks {
-    /// Those that are pinned in the folder `pins`.
+    /// Opens the map in the folder `pins`.
     pub(crate) fn open(pins: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Map { name: NAME, source };
         let map = MapData::from_pin(pins.join(NAME)).map_err(failed)?;
@@ -28,14 +28,14 @@ impl Marks {
         Ok(Self(Arc::new(Mutex::new(marks))))
     }
 
-    /// Has connects from `cgroup`, and below it, intercepted, though those of the cgroup above pass.
+    /// Has connects from `cgroup` and below intercepted, even if those of its ancestors pass.
     pub(crate) fn intercept(&self, cgroup: u64) -> Result<(), Error> {
         let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let inserted = marks.insert(cgroup, CGROUP_INTERCEPT, 0);
         inserted.map_err(|source| Error::Map { name: NAME, source })
     }
 
-    /// Takes the mark of `cgroup` away; one that is not there is no error.
+    /// Removes the mark of `cgroup`. A missing mark is no error.
     pub(crate) fn remove(&self, cgroup: u64) -> Result<(), Error> {
         let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match marks.remove(&cgroup) {

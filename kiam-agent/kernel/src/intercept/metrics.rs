@@ -1,4 +1,4 @@
-//! The kernel's own counts, read when they are asked for.
+//! The kernel programs' counters, which are read at each scrape.
 
 use std::{fmt, sync::Arc};
 
@@ -16,11 +16,11 @@ use prometheus_client::{
 
 use crate::intercept::Drift;
 
-/// `kiam_intercept_verdicts_total`: what the kernel programs decided about IMDS traffic.
+/// The collector of `kiam_intercept_verdicts_total`: the kernel programs' verdicts about IMDS traffic.
 #[derive(Clone)]
 pub struct Verdicts(Arc<PerCpuArray<MapData, u64>>);
 
-/// What the agent put back that somebody had taken away.
+/// The counter of restored programs and pins.
 #[derive(Clone, Debug, Default)]
 pub struct RestoredMetrics(Family<Labels, Counter>);
 
@@ -31,9 +31,9 @@ struct Labels {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 enum What {
-    /// A program was attached no longer.
+    /// A detached program.
     Program,
-    /// A pin was gone.
+    /// A removed pin.
     Pin,
 }
 
@@ -46,7 +46,7 @@ impl RestoredMetrics {
         let metrics = Self::default();
         registry.register(
             "kiam_intercept_restored",
-            "Kernel programs and pins that somebody had taken away and the agent put back, by what they are",
+            "Kernel programs and pins that were removed and that the agent restored, by kind",
             metrics.0.clone(),
         );
         // An increase from nothing is none to Prometheus.
@@ -56,7 +56,7 @@ impl RestoredMetrics {
         metrics
     }
 
-    /// Counts what is back.
+    /// Counts what was `restored`.
     pub fn count(&self, restored: &Drift) {
         let counted =
             [(What::Program, restored.detached.len()), (What::Pin, restored.unpinned.len())];
@@ -73,7 +73,7 @@ impl Verdicts {
         Self(Arc::new(map))
     }
 
-    /// How often `reason` was the answer, since the maps were first pinned.
+    /// The number of verdicts for `reason` since the maps were first pinned.
     #[must_use]
     pub fn count(&self, reason: Reason) -> u64 {
         self.0.get(&(reason as u32), 0).map_or(0, |cpus| cpus.iter().sum())
@@ -92,7 +92,7 @@ impl Collector for Verdicts {
         let counter = ConstCounter::new(0_u64);
         let mut family = encoder.encode_descriptor(
             "kiam_intercept_verdicts",
-            "What the kernel programs decided about IMDS connects and datagrams, by verdict",
+            "Verdicts of the kernel programs about IMDS connects and datagrams, by verdict",
             none,
             counter.metric_type(),
         )?;

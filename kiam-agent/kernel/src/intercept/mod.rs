@@ -1,8 +1,8 @@
 //! Loads, attaches, pins and reads the kernel programs.
 //!
-//! Everything is pinned below `<bpffs>/v<layout>/`, so that what the kernel does outlives the agent: with
-//! no agent, pods' connects to the IMDS are denied. A later agent takes the maps as they are and replaces
-//! the programs in place; at no instant are they detached.
+//! Everything is pinned below `<bpffs>/v<layout>/`, so that the interception outlives the agent: without an agent, pods'
+//! connects to the IMDS are denied. A later agent adopts the maps and replaces the programs in place. They are never
+//! detached.
 
 mod ancestors;
 mod attach;

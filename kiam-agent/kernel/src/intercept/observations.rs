@@ -1,4 +1,4 @@
-//! Who asked for the IMDS while nothing was changed (`--mode=observe`).
+//! The pods that used the IMDS in `--mode=observe`.
 
 use std::{fmt, path::Path};
 
@@ -12,31 +12,31 @@ use crate::error::Error;
 
 const NAME: &str = "OBSERVED";
 
-/// The kernel's list of them. It holds the latest 8,192 pairs of cgroup and verdict.
+/// The kernel's map of observations, with the latest 8,192 pairs of cgroup and verdict.
 pub struct Observations(HashMap<MapData, Sighting, Sightings>);
 
-/// Connects and datagrams of one cgroup, with one verdict that was not carried out.
+/// The connects and datagrams of one cgroup, with one verdict that was not enforced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observation {
-    /// Leaf cgroup of the process.
+    /// The leaf cgroup of the process.
     pub cgroup: u64,
-    /// What would have become of them.
+    /// The verdict in `--mode=enforce`.
     pub verdict: Reason,
-    /// How many, since the maps were first pinned; roughly, for two processors may count at once.
+    /// Their number since the maps were first pinned. Not exact, since two processors may count at once.
     pub count: u64,
 }
 
 // === impl Observations ===
 
 impl Observations {
-    /// Those that are pinned in the folder `pins`.
+    /// Opens the map in the folder `pins`.
     pub(super) fn open(pins: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Map { name: NAME, source };
         let map = MapData::from_pin(pins.join(NAME)).map_err(failed)?;
         HashMap::try_from(Map::LruHashMap(map)).map(Self).map_err(failed)
     }
 
-    /// All that are held now.
+    /// All current observations.
     #[must_use]
     pub fn all(&self) -> Vec<Observation> {
         let held = self.0.iter().flatten().filter_map(|(seen, sightings)| {
@@ -49,6 +49,6 @@ impl Observations {
 
 impl fmt::Debug for Observations {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Observed")
+        f.write_str("Observations")
     }
 }

@@ -1,7 +1,7 @@
-//! Pods with processes that are older than the programs.
+//! Finds pods with processes that are older than the programs.
 //!
-//! No pod can make a process that seems older than it is, and the first of a pod, which holds its namespaces, ends with the
-//! pod: by its start time a pod is known that ran before it was intercepted.
+//! No pod can fake an older process, and a pod's first process, which holds its namespaces, lives as long as the pod. So
+//! its start time shows whether the pod ran before it was intercepted.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -20,26 +20,26 @@ use crate::{
 };
 use kiam_core::{blocking::Blocking, pods::PodUid};
 
-/// How long one search may take.
+/// The longest search.
 const TIME: Duration = Duration::from_secs(5);
-/// Of one pod, what is searched, as in [`crate::sys::namespaces`]. Its first process is in its oldest cgroup but for the pod's
-/// own, so that it is found at once where there is one.
+/// The part of one pod that is searched, as in [`crate::sys::namespaces`]. The first process is in the oldest cgroup below
+/// the pod's own, so that it is found at once.
 const DEPTH: usize = 3;
 const CGROUPS: usize = 64;
 const PROCESSES: usize = 4096;
 /// `USER_HZ`, which is the same on every architecture that the agent is built for.
 const TICKS_PER_SECOND: u64 = 100;
 
-/// What a search for older pods has found.
+/// The result of a search for older pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OlderPods {
-    /// Those that have, or may have, a process that is as old. Static pods are named by their config hash.
+    /// The pods that have, or may have, such a process. Static pods are named by their config hash.
     pub pods: HashSet<PodUid>,
     /// Whether all pods were searched.
     pub complete: bool,
 }
 
-/// Whether a process of one pod is old enough.
+/// Whether one pod has an older process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Age {
     Older,
@@ -48,12 +48,12 @@ enum Age {
     Unknown,
 }
 
-/// Finds the pods in `cgroup` that have a process from before `since`, a time since the node booted. Agents' own pods, which
-/// have the node's credentials by right, are not among them. Of which pod that can't be said in reasonable time is.
+/// Finds the pods in `cgroup` that have a process from before `since`, a time since the node booted. Agents' own pods are
+/// left out, as they may have the node's credentials. A pod that can't be searched in reasonable time is included.
 ///
 /// # Errors
 ///
-/// The system's, where the pins can't be read.
+/// The system's, if the pins can't be read.
 pub fn older_pods(
     blocking: &Blocking,
     cgroup: &Cgroup,
@@ -112,13 +112,13 @@ fn age(walk: &mut Walk<'_>, pod: &Path, since: Duration) -> Age {
     if whole { Age::Younger } else { Age::Unknown }
 }
 
-/// When the process started, since the node booted, rounded down to a tick. `None`: it has ended, or the agent can't see it.
+/// The process's start time since the node booted, rounded down to a tick; `None` if it has ended or the agent can't see it.
 fn started(pid: &str) -> Option<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     start_time(&stat)
 }
 
-/// Field 22 of `/proc/<pid>/stat`. The second field is the program's name in parentheses, which may hold anything.
+/// Field 22 of `/proc/<pid>/stat`. The second field is the program's name in parentheses, which may have any characters.
 fn start_time(stat: &str) -> Option<Duration> {
     let (_, fields) = stat.rsplit_once(')')?;
     let ticks: u64 = fields.split_ascii_whitespace().nth(19)?.parse().ok()?;

@@ -1,4 +1,4 @@
-//! What this agent has attached and pinned, held open: while it lives, a pin that somebody removes detaches nothing.
+//! The agent's open links and maps: while the agent lives, removing a pin detaches nothing.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use aya::maps::MapData;
 use super::{loading::MAPS, programs::map_error};
 use crate::{error::Error, pins, sys::links::PinnedLink};
 
-/// The links and maps of one agent.
+/// The open links and maps of one agent.
 #[derive(Debug, Default)]
 pub(super) struct OpenPins {
     links: Vec<OpenLink>,
@@ -22,21 +22,21 @@ struct OpenLink {
     link: PinnedLink,
 }
 
-/// What is not as this agent left it.
+/// The differences from the state that this agent set up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Drift {
-    /// Programs that are attached no longer.
+    /// Programs that are no longer attached.
     pub detached: Vec<&'static str>,
-    /// Links, by their programs, and maps whose pins are gone.
+    /// Links, by program name, and maps whose pins are gone.
     pub unpinned: Vec<&'static str>,
-    /// Programs in whose links, or in the place of whose pins, others are.
+    /// Programs whose links or pins another agent has replaced.
     pub replaced: Vec<&'static str>,
 }
 
 // === impl Drift ===
 
 impl Drift {
-    /// Whether nothing is lost.
+    /// Whether there are no differences.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -46,7 +46,7 @@ impl Drift {
 // === impl OpenLink ===
 
 impl OpenLink {
-    /// Adds what is not as it was left at `cgroup` and at `pin`.
+    /// Adds this link's differences from `cgroup` and `pin` to `drift`.
     fn drift(&self, cgroup: u64, pin: &Path, drift: &mut Drift) -> Result<(), Error> {
         let (program, at) = self.link.attached(pin)?;
         let (mut pinned, mut works) = (false, at == cgroup);
@@ -56,7 +56,7 @@ impl OpenLink {
                 drift.replaced.push(self.name);
                 return Ok(());
             }
-            // A link that works nowhere is in the pin's place: only a new one of ours can be renamed over it.
+            // The pin is of a link that is attached nowhere. Only a new link of this agent can be renamed over it.
             works &= pinned;
         }
         match works {
@@ -74,7 +74,7 @@ impl OpenLink {
 // === impl OpenPins ===
 
 impl OpenPins {
-    /// Holds the link that is pinned at `pin` with the program `name`, whose id is `program`.
+    /// Opens the link at `pin`, of the program `name` with the id `program`.
     pub(super) fn link(
         &mut self,
         name: &'static str,
@@ -82,21 +82,21 @@ impl OpenPins {
         pin: &Path,
     ) -> Result<(), Error> {
         self.links.retain(|held| held.name != name);
-        // `None`: somebody was faster, which is seen as any other loss.
+        // A missing pin is found as drift later.
         if let Some(link) = PinnedLink::open(pin)? {
             self.links.push(OpenLink { name, program, link });
         }
         Ok(())
     }
 
-    /// Holds the maps that are pinned in `pins`.
+    /// Opens the maps in `pins`.
     pub(super) fn maps(&mut self, pins: &Path) -> Result<(), Error> {
         let open = |name| Ok((name, MapData::from_pin(pins.join(name)).map_err(map_error(name))?));
         self.maps = MAPS.into_iter().map(open).collect::<Result<_, Error>>()?;
         Ok(())
     }
 
-    /// What of `programs`, which were attached to `cgroup`, and of the maps is not as it was left in `pins`.
+    /// The differences of `programs`, which were attached to `cgroup`, and of the maps from the pins in `pins`.
     pub(super) fn drift(
         &self,
         programs: &[&'static str],

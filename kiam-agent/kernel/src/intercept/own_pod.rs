@@ -1,5 +1,5 @@
-//! The cgroups that the programs know: those that hold pods, and the agents' own pods, whose traffic is left alone,
-//! and which may speak with each other.
+//! Marks the cgroups that hold pods, and the agents' own pods, whose traffic is left alone and which may talk to each
+//! other.
 
 use std::{path::Path, time::Duration};
 
@@ -17,11 +17,11 @@ use crate::{
 use kiam_core::blocking::Blocking;
 
 const CGROUPS: &str = "CGROUPS";
-/// How long the QoS classes' cgroups are looked for.
+/// The longest search for the QoS classes' cgroups.
 pub(super) const CLASSES_TIME: Duration = Duration::from_secs(2);
 
-/// Checks what can be checked before there is a listener, and marks the agent's own pod in the maps of an agent
-/// that runs, if one does: that one is asked for its sockets, and answers no other pod. From then on nobody uninstalls.
+/// Checks the configuration, and marks the agent's own pod in the maps of a running agent, if there is one, which passes
+/// its sockets only to marked pods. The returned lock blocks an uninstallation.
 ///
 /// # Errors
 ///
@@ -30,11 +30,11 @@ pub fn prepare(blocking: &Blocking, config: &Config) -> Result<AgentLock, Error>
     check(config)?;
     let cgroup = Cgroup::open(blocking, config.cgroup.as_deref())?;
     let classes = cgroup.qos_classes(&mut Walk::new(blocking, CLASSES_TIME));
-    // The folder is made by the first, and its content may have been taken away before the second.
+    // The first call creates the folder. An uninstallation may have emptied it before the second call.
     pins::open(&config.bpffs)?;
     let mut agent_lock = AgentLock::share(&config.bpffs)?;
     let (pins, older) = pins::open(&config.bpffs)?;
-    // An uninstallation that was waited for has removed the folder, and this made another.
+    // If the lock waited for an uninstallation, the folder is a new one.
     agent_lock.follow()?;
     for map in older.iter().chain([&pins]).filter_map(|folder| marks(folder)) {
         mark_cgroups(map, &cgroup, &classes)?;
@@ -42,8 +42,8 @@ pub fn prepare(blocking: &Blocking, config: &Config) -> Result<AgentLock, Error>
     Ok(agent_lock)
 }
 
-/// Whether process `pid` is an agent's or the host's: it runs in no pod, or in one that is marked, or in ours. A process of
-/// which that can't be told is neither.
+/// Whether the process `pid` may receive the sockets: it runs in no pod, in a marked pod, or in the agent's own pod. In
+/// doubt the answer is no.
 #[must_use]
 pub fn may_hand_over(blocking: &Blocking, config: &Config, pid: u32) -> bool {
     let Ok(cgroup) = Cgroup::open(blocking, config.cgroup.as_deref()) else { return false };
@@ -59,8 +59,8 @@ pub fn may_hand_over(blocking: &Blocking, config: &Config, pid: u32) -> bool {
     marks(&pins).is_some_and(|marks| marks.get(&pod, 0).is_ok_and(|mark| mark == CGROUP_PASS))
 }
 
-/// Marks the pods' cgroup and its QoS classes, whose children are pods, and the agent's own pod, which keeps the real
-/// IMDS. Entries of cgroups that are gone go; the agent that runs beside this one keeps its own until its pod is gone.
+/// Marks the pods' cgroup and its QoS classes, whose children are pods, and the agent's own pod, which keeps the real IMDS.
+/// Removes the marks of cgroups that are gone. Another running agent keeps its mark until its pod is gone.
 pub(super) fn mark_cgroups<M: std::borrow::BorrowMut<MapData>>(
     mut cgroups: HashMap<M, u64, u32>,
     cgroup: &Cgroup,
@@ -80,13 +80,13 @@ pub(super) fn mark_cgroups<M: std::borrow::BorrowMut<MapData>>(
     for id in stale {
         // Another agent may have been faster.
         if let Err(error) = cgroups.remove(&id) {
-            warn!(%error, "Entry of a cgroup that is gone not removed");
+            warn!(%error, "Removing the mark of a removed cgroup failed");
         }
     }
     Ok(())
 }
 
-/// The marked cgroups that are pinned in `folder`; an older layout may have them in another form.
+/// The marks that are pinned in `folder`; `None` for an older layout with another format.
 pub(super) fn marks(folder: &Path) -> Option<HashMap<MapData, u64, u32>> {
     let path = folder.join(CGROUPS);
     let map = path.exists().then(|| MapData::from_pin(path).ok()).flatten()?;

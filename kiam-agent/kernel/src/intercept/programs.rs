@@ -1,4 +1,4 @@
-//! Attaching and replacing the programs.
+//! Attaches and replaces the programs.
 
 use std::{
     fmt, fs,
@@ -29,7 +29,7 @@ use crate::{
 };
 use kiam_core::blocking::Blocking;
 
-/// The programs, loaded; [`Interception::attach`] puts them to work.
+/// The loaded programs. [`Interception::attach`] attaches them.
 #[derive(Debug)]
 pub struct Interception {
     pub(super) ebpf: Ebpf,
@@ -39,7 +39,7 @@ pub struct Interception {
     /// `--cgroup`.
     pub(super) given: Option<PathBuf>,
     pub(super) programs: Vec<&'static str>,
-    /// The QoS classes' cgroups that are marked.
+    /// The marked cgroups of QoS classes.
     pub(super) classes: Vec<u64>,
     pub(super) open_pins: OpenPins,
     pub(super) patience: Patience,
@@ -52,49 +52,48 @@ pub struct Interception {
     pub(super) attached: watch::Sender<Option<Duration>>,
 }
 
-/// What stays with the agent once the programs work.
+/// The handles to the attached programs and their maps.
 #[derive(Debug)]
 pub struct InterceptionParts {
-    /// The agent's sign of life.
+    /// The agent's lease.
     pub lease: Lease,
-    /// Who opened which connection.
+    /// The kernel's records of connections.
     pub flows: Flows,
-    /// The kernel's counts.
+    /// The kernel's counters.
     pub verdicts: Verdicts,
-    /// Where the programs are attached.
+    /// The cgroup that the programs are attached to.
     pub cgroup: Cgroup,
-    /// Cgroups that are treated otherwise.
+    /// The marked cgroups.
     pub marks: Marks,
     /// The network namespaces that are known to be pods'.
     pub sandboxes: SandboxTable,
-    /// The cookie of the node's own; `None` where the kernel doesn't tell namespaces apart (before 5.14).
+    /// The cookie of the node's namespace; `None` before kernel 5.14.
     pub host_netns: Option<u64>,
-    /// Since when pods are intercepted without a gap, as a time since the node booted ([`super::since_boot`]); `None` where
-    /// they are not.
+    /// The time since when pods are intercepted without a gap ([`super::since_boot`]); `None` if they are not.
     pub attached: watch::Receiver<Option<Duration>>,
-    /// For the self-test.
+    /// The rewriting program, for the self-test.
     pub rewriter: Rewriter,
     /// Whether packets of the pods' cgroup are guarded.
     pub guards_packets: bool,
-    /// Who was only observed, where that is the mode.
+    /// The observed pods, in `--mode=observe`.
     pub observed: Option<Observations>,
-    /// Whether no agent enforced here before, so that nothing notes which older connections may go on.
+    /// Whether no agent has enforced here before, so that there is no record of older connections that may go on.
     pub first: bool,
-    /// What the guard attaches where packets leave the node, if it does.
+    /// The uplink guard's program, if it is on.
     pub uplink: Option<UplinkProgram>,
-    /// What the programs write to the log, if they do.
+    /// The programs' log, if it is on.
     pub log: Option<KernelLog>,
-    /// The programs, to attach them again where that is needed.
+    /// The programs, to reattach them when needed.
     pub programs: Interception,
 }
 
-/// Passes on what the kernel programs log; nothing is seen until it is flushed.
+/// The kernel programs' log, which is shown when it is flushed.
 pub struct KernelLog(EbpfLogger<&'static dyn log::Log>);
 
 // === impl KernelLog ===
 
 impl KernelLog {
-    /// Writes what has come to the agent's log.
+    /// Writes the new messages to the agent's log.
     pub fn flush(&mut self) {
         self.0.flush();
     }
@@ -109,18 +108,18 @@ impl fmt::Debug for KernelLog {
 // === impl Interception ===
 
 impl Interception {
-    /// Attaches the programs, or replaces those of an earlier agent in place, and pins them. `listeners` are
-    /// the sockets that the targets name.
+    /// Attaches and pins the programs, or replaces those of an earlier agent in place. `listeners` are the sockets of the
+    /// targets.
     ///
     /// # Errors
     ///
-    /// The kernel's; what is attached already stays so, and a later attempt completes it.
+    /// The kernel's. Programs that are attached already stay so, and a retry completes the rest.
     pub fn attach(
         mut self,
         blocking: &Blocking,
         listeners: &[BorrowedFd<'_>],
     ) -> Result<InterceptionParts, Error> {
-        // One that only observes does not attach it.
+        // An agent that only observes does not attach this program.
         let first = !pins::link(&self.pins, "kiam_getpeername4").exists() && self.older.is_empty();
         self.mark(listeners)?;
         self.attach_all(blocking)?;
@@ -151,7 +150,7 @@ impl Interception {
         })
     }
 
-    /// Attaches every program to the pods' cgroup, over what an earlier agent left there.
+    /// Attaches every program to the pods' cgroup, and replaces an earlier agent's.
     pub(super) fn attach_all(&mut self, blocking: &Blocking) -> Result<(), Error> {
         self.mark_cgroups(blocking)?;
         pins::adopt(&self.pins, &self.older, &self.programs)?;
@@ -164,32 +163,31 @@ impl Interception {
         Ok(())
     }
 
-    /// Notes how old the links are, and publishes it. Where that fails the pods that are older are not known, which keeps
-    /// nothing from being intercepted.
+    /// Records and publishes the age of the links. After a failure older pods are not reported, but all pods are intercepted.
     pub(super) fn note_links(&self) {
-        let noted = match self.enforces() {
-            true => attached::note(&self.pins, &ENFORCING),
+        let recorded = match self.enforces() {
+            true => attached::record(&self.pins, &ENFORCING),
             false => Ok(None),
         };
-        let attached = noted.unwrap_or_else(|error| {
-            warn!(%error, "It is not known since when pods are intercepted: pods that may hold the node's credentials are not reported");
+        let attached = recorded.unwrap_or_else(|error| {
+            warn!(%error, "The age of the interception is unknown, so pods that may hold the node's credentials are not reported");
             None
         });
         self.attached.send_replace(attached);
     }
 
-    /// Tells the programs which cgroups hold pods, and which is the agent's own pod.
+    /// Marks the cgroups that hold pods, and the agent's own pod, for the programs.
     pub(super) fn mark_cgroups(&mut self, blocking: &Blocking) -> Result<(), Error> {
         let classes = self.cgroup.qos_classes(&mut Walk::new(blocking, CLASSES_TIME));
         let map = self.ebpf.map_mut("CGROUPS").ok_or(Error::Missing("CGROUPS"))?;
-        // Borrowed: the programs that are still to be loaded need the map's descriptor.
+        // Borrowed, since loading further programs needs the map's descriptor.
         let map = HashMap::try_from(map).map_err(map_error("CGROUPS"))?;
         mark_cgroups(map, &self.cgroup, &classes)?;
         self.classes = classes;
         Ok(())
     }
 
-    /// Marks the agent's listeners, so that connect knows them, and puts the filter of SYNs before them.
+    /// Marks the agent's listeners for the connect hooks, and attaches the filter of SYNs to them.
     fn mark(&mut self, listeners: &[BorrowedFd<'_>]) -> Result<(), Error> {
         let map = self.ebpf.map_mut("LISTENERS").ok_or(Error::Missing("LISTENERS"))?;
         let mut marks: SkStorage<&mut MapData, u32> =
@@ -212,7 +210,7 @@ impl Interception {
         self.programs.contains(&GUARD)
     }
 
-    /// Whether it does more than observe.
+    /// Whether the programs enforce.
     pub(super) fn enforces(&self) -> bool {
         self.programs != OBSERVING
     }
@@ -229,7 +227,7 @@ impl Interception {
         self.open_pins.link(name, id, &pin)
     }
 
-    /// Ends what an earlier agent, with other flags, had attached besides.
+    /// Detaches the programs of an earlier agent that this configuration does not use.
     fn detach_others(&self) -> Result<(), Error> {
         for name in ENFORCING.into_iter().chain([GUARD]) {
             let pin = pins::link(&self.pins, name);

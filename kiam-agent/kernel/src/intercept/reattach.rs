@@ -1,4 +1,4 @@
-//! Attaching the programs again while the agent runs.
+//! Restores the programs while the agent runs.
 
 use std::path::{Path, PathBuf};
 
@@ -11,14 +11,14 @@ use crate::{
 };
 use kiam_core::blocking::Blocking;
 
-/// What came of [`Interception::restore`].
+/// The result of [`Interception::restore`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RestoreOutcome {
-    /// This was lost and is back; nothing, if it came back by itself.
+    /// This drift was repaired; empty if it was gone already.
     Done(Drift),
-    /// Another agent attaches its programs just now.
+    /// Another agent is attaching its programs.
     Busy,
-    /// This is left to another agent whose turn it is, but not for longer than two seconds: it may hang.
+    /// This drift is left to another agent that has the attach lock, for two seconds at most, since it may hang.
     Left(Drift),
     /// Another agent has attached its programs.
     Replaced,
@@ -31,20 +31,20 @@ impl Interception {
         self.cgroup.is_there()
     }
 
-    /// Pods' cgroups that are in use beside the one that the programs are attached to; none where `--cgroup` names that.
+    /// Other pods' cgroups that are in use beside the attached one; none if `--cgroup` is set.
     #[must_use]
     pub fn other_roots(&self, blocking: &Blocking) -> Vec<PathBuf> {
         let searched = self.given.is_none().then(|| Walk::new(blocking, CLASSES_TIME));
         searched.map_or_else(Vec::new, |mut walk| self.cgroup.others(&mut walk))
     }
 
-    /// Whether the QoS classes' cgroups that are there are those that the programs know.
+    /// Whether the programs know the current cgroups of QoS classes.
     #[must_use]
     pub fn knows_classes(&self, blocking: &Blocking) -> bool {
         self.cgroup.qos_classes(&mut Walk::new(blocking, CLASSES_TIME)) == self.classes
     }
 
-    /// Tells the programs of the QoS classes' cgroups that have come. Until then a class is one pod to the quota.
+    /// Marks new cgroups of QoS classes. Until then the quota counts a class as one pod.
     ///
     /// # Errors
     ///
@@ -53,8 +53,8 @@ impl Interception {
         self.mark_cgroups(blocking)
     }
 
-    /// Attaches the programs to the pods' cgroup that has come in the place of the one that is gone, which
-    /// is returned. New links are renamed over the old ones' pins.
+    /// Attaches the programs to the pods' cgroup that replaced the old one, and returns it. New links are renamed over the
+    /// old ones' pins.
     ///
     /// # Errors
     ///
@@ -65,14 +65,14 @@ impl Interception {
         match self.attach_all(blocking) {
             Ok(()) => Ok(self.cgroup.clone()),
             Err(error) => {
-                // Not in place yet: it is tried again.
+                // The old cgroup stays recorded, so that this is retried.
                 self.cgroup = gone;
                 Err(error)
             }
         }
     }
 
-    /// Guards packets as well, once others have put programs above the pods' cgroup; whether that begins now.
+    /// Attaches the packet guard once there are other programs above the pods' cgroup. Returns whether that was now.
     ///
     /// # Errors
     ///
@@ -88,7 +88,7 @@ impl Interception {
         Ok(begins)
     }
 
-    /// What is not as this agent left it. The pods' cgroup is in its place.
+    /// The differences from the state that this agent set up. The pods' cgroup must be the attached one.
     ///
     /// # Errors
     ///
@@ -101,20 +101,19 @@ impl Interception {
         Ok(drift)
     }
 
-    /// Attaches and pins what somebody has detached or unpinned. Where another agent's programs are in the place of
-    /// these, it is that agent's to look after, and nothing is changed; nor while another agent has the turn, if that is not for
-    /// long.
+    /// Restores detached programs and removed pins. Changes nothing where another agent's programs have replaced these, since
+    /// that agent is responsible, nor for a while after another agent has taken the attach lock.
     ///
     /// # Errors
     ///
-    /// The kernel's; what is back is back, and a later attempt completes it.
+    /// The kernel's. A retry completes the rest.
     pub fn restore(&mut self) -> Result<RestoreOutcome, Error> {
         let turn = match AttachLock::take(self.bpffs()) {
             Ok(turn) => turn,
             Err(Error::NewerLayout { .. }) => return Ok(RestoreOutcome::Replaced),
             Err(error) => return Err(error),
         };
-        // Once more: with the turn, from now on no other agent changes anything.
+        // Again, now that the attach lock keeps other agents from changes.
         let drift = self.drift()?;
         match (&turn, drift.replaced.is_empty()) {
             _ if drift.is_empty() => return Ok(RestoreOutcome::Done(drift)),
@@ -122,7 +121,7 @@ impl Interception {
             (None, false) => return Ok(RestoreOutcome::Busy),
             (Some(_), true) => self.patience.renew(),
             (None, true) if !self.patience.is_over() => return Ok(RestoreOutcome::Left(drift)),
-            // Should the other agent attach at this moment as well, the links that are pinned last are those that stay.
+            // If the other agent attaches at this moment too, the last pinned links stay.
             (None, true) => {}
         }
         for name in &drift.detached {
@@ -135,14 +134,14 @@ impl Interception {
         Ok(RestoreOutcome::Done(drift))
     }
 
-    /// Puts these programs back where another agent put its own and did not come to serve.
+    /// Restores these programs after another agent replaced them and failed to serve.
     ///
     /// # Errors
     ///
     /// The kernel's; [`Error::NewerLayout`] where the other agent was of a newer release.
     pub fn reassert(&mut self, blocking: &Blocking) -> Result<(), Error> {
         pins::open(self.bpffs())?;
-        // Unpinned, a link that works would get a second one beside it.
+        // An attached link without a pin would otherwise get a second one beside it.
         for name in self.drift()?.unpinned {
             self.open_pins.pin(name, &self.pins)?;
         }

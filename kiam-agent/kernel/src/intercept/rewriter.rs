@@ -1,4 +1,4 @@
-//! A program that rewrites addresses behind the agent's own, for the self-test.
+//! A program that rewrites addresses after the agent's programs, for the self-test.
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
@@ -17,11 +17,11 @@ use crate::{
 
 const NAME: &str = "kiam_rewrite";
 
-/// Loaded, and attached only while [`RewriterLink`] lives. Cheap to clone.
+/// The loaded program, which is attached only while a [`RewriterLink`] lives. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Rewriter(Arc<ProgramFd>);
 
-/// Drop detaches it: nothing else holds the link.
+/// The open link of the program. Dropping it detaches the program.
 #[derive(Debug)]
 pub(crate) struct RewriterLink(#[expect(dead_code, reason = "kept open")] OwnedFd);
 
@@ -41,7 +41,7 @@ impl Rewriter {
         })
     }
 
-    /// Attaches it to `cgroup`, where it runs after what is attached there already.
+    /// Attaches the program to `cgroup`, after the programs that are attached there already.
     pub(crate) fn attach(&self, cgroup: &Cgroup) -> Result<RewriterLink, Error> {
         let link = links::connect4(self.0.as_fd(), cgroup.directory());
         link.map(RewriterLink).map_err(|source| Error::Bpf {

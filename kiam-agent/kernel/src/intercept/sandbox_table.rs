@@ -1,4 +1,4 @@
-//! The network namespaces that are known to be pods', as the kernel programs know them.
+//! The kernel programs' table of pods' network namespaces.
 
 use std::{
     fmt,
@@ -17,8 +17,8 @@ const MARKS: &str = "LISTENERS";
 
 /// The kernel's table of pods' network namespaces, by cookie. Cheap to clone.
 ///
-/// Pods' connects are redirected only from a namespace in here (`--identity=kernel`), and to the listener inside it
-/// where it has one.
+/// With `--identity=kernel` pods' connects are redirected only from a namespace in this table, to its pod listener if it
+/// has one.
 #[derive(Clone)]
 pub struct SandboxTable(Arc<Mutex<Maps>>);
 
@@ -30,7 +30,7 @@ struct Maps {
 // === impl SandboxTable ===
 
 impl SandboxTable {
-    /// What is pinned in the folder `pins`.
+    /// Opens the maps in the folder `pins`.
     pub(crate) fn open(pins: &Path) -> Result<Self, Error> {
         let map = |name| {
             let map = MapData::from_pin(pins.join(name));
@@ -41,12 +41,12 @@ impl SandboxTable {
         Ok(Self(Arc::new(Mutex::new(Maps { sandboxes, marks }))))
     }
 
-    /// Marks `sockets`, the listeners inside the network namespace of cookie `netns`, and then lets the pod of `sandbox`
-    /// connect from there, to them if there are any.
+    /// Marks `sockets`, the pod listeners in the network namespace of cookie `netns`, and then lets the pod of `sandbox`
+    /// connect from there, to these listeners if there are any.
     ///
     /// # Errors
     ///
-    /// The kernel's; connects go as they went before.
+    /// The kernel's. Then connects go where they went before.
     pub fn publish<S: AsFd>(
         &self,
         netns: u64,
@@ -61,7 +61,7 @@ impl SandboxTable {
         maps.sandboxes.insert(netns, sandbox, 0).map_err(failed(NAME))
     }
 
-    /// Lets nobody connect from there any more. What is not known is no error.
+    /// Removes the namespace, so that no pod can connect from it. A missing entry is no error.
     ///
     /// # Errors
     ///
@@ -74,7 +74,7 @@ impl SandboxTable {
         }
     }
 
-    /// Whose the network namespace of cookie `netns` is; `None` if it is nobody's, or nobody knows.
+    /// The entry of the network namespace of cookie `netns`, if there is one.
     #[must_use]
     pub fn get(&self, netns: u64) -> Option<Sandbox> {
         let maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);

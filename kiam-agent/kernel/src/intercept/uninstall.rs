@@ -1,21 +1,21 @@
-//! Taking everything away again.
+//! Removes everything that agents left on the node.
 
 use std::path::Path;
 
 use crate::{error::Error, guard, pins, sys::links::PinnedLink};
 
-/// Whether something is pinned below `bpffs`, by whatever agent.
+/// Whether any agent has pins below `bpffs`.
 #[must_use]
 pub fn is_installed(bpffs: &Path) -> bool {
     pins::layouts(bpffs).is_ok_and(|folders| !folders.is_empty())
 }
 
-/// Detaches every link that is pinned below `bpffs`, of every layout, and leaves the pins. Before [`uninstall`], where an agent
-/// hangs: what it holds open stays attached without pins. One that lives puts it back.
+/// Detaches every link below `bpffs`, of every layout, and leaves the pins. It is for a hung agent, before [`uninstall`]:
+/// links that the agent holds open would stay attached without pins. A live agent restores them.
 ///
 /// # Errors
 ///
-/// [`Error::File`] or [`Error::Bpf`] for the first that could not be detached.
+/// [`Error::File`] or [`Error::Bpf`] for the first link that can't be detached.
 pub fn detach(bpffs: &Path) -> Result<(), Error> {
     for (_, folder) in pins::layouts(bpffs)? {
         for pin in pins::links(&folder)? {
@@ -27,12 +27,13 @@ pub fn detach(bpffs: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes the pins below `bpffs`, of every layout: links first, which detaches the programs that no agent holds, then the maps,
-/// then the folders; and the guard's routing rules and filters. Says what it removed; nothing there is no error.
+/// Removes the pins below `bpffs`, of every layout: links first, which detaches programs that no agent holds open, then
+/// maps, then folders. Then removes the guard's routing rules and filters. Returns what it removed. A clean node is no
+/// error.
 ///
 /// # Errors
 ///
-/// [`Error::File`] or [`Error::Guard`] for what could not be removed.
+/// [`Error::File`] or [`Error::Guard`] for the first that can't be removed.
 pub fn uninstall(bpffs: &Path) -> Result<Vec<String>, Error> {
     let folders = pins::layouts(bpffs)?.into_iter().map(|(_, folder)| folder).collect();
     let pins = pins::remove(folders)?;

@@ -1,5 +1,5 @@
-//! Whether an agent uses the pins, and which one may change what is attached: locks on their folders, which end with
-//! the process, however that ends.
+//! Locks on the folders of pins, which show whether an agent uses them and which agent may attach programs. They end with
+//! the process.
 
 use std::{
     fs::{self, File},
@@ -14,38 +14,38 @@ use tokio::time::Instant;
 
 use crate::{error::Error, pins};
 
-/// How long what somebody has detached is left to the agent whose turn it is: pods are let through meanwhile.
+/// How long drift is left to another agent that has the attach lock. Pods may reach the IMDS meanwhile.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// An agent's share of the pins, from before it attaches anything until it is dropped.
+/// An agent's shared lock on the pins, held from before it attaches anything. It blocks an uninstallation.
 #[derive(Debug)]
 pub struct AgentLock {
     bpffs: PathBuf,
-    /// Kept open, with its lock, unless an uninstallation took that.
+    /// The open folder with the lock, unless an uninstallation has taken it.
     folder: File,
     shared: bool,
 }
 
-/// The right to change what is attached: of one agent at a time, until it is dropped. One that starts has it from before
-/// it asks for another agent until that one, or the next that starts, can find it.
+/// The lock for attaching programs, of one agent at a time. A starting agent holds it from before it looks for a running
+/// agent until others can find it in turn.
 #[derive(Debug)]
 pub struct AttachLock(#[expect(dead_code, reason = "as in UninstallLock")] File);
 
-/// Since when another agent has had the turn, while this one has something to put back: whoever has it may hang.
+/// The time since when this agent has waited for another agent's attach lock to repair drift. The other agent may hang.
 #[derive(Debug, Default)]
 pub(crate) struct Patience(Option<Instant>);
 
-/// Nobody uses the pins, and no agent starts to until this is dropped.
+/// The exclusive lock of an uninstallation: no agent uses the pins, and none can start, until it is dropped.
 #[derive(Debug)]
 pub struct UninstallLock(
     #[expect(dead_code, reason = "closing it is what ends the lock")] Option<File>,
 );
 
-/// `None` when an agent runs, or starts, with pins below `bpffs`.
+/// Takes the lock for an uninstallation; `None` if an agent runs or starts with pins below `bpffs`.
 ///
 /// # Errors
 ///
-/// [`Error::File`] when the folder can't be asked.
+/// [`Error::File`] if the folder can't be locked.
 pub fn lock_for_uninstall(bpffs: &Path) -> Result<Option<UninstallLock>, Error> {
     match lock(bpffs, FlockOperation::NonBlockingLockExclusive) {
         Ok(folder) => Ok(Some(UninstallLock(Some(folder)))),
@@ -69,20 +69,19 @@ fn failed(bpffs: &Path, source: io::Error) -> Error {
 // === impl AgentLock ===
 
 impl AgentLock {
-    /// Takes a share of the pins below `bpffs`, which is there; agents that take over from one another both have one.
-    /// Waits for an uninstallation that is under way.
+    /// Takes a shared lock on `bpffs`, which must exist. Both agents of a takeover have one. Waits for an uninstallation in
+    /// progress.
     pub(crate) fn share(bpffs: &Path) -> Result<Self, Error> {
         let folder = lock(bpffs, FlockOperation::LockShared);
         let folder = folder.map_err(|source| failed(bpffs, source))?;
         Ok(Self { bpffs: bpffs.to_owned(), folder, shared: true })
     }
 
-    /// Takes a share of the folder that is there now, where somebody has removed the one that this was a share of, or
-    /// [`Self::is_alone`] has lost it. Does not wait.
+    /// Takes the lock again if the folder was recreated, or if [`Self::is_alone`] has lost the lock. Does not wait.
     ///
     /// # Errors
     ///
-    /// [`Error::File`] while there is no folder, or an uninstallation is under way.
+    /// [`Error::File`] while there is no folder, or during an uninstallation.
     pub fn follow(&mut self) -> Result<(), Error> {
         let number = |metadata: io::Result<fs::Metadata>| metadata.map(|metadata| metadata.ino());
         let there = number(fs::metadata(&self.bpffs));
@@ -95,14 +94,14 @@ impl AgentLock {
         Ok(())
     }
 
-    /// Whether no other agent has a share. For an instant this one has none either: an uninstallation that begins then keeps it,
-    /// until [`Self::follow`] gets it back. Does not wait.
+    /// Whether no other agent has the shared lock. The check may lose this agent's lock to an uninstallation that begins at
+    /// the same moment; [`Self::follow`] takes it again. Does not wait.
     ///
     /// # Errors
     ///
-    /// [`Error::File`] when the folder can't be asked, or the share is lost.
+    /// [`Error::File`] if the folder can't be locked, or the lock is lost.
     pub fn is_alone(&mut self) -> Result<bool, Error> {
-        // What fails to get the whole loses the share as well.
+        // A failed upgrade loses the shared lock.
         let alone = flock(&self.folder, FlockOperation::NonBlockingLockExclusive).is_ok();
         let shared = flock(&self.folder, FlockOperation::NonBlockingLockShared);
         self.shared = shared.is_ok();
@@ -113,11 +112,11 @@ impl AgentLock {
 // === impl AttachLock ===
 
 impl AttachLock {
-    /// `None` while another agent has it.
+    /// Takes the lock; `None` while another agent has it.
     ///
     /// # Errors
     ///
-    /// [`Error::File`] when the pins' folder can't be made or locked; [`Error::NewerLayout`].
+    /// [`Error::File`] if the folder can't be created or locked; [`Error::NewerLayout`].
     pub fn take(bpffs: &Path) -> Result<Option<Self>, Error> {
         let (pins, _) = pins::open(bpffs)?;
         match lock(&pins, FlockOperation::NonBlockingLockExclusive) {
@@ -131,12 +130,12 @@ impl AttachLock {
 // === impl Patience ===
 
 impl Patience {
-    /// Whether what is lost can be left to the other agent no longer. The first time that is asked it can be.
+    /// Whether drift must no longer be left to the other agent. The first call starts the time.
     pub(crate) fn is_over(&mut self) -> bool {
         self.0.get_or_insert_with(Instant::now).elapsed() >= PATIENCE
     }
 
-    /// Nothing is lost, or it is not the other agent that keeps it from coming back.
+    /// Ends the wait: there is no drift, or the other agent does not have the lock.
     pub(crate) fn renew(&mut self) {
         self.0 = None;
     }

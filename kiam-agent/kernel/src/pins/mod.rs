@@ -1,4 +1,4 @@
-//! The folders of pins, `<bpffs>/v<layout>`: the number is that of the maps' layout. And the locks on them.
+//! The folders of pins, `<bpffs>/v<layout>`, named by the layout of the maps, and the locks on them.
 
 pub(crate) mod locks;
 
@@ -16,10 +16,10 @@ use crate::{error::Error, sys::links::PinnedLink};
 
 /// `BPF_FS_MAGIC` of `linux/magic.h`.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
-/// Ends the name of a pin that is about to be renamed over another.
+/// The suffix of a pin that is about to be renamed over another.
 pub(crate) const DRAFT: &str = "_new";
 
-/// Makes our folder, for root alone; returns it and those of older layouts.
+/// Creates the folder of this layout, for root alone. Returns it and the folders of older layouts.
 pub(crate) fn open(bpffs: &Path) -> Result<(PathBuf, Vec<PathBuf>), Error> {
     let failed =
         |source| Error::File { what: "make the pins' folder", path: bpffs.to_owned(), source };
@@ -41,12 +41,12 @@ pub(crate) fn open(bpffs: &Path) -> Result<(PathBuf, Vec<PathBuf>), Error> {
     Ok((pins, others.into_iter().map(|(_, path)| path).collect()))
 }
 
-/// Our folder.
+/// The folder of this layout.
 pub(crate) fn current(bpffs: &Path) -> PathBuf {
     bpffs.join(format!("v{LAYOUT}"))
 }
 
-/// Every layout's folder below `bpffs`, oldest first.
+/// The folders of all layouts below `bpffs`, oldest first.
 pub(crate) fn layouts(bpffs: &Path) -> Result<Vec<(u32, PathBuf)>, Error> {
     let entries = match fs::read_dir(bpffs) {
         Ok(entries) => entries,
@@ -63,8 +63,8 @@ pub(crate) fn layouts(bpffs: &Path) -> Result<Vec<(u32, PathBuf)>, Error> {
     Ok(found)
 }
 
-/// Pins the links of `older` layouts in `pins` too, where there are none yet: there they are updated in place
-/// like our own, so that the programs are attached at every instant.
+/// Pins the links of `older` layouts in `pins` too, if they are missing there. They are then updated in place, so that the
+/// programs are never detached.
 pub(crate) fn adopt(pins: &Path, older: &[PathBuf], programs: &[&str]) -> Result<(), Error> {
     // The newest first.
     for folder in older.iter().rev() {
@@ -80,8 +80,8 @@ pub(crate) fn adopt(pins: &Path, older: &[PathBuf], programs: &[&str]) -> Result
     Ok(())
 }
 
-/// Removes what a start that was cut short left in `pins`, and the `older` layouts: whatever of them is still
-/// attached was adopted, or is of a program that is no more.
+/// Removes the leftovers of an interrupted start from `pins`, and the `older` layouts, whose links were adopted or are of
+/// programs that no longer exist.
 pub(crate) fn tidy(pins: &Path, older: &[PathBuf]) -> Result<(), Error> {
     for file in files(pins)? {
         if file.to_string_lossy().ends_with(DRAFT) {
@@ -96,7 +96,7 @@ pub(crate) fn is_empty(folder: &Path) -> Result<bool, Error> {
     Ok(files(folder)?.is_empty())
 }
 
-/// Removes everything in `folder` but links.
+/// Removes everything in `folder` except links.
 pub(crate) fn remove_maps(folder: &Path) -> Result<(), Error> {
     for file in files(folder)?.iter().filter(|file| !is_link(file)) {
         remove_file(file)?;
@@ -104,8 +104,7 @@ pub(crate) fn remove_maps(folder: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes the folders with what is in them, links before maps; says what it removed. What is gone already
-/// is not told.
+/// Removes the folders with their content, links before maps, and returns what it removed.
 pub(crate) fn remove(folders: Vec<PathBuf>) -> Result<Vec<PathBuf>, Error> {
     let mut pinned = Vec::new();
     for folder in &folders {
@@ -156,7 +155,7 @@ fn is_link(file: &Path) -> bool {
     file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("link_"))
 }
 
-/// Where the link of `program` is pinned.
+/// The pin of the link of `program`.
 pub(crate) fn link(folder: &Path, program: &str) -> PathBuf {
     folder.join(format!("link_{program}"))
 }

@@ -1,4 +1,4 @@
-//! Which pod holds which network namespace, and what an agent before this one has opened there.
+//! The pods' claims on network namespaces, and the listeners inherited from the previous agent.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,10 +12,10 @@ use std::{
 use crate::sys::cookie_of;
 use kiam_core::pods::PodUid;
 
-/// Each namespace is one pod's, and the node's own is nobody's. Cheap to clone.
+/// All claims. Each namespace belongs to one pod, and the node's own to none. Cheap to clone.
 ///
-/// Namespaces go by inode number: it is that namespace's for as long as a descriptor keeps it alive, and every
-/// number in here has one.
+/// Namespaces are identified by inode number, which is unique while a descriptor keeps the namespace alive. Every number
+/// in here has one.
 #[derive(Clone, Debug)]
 pub(super) struct Claims(Arc<Shared>);
 
@@ -23,26 +23,26 @@ pub(super) struct Claims(Arc<Shared>);
 struct Shared {
     nodes: HashSet<u64>,
     pods: Mutex<HashMap<u64, PodUid>>,
-    /// By the cookie of the namespace that they are in.
+    /// Inherited listeners, by the cookie of their namespace.
     inherited: Mutex<HashMap<u64, Vec<TcpListener>>>,
 }
 
-/// A namespace that is one pod's until this is dropped.
+/// A pod's claim on a namespace, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Claim {
     inode: u64,
     claims: Claims,
-    // Dropped after the claim was taken back, so that the number means this one until then.
+    // Dropped last, so that the inode number stays unique until the claim is gone.
     namespace: File,
 }
 
 // === impl Claims ===
 
 impl Claims {
-    /// The calling thread's namespace, and that of the first process, are the node's.
+    /// No claims. The node's namespaces are that of the calling thread and that of the first process.
     pub(super) fn new(inherited: Vec<TcpListener>) -> io::Result<Self> {
         let mut nodes = HashSet::from([fs::metadata("/proc/thread-self/ns/net")?.ino()]);
-        // In a PID namespace of its own the agent is the first.
+        // In its own PID namespace the agent is the first process.
         nodes.extend(fs::metadata("/proc/1/ns/net").map(|first| first.ino()));
         let mut by_cookie: HashMap<u64, Vec<TcpListener>> = HashMap::new();
         for listener in inherited {
@@ -57,7 +57,7 @@ impl Claims {
         self.0.nodes.contains(&inode)
     }
 
-    /// Makes `namespace` that of `pod`; else tells whose it is.
+    /// Claims `namespace` for `pod`, or returns the pod that has it.
     pub(super) fn claim(&self, inode: u64, namespace: File, pod: &PodUid) -> Result<Claim, PodUid> {
         let mut pods = self.pods();
         if let Some(owner) = pods.get(&inode) {
@@ -68,13 +68,13 @@ impl Claims {
         Ok(Claim { inode, claims: self.clone(), namespace })
     }
 
-    /// What was inherited for the namespace `cookie`, once.
+    /// Removes and returns the inherited listeners of the namespace `cookie`.
     pub(super) fn inherited(&self, cookie: u64) -> Vec<TcpListener> {
         let mut inherited = self.0.inherited.lock().unwrap_or_else(PoisonError::into_inner);
         inherited.remove(&cookie).unwrap_or_default()
     }
 
-    /// Closes what was inherited and is no pod's any more.
+    /// Closes the inherited listeners that no pod has claimed.
     pub(super) fn drop_inherited(&self) {
         self.0.inherited.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -87,7 +87,7 @@ impl Claims {
 // === impl Claim ===
 
 impl Claim {
-    /// The namespace's number.
+    /// The namespace's inode number.
     pub(super) fn inode(&self) -> u64 {
         self.inode
     }

@@ -1,4 +1,4 @@
-//! The owner of the state: takes changes, has pods looked at, and tells what became of their listeners.
+//! The task that owns the state: it takes changes, scans pods, and reports their pod listeners.
 
 mod rest;
 
@@ -31,18 +31,18 @@ use kiam_core::{
     pods::{PodReader, PodUid},
 };
 
-/// Pauses before a pod that is not settled is looked at again: 1, 2, 4 … 4,096 ms, eight seconds in all. The runtime's
-/// first steps are on the node's network, no event tells of the step into the pod's, and on a node where everything
-/// starts at once it may take seconds.
+/// The number of pauses before an unsettled pod is scanned again: 1, 2, 4 … 4,096 ms, eight seconds in all. The runtime
+/// starts on the node's network, and no event shows its step into the pod's. On a node where everything starts at once
+/// this may take seconds.
 const RETRIES: u32 = 13;
-/// How long changes of the pods' records are collected.
+/// The time during which changes of the pods' records are collected.
 const COLLECT: Duration = Duration::from_millis(100);
-/// How often it is looked whether the pods' cgroup was made anew, which no watch in it tells.
+/// The interval of checks whether the pods' cgroup was recreated, which no watch shows.
 const ROOT: Duration = Duration::from_millis(100);
-/// How often what can't be watched is looked for.
+/// The interval of sweeps for cgroups that can't be watched.
 const CATCH_UP: Duration = Duration::from_secs(2);
 
-/// Follows the pods' sandboxes.
+/// The task that follows the pods' sandboxes.
 #[derive(Debug)]
 pub struct Sandboxes {
     watch: Watch,
@@ -54,35 +54,35 @@ pub struct Sandboxes {
     sweep: Duration,
     listens: bool,
     tasks: JoinSet<TaskResult>,
-    /// Who takes its turn keeps nobody who is hurried.
+    /// Two limits, so that ordinary scans do not delay urgent ones.
     urgent: Arc<Semaphore>,
     ordinary: Arc<Semaphore>,
     /// Distinguishes a pod's cgroup from an earlier one of the same UID.
     births: u64,
     outbox: VecDeque<Event>,
-    /// Sweeps that were made: what was inherited is nobody's after the second.
+    /// Completed sweeps. After the second one, inherited listeners without a pod are closed.
     sweeps: u32,
-    /// It was said that pods' processes can't be seen.
-    said_hidden: bool,
+    /// Whether it was logged that pods' processes can't be seen.
+    logged_hidden: bool,
     watched: Latch,
-    /// How many watches were missing when that was last shown.
+    /// The last published number of missing watches.
     unwatched: Option<u64>,
 }
 
-/// What ended in the background.
+/// The result of a background task.
 #[derive(Debug)]
 enum TaskResult {
-    /// `None`: it panicked.
+    /// The end of a scan; without a result if it panicked.
     Scanned { pod: PodUid, birth: u64, asked: Instant, took: Duration, found: Option<ScanResult> },
-    /// A rest after a look.
+    /// The end of a pod's rest after a scan.
     Rested { pod: PodUid, birth: u64 },
-    /// A pause before another look.
+    /// The end of a pause before another scan.
     Paused { pod: PodUid, birth: u64 },
-    /// A pause after a change of records.
+    /// The end of a pause after a change of records.
     Collected,
 }
 
-/// What happened.
+/// An event of the task's loop.
 enum LoopEvent {
     Changes(Vec<Change>),
     Done(TaskResult),
@@ -96,15 +96,14 @@ enum LoopEvent {
 // === impl Sandboxes ===
 
 impl Sandboxes {
-    /// Follows pods' sandboxes below `config.cgroup`. `records` tells their addresses; `inherited` are the
-    /// listeners of the agent before this one, which are used again in the namespaces that they are in. `states` tells
-    /// where each pod stands.
+    /// A task for the pods below `config.cgroup`. `records` has their addresses. `inherited` are the previous agent's
+    /// listeners, which are reused in their namespaces. `states` is updated with the state of each pod.
     ///
-    /// The namespace of the calling thread is the node's, and no pod's.
+    /// The namespace of the calling thread is the node's.
     ///
     /// # Errors
     ///
-    /// Those of [`Error`]: without /proc, or below kernel 5.14 when there is something inherited.
+    /// [`Error`]: without /proc, or below kernel 5.14 with inherited listeners.
     pub fn new(
         config: Config,
         records: PodReader,
@@ -128,16 +127,17 @@ impl Sandboxes {
             births: 0,
             outbox: VecDeque::new(),
             sweeps: 0,
-            said_hidden: false,
+            logged_hidden: false,
             watched: config.watched,
             unwatched: None,
         })
     }
 
-    /// Until the drain begins, or nobody takes `events` any more. Waits for whoever takes them; nothing is left out.
+    /// Runs until the drain begins, or the receiver of `events` is gone. No event is dropped: the task waits for the
+    /// receiver.
     pub async fn run(mut self, events: mpsc::Sender<Event>, mut drain: Drain) {
         let mut records = self.records.changes();
-        // The first sweep is at once, and finds the pods that are there.
+        // The first sweep is immediate, and finds the existing pods.
         let (mut root, mut sweep) = (ticks(ROOT, ROOT), ticks(Duration::ZERO, self.sweep));
         let mut catch_up = ticks(CATCH_UP, CATCH_UP);
         let mut collecting = false;
@@ -147,7 +147,7 @@ impl Sandboxes {
                 changes = self.watch.changes() => LoopEvent::Changes(changes),
                 Some(done) = self.tasks.join_next() => match done {
                     Ok(done) => LoopEvent::Done(done),
-                    // Nothing aborts them, and looks' panics are caught.
+                    // No task is aborted, and panics of scans are caught.
                     Err(_) => continue,
                 },
                 true = changed(&mut records), if !collecting => LoopEvent::Records,
@@ -217,7 +217,7 @@ impl Sandboxes {
                 Change::FirstProcess(pod) => self.first_process(&pod),
                 Change::Removed(pod) => self.removed(&pod),
                 Change::Lost => {
-                    warn!("Changes of pods' cgroups were lost; scanning all of them");
+                    warn!("Changes of pods' cgroups were lost, so all of them are scanned");
                     self.metrics.lost.inc();
                     self.sweep();
                 }
@@ -228,7 +228,7 @@ impl Sandboxes {
     fn made(&mut self, pod: PodUid, cgroup: PathBuf) {
         self.removed(&pod);
         self.births += 1;
-        // What the first sweep finds was there before.
+        // Pods that the first sweep finds are older.
         let came = (self.sweeps > 0).then(Instant::now);
         let sandbox = Sandbox::new(self.births, came, cgroup);
         self.pods.insert(pod.clone(), sandbox);
@@ -249,14 +249,14 @@ impl Sandboxes {
         }
     }
 
-    /// Each probe that the kubelet runs in a container joins it; what matters is who may be the first.
+    /// Each of the kubelet's exec probes joins a container. Only the first process matters.
     fn first_process(&mut self, pod: &PodUid) {
         if self.pods.get(pod).is_some_and(|sandbox| sandbox.reported.is_empty()) {
             self.members_changed(pod);
         }
     }
 
-    /// Pods whose namespace was another's: it may be free now.
+    /// Scans the pods whose namespace was another pod's: it may be free now.
     fn scan_refused(&mut self) {
         let is_refused =
             |sandbox: &Sandbox| matches!(sandbox.refusal, Some(NoListenerReason::AnotherPods(_)));
@@ -274,14 +274,14 @@ impl Sandboxes {
         changed.iter().for_each(|pod| self.members_changed(pod));
     }
 
-    /// Begins a look, or notes that another one is due after that which is on.
+    /// Begins a scan, or records that another one is due after the current one.
     fn scan(&mut self, pod: &PodUid) {
         let Some(sandbox) = self.pods.get_mut(pod) else { return };
         if sandbox.scanning {
             sandbox.again = true;
             return;
         }
-        // A pod that the API has deleted keeps what was known of it.
+        // A pod that was deleted in the API keeps its last record.
         if let Some(record) = Record::of(&self.records, pod) {
             sandbox.record = record;
         }
@@ -325,7 +325,7 @@ impl Sandboxes {
         self.closed(events);
     }
 
-    /// What was those pods' may now be others'.
+    /// Queues the events. Freed namespaces may now be other pods'.
     fn closed(&mut self, events: Vec<Event>) {
         if !events.is_empty() {
             self.outbox.extend(events);
@@ -340,7 +340,7 @@ impl Sandboxes {
         (asked, took): (Instant, Duration),
         found: Option<ScanResult>,
     ) {
-        // What is not the pod's any more is dropped with what was found: nobody was told of it.
+        // The pod is gone or was recreated. The result is dropped, which was not reported.
         let Some(sandbox) = self.pods.get_mut(pod).filter(|sandbox| sandbox.birth == birth) else {
             drop(found);
             return self.scan_refused();
@@ -360,14 +360,14 @@ impl Sandboxes {
         }
         let (events, freed) = sandbox.take(pod, found.held, found.opened);
         self.outbox.extend(events);
-        // Before anybody hears of it: a connect may be on its way then.
+        // Before the events are sent: a connect may be on its way then.
         self.states.set_namespaces(pod, &sandbox.reported, !sandbox.record.addresses.is_empty());
         let again = std::mem::take(&mut sandbox.again);
         let pause = found.unsettled && !again && sandbox.attempt < RETRIES;
         if found.reason == NoListenerReason::Hidden
-            && !std::mem::replace(&mut self.said_hidden, true)
+            && !std::mem::replace(&mut self.logged_hidden, true)
         {
-            warn!(pod.uid = %pod, "Pods are denied: the agent can't see their processes; run it with hostPID");
+            warn!(pod.uid = %pod, "Pods are denied: the agent can't see their processes; run the agent with hostPID");
         }
         let state = sandbox.state(found.reason, again || pause);
         self.states.set(pod, state);
@@ -389,7 +389,7 @@ impl Sandboxes {
     }
 }
 
-/// Never again, once nobody writes records any more.
+/// Waits for a change of records, for ever once the writer is gone.
 async fn changed(records: &mut watch::Receiver<u64>) -> bool {
     match records.changed().await {
         Ok(()) => true,

@@ -1,4 +1,4 @@
-//! Listeners inside a network namespace.
+//! Opens pod listeners in a network namespace.
 
 use std::{
     fs::{self, File},
@@ -19,35 +19,34 @@ use tracing::debug;
 use super::{NoListenerReason, claims::Claims};
 use crate::sys::{cookie_of, defer_accept, inside, loopback_is_up};
 
-/// Connections that may wait. The namespace's `somaxconn` may be less, and is 4096 by default.
+/// The backlog of a listener. The namespace's `somaxconn`, 4096 by default, may limit it further.
 const BACKLOG: i32 = 4096;
-/// What `ip_local_port_range` is by default.
+/// The default of `ip_local_port_range`.
 const EPHEMERAL: (u16, u16) = (32768, 60999);
-/// The first port that is not the system's.
+/// The first unprivileged port.
 const UNPRIVILEGED: u16 = 1024;
 /// Ports that are tried on either side of the range.
 const TRIES: usize = 64;
-/// Ports for where the range leaves none of the unprivileged ones: IANA has assigned them to nobody, and the agent may
-/// bind them.
+/// Ports for namespaces whose range covers all unprivileged ones: IANA has not assigned them, and the agent may bind them.
 const UNASSIGNED: RangeInclusive<u16> = 914..=952;
 
-/// A namespace that is the pod's.
+/// A network namespace that is verified to be the pod's.
 #[derive(Debug)]
 pub(super) struct VerifiedNamespace {
     pub(super) cookie: u64,
-    /// The listeners inside it, or why there are none.
+    /// The pod listeners, or why there are none.
     pub(super) listening: Result<ListenerSet, NoListenerReason>,
 }
 
-/// Open listeners; none at port 0.
+/// The open listeners of one namespace; none if the port is 0.
 #[derive(Debug, Default)]
 pub(super) struct ListenerSet {
     pub(super) port: u16,
     pub(super) sockets: Vec<TcpListener>,
 }
 
-/// Whether `namespace` is the pod's as far as can be told: one of `addresses` must be there; none is needed while none
-/// is known. With listeners inside it, new ones or those that were inherited, if it `listens`.
+/// Verifies that `namespace` is the pod's: it must have one of `addresses`, if any is known yet. Opens or inherits pod
+/// listeners in it, if `listens`.
 pub(super) fn open(
     namespace: &File,
     addresses: &[IpAddr],
@@ -58,7 +57,7 @@ pub(super) fn open(
         if !addresses.is_empty() && !have_one(addresses) {
             return Err(NoListenerReason::NoAddress);
         }
-        // The runtime has not finished, as far as is known.
+        // The runtime may still be setting up the namespace.
         if addresses.is_empty() && !loopback_is_up().map_err(failed("SIOCGIFFLAGS"))? {
             return Err(NoListenerReason::LoopbackDown);
         }
@@ -72,7 +71,7 @@ pub(super) fn open(
     inside(namespace, || Ok(open_here())).map_err(failed("setns"))?
 }
 
-/// Listeners in `namespace`, which is the pod's.
+/// Opens listeners in `namespace`, which is verified.
 pub(super) fn listen_in(namespace: &File) -> Result<ListenerSet, NoListenerReason> {
     inside(namespace, || Ok(listen_here(Vec::new()))).map_err(failed("setns"))?
 }
@@ -82,10 +81,10 @@ pub(super) fn has_one(namespace: &File, addresses: &[IpAddr]) -> Result<bool, No
     inside(namespace, || Ok(have_one(addresses))).map_err(failed("setns"))
 }
 
-/// Whether one of `addresses` is local in this thread's namespace: it can be bound, and there is a route to it. A list of all
-/// that is there would be as long as the pod likes.
+/// Whether one of `addresses` is local in this thread's namespace: it can be bound, and there is a route to it. This lists
+/// nothing, since a pod can add any number of addresses.
 fn have_one(addresses: &[IpAddr]) -> bool {
-    // A namespace that never had an IPv4 address has no table of local ones, and every address can be bound there.
+    // A namespace that never had an IPv4 address has no local table, and allows binding every address.
     let is_local = |address: &IpAddr| {
         UdpSocket::bind((*address, 0)).is_ok_and(|socket| socket.connect((*address, 9)).is_ok())
     };
@@ -97,11 +96,11 @@ fn listen_here(inherited: Vec<TcpListener>) -> Result<ListenerSet, NoListenerRea
         return Err(NoListenerReason::LoopbackDown);
     }
     if let Some(port) = port_of(&inherited) {
-        // An agent of before may not have.
+        // The previous agent may not have done this.
         inherited.iter().for_each(defer);
         return Ok(ListenerSet { port, sockets: inherited });
     }
-    // The thread that opens the file is in the namespace, so this is the namespace's own.
+    // The file shows the range of the opening thread's namespace.
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok();
     let range = range.as_deref().and_then(parse_range).unwrap_or(EPHEMERAL);
     for port in ports(range, fastrand::u16(..)) {
@@ -127,7 +126,7 @@ fn cookie_here() -> Result<u64, NoListenerReason> {
     })
 }
 
-/// The port that `sockets` share, when they are a whole set.
+/// The common port of `sockets`, if they are a complete set.
 fn port_of(sockets: &[TcpListener]) -> Option<u16> {
     let mut addresses = sockets.iter().map(|socket| socket.local_addr().ok());
     let first = addresses.next()??;
@@ -136,15 +135,15 @@ fn port_of(sockets: &[TcpListener]) -> Option<u16> {
     (is_set && rest.iter().all(|other| other.port() == first.port())).then_some(first.port())
 }
 
-/// Listeners at `port` of both families, or of IPv4 alone where the namespace has no IPv6.
+/// Opens listeners at `port` for both families, or for IPv4 alone where the namespace has no IPv6.
 ///
-/// Neither SO_REUSEADDR, which std's listeners have, nor SO_REUSEPORT: whoever is at the port keeps it, and nobody
-/// can come to it later.
+/// They have neither SO_REUSEADDR, which std's listeners have, nor SO_REUSEPORT, so that no other socket can share the
+/// port.
 fn pair(port: u16) -> Result<Vec<TcpListener>, Errno> {
     let mut sockets = vec![listener(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port).into())?];
     match listener(SocketAddrV6::new(Ipv6Addr::LOCALHOST, port, 0, 0).into()) {
         Ok(socket) => sockets.push(socket),
-        // Off at boot, or off in this namespace.
+        // IPv6 is off, on the node or in this namespace.
         Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => {}
         Err(error) => return Err(error),
     }
@@ -164,10 +163,11 @@ fn listener(address: SocketAddr) -> Result<TcpListener, Errno> {
     Ok(socket.into())
 }
 
-/// The queue is this pod's own: who fills it with silence harms nobody else. Without it, it is only slower.
+/// Sets `TCP_DEFER_ACCEPT`. The queue is this pod's own, so that silent connections harm no other pod. A failure only
+/// costs speed.
 fn defer(listener: &impl AsFd) {
     if let Err(error) = defer_accept(listener) {
-        debug!(%error, "Listener inside a pod accepts before there is a request");
+        debug!(%error, "Setting TCP_DEFER_ACCEPT on a pod listener failed");
     }
 }
 
@@ -176,8 +176,8 @@ fn parse_range(text: &str) -> Option<(u16, u16)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-/// Ports outside `range`, in the order in which they are tried: from somewhere above it, where hardly anything
-/// listens, then from below it downwards, then those that nobody uses.
+/// The ports to try, all outside `range`: first from `start` on above it, where hardly anything listens, then downwards
+/// from below it, then the unassigned ones.
 fn ports(range: (u16, u16), start: u16) -> impl Iterator<Item = u16> {
     let first = range.1.saturating_add(1).max(UNPRIVILEGED);
     let count = if range.1 == u16::MAX { 0 } else { u16::MAX - first + 1 };

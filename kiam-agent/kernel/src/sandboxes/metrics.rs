@@ -1,4 +1,4 @@
-//! How fast sandboxes get their listeners, and how many have them.
+//! The metrics of sandboxes.
 
 use std::{
     fmt,
@@ -18,7 +18,7 @@ use prometheus_client::{
 
 use super::{SandboxReader, State};
 
-/// What became of sandboxes.
+/// The metrics of sandboxes.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     pub(super) ready: Histogram,
@@ -27,7 +27,7 @@ pub struct Metrics {
     scrape: Scrape,
 }
 
-/// State that is read when it is asked for, once there is some.
+/// The collector of pods' states, once these exist.
 #[derive(Clone, Debug, Default)]
 struct Scrape(Arc<OnceLock<SandboxReader>>);
 
@@ -52,26 +52,26 @@ impl Metrics {
         let metrics = Self::default();
         registry.register(
             "kiam_sandboxes_ready_seconds",
-            "Time from when a process of a pod was noticed until listeners were open in its network namespace",
+            "Time from when a process of a pod was noticed until its pod listener was open",
             metrics.ready.clone(),
         );
         registry.register(
             "kiam_sandboxes_changes_lost",
-            "How often the kernel had more changes of cgroups than it could keep, so that all were looked at",
+            "Overflows of the kernel's queue of cgroup changes, after which all pods were scanned",
             metrics.lost.clone(),
         );
         registry.register(
             "kiam_sandboxes_unwatched",
-            "Watches of pods' cgroups that the system refuses, so that changes of these are found by sweeps alone",
+            "Pods' cgroups that the system does not let the agent watch, so that only sweeps find their changes",
             metrics.unwatched.clone(),
         );
         registry.register_collector(Box::new(metrics.scrape.clone()));
         metrics
     }
 
-    /// Shows what `states` holds from now on.
+    /// Collects from `states` from now on.
     pub(super) fn read(&self, states: &SandboxReader) {
-        // Set before: the agent has one.
+        // An agent has one reader; it is set once.
         let _ = self.scrape.0.set(states.clone());
     }
 }
@@ -83,7 +83,7 @@ impl Collector for Scrape {
         let Some(states) = self.0.get() else { return Ok(()) };
         let counts = states.counts();
         let kind = ConstGauge::new(0_u64).metric_type();
-        let help = "Pods with a cgroup, by where they stand; those that are ready have listeners";
+        let help = "Pods with a cgroup, by state; ready pods have a pod listener";
         let mut family = encoder.encode_descriptor("kiam_sandboxes", help, None, kind)?;
         for name in State::NAMES {
             let labels = [("state", name)];

@@ -1,8 +1,8 @@
-//! Follows the pods' sandboxes: from a pod's cgroup to its network namespace to listeners inside it.
+//! Follows the pods' sandboxes: from a pod's cgroup to its network namespace to the pod listener inside it.
 //!
-//! The one rule: a namespace is a pod's because the kernel shows a process of the pod's cgroup in it, because it is
-//! neither the node's nor another pod's, and because it has one of the pod's addresses, once those are known. Nothing
-//! that a container can name or make counts.
+//! The one rule: a namespace is a pod's if the kernel shows a process of the pod's cgroup in it, if it is neither the
+//! node's nor another pod's, and if it has one of the pod's addresses, once these are known. Nothing that a container can
+//! name or create counts.
 
 mod claims;
 mod follow;
@@ -25,47 +25,47 @@ pub use self::{
     follow::Sandboxes, metrics::Metrics, reader::SandboxReader, thread::on_realtime_thread,
 };
 
-/// Namespaces of one pod that have listeners at most. One is normal, two while a sandbox is made anew.
+/// The most namespaces of one pod with listeners. One is normal, two while a sandbox is recreated.
 const NAMESPACES: usize = 4;
-/// Pods that are looked at together, hurried or not: as much as starts of pods in a row make use of on a small node.
+/// Concurrent scans, urgent ones and ordinary ones each: as many as successive pod starts use on a small node.
 const SCANS_AT_ONCE: usize = 4;
-/// Descriptors of one look at most: processes' folders and namespaces, and what is opened.
+/// The most descriptors of one scan: processes' folders and namespaces, and sockets.
 const FILES_PER_SCAN: usize = 2 * processes::CANDIDATES + 16;
 
-/// What [`Sandboxes`] is told.
+/// The configuration of [`Sandboxes`].
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The pods' cgroup.
     pub cgroup: Cgroup,
-    /// How often everything is looked at again, beside what is noticed at once.
+    /// The interval of full sweeps.
     pub sweep: Duration,
-    /// Whether to listen inside the namespaces: not where pods are served at the node's address alone.
+    /// Whether to open pod listeners.
     pub listens: bool,
     /// Set while every pod's cgroup is watched.
     pub watched: Latch,
 }
 
-/// A pod's network namespace, with the listeners inside it.
+/// A pod's network namespace, with its pod listeners.
 #[derive(Debug)]
 pub struct OpenSandbox {
-    /// As its cgroup is named: of a static pod this is the config hash.
+    /// The UID in the name of the pod's cgroup: for a static pod the config hash.
     pub pod: PodUid,
-    /// The id of that cgroup.
+    /// The id of the pod's cgroup.
     pub cgroup: u64,
     /// The namespace's cookie.
     pub netns: u64,
-    /// The port of all listeners, host order; 0: there are none.
+    /// The port of all listeners, host order; 0 for none.
     pub port: u16,
-    /// Listening at 127.0.0.1 and, where the namespace has IPv6, `::1`; non-blocking. They keep the namespace alive.
+    /// Non-blocking listeners at 127.0.0.1 and, where the namespace has IPv6, `::1`. They keep the namespace alive.
     pub sockets: Vec<TcpListener>,
 }
 
-/// What becomes of pods' network namespaces.
+/// A change of a pod's network namespace.
 #[derive(Debug)]
 pub enum Event {
-    /// One is known to be a pod's, or has got listeners.
+    /// A namespace is known to be a pod's, or has new listeners.
     Opened(OpenSandbox),
-    /// The pod is gone or lives elsewhere: the listeners are to be dropped.
+    /// The namespace is no longer the pod's: its listeners are to be closed.
     Closed {
         /// As [`OpenSandbox::pod`].
         pod: PodUid,
@@ -74,87 +74,87 @@ pub enum Event {
     },
 }
 
-/// Where a pod stands.
+/// The state of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It has listeners.
+    /// The pod has a pod listener.
     Ready {
-        /// The cookie of its network namespace.
+        /// The cookie of the pod's network namespace.
         netns: u64,
-        /// Their port, host order.
+        /// The listener's port, host order.
         port: u16,
     },
-    /// Its network namespace is known, and there are no listeners inside it.
+    /// The pod's network namespace is known, but has no pod listener.
     Known {
         /// The namespace's cookie.
         netns: u64,
-        /// Why not.
+        /// Why there is no pod listener.
         reason: NoListenerReason,
     },
-    /// It is being looked at.
+    /// The pod is being scanned.
     Waiting,
-    /// Nothing of it is known.
+    /// The pod's network namespace is not known.
     Without(NoListenerReason),
 }
 
-/// Why a pod has no listeners, or no network namespace that is known. All but the first may change; it is looked at again with every event.
+/// Why a pod has no pod listener, or no known network namespace. All but the first may change: each event causes a scan.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoListenerReason {
-    /// The API says so.
+    /// The pod is on the node's network.
     #[error("the pod is on the node's network (hostNetwork)")]
     HostNetwork,
-    /// The cgroup is empty.
+    /// The pod's cgroup is empty.
     #[error("no process of the pod runs yet")]
     NoProcess,
-    /// The agent is in a PID namespace of its own.
-    #[error("the agent can't see the pod's processes; run it with hostPID")]
+    /// The agent is in its own PID namespace.
+    #[error("the agent can't see the pod's processes; run the agent with hostPID")]
     Hidden,
-    /// Only the runtime's own first steps were seen.
+    /// Only the runtime's first processes run.
     #[error("the pod's processes are in the node's network namespace")]
     NodesNamespace,
-    /// Two pods share one.
-    #[error("the pod's network namespace is that of pod {0}")]
+    /// Another pod has claimed the namespace.
+    #[error("the pod's network namespace belongs to pod {0}")]
     AnotherPods(PodUid),
-    /// It may be a nested one, or none of this pod's.
+    /// The namespace may be a nested one, or not this pod's.
     #[error("none of the pod's addresses is on an interface in its network namespace")]
     NoAddress,
-    /// Nothing can be bound there.
+    /// The loopback interface is down.
     #[error("lo is down in the pod's network namespace")]
     LoopbackDown,
-    /// `--path=node`.
-    #[error("pods are served at the node's address")]
+    /// Pod listeners are off (`--path=node`).
+    #[error("pods use the node listener (--path=node)")]
     NodePath,
-    /// The pod has them all.
+    /// The pod uses all ports.
     #[error("no port outside ip_local_port_range is free in the pod's network namespace")]
     NoPort,
-    /// `SO_NETNS_COOKIE` is not there.
-    #[error("this kernel does not tell network namespaces apart; kernel 5.14 does")]
+    /// The kernel has no `SO_NETNS_COOKIE`.
+    #[error("this kernel can't distinguish network namespaces; kernel 5.14 can")]
     Kernel,
-    /// The system refused.
+    /// A system call failed.
     #[error("{call}: {error}")]
     Failed {
-        /// What.
+        /// The system call.
         call: &'static str,
-        /// Why.
+        /// The system's error.
         error: String,
     },
 }
 
-/// Why sandboxes can't be followed at all. None of it mends itself.
+/// Why sandboxes can't be followed at all. Retrying does not help.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The node's own network namespace, or that of an inherited listener, can't be told.
-    #[error("network namespaces can't be told apart ({0}); /proc and kernel 5.14 are needed")]
+    /// The node's network namespace, or that of an inherited listener, can't be identified.
+    #[error("network namespaces can't be distinguished ({0}); /proc and kernel 5.14 are needed")]
     Namespaces(#[source] io::Error),
-    /// The system gave none, or no descriptors for it.
-    #[error("no thread to be had: {0}")]
+    /// The thread or its runtime can't be created.
+    #[error("the thread for pod listeners can't be started: {0}")]
     Thread(#[source] io::Error),
 }
 
-/// Descriptors that `pods` pods take, for `RLIMIT_NOFILE`: two sockets and a namespace each, and what looks take.
+/// The number of descriptors for `pods` pods, for `RLIMIT_NOFILE`: two sockets and a namespace each, and those of scans.
 #[must_use]
 pub const fn descriptors(pods: usize) -> usize {
-    // The watch is one more.
+    // One more for inotify.
     3 * pods + 2 * SCANS_AT_ONCE * FILES_PER_SCAN + 1
 }
 
@@ -165,7 +165,7 @@ impl fmt::Display for State {
         match self {
             Self::Ready { port, .. } => write!(f, "listening on port {port} inside the pod"),
             Self::Known { reason, .. } => write!(f, "{reason}"),
-            Self::Waiting => f.write_str("being looked at"),
+            Self::Waiting => f.write_str("being scanned"),
             Self::Without(reason) => write!(f, "{reason}"),
         }
     }
@@ -190,7 +190,7 @@ impl State {
         "failed",
     ];
 
-    /// For metrics.
+    /// The name in metrics.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! A pod's network namespaces, from the processes in its cgroup.
+//! Finds a pod's network namespaces by the processes in its cgroup.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -14,39 +14,39 @@ use rustix::fs::{Mode, OFlags, open, openat};
 use super::claims::Claims;
 use crate::selftest;
 
-/// Namespaces of one pod that are considered: a container may make any number.
+/// The most namespaces of one pod that are considered: a container may create any number.
 pub(super) const CANDIDATES: usize = 16;
-/// Cgroups of one pod that are searched, from the outside in, as deep as runtimes make them: the pod's, its
-/// containers', and within those an init system's or the runtime's.
+/// The most cgroups of one pod that are searched, breadth first, and the depth that runtimes use: the pod's cgroup, its
+/// containers', and in those an init system's or the runtime's.
 const CGROUPS: usize = 256;
 const DEPTH: usize = 3;
-/// Processes of one pod that are looked at at most.
+/// The most processes of one pod that are read in an ordinary scan.
 pub(super) const MANY: usize = 4096;
-/// Where nobody else runs meanwhile: a sandbox begins with one.
+/// The same in an urgent, real-time scan: a sandbox begins with one process.
 pub(super) const FEW: usize = 64;
-/// How often a search in which processes ended is made again. What they may have started is found then.
+/// Attempts of a search during which processes end, in order to find processes that they started.
 const TRIES: usize = 3;
 
-/// What the processes of a pod live in.
+/// The processes of a pod, and their network namespaces.
 #[derive(Debug, Default)]
 pub(super) struct Processes {
-    /// Namespaces that the pod has not claimed, oldest cgroup first, with their numbers.
+    /// Namespaces that are not claimed for the pod, oldest cgroup first, with their inode numbers.
     pub(super) others: Vec<(u64, File)>,
-    /// The claimed ones that a process is in.
+    /// The claimed namespaces that a process is in.
     pub(super) lived_in: HashSet<u64>,
-    /// There is a process.
+    /// Whether there is a process.
     pub(super) any: bool,
-    /// Some are in the node's namespace.
+    /// Whether a process is in the node's namespace.
     pub(super) on_node: bool,
-    /// Some can't be seen from the agent's PID namespace.
+    /// Whether a process is invisible in the agent's PID namespace.
     pub(super) hidden: bool,
-    /// Why the namespace of a process that runs can't be seen: a capability may be missing.
+    /// Why a running process's namespace can't be opened: a capability may be missing.
     pub(super) failure: Option<String>,
-    /// Nothing was left out: what was not found is not there.
+    /// Whether the search was complete.
     pub(super) complete: bool,
 }
 
-/// A process, held by its folder in /proc: after its end that leads nowhere, whoever gets its number.
+/// A process with its open folder in /proc, which never leads to another process with the same number.
 struct Process {
     pid: String,
     folder: File,
@@ -57,7 +57,7 @@ struct Process {
 // === impl Processes ===
 
 impl Processes {
-    /// Up to `most` of the cgroup `pod` and below, where `claimed` are the pod's own namespaces.
+    /// Reads up to `most` processes of the cgroup `pod` and below. `claimed` are the pod's namespaces.
     pub(super) fn of(pod: &Path, most: usize, claimed: &HashSet<u64>, claims: &Claims) -> Self {
         let mut found = Self::default();
         for _ in 0..TRIES {
@@ -87,7 +87,7 @@ impl Processes {
         }
     }
 
-    /// Up to `most` processes of `cgroup`; how many there were.
+    /// Reads up to `most` processes of `cgroup`, and returns their number.
     fn search_one(
         &mut self,
         cgroup: &Path,
@@ -99,7 +99,7 @@ impl Processes {
         let mut unsure = Vec::new();
         for pid in pids.iter().take(most) {
             self.any = true;
-            // The kernel's way to say that the reader's PID namespace has no number for it; or that it ended just now.
+            // The process has no number in the agent's PID namespace, or it has just ended.
             if pid == "0" {
                 self.hidden = true;
                 self.complete = false;
@@ -127,7 +127,7 @@ impl Processes {
         pids.len().min(most)
     }
 
-    /// Nothing where the cgroup is gone. Where it can't be read, nothing is known of it.
+    /// The content of a cgroup; nothing if it is gone. If it can't be read, the search is incomplete.
     fn known<T>(&mut self, read: io::Result<Vec<T>>) -> Vec<T> {
         read.unwrap_or_else(|error| {
             self.complete &= matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV));
@@ -141,7 +141,7 @@ impl Processes {
             && unsure.iter().all(|process| process.inode != inode)
     }
 
-    /// Takes those who are still of `cgroup`: between its list and /proc a number may have become another's.
+    /// Adds the processes that are still in `cgroup`, since a process number may have been reused meanwhile.
     fn confirm(&mut self, cgroup: &Path, unsure: Vec<Process>) {
         if unsure.is_empty() {
             return;
@@ -164,7 +164,7 @@ impl Process {
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder = File::from(open(format!("/proc/{pid}"), flags, Mode::empty())?);
         let namespace = at(&folder, "ns/net").or_else(|error| {
-            // The first thread may have ended before the others.
+            // The first thread may have ended while others run.
             let threads = fs::read_dir(format!("/proc/{pid}/task"))?.flatten();
             let names = threads.filter_map(|thread| thread.file_name().into_string().ok());
             let mut open =
@@ -188,19 +188,19 @@ fn at(folder: &File, path: &str) -> io::Result<File> {
     Ok(openat(folder, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?.into())
 }
 
-/// The processes of one cgroup, not many more than are looked at.
+/// The processes of one cgroup, limited to one more than are read.
 fn members(cgroup: &Path) -> io::Result<Vec<String>> {
     let list = BufReader::new(File::open(cgroup.join("cgroup.procs"))?);
     list.lines().take(MANY + 1).collect()
 }
 
-/// The cgroups in `cgroup`, but for those of the agent's self-test, oldest first: the kernel numbers them in order.
+/// The cgroups in `cgroup` without those of the self-test, oldest first: the kernel numbers them in order.
 fn below(cgroup: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(cgroup)?.flatten();
-    let is_proofs =
+    let is_selftests =
         |name: &OsStr| name.as_encoded_bytes().starts_with(selftest::CGROUP_PREFIX.as_bytes());
     let folders = entries.filter(|entry| {
-        entry.file_type().is_ok_and(|kind| kind.is_dir()) && !is_proofs(&entry.file_name())
+        entry.file_type().is_ok_and(|kind| kind.is_dir()) && !is_selftests(&entry.file_name())
     });
     let mut numbered: Vec<_> = folders
         .filter_map(|entry| Some((entry.metadata().ok()?.ino(), entry.path())))

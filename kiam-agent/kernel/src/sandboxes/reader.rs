@@ -1,4 +1,4 @@
-//! The read side: where does a pod stand?
+//! The read side: the states of pods.
 
 use std::{
     collections::HashMap,
@@ -8,38 +8,38 @@ use std::{
 use super::{NoListenerReason, State};
 use kiam_core::pods::{Pod, PodNamespace, PodNamespaces, PodUid};
 
-/// Tells where each pod stands. Cheap to clone.
+/// A reader of the states of pods. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct SandboxReader(Arc<RwLock<HashMap<PodUid, SandboxEntry>>>);
 
-/// Where one pod stands.
+/// The state of one pod, with its namespaces.
 #[derive(Clone, Debug)]
 struct SandboxEntry {
     state: State,
-    /// The cookies of its network namespaces.
+    /// The cookies of the pod's network namespaces.
     namespaces: Vec<u64>,
-    /// Its addresses are known.
+    /// Whether the pod's addresses are known.
     has_address: bool,
 }
 
 // === impl SandboxReader ===
 
 impl SandboxReader {
-    /// Where `pod` stands; `None` while it has no cgroup. Static pods' cgroups are named by the config hash.
+    /// The state of `pod`; `None` while it has no cgroup. Static pods' cgroups are named by the config hash.
     #[must_use]
     pub fn of(&self, pod: &Pod) -> Option<State> {
         let own = self.state(&pod.uid);
         own.or_else(|| pod.config_hash.as_ref().and_then(|hash| self.state(hash)))
     }
 
-    /// Where the pod whose cgroup is named by `uid` stands.
+    /// The state of the pod whose cgroup is named by `uid`.
     #[must_use]
     pub fn state(&self, uid: &PodUid) -> Option<State> {
         let pods = self.0.read().unwrap_or_else(PoisonError::into_inner);
         pods.get(uid).map(|standing| standing.state.clone())
     }
 
-    /// How many pods there are in each state, by [`State::name`].
+    /// The number of pods in each state, by [`State::name`].
     #[must_use]
     pub fn counts(&self) -> HashMap<&'static str, u64> {
         let mut counts: HashMap<_, _> = State::NAMES.iter().map(|name| (*name, 0)).collect();
@@ -53,12 +53,12 @@ impl SandboxReader {
         let mut pods = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let standing = pods.entry(uid.clone()).or_default();
         if standing.state != state {
-            tracing::debug!(pod.uid = %uid, %state, "Sandbox seen");
+            tracing::debug!(pod.uid = %uid, %state, "Sandbox scanned");
             standing.state = state;
         }
     }
 
-    /// The pod has `namespaces`, by cookie, and no others; its addresses are known, or are not.
+    /// Sets the pod's `namespaces`, by cookie, and whether its addresses are known.
     pub(super) fn set_namespaces(&self, uid: &PodUid, namespaces: &[u64], has_address: bool) {
         let mut pods = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let standing = pods.entry(uid.clone()).or_default();

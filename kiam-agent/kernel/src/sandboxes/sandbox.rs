@@ -1,4 +1,4 @@
-//! One pod that has a cgroup: its namespaces, and what was reported of them.
+//! One pod with a cgroup: its network namespaces, and the events sent about them.
 
 use std::{fs, net::IpAddr, os::unix::fs::MetadataExt as _, path::PathBuf, time::Duration};
 
@@ -11,42 +11,42 @@ use super::{
 };
 use kiam_core::pods::{PodReader, PodUid};
 
-/// How long looks at a pod without listeners are hurried: longer than a runtime needs for a sandbox on a busy node.
+/// How long scans of a new pod without listeners are urgent: longer than a runtime needs for a sandbox on a busy node.
 const HURRY: Duration = Duration::from_secs(10);
 
-/// How long a pod that has been looked at rests, in the time that its look took: containers can ask for looks by what they do
-/// to their own cgroups, and make them long. A new sandbox is not kept waiting.
+/// The rest after a scan of a pod, in multiples of the scan's time: containers can cause scans by changes of their own
+/// cgroups, and make them long. A new sandbox does not wait.
 const REST_PER_LOOK: u32 = 9;
 
-/// A pod that has a cgroup.
+/// A pod with a cgroup.
 #[derive(Debug)]
 pub(super) struct Sandbox {
     pub(super) birth: u64,
-    /// When its cgroup was seen to come; `None`: it was there before.
+    /// When the cgroup was created; `None` if it is older than the agent.
     pub(super) came: Option<Instant>,
     pub(super) cgroup: PathBuf,
-    /// 0, which no cgroup has, when it was gone already.
+    /// The cgroup's id; 0, which no cgroup has, if it was gone already.
     pub(super) cgroup_id: u64,
-    /// Empty while it is looked at.
+    /// The claimed namespaces; empty during a scan.
     pub(super) held: Vec<ClaimedNamespace>,
-    /// The namespaces reported by [`Event::Opened`], by cookie, and not by [`Event::Closed`].
+    /// The namespaces, by cookie, with an [`Event::Opened`] and no [`Event::Closed`] so far.
     pub(super) reported: Vec<u64>,
     pub(super) record: Record,
     pub(super) scanning: bool,
-    /// Something happened while it was looked at.
+    /// Whether another scan is due after the current one.
     pub(super) again: bool,
-    /// Looks in a row that found it unsettled.
+    /// Successive scans that found the pod unsettled.
     pub(super) attempt: u32,
-    /// When its first process was noticed, until it is ready.
+    /// When the first process was noticed; `None` once the pod is ready.
     pub(super) seen: Option<Instant>,
-    /// When it may be looked at again, unless it is urgent.
+    /// The end of the rest after the last scan.
     pub(super) rests_until: Instant,
-    /// A look is due then.
+    /// Whether a scan is scheduled for the end of the rest.
     pub(super) resting: bool,
     pub(super) refusal: Option<NoListenerReason>,
 }
 
-/// What the API says of a pod, as far as it matters here.
+/// The relevant part of the pod's record in the API.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) host_network: bool,
@@ -75,17 +75,18 @@ impl Sandbox {
         }
     }
 
-    /// Whether its first process may connect in a moment, and nothing listens for that yet.
+    /// Whether the first process may connect soon, and there is no pod listener yet.
     pub(super) fn is_urgent(&self) -> bool {
         self.reported.is_empty() && self.came.is_some_and(|came| came.elapsed() < HURRY)
     }
 
-    /// Was looked at for so long, and rests now.
+    /// Starts the rest after a scan that `took` so long.
     pub(super) fn record_scan(&mut self, took: Duration) {
         self.rests_until = Instant::now() + took * REST_PER_LOOK;
     }
 
-    /// Has `held` from now on, of which `opened` are new. What there is to tell, and whether something is free now.
+    /// Replaces the claimed namespaces by `held`, of which `opened` are new. Returns the events, and whether a namespace was
+    /// freed.
     pub(super) fn take(
         &mut self,
         pod: &PodUid,
@@ -109,14 +110,14 @@ impl Sandbox {
         (events, freed)
     }
 
-    /// Has none any more, nor anything to wait for.
+    /// Drops all namespaces, and returns the events.
     pub(super) fn close(&mut self, pod: &PodUid) -> Vec<Event> {
         self.held.clear();
         self.refusal = None;
         closed(pod, self.reported.drain(..).collect())
     }
 
-    /// Where it stands after a look, which another one will follow if it is `due`.
+    /// The state after a scan. `due`: another scan follows.
     pub(super) fn state(&mut self, reason: NoListenerReason, due: bool) -> State {
         let is_ready = |held: &&ClaimedNamespace| held.listening.is_ok();
         if let Some(held) = self.held.iter().find(is_ready).or(self.held.first()) {
@@ -139,7 +140,7 @@ fn closed(pod: &PodUid, cookies: Vec<u64>) -> Vec<Event> {
 // === impl Record ===
 
 impl Record {
-    /// `None` while the API's is not known.
+    /// The record of `pod`; `None` while it is not known.
     pub(super) fn of(records: &PodReader, pod: &PodUid) -> Option<Self> {
         let pod = records.by_uid(pod).ok()?;
         let mut addresses: Vec<_> = pod.addresses.iter().map(IpAddr::to_canonical).collect();

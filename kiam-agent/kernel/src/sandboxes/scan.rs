@@ -1,4 +1,4 @@
-//! One look at a pod: which namespaces its processes are in, and which of those are to have listeners.
+//! One scan of a pod: finds the network namespaces of its processes, and opens pod listeners in them.
 
 use std::{collections::HashSet, net::IpAddr, path::PathBuf};
 
@@ -10,56 +10,55 @@ use super::{
 };
 use kiam_core::pods::PodUid;
 
-/// A namespace of a pod.
+/// A network namespace that is claimed for a pod.
 #[derive(Debug)]
 pub(super) struct ClaimedNamespace {
     pub(super) claim: Claim,
     pub(super) cookie: u64,
-    /// The port of the listeners inside it, or why there are none.
+    /// The port of the pod listeners, or why there are none.
     pub(super) listening: Result<u16, NoListenerReason>,
-    /// The pod's addresses when one of them was last seen in there; none before they were known.
+    /// The pod's addresses at the last time when one of them was found in the namespace; empty before they were known.
     pub(super) proven_by: Vec<IpAddr>,
 }
 
-/// What a look begins with. Whoever looks has the pod's namespaces meanwhile.
+/// The input of a scan, which owns the pod's namespaces meanwhile.
 #[derive(Debug)]
 pub(super) struct Scan {
     pub(super) pod: PodUid,
     pub(super) cgroup: PathBuf,
     pub(super) held: Vec<ClaimedNamespace>,
-    /// As the API has them; none while it is not known.
+    /// The pod's addresses in the API, if it is known.
     pub(super) addresses: Vec<IpAddr>,
-    /// Only what a new sandbox has is looked at.
+    /// Whether to scan only as much as a new sandbox has.
     pub(super) urgent: bool,
-    /// Whether there are to be listeners.
+    /// Whether to open pod listeners.
     pub(super) listens: bool,
     pub(super) claims: Claims,
 }
 
-/// What a look found.
+/// The result of a scan.
 #[derive(Debug)]
 pub(super) struct ScanResult {
-    /// What was held and still is, and what is new.
+    /// The pod's namespaces, earlier and new ones.
     pub(super) held: Vec<ClaimedNamespace>,
-    /// The new ones among them, and those that have new listeners.
+    /// The new namespaces among them, and those with new listeners.
     pub(super) opened: Vec<VerifiedNamespace>,
-    /// What is no longer the pod's.
+    /// The namespaces that are no longer the pod's.
     pub(super) closed: Vec<ClaimedNamespace>,
-    /// Why there are none, when there are none.
+    /// Why there are no namespaces, if there are none.
     pub(super) reason: NoListenerReason,
-    /// There are processes.
+    /// Whether the pod has processes.
     pub(super) any: bool,
-    /// A namespace was claimed for as long as it took to see that it is not the pod's: another pod may have been
-    /// refused it meanwhile.
+    /// Whether a namespace was claimed and released again. Another pod may have failed to claim it meanwhile.
     pub(super) released: bool,
-    /// Something was on its way: a look in a moment may find more.
+    /// Whether another scan in a moment may find more.
     pub(super) unsettled: bool,
 }
 
 // === impl Scan ===
 
 impl Scan {
-    /// Looks, opens what is to be opened, and tells what is to be closed. Blocks.
+    /// Runs the scan. Blocks.
     pub(super) fn run(self) -> ScanResult {
         let Self { pod, cgroup, held, addresses, urgent, listens, claims } = self;
         let claimed: HashSet<u64> = held.iter().map(|held| held.claim.inode()).collect();
@@ -91,7 +90,7 @@ impl Scan {
                 Err(owner) => found.reason = NoListenerReason::AnotherPods(owner),
             }
         }
-        // The runtime and its monitor stay on the node.
+        // The runtime and its monitor stay on the node's network.
         found.unsettled &= !found.held.iter().any(ClaimedNamespace::is_settled);
         found
     }
@@ -100,7 +99,7 @@ impl Scan {
 // === impl ClaimedNamespace ===
 
 impl ClaimedNamespace {
-    /// Whether there is nothing to wait for: somebody may be about to set `lo` up.
+    /// Whether the namespace is complete. While `lo` is down, the runtime may be about to set it up.
     fn is_settled(&self) -> bool {
         self.listening != Err(NoListenerReason::LoopbackDown)
     }
@@ -109,13 +108,13 @@ impl ClaimedNamespace {
 // === impl ScanResult ===
 
 impl ScanResult {
-    /// A look that failed by a mistake of ours: what was held is lost with it.
+    /// The result of a scan that panicked, which loses the pod's namespaces.
     pub(super) fn panicked() -> Self {
         Self {
             held: Vec::new(),
             opened: Vec::new(),
             closed: Vec::new(),
-            reason: NoListenerReason::Failed { call: "look", error: "it panicked".to_owned() },
+            reason: NoListenerReason::Failed { call: "scan", error: "it panicked".to_owned() },
             any: false,
             released: true,
             unsettled: true,
@@ -131,7 +130,7 @@ impl ScanResult {
                     return self.closed.push(held);
                 }
                 Err(reason) => {
-                    // Not known to be another's.
+                    // The check failed, so the namespace is kept.
                     self.unsettled = true;
                     self.reason = reason;
                 }
@@ -175,7 +174,7 @@ impl ScanResult {
     fn release(&mut self, claim: Claim, reason: NoListenerReason) {
         drop(claim);
         self.released = true;
-        // Somebody may be about to set the namespace up.
+        // The runtime may be about to set up the namespace.
         self.unsettled |=
             matches!(reason, NoListenerReason::LoopbackDown | NoListenerReason::NoAddress);
         self.reason = reason;
@@ -185,7 +184,7 @@ impl ScanResult {
 // === impl Processes ===
 
 impl Processes {
-    /// Why a pod with these processes has nothing to listen in.
+    /// Why a pod with these processes has no network namespace.
     fn reason(&self) -> NoListenerReason {
         match &self.failure {
             Some(error) => {

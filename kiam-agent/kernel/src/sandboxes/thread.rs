@@ -1,6 +1,6 @@
-//! What a new pod waits for runs before all that is not real-time.
+//! The real-time thread that opens pod listeners.
 //!
-//! A pod's first process may connect milliseconds after its sandbox is there, which is sooner than an ordinary thread of a
+//! A pod's first process may connect milliseconds after its sandbox exists, which is sooner than an ordinary thread of a
 //! busy node runs: see [`realtime`].
 
 use std::thread;
@@ -11,11 +11,11 @@ use tracing::warn;
 use super::{Error, SCANS_AT_ONCE};
 use crate::realtime;
 
-/// Does `work` on a thread and a runtime of its own, ahead of the node's ordinary threads, and so does what it has
-/// done by [`spawn_blocking`](tokio::task::spawn_blocking), unless that is [unhurried](realtime::ordinary). What is returned ends with
-/// `work`.
+/// Runs `work` on a real-time thread with a runtime of its own. Tasks that it starts by
+/// [`spawn_blocking`](tokio::task::spawn_blocking) are real-time too, unless they are [ordinary](realtime::ordinary). The
+/// returned future ends with `work`.
 ///
-/// Where the system refuses, which is logged, it takes its turn.
+/// If the system forbids it, which is logged, the thread has ordinary scheduling.
 ///
 /// # Errors
 ///
@@ -29,16 +29,16 @@ pub fn on_realtime_thread(
     let (running, ended) = oneshot::channel::<()>();
     let run = move || {
         if let Err(error) = realtime::enter() {
-            warn!(%error, "SCHED_FIFO is refused, so that the first connects of new pods on a busy node may go by the node's path");
+            warn!(%error, "SCHED_FIFO is not allowed, so the first connects of new pods on a busy node may go to the node listener");
         }
         runtime.block_on(work);
         drop(running);
-        // A look that is on is not waited for.
+        // A scan in progress is abandoned.
         runtime.shutdown_background();
     };
     let thread = thread::Builder::new().name("sandboxes".to_owned());
     thread.spawn(run).map_err(Error::Thread)?;
-    // Ended with the thread, however that ended.
+    // Dropped by the thread's end, even after a panic.
     Ok(async { drop(ended.await) })
 }
 

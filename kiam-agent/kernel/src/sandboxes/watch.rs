@@ -1,14 +1,13 @@
-//! Notices what happens to the pods' cgroups, as deep as the kubelet and the runtime make them.
+//! Watches the pods' cgroups, as deep as the kubelet and the runtime create them.
 //!
-//! mkdir and rmdir reach inotify as on any file system, and `cgroup.events` is modified when the first process
-//! comes or the last one goes; but a worker of the kernel tells that, which takes milliseconds on a busy node. Who writes
-//! a process's number into `cgroup.procs` is seen at once, and once a cgroup. Containers can write either file as often as
-//! they like, so that a watch of `cgroup.events` is for one event as well, and rests after it, and those of a pod rest one after
-//! the other: however many containers it has, it is noticed as often as a pod with one. A watch is not ended by the
-//! removal of its cgroup, so that is done here.
+//! inotify shows mkdir and rmdir. It shows a modification of `cgroup.events` when the first process comes or the last one
+//! goes, but by a kernel worker, which takes milliseconds on a busy node. A write to `cgroup.procs` is shown at once, and
+//! is watched for once per cgroup. Containers can cause events of either file as often as they like. So a watch of
+//! `cgroup.events` is for one event as well and then rests, and those of a pod rest one after the other: a pod with many
+//! containers causes no more events than a pod with one. A watch does not end with its cgroup, so it is ended here.
 //!
-//! The system may refuse watches: the limits of inotify are for everything that root runs on the node. What is not watched is
-//! found by a sweep, and each sweep tries to watch it again.
+//! inotify's limits count everything that root runs on the node, so watches may fail. A sweep finds cgroups without a
+//! watch, and tries to watch them again.
 
 mod spent;
 
@@ -29,26 +28,26 @@ use self::spent::Spent;
 use super::watches::{WatchTarget, Watches};
 use kiam_core::pods::{PodUid, is_qos_class};
 
-/// Cgroups of one pod that are watched; the sweep sees what happens in others.
+/// The most watched cgroups of one pod. Sweeps find changes in others.
 const CONTAINERS: usize = 64;
-/// Pods that are watched: more than a node runs.
+/// The most watched pods: more than a node runs.
 const PODS: usize = 4096;
-/// What happened to a pod's cgroup.
+/// A change of a pod's cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    /// It was made, or found.
+    /// The cgroup was created, or found.
     Created(PodUid, PathBuf),
     /// Containers or processes came or went.
     Members(PodUid),
-    /// The first process was put into one of its containers since that is watched.
+    /// The first process since the watch began was put into one of its containers.
     FirstProcess(PodUid),
-    /// It was removed.
+    /// The cgroup was removed.
     Removed(PodUid),
-    /// Changes were lost: look at everything.
+    /// Changes were lost: all pods must be scanned.
     Lost,
 }
 
-/// The watches.
+/// The watches of all pods' cgroups.
 #[derive(Debug)]
 pub(super) struct Watch {
     watches: Watches,
@@ -56,15 +55,15 @@ pub(super) struct Watch {
     /// The pods' cgroup and those of QoS classes, by path.
     folders: HashMap<PathBuf, Folder>,
     pods: HashMap<PodUid, Pod>,
-    /// Watches of `cgroup.events` that have ended by an event, in the order in which they will have rested.
+    /// Watches of `cgroup.events` that ended by an event, in the order in which their rests end.
     spent: VecDeque<Spent>,
 }
 
-/// A cgroup that pods' cgroups are in.
+/// A cgroup that contains pods' cgroups.
 #[derive(Debug)]
 struct Folder {
     inode: u64,
-    /// `None`: refused.
+    /// The watch; `None` if it failed.
     watch: Option<i32>,
 }
 
@@ -72,24 +71,24 @@ struct Folder {
 struct Pod {
     path: PathBuf,
     inode: u64,
-    /// Its folder's and its `cgroup.events`', but for those that were refused.
+    /// The watches of its folder and its `cgroup.events`, without failed ones.
     watches: Vec<i32>,
-    /// The same of its containers' `cgroup.events` and `cgroup.procs`, by the cgroup's name.
+    /// The watches of its containers' `cgroup.events` and `cgroup.procs`, by the cgroup's name.
     containers: HashMap<Box<OsStr>, Vec<i32>>,
-    /// When the last of those that rest will have rested.
+    /// The end of the last rest of its watches.
     rest_until: Instant,
 }
 
 // === impl Watch ===
 
 impl Watch {
-    /// Watches nothing yet: [`Watch::sweep`] begins.
+    /// No watches yet; [`Watch::sweep`] adds them.
     pub(super) fn new(root: PathBuf) -> Self {
         let (folders, pods) = (HashMap::new(), HashMap::new());
         Self { watches: Watches::default(), root, folders, pods, spent: VecDeque::new() }
     }
 
-    /// The next changes; none while there is no inotify. To be waited for on the runtime that sweeps are made on.
+    /// Waits for the next changes, for ever without inotify. It must run on the same runtime as the sweeps.
     pub(super) async fn changes(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
         let rested = self.spent.front().map(|spent| spent.rests_until);
@@ -115,13 +114,12 @@ impl Watch {
         changes
     }
 
-    /// How many watches are missing, because the system refuses them. Without some, changes are found by
-    /// [`Watch::catch_up`] alone.
+    /// The number of missing watches. Changes of their cgroups are found by [`Watch::catch_up`] alone.
     pub(super) fn refused(&self) -> u64 {
         self.watches.refused()
     }
 
-    /// Whether the pods' cgroup is another one than is watched.
+    /// Whether the pods' cgroup is not the watched one.
     pub(super) fn is_moved(&self) -> bool {
         inode(&self.root) != self.folders.get(&self.root).map(|folder| folder.inode)
     }
@@ -131,7 +129,7 @@ impl Watch {
         self.compare(true)
     }
 
-    /// A sweep that costs little where most is watched: of the pods that are known, it is only for those that are not.
+    /// A cheap sweep: of the known pods, it checks only those without all watches.
     pub(super) fn catch_up(&mut self) -> Vec<Change> {
         self.compare(false)
     }
@@ -148,7 +146,7 @@ impl Watch {
         let known = self.pods.iter().filter(|(_, pod)| all || !pod.is_watched());
         let known: Vec<PodUid> = known.map(|(uid, _)| uid.clone()).collect();
         let root = self.root.clone();
-        // First: a watch of a folder is worth more than one of a pod.
+        // First, since a watch of a folder is worth more than one of a pod.
         self.folder(&root, &mut changes);
         for uid in known {
             self.watch_pod(&uid);
@@ -163,7 +161,7 @@ impl Watch {
         changes
     }
 
-    /// There are no watches any more; what is known stays.
+    /// Drops all watches after an error, and keeps the known cgroups.
     fn unwatch(&mut self, error: &io::Error) {
         self.watches.lose(error);
         self.folders.values_mut().for_each(|folder| folder.watch = None);
@@ -184,7 +182,7 @@ impl Watch {
             changes.push(Change::Lost);
             return;
         }
-        // A watch that was ended since may still have had events in the queue.
+        // The queue may still have events of an ended watch.
         let Some(place) = self.watches.place(watch) else { return };
         let made = flags.contains(ReadFlags::CREATE);
         match (place, name) {
@@ -198,7 +196,7 @@ impl Watch {
                 }
                 changes.push(Change::Members(uid));
             }
-            // The kernel says that the watch has ended, too.
+            // Another event shows the end of the watch.
             (WatchTarget::Events(pod, container), _) if flags.contains(ReadFlags::MODIFY) => {
                 self.watches.ended(watch);
                 changes.push(Change::Members(pod.clone()));
@@ -213,7 +211,7 @@ impl Watch {
         }
     }
 
-    /// `name` is in `folder`, which is the pods' cgroup or a QoS class's.
+    /// Adds `name` in `folder`, which is the pods' cgroup or a QoS class's.
     fn made(&mut self, folder: &Path, name: &OsStr, changes: &mut Vec<Change>) {
         let path = folder.join(name);
         if folder == self.root && name.to_str().is_some_and(is_qos_class) {
@@ -231,13 +229,13 @@ impl Watch {
         }
         let below = path.strip_prefix(&self.root).ok();
         let Some(uid) = below.and_then(PodUid::from_cgroup_path) else { return };
-        // Unless it is there again, and is known to be.
+        // Unless it was recreated, and is known already.
         if self.pods.get(&uid).is_some_and(|pod| pod.path == path && !pod.is_there()) {
             self.forget_pod(&uid, changes);
         }
     }
 
-    /// Watches first and reads then, so that nothing falls between.
+    /// Watches the folder, and then reads it, so that no change is missed.
     fn folder(&mut self, path: &Path, changes: &mut Vec<Change>) {
         let Some(inode) = inode(path) else { return };
         if self.folders.get(path).is_some_and(|known| known.inode != inode) {
@@ -272,7 +270,7 @@ impl Watch {
     fn watch_pod(&mut self, uid: &PodUid) {
         let missing = self.pods.get(uid).filter(|pod| pod.watches.len() < 2);
         let Some(path) = missing.map(|pod| pod.path.clone()) else { return };
-        // The same number for what is watched already.
+        // An existing watch keeps its number.
         let folder = self.watches.add(&path, folder_flags(), WatchTarget::Pod(uid.clone()));
         let events = self.watch_events(&path, uid, None);
         if let Some(pod) = self.pods.get_mut(uid) {
@@ -280,7 +278,7 @@ impl Watch {
         }
     }
 
-    /// Watches the containers' cgroups of a pod that are there; whether they are others than were known.
+    /// Watches the current containers' cgroups of a pod, and returns whether they changed.
     fn containers(&mut self, uid: &PodUid) -> bool {
         let Some(path) = self.pods.get(uid).map(|pod| pod.path.clone()) else { return false };
         let Some(names) = self.below(&path) else { return false };
@@ -300,7 +298,7 @@ impl Watch {
             return;
         }
         let container = pod.path.join(name);
-        // The same number for the same cgroup; another one when it was made anew.
+        // The same cgroup keeps its number. A recreated one gets another.
         let events = self.watch_events(&container, uid, Some(name.into()));
         let (processes, place) =
             (container.join("cgroup.procs"), WatchTarget::Processes(uid.clone()));
@@ -315,7 +313,7 @@ impl Watch {
 
     fn forget_container(&mut self, uid: &PodUid, name: &OsStr) {
         let pod = self.pods.get_mut(uid);
-        // It may have been made anew meanwhile; then what comes next watches it.
+        // It may have been recreated meanwhile. Then a later event watches it.
         let watches = pod.and_then(|pod| pod.containers.remove(name));
         watches.into_iter().flatten().for_each(|watch| self.watches.end(watch));
     }
@@ -335,7 +333,7 @@ impl Watch {
         }
     }
 
-    /// The cgroups in one; `None` when that is gone or can't be read.
+    /// The cgroups in `path`; `None` if it is gone or can't be read.
     fn below(&mut self, path: &Path) -> Option<Vec<OsString>> {
         match fs::read_dir(path) {
             Ok(entries) => {
@@ -345,7 +343,7 @@ impl Watch {
                 Some(folders.map(|entry| entry.file_name()).collect())
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            // Such as for want of descriptors.
+            // For example without free descriptors.
             Err(error) => {
                 self.watches.refuse(&error);
                 None
@@ -370,7 +368,7 @@ fn folder_flags() -> WatchFlags {
     WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ONLYDIR
 }
 
-/// Which cgroup is at `path`: numbers are not used again.
+/// The inode number of the cgroup at `path`. Numbers are not reused.
 fn inode(path: &Path) -> Option<u64> {
     fs::metadata(path).ok().map(|metadata| metadata.ino())
 }

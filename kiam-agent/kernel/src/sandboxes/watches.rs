@@ -1,7 +1,7 @@
-//! Watches of files, as many as the system allows.
+//! Watches of files by inotify.
 //!
-//! The limits of inotify are for everything that root runs on the node, so that others can use them up. Then watches are
-//! missing, which is counted and logged, and [`Watches::begin`] tries again.
+//! inotify's limits count everything that root runs on the node, so that other programs can exhaust them. Missing watches
+//! are counted and logged, and [`Watches::begin`] tries again.
 
 use std::{
     collections::HashMap,
@@ -22,12 +22,12 @@ use tracing::{info, warn};
 
 use kiam_core::{pods::PodUid, telemetry::LogLimit};
 
-/// What is read at once.
+/// The buffer of one read.
 const BUFFER: usize = 16 * 1024;
-/// How often it is logged that watches are refused.
+/// The shortest time between two log lines about failed watches.
 const LOG_PERIOD: Duration = Duration::from_secs(60);
 
-/// What a watch is for.
+/// The file or folder of a watch.
 #[derive(Clone, Debug)]
 pub(super) enum WatchTarget {
     Folder(PathBuf),
@@ -40,16 +40,16 @@ pub(super) enum WatchTarget {
 /// An event: the watch, what happened, and the name of the file in a folder.
 pub(super) type WatchEvent = (i32, ReadFlags, Option<Vec<u8>>);
 
-/// The watches that there are.
+/// All watches of the process.
 #[derive(Debug)]
 pub(super) struct Watches {
-    /// `None` while the system has none to give.
+    /// `None` while no instance can be created.
     inotify: Option<AsyncFd<OwnedFd>>,
     places: HashMap<i32, WatchTarget>,
-    /// What the system has refused since [`Watches::begin`].
+    /// Watches that failed since [`Watches::begin`].
     refused: u64,
     log: LogLimit<()>,
-    /// A refusal was logged, and its end was not.
+    /// Whether a failure was logged, and its end was not yet.
     logged: bool,
 }
 
@@ -63,7 +63,7 @@ impl Default for Watches {
 }
 
 impl Watches {
-    /// Begins to add what is missing, and asks for an inotify instance where there is none.
+    /// Begins a round of adding watches, and creates an inotify instance if there is none.
     pub(super) fn begin(&mut self) {
         self.refused = 0;
         if self.inotify.is_some() {
@@ -80,19 +80,19 @@ impl Watches {
         }
     }
 
-    /// All that was to be added was tried.
+    /// Ends a round of adding watches.
     pub(super) fn complete(&mut self) {
         if self.refused == 0 && std::mem::take(&mut self.logged) {
             info!("All pods' cgroups are watched again");
         }
     }
 
-    /// How many are missing, because the system refuses them.
+    /// The number of missing watches.
     pub(super) fn refused(&self) -> u64 {
         self.refused
     }
 
-    /// Counts and logs that the system refuses to show a change.
+    /// Counts and logs a failed watch.
     pub(super) fn refuse(&mut self, error: &io::Error) {
         self.refused += 1;
         if self.log.admit(()).is_some() {
@@ -104,7 +104,7 @@ impl Watches {
         }
     }
 
-    /// The next events; none while there is no inotify.
+    /// Waits for the next events, for ever without inotify.
     pub(super) async fn next(&self) -> io::Result<Vec<WatchEvent>> {
         match &self.inotify {
             Some(inotify) => read(inotify).await,
@@ -116,8 +116,8 @@ impl Watches {
         self.places.get(&watch).cloned()
     }
 
-    /// The number of the watch, which is the same for what is watched already; `None` when `path` is gone, and when the
-    /// system refuses.
+    /// Adds a watch and returns its number, which stays the same for an existing watch; `None` if `path` is gone, or the
+    /// system returns an error.
     pub(super) fn add(
         &mut self,
         path: &Path,
@@ -149,12 +149,12 @@ impl Watches {
         }
     }
 
-    /// The kernel has ended it.
+    /// Forgets a watch that the kernel has ended.
     pub(super) fn ended(&mut self, watch: i32) {
         self.places.remove(&watch);
     }
 
-    /// Gives up all of them: `error` is that of [`Watches::next`].
+    /// Drops all watches after an `error` of [`Watches::next`].
     pub(super) fn lose(&mut self, error: &io::Error) {
         (self.inotify, self.places) = (None, HashMap::new());
         self.refuse(error);
@@ -170,7 +170,7 @@ async fn read(inotify: &AsyncFd<OwnedFd>) -> io::Result<Vec<WatchEvent>> {
     loop {
         let mut ready = inotify.readable().await?;
         let mut buffer = [MaybeUninit::uninit(); BUFFER];
-        // One read: the reader goes on reading when its buffer is empty.
+        // One read, since the reader would read again when its buffer is empty.
         let mut reader = Reader::new(ready.get_inner(), &mut buffer);
         let mut seen = Vec::new();
         let outcome = loop {

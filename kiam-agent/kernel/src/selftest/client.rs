@@ -1,5 +1,5 @@
-//! The self-test's other half: a process of its own, in the self-test's cgroup and network namespace, that tries what a
-//! pod may try and says what came of it, one JSON line an attempt.
+//! The self-test's client: a process in the self-test's cgroup and network namespace that does what a pod may try, and
+//! prints one JSON line for each attempt.
 
 use std::{
     io,
@@ -19,46 +19,46 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-/// How long a connection to the agent may take, and then the agent to close it.
+/// The longest connect to the agent, and the longest wait for the agent's close.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long one that must go nowhere is waited for.
+/// The wait for a connect that must fail.
 const STOPPED: Duration = Duration::from_millis(300);
-/// A UDP datagram of no content from port 12345 to 80: the shortest thing that a raw socket can send.
+/// An empty UDP datagram from port 12345 to 80, for the raw socket.
 const RAW: [u8; 8] = [0x30, 0x39, 0, 80, 0, 8, 0, 0];
 
-/// What is tried.
+/// An attempt of the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) enum Attempt {
     /// TCP to 169.254.169.254.
     Ipv4,
-    /// TCP to the same in v4-mapped form.
+    /// TCP to 169.254.169.254 in v4-mapped form.
     Mapped,
     /// TCP to `fd00:ec2::254`.
     Ipv6,
-    /// A UDP datagram.
+    /// A UDP datagram to 169.254.169.254.
     Datagram,
-    /// What a raw socket sends.
+    /// A packet of a raw socket to 169.254.169.254.
     Raw,
     /// TCP to an address that another program then rewrites to 169.254.169.254.
     Rewritten,
 }
 
-/// What came of an attempt.
+/// The outcome of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Outcome {
-    /// Which.
+    /// The attempt.
     pub(super) attempt: Attempt,
-    /// The port it came from, host order; 0 for none.
+    /// The source port, host order; 0 for none.
     pub(super) port: u16,
-    /// The error number that ended it; `None`: connected, or sent.
+    /// The error number; `None` if it connected, or sent.
     pub(super) errno: Option<i32>,
 }
 
-/// Makes every attempt and prints what came of it: the whole of the hidden command.
+/// Runs the hidden command: makes every attempt and prints its outcome.
 ///
 /// # Errors
 ///
-/// When nothing can be printed.
+/// Those of printing.
 pub fn client() -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     let attempts = [
@@ -87,7 +87,7 @@ fn errno(result: io::Result<()>) -> Option<i32> {
     result.err().map(|error| error.raw_os_error().unwrap_or(libc::EIO))
 }
 
-/// Connects, and waits until the other end closes: the kernel's record goes when this end does.
+/// Connects, and waits until the other end closes, since the kernel's record is removed when this end closes.
 fn tcp(to: SocketAddr, limit: Duration, port: &mut u16) -> io::Result<()> {
     let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -99,7 +99,7 @@ fn tcp(to: SocketAddr, limit: Duration, port: &mut u16) -> io::Result<()> {
     *port = SocketAddr::try_from(getsockname(&socket)?)?.port();
     wait(&socket, PollFlags::OUT, limit)?;
     sockopt::socket_error(&socket)??;
-    // Closed or not, it is connected; how long that takes is the agent's affair.
+    // It is connected, whether the agent closes it in time or not.
     let _ = wait(&socket, PollFlags::IN | PollFlags::RDHUP, limit);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The self-test: the agent does to itself what a pod may try, before it calls itself ready and then every minute.
+//! The self-test: the agent tries what a pod may try, before it becomes ready and then every minute.
 //!
 //! A process in a throw-away cgroup and network namespace connects to the IMDS in every form, sends what must be
 //! denied, and connects by way of a program that rewrites addresses behind the agent's. Its connections are seen
@@ -37,76 +37,75 @@ use kiam_core::{
 
 /// The hidden subcommand that runs [`client`].
 pub const SUBCOMMAND: &str = "selftest-client";
-/// How long before a self-test that failed is tried again: a busy node is given a second chance.
+/// The pause before a failed self-test is repeated, in case the node was only busy.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long the cgroups of self-tests whose agents were killed are looked for.
+/// The longest search for leftover cgroups of killed agents' self-tests.
 const SWEEP_TIME: Duration = Duration::from_secs(2);
-/// How often it fails before readiness is taken away.
+/// Successive failures after which the agent is not ready.
 const FAILURES: u32 = 2;
 
-/// Configures the self-test.
+/// The self-test's configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// How often it runs.
+    /// The interval of the self-test.
     pub interval: Duration,
-    /// Whether the kernel's records tell who is calling (`--identity=kernel`).
+    /// Whether callers are identified by the kernel's records (`--identity=kernel`).
     pub attested: bool,
-    /// Whether anything stops packets that no connect was asked about: the route guard, or the program at the
-    /// pods' cgroup.
+    /// Whether the route guard or the program at the pods' cgroup blocks packets that the connect hooks can't see.
     pub guarded: bool,
     /// How connections reach the agent.
     pub path: ListenerPath,
 }
 
-/// What the self-test needs of the kernel's part.
+/// The self-test's handles to the kernel programs' maps.
 #[derive(Clone, Debug)]
 pub struct SelftestParts {
     /// The pods' cgroup.
     pub cgroup: PathBuf,
-    /// Cgroups that are treated otherwise.
+    /// The marked cgroups.
     pub marks: Marks,
-    /// Who opened which connection.
+    /// The kernel's records of connections.
     pub flows: Flows,
     /// The network namespaces that are known to be pods'.
     pub sandboxes: SandboxTable,
-    /// Rewrites addresses behind the agent's programs.
+    /// The program that rewrites addresses after the agent's programs.
     pub rewriter: Rewriter,
 }
 
-/// Where the self-test's connections go.
+/// The listener that the self-test connects to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ListenerKind {
     Node,
     Pod,
 }
 
-/// What is tested.
+/// A part of the self-test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelValue)]
 pub enum Part {
     /// Connects by IPv4 come to the agent with the caller's identity.
     Ipv4,
-    /// Connects to the v4-mapped address do.
+    /// Connects to the v4-mapped address come to the agent, too.
     Mapped,
-    /// Connects by IPv6 do.
+    /// Connects by IPv6 come to the agent, too.
     Ipv6,
     /// Datagrams are denied.
     Datagram,
-    /// What raw sockets send does not leave the node.
+    /// Packets of raw sockets do not leave the node.
     Raw,
-    /// A program that rewrites addresses behind the agent's changes nothing.
+    /// A program that rewrites addresses after the agent's gives no access.
     Ancestor,
     /// The self-test itself could run.
     Selftest,
 }
 
-/// A part that is not as it must be.
+/// A failed part, with the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Failure {
     part: Part,
     reason: String,
 }
 
-/// The self-test, with all it needs.
+/// The self-test of one agent.
 pub struct Selftest {
     config: Config,
     parts: SelftestParts,
@@ -114,13 +113,13 @@ pub struct Selftest {
     sandbox: Option<Sandbox>,
 }
 
-/// What operators see of it.
+/// The latch, detail and metrics by which operators see the self-test.
 pub struct SelftestStatus {
-    /// Set while it succeeds.
+    /// Set while the self-test passes.
     pub latch: Latch,
-    /// Which parts fail.
+    /// The failed parts.
     pub detail: Detail,
-    /// Counts.
+    /// The self-test's metrics.
     pub metrics: Metrics,
 }
 
@@ -147,13 +146,13 @@ impl fmt::Display for Failure {
 // === impl Selftest ===
 
 impl Selftest {
-    /// One of the programs that are attached, seen by `witness`.
+    /// A self-test of the attached programs, whose connections `witness` sees.
     #[must_use]
     pub fn new(config: Config, parts: SelftestParts, witness: Witness) -> Self {
         Self { config, parts, witness, sandbox: None }
     }
 
-    /// Proves again and again, until the drain begins.
+    /// Runs the self-test at each interval until the drain begins.
     pub async fn keep(mut self, status: SelftestStatus, mut drain: Drain) {
         let mut ticks = interval(self.config.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -168,7 +167,7 @@ impl Selftest {
             status.metrics.count(&failures);
             if failures.is_empty() {
                 if failed != 0 {
-                    info!("The self-test succeeds again");
+                    info!("The self-test passes again");
                 }
                 failed = 0;
                 status.latch.set();
@@ -182,7 +181,7 @@ impl Selftest {
                 status.latch.clear();
                 error!(
                     failures = list,
-                    "The self-test fails: pods may not be intercepted as they should be"
+                    "The self-test fails: pods may not be intercepted correctly"
                 );
                 status.detail.set(list);
             }
@@ -195,7 +194,7 @@ impl Selftest {
     async fn run(mut self) -> Option<(Self, Vec<Failure>)> {
         let made = blocking::spawn(move |blocking| {
             let failures = self.check(blocking).unwrap_or_else(|error| {
-                // Whatever is broken is made anew.
+                // The next run starts with a new sandbox.
                 self.discard();
                 vec![Failure { part: Part::Selftest, reason: error.to_string() }]
             });
@@ -222,11 +221,11 @@ impl Selftest {
         blocking: &Blocking,
         listener: ListenerKind,
     ) -> io::Result<Vec<Failure>> {
-        // Opened anew each time: it may have been made anew.
+        // Reopened each time, since it may have been recreated.
         let cgroup = Cgroup::open(blocking, Some(&self.parts.cgroup)).map_err(io::Error::other)?;
         let sandbox = match self.sandbox.take() {
             Some(sandbox) => sandbox,
-            None => prepared(blocking, &cgroup)?,
+            None => prepare(blocking, &cgroup)?,
         };
         let sandbox = self.sandbox.insert(sandbox);
         self.parts.marks.intercept(sandbox.cgroup_id()).map_err(io::Error::other)?;
@@ -246,7 +245,7 @@ impl Selftest {
             (ListenerKind::Pod, None) if self.config.path == ListenerPath::PodLocal => {
                 return Err(io::Error::other("--path=pod-local needs kernel 5.14"));
             }
-            // Without cookies there are no listeners inside namespaces.
+            // Without cookies there are no pod listeners.
             (ListenerKind::Pod, None) => return Ok(Vec::new()),
             (ListenerKind::Node, Some(netns)) => {
                 let known = (netns, pod);
@@ -281,7 +280,7 @@ impl Selftest {
     fn discard(&mut self) {
         self.witness.watch(None);
         if let Some(sandbox) = self.sandbox.take() {
-            // It goes with the next start of an agent, if not now.
+            // After a failure, the next start of an agent removes the mark.
             let _ = self.parts.marks.remove(sandbox.cgroup_id());
         }
     }
@@ -293,15 +292,15 @@ impl Drop for Selftest {
     }
 }
 
-/// A place for the client: below the agent's own cgroup where that is one of a pod, for the kubelet removes pods
-/// that it does not know.
-fn prepared(blocking: &Blocking, cgroup: &Cgroup) -> io::Result<Sandbox> {
+/// Creates a sandbox for the client: below the agent's own cgroup if the agent runs in a pod, since the kubelet removes
+/// unknown pods.
+fn prepare(blocking: &Blocking, cgroup: &Cgroup) -> io::Result<Sandbox> {
     let parent = cgroup.own().unwrap_or(cgroup.path());
     sandbox::sweep(&mut Walk::new(blocking, SWEEP_TIME), parent);
     Sandbox::create(parent)
 }
 
-/// What is not as it must be. `left` packets have left the node; `is_identified` tells of a connection by its port.
+/// The failed parts. `left` packets have left the node; `is_identified` looks up a connection by its port.
 fn judge(
     outcomes: &[Outcome],
     left: u32,
@@ -316,7 +315,7 @@ fn judge(
     for (attempt, part) in connects {
         match of(attempt) {
             None => fail(part, "not tried".to_owned()),
-            // There where the node has no IPv6 at all.
+            // The node has no IPv6 at all.
             Some(Outcome { errno: Some(libc::EAFNOSUPPORT), .. }) => {}
             Some(Outcome { errno: Some(errno), .. }) => {
                 fail(
@@ -328,7 +327,7 @@ fn judge(
                 );
             }
             Some(outcome) if !is_identified(outcome.port) => {
-                fail(part, "the connection did not come with the caller's identity".to_owned());
+                fail(part, "the connection arrived without the caller's identity".to_owned());
             }
             Some(_) => {}
         }
@@ -338,7 +337,10 @@ fn judge(
     }
     if guarded {
         if of(Attempt::Rewritten).is_none_or(|outcome| outcome.errno.is_none()) {
-            fail(Part::Ancestor, "a connect that another program rewrote has arrived".to_owned());
+            fail(
+                Part::Ancestor,
+                "a connect that another program rewrote has reached its destination".to_owned(),
+            );
         }
         if left > 0 {
             fail(Part::Raw, format!("{left} packets to the IMDS have left the node"));

@@ -1,4 +1,4 @@
-//! The agent's listener inside the self-test's own network namespace, as it is inside pods'.
+//! The self-test's entry in the table of pods' network namespaces, with a pod listener.
 
 use std::{
     fs::File,
@@ -17,10 +17,10 @@ use crate::{
     sys::namespaces::inside,
 };
 
-/// How often it is looked whether something came.
-const LOOK: Duration = Duration::from_millis(2);
+/// The interval of polls for connections.
+const POLL: Duration = Duration::from_millis(2);
 
-/// Published while it lives. Drop takes it back.
+/// A published entry of the self-test's namespace. Dropping it removes the entry.
 pub(super) struct NamespaceEntry<'a> {
     table: &'a SandboxTable,
     netns: u64,
@@ -30,7 +30,7 @@ pub(super) struct NamespaceEntry<'a> {
 // === impl NamespaceEntry ===
 
 impl<'a> NamespaceEntry<'a> {
-    /// Listens in `namespace`, whose cookie is `netns`, and has the programs send connects of the cgroup `pod` there.
+    /// Listens in `namespace`, whose cookie is `netns`, and publishes the listener for connects of the cgroup `pod`.
     pub(super) fn open(
         namespace: &File,
         (netns, pod): (u64, u64),
@@ -40,7 +40,7 @@ impl<'a> NamespaceEntry<'a> {
         let v4 = inside(namespace, || listen(Ipv4Addr::LOCALHOST.into()))?;
         let mut sandbox = Sandbox { pod, v4: v4.local_addr()?.port(), ..Sandbox::default() };
         let mut sockets = vec![v4];
-        // Not where the node has no IPv6.
+        // This fails where the node has no IPv6.
         if let Ok(v6) = inside(namespace, || listen(Ipv6Addr::LOCALHOST.into())) {
             sandbox.v6 = v6.local_addr()?.port();
             sockets.push(v6);
@@ -52,7 +52,7 @@ impl<'a> NamespaceEntry<'a> {
         Ok(Self { table, netns, sockets })
     }
 
-    /// Listens nowhere, and lets the cgroup `pod` connect from the namespace whose cookie is `netns` to the node's
+    /// Publishes the namespace of cookie `netns` without a listener, so that the cgroup `pod` can connect from it to the node
     /// listener.
     pub(super) fn without_listener(
         (netns, pod): (u64, u64),
@@ -63,7 +63,7 @@ impl<'a> NamespaceEntry<'a> {
         Ok(Self { table, netns, sockets })
     }
 
-    /// Does `work`, and meanwhile shows `witness` what comes.
+    /// Runs `work`, and meanwhile shows `witness` the accepted connections.
     pub(super) fn seen_by<T>(
         &self,
         witness: &Witness,
@@ -75,7 +75,7 @@ impl<'a> NamespaceEntry<'a> {
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
                     self.accept(witness, flows);
-                    thread::sleep(LOOK);
+                    thread::sleep(POLL);
                 }
             });
             let done = work();
@@ -84,7 +84,7 @@ impl<'a> NamespaceEntry<'a> {
         })
     }
 
-    /// As for a pod: without the kernel's entry of this namespace, nothing counts. What came is closed.
+    /// Accepts and closes connections. As for a pod, only connections with the kernel's entry of this namespace count.
     fn accept(&self, witness: &Witness, flows: &Flows) {
         for socket in &self.sockets {
             while let Ok((stream, peer)) = socket.accept() {
@@ -99,7 +99,7 @@ impl<'a> NamespaceEntry<'a> {
 
 impl Drop for NamespaceEntry<'_> {
     fn drop(&mut self) {
-        // The namespace is the self-test's: what stays in the list sends nobody anywhere.
+        // A failure is harmless, since no pod is in the self-test's namespace.
         let _ = self.table.withdraw(self.netns);
     }
 }

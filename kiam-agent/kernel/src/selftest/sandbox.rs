@@ -1,4 +1,4 @@
-//! Where the self-test's client runs: a network namespace that is wired to the node as a pod's is, and a cgroup.
+//! The self-test's sandbox: a cgroup, and a network namespace that is connected to the node like a pod's.
 
 use std::{
     fs::{self, File},
@@ -28,24 +28,24 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
 
 use crate::sys::{Walk, inside, netlink::Netlink, netns};
 
-/// How the client's cgroup is called, below that of the agent's pod: what runs there is no sandbox of that pod.
+/// The prefix of the client's cgroup, below that of the agent's pod. Scans of that pod skip it.
 pub const CGROUP_PREFIX: &str = "kiam-selftest-";
 /// The client's link in its namespace.
 const LINK: &str = "eth0";
 /// The loopback link's index in every namespace (`LOOPBACK_IFINDEX` in the kernel).
 const LOOPBACK: u32 = 1;
-/// Who the client believes to be its gateway: no such host, the node's end of the link answers.
+/// The client's gateways. No host has these addresses; the node's end of the link answers.
 const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 76, 1);
 const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
-/// Hardware addresses of both ends: locally administered, and seen by nobody else.
+/// The hardware addresses of both ends: locally administered, and only used on this link.
 const NODE_MAC: [u8; 6] = [0x02, b'k', b'i', b'a', b'm', 1];
 const CLIENT_MAC: [u8; 6] = [0x02, b'k', b'i', b'a', b'm', 2];
-/// Cgroups among which those of self-tests are looked for.
+/// The most cgroups among which leftovers are searched.
 const SWEPT: usize = 4096;
-/// Two agents are on a node while one takes over: each has other addresses.
+/// Attempts to find free addresses: during a takeover two agents have a sandbox.
 const TRIES: u32 = 16;
 
-/// A throw-away pod, as far as the kernel is concerned. Drop takes it away.
+/// A temporary pod, as far as the kernel is concerned. Dropping it removes the cgroup and the namespace.
 #[derive(Debug)]
 pub(super) struct Sandbox {
     netns: File,
@@ -58,7 +58,7 @@ pub(super) struct Sandbox {
 // === impl Sandbox ===
 
 impl Sandbox {
-    /// Makes one whose cgroup is below `parent`.
+    /// Creates a sandbox whose cgroup is below `parent`.
     pub(super) fn create(parent: &Path) -> io::Result<Self> {
         let cgroup =
             parent.join(format!("{CGROUP_PREFIX}{}-{:08x}", std::process::id(), fastrand::u32(..)));
@@ -76,27 +76,27 @@ impl Sandbox {
         Ok(sandbox)
     }
 
-    /// Its cgroup's id.
+    /// The cgroup's id.
     pub(super) fn cgroup_id(&self) -> u64 {
         self.cgroup_id
     }
 
-    /// Its network namespace.
+    /// The network namespace.
     pub(super) fn netns(&self) -> &File {
         &self.netns
     }
 
-    /// Its network namespace's cookie, where the kernel tells it (5.14).
+    /// The network namespace's cookie, from kernel 5.14 on.
     pub(super) fn cookie(&self) -> Option<u64> {
         self.cookie
     }
 
-    /// Its addresses.
+    /// The client's addresses.
     pub(super) fn addresses(&self) -> [IpAddr; 2] {
         self.addresses
     }
 
-    /// Runs `command` in it, to the end.
+    /// Runs `command` in the sandbox, to its end.
     pub(super) fn run(&self, command: &mut Command) -> io::Result<Output> {
         let procs = File::options().write(true).open(self.cgroup.join("cgroup.procs"))?;
         let netns = self.netns.try_clone()?;
@@ -110,7 +110,7 @@ impl Sandbox {
         command.stdin(Stdio::null()).output()
     }
 
-    /// Links the namespace with the node's.
+    /// Connects the namespace with the node's.
     fn wire(&mut self) -> io::Result<()> {
         let node = Netlink::route()?;
         let link = format!("kiam{:08x}", fastrand::u32(..));
@@ -146,7 +146,7 @@ pub(super) fn sweep(walk: &mut Walk<'_>, parent: &Path) {
     for path in walk.children(parent, SWEPT).unwrap_or_default() {
         let name = path.file_name().unwrap_or_default();
         if name.as_encoded_bytes().starts_with(CGROUP_PREFIX.as_bytes()) {
-            // One that an agent uses at the moment is made anew by it.
+            // An agent that uses the cgroup at the moment recreates it.
             let _ = fs::remove_dir(path);
         }
     }
@@ -161,7 +161,7 @@ fn new_netns() -> io::Result<File> {
     made.join().map_err(|_| io::Error::other("the thread panicked"))?
 }
 
-/// Some of a range each that nobody else is likely to use on this node.
+/// Random addresses of ranges that are unlikely to be in use on this node.
 fn addresses() -> [IpAddr; 2] {
     let [high, low] = fastrand::u16(..).to_be_bytes();
     let (high, low) = (76 + (high & 1), low.clamp(2, 254));
@@ -236,7 +236,7 @@ fn connect_client(addresses: &[IpAddr; 2]) -> io::Result<()> {
     Ok(())
 }
 
-/// A node without IPv6 is proven by IPv4 alone.
+/// Ignores IPv6 errors of a node without IPv6, which is tested by IPv4 alone.
 fn unless_family_is_off(address: IpAddr, done: io::Result<()>) -> io::Result<()> {
     match done {
         Err(error)

@@ -1,4 +1,4 @@
-//! Counts what leaves the node for the IMDS from the self-test's addresses.
+//! Counts the packets that leave the node for the IMDS from the self-test's addresses.
 
 use std::{
     io,
@@ -8,7 +8,7 @@ use std::{
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, eth, socket_with};
 
-/// A packet socket that is shown packets to the IMDS, in the network namespace it was opened in.
+/// A packet socket that receives packets to the IMDS, in the network namespace that it was opened in.
 #[derive(Debug)]
 pub(super) struct Tap(OwnedFd);
 
@@ -17,7 +17,7 @@ const LDH: u16 = 0x28;
 const LDW: u16 = 0x20;
 const JEQ: u16 = 0x15;
 const RET: u16 = 0x06;
-/// Where a filter finds the protocol: `SKF_AD_OFF + SKF_AD_PROTOCOL`.
+/// The offset of the protocol for filters: `SKF_AD_OFF + SKF_AD_PROTOCOL`.
 const PROTOCOL: u32 = 0xffff_f000;
 
 // === impl Tap ===
@@ -25,14 +25,14 @@ const PROTOCOL: u32 = 0xffff_f000;
 impl Tap {
     pub(super) fn open() -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        // No protocol yet, so that nothing comes before the filter is there.
+        // Without a protocol, so that no packet comes before the filter is attached.
         let tap = Self(socket_with(AddressFamily::PACKET, SocketType::DGRAM, flags, None)?);
         tap.filter()?;
         tap.bind()?;
         Ok(tap)
     }
 
-    /// Lets through what goes to 169.254.169.254 or `fd00:ec2::254`, whose first and last words tell it enough.
+    /// Attaches a filter for packets to 169.254.169.254 or `fd00:ec2::254`, by the first and last words of the address.
     fn filter(&self) -> io::Result<()> {
         let step = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
         let mut steps = [
@@ -62,7 +62,7 @@ impl Tap {
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Begins: every interface, both directions (only `ETH_P_ALL` shows what goes out).
+    /// Starts receiving, on every interface and in both directions (only `ETH_P_ALL` shows outgoing packets).
     fn bind(&self) -> io::Result<()> {
         // SAFETY: all-zero bytes are a valid `sockaddr_ll`.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
@@ -79,7 +79,7 @@ impl Tap {
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// How many packets from `sources` have left by any interface since it was opened, or last asked.
+    /// The number of packets from `sources` that have left by any interface since the last call.
     pub(super) fn left(&self, sources: &[IpAddr]) -> u32 {
         let mut count = 0;
         while let Ok((head, kind)) = self.next() {

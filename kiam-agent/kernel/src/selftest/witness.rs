@@ -1,4 +1,4 @@
-//! What the accept loops see of the self-test's own connections.
+//! The self-test's connections, as the accept loops see them.
 
 use std::{
     collections::HashMap,
@@ -8,59 +8,59 @@ use std::{
 
 use crate::intercept::FlowEntry;
 
-/// Sees the self-test's connections where those of pods are identified, so that they are proven the whole way.
-/// Cheap to clone; the accept loops' resolver and the self-test share one.
+/// A witness of the self-test's connections, where pods are identified, so that the whole path is tested. Cheap to clone;
+/// the accept loops' resolver and the self-test share one.
 #[derive(Clone, Debug, Default)]
 pub struct Witness(Arc<Mutex<WitnessState>>);
 
 #[derive(Debug, Default)]
 struct WitnessState {
-    /// Who is the self-test; `None` while there is none.
+    /// The self-test's client; `None` while there is none.
     client: Option<TestClient>,
-    /// Its connections by the port they came from, with the kernel's entry where those are looked up.
+    /// The client's connections by source port, with the kernel's entry if entries are looked up.
     arrived: HashMap<u16, Option<FlowEntry>>,
 }
 
-/// Where the self-test's connections come from.
+/// The self-test's client, as the witness recognises it.
 #[derive(Clone, Debug)]
 pub(super) struct TestClient {
-    /// Its cgroup.
+    /// The client's cgroup.
     pub(super) cgroup: u64,
-    /// Its network namespace's cookie, where the kernel tells it (5.14).
+    /// The network namespace's cookie, from kernel 5.14 on.
     pub(super) netns: Option<u64>,
-    /// Its addresses.
+    /// The client's addresses.
     pub(super) addresses: [IpAddr; 2],
 }
 
 // === impl Witness ===
 
 impl Witness {
-    /// Whether the connection from `peer` with this entry is the self-test's. Then it is no pod's, and is not answered.
+    /// Whether the connection from `peer` with this entry is the self-test's. Such a connection is recorded and closed.
     #[must_use]
     pub fn saw(&self, entry: FlowEntry, peer: SocketAddr) -> bool {
         self.is_client(peer, Some(entry), |client| client.cgroup == entry.cgroup)
     }
 
-    /// The same where only the address tells who is calling.
+    /// As [`Witness::saw`], where callers are identified by address.
     #[must_use]
     pub fn saw_address(&self, peer: SocketAddr) -> bool {
         let address = peer.ip().to_canonical();
         self.is_client(peer, None, |client| client.addresses.contains(&address))
     }
 
-    /// The network namespace of the self-test, where `address` is the self-test's.
+    /// The network namespace of the self-test, if `address` is the self-test's.
     #[must_use]
     pub fn namespace(&self, address: IpAddr) -> Option<u64> {
         let seen = self.lock();
         seen.client.as_ref().filter(|client| client.addresses.contains(&address))?.netns
     }
 
-    /// Forgets what it saw; from now on connections of `client` are the self-test's.
+    /// Forgets the recorded connections, and watches for those of `client`.
     pub(super) fn watch(&self, client: Option<TestClient>) {
         *self.lock() = WitnessState { client, arrived: HashMap::new() };
     }
 
-    /// What was seen of the connection that came from `port`: its entry, where there are any.
+    /// The recorded connection from `port`: its entry, if entries are looked up.
     pub(super) fn arrived(&self, port: u16) -> Option<Option<FlowEntry>> {
         self.lock().arrived.get(&port).copied()
     }

@@ -1,4 +1,4 @@
-//! The pods' cgroup: where the programs are attached, and which part of it is the agent's own.
+//! The pods' cgroup, to which the programs are attached, and the agent's own cgroup in it.
 
 use std::{
     ffi::c_int,
@@ -19,17 +19,17 @@ use super::{membership, membership::Membership, membership::Owner, walk::Walk};
 use crate::error::Error;
 use kiam_core::blocking::Blocking;
 
-/// How far below a mount the kubelet's root may be (kind nests it in a container's scope).
+/// The depth of the search for the kubelet's root below a mount (kind nests it in a container's scope).
 const SEARCH_DEPTH: usize = 4;
-/// Cgroups directly in one that is searched for it.
+/// The most children of a searched cgroup.
 const SEARCH_WIDTH: usize = 4096;
-/// How long a search may take, and one for the agent's own cgroup.
+/// The longest search for the pods' cgroup and the agent's own.
 const SEARCH_TIME: Duration = Duration::from_secs(2);
 
 /// `FILEID_KERNFS` of `linux/exportfs.h`: the handle is the 64-bit id. Kernel 5.5.
 const FILEID_KERNFS: c_int = 0xfe;
 
-/// The directory that the programs are attached to; clones are of the same one.
+/// An open cgroup, to which the programs are attached. Clones share the directory.
 #[derive(Clone, Debug)]
 pub struct Cgroup {
     path: PathBuf,
@@ -49,7 +49,7 @@ struct Handle {
 // === impl Cgroup ===
 
 impl Cgroup {
-    /// Opens `given`, or the only match of the kubelets' layouts that is in use, and finds out where the agent itself is.
+    /// Opens `given`, or the only cgroup in use that matches a kubelet's layout, and finds the agent's own cgroup.
     ///
     /// # Errors
     ///
@@ -64,7 +64,7 @@ impl Cgroup {
         cgroup.membership = Membership::find(&mut walk, &cgroup);
         if walk.is_cut() {
             warn!(
-                "There are too many cgroups to look at all of them for the pods' and the agent's own; naming the pods' with --cgroup helps"
+                "There are too many cgroups to find the pods' cgroup and the agent's own; name the pods' cgroup with --cgroup"
             );
         }
         Ok(cgroup)
@@ -89,13 +89,13 @@ impl Cgroup {
         Ok(Self { path, directory, id: metadata.ino(), membership })
     }
 
-    /// Where it is.
+    /// The cgroup's path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its id, as BPF has it: the inode number.
+    /// The cgroup's id for BPF: the inode number.
     #[must_use]
     pub fn id(&self) -> u64 {
         self.id
@@ -107,29 +107,29 @@ impl Cgroup {
         &self.directory
     }
 
-    /// The agent's own cgroup, where that is this one or below it.
+    /// The agent's own cgroup, if it is this one or below.
     pub(crate) fn own(&self) -> Option<&Path> {
         self.membership.own(&self.path)
     }
 
-    /// The id of the cgroup of the agent's own pod, when it runs in one.
+    /// The id of the cgroup of the agent's own pod, if it runs in one.
     #[must_use]
     pub fn own_pod(&self) -> Option<u64> {
         membership::pod(&self.path, self.own()?.strip_prefix(&self.path).ok()?)
     }
 
-    /// Whose the process `pid` is.
+    /// The owner of the process `pid`.
     pub(crate) fn owner(&self, pid: u32) -> Owner {
         self.membership.owner(&self.path, pid)
     }
 
-    /// Whether its path still leads to it; else it was removed, and may have been made anew.
+    /// Whether the path still leads to this cgroup. Otherwise it was removed, and maybe recreated.
     #[must_use]
     pub fn is_there(&self) -> bool {
         fs::metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.id)
     }
 
-    /// Other matches of the kubelets' layouts that are in use.
+    /// Other cgroups in use that match a kubelet's layout.
     pub(crate) fn others(&self, walk: &mut Walk<'_>) -> Vec<PathBuf> {
         let mut others = found(walk, &mounts("cgroup2"));
         // The same one may be at several mounts.
@@ -141,7 +141,7 @@ impl Cgroup {
         others
     }
 
-    /// Ids of the QoS classes' cgroups in it that are there now, ascending.
+    /// The ids of the current QoS classes' cgroups, ascending.
     pub(crate) fn qos_classes(&self, walk: &mut Walk<'_>) -> Vec<u64> {
         let classes = walk.classes(&self.path).into_iter();
         let mut ids: Vec<u64> =
@@ -155,7 +155,7 @@ impl Cgroup {
     ///
     /// # Errors
     ///
-    /// The system's; `ESTALE` once that cgroup was removed.
+    /// The system's; `ESTALE` after the cgroup was removed.
     pub fn path_of(&self, id: u64) -> io::Result<PathBuf> {
         let mut handle = Handle { bytes: 8, kind: FILEID_KERNFS, id: id.to_ne_bytes() };
         // SAFETY: the descriptor is open, and `handle` is laid out as `struct file_handle` with 8 bytes.
@@ -176,9 +176,9 @@ impl Cgroup {
     }
 }
 
-/// Whether sockets may lose their v2 cgroup. Before kernel 5.15 one word of a socket was either its v2 cgroup or
-/// its net_cls and net_prio marks, and the first use of a mark turned every later socket's over: such a socket
-/// counts as the root's, and hooks at the pods' cgroup do not run for it. `controllers` is `/proc/cgroups`, where
+/// Whether sockets may lose their v2 cgroup. Before kernel 5.15 one word of a socket was either its v2 cgroup or its
+/// net_cls and net_prio marks, and the first use of a mark changed this for every later socket. Such a socket counts as
+/// the root's, and hooks at the pods' cgroup do not run for it. `controllers` is `/proc/cgroups`, where
 /// a hierarchy other than 0 is a v1 one. An unreadable release counts as an old one.
 fn hides_sockets(release: &str, controllers: &str) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
@@ -195,14 +195,14 @@ fn is_root(name: &str) -> bool {
     name == "kubepods" || name == "kubepods.slice" || name.ends_with("-kubepods.slice")
 }
 
-/// Mount points of one file system type.
+/// The mount points of one file system type.
 pub(crate) fn mounts(kind: &str) -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let columns = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     columns.filter(|row| row.get(2) == Some(&kind)).map(|row| PathBuf::from(row[1])).collect()
 }
 
-/// Every directory that is named as kubelets name the root of their pods.
+/// Finds every directory with a name that kubelets give to the root of pods.
 fn found(walk: &mut Walk<'_>, mounts: &[PathBuf]) -> Vec<PathBuf> {
     let mut matches = Vec::new();
     for mount in mounts {
@@ -213,7 +213,7 @@ fn found(walk: &mut Walk<'_>, mounts: &[PathBuf]) -> Vec<PathBuf> {
     matches
 }
 
-/// Not below a match: those cgroups are the pods'.
+/// Searches `folder`, but not below a match, where cgroups are pods'.
 fn search(walk: &mut Walk<'_>, folder: &Path, depth: usize, matches: &mut Vec<PathBuf>) {
     for path in walk.children(folder, SEARCH_WIDTH).unwrap_or_default() {
         if path.file_name().and_then(|name| name.to_str()).is_some_and(is_root) {
@@ -224,15 +224,15 @@ fn search(walk: &mut Walk<'_>, folder: &Path, depth: usize, matches: &mut Vec<Pa
     }
 }
 
-/// Whether the kubelet uses it: a kubelet that was given another cgroup driver leaves the root of before behind. What can't
-/// be read counts as in use.
+/// Whether a kubelet uses `root`: after a change of its cgroup driver the old root stays. An unreadable one counts as in
+/// use.
 fn has_processes(root: &Path) -> bool {
     let events = fs::read_to_string(root.join("cgroup.events"));
     events.map_or(true, |events| !events.lines().any(|line| line == "populated 0"))
 }
 
-/// Where the pods' cgroup is, on the mounts of cgroup v2 and v1. Only where it is on v2 is it worth saying that v1 hides
-/// sockets beside it: a node whose pods are on v1 has another remedy, which does away with both.
+/// Finds the pods' cgroup on the mounts of cgroup v2 and v1. Only for one on v2 it reports that v1 hides sockets: pods on
+/// v1 have another remedy, which solves both.
 fn locate(
     walk: &mut Walk<'_>,
     given: Option<&Path>,
@@ -266,7 +266,7 @@ fn only_match(
         matches = used;
     }
     match (matches.pop(), matches.is_empty()) {
-        // What is attached there would see no pod.
+        // Programs that are attached there would see no pod.
         (Some(only), true) if !has_processes(&only) && has_pods(walk, v1) => {
             Err(Error::NoCgroup { hint: ", only an empty one, and pods on a cgroup v1 mount" })
         }

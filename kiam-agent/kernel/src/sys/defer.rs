@@ -1,16 +1,16 @@
-//! Listeners that show a connection only once there is something to read.
+//! Listeners that accept a connection only once there is data to read.
 
 use std::{
     io,
     os::fd::{AsFd, AsRawFd as _},
 };
 
-/// For how long, in seconds: the shortest that there is.
+/// The wait for data, in seconds: the shortest possible one.
 const WAIT: libc::c_int = 1;
 
-/// Has `listener` accept a connection when the first bytes of a request are there (`TCP_DEFER_ACCEPT`): whoever accepts
-/// is woken once and not twice. A connection on which nothing comes is accepted after about a second; until then it waits
-/// in the queue of handshakes, which is as long as that of connections.
+/// Has `listener` accept a connection when the first bytes of a request have come (`TCP_DEFER_ACCEPT`), so that the accept
+/// loop is woken once and not twice. A silent connection is accepted after about a second. Until then it waits in the
+/// queue of handshakes, which is as long as that of connections.
 ///
 /// # Errors
 ///

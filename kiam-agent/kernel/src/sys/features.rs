@@ -1,6 +1,7 @@
-//! Which kernel is the first to have a feature that the agent uses, for the message of what fails without it.
+//! The first kernels with the features that the agent uses, for error messages.
 //!
-//! A kernel is judged by what it does, as distributors bring features to older ones. Its number only explains a failure.
+//! The agent tries features and does not check versions, since distributors backport features. A version only explains a
+//! failure.
 
 use std::io;
 
@@ -9,25 +10,25 @@ use aya::programs::{ProgramError, tc::TcError};
 use super::rejection::kernel_release;
 use crate::error::Error;
 
-/// A part of the kernel.
+/// A feature of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Feature {
-    /// Completes "it needs".
+    /// The feature, as it completes "it needs".
     what: &'static str,
-    /// The first kernel that has it, and the options that it must be built with.
+    /// The first kernel with the feature, and the build options that it needs.
     kernel: &'static str,
 }
 
-/// How a map, or a program at a cgroup, comes to its place.
+/// Links, by which programs are attached to cgroups.
 const LINKS: Feature =
     Feature { what: "links of programs at cgroups", kernel: "5.7, with CONFIG_CGROUP_BPF" };
-/// Where `--guard=uplink` works on kernels without tcx.
+/// The clsact filters of `--guard=uplink` on kernels without tcx.
 const CLSACT: Feature = Feature {
     what: "filters at clsact (modules sch_ingress and cls_bpf)",
     kernel: "4.5, with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF, or tcx (6.6)",
 };
 
-/// What the kernel needs to load program `name`, if that is one of the agent's.
+/// The feature that program `name` needs, if it is one of the agent's.
 pub(crate) fn of_program(name: &str) -> Option<Feature> {
     let (what, kernel) = match name {
         "kiam_bind4" | "kiam_bind6" => ("programs at bind(2)", "4.17, with CONFIG_CGROUP_BPF"),
@@ -53,7 +54,7 @@ pub(crate) fn of_program(name: &str) -> Option<Feature> {
     Some(Feature { what, kernel })
 }
 
-/// What the kernel needs for map `name`.
+/// The feature that map `name` needs.
 pub(crate) fn of_map(name: &str) -> Feature {
     let (what, kernel) = match name {
         "CLIENTS" | "LISTENERS" | "PASSED" => ("storage at sockets", "5.2, with CONFIG_NET"),
@@ -64,8 +65,8 @@ pub(crate) fn of_map(name: &str) -> Feature {
     Feature { what, kernel }
 }
 
-/// A map that the kernel does not make, and what to do.
-pub(crate) fn refused_map(name: String, source: io::Error) -> Error {
+/// The error of a map that the kernel rejects, with a remedy.
+pub(crate) fn rejected_map(name: String, source: io::Error) -> Error {
     let (release, remedy) = (kernel_release(), map_remedy(&name, &source));
     Error::RefusedMap { release, name, remedy, source }
 }
@@ -82,7 +83,7 @@ fn map_remedy(name: &str, error: &io::Error) -> String {
     }
 }
 
-/// What to do about program `name`, which the kernel took and does not attach; empty where that can't be told.
+/// The remedy for program `name`, which was loaded but can't be attached; empty if none is known.
 pub(crate) fn attach_remedy(name: &str, error: &ProgramError) -> String {
     let (errno, feature) = match error {
         ProgramError::SyscallError(error) => (error.io_error.raw_os_error(), LINKS),
@@ -95,7 +96,7 @@ pub(crate) fn attach_remedy(name: &str, error: &ProgramError) -> String {
 fn unattached(name: &str, errno: Option<i32>, feature: Feature) -> String {
     match errno {
         Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::ENOENT) => {
-            format!("; kernel {} does not attach {name}: {}", kernel_release(), feature.needed())
+            format!("; kernel {} can't attach {name}: {}", kernel_release(), feature.needed())
         }
         _ => String::new(),
     }
@@ -104,7 +105,7 @@ fn unattached(name: &str, errno: Option<i32>, feature: Feature) -> String {
 // === impl Feature ===
 
 impl Feature {
-    /// A sentence's end: what is needed, and which kernel has it.
+    /// The end of a sentence: the needed feature, and the kernel that has it.
     pub(crate) fn needed(self) -> String {
         format!("it needs {}: kernel {}", self.what, self.kernel)
     }

@@ -95,7 +95,7 @@ impl PinnedLink {
         }
     }
 
-    /// Pins it at `path` too.
+    /// Pins the link at `path` too.
     pub(crate) fn pin(&self, path: &Path) -> Result<(), Error> {
         let failed = |source| Error::Bpf { call: "BPF_OBJ_PIN", path: path.to_owned(), source };
         let name = c_path(path).map_err(failed)?;
@@ -104,23 +104,23 @@ impl PinnedLink {
         bpf(BPF_OBJ_PIN, &mut attr).map(drop).map_err(failed)
     }
 
-    /// Id of the cgroup it is attached to; 0 once that cgroup is gone, or somebody detached it.
+    /// The id of the cgroup that the link is attached to; 0 if the cgroup is gone, or the link is detached.
     pub(crate) fn cgroup(&self, path: &Path) -> Result<u64, Error> {
         Ok(self.info(path)?.cgroup_id)
     }
 
-    /// Its id, by which links are told apart.
+    /// The link's id.
     pub(crate) fn id(&self, path: &Path) -> Result<u32, Error> {
         Ok(self.info(path)?.id)
     }
 
-    /// Id of the program that is in it, and of the cgroup as [`Self::cgroup`] has it.
+    /// The ids of the link's program, and of its cgroup as in [`Self::cgroup`].
     pub(crate) fn attached(&self, path: &Path) -> Result<(u32, u64), Error> {
         let info = self.info(path)?;
         Ok((info.prog_id, info.cgroup_id))
     }
 
-    /// Number of the interface that it, a tcx link, is attached to; 0 once that is gone.
+    /// The index of the interface that a tcx link is attached to; 0 if the interface is gone.
     pub(crate) fn interface(&self, path: &Path) -> Result<u32, Error> {
         // `{ __u32 ifindex; __u32 attach_type; }`
         let [a, b, c, d, ..] = self.info(path)?.cgroup_id.to_ne_bytes();
@@ -142,7 +142,7 @@ impl PinnedLink {
         Ok(info)
     }
 
-    /// Puts `program` in the place of the link's program, at once and for every later event.
+    /// Replaces the link's program by `program`, atomically.
     pub(crate) fn update(&self, program: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
         let mut attr = LinkUpdate {
             link_fd: self.0.as_raw_fd().unsigned_abs(),
@@ -157,7 +157,7 @@ impl PinnedLink {
         })
     }
 
-    /// Detaches it, whoever else holds it. Kernel 5.9, for tcx links 6.6.
+    /// Detaches the link, even if other processes have it open. Kernel 5.9, for tcx links 6.6.
     pub(crate) fn detach(&self, path: &Path) -> Result<(), Error> {
         let mut attr = LinkDetach { link_fd: self.0.as_raw_fd().unsigned_abs() };
         bpf(BPF_LINK_DETACH, &mut attr).map(drop).map_err(|source| Error::Bpf {
@@ -185,7 +185,7 @@ fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
 }
 
-/// `bpf(2)`: the kernel takes the attributes' size and treats what lies beyond it as zero.
+/// Calls `bpf(2)`. The kernel treats attributes beyond the passed size as zero.
 pub(crate) fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<RawFd> {
     // SAFETY: `attr` is one of the structures above, of the size that is given, and the pointers in it are
     // to values that outlive the call.

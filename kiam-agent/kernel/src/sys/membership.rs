@@ -1,7 +1,7 @@
-//! Which cgroup a process is in: from `/proc/<pid>/cgroup`, whatever else there is on the node.
+//! Finds the cgroup of a process by `/proc/<pid>/cgroup`.
 //!
-//! That file names a cgroup relative to the root of the *reader's* cgroup namespace, which for an agent in a container may
-//! be the container's own cgroup. Where that root is must be known first.
+//! That file has a path relative to the root of the *reader's* cgroup namespace, which may be the container's own cgroup.
+//! So this root must be found first.
 
 use std::{
     fs, io,
@@ -22,22 +22,22 @@ use kiam_core::pods::is_qos_class;
 const NODES_NAMESPACE: u64 = 0xEFFF_FFFB;
 /// The inode of a cgroup2 hierarchy's root.
 const ROOT: u64 = 1;
-/// Containers of a pod, and processes of one of them, among which the agent looks for itself where it must.
+/// The most containers of a pod, and the most processes of a container, that are searched for the agent itself.
 const CONTAINERS: usize = 64;
 const PROCESSES: usize = 1024;
 
-/// Whose a process is.
+/// The owner of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
-    /// It runs outside the pods' cgroup.
+    /// The process runs outside the pods' cgroup.
     Host,
-    /// It runs in the pod that has this cgroup.
+    /// The process runs in the pod with this cgroup.
     Pod(u64),
-    /// That can't be told.
+    /// The owner can't be found.
     Unknown,
 }
 
-/// Where the reader is.
+/// The agent's own cgroup, and the root of its cgroup namespace.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Membership {
     /// The path of the cgroup namespace's root.
@@ -49,7 +49,7 @@ pub(crate) struct Membership {
 // === impl Membership ===
 
 impl Membership {
-    /// Of this process. Where the kernel does not tell, the agent looks for itself among the pods' containers.
+    /// Finds this process's cgroups. If the kernel does not show them, the agent searches the pods' containers for itself.
     pub(crate) fn find(walk: &mut Walk<'_>, cgroup: &Cgroup) -> Self {
         let text = text("self");
         if let Some(namespace) = nodes_root(cgroup.path()) {
@@ -62,12 +62,12 @@ impl Membership {
         Self { namespace, own }
     }
 
-    /// The agent's own cgroup, where that is known and at or below `root`.
+    /// The agent's own cgroup, if it is known and at or below `root`.
     pub(crate) fn own(&self, root: &Path) -> Option<&Path> {
         self.own.as_deref().filter(|own| own.starts_with(root))
     }
 
-    /// Whose the process `pid` is, where `root` is the pods' cgroup.
+    /// The owner of the process `pid`, where `root` is the pods' cgroup.
     pub(crate) fn owner(&self, root: &Path, pid: u32) -> Owner {
         let Some(namespace) = &self.namespace else { return Owner::Unknown };
         let path = text(&pid.to_string()).and_then(|text| resolve(namespace, &text));
@@ -88,14 +88,14 @@ pub(crate) fn pod(root: &Path, below: &Path) -> Option<u64> {
     fs::metadata(pod).ok().map(|metadata| metadata.ino())
 }
 
-/// What `/proc` says of `process` in the v2 hierarchy; `None` where it, or its cgroup, is gone.
+/// The v2 cgroup of `process` in `/proc`; `None` if the process or its cgroup is gone.
 fn text(process: &str) -> Option<String> {
     let all = fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
     let path = all.lines().find_map(|line| line.strip_prefix("0::"))?;
     (path.starts_with('/') && !path.ends_with(" (deleted)")).then(|| path.to_owned())
 }
 
-/// The mount of the whole hierarchy that `root` is in, for a process in the node's cgroup namespace.
+/// The mount of the whole hierarchy of `root`, for a process in the node's cgroup namespace.
 fn nodes_root(root: &Path) -> Option<PathBuf> {
     let number = |path: &Path| fs::metadata(path).map(|metadata| metadata.ino());
     if number(Path::new("/proc/self/ns/cgroup")).ok() != Some(NODES_NAMESPACE) {
@@ -130,7 +130,7 @@ fn above(own: PathBuf, text: &str) -> Option<PathBuf> {
     own.ancestors().nth(below.components().count()).map(Path::to_owned)
 }
 
-/// The own cgroup, by the id that the kernel has for a socket of this process.
+/// The own cgroup, by the cgroup id of a socket of this process.
 fn own_by_socket(cgroup: &Cgroup) -> io::Result<PathBuf> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let mut question = tcp_sockets(AF_INET, StateFlags::LISTEN);
@@ -148,14 +148,14 @@ fn own_by_socket(cgroup: &Cgroup) -> io::Result<PathBuf> {
     })?;
     let id = id.ok_or(io::ErrorKind::NotFound)?;
     let path = cgroup.path_of(id)?;
-    // Outside the mount that the pods' cgroup is in there is no path to it.
+    // A cgroup outside the mount of the pods' cgroup has no path.
     match fs::metadata(&path) {
         Ok(metadata) if metadata.ino() == id => Ok(path),
         _ => Err(io::ErrorKind::NotFound.into()),
     }
 }
 
-/// The own cgroup, if it is a container's: `cgroup.procs` shows the reader's own process numbers.
+/// The own cgroup, if it is a container's: `cgroup.procs` shows process numbers of the reader's PID namespace.
 fn own_by_walk(walk: &mut Walk<'_>, root: &Path) -> Option<PathBuf> {
     let own = std::process::id().to_string();
     for pod in walk.pods(root) {

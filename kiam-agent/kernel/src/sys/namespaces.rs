@@ -1,4 +1,4 @@
-//! The pods' network namespaces, found by the processes in the pods' cgroup; and work inside them.
+//! Finds the pods' network namespaces by the processes in the pods' cgroup, and runs work inside them.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -23,41 +23,39 @@ use super::walk::Walk;
 /// `NS_GET_USERNS` of `linux/nsfs.h`: the user namespace that owns another namespace.
 const NS_GET_USERNS: libc::Ioctl = 0xb701;
 
-/// Of one pod, what is searched: its own cgroup, its containers' and, as runtimes may have the processes there, two
-/// levels below (as `sandboxes` does). A container may make any number of cgroups, processes and namespaces.
+/// The part of one pod that is searched: its own cgroup, its containers', and two levels below, where runtimes may have the
+/// processes (as in `sandboxes`). A container may create any number of cgroups, processes and namespaces.
 const DEPTH: usize = 3;
 const CGROUPS: usize = 64;
 const PROCESSES: usize = 1024;
 const NAMESPACES: usize = 16;
 
-/// What [`of_pods`] did not show.
+/// The gaps of a search by [`of_pods`].
 #[derive(Debug, Default)]
 pub(crate) struct SearchGaps {
-    /// Processes that the agent can't see, as it is in another PID namespace than they are.
+    /// Processes that are invisible in the agent's PID namespace.
     pub(crate) hidden: usize,
-    /// Pods of which not all was searched.
+    /// Pods that were not searched completely.
     pub(crate) pods: usize,
 }
 
-/// What is left of a pod's share.
+/// The rest of a pod's share of the search.
 struct Share {
     cgroups: usize,
     processes: usize,
     namespaces: usize,
 }
 
-/// Shows `visit` the network namespaces of the processes of the pods below `root`, one after the other and each once,
-/// until it breaks off; the node's own and that of the agent's self-test are not among them. Only the one that is shown is
-/// held open, and of each pod only its share is searched: how many there are is up to the pods. Processes come and go
-/// meanwhile; who is gone is left out.
+/// Calls `visit` for each network namespace of the pods below `root`, once each, until it breaks. The node's own namespace
+/// and that of the self-test are left out. Since pods decide how many namespaces there are, only one is open at a time,
+/// and only each pod's share is searched. Processes that end meanwhile are skipped.
 pub(crate) fn of_pods(
     walk: &mut Walk<'_>,
     root: &Path,
     mut visit: impl FnMut(&File) -> ControlFlow<()>,
 ) -> SearchGaps {
     let mut unseen = SearchGaps::default();
-    // Inode numbers. A namespace that has got the number of one that ended meanwhile is left out: it is younger than
-    // this search, and what it is for.
+    // Inode numbers. A namespace that reuses the number of an ended one is skipped: it is younger than this search.
     let mut known = HashSet::new();
     known.extend(fs::metadata("/proc/self/ns/net").map(|own| own.ino()));
     let pods = walk.pods(root);
@@ -74,7 +72,7 @@ pub(crate) fn of_pods(
     unseen
 }
 
-/// Whether the pod was searched whole.
+/// Searches one pod. Returns whether the search was complete.
 fn of_pod(
     walk: &mut Walk<'_>,
     pod: &Path,
@@ -95,7 +93,7 @@ fn of_pod(
                 return ControlFlow::Continue(false);
             }
             share.processes -= 1;
-            // The kernel's way to say that the reader's PID namespace has no number for it.
+            // The process has no number in the agent's PID namespace.
             if pid == "0" {
                 *hidden += 1;
                 continue;
@@ -121,15 +119,15 @@ fn of_pod(
     ControlFlow::Continue(whole)
 }
 
-/// Whether this agent started the process `pid`, which then is its self-test's, and no pod's.
+/// Whether this agent started the process `pid`, which is then the self-test's.
 fn is_child(pid: &str) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
     parent.is_some_and(|parent| parent.trim() == std::process::id().to_string())
 }
 
-/// Whether the node made this network namespace: one that a process made in a user namespace of its own belongs to
-/// that, and its routes are that process's. Kernel 4.9.
+/// Whether the node's user namespace owns this network namespace. One that a process created in a user namespace of its own
+/// has routes that the process chose. Kernel 4.9.
 pub(crate) fn is_nodes(namespace: &File) -> bool {
     // SAFETY: the request takes no argument, and answers with a descriptor that nobody else owns.
     let owner = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) };
@@ -142,11 +140,11 @@ pub(crate) fn is_nodes(namespace: &File) -> bool {
     owner.metadata().is_ok_and(|owner| own.is_ok_and(|own| own.ino() == owner.ino()))
 }
 
-/// Does `work` in `namespace`, on a thread that ends with it: a pool's thread would stay there.
+/// Runs `work` in `namespace`, on a thread of its own: a pool's thread would stay in the namespace.
 ///
 /// # Errors
 ///
-/// The system's, without CAP_SYS_ADMIN or threads.
+/// The system's, for example without CAP_SYS_ADMIN.
 pub fn inside<T: Send>(
     namespace: &File,
     work: impl FnOnce() -> io::Result<T> + Send,
@@ -162,7 +160,7 @@ pub fn inside<T: Send>(
     })
 }
 
-/// Whether `lo` is up in this thread's network namespace. Its addresses can be bound when it is down.
+/// Whether `lo` is up in this thread's network namespace. Addresses can be bound even while it is down.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! Questions and orders to the kernel by netlink, one at a time and blocking: the kernel answers at once.
+//! Netlink requests, one at a time and blocking, since the kernel answers at once.
 
 use std::{fmt::Debug, io};
 
@@ -11,19 +11,19 @@ use netlink_sys::{
     protocols::{NETLINK_ROUTE, NETLINK_SOCK_DIAG},
 };
 
-/// A socket to the kernel, in the network namespace of the thread that opened it.
+/// A netlink socket, in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub(crate) struct Netlink(Socket);
 
 // === impl Netlink ===
 
 impl Netlink {
-    /// For rules, routes and links.
+    /// A socket for rules, routes and links.
     pub(crate) fn route() -> io::Result<Self> {
         Self::open(NETLINK_ROUTE)
     }
 
-    /// For sockets.
+    /// A socket for the kernel's list of sockets.
     pub(crate) fn sock_diag() -> io::Result<Self> {
         Self::open(NETLINK_SOCK_DIAG)
     }
@@ -34,7 +34,7 @@ impl Netlink {
         Ok(Self(socket))
     }
 
-    /// Orders `message`, with `flags` beside the usual ones, and waits for the acknowledgement.
+    /// Sends `message`, with `flags` beside the usual ones, and waits for the acknowledgement.
     pub(crate) fn order<I>(&self, message: I, flags: u16) -> io::Result<()>
     where
         I: NetlinkSerializable + NetlinkDeserializable + Debug,
@@ -43,8 +43,8 @@ impl Netlink {
         self.answers(|_: I| Ok(()))
     }
 
-    /// Everything of the kind that `question` asks for. What can't be understood is left out: it is none of
-    /// ours. What changes meanwhile may be missing or double; the kernel tells of the change as well.
+    /// All objects that `question` asks for. Messages that can't be parsed are skipped, since the agent wrote none of them.
+    /// Objects that change meanwhile may be missing or duplicate; the kernel notifies about the change, too.
     pub(crate) fn dump<I>(&self, question: I) -> io::Result<Vec<I>>
     where
         I: NetlinkSerializable + NetlinkDeserializable + Debug,
@@ -57,8 +57,8 @@ impl Netlink {
         Ok(all)
     }
 
-    /// As [`Self::dump`], one answer after the other: how many there are may be up to a pod. After an error of `take`
-    /// nothing else can be asked on this socket.
+    /// As [`Self::dump`], one object at a time, where pods decide their number. After an error of `take` the socket can't be
+    /// used again.
     pub(crate) fn each<I>(
         &self,
         question: I,
@@ -81,7 +81,7 @@ impl Netlink {
         self.0.send(&bytes, 0).map(drop)
     }
 
-    /// What comes until the kernel says that it is all, or acknowledges, or refuses.
+    /// Receives answers until the end of the dump, an acknowledgement, or an error.
     fn answers<I: NetlinkDeserializable + Debug>(
         &self,
         mut take: impl FnMut(I) -> io::Result<()>,
@@ -103,7 +103,7 @@ impl Netlink {
                         NetlinkPayload::Done(_) => return Ok(()),
                         _ => {}
                     },
-                    Err(error) => tracing::trace!(%error, "A netlink message is left out"),
+                    Err(error) => tracing::trace!(%error, "Skipped a netlink message"),
                 }
                 // Messages begin at multiples of four.
                 rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -112,7 +112,7 @@ impl Netlink {
     }
 }
 
-/// How long the first message in `bytes` is; `None` where there is no whole one.
+/// The length of the first message in `bytes`; `None` if there is no complete one.
 fn message_length(bytes: &[u8]) -> Option<usize> {
     let length = NetlinkBuffer::new_checked(bytes).ok()?.length() as usize;
     (length > 0).then_some(length)

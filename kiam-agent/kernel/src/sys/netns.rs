@@ -21,13 +21,13 @@ fn or_unknown(own: io::Result<u64>) -> io::Result<Option<u64>> {
     }
 }
 
-/// The cookie of this thread's network namespace, as `bpf_get_netns_cookie` shows it to the programs.
+/// The cookie of this thread's network namespace, as `bpf_get_netns_cookie` returns it.
 pub(crate) fn own_cookie() -> io::Result<u64> {
     cookie_of(UdpSocket::bind(("127.0.0.1", 0))?)
 }
 
-/// The cookie of the network namespace that `socket` is in, as `bpf_get_netns_cookie` shows it to the programs. It
-/// names that namespace alone, for as long as the node is up. Kernel 5.14.
+/// The cookie of the network namespace of `socket`, as `bpf_get_netns_cookie` returns it. It is unique until the node
+/// reboots. Kernel 5.14.
 ///
 /// # Errors
 ///
@@ -48,7 +48,7 @@ pub fn cookie_of(socket: impl AsFd) -> io::Result<u64> {
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Whether `socket` was made in another network namespace than this thread's. Not where the kernel can't tell.
+/// Whether `socket` is in another network namespace than this thread; false below kernel 5.14.
 #[must_use]
 pub fn is_elsewhere(socket: &TcpListener) -> bool {
     cookie_of(socket).is_ok_and(|cookie| own_cookie().is_ok_and(|own| own != cookie))

@@ -1,4 +1,4 @@
-//! What an operator reads when the kernel refuses a program.
+//! The error message for a program that the kernel rejects.
 
 use std::{fs, io};
 
@@ -8,28 +8,27 @@ use tracing::debug;
 use super::features;
 use crate::error::Error;
 
-/// How much of the verifier's log an error shows: the last lines say why, and the whole log of a large program has
-/// thousands of them.
+/// The number of lines of the verifier's log in an error. The last lines have the reason, and a whole log has thousands.
 const LINES: usize = 20;
 
-/// The kernel refused to load a program.
+/// The kernel rejected a program.
 #[derive(Debug, thiserror::Error)]
-#[error("kernel {release} refuses program {name}: {source}; {remedy}{tail}")]
+#[error("kernel {release} rejects program {name}: {source}; {remedy}{tail}")]
 pub struct ProgramRejection {
-    /// As `uname -r` has it.
+    /// The kernel's release.
     release: String,
-    /// The program's.
+    /// The program's name.
     name: &'static str,
     /// What to do.
     remedy: String,
-    /// The end of the verifier's log, after a line of its own; empty without a log.
+    /// The end of the verifier's log, after a heading; empty without a log.
     tail: String,
-    /// The kernel's answer.
+    /// The kernel's error.
     #[source]
     source: io::Error,
 }
 
-/// An error about program `name`. The verifier's whole log goes to the debug level.
+/// Makes an error for program `name`. The verifier's whole log is logged at debug level.
 pub(crate) fn program_error(name: &'static str) -> impl Fn(ProgramError) -> Error + Copy {
     move |source| match source {
         ProgramError::LoadError { io_error, verifier_log } => Error::Refused(Box::new(
@@ -41,19 +40,19 @@ pub(crate) fn program_error(name: &'static str) -> impl Fn(ProgramError) -> Erro
 
 impl ProgramRejection {
     pub(super) fn new(name: &'static str, source: io::Error, log: &str) -> Self {
-        debug!(program = name, %log, "The kernel refused a program");
+        debug!(program = name, %log, "The kernel rejected a program");
         let (release, remedy) = (kernel_release(), remedy(name, &source, log.trim().is_empty()));
         Self { release, name, remedy, tail: tail(log), source }
     }
 }
 
-/// As `uname -r` has it.
+/// The kernel's release, as in `uname -r`.
 pub(crate) fn kernel_release() -> String {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     release.trim().to_owned()
 }
 
-/// Where the verifier said nothing, the kernel does not know what the program is for.
+/// The remedy for the error. An empty verifier's log means that the kernel does not know the program's type.
 fn remedy(name: &str, error: &io::Error, unknown: bool) -> String {
     let errno = error.raw_os_error();
     if unknown
@@ -106,7 +105,7 @@ mod tests {
         let first = text.lines().next().unwrap();
         let release = kernel_release();
         assert!(
-            first.contains(&format!("kernel {release} refuses program kiam_uplink")),
+            first.contains(&format!("kernel {release} rejects program kiam_uplink")),
             "{first}"
         );
         assert!(first.contains("leave uplink out of --guard"), "{first}");

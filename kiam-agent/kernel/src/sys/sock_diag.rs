@@ -1,4 +1,4 @@
-//! Questions about TCP sockets to the kernel (`sock_diag(7)`).
+//! Requests for the kernel's list of TCP sockets (`sock_diag(7)`).
 
 use netlink_packet_core::Nla as _;
 use netlink_packet_sock_diag::{
@@ -6,10 +6,10 @@ use netlink_packet_sock_diag::{
     inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
 };
 
-/// The cgroup's id of a socket (`linux/inet_diag.h`). Kernel 5.8.
+/// The attribute with a socket's cgroup id (`linux/inet_diag.h`). Kernel 5.8.
 const INET_DIAG_CGROUP_ID: u16 = 21;
 
-/// TCP sockets of `family` in one of `states`. MPTCP's subflows are among them.
+/// A request for TCP sockets of `family` in one of `states`, MPTCP's subflows included.
 pub(crate) fn tcp_sockets(family: u8, states: StateFlags) -> InetRequest {
     InetRequest {
         family,
@@ -20,7 +20,7 @@ pub(crate) fn tcp_sockets(family: u8, states: StateFlags) -> InetRequest {
     }
 }
 
-/// The id of the cgroup that `socket` was made in.
+/// The id of the cgroup that `socket` was created in.
 pub(crate) fn cgroup_id(socket: &InetResponse) -> Option<u64> {
     socket.nlas.iter().find_map(|attribute| match attribute {
         Nla::Other(other) if other.kind() == INET_DIAG_CGROUP_ID && other.value_len() == 8 => {

@@ -1,11 +1,11 @@
-//! Taking away the filter of SYNs, which stays with a listening socket that one agent has from another.
+//! Removes the filter of SYNs, which stays with a listening socket across a takeover.
 
 use std::{
     io,
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
-/// Takes away whatever filter is before `listener`; none is no error.
+/// Removes the socket filter of `listener`. A missing filter is no error.
 ///
 /// # Errors
 ///

@@ -1,9 +1,8 @@
 //! The one way to list cgroups and their processes.
 //!
-//! How many cgroups and processes there are is up to tenants: a container can make tens of thousands. A [`Walk`] has a
-//! number of entries and a time that it may take, all of its user's listings together, and says when it was cut short.
-//! It goes as deep as the kubelet does, to the pods; what is below a pod is listed one cgroup at a time, each with its
-//! own limit.
+//! Tenants decide how many cgroups and processes there are: a container can create tens of thousands. A [`Walk`] limits the
+//! entries and the time of all its listings together, and shows whether it was cut short. It goes as deep as the kubelet,
+//! to the pods. Below a pod, one cgroup is listed at a time, each with its own limit.
 
 use std::{
     fs::{self, File},
@@ -18,9 +17,9 @@ use tokio::time::Instant;
 
 use kiam_core::{blocking::Blocking, pods::is_qos_class};
 
-/// Cgroups and processes that one walk reads: more than a full node has.
+/// The most cgroups and processes of one walk: more than a full node has.
 const ENTRIES: usize = 1 << 18;
-/// The pods' cgroups, with those of QoS classes: several times the kubelet's `maxPods`.
+/// The most pods' cgroups, with those of QoS classes: several times the kubelet's `maxPods`.
 const PODS: usize = 4096;
 
 /// A bounded walk, on a thread that may block.
@@ -35,39 +34,39 @@ pub struct Walk<'a> {
 // === impl Walk ===
 
 impl<'a> Walk<'a> {
-    /// One that takes `time` at most, except for a single call to the kernel that takes longer.
+    /// A walk of at most `time`, except for a single system call that takes longer.
     #[must_use]
     pub fn new(_: &'a Blocking, time: Duration) -> Self {
         let until = Instant::now() + time;
         Self { blocking: PhantomData, entries: ENTRIES, until, cut: false }
     }
 
-    /// Whether something was left out, because there was too much or it took too long.
+    /// Whether the walk was cut short, by its number of entries or its time.
     #[must_use]
     pub fn is_cut(&self) -> bool {
         self.cut
     }
 
-    /// When its time ends.
+    /// The end of the walk's time.
     #[must_use]
     pub fn until(&self) -> Instant {
         self.until
     }
 
-    /// Whether there is no more for it to take; then it is cut.
+    /// Whether the walk has used up its entries or its time. Then it is cut short.
     pub fn is_over(&mut self) -> bool {
         let over = self.entries == 0 || Instant::now() >= self.until;
         self.cut |= over;
         over
     }
 
-    /// One that reads `entries` at most.
+    /// A walk of at most `entries` entries.
     #[cfg(test)]
     pub(crate) fn of(blocking: &'a Blocking, entries: usize) -> Self {
         Self { entries, ..Self::new(blocking, Duration::from_secs(60)) }
     }
 
-    /// How much of its entries it has used.
+    /// The number of used entries.
     #[cfg(test)]
     pub(crate) fn read(&self) -> usize {
         ENTRIES - self.entries
@@ -95,7 +94,7 @@ impl<'a> Walk<'a> {
         Ok(found.into_iter().map(|(_, path)| path).collect())
     }
 
-    /// The processes of `cgroup` itself, as `cgroup.procs` has them, up to `most`.
+    /// The processes in `cgroup` itself, as in `cgroup.procs`, up to `most`.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 //! The boot guard's files, in the node's folder of units.
 //!
-//! Every name is opened, made, renamed and removed in the folder that was opened first, and no link is followed, so that
-//! nothing outside that folder is read or written. A file is there whole or not at all, also after a power loss.
+//! Every name is opened, created, renamed and removed relative to the open folder, and no link is followed, so that
+//! nothing outside the folder is read or written. Writes are atomic, also across a power loss.
 
 use std::{
     fs::File,
@@ -21,20 +21,20 @@ use rustix::{
 
 use super::text::{FOLDER, SCRIPT, UNIT, UNIT_TEXT, WANTS, script};
 
-/// For everybody to read and root to write.
+/// The files' mode: readable by everybody, writable by root.
 const MODE: u32 = 0o644;
 /// `TMPFS_MAGIC` and `RAMFS_MAGIC` of `linux/magic.h`: file systems that do not outlive a boot.
 const VOLATILE: [u64; 2] = [0x0102_1994, 0x8584_58f6];
-/// More than the texts have.
+/// The most bytes that are read of a file: more than the texts have.
 const LARGEST: u64 = 64 * 1024;
 
-/// Why the boot guard's files are not as they should be.
+/// Why the boot guard's files can't be installed or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum BootGuardError {
-    /// The folder is not fit for them.
+    /// The folder can't be used.
     #[error("--boot-guard {path:?}: {problem}; mount the node's /etc/systemd/system there")]
     Folder {
-        /// As given.
+        /// The folder, as configured.
         path: PathBuf,
         /// What is wrong.
         problem: String,
@@ -42,27 +42,27 @@ pub enum BootGuardError {
     /// A file can't be read, written or removed.
     #[error("{what} {path:?} for the boot guard: {source}")]
     File {
-        /// What was tried.
+        /// The action that failed.
         what: &'static str,
-        /// On what.
+        /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// The system has no thread for it.
+    /// The task panicked.
     #[error("the boot guard's work panicked")]
     Panicked,
 }
 
-/// The node's folder of units, open.
+/// The node's open folder of units.
 struct Folder {
     path: PathBuf,
     directory: OwnedFd,
 }
 
-/// Makes the unit, its script and the link that enables it be in `folder`, for rules of `preference`. Says which of them it
-/// had to write.
+/// Installs the unit, its script and the link that enables it in `folder`, for rules of `preference`. Returns the files
+/// that it wrote.
 ///
 /// # Errors
 ///
@@ -73,7 +73,7 @@ pub(super) fn install(folder: &Path, preference: u32) -> Result<Vec<String>, Boo
     folder.install(preference)
 }
 
-/// Removes what [`install`] made in `folder`, and says what that was; nothing there is no error.
+/// Removes what [`install`] wrote to `folder`, and returns the removed files. Missing files are no error.
 ///
 /// # Errors
 ///
@@ -96,9 +96,9 @@ impl Folder {
             .map_err(|error| unfit(io::Error::from(error).to_string()))?;
         let folder = Self { path: path.to_owned(), directory };
         let status = fstat(&folder.directory).map_err(folder.failed("look at", ""))?;
-        // Who can write there owns the node already, unless it is another folder than it should be.
+        // Whoever can write there owns the node already, unless the wrong folder is mounted.
         if status.st_uid != geteuid().as_raw() || status.st_mode & 0o022 != 0 {
-            return Err(unfit("others than root may write there".to_owned()));
+            return Err(unfit("users other than root can write to it".to_owned()));
         }
         Ok(folder)
     }
@@ -106,7 +106,7 @@ impl Folder {
     fn check_lasting(&self) -> Result<(), BootGuardError> {
         let system = fstatfs(&self.directory).map_err(self.failed("look at", ""))?;
         if u64::try_from(system.f_type).is_ok_and(|kind| VOLATILE.contains(&kind)) {
-            let problem = "it is in memory, and what is written there does not outlive a boot";
+            let problem = "it is in memory, so that files there do not survive a reboot";
             return Err(BootGuardError::Folder {
                 path: self.path.clone(),
                 problem: problem.to_owned(),
@@ -117,7 +117,7 @@ impl Folder {
 
     fn install(&self, preference: u32) -> Result<Vec<String>, BootGuardError> {
         let mut written = Vec::new();
-        // The link last: systemd sees a unit that is whole, with a script that is there.
+        // The link last, so that systemd never sees an incomplete unit.
         for (name, text) in [(SCRIPT, script(preference).as_str()), (UNIT, UNIT_TEXT)] {
             if !self.holds(name, text).map_err(self.failed("read", name))? {
                 self.write(name, text).map_err(self.failed("write", name))?;
@@ -136,7 +136,7 @@ impl Folder {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match openat(&self.directory, name, flags, Mode::empty()) {
             Ok(file) => file,
-            // A link, or a socket: it is replaced.
+            // A link or a socket is replaced.
             Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Ok(false),
             Err(error) => return Err(error),
         };
@@ -146,14 +146,14 @@ impl Folder {
             && status.st_uid == geteuid().as_raw();
         let mut content = Vec::new();
         let read = File::from(file).take(LARGEST).read_to_end(&mut content);
-        // A directory can't be read; writing says so.
+        // A directory can't be read. Writing reports that.
         Ok(is_ours && read.is_ok() && content == text.as_bytes())
     }
 
-    /// Writes it under another name and renames it.
+    /// Writes the file under another name and renames it.
     fn write(&self, name: &str, text: &str) -> io::Result<()> {
         let draft = draft(name);
-        // A start that was cut short may have left one.
+        // An interrupted start may have left one.
         let _ = unlinkat(&self.directory, &draft, AtFlags::empty());
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -170,7 +170,7 @@ impl Folder {
         written.and_then(|()| Ok(fsync(&self.directory)?))
     }
 
-    /// The folder of what is started at boot, which is made where there is none.
+    /// Opens the folder of units that are started at boot, and creates it if it is missing.
     fn wants(&self) -> Result<OwnedFd, Errno> {
         match mkdirat(&self.directory, WANTS, Mode::from_raw_mode(0o755)) {
             Ok(()) => fsync(&self.directory)?,
@@ -185,12 +185,12 @@ impl Folder {
         openat(&self.directory, WANTS, flags, Mode::empty())
     }
 
-    /// Makes the link that `systemctl enable` makes; whether it was missing.
+    /// Creates the link that `systemctl enable` creates, and returns whether it was missing.
     fn link(&self, wants: &OwnedFd) -> Result<bool, Errno> {
         let target = format!("{FOLDER}/{UNIT}");
         match readlinkat(wants, UNIT, Vec::new()) {
             Ok(there) if there.as_bytes() == target.as_bytes() => return Ok(false),
-            // Something else, which is replaced.
+            // Anything else is replaced.
             Ok(_) | Err(Errno::NOENT | Errno::INVAL) => {}
             Err(error) => return Err(error),
         }
@@ -211,13 +211,13 @@ impl Folder {
             match unlinkat(directory, name, AtFlags::empty()) {
                 Ok(()) => removed.push(self.path.join(shown).display().to_string()),
                 Err(Errno::NOENT) => {}
-                // A file system that is read-only says so of what is not there, too.
+                // A read-only file system returns this error for missing files, too.
                 Err(Errno::ROFS) if is_absent(directory, name) => {}
                 Err(error) => return Err(self.failed("remove", name)(error)),
             }
             Ok(())
         };
-        // The link first: nothing starts a unit that is half gone.
+        // The link first, so that nothing starts an incomplete unit.
         match self.open_wants() {
             Ok(wants) => {
                 for name in [UNIT.to_owned(), draft(UNIT)] {
@@ -230,7 +230,7 @@ impl Folder {
         for name in [UNIT.to_owned(), SCRIPT.to_owned(), draft(UNIT), draft(SCRIPT)] {
             unlink(&self.directory, name.clone(), &name)?;
         }
-        // Where it is empty now, nobody else enabled anything.
+        // The folder is removed only if it is empty.
         let _ = unlinkat(&self.directory, WANTS, AtFlags::REMOVEDIR);
         fsync(self.directory.as_fd()).map_err(self.failed("write", ""))?;
         Ok(removed)
@@ -250,7 +250,7 @@ fn is_absent(directory: &OwnedFd, name: &str) -> bool {
     statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).is_err_and(|error| error == Errno::NOENT)
 }
 
-/// The name of a file that is not whole yet. systemd ignores hidden files.
+/// The name of a file while it is written. systemd ignores hidden files.
 fn draft(name: &str) -> String {
     format!(".{name}.new")
 }
@@ -348,7 +348,7 @@ mod tests {
         let path = directory.path();
         fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
         let error = install(path, 5).unwrap_err().to_string();
-        assert!(error.contains("others than root may write there"), "{error}");
+        assert!(error.contains("users other than root can write to it"), "{error}");
         let error = install(&path.join("nowhere"), 5).unwrap_err().to_string();
         assert!(error.contains("No such file") && error.contains("/etc/systemd/system"), "{error}");
         assert_eq!(names(path), Vec::<String>::new());
@@ -361,7 +361,7 @@ mod tests {
             return println!("skipped: no {}", memory.display());
         };
         let error = install(directory.path(), 5).unwrap_err().to_string();
-        assert!(error.contains("does not outlive a boot"), "{error}");
+        assert!(error.contains("do not survive a reboot"), "{error}");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The boot guard: has the node set the route guard's rules before its kubelet starts, so that after a reboot no pod gets
-//! the node's credentials before the agent runs. The agent adopts the rules, which are its own.
+//! The boot guard: a systemd unit that sets the route guard's rules before the kubelet starts, so that after a reboot no
+//! pod gets the node's credentials before the agent runs. The agent adopts the rules.
 
 mod files;
 mod text;
@@ -17,7 +17,7 @@ use kiam_core::{
     telemetry::Chain,
 };
 
-/// A text of the boot guard's, for machines whose files the agent can't write.
+/// A file of the boot guard, for machines whose files the agent can't write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BootText {
     /// The systemd unit.
@@ -28,13 +28,13 @@ pub enum BootText {
     UserData,
 }
 
-/// Keeps the boot guard's files in a folder.
+/// The task that keeps the boot guard's files in place.
 pub struct BootGuard {
     folder: PathBuf,
     preference: u32,
     metrics: Metrics,
     detail: Detail,
-    /// What was wrong when it was last looked at.
+    /// The error of the last attempt; empty after a success.
     problem: String,
 }
 
@@ -55,14 +55,14 @@ impl BootText {
 // === impl BootGuard ===
 
 impl BootGuard {
-    /// Of `folder`, the node's folder of units, for rules of `preference`.
+    /// A boot guard in `folder`, the node's folder of units, for rules of `preference`.
     #[must_use]
     pub fn new(folder: PathBuf, preference: u32, metrics: Metrics, detail: Detail) -> Self {
         Self { folder, preference, metrics, detail, problem: String::new() }
     }
 
-    /// Writes the files, and writes them again where somebody changed or removed them, until the drain begins. A failure
-    /// is reported, and keeps nothing else from working.
+    /// Writes the files, and restores them when somebody changes or removes them, until the drain begins. A failure is
+    /// reported, and stops nothing else.
     pub async fn keep(mut self, mut drain: Drain) {
         let mut sweeps = interval(SWEEP);
         sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -82,7 +82,7 @@ impl BootGuard {
                 if !written.is_empty() {
                     info!(
                         files = ?written,
-                        "Boot guard is installed: from the next boot on the node sets the route guard's rules before its kubelet starts"
+                        "The boot guard is installed: from the next boot on the node sets the route guard's rules before its kubelet starts"
                     );
                 }
                 self.problem.clear();
@@ -105,7 +105,7 @@ impl BootGuard {
     }
 }
 
-/// Removes the boot guard's files from `folder`, and says which; nothing there is no error.
+/// Removes the boot guard's files from `folder`, and returns the removed files. Missing files are no error.
 ///
 /// # Errors
 ///

@@ -1,7 +1,7 @@
-//! What the boot guard puts on a node: a systemd unit, and the script that it runs.
+//! The boot guard's files: a systemd unit, and the script that it runs.
 //!
-//! The script needs a shell and iproute2, both of which a node with systemd and a kubelet has, and no program of the
-//! agent's: one built for the image's libc need not run on the host.
+//! The script needs a shell and iproute2, which every node with systemd and a kubelet has. It uses no program of the
+//! agent, since a program that is built for the image's libc may not run on the host.
 
 use std::{fmt::Write as _, net::IpAddr};
 
@@ -13,12 +13,12 @@ pub(super) const UNIT: &str = "kiam-boot-guard.service";
 pub(super) const SCRIPT: &str = "kiam-boot-guard.sh";
 /// The folder of units that `multi-user.target` starts, which `systemctl enable` makes too.
 pub(super) const WANTS: &str = "multi-user.target.wants";
-/// Where the node's administrator keeps units, as systemd sees it.
+/// The administrator's folder of units, as systemd sees it.
 pub(super) const FOLDER: &str = "/etc/systemd/system";
 
-/// The unit. It comes after the network, because systemd-networkd removes rules that are not its own while it configures
-/// links, and before everything that is a kubelet or has one inside. The kubelet waits for it, but does not depend on
-/// it: on a node where the rules can't be set, pods start as they would without it.
+/// The unit. It runs after the network, because systemd-networkd removes foreign rules while it configures links, and
+/// before every service that is or contains a kubelet. The kubelet waits for the unit but does not depend on it: where
+/// the rules can't be set, pods start as they would without it.
 pub(super) const UNIT_TEXT: &str = "\
 # Written by kiam-agent. `kiam-agent uninstall` removes it.
 [Unit]
@@ -37,8 +37,8 @@ TimeoutStartSec=30
 WantedBy=multi-user.target
 ";
 
-/// Before the rules. In a family, what a rule lets pass is added before what is prohibited, and nothing after a rule
-/// that can't be added: the node itself always reaches the IMDS.
+/// The script's beginning. In each family, rules that pass are added before rules that prohibit, and a rule that can't be
+/// added ends the family, so that the node itself always reaches the IMDS.
 const HEAD: &str = "\
 #!/bin/sh
 # Written by kiam-agent. `kiam-agent uninstall` removes it.
@@ -47,7 +47,7 @@ PATH=/usr/sbin:/usr/bin:/sbin:/bin
 LC_ALL=C
 export PATH LC_ALL
 
-# A rule that is there already is as good, and a kernel without IPv6 needs none for it.
+# An existing rule is a success, and a kernel without IPv6 needs no rules for it.
 add() {
     said=$(ip \"$@\" 2>&1) && return 0
     case \"$1 $said\" in
@@ -69,18 +69,19 @@ pub(super) fn script(preference: u32) -> String {
         let rules = commands(address, preference);
         let rules: Vec<_> =
             rules.iter().map(|rule| format!("    add {family} rule add {rule}")).collect();
-        // A string takes all that is written to it.
+        // Writing to a string can't fail.
         let _ = write!(text, "\n{name}() {{\n{}\n}}\n", rules.join(" &&\n"));
     }
     text.push_str("\nfailed=0\nipv4 || failed=1\nipv6 || failed=1\nexit $failed\n");
     text
 }
 
-/// A script for user data that writes both files, sets the rules of the first boot, and has systemd do so at the later ones.
+/// The script for user data, which writes both files, sets the rules of the first boot, and enables the unit for later
+/// boots.
 pub(super) fn user_data(preference: u32) -> String {
     let mut text = "#!/bin/sh\nset -eu\n".to_owned();
     for (name, content) in [(SCRIPT, script(preference).as_str()), (UNIT, UNIT_TEXT)] {
-        // Nothing in what is quoted so is expanded.
+        // A quoted delimiter prevents expansion.
         let _ = write!(
             text,
             "cat >{FOLDER}/{name} <<'KIAM_END'\n{content}KIAM_END\nchmod 0644 {FOLDER}/{name}\n"

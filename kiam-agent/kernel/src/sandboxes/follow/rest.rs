@@ -1,4 +1,4 @@
-//! Rests between looks at a pod, and what comes again and again.
+//! Pauses between the scans of a pod, and intervals.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use kiam_core::pods::PodUid;
 // === impl Sandboxes ===
 
 impl Sandboxes {
-    /// Has the pod looked at after a while, once.
+    /// Schedules one scan of the pod after `rest`.
     pub(super) fn rest(&mut self, pod: &PodUid, rest: Duration) {
         let Some(sandbox) = self.pods.get_mut(pod).filter(|sandbox| !sandbox.resting) else {
             return;

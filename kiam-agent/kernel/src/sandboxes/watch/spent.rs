@@ -1,4 +1,4 @@
-//! Watches of `cgroup.events`, which are for one event each, and rest after it.
+//! Watches of `cgroup.events`, which rest after each event.
 
 use std::{ffi::OsStr, path::Path, time::Duration};
 
@@ -8,11 +8,11 @@ use tokio::time::Instant;
 use super::{Change, Watch, WatchTarget};
 use kiam_core::pods::PodUid;
 
-/// How long a `cgroup.events` is not watched after an event, and longer where others of the pod rest. What happens meanwhile is
-/// found when one of them is watched again.
+/// The rest of a `cgroup.events` after an event, longer if others of the pod rest. Changes meanwhile are found after the
+/// rest.
 pub(super) const REST: Duration = Duration::from_millis(200);
 
-/// A watch that had its event.
+/// A watch that has had its event.
 #[derive(Debug)]
 pub(super) struct Spent {
     pub(super) watch: i32,
@@ -24,17 +24,17 @@ pub(super) struct Spent {
 // === impl Watch ===
 
 impl Watch {
-    /// Takes note of a watch that had its event.
+    /// Records a watch that has had its event.
     pub(super) fn spend(&mut self, watch: i32, pod: PodUid, container: Option<Box<OsStr>>) {
         let Some(known) = self.pods.get_mut(&pod) else { return };
-        // An event of the others in the meantime has the pod looked at as well.
+        // Events of the pod's other watches meanwhile cause a scan too.
         let rests_until = known.rest_until.max(Instant::now()) + REST;
         known.rest_until = rests_until;
         let place = self.spent.partition_point(|spent| spent.rests_until <= rests_until);
         self.spent.insert(place, Spent { watch, pod, container, rests_until });
     }
 
-    /// Watches again what has rested, and has its pods scanned for what happened meanwhile.
+    /// Renews the watches whose rest is over, and has their pods scanned for changes meanwhile.
     pub(super) fn renew(&mut self, now: Instant, changes: &mut Vec<Change>) {
         while let Some(spent) = self.spent.pop_front_if(|spent| spent.rests_until <= now) {
             let Some(pod) = self.pods.get(&spent.pod) else { continue };
@@ -42,7 +42,7 @@ impl Watch {
                 None => (pod.path.clone(), Some(&pod.watches)),
                 Some(name) => (pod.path.join(&**name), pod.containers.get(name)),
             };
-            // Else the cgroup is gone, or is watched again already.
+            // Otherwise the cgroup is gone, or is watched again already.
             if !watches.is_some_and(|watches| watches.contains(&spent.watch)) {
                 continue;
             }
