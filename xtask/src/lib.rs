@@ -4,4 +4,5 @@
 
 pub mod build;
 pub mod command;
+pub mod oci;
 pub mod toolchain;
