@@ -1,8 +1,10 @@
 //! Compiles the kernel program, and the programs of the workspace.
 
-use std::fs;
-use std::path::Path;
-use std::process::Command;
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result};
 
@@ -44,8 +46,21 @@ fn build(toolchain: &Toolchain) -> Command {
         build.args(["-Z", "build-std=core"]);
     }
     build.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &toolchain.linker);
-    build.env("RUSTFLAGS", "-C link-arg=--btf -C debuginfo=2");
+    let flags = format!("-C link-arg=--btf -C debuginfo=2 {}", remapped());
+    build.env("RUSTFLAGS", flags);
     build
+}
+
+/// Compiler flags that keep this machine's paths out of what is compiled.
+#[must_use]
+pub fn remapped() -> String {
+    let flag = |path: &Path, name: &str| format!("--remap-path-prefix={}={name}", path.display());
+    format!("{} {}", flag(&cargo_home(), "/cargo"), flag(workspace(), "/kiam-ebpf"))
+}
+
+fn cargo_home() -> PathBuf {
+    let set = env::var_os("CARGO_HOME").map(PathBuf::from);
+    set.or_else(|| Some(env::home_dir()?.join(".cargo"))).unwrap_or_default()
 }
 
 /// Lints the kernel program as if it were for this machine: no toolchain has both clippy and `core` for BPF, and what

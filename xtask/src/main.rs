@@ -21,6 +21,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// Builds the container image, without a container engine: an OCI layout, archives for `docker load`, and an SBOM.
+    Image(tasks::image::Options),
     /// Runs all the tests, or those of the named parts.
     Test(tasks::test::Selection),
     /// Checks the rules of this repository that no compiler checks.
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
     let done = match Command::parse() {
         Command::BuildEbpf => xtask::build::ebpf(),
         Command::Demo { options } => tasks::lab::demo(&options),
+        Command::Image(options) => tasks::image::build(&options),
         Command::Test(selection) => tasks::test::run_steps(&selection),
         Command::Tidy => tasks::tidy::run(),
         Command::Bench { options } => tasks::lab::bench(&options),

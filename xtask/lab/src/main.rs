@@ -5,6 +5,7 @@
 
 mod bench;
 mod clients;
+mod image;
 mod node_vm;
 mod sdks;
 
@@ -29,6 +30,8 @@ enum Command {
         #[arg(long)]
         no_skip: bool,
     },
+    /// Runs the agent's image; needs root.
+    Image(image::Options),
     /// Installs many more AWS clients, old and new, and runs them against the agent; needs root.
     Sdks {
         /// Clients that can't run here are a failure.
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => show(options),
         Command::Bench(bench) => bench::run(&bench),
         Command::Clients { no_skip } => clients::run(no_skip),
+        Command::Image(options) => image::run(&options),
         Command::Sdks { no_skip } => sdks::run(no_skip),
         Command::NodeVm { node } => node_vm::run(&node),
         Command::InNodeVm => node_vm::in_guest(),

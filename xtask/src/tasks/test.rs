@@ -8,7 +8,7 @@ use anyhow::{Result, anyhow};
 use clap::{Args, ValueEnum};
 use tokio::time::Instant;
 
-use super::{kernels, kubernetes, lab, tidy};
+use super::{image, kernels, kubernetes, lab, tidy};
 use xtask::command::{command, run, say};
 use xtask::{build, toolchain};
 
@@ -18,7 +18,7 @@ pub(crate) struct Selection {
     /// A test that can't run here (it needs root, or a kernel with BPF) fails instead of being skipped.
     #[arg(long)]
     no_skip: bool,
-    /// The parts to run; without one, all but `sdks`, `policies`, `apiserver`, `node-vm` and `kernels`. `runtime` and `hostile`
+    /// The parts to run; without one, all but `sdks`, `image`, `policies`, `apiserver`, `node-vm` and `kernels`. `runtime` and `hostile`
     /// are in `node`.
     #[arg(value_enum)]
     parts: Vec<Part>,
@@ -45,6 +45,8 @@ enum Part {
     /// Many more AWS clients, old and new, which are downloaded first: 4 GB and some minutes, once; writes the table of
     /// `docs/clients.md`.
     Sdks,
+    /// The container image, built in two folders, compared and run; twenty minutes.
+    Image,
     /// The admission policies, judged by Kubernetes' own code, which is downloaded and compiled first: some minutes, once.
     Policies,
     /// The agent against a real kube-apiserver, which is built first: that takes some minutes, once.
@@ -123,6 +125,7 @@ const STEPS: [Step; 17] = [
         name: "many clients",
         action: |selection| lab::sdks(selection.no_skip),
     },
+    Step { part: Part::Image, name: "image", action: |_| image::test::run_tests() },
     Step { part: Part::Policies, name: "policies", action: |_| kubernetes::test_policies() },
     Step { part: Part::Apiserver, name: "real API server", action: |_| kubernetes::test_agent() },
     Step { part: Part::NodeVm, name: "whole node", action: |_| lab::node_vm() },
@@ -147,6 +150,7 @@ pub(crate) fn run_steps(selection: &Selection) -> Result<()> {
         [] => !matches!(
             part,
             Part::Sdks
+                | Part::Image
                 | Part::Policies
                 | Part::Apiserver
                 | Part::NodeVm

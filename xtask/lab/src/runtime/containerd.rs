@@ -170,6 +170,23 @@ impl Containerd {
         Kubelet::connect(&self.socket(), &self.node, logs, CgroupDriver::Cgroupfs)
     }
 
+    /// `ctr` with these arguments, in the Kubernetes containers' namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the daemon's cgroup is gone.
+    pub fn ctr<const N: usize>(&self, arguments: [&str; N]) -> Result<Command> {
+        let mut ctr = self.command("ctr")?;
+        ctr.arg("--address").arg(self.socket()).args(["--namespace", "k8s.io"]).args(arguments);
+        Ok(ctr)
+    }
+
+    /// The program that makes containers of whatever this machine lacks.
+    #[must_use]
+    pub fn runc(&self) -> PathBuf {
+        self.folder.join(Handler::Runc.name())
+    }
+
     /// Everything it has written.
     #[must_use]
     pub fn log(&self) -> String {

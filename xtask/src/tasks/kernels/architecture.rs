@@ -4,7 +4,7 @@ use std::fmt;
 
 /// What a guest's processor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Architecture {
+pub(crate) enum Architecture {
     /// `x86_64`, this machine's own.
     Amd64,
     /// `aarch64`.
@@ -20,7 +20,7 @@ impl Architecture {
     }
 
     /// Rust's name for it.
-    pub(super) fn triple(self) -> &'static str {
+    pub(crate) fn triple(self) -> &'static str {
         match self {
             Self::Amd64 => "x86_64-unknown-linux-gnu",
             Self::Arm64 => "aarch64-unknown-linux-gnu",

@@ -99,7 +99,7 @@ pub(super) struct Qemu {
 
 /// An apt of our own.
 #[derive(Debug)]
-pub(super) struct Debian {
+pub(crate) struct Debian {
     folder: PathBuf,
     /// Names of packages that kernels are among, one a line.
     names: String,
@@ -109,7 +109,7 @@ pub(super) struct Debian {
 
 impl Debian {
     /// Sets it up in `folder`, and updates its lists.
-    pub(super) fn open(folder: &Path) -> Result<Self> {
+    pub(crate) fn open(folder: &Path) -> Result<Self> {
         let apt = folder.join("apt");
         for needed in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(apt.join(needed)).context("making apt's folders")?;

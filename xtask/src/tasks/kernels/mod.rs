@@ -23,11 +23,15 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
-pub(crate) use self::inside::init;
-use self::{
+pub(crate) use self::{
     architecture::Architecture,
+    debian::Debian,
+    inside::init,
+    programs::{compiler_for_arm64, cross},
+};
+use self::{
     check::{Check, Place},
-    debian::{Debian, Kernel},
+    debian::Kernel,
     guest::{Guest, Machine},
     job::Report,
     programs::Programs,

@@ -53,29 +53,14 @@ impl Programs {
     /// Those of guests whose processors are of the other architecture, by Debian's compilers and libraries alone.
     pub(super) fn arm64(debian: &Debian, folder: &Path, tests: &[&str]) -> Result<Self> {
         let root = folder.join("arm64");
-        fs::create_dir_all(&root).context("making a folder for another architecture's files")?;
-        let toolchain = toolchain::ensure()?;
-        ensure!(
-            toolchain.route == Route::Debian,
-            "programs for arm64 are compiled by Debian's rustc-web, and this machine has rustup's nightly: \
-             apt-get install rustc-web"
-        );
-        if output_of(command(CROSS_COMPILER).arg("--version")).is_none() {
-            toolchain::install_packages(&CROSS)?;
-        }
-        // Only the same version's libraries can be linked.
-        let version =
-            output_of(command("dpkg-query").args(["-W", "-f", "${Version}", "rustc-web"]));
-        let version = version.context("rustc-web is not installed as a package")?;
+        compiler_for_arm64(debian, &root)?;
         let mark = root.join("unpacked");
-        let wanted = format!("{ARM64_STD} {version} {}", ARM64_PACKAGES.join(" "));
+        let wanted = ARM64_PACKAGES.join(" ");
         if fs::read_to_string(&mark).unwrap_or_default() != wanted {
-            let std = format!("{ARM64_STD}:{}={version}", Architecture::Arm64);
-            debian.unpack_one(&std, &root)?;
             debian.unpack_all(Architecture::Arm64, &ARM64_PACKAGES, &root)?;
-            fs::write(mark, wanted).context("keeping what was unpacked")?;
+            fs::write(mark, wanted).context("recording the unpacked packages")?;
         }
-        let paths = compiled(tests, |cargo| cross(cargo, &root))?;
+        let paths = compiled(tests, |cargo| cross(cargo, &root, ""))?;
         let mut userland = Userland::new(Architecture::Arm64, root);
         userland.add_tools();
         userland.files.extend(trust());
@@ -83,12 +68,41 @@ impl Programs {
     }
 }
 
-fn cross(cargo: &mut Command, root: &Path) {
+/// Makes Debian's compilers able to compile for arm64, with Rust's standard library of that architecture in `root`.
+///
+/// # Errors
+///
+/// When this machine compiles with rustup's nightly, or Debian's packages are not to be had.
+pub(crate) fn compiler_for_arm64(debian: &Debian, root: &Path) -> Result<()> {
+    fs::create_dir_all(root).context("making a folder for another architecture's files")?;
+    let toolchain = toolchain::ensure()?;
+    ensure!(
+        toolchain.route == Route::Debian,
+        "programs for arm64 are compiled by Debian's rustc-web, and this machine has rustup's nightly: \
+         apt-get install rustc-web"
+    );
+    if output_of(command(CROSS_COMPILER).arg("--version")).is_none() {
+        toolchain::install_packages(&CROSS)?;
+    }
+    // Only the same version's libraries can be linked.
+    let version = output_of(command("dpkg-query").args(["-W", "-f", "${Version}", "rustc-web"]));
+    let version = version.context("rustc-web is not installed as a package")?;
+    let mark = root.join("std");
+    if fs::read_to_string(&mark).unwrap_or_default() != version {
+        let std = format!("{ARM64_STD}:{}={version}", Architecture::Arm64);
+        debian.unpack_one(&std, root)?;
+        fs::write(mark, version).context("recording the unpacked version")?;
+    }
+    Ok(())
+}
+
+/// Sets `cargo` to compile for arm64 with what [`compiler_for_arm64`] put into `root`.
+pub(crate) fn cross(cargo: &mut Command, root: &Path, flags: &str) {
     let sysroot = root.join("usr");
     cargo.args(["--target", Architecture::Arm64.triple()]);
     cargo.args(["--target-dir", "target/arm64"]).env("RUSTC", DEBIAN_RUSTC);
     cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", CROSS_COMPILER);
-    let flags = format!("--sysroot={}", sysroot.display());
+    let flags = format!("--sysroot={} {flags}", sysroot.display());
     cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS", flags);
 }
 

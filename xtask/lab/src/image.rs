@@ -1,0 +1,128 @@
+//! The agent's image: imported and run by containerd, and its program as the agent of a node whose API server it knows by
+//! name alone, since the resolver of a static program is not the one that the tests otherwise run with.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use lab::{Agent, Lab, Node, PodSpec, runtime::Containerd};
+
+const ROLE: &str = "reader";
+/// The API server's name, which the lab's DNS server alone knows.
+const NAME: &str = "api.lab.invalid";
+const READY: Duration = Duration::from_secs(60);
+
+/// What to run.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// The archive for this machine's processor, which `cargo xtask image` wrote.
+    archive: PathBuf,
+    /// The folder with its files.
+    root: PathBuf,
+    /// The version that the agent must report.
+    #[arg(long)]
+    version: String,
+}
+
+/// Fails where the image does not do what an image must.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    lab::available().map_err(anyhow::Error::msg)?;
+    in_containerd(options)?;
+    as_agent(&options.root.join("usr/local/bin/kiam-agent"))
+}
+
+fn in_containerd(options: &Options) -> Result<()> {
+    let node = Node::start()?;
+    let containerd = Containerd::start(&node)?;
+    said(containerd.ctr(["images", "import"])?.arg(&options.archive))?;
+    let name = format!("docker.io/library/kiam-agent:{}", options.version);
+    let run = ["run", "--rm", "--net-host", "--runc-binary"];
+    let mut run = containerd.ctr(run)?;
+    run.arg(containerd.runc()).args([&name, "version", "kiam-agent", "--version"]);
+    let text = said(&mut run)?;
+    ensure!(text.contains(&options.version), "the image's agent calls itself {text:?}");
+    println!("containerd runs it: {}", text.trim());
+    Ok(())
+}
+
+fn said(command: &mut Command) -> Result<String> {
+    let output = command.output().context("starting ctr, which comes with containerd")?;
+    if !output.status.success() {
+        bail!("ctr said {:?}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn as_agent(binary: &Path) -> Result<()> {
+    let lab = Lab::start()?;
+    let (address, folder) = (lab.kubernetes.address(), lab.node.folder());
+    let SocketAddr::V4(address) = address else { bail!("the API server is at {address}") };
+    let queries = serve_dns(&lab.node, *address.ip())?;
+    let settings = folder.join("resolv.conf");
+    fs::write(&settings, "nameserver 127.0.0.1\n").context("writing for the resolver")?;
+    let kubeconfig = fs::read_to_string(lab.kubeconfig()?).context("reading the kubeconfig")?;
+    let by_name = folder.join("kubeconfig-by-name");
+    let server = format!("{NAME}:{}", address.port());
+    fs::write(&by_name, kubeconfig.replace(&address.to_string(), &server))
+        .context("writing a kubeconfig")?;
+    let script = "mount --bind \"$1\" /etc/resolv.conf && shift && exec \"$@\"";
+    let mut command = lab.node.command("unshare")?;
+    command.args(["--mount", "--propagation", "slave", "sh", "-c", script, "sh"]);
+    command.arg(&settings).arg(binary);
+    let kubeconfig = format!("--kubeconfig={}", by_name.display());
+    let mut agent = Agent::start_by(command, &lab, &[&kubeconfig])?;
+    let took = agent.wait_ready(READY)?;
+    ensure!(queries.load(Ordering::Relaxed) > 0, "the agent found {NAME} without DNS");
+    let pod = lab.pod(PodSpec::new("default", "web").role(ROLE))?;
+    lab.assert_role(&pod.credentials()?, ROLE);
+    println!("a node's agent: ready in {took:?}, and a pod has its role");
+    agent.terminate()?;
+    Ok(())
+}
+
+/// Answers every question for an address with `address`, and counts the questions. Ends with this process.
+fn serve_dns(node: &Node, address: Ipv4Addr) -> Result<Arc<AtomicUsize>> {
+    let socket: UdpSocket = node.netns().udp((Ipv4Addr::LOCALHOST, 53).into())?;
+    let count = Arc::new(AtomicUsize::new(0));
+    let queries = Arc::clone(&count);
+    thread::spawn(move || {
+        let mut message = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut message) {
+            if let Some(answer) = answer(&message[..length], address) {
+                queries.fetch_add(1, Ordering::Relaxed);
+                // Who asked is gone when this fails.
+                let _sent = socket.send_to(&answer, from);
+            }
+        }
+    });
+    Ok(count)
+}
+
+/// The answer to a question of RFC 1035: one record for type A, none for others. `None` for what is no question.
+fn answer(question: &[u8], address: Ipv4Addr) -> Option<Vec<u8>> {
+    const HEADER: usize = 12;
+    let name = question.get(HEADER..)?.iter().position(|byte| *byte == 0)?;
+    let end = HEADER + name + 5;
+    let is_a = question.get(end - 4..end)? == [0, 1, 0, 1];
+    let mut answer = question[..2].to_vec();
+    // A response, recursion available; one question, and the number of answers.
+    answer.extend([0x81, 0x80, 0, 1, 0, u8::from(is_a), 0, 0, 0, 0]);
+    answer.extend(&question[HEADER..end]);
+    if is_a {
+        // The name as a pointer to the question's, A, IN, 60 s, four bytes.
+        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+        answer.extend(address.octets());
+    }
+    Some(answer)
+}
