@@ -70,7 +70,7 @@ struct Step {
     action: fn(&Selection) -> Result<()>,
 }
 
-const STEPS: [Step; 17] = [
+const STEPS: [Step; 18] = [
     Step { part: Part::Checks, name: "format", action: |_| run(cargo("fmt").arg("--check")) },
     Step { part: Part::Checks, name: "tidy", action: |_| tidy::run() },
     Step { part: Part::Checks, name: "lints", action: |_| run(&mut lints()) },

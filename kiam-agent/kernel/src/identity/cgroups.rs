@@ -224,7 +224,9 @@ mod tests {
         assert!(known.pods.contains_key(&99_999) && known.pods.len() <= CGROUPS + 1);
         for n in 0..10_000_u32 {
             known.remember(u64::from(n) + 200_000, &PodUid::new(&format!("{n:032x}")));
-            assert!(known.cgroups.len() <= PODS && known.pods.len() <= PODS + CGROUPS);
+            assert!(
+                known.cgroups.len() <= CACHED_PODS && known.pods.len() <= CACHED_PODS + CGROUPS
+            );
         }
     }
 }

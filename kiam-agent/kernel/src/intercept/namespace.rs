@@ -21,12 +21,12 @@ use tracing::{info, warn};
 
 use super::{
     ancestors::above,
-    loading::{OBJECT, refused},
+    loading::{OBJECT, rejected},
     programs::map_error,
 };
 use crate::{
     error::Error,
-    sys::{Cgroup, refusal::program_error},
+    sys::{Cgroup, rejection::program_error},
 };
 
 const NAME: &str = "kiam_namespace";
@@ -70,11 +70,11 @@ fn learn(object: &[u8], cgroup: &Cgroup) -> Result<u64, Error> {
     let mut loader = EbpfLoader::new();
     loader.override_global("PROBE_SOCKET", &probe, true);
     // Nothing of it is pinned.
-    let mut ebpf = loader.load(object).map_err(refused)?;
-    let refused = program_error(NAME);
+    let mut ebpf = loader.load(object).map_err(rejected)?;
+    let rejection = program_error(NAME);
     let program = ebpf.program_mut(NAME).ok_or(Error::Missing(NAME))?;
-    let program: &mut CgroupSockAddr = program.try_into().map_err(refused)?;
-    program.load().map_err(refused)?;
+    let program: &mut CgroupSockAddr = program.try_into().map_err(rejection)?;
+    program.load().map_err(rejection)?;
     // Whatever the agent's cgroup is, it is below the root.
     let root = above(cgroup)?.pop().unwrap_or_else(|| cgroup.path().to_owned());
     let directory = File::open(&root).map_err(|source| Error::File {
@@ -82,10 +82,10 @@ fn learn(object: &[u8], cgroup: &Cgroup) -> Result<u64, Error> {
         path: root.clone(),
         source,
     })?;
-    let link = program.attach(&directory, CgroupAttachMode::Single).map_err(refused)?;
+    let link = program.attach(&directory, CgroupAttachMode::Single).map_err(rejection)?;
     let bound =
         bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).map_err(failed("bind(2)"));
-    program.detach(link).map_err(refused)?;
+    program.detach(link).map_err(rejection)?;
     bound?;
     let map = ebpf.map(NOTED).ok_or(Error::Missing(NOTED))?;
     let noted: Array<_, u64> = Array::try_from(map).map_err(map_error(NOTED))?;

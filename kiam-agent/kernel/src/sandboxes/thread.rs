@@ -47,23 +47,23 @@ mod tests {
     use tokio::task::spawn_blocking;
 
     use super::*;
-    use crate::realtime::{is_hurried, unhurried};
+    use crate::realtime::{is_realtime, ordinary};
 
     #[tokio::test]
-    async fn work_and_its_looks_are_hurried_but_those_that_take_their_turn() {
+    async fn work_and_its_scans_are_realtime_but_for_ordinary_ones() {
         let (sender, seen) = oneshot::channel();
-        let ended = hurried(async move {
-            let look = || (is_hurried(), unhurried(is_hurried), is_hurried());
-            sender.send((is_hurried(), spawn_blocking(look).await.unwrap())).unwrap();
+        let ended = on_realtime_thread(async move {
+            let scan = || (is_realtime(), ordinary(is_realtime), is_realtime());
+            sender.send((is_realtime(), spawn_blocking(scan).await.unwrap())).unwrap();
         });
         ended.unwrap().await;
         let allowed = thread::spawn(|| realtime::enter().is_ok()).join().unwrap();
         assert_eq!(seen.await.unwrap(), (allowed, (allowed, false, allowed)));
-        assert!(!is_hurried(), "the caller is");
+        assert!(!is_realtime(), "the caller is");
     }
 
     #[tokio::test]
     async fn a_panic_ends_it() {
-        hurried(async { panic!("as it must not") }).unwrap().await;
+        on_realtime_thread(async { panic!("as it must not") }).unwrap().await;
     }
 }

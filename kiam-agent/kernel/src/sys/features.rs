@@ -129,7 +129,7 @@ mod tests {
         let _logged = CapturedLogs::start(tracing::Level::DEBUG);
         let release = kernel_release();
         let errno = io::Error::from_raw_os_error;
-        let map = |name: &str, number| refused_map(name.to_owned(), errno(number));
+        let map = |name: &str, number| rejected_map(name.to_owned(), errno(number));
         let load =
             |name, number| Error::from(Box::new(ProgramRejection::new(name, errno(number), "")));
         let attach = |name, number| {
