@@ -20,7 +20,7 @@ pub(super) const SHARE: usize = 8;
 
 /// Whoever connects over TCP. Any number of addresses of the node's loopback, and of an IPv6 network, are one host's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Source(IpAddr);
+pub(super) struct PeerSource(IpAddr);
 
 /// The connections that are open, by when they were accepted.
 #[derive(Debug)]
@@ -33,27 +33,27 @@ pub(super) struct Connections<S> {
 struct Table<S> {
     /// Counts what happens, as a clock.
     now: u64,
-    open: HashMap<u64, Open<S>>,
+    open: HashMap<u64, OpenConnection<S>>,
 }
 
 #[derive(Debug)]
-struct Open<S> {
+struct OpenConnection<S> {
     source: S,
     /// When it last asked for something.
     asked: Option<u64>,
     task: Option<AbortHandle>,
 }
 
-/// A connection's place among the others, until it is dropped.
+/// A connection's guard among the others, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Place<S> {
+pub(super) struct ConnectionGuard<S> {
     accepted: u64,
     table: Arc<Mutex<Table<S>>>,
 }
 
-// === impl Source ===
+// === impl PeerSource ===
 
-impl From<IpAddr> for Source {
+impl From<IpAddr> for PeerSource {
     fn from(address: IpAddr) -> Self {
         Self(match address.to_canonical() {
             IpAddr::V4(v4) if v4.is_loopback() => Ipv4Addr::LOCALHOST.into(),
@@ -72,20 +72,20 @@ impl<S: Copy + Eq + Hash> Connections<S> {
         Self { share, table: Arc::new(Mutex::new(table)) }
     }
 
-    /// A place for a connection of `source`; ends another one where there is none.
-    pub(super) fn admit(&self, source: S) -> Place<S> {
+    /// A guard for a connection of `source`; ends another one where there is none.
+    pub(super) fn admit(&self, source: S) -> ConnectionGuard<S> {
         let mut table = lock(&self.table);
         let ended = table.in_the_way(source, self.share).and_then(|id| table.open.remove(&id));
         let accepted = table.tick();
-        table.open.insert(accepted, Open { source, asked: None, task: None });
+        table.open.insert(accepted, OpenConnection { source, asked: None, task: None });
         drop(table);
         if let Some(task) = ended.and_then(|open| open.task) {
             task.abort();
         }
-        Place { accepted, table: self.table.clone() }
+        ConnectionGuard { accepted, table: self.table.clone() }
     }
 
-    /// What serves the connection at a place; it may have ended.
+    /// What serves the connection at a guard; it may have ended.
     pub(super) fn served_by(&self, accepted: u64, task: AbortHandle) {
         if let Some(open) = lock(&self.table).open.get_mut(&accepted) {
             open.task = Some(task);
@@ -105,7 +105,7 @@ impl<S: Copy + Eq + Hash> Table<S> {
         let most = counts.values().copied().max().unwrap_or_default();
         let is_full = self.open.len() >= CONNECTIONS;
         let has_share = counts.get(&source).is_some_and(|count| *count >= share);
-        let ends = |open: &Open<S>| match has_share {
+        let ends = |open: &OpenConnection<S>| match has_share {
             true => open.source == source,
             false => is_full && counts.get(&open.source) == Some(&most),
         };
@@ -121,9 +121,9 @@ impl<S> Table<S> {
     }
 }
 
-// === impl Place ===
+// === impl ConnectionGuard ===
 
-impl<S> Place<S> {
+impl<S> ConnectionGuard<S> {
     /// Which one it is.
     pub(super) fn accepted(&self) -> u64 {
         self.accepted
@@ -139,7 +139,7 @@ impl<S> Place<S> {
     }
 }
 
-impl<S> Drop for Place<S> {
+impl<S> Drop for ConnectionGuard<S> {
     fn drop(&mut self) {
         lock(&self.table).open.remove(&self.accepted);
     }
@@ -156,17 +156,17 @@ mod tests {
     fn admitted(
         connections: &Connections<u8>,
         sources: impl IntoIterator<Item = u8>,
-    ) -> Vec<Place<u8>> {
+    ) -> Vec<ConnectionGuard<u8>> {
         sources.into_iter().map(|source| connections.admit(source)).collect()
     }
 
-    fn is_open(place: &Place<u8>) -> bool {
-        lock(&place.table).open.contains_key(&place.accepted)
+    fn is_open(guard: &ConnectionGuard<u8>) -> bool {
+        lock(&guard.table).open.contains_key(&guard.accepted)
     }
 
     #[test]
     fn addresses_of_one_host_are_one_source() {
-        let source = |text: &str| Source::from(text.parse::<IpAddr>().unwrap());
+        let source = |text: &str| PeerSource::from(text.parse::<IpAddr>().unwrap());
         assert_eq!(source("127.0.0.1"), source("127.9.8.7"));
         assert_eq!(source("::ffff:10.0.0.1"), source("10.0.0.1"));
         assert_eq!(source("fd00::1"), source("fd00::ffff:1"));
@@ -201,7 +201,7 @@ mod tests {
         assert_eq!(1 + many.len() + few.len(), CONNECTIONS);
         let _new = connections.admit(201);
         assert!(is_open(&scrape) && few.iter().all(is_open) && !is_open(&many[0]));
-        assert_eq!(many.iter().filter(|place| is_open(place)).count(), many.len() - 1);
+        assert_eq!(many.iter().filter(|guard| is_open(guard)).count(), many.len() - 1);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use self::connections::{CONNECTIONS, Connections, Place, SHARE, Source};
+use self::connections::{CONNECTIONS, ConnectionGuard, Connections, PeerSource, SHARE};
 pub use self::{
     client::{StatusError, get, post},
     unix::{OwnSocket, SOCKET, bind_unix},
@@ -88,8 +88,8 @@ pub async fn serve_tcp(
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
-                    let place = connections.admit(Source::from(peer.ip()));
-                    spawn(stream, surface, &operations, (&connections, place));
+                    let guard = connections.admit(PeerSource::from(peer.ip()));
+                    spawn(stream, surface, &operations, (&connections, guard));
                 }
                 Err(_) => sleep(Duration::from_millis(50)).await,
             },
@@ -105,8 +105,8 @@ pub async fn serve_unix(listener: UnixListener, operations: Arc<Operations>, mut
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    let place = connections.admit(());
-                    spawn(stream, Surface::Everything, &operations, (&connections, place));
+                    let guard = connections.admit(());
+                    spawn(stream, Surface::Everything, &operations, (&connections, guard));
                 }
                 Err(_) => sleep(Duration::from_millis(50)).await,
             },
@@ -119,14 +119,14 @@ fn spawn<S: Copy + Eq + Hash + Send + 'static>(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     surface: Surface,
     operations: &Arc<Operations>,
-    (connections, place): (&Connections<S>, Place<S>),
+    (connections, guard): (&Connections<S>, ConnectionGuard<S>),
 ) {
     let operations = operations.clone();
-    let accepted = place.accepted();
+    let accepted = guard.accepted();
     // Ends by itself: with the other end's close, or at the deadline; or for another connection.
     let task = tokio::spawn(async move {
         let answer = service_fn(|request| {
-            place.asks();
+            guard.asks();
             let operations = operations.clone();
             async move { Ok::<_, Infallible>(routes::answer(&operations, surface, request).await) }
         });

@@ -36,7 +36,7 @@ use super::{
 use crate::{
     admin::{self, Operations, OwnSocket, Surface},
     config::Config,
-    handover::{Gives, Handover},
+    handover::{Handover, HandoverContent},
     imds,
     serve::{self, Listener},
 };
@@ -159,9 +159,14 @@ async fn serve_at(
 }
 
 /// What the agent after this one is given.
-fn gives(knowledge: &Knowledge, held: Held, spare: Vec<OwnedFd>, departure: Departure) -> Gives {
+fn gives(
+    knowledge: &Knowledge,
+    held: Held,
+    spare: Vec<OwnedFd>,
+    departure: Departure,
+) -> HandoverContent {
     let credentials = knowledge.credentials.clone();
-    Gives {
+    HandoverContent {
         sockets: Box::new(move || held.beside(&spare)),
         credentials: Box::new(move || credentials.bequeath()),
         stays: Box::new(move || !departure.is_near()),
@@ -326,7 +331,7 @@ impl Common {
         tokens: imds::TokenAuthority,
         upstream: imds::Upstream,
     ) -> imds::Service {
-        let parts = imds::Parts {
+        let parts = imds::ServiceParts {
             pods: knowledge.pods.clone(),
             policy: knowledge.policy.clone(),
             credentials: knowledge.credentials.clone(),

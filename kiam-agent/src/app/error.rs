@@ -40,7 +40,7 @@ pub enum Error {
     Cluster(#[from] cluster::Error),
     /// STS.
     #[error(transparent)]
-    Sts(#[from] sts::InvalidUpstream),
+    Sts(#[from] sts::InvalidEndpoint),
     /// The key of session tokens.
     #[error(transparent)]
     Key(#[from] imds::KeyError),

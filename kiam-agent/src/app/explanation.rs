@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{knowledge::Knowledge, noted, older::Entitled};
 use crate::{
     config::Config,
-    imds::{self, Imdsv2, NodeRole, Noted, Place},
+    imds::{self, Imdsv2, NodeRole, PathKind, RecordedRequest},
 };
 use kiam_core::{
     clock::Clock,
@@ -266,7 +266,7 @@ impl Account<'_> {
     }
 
     /// What the pod asked, by what became of it.
-    fn noted(&self) -> [(&'static str, &[Noted]); 2] {
+    fn noted(&self) -> [(&'static str, &[RecordedRequest]); 2] {
         [("rejected", &self.journal.refused), ("imdsv1", &self.journal.imdsv1)]
     }
 
@@ -352,7 +352,7 @@ impl Account<'_> {
         }
         let refused = |error: &imds::Error| {
             let (role, credentials) =
-                (error.status(Place::Elsewhere), error.status(Place::Credentials));
+                (error.status(PathKind::Elsewhere), error.status(PathKind::Credentials));
             if role == credentials {
                 return format!("{}: {error}", role.as_u16());
             }
@@ -542,7 +542,7 @@ mod tests {
         let journal = &explainer.knowledge.journal;
         for _ in 0..3 {
             let head = head("/latest/user-data", "a\t\"b");
-            journal.refused(&fixtures::uid(1), &head, imds::Reason::Path, at);
+            journal.refused(&fixtures::uid(1), &head, imds::ErrorKind::Path, at);
         }
         journal.imdsv1(&fixtures::uid(1), &head("/latest/meta-data/", "Boto/2.49"), at);
         let text = explainer.explain("default", "pod-1").unwrap_err();

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     cluster::{self, Cluster, Events, EvictionParts, Evictions, Synced},
     config::{Config, Hosts},
-    handover::{self, Trusted},
+    handover::{self, PeerJudge},
     imds,
 };
 use kiam_core::{
@@ -230,7 +230,7 @@ impl Common {
 }
 
 /// What the agent that runs holds. Whatever is odd about it, nothing is lost but calls to STS.
-async fn inherited(state_dir: &Path, trusted: &Trusted) -> Inheritance {
+async fn inherited(state_dir: &Path, trusted: &PeerJudge) -> Inheritance {
     let Some(held) = handover::credentials(state_dir, trusted).await else {
         return Inheritance::default();
     };

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use super::{Error, ports};
 use crate::{
     config::{Config, Hosts},
-    handover::{self, Answer, Handover, Trusted},
+    handover::{self, Handover, HandoverAnswer, PeerJudge},
 };
 use kiam_kernel::{intercept, pins::AttachLock, sys};
 
@@ -74,9 +74,9 @@ impl Listeners {
             }
             let answer = handover::ask(&config.state_dir, &trusted(config)).await;
             let (handover, silent) = match answer {
-                Answer::Nobody => (None, None),
-                Answer::Silent(why) => (None, Some(why)),
-                Answer::Sockets(handover) => (Some(handover), None),
+                HandoverAnswer::Nobody => (None, None),
+                HandoverAnswer::Silent(why) => (None, Some(why)),
+                HandoverAnswer::Sockets(handover) => (Some(handover), None),
             };
             let taken = match Self::open(config, handover).await {
                 Err(error) if error.is_in_use() => error,
@@ -156,12 +156,12 @@ async fn turn(config: &Config) -> Result<Option<AttachLock>, Error> {
 }
 
 /// Who may hand over, or take: see [`intercept::may_hand_over`].
-pub(super) fn trusted(config: &Config) -> Trusted {
+pub(super) fn trusted(config: &Config) -> PeerJudge {
     match config.intercept.clone() {
         Some(config) => {
-            Trusted::new(move |token, pid| intercept::may_hand_over(token, &config, pid))
+            PeerJudge::new(move |token, pid| intercept::may_hand_over(token, &config, pid))
         }
-        None => Trusted::new(|_, _| true),
+        None => PeerJudge::new(|_, _| true),
     }
 }
 

@@ -3,10 +3,10 @@
 use serde_json::{Value, json};
 
 use super::explanation::time;
-use crate::imds::Noted;
+use crate::imds::RecordedRequest;
 
 /// Requests that are alike, for `/pods`.
-pub(super) fn json(noted: &Noted) -> Value {
+pub(super) fn json(noted: &RecordedRequest) -> Value {
     let mut shown = json!({
         "method": noted.method, "path": noted.path, "userAgent": noted.user_agent,
         "count": noted.count, "last": time(noted.last),
@@ -18,8 +18,8 @@ pub(super) fn json(noted: &Noted) -> Value {
 }
 
 /// The same, for `explain`.
-pub(super) fn text(noted: &Noted) -> String {
-    let Noted { method, path, count, .. } = noted;
+pub(super) fn text(noted: &RecordedRequest) -> String {
+    let RecordedRequest { method, path, count, .. } = noted;
     let reason = noted.reason.map(|reason| format!(" ({reason:?})")).unwrap_or_default();
     let program = match noted.user_agent.as_str() {
         "" => "without a User-Agent".to_owned(),

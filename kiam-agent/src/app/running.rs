@@ -18,7 +18,7 @@ use super::{
 use crate::{
     admin::{self, Operations},
     config::Config,
-    handover::{self, Ended, Gives, Offer},
+    handover::{self, HandoverContent, Offer, OfferEnd},
 };
 use kiam_core::lifecycle::{DrainSignal, drain};
 use kiam_kernel::intercept;
@@ -41,7 +41,7 @@ pub(super) struct Operators {
 pub(super) struct Successor {
     withdraw: DrainSignal,
     /// `None` once it has ended.
-    offer: Option<JoinHandle<Ended>>,
+    offer: Option<JoinHandle<OfferEnd>>,
 }
 
 // === impl Operators ===
@@ -67,7 +67,7 @@ impl Successor {
     /// Offers what this agent `gives` from now on. `reassert` is told when a successor gave up half way.
     pub(super) fn await_next(
         config: &Config,
-        gives: Gives,
+        gives: HandoverContent,
         reassert: Arc<Notify>,
     ) -> Result<Self, Error> {
         let offer =
@@ -83,7 +83,7 @@ impl Successor {
         if let Some(offer) = &mut self.offer {
             let ended = offer.await;
             self.offer = None;
-            if let Ok(Ended::Taken { queue }) = ended {
+            if let Ok(OfferEnd::Taken { queue }) = ended {
                 return queue;
             }
         }
@@ -100,7 +100,7 @@ impl Successor {
         let ended = timeout_at(deadline, &mut offer).await;
         offer.abort();
         match ended {
-            Ok(Ok(Ended::Taken { queue })) => Some(queue),
+            Ok(Ok(OfferEnd::Taken { queue })) => Some(queue),
             Ok(_) => None,
             Err(_) => {
                 warn!(

@@ -78,7 +78,7 @@ pub(super) async fn receive(stream: &UnixStream) -> io::Result<Option<Vec<OwnedF
 }
 
 /// The descriptors of one message.
-async fn receive_some(stream: &UnixStream) -> Received {
+async fn receive_some(stream: &UnixStream) -> ReceivedDescriptors {
     loop {
         stream.readable().await?;
         match stream.try_io(Interest::READABLE, || Ok(receive_now(stream)?)) {
@@ -88,9 +88,9 @@ async fn receive_some(stream: &UnixStream) -> Received {
     }
 }
 
-type Received = io::Result<Option<Vec<OwnedFd>>>;
+type ReceivedDescriptors = io::Result<Option<Vec<OwnedFd>>>;
 
-fn receive_now(stream: &UnixStream) -> rustix::io::Result<Received> {
+fn receive_now(stream: &UnixStream) -> rustix::io::Result<ReceivedDescriptors> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut count = [0_u8];

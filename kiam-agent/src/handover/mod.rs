@@ -7,7 +7,7 @@
 //! One exchange over a Unix socket in `--state-dir`: the successor asks, gets the sockets, and when it serves on
 //! them says that it took over. Until then the predecessor goes on as if nobody had asked; for an instant both
 //! accept from the same queue. Whoever listens at the socket's path is the agent of the node: a process that finds
-//! a living successor there has been relieved, even if it heard nothing.
+//! a living successor there has been superseded, even if it heard nothing.
 //!
 //! Who may ask: the folder is 0700, so only root of the node, and a container only where the folder is mounted.
 //! The peer's uid is compared with ours, and its process, where we can see it, is judged by the caller. Another
@@ -24,8 +24,8 @@ use std::{io, sync::Arc};
 use tokio::net::UnixStream;
 
 pub use self::{
-    offer::{Ended, Gives, Offer},
-    successor::{Answer, Handover, ask, credentials, is_served},
+    offer::{HandoverContent, Offer, OfferEnd},
+    successor::{Handover, HandoverAnswer, ask, credentials, is_served},
 };
 
 use kiam_core::blocking::{self, Blocking};
@@ -35,11 +35,11 @@ pub const SOCKET: &str = "handover.sock";
 
 /// Judges a peer's process by its number, on a thread that may block: `/proc` and cgroups are asked.
 #[derive(Clone)]
-pub struct Trusted(Arc<Judge>);
+pub struct PeerJudge(Arc<Judge>);
 
 type Judge = dyn Fn(&Blocking, u32) -> bool + Send + Sync;
 
-impl Trusted {
+impl PeerJudge {
     /// As `judge` says.
     pub fn new(judge: impl Fn(&Blocking, u32) -> bool + Send + Sync + 'static) -> Self {
         Self(Arc::new(judge))
@@ -53,7 +53,7 @@ impl Trusted {
 }
 
 /// Whether the other end is one to speak with; says why not.
-async fn check(stream: &UnixStream, trusted: &Trusted) -> io::Result<()> {
+async fn check(stream: &UnixStream, trusted: &PeerJudge) -> io::Result<()> {
     let refused = |reason: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
     let peer = stream.peer_cred()?;
     let (uid, own) = (peer.uid(), rustix::process::geteuid().as_raw());

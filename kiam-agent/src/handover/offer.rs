@@ -18,7 +18,7 @@ use tokio::{
 use tracing::{error, info, warn};
 use zeroize::Zeroizing;
 
-use super::{SOCKET, Trusted, check, gone, message, sealed};
+use super::{PeerJudge, SOCKET, check, gone, message, sealed};
 use kiam_core::lifecycle::Drain;
 
 /// The successor asks at once.
@@ -27,8 +27,8 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(2);
 const TAKEN_DEADLINE: Duration = Duration::from_secs(30);
 const OWNER_CHECK: Duration = Duration::from_secs(1);
 
-/// What an agent gives to its successor, as it is when that asks.
-pub struct Gives {
+/// What an agent content to its successor, as it is when that asks.
+pub struct HandoverContent {
     /// The listening sockets.
     pub sockets: Box<dyn Fn() -> io::Result<Vec<OwnedFd>> + Send + Sync>,
     /// The credentials that it holds, in a form that the successor knows.
@@ -48,7 +48,7 @@ pub struct Offer {
 
 /// Why an offer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum OfferEnd {
     /// A successor serves now; `queue`: it accepts from the same sockets.
     Taken {
         /// From all of them.
@@ -89,21 +89,21 @@ impl Offer {
         Ok(Self { listener, path, file })
     }
 
-    /// Gives to each successor that asks, until one has taken over or `drain` begins; an exchange that has begun is
+    /// HandoverContent to each successor that asks, until one has taken over or `drain` begins; an exchange that has begun is
     /// finished first. `abandoned` is called when a successor went with the sockets.
     pub async fn stand(
         mut self,
-        gives: Gives,
-        trusted: Trusted,
+        content: HandoverContent,
+        trusted: PeerJudge,
         abandoned: impl Fn(),
         mut drain: Drain,
-    ) -> Ended {
+    ) -> OfferEnd {
         let mut checks = interval(OWNER_CHECK);
         loop {
             tokio::select! {
                 accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => match exchange(stream, &gives, &trusted).await {
-                        Ok(Exchange::Taken { queue }) => return Ended::Taken { queue },
+                    Ok((stream, _)) => match exchange(stream, &content, &trusted).await {
+                        Ok(Exchange::Taken { queue }) => return OfferEnd::Taken { queue },
                         Ok(Exchange::Answered) => {}
                         Ok(Exchange::Abandoned) => {
                             warn!("An agent that was to take over went away; this one goes on");
@@ -117,21 +117,21 @@ impl Offer {
                     }
                 },
                 _ = checks.tick() => {
-                    if self.is_relieved().await {
-                        return Ended::Taken { queue: false };
+                    if self.is_superseded().await {
+                        return OfferEnd::Taken { queue: false };
                     }
                 }
                 () = drain.started() => {
                     // Who hung until now may have missed that.
-                    let relieved = self.is_relieved().await;
-                    return if relieved { Ended::Taken { queue: false } } else { Ended::Withdrawn };
+                    let superseded = self.is_superseded().await;
+                    return if superseded { OfferEnd::Taken { queue: false } } else { OfferEnd::Withdrawn };
                 }
             }
         }
     }
 
     /// Whether another agent listens at the path. One that died there is replaced.
-    async fn is_relieved(&mut self) -> bool {
+    async fn is_superseded(&mut self) -> bool {
         if identity(&self.path).is_ok_and(|file| file == self.file) {
             return false;
         }
@@ -151,8 +151,8 @@ impl Offer {
 
 async fn exchange(
     mut stream: UnixStream,
-    gives: &Gives,
-    trusted: &Trusted,
+    content: &HandoverContent,
+    trusted: &PeerJudge,
 ) -> io::Result<Exchange> {
     check(&stream, trusted).await?;
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the peer asked for nothing within 2 s");
@@ -165,12 +165,12 @@ async fn exchange(
         read => read?,
     };
     if request == *message::PRESENCE {
-        let stays = (gives.stays)();
+        let stays = (content.stays)();
         stream.write_all(&[if stays { message::PRESENT } else { message::LEAVING }]).await?;
         return Ok(Exchange::Answered);
     }
     if request == *message::CREDENTIALS {
-        let held = sealed::seal(&(gives.credentials)())?;
+        let held = sealed::seal(&(content.credentials)())?;
         message::send(&stream, &[held]).await?;
         return Ok(Exchange::Answered);
     }
@@ -179,7 +179,7 @@ async fn exchange(
             format!("the peer speaks another protocol: {:?}", request.escape_ascii().to_string());
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
-    message::send(&stream, &(gives.sockets)()?).await?;
+    message::send(&stream, &(content.sockets)()?).await?;
     info!("A newer agent has the sockets; serving until it does");
     let mut last = [0];
     match timeout(TAKEN_DEADLINE, stream.read_exact(&mut last)).await {

@@ -17,11 +17,11 @@ use tokio::{
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
-use super::{SOCKET, Trusted, check, gone, message, sealed};
+use super::{PeerJudge, SOCKET, check, gone, message, sealed};
 
 /// How long an agent that lives may take to answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
-/// A predecessor that is relieved by another successor closes without an answer; soon that one listens.
+/// A predecessor that is superseded by another successor closes without an answer; soon that one listens.
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(100);
 /// Questions in vain before an agent is taken to hang.
@@ -29,7 +29,7 @@ const PRESENCE_ATTEMPTS: u32 = 3;
 
 /// What came of asking.
 #[derive(Debug)]
-pub enum Answer {
+pub enum HandoverAnswer {
     /// No agent runs.
     Nobody,
     /// One runs and gives nothing: it hangs, or does not speak with us.
@@ -46,26 +46,26 @@ pub struct Handover {
 }
 
 /// Asks the agent that runs with this `state_dir` for its listening sockets.
-pub async fn ask(state_dir: &Path, trusted: &Trusted) -> Answer {
+pub async fn ask(state_dir: &Path, trusted: &PeerJudge) -> HandoverAnswer {
     let mut answer = attempt(state_dir, trusted).await;
     for _ in 1..ATTEMPTS {
         match answer {
             Ok(None) => sleep(PAUSE).await,
             Ok(Some(answer)) => return answer,
-            Err(error) => return Answer::Silent(error.to_string()),
+            Err(error) => return HandoverAnswer::Silent(error.to_string()),
         }
         answer = attempt(state_dir, trusted).await;
     }
     match answer {
         Ok(Some(answer)) => answer,
-        Ok(None) => Answer::Silent("it closes the connection".to_owned()),
-        Err(error) => Answer::Silent(error.to_string()),
+        Ok(None) => HandoverAnswer::Silent("it closes the connection".to_owned()),
+        Err(error) => HandoverAnswer::Silent(error.to_string()),
     }
 }
 
 /// What the agent that runs with this `state_dir` holds, in the form that it gives it; `None` when there is none, or it
 /// gives nothing: then everything is fetched anew.
-pub async fn credentials(state_dir: &Path, trusted: &Trusted) -> Option<Zeroizing<Vec<u8>>> {
+pub async fn credentials(state_dir: &Path, trusted: &PeerJudge) -> Option<Zeroizing<Vec<u8>>> {
     let exchange = async {
         let mut stream = UnixStream::connect(state_dir.join(SOCKET)).await?;
         check(&stream, trusted).await?;
@@ -88,7 +88,7 @@ pub async fn credentials(state_dir: &Path, trusted: &Trusted) -> Option<Zeroizin
 
 /// Whether an agent that does not hang serves with this `state_dir`, and will for as long as it is needed. One late answer is no hanging: a node that
 /// starts many pods is busy.
-pub async fn is_served(state_dir: &Path, trusted: &Trusted) -> bool {
+pub async fn is_served(state_dir: &Path, trusted: &PeerJudge) -> bool {
     let exchange = async || {
         let mut stream = UnixStream::connect(state_dir.join(SOCKET)).await?;
         check(&stream, trusted).await?;
@@ -107,10 +107,10 @@ pub async fn is_served(state_dir: &Path, trusted: &Trusted) -> bool {
 }
 
 /// One exchange; `None` when the other end closed.
-async fn attempt(state_dir: &Path, trusted: &Trusted) -> io::Result<Option<Answer>> {
+async fn attempt(state_dir: &Path, trusted: &PeerJudge) -> io::Result<Option<HandoverAnswer>> {
     let mut stream = match UnixStream::connect(state_dir.join(SOCKET)).await {
         Ok(stream) => stream,
-        Err(error) if gone(&error) => return Ok(Some(Answer::Nobody)),
+        Err(error) if gone(&error) => return Ok(Some(HandoverAnswer::Nobody)),
         Err(error) => return Err(error),
     };
     check(&stream, trusted).await?;
@@ -125,7 +125,7 @@ async fn attempt(state_dir: &Path, trusted: &Trusted) -> io::Result<Option<Answe
     match timeout(ANSWER_DEADLINE, exchange).await.map_err(late)? {
         Ok(Some(given)) => {
             let sockets = given.into_iter().filter_map(listener).collect();
-            Ok(Some(Answer::Sockets(Handover { stream, sockets })))
+            Ok(Some(HandoverAnswer::Sockets(Handover { stream, sockets })))
         }
         Ok(None) => Ok(None),
         Err(error) if gone(&error) => Ok(None),
@@ -165,18 +165,18 @@ impl Handover {
         matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Tells the predecessor that it is relieved, and whether all its sockets were taken; `false` when it could
+    /// Tells the predecessor that it is superseded, and whether all its sockets were taken; `false` when it could
     /// not be told.
     pub async fn taken(mut self) -> bool {
         let all = self.sockets.is_empty();
         let word = if all { message::TAKEN } else { message::TAKEN_ELSEWHERE };
         match self.stream.write_all(&[word]).await {
             Ok(()) => {
-                debug!("The agent before this one is relieved");
+                debug!("The agent before this one is superseded");
                 true
             }
             Err(error) => {
-                warn!(%error, "The agent before this one could not be told that it is relieved");
+                warn!(%error, "The agent before this one could not be told that it is superseded");
                 false
             }
         }

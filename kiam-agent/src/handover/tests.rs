@@ -31,14 +31,14 @@ struct Predecessor {
     abandoned: Arc<AtomicU32>,
     leaving: Arc<AtomicBool>,
     signal: DrainSignal,
-    ended: JoinHandle<Ended>,
+    ended: JoinHandle<OfferEnd>,
 }
 
-fn everybody() -> Trusted {
-    Trusted::new(|_, _| true)
+fn everybody() -> PeerJudge {
+    PeerJudge::new(|_, _| true)
 }
 
-fn stand(folder: TempDir, trusted: Trusted) -> Predecessor {
+fn stand(folder: TempDir, trusted: PeerJudge) -> Predecessor {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let pods = listener.local_addr().unwrap();
     let abandoned = Arc::new(AtomicU32::new(0));
@@ -51,7 +51,7 @@ fn stand(folder: TempDir, trusted: Trusted) -> Predecessor {
     };
     let offer = Offer::bind(folder.path()).unwrap();
     let listener = OwnedFd::from(listener);
-    let gives = Gives {
+    let gives = HandoverContent {
         sockets: Box::new(move || Ok(vec![listener.try_clone()?])),
         credentials: Box::new(|| b"what is held".to_vec().into()),
         stays: Box::new(move || !leaves.load(Ordering::Relaxed)),
@@ -62,7 +62,7 @@ fn stand(folder: TempDir, trusted: Trusted) -> Predecessor {
 
 async fn given(folder: &TempDir) -> Handover {
     match ask(folder.path(), &everybody()).await {
-        Answer::Sockets(handover) => handover,
+        HandoverAnswer::Sockets(handover) => handover,
         other => panic!("{other:?}"),
     }
 }
@@ -79,7 +79,7 @@ async fn successor_gets_the_same_sockets_and_relieves() {
     assert!(handover.taken().await);
     assert_eq!(
         timeout(PATIENCE, predecessor.ended).await.unwrap().unwrap(),
-        Ended::Taken { queue: true }
+        OfferEnd::Taken { queue: true }
     );
     // The predecessor's end of the socket is closed, and what connects now waits in the same queue.
     let _client = std::net::TcpStream::connect(predecessor.pods).unwrap();
@@ -137,7 +137,7 @@ async fn successor_that_dies_is_forgotten_and_the_next_one_served() {
     assert!(handover.taken().await);
     assert_eq!(
         timeout(PATIENCE, predecessor.ended).await.unwrap().unwrap(),
-        Ended::Taken { queue: false }
+        OfferEnd::Taken { queue: false }
     );
 }
 
@@ -158,9 +158,9 @@ async fn successor_of_an_agent_that_dies_half_way_has_the_sockets() {
 async fn end_of_the_agent_withdraws_the_offer() {
     let predecessor = stand(tempfile::tempdir().unwrap(), everybody());
     predecessor.signal.start();
-    assert_eq!(timeout(PATIENCE, predecessor.ended).await.unwrap().unwrap(), Ended::Withdrawn);
+    assert_eq!(timeout(PATIENCE, predecessor.ended).await.unwrap().unwrap(), OfferEnd::Withdrawn);
     let answer = ask(predecessor.folder.path(), &everybody()).await;
-    assert!(matches!(answer, Answer::Nobody), "{answer:?}");
+    assert!(matches!(answer, HandoverAnswer::Nobody), "{answer:?}");
 }
 
 #[tokio::test]
@@ -174,7 +174,7 @@ async fn agent_that_heard_nothing_finds_out_that_it_is_relieved() {
     let _successor = Offer::bind(predecessor.folder.path()).unwrap();
     assert_eq!(
         timeout(PATIENCE, predecessor.ended).await.unwrap().unwrap(),
-        Ended::Taken { queue: false }
+        OfferEnd::Taken { queue: false }
     );
 }
 
@@ -187,7 +187,7 @@ async fn agent_that_ends_before_it_finds_out_is_relieved_all_the_same() {
         predecessor.signal.start();
         assert_eq!(
             timeout(PATIENCE, predecessor.ended).await.unwrap().unwrap(),
-            Ended::Taken { queue: false }
+            OfferEnd::Taken { queue: false }
         );
     }
 }
@@ -195,7 +195,7 @@ async fn agent_that_ends_before_it_finds_out_is_relieved_all_the_same() {
 #[tokio::test(flavor = "multi_thread")]
 async fn untrusted_processes_and_other_protocols_get_nothing() {
     let own = std::process::id();
-    let nobody = Trusted::new(move |_, pid| pid != own);
+    let nobody = PeerJudge::new(move |_, pid| pid != own);
     let nobody_again = nobody.clone();
     let cases = [
         (nobody, &b"kiam-handover 1\n"[..]),
@@ -234,9 +234,9 @@ async fn successor_gives_up_on_an_agent_that_hangs_and_on_one_it_does_not_trust(
     let folder = tempfile::tempdir().unwrap();
     let _hangs = UnixListener::bind(folder.path().join(SOCKET)).unwrap();
     let answer = ask(folder.path(), &everybody()).await;
-    assert!(matches!(&answer, Answer::Silent(why) if why.contains("2 s")), "{answer:?}");
+    assert!(matches!(&answer, HandoverAnswer::Silent(why) if why.contains("2 s")), "{answer:?}");
     assert!(!is_served(folder.path(), &everybody()).await);
-    let none = Trusted::new(|_, _| false);
+    let none = PeerJudge::new(|_, _| false);
     let answer = ask(folder.path(), &none).await;
-    assert!(matches!(&answer, Answer::Silent(why) if why.contains("pod")), "{answer:?}");
+    assert!(matches!(&answer, HandoverAnswer::Silent(why) if why.contains("pod")), "{answer:?}");
 }

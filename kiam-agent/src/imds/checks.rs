@@ -24,7 +24,7 @@ const BODY_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Whether a request that reads carried a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Version {
+pub(super) enum ImdsVersion {
     V1,
     V2,
 }
@@ -58,7 +58,7 @@ pub(super) async fn no_body(method: &Method, mut body: Incoming) -> Result<(), E
 pub(super) fn ttl(headers: &HeaderMap) -> Result<TokenTtl, Error> {
     match only(headers, X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS) {
         Ok(Some(value)) => TokenTtl::parse(value.as_bytes()).ok_or(Error::Ttl),
-        Ok(None) | Err(Several) => Err(Error::Ttl),
+        Ok(None) | Err(DuplicateHeader) => Err(Error::Ttl),
     }
 }
 
@@ -68,12 +68,12 @@ pub(super) fn token(
     client: &Client,
     tokens: &TokenAuthority,
     imdsv2: Imdsv2,
-) -> Result<Version, Error> {
+) -> Result<ImdsVersion, Error> {
     match (only(headers, X_AWS_EC2_METADATA_TOKEN), imdsv2) {
-        (Ok(Some(token)), _) if tokens.verify(client, token.as_bytes()) => Ok(Version::V2),
-        (Ok(None), Imdsv2::Optional) => Ok(Version::V1),
+        (Ok(Some(token)), _) if tokens.verify(client, token.as_bytes()) => Ok(ImdsVersion::V2),
+        (Ok(None), Imdsv2::Optional) => Ok(ImdsVersion::V1),
         (Ok(None), Imdsv2::Required) => Err(Error::TokenMissing),
-        (Ok(Some(_)) | Err(Several), _) => Err(Error::TokenInvalid),
+        (Ok(Some(_)) | Err(DuplicateHeader), _) => Err(Error::TokenInvalid),
     }
 }
 
@@ -91,12 +91,15 @@ pub(super) fn queried(query: &str) -> Result<Option<IpAddr>, Error> {
     }
 }
 
-struct Several;
+struct DuplicateHeader;
 
-fn only(headers: &HeaderMap, name: impl AsHeaderName) -> Result<Option<&HeaderValue>, Several> {
+fn only(
+    headers: &HeaderMap,
+    name: impl AsHeaderName,
+) -> Result<Option<&HeaderValue>, DuplicateHeader> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (value, None) => Ok(value),
-        (_, Some(_)) => Err(Several),
+        (_, Some(_)) => Err(DuplicateHeader),
     }
 }

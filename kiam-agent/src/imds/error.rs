@@ -88,7 +88,7 @@ pub enum Error {
 
 /// Where an error is answered, as far as the status depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum PathKind {
     /// The path of one role's credentials. A role that was just listed is never answered 404 here: Ruby's
     /// SDK would ask again without end. One that is not listed any more is, so that it lists the new one.
     Credentials,
@@ -99,7 +99,7 @@ pub enum Place {
 /// The kinds of [`Error`], for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[expect(missing_docs, reason = "named as the variants of `Error`, `NotFound` and `Refusal`")]
-pub enum Reason {
+pub enum ErrorKind {
     Unattested,
     PodUnknown,
     AddressMismatch,
@@ -128,10 +128,10 @@ pub enum Reason {
 impl Error {
     /// The status that clients are answered.
     #[must_use]
-    pub fn status(&self, place: Place) -> StatusCode {
-        let absent = match place {
-            Place::Credentials => StatusCode::FORBIDDEN,
-            Place::Elsewhere => StatusCode::NOT_FOUND,
+    pub fn status(&self, kind: PathKind) -> StatusCode {
+        let absent = match kind {
+            PathKind::Credentials => StatusCode::FORBIDDEN,
+            PathKind::Elsewhere => StatusCode::NOT_FOUND,
         };
         match self {
             Self::Body | Self::HostMissing | Self::Ttl => StatusCode::BAD_REQUEST,
@@ -154,29 +154,29 @@ impl Error {
 
     /// Its kind.
     #[must_use]
-    pub fn reason(&self) -> Reason {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Unattested(_) => Reason::Unattested,
-            Self::Pod(NotFound::Unknown) => Reason::PodUnknown,
-            Self::Pod(NotFound::AddressMismatch) => Reason::AddressMismatch,
-            Self::Pod(NotFound::Ambiguous) => Reason::AddressAmbiguous,
-            Self::Pod(NotFound::Stale) => Reason::WatchStale,
-            Self::ForwardedFor => Reason::ForwardedFor,
-            Self::Host(_) | Self::HostMissing => Reason::Host,
-            Self::Body => Reason::Body,
-            Self::Method { .. } => Reason::Method,
-            Self::Path => Reason::Path,
-            Self::DatedToken => Reason::DatedToken,
-            Self::Ttl => Reason::Ttl,
-            Self::TokenMissing => Reason::TokenMissing,
-            Self::TokenInvalid => Reason::TokenInvalid,
-            Self::Refused(Refusal::NoRole) => Reason::NoRole,
-            Self::Refused(_) => Reason::Forbidden,
-            Self::OtherRole(_) => Reason::OtherRole,
-            Self::FormerRole(_) => Reason::FormerRole,
-            Self::Denied { .. } => Reason::Denied,
-            Self::NoCredentials { .. } => Reason::NoCredentials,
-            Self::Upstream(_) => Reason::Upstream,
+            Self::Unattested(_) => ErrorKind::Unattested,
+            Self::Pod(NotFound::Unknown) => ErrorKind::PodUnknown,
+            Self::Pod(NotFound::AddressMismatch) => ErrorKind::AddressMismatch,
+            Self::Pod(NotFound::Ambiguous) => ErrorKind::AddressAmbiguous,
+            Self::Pod(NotFound::Stale) => ErrorKind::WatchStale,
+            Self::ForwardedFor => ErrorKind::ForwardedFor,
+            Self::Host(_) | Self::HostMissing => ErrorKind::Host,
+            Self::Body => ErrorKind::Body,
+            Self::Method { .. } => ErrorKind::Method,
+            Self::Path => ErrorKind::Path,
+            Self::DatedToken => ErrorKind::DatedToken,
+            Self::Ttl => ErrorKind::Ttl,
+            Self::TokenMissing => ErrorKind::TokenMissing,
+            Self::TokenInvalid => ErrorKind::TokenInvalid,
+            Self::Refused(Refusal::NoRole) => ErrorKind::NoRole,
+            Self::Refused(_) => ErrorKind::Forbidden,
+            Self::OtherRole(_) => ErrorKind::OtherRole,
+            Self::FormerRole(_) => ErrorKind::FormerRole,
+            Self::Denied { .. } => ErrorKind::Denied,
+            Self::NoCredentials { .. } => ErrorKind::NoCredentials,
+            Self::Upstream(_) => ErrorKind::Upstream,
         }
     }
 }

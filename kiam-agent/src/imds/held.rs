@@ -23,7 +23,7 @@ const GONE: usize = 64;
 
 /// How a pod found its credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Found {
+pub(super) enum FirstRequestOutcome {
     /// Held already.
     Ready,
     /// Within the hold.
@@ -54,9 +54,9 @@ pub fn ready(state: Option<State>) -> Result<Arc<IssuedCredentials>, Error> {
     Err(Error::NoCredentials { reason, retry_after })
 }
 
-// === impl Found ===
+// === impl FirstRequestOutcome ===
 
-impl Found {
+impl FirstRequestOutcome {
     /// What became of a request for which credentials, `ready` in the end or not, were `waited` for or not.
     pub(super) fn of(waited: bool, ready: bool) -> Self {
         match (waited, ready) {

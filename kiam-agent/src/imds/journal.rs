@@ -12,7 +12,7 @@ use std::{
 
 use http::{Method, header, request};
 
-use super::Reason;
+use super::ErrorKind;
 use kiam_core::{pods::PodUid, role::QuotedText};
 
 /// More pods than a node runs. Beyond that the one that was heard of least lately is forgotten.
@@ -32,14 +32,14 @@ pub struct Journal(Arc<Mutex<Pages>>);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
     /// Requests that were refused.
-    pub refused: Vec<Noted>,
+    pub refused: Vec<RecordedRequest>,
     /// Requests without a session token that were accepted.
-    pub imdsv1: Vec<Noted>,
+    pub imdsv1: Vec<RecordedRequest>,
 }
 
 /// Requests that are alike. The texts are the client's, in printable ASCII and short.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Noted {
+pub struct RecordedRequest {
     /// Such as `GET`.
     pub method: String,
     /// Without the query.
@@ -47,7 +47,7 @@ pub struct Noted {
     /// Empty where none was sent.
     pub user_agent: String,
     /// Why they were refused, if they were.
-    pub reason: Option<Reason>,
+    pub reason: Option<ErrorKind>,
     /// How many there were.
     pub count: u64,
     /// When the last of them came.
@@ -58,11 +58,11 @@ pub struct Noted {
 struct Pages {
     /// Goes up with each request.
     turn: u64,
-    pods: HashMap<PodUid, Dated>,
+    pods: HashMap<PodUid, DatedPage>,
 }
 
 #[derive(Debug, Default)]
-struct Dated {
+struct DatedPage {
     turn: u64,
     page: Page,
 }
@@ -75,17 +75,17 @@ impl Journal {
         &self,
         uid: &PodUid,
         head: &request::Parts,
-        reason: Reason,
+        reason: ErrorKind,
         now: SystemTime,
     ) {
-        let noted = Noted::new(head, Some(reason), now);
-        add(&mut self.pages().of(uid).refused, noted);
+        let request = RecordedRequest::new(head, Some(reason), now);
+        add(&mut self.pages().of(uid).refused, request);
     }
 
     /// Notes a request of the pod `uid` that had no session token and was accepted.
     pub(crate) fn imdsv1(&self, uid: &PodUid, head: &request::Parts, now: SystemTime) {
-        let noted = Noted::new(head, None, now);
-        add(&mut self.pages().of(uid).imdsv1, noted);
+        let request = RecordedRequest::new(head, None, now);
+        add(&mut self.pages().of(uid).imdsv1, request);
     }
 
     /// What is remembered of the pod `uid`.
@@ -117,10 +117,10 @@ impl Pages {
     }
 }
 
-// === impl Noted ===
+// === impl RecordedRequest ===
 
-impl Noted {
-    fn new(head: &request::Parts, reason: Option<Reason>, now: SystemTime) -> Self {
+impl RecordedRequest {
+    fn new(head: &request::Parts, reason: Option<ErrorKind>, now: SystemTime) -> Self {
         let program = head.headers.get(header::USER_AGENT).map_or(&b""[..], |it| it.as_bytes());
         let program = &program[..program.len().min(MAX_USER_AGENT)];
         Self {
@@ -139,13 +139,13 @@ impl Noted {
     }
 }
 
-/// Counts `noted` among those that are alike, or in the place of what came least lately.
-fn add(list: &mut Vec<Noted>, mut noted: Noted) {
-    if let Some(at) = list.iter().position(|known| known.is_like(&noted)) {
-        noted.count += list.remove(at).count;
+/// Counts `request` among those that are alike, or in the place of what came least lately.
+fn add(list: &mut Vec<RecordedRequest>, mut request: RecordedRequest) {
+    if let Some(at) = list.iter().position(|known| known.is_like(&request)) {
+        request.count += list.remove(at).count;
     }
     list.truncate(REQUESTS - 1);
-    list.insert(0, noted);
+    list.insert(0, request);
 }
 
 fn method(method: &Method) -> String {
@@ -183,10 +183,10 @@ mod tests {
     fn requests_that_are_alike_are_counted_and_the_latest_come_first() {
         let journal = Journal::default();
         let (user_data, mac) = (head("/latest/user-data?x", b"curl"), head("/latest/mac", b"curl"));
-        journal.refused(&uid(1), &user_data, Reason::Path, at(1));
-        journal.refused(&uid(1), &mac, Reason::Path, at(2));
-        journal.refused(&uid(1), &user_data, Reason::TokenMissing, at(3));
-        journal.refused(&uid(1), &user_data, Reason::Path, at(4));
+        journal.refused(&uid(1), &user_data, ErrorKind::Path, at(1));
+        journal.refused(&uid(1), &mac, ErrorKind::Path, at(2));
+        journal.refused(&uid(1), &user_data, ErrorKind::TokenMissing, at(3));
+        journal.refused(&uid(1), &user_data, ErrorKind::Path, at(4));
         journal.imdsv1(&uid(1), &mac, at(5));
         let page = journal.of(&uid(1));
         let refused: Vec<_> = page
@@ -197,9 +197,9 @@ mod tests {
         assert_eq!(
             refused,
             [
-                ("/latest/user-data", Some(Reason::Path), 2, at(4)),
-                ("/latest/user-data", Some(Reason::TokenMissing), 1, at(3)),
-                ("/latest/mac", Some(Reason::Path), 1, at(2)),
+                ("/latest/user-data", Some(ErrorKind::Path), 2, at(4)),
+                ("/latest/user-data", Some(ErrorKind::TokenMissing), 1, at(3)),
+                ("/latest/mac", Some(ErrorKind::Path), 1, at(2)),
             ]
         );
         assert_eq!(page.imdsv1.len(), 1);
@@ -209,22 +209,23 @@ mod tests {
     #[test]
     fn a_flood_of_one_pod_pushes_out_only_its_own() {
         let journal = Journal::default();
-        journal.refused(&uid(1), &head("/mine", b"mine"), Reason::Path, at(0));
+        journal.refused(&uid(1), &head("/mine", b"mine"), ErrorKind::Path, at(0));
         for n in 0..20_000 {
             let path = format!("/{n}/{}", "%c3%a9".repeat(1000));
             let program =
                 ["\u{e9}\u{202e}".repeat(1000).as_bytes(), n.to_string().as_bytes()].concat();
-            journal.refused(&uid(2), &head(&path, &program), Reason::Path, at(n));
+            journal.refused(&uid(2), &head(&path, &program), ErrorKind::Path, at(n));
             journal.imdsv1(&uid(2), &head(&path, &program), at(n));
         }
         assert_eq!(journal.of(&uid(1)).refused[0].path, "/mine");
         let flood = journal.of(&uid(2));
         assert_eq!((flood.refused.len(), flood.imdsv1.len()), (REQUESTS, REQUESTS));
         assert!(flood.refused[0].path.starts_with("/19999/"));
-        for noted in flood.refused.iter().chain(&flood.imdsv1) {
-            assert!(noted.path.len() <= MAX_PATH && noted.user_agent.len() <= MAX_USER_AGENT);
+        for request in flood.refused.iter().chain(&flood.imdsv1) {
+            assert!(request.path.len() <= MAX_PATH && request.user_agent.len() <= MAX_USER_AGENT);
             assert!(
-                noted.path.is_ascii() && noted.user_agent.bytes().all(|it| it.is_ascii_graphic())
+                request.path.is_ascii()
+                    && request.user_agent.bytes().all(|it| it.is_ascii_graphic())
             );
         }
     }
@@ -233,8 +234,8 @@ mod tests {
     fn the_pods_are_bounded_and_those_that_ask_stay() {
         let journal = Journal::default();
         for n in 0..10_000 {
-            journal.refused(&uid(n), &head("/x", b""), Reason::Path, at(0));
-            journal.refused(&uid(0), &head("/x", b""), Reason::Path, at(0));
+            journal.refused(&uid(n), &head("/x", b""), ErrorKind::Path, at(0));
+            journal.refused(&uid(0), &head("/x", b""), ErrorKind::Path, at(0));
         }
         assert_eq!(journal.pages().pods.len(), PODS);
         assert_eq!(journal.of(&uid(0)).refused[0].count, 10_001);

@@ -14,15 +14,15 @@ use prometheus_client::{
 };
 
 use super::{
-    Error, Reason,
-    held::Found,
+    Error, ErrorKind,
+    first_requests::FirstRequestOutcome,
     route::{Form, Readable, Route},
 };
 use kiam_core::telemetry::Statsd;
 
 /// What was asked for, whether it was given or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Asked {
+pub(super) enum RequestKind {
     Token,
     RoleName,
     Credentials,
@@ -34,28 +34,28 @@ pub(super) enum Asked {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Answered {
-    route: Asked,
+struct RequestLabels {
+    route: RequestKind,
     status: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Refused {
-    reason: Reason,
+struct RefusalLabels {
+    reason: ErrorKind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct First {
-    found: Found,
+struct FirstRequestLabels {
+    found: FirstRequestOutcome,
 }
 
 /// The metadata service's metrics, in Prometheus' form and in kiam v1's StatsD names.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    requests: Family<Answered, Counter>,
-    refusals: Family<Refused, Counter>,
+    requests: Family<RequestLabels, Counter>,
+    refusals: Family<RefusalLabels, Counter>,
     imdsv1: Counter,
-    first: Family<First, Counter>,
+    first: Family<FirstRequestLabels, Counter>,
     duration: Histogram,
     statsd: Statsd,
 }
@@ -95,8 +95,10 @@ impl Metrics {
             metrics.first.clone(),
         );
         // An increase from nothing is none to Prometheus.
-        for found in [Found::Ready, Found::Waited, Found::Failed] {
-            metrics.first.get_or_create(&First { found }).inc_by(0);
+        for found in
+            [FirstRequestOutcome::Ready, FirstRequestOutcome::Waited, FirstRequestOutcome::Failed]
+        {
+            metrics.first.get_or_create(&FirstRequestLabels { found }).inc_by(0);
         }
         registry.register(
             "kiam_imds_request_duration_seconds",
@@ -110,26 +112,26 @@ impl Metrics {
         self.imdsv1.inc();
     }
 
-    pub(super) fn first_request(&self, found: Found) {
-        self.first.get_or_create(&First { found }).inc();
+    pub(super) fn first_request(&self, found: FirstRequestOutcome) {
+        self.first.get_or_create(&FirstRequestLabels { found }).inc();
     }
 
     pub(super) fn answered(
         &self,
-        asked: Asked,
+        asked: RequestKind,
         status: StatusCode,
         refusal: Option<&Error>,
         took: Duration,
     ) {
-        let labels = Answered { route: asked, status: u32::from(status.as_u16()) };
+        let labels = RequestLabels { route: asked, status: u32::from(status.as_u16()) };
         self.requests.get_or_create(&labels).inc();
         if let Some(error) = refusal {
-            self.refusals.get_or_create(&Refused { reason: error.reason() }).inc();
+            self.refusals.get_or_create(&RefusalLabels { reason: error.kind() }).inc();
         }
         self.duration.observe(took.as_secs_f64());
         match asked {
-            Asked::RoleName => self.statsd.timing("handler.role_name", took),
-            Asked::Credentials | Asked::CredentialsExtended => {
+            RequestKind::RoleName => self.statsd.timing("handler.role_name", took),
+            RequestKind::Credentials | RequestKind::CredentialsExtended => {
                 self.statsd.timing("handler.credentials", took);
                 match status {
                     StatusCode::OK => self.statsd.incr("credentialsCache.cacheHit"),
@@ -144,9 +146,9 @@ impl Metrics {
     }
 }
 
-// === impl Asked ===
+// === impl RequestKind ===
 
-impl Asked {
+impl RequestKind {
     pub(super) fn of(route: &Result<Route, Error>) -> Self {
         let what = match route {
             Ok(Route::Token) => return Self::Token,

@@ -7,17 +7,17 @@
 mod allow;
 mod checks;
 mod error;
-mod held;
+mod first_requests;
 mod host;
 mod journal;
 mod key;
 mod metrics;
 mod node_role;
 mod paths;
+mod request_record;
 mod response;
 mod roles;
 pub mod route;
-mod seen;
 mod service;
 pub mod token;
 mod upstream;
@@ -26,13 +26,13 @@ pub mod wire;
 
 pub use self::{
     allow::{AllowPath, DenyPath, InvalidPath},
-    error::{Error, Place, Reason},
-    held::ready,
-    journal::{Journal, Noted, Page},
+    error::{Error, ErrorKind, PathKind},
+    first_requests::ready,
+    journal::{Journal, Page, RecordedRequest},
     key::is_key_file,
     metrics::Metrics,
     node_role::{InvalidNodeRole, NodeRole},
-    service::{Config, Imdsv2, Parts, Service},
+    service::{Config, Imdsv2, Service, ServiceParts},
     token::{KeyError, TokenAuthority},
     upstream::{InvalidUpstream, Upstream, UpstreamError, UpstreamUrl},
 };

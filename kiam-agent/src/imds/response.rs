@@ -7,7 +7,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 
 use super::{
-    Error, Place,
+    Error, PathKind,
     token::{TokenTtl, X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS},
 };
 
@@ -54,9 +54,9 @@ pub(super) fn text(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
     response
 }
 
-/// The answer to what failed at `place`: no body, and the reason in a header.
-pub(super) fn refusal(error: &Error, place: Place) -> Response<Full<Bytes>> {
-    let status = error.status(place);
+/// The answer to what failed at `kind`: no body, and the reason in a header.
+pub(super) fn refusal(error: &Error, kind: PathKind) -> Response<Full<Bytes>> {
+    let status = error.status(kind);
     let mut response = text(status, Bytes::new());
     let headers = response.headers_mut();
     headers.insert(REASON, visible(&error.to_string()));
@@ -112,8 +112,8 @@ mod tests {
             (Error::Path, None),
         ];
         for (error, expected) in cases {
-            for place in [Place::Credentials, Place::Elsewhere] {
-                let response = refusal(&error, place);
+            for kind in [PathKind::Credentials, PathKind::Elsewhere] {
+                let response = refusal(&error, kind);
                 let sent = response.headers().get(header::RETRY_AFTER);
                 assert_eq!(sent.map(|value| value.to_str().unwrap()), expected, "{error:?}");
             }

@@ -1,20 +1,24 @@
 //! Roles that are asked for by name and are not the pod's.
 
-use super::{Error, Parts, route::RequestedRole};
+use super::{Error, ServiceParts, route::RequestedRole};
 use kiam_core::{
     pods::Pod,
     role::{QuotedText, RoleArn},
 };
 
 /// What is wrong with asking for `requested`, which is not the role of `pod`: it may have been before.
-pub(super) fn other_role(requested: &RequestedRole, pod: Option<&Pod>, parts: &Parts) -> Error {
+pub(super) fn other_role(
+    requested: &RequestedRole,
+    pod: Option<&Pod>,
+    parts: &ServiceParts,
+) -> Error {
     let role = QuotedText::new(requested.as_str());
     let was = |pod: &Pod| former(pod, parts).any(|role| requested.names(&role));
     if pod.is_some_and(was) { Error::FormerRole(role) } else { Error::OtherRole(role) }
 }
 
 /// The roles that `pod` named before.
-fn former<'a>(pod: &'a Pod, parts: &'a Parts) -> impl Iterator<Item = RoleArn> + 'a {
+fn former<'a>(pod: &'a Pod, parts: &'a ServiceParts) -> impl Iterator<Item = RoleArn> + 'a {
     let texts = parts.pods.former_roles(&pod.uid);
     texts.into_iter().filter_map(|text| {
         parts.policy.role(&Pod { role: Some(text), ..pod.clone() }).and_then(Result::ok)

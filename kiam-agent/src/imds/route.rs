@@ -100,12 +100,12 @@ impl Routes {
     /// [`Error::DatedToken`] for a token of a version other than `latest`, as EC2 has it.
     pub fn parse(&self, method: &Method, path: &str) -> Result<Route, Error> {
         let path = joined(path);
-        let normalised = Normalised::parse(&path);
+        let normalised = NormalisedPath::parse(&path);
         let is_token = normalised.is_some_and(|path| without_slash(path.rest) == "api/token");
         match *method {
             Method::GET | Method::HEAD if !is_token => {}
             Method::PUT if is_token => {
-                let latest = normalised.is_some_and(|path| path.version == Version::Latest);
+                let latest = normalised.is_some_and(|path| path.version == PathVersion::Latest);
                 return if latest { Ok(Route::Token) } else { Err(Error::DatedToken) };
             }
             Method::PUT if normalised.is_none() => return Err(Error::Path),
@@ -169,20 +169,20 @@ impl UpstreamPath {
     }
 }
 
-// === Normalised ===
+// === NormalisedPath ===
 
 /// A path in its only spelling: a version, and what follows it.
 ///
 /// Its characters are letters, digits and `-_.~+=,@:`, and `/`; no segment is dots alone, and none is
 /// empty but the last.
 #[derive(Clone, Copy, Debug)]
-struct Normalised<'a> {
-    version: Version,
+struct NormalisedPath<'a> {
+    version: PathVersion,
     rest: &'a str,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Version {
+enum PathVersion {
     /// `/`: above all versions.
     None,
     Latest,
@@ -190,11 +190,11 @@ enum Version {
     Numbered,
 }
 
-impl<'a> Normalised<'a> {
+impl<'a> NormalisedPath<'a> {
     fn parse(path: &'a str) -> Option<Self> {
         let path = path.strip_prefix('/')?;
         if path.is_empty() {
-            return Some(Self { version: Version::None, rest: "" });
+            return Some(Self { version: PathVersion::None, rest: "" });
         }
         let (version, rest) = path.split_once('/').unwrap_or((path, ""));
         let version = version_of(version)?;
@@ -202,7 +202,7 @@ impl<'a> Normalised<'a> {
     }
 
     fn local(self) -> Option<Readable> {
-        if self.version == Version::None {
+        if self.version == PathVersion::None {
             return Some(Readable::Listing("latest"));
         }
         let iam = match without_slash(self.rest) {
@@ -243,7 +243,7 @@ pub(super) fn without_slash(rest: &str) -> &str {
     rest.strip_suffix('/').unwrap_or(rest)
 }
 
-fn version_of(text: &str) -> Option<Version> {
+fn version_of(text: &str) -> Option<PathVersion> {
     let is_day = |text: &str| {
         text.len() == "YYYY-MM-DD".len()
             && text.bytes().enumerate().all(|(at, byte)| match at {
@@ -252,8 +252,8 @@ fn version_of(text: &str) -> Option<Version> {
             })
     };
     match text {
-        "latest" => Some(Version::Latest),
-        text if text == "1.0" || is_day(text) => Some(Version::Numbered),
+        "latest" => Some(PathVersion::Latest),
+        text if text == "1.0" || is_day(text) => Some(PathVersion::Numbered),
         _ => None,
     }
 }

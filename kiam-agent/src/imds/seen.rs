@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use http::{StatusCode, request};
 use tracing::{Level, debug, enabled, info, warn};
 
-use super::{Error, Parts};
+use super::{Error, ServiceParts};
 use kiam_core::{
     credentials::IssuedCredentials,
     pods::{Client, Pod, PodReader, PodUid, Unattested},
@@ -14,7 +14,7 @@ use kiam_core::{
 
 /// What was found out about a request on the way, for its log line and the journal.
 #[derive(Default)]
-pub(super) struct Seen {
+pub(super) struct RequestRecord {
     pub(super) pod: Option<Arc<Pod>>,
     pub(super) role: Option<RoleArn>,
     pub(super) issued: Option<Arc<IssuedCredentials>>,
@@ -40,22 +40,22 @@ fn uid_of(client: &Result<Client, Unattested>) -> Option<&PodUid> {
     }
 }
 
-// === impl Seen ===
+// === impl RequestRecord ===
 
-impl Seen {
+impl RequestRecord {
     /// Finds out which pod asked, where that is recorded, and remembers what it was refused.
     pub(super) fn note(
         &mut self,
         client: &Result<Client, Unattested>,
         head: &request::Parts,
         refusal: Option<&Error>,
-        parts: &Parts,
+        parts: &ServiceParts,
     ) {
         if self.pod.is_none() && (refusal.is_some() || enabled!(Level::DEBUG)) {
             self.pod = pod_of(client, &parts.pods);
         }
         if let (Some(error), Some(pod)) = (refusal, &self.pod) {
-            parts.journal.refused(&pod.uid, head, error.reason(), parts.clock.now());
+            parts.journal.refused(&pod.uid, head, error.kind(), parts.clock.now());
         }
     }
 

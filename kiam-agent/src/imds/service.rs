@@ -13,16 +13,16 @@ use tokio::time::{Instant, timeout_at};
 use tracing::info;
 
 use super::{
-    AllowPath, DenyPath, Error, Journal, Metrics, NodeRole, Place, Reason, TokenAuthority,
+    AllowPath, DenyPath, Error, ErrorKind, Journal, Metrics, NodeRole, PathKind, TokenAuthority,
     Upstream,
-    checks::{self, Version},
-    held::{FirstRequests, Found, ready},
+    checks::{self, ImdsVersion},
+    first_requests::{FirstRequestOutcome, FirstRequests, ready},
     host::Hosts,
-    metrics::Asked,
+    metrics::RequestKind,
+    request_record::RequestRecord,
     response::{self, Answer},
     roles::other_role,
     route::{Form, Readable, RequestedRole, Route, Routes},
-    seen::Seen,
     version1::Version1,
     wire,
 };
@@ -71,7 +71,7 @@ pub enum Imdsv2 {
 }
 
 /// What the service asks.
-pub struct Parts {
+pub struct ServiceParts {
     /// Which pod?
     pub pods: PodReader,
     /// May it?
@@ -95,10 +95,10 @@ pub struct Service {
     config: Config,
     routes: Routes,
     hosts: Hosts,
-    parts: Parts,
+    parts: ServiceParts,
     version1: Version1,
     first: FirstRequests,
-    log: LogLimit<(Option<Reason>, Owner)>,
+    log: LogLimit<(Option<ErrorKind>, Owner)>,
     relayed: LogLimit<PodUid>,
 }
 
@@ -133,25 +133,25 @@ impl PodService for Service {
         let began = Instant::now();
         let (head, body) = request.into_parts();
         let route = self.routes.parse(&head.method, head.uri.path());
-        let asked = Asked::of(&route);
-        let place = match &route {
-            Ok(Route::Read(Readable::Credentials(..))) => Place::Credentials,
-            _ => Place::Elsewhere,
+        let asked = RequestKind::of(&route);
+        let kind = match &route {
+            Ok(Route::Read(Readable::Credentials(..))) => PathKind::Credentials,
+            _ => PathKind::Elsewhere,
         };
-        let mut seen = Seen::default();
-        let outcome = self.answer(&client, &head, body, route, &mut seen).await;
+        let mut record = RequestRecord::default();
+        let outcome = self.answer(&client, &head, body, route, &mut record).await;
         let response = match &outcome {
             Ok(answer) => answer.response(),
-            Err(error) => response::refusal(error, place),
+            Err(error) => response::refusal(error, kind),
         };
         let refusal = outcome.as_ref().err();
         let took = began.elapsed();
         self.parts.metrics.answered(asked, response.status(), refusal, took);
-        let kind = (refusal.map(Error::reason), Owner::of(&client));
-        let speaks = refusal.is_some() || seen.issued.is_some();
+        let kind = (refusal.map(Error::kind), Owner::of(&client));
+        let speaks = refusal.is_some() || record.issued.is_some();
         let admitted = speaks.then(|| self.log.admit(kind)).flatten();
-        seen.note(&client, &head, refusal, &self.parts);
-        seen.log(&client, &head, response.status(), (refusal, took), admitted);
+        record.note(&client, &head, refusal, &self.parts);
+        record.log(&client, &head, response.status(), (refusal, took), admitted);
         response
     }
 
@@ -163,7 +163,7 @@ impl PodService for Service {
 impl Service {
     /// A service over `parts`.
     #[must_use]
-    pub fn new(config: Config, parts: Parts) -> Self {
+    pub fn new(config: Config, parts: ServiceParts) -> Self {
         let routes = Routes::new(config.allow_paths.clone(), config.deny_paths.clone());
         let hosts = Hosts::new(config.own_addresses.clone());
         Self {
@@ -185,7 +185,7 @@ impl Service {
         head: &request::Parts,
         body: Incoming,
         route: Result<Route, Error>,
-        seen: &mut Seen,
+        record: &mut RequestRecord,
     ) -> Result<Answer, Error> {
         let (client, unknown) = match client {
             Ok(client) => (client, None),
@@ -197,7 +197,7 @@ impl Service {
         if [Method::GET, Method::HEAD, Method::PUT].contains(&head.method) {
             checks::no_body(&head.method, body).await?;
         }
-        let mut version = Version::V2;
+        let mut version = ImdsVersion::V2;
         let reads = [Method::GET, Method::HEAD].contains(&head.method);
         // Nothing is read where the path has not even the method.
         if reads && !matches!(route, Err(Error::Method { .. })) {
@@ -211,10 +211,10 @@ impl Service {
             (Route::Read(what), None) => {
                 let caller = self.caller(client, head)?;
                 let deadline = Instant::now() + self.config.hold;
-                if version == Version::V1 {
-                    self.without_token(&caller, head, deadline, seen).await?;
+                if version == ImdsVersion::V1 {
+                    self.without_token(&caller, head, deadline, record).await?;
                 }
-                let body = self.read(&caller, what, deadline, seen).await?;
+                let body = self.read(&caller, what, deadline, record).await?;
                 Ok(Answer { body, ttl: None })
             }
         }
@@ -227,11 +227,11 @@ impl Service {
         client: &Client,
         head: &request::Parts,
         deadline: Instant,
-        seen: &mut Seen,
+        record: &mut RequestRecord,
     ) -> Result<(), Error> {
         let mut changes = self.parts.pods.changes();
         loop {
-            let pod = self.pod(client, deadline, seen).await?;
+            let pod = self.pod(client, deadline, record).await?;
             match self.parts.pods.namespace(&pod.namespace) {
                 Some(namespace) if namespace.requires_imdsv2() => return Err(Error::TokenMissing),
                 Some(_) => {
@@ -269,30 +269,30 @@ impl Service {
         client: &Client,
         what: Readable,
         deadline: Instant,
-        seen: &mut Seen,
+        record: &mut RequestRecord,
     ) -> Result<Bytes, Error> {
         let body = match what {
             Readable::RoleName => {
-                let issued = self.issued(client, None, deadline, seen).await?;
+                let issued = self.issued(client, None, deadline, record).await?;
                 Bytes::copy_from_slice(issued.credentials.role.name().as_bytes())
             }
             Readable::Credentials(form, role) => {
-                let issued = self.issued(client, Some(&role), deadline, seen).await?;
+                let issued = self.issued(client, Some(&role), deadline, record).await?;
                 match form {
                     Form::Plain => issued.rendered.plain.clone(),
                     Form::Extended => issued.rendered.extended.clone(),
                 }
             }
             Readable::InstanceProfile => {
-                let identity = self.identity(client, deadline, seen).await?;
+                let identity = self.identity(client, deadline, record).await?;
                 wire::instance_profile(&identity.role, self.parts.clock.now())
             }
             Readable::Listing(body) => {
-                self.pod(client, deadline, seen).await?;
+                self.pod(client, deadline, record).await?;
                 Bytes::from_static(body.as_bytes())
             }
             Readable::Upstream(path) => {
-                let pod = self.pod(client, deadline, seen).await?;
+                let pod = self.pod(client, deadline, record).await?;
                 self.parts.upstream.get(&path, &pod.uid).await?
             }
         };
@@ -304,11 +304,11 @@ impl Service {
         &self,
         client: &Client,
         deadline: Instant,
-        seen: &mut Seen,
+        record: &mut RequestRecord,
     ) -> Result<Arc<Pod>, Error> {
         let hold = deadline.saturating_duration_since(Instant::now());
         let pod = self.parts.pods.wait(client, hold).await?;
-        seen.pod = Some(pod.clone());
+        record.pod = Some(pod.clone());
         Ok(pod)
     }
 
@@ -317,14 +317,14 @@ impl Service {
         &self,
         client: &Client,
         deadline: Instant,
-        seen: &mut Seen,
+        record: &mut RequestRecord,
     ) -> Result<RoleIdentity, Error> {
         let mut changes = self.parts.pods.changes();
         loop {
-            let pod = self.pod(client, deadline, seen).await?;
+            let pod = self.pod(client, deadline, record).await?;
             let refusal = match self.parts.policy.decide(&pod) {
                 Decision::Allow(identity) => {
-                    seen.role = Some(identity.role.clone());
+                    record.role = Some(identity.role.clone());
                     return Ok(identity);
                 }
                 Decision::Refuse(refusal) => refusal,
@@ -337,10 +337,10 @@ impl Service {
         }
     }
 
-    fn count_first(&self, seen: &Seen, waited: bool, ready: bool) {
-        let Some(pod) = &seen.pod else { return };
+    fn count_first(&self, record: &RequestRecord, waited: bool, ready: bool) {
+        let Some(pod) = &record.pod else { return };
         if self.first.is_first(&pod.uid, &self.parts.pods) {
-            self.parts.metrics.first_request(Found::of(waited, ready));
+            self.parts.metrics.first_request(FirstRequestOutcome::of(waited, ready));
         }
     }
 
@@ -350,13 +350,13 @@ impl Service {
         client: &Client,
         requested: Option<&RequestedRole>,
         deadline: Instant,
-        seen: &mut Seen,
+        record: &mut RequestRecord,
     ) -> Result<Arc<IssuedCredentials>, Error> {
-        let mut identity = self.identity(client, deadline, seen).await?;
+        let mut identity = self.identity(client, deadline, record).await?;
         loop {
             if let Some(requested) = requested.filter(|requested| !requested.names(&identity.role))
             {
-                return Err(other_role(requested, seen.pod.as_deref(), &self.parts));
+                return Err(other_role(requested, record.pod.as_deref(), &self.parts));
             }
             let mut state = self.parts.credentials.get(&identity);
             let waited = !matches!(state, Some(State::Ready(_)));
@@ -365,17 +365,17 @@ impl Service {
                 state = self.parts.credentials.wait(&identity, hold).await;
             }
             let issued = ready(state);
-            self.count_first(seen, waited, issued.is_ok());
+            self.count_first(record, waited, issued.is_ok());
             let issued = issued?;
             // While this waited, the pod may have gone, or its role been changed or forbidden.
             if waited {
-                let now = self.identity(client, deadline, seen).await?;
+                let now = self.identity(client, deadline, record).await?;
                 if now != identity {
                     identity = now;
                     continue;
                 }
             }
-            seen.issued = Some(issued.clone());
+            record.issued = Some(issued.clone());
             return Ok(issued);
         }
     }

@@ -95,19 +95,19 @@ struct Inner {
     /// Of pods that ask now, or did when a share was taken last.
     shares: Mutex<HashMap<PodUid, Arc<Semaphore>>>,
     /// Of paths that are open by default only, so it has a handful of entries.
-    kept: Mutex<HashMap<UpstreamPath, Arc<Kept>>>,
+    kept: Mutex<HashMap<UpstreamPath, Arc<SharedAnswer>>>,
     session: Mutex<Session>,
 }
 
 /// One path's last answer, which all pods share.
-struct Kept {
+struct SharedAnswer {
     /// For whoever asks the service; the others wait for what it says.
     turn: Arc<Semaphore>,
-    answer: Mutex<Option<(Instant, Existing)>>,
+    answer: Mutex<Option<(Instant, Content)>>,
 }
 
 /// What there is at a path: `None` for nothing.
-type Existing = Option<Bytes>;
+type Content = Option<Bytes>;
 
 /// How the service wants to be asked.
 #[derive(Clone)]
@@ -120,7 +120,7 @@ enum Session {
 /// What is read of `iam/info`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct InstanceProfile {
+struct ProfileInfo {
     instance_profile_arn: String,
 }
 
@@ -163,7 +163,7 @@ impl Upstream {
     }
 
     /// What is kept of `path`, or what one of those that ask for it now is told.
-    async fn shared(&self, path: &UpstreamPath) -> Result<Existing, UpstreamError> {
+    async fn shared(&self, path: &UpstreamPath) -> Result<Content, UpstreamError> {
         let kept = lock(&self.0.kept).entry(path.clone()).or_default().clone();
         if let Some(answer) = kept.get(path.lifetime()) {
             return Ok(answer);
@@ -190,7 +190,7 @@ impl Upstream {
         asked.await.unwrap_or(Err(UpstreamError::Deadline))
     }
 
-    async fn in_turn(&self, path: &UpstreamPath, pod: &PodUid) -> Result<Existing, UpstreamError> {
+    async fn in_turn(&self, path: &UpstreamPath, pod: &PodUid) -> Result<Content, UpstreamError> {
         let share = self.share(pod);
         let _own = share.acquire().await.expect("the semaphore is never closed");
         let _slot = self.0.slots.acquire().await.expect("the semaphore is never closed");
@@ -205,7 +205,7 @@ impl Upstream {
         shares.entry(pod.clone()).or_insert_with(|| Arc::new(Semaphore::new(SHARE))).clone()
     }
 
-    async fn ask(&self, path: &UpstreamPath) -> Result<Existing, UpstreamError> {
+    async fn ask(&self, path: &UpstreamPath) -> Result<Content, UpstreamError> {
         match self.fetch(path.as_str()).await {
             Ok(body) => Ok(Some(body)),
             Err(UpstreamError::NotFound) => Ok(None),
@@ -234,7 +234,7 @@ impl Upstream {
     pub async fn base_arn(&self) -> Result<BaseArn, UpstreamError> {
         let asked = timeout(DEADLINE, self.fetch("meta-data/iam/info")).await;
         let body = asked.unwrap_or(Err(UpstreamError::Deadline))?;
-        let profile: InstanceProfile =
+        let profile: ProfileInfo =
             serde_json::from_slice(&body).map_err(|_| UpstreamError::Body)?;
         let account = profile
             .instance_profile_arn
@@ -341,11 +341,11 @@ impl Upstream {
     }
 }
 
-// === impl Kept ===
+// === impl SharedAnswer ===
 
-impl Kept {
+impl SharedAnswer {
     /// The answer, if it is still true. That something is not there may change in any case.
-    fn get(&self, lifetime: Lifetime) -> Option<Existing> {
+    fn get(&self, lifetime: Lifetime) -> Option<Content> {
         let answer = lock(&self.answer);
         let (at, answer) = answer.as_ref()?;
         let lasts = lifetime == Lifetime::Instance && answer.is_some();
@@ -353,7 +353,7 @@ impl Kept {
     }
 }
 
-impl Default for Kept {
+impl Default for SharedAnswer {
     fn default() -> Self {
         Self { turn: Arc::new(Semaphore::new(1)), answer: Mutex::default() }
     }

@@ -22,10 +22,10 @@ const PROGRAMS: usize = 8;
 
 /// The log of IMDSv1 requests: one line for each pod and `User-Agent` in an hour.
 #[derive(Debug, Default)]
-pub(super) struct Version1(Mutex<Seen>);
+pub(super) struct Version1(Mutex<LoggedPrograms>);
 
 #[derive(Debug, Default)]
-struct Seen {
+struct LoggedPrograms {
     /// Everything is forgotten when the period is over, and with it the pods that are gone.
     since: Option<Instant>,
     programs: HashMap<PodUid, HashSet<String>>,
@@ -49,11 +49,11 @@ impl Version1 {
     }
 
     fn is_news(&self, pod: &PodUid, program: &str) -> bool {
-        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.since.is_none_or(|since| since.elapsed() >= PERIOD) {
-            *seen = Seen { since: Some(Instant::now()), programs: HashMap::new() };
+        let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.since.is_none_or(|since| since.elapsed() >= PERIOD) {
+            *logged = LoggedPrograms { since: Some(Instant::now()), programs: HashMap::new() };
         }
-        let own = seen.programs.entry(pod.clone()).or_default();
+        let own = logged.programs.entry(pod.clone()).or_default();
         own.len() < PROGRAMS && own.insert(program.to_owned())
     }
 }

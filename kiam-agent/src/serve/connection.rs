@@ -16,7 +16,7 @@ use tokio::{net::TcpStream, time::sleep};
 use tracing::debug;
 
 use super::{
-    Config, Metrics, PodService, limits::Slot, metrics::Rejected, report::Report, share::Turn,
+    Config, Metrics, PodService, limits::Slot, metrics::Rejection, report::Report, share::Turn,
 };
 use kiam_core::{
     lifecycle::Drain,
@@ -29,7 +29,7 @@ const MAX_HEAD: usize = 16 * 1024;
 const MAX_FIELDS: usize = 128;
 
 /// What a connection's task needs.
-pub(super) struct Served<S> {
+pub(super) struct ConnectionTask<S> {
     pub(super) service: Arc<S>,
     pub(super) config: Config,
     pub(super) metrics: Metrics,
@@ -39,9 +39,9 @@ pub(super) struct Served<S> {
     pub(super) peer: SocketAddr,
 }
 
-// === impl Served ===
+// === impl ConnectionTask ===
 
-impl<S: PodService> Served<S> {
+impl<S: PodService> ConnectionTask<S> {
     /// Serves `stream`, or passes it on, until it closes, errs, or the drain begins and what has begun is
     /// answered. All of that in turns with the other connections of the same owner.
     pub(super) async fn run(self, stream: TcpStream, client: Result<Client, Unattested>) {
@@ -115,7 +115,7 @@ impl<S: PodService> Served<S> {
         let mut response = if self.slot.share().admits() {
             self.service.call(client, request).await
         } else {
-            self.report.rejected(Rejected::Requests, Some(&client), self.peer);
+            self.report.rejected(Rejection::Requests, Some(&client), self.peer);
             too_many()
         };
         if self.drain.is_started() {

@@ -42,12 +42,12 @@ pub enum Owner {
 /// Hands out slots.
 #[derive(Clone, Debug)]
 pub(super) struct Limits {
-    open: Arc<Mutex<Open>>,
+    open: Arc<Mutex<OpenConnections>>,
     config: Config,
 }
 
 #[derive(Debug)]
-struct Open {
+struct OpenConnections {
     in_all: usize,
     next: u64,
     owners: HashMap<Owner, Account>,
@@ -85,11 +85,11 @@ pub(super) struct Slot {
 
 /// Where a connection's task is to be named.
 #[derive(Debug)]
-pub(super) struct Ending(Arc<Activity>);
+pub(super) struct TaskSlot(Arc<Activity>);
 
 /// Why there is no slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Beyond {
+pub(super) enum ExceededLimit {
     /// As many connections are open as may be, in all.
     All,
     /// As many of the owner are open as may be, and none of them is idle.
@@ -150,7 +150,8 @@ impl Owner {
 
 impl Limits {
     pub(super) fn new(config: Config) -> Self {
-        let open = Open { in_all: 0, next: 0, owners: HashMap::new(), swept: Instant::now() };
+        let open =
+            OpenConnections { in_all: 0, next: 0, owners: HashMap::new(), swept: Instant::now() };
         Self { open: Arc::new(Mutex::new(open)), config }
     }
 
@@ -162,22 +163,22 @@ impl Limits {
     /// A slot for a connection of `owner`, while there is room. Half of the room is for those that have few: pods
     /// that each keep to their limit must not together take everything. Who has as many as it may gets a slot in the
     /// place of its connection that has been idle for longest, so that a pod that forgets connections is still served.
-    pub(super) fn take(&self, owner: Owner) -> Result<Slot, Beyond> {
+    pub(super) fn take(&self, owner: Owner) -> Result<Slot, ExceededLimit> {
         let now = Instant::now();
         let mut open = self.open();
         if open.in_all >= self.config.connections {
-            return Err(Beyond::All);
+            return Err(ExceededLimit::All);
         }
         let own = self.own(&owner, open.in_all);
         let number = open.next;
-        let account = open.account(&owner, &self.config, now).ok_or(Beyond::Owners)?;
+        let account = open.account(&owner, &self.config, now).ok_or(ExceededLimit::Owners)?;
         if !account.new_connections.take(now) {
-            return Err(Beyond::Rate);
+            return Err(ExceededLimit::Rate);
         }
         let full = account.open.len() >= own;
         // Strangers are not one party that could choose.
         if full && (owner == Owner::Stranger || !account.end_idle()) {
-            return Err(Beyond::Open);
+            return Err(ExceededLimit::Open);
         }
         let (activity, share) = (Arc::<Activity>::default(), account.share.clone());
         account.open.insert(number, activity.clone());
@@ -210,14 +211,14 @@ impl Limits {
         if in_all < half { own } else { own.min((half / PODS).max(2)) }
     }
 
-    fn open(&self) -> MutexGuard<'_, Open> {
+    fn open(&self) -> MutexGuard<'_, OpenConnections> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-// === impl Open ===
+// === impl OpenConnections ===
 
-impl Open {
+impl OpenConnections {
     /// The account of `owner`, a new one where it has none; `None` when there are too many.
     fn account(&mut self, owner: &Owner, config: &Config, now: Instant) -> Option<&mut Account> {
         if !self.owners.contains_key(owner) {
@@ -264,9 +265,9 @@ impl Account {
     }
 }
 
-// === impl Ending ===
+// === impl TaskSlot ===
 
-impl Ending {
+impl TaskSlot {
     /// The connection may be ended by `task` from now on, while it is idle.
     pub(super) fn by(self, task: AbortHandle) {
         // There is one task for each slot.
@@ -287,8 +288,8 @@ impl Slot {
     }
 
     /// For the task of the connection, which is made after its slot.
-    pub(super) fn ending(&self) -> Ending {
-        Ending(self.activity.clone())
+    pub(super) fn ending(&self) -> TaskSlot {
+        TaskSlot(self.activity.clone())
     }
 
     /// Nothing of the connection is in work from now on.
@@ -357,17 +358,17 @@ mod tests {
         // Its addresses make no difference, and neither do others on the same.
         let held = [limits.take(pod(1, "10.0.0.1")), limits.take(pod(1, "fd00::1"))];
         assert!(held.iter().all(Result::is_ok));
-        assert_eq!(beyond(pod(1, "10.0.0.1")), Some(Beyond::Open));
+        assert_eq!(beyond(pod(1, "10.0.0.1")), Some(ExceededLimit::Open));
         let other = limits.take(pod(2, "10.0.0.1"));
         let strange = limits.take(stranger());
         assert!(other.is_ok() && strange.is_ok());
         strange.as_ref().unwrap().idle();
-        assert_eq!(beyond(stranger()), Some(Beyond::Open), "whoever came first stays");
+        assert_eq!(beyond(stranger()), Some(ExceededLimit::Open), "whoever came first stays");
         assert!(limits.has_room());
         let mapped = Client::Address("::ffff:10.0.0.1".parse().unwrap());
         let address = limits.take(Owner::of(&Ok(mapped)));
         assert!(address.is_ok() && !limits.has_room());
-        assert_eq!(beyond(pod(2, "10.0.0.1")), Some(Beyond::All));
+        assert_eq!(beyond(pod(2, "10.0.0.1")), Some(ExceededLimit::All));
         drop(held);
         assert!(limits.take(pod(1, "10.0.0.1")).is_ok());
         drop((other, strange, address));
@@ -397,7 +398,7 @@ mod tests {
         let take = |n| limits.take(Owner::Address(Ipv4Addr::from_bits(n).into()));
         let owners = u32::try_from(OWNERS).unwrap();
         assert!((0..owners).all(|n| take(n).is_ok()));
-        assert_eq!(take(owners).err(), Some(Beyond::Owners));
+        assert_eq!(take(owners).err(), Some(ExceededLimit::Owners));
         let (held, asked) = (take(1).unwrap(), take(2).unwrap());
         assert!((0..10).all(|_| asked.share().admits()) && !asked.share().admits());
         drop(asked);
@@ -416,7 +417,7 @@ mod tests {
         let owner = |n| Owner::Pod(uid(n));
         let taken = |n| (0..5).filter(|_| limits.take(owner(n)).is_ok()).count();
         assert_eq!((taken(1), taken(2)), (3, 3), "each has its own");
-        assert_eq!(limits.take(owner(1)).err(), Some(Beyond::Rate));
+        assert_eq!(limits.take(owner(1)).err(), Some(ExceededLimit::Rate));
         let begun = Instant::now();
         limits.may_open(&owner(3)).await;
         assert_eq!(begun.elapsed(), Duration::ZERO);

@@ -6,7 +6,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::limits::Beyond;
+use super::limits::ExceededLimit;
 use kiam_core::pods::Unattested;
 
 /// Whose a connection was.
@@ -31,7 +31,7 @@ struct Labels {
 
 /// How a connection that was passed on ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Relayed {
+pub(super) enum RelayOutcome {
     Closed,
     Broken,
     Idle,
@@ -42,12 +42,12 @@ pub(super) enum Relayed {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RelayLabels {
-    outcome: Relayed,
+    outcome: RelayOutcome,
 }
 
 /// What was beyond a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Rejected {
+pub(super) enum Rejection {
     /// A request, which was answered with 503.
     Requests,
     /// A connection, as its owner opens them too fast.
@@ -61,8 +61,8 @@ pub(super) enum Rejected {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RejectedLabels {
-    reason: Rejected,
+struct RejectionLabels {
+    reason: Rejection,
 }
 
 /// The accept loops' metrics.
@@ -70,12 +70,12 @@ struct RejectedLabels {
 pub struct Metrics {
     connections: Family<Labels, Counter>,
     relays: Family<RelayLabels, Counter>,
-    rejected: Family<RejectedLabels, Counter>,
+    rejected: Family<RejectionLabels, Counter>,
 }
 
-// === impl Rejected ===
+// === impl Rejection ===
 
-impl Rejected {
+impl Rejection {
     /// For the log.
     pub(super) fn what(self) -> &'static str {
         match self {
@@ -88,12 +88,12 @@ impl Rejected {
     }
 }
 
-impl From<Beyond> for Rejected {
-    fn from(beyond: Beyond) -> Self {
+impl From<ExceededLimit> for Rejection {
+    fn from(beyond: ExceededLimit) -> Self {
         match beyond {
-            Beyond::All | Beyond::Owners => Self::Node,
-            Beyond::Open => Self::OpenConnections,
-            Beyond::Rate => Self::NewConnections,
+            ExceededLimit::All | ExceededLimit::Owners => Self::Node,
+            ExceededLimit::Open => Self::OpenConnections,
+            ExceededLimit::Rate => Self::NewConnections,
         }
     }
 }
@@ -140,11 +140,11 @@ impl Metrics {
         self.count(Identity::OverLimit);
     }
 
-    pub(super) fn rejected(&self, reason: Rejected) {
-        self.rejected.get_or_create(&RejectedLabels { reason }).inc();
+    pub(super) fn rejected(&self, reason: Rejection) {
+        self.rejected.get_or_create(&RejectionLabels { reason }).inc();
     }
 
-    pub(super) fn relayed(&self, outcome: Relayed) {
+    pub(super) fn relayed(&self, outcome: RelayOutcome) {
         self.relays.get_or_create(&RelayLabels { outcome }).inc();
     }
 

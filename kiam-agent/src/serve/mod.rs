@@ -28,8 +28,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use self::{
-    limits::{Beyond, Limits},
-    metrics::Rejected,
+    limits::{ExceededLimit, Limits},
+    metrics::Rejection,
     report::Report,
 };
 pub use self::{
@@ -232,14 +232,14 @@ struct Server<S> {
     config: Config,
     limits: Limits,
     metrics: Metrics,
-    log: Arc<LogLimit<Trouble>>,
+    log: Arc<LogLimit<LogKind>>,
     report: Arc<Report<S>>,
     drain: Drain,
 }
 
 /// What is logged of connections, once in a while for each kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Trouble {
+enum LogKind {
     NotAccepted,
     NoPod(Discriminant<Unattested>),
 }
@@ -288,7 +288,7 @@ impl<S: PodService> Server<S> {
                     }
                     Err(error) => {
                         // Mostly "too many open files": it passes when connections close.
-                        if let Some(left_out) = self.log.admit(Trouble::NotAccepted) {
+                        if let Some(left_out) = self.log.admit(LogKind::NotAccepted) {
                             warn!(%error, left_out, "Connection not accepted");
                         }
                         sleep(Duration::from_millis(50)).await;
@@ -321,7 +321,7 @@ impl<S: PodService> Server<S> {
         connections: &mut JoinSet<()>,
     ) {
         if !self.limits.has_room() {
-            return self.refuse(Beyond::All, None, peer);
+            return self.refuse(ExceededLimit::All, None, peer);
         }
         // Who has reset it is gone, and its ends may be those of another connection by now, whose entry is not for this one.
         if stream.peer_addr().is_err() {
@@ -334,7 +334,7 @@ impl<S: PodService> Server<S> {
             Err(beyond) => return self.refuse(beyond, Some(&client), peer),
         };
         if slot.has_replaced() {
-            self.report.rejected(Rejected::IdleConnections, Some(&client), peer);
+            self.report.rejected(Rejection::IdleConnections, Some(&client), peer);
         }
         self.metrics.accepted(client.as_ref().err());
         if client == Err(Unattested::Selftest) {
@@ -342,13 +342,13 @@ impl<S: PodService> Server<S> {
             return;
         }
         if let Err(error) = &client {
-            let kind = Trouble::NoPod(std::mem::discriminant(error));
+            let kind = LogKind::NoPod(std::mem::discriminant(error));
             if let Some(left_out) = self.log.admit(kind) {
                 warn!(pod.ip = %peer.ip(), %error, left_out, "Connection belongs to no pod");
             }
         }
         let ending = slot.ending();
-        let served = connection::Served {
+        let served = connection::ConnectionTask {
             service: self.service.clone(),
             config: self.config,
             metrics: self.metrics.clone(),
@@ -363,7 +363,7 @@ impl<S: PodService> Server<S> {
     /// A connection that is closed at once.
     fn refuse(
         &self,
-        beyond: Beyond,
+        beyond: ExceededLimit,
         client: Option<&Result<Client, Unattested>>,
         peer: SocketAddr,
     ) {

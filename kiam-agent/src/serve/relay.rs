@@ -10,7 +10,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{Config, metrics::Relayed};
+use super::{Config, metrics::RelayOutcome};
 use kiam_core::lifecycle::Drain;
 
 /// Bytes that are on their way in one direction.
@@ -36,13 +36,13 @@ impl Relay {
         mut stream: TcpStream,
         config: &Config,
         mut drain: Drain,
-    ) -> Relayed {
+    ) -> RelayOutcome {
         let connect = TcpStream::connect((self.host.as_str(), self.port));
         let mut other = match timeout(config.relay_connect, connect).await {
             Ok(Ok(other)) => other,
             failed => {
                 debug!(?failed, host = self.host, "No connection to pass on to");
-                return Relayed::Unreachable;
+                return RelayOutcome::Unreachable;
             }
         };
         // A failure costs a delay at most.
@@ -59,17 +59,17 @@ impl Relay {
         let idle = async {
             let idle = async |limit| while timeout(limit, moved.notified()).await.is_ok() {};
             tokio::select! {
-                () = idle(config.relay_idle) => Relayed::Idle,
+                () = idle(config.relay_idle) => RelayOutcome::Idle,
                 () = drain.started() => {
                     idle(PAUSE.min(config.relay_idle)).await;
-                    Relayed::Drained
+                    RelayOutcome::Drained
                 }
             }
         };
         tokio::select! {
-            ended = both => if ended.is_ok() { Relayed::Closed } else { Relayed::Broken },
+            ended = both => if ended.is_ok() { RelayOutcome::Closed } else { RelayOutcome::Broken },
             how = idle => how,
-            () = sleep(config.relay_total) => Relayed::Overtime,
+            () = sleep(config.relay_total) => RelayOutcome::Overtime,
         }
     }
 }

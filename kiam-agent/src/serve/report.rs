@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tracing::warn;
 
-use super::{Metrics, Owner, PodService, metrics::Rejected};
+use super::{Metrics, Owner, PodService, metrics::Rejection};
 use kiam_core::{
     pods::{Client, Unattested},
     telemetry::LogLimit,
@@ -16,7 +16,7 @@ const LOG_PERIOD: Duration = Duration::from_secs(10);
 pub(super) struct Report<S> {
     service: Arc<S>,
     metrics: Metrics,
-    log: LogLimit<(Option<Owner>, Rejected)>,
+    log: LogLimit<(Option<Owner>, Rejection)>,
 }
 
 // === impl Report ===
@@ -29,7 +29,7 @@ impl<S: PodService> Report<S> {
     /// Something of `client`, at `peer`, was rejected; `None` where nobody asked whose it is.
     pub(super) fn rejected(
         &self,
-        rejected: Rejected,
+        rejected: Rejection,
         client: Option<&Result<Client, Unattested>>,
         peer: SocketAddr,
     ) {

@@ -16,16 +16,16 @@ use kiam_core::{
 };
 
 /// Asks STS, with the credentials that its client has.
-pub(super) struct Asker {
+pub(super) struct StsClient {
     pub(super) client: Client,
     pub(super) clock: Clock,
     /// Whose credentials these are, if not the node's.
     pub(super) through: Option<RoleArn>,
 }
 
-// === impl Asker ===
+// === impl StsClient ===
 
-impl Asker {
+impl StsClient {
     /// A session of `identity` that lasts `duration`, in place of its own.
     pub(super) async fn ask(
         &self,

@@ -40,10 +40,10 @@ const MOST: usize = 1024;
 
 /// The longest sessions that roles were found to allow.
 #[derive(Default)]
-pub(super) struct Durations(Mutex<HashMap<RoleArn, Found>>);
+pub(super) struct Durations(Mutex<HashMap<RoleArn, RoleMaximum>>);
 
 #[derive(Clone, Copy)]
-struct Found {
+struct RoleMaximum {
     longest: Duration,
     at: Instant,
     /// What of it was logged last.
@@ -94,7 +94,7 @@ impl Durations {
     fn learn(&self, role: &RoleArn, longest: Duration) {
         let mut found = self.lock();
         let before = found.get(role).copied();
-        let known = before.filter(Found::holds).map_or(longest, |found| found.longest);
+        let known = before.filter(RoleMaximum::holds).map_or(longest, |found| found.longest);
         let longest = longest.min(known);
         if found.len() >= MOST && !found.contains_key(role) {
             let first =
@@ -102,7 +102,7 @@ impl Durations {
             first.map(|role| found.remove(&role));
         }
         let told = before.and_then(|before| before.told);
-        found.insert(role.clone(), Found { longest, at: Instant::now(), told });
+        found.insert(role.clone(), RoleMaximum { longest, at: Instant::now(), told });
     }
 
     /// Whether what is known is still to be told, which it is once.
@@ -113,15 +113,15 @@ impl Durations {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<RoleArn, Found>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<RoleArn, RoleMaximum>> {
         // Whoever panicked left whole entries.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-// === impl Found ===
+// === impl RoleMaximum ===
 
-impl Found {
+impl RoleMaximum {
     fn holds(&self) -> bool {
         self.at.elapsed() < FORGET_AFTER
     }

@@ -8,14 +8,14 @@ use aws_credential_types::{
 };
 
 use super::{
-    assume::Asker,
+    assume::StsClient,
     error::{Failure, HopError},
 };
 use kiam_core::role::RoleIdentity;
 
 /// Opens sessions of `--assume-role-arn`; the SDK keeps each until shortly before its end.
 pub(super) struct Hop {
-    pub(super) asker: Asker,
+    pub(super) client: StsClient,
     pub(super) identity: RoleIdentity,
 }
 
@@ -23,7 +23,7 @@ pub(super) struct Hop {
 
 impl Hop {
     async fn open(&self) -> provider::Result {
-        let opened = self.asker.ask(&self.identity, self.identity.duration).await;
+        let opened = self.client.ask(&self.identity, self.identity.duration).await;
         let session = opened.map_err(|failure| {
             let (Failure::TooLong(error) | Failure::Chained(error) | Failure::Other(error)) =
                 failure;

@@ -35,7 +35,8 @@ pub(super) fn through(proxies: &Proxies) -> SharedHttpClient {
     if http.is_none() && https.is_none() {
         return direct();
     }
-    Routes { proxies: proxies.clone(), by: By { direct: direct(), http, https } }.into_shared()
+    ProxyRoutes { proxies: proxies.clone(), by: ByScheme { direct: direct(), http, https } }
+        .into_shared()
 }
 
 fn by(proxy: &Proxy) -> SharedHttpClient {
@@ -50,7 +51,7 @@ fn by(proxy: &Proxy) -> SharedHttpClient {
 
 /// Ways to a host.
 #[derive(Debug)]
-struct By<T> {
+struct ByScheme<T> {
     direct: T,
     http: Option<T>,
     https: Option<T>,
@@ -58,31 +59,31 @@ struct By<T> {
 
 /// As [`HttpClient`] and, with its connectors, as [`HttpConnector`].
 #[derive(Debug)]
-struct Routes<T> {
+struct ProxyRoutes<T> {
     proxies: Proxies,
-    by: By<T>,
+    by: ByScheme<T>,
 }
 
-impl HttpClient for Routes<SharedHttpClient> {
+impl HttpClient for ProxyRoutes<SharedHttpClient> {
     fn http_connector(
         &self,
         settings: &HttpConnectorSettings,
         components: &RuntimeComponents,
     ) -> SharedHttpConnector {
         let connector = |client: &SharedHttpClient| client.http_connector(settings, components);
-        let By { direct, http, https } = &self.by;
-        let by = By {
+        let ByScheme { direct, http, https } = &self.by;
+        let by = ByScheme {
             direct: connector(direct),
             http: http.as_ref().map(connector),
             https: https.as_ref().map(connector),
         };
-        SharedHttpConnector::new(Routes { proxies: self.proxies.clone(), by })
+        SharedHttpConnector::new(ProxyRoutes { proxies: self.proxies.clone(), by })
     }
 }
 
-impl HttpConnector for Routes<SharedHttpConnector> {
+impl HttpConnector for ProxyRoutes<SharedHttpConnector> {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let By { direct, http, https } = &self.by;
+        let ByScheme { direct, http, https } = &self.by;
         let by = request.uri().parse().ok().and_then(|uri: Uri| {
             self.proxies.of(&uri)?;
             if uri.scheme_str() == Some("https") { https.as_ref() } else { http.as_ref() }

@@ -22,7 +22,7 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_sts::{Client, config::IdentityCache};
 use futures::future::BoxFuture;
 
-use self::{assume::Asker, durations::Durations, hop::Hop};
+use self::{assume::StsClient, durations::Durations, hop::Hop};
 pub use self::{durations::CHAINED, partition::partition, web_identity::WebIdentity};
 use crate::proxy::Proxies;
 use kiam_core::{
@@ -53,14 +53,14 @@ pub struct Config {
 /// The endpoint of the real IMDS is no URL.
 #[derive(Debug, thiserror::Error)]
 #[error("--upstream {url:?} can't be used for the node's credentials: {reason}")]
-pub struct InvalidUpstream {
+pub struct InvalidEndpoint {
     url: String,
     reason: String,
 }
 
 /// `sts:AssumeRole` with the node's credentials, or with those of a role that these assume first.
 pub struct AssumeRole {
-    asker: Asker,
+    client: StsClient,
     durations: Durations,
 }
 
@@ -71,8 +71,8 @@ impl AssumeRole {
     ///
     /// # Errors
     ///
-    /// [`InvalidUpstream`].
-    pub async fn new(config: &Config, clock: Clock) -> Result<Self, InvalidUpstream> {
+    /// [`InvalidEndpoint`].
+    pub async fn new(config: &Config, clock: Clock) -> Result<Self, InvalidEndpoint> {
         let region = Region::new(config.region.clone());
         let provider = ProviderConfig::default()
             .with_region(Some(region))
@@ -85,21 +85,21 @@ impl AssumeRole {
         let loader = aws_config::defaults(BehaviorVersion::latest())
             .http_client(http::through(&config.proxies));
         let settings = settings(config, loader.credentials_provider(node)).await;
-        let asker = |settings, through| Asker {
+        let client = |settings, through| StsClient {
             client: Client::from_conf(settings),
             clock: clock.clone(),
             through,
         };
         let durations = Durations::default();
         let Some(identity) = config.through.clone() else {
-            return Self { asker: asker(settings.build(), None), durations };
+            return Self { client: client(settings.build(), None), durations };
         };
         let role = identity.role.clone();
-        let hop = Hop { asker: asker(settings.clone().build(), None), identity };
+        let hop = Hop { client: client(settings.clone().build(), None), identity };
         // Of its own, and as long as the call to STS that it takes.
         let cache = IdentityCache::lazy().load_timeout(CALL_DEADLINE).build();
         let settings = settings.credentials_provider(hop).identity_cache(cache);
-        Self { asker: asker(settings.build(), Some(role)), durations }
+        Self { client: client(settings.build(), Some(role)), durations }
     }
 }
 
@@ -109,7 +109,7 @@ impl CredentialSource for AssumeRole {
         identity: &'a RoleIdentity,
         _claimant: &'a Claimant,
     ) -> BoxFuture<'a, Result<Credentials, SourceError>> {
-        Box::pin(self.durations.fit(identity, |duration| self.asker.ask(identity, duration)))
+        Box::pin(self.durations.fit(identity, |duration| self.client.ask(identity, duration)))
     }
 }
 

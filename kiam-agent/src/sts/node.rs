@@ -10,7 +10,7 @@ use aws_credential_types::{
     provider::{ProvideCredentials, SharedCredentialsProvider, future},
 };
 
-use super::{Config, InvalidUpstream, http};
+use super::{Config, InvalidEndpoint, http};
 use kiam_core::clock::Clock;
 
 /// What is this near its end is soon read anew. IMDS always has credentials that last longer, but for when AWS fails
@@ -22,7 +22,7 @@ const SOON: Duration = Duration::from_secs(15);
 
 /// The SDK's chain; credentials near their end are to be read again soon.
 #[derive(Debug)]
-struct Chain {
+struct NodeCredentials {
     chain: DefaultCredentialsChain,
     clock: Clock,
 }
@@ -32,24 +32,24 @@ struct Chain {
 pub(super) async fn credentials(
     config: &Config,
     provider: ProviderConfig,
-) -> Result<SharedCredentialsProvider, InvalidUpstream> {
+) -> Result<SharedCredentialsProvider, InvalidEndpoint> {
     let imds = imds::Client::builder()
         // Wherever it is: what it answers is the node's own.
         .configure(&provider.clone().with_http_client(http::direct()))
         .endpoint(&config.upstream)
-        .map_err(|error| InvalidUpstream {
+        .map_err(|error| InvalidEndpoint {
             url: config.upstream.clone(),
             reason: error.to_string(),
         })?
         .build();
     let chain = DefaultCredentialsChain::builder().configure(provider).imds_client(imds);
-    let chain = Chain { chain: chain.build().await, clock: Clock::system() };
+    let chain = NodeCredentials { chain: chain.build().await, clock: Clock::system() };
     Ok(SharedCredentialsProvider::new(chain))
 }
 
-// === impl Chain ===
+// === impl NodeCredentials ===
 
-impl Chain {
+impl NodeCredentials {
     fn shortened(&self, mut credentials: Credentials) -> Credentials {
         let now = self.clock.now();
         if credentials.expiry().is_some_and(|expires| expires < now + NEAR_THE_END) {
@@ -59,7 +59,7 @@ impl Chain {
     }
 }
 
-impl ProvideCredentials for Chain {
+impl ProvideCredentials for NodeCredentials {
     fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
     where
         Self: 'a,

@@ -593,7 +593,7 @@ async fn endpoint(region: &str, given: Option<&str>, (fips, dual_stack): (bool, 
         .use_fips(fips)
         .use_dual_stack(dual_stack);
     let client = Client::from_conf(settings(&config, loader).await.build());
-    let asker = Asker { client, clock: Clock::system(), through: None };
+    let asker = StsClient { client, clock: Clock::system(), through: None };
     asker.ask(&identity(), CHAINED).await.unwrap_err();
     asked.0.lock().unwrap().join(" ")
 }

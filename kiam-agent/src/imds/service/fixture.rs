@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::super::{
-    Config, Imdsv2, Journal, Metrics, Parts, Service, TokenAuthority, Upstream, wire,
+    Config, Imdsv2, Journal, Metrics, Service, ServiceParts, TokenAuthority, Upstream, wire,
 };
 use crate::serve;
 use kiam_core::{
@@ -262,7 +262,7 @@ impl Node {
         tokio::spawn(policy::publish_wanted(policy.clone(), |_| true, wanted, draining.clone()));
         let imds = NodeImds::start(imdsv2).await;
         let journal = Journal::default();
-        let parts = Parts {
+        let parts = ServiceParts {
             pods,
             policy,
             credentials,

@@ -11,7 +11,7 @@ use super::{
     Config, Imdsv2,
     fixture::{EXTENDED, Identity, LIST, Node, Reply, body_of, config, namespace, pod, uid},
 };
-use crate::imds::Reason;
+use crate::imds::ErrorKind;
 use kiam_core::{pods::Pod, telemetry::captured::CapturedLogs};
 
 /// The statuses of all answers in `text`.
@@ -622,7 +622,7 @@ async fn who_asks_without_a_token_is_remembered_by_pod_and_path() {
     let page = node.journal.of(&uid(3));
     let old: Vec<_> = page.imdsv1.iter().filter(|it| it.user_agent == "Boto/2.49").collect();
     assert!(matches!(old[..], [it] if it.count == 3 && it.path == LIST), "{page:#?}");
-    assert_eq!((page.refused.len(), page.refused[0].reason), (1, Some(Reason::Path)));
+    assert_eq!((page.refused.len(), page.refused[0].reason), (1, Some(ErrorKind::Path)));
     assert!(node.journal.of(&uid(2)).refused.is_empty());
 }
 
