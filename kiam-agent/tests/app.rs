@@ -13,70 +13,48 @@ use std::{
 use lab::{
     eventually,
     fake::{
-        Injected, Place,
-        kubernetes::{Kubernetes, NamespaceRecord, PodRecord},
+        Injected,
+        imds::NODE_ACCESS_KEY,
+        kubernetes::{NamespaceRecord, PodRecord},
         sts::Sts,
     },
-    loopback::{self, LoopbackAgent},
+    loopback::{self, LoopbackNode, NODE_NAME},
+    pod_client::wire::Reply,
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
-const NODE_KEY: &str = "AKIANODE";
 const BASE: &str = "arn:aws:iam::123456789012:role/";
 const LIST: &str = "/latest/meta-data/iam/security-credentials/";
 const UID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
 
-/// The agent, its neighbours, and where it listens.
-struct Fixture {
-    agent: LoopbackAgent,
-    pods: SocketAddr,
-    admin: SocketAddr,
-    kubernetes: Kubernetes,
-    sts: Sts,
-}
-
 /// A pod on the agent's own loopback address.
 fn pod(role: &str) -> PodRecord {
-    PodRecord::scheduled("shop", "orders", UID, "n1")
-        .annotation("iam.amazonaws.com/role", role)
+    PodRecord::scheduled("shop", "orders", UID, NODE_NAME)
+        .role(role)
         .running(&["127.0.0.1".parse().unwrap()])
 }
 
-fn start(pod: &PodRecord, prepare: impl FnOnce(&Sts)) -> Fixture {
+fn start(pod: &PodRecord, prepare: impl FnOnce(&Sts)) -> LoopbackNode {
     start_with(&[], pod, prepare)
 }
 
-fn start_with(flags: &[&str], pod: &PodRecord, prepare: impl FnOnce(&Sts)) -> Fixture {
-    let folder = tempfile::tempdir().unwrap();
-    let kubernetes = Kubernetes::start(Place::loopback()).unwrap();
-    kubernetes.store().apply_namespace(&NamespaceRecord::new("shop"));
-    kubernetes.store().apply_pod(pod);
-    let kubeconfig = folder.path().join("kubeconfig");
-    kubernetes.write_kubeconfig(&kubeconfig).unwrap();
-    let sts = Sts::start(Place::loopback(), NODE_KEY).unwrap();
-    prepare(&sts);
-    let base = format!("--role-base-arn={BASE}");
-    let flags = [&[base.as_str()], flags].concat();
-    let signer = Some(NODE_KEY);
-    let agent = LoopbackAgent::start(Path::new(AGENT), folder, &sts.url(), signer, &flags).unwrap();
-    Fixture { pods: agent.pods(), admin: agent.admin(), agent, kubernetes, sts }
-}
-
-/// Sends `request` as it is and returns all that comes back.
-fn raw(address: SocketAddr, request: &[u8]) -> String {
-    loopback::ask(address, request).unwrap()
+fn start_with(flags: &[&str], pod: &PodRecord, prepare: impl FnOnce(&Sts)) -> LoopbackNode {
+    let node = LoopbackNode::start(Path::new(AGENT), flags, |kubernetes, sts| {
+        loopback::schedule(kubernetes, pod);
+        prepare(sts);
+    });
+    node.unwrap()
 }
 
 fn get(address: SocketAddr, path: &str) -> (u16, String) {
-    let answer = loopback::get(address, path).unwrap();
-    let (status, body) = loopback::parts(&answer).unwrap();
-    (status, body.to_owned())
+    let Reply { status, body, .. } = loopback::get(address, path).unwrap();
+    (status, body)
 }
 
 #[test]
 fn counters_that_alerts_are_for_begin_at_zero() {
     let fixture = start(&pod("reader"), |_| ());
-    let metrics = get(fixture.admin, "/metrics").1;
+    let metrics = get(fixture.agent.admin(), "/metrics").1;
     for counter in [
         "kiam_credentials_issued_total{outcome=\"Retryable\"} 0\n",
         "kiam_credentials_issued_total{outcome=\"Throttled\"} 0\n",
@@ -104,55 +82,62 @@ fn sessions_are_named_by_the_template() {
 #[test]
 fn credentials_are_there_before_the_first_request_and_no_request_asks_sts() {
     let fixture = start(&pod("reader"), |_| ());
-    assert_eq!(get(fixture.admin, "/ready"), (200, "ready\n".to_owned()));
-    assert_eq!(get(fixture.pods, LIST), (200, "reader".to_owned()));
+    assert_eq!(get(fixture.agent.admin(), "/ready"), (200, "ready\n".to_owned()));
+    assert_eq!(get(fixture.agent.pods(), LIST), (200, "reader".to_owned()));
     for _ in 0..1000 {
-        let (status, body) = get(fixture.pods, &format!("{LIST}reader"));
+        let (status, body) = get(fixture.agent.pods(), &format!("{LIST}reader"));
         assert_eq!(status, 200, "{body}");
         let body: serde_json::Value = serde_json::from_str(&body).unwrap();
         let owner = fixture.sts.owner(body["AccessKeyId"].as_str().unwrap()).unwrap();
-        assert_eq!((owner.role, owner.caller), (format!("{BASE}reader"), NODE_KEY.to_owned()));
+        assert_eq!(
+            (owner.role, owner.caller),
+            (format!("{BASE}reader"), NODE_ACCESS_KEY.to_owned())
+        );
     }
     assert_eq!(fixture.sts.requests(), 1);
-    assert_eq!(get(fixture.pods, &format!("{LIST}writer")).0, 403);
+    assert_eq!(get(fixture.agent.pods(), &format!("{LIST}writer")).0, 403);
+    // Nor does the SDK ask 169.254.169.254 where it is.
+    assert!(!fixture.agent.log().contains("load region"), "{}", fixture.agent.log());
 }
 
 #[test]
 fn an_address_that_two_live_pods_claim_is_nobodys() {
     let fixture = start(&pod("reader"), |_| ());
-    assert_eq!(get(fixture.pods, LIST).1, "reader");
-    let other = PodRecord::scheduled("shop", "invoices", &UID.replace('0', "1"), "n1")
-        .annotation("iam.amazonaws.com/role", "writer")
+    assert_eq!(get(fixture.agent.pods(), LIST).1, "reader");
+    let other = PodRecord::scheduled("shop", "invoices", &UID.replace('0', "1"), NODE_NAME)
+        .role("writer")
         .running(&["127.0.0.1".parse().unwrap()]);
-    fixture.kubernetes.store().apply_pod(&other);
-    eventually("403 for both", || get(fixture.pods, LIST).0 == 403);
+    fixture.kubernetes.apply_pod(&other);
+    eventually("403 for both", || get(fixture.agent.pods(), LIST).0 == 403);
     for role in ["reader", "writer"] {
-        assert_eq!(get(fixture.pods, &format!("{LIST}{role}")), (403, String::new()));
+        assert_eq!(get(fixture.agent.pods(), &format!("{LIST}{role}")), (403, String::new()));
     }
-    fixture.kubernetes.store().delete_pod("shop", "orders");
-    eventually("the one that is left", || get(fixture.pods, LIST) == (200, "writer".to_owned()));
+    fixture.kubernetes.delete_pod("shop", "orders");
+    eventually("the one that is left", || {
+        get(fixture.agent.pods(), LIST) == (200, "writer".to_owned())
+    });
 }
 
 #[test]
 fn a_namespace_requires_session_tokens_by_annotation() {
     let fixture = start(&pod("reader"), |_| ());
-    assert_eq!(get(fixture.pods, LIST), (200, "reader".to_owned()));
+    assert_eq!(get(fixture.agent.pods(), LIST), (200, "reader".to_owned()));
     let shop = NamespaceRecord::new("shop");
-    let store = fixture.kubernetes.store();
+    let store = &fixture.kubernetes;
     store.apply_namespace(&shop.clone().annotation("iam.amazonaws.com/imdsv2", "required"));
-    eventually("401 without a token", || get(fixture.pods, LIST) == (401, String::new()));
+    eventually("401 without a token", || get(fixture.agent.pods(), LIST) == (401, String::new()));
     let put = "PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\
                X-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n";
-    let answer = raw(fixture.pods, put.as_bytes());
+    let answer = loopback::ask(fixture.agent.pods(), put.as_bytes()).unwrap();
     let token = answer.split_once("\r\n\r\n").unwrap().1;
     let with_token = format!(
         "GET {LIST} HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\
          X-aws-ec2-metadata-token: {token}\r\n\r\n"
     );
-    let answer = raw(fixture.pods, with_token.as_bytes());
+    let answer = loopback::ask(fixture.agent.pods(), with_token.as_bytes()).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("reader"), "{answer}");
     store.apply_namespace(&shop);
-    eventually("200 again", || get(fixture.pods, LIST).0 == 200);
+    eventually("200 again", || get(fixture.agent.pods(), LIST).0 == 200);
 }
 
 #[test]
@@ -161,16 +146,16 @@ fn changed_annotations_and_sts_faults_are_seen_and_survived() {
     let fixture = start(&pod("reader"), |sts| {
         sts.faults().inject(denied);
     });
-    assert_eq!(get(fixture.pods, LIST).1, "reader");
-    fixture.kubernetes.store().apply_pod(&pod("writer"));
-    eventually("404 for a role that STS denies", || get(fixture.pods, LIST).0 == 404);
-    assert_eq!(get(fixture.pods, &format!("{LIST}writer")).0, 403);
-    fixture.kubernetes.store().apply_pod(&pod("arn:aws:iam::broken"));
-    eventually("404 for garbage", || get(fixture.pods, LIST).0 == 404);
+    assert_eq!(get(fixture.agent.pods(), LIST).1, "reader");
+    fixture.kubernetes.apply_pod(&pod("writer"));
+    eventually("404 for a role that STS denies", || get(fixture.agent.pods(), LIST).0 == 404);
+    assert_eq!(get(fixture.agent.pods(), &format!("{LIST}writer")).0, 403);
+    fixture.kubernetes.apply_pod(&pod("arn:aws:iam::broken"));
+    eventually("404 for garbage", || get(fixture.agent.pods(), LIST).0 == 404);
     fixture.kubernetes.stop();
     fixture.sts.stop();
-    assert_eq!(get(fixture.pods, LIST).0, 404);
-    assert_eq!(get(fixture.admin, "/live").0, 200);
+    assert_eq!(get(fixture.agent.pods(), LIST).0, 404);
+    assert_eq!(get(fixture.agent.admin(), "/live").0, 200);
 }
 
 #[test]
@@ -181,22 +166,26 @@ fn while_the_watch_is_silent_for_too_long_what_is_held_is_served_and_not_renewed
     let fixture = start_with(&["--max-staleness=3s"], &pod("reader"), short);
     fixture.kubernetes.cut_from_etcd(true);
     let stale = "kiam_credentials_waiting{reason=\"Stale\"} 1";
-    eventually("a renewal that is kept back", || get(fixture.admin, "/metrics").1.contains(stale));
+    eventually("a renewal that is kept back", || {
+        get(fixture.agent.admin(), "/metrics").1.contains(stale)
+    });
     let asked = fixture.sts.requests();
-    assert_eq!(get(fixture.pods, LIST), (200, "reader".to_owned()));
-    eventually("the end of what was held", || get(fixture.pods, LIST).0 == 503);
-    let answer = loopback::get(fixture.pods, LIST).unwrap();
-    assert!(answer.contains("--max-staleness"), "the pod is told why: {answer}");
+    assert_eq!(get(fixture.agent.pods(), LIST), (200, "reader".to_owned()));
+    eventually("the end of what was held", || get(fixture.agent.pods(), LIST).0 == 503);
+    let answer = loopback::get(fixture.agent.pods(), LIST).unwrap();
+    assert!(answer.reason().contains("--max-staleness"), "the pod is told why: {answer:?}");
     assert_eq!(fixture.sts.requests(), asked);
     fixture.kubernetes.cut_from_etcd(false);
-    eventually("credentials again", || get(fixture.pods, LIST) == (200, "reader".to_owned()));
+    eventually("credentials again", || {
+        get(fixture.agent.pods(), LIST) == (200, "reader".to_owned())
+    });
     assert!(fixture.sts.requests() > asked);
 }
 
 #[test]
 fn an_annotation_loop_does_not_drain_sts() {
     let fixture = start(&pod("reader"), |_| ());
-    let store = fixture.kubernetes.store();
+    let store = &fixture.kubernetes;
     for n in 0..200 {
         store.apply_pod(
             &pod("reader").annotation("iam.amazonaws.com/external-id", &format!("id-{n}")),
@@ -206,15 +195,15 @@ fn an_annotation_loop_does_not_drain_sts() {
         );
     }
     eventually("a reason", || {
-        let answer = loopback::get(fixture.pods, LIST).unwrap();
-        answer.starts_with("HTTP/1.1 503 ") && answer.contains("too often")
+        let answer = loopback::get(fixture.agent.pods(), LIST).unwrap();
+        answer.status == 503 && answer.reason().contains("too often")
     });
     let kept = "kiam_credentials_waiting{reason=\"Pod\"} 1";
-    assert!(get(fixture.admin, "/metrics").1.contains(kept));
+    assert!(get(fixture.agent.admin(), "/metrics").1.contains(kept));
     assert!(fixture.sts.requests() <= 5, "{} calls", fixture.sts.requests());
     // What was held before costs nothing, as it lingers.
     store.apply_pod(&pod("reader"));
-    eventually("the first role again", || get(fixture.pods, LIST).0 == 200);
+    eventually("the first role again", || get(fixture.agent.pods(), LIST).0 == 200);
 }
 
 #[test]
@@ -232,12 +221,12 @@ fn garbage_over_http_is_refused_and_the_next_request_is_answered() {
         long.as_bytes(),
     ];
     for request in garbage {
-        let answer = raw(fixture.pods, request);
+        let answer = loopback::ask(fixture.agent.pods(), request).unwrap();
         let refused = answer.is_empty()
             || answer.starts_with("HTTP/1.1 4")
             || answer.starts_with("HTTP/1.0 4");
         assert!(refused, "{:?}: {answer}", String::from_utf8_lossy(request));
-        assert_eq!(get(fixture.pods, LIST), (200, "reader".to_owned()));
+        assert_eq!(get(fixture.agent.pods(), LIST), (200, "reader".to_owned()));
     }
 }
 
@@ -246,10 +235,10 @@ fn operators_see_pods_without_secrets() {
     let fixture = start(&pod("reader"), |_| ());
     let output = status(fixture.agent.folder());
     assert!(output.status.success(), "{output:?}");
-    let (code, metrics) = get(fixture.admin, "/metrics");
+    let (code, metrics) = get(fixture.agent.admin(), "/metrics");
     assert_eq!(code, 200);
     assert!(metrics.contains("kiam_credentials_held{state=\"ready\"} 1"), "{metrics}");
-    assert_eq!(get(fixture.admin, "/pods").0, 404, "not over TCP");
+    assert_eq!(get(fixture.agent.admin(), "/pods").0, 404, "not over TCP");
 }
 
 fn status(folder: &Path) -> Output {
@@ -263,7 +252,7 @@ fn ask(folder: &Path, words: &[&str]) -> Output {
 }
 
 /// Whether the pod would get credentials, and why.
-fn explain(fixture: &Fixture, pod: &str) -> (bool, String) {
+fn explain(fixture: &LoopbackNode, pod: &str) -> (bool, String) {
     let output = ask(fixture.agent.folder(), &["explain", pod]);
     assert!(output.stderr.is_empty(), "{output:?}");
     let text = String::from_utf8(output.stdout.clone()).unwrap();
@@ -279,7 +268,7 @@ fn explain_says_what_a_pod_gets_and_why_and_so_do_events() {
     };
     let reader = pod("reader").annotation("iam.amazonaws.com/external-id", "hunter2");
     let fixture = start(&reader, prepare);
-    let store = fixture.kubernetes.store();
+    let store = &fixture.kubernetes;
     let shop = NamespaceRecord::new("shop");
     let shop = |permitted: &str| {
         let shop = shop.clone().annotation("iam.amazonaws.com/permitted", permitted);

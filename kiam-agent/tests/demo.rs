@@ -1,6 +1,11 @@
 //! The demo's claims are true, and the README shows what the demo prints.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    path::Path,
+    process::Command,
+};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
@@ -54,19 +59,51 @@ fn line_that_is_not_printed_or_stands_elsewhere_is_found() {
     }
 }
 
+/// Runs the lab's demo of the built agent by `command`; what it printed, and all that it said if it failed.
+fn demo(mut command: Command) -> (String, String) {
+    let run = command.output();
+    let run = run.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let printed = String::from_utf8_lossy(&run.stdout).into_owned();
+    let said = format!("{printed}\n{}", String::from_utf8_lossy(&run.stderr));
+    assert!(run.status.success(), "{said}");
+    (printed, said)
+}
+
 #[test]
 fn readme_shows_what_the_demo_prints() {
     if lab::skip!() {
         return;
     }
-    let lab = Path::new(AGENT).with_file_name("lab");
-    let run = Command::new(&lab).args(["demo", "--agent", AGENT]).output();
-    let run = run.unwrap_or_else(|error| panic!("{}: {error}", lab.display()));
-    let printed = String::from_utf8_lossy(&run.stdout);
-    let said = format!("{printed}\n{}", String::from_utf8_lossy(&run.stderr));
-    assert!(run.status.success(), "{said}");
+    let mut command = Command::new(Path::new(AGENT).with_file_name("lab"));
+    command.args(["demo", "--agent", AGENT]);
+    let (printed, said) = demo(command);
     let printed: Vec<String> = printed.lines().map(comparable).collect();
     let excerpt = excerpt();
     assert!(excerpt.len() > 10, "{excerpt:?}");
     assert_eq!(missing(&excerpt, &printed), None, "{said}");
+}
+
+/// The first thing that a visitor of the README runs, as a user without any rights.
+#[test]
+fn the_demo_without_root_needs_none() {
+    const NOBODY: u32 = 65534;
+    let readme = fs::read_to_string(README).expect("the README can be read");
+    assert!(readme.contains("\ncargo xtask demo --rootless\n"), "the README names it");
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let open = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(folder.path(), open).expect("it is ours");
+    // Where cargo built them, others may have no way in.
+    let copy = |program: &str| {
+        let to = folder.path().join(program);
+        fs::copy(Path::new(AGENT).with_file_name(program), &to).expect("it can be copied");
+        to
+    };
+    let agent = copy("kiam-agent");
+    let mut command = Command::new(copy("lab"));
+    command.args(["demo", "--rootless", "--agent"]).arg(agent).current_dir("/").env_clear();
+    if rustix::process::geteuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    let (printed, said) = demo(command);
+    assert!(printed.contains("Verdict: all of it is true"), "{said}");
 }

@@ -13,7 +13,8 @@ use lab::{
         kubernetes::{Kubernetes, NamespaceRecord, PodRecord, ServiceAccountRecord, Store},
         sts::Sts,
     },
-    loopback::{self, LoopbackAgent},
+    loopback::{self, LoopbackAgent, LoopbackNode, NODE_NAME},
+    pod_client::wire::Reply,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -25,25 +26,23 @@ const UID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
 const OTHER_UID: &str = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
 const TOKEN_PATH: &str = "/api/v1/namespaces/shop/serviceaccounts/orders/token";
 
-/// The agent and its neighbours.
+/// The node and its neighbours.
 struct Fixture {
-    agent: LoopbackAgent,
-    kubernetes: Kubernetes,
-    sts: Sts,
+    node: LoopbackNode,
     /// Takes the place of the node's own metadata service.
     imds: TcpListener,
 }
 
 /// Of ServiceAccount `orders`, without a role of its own, on the agent's own loopback address.
 fn pod() -> PodRecord {
-    let plain = PodRecord::scheduled("shop", "orders-1", UID, "n1");
+    let plain = PodRecord::scheduled("shop", "orders-1", UID, NODE_NAME);
     PodRecord { service_account: "orders".to_owned(), ..plain }
         .running(&["127.0.0.1".parse().unwrap()])
 }
 
 /// Another pod of ServiceAccount `account`.
 fn other(account: &str) -> PodRecord {
-    let plain = PodRecord::scheduled("shop", "orders-2", OTHER_UID, "n1");
+    let plain = PodRecord::scheduled("shop", "orders-2", OTHER_UID, NODE_NAME);
     PodRecord { service_account: account.to_owned(), ..plain }
         .running(&["10.0.0.2".parse().unwrap()])
 }
@@ -80,29 +79,30 @@ fn start_with(
     let own = ["--credential-source=web-identity", &upstream];
     let flags: Vec<&str> = own.into_iter().chain(flags.iter().map(String::as_str)).collect();
     let agent = LoopbackAgent::start(Path::new(AGENT), folder, &sts.url(), None, &flags).unwrap();
-    Fixture { agent, kubernetes, sts, imds }
+    Fixture { node: LoopbackNode { agent, kubernetes, sts }, imds }
+}
+
+impl std::ops::Deref for Fixture {
+    type Target = LoopbackNode;
+
+    fn deref(&self) -> &LoopbackNode {
+        &self.node
+    }
 }
 
 impl Fixture {
-    /// The whole answer to a pod.
-    fn ask(&self, path: &str) -> String {
-        loopback::get(self.agent.pods(), path).unwrap()
-    }
-
     /// Status and body.
     fn get(&self, path: &str) -> (u16, String) {
-        let answer = self.ask(path);
-        let (status, body) = loopback::parts(&answer).unwrap();
-        (status, body.to_owned())
+        let Reply { status, body, .. } = loopback::get(self.agent.pods(), path).unwrap();
+        (status, body)
     }
 
-    fn metrics(&self) -> String {
-        loopback::get(self.agent.admin(), "/metrics").unwrap()
-    }
-
-    /// Asks as the pod until the answer holds `part`.
+    /// Asks as the pod until the answer, or why there is none, holds `part`.
     fn eventually_answers(&self, path: &str, part: &str) {
-        eventually(part, || self.ask(path).contains(part));
+        eventually(part, || {
+            let answer = loopback::get(self.agent.pods(), path).unwrap();
+            answer.body.contains(part) || answer.reason().contains(part)
+        });
     }
 }
 
@@ -176,7 +176,7 @@ fn the_role_follows_the_annotations() {
     fixture.eventually_answers(LIST, "writer");
     assert_eq!(fixture.sts.requests_for(writer), 1);
     // The pod's own comes first.
-    fixture.kubernetes.apply_pod(&pod().annotation("iam.amazonaws.com/role", READER));
+    fixture.kubernetes.apply_pod(&pod().role(READER));
     fixture.eventually_answers(LIST, "reader");
     fixture.kubernetes.apply_pod(&pod().annotation("iam.amazonaws.com/external-id", "partner"));
     fixture.eventually_answers(LIST, "STS accepts none with --credential-source=web-identity");
@@ -221,10 +221,10 @@ fn a_right_that_is_missing_is_told_with_what_grants_it() {
     let fixture = start(|kubernetes, _| {
         kubernetes.faults().inject(Injected::body(403, &denied).path(TOKEN_PATH));
     });
-    let answer = fixture.ask(LIST);
-    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
-    assert!(answer.contains("cannot create resource"), "{answer}");
-    assert!(answer.contains("apply deploy/web-identity"), "{answer}");
+    let answer = loopback::get(fixture.agent.pods(), LIST).unwrap();
+    assert_eq!(answer.status, 404, "{answer:?}");
+    assert!(answer.reason().contains("cannot create resource"), "{answer:?}");
+    assert!(answer.reason().contains("apply deploy/web-identity"), "{answer:?}");
     assert!(fixture.metrics().contains("kiam_cluster_tokens_total{outcome=\"Denied\"} 1"));
     assert_eq!(fixture.sts.requests(), 0);
 }

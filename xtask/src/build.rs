@@ -100,6 +100,20 @@ pub fn demo() -> Result<()> {
     command::run(command("cargo").args(["build", "--package", "kiam-agent", "--package", "lab"]))
 }
 
+/// As [`demo`], but an agent without the kernel object will do where that is not built.
+///
+/// # Errors
+///
+/// When they do not compile.
+pub fn rootless_demo() -> Result<()> {
+    let mut build = command("cargo");
+    build.args(["build", "--package", "kiam-agent", "--package", "lab"]);
+    if !workspace().join(OBJECT).exists() {
+        build.env("KIAM_WITHOUT_KERNEL_OBJECT", "1");
+    }
+    command::run(&mut build)
+}
+
 /// Compiles the lab alone.
 ///
 /// # Errors

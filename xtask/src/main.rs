@@ -14,7 +14,7 @@ use clap::Parser;
 enum Command {
     /// Builds the kernel program into `kiam-ebpf/out/kiam.bpf.o`; as root on Debian it installs what it needs for that.
     BuildEbpf,
-    /// Builds the agent and shows it at work on a node made of namespaces; needs root.
+    /// Builds the agent and shows it at work on a node made of namespaces, as root; or with `--rootless` on loopback.
     #[command(disable_help_flag = true)]
     Demo {
         /// Options of the demo; `--help` shows them.

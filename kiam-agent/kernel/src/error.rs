@@ -162,6 +162,11 @@ pub enum Error {
     /// The kernel's log can't be read.
     #[error("the kernel programs' log: {}", Chain(.0))]
     Log(#[from] aya_log::Error),
+    /// The agent was built for the demo without root, which intercepts nothing.
+    #[error(
+        "this agent was built without the kernel object, and can only run with --interceptor=off: build it with `cargo xtask build-ebpf` and `cargo build -p kiam-agent`"
+    )]
+    NoObject,
     /// The kernel object lacks a map or a program: it was built from other sources.
     #[error("the kernel object has no {0}: build it again with `cargo xtask build-ebpf`")]
     Missing(&'static str),

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use aws_config::{
-    default_provider::credentials::DefaultCredentialsChain, imds, provider_config::ProviderConfig,
+    Region, default_provider::credentials::DefaultCredentialsChain, imds,
+    provider_config::ProviderConfig,
 };
 use aws_credential_types::{
     Credentials,
@@ -42,7 +43,10 @@ pub(super) async fn credentials(
             reason: error.to_string(),
         })?
         .build();
-    let chain = DefaultCredentialsChain::builder().configure(provider).imds_client(imds);
+    // Without a region the chain looks for one, and asks 169.254.169.254 whatever `--upstream` says.
+    let region = Region::new(config.region.clone());
+    let chain = DefaultCredentialsChain::builder().configure(provider).region(region);
+    let chain = chain.imds_client(imds);
     let chain = NodeCredentials { chain: chain.build().await, clock: Clock::system() };
     Ok(SharedCredentialsProvider::new(chain))
 }

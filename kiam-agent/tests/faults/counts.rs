@@ -4,16 +4,17 @@ use std::{collections::BTreeMap, path::Path, thread, time::Duration};
 
 use lab::{
     Agent, Lab, PodSpec,
-    fake::{Injected, kubernetes::Kubernetes},
+    fake::{
+        Injected,
+        kubernetes::{Kubernetes, PodRecord},
+    },
+    loopback,
     pod_client::Options,
     role_arn,
 };
 use tokio::time::Instant;
 
-use super::{
-    AGENT, PATIENCE, eventually,
-    loopback::{Node, Pod},
-};
+use super::{AGENT, PATIENCE, eventually, pod, start};
 
 const PODS: u16 = 200;
 const ROLES: u16 = 20;
@@ -26,13 +27,13 @@ fn one_call_each() -> BTreeMap<(String, String), u64> {
 
 #[test]
 fn a_cold_node_of_200_pods_and_20_roles_makes_exactly_20_calls() {
-    let pods: Vec<Pod> = (0..PODS).map(|n| Pod::new(n, &format!("role-{}", n % ROLES))).collect();
+    let pods: Vec<PodRecord> = (0..PODS).map(|n| pod(n, &format!("role-{}", n % ROLES))).collect();
     let schedule = |node: &Kubernetes| {
-        pods.iter().for_each(|pod| pod.schedule(node));
+        pods.iter().for_each(|pod| loopback::schedule(node, pod));
     };
     // All are there before the agent, and all come at once to an agent that is there.
     for before in [true, false] {
-        let node = Node::start(&[], |kubernetes, sts| {
+        let node = start(&[], |kubernetes, sts| {
             sts.faults().inject(Injected::slow(Duration::from_millis(300)));
             if before {
                 schedule(kubernetes);
@@ -42,7 +43,7 @@ fn a_cold_node_of_200_pods_and_20_roles_makes_exactly_20_calls() {
             schedule(&node.kubernetes);
         }
         for pod in &pods {
-            eventually("credentials", || node.ask(pod).status == Some(200));
+            eventually("credentials", || node.credentials(pod).status == Some(200));
             node.assert_served(pod);
         }
         assert_eq!(node.sts.counts(), one_call_each());

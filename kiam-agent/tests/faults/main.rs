@@ -7,14 +7,28 @@
 
 mod counts;
 mod lab_node;
-mod loopback;
 mod neighbours;
 mod sts;
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
-use lab::eventually;
+use lab::{
+    eventually,
+    fake::{
+        kubernetes::{Kubernetes, PodRecord},
+        sts::Sts,
+    },
+    loopback::{self, LoopbackNode},
+};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 /// Nothing here takes so long but a mistake.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+fn start(flags: &[&str], prepare: impl FnOnce(&Kubernetes, &Sts)) -> LoopbackNode {
+    LoopbackNode::start(Path::new(AGENT), flags, prepare).unwrap()
+}
+
+fn pod(number: u16, role: &str) -> PodRecord {
+    loopback::pod(number).role(role)
+}

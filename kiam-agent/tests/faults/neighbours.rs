@@ -1,33 +1,33 @@
 //! The API server is away from the start, or says odd things.
 
-use lab::fake::{Injected, kubernetes::NamespaceRecord};
-
-use super::{
-    eventually,
-    loopback::{Node, Pod, reason},
+use lab::{
+    fake::{Injected, kubernetes::NamespaceRecord},
+    loopback::schedule,
 };
+
+use super::{eventually, pod, start};
 
 #[test]
 fn an_agent_that_starts_without_the_api_server_refuses_and_then_catches_up() {
-    let pod = Pod::new(1, "orders");
-    let node = Node::start(&[], |kubernetes, _| {
-        pod.schedule(kubernetes);
+    let pod = pod(1, "orders");
+    let node = start(&[], |kubernetes, _| {
+        schedule(kubernetes, &pod);
         kubernetes.stop();
     });
-    let attempt = node.ask(&pod);
-    assert_eq!((attempt.status, reason(&attempt)), (Some(404), "pod not found"), "{attempt:?}");
-    assert_eq!((node.admin("/ready"), node.admin("/live")), (503, 200));
+    let attempt = node.credentials(&pod);
+    assert_eq!((attempt.status, attempt.reason()), (Some(404), "pod not found"), "{attempt:?}");
+    assert_eq!((node.status("/ready"), node.status("/live")), (503, 200));
     assert_eq!(node.sts.requests(), 0);
     node.kubernetes.restart().unwrap();
-    eventually("credentials", || node.ask(&pod).status == Some(200));
+    eventually("credentials", || node.credentials(&pod).status == Some(200));
     node.assert_served(&pod);
-    eventually("readiness", || node.admin("/ready") == 200);
+    eventually("readiness", || node.status("/ready") == 200);
 }
 
 #[test]
 fn an_api_server_that_answers_nonsense_later_is_not_noticed() {
-    let (known, new) = (Pod::new(1, "orders"), Pod::new(2, "reports"));
-    let node = Node::start(&["--sync-interval=1s"], |kubernetes, _| known.schedule(kubernetes));
+    let (known, new) = (pod(1, "orders"), pod(2, "reports"));
+    let node = start(&["--sync-interval=1s"], |kubernetes, _| schedule(kubernetes, &known));
     node.assert_served(&known);
     let list = || format!("{:?}", node.kubernetes.seen().len());
     for fault in [
@@ -51,23 +51,23 @@ fn an_api_server_that_answers_nonsense_later_is_not_noticed() {
         eventually("another request", || list() != before);
         node.assert_served(&known);
     }
-    new.schedule(&node.kubernetes);
-    eventually("the new pod's credentials", || node.ask(&new).status == Some(200));
+    schedule(&node.kubernetes, &new);
+    eventually("the new pod's credentials", || node.credentials(&new).status == Some(200));
     node.assert_served(&new);
     assert_eq!(node.sts.requests(), 2);
 }
 
 #[test]
 fn a_pod_whose_namespace_went_first_is_refused_and_its_credentials_are_kept_for_a_while() {
-    let pod = Pod::new(1, "orders");
-    let node = Node::start(&[], |kubernetes, _| pod.schedule(kubernetes));
+    let pod = pod(1, "orders");
+    let node = start(&[], |kubernetes, _| schedule(kubernetes, &pod));
     node.assert_served(&pod);
     node.kubernetes.delete_namespace(&pod.namespace);
-    eventually("a refusal", || node.ask(&pod).status == Some(404));
-    let attempt = node.ask(&pod);
-    assert!(reason(&attempt).contains("namespace \"shop\" is not known"), "{attempt:?}");
+    eventually("a refusal", || node.credentials(&pod).status == Some(404));
+    let attempt = node.credentials(&pod);
+    assert!(attempt.reason().contains("namespace \"shop\" is not known"), "{attempt:?}");
     node.kubernetes.apply_namespace(&NamespaceRecord::new(&pod.namespace));
-    eventually("credentials", || node.ask(&pod).status == Some(200));
+    eventually("credentials", || node.credentials(&pod).status == Some(200));
     node.assert_served(&pod);
     assert_eq!(node.sts.requests(), 1);
 }

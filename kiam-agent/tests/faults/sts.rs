@@ -10,13 +10,15 @@ use std::{
 };
 
 use jiff::Timestamp;
-use lab::{fake::Injected, pod_client::Attempt, role_arn};
+use lab::{
+    fake::{Injected, kubernetes::PodRecord},
+    loopback::{LoopbackNode, schedule},
+    pod_client::Attempt,
+    role_arn,
+};
 use tokio::time::Instant;
 
-use super::{
-    PATIENCE, eventually,
-    loopback::{Node, Pod, reason},
-};
+use super::{PATIENCE, eventually, pod, start};
 
 /// Renewed after ten seconds, the soonest.
 const SESSION: Duration = Duration::from_secs(15);
@@ -58,7 +60,8 @@ fn cases() -> Vec<Case> {
 
 /// A pod that asks all the time, and what it has seen.
 struct Asking {
-    pod: Pod,
+    pod: PodRecord,
+    role: String,
     seen: Mutex<Seen>,
 }
 
@@ -74,32 +77,32 @@ struct Seen {
 
 impl Asking {
     fn new(number: usize, role: &str) -> Self {
-        let pod = Pod::new(u16::try_from(number).unwrap(), role);
-        Self { pod, seen: Mutex::default() }
+        let pod = pod(u16::try_from(number).unwrap(), role);
+        Self { pod, role: role.to_owned(), seen: Mutex::default() }
     }
 
     /// Asks once: its own role's valid credentials, or none, and those only when what it had has expired.
-    fn ask(&self, node: &Node) {
+    fn ask(&self, node: &LoopbackNode) {
         let before = Timestamp::now();
-        let attempt = node.ask(&self.pod);
+        let attempt = node.credentials(&self.pod);
         let after = Timestamp::now();
         let mut seen = self.seen.lock().unwrap();
         if attempt.status == Some(200) {
-            assert_eq!(node.role_of(&attempt), Some(role_arn(&self.pod.role)), "{attempt:?}");
+            assert_eq!(node.role_of(&attempt), Some(role_arn(&self.role)), "{attempt:?}");
             let expires: Timestamp = attempt.field("Expiration").unwrap().parse().unwrap();
             assert!(expires > before, "served at {before}, expired: {attempt:?}");
             *seen = Seen { holds: Some(expires), refused: None };
         } else {
-            assert!(self.is_refusal(&attempt), "{:?}: {attempt:?}", self.pod);
+            assert!(self.is_refusal(&attempt), "{}: {attempt:?}", self.role);
             let holds = seen.holds.is_some_and(|expires| expires > after);
-            assert!(!holds, "{:?} was refused at {after}: {seen:?}: {attempt:?}", self.pod);
-            seen.refused = Some(reason(&attempt).to_owned());
+            assert!(!holds, "{} was refused at {after}: {seen:?}: {attempt:?}", self.role);
+            seen.refused = Some(attempt.reason().to_owned());
         }
     }
 
     /// What is denied is as if there were no role, and all else is over at some time.
     fn is_refusal(&self, attempt: &Attempt) -> bool {
-        let denied = reason(attempt).contains("AccessDenied");
+        let denied = attempt.reason().contains("AccessDenied");
         attempt.status == Some(if denied { 404 } else { 503 })
     }
 
@@ -113,7 +116,7 @@ impl Asking {
         let told = || self.seen.lock().unwrap().refused.clone().unwrap_or_default();
         let begun = Instant::now();
         while !told().contains(says) {
-            let role = &self.pod.role;
+            let role = &self.role;
             assert!(begun.elapsed() < PATIENCE, "{role}: {says:?} never came, but {:?}", told());
             thread::sleep(Duration::from_millis(20));
         }
@@ -121,7 +124,7 @@ impl Asking {
 }
 
 /// Has all pods ask all the time while `story` runs.
-fn meanwhile(node: &Node, pods: &[Asking], story: impl FnOnce()) {
+fn meanwhile(node: &LoopbackNode, pods: &[Asking], story: impl FnOnce()) {
     /// Ends the asking, also when the story fails.
     struct End<'a>(&'a AtomicBool);
     impl Drop for End<'_> {
@@ -152,9 +155,9 @@ fn what_is_held_is_served_until_it_expires_whatever_sts_does() {
     let slow = cases.len();
     let roles = cases.iter().map(|case| case.role).chain(["slow"]);
     let pods: Vec<Asking> = roles.enumerate().map(|(n, role)| Asking::new(n, role)).collect();
-    let node = Node::start(&[], |kubernetes, sts| {
+    let node = start(&[], |kubernetes, sts| {
         sts.set_session_length(Some(SESSION));
-        pods.iter().for_each(|asking| asking.pod.schedule(kubernetes));
+        pods.iter().for_each(|asking| schedule(kubernetes, &asking.pod));
     });
     meanwhile(&node, &pods, || {
         eventually("credentials of all", || pods.iter().all(Asking::is_served));
@@ -179,7 +182,7 @@ fn what_is_held_is_served_until_it_expires_whatever_sts_does() {
 #[test]
 fn a_new_pod_is_told_what_sts_did_and_gets_credentials_when_that_is_over() {
     let cases = cases();
-    let node = Node::start(&[], |_, _| ());
+    let node = start(&[], |_, _| ());
     let pods: Vec<Asking> =
         cases.iter().enumerate().map(|(n, case)| Asking::new(n, case.role)).collect();
     let faults: Vec<_> = cases
@@ -190,8 +193,8 @@ fn a_new_pod_is_told_what_sts_did_and_gets_credentials_when_that_is_over() {
         })
         .collect();
     for asking in &pods {
-        asking.pod.schedule(&node.kubernetes);
-        eventually("a known pod", || asking.is_refusal(&node.ask(&asking.pod)));
+        schedule(&node.kubernetes, &asking.pod);
+        eventually("a known pod", || asking.is_refusal(&node.credentials(&asking.pod)));
     }
     meanwhile(&node, &pods, || {
         for (case, asking) in cases.iter().zip(&pods) {

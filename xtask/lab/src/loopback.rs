@@ -17,11 +17,25 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use super::fake::imds::REGION;
+use super::{
+    fake::{
+        Place,
+        imds::{NODE_ACCESS_KEY, REGION},
+        kubernetes::{Kubernetes, NamespaceRecord, PodRecord},
+        sts::Sts,
+    },
+    pod_client::{
+        Attempt, Options, attempt,
+        wire::{Reply, exchange},
+    },
+    role_arn, role_base_arn,
+};
 
 /// How long an answer may take, and the start.
 const LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
+/// The agent's `--node-name`.
+pub const NODE_NAME: &str = "n1";
 
 /// The agent of the node `n1`, which goes by the addresses that pods ask from. Drop kills it; in a panicking test its log
 /// is printed first.
@@ -181,6 +195,115 @@ impl Drop for LoopbackAgent {
     }
 }
 
+/// An agent on loopback, and what it depends on.
+#[derive(Debug)]
+pub struct LoopbackNode {
+    /// The agent.
+    pub agent: LoopbackAgent,
+    /// The API server.
+    pub kubernetes: Kubernetes,
+    /// AWS STS, which knows the node's own access key.
+    pub sts: Sts,
+}
+
+// === impl LoopbackNode ===
+
+impl LoopbackNode {
+    /// Starts all three, the agent last, once `prepare` has seen to the others.
+    ///
+    /// # Errors
+    ///
+    /// Those of its parts; as [`LoopbackAgent::start`].
+    pub fn start(
+        binary: &Path,
+        flags: &[&str],
+        prepare: impl FnOnce(&Kubernetes, &Sts),
+    ) -> Result<Self> {
+        let folder = tempfile::tempdir().context("making a folder")?;
+        let kubernetes = Kubernetes::start(Place::loopback())?;
+        kubernetes.write_kubeconfig(&folder.path().join("kubeconfig"))?;
+        let sts = Sts::start(Place::loopback(), NODE_ACCESS_KEY)?;
+        prepare(&kubernetes, &sts);
+        let base = format!("--role-base-arn={}", role_base_arn());
+        let flags = [&[base.as_str()], flags].concat();
+        let signer = Some(NODE_ACCESS_KEY);
+        let agent = LoopbackAgent::start(binary, folder, &sts.url(), signer, &flags)?;
+        Ok(Self { agent, kubernetes, sts })
+    }
+
+    /// Asks from the first address of `pod`.
+    #[must_use]
+    pub fn ask(&self, pod: &PodRecord, options: &Options) -> Attempt {
+        let agent = self.agent.pods();
+        let (to, bind) = (Some(agent.ip()), pod.ips.first().copied());
+        attempt(&Options { to, port: agent.port(), bind, ..options.clone() })
+    }
+
+    /// Asks as the pod's SDK does: token, role, credentials.
+    #[must_use]
+    pub fn credentials(&self, pod: &PodRecord) -> Attempt {
+        self.ask(pod, &Options::default())
+    }
+
+    /// The ARN of the role that STS issued the attempt's credentials for.
+    #[must_use]
+    pub fn role_of(&self, attempt: &Attempt) -> Option<String> {
+        self.sts.owner(&attempt.field("AccessKeyId")?).map(|issued| issued.role)
+    }
+
+    /// Whether `pod` gets the credentials of the role that it is annotated with.
+    #[must_use]
+    pub fn serves(&self, pod: &PodRecord) -> bool {
+        let role = pod.annotated_role().map(role_arn);
+        role.is_some() && self.role_of(&self.credentials(pod)) == role
+    }
+
+    /// Asserts that [`Self::serves`].
+    ///
+    /// # Panics
+    ///
+    /// When it does not.
+    #[track_caller]
+    pub fn assert_served(&self, pod: &PodRecord) {
+        assert!(self.serves(pod), "{pod:?}: {:?}", self.credentials(pod));
+    }
+
+    /// The status of one of the operators' pages.
+    ///
+    /// # Panics
+    ///
+    /// When the agent does not answer.
+    #[must_use]
+    pub fn status(&self, path: &str) -> u16 {
+        get(self.agent.admin(), path).expect("the agent answers its operators").status
+    }
+
+    /// The agent's metrics.
+    ///
+    /// # Panics
+    ///
+    /// When the agent does not answer.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        get(self.agent.admin(), "/metrics").expect("the agent answers its operators").body
+    }
+}
+
+/// Pod `number` of the namespace `shop`, running on the loopback agent's node at an address of its own.
+#[must_use]
+pub fn pod(number: u16) -> PodRecord {
+    let [high, low] = number.to_be_bytes();
+    let uid = format!("{number:08x}-0000-4000-8000-000000000000");
+    PodRecord::scheduled("shop", &format!("pod-{number}"), &uid, NODE_NAME)
+        .running(&[[127, 77, high, low].into()])
+}
+
+/// Tells the API of `pod`, and of its namespace if that is missing.
+pub fn schedule(kubernetes: &Kubernetes, pod: &PodRecord) {
+    kubernetes.ensure_namespace(&NamespaceRecord::new(&pod.namespace));
+    kubernetes.apply_pod(pod);
+}
+
 /// Sends `request` to `address` as it is, and returns all that comes back until the end.
 ///
 /// # Errors
@@ -196,27 +319,17 @@ pub fn ask(address: SocketAddr, request: &[u8]) -> Result<String> {
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// Asks `address` for `path` as a pod does.
+/// Asks `address` for `path` as a pod does, without a token.
 ///
 /// # Errors
 ///
-/// As [`ask`].
-pub fn get(address: SocketAddr, path: &str) -> Result<String> {
+/// When nobody is there, or what answers is not HTTP.
+pub fn get(address: SocketAddr, path: &str) -> Result<Reply> {
+    let mut stream = TcpStream::connect(address).context("connecting")?;
+    stream.set_read_timeout(Some(LIMIT)).context("setting a timeout")?;
     let request =
         format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n");
-    ask(address, request.as_bytes())
-}
-
-/// Status and body of an answer.
-///
-/// # Errors
-///
-/// When it is none.
-pub fn parts(answer: &str) -> Result<(u16, &str)> {
-    let (head, body) =
-        answer.split_once("\r\n\r\n").context("the answer has no end of its head")?;
-    let status = head.split(' ').nth(1).context("the answer has no status")?;
-    Ok((status.parse().with_context(|| format!("{status:?} is no status"))?, body))
+    exchange(&mut stream, &request).with_context(|| format!("asking for {path}"))
 }
 
 /// The usual flags, but for those that `further` has.
@@ -227,7 +340,7 @@ fn flags(folder: &Path, sts: &str, further: &[&str]) -> Vec<OsString> {
         ("host", "127.0.0.1".to_owned()),
         ("port", "0".to_owned()),
         ("admin", "127.0.0.1:0".to_owned()),
-        ("node-name", "n1".to_owned()),
+        ("node-name", NODE_NAME.to_owned()),
         ("region", REGION.to_owned()),
         ("upstream", "http://127.0.0.1:9".to_owned()),
         ("sts-endpoint", sts.to_owned()),

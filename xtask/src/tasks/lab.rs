@@ -14,7 +14,9 @@ use xtask::{
 
 /// Builds what the demo shows, and shows it.
 pub(crate) fn demo(options: &[String]) -> Result<()> {
-    if !asks_for_help(options) {
+    if options.iter().any(|option| option == "--rootless") {
+        build::rootless_demo()?;
+    } else if !asks_for_help(options) {
         toolchain::ensure_iproute()?;
         build::ebpf()?;
         build::demo()?;

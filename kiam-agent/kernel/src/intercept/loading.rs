@@ -80,6 +80,11 @@ struct Constants<'a> {
     told: bool,
 }
 
+/// Ends the start of an agent that was built without the kernel object.
+pub(super) fn check_object() -> Result<(), Error> {
+    if OBJECT.is_empty() { Err(Error::NoObject) } else { Ok(()) }
+}
+
 // === impl Interception ===
 
 impl Interception {

@@ -7,7 +7,7 @@ use aya::maps::{HashMap, Map, MapData};
 use kiam_common::{CGROUP_PASS, CGROUP_PODS, CGROUP_QOS_CLASS};
 use tracing::warn;
 
-use super::{config::check, programs::map_error};
+use super::{config::check, loading::check_object, programs::map_error};
 use crate::{
     error::Error,
     intercept::Config,
@@ -27,6 +27,7 @@ pub(super) const CLASSES_TIME: Duration = Duration::from_secs(2);
 ///
 /// Whatever is missing on this machine; see [`Error`].
 pub fn prepare(blocking: &Blocking, config: &Config) -> Result<AgentLock, Error> {
+    check_object()?;
     check(config)?;
     let cgroup = Cgroup::open(blocking, config.cgroup.as_deref())?;
     let classes = cgroup.qos_classes(&mut Walk::new(blocking, CLASSES_TIME));

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::script::{CAST, READY_LIMIT, Script, label, millis, show};
+use super::{
+    script::{CAST, READY_LIMIT, Script, label},
+    transcript::{millis, show},
+};
 use crate::{
     Agent,
     pod_client::{Attempt, Options},

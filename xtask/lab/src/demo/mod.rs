@@ -2,6 +2,7 @@
 
 mod by_hand;
 mod lives;
+mod rootless;
 mod script;
 mod transcript;
 
@@ -24,8 +25,11 @@ pub struct Options {
     #[arg(long)]
     pub agent: Option<PathBuf>,
     /// Leave the node up at the end, until Enter or Ctrl-C, and say what can be tried by hand.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "rootless")]
     pub keep: bool,
+    /// Show what needs neither root nor BPF: the agent on loopback, where source addresses tell pods apart.
+    #[arg(long)]
+    pub rootless: bool,
 }
 
 /// Shows the agent at work, and ends with a verdict. Ctrl-C ends it early and takes everything away.
@@ -34,15 +38,22 @@ pub struct Options {
 ///
 /// When anything that was to be shown is not true, or the lab can't be built here.
 pub async fn run(options: Options) -> Result<()> {
-    if let Err(reason) = crate::available() {
+    if !options.rootless
+        && let Err(reason) = crate::available()
+    {
         bail!(
-            "the demo makes network namespaces and cgroups, which this machine refuses: {reason}"
+            "the demo makes network namespaces and cgroups, which this machine refuses: {reason}; \
+             `cargo xtask demo --rootless` shows what needs neither"
         );
     }
     let agent = options.agent.map_or_else(crate::built_agent, Ok)?;
     let agent = agent
         .canonicalize()
         .with_context(|| format!("no agent at {}: cargo build -p kiam-agent", agent.display()))?;
+    if options.rootless {
+        let played = tokio::task::spawn_blocking(move || rootless::run(agent));
+        return played.await.context("the demo's thread")?;
+    }
     // With a handler the signal does not end the process, so that Drop takes the node away.
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&interrupted);

@@ -2,7 +2,6 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -10,16 +9,15 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
-use jiff::Timestamp;
+use anyhow::{Result, bail};
 
-use super::transcript::Transcript;
+use super::transcript::{Given, Transcript, millis, show};
 use crate::{
     AGENT_PORT, Agent, IMDS_V4, Lab, LabPod, NODE_V4, PodSpec,
     fake::imds::{NODE_ACCESS_KEY, NODE_ROLE},
     has_ipv6,
     pod_client::{
-        Attempt, Imds, Options, Via,
+        Imds, Options, Via,
         attack::{Attack, frame, raw},
     },
     role_arn,
@@ -47,13 +45,6 @@ pub(super) struct Script {
     interrupted: Arc<AtomicBool>,
 }
 
-/// What is read of an answer with credentials.
-struct Given {
-    role: String,
-    access_key: String,
-    expires_in: String,
-}
-
 // === impl Script ===
 
 impl Script {
@@ -63,10 +54,7 @@ impl Script {
         );
         let lab = Lab::start()?;
         let transcript = Transcript::new();
-        let version = Command::new(&binary).arg("--version").output();
-        let version = version.with_context(|| format!("running {}", binary.display()))?;
-        transcript.say(format!("agent  {}", String::from_utf8_lossy(&version.stdout).trim()));
-        transcript.say(format!("       {}", binary.display()));
+        transcript.agent(&binary)?;
         transcript.say(format!("node   {NODE_V4}, files in {}", lab.node.folder().display()));
         Ok(Self { agent: None, pods: Vec::new(), lab, binary, transcript, interrupted })
     }
@@ -93,20 +81,7 @@ impl Script {
     }
 
     pub(super) fn verdict(&self) -> Result<()> {
-        let (held, broken) = self.transcript.result();
-        if broken.is_empty() {
-            println!("\nVerdict: all of it is true ({held} checks).");
-            return Ok(());
-        }
-        if let Some(agent) = &self.agent {
-            println!("\nThe agent's output:\n{}", agent.log());
-        }
-        bail!(
-            "{} of {} checks do not hold:\n  {}",
-            broken.len(),
-            held as usize + broken.len(),
-            broken.join("\n  ")
-        )
+        self.transcript.verdict(|| self.agent.as_ref().map(Agent::log).unwrap_or_default())
     }
 
     pub(super) fn pods(&self) -> &[LabPod] {
@@ -181,9 +156,7 @@ impl Script {
     fn each_gets_its_own(&mut self) -> Result<()> {
         self.transcript
             .section("Each pod asks 169.254.169.254 as an SDK does: token, role, credentials");
-        let head = ["POD", "STATUS", "ROLE", "ACCESS KEY", "EXPIRES", "TOOK"];
-        let [pod, status, role, key, expires, took] = head;
-        self.transcript.say(format!("{pod:<16}{status:<8}{role:<18}{key:<22}{expires:<12}{took}"));
+        self.transcript.say(Given::HEAD);
         self.ask_all()?;
         Ok(())
     }
@@ -192,33 +165,8 @@ impl Script {
     pub(super) fn ask_all(&mut self) -> Result<()> {
         for (pod, (.., role)) in self.pods.iter().zip(CAST) {
             let attempt = pod.credentials()?;
-            let took = millis(Duration::from_micros(attempt.micros));
-            let Some(role) = role else {
-                let reason = attempt.headers.get("x-kiam-reason").map_or("", String::as_str);
-                self.transcript.claim(
-                    format!("{:<16}{:<8}{reason:.66}", label(pod), show(&attempt)),
-                    &[
-                        ("404", attempt.status == Some(404)),
-                        ("the body is empty", attempt.body.is_empty()),
-                        ("the reason is given", !reason.is_empty()),
-                    ],
-                );
-                continue;
-            };
-            let Given { role: listed, access_key, expires_in } = Given::read(&attempt);
             let owner = self.lab.role_of(&attempt);
-            self.transcript.claim(
-                format!(
-                    "{:<16}{:<8}{listed:<18}{access_key:<22}{expires_in:<12}{took}",
-                    label(pod),
-                    show(&attempt)
-                ),
-                &[
-                    ("200", attempt.status == Some(200)),
-                    ("the role's name is the pod's", role.ends_with(&listed) && !listed.is_empty()),
-                    ("STS issued this key for the pod's role", owner == Some(role_arn(role))),
-                ],
-            );
+            self.transcript.answer(&label(pod), &attempt, role, owner);
         }
         Ok(())
     }
@@ -272,13 +220,7 @@ impl Script {
         ];
         for (what, options, expected) in tries {
             let attempt = pod.ask_once(&options)?;
-            let got = show(&attempt);
-            let line = format!("{:<16}{got:<14}{what}", label(pod));
-            let check = format!("it is refused with {expected}");
-            self.transcript.claim(
-                line,
-                &[(&check, got == expected), ("the body is empty", attempt.body.is_empty())],
-            );
+            self.transcript.rejected(&label(pod), what, &attempt, expected);
         }
         Ok(())
     }
@@ -315,34 +257,6 @@ impl Script {
     }
 }
 
-// === impl Given ===
-
-impl Given {
-    fn read(attempt: &Attempt) -> Self {
-        let field = |name: &str| attempt.field(name).unwrap_or_else(|| "-".to_owned());
-        let expiration = field("Expiration").parse::<Timestamp>();
-        let left = expiration.map(|at| at.duration_since(Timestamp::now()).as_mins());
-        Self {
-            role: attempt.role.clone().unwrap_or_default(),
-            access_key: field("AccessKeyId"),
-            expires_in: left.map_or_else(|_| "-".to_owned(), |left| format!("in {left} min")),
-        }
-    }
-}
-
 pub(super) fn label(pod: &LabPod) -> String {
     format!("{}/{}", pod.spec().namespace, pod.spec().name)
-}
-
-/// The status, or the error in its place.
-pub(super) fn show(attempt: &Attempt) -> String {
-    match (&attempt.error, attempt.status) {
-        (Some(error), _) => error.clone(),
-        (None, Some(status)) => status.to_string(),
-        (None, None) => "sent".to_owned(),
-    }
-}
-
-pub(super) fn millis(duration: Duration) -> String {
-    format!("{:.1} ms", duration.as_secs_f64() * 1000.0)
 }

@@ -1,6 +1,11 @@
 //! Plain, aligned text in which every line is a claim with its check. At most 100 columns.
 
-use std::{fmt::Display, io::IsTerminal};
+use std::{fmt::Display, io::IsTerminal, path::Path, process::Command, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use jiff::Timestamp;
+
+use crate::{pod_client::Attempt, role_arn};
 
 const GREEN: &str = "\x1b[32m";
 const RED: &str = "\x1b[1;31m";
@@ -16,6 +21,13 @@ pub(super) struct Transcript {
     sections: u32,
     held: u32,
     broken: Vec<String>,
+}
+
+/// What is read of an answer with credentials.
+pub(super) struct Given {
+    pub(super) role: String,
+    pub(super) access_key: String,
+    pub(super) expires_in: String,
 }
 
 // === impl Transcript ===
@@ -52,12 +64,113 @@ impl Transcript {
         self.held += u32::try_from(checks.iter().filter(|check| check.1).count()).unwrap_or(0);
     }
 
-    /// How many checks held, and those that did not.
-    pub(super) fn result(&self) -> (u32, &[String]) {
-        (self.held, &self.broken)
+    /// Says which agent is shown.
+    pub(super) fn agent(&self, binary: &Path) -> Result<()> {
+        let version = Command::new(binary).arg("--version").output();
+        let version = version.with_context(|| format!("running {}", binary.display()))?;
+        self.say(format!("agent  {}", String::from_utf8_lossy(&version.stdout).trim()));
+        self.say(format!("       {}", binary.display()));
+        Ok(())
+    }
+
+    /// Shows what `pod` got. It is to have `role`, if any, and `owner` is the role that STS issued the key for.
+    pub(super) fn answer(
+        &mut self,
+        pod: &str,
+        attempt: &Attempt,
+        role: Option<&str>,
+        owner: Option<String>,
+    ) {
+        let Some(role) = role else {
+            let reason = attempt.reason();
+            let line = format!("{pod:<16}{:<8}{reason:.66}", show(attempt));
+            return self.claim(
+                line,
+                &[
+                    ("404", attempt.status == Some(404)),
+                    ("the body is empty", attempt.body.is_empty()),
+                    ("the reason is given", !reason.is_empty()),
+                ],
+            );
+        };
+        let Given { role: listed, access_key, expires_in } = Given::read(attempt);
+        let (status, took) = (show(attempt), millis(Duration::from_micros(attempt.micros)));
+        self.claim(
+            format!("{pod:<16}{status:<8}{listed:<18}{access_key:<22}{expires_in:<12}{took}"),
+            &[
+                ("200", attempt.status == Some(200)),
+                ("the role's name is the pod's", role.ends_with(&listed) && !listed.is_empty()),
+                ("STS issued this key for the pod's role", owner == Some(role_arn(role))),
+            ],
+        );
+    }
+
+    /// Shows that `pod` asked for `what` and got nothing, but `expected`.
+    pub(super) fn rejected(&mut self, pod: &str, what: &str, attempt: &Attempt, expected: &str) {
+        let got = show(attempt);
+        let check = format!("it is rejected with {expected}");
+        self.claim(
+            format!("{pod:<16}{got:<14}{what}"),
+            &[(&check, got == expected), ("the body is empty", attempt.body.is_empty())],
+        );
+    }
+
+    /// Says whether all checks held.
+    ///
+    /// # Errors
+    ///
+    /// When one did not, after the agent's `log`.
+    pub(super) fn verdict(&self, log: impl FnOnce() -> String) -> Result<()> {
+        if self.broken.is_empty() {
+            println!("\nVerdict: all of it is true ({} checks).", self.held);
+            return Ok(());
+        }
+        println!("\nThe agent's output:\n{}", log());
+        bail!(
+            "{} of {} checks do not hold:\n  {}",
+            self.broken.len(),
+            self.held as usize + self.broken.len(),
+            self.broken.join("\n  ")
+        )
     }
 
     fn paint(&self, colour: &str, text: &str) -> String {
         if self.coloured { format!("{colour}{text}{PLAIN}") } else { text.to_owned() }
     }
+}
+
+// === impl Given ===
+
+impl Given {
+    /// The columns of [`Transcript::answer`].
+    pub(super) const HEAD: &str =
+        "POD             STATUS  ROLE              ACCESS KEY            EXPIRES     TOOK";
+
+    pub(super) fn read(attempt: &Attempt) -> Self {
+        let field = |name: &str| attempt.field(name).unwrap_or_else(|| "-".to_owned());
+        let expiration = field("Expiration").parse::<Timestamp>();
+        let left = expiration.map(|at| at.duration_since(Timestamp::now()));
+        Self {
+            role: attempt.role.clone().unwrap_or_default(),
+            access_key: field("AccessKeyId"),
+            expires_in: match left {
+                Ok(left) if left.as_mins() > 0 => format!("in {} min", left.as_mins()),
+                Ok(left) => format!("in {} s", left.as_secs()),
+                Err(_) => "-".to_owned(),
+            },
+        }
+    }
+}
+
+/// The status, or the error in its place.
+pub(super) fn show(attempt: &Attempt) -> String {
+    match (&attempt.error, attempt.status) {
+        (Some(error), _) => error.clone(),
+        (None, Some(status)) => status.to_string(),
+        (None, None) => "sent".to_owned(),
+    }
+}
+
+pub(super) fn millis(duration: Duration) -> String {
+    format!("{:.1} ms", duration.as_secs_f64() * 1000.0)
 }

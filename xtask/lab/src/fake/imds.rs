@@ -38,7 +38,8 @@ pub struct Imds {
     server: Server<Service>,
     requests: Arc<Mutex<Requests>>,
     credentials: Arc<Mutex<NodeCredentials>>,
-    packets: Packets,
+    /// Without root, packets can't be counted.
+    packets: Option<Packets>,
 }
 
 type Requests = BTreeMap<(IpAddr, String), u64>;
@@ -66,16 +67,34 @@ impl Imds {
     ///
     /// When the addresses can't be bound, or no packet socket is allowed.
     pub fn start(netns: &Netns) -> Result<Self> {
-        let packets = Packets::watch(netns)?;
         let addresses = [IpAddr::from(IMDS_V4), IMDS_V6.into()];
         let usable = addresses.into_iter().filter(|address| address.is_ipv4() || has_ipv6());
         let places = usable.map(|address| Place::inside(netns, (address, 80).into())).collect();
+        Self::serve(places, Some(Packets::watch(netns)?))
+    }
+
+    /// Starts it on loopback, where no packets are counted.
+    ///
+    /// # Errors
+    ///
+    /// When no port can be bound.
+    pub fn on_loopback() -> Result<Self> {
+        Self::serve(vec![Place::loopback()], None)
+    }
+
+    fn serve(places: Vec<Place>, packets: Option<Packets>) -> Result<Self> {
         let requests = Arc::default();
         let credentials = Arc::default();
         let service =
             Service { requests: Arc::clone(&requests), credentials: Arc::clone(&credentials) };
         let server = Server::start(places, Arc::new(service))?;
         Ok(Self { server, requests, credentials, packets })
+    }
+
+    /// What `--upstream` names.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.server.address())
     }
 
     /// Gives these out as the node's own from now on, for an STS that knows them.
@@ -87,13 +106,13 @@ impl Imds {
     /// How many packets to the service have come from `source`, of whatever protocol and port.
     #[must_use]
     pub fn packets_from(&self, source: IpAddr) -> u64 {
-        self.packets.from(source)
+        self.packets().get(&source).copied().unwrap_or(0)
     }
 
     /// How many packets to the service have come, by source.
     #[must_use]
     pub fn packets(&self) -> BTreeMap<IpAddr, u64> {
-        self.packets.all()
+        self.packets.as_ref().map(Packets::all).unwrap_or_default()
     }
 
     /// How many packets to the service have come from pods and other attackers, by source.
@@ -102,7 +121,8 @@ impl Imds {
     #[must_use]
     pub fn attackers_packets(&self) -> BTreeMap<IpAddr, u64> {
         let mut all = BTreeMap::new();
-        for ((source, tos), count) in self.packets.kinds() {
+        let kinds = self.packets.as_ref().map(Packets::kinds).unwrap_or_default();
+        for ((source, tos), count) in kinds {
             let of_attacker = match source {
                 IpAddr::V4(source) => source != NODE_V4 || tos == TOS,
                 // Those never pass a router: it is the link's own neighbour discovery.

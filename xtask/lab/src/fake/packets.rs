@@ -54,11 +54,6 @@ impl Packets {
         Ok(Self(tap))
     }
 
-    /// How many packets from `source` have come in.
-    pub(super) fn from(&self, source: IpAddr) -> u64 {
-        self.all().get(&source).copied().unwrap_or(0)
-    }
-
     /// How many packets have come in, by source.
     pub(super) fn all(&self) -> BTreeMap<IpAddr, u64> {
         let mut all = BTreeMap::new();

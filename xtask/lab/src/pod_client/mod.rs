@@ -180,6 +180,12 @@ impl Attempt {
         let body: serde_json::Value = serde_json::from_str(&self.body).ok()?;
         Some(body.get(name)?.as_str()?.to_owned())
     }
+
+    /// Why the agent rejected it, as it told; empty if it did not.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        wire::reason(&self.headers)
+    }
 }
 
 // === impl Options ===

@@ -16,6 +16,21 @@ pub struct Reply {
     pub body: String,
 }
 
+// === impl Reply ===
+
+impl Reply {
+    /// Why the agent rejected the request, as it told; empty if it did not.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        reason(&self.headers)
+    }
+}
+
+/// The agent's `x-kiam-reason` among `headers`.
+pub(super) fn reason(headers: &BTreeMap<String, String>) -> &str {
+    headers.get("x-kiam-reason").map_or("", String::as_str)
+}
+
 /// Sends `request` as it stands and reads one answer; the stream can be used again where the server allows it.
 ///
 /// # Errors

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
+const ROLE: &str = "iam.amazonaws.com/role";
+
 /// What the API says about a pod.
 #[derive(Clone, Debug)]
 pub struct PodRecord {
@@ -77,6 +79,19 @@ impl PodRecord {
     pub fn annotation(mut self, key: &str, value: &str) -> Self {
         self.annotations.push((key.to_owned(), value.to_owned()));
         self
+    }
+
+    /// Annotates it with this role.
+    #[must_use]
+    pub fn role(self, role: &str) -> Self {
+        self.annotation(ROLE, role)
+    }
+
+    /// The role that it is annotated with; of several, the last.
+    #[must_use]
+    pub fn annotated_role(&self) -> Option<&str> {
+        let mut annotations = self.annotations.iter().rev();
+        annotations.find_map(|(key, value)| (key == ROLE).then_some(value.as_str()))
     }
 
     /// Gives it a controller of this kind.
