@@ -1,8 +1,10 @@
-//! What the project's commands share: running programs, building the workspace, and the toolchain for BPF.
+//! What the project's commands share: running programs, building the workspace, the toolchain for BPF, and packages
+//! of `PyPI`.
 
 #![forbid(unsafe_code)]
 
 pub mod build;
 pub mod command;
 pub mod oci;
+pub mod python;
 pub mod toolchain;
