@@ -5,6 +5,8 @@
 
 pub mod build;
 pub mod command;
+pub mod helm;
 pub mod oci;
 pub mod python;
 pub mod toolchain;
+pub mod values;

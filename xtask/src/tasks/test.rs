@@ -8,7 +8,7 @@ use anyhow::{Result, anyhow};
 use clap::{Args, ValueEnum};
 use tokio::time::Instant;
 
-use super::{image, kernels, kubernetes, lab, tidy};
+use super::{chart, image, kernels, kubernetes, lab, tidy};
 use xtask::command::{command, run, say};
 use xtask::{build, toolchain};
 
@@ -32,6 +32,8 @@ enum Part {
     Checks,
     /// Tests beside the code.
     Unit,
+    /// The Helm chart, rendered by Helm, beside what kustomize makes of `deploy/`; both are downloaded first, once.
+    Chart,
     /// Tests that drive the agent as a process, in network namespaces and cgroups where root allows.
     Node,
     /// Those of them that start pods by a real container runtime, which is installed first.
@@ -70,7 +72,7 @@ struct Step {
     action: fn(&Selection) -> Result<()>,
 }
 
-const STEPS: [Step; 18] = [
+const STEPS: [Step; 19] = [
     Step { part: Part::Checks, name: "format", action: |_| run(cargo("fmt").arg("--check")) },
     Step { part: Part::Checks, name: "tidy", action: |_| tidy::run() },
     Step { part: Part::Checks, name: "lints", action: |_| run(&mut lints()) },
@@ -85,6 +87,7 @@ const STEPS: [Step; 18] = [
         name: "doc tests",
         action: |selection| run(tests(selection).arg("--doc")),
     },
+    Step { part: Part::Chart, name: "chart", action: |_| chart::test() },
     // The tests start this command for their pods, and look for it beside the agent.
     Step { part: Part::Node, name: "programs", action: |_| programs() },
     Step {

@@ -1,6 +1,7 @@
 //! `cargo xtask tidy`: rules of this repository that no compiler checks. Each check is a pure function of the [`Tree`],
 //! and says where the rule is broken and what to do.
 
+mod chart;
 mod deploy;
 mod files;
 mod source;
@@ -41,13 +42,14 @@ pub(crate) fn run() -> Result<()> {
 }
 
 fn check(tree: &Tree) -> Vec<Complaint> {
-    let checks: [fn(&Tree) -> Vec<Complaint>; 6] = [
+    let checks: [fn(&Tree) -> Vec<Complaint>; 7] = [
         files::no_file_is_too_long,
         files::edges_keep_to_themselves,
         files::folders_are_listed_where_tenants_make_none,
         files::no_test_is_ignored,
         files::links_lead_somewhere,
         deploy::manifests_are_sound,
+        chart::chart_is_in_order,
     ];
     checks.iter().flat_map(|check| check(tree)).collect()
 }
