@@ -5,6 +5,7 @@
 
 mod bench;
 mod clients;
+mod cluster;
 mod image;
 mod node_vm;
 mod sdks;
@@ -46,6 +47,16 @@ enum Command {
     /// Runs on that node.
     #[command(hide = true)]
     InNodeVm,
+    /// Runs the agent in a Kubernetes cluster with a node on another kernel; needs root.
+    Cluster(cluster::Parts),
+    /// Runs in that cluster's namespaces.
+    #[command(hide = true)]
+    InCluster {
+        #[command(flatten)]
+        parts: cluster::Parts,
+        /// What a run writes goes there.
+        folder: PathBuf,
+    },
     /// Runs inside a pod: asks as an SDK does.
     #[command(hide = true)]
     InPod(pod_client::Options),
@@ -78,6 +89,8 @@ fn main() -> ExitCode {
         Command::Sdks { no_skip } => sdks::run(no_skip),
         Command::NodeVm { node } => node_vm::run(&node),
         Command::InNodeVm => node_vm::in_guest(),
+        Command::Cluster(parts) => cluster::run(&parts),
+        Command::InCluster { parts, folder } => cluster::inside(&parts, &folder),
         Command::InPod(options) => pod_client::main(&options),
         Command::InPodAttack => pod_client::attack::main(),
         Command::InPodVictim { pace } => pod_client::victim::main(&pace),

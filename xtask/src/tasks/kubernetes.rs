@@ -15,7 +15,8 @@ const BINARIES: &str = "KIAM_TEST_APISERVER";
 /// Runs the agent's tests against a real kube-apiserver and etcd.
 pub(crate) fn test_agent() -> Result<()> {
     build::programs()?;
-    let folder = tool("kubernetes", "xtask/apiserver/build.sh", "2 GB and some minutes")?;
+    let build = "xtask/apiserver/build.sh";
+    let folder = tool("kubernetes", build, &["kube-apiserver"], "2 GB and some minutes")?;
     let mut tests = command("cargo");
     tests.args(["test", "-p", "kiam-agent", "--test", "apiserver"]).env(BINARIES, folder);
     run(&mut tests)
@@ -23,7 +24,8 @@ pub(crate) fn test_agent() -> Result<()> {
 
 /// Asks the API server's own plugin what the policies of `deploy/` allow.
 pub(crate) fn test_policies() -> Result<()> {
-    let folder = tool("kubernetes-source", "xtask/policies/fetch.sh", "3 GB and some minutes")?;
+    let folder =
+        tool("kubernetes-source", "xtask/policies/fetch.sh", &[], "3 GB and some minutes")?;
     let mut tests = command(folder.join("usr/lib/go/bin/go"));
     tests
         .env("GOROOT", folder.join("usr/lib/go"))
@@ -35,12 +37,19 @@ pub(crate) fn test_policies() -> Result<()> {
     run(&mut tests)
 }
 
+/// The programs of a whole cluster.
+pub(super) fn cluster_programs() -> Result<PathBuf> {
+    let programs =
+        ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl"];
+    tool("cluster", "xtask/apiserver/build.sh", &programs, "3 GB and ten minutes or more")
+}
+
 /// A folder of `target/tools`, which `script` makes where it is not there yet.
-pub(super) fn tool(name: &str, script: &str, cost: &str) -> Result<PathBuf> {
+pub(super) fn tool(name: &str, script: &str, further: &[&str], cost: &str) -> Result<PathBuf> {
     let folder = workspace().join("target/tools").join(name);
     if !folder.exists() {
         say(format!("making {} from Debian's packages ({cost}, once)", folder.display()));
-        run(command(script).arg(&folder))?;
+        run(command(script).arg(&folder).args(further))?;
     }
     Ok(folder)
 }

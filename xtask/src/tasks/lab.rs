@@ -1,11 +1,11 @@
-//! `cargo xtask demo`, `bench`, `test clients`, `test sdks` and `test node-vm`: builds the agent and the lab, and lets the
+//! `cargo xtask demo`, `bench`, `test clients`, `test sdks`, `test node-vm` and `test cluster`: builds the agent and the lab, and lets the
 //! lab do the rest.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 
-use super::kubernetes::tool;
+use super::kubernetes::{cluster_programs, tool};
 use xtask::{
     build,
     command::{command, run},
@@ -50,14 +50,27 @@ pub(crate) fn sdks(no_skip: bool) -> Result<()> {
 
 /// Has a whole node on another kernel, with the agent on it.
 pub(crate) fn node_vm() -> Result<()> {
+    let node = node()?;
+    build::programs()?;
+    lab("node-vm", &[node.display().to_string()])
+}
+
+/// Has a Kubernetes cluster with such a node.
+pub(crate) fn cluster() -> Result<()> {
+    let node = node()?;
+    let programs = cluster_programs()?;
+    build::programs()?;
+    lab("cluster", &[programs, node].map(|folder| folder.display().to_string()))
+}
+
+/// What such a node is made of.
+fn node() -> Result<PathBuf> {
     ensure!(
         cfg!(target_arch = "x86_64") && Path::new("/usr/bin/apt-get").exists(),
         "the node is made on x86_64 Debian only: its packages come by apt"
     );
     ensure!(rustix::process::geteuid().is_root(), "root is needed to lay the node's disk out");
-    let node = tool("node-vm", "xtask/node-vm/build.sh", "1.5 GB and some minutes")?;
-    build::programs()?;
-    lab("node-vm", &[node.display().to_string()])
+    tool("node-vm", "xtask/node-vm/build.sh", &[], "1.5 GB and some minutes")
 }
 
 /// Whether only the lab's help is asked for, which needs neither kernel program nor agent.

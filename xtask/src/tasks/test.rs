@@ -18,8 +18,8 @@ pub(crate) struct Selection {
     /// A test that can't run here (it needs root, or a kernel with BPF) fails instead of being skipped.
     #[arg(long)]
     no_skip: bool,
-    /// The parts to run; without one, all but `sdks`, `image`, `policies`, `apiserver`, `node-vm` and `kernels`. `runtime` and `hostile`
-    /// are in `node`.
+    /// The parts to run; without one, all but `sdks`, `image`, `policies`, `apiserver`, `node-vm`, `cluster` and `kernels`.
+    /// `runtime` and `hostile` are in `node`.
     #[arg(value_enum)]
     parts: Vec<Part>,
     #[command(flatten)]
@@ -55,6 +55,9 @@ enum Part {
     Apiserver,
     /// The agent on a whole node: systemd, cgroup v2 and containerd on another kernel, which is laid out first: some minutes, once.
     NodeVm,
+    /// The agent in a Kubernetes cluster with such a node, which is built first: some ten minutes and 3 GB, once; writes the table
+    /// of `docs/clusters.md`.
+    Cluster,
     /// The kernel programs and the agent on Debian's kernels from 5.10 to the newest, in QEMU; writes the tables of
     /// `docs/kernels.md`.
     Kernels,
@@ -72,7 +75,7 @@ struct Step {
     action: fn(&Selection) -> Result<()>,
 }
 
-const STEPS: [Step; 19] = [
+const STEPS: [Step; 20] = [
     Step { part: Part::Checks, name: "format", action: |_| run(cargo("fmt").arg("--check")) },
     Step { part: Part::Checks, name: "tidy", action: |_| tidy::run() },
     Step { part: Part::Checks, name: "lints", action: |_| run(&mut lints()) },
@@ -132,6 +135,7 @@ const STEPS: [Step; 19] = [
     Step { part: Part::Policies, name: "policies", action: |_| kubernetes::test_policies() },
     Step { part: Part::Apiserver, name: "real API server", action: |_| kubernetes::test_agent() },
     Step { part: Part::NodeVm, name: "whole node", action: |_| lab::node_vm() },
+    Step { part: Part::Cluster, name: "Kubernetes cluster", action: |_| lab::cluster() },
     Step {
         part: Part::Kernels,
         name: "other kernels",
@@ -157,6 +161,7 @@ pub(crate) fn run_steps(selection: &Selection) -> Result<()> {
                 | Part::Policies
                 | Part::Apiserver
                 | Part::NodeVm
+                | Part::Cluster
                 | Part::Kernels
                 | Part::Runtime
                 | Part::Hostile

@@ -16,8 +16,8 @@ use std::{fmt, fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
-pub(crate) use self::guest::main as in_guest;
 use self::machine::Machine;
+pub(crate) use self::{guest::main as in_guest, stage::Owner};
 use xtask::command::{self, command, say, workspace};
 
 /// How long one life of the node may take: minutes, on a busy machine many.
@@ -38,12 +38,12 @@ enum Life {
 
 /// What came of one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Outcome {
-    name: String,
-    passed: bool,
-    seconds: u64,
+pub(crate) struct Outcome {
+    pub(crate) name: String,
+    pub(crate) passed: bool,
+    pub(crate) seconds: u64,
     /// What was counted, or why it failed.
-    said: String,
+    pub(crate) said: String,
 }
 
 // === impl Life ===
@@ -116,13 +116,14 @@ pub(crate) fn run(node: &Path) -> Result<()> {
     Ok(())
 }
 
-fn shown(outcome: &Outcome) -> String {
+/// As a line of a table.
+pub(crate) fn shown(outcome: &Outcome) -> String {
     let result = if outcome.passed { "passed" } else { "FAILED" };
     format!("{:<28} {result} {:>4} s  {}", outcome.name, outcome.seconds, outcome.said)
 }
 
 /// Puts a program where the node finds it, without what only debuggers read.
-fn share(name: &str, folder: &Path) -> Result<()> {
+pub(crate) fn share(name: &str, folder: &Path) -> Result<()> {
     let built = std::env::current_exe().context("finding this program")?;
     let built = built.with_file_name(name);
     fs::metadata(&built).with_context(|| format!("{} is not built", built.display()))?;

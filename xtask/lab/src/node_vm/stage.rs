@@ -17,6 +17,7 @@ use lab::{
     fake::{
         imds::{NODE_ACCESS_KEY, NODE_ROLE},
         kubernetes::NamespaceRecord,
+        sts::Sts,
     },
     role_arn,
     runtime::{self, CgroupDriver, Handler, Kubelet, Sandbox, Shape},
@@ -46,7 +47,7 @@ pub(super) struct Stage {
 
 /// Whose credentials a pod got.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Owner {
+pub(crate) enum Owner {
     /// The node's.
     Node,
     /// Those of a role, by its ARN.
@@ -117,14 +118,7 @@ impl Stage {
 
     /// Whose the credentials in an answer are.
     pub(super) fn owner(&self, answer: &str) -> Result<Owner> {
-        let answer: Value = serde_json::from_str(answer.trim())
-            .with_context(|| format!("these are no credentials: {answer:?}"))?;
-        let key = answer["AccessKeyId"].as_str().unwrap_or_default();
-        if key == NODE_ACCESS_KEY {
-            return Ok(Owner::Node);
-        }
-        let issued = self.lab.sts.owner(key).context("nobody issued these credentials")?;
-        Ok(Owner::Role(issued.role))
+        Owner::of(answer, &self.lab.sts)
     }
 
     /// Fails unless the answer has the credentials of `role`.
@@ -153,6 +147,22 @@ impl Stage {
             self.metric(&format!("kiam_intercept_verdicts_total{{verdict=\"{verdict}\"}}"))
         };
         Ok((verdicts("redirected")?, verdicts("redirected_inside")?))
+    }
+}
+
+// === impl Owner ===
+
+impl Owner {
+    /// Of the credentials in an answer.
+    pub(crate) fn of(answer: &str, sts: &Sts) -> Result<Self> {
+        let answer: Value = serde_json::from_str(answer.trim())
+            .with_context(|| format!("these are no credentials: {answer:?}"))?;
+        let key = answer["AccessKeyId"].as_str().unwrap_or_default();
+        if key == NODE_ACCESS_KEY {
+            return Ok(Self::Node);
+        }
+        let issued = sts.owner(key).context("nobody issued these credentials")?;
+        Ok(Self::Role(issued.role))
     }
 }
 

@@ -274,10 +274,11 @@ fn conditions(socket: &Path) -> Result<Vec<String>> {
 ///
 /// When it does not take it.
 pub fn import(socket: &Path, folder: &Path) -> Result<()> {
-    let archive = image::write(folder)?;
+    let archive = folder.join("image.tar");
+    image::write(&archive)?;
     let mut import = Command::new("ctr");
     import.env("PATH", PATH).arg("--address").arg(socket);
-    import.args(["--namespace", "k8s.io", "images", "import"]).arg(archive);
+    import.args(["--namespace", "k8s.io", "images", "import"]).arg(&archive);
     let output = import.output().context("starting ctr, which comes with containerd")?;
     if !output.status.success() {
         bail!("ctr said {:?}", String::from_utf8_lossy(&output.stderr).trim());

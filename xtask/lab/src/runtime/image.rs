@@ -1,12 +1,9 @@
-//! The one image of the lab's containers: a static busybox.
+//! The image of the lab's containers, a static busybox, and what other images of the lab are made with.
 
-use std::{
-    env, fs,
-    path::{Path, PathBuf},
-};
+use std::{env, fs, path::Path};
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 use xtask::oci::{Layout, Root, Settings};
 
 /// Its name, of no registry.
@@ -14,22 +11,38 @@ pub const NAME: &str = "lab.invalid/busybox:1";
 /// Debian's package `busybox-static`.
 pub(super) const BUSYBOX: &str = "/bin/busybox";
 
-/// Writes it into `folder`; the archive's path. Its command sleeps, so that it serves for sandboxes too.
-pub(super) fn write(folder: &Path) -> Result<PathBuf> {
-    let busybox = fs::read(BUSYBOX).with_context(|| format!("reading {BUSYBOX}"))?;
+/// Writes the image as an archive. Its command sleeps, so that it serves for sandboxes too.
+///
+/// # Errors
+///
+/// Without a busybox on this machine.
+pub fn write(archive: &Path) -> Result<()> {
+    let config = json!({ "Cmd": ["/bin/busybox", "sleep", "2147483647"] });
+    write_image(&busybox()?, NAME, config, archive)
+}
+
+/// The root of an image that has busybox, and the shell that it is.
+///
+/// # Errors
+///
+/// Without a busybox on this machine.
+pub fn busybox() -> Result<Root> {
+    let program = fs::read(BUSYBOX).with_context(|| format!("reading {BUSYBOX}"))?;
     let mut root = Root::default();
-    root.file("bin/busybox", 0o755, busybox).link("bin/sh", "busybox").folder("tmp", 0o1777);
-    let mut layout = Layout::new(NAME, 0);
-    let settings = Settings {
-        architecture: architecture().to_owned(),
-        created: 0,
-        config: json!({ "Cmd": ["/bin/busybox", "sleep", "2147483647"] }),
-        annotations: [].into(),
-    };
-    layout.add(&root, &settings)?;
-    let archive = folder.join("image.tar");
-    layout.write_archive(&archive)?;
-    Ok(archive)
+    root.file("bin/busybox", 0o755, program).link("bin/sh", "busybox").folder("tmp", 0o1777);
+    Ok(root)
+}
+
+/// Writes an image of these files, with its `config` as the OCI names it, as an archive.
+///
+/// # Errors
+///
+/// When it cannot be written.
+pub fn write_image(root: &Root, name: &str, config: Value, archive: &Path) -> Result<()> {
+    let mut layout = Layout::new(name, 0);
+    let architecture = architecture().to_owned();
+    layout.add(root, &Settings { architecture, created: 0, config, annotations: [].into() })?;
+    layout.write_archive(archive)
 }
 
 /// As Go names it.
