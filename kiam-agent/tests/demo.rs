@@ -61,8 +61,7 @@ fn line_that_is_not_printed_or_stands_elsewhere_is_found() {
 
 /// Runs the lab's demo of the built agent by `command`; what it printed, and all that it said if it failed.
 fn demo(mut command: Command) -> (String, String) {
-    let run = command.output();
-    let run = run.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let run = command.output().expect("the demo can be run");
     let printed = String::from_utf8_lossy(&run.stdout).into_owned();
     let said = format!("{printed}\n{}", String::from_utf8_lossy(&run.stderr));
     assert!(run.status.success(), "{said}");

@@ -55,9 +55,7 @@ impl Agent {
     /// Why the pod is told no role, and with which status.
     pub(super) fn refusal(&self) -> Option<(u16, String)> {
         let answer = loopback::get(self.running.pods(), ROLES).unwrap();
-        let (status, _) = loopback::parts(&answer).unwrap();
-        let reason = answer.lines().find_map(|line| line.strip_prefix("x-kiam-reason: "))?;
-        Some((status, reason.to_owned()))
+        (!answer.reason().is_empty()).then(|| (answer.status, answer.reason().to_owned()))
     }
 
     /// Whether the pod gets credentials of `role`, which STS made for the node.
@@ -108,6 +106,5 @@ impl Agent {
 
 fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let answer = loopback::get(address, path).unwrap();
-    let (status, body) = loopback::parts(&answer).unwrap();
-    (status, body.to_owned())
+    (answer.status, answer.body)
 }

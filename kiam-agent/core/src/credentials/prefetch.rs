@@ -45,7 +45,6 @@ const LINGER: Duration = Duration::from_secs(60);
 
 /// The longest pause between two steps: the wall clock may be stepped.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-
 /// The pause between two steps while a watch of the Kubernetes API is stale.
 const STALE_PAUSE: Duration = Duration::from_secs(1);
 
