@@ -15,12 +15,16 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Error, ports};
+use super::Error;
 use crate::{
     config::{Config, Hosts},
     handover::{self, Answer, Handover, Trusted},
 };
-use kiam_kernel::{intercept, pins::Turn, sys};
+use kiam_kernel::{
+    intercept,
+    pins::Turn,
+    sys::{self, ports},
+};
 
 /// How often an agent that hangs is asked again.
 const RETRY: Duration = Duration::from_millis(500);

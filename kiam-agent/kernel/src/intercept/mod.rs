@@ -19,8 +19,10 @@ mod older;
 mod own_pod;
 mod programs;
 mod reattach;
+mod renewal;
 mod rewriter;
 mod sandbox_table;
+mod shortage;
 mod uninstall;
 
 pub use self::{
@@ -36,8 +38,10 @@ pub use self::{
     own_pod::{may_hand_over, prepare},
     programs::{Interception, KernelLog, Parts},
     reattach::Restored,
+    renewal::keep_renewed,
     rewriter::Rewriter,
     sandbox_table::SandboxTable,
-    uninstall::{detach, is_installed, uninstall},
+    shortage::Shortage,
+    uninstall::{Removal, UninstallError, detach, is_installed, remove_all, uninstall},
 };
 pub use crate::error::Error;

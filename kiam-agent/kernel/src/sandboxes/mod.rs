@@ -13,6 +13,7 @@ mod metrics;
 mod processes;
 mod reader;
 mod sandbox;
+mod unplaced;
 mod watch;
 mod watches;
 
@@ -21,7 +22,9 @@ use std::{fmt, io, net::TcpListener, time::Duration};
 use crate::sys::Cgroup;
 use kiam_core::{lifecycle::Latch, pods::PodUid};
 
-pub use self::{follow::Sandboxes, hurry::hurried, metrics::Metrics, reader::SandboxReader};
+pub use self::{
+    follow::Sandboxes, hurry::hurried, metrics::Metrics, reader::SandboxReader, unplaced::Unplaced,
+};
 
 /// Namespaces of one pod that have listeners at most. One is normal, two while a sandbox is made anew.
 const NAMESPACES: usize = 4;
