@@ -28,7 +28,7 @@ use tokio::time::Instant;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const LIMIT: Duration = Duration::from_secs(60);
-const BACK: &str = "Somebody took kernel programs or pins away; they are back";
+const BACK: &str = "Restored detached kernel programs or removed pins";
 
 /// Of the test's own thread.
 fn blocking() -> Blocking {
@@ -214,7 +214,7 @@ fn recreated_pods_cgroup_is_followed() {
     let root = lab.node.kubepods().to_owned();
     for round in 0..2 {
         recreate(&root);
-        let said = "The pods' cgroup was re-created; kernel programs attached to it";
+        let said = "The pods' cgroup was recreated; kernel programs attached to it";
         let count = |agent: &Agent| agent.log().matches(said).count();
         eventually("not noticed", || count(&agent) > round);
         agent.wait_ready(LIMIT).unwrap();
@@ -269,7 +269,7 @@ fn what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through(
     detach(&lab.pins()).unwrap();
     eventually("still ready", || {
         let reply = agent.admin("/ready").unwrap();
-        reply.status == 503 && reply.body.contains("which somebody took away")
+        reply.status == 503 && reply.body.contains("restoring detached programs or pins")
     });
     let attempts = meanwhile(&pod, || {
         drop(turn);
@@ -308,14 +308,19 @@ fn pins_of_a_newer_release_that_died_are_left_alone_and_told_of_once() {
     let pod = pod(&lab, "orders");
     let (ours, newer) = (lab.pins().join("v2"), lab.pins().join("v3"));
     fs::rename(&ours, &newer).unwrap();
-    agent.wait_said("Kernel programs not put back", LIMIT).unwrap();
+    agent.wait_said("Kernel programs can't be attached again", LIMIT).unwrap();
     // It is tried again every second, and what is attached works.
     let asking = Options { for_ms: Some(2500), pause_ms: 20, ..Options::default() };
     for attempt in pod.ask(&asking).unwrap() {
         assert_eq!(lab.role_of(&attempt), Some(role_arn("orders")), "{attempt:?}");
     }
     assert!(!ours.exists());
-    assert_eq!(agent.log().matches("Kernel programs not put back").count(), 1, "{}", agent.log());
+    assert_eq!(
+        agent.log().matches("Kernel programs can't be attached again").count(),
+        1,
+        "{}",
+        agent.log()
+    );
     fs::rename(&newer, &ours).unwrap();
     agent.wait_ready(LIMIT).unwrap();
     lab.assert_no_packets(&[&pod]);
@@ -463,7 +468,7 @@ fn uninstall_by_force_is_for_an_agent_that_hangs_and_takes_away_what_that_holds(
     let (done, said) = uninstall_by_force(&lab);
     assert!(!done && said.contains("ms ago that it lives"), "{said}");
     assert_served(&lab, &pod, "orders");
-    assert!(!agent.said(BACK), "nothing was taken away: {}", agent.log());
+    assert!(!agent.said(BACK), "nothing was detached: {}", agent.log());
     agent.freeze().unwrap();
     eventually("an agent that hangs is taken for one that lives", || {
         let (done, said) = uninstall_by_force(&lab);
@@ -471,7 +476,7 @@ fn uninstall_by_force_is_for_an_agent_that_hangs_and_takes_away_what_that_holds(
             !done || said.contains("pods reach the node's metadata service directly"),
             "{said}"
         );
-        assert!(!done || said.contains("puts everything back if it goes on"), "{said}");
+        assert!(!done || said.contains("if it recovers, it reattaches everything"), "{said}");
         done
     });
     let node = || pod.credentials().unwrap().field("AccessKeyId");

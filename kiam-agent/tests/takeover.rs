@@ -128,7 +128,7 @@ fn twenty_takeovers_under_load_fail_no_request() {
         agent.wait_said(RELIEVED, LIMIT).unwrap();
         assert!(agent.terminate().unwrap().success(), "round {round}");
         for agent in [&agent, &next] {
-            assert!(!agent.said("they are back"), "nothing was taken away: {}", agent.log());
+            assert!(!agent.said("Restored detached"), "nothing was detached: {}", agent.log());
             assert!(!agent.said("Pods don't come to this agent"), "{}", agent.log());
         }
         agent = next;

@@ -8,6 +8,9 @@ use std::{
 
 use tokio::sync::watch;
 
+/// The condition that an agent adds when it is asked to end. It holds never again, and `uninstall` reads it.
+pub const ENDING: &str = "asked to end: serving until another agent takes over";
+
 /// The conditions for being ready, each a named [`Latch`].
 #[derive(Clone, Debug, Default)]
 pub struct Readiness(Arc<Mutex<State>>);

@@ -6,6 +6,7 @@ mod error;
 pub mod guard;
 pub mod identity;
 pub mod intercept;
+pub mod keeper;
 pub mod pins;
 pub mod realtime;
 pub mod sandboxes;

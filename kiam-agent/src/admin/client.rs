@@ -30,6 +30,9 @@ pub enum StatusError {
     /// It broke off.
     #[error("the agent's answer broke off: {0}")]
     Http(#[from] hyper::Error),
+    /// The system gives no runtime.
+    #[error("can't ask the agent: {0}")]
+    Runtime(#[source] io::Error),
     /// It hangs.
     #[error("the agent did not answer within {0:?}")]
     Deadline(Duration),

@@ -4,7 +4,10 @@
 //! role names. `/pods`, `/explain`, `/refresh` and `/log-level` are on a Unix socket that only root can open.
 
 mod client;
+mod command;
 mod connections;
+mod operations;
+mod refresh;
 mod routes;
 mod unix;
 
@@ -28,6 +31,8 @@ use tokio::{
 use self::connections::{CONNECTIONS, ConnectionGuard, Connections, PeerSource, SHARE};
 pub use self::{
     client::{StatusError, get, post},
+    command::{explain, refresh, status, wait_for},
+    refresh::PodRefresher,
     unix::{OwnSocket, SOCKET, bind_unix},
 };
 use kiam_core::lifecycle::{Drain, Readiness};

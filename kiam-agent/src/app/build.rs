@@ -19,43 +19,43 @@ use super::{
     App, Bound, Error,
     ending::Departure,
     guard,
-    inside::{Held, Insides},
-    keeper::Keeper,
     kernel::{Kernel, attach, prepare, resolver},
-    knowledge::{Knowledge, served},
-    lease,
+    knowledge::{Knowledge, entitlement, served},
     listeners::Listeners,
-    observe::{self, Observer},
-    older, operations,
     running::{Operators, Successor},
     selftest,
-    shortage::Shortage,
-    unseen::Unseen,
     warm_up::{first_pass, warm_up},
 };
 use crate::{
-    admin::{self, Operations, OwnSocket, Surface},
+    admin::{self, Operations, OwnSocket, PodRefresher, Surface},
     config::Config,
+    explain,
     handover::{Handover, HandoverContent},
     imds,
+    observe::{self, Observer},
+    older_pods,
+    pod_listeners::{OpenListeners, PodListeners},
     serve::{self, Listener},
 };
 use kiam_core::{
     clock::Clock,
     lifecycle::{Drain, Latch, Readiness, drain},
     pods::ClientResolver,
-    telemetry::Statsd,
+    telemetry::{LogLevel, Statsd},
 };
 use kiam_kernel::{
-    intercept::{self, InterceptionParts},
+    intercept::{self, InterceptionParts, Shortage},
+    keeper::{Installation, Keeper},
     pins::AgentLock,
-    sandboxes,
+    sandboxes::{self, Sandboxes, Unplaced},
     selftest::Witness,
     sys,
 };
 
 /// Pods of a large node; EKS's default is 110, and 250 with prefix delegation.
 const PODS: usize = 250;
+/// How often all sandboxes are scanned, besides the scans that events cause.
+const SWEEP: Duration = Duration::from_secs(30);
 
 /// What every part may be given.
 pub(super) struct Common {
@@ -67,7 +67,7 @@ pub(super) struct Common {
     pub(super) tasks: JoinSet<()>,
 }
 
-pub(super) async fn start(config: Config) -> Result<App, Error> {
+pub(super) async fn start(config: Config, log_level: LogLevel) -> Result<App, Error> {
     let (signal, drain) = drain();
     let mut common = Common::new(drain);
     let attached = common.readiness.latch("kernel programs attached");
@@ -77,7 +77,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let agent_lock = prepare(&config).await?;
     let upstream = imds::Upstream::new(config.upstream.clone());
     let knowledge = common.knowledge(&config, &upstream).await?;
-    let operations = Arc::new(operations::operations(&config, &common, &knowledge));
+    let operations = Arc::new(common.operations(&config, &knowledge, log_level));
     let failed = Error::state(&config, admin::SOCKET);
     let (socket, own) = admin::bind_unix(&config.state_dir).map_err(failed)?;
     let operators = Operators::answer(socket, operations.clone());
@@ -161,13 +161,13 @@ async fn serve_at(
 /// What the agent after this one is given.
 fn gives(
     knowledge: &Knowledge,
-    held: Held,
+    open: OpenListeners,
     spare: Vec<OwnedFd>,
     departure: Departure,
 ) -> HandoverContent {
     let credentials = knowledge.credentials.clone();
     HandoverContent {
-        sockets: Box::new(move || held.beside(&spare)),
+        sockets: Box::new(move || open.copies_with(&spare)),
         credentials: Box::new(move || credentials.bequeath()),
         stays: Box::new(move || !departure.is_near()),
     }
@@ -196,14 +196,42 @@ impl Common {
         Ok(())
     }
 
+    /// What operators see and change.
+    fn operations(
+        &self,
+        config: &Config,
+        knowledge: &Knowledge,
+        log_level: LogLevel,
+    ) -> Operations {
+        let Knowledge { pods, policy, credentials, refresher, .. } = knowledge.clone();
+        let settings = explain::Settings {
+            node: config.cluster.node_name.clone(),
+            imdsv2: config.imds.imdsv2,
+            entitlement: entitlement(config),
+            observes: config.observes(),
+        };
+        let sources = explain::Sources {
+            pods: pods.clone(),
+            policy: policy.clone(),
+            credentials: credentials.clone(),
+            paths: knowledge.paths.clone(),
+            exposure: knowledge.exposure.clone(),
+            journal: knowledge.journal.clone(),
+            sightings: knowledge.sightings.clone(),
+        };
+        let explainer = explain::Explainer::new(settings, sources, self.clock.clone());
+        let refresher = PodRefresher { pods, policy, credentials, refresher };
+        Operations::new(self.readiness.clone(), explainer, refresher, log_level)
+    }
+
     /// Waits for what has to be there before the node's listener is served.
-    async fn first_pass(&self, cold: bool, held: &Held) {
+    async fn first_pass(&self, cold: bool, open: &OpenListeners) {
         if cold {
             // It came while the programs were loaded. Since they are attached pods are denied.
             first_pass(&self.readiness).await;
         }
         // At the node's listener pods are known by their network namespaces.
-        held.adopted().await;
+        open.adopted().await;
     }
 
     /// Serves inside pods from now on, beginning with the `inherited` sockets, and searches for pods that are older than the
@@ -218,31 +246,42 @@ impl Common {
             Vec<std::net::TcpListener>,
             Arc<Notify>,
         ),
-    ) -> Result<Held, Error> {
+    ) -> Result<OpenListeners, Error> {
         self.older(config, kernel, knowledge);
         let serves = served(config.cluster.node_name.is_some(), config.hosts);
         let (Some(config), Some((parts, cgroups))) = (&config.intercept, kernel) else {
-            return Ok(Held::default());
+            return Ok(OpenListeners::default());
         };
         if !config.follows_sandboxes() {
-            return Ok(Held::default());
+            return Ok(OpenListeners::default());
         }
-        let held = Held::of(&parts.sandboxes);
-        let insides = Insides {
+        let followed = sandboxes::Config {
+            cgroup: parts.cgroup.clone(),
+            sweep: SWEEP,
+            listens: config.has_pod_listeners(),
+            watched: self.readiness.latch("watches of pods' cgroups (fs.inotify limits)"),
+        };
+        let metrics = sandboxes::Metrics::register(&mut self.registry);
+        let (pods, states) = (knowledge.pods.clone(), knowledge.paths.sandboxes.clone());
+        let sandboxes = Sandboxes::new(followed, pods, inherited, metrics, states);
+        let sandboxes = sandboxes.map_err(Error::Sandboxes)?;
+        let only_known = config.has_filter() && parts.host_netns.is_some();
+        knowledge.paths.set(config.path, only_known);
+        let open = OpenListeners::awaiting(&parts.sandboxes);
+        let listeners = PodListeners {
             table: parts.sandboxes.clone(),
             flows: parts.flows.clone(),
             cgroups: cgroups.clone(),
             serve,
-            held: held.clone(),
-            watched: self.readiness.latch("watches of pods' cgroups (fs.inotify limits)"),
+            open: open.clone(),
             superseded,
         };
-        let seen = (&mut self.registry, knowledge);
-        insides.start(config, parts, seen, inherited, (self.drain.clone(), &mut self.tasks))?;
-        let seen = (&mut self.registry, &self.readiness);
-        let unseen = Unseen::new(knowledge.clone(), serves, seen);
-        self.tasks.spawn(unseen.run(self.drain.clone()));
-        Ok(held)
+        let followed = listeners.start(sandboxes, self.drain.clone());
+        self.tasks.spawn(followed.map_err(Error::Sandboxes)?);
+        let (pods, states) = (knowledge.pods.clone(), knowledge.paths.sandboxes.clone());
+        let unplaced = Unplaced::new(pods, states, serves, &mut self.registry, &self.readiness);
+        self.tasks.spawn(unplaced.run(self.drain.clone()));
+        Ok(open)
     }
 
     /// Tells of who asks, where that is all there is to do.
@@ -263,15 +302,17 @@ impl Common {
     /// Searches for pods that ran before they were intercepted.
     fn older(&mut self, config: &Config, kernel: Option<&Kernel>, knowledge: &Knowledge) {
         let (Some(intercept), Some((parts, _))) = (&config.intercept, kernel) else { return };
-        let search = older::Search {
-            knowledge: knowledge.clone(),
+        let search = older_pods::Search {
+            pods: knowledge.pods.clone(),
+            exposure: knowledge.exposure.clone(),
             serves: served(config.cluster.node_name.is_some(), config.hosts),
+            entitlement: entitlement(config),
             clock: self.clock.clone(),
             config: intercept.clone(),
             attached: parts.attached.clone(),
-            gauge: older::gauge(&mut self.registry),
+            gauge: older_pods::gauge(&mut self.registry),
         };
-        self.tasks.spawn(search.run(older::Entitled::new(config), self.drain.clone()));
+        self.tasks.spawn(search.run(self.drain.clone()));
     }
 
     /// Guards what slips past the programs, and proves that nothing does.
@@ -306,19 +347,20 @@ impl Common {
         agent_lock: Option<AgentLock>,
         (attached, reassert): (Latch, Arc<Notify>),
     ) -> Result<(), Error> {
-        let Some((parts, cgroups)) = kernel else {
+        let (Some((parts, cgroups)), Some(agent_lock)) = (kernel, agent_lock) else {
             attached.set();
             return Ok(());
         };
         let InterceptionParts { lease, flows, log, programs, cgroup, verdicts, .. } = parts;
         info!(cgroup = %cgroup.path().display(), "Kernel programs attached");
-        let until = (self.drain.clone(), &mut self.tasks);
-        lease::start(lease, attached, &mut self.registry, until)?;
+        let drain = self.drain.clone();
+        let renewed = intercept::keep_renewed(lease, attached, &mut self.registry, drain);
+        self.tasks.spawn(renewed.map_err(Error::Thread)?);
         let shortage = Shortage::new(verdicts.clone(), &self.readiness);
         self.tasks.spawn(shortage.run(self.drain.clone()));
         self.registry.register_collector(Box::new(verdicts));
-        let seen = (&mut self.registry, &self.readiness);
-        let keeper = Keeper::new((programs, flows, log), cgroups, agent_lock, reassert, seen);
+        let installation = Installation { programs, flows, log, cgroups, agent_lock };
+        let keeper = Keeper::new(installation, reassert, &mut self.registry, &self.readiness);
         self.tasks.spawn(keeper.run(self.drain.clone()));
         Ok(())
     }

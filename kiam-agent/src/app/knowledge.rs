@@ -11,11 +11,8 @@ use tracing::{error, info, warn};
 use super::{
     Error,
     build::Common,
-    inside::Paths,
     listeners::trusted,
-    observe::Sightings,
-    older::{Entitled, Older},
-    upstream::{policy_config, region, source},
+    upstream::{policy_config, region, sts_config},
     warm_up::complete,
 };
 use crate::{
@@ -23,15 +20,24 @@ use crate::{
     config::{Config, Hosts},
     handover::{self, PeerJudge},
     imds,
+    observe::Sightings,
+    older_pods::{Entitlement, Exposure},
+    pod_listeners::Paths,
+    sts,
 };
 use kiam_core::{
-    credentials::{self, CredentialReader, CredentialSource, Inheritance, Prefetcher, Refresher},
+    credentials::{
+        self, CredentialReader, CredentialSource, Inheritance, PodTokens, Prefetcher, Refresher,
+    },
     lifecycle::{Drain, Latch},
     pods::{self, Pod, PodIndex, PodReader, PodUid},
     policy::{RolePolicy, publish_wanted},
     role::{Sessions, Source, WantedRoles},
 };
-use kiam_kernel::identity::InterfaceAddresses;
+use kiam_kernel::{
+    identity::InterfaceAddresses,
+    intercept::{self, HostNetworkPods},
+};
 
 /// What must have been listed before it is known what pods want.
 const KINDS: [&str; 3] = ["pods", "namespaces", "service accounts"];
@@ -55,7 +61,7 @@ pub(super) struct Knowledge {
     pub(super) sightings: Sightings,
     pub(super) paths: Paths,
     /// Pods that ran before the kernel programs were attached.
-    pub(super) older: Older,
+    pub(super) exposure: Exposure,
     /// The node's addresses.
     pub(super) node: Arc<InterfaceAddresses>,
     pub(super) journal: imds::Journal,
@@ -84,15 +90,15 @@ impl Common {
         };
         let metrics = cluster::Metrics::register(&mut self.registry);
         let events = cluster.events(&metrics);
-        let older = Older::default();
-        self.evict(cluster.evictions(&metrics), config, (&pods, &older));
+        let exposure = Exposure::default();
+        self.evict(cluster.evictions(&metrics), config, (&pods, &exposure));
         self.startup_taint(&cluster);
         let first = self.readiness.latch("first credentials");
         let region = region(config, upstream).await?;
         let policy = policy_config(config, upstream, &region).await?;
         let policy = RolePolicy::new(policy, pods.clone());
-        let tokens = (&cluster, &pods, &metrics);
-        let source = source(config, region, self.clock.clone(), tokens).await?;
+        let tokens = tokens(config, &cluster, &pods, &metrics)?;
+        let source = sts::source(&sts_config(config, region), self.clock.clone(), tokens).await?;
         let feeds = cluster.run(index, pods.clone(), synced, metrics, self.drain.clone());
         self.tasks.spawn(feeds);
         let (wanted, receiver) = watch::channel(WantedRoles::default());
@@ -100,7 +106,7 @@ impl Common {
             self.prefetcher(config, source, (&pods, receiver), first);
         let refresher = prefetcher.refresher();
         let serves = served(config.cluster.node_name.is_some(), config.hosts);
-        let told = self.told(config, (&pods, &policy, &credentials), older.clone());
+        let told = self.told(config, (&pods, &policy, &credentials), exposure.clone());
         let publish = publish_wanted(policy.clone(), serves, wanted, self.drain.clone());
         self.events(events, told);
         // Published only once all kinds are known, so that the first set is the whole one.
@@ -123,7 +129,7 @@ impl Common {
             refresher,
             sightings: Sightings::default(),
             paths: Paths::default(),
-            older,
+            exposure,
             node,
             journal: imds::Journal::default(),
         })
@@ -147,15 +153,15 @@ impl Common {
         &mut self,
         evictions: Option<Evictions>,
         config: &Config,
-        (pods, older): (&PodReader, &Older),
+        (pods, exposure): (&PodReader, &Exposure),
     ) {
         let Some(evictions) = evictions else { return };
-        let (older, entitled) = (older.clone(), Entitled::new(config));
+        let (exposure, entitlement) = (exposure.clone(), entitlement(config));
         let serves = served(config.cluster.node_name.is_some(), config.hosts);
         let parts = EvictionParts {
             pods: pods.clone(),
             is_due: Box::new(move |pod| {
-                serves(pod) && !entitled.includes(pod) && older.until(pod).is_some()
+                serves(pod) && entitlement.of(pod).is_none() && exposure.until(pod).is_some()
             }),
             pace: EVICTIONS,
         };
@@ -213,19 +219,44 @@ impl Common {
         &self,
         config: &Config,
         (pods, policy, credentials): (&PodReader, &RolePolicy, &CredentialReader),
-        older: Older,
+        exposure: Exposure,
     ) -> cluster::EventParts {
-        let entitled = Entitled::new(config);
+        let entitlement = entitlement(config);
         cluster::EventParts {
             pods: pods.clone(),
             serves: Box::new(served(config.cluster.node_name.is_some(), config.hosts)),
             policy: policy.clone(),
             credentials: credentials.clone(),
-            exposed: Box::new(move |pod| older.until(pod).filter(|_| !entitled.includes(pod))),
+            exposed: Box::new(move |pod| {
+                exposure.until(pod).filter(|_| entitlement.of(pod).is_none())
+            }),
             clock: self.clock.clone(),
             period: EVENTS,
             send: !config.observes(),
         }
+    }
+}
+
+/// The source of tokens of the pods' own, if those are what STS is shown.
+fn tokens(
+    config: &Config,
+    cluster: &Cluster,
+    pods: &PodReader,
+    metrics: &cluster::Metrics,
+) -> Result<Option<Arc<dyn PodTokens>>, Error> {
+    if config.sts.source == Source::Node {
+        return Ok(None);
+    }
+    let identity = config.sts.token_kubeconfig.clone();
+    Ok(Some(Arc::new(cluster.tokens(identity, pods.clone(), metrics.clone())?)))
+}
+
+/// The pods that get the node's credentials by the flags.
+pub(super) fn entitlement(config: &Config) -> Entitlement {
+    let passes = |it: &intercept::Config| it.host_network == HostNetworkPods::Pass;
+    Entitlement {
+        passes_host_network: config.intercept.as_ref().is_some_and(passes),
+        node_roles: config.imds.node_roles.clone(),
     }
 }
 

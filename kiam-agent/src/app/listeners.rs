@@ -15,12 +15,16 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Error, ports};
+use super::Error;
 use crate::{
     config::{Config, Hosts},
     handover::{self, Handover, HandoverAnswer, PeerJudge},
 };
-use kiam_kernel::{intercept, pins::AttachLock, sys};
+use kiam_kernel::{
+    intercept,
+    pins::AttachLock,
+    sys::{self, ports},
+};
 
 /// How often an agent that hangs is asked again.
 const RETRY: Duration = Duration::from_millis(500);

@@ -9,25 +9,12 @@
 mod build;
 mod ending;
 mod error;
-mod explanation;
 mod guard;
-mod inside;
-mod keeper;
 mod kernel;
 mod knowledge;
-mod lease;
-mod leftovers;
 mod listeners;
-mod noted;
-mod observe;
-mod older;
-mod operations;
-mod ports;
-mod refresh;
 mod running;
 mod selftest;
-mod shortage;
-mod unseen;
 mod upstream;
 mod warm_up;
 
@@ -36,16 +23,16 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
+pub use self::error::Error;
 use self::{
     ending::{Departure, Signals},
     running::{Operators, Successor},
 };
-pub use self::{error::Error, leftovers::remove_state, running::ENDING};
 use crate::config::{self, Config};
 use kiam_core::{
     lifecycle::{DrainSignal, Readiness},
     secret::forbid_core_dumps,
-    telemetry::Chain,
+    telemetry::{Chain, LogLevel},
 };
 
 /// The agent, running.
@@ -83,8 +70,8 @@ impl App {
     /// # Errors
     ///
     /// Whatever keeps a part from being built, which no waiting mends.
-    pub async fn start(config: Config) -> Result<Self, Error> {
-        build::start(config).await
+    pub async fn start(config: Config, log_level: LogLevel) -> Result<Self, Error> {
+        build::start(config, log_level).await
     }
 
     /// Where it listens.
@@ -110,7 +97,6 @@ pub fn main(config: Config) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    operations::remember(log_level);
     // Before anything secret is read.
     if let Err(failure) = forbid_core_dumps() {
         warn!(error = %failure, "A crash may leave a core dump, which has credentials in it");
@@ -137,7 +123,7 @@ pub fn main(config: Config) -> ExitCode {
                 // agent that runs puts its own programs back only then.
                 std::process::exit(0)
             }
-            started = App::start(config) => started,
+            started = App::start(config, log_level) => started,
         };
         match started {
             Ok(app) => app.run(&mut signals).await,

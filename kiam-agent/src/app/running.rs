@@ -20,16 +20,13 @@ use crate::{
     config::Config,
     handover::{self, HandoverContent, Offer, OfferEnd},
 };
-use kiam_core::lifecycle::{DrainSignal, drain};
+use kiam_core::lifecycle::{DrainSignal, ENDING, drain};
 use kiam_kernel::intercept;
 
 /// How long the end waits for a successor that has the sockets to say that it serves.
 const EXCHANGE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long before the limit of the drain that ends, so that open connections have some time.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
-
-/// What an agent is not ready for that was asked to end and serves until another takes over.
-pub const ENDING: &str = "asked to end: serving until another agent takes over";
 
 /// What answers operators until the very end: a process that was relieved is alive and not ready.
 pub(super) struct Operators {

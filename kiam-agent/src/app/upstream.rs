@@ -1,22 +1,15 @@
-//! What the flags leave to the node's own metadata service.
+//! Asks the node's own metadata service for what the flags leave out.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tracing::{info, warn};
 
 use super::Error;
 use crate::{
-    cluster::{self, Cluster},
     config::{Base, Config},
     imds, sts,
 };
-use kiam_core::{
-    clock::Clock,
-    credentials::CredentialSource,
-    pods::PodReader,
-    policy,
-    role::{RoleResolver, Source},
-};
+use kiam_core::{policy, role::RoleResolver};
 
 /// How long the start goes on asking the real IMDS for what it must know.
 const UPSTREAM_ATTEMPTS: u32 = 30;
@@ -59,28 +52,15 @@ pub(super) async fn region(config: &Config, upstream: &imds::Upstream) -> Result
     }
 }
 
-/// Where credentials come from; with web identity, for tokens that `cluster` gives for the pods that `pods` knows.
-pub(super) async fn source(
-    config: &Config,
-    region: String,
-    clock: Clock,
-    (cluster, pods, metrics): (&Cluster, &PodReader, &cluster::Metrics),
-) -> Result<Arc<dyn CredentialSource>, Error> {
-    let sts = sts::Config {
+/// Where STS is, and how it is asked.
+pub(super) fn sts_config(config: &Config, region: String) -> sts::Config {
+    sts::Config {
         region,
         endpoint: config.sts.endpoint.clone(),
         through: config.sts.through.clone(),
         upstream: config.upstream.to_string(),
         proxies: config.cluster.proxies.clone(),
-    };
-    Ok(match config.sts.source {
-        Source::Node => Arc::new(sts::AssumeRole::new(&sts, clock).await?),
-        Source::WebIdentity => {
-            let identity = config.sts.token_kubeconfig.clone();
-            let tokens = cluster.tokens(identity, pods.clone(), metrics.clone())?;
-            Arc::new(sts::WebIdentity::new(&sts, clock, Arc::new(tokens)).await)
-        }
-    })
+    }
 }
 
 /// Asks the real IMDS again for a while: early after boot it may not answer yet.

@@ -12,7 +12,7 @@ mod partition;
 mod tests;
 mod web_identity;
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use aws_config::{
     BehaviorVersion, ConfigLoader, Region, provider_config::ProviderConfig, retry::RetryConfig,
@@ -27,7 +27,7 @@ pub use self::{durations::CHAINED, partition::partition, web_identity::WebIdenti
 use crate::proxy::Proxies;
 use kiam_core::{
     clock::Clock,
-    credentials::{CredentialSource, Credentials, SourceError},
+    credentials::{CredentialSource, Credentials, PodTokens, SourceError},
     role::{Claimant, RoleIdentity},
 };
 
@@ -56,6 +56,22 @@ pub struct Config {
 pub struct InvalidEndpoint {
     url: String,
     reason: String,
+}
+
+/// The source that asks the STS of `config`: for the pods' own `tokens`, or without them with the node's credentials.
+///
+/// # Errors
+///
+/// [`InvalidEndpoint`].
+pub async fn source(
+    config: &Config,
+    clock: Clock,
+    tokens: Option<Arc<dyn PodTokens>>,
+) -> Result<Arc<dyn CredentialSource>, InvalidEndpoint> {
+    Ok(match tokens {
+        None => Arc::new(AssumeRole::new(config, clock).await?),
+        Some(tokens) => Arc::new(WebIdentity::new(config, clock, tokens).await),
+    })
 }
 
 /// `sts:AssumeRole` with the node's credentials, or with those of a role that these assume first.

@@ -157,7 +157,7 @@ fn a_port_that_somebody_takes_after_a_crash_is_nobodys() {
     pod.ask_once(&asked).unwrap();
     let begun = Instant::now();
     let mut agent = begin(&lab, &[]);
-    let opened = || agent.log().matches("Listening inside a pod").count();
+    let opened = || agent.log().matches("Pod listener open").count();
     while opened() < PODS {
         assert!(
             begun.elapsed() < Duration::from_secs(60),

@@ -78,10 +78,9 @@ fn start_many(stage: &Stage, makers: usize, count: usize, handler: Handler) {
 /// Prints how long what took.
 fn show(stage: &Stage, times: &[Times]) {
     let log = stage.agent.log();
-    // `2026-01-02T03:04:05.678901Z DEBUG … Listening inside a pod pod.uid=…`
+    // `2026-01-02T03:04:05.678901Z DEBUG … Pod listener open pod.uid=…`
     let listening = |times: &Times| -> Timestamp {
-        let said =
-            |line: &&str| line.contains("Listening inside a pod") && line.contains(&times.uid);
+        let said = |line: &&str| line.contains("Pod listener open") && line.contains(&times.uid);
         let line = log.lines().find(said).unwrap();
         line.split_whitespace().next().unwrap().parse().unwrap()
     };

@@ -20,8 +20,10 @@ mod open_pins;
 mod own_pod;
 mod programs;
 mod reattach;
+mod renewal;
 mod rewriter;
 mod sandbox_table;
+mod shortage;
 mod uninstall;
 
 pub use self::{
@@ -38,8 +40,10 @@ pub use self::{
     own_pod::{may_hand_over, prepare},
     programs::{Interception, InterceptionParts, KernelLog},
     reattach::RestoreOutcome,
+    renewal::keep_renewed,
     rewriter::Rewriter,
     sandbox_table::SandboxTable,
-    uninstall::{detach, is_installed, uninstall},
+    shortage::Shortage,
+    uninstall::{Removal, UninstallError, detach, is_installed, remove_all, uninstall},
 };
 pub use crate::error::Error;

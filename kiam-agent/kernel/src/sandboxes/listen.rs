@@ -1,12 +1,11 @@
 //! Opens pod listeners in a network namespace.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io,
     net::{
         IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, UdpSocket,
     },
-    ops::RangeInclusive,
     os::fd::AsFd,
 };
 
@@ -17,18 +16,10 @@ use rustix::{
 use tracing::debug;
 
 use super::{NoListenerReason, claims::Claims};
-use crate::sys::{cookie_of, defer_accept, inside, loopback_is_up};
+use crate::sys::{cookie_of, defer_accept, inside, loopback_is_up, ports};
 
 /// The backlog of a listener. The namespace's `somaxconn`, 4096 by default, may limit it further.
 const BACKLOG: i32 = 4096;
-/// The default of `ip_local_port_range`.
-const EPHEMERAL: (u16, u16) = (32768, 60999);
-/// The first unprivileged port.
-const UNPRIVILEGED: u16 = 1024;
-/// Ports that are tried on either side of the range.
-const TRIES: usize = 64;
-/// Ports for namespaces whose range covers all unprivileged ones: IANA has not assigned them, and the agent may bind them.
-const UNASSIGNED: RangeInclusive<u16> = 914..=952;
 
 /// A network namespace that is verified to be the pod's.
 #[derive(Debug)]
@@ -100,10 +91,8 @@ fn listen_here(inherited: Vec<TcpListener>) -> Result<ListenerSet, NoListenerRea
         inherited.iter().for_each(defer);
         return Ok(ListenerSet { port, sockets: inherited });
     }
-    // The file shows the range of the opening thread's namespace.
-    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok();
-    let range = range.as_deref().and_then(parse_range).unwrap_or(EPHEMERAL);
-    for port in ports(range, fastrand::u16(..)) {
+    // This thread is in the pod's namespace, so the range is the namespace's own.
+    for port in ports::outside(&ports::ephemeral(), fastrand::u16(..)) {
         match pair(port) {
             Ok(sockets) => return Ok(ListenerSet { port, sockets }),
             Err(Errno::ADDRINUSE) => {}
@@ -171,26 +160,6 @@ fn defer(listener: &impl AsFd) {
     }
 }
 
-fn parse_range(text: &str) -> Option<(u16, u16)> {
-    let mut numbers = text.split_ascii_whitespace().map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
-/// The ports to try, all outside `range`: first from `start` on above it, where hardly anything listens, then downwards
-/// from below it, then the unassigned ones.
-fn ports(range: (u16, u16), start: u16) -> impl Iterator<Item = u16> {
-    let first = range.1.saturating_add(1).max(UNPRIVILEGED);
-    let count = if range.1 == u16::MAX { 0 } else { u16::MAX - first + 1 };
-    let above = (0..count).map(move |n| {
-        let step = (u32::from(start) + u32::from(n)) % u32::from(count);
-        // Less than `count`, so the sum is a port.
-        first + step as u16
-    });
-    let below = (UNPRIVILEGED..range.0.max(UNPRIVILEGED)).rev();
-    let unassigned = UNASSIGNED.filter(move |port| !(range.0..=range.1).contains(port));
-    above.take(TRIES).chain(below.take(TRIES)).chain(unassigned)
-}
-
 #[cfg(test)]
 mod tests {
     use std::{io::Write as _, net::TcpStream, thread, time::Duration};
@@ -198,44 +167,6 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-
-    #[test]
-    fn ports_are_outside_the_range_and_nobodys() {
-        let cases = [
-            ((32768, 60999), 61000..=65535, 2 * TRIES + 39),
-            ((1024, 65535), 914..=914, 39),
-            ((950, 65535), 914..=914, 36),
-            ((1, 65535), 0..=0, 0),
-            ((1025, 65535), 1024..=1024, 1 + 39),
-            ((1, 500), 1024..=65535, TRIES + 39),
-            ((0, 65534), 65535..=65535, 1),
-            ((20000, 65535), 1024..=19999, TRIES + 39),
-        ];
-        for (range, first, count) in cases {
-            for start in [0, 1, 4535, 4536, 61000, u16::MAX] {
-                let ports: Vec<u16> = ports(range, start).collect();
-                assert_eq!(ports.len(), count, "{range:?}");
-                assert!(ports.first().is_none_or(|port| first.contains(port)), "{range:?}");
-                let allowed = |port: &u16| {
-                    (*port >= 1024 || UNASSIGNED.contains(port))
-                        && (*port < range.0 || *port > range.1)
-                };
-                assert!(ports.iter().all(allowed), "{range:?} from {start}: {ports:?}");
-                let mut once = ports.clone();
-                once.sort_unstable();
-                once.dedup();
-                assert_eq!(once.len(), ports.len(), "{range:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn the_range_is_read_as_the_kernel_writes_it() {
-        assert_eq!(parse_range("32768\t60999\n"), Some((32768, 60999)));
-        for text in ["", "1", "a b", "1 65536"] {
-            assert_eq!(parse_range(text), None, "{text:?}");
-        }
-    }
 
     #[test]
     fn only_a_whole_set_of_one_port_is_taken_over() {

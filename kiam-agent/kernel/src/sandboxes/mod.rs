@@ -13,6 +13,7 @@ mod reader;
 mod sandbox;
 mod scan;
 mod thread;
+mod unplaced;
 mod watch;
 mod watches;
 
@@ -23,6 +24,7 @@ use kiam_core::{lifecycle::Latch, pods::PodUid};
 
 pub use self::{
     follow::Sandboxes, metrics::Metrics, reader::SandboxReader, thread::on_realtime_thread,
+    unplaced::Unplaced,
 };
 
 /// The most namespaces of one pod with listeners. One is normal, two while a sandbox is recreated.

@@ -8,6 +8,7 @@ pub(crate) mod membership;
 pub(crate) mod namespaces;
 pub(crate) mod netlink;
 pub(crate) mod netns;
+pub mod ports;
 pub(crate) mod rejection;
 pub(crate) mod sock_diag;
 mod unfilter;

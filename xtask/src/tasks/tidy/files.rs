@@ -13,7 +13,7 @@ const LISTS_FOLDERS: [&str; 8] = [
     "kiam-agent/kernel/src/sys/walk.rs",
     // The state folder and the pins, which are root's.
     "kiam-agent/src/admin/unix.rs",
-    "kiam-agent/src/app/leftovers.rs",
+    "kiam-agent/src/uninstall/state.rs",
     "kiam-agent/src/imds/key.rs",
     "kiam-agent/kernel/src/guard/uplink.rs",
     "kiam-agent/kernel/src/pins/mod.rs",

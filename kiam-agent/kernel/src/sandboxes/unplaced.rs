@@ -1,8 +1,7 @@
-//! Pods that run and that the agent can't place, which no self-test shows.
+//! Reports pods that run and that the agent can't place, which no self-test shows.
 //!
-//! Without a cgroup below the programs nothing of theirs is intercepted: pods are in cgroup v1 and an empty `kubepods` is in
-//! v2, or `--cgroup` names another kubelet's. Without a network namespace that is known they are denied: the agent may lack
-//! `hostPID`.
+//! A pod without a cgroup below the programs is not intercepted: pods are in cgroup v1 while an empty `kubepods` is in v2, or
+//! `--cgroup` names another kubelet's. A pod whose network namespace is not known is denied: the agent may lack `hostPID`.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -14,21 +13,21 @@ use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use super::knowledge::Knowledge;
+use super::{NoListenerReason, SandboxReader, State};
 use kiam_core::{
     lifecycle::{Drain, Latch, Readiness},
-    pods::{Pod, PodUid},
+    pods::{Pod, PodReader, PodUid},
 };
-use kiam_kernel::sandboxes::{NoListenerReason, State};
 
-/// How often pods are compared with cgroups.
+/// The time between two comparisons of pods with cgroups.
 const PERIOD: Duration = Duration::from_secs(5);
 /// How long a pod may have an address and no place: the API hears of a sandbox's end later than the node.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Finds them, and takes readiness away where the node's pods are all like that.
-pub(super) struct Unseen<S> {
-    knowledge: Knowledge,
+/// Finds those pods. The agent is not ready while all of the node's pods are among them.
+pub struct Unplaced<S> {
+    pods: PodReader,
+    sandboxes: SandboxReader,
     /// Whether a pod is this node's.
     serves: S,
     latch: Latch,
@@ -41,13 +40,16 @@ pub(super) struct Unseen<S> {
 #[derive(Debug, Default)]
 struct Since(HashMap<PodUid, Instant>);
 
-// === impl Unseen ===
+// === impl Unplaced ===
 
-impl<S: Fn(&Pod) -> bool> Unseen<S> {
-    pub(super) fn new(
-        knowledge: Knowledge,
+impl<S: Fn(&Pod) -> bool> Unplaced<S> {
+    /// Compares the `pods` that `serves` picks with what is known of their `sandboxes`.
+    pub fn new(
+        pods: PodReader,
+        sandboxes: SandboxReader,
         serves: S,
-        (registry, readiness): (&mut Registry, &Readiness),
+        registry: &mut Registry,
+        readiness: &Readiness,
     ) -> Self {
         let latch = readiness.latch("cgroups and network namespaces of the node's pods");
         latch.set();
@@ -57,11 +59,11 @@ impl<S: Fn(&Pod) -> bool> Unseen<S> {
             "Pods of the node that run and have no cgroup below the kernel programs, or no known network namespace",
             gauge.clone(),
         );
-        Self { knowledge, serves, latch, gauge, since: Since::default(), warned: false }
+        Self { pods, sandboxes, serves, latch, gauge, since: Since::default(), warned: false }
     }
 
-    /// Until the drain begins.
-    pub(super) async fn run(mut self, mut drain: Drain) {
+    /// Runs until the drain begins.
+    pub async fn run(mut self, mut drain: Drain) {
         let mut ticks = interval(PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -73,37 +75,37 @@ impl<S: Fn(&Pod) -> bool> Unseen<S> {
     }
 
     fn compare(&mut self, now: Instant) {
-        let pods = self.knowledge.pods.all();
+        let pods = self.pods.all();
         // Whoever has an address has a sandbox.
         let runs = |pod: &Arc<Pod>| {
             pod.live && !pod.host_network && !pod.addresses.is_empty() && (self.serves)(pod)
         };
         let running: Vec<_> = pods.into_iter().filter(runs).collect();
-        let sandboxes = &self.knowledge.paths.sandboxes;
+        let sandboxes = &self.sandboxes;
         let is_placed = |pod: &Pod| match sandboxes.of(pod) {
             None => false,
             Some(State::Without(reason)) => reason == NoListenerReason::Kernel,
             Some(_) => true,
         };
         let without = running.iter().filter(|pod| !is_placed(pod)).map(|pod| pod.uid.clone());
-        let unseen = self.since.overdue(without, now);
-        self.gauge.set(unseen.len() as u64);
-        let example = running.iter().find(|pod| unseen.contains(&pod.uid));
+        let unplaced = self.since.overdue(without, now);
+        self.gauge.set(unplaced.len() as u64);
+        let example = running.iter().find(|pod| unplaced.contains(&pod.uid));
         if let Some(example) = example.filter(|_| !self.warned) {
             let why = match sandboxes.of(example) {
                 None => "no cgroup below the kernel programs, so that nothing is intercepted: are pods in cgroup v1, or is --cgroup another kubelet's?".to_owned(),
                 Some(state) => format!("denied: {state}"),
             };
             warn!(
-                pods = unseen.len(), of = running.len(),
+                pods = unplaced.len(), of = running.len(),
                 pod.namespace = %example.namespace, pod.name = %example.name, why,
-                "Pods run and can't be placed"
+                "Pods run that the agent can't place"
             );
-        } else if self.warned && unseen.is_empty() {
+        } else if self.warned && unplaced.is_empty() {
             info!("All pods that run are placed");
         }
-        self.warned = !unseen.is_empty();
-        if !unseen.is_empty() && unseen.len() == running.len() {
+        self.warned = !unplaced.is_empty();
+        if !unplaced.is_empty() && unplaced.len() == running.len() {
             self.latch.clear();
         } else {
             self.latch.set();
@@ -114,7 +116,7 @@ impl<S: Fn(&Pod) -> bool> Unseen<S> {
 // === impl Since ===
 
 impl Since {
-    /// Those of `without`, all that have no place now, that have had none for too long.
+    /// Those of `without`, the pods that have no place now, that have had none for too long.
     fn overdue(&mut self, without: impl Iterator<Item = PodUid>, now: Instant) -> HashSet<PodUid> {
         let known = std::mem::take(&mut self.0);
         self.0 = without.map(|uid| (uid.clone(), *known.get(&uid).unwrap_or(&now))).collect();

@@ -1,4 +1,4 @@
-//! What agents leave in the state folder, for `uninstall`.
+//! Removes what agents leave in the state folder.
 
 use std::{
     fs, io,
@@ -11,12 +11,12 @@ use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, 
 use crate::{admin, handover, imds};
 
 /// Removes what dead agents left in `state_dir`: sockets that nobody listens at, links that lead nowhere and, where no
-/// agent runs or starts (`unused`), the key of the session tokens. Then the folder, if it is empty. Says what it removed.
+/// agent runs or starts (`unused`), the key of the session tokens. Then the folder, if it is empty. Returns what it removed.
 ///
 /// # Errors
 ///
 /// The path that can't be read or removed, and the system's answer.
-pub fn remove_state(state_dir: &Path, unused: bool) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
+pub(super) fn remove(state_dir: &Path, unused: bool) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |error| (path, error)
@@ -55,7 +55,7 @@ fn connect(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Whether an agent made it and none uses it.
+/// Whether an agent made the file and none uses it.
 fn is_left(path: &Path, unused: bool) -> bool {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
     if imds::is_key_file(name) {
@@ -68,7 +68,7 @@ fn is_left(path: &Path, unused: bool) -> bool {
         return false;
     }
     match (status.file_type().is_socket(), status.is_symlink()) {
-        // A socket that is full or hangs is somebody's.
+        // A socket with a full queue, or of an agent that hangs, is in use.
         (true, _) => {
             connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
         }
@@ -112,17 +112,17 @@ mod tests {
             fs::write(state.join(file), "").unwrap();
         }
         // An agent hangs.
-        assert_eq!(remove_state(&state, false).unwrap().len(), 6);
+        assert_eq!(remove(&state, false).unwrap().len(), 6);
         let stay = [".token.key.0123", "admin.4567.sock", "admin.txt", "somebody's", "token.key"];
         assert_eq!(names(&state), stay);
         drop(alive);
-        assert_eq!(remove_state(&state, true).unwrap().len(), 3);
+        assert_eq!(remove(&state, true).unwrap().len(), 3);
         assert_eq!(names(&state), ["admin.txt", "somebody's"]);
         for file in names(&state) {
             fs::remove_file(state.join(file)).unwrap();
         }
-        assert_eq!(remove_state(&state, true).unwrap(), std::slice::from_ref(&state));
-        assert!(remove_state(&state, true).unwrap().is_empty(), "nothing is there");
+        assert_eq!(remove(&state, true).unwrap(), std::slice::from_ref(&state));
+        assert!(remove(&state, true).unwrap().is_empty(), "nothing is there");
     }
 
     #[test]
@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
         let (done, left) = mpsc::channel();
         let folder = state.path().to_owned();
-        thread::spawn(move || done.send(remove_state(&folder, false).unwrap()));
+        thread::spawn(move || done.send(remove(&folder, false).unwrap()));
         let removed = left.recv_timeout(Duration::from_secs(20)).expect("it does not wait");
         assert!(removed.is_empty() && path.exists(), "{removed:?}");
     }

@@ -1,11 +1,11 @@
-//! How requests that a pod made are shown to operators.
+//! Shows operators the requests that a pod made.
 
 use serde_json::{Value, json};
 
-use super::explanation::time;
+use super::time;
 use crate::imds::RecordedRequest;
 
-/// Requests that are alike, for `/pods`.
+/// Equal requests, for `/pods`.
 pub(super) fn json(noted: &RecordedRequest) -> Value {
     let mut shown = json!({
         "method": noted.method, "path": noted.path, "userAgent": noted.user_agent,
@@ -17,7 +17,7 @@ pub(super) fn json(noted: &RecordedRequest) -> Value {
     shown
 }
 
-/// The same, for `explain`.
+/// Equal requests, for `explain`.
 pub(super) fn text(noted: &RecordedRequest) -> String {
     let RecordedRequest { method, path, count, .. } = noted;
     let reason = noted.reason.map(|reason| format!(" ({reason:?})")).unwrap_or_default();

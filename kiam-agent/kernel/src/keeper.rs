@@ -1,4 +1,7 @@
-//! What has to be done again and again for the kernel's part.
+//! Keeps the kernel programs attached while the agent lives.
+//!
+//! Every 200 ms the keeper compares the links and pins with those that this agent left, and restores what is missing. It
+//! leaves to another agent what that agent has replaced.
 
 use std::{panic::resume_unwind, sync::Arc, time::Duration};
 
@@ -9,29 +12,28 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-use kiam_core::{
-    blocking::{self, Blocking},
-    lifecycle::{Drain, Latch, Readiness},
-};
-use kiam_kernel::{
+use crate::{
     identity::CgroupPaths,
     intercept::{Drift, Error, Flows, Interception, KernelLog, RestoreOutcome, RestoredMetrics},
     pins::AgentLock,
 };
+use kiam_core::{
+    blocking::{self, Blocking},
+    lifecycle::{Drain, Latch, Readiness},
+};
 
-/// How often it is looked whether the pods' cgroup is the one that the programs are attached to: pods that start
-/// in a new one are not held until that is found out.
-const LOOK: Duration = Duration::from_millis(200);
-/// Passing on what the kernel programs log, in looks.
+/// The time between two scans. Pods that start in a new pods' cgroup are not intercepted until a scan has found it.
+const SCAN: Duration = Duration::from_millis(200);
+/// How often the kernel programs' log is passed on, in scans.
 const LOG: u32 = 5;
-/// Sweeps, in looks.
+/// How often flows are swept, in scans.
 const SWEEP: u32 = 300;
-/// Looks that see another agent's programs, which does not attach any more: when it took over, this one is told that
-/// sooner.
+/// Scans in a row that find another agent's programs, after which that agent did not take over: this agent would have heard
+/// of a takeover sooner.
 const REPLACED: u32 = 5;
 
-/// Keeps the programs attached while the agent lives.
-pub(super) struct Keeper {
+/// The task that keeps the programs attached.
+pub struct Keeper {
     flows: Flows,
     log: Option<KernelLog>,
     /// `None` only while they are worked on.
@@ -41,30 +43,44 @@ pub(super) struct Keeper {
     whole: Latch,
     /// Cleared while there are pods in other cgroups than the programs are attached to.
     only: Latch,
-    elsewhere: Told,
-    /// What kept the programs from the pods' cgroup, or it from being marked, when it was last tried.
-    problem: Told,
-    /// What keeps the programs and pins from being as they were left.
-    amiss: Told,
-    /// What keeps others from seeing that the pins are in use.
-    unseen: Told,
-    /// Looks in a row that saw another agent's programs.
+    elsewhere: Problem,
+    /// Why the programs could not be attached to the pods' cgroup, or the cgroup not be marked.
+    cgroup: Problem,
+    /// Why the programs and pins are not as this agent left them.
+    programs_or_pins: Problem,
+    /// Why others can't see that the pins are in use.
+    unshared: Problem,
+    /// Scans in a row that found another agent's programs.
     replaced: u32,
-    agent_lock: Option<AgentLock>,
+    agent_lock: AgentLock,
     restored: RestoredMetrics,
-    /// Told when the programs may be another agent's that did not come to serve.
+    /// Notified when the programs may be those of another agent that did not come to serve.
     reassert: Arc<Notify>,
 }
 
-/// A problem that is looked at again and again, and told once.
+/// What a keeper looks after.
+pub struct Installation {
+    /// The programs.
+    pub programs: Interception,
+    /// The connections; old entries are swept.
+    pub flows: Flows,
+    /// What the programs log, if they do.
+    pub log: Option<KernelLog>,
+    /// The pods' cgroups, which follow the programs.
+    pub cgroups: CgroupPaths,
+    /// This agent's share of the pins.
+    pub agent_lock: AgentLock,
+}
+
+/// A problem that every scan may find, and that is logged once.
 #[derive(Default)]
-struct Told(String);
+struct Problem(String);
 
-// === impl Told ===
+// === impl Problem ===
 
-impl Told {
-    /// Has `log` tell of it, unless it is the problem that was told last.
-    fn tell(&mut self, problem: impl ToString, log: impl FnOnce(&str)) {
+impl Problem {
+    /// Has `log` report the problem, unless it is the one that was reported last.
+    fn report(&mut self, problem: impl ToString, log: impl FnOnce(&str)) {
         let problem = problem.to_string();
         if self.0 != problem {
             log(&problem);
@@ -80,16 +96,18 @@ impl Told {
 // === impl Keeper ===
 
 impl Keeper {
-    pub(super) fn new(
-        (programs, flows, log): (Interception, Flows, Option<KernelLog>),
-        cgroups: CgroupPaths,
-        agent_lock: Option<AgentLock>,
+    /// Keeps `installation`, and attaches the programs again whenever `reassert` is notified.
+    #[must_use]
+    pub fn new(
+        installation: Installation,
         reassert: Arc<Notify>,
-        (registry, readiness): (&mut Registry, &Readiness),
+        registry: &mut Registry,
+        readiness: &Readiness,
     ) -> Self {
-        let in_place = readiness.latch("programs at the pods' cgroup, which was re-created");
+        let Installation { programs, flows, log, cgroups, agent_lock } = installation;
+        let in_place = readiness.latch("programs at the pods' cgroup, which was recreated");
         in_place.set();
-        let whole = readiness.latch("kernel programs and pins, which somebody took away");
+        let whole = readiness.latch("restoring detached programs or pins");
         whole.set();
         let only = readiness.latch("one pods' cgroup, of several in use");
         only.set();
@@ -101,10 +119,10 @@ impl Keeper {
             in_place,
             whole,
             only,
-            elsewhere: Told::default(),
-            problem: Told::default(),
-            amiss: Told::default(),
-            unseen: Told::default(),
+            elsewhere: Problem::default(),
+            cgroup: Problem::default(),
+            programs_or_pins: Problem::default(),
+            unshared: Problem::default(),
             replaced: 0,
             agent_lock,
             restored: RestoredMetrics::register(registry),
@@ -112,15 +130,15 @@ impl Keeper {
         }
     }
 
-    /// Until the drain begins.
-    pub(super) async fn run(mut self, mut drain: Drain) {
-        let mut looks = interval(LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    /// Runs until the drain begins.
+    pub async fn run(mut self, mut drain: Drain) {
+        let mut scans = interval(SCAN);
+        scans.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut count = 0_u32;
         let reassert = self.reassert.clone();
         loop {
             tokio::select! {
-                _ = looks.tick() => {}
+                _ = scans.tick() => {}
                 () = reassert.notified() => self.reassert().await,
                 () = drain.started() => break,
             }
@@ -130,15 +148,15 @@ impl Keeper {
             if count.is_multiple_of(SWEEP) {
                 self.flows.sweep();
                 self.follow_ancestors().await;
-                self.look_elsewhere().await;
+                self.find_other_cgroups().await;
             }
             count = count.wrapping_add(1);
-            self.look().await;
+            self.scan().await;
         }
     }
 
     /// Follows the pods' cgroup to where it is.
-    async fn look(&mut self) {
+    async fn scan(&mut self) {
         if self
             .work(|_, programs| Ok(programs.is_in_place()))
             .await
@@ -151,19 +169,19 @@ impl Keeper {
         self.in_place.clear();
         match self.work(|token, programs| programs.follow(token)).await {
             Some(Ok(cgroup)) => {
-                warn!(cgroup = %cgroup.path().display(), "The pods' cgroup was re-created; kernel programs attached to it");
+                warn!(cgroup = %cgroup.path().display(), "The pods' cgroup was recreated; kernel programs attached to it");
                 self.cgroups.follow(cgroup);
-                self.problem.clear();
+                self.cgroup.clear();
                 self.in_place.set();
             }
-            Some(Err(failure)) => self.problem.tell(failure, |error| {
+            Some(Err(failure)) => self.cgroup.report(failure, |error| {
                 warn!(%error, "The pods' cgroup is gone; waiting for the next one");
             }),
             None => {}
         }
     }
 
-    /// The kubelet makes the cgroups of QoS classes at its start, which may be after the agent's.
+    /// Marks the cgroups of QoS classes. The kubelet makes them at its start, which may be after the agent's.
     async fn follow_classes(&mut self) {
         let follow = |token: &Blocking, programs: &mut Interception| {
             let follows = !programs.knows_classes(token);
@@ -173,27 +191,27 @@ impl Keeper {
             Some(Ok(false)) => {}
             Some(Ok(true)) => {
                 debug!("Cgroups of QoS classes marked");
-                self.problem.clear();
+                self.cgroup.clear();
             }
-            Some(Err(failure)) => self.problem.tell(failure, |error| {
+            Some(Err(failure)) => self.cgroup.report(failure, |error| {
                 error!(%error, "Cgroups of QoS classes not marked: all pods of one share a quota");
             }),
             None => {}
         }
     }
 
-    /// Attaches and pins again what somebody has detached or unpinned. The agent could end instead and have the next one do
-    /// it; but until that serves, what is detached would let pods through, and nobody would answer them.
+    /// Restores detached programs and removed pins. If the agent ended instead and left that to the next one, pods would
+    /// reach the real IMDS until then, and nobody would answer them.
     async fn restore(&mut self) {
         match self.work(|_, programs| programs.drift()).await {
             None => return,
             Some(Ok(losses)) if losses.is_empty() => {
                 self.whole.set();
-                self.amiss.clear();
+                self.programs_or_pins.clear();
                 self.replaced = 0;
                 return;
             }
-            // An agent that takes over replaces them before it serves: until then this one does.
+            // An agent that takes over replaces the programs before it serves, and this one serves until then.
             Some(Ok(losses)) if !losses.replaced.is_empty() => {}
             _ => self.whole.clear(),
         }
@@ -201,16 +219,16 @@ impl Keeper {
             Some(Ok(RestoreOutcome::Done(losses))) => self.report(&losses),
             Some(Ok(RestoreOutcome::Replaced)) => self.yield_or_reassert().await,
             Some(Ok(RestoreOutcome::Busy)) => {
-                debug!("Another agent attaches its programs; leaving what was taken away to it");
+                debug!("Another agent attaches its programs; leaving the detached ones to it");
             }
-            Some(Ok(RestoreOutcome::Left(losses))) => self.amiss.tell(format!("{losses:?}"), |_| {
+            Some(Ok(RestoreOutcome::Left(losses))) => self.programs_or_pins.report(format!("{losses:?}"), |_| {
                 warn!(
                     detached = ?losses.detached, unpinned = ?losses.unpinned,
-                    "Somebody took kernel programs or pins away while another agent attaches its own; they are put back in two seconds, if it does not come to serve"
+                    "Kernel programs were detached or pins removed while another agent attaches its own; this agent restores them in 2 s if that one does not serve by then"
                 );
             }),
-            Some(Err(failure)) => self.amiss.tell(failure, |error| {
-                error!(%error, "Kernel programs or pins that somebody took away are not back");
+            Some(Err(failure)) => self.programs_or_pins.report(failure, |error| {
+                error!(%error, "Detached kernel programs or removed pins can't be restored");
             }),
             None => {}
         }
@@ -221,43 +239,43 @@ impl Keeper {
         if !losses.is_empty() {
             warn!(
                 detached = ?losses.detached, unpinned = ?losses.unpinned,
-                "Somebody took kernel programs or pins away; they are back"
+                "Restored detached kernel programs or removed pins"
             );
         }
     }
 
-    /// The folder of the pins may be another one, and a share may get lost.
+    /// Shares the folder of the pins that is there now: it may have been replaced, and a share may be lost.
     fn stay_in_use(&mut self) {
-        match self.agent_lock.as_mut().map(AgentLock::follow) {
-            Some(Err(failure)) => self.unseen.tell(failure, |error| {
+        match self.agent_lock.follow() {
+            Err(failure) => self.unshared.report(failure, |error| {
                 warn!(%error, "Others can't see that an agent uses the pins");
             }),
-            _ => self.unseen.clear(),
+            Ok(()) => self.unshared.clear(),
         }
     }
 
-    /// Another agent's programs work, and it did not take over from this one: they are left to it as long as there is
-    /// another agent. When none is, it died before it served.
+    /// Leaves the programs to another agent that has attached its own and not taken over, for as long as that agent lives.
+    /// Without another agent, the one that attached them died before it served.
     async fn yield_or_reassert(&mut self) {
         self.replaced = self.replaced.saturating_add(1);
         if self.replaced < REPLACED {
             return;
         }
         self.whole.clear();
-        if self.agent_lock.as_mut().is_some_and(|agent_lock| agent_lock.is_alone().unwrap_or(false))
-        {
+        if self.agent_lock.is_alone().unwrap_or(false) {
             return self.reassert().await;
         }
-        let problem = "another agent has attached its kernel programs and did not take over from this one: one with another --state-dir?";
-        self.amiss.tell(problem, |error| error!(%error, "Pods don't come to this agent"));
+        let problem = "another agent has attached its kernel programs and did not take over from this one: does it use another --state-dir?";
+        self.programs_or_pins
+            .report(problem, |error| error!(%error, "Pods don't come to this agent"));
     }
 
-    /// A kubelet that was given another cgroup driver puts pods where no programs are.
-    async fn look_elsewhere(&mut self) {
+    /// Finds pods below other cgroups: a kubelet that was given another cgroup driver puts them where no programs are.
+    async fn find_other_cgroups(&mut self) {
         match self.work(|token, programs| Ok(programs.other_roots(token))).await {
             Some(Ok(others)) if !others.is_empty() => {
                 self.only.clear();
-                self.elsewhere.tell(format!("{others:?}"), |cgroups| {
+                self.elsewhere.report(format!("{others:?}"), |cgroups| {
                     error!(cgroups, "Pods in these cgroups are not intercepted: the kubelet's cgroup driver may be another one now; drain the node and restart the agent, or name the pods' cgroup with --cgroup");
                 });
             }
@@ -269,11 +287,12 @@ impl Keeper {
         }
     }
 
-    /// A socket load balancer may come after the agent, and runs after its programs.
+    /// Guards packets once another program is attached above the pods' cgroup: a socket load balancer may be installed after
+    /// the agent, and its programs run after the agent's.
     async fn follow_ancestors(&mut self) {
         match self.work(|_, programs| programs.follow_ancestors()).await {
             Some(Ok(true)) => {
-                warn!("Programs above the pods' cgroup: packets are guarded too from now on");
+                warn!("Found programs above the pods' cgroup: guarding packets from now on");
             }
             Some(Err(failure)) => {
                 error!(error = %failure, "Programs above the pods' cgroup may get past the hooks");
@@ -282,13 +301,14 @@ impl Keeper {
         }
     }
 
-    /// Where that fails, it is tried again once it was seen as often that they are replaced.
+    /// Attaches this agent's programs again. After a failure, the next attempt follows when as many scans have found other
+    /// programs.
     async fn reassert(&mut self) {
         self.replaced = 0;
         match self.work(|token, programs| programs.reassert(token)).await {
             Some(Ok(())) => info!("Kernel programs are in place"),
-            Some(Err(failure)) => self.amiss.tell(failure, |error| {
-                error!(%error, "Kernel programs not put back");
+            Some(Err(failure)) => self.programs_or_pins.report(failure, |error| {
+                error!(%error, "Kernel programs can't be attached again");
             }),
             None => {}
         }
@@ -304,8 +324,8 @@ impl Keeper {
     }
 }
 
-/// Attaching blocks. Whoever panics in it leaves `programs` in no known state: the panic goes on here and ends the agent,
-/// and the next one begins with what is attached. `None` when the runtime ends.
+/// Does `work`, which blocks, on another thread. A panic in it leaves `programs` in an unknown state, so it is resumed here and
+/// ends the agent; the next agent begins with what is attached. `None` when the runtime ends.
 async fn with<P: Send + 'static, T: Send + 'static>(
     mut programs: P,
     work: impl FnOnce(&Blocking, &mut P) -> T + Send + 'static,

@@ -1,4 +1,6 @@
-//! Why a pod gets what it gets: one account, for `/pods` and for `kiam-agent explain`. No secrets.
+//! Explains what a pod gets and why: one account, for `/pods` and for `kiam-agent explain`. It has no secrets.
+
+mod requests;
 
 use std::{
     cmp::Reverse,
@@ -10,56 +12,76 @@ use std::{
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{knowledge::Knowledge, noted, older::Entitled};
 use crate::{
-    config::Config,
-    imds::{self, Imdsv2, NodeRole, PathKind, RecordedRequest},
+    imds::{self, Imdsv2, PathKind, RecordedRequest},
+    observe::Sightings,
+    older_pods::{Entitlement, Exposure, Grounds},
+    pod_listeners::Paths,
 };
 use kiam_core::{
     clock::Clock,
-    credentials::State,
-    pods::{Annotation, Namespace, Pod},
-    policy::{Decision, Refusal, Ruling, Rulings},
+    credentials::{CredentialReader, State},
+    pods::{Annotation, Namespace, Pod, PodReader},
+    policy::{Decision, Refusal, RolePolicy, Ruling, Rulings},
     role::RoleArn,
 };
-use kiam_kernel::intercept::HostNetworkPods;
 
-/// How many pods are shown instead of one that is not known.
+/// How many pods are suggested instead of one that is not known.
 const ALIKE: usize = 5;
-/// In how many characters names must begin alike.
+/// How many characters a suggested name has in common with the name that was asked for.
 const BEGINNING: usize = 3;
 
-/// What accounts are made of. Cheap to clone.
+/// The account of each pod. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Explainer {
-    knowledge: Knowledge,
+pub struct Explainer {
+    sources: Sources,
     clock: Clock,
     settings: Arc<Settings>,
 }
 
-/// What the flags say about all pods.
-struct Settings {
-    /// The only node whose pods are watched.
-    node: Option<String>,
-    tokens: Imdsv2,
-    node_roles: Vec<NodeRole>,
-    passes_host_network: bool,
-    entitled: Entitled,
-    observes: bool,
+/// The readers that an account is made from.
+#[derive(Clone)]
+pub struct Sources {
+    /// Pods and namespaces.
+    pub pods: PodReader,
+    /// Who may have which role.
+    pub policy: RolePolicy,
+    /// Cached credentials.
+    pub credentials: CredentialReader,
+    /// Which listener pods connect to.
+    pub paths: Paths,
+    /// Pods that may hold the node's credentials.
+    pub exposure: Exposure,
+    /// Requests that pods made.
+    pub journal: imds::Journal,
+    /// Connects that were observed, with `--mode=observe`.
+    pub sightings: Sightings,
 }
 
-/// All that is known of one pod, at one moment.
-pub(super) struct Account<'a> {
+/// The flags that decide about all pods.
+pub struct Settings {
+    /// `--node-name`: the only node whose pods are watched.
+    pub node: Option<String>,
+    /// `--imdsv2`.
+    pub imdsv2: Imdsv2,
+    /// Which pods get the node's credentials.
+    pub entitlement: Entitlement,
+    /// `--mode=observe`.
+    pub observes: bool,
+}
+
+/// Everything that is known of one pod, at one moment.
+struct Account<'a> {
     pod: Arc<Pod>,
     namespace: Option<Arc<Namespace>>,
     role: Option<Result<RoleArn, Refusal>>,
     rulings: Option<Rulings>,
     decision: Decision,
     credentials: Option<State>,
-    /// How its connections reach the agent, or why they don't.
+    /// How the pod's connections reach the agent, or why they don't.
     path: Result<String, String>,
     journal: imds::Page,
-    /// Until when it may hold the node's credentials.
+    /// Until when the pod may hold the node's credentials.
     exposed: Option<SystemTime>,
     now: SystemTime,
     settings: &'a Settings,
@@ -68,31 +90,27 @@ pub(super) struct Account<'a> {
 // === impl Explainer ===
 
 impl Explainer {
-    /// Explains from `knowledge`, as it is whenever it is asked.
-    pub(super) fn new(config: &Config, knowledge: &Knowledge, clock: &Clock) -> Self {
-        let passes = |it: &kiam_kernel::intercept::Config| it.host_network == HostNetworkPods::Pass;
-        let settings = Settings {
-            node: config.cluster.node_name.clone(),
-            tokens: config.imds.imdsv2,
-            node_roles: config.imds.node_roles.clone(),
-            passes_host_network: config.intercept.as_ref().is_some_and(passes),
-            entitled: Entitled::new(config),
-            observes: config.observes(),
-        };
-        let (knowledge, clock) = (knowledge.clone(), clock.clone());
-        Self { knowledge, clock, settings: Arc::new(settings) }
+    /// Explains from what `sources` have at the time of each question.
+    #[must_use]
+    pub fn new(settings: Settings, sources: Sources, clock: Clock) -> Self {
+        Self { sources, clock, settings: Arc::new(settings) }
     }
 
-    /// Every pod that is known, by namespace and name.
-    pub(super) fn all(&self) -> Value {
-        let mut all = self.knowledge.pods.all();
+    /// Every known pod, by namespace and name.
+    #[must_use]
+    pub fn all(&self) -> Value {
+        let mut all = self.sources.pods.all();
         all.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         all.iter().map(|pod| self.shown(pod)).collect()
     }
 
-    /// What is known of the pod of this name: `Ok` if it would get credentials, `Err` if not.
-    pub(super) fn explain(&self, namespace: &str, name: &str) -> Result<String, String> {
-        let all = self.knowledge.pods.all();
+    /// What is known of the pod of this name.
+    ///
+    /// # Errors
+    ///
+    /// The same, of a pod that would get no credentials.
+    pub fn explain(&self, namespace: &str, name: &str) -> Result<String, String> {
+        let all = self.sources.pods.all();
         let mut asked: Vec<_> =
             all.iter().filter(|pod| pod.namespace == namespace && pod.name == name).collect();
         // One that has ended may have left its name to another.
@@ -109,7 +127,7 @@ impl Explainer {
     }
 
     fn account(&self, pod: &Arc<Pod>) -> Account<'_> {
-        let Knowledge { pods, policy, credentials, paths, .. } = &self.knowledge;
+        let Sources { pods, policy, credentials, paths, exposure, journal, .. } = &self.sources;
         let namespace = pods.namespace(&pod.namespace);
         let role = policy.role(pod);
         let rulings = match (&namespace, &role) {
@@ -122,10 +140,9 @@ impl Explainer {
             Decision::Refuse(_) => None,
         };
         let (path, now) = (paths.of(pod), self.clock.now());
-        let journal = self.knowledge.journal.of(&pod.uid);
+        let journal = journal.of(&pod.uid);
         let (pod, settings) = (pod.clone(), &*self.settings);
-        let exposed =
-            self.knowledge.older.until(&pod).filter(|_| !settings.entitled.includes(&pod));
+        let exposed = exposure.until(&pod).filter(|_| settings.entitlement.of(&pod).is_none());
         Account {
             pod,
             namespace,
@@ -143,14 +160,14 @@ impl Explainer {
 
     fn shown(&self, pod: &Arc<Pod>) -> Value {
         let mut shown = self.account(pod).json();
-        let observed = self.knowledge.sightings.of(&pod.uid);
+        let observed = self.sources.sightings.of(&pod.uid);
         if !observed.is_empty() {
             shown["observed"] = json!(observed);
         }
         shown
     }
 
-    /// What there is instead of a pod that is not known.
+    /// Suggestions for the name of a pod that is not known.
     fn unknown(&self, all: &[Arc<Pod>], namespace: &str, name: &str) -> String {
         let watched = match &self.settings.node {
             Some(node) => format!(" on node {node}, whose pods alone this agent watches"),
@@ -185,9 +202,9 @@ impl Account<'_> {
             "addresses": pod.addresses, "hostNetwork": pod.host_network, "live": pod.live,
             "annotation": shown_annotation(pod.role.as_ref()), "path": path(&self.path),
         });
-        for (list, requests) in self.noted() {
-            if !requests.is_empty() {
-                shown[list] = requests.iter().map(noted::json).collect();
+        for (list, noted) in self.requests() {
+            if !noted.is_empty() {
+                shown[list] = noted.iter().map(requests::json).collect();
             }
         }
         if let Some(until) = self.exposed {
@@ -240,7 +257,7 @@ impl Account<'_> {
         lines.push(("tokens", self.tokens().to_owned()));
         lines.push(("path", path(&self.path).to_owned()));
         if let Decision::Allow(_) = &self.decision {
-            lines.push(("credentials", self.held()));
+            lines.push(("credentials", self.cached_credentials()));
         }
         if let Some(until) = self.exposed {
             let says = format!(
@@ -255,8 +272,8 @@ impl Account<'_> {
         }
         let (Ok(answer) | Err(answer)) = self.answer();
         lines.push(("answer", answer));
-        for (list, requests) in self.noted() {
-            lines.extend(requests.iter().map(|noted| (list, noted::text(noted))));
+        for (list, noted) in self.requests() {
+            lines.extend(noted.iter().map(|noted| (list, requests::text(noted))));
         }
         lines.iter().fold(String::new(), |mut text, (what, says)| {
             // AWS's words may have any form; nothing fails when it is written to memory.
@@ -265,8 +282,8 @@ impl Account<'_> {
         })
     }
 
-    /// What the pod asked, by what became of it.
-    fn noted(&self) -> [(&'static str, &[RecordedRequest]); 2] {
+    /// The requests that the pod made, by outcome.
+    fn requests(&self) -> [(&'static str, &[RecordedRequest]); 2] {
         [("rejected", &self.journal.refused), ("imdsv1", &self.journal.imdsv1)]
     }
 
@@ -307,7 +324,7 @@ impl Account<'_> {
     }
 
     fn tokens(&self) -> &'static str {
-        match (&self.namespace, self.settings.tokens) {
+        match (&self.namespace, self.settings.imdsv2) {
             (_, Imdsv2::Required) => "required, by --imdsv2",
             (Some(namespace), _) if namespace.requires_imdsv2() => "required, by the namespace",
             (Some(_), _) => "optional",
@@ -315,7 +332,7 @@ impl Account<'_> {
         }
     }
 
-    fn held(&self) -> String {
+    fn cached_credentials(&self) -> String {
         let whole =
             |left: Duration| humantime::format_duration(Duration::from_secs(left.as_secs()));
         match &self.credentials {
@@ -335,17 +352,20 @@ impl Account<'_> {
         }
     }
 
-    /// What the pod is answered, if it asks now; `Ok` if that is credentials.
+    /// What the pod would be answered now; `Ok` if that is credentials.
     fn answer(&self) -> Result<String, String> {
         let (pod, settings) = (&self.pod, self.settings);
         if !pod.live {
             return Err("none: the pod has ended".to_owned());
         }
-        if settings.node_roles.iter().any(|role| role.names(pod)) {
-            return Err("the real metadata service's: --node-role names the pod".to_owned());
-        }
-        if pod.host_network && settings.passes_host_network {
-            return Err("the real metadata service's, by --host-network-pods=pass".to_owned());
+        match settings.entitlement.of(pod) {
+            Some(Grounds::NodeRole) => {
+                return Err("the real metadata service's: --node-role names the pod".to_owned());
+            }
+            Some(Grounds::HostNetwork) => {
+                return Err("the real metadata service's, by --host-network-pods=pass".to_owned());
+            }
+            None => {}
         }
         if let Err(path) = &self.path {
             return Err(format!("none, it can't connect: {path}"));
@@ -390,7 +410,7 @@ fn ruling<E: std::fmt::Display>(ruling: Option<&Ruling<E>>) -> String {
     }
 }
 
-pub(super) fn time(time: SystemTime) -> String {
+fn time(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
 }
 
@@ -399,16 +419,12 @@ mod tests {
     use tokio::sync::watch;
 
     use super::*;
-    use crate::{
-        app::{inside::Paths, observe::Sightings, older::Older},
-        config::{Task, Vars, parse},
-    };
     use kiam_core::{
         credentials::{self, CredentialSource, Credentials, Prefetcher, SourceError},
         lifecycle::Readiness,
         pods::{PodIndex, fixtures},
-        policy::{self, RolePolicy},
-        role::{Claimant, RoleIdentity, RoleResolver, WantedRoles},
+        policy,
+        role::{Claimant, RoleIdentity, RoleResolver, Source, WantedRoles},
         telemetry::Statsd,
     };
 
@@ -424,32 +440,26 @@ mod tests {
         }
     }
 
-    struct Unset;
+    /// The flags of one case.
+    struct Flags {
+        imdsv2: Imdsv2,
+        entitlement: Entitlement,
+        observes: bool,
+        source: Source,
+    }
 
-    impl Vars for Unset {
-        fn get(&self, _name: &str) -> Option<String> {
-            None
-        }
-
-        fn names(&self) -> Vec<String> {
-            Vec::new()
+    impl Default for Flags {
+        fn default() -> Self {
+            let entitlement = Entitlement { passes_host_network: true, node_roles: Vec::new() };
+            let (imdsv2, source) = (Imdsv2::Optional, Source::Node);
+            Self { imdsv2, entitlement, observes: false, source }
         }
     }
 
-    fn config(flags: &str) -> Config {
-        let line = format!(
-            "--host=192.0.2.1 --role-base-arn=arn:aws:iam::123456789012:role/ --node-name=node-1 {flags}"
-        );
-        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-        let Ok(Task::Run(config)) = parse(&words, &Unset) else { panic!("{flags}") };
-        *config
-    }
-
-    fn explainer(flags: &str) -> (PodIndex, Explainer) {
-        let config = config(flags);
+    fn explainer(flags: Flags) -> (PodIndex, Explainer) {
         let (index, pods) = PodIndex::new();
         let resolver = RoleResolver::new(Some("arn:aws:iam::123456789012:role/".parse().unwrap()));
-        let source = config.sts.source;
+        let Flags { imdsv2, entitlement, observes, source } = flags;
         let policy = policy::Config { source, ..policy::Config::new(resolver) };
         let clock = Clock::system();
         let parts = credentials::PrefetcherParts {
@@ -465,20 +475,19 @@ mod tests {
             ),
             first_pass: Readiness::default().latch("first credentials"),
         };
-        let (prefetcher, credentials) = Prefetcher::new(credentials::Config::default(), parts);
-        let knowledge = Knowledge {
+        let (_, credentials) = Prefetcher::new(credentials::Config::default(), parts);
+        let sources = Sources {
             policy: RolePolicy::new(policy, pods.clone()),
             pods,
             credentials,
-            refresher: prefetcher.refresher(),
-            sightings: Sightings::default(),
             paths: Paths::default(),
-            older: Older::default(),
-            node: Arc::default(),
+            exposure: Exposure::default(),
             journal: imds::Journal::default(),
+            sightings: Sightings::default(),
         };
-        let explainer = Explainer::new(&config, &knowledge, &clock);
-        (index, explainer)
+        let node = Some("node-1".to_owned());
+        let settings = Settings { node, imdsv2, entitlement, observes };
+        (index, Explainer::new(settings, sources, clock))
     }
 
     fn pod(n: u32) -> Pod {
@@ -487,36 +496,43 @@ mod tests {
 
     #[test]
     fn the_answer_is_what_the_pod_would_see() {
+        let default = Flags::default;
+        let entitled = |passes_host_network, role: Option<&str>| {
+            let node_roles = role.into_iter().map(|role| role.parse().unwrap()).collect();
+            Flags { entitlement: Entitlement { passes_host_network, node_roles }, ..default() }
+        };
+        let web_identity = || Flags { source: Source::WebIdentity, ..default() };
+        let host_network = || Pod { host_network: true, ..pod(1) };
         let cases = [
             (
-                "",
+                default(),
                 Pod::test(1),
                 "answer          404 for its role, 403 for credentials: the pod has no",
             ),
             (
-                "",
+                default(),
                 pod(1),
                 "answer          503: no credentials yet: the agent does not know yet which roles",
             ),
-            ("", pod(1), "credentials     none: this agent does not want them (yet)"),
-            ("", pod(1), "tokens          optional"),
-            ("--imdsv2=required", pod(1), "tokens          required, by --imdsv2"),
-            ("", Pod { live: false, ..pod(1) }, "answer          none: the pod has ended"),
-            ("", Pod { host_network: true, ..pod(1) }, "by --host-network-pods=pass"),
-            ("--host-network-pods=intercept", Pod { host_network: true, ..pod(1) }, "503: "),
-            ("--node-role=default/default", pod(1), "real metadata service's: --node-role"),
-            ("--mode=observe", pod(1), "mode            observe: "),
+            (default(), pod(1), "credentials     none: this agent does not want them (yet)"),
+            (default(), pod(1), "tokens          optional"),
             (
-                "--credential-source=web-identity",
+                Flags { imdsv2: Imdsv2::Required, ..default() },
                 pod(1),
-                "vouched for     by default/default's token",
+                "tokens          required, by --imdsv2",
             ),
+            (default(), Pod { live: false, ..pod(1) }, "answer          none: the pod has ended"),
+            (default(), host_network(), "by --host-network-pods=pass"),
+            (entitled(false, None), host_network(), "503: "),
             (
-                "--credential-source=web-identity",
-                Pod::test(1),
-                "ServiceAccount default/default is not",
+                entitled(true, Some("default/default")),
+                pod(1),
+                "real metadata service's: --node-role",
             ),
-            ("", Pod { namespace: "lost".to_owned(), ..pod(1) }, "lost is not known yet"),
+            (Flags { observes: true, ..default() }, pod(1), "mode            observe: "),
+            (web_identity(), pod(1), "vouched for     by default/default's token"),
+            (web_identity(), Pod::test(1), "ServiceAccount default/default is not"),
+            (default(), Pod { namespace: "lost".to_owned(), ..pod(1) }, "lost is not known yet"),
         ];
         for (flags, pod, expected) in cases {
             let (index, explainer) = explainer(flags);
@@ -524,13 +540,13 @@ mod tests {
             let namespace = pod.namespace.clone();
             index.apply(pod);
             let text = explainer.explain(&namespace, "pod-1").unwrap_err();
-            assert!(text.contains(expected), "{flags} {expected}:\n{text}");
+            assert!(text.contains(expected), "{expected}:\n{text}");
         }
     }
 
     #[test]
     fn what_the_pod_was_refused_is_shown_with_who_asked() {
-        let (index, explainer) = explainer("");
+        let (index, explainer) = explainer(Flags::default());
         index.apply(fixtures::namespace("default", 1));
         index.apply(pod(1));
         index.apply(pod(2));
@@ -539,7 +555,7 @@ mod tests {
             request.body(()).unwrap().into_parts().0
         };
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600);
-        let journal = &explainer.knowledge.journal;
+        let journal = &explainer.sources.journal;
         for _ in 0..3 {
             let head = head("/latest/user-data", "a\t\"b");
             journal.refused(&fixtures::uid(1), &head, imds::ErrorKind::Path, at);
@@ -567,7 +583,7 @@ mod tests {
 
     #[test]
     fn a_pod_that_ended_does_not_hide_the_one_that_has_its_name_now() {
-        let (index, explainer) = explainer("");
+        let (index, explainer) = explainer(Flags::default());
         index.apply(fixtures::namespace("default", 1));
         index.apply(Pod { live: false, ..pod(1) });
         index.apply(Pod { name: "pod-1".to_owned(), ..pod(2) });

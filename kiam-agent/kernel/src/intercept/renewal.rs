@@ -1,11 +1,12 @@
-//! The lease in the kernel, renewed on a thread of its own.
+//! Renews the lease, on a thread of its own.
 //!
-//! It says that the process lives, and pods are denied without it. So its renewal waits for nothing that pods load: not for
-//! the runtime that answers them, and by [`realtime`] priority not for the processor time that the agent's cgroup has. It
-//! does wait for the runtime's heartbeat, which is late by seconds under the worst load: a runtime that is deadlocked must
-//! not keep pods waiting for answers for ever.
+//! The lease says that the process lives, and pods are denied without it. So its renewal waits for nothing that pods load: not
+//! for the runtime that answers them, and by [`realtime`] priority not for the processor time that the agent's cgroup has.
+//! The thread stops renewing when the runtime's heartbeat has stopped for long, which under the worst load is late by
+//! seconds: a runtime that is deadlocked must not keep pods waiting for answers for ever.
 
 use std::{
+    io,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -18,33 +19,29 @@ use std::{
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use tokio::{
     sync::oneshot,
-    task::JoinSet,
     time::{Instant, MissedTickBehavior, interval},
 };
 use tracing::{error, info, warn};
 
-use super::Error;
+use super::{Error, Lease};
+use crate::realtime;
 use kiam_core::lifecycle::{Drain, Latch};
-use kiam_kernel::{
-    intercept::{self, Lease},
-    realtime,
-};
 
-/// How often the runtime shows that it runs tasks.
+/// The time between two heartbeats of the runtime.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// How long the runtime may have shown nothing. Load delays it by less, and a deadlock does not end.
+/// How long the runtime may have had no heartbeat. Load delays it by less, and a deadlock does not end.
 const HUNG: Duration = Duration::from_secs(30);
 
-/// What the thread does, again and again.
-pub(super) trait Renew: Send + 'static {
-    fn renew(&mut self) -> Result<(), intercept::Error>;
-    fn end(&mut self) -> Result<(), intercept::Error>;
+/// A lease that the thread renews; tests have another one.
+trait Renew: Send + 'static {
+    fn renew(&mut self) -> Result<(), Error>;
+    fn end(&mut self) -> Result<(), Error>;
 }
 
-/// The lease is to be ended. That its sender is gone means that it is left to run out, or to another agent.
+/// The order to end the lease. Without it, when its sender is gone, the lease is left to run out or to another agent.
 struct End;
 
-/// When the runtime was last seen to run.
+/// When the runtime was last heard from.
 #[derive(Debug)]
 struct Heartbeat {
     began: Instant,
@@ -55,12 +52,12 @@ struct Heartbeat {
 #[derive(Debug, thiserror::Error)]
 enum Trouble {
     #[error(transparent)]
-    Kernel(#[from] intercept::Error),
+    Kernel(#[from] Error),
     #[error("the agent's runtime has run no task for {} s", .0.as_secs())]
     Hung(Duration),
 }
 
-/// What the thread has.
+/// What the thread works with.
 struct Renewal<L> {
     lease: L,
     heartbeat: Arc<Heartbeat>,
@@ -71,14 +68,27 @@ struct Renewal<L> {
     renewed: Option<bool>,
 }
 
-/// Renews `lease` from now on, and has `attached` say whether that succeeds. When the drain begins the lease ends, unless
-/// another agent goes on with it.
-pub(super) fn start(
-    lease: impl Renew,
+/// Renews `lease` from now on, as long as what is returned is polled; `attached` is set while that succeeds. When the drain
+/// begins the lease ends, unless another agent goes on with it.
+///
+/// # Errors
+///
+/// The system gives no thread.
+pub fn keep_renewed(
+    lease: Lease,
     attached: Latch,
     registry: &mut Registry,
-    (drain, tasks): (Drain, &mut JoinSet<()>),
-) -> Result<(), Error> {
+    drain: Drain,
+) -> io::Result<impl Future<Output = ()> + use<>> {
+    start(lease, attached, registry, drain)
+}
+
+fn start<L: Renew>(
+    lease: L,
+    attached: Latch,
+    registry: &mut Registry,
+    drain: Drain,
+) -> io::Result<impl Future<Output = ()> + use<L>> {
     let missed = Counter::default();
     registry.register(
         "kiam_lease_missed",
@@ -94,18 +104,17 @@ pub(super) fn start(
         missed,
         renewed: None,
     };
-    tasks.spawn(renewal.spawn(drain).map_err(Error::Thread)?);
-    Ok(())
+    renewal.spawn(drain)
 }
 
 // === impl Lease ===
 
 impl Renew for Lease {
-    fn renew(&mut self) -> Result<(), intercept::Error> {
+    fn renew(&mut self) -> Result<(), Error> {
         Self::renew(self)
     }
 
-    fn end(&mut self) -> Result<(), intercept::Error> {
+    fn end(&mut self) -> Result<(), Error> {
         Self::end(self)
     }
 }
@@ -131,8 +140,8 @@ impl Heartbeat {
 // === impl Renewal ===
 
 impl<L: Renew> Renewal<L> {
-    /// Starts the thread. What is returned shows it that the runtime runs, and ends with it.
-    fn spawn(self, mut drain: Drain) -> std::io::Result<impl Future<Output = ()> + use<L>> {
+    /// Starts the thread. The future that is returned is the runtime's heartbeat, and ends with the thread.
+    fn spawn(self, mut drain: Drain) -> io::Result<impl Future<Output = ()> + use<L>> {
         let heartbeat = self.heartbeat.clone();
         let (end, ends) = mpsc::channel();
         let (running, mut ended) = oneshot::channel::<()>();
@@ -150,7 +159,7 @@ impl<L: Renew> Renewal<L> {
                 tokio::select! {
                     _ = beats.tick() => heartbeat.beat(),
                     () = drain.started() => break,
-                    // It panicked, which was logged. This part of the agent ends, and so does the agent.
+                    // The thread panicked, which was logged. This part of the agent ends, and so does the agent.
                     _ = &mut ended => return,
                 }
             }
@@ -174,11 +183,11 @@ impl<L: Renew> Renewal<L> {
         }
         self.attached.clear();
         if let Err(failure) = self.lease.end() {
-            error!(error = %failure, "Lease not ended; it runs out by itself");
+            error!(error = %failure, "Lease not ended; it expires within 10 s");
         }
     }
 
-    /// Locks and logs only where something has changed: who holds such a lock may be waiting for the processor.
+    /// Locks and logs only when something has changed: whoever holds such a lock may be waiting for the processor.
     fn renew(&mut self) {
         let silence = self.heartbeat.silence();
         let renewed = match silence > self.hung {

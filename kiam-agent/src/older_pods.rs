@@ -1,7 +1,7 @@
-//! Pods that ran before the kernel programs were attached, and so may hold the node's credentials.
+//! Finds pods that ran before the kernel programs were attached, and so may hold the node's credentials.
 //!
 //! After a boot, a first roll-out or an uninstall, pods reach the real metadata service until the agent attaches its
-//! programs, and SDKs keep what they got there until it expires.
+//! programs, and SDKs cache the credentials that they got there until those expire.
 
 use std::{
     collections::HashSet,
@@ -16,20 +16,19 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{explanation::time, knowledge::Knowledge};
-use crate::{config::Config, imds::NodeRole};
+use crate::imds::NodeRole;
 use kiam_core::{
     blocking::{self, Blocking},
     clock::Clock,
     lifecycle::Drain,
-    pods::{Pod, PodUid},
+    pods::{Pod, PodReader, PodUid},
 };
 use kiam_kernel::{
-    intercept::{self, HostNetworkPods, older_pods, since_boot},
+    intercept::{self, older_pods, since_boot},
     sys::Cgroup,
 };
 
-/// How often it is looked whether there is something to search for, and which of the pods that were found are left.
+/// The time between two checks of whether a search is due, and of which pods that were found are left.
 const PERIOD: Duration = Duration::from_secs(5);
 /// For how long an instance's credentials are valid at most. AWS documents no number: IMDS hands them out with up to 6 h 36 min
 /// left, renews them well before that, and a role's maximum session duration does not apply to them.
@@ -37,75 +36,92 @@ const LIFETIME: Duration = Duration::from_secs(7 * 3600);
 /// The end is rounded up to whole minutes, so that every agent that computes it says the same.
 const MINUTE: u64 = 60;
 
-/// Which pods those are, as far as they have been found. Cheap to clone.
+/// The pods that may hold the node's credentials, as far as they have been found. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Older(Arc<Mutex<Found>>);
+pub struct Exposure(Arc<Mutex<Pods>>);
 
 #[derive(Debug, Default)]
-struct Found {
-    pods: HashSet<PodUid>,
+struct Pods {
+    uids: HashSet<PodUid>,
     /// When the last of their credentials have expired.
     until: Option<SystemTime>,
 }
 
-/// Pods that may have the node's credentials anyhow.
-#[derive(Clone, Debug)]
-pub(super) struct Entitled {
-    host_network: bool,
-    node_roles: Vec<NodeRole>,
+/// The pods that get the node's credentials by the flags.
+#[derive(Clone, Debug, Default)]
+pub struct Entitlement {
+    /// `--host-network-pods=pass`.
+    pub passes_host_network: bool,
+    /// `--node-role`.
+    pub node_roles: Vec<NodeRole>,
 }
 
-/// Finds them.
-pub(super) struct Search<S> {
-    pub(super) knowledge: Knowledge,
+/// Why a pod gets the node's credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grounds {
+    /// `--node-role` names it.
+    NodeRole,
+    /// It is on the node's network, and `--host-network-pods=pass`.
+    HostNetwork,
+}
+
+/// The task that finds those pods.
+pub struct Search<S> {
+    /// The pods that are known.
+    pub pods: PodReader,
+    /// Where those that are found are recorded.
+    pub exposure: Exposure,
     /// Whether a pod is this node's.
-    pub(super) serves: S,
-    pub(super) clock: Clock,
-    pub(super) config: intercept::Config,
+    pub serves: S,
+    /// Which of them are not reported.
+    pub entitlement: Entitlement,
+    /// The time until which they are exposed.
+    pub clock: Clock,
+    /// Where the pods' cgroup and the pins are.
+    pub config: intercept::Config,
     /// Since when pods are intercepted.
-    pub(super) attached: watch::Receiver<Option<Duration>>,
-    pub(super) gauge: Gauge<u64, AtomicU64>,
+    pub attached: watch::Receiver<Option<Duration>>,
+    /// How many there are.
+    pub gauge: Gauge<u64, AtomicU64>,
 }
 
-// === impl Older ===
+// === impl Exposure ===
 
-impl Older {
+impl Exposure {
     /// Until when the pod may hold the node's credentials; `None` for pods that can't.
-    pub(super) fn until(&self, pod: &Pod) -> Option<SystemTime> {
-        let found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_found = |uid: &PodUid| found.pods.contains(uid);
+    #[must_use]
+    pub fn until(&self, pod: &Pod) -> Option<SystemTime> {
+        let pods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_found = |uid: &PodUid| pods.uids.contains(uid);
         // A static pod's cgroup is named by its hash.
         let is_older = is_found(pod.config_hash.as_ref().unwrap_or(&pod.uid));
-        found.until.filter(|_| pod.live && is_older)
+        pods.until.filter(|_| pod.live && is_older)
     }
 
-    fn set(&self, pods: HashSet<PodUid>, until: Option<SystemTime>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Found { pods, until };
+    fn set(&self, uids: HashSet<PodUid>, until: Option<SystemTime>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Pods { uids, until };
     }
 
     fn is_empty(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pods.is_empty()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).uids.is_empty()
     }
 }
 
-// === impl Entitled ===
+// === impl Entitlement ===
 
-impl Entitled {
-    pub(super) fn new(config: &Config) -> Self {
-        let passes = |it: &intercept::Config| it.host_network == HostNetworkPods::Pass;
-        let host_network = config.intercept.as_ref().is_some_and(passes);
-        Self { host_network, node_roles: config.imds.node_roles.clone() }
-    }
-
-    /// Whether `pod` gets the node's credentials whenever it asks.
-    pub(super) fn includes(&self, pod: &Pod) -> bool {
-        (self.host_network && pod.host_network)
-            || self.node_roles.iter().any(|role| role.names(pod))
+impl Entitlement {
+    /// Why `pod` gets the node's credentials whenever it asks; `None` if it does not.
+    #[must_use]
+    pub fn of(&self, pod: &Pod) -> Option<Grounds> {
+        if self.node_roles.iter().any(|role| role.names(pod)) {
+            return Some(Grounds::NodeRole);
+        }
+        (self.passes_host_network && pod.host_network).then_some(Grounds::HostNetwork)
     }
 }
 
-/// The metric of how many there are.
-pub(super) fn gauge(registry: &mut Registry) -> Gauge<u64, AtomicU64> {
+/// The metric of how many exposed pods there are.
+pub fn gauge(registry: &mut Registry) -> Gauge<u64, AtomicU64> {
     let gauge = Gauge::default();
     registry.register(
         "kiam_intercept_older_pods",
@@ -118,8 +134,8 @@ pub(super) fn gauge(registry: &mut Registry) -> Gauge<u64, AtomicU64> {
 // === impl Search ===
 
 impl<S: Fn(&Pod) -> bool> Search<S> {
-    /// Until the drain begins.
-    pub(super) async fn run(mut self, entitled: Entitled, mut drain: Drain) {
+    /// Searches until the drain begins.
+    pub async fn run(mut self, mut drain: Drain) {
         let mut ticks = interval(PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // What the last complete search was for.
@@ -134,14 +150,14 @@ impl<S: Fn(&Pod) -> bool> Search<S> {
             let attached = *self.attached.borrow_and_update();
             let due = attached.filter(|attached| since_boot() < *attached + LIFETIME);
             match due {
-                None if !self.knowledge.older.is_empty() => {
-                    info!("Credentials of the node that pods may have held have expired");
-                    self.knowledge.older.set(HashSet::new(), None);
+                None if !self.exposure.is_empty() => {
+                    info!("The node's credentials that pods may have held have expired");
+                    self.exposure.set(HashSet::new(), None);
                 }
                 Some(attached) if searched != due && self.search(attached).await => searched = due,
                 _ => {}
             }
-            self.count(&entitled);
+            self.count();
         }
     }
 
@@ -167,20 +183,21 @@ impl<S: Fn(&Pod) -> bool> Search<S> {
         } else {
             info!(
                 pods = found.pods.len(),
-                until = time(until),
+                until = %humantime::format_rfc3339_seconds(until),
                 "Pods ran before the kernel programs were attached, and may hold the node's credentials"
             );
         }
-        self.knowledge.older.set(found.pods, Some(until));
+        self.exposure.set(found.pods, Some(until));
         found.complete
     }
 
-    fn count(&self, entitled: &Entitled) {
-        let Knowledge { pods, older, .. } = &self.knowledge;
+    fn count(&self) {
         let counts = |pod: &Arc<Pod>| {
-            (self.serves)(pod) && !entitled.includes(pod) && older.until(pod).is_some()
+            (self.serves)(pod)
+                && self.entitlement.of(pod).is_none()
+                && self.exposure.until(pod).is_some()
         };
-        self.gauge.set(pods.all().iter().filter(|pod| counts(pod)).count() as u64);
+        self.gauge.set(self.pods.all().iter().filter(|pod| counts(pod)).count() as u64);
     }
 }
 
@@ -210,15 +227,15 @@ mod tests {
 
     #[test]
     fn static_pods_are_known_by_their_hash_and_ended_pods_hold_nothing() {
-        let older = Older::default();
+        let exposure = Exposure::default();
         let until = SystemTime::UNIX_EPOCH + Duration::from_secs(60);
         let found = HashSet::from([fixtures::uid(1), fixtures::config_hash(2)]);
-        older.set(found, Some(until));
+        exposure.set(found, Some(until));
         let is_static = Pod::test(2).mirroring("kube-system", fixtures::config_hash(2));
-        assert_eq!(older.until(&Pod::test(1)), Some(until));
-        assert_eq!(older.until(&is_static), Some(until));
+        assert_eq!(exposure.until(&Pod::test(1)), Some(until));
+        assert_eq!(exposure.until(&is_static), Some(until));
         for pod in [Pod::test(1).over(), Pod::test(2), Pod::test(3)] {
-            assert_eq!(older.until(&pod), None, "{pod:?}");
+            assert_eq!(exposure.until(&pod), None, "{pod:?}");
         }
     }
 }

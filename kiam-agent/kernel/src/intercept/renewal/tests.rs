@@ -1,9 +1,6 @@
 //! The lease against a runtime that has no time for it.
 
-use std::{
-    io,
-    sync::{Mutex, atomic::AtomicBool},
-};
+use std::sync::{Mutex, atomic::AtomicBool};
 
 use tokio::runtime::{Builder, Runtime};
 
@@ -24,15 +21,15 @@ struct Written {
 }
 
 impl Renew for Fake {
-    fn renew(&mut self) -> Result<(), intercept::Error> {
+    fn renew(&mut self) -> Result<(), Error> {
         if self.0.fails.load(Ordering::Relaxed) {
-            return Err(intercept::Error::Missing("LEASE"));
+            return Err(Error::Missing("LEASE"));
         }
         self.0.renewed.lock().unwrap().push(Instant::now());
         Ok(())
     }
 
-    fn end(&mut self) -> Result<(), intercept::Error> {
+    fn end(&mut self) -> Result<(), Error> {
         self.0.ended.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -163,11 +160,11 @@ fn the_lease_ends_with_the_drain_and_is_left_to_run_out_where_the_runtime_is_gon
 fn a_panic_of_the_thread_ends_this_part_of_the_agent() {
     struct Panics;
     impl Renew for Panics {
-        fn renew(&mut self) -> Result<(), intercept::Error> {
+        fn renew(&mut self) -> Result<(), Error> {
             panic!("as the test asks for")
         }
-        fn end(&mut self) -> Result<(), intercept::Error> {
-            Err(intercept::Error::File {
+        fn end(&mut self) -> Result<(), Error> {
+            Err(Error::File {
                 what: "never asked",
                 path: "/".into(),
                 source: io::ErrorKind::Other.into(),
@@ -176,10 +173,9 @@ fn a_panic_of_the_thread_ends_this_part_of_the_agent() {
     }
     let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
     let (_signal, draining) = drain();
-    let (mut tasks, mut registry) = (JoinSet::new(), Registry::default());
+    let mut registry = Registry::default();
     runtime.block_on(async {
         let attached = Readiness::default().latch("attached");
-        start(Panics, attached, &mut registry, (draining, &mut tasks)).unwrap();
-        tasks.join_next().await.unwrap().unwrap();
+        tokio::spawn(start(Panics, attached, &mut registry, draining).unwrap()).await.unwrap();
     });
 }

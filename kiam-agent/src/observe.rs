@@ -1,4 +1,4 @@
-//! `--mode=observe`: who asks for the IMDS, and what it would be given.
+//! `--mode=observe`: reports which pods ask for the IMDS, and what each would get.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -25,35 +25,41 @@ use kiam_kernel::{
     intercept::{Observation, Observations},
 };
 
-/// How often the kernel's list is read.
+/// The time between two reads of the kernel's list.
 const PERIOD: Duration = Duration::from_secs(2);
 
-/// What was seen of each pod: how often, by verdict. Cheap to clone.
+/// The connects that were observed of each pod, by verdict. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Sightings(Arc<Mutex<BTreeMap<PodUid, Verdicts>>>);
+pub struct Sightings(Arc<Mutex<BTreeMap<PodUid, Verdicts>>>);
 
 type Verdicts = BTreeMap<&'static str, u64>;
 
-/// What reads the kernel's list and tells of it.
-pub(super) struct Observer {
-    pub(super) observed: Observations,
-    pub(super) cgroups: CgroupPaths,
-    pub(super) pods: PodReader,
-    pub(super) policy: RolePolicy,
-    pub(super) sightings: Sightings,
-    pub(super) metrics: Metrics,
+/// The task that reads the kernel's list and reports it.
+pub struct Observer {
+    /// The kernel's list.
+    pub observed: Observations,
+    /// Whose the cgroups in it are.
+    pub cgroups: CgroupPaths,
+    /// Which pods those are.
+    pub pods: PodReader,
+    /// What they would get.
+    pub policy: RolePolicy,
+    /// Where the observed connects are recorded.
+    pub sightings: Sightings,
+    /// How many pods were observed.
+    pub metrics: Metrics,
 }
 
-/// How many pods were seen, by what they would be given.
+/// How many pods were observed, by what they would get.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Metrics(Family<Labels, Gauge>);
+pub struct Metrics(Family<Labels, Gauge>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Labels {
     would: Would,
 }
 
-/// What a pod that asks would be given.
+/// What a pod that asks would get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 enum Would {
     /// Its role.
@@ -69,8 +75,9 @@ enum Would {
 // === impl Sightings ===
 
 impl Sightings {
-    /// What was seen of the pod; empty for nothing.
-    pub(super) fn of(&self, uid: &PodUid) -> Verdicts {
+    /// How many connects of the pod were observed, by verdict.
+    #[must_use]
+    pub fn of(&self, uid: &PodUid) -> Verdicts {
         let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         seen.get(uid).cloned().unwrap_or_default()
     }
@@ -84,21 +91,21 @@ impl Sightings {
 // === impl Observer ===
 
 impl Observer {
-    /// Reads the list again and again until the drain begins; each pod is told of once for each verdict.
-    pub(super) async fn run(self, mut drain: Drain) {
-        let mut told = HashSet::new();
+    /// Reads the list until the drain begins. Each pod is reported once for each verdict.
+    pub async fn run(self, mut drain: Drain) {
+        let mut reported = HashSet::new();
         let mut ticks = interval(PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = drain.started() => return,
-                _ = ticks.tick() => told = self.look(&told),
+                _ = ticks.tick() => reported = self.scan(&reported),
             }
         }
     }
 
-    /// Tells of what is not in `told`; returns all that is told of by now.
-    fn look(&self, told: &HashSet<(PodUid, Reason)>) -> HashSet<(PodUid, Reason)> {
+    /// Reports what is not in `reported`; returns everything that has been reported by now.
+    fn scan(&self, reported: &HashSet<(PodUid, Reason)>) -> HashSet<(PodUid, Reason)> {
         let mut all: BTreeMap<PodUid, Verdicts> = BTreeMap::new();
         let mut unknown = 0;
         let mut now = HashSet::new();
@@ -106,14 +113,14 @@ impl Observer {
             let uid = match self.cgroups.pod(seen.cgroup) {
                 Ok(uid) => uid,
                 Err(error) => {
-                    debug!(cgroup = seen.cgroup, %error, "Observed a caller that is no pod");
+                    debug!(cgroup = seen.cgroup, %error, "Observations a caller that is no pod");
                     unknown += 1;
                     continue;
                 }
             };
             let news = (uid.clone(), seen.verdict);
-            if !told.contains(&news) && now.insert(news.clone()) {
-                self.tell(&uid, seen);
+            if !reported.contains(&news) && now.insert(news.clone()) {
+                self.report(&uid, seen);
             }
             now.insert(news);
             *all.entry(uid).or_default().entry(seen.verdict.name()).or_default() += seen.count;
@@ -127,20 +134,20 @@ impl Observer {
         self.pods.by_uid(uid).ok()
     }
 
-    fn tell(&self, uid: &PodUid, seen: Observation) {
+    fn report(&self, uid: &PodUid, seen: Observation) {
         let verdict = seen.verdict.name();
         let Some(pod) = self.pod(uid) else {
-            info!(pod.uid = %uid, verdict, "Observed a pod that is not known");
+            info!(pod.uid = %uid, verdict, "Observations a pod that is not known");
             return;
         };
         match self.policy.decide(&pod) {
             Decision::Allow(identity) => info!(
                 pod.name = pod.name, pod.namespace = pod.namespace, pod.iam.role = %identity.role, verdict,
-                "Observed a pod that would get its role"
+                "Observations a pod that would get its role"
             ),
             Decision::Refuse(reason) => info!(
                 pod.name = pod.name, pod.namespace = pod.namespace, verdict, %reason,
-                "Observed a pod that would get no role"
+                "Observations a pod that would get no role"
             ),
         }
     }
@@ -166,8 +173,9 @@ impl Observer {
 // === impl Metrics ===
 
 impl Metrics {
-    /// Adds them to `registry`.
-    pub(super) fn register(registry: &mut Registry) -> Self {
+    /// Adds the metric to `registry`.
+    #[must_use]
+    pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register(
             "kiam_observed_pods",

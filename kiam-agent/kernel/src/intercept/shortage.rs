@@ -1,4 +1,4 @@
-//! Connects that the kernel could not note: without a look at its counts they would show in a metric alone.
+//! Reports connects that are denied because the kernel could not record them; a metric alone would be overlooked.
 
 use std::time::Duration;
 
@@ -6,15 +6,15 @@ use kiam_common::counters::Reason;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::warn;
 
+use super::Verdicts;
 use kiam_core::{
     lifecycle::{Drain, Latch, Readiness},
     telemetry::LogLimit,
 };
-use kiam_kernel::intercept::Verdicts;
 
-/// How often the counts are compared.
+/// The time between two comparisons of the counts.
 const PERIOD: Duration = Duration::from_secs(2);
-/// How often the same is logged.
+/// A shortage is logged at most once in this time.
 const LOG_PERIOD: Duration = Duration::from_secs(60);
 /// Periods in a row with such denials until the agent is not ready: a brief shortage ends sooner.
 const LASTING: u32 = 5;
@@ -23,7 +23,7 @@ const QUIET: u32 = 15;
 
 /// Logs that pods' connects are denied because the kernel's tables, or memory, are full. The agent is not ready while that
 /// lasts.
-pub(super) struct Shortage {
+pub struct Shortage {
     verdicts: Verdicts,
     latch: Latch,
     counted: u64,
@@ -31,7 +31,7 @@ pub(super) struct Shortage {
     trend: Trend,
 }
 
-/// What the last periods were like.
+/// The periods with denials, or without any, that came last.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Trend {
     short: u32,
@@ -41,7 +41,9 @@ struct Trend {
 // === impl Shortage ===
 
 impl Shortage {
-    pub(super) fn new(verdicts: Verdicts, readiness: &Readiness) -> Self {
+    /// Watches the counts of `verdicts`.
+    #[must_use]
+    pub fn new(verdicts: Verdicts, readiness: &Readiness) -> Self {
         let latch = readiness.latch("room for pods' connections in the kernel");
         latch.set();
         let counted = verdicts.count(Reason::Full);
@@ -49,8 +51,8 @@ impl Shortage {
         Self { verdicts, latch, counted, log, trend }
     }
 
-    /// Until the drain begins.
-    pub(super) async fn run(mut self, mut drain: Drain) {
+    /// Runs until the drain begins.
+    pub async fn run(mut self, mut drain: Drain) {
         let mut ticks = interval(PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

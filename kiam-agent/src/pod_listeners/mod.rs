@@ -1,0 +1,261 @@
+//! Keeps the pod listeners: publishes pods' network namespaces and the listeners inside them to the kernel, has them served,
+//! and withdraws them when their pods go.
+
+mod paths;
+
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use dashmap::DashMap;
+use kiam_common::client::Sandbox;
+use tokio::{
+    join,
+    net::TcpListener,
+    runtime::Handle,
+    sync::{Notify, mpsc},
+    time::{Interval, MissedTickBehavior, interval, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error};
+
+pub use self::paths::Paths;
+use crate::serve;
+use kiam_core::lifecycle::Drain;
+use kiam_kernel::{
+    identity::{CgroupPaths, PodListenerResolver},
+    intercept::{Flows, SandboxTable},
+    sandboxes::{self, Event, OpenSandbox, Sandboxes},
+};
+
+/// How long after the start it is certain which pods have listeners.
+const SETTLED: Duration = Duration::from_secs(30);
+/// How often the kernel's table is compared with the open listeners at first: in a takeover two agents write it, and the last
+/// to write need not be the one that stays.
+const COMPARE: Duration = Duration::from_millis(100);
+/// The same, later, when nobody else has a reason to write the table: one lookup an entry, on a real-time thread.
+const RECHECK: Duration = Duration::from_millis(500);
+/// How long an agent that takes over may take to serve the sockets that it received.
+const ADOPTION: Duration = Duration::from_secs(1);
+
+/// What serves pods inside their network namespaces.
+pub struct PodListeners {
+    /// The kernel's table of network namespaces.
+    pub table: SandboxTable,
+    /// Who opened which connection.
+    pub flows: Flows,
+    /// Whose the cgroups are.
+    pub cgroups: CgroupPaths,
+    /// Where listeners are served.
+    pub serve: mpsc::Sender<serve::Listener>,
+    /// The listeners that are open.
+    pub open: OpenListeners,
+    /// Notified when the agent before this one was superseded: it closes the listeners that it opened in pods meanwhile.
+    pub superseded: Arc<Notify>,
+}
+
+/// The pods' network namespaces, by cookie, with the listeners that are open inside them. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct OpenListeners {
+    by_netns: Arc<DashMap<u64, Sockets>>,
+    /// Where the agent before this one listened, whether it handed its sockets over, crashed or hangs.
+    inherited: Vec<u64>,
+}
+
+/// The listeners inside one network namespace.
+#[derive(Debug)]
+struct Sockets {
+    sockets: Vec<Arc<TcpListener>>,
+    sandbox: Sandbox,
+    closed: CancellationToken,
+}
+
+// === impl OpenListeners ===
+
+impl OpenListeners {
+    /// None yet. Those in the namespaces of `table`, to which the kernel sends connects already, are to come.
+    #[must_use]
+    pub fn awaiting(table: &SandboxTable) -> Self {
+        Self { inherited: table.namespaces(), ..Self::default() }
+    }
+
+    /// Copies of `others` and of all pod listeners: what the successor receives.
+    ///
+    /// # Errors
+    ///
+    /// The system gives no descriptors.
+    pub fn copies_with(&self, others: &[OwnedFd]) -> io::Result<Vec<OwnedFd>> {
+        let mut all: Vec<_> = others.iter().map(OwnedFd::try_clone).collect();
+        for of_pod in self.by_netns.iter() {
+            all.extend(of_pod.sockets.iter().map(|socket| socket.as_fd().try_clone_to_owned()));
+        }
+        all.into_iter().collect()
+    }
+
+    /// Waits, for [`ADOPTION`] at most, until pods are served wherever the agent before this one listened. Some of those pods may
+    /// have gone.
+    pub async fn adopted(&self) {
+        let all = async {
+            while !self.inherited.iter().all(|netns| self.has(*netns)) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if timeout(ADOPTION, all).await.is_err() {
+            debug!("Some of the pods that an earlier agent listened inside of are gone");
+        }
+    }
+
+    fn insert(&self, netns: u64, sockets: Sockets) {
+        if let Some(before) = self.by_netns.insert(netns, sockets) {
+            before.closed.cancel();
+        }
+    }
+
+    fn remove(&self, netns: u64) {
+        if let Some((_, of_pod)) = self.by_netns.remove(&netns) {
+            of_pod.closed.cancel();
+        }
+    }
+
+    fn has(&self, netns: u64) -> bool {
+        self.by_netns.contains_key(&netns)
+    }
+}
+
+// === impl PodListeners ===
+
+impl PodListeners {
+    /// Follows `sandboxes` until the drain begins, on a real-time thread, as long as what is returned is polled.
+    ///
+    /// # Errors
+    ///
+    /// The system gives no thread.
+    pub fn start(
+        self,
+        sandboxes: Sandboxes,
+        drain: Drain,
+    ) -> Result<impl Future<Output = ()> + Send + 'static, sandboxes::Error> {
+        let (sender, events) = mpsc::channel(64);
+        let follow = self.follow(events, Handle::current(), drain.clone());
+        // A pod's first connect may be on its way.
+        sandboxes::on_realtime_thread(async {
+            join!(follow, sandboxes.run(sender, drain));
+        })
+    }
+
+    /// Handles `events` until the drain begins. The listeners then stay open as long as this agent drains, and the kernel's
+    /// table stays for the next one. The runtime that serves is `serving`.
+    async fn follow(self, mut events: mpsc::Receiver<Event>, serving: Handle, mut drain: Drain) {
+        let mut settled = pin!(sleep(SETTLED));
+        let mut tidied = false;
+        let mut compare = ticks(COMPARE);
+        loop {
+            tokio::select! {
+                biased;
+                () = drain.started() => return,
+                _ = compare.tick() => self.compare(),
+                () = self.superseded.notified() => self.compare(),
+                () = settled.as_mut(), if !tidied => {
+                    self.tidy();
+                    tidied = true;
+                    compare = ticks(RECHECK);
+                }
+                event = events.recv() => match event {
+                    Some(Event::Opened(opened)) => self.add(opened, &serving).await,
+                    Some(Event::Closed { netns, .. }) => self.close(netns),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    async fn add(&self, opened: OpenSandbox, serving: &Handle) {
+        let OpenSandbox { pod, cgroup, netns, sockets, .. } = opened;
+        let mut sandbox = Sandbox { pod: cgroup, ..Sandbox::default() };
+        let mut listening = Vec::new();
+        for socket in sockets {
+            let address = socket.local_addr();
+            let _serves = serving.enter();
+            match TcpListener::from_std(socket).and_then(|socket| Ok((socket, address?))) {
+                Ok((socket, address)) => {
+                    let port = if address.is_ipv4() { &mut sandbox.v4 } else { &mut sandbox.v6 };
+                    *port = address.port();
+                    listening.push(Arc::new(socket));
+                }
+                Err(failure) => {
+                    error!(error = %failure, pod.uid = %pod, "Pod listener can't be used")
+                }
+            }
+        }
+        let sockets = Sockets { sockets: listening, sandbox, closed: CancellationToken::new() };
+        // The sockets listen already: whoever connects now is served in a moment.
+        if self.publish(netns, &sockets) {
+            match sandbox.v4 {
+                0 => debug!(pod.uid = %pod, netns, "Network namespace of a pod known"),
+                port => debug!(pod.uid = %pod, netns, port, "Pod listener open"),
+            }
+        }
+        for socket in &sockets.sockets {
+            let resolver = PodListenerResolver::new(
+                self.flows.clone(),
+                self.cgroups.clone(),
+                pod.clone(),
+                netns,
+            );
+            let listener = serve::Listener {
+                socket: socket.clone(),
+                resolver: Arc::new(resolver),
+                pod: Some(pod.clone()),
+                closed: sockets.closed.clone(),
+            };
+            // Refused only when the drain has begun.
+            let _ = self.serve.send(listener).await;
+        }
+        self.open.insert(netns, sockets);
+    }
+
+    fn publish(&self, netns: u64, listeners: &Sockets) -> bool {
+        let published = self.table.publish(netns, listeners.sandbox, &listeners.sockets);
+        if let Err(failure) = &published {
+            error!(error = %failure, netns, "Connects from a pod's network namespace don't come to the agent");
+        }
+        published.is_ok()
+    }
+
+    /// Restores entries of the kernel's table that another agent has changed or removed.
+    fn compare(&self) {
+        for listeners in self.open.by_netns.iter() {
+            let netns = *listeners.key();
+            if self.table.get(netns) != Some(listeners.sandbox) && self.publish(netns, &listeners) {
+                debug!(netns, "Restored a pod's network namespace in the kernel's table");
+            }
+        }
+    }
+
+    /// Removes entries from the kernel's table that an agent which crashed left, and where this one does not listen. Until now
+    /// their connects were denied.
+    fn tidy(&self) {
+        for netns in self.table.namespaces() {
+            if !self.open.has(netns) {
+                self.close(netns);
+            }
+        }
+    }
+
+    fn close(&self, netns: u64) {
+        if let Err(failure) = self.table.withdraw(netns) {
+            error!(error = %failure, "A network namespace that is no longer a pod's stays in the kernel's table");
+        }
+        self.open.remove(netns);
+    }
+}
+
+fn ticks(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
