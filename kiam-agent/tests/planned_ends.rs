@@ -198,7 +198,7 @@ fn successor_that_dies_half_way_leaves_the_ending_agent_serving() {
         successor.wait_said(half_way, LIMIT).unwrap();
         successor.kill().unwrap();
     }
-    node.agent.wait_said("An agent that was to take over went away", LIMIT).unwrap();
+    node.agent.wait_said("The successor ended before it took over", LIMIT).unwrap();
     node.assert_role();
     let left = (node.grace - MARGIN).saturating_sub(asked.elapsed() + Duration::from_secs(1));
     thread::sleep(left);

@@ -427,8 +427,8 @@ fn of_agents_that_start_at_once_one_serves_and_hands_over_to_the_other() {
     assert_ne!(relieved(), [true, true]);
     let [first, second] = &agents;
     let (first, second) = if first.said(RELIEVED) { (first, second) } else { (second, first) };
-    assert!(first.said("A newer agent has the sockets"), "{}", first.log());
-    assert!(!second.said("A newer agent has the sockets"), "{}", second.log());
+    assert!(first.said("Passed the sockets to a newer agent"), "{}", first.log());
+    assert!(!second.said("Passed the sockets to a newer agent"), "{}", second.log());
     lab.assert_no_packets(&[&pod]);
 }
 

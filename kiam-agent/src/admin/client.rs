@@ -1,4 +1,4 @@
-//! `kiam-agent status`, `explain` and `refresh`: ask the agent that runs, over its Unix socket.
+//! The client of `kiam-agent status`, `explain` and `refresh`, which talks to the running agent over its Unix socket.
 
 use std::{io, path::Path, time::Duration};
 
@@ -12,34 +12,33 @@ use tokio::time::timeout;
 use super::{SOCKET, unix};
 
 const DEADLINE: Duration = Duration::from_secs(5);
-/// What waits for AWS.
+/// The deadline of requests that wait for AWS.
 const LONG_DEADLINE: Duration = Duration::from_secs(25);
 
-/// The agent could not be asked.
+/// Why a request to the agent failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StatusError {
-    /// Nobody listens there.
+    /// No agent listens.
     #[error("no agent answers at {socket}: {source}")]
     Connect {
         /// The socket.
         socket: String,
-        /// The system's answer.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// It broke off.
-    #[error("the agent's answer broke off: {0}")]
+    /// The connection broke.
+    #[error("the connection to the agent broke: {0}")]
     Http(#[from] hyper::Error),
     /// The system gives no runtime.
     #[error("can't ask the agent: {0}")]
     Runtime(#[source] io::Error),
-    /// It hangs.
+    /// The agent did not answer in time.
     #[error("the agent did not answer within {0:?}")]
     Deadline(Duration),
 }
 
-/// Status and body of `path`, which has no other characters than paths have, from the agent whose state is in
-/// `state_dir`.
+/// Gets the status and body of `path`, which must be a valid path, from the agent with this `state_dir`.
 ///
 /// # Errors
 ///
@@ -48,7 +47,7 @@ pub async fn get(state_dir: &Path, path: &str) -> Result<(StatusCode, String), S
     ask(state_dir, Method::GET, path, DEADLINE).await
 }
 
-/// As [`get`], of what does something, and may have to wait for AWS.
+/// As [`get`], by POST, for requests that may wait for AWS.
 ///
 /// # Errors
 ///

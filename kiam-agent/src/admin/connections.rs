@@ -1,8 +1,8 @@
 //! The connections to one listener for operators: a share for each source, and always room for a new one.
 //!
-//! Whoever can reach a listener can hold connections to it. A new connection therefore ends an old one, once its source
-//! has its share or the listener is full: one of the source that has most, first those that have asked for nothing, and
-//! of these the oldest. So nobody keeps the operators' own scrape or probe out.
+//! Whoever can reach a listener can hold connections to it. So a new connection ends an old one when its source has used
+//! its share, or the listener is full. It ends one of the source with the most connections, first those without a
+//! request, and of these the oldest. So no source can block the operators' own scrapes and probes.
 
 use std::{
     collections::HashMap,
@@ -13,16 +13,16 @@ use std::{
 
 use tokio::task::AbortHandle;
 
-/// Connections to one listener at once. Each takes memory and an open file from the agent.
+/// The most connections to one listener. Each takes memory and an open file.
 pub(super) const CONNECTIONS: usize = 64;
-/// Of these, those of one source.
+/// The most connections of one source.
 pub(super) const SHARE: usize = 8;
 
-/// Whoever connects over TCP. Any number of addresses of the node's loopback, and of an IPv6 network, are one host's.
+/// The source of a TCP connection. All addresses of the node's loopback, or of an IPv6 /64 network, are one source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct PeerSource(IpAddr);
 
-/// The connections that are open, by when they were accepted.
+/// The open connections, in the order of acceptance.
 #[derive(Debug)]
 pub(super) struct Connections<S> {
     share: usize,
@@ -31,7 +31,7 @@ pub(super) struct Connections<S> {
 
 #[derive(Debug)]
 struct Table<S> {
-    /// Counts what happens, as a clock.
+    /// A logical clock that counts events.
     now: u64,
     open: HashMap<u64, OpenConnection<S>>,
 }
@@ -39,12 +39,12 @@ struct Table<S> {
 #[derive(Debug)]
 struct OpenConnection<S> {
     source: S,
-    /// When it last asked for something.
+    /// The time of the last request.
     asked: Option<u64>,
     task: Option<AbortHandle>,
 }
 
-/// A connection's guard among the others, until it is dropped.
+/// An open connection's entry in the table, until it is dropped.
 #[derive(Debug)]
 pub(super) struct ConnectionGuard<S> {
     accepted: u64,
@@ -66,16 +66,16 @@ impl From<IpAddr> for PeerSource {
 // === impl Connections ===
 
 impl<S: Copy + Eq + Hash> Connections<S> {
-    /// None, of which one source may have `share`.
+    /// No connections, of which one source may have `share`.
     pub(super) fn new(share: usize) -> Self {
         let table = Table { now: 0, open: HashMap::new() };
         Self { share, table: Arc::new(Mutex::new(table)) }
     }
 
-    /// A guard for a connection of `source`; ends another one where there is none.
+    /// Admits a connection of `source`, and ends another one if there is no room.
     pub(super) fn admit(&self, source: S) -> ConnectionGuard<S> {
         let mut table = lock(&self.table);
-        let ended = table.in_the_way(source, self.share).and_then(|id| table.open.remove(&id));
+        let ended = table.victim(source, self.share).and_then(|id| table.open.remove(&id));
         let accepted = table.tick();
         table.open.insert(accepted, OpenConnection { source, asked: None, task: None });
         drop(table);
@@ -85,7 +85,7 @@ impl<S: Copy + Eq + Hash> Connections<S> {
         ConnectionGuard { accepted, table: self.table.clone() }
     }
 
-    /// What serves the connection at a guard; it may have ended.
+    /// Sets the task that serves a connection, which may have ended already.
     pub(super) fn served_by(&self, accepted: u64, task: AbortHandle) {
         if let Some(open) = lock(&self.table).open.get_mut(&accepted) {
             open.task = Some(task);
@@ -96,8 +96,8 @@ impl<S: Copy + Eq + Hash> Connections<S> {
 // === impl Table ===
 
 impl<S: Copy + Eq + Hash> Table<S> {
-    /// The connection that has to end for one of `source`.
-    fn in_the_way(&self, source: S, share: usize) -> Option<u64> {
+    /// The connection that has to end for a new one of `source`.
+    fn victim(&self, source: S, share: usize) -> Option<u64> {
         let mut counts: HashMap<S, usize> = HashMap::new();
         for open in self.open.values() {
             *counts.entry(open.source).or_default() += 1;
@@ -124,12 +124,12 @@ impl<S> Table<S> {
 // === impl ConnectionGuard ===
 
 impl<S> ConnectionGuard<S> {
-    /// Which one it is.
+    /// The connection's number.
     pub(super) fn accepted(&self) -> u64 {
         self.accepted
     }
 
-    /// The connection asks for something.
+    /// Records a request on the connection.
     pub(super) fn asks(&self) {
         let mut table = lock(&self.table);
         let now = table.tick();

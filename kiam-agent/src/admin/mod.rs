@@ -1,7 +1,7 @@
 //! Speaks HTTP to operators.
 //!
-//! Over TCP only what may be seen by everybody on the node: `/live`, `/ready`, `/metrics`, without pod or
-//! role names. `/pods`, `/explain`, `/refresh` and `/log-level` are on a Unix socket that only root can open.
+//! Over TCP there are only `/live`, `/ready` and `/metrics`, without names of pods or roles, which everybody on the node
+//! may see. `/pods`, `/explain`, `/refresh` and `/log-level` are on a Unix socket that only root can open.
 
 mod client;
 mod command;
@@ -37,47 +37,48 @@ pub use self::{
 };
 use kiam_core::lifecycle::{Drain, Readiness};
 
-/// A request comes in one piece, over the node's own network.
+/// The deadline of a request's head, which comes in one piece over the node's own network.
 const HEADER_DEADLINE: Duration = Duration::from_secs(2);
-/// How long a connection may last in all; who reads nothing would keep it for ever.
+/// The longest life of a connection, for clients that read nothing.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// What operators may see and change.
+/// The operations for operators.
 pub struct Operations {
-    /// What the agent waits for.
+    /// The conditions for being ready.
     pub readiness: Readiness,
     /// Every metric, once all of them are registered.
     pub registry: Arc<OnceLock<Registry>>,
-    /// `/pods`: JSON of what is known about each pod; no secrets.
+    /// `/pods`: the state of each pod as JSON, without secrets.
     pub pods: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
-    /// `/explain/<namespace>/<pod>`: what the pod gets, and why.
+    /// `/explain/<namespace>/<pod>`: the answer that the pod gets, and why.
     pub explain: Explain,
-    /// `POST /refresh/<namespace>/<pod>`: asks STS for the pod's credentials now.
+    /// `POST /refresh/<namespace>/<pod>`: requests the pod's credentials from STS now.
     pub refresh: Refresh,
     /// `/log-level`: the filter in force.
     pub log_level: Box<dyn Fn() -> String + Send + Sync>,
-    /// `PUT /log-level`: a new level, or why not.
+    /// `PUT /log-level`: sets the level, or returns why not.
     pub set_log_level: SetLogLevel,
 }
 
-/// Explains the pod of this namespace and name: `Ok` if it would get credentials, `Err` if not; no secrets.
+/// Explains the pod of this namespace and name, without secrets: `Ok` if it would get credentials, `Err` if not.
 pub type Explain = Box<dyn Fn(&str, &str) -> Result<String, String> + Send + Sync>;
 
-/// Asks STS for the credentials of the pod of this namespace and name, and says what came of it: `Ok` if they were issued.
+/// Requests the credentials of the pod of this namespace and name from STS, and returns the result: `Ok` if they were
+/// issued.
 pub type Refresh =
     Box<dyn Fn(&str, &str) -> BoxFuture<'static, Result<String, String>> + Send + Sync>;
 
-/// Sets the log level by its name, or says why not.
+/// Sets the log level by its name, or returns why not.
 pub type SetLogLevel = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
-/// How much a listener shows.
+/// The paths that a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Surface {
     /// `/metrics` alone.
     Metrics,
     /// `/live`, `/ready`, `/metrics`.
     Status,
-    /// All of it.
+    /// All paths.
     Everything,
 }
 
@@ -103,7 +104,7 @@ pub async fn serve_tcp(
     }
 }
 
-/// Serves the Unix socket until the drain begins. Only root of the node can open it, which is one source.
+/// Serves the Unix socket until the drain begins. Only root can open it, so that all connections are one source.
 pub async fn serve_unix(listener: UnixListener, operations: Arc<Operations>, mut drain: Drain) {
     let connections = Connections::new(CONNECTIONS);
     loop {
@@ -128,7 +129,7 @@ fn spawn<S: Copy + Eq + Hash + Send + 'static>(
 ) {
     let operations = operations.clone();
     let accepted = guard.accepted();
-    // Ends by itself: with the other end's close, or at the deadline; or for another connection.
+    // The task ends with the connection, at the deadline, or for another connection.
     let task = tokio::spawn(async move {
         let answer = service_fn(|request| {
             guard.asks();
@@ -139,7 +140,7 @@ fn spawn<S: Copy + Eq + Hash + Send + 'static>(
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_DEADLINE)
             .serve_connection(TokioIo::new(stream), answer);
-        // The other end's errors are its own.
+        // Errors of the client's connection are not the agent's.
         let _ = timeout(DEADLINE, connection).await;
     });
     connections.served_by(accepted, task.abort_handle());

@@ -1,4 +1,4 @@
-//! What is answered on which path.
+//! The paths for operators, and their answers.
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -8,7 +8,7 @@ use prometheus_client::encoding::text::encode;
 
 use super::{Operations, Surface};
 
-/// A level's name is short.
+/// The longest body of a request: the name of a log level is short.
 const MAX_BODY: usize = 256;
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -43,13 +43,13 @@ pub(super) async fn answer(
     }
 }
 
-/// Namespace and name of the pod that is what `path` has after `prefix`.
+/// The namespace and the name of the pod in `path` after `prefix`.
 fn pod<'a>(path: &'a str, prefix: &str) -> Option<(&'a str, &'a str)> {
     let pod = path.strip_prefix(prefix)?.split_once('/')?;
     (!pod.1.contains('/')).then_some(pod)
 }
 
-/// 403 is the answer to "may it?", not to whoever asked.
+/// Explains a pod. 403 means that the pod gets no credentials, not that the operator may not ask.
 fn explain(operations: &Operations, namespace: &str, name: &str) -> Response<Full<Bytes>> {
     match (operations.explain)(namespace, name) {
         Ok(explanation) => text(StatusCode::OK, explanation),
@@ -57,7 +57,7 @@ fn explain(operations: &Operations, namespace: &str, name: &str) -> Response<Ful
     }
 }
 
-/// 502 is AWS's answer, or the lack of one.
+/// Refreshes a pod's credentials. 502 means that AWS denied them or did not answer.
 async fn refresh(operations: &Operations, namespace: &str, name: &str) -> Response<Full<Bytes>> {
     match (operations.refresh)(namespace, name).await {
         Ok(came) => text(StatusCode::OK, came),
@@ -78,7 +78,7 @@ fn ready(operations: &Operations) -> Response<Full<Bytes>> {
 
 fn metrics(operations: &Operations) -> Response<Full<Bytes>> {
     let Some(registry) = operations.registry.get() else {
-        return text(StatusCode::SERVICE_UNAVAILABLE, "the agent starts\n".to_owned());
+        return text(StatusCode::SERVICE_UNAVAILABLE, "the agent is starting\n".to_owned());
     };
     let mut body = String::new();
     match encode(&mut body, registry) {

@@ -1,9 +1,9 @@
-//! The Unix sockets for operators: each agent has its own, for while one takes over from another there are two.
+//! The Unix sockets for operators. Each agent has its own, since there are two agents during a takeover.
 //!
-//! `admin.<random>.sock` is a process's own, and `admin.sock` is a link to that of the agent that serves. `status`, which is the
-//! container's probe, must ask the agent of its own container: the kernel shows it the other end's process, as 0
-//! when that is of another process namespace (`SO_PEERCRED`), and in a pod that shares the host's processes, whose
-//! process is in another cgroup. On the host, outside every container, the link decides.
+//! `admin.<random>.sock` is one process's own, and `admin.sock` is a link to that of the serving agent. `status`, which is
+//! the container's probe, must ask the agent of its own container. It finds that agent by the peer's process
+//! (`SO_PEERCRED`): a process of another PID namespace has the number 0, and one of another container with hostPID is in
+//! another cgroup. On the host, outside of containers, the link decides.
 
 use std::{
     fs, io,
@@ -20,14 +20,14 @@ pub const SOCKET: &str = "admin.sock";
 /// The kernel's number of the node's own cgroup namespace (`PROC_CGROUP_INIT_INO`).
 const NODES_NAMESPACE: u64 = 0xEFFF_FFFB;
 
-/// Where a process's own socket is.
+/// A process's own socket.
 #[derive(Debug)]
 pub struct OwnSocket {
     state_dir: PathBuf,
     name: String,
 }
 
-/// Binds a socket of this process's own in `state_dir`, for root alone. Sockets that dead agents left are removed.
+/// Binds this process's own socket in `state_dir`, for root alone. Removes the sockets of dead agents.
 ///
 /// # Errors
 ///
@@ -35,7 +35,7 @@ pub struct OwnSocket {
 pub fn bind_unix(state_dir: &Path) -> io::Result<(UnixListener, OwnSocket)> {
     sweep(state_dir);
     let name = format!("admin.{:016x}.sock", fastrand::u64(..));
-    // Made under another name: what has the name listens.
+    // Bound under another name and renamed, so that a socket of this name always listens.
     let draft = state_dir.join(format!(".{name}"));
     let listener = UnixListener::bind(&draft)?;
     // Between bind and this, the folder's own mode (0700) keeps others out.
@@ -47,7 +47,7 @@ pub fn bind_unix(state_dir: &Path) -> io::Result<(UnixListener, OwnSocket)> {
 // === impl OwnSocket ===
 
 impl OwnSocket {
-    /// Lets the link lead to it: this is the agent that serves.
+    /// Points the link to this socket, since this agent serves now.
     ///
     /// # Errors
     ///
@@ -59,7 +59,7 @@ impl OwnSocket {
     }
 }
 
-/// Connects to the agent of this process's own container; outside of containers, to the one that serves.
+/// Connects to the agent of this process's own container, or outside of containers to the serving agent.
 pub(super) async fn connect(state_dir: &Path) -> io::Result<UnixStream> {
     let serving = UnixStream::connect(state_dir.join(SOCKET)).await;
     let own = cgroups("self");
@@ -77,27 +77,27 @@ pub(super) async fn connect(state_dir: &Path) -> io::Result<UnixStream> {
     let problem = match is_container() {
         Ok(false) if process(&serving).is_some() => return Ok(serving),
         Ok(_) => {
-            "the agents that listen there are of other containers; ask in the agent's own container, or on the node".to_owned()
+            "the agents that listen there run in other containers; run this in the agent's own container, or on the node".to_owned()
         }
         Err(error) => format!(
-            "whether this is the node or another container can't be told (/proc/1/ns/cgroup: {error}); ask in the agent's own container, or with CAP_SYS_PTRACE"
+            "can't find out whether this is the node or a container (/proc/1/ns/cgroup: {error}); run this in the agent's own container, or with CAP_SYS_PTRACE"
         ),
     };
     Err(io::Error::new(io::ErrorKind::NotFound, problem))
 }
 
-/// The other end's process, as far as it can be seen from here.
+/// The peer's process, if it is visible in this PID namespace.
 fn process(stream: &UnixStream) -> Option<u32> {
     let pid = stream.peer_cred().ok()?.pid()?;
     u32::try_from(pid).ok().filter(|pid| *pid != 0)
 }
 
-/// The cgroups of a process, as `/proc` shows them to this one: the same text for every process of a container.
+/// The cgroups of a process in `/proc`: the same text for every process of a container.
 fn cgroups(process: &str) -> Option<String> {
     fs::read_to_string(format!("/proc/{process}/cgroup")).ok()
 }
 
-/// Whether this process is of a container; an error where that can't be told.
+/// Whether this process runs in a container.
 fn is_container() -> io::Result<bool> {
     let namespace = |process: &str| {
         fs::metadata(format!("/proc/{process}/ns/cgroup")).map(|metadata| metadata.ino())
@@ -105,8 +105,8 @@ fn is_container() -> io::Result<bool> {
     is_contained(namespace("self")?, || namespace("1"), cgroups("self").as_deref())
 }
 
-/// Whether a process is of a container: its cgroup is a pod's, or its cgroup namespace is neither the machine's own nor that
-/// of `first`, which is the node's when the node itself is a container. Not everybody may see the latter.
+/// Whether a process runs in a container: its cgroup is a pod's, or its cgroup namespace is neither the machine's own nor
+/// that of the process `first`, which is the node's if the node itself is a container. Reading the latter needs privileges.
 fn is_contained(
     own: u64,
     first: impl FnOnce() -> io::Result<u64>,
@@ -123,7 +123,7 @@ fn sweep(state_dir: &Path) {
     for path in sockets(state_dir) {
         let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
         if std::os::unix::net::UnixStream::connect(&path).is_err_and(refused) {
-            // Another agent that starts may have been faster.
+            // Another starting agent may have been faster.
             let _ = fs::remove_file(&path);
         }
     }

@@ -1,4 +1,4 @@
-//! What is written over the socket.
+//! The messages on the handover socket.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -15,26 +15,27 @@ use rustix::{
 };
 use tokio::{io::Interest, net::UnixStream};
 
-/// The successor's question, with the protocol's version.
+/// The successor's request for the sockets, with the protocol's version.
 pub(super) const REQUEST: &[u8; 16] = b"kiam-handover 1\n";
-/// The question for what it holds, of the same length; answered as the other, by one descriptor of sealed memory.
+/// The request for the cached credentials, of the same length. The answer is one descriptor of sealed memory.
 pub(super) const CREDENTIALS: &[u8; REQUEST.len()] = b"kiam-sessions 1\n";
-/// The question whether an agent serves there, of the same length; answered by one byte.
+/// The request whether an agent serves, of the same length. The answer is one byte.
 pub(super) const PRESENCE: &[u8; REQUEST.len()] = b"kiam-presence 1\n";
-/// The answer.
+/// The answer of an agent that serves.
 pub(super) const PRESENT: u8 = b'P';
-/// The answer of one that serves, but ends soon: who waits for it to go on would come too late.
+/// The answer of an agent that serves but ends soon, so that the successor must not wait.
 pub(super) const LEAVING: u8 = b'L';
-/// The successor's last word: it serves on all the sockets.
+/// The successor's last message: it serves on all the sockets.
 pub(super) const TAKEN: u8 = b'T';
-/// The same, but some of its sockets are others: what is in the predecessor's queue is its own.
+/// The successor's last message if it uses other sockets: the predecessor's queue is the predecessor's to serve.
 pub(super) const TAKEN_ELSEWHERE: u8 = b'E';
-/// Descriptors of one message; the kernel takes up to 253 (`SCM_MAX_FD`).
+/// The most descriptors of one message; the kernel allows 253 (`SCM_MAX_FD`).
 const MAX_DESCRIPTORS: usize = 128;
-/// Messages that are read: twice two sockets for each of more pods than a node runs.
+/// The most messages of one answer: enough for twice two sockets for each of more pods than a node runs.
 const MAX_MESSAGES: usize = 64;
 
-/// Sends the descriptors, some with each message, which is one byte, their number; a message of none is the end.
+/// Sends the descriptors in several messages. Each message has one byte, its number of descriptors. A message without
+/// descriptors is the end.
 pub(super) async fn send(stream: &UnixStream, descriptors: &[OwnedFd]) -> io::Result<()> {
     for some in descriptors.chunks(MAX_DESCRIPTORS) {
         send_some(stream, some).await?;
@@ -64,7 +65,7 @@ async fn send_some(stream: &UnixStream, descriptors: &[OwnedFd]) -> io::Result<(
     }
 }
 
-/// Receives what [`send`] sent. `None`: the other end closed instead.
+/// Receives what [`send`] sent; `None` if the peer closed the connection instead.
 pub(super) async fn receive(stream: &UnixStream) -> io::Result<Option<Vec<OwnedFd>>> {
     let mut all = Vec::new();
     for _ in 0..MAX_MESSAGES {

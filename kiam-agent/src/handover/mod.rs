@@ -1,18 +1,18 @@
-//! Passes the listening sockets from the agent that runs to its successor, so that no connection is refused
-//! between them, and before that the credentials that it holds, so that none are asked for again.
+//! Passes the cached credentials and the listening sockets from the running agent to its successor, so that a takeover
+//! neither rejects connections nor requests credentials again.
 //!
-//! Credentials go in sealed memory, from an agent that lives to one that lives. Nothing is kept for an agent that
-//! comes later: a file would outlive the agent, and a pinned map is read by every tool that dumps maps.
+//! Credentials go in sealed memory, from one running agent to another. Nothing is kept for an agent that starts later: a
+//! file would outlive the agent, and every tool that dumps maps reads a pinned map.
 //!
-//! One exchange over a Unix socket in `--state-dir`: the successor asks, gets the sockets, and when it serves on
-//! them says that it took over. Until then the predecessor goes on as if nobody had asked; for an instant both
-//! accept from the same queue. Whoever listens at the socket's path is the agent of the node: a process that finds
-//! a living successor there has been superseded, even if it heard nothing.
+//! There is one exchange over a Unix socket in `--state-dir`: the successor requests the sockets, receives them, and
+//! reports when it serves on them. Until then the predecessor continues as before. For an instant both accept from the
+//! same queue. The agent that listens at the socket's path is the agent of the node: a process that finds a running
+//! successor there is superseded, even without a message.
 //!
-//! Who may ask: the folder is 0700, so only root of the node, and a container only where the folder is mounted.
-//! The peer's uid is compared with ours, and its process, where we can see it, is judged by the caller. Another
-//! container's process has no number here (`SO_PEERCRED` shows 0), so of that no more can be known; but who is
-//! root and reads this folder has the key of the session tokens already.
+//! Only root of the node can connect, since the folder is 0700, and a container only if the folder is mounted. The
+//! peer's uid must be the agent's. Its process, if it is visible, is checked by a [`PeerJudge`]. Another container's
+//! process has no number here (`SO_PEERCRED` shows 0), so that nothing more is known. But a root process that can read
+//! this folder has the key of the session tokens already.
 
 mod message;
 mod offer;
@@ -33,26 +33,26 @@ use kiam_core::blocking::{self, Blocking};
 /// Name of the Unix socket in the state folder.
 pub const SOCKET: &str = "handover.sock";
 
-/// Judges a peer's process by its number, on a thread that may block: `/proc` and cgroups are asked.
+/// The check of a peer's process by its number, on a thread that may block, since it reads `/proc` and cgroups.
 #[derive(Clone)]
 pub struct PeerJudge(Arc<Judge>);
 
 type Judge = dyn Fn(&Blocking, u32) -> bool + Send + Sync;
 
 impl PeerJudge {
-    /// As `judge` says.
+    /// A check by the function `judge`.
     pub fn new(judge: impl Fn(&Blocking, u32) -> bool + Send + Sync + 'static) -> Self {
         Self(Arc::new(judge))
     }
 
-    /// Not where there is no answer.
+    /// Whether the process `pid` is trusted; false if the check panics.
     async fn judge(&self, pid: u32) -> bool {
         let judge = self.0.clone();
         blocking::spawn(move |token| judge(token, pid)).await.unwrap_or(false)
     }
 }
 
-/// Whether the other end is one to speak with; says why not.
+/// Checks the peer. The error has the reason for a rejection.
 async fn check(stream: &UnixStream, trusted: &PeerJudge) -> io::Result<()> {
     let refused = |reason: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
     let peer = stream.peer_cred()?;
@@ -68,7 +68,7 @@ async fn check(stream: &UnixStream, trusted: &PeerJudge) -> io::Result<()> {
     }
 }
 
-/// Errors that a process which ended leaves.
+/// Whether the error means that the peer's process has ended.
 fn gone(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -1,4 +1,4 @@
-//! The end of the agent that runs.
+//! The running agent's side of a handover.
 
 use std::{
     fs, io,
@@ -21,65 +21,65 @@ use zeroize::Zeroizing;
 use super::{PeerJudge, SOCKET, check, gone, message, sealed};
 use kiam_core::lifecycle::Drain;
 
-/// The successor asks at once.
+/// The deadline of a request: successors send it at once.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(2);
-/// A successor that has the sockets still loads and attaches the kernel programs.
+/// The deadline of the successor's last message: it loads and attaches the kernel programs before that.
 const TAKEN_DEADLINE: Duration = Duration::from_secs(30);
 const OWNER_CHECK: Duration = Duration::from_secs(1);
 
-/// What an agent content to its successor, as it is when that asks.
+/// What an agent passes to its successor, evaluated at the request.
 pub struct HandoverContent {
     /// The listening sockets.
     pub sockets: Box<dyn Fn() -> io::Result<Vec<OwnedFd>> + Send + Sync>,
-    /// The credentials that it holds, in a form that the successor knows.
+    /// The cached credentials, serialized.
     pub credentials: Box<dyn Fn() -> Zeroizing<Vec<u8>> + Send + Sync>,
-    /// Whether it serves for as long as the successor needs. If not, that one takes over with what it has.
+    /// Whether the agent serves for as long as the successor needs. Otherwise the successor takes over at once.
     pub stays: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
-/// The standing offer of the agent that runs: its sockets, to whoever comes after it.
+/// The running agent's offer of its sockets to a successor.
 #[derive(Debug)]
 pub struct Offer {
     listener: UnixListener,
     path: PathBuf,
-    /// Device and inode of the socket's path.
+    /// The device and the inode of the socket's path.
     file: (u64, u64),
 }
 
 /// Why an offer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OfferEnd {
-    /// A successor serves now; `queue`: it accepts from the same sockets.
+    /// A successor serves now.
     Taken {
-        /// From all of them.
+        /// Whether the successor accepts from all of the same sockets.
         queue: bool,
     },
-    /// The agent ends; no successor came.
+    /// The agent ends without a successor.
     Withdrawn,
 }
 
-/// How one exchange ended.
+/// The end of one exchange.
 enum Exchange {
-    /// It wanted no sockets, but to know whether somebody is there, or what is held.
+    /// The request was for the agent's presence or credentials, not for sockets.
     Answered,
     Taken {
         queue: bool,
     },
-    /// The successor got the sockets and went without the last word. It may have replaced the kernel programs.
+    /// The successor received the sockets and ended without its last message. It may have replaced the kernel programs.
     Abandoned,
 }
 
 // === impl Offer ===
 
 impl Offer {
-    /// Listens in `state_dir`, in the place of whoever did before: whoever asks is sent here from now on.
+    /// Listens in `state_dir`, in place of the previous agent.
     ///
     /// # Errors
     ///
     /// The system's.
     pub fn bind(state_dir: &Path) -> io::Result<Self> {
         let path = state_dir.join(SOCKET);
-        // Made beside it and renamed, so that at no instant nobody listens there.
+        // Bound beside the path and renamed, so that some agent always listens.
         let draft = state_dir.join(format!(".{SOCKET}.{:08x}", fastrand::u32(..)));
         let listener = UnixListener::bind(&draft)?;
         // Between bind and this, the folder's own mode (0700) keeps others out.
@@ -89,8 +89,8 @@ impl Offer {
         Ok(Self { listener, path, file })
     }
 
-    /// HandoverContent to each successor that asks, until one has taken over or `drain` begins; an exchange that has begun is
-    /// finished first. `abandoned` is called when a successor went with the sockets.
+    /// Serves successors until one has taken over or `drain` begins. An exchange in progress is finished first. `abandoned` is
+    /// called when a successor with the sockets ends.
     pub async fn stand(
         mut self,
         content: HandoverContent,
@@ -106,13 +106,13 @@ impl Offer {
                         Ok(Exchange::Taken { queue }) => return OfferEnd::Taken { queue },
                         Ok(Exchange::Answered) => {}
                         Ok(Exchange::Abandoned) => {
-                            warn!("An agent that was to take over went away; this one goes on");
+                            warn!("The successor ended before it took over; this agent continues");
                             abandoned();
                         }
-                        Err(error) => warn!(%error, "Sockets not handed over"),
+                        Err(error) => warn!(%error, "Handing over the sockets failed"),
                     },
                     Err(error) => {
-                        warn!(%error, "Connection not accepted");
+                        warn!(%error, "Accepting a connection failed");
                         sleep(Duration::from_millis(50)).await;
                     }
                 },
@@ -122,7 +122,7 @@ impl Offer {
                     }
                 }
                 () = drain.started() => {
-                    // Who hung until now may have missed that.
+                    // An agent that hung until now may have missed a takeover.
                     let superseded = self.is_superseded().await;
                     return if superseded { OfferEnd::Taken { queue: false } } else { OfferEnd::Withdrawn };
                 }
@@ -130,19 +130,19 @@ impl Offer {
         }
     }
 
-    /// Whether another agent listens at the path. One that died there is replaced.
+    /// Whether another agent listens at the path. The socket of a dead agent is replaced.
     async fn is_superseded(&mut self) -> bool {
         if identity(&self.path).is_ok_and(|file| file == self.file) {
             return false;
         }
         match UnixStream::connect(&self.path).await {
             Err(error) if gone(&error) => {}
-            // Also one that is too busy to be asked is there.
+            // A busy agent counts, too.
             _ => return true,
         }
         match self.path.parent().map(Self::bind) {
             Some(Ok(again)) => *self = again,
-            Some(Err(error)) => error!(%error, "The socket for a successor can't be made anew"),
+            Some(Err(error)) => error!(%error, "Recreating the socket for a successor failed"),
             None => {}
         }
         false
@@ -155,10 +155,10 @@ async fn exchange(
     trusted: &PeerJudge,
 ) -> io::Result<Exchange> {
     check(&stream, trusted).await?;
-    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the peer asked for nothing within 2 s");
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the peer sent no request within 2 s");
     let mut request = [0; message::REQUEST.len()];
     match timeout(REQUEST_DEADLINE, stream.read_exact(&mut request)).await.map_err(late)? {
-        // It only looked whether somebody listens.
+        // The peer only checked whether an agent listens.
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
             return Ok(Exchange::Answered);
         }
@@ -180,7 +180,7 @@ async fn exchange(
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     message::send(&stream, &(content.sockets)()?).await?;
-    info!("A newer agent has the sockets; serving until it does");
+    info!("Passed the sockets to a newer agent; serving until it takes over");
     let mut last = [0];
     match timeout(TAKEN_DEADLINE, stream.read_exact(&mut last)).await {
         Ok(Ok(_)) if last == [message::TAKEN] => Ok(Exchange::Taken { queue: true }),

@@ -1,5 +1,5 @@
-//! Secrets on their way to the successor: in memory that has no name, that nobody can change, and that is gone with the
-//! last descriptor of it.
+//! Sealed memory for secrets on their way to the successor: it has no name, can't be changed, and ends with its last
+//! descriptor.
 
 use std::{
     fs::File,
@@ -10,13 +10,13 @@ use std::{
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, memfd_create};
 use zeroize::Zeroizing;
 
-/// A session of each of ten times the pods that a node runs takes a quarter of it.
+/// The largest content: four times the size of sessions for ten times the pods that a node runs.
 const MOST: usize = 16 << 20;
 
 const SEALS: SealFlags =
     SealFlags::WRITE.union(SealFlags::GROW).union(SealFlags::SHRINK).union(SealFlags::SEAL);
 
-/// Memory with a copy of `bytes`.
+/// Creates sealed memory with a copy of `bytes`.
 pub(super) fn seal(bytes: &[u8]) -> io::Result<OwnedFd> {
     let mut file = File::from(create()?);
     file.write_all(bytes)?;
@@ -24,7 +24,7 @@ pub(super) fn seal(bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// What `sealed` holds. Anything but sealed memory is an error: another process could change it meanwhile.
+/// Reads the content of `sealed`. Unsealed memory is an error, since another process could change it meanwhile.
 pub(super) fn open(sealed: OwnedFd) -> io::Result<Zeroizing<Vec<u8>>> {
     let odd = |what: String| Err(io::Error::new(io::ErrorKind::InvalidData, what));
     let seals = fcntl_get_seals(&sealed)?;
@@ -33,10 +33,10 @@ pub(super) fn open(sealed: OwnedFd) -> io::Result<Zeroizing<Vec<u8>>> {
     }
     let size = fstat(&sealed)?.st_size;
     let Some(size) = usize::try_from(size).ok().filter(|size| *size <= MOST) else {
-        return odd(format!("{size} bytes are more than any agent holds"));
+        return odd(format!("{size} bytes are more than any agent sends"));
     };
     let mut bytes = Zeroizing::new(vec![0; size]);
-    // By position: the descriptors share the one that reading moves.
+    // By position, since the descriptors share their offset.
     File::from(sealed).read_exact_at(&mut bytes, 0)?;
     Ok(bytes)
 }

@@ -1,4 +1,4 @@
-//! The end of the agent that starts.
+//! The starting agent's side of a handover.
 
 use std::{
     io,
@@ -19,33 +19,33 @@ use zeroize::Zeroizing;
 
 use super::{PeerJudge, SOCKET, check, gone, message, sealed};
 
-/// How long an agent that lives may take to answer.
+/// The deadline of an agent's answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
-/// A predecessor that is superseded by another successor closes without an answer; soon that one listens.
+/// Attempts to reach an agent: a superseded one closes the connection, and soon its successor listens.
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(100);
-/// Questions in vain before an agent is taken to hang.
+/// Failed requests after which an agent counts as hung.
 const PRESENCE_ATTEMPTS: u32 = 3;
 
-/// What came of asking.
+/// The result of a request for sockets.
 #[derive(Debug)]
 pub enum HandoverAnswer {
     /// No agent runs.
     Nobody,
-    /// One runs and gives nothing: it hangs, or does not speak with us.
+    /// An agent runs but sends no sockets, for this reason: it hangs, or rejects the request.
     Silent(String),
-    /// Its sockets.
+    /// The agent sent its sockets.
     Sockets(Handover),
 }
 
-/// Sockets of the agent that runs, which goes on serving until [`Handover::taken`].
+/// The sockets of the running agent, which serves until [`Handover::taken`].
 #[derive(Debug)]
 pub struct Handover {
     stream: UnixStream,
     sockets: Vec<TcpListener>,
 }
 
-/// Asks the agent that runs with this `state_dir` for its listening sockets.
+/// Requests the listening sockets of the agent that runs with this `state_dir`.
 pub async fn ask(state_dir: &Path, trusted: &PeerJudge) -> HandoverAnswer {
     let mut answer = attempt(state_dir, trusted).await;
     for _ in 1..ATTEMPTS {
@@ -63,8 +63,8 @@ pub async fn ask(state_dir: &Path, trusted: &PeerJudge) -> HandoverAnswer {
     }
 }
 
-/// What the agent that runs with this `state_dir` holds, in the form that it gives it; `None` when there is none, or it
-/// gives nothing: then everything is fetched anew.
+/// Requests the cached credentials of the agent that runs with this `state_dir`, serialized; `None` if there is no agent, or
+/// it sends none. Then all credentials are requested from STS.
 pub async fn credentials(state_dir: &Path, trusted: &PeerJudge) -> Option<Zeroizing<Vec<u8>>> {
     let exchange = async {
         let mut stream = UnixStream::connect(state_dir.join(SOCKET)).await?;
@@ -72,7 +72,7 @@ pub async fn credentials(state_dir: &Path, trusted: &PeerJudge) -> Option<Zeroiz
         stream.write_all(message::CREDENTIALS).await?;
         let given = message::receive(&stream).await?;
         let [held] = <[OwnedFd; 1]>::try_from(given.unwrap_or_default())
-            .map_err(|_| io::Error::other("it does not know the question"))?;
+            .map_err(|_| io::Error::other("it does not know the request"))?;
         sealed::open(held)
     };
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it does not answer within 2 s");
@@ -80,14 +80,14 @@ pub async fn credentials(state_dir: &Path, trusted: &PeerJudge) -> Option<Zeroiz
         Ok(held) => Some(held),
         Err(error) if gone(&error) => None,
         Err(error) => {
-            warn!(%error, "The agent that runs gives no credentials; asking STS for all of them");
+            warn!(%error, "The running agent sent no credentials; requesting all of them from STS");
             None
         }
     }
 }
 
-/// Whether an agent that does not hang serves with this `state_dir`, and will for as long as it is needed. One late answer is no hanging: a node that
-/// starts many pods is busy.
+/// Whether an agent serves with this `state_dir`, is not hung, and will serve for as long as needed. One late answer does not
+/// count as hung: a node that starts many pods is busy.
 pub async fn is_served(state_dir: &Path, trusted: &PeerJudge) -> bool {
     let exchange = async || {
         let mut stream = UnixStream::connect(state_dir.join(SOCKET)).await?;
@@ -106,7 +106,7 @@ pub async fn is_served(state_dir: &Path, trusted: &PeerJudge) -> bool {
     false
 }
 
-/// One exchange; `None` when the other end closed.
+/// One exchange; `None` if the peer closed the connection.
 async fn attempt(state_dir: &Path, trusted: &PeerJudge) -> io::Result<Option<HandoverAnswer>> {
     let mut stream = match UnixStream::connect(state_dir.join(SOCKET)).await {
         Ok(stream) => stream,
@@ -133,7 +133,7 @@ async fn attempt(state_dir: &Path, trusted: &PeerJudge) -> io::Result<Option<Han
     }
 }
 
-/// What is no listening TCP socket is dropped.
+/// The descriptor as a listener; `None` if it is not a listening TCP socket.
 fn listener(given: OwnedFd) -> Option<TcpListener> {
     if !sockopt::socket_acceptconn(&given).unwrap_or_default() {
         return None;
@@ -145,38 +145,37 @@ fn listener(given: OwnedFd) -> Option<TcpListener> {
 // === impl Handover ===
 
 impl Handover {
-    /// The socket that listens at `address`, if the predecessor had one.
+    /// Removes and returns the socket that listens at `address`, if there is one.
     pub fn take(&mut self, address: SocketAddr) -> Option<TcpListener> {
         let at = |socket: &TcpListener| socket.local_addr().is_ok_and(|local| local == address);
         let index = self.sockets.iter().position(at)?;
         Some(self.sockets.swap_remove(index))
     }
 
-    /// Takes out the sockets that `is_other` picks: they are none of the node's.
+    /// Removes and returns the sockets that `is_other` selects, which are not node listeners.
     pub fn extract(&mut self, is_other: impl Fn(&TcpListener) -> bool) -> Vec<TcpListener> {
         self.sockets.extract_if(.., |socket| is_other(socket)).collect()
     }
 
-    /// Whether the predecessor still waits for the last word.
+    /// Whether the predecessor still waits for the last message.
     #[must_use]
     pub fn is_awaited(&self) -> bool {
-        // It sends nothing more: what can be read is its end.
+        // The predecessor sends nothing more, so readable means closed.
         let read = self.stream.try_read(&mut [0]);
         matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Tells the predecessor that it is superseded, and whether all its sockets were taken; `false` when it could
-    /// not be told.
+    /// Notifies the predecessor that it is superseded, and whether all its sockets are used; `false` if that fails.
     pub async fn taken(mut self) -> bool {
         let all = self.sockets.is_empty();
         let word = if all { message::TAKEN } else { message::TAKEN_ELSEWHERE };
         match self.stream.write_all(&[word]).await {
             Ok(()) => {
-                debug!("The agent before this one is superseded");
+                debug!("Superseded the previous agent");
                 true
             }
             Err(error) => {
-                warn!(%error, "The agent before this one could not be told that it is superseded");
+                warn!(%error, "Notifying the previous agent that it is superseded failed");
                 false
             }
         }

@@ -1,4 +1,4 @@
-//! `--allow-path` and `--deny-path`: what pods may read of the real service, beside what is open by default.
+//! `--allow-path` and `--deny-path`: the paths of the real service that pods may read, beside the open ones.
 
 use std::str::FromStr;
 
@@ -13,13 +13,13 @@ const COMMON_WORD: &str = "common";
 
 /// A path of `--allow-path`: exact, everything below one (`/latest/meta-data/tags/*`), or `common`.
 ///
-/// It is written below `/latest` and holds at every version.
+/// It is written below `/latest` and applies to every version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllowPath(Extent);
 
-/// A path of `--deny-path`, which shuts it and everything below it, whatever is allowed or open by default.
+/// A path of `--deny-path`, which denies it and everything below it, even if it is allowed or open by default.
 ///
-/// It is written as an [`AllowPath`].
+/// It is written like an [`AllowPath`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DenyPath(Vec<String>);
 
@@ -31,30 +31,30 @@ enum Extent {
     Common,
 }
 
-/// Why a text is no [`AllowPath`] or [`DenyPath`].
+/// Why a text is not an [`AllowPath`] or a [`DenyPath`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPath {
-    /// Not below `/latest/`.
-    #[error("{0} must begin with /latest/ (it then holds at every version)")]
+    /// The path is not below `/latest/`.
+    #[error("{0} must begin with /latest/ (it then applies to every version)")]
     Version(QuotedText),
-    /// Requests for it are never routed.
+    /// The path is not normalised, so that no request is routed to it.
     #[error(
         "{0} is not a normalised path: letters, digits and -_.~+=,@: in segments that are neither empty \
          nor dots, and at most one * as the whole last segment"
     )]
     Spelling(QuotedText),
-    /// It holds what is the node's alone.
+    /// The path has data that belongs to the node alone.
     #[error("{0} can't be opened: it gives pods what belongs to the node alone")]
     Denied(QuotedText),
-    /// It is none of the real service's paths that pods may read.
-    #[error("{0} need not be denied: it is never asked of the real service")]
+    /// Pods can never read the path of the real service.
+    #[error("{0} need not be denied: pods can never read it from the real service")]
     NeverOpen(QuotedText),
 }
 
 // === impl AllowPath ===
 
 impl AllowPath {
-    /// What the real service is asked for where this opens `rest`, a normalised path after its version.
+    /// The path to request from the real service, if this allows `rest`, a normalised path after its version.
     pub(super) fn opened<'a>(&'a self, rest: &'a str) -> Option<&'a str> {
         match &self.0 {
             Extent::Exact(path) => (without_slash(path) == without_slash(rest)).then_some(path),
@@ -87,7 +87,7 @@ impl FromStr for AllowPath {
 // === impl DenyPath ===
 
 impl DenyPath {
-    /// Whether it shuts `rest`, a normalised path after its version.
+    /// Whether this denies `rest`, a normalised path after its version.
     pub(super) fn covers(&self, rest: &str) -> bool {
         folded(without_slash(rest)).starts_with(&self.0)
     }
@@ -108,7 +108,7 @@ impl FromStr for DenyPath {
     }
 }
 
-/// `rest` if it is below `folder`, or its list.
+/// `rest`, if it is below `folder` or the list of `folder`.
 fn below<'a>(folder: &str, rest: &'a str) -> Option<&'a str> {
     let list = !folder.is_empty() && rest == without_slash(folder);
     ((list || rest.starts_with(folder)) && !is_signature(rest)).then_some(rest)

@@ -1,4 +1,4 @@
-//! What every request is checked for before it is looked at.
+//! The checks of a request's headers and body.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -16,26 +16,26 @@ use super::{
 };
 use kiam_core::pods::Client;
 
-/// Set by proxies; a request that went through one is not the pod's own. EC2 refuses the first on `PUT`; which of
-/// them a proxy sets is a matter of its age and configuration.
+/// Headers that proxies set, by their age and configuration. A forwarded request is not the pod's own. EC2 rejects the
+/// first header on `PUT`.
 const PROXIES: [&str; 3] = ["x-forwarded-for", "forwarded", "via"];
-/// How long the end of a chunked body may take to come.
+/// The deadline of the end of a chunked body.
 const BODY_DEADLINE: Duration = Duration::from_secs(1);
 
-/// Whether a request that reads carried a token.
+/// The version of IMDS that a request uses: v2 has a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ImdsVersion {
     V1,
     V2,
 }
 
-/// Refuses what a proxy sent.
+/// Rejects a forwarded request.
 pub(super) fn direct(headers: &HeaderMap) -> Result<(), Error> {
     let forwarded = PROXIES.iter().any(|name| headers.contains_key(*name));
     if forwarded { Err(Error::ForwardedFor) } else { Ok(()) }
 }
 
-/// Refuses a body: any on what reads, more than nothing on `PUT`, where s3fs sends an empty chunked one.
+/// Rejects a body. On `PUT` an empty chunked body is accepted, which s3fs sends.
 pub(super) async fn no_body(method: &Method, mut body: Incoming) -> Result<(), Error> {
     if body.is_end_stream() {
         return Ok(());
@@ -54,7 +54,7 @@ pub(super) async fn no_body(method: &Method, mut body: Incoming) -> Result<(), E
     timeout(BODY_DEADLINE, empty).await.ok().flatten().ok_or(Error::Body)
 }
 
-/// The life that a token is asked for.
+/// The requested lifetime of a token.
 pub(super) fn ttl(headers: &HeaderMap) -> Result<TokenTtl, Error> {
     match only(headers, X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS) {
         Ok(Some(value)) => TokenTtl::parse(value.as_bytes()).ok_or(Error::Ttl),
@@ -62,7 +62,7 @@ pub(super) fn ttl(headers: &HeaderMap) -> Result<TokenTtl, Error> {
     }
 }
 
-/// Checks the token of a request that reads. One that is there must be good, whether it is needed or not.
+/// Checks the token of a request. A given token must be valid, even if none is required.
 pub(super) fn token(
     headers: &HeaderMap,
     client: &Client,
@@ -77,11 +77,11 @@ pub(super) fn token(
     }
 }
 
-/// The address that a query names (`?ip=10.0.0.5`), for trying the agent without pods.
+/// The address in a query (`?ip=10.0.0.5`), for trying the agent without pods.
 ///
 /// # Errors
 ///
-/// [`Error::Path`] when it is no address.
+/// [`Error::Path`] if it is not an address.
 pub(super) fn queried(query: &str) -> Result<Option<IpAddr>, Error> {
     let mut values = query.split('&').filter_map(|pair| pair.strip_prefix("ip="));
     match (values.next(), values.next()) {

@@ -1,7 +1,7 @@
-//! Why a request is not answered, and what the client sees of it.
+//! The errors of requests, and their statuses.
 //!
-//! Statuses are chosen for what real SDKs make of them; bodies are empty, for some clients take the
-//! body of any answer for the name of a role.
+//! Statuses are chosen by the reactions of real SDKs. Bodies are empty, because some clients take the body of any answer
+//! for the name of a role.
 
 use std::time::Duration;
 
@@ -15,17 +15,17 @@ use kiam_core::{
     role::QuotedText,
 };
 
-/// Why a request is refused. Nothing here is worth a retry by the agent; clients judge by the status.
+/// Why a request is rejected. The agent retries none of these; clients decide by the status.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The connection belongs to no pod.
     #[error("{}", unattested(.0))]
     Unattested(Unattested),
-    /// The pod is not known, or the connection can't be its.
+    /// The pod is not known, or the connection may not be the pod's.
     #[error(transparent)]
     Pod(#[from] NotFound),
     /// The request went through a proxy.
-    #[error("requests that a proxy forwards (X-Forwarded-For, Forwarded, Via) are refused")]
+    #[error("requests that a proxy forwards (X-Forwarded-For, Forwarded, Via) are rejected")]
     ForwardedFor,
     /// The `Host` header names another service: DNS rebinding.
     #[error("host {0} is not the instance metadata service")]
@@ -33,64 +33,64 @@ pub enum Error {
     /// HTTP/1.1 without `Host`, or with several.
     #[error("exactly one Host header is needed")]
     HostMissing,
-    /// A body where none belongs.
+    /// The request has a body.
     #[error("a request body is not accepted")]
     Body,
-    /// A method that the path does not have.
+    /// The path does not support the method.
     #[error("method not allowed, only {allow}")]
     Method {
-        /// The methods it has.
+        /// The supported methods.
         allow: &'static str,
     },
-    /// Not a path of ours, or not its normalised spelling.
+    /// The path is not allowed, or not normalised.
     #[error("path not allowed")]
     Path,
-    /// `PUT` of a token at a version other than `latest`.
+    /// The path of a token request has a version other than `latest`.
     #[error("tokens are issued at /latest/api/token only")]
     DatedToken,
-    /// The token's life is not given or out of range.
+    /// The token's lifetime is missing or out of range.
     #[error("x-aws-ec2-metadata-token-ttl-seconds must be 1 to 21600")]
     Ttl,
-    /// `--imdsv2=required`, and no token.
+    /// A token is required and missing.
     #[error("a token is required (IMDSv2)")]
     TokenMissing,
-    /// A token that is malformed, expired or another pod's.
+    /// The token is malformed, expired or another pod's.
     #[error("the token is not valid")]
     TokenInvalid,
-    /// Policy refuses the pod its role, or it has none.
+    /// The policy denies the pod its role, or the pod has none.
     #[error(transparent)]
     Refused(Refusal),
-    /// Another role than the pod's is asked for.
+    /// The request is for a role that is not the pod's.
     #[error("role {0} is not the pod's")]
     OtherRole(QuotedText),
-    /// A role that was the pod's before is asked for. Clients that keep the name list the roles again after a 404.
+    /// The request is for an earlier role of the pod. After a 404, clients that cache the name list the roles again.
     #[error("role {0} is no longer the pod's")]
     FormerRole(QuotedText),
-    /// AWS does not let the pod have its role, and no waiting mends that. As with [`Refusal`], it is as if there were no
-    /// role: SDKs take a 503 for something that passes, and some ask again for minutes.
+    /// AWS denies the pod its role, and waiting does not help. As with [`Refusal`], the answer is that of a pod without a role:
+    /// SDKs retry after a 503, some for minutes.
     #[error("no credentials: {reason}")]
     Denied {
-        /// What AWS answered.
+        /// AWS's error.
         reason: String,
     },
     /// There are no valid credentials now.
     #[error("no credentials yet: {reason}")]
     NoCredentials {
-        /// What AWS answered last.
+        /// The last error.
         reason: String,
-        /// When STS is asked again, at the soonest.
+        /// The time until the next call to STS, at the soonest.
         retry_after: Duration,
     },
-    /// The real service does not answer, or not with what was asked.
+    /// The real service gave no valid answer.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
 }
 
-/// Where an error is answered, as far as the status depends on it.
+/// The kind of a request's path, as far as the status of an error depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PathKind {
-    /// The path of one role's credentials. A role that was just listed is never answered 404 here: Ruby's
-    /// SDK would ask again without end. One that is not listed any more is, so that it lists the new one.
+    /// The path of one role's credentials. A role that was just listed never gets a 404 here, after which Ruby's SDK would
+    /// retry for ever. A role that is no longer listed does, so that the SDK lists the new one.
     Credentials,
     /// Any other path.
     Elsewhere,
@@ -126,7 +126,7 @@ pub enum ErrorKind {
 // === impl Error ===
 
 impl Error {
-    /// The status that clients are answered.
+    /// The status of the answer.
     #[must_use]
     pub fn status(&self, kind: PathKind) -> StatusCode {
         let absent = match kind {
@@ -135,7 +135,7 @@ impl Error {
         };
         match self {
             Self::Body | Self::HostMissing | Self::Ttl => StatusCode::BAD_REQUEST,
-            // Only a 401 ends the v1 mode that SDKs fall into and stay in.
+            // Only a 401 makes SDKs leave the v1 mode that they fall back to.
             Self::TokenMissing | Self::TokenInvalid => StatusCode::UNAUTHORIZED,
             Self::Unattested(_)
             | Self::Pod(NotFound::AddressMismatch | NotFound::Ambiguous | NotFound::Stale)
@@ -152,7 +152,7 @@ impl Error {
         }
     }
 
-    /// Its kind.
+    /// The error's kind.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -180,7 +180,8 @@ impl Error {
         }
     }
 }
-/// What may be said of a connection to whoever has it: nothing of other pods, to which it may belong. The log names them.
+
+/// The message for the client, which must not reveal other pods. The log names them.
 fn unattested(why: &Unattested) -> String {
     let text = match why {
         Unattested::NoEntry | Unattested::Contested(_) | Unattested::Selftest => {
@@ -190,7 +191,7 @@ fn unattested(why: &Unattested) -> String {
         Unattested::NotAPod(_) => "the connection was opened outside of pods",
         Unattested::Gone(_) => "the cgroup that the connection was opened in is gone",
         Unattested::OtherPod { .. } => "the connection is another pod's",
-        Unattested::Unreadable(_) => "the kernel's record of the connection is of no use",
+        Unattested::Unreadable(_) => "the kernel's record of the connection can't be read",
     };
     text.to_owned()
 }

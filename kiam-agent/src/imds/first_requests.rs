@@ -1,4 +1,4 @@
-//! What is held for a pod when it asks, and whether it was there when the pod asked first.
+//! The credentials for a request, and whether they were cached when the pod asked for the first time.
 
 use std::{
     collections::HashSet,
@@ -15,28 +15,28 @@ use kiam_core::{
     pods::{Pod, PodReader, PodUid},
 };
 
-/// What clients are told to wait where nobody knows better.
+/// The `Retry-After` of pending credentials.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Pods that are remembered although they may be gone, beside as many as are there.
+/// Pods that are remembered beyond twice the number of known pods, although they may be gone.
 const GONE: usize = 64;
 
-/// How a pod found its credentials.
+/// The outcome of a pod's first request for credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub(super) enum FirstRequestOutcome {
-    /// Held already.
+    /// The credentials were cached.
     Ready,
-    /// Within the hold.
+    /// The credentials came within the hold.
     Waited,
-    /// Not within it.
+    /// The credentials did not come within the hold.
     Failed,
 }
 
-/// Which pods have asked for credentials before.
+/// The pods that have requested credentials before.
 #[derive(Default)]
 pub(super) struct FirstRequests(Mutex<HashSet<PodUid>>);
 
-/// Those that may be served, or why there are none.
+/// The credentials of `state`, or the error for the client.
 ///
 /// # Errors
 ///
@@ -57,7 +57,7 @@ pub fn ready(state: Option<State>) -> Result<Arc<IssuedCredentials>, Error> {
 // === impl FirstRequestOutcome ===
 
 impl FirstRequestOutcome {
-    /// What became of a request for which credentials, `ready` in the end or not, were `waited` for or not.
+    /// The outcome of a request that `waited` or not, and ended with credentials if `ready`.
     pub(super) fn of(waited: bool, ready: bool) -> Self {
         match (waited, ready) {
             (false, true) => Self::Ready,
@@ -70,13 +70,13 @@ impl FirstRequestOutcome {
 // === impl FirstRequests ===
 
 impl FirstRequests {
-    /// Whether the pod `uid` asks for the first time. Those that `pods` does not know any more are forgotten.
+    /// Whether this is the first request of the pod `uid`. Pods that `pods` does not know any more are forgotten.
     pub(super) fn is_first(&self, uid: &PodUid, pods: &PodReader) -> bool {
         let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if asked.contains(uid) {
             return false;
         }
-        // So seldom that it costs a request next to nothing.
+        // So rarely that it costs a request next to nothing.
         if asked.len() >= 2 * pods.count::<Pod>() + GONE {
             asked.retain(|uid| pods.by_uid(uid).is_ok());
         }

@@ -1,7 +1,7 @@
-//! Which `Host` a request may name.
+//! The check of the `Host` header.
 //!
-//! A page in a pod's browser, or a server-side fetch, can be brought here by a DNS name that changes its
-//! address; the name still shows in `Host`, and only the service's own are accepted.
+//! A page in a pod's browser, or a server-side fetch, can be led here by a DNS name that changes its address. The name
+//! still shows in `Host`, and only the service's own names are accepted.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,7 +12,7 @@ use kiam_core::role::QuotedText;
 
 const IMDS_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
 const IMDS_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254));
-/// The names that EC2's resolvers have for it; outside us-east-1 there is also one for each region.
+/// The service's names in EC2's resolvers; outside us-east-1 there is also one for each region.
 const NAMES: [&str; 2] = ["instance-data", "instance-data.ec2.internal"];
 const REGIONAL: (&str, &str) = ("instance-data.", ".compute.internal");
 
@@ -25,8 +25,8 @@ pub(super) struct Hosts {
 // === impl Hosts ===
 
 impl Hosts {
-    /// The metadata service's, and the agent's `own` addresses: none in kernel mode, where whoever names
-    /// them was not redirected.
+    /// The metadata service's hosts, and the agent's `own` addresses. In kernel mode there are no own addresses, since a
+    /// client that uses them was not redirected.
     pub(super) fn new(own: Vec<IpAddr>) -> Self {
         Self { own }
     }
@@ -82,8 +82,8 @@ impl Hosts {
     }
 }
 
-/// Whether `host` is `instance-data.<region>.compute.internal`. Nobody but AWS's resolvers answers below
-/// `compute.internal`, and the region must be one label, so that no other name can end so.
+/// Whether `host` is `instance-data.<region>.compute.internal`. Only AWS's resolvers answer below `compute.internal`, and
+/// the region must be one label.
 fn is_regional(host: &str) -> bool {
     let host = host.to_ascii_lowercase();
     let region =

@@ -1,8 +1,7 @@
-//! What each pod asked for and was refused, and what still asks without a session token (IMDSv1), so that an
-//! operator can see whose paths to open and whose programs to update.
+//! The journal of each pod's rejected requests, and of its requests without a session token (IMDSv1). It shows operators
+//! which paths to open and which programs to update.
 //!
-//! Bounded in pods, in requests of a pod, and in bytes of a request. What a pod sends pushes out only what is
-//! remembered of that pod.
+//! Pods, requests of a pod, and bytes of a request are bounded. A pod's requests displace only its own.
 
 use std::{
     collections::HashMap,
@@ -15,48 +14,48 @@ use http::{Method, header, request};
 use super::ErrorKind;
 use kiam_core::{pods::PodUid, role::QuotedText};
 
-/// More pods than a node runs. Beyond that the one that was heard of least lately is forgotten.
-const PODS: usize = 512;
-/// Different requests of one pod, in each list.
+/// The most pods in the journal: more than a node runs. Beyond that the least recent is forgotten.
+const JOURNAL_PODS: usize = 512;
+/// The most different requests of one pod, in each list.
 const REQUESTS: usize = 16;
-/// Bytes that are shown of what a client wrote.
+/// The most bytes that are kept of a client's texts.
 const MAX_METHOD: usize = 16;
 const MAX_PATH: usize = 160;
 const MAX_USER_AGENT: usize = 96;
 
-/// Remembers requests by pod. Cheap to clone.
+/// The journal of requests by pod. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Journal(Arc<Mutex<Pages>>);
 
-/// What is remembered of one pod, the latest first.
+/// The requests of one pod, the latest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
-    /// Requests that were refused.
+    /// Rejected requests.
     pub refused: Vec<RecordedRequest>,
-    /// Requests without a session token that were accepted.
+    /// Accepted requests without a session token.
     pub imdsv1: Vec<RecordedRequest>,
 }
 
-/// Requests that are alike. The texts are the client's, in printable ASCII and short.
+/// Equal requests, counted. The texts are the client's, in printable ASCII and short.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordedRequest {
-    /// Such as `GET`.
+    /// The method, such as `GET`.
     pub method: String,
-    /// Without the query.
+    /// The path without the query.
     pub path: String,
-    /// Empty where none was sent.
+    /// The `User-Agent`, empty if none was sent.
     pub user_agent: String,
-    /// Why they were refused, if they were.
+    /// Why the requests were rejected, if they were.
     pub reason: Option<ErrorKind>,
-    /// How many there were.
+    /// The number of requests.
     pub count: u64,
-    /// When the last of them came.
+    /// The time of the last request.
     pub last: SystemTime,
 }
 
 #[derive(Debug, Default)]
 struct Pages {
-    /// Goes up with each request.
+    /// A counter of requests, as a logical clock.
     turn: u64,
     pods: HashMap<PodUid, DatedPage>,
 }
@@ -70,7 +69,7 @@ struct DatedPage {
 // === impl Journal ===
 
 impl Journal {
-    /// Notes a request of the pod `uid` that was refused.
+    /// Records a rejected request of the pod `uid`.
     pub(crate) fn refused(
         &self,
         uid: &PodUid,
@@ -82,13 +81,13 @@ impl Journal {
         add(&mut self.pages().of(uid).refused, request);
     }
 
-    /// Notes a request of the pod `uid` that had no session token and was accepted.
+    /// Records an accepted request of the pod `uid` without a session token.
     pub(crate) fn imdsv1(&self, uid: &PodUid, head: &request::Parts, now: SystemTime) {
         let request = RecordedRequest::new(head, None, now);
         add(&mut self.pages().of(uid).imdsv1, request);
     }
 
-    /// What is remembered of the pod `uid`.
+    /// The requests of the pod `uid`.
     #[must_use]
     pub fn of(&self, uid: &PodUid) -> Page {
         self.pages().pods.get(uid).map(|dated| dated.page.clone()).unwrap_or_default()
@@ -102,9 +101,9 @@ impl Journal {
 // === impl Pages ===
 
 impl Pages {
-    /// The pod's page, and room for it.
+    /// The pod's page. Makes room for a new one.
     fn of(&mut self, uid: &PodUid) -> &mut Page {
-        if self.pods.len() >= PODS && !self.pods.contains_key(uid) {
+        if self.pods.len() >= JOURNAL_PODS && !self.pods.contains_key(uid) {
             let oldest = self.pods.iter().min_by_key(|(_, dated)| dated.turn);
             if let Some(oldest) = oldest.map(|(uid, _)| uid.clone()) {
                 self.pods.remove(&oldest);
@@ -139,7 +138,7 @@ impl RecordedRequest {
     }
 }
 
-/// Counts `request` among those that are alike, or in the place of what came least lately.
+/// Adds `request` to its equals, or replaces the least recent one.
 fn add(list: &mut Vec<RecordedRequest>, mut request: RecordedRequest) {
     if let Some(at) = list.iter().position(|known| known.is_like(&request)) {
         request.count += list.remove(at).count;
@@ -152,7 +151,7 @@ fn method(method: &Method) -> String {
     shown(method.as_str(), MAX_METHOD)
 }
 
-/// `text` in printable ASCII, of at most `most` bytes.
+/// `text` in printable ASCII, with at most `most` bytes.
 fn shown(text: &str, most: usize) -> String {
     let mut shown = QuotedText::new(text).as_str().to_owned();
     shown.truncate(most);

@@ -1,4 +1,4 @@
-//! The file that keeps the key of tokens over restarts.
+//! The file with the key of tokens, which survives restarts of the agent.
 
 use std::{
     ffi::OsStr,
@@ -16,21 +16,21 @@ use rustix::{
 use zeroize::Zeroizing;
 
 const NAME: &str = "token.key";
-/// Begins the name of a key that is not whole yet.
+/// The prefix of a key file that is being written.
 const DRAFT: &str = ".token.key.";
 const KEY_BYTES: usize = 32;
 
 type Key = Zeroizing<[u8; KEY_BYTES]>;
 
-/// Why there is no key. None of them goes away by itself.
+/// Why there is no key. Retrying does not help.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The folder can't be made or closed to others.
+    /// The folder can't be created or restricted to root.
     #[error("can't prepare the state directory {path} (--state-dir): {source}")]
     Directory {
         /// The folder.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -39,12 +39,12 @@ pub enum KeyError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// The file is not what the agent wrote.
-    #[error("{path} is no token key: {problem}; remove it to have a new one")]
+    /// The file is not a key.
+    #[error("{path} is not a token key: {problem}; remove it to get a new one")]
     Bad {
         /// The file.
         path: PathBuf,
@@ -54,18 +54,18 @@ pub enum KeyError {
     /// The system gives no random bytes.
     #[error("can't get random bytes for the token key: {0}")]
     Random(#[source] io::Error),
-    /// The boot can't be told from others.
+    /// The boot's id can't be read.
     #[error("can't read /proc/sys/kernel/random/boot_id: {0}")]
     BootId(#[source] io::Error),
 }
 
-/// Whether a file of the state folder that is called `name` is the key, or one that is not whole yet.
+/// Whether `name` in the state folder is the key's file, or one that is being written.
 #[must_use]
 pub fn is_key_file(name: &str) -> bool {
     name == NAME || name.starts_with(DRAFT)
 }
 
-/// The key in `directory`, which is made when it is missing.
+/// Opens the key in `directory`. Creates both if they are missing.
 pub(super) fn open(directory: &Path) -> Result<Key, KeyError> {
     prepare(directory)
         .map_err(|source| KeyError::Directory { path: directory.to_owned(), source })?;
@@ -80,7 +80,7 @@ pub(super) fn open(directory: &Path) -> Result<Key, KeyError> {
         Ok(()) => Ok(key),
         // Another agent was faster: its key counts.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            read(&path)?.ok_or(KeyError::Bad { path, problem: "it comes and goes" })
+            read(&path)?.ok_or(KeyError::Bad { path, problem: "it was removed while it was read" })
         }
         Err(source) => Err(KeyError::File { path, source }),
     }
@@ -88,9 +88,9 @@ pub(super) fn open(directory: &Path) -> Result<Key, KeyError> {
 
 fn prepare(directory: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    // The kubelet makes hostPath folders 0755. But nothing like /run or /tmp may be closed to the whole node.
+    // The kubelet creates hostPath folders with 0755. But a shared folder such as /run or /tmp must not be restricted.
     let is_open = std::fs::metadata(directory)?.mode() & 0o077 != 0;
-    // Another agent may be about to make the key.
+    // Another agent may be creating the key.
     let is_draft = |name: &OsStr| name.as_encoded_bytes().starts_with(DRAFT.as_bytes());
     let others = || -> io::Result<bool> {
         Ok(directory.read_dir()?.flatten().any(|entry| {
@@ -100,7 +100,7 @@ fn prepare(directory: &Path) -> io::Result<()> {
     };
     if is_open && !directory.join(NAME).exists() && others()? {
         return Err(io::Error::other(
-            "others use it, and it is not empty: name a folder for the agent alone",
+            "it is open to other users and not empty: name a folder for the agent alone",
         ));
     }
     std::fs::set_permissions(directory, Permissions::from_mode(0o700))
@@ -109,7 +109,7 @@ fn prepare(directory: &Path) -> io::Result<()> {
 fn read(path: &Path) -> Result<Option<Key>, KeyError> {
     let failed = |source| KeyError::File { path: path.to_owned(), source };
     let bad = |problem| KeyError::Bad { path: path.to_owned(), problem };
-    // Not to follow a link, nor to wait for the other end of a pipe.
+    // Do not follow a link, nor wait for the other end of a pipe.
     let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC).bits())
         .expect("open(2) takes its flags as an int");
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
@@ -125,7 +125,7 @@ fn read(path: &Path) -> Result<Option<Key>, KeyError> {
         return Err(bad("it belongs to another user"));
     }
     if metadata.mode() & 0o077 != 0 {
-        return Err(bad("others may use it (mode must be 0600)"));
+        return Err(bad("other users can access it (mode must be 0600)"));
     }
     if metadata.len() != KEY_BYTES as u64 {
         return Err(bad("it is not 32 bytes long"));
@@ -135,7 +135,7 @@ fn read(path: &Path) -> Result<Option<Key>, KeyError> {
     Ok(Some(key))
 }
 
-/// Writes `key` beside `path` and links it there: it is there whole or not at all, and never replaces.
+/// Writes `key` beside `path` and links it there: atomically, and without replacing an existing file.
 fn create(directory: &Path, path: &Path, key: &[u8]) -> io::Result<()> {
     let draft = directory.join(format!("{DRAFT}{:016x}", fastrand::u64(..)));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;

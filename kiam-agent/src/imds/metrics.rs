@@ -1,4 +1,4 @@
-//! What is counted about pods' requests.
+//! The metrics of pods' requests.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use super::{
 };
 use kiam_core::telemetry::Statsd;
 
-/// What was asked for, whether it was given or not.
+/// The kind of a request, by its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub(super) enum RequestKind {
     Token,
@@ -76,22 +76,22 @@ impl Metrics {
         };
         registry.register(
             "kiam_imds_requests",
-            "Requests of pods, by what was asked for and the status of the answer",
+            "Requests of pods, by kind of path and status of the answer",
             metrics.requests.clone(),
         );
         registry.register(
             "kiam_imds_refusals",
-            "Requests that were not answered as asked, by reason",
+            "Rejected requests, by reason",
             metrics.refusals.clone(),
         );
         registry.register(
             "kiam_imds_v1_requests",
-            "Requests without a token (IMDSv1) that were accepted",
+            "Accepted requests without a token (IMDSv1)",
             metrics.imdsv1.clone(),
         );
         registry.register(
             "kiam_imds_first_requests",
-            "First requests of pods for credentials, by whether they were there",
+            "First requests of pods for credentials, by whether the credentials were cached",
             metrics.first.clone(),
         );
         // An increase from nothing is none to Prometheus.

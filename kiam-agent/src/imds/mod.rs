@@ -1,8 +1,7 @@
 //! Speaks EC2 instance metadata v1 and v2 to pods.
 //!
-//! A request is parsed into a [`route::Route`] by pure code, checked, and answered from what the agent
-//! holds; every failure is an [`Error`], which becomes a status in one place. No byte of a request ever
-//! reaches the real service.
+//! A request is parsed into a [`route::Route`] by pure code, checked, and answered from the cache. Every failure is an
+//! [`Error`], which gets its status in one place. No byte of a request ever reaches the real service.
 
 mod allow;
 mod checks;

@@ -1,4 +1,4 @@
-//! `--node-role`: pods that are the node's own, and are passed on to the real service.
+//! `--node-role`: pods whose connections are passed on to the real service.
 
 use std::str::FromStr;
 
@@ -6,24 +6,24 @@ use kiam_core::{pods::Pod, role::QuotedText};
 
 /// The pods of one service account: `<namespace>/<serviceaccount>`.
 ///
-/// Only the operator names them. An annotation could be set by whoever may annotate a pod.
+/// Only the operator can name them. An annotation could be set by anybody who may annotate a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeRole {
     namespace: String,
     service_account: String,
 }
 
-/// A text is no [`NodeRole`].
+/// Text that is not a [`NodeRole`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0} is no service account: expected NAMESPACE/SERVICEACCOUNT, such as kube-system/aws-node"
+    "{0} is not a service account: expected NAMESPACE/SERVICEACCOUNT, such as kube-system/aws-node"
 )]
 pub struct InvalidNodeRole(QuotedText);
 
 // === impl NodeRole ===
 
 impl NodeRole {
-    /// Whether `pod` is one of them.
+    /// Whether `pod` runs as this service account.
     #[must_use]
     pub fn names(&self, pod: &Pod) -> bool {
         pod.namespace == self.namespace && pod.service_account == self.service_account

@@ -1,33 +1,33 @@
-//! Which paths of the real service pods may read, and which nobody can open.
+//! The paths of the real service that pods may read, and those that can't be opened.
 //!
-//! `docs/paths.md` says why each is open or shut; a test compares it with the tables here.
+//! `docs/paths.md` has the reason for each path; a test compares it with the tables here.
 
 use super::route::{Lifetime, without_slash};
 
-/// A path that every pod may read unless `--deny-path` names it.
+/// A path that every pod may read, unless `--deny-path` denies it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OpenPath {
-    /// Below a version.
+    /// The path below a version.
     pub(super) path: &'static str,
     pub(super) lifetime: Lifetime,
 }
 
-/// Where and what the instance is, and whether it is about to end. None of it is a secret.
+/// The open paths: the instance's location and type, and its coming end. None of them is a secret.
 pub(super) const OPEN: [OpenPath; 9] = [
     fixed("dynamic/instance-identity/document"),
     fixed("meta-data/instance-id"),
     fixed("meta-data/placement/availability-zone"),
     fixed("meta-data/placement/availability-zone-id"),
     fixed("meta-data/placement/region"),
-    // A 404 means "no interruption" to termination handlers, so shut paths would switch them off unnoticed.
+    // A 404 means "no interruption" to termination handlers, so denying these paths would silently disable them.
     passing("meta-data/autoscaling/target-lifecycle-state"),
     passing("meta-data/events/recommendations/rebalance"),
     passing("meta-data/spot/instance-action"),
     passing("meta-data/spot/termination-time"),
 ];
 
-/// What `--allow-path=common` opens: what widely used programs ask for and holds no secret. One that ends
-/// in a slash is everything below it, and its list.
+/// The paths of `--allow-path=common`: those that widely used programs request, without secrets. A path that ends in a
+/// slash includes everything below it, and its list.
 pub(super) const COMMON: [&str; 22] = [
     "meta-data/ami-id",
     "meta-data/ami-launch-index",
@@ -61,13 +61,12 @@ const fn passing(path: &'static str) -> OpenPath {
     OpenPath { path, lifetime: Lifetime::Moment }
 }
 
-/// The open path that `rest`, which has no slash at its end, is.
+/// The open path of `rest`, which has no trailing slash.
 pub(super) fn open(rest: &str) -> Option<OpenPath> {
     OPEN.into_iter().find(|open| open.path == rest)
 }
 
-/// Whether `rest` lies where nothing may be asked of the real service, whatever is allowed: it holds
-/// what belongs to the node alone.
+/// Whether `rest` can't be opened, because its data belongs to the node alone.
 pub(super) fn is_denied(rest: &str) -> bool {
     match folded(rest).as_slice() {
         [first, second, ..] if first == "meta-data" => {
@@ -75,14 +74,13 @@ pub(super) fn is_denied(rest: &str) -> bool {
                 .contains(&second.as_str())
         }
         [first, ..] if first == "meta-data" || first == "dynamic" => false,
-        // `user-data`, `api`, and whatever may come.
+        // `user-data`, `api`, and future paths.
         _ => true,
     }
 }
 
-/// Whether `rest` is one of the proofs of the instance's identity (`pkcs7`, `signature`, `rsa2048`) or
-/// may be: whoever has them passes for the node, so only an exact path opens them. The document alone
-/// proves nothing.
+/// Whether `rest` is or may be a signature of the instance's identity (`pkcs7`, `signature`, `rsa2048`). With one a pod can
+/// impersonate the node, so only an exact path opens it. The document alone proves nothing.
 pub(super) fn is_signature(rest: &str) -> bool {
     let inside = matches!(
         folded(rest).as_slice(),
@@ -91,8 +89,7 @@ pub(super) fn is_signature(rest: &str) -> bool {
     inside && without_slash(rest) != "dynamic/instance-identity/document"
 }
 
-/// The segments without case and without dots at their ends, in case the real service should be more
-/// forgiving than it is known to be.
+/// The segments in lower case and without dots at their ends, in case the real service is more lenient than known.
 pub(super) fn folded(rest: &str) -> Vec<String> {
     rest.split('/').map(|segment| segment.trim_matches('.').to_ascii_lowercase()).collect()
 }

@@ -1,4 +1,4 @@
-//! The log line of a request, which names the pod whatever became of the request.
+//! The log line of a request, which names the pod also for a rejected request.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use kiam_core::{
     role::{QuotedText, RoleArn},
 };
 
-/// What was found out about a request on the way, for its log line and the journal.
+/// The facts about a request that its log line and the journal show.
 #[derive(Default)]
 pub(super) struct RequestRecord {
     pub(super) pod: Option<Arc<Pod>>,
@@ -20,7 +20,7 @@ pub(super) struct RequestRecord {
     pub(super) issued: Option<Arc<IssuedCredentials>>,
 }
 
-/// The pod that `client` is, as far as it is known, whether or not it may ask.
+/// The pod of `client`, if it is known, also for a rejected request.
 fn pod_of(client: &Result<Client, Unattested>, pods: &PodReader) -> Option<Arc<Pod>> {
     match uid_of(client) {
         Some(uid) => pods.by_uid(uid).ok(),
@@ -43,7 +43,7 @@ fn uid_of(client: &Result<Client, Unattested>) -> Option<&PodUid> {
 // === impl RequestRecord ===
 
 impl RequestRecord {
-    /// Finds out which pod asked, where that is recorded, and remembers what it was refused.
+    /// Looks up the pod if the request is to be recorded, and adds a rejected request to the journal.
     pub(super) fn note(
         &mut self,
         client: &Result<Client, Unattested>,
@@ -59,7 +59,7 @@ impl RequestRecord {
         }
     }
 
-    /// One line; above `debug` only if it was `admitted`, with the number of those like it that were not.
+    /// Logs one line: above `debug` only if `admitted`, which is the number of equal lines dropped before.
     pub(super) fn log(
         &self,
         client: &Result<Client, Unattested>,
@@ -86,7 +86,7 @@ impl RequestRecord {
             (Some(_), _, Some(left_out)) => warn!(
                 pod.name = name, pod.namespace = namespace, pod.uid = uid, pod.ip = ip, pod.iam.role = role,
                 req.method = %method, req.path = ?QuotedText::new(path), res.status = status, duration = ?took,
-                reason, left_out, "Refused request"
+                reason, left_out, "Rejected request"
             ),
             (None, Some(issued), Some(left_out)) => info!(
                 pod.name = name, pod.namespace = namespace, pod.uid = uid, pod.ip = ip, pod.iam.role = role,

@@ -1,4 +1,4 @@
-//! Answers as EC2's server gives them.
+//! HTTP answers like those of EC2's server.
 
 use std::time::Duration;
 
@@ -11,18 +11,18 @@ use super::{
     token::{TokenTtl, X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS},
 };
 
-/// What the real service calls itself; some clients look.
+/// The real service's name, which some clients check.
 const SERVER: HeaderValue = HeaderValue::from_static("EC2ws");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain");
-/// Tells a person why; programs judge by the status.
+/// The header with the reason, for people. Programs use the status.
 const REASON: &str = "x-kiam-reason";
-/// The longest `Retry-After` that clients get. SDK for Go v1, SDK for JavaScript v2 and urllib3 obey it before each of
-/// their attempts, so that a minute of it hangs a program for several.
+/// The longest `Retry-After`. SDK for Go v1, SDK for JavaScript v2 and urllib3 obey it before each attempt, so that one
+/// minute would hang a program for several.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// Characters of a reason that are sent.
+/// The most characters of a reason that are sent.
 const MAX_REASON: usize = 256;
 
-/// What a request is answered with that is not refused.
+/// The answer to an accepted request.
 pub(super) struct Answer {
     pub(super) body: Bytes,
     pub(super) ttl: Option<TokenTtl>,
@@ -34,7 +34,7 @@ impl Answer {
     pub(super) fn response(&self) -> Response<Full<Bytes>> {
         let mut response = text(StatusCode::OK, self.body.clone());
         if let Some(ttl) = self.ttl {
-            // Rust's SDK takes no token without it.
+            // Rust's SDK accepts no token without this header.
             let value = HeaderValue::from(ttl.as_secs());
             response.headers_mut().insert(X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS, value);
         }
@@ -42,7 +42,7 @@ impl Answer {
     }
 }
 
-/// An answer with `body`.
+/// A response with `body`.
 pub(super) fn text(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
     let length = HeaderValue::from(body.len());
     let mut response = Response::new(Full::new(body));
@@ -54,7 +54,7 @@ pub(super) fn text(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
     response
 }
 
-/// The answer to what failed at `kind`: no body, and the reason in a header.
+/// The response for an error at a path of this `kind`: without a body, and with the reason in a header.
 pub(super) fn refusal(error: &Error, kind: PathKind) -> Response<Full<Bytes>> {
     let status = error.status(kind);
     let mut response = text(status, Bytes::new());
@@ -64,11 +64,11 @@ pub(super) fn refusal(error: &Error, kind: PathKind) -> Response<Full<Bytes>> {
         Error::Method { allow } => {
             headers.insert(header::ALLOW, HeaderValue::from_static(allow));
         }
-        // What follows on the connection could be the body.
+        // The next bytes on the connection may be the body.
         Error::Body => {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        // Who would wait in vain is told nothing, and gives up as soon as its own schedule says.
+        // If the wait is too long, clients get no hint and follow their own schedule.
         Error::NoCredentials { retry_after, .. } if *retry_after > RETRY_AFTER => {}
         Error::NoCredentials { .. } | Error::Upstream(_)
             if status == StatusCode::SERVICE_UNAVAILABLE =>
@@ -80,7 +80,7 @@ pub(super) fn refusal(error: &Error, kind: PathKind) -> Response<Full<Bytes>> {
     response
 }
 
-/// `text` as the value of a header: one line of visible ASCII.
+/// `text` as a header's value: one line of visible ASCII.
 fn visible(text: &str) -> HeaderValue {
     let shown: String = text
         .chars()

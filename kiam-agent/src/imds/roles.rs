@@ -1,4 +1,4 @@
-//! Roles that are asked for by name and are not the pod's.
+//! Requests for roles that are not the pod's.
 
 use super::{Error, ServiceParts, route::RequestedRole};
 use kiam_core::{
@@ -6,7 +6,7 @@ use kiam_core::{
     role::{QuotedText, RoleArn},
 };
 
-/// What is wrong with asking for `requested`, which is not the role of `pod`: it may have been before.
+/// The error of a request for `requested`, which is not the current role of `pod`, but may be a former one.
 pub(super) fn other_role(
     requested: &RequestedRole,
     pod: Option<&Pod>,
@@ -17,7 +17,7 @@ pub(super) fn other_role(
     if pod.is_some_and(was) { Error::FormerRole(role) } else { Error::OtherRole(role) }
 }
 
-/// The roles that `pod` named before.
+/// The former roles of `pod`.
 fn former<'a>(pod: &'a Pod, parts: &'a ServiceParts) -> impl Iterator<Item = RoleArn> + 'a {
     let texts = parts.pods.former_roles(&pod.uid);
     texts.into_iter().filter_map(|text| {

@@ -1,10 +1,9 @@
-//! From a request line to what is asked for.
+//! Parses a request line into a route.
 //!
-//! Slashes in a row are joined first, as EC2 does, and one slash at the end changes nothing. Beyond that a
-//! path is routed only in its normalised spelling: whatever decoding, dot segments or characters outside a
-//! small set could change is no path of ours (404). So there is one spelling to decide about, and it alone
-//! is asked of the real service, always below `/latest`, where it says at most what the same path says
-//! below an older version.
+//! Repeated slashes are merged first, as in EC2, and one trailing slash is ignored. Beyond that a path is routed only in
+//! its normalised spelling: paths with escapes, dot segments, or characters outside a small set get a 404. So there is one
+//! spelling to decide about, and only that is requested from the real service. It is always requested below `/latest`,
+//! where a path shows at most as much as below an older version.
 
 use std::borrow::Cow;
 
@@ -16,28 +15,28 @@ use super::{
 };
 use kiam_core::role::RoleArn;
 
-/// `Allow` of everything that is read.
+/// The `Allow` header of paths that are read.
 const READ: &str = "GET, HEAD";
-/// `Allow` of the token's path.
+/// The `Allow` header of the token's path.
 const ISSUE: &str = "PUT";
 
-/// What a request asks for.
+/// The route of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
     /// `PUT /latest/api/token`.
     Token,
-    /// `GET` or `HEAD` of one of the paths that are answered.
+    /// `GET` or `HEAD` of a readable path.
     Read(Readable),
 }
 
-/// What can be read.
+/// A readable path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readable {
     /// The list of roles: the name of the pod's role.
     RoleName,
     /// Credentials of a role.
     Credentials(Form, RequestedRole),
-    /// `iam/info`: the instance profile, which is made up from the pod's role.
+    /// `iam/info`: an instance profile made of the pod's role.
     InstanceProfile,
     /// A list of paths that does not depend on the pod.
     Listing(&'static str),
@@ -50,29 +49,29 @@ pub enum Readable {
 pub enum Form {
     /// `security-credentials`.
     Plain,
-    /// `security-credentials-extended`: names the account too.
+    /// `security-credentials-extended`, with the account.
     Extended,
 }
 
-/// The role that a path names, as the client wrote it: a name, a path and name, or an ARN.
+/// The role in a path, as the client wrote it: a name, a path and name, or an ARN.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestedRole(String);
 
-/// A normalised path, without leading slash, that the real service may be asked for below `/latest/`.
+/// A normalised path without a leading slash, which may be requested from the real service below `/latest/`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct UpstreamPath {
     path: String,
     lifetime: Lifetime,
 }
 
-/// How long an answer of the real service is true.
+/// How long an answer of the real service stays valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Lifetime {
-    /// As long as the instance lives.
+    /// For the life of the instance.
     Instance,
-    /// A second: pods that ask at once share an answer.
+    /// For a second: pods that ask at the same time share an answer.
     Moment,
-    /// Until it is asked again.
+    /// For one request.
     Request,
 }
 
@@ -86,18 +85,18 @@ pub struct Routes {
 // === impl Routes ===
 
 impl Routes {
-    /// The paths that are open by default and those of `allowed`, without those of `denied`.
+    /// The open paths and those of `allowed`, without those of `denied`.
     #[must_use]
     pub fn new(allowed: Vec<AllowPath>, denied: Vec<DenyPath>) -> Self {
         Self { allowed, denied }
     }
 
-    /// What `method` on `path`, the request target without its query, asks for.
+    /// Parses `method` and `path`, the request target without its query.
     ///
     /// # Errors
     ///
-    /// [`Error::Path`] for what is not ours or not normalised, [`Error::Method`], and
-    /// [`Error::DatedToken`] for a token of a version other than `latest`, as EC2 has it.
+    /// [`Error::Path`] for a path that is not allowed or not normalised, [`Error::Method`], and [`Error::DatedToken`] for a
+    /// token of a version other than `latest`, as in EC2.
     pub fn parse(&self, method: &Method, path: &str) -> Result<Route, Error> {
         let path = joined(path);
         let normalised = NormalisedPath::parse(&path);
@@ -134,13 +133,13 @@ impl Routes {
 // === impl RequestedRole ===
 
 impl RequestedRole {
-    /// The text; it has letters, digits and `-_.~+=,@:/` only.
+    /// The text, which has only letters, digits and `-_.~+=,@:/`.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether it names `role`: SDKs ask for what they were listed, or for what their users configured.
+    /// Whether this names `role`: SDKs request the listed name, or one that is configured.
     #[must_use]
     pub fn names(&self, role: &RoleArn) -> bool {
         [role.name(), role.path_and_name(), role.as_ref()].contains(&self.as_str())
@@ -162,7 +161,7 @@ impl UpstreamPath {
         &self.path
     }
 
-    /// How long its answer is true.
+    /// How long the answer stays valid.
     #[must_use]
     pub fn lifetime(&self) -> Lifetime {
         self.lifetime
@@ -171,10 +170,9 @@ impl UpstreamPath {
 
 // === NormalisedPath ===
 
-/// A path in its only spelling: a version, and what follows it.
+/// A path in its only spelling: a version, and the rest.
 ///
-/// Its characters are letters, digits and `-_.~+=,@:`, and `/`; no segment is dots alone, and none is
-/// empty but the last.
+/// It has only letters, digits, `-_.~+=,@:` and `/`. No segment is dots alone, and only the last may be empty.
 #[derive(Clone, Copy, Debug)]
 struct NormalisedPath<'a> {
     version: PathVersion,
@@ -224,7 +222,7 @@ impl<'a> NormalisedPath<'a> {
     }
 }
 
-/// `path` with one slash for each run of them.
+/// `path` with repeated slashes merged.
 fn joined(path: &str) -> Cow<'_, str> {
     if !path.contains("//") {
         return Cow::Borrowed(path);
@@ -238,7 +236,7 @@ fn joined(path: &str) -> Cow<'_, str> {
     Cow::Owned(joined)
 }
 
-/// `rest` without the one slash that may end it.
+/// `rest` without one trailing slash.
 pub(super) fn without_slash(rest: &str) -> &str {
     rest.strip_suffix('/').unwrap_or(rest)
 }
@@ -258,7 +256,7 @@ fn version_of(text: &str) -> Option<PathVersion> {
     }
 }
 
-/// Whether `rest`, which follows a version and a slash, is its own only spelling.
+/// Whether `rest`, which follows a version and a slash, is normalised.
 pub(super) fn is_normalised(rest: &str) -> bool {
     let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~+=,@:/".contains(&byte);
     let mut segments = rest.split('/').peekable();

@@ -1,7 +1,7 @@
 //! Answers pods' requests.
 //!
-//! Who is calling was resolved when the connection was accepted; whether it may have what it asks for is
-//! decided for every request from the records as they are then. Nothing here asks STS.
+//! The caller was resolved when the connection was accepted. Whether it may have what it requests is decided for every
+//! request, from the current records. Nothing here calls STS.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -36,57 +36,57 @@ use kiam_core::{
     telemetry::LogLimit,
 };
 
-/// How often the same refusal of the same pod, or its answers, are logged above `debug`.
+/// The shortest time between log lines above `debug` about equal answers to one pod.
 const LOG_PERIOD: Duration = Duration::from_secs(1);
-/// How often it is logged that a pod is passed on.
+/// The shortest time between log lines about a pod whose connections are passed on.
 const RELAY_LOG_PERIOD: Duration = Duration::from_secs(24 * 3600);
 
-/// What the metadata service is told.
+/// The metadata service's configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// How long a request may wait for its pod and the pod's credentials, together.
+    /// The longest wait of a request for its pod and the pod's credentials, together.
     pub hold: Duration,
     /// Whether requests need a token.
     pub imdsv2: Imdsv2,
-    /// What pods may read of the real service beyond the paths that are open by default.
+    /// The paths of the real service that pods may read beside the open ones.
     pub allow_paths: Vec<AllowPath>,
-    /// What they may not read in any case.
+    /// The paths that pods may not read in any case.
     pub deny_paths: Vec<DenyPath>,
-    /// Whether `?ip=` names the pod: for trying the agent, and never with the interceptor.
+    /// Whether `?ip=` names the pod. For trying the agent, and never with the interception.
     pub allow_ip_query: bool,
-    /// Pods that are passed on to the real service.
+    /// The pods whose connections are passed on to the real service.
     pub node_roles: Vec<NodeRole>,
-    /// The agent's own addresses, which `Host` may name in source-ip mode. Empty in kernel mode: who
-    /// names them there was not redirected (a port-forward, or a request that was forged).
+    /// The agent's own addresses, which `Host` may name in source-ip mode. Empty in kernel mode, where a client that names
+    /// them was not redirected (a port-forward, or a forged request).
     pub own_addresses: Vec<IpAddr>,
 }
 
 /// Whether requests need a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Imdsv2 {
-    /// A token that is there must be good.
+    /// A given token must be valid.
     Optional,
-    /// Without one a request is refused.
+    /// A request without a token is rejected.
     Required,
 }
 
-/// What the service asks.
+/// The service's dependencies.
 pub struct ServiceParts {
-    /// Which pod?
+    /// The records of pods.
     pub pods: PodReader,
-    /// May it?
+    /// The policy.
     pub policy: RolePolicy,
-    /// What it gets.
+    /// The cached credentials.
     pub credentials: CredentialReader,
-    /// Issues and verifies IMDSv2 tokens.
+    /// The issuer of IMDSv2 tokens.
     pub tokens: TokenAuthority,
     /// The real service.
     pub upstream: Upstream,
-    /// Tells the time.
+    /// The wall clock.
     pub clock: Clock,
-    /// Counts.
+    /// The service's metrics.
     pub metrics: Metrics,
-    /// Remembers what was refused, and who asks without a token.
+    /// The journal of rejected requests, and of requests without a token.
     pub journal: Journal,
 }
 
@@ -106,7 +106,7 @@ pub struct Service {
 
 impl PodService for Service {
     async fn relay(&self, client: &Client) -> Result<Option<Relay>, NotFound> {
-        // Who has only an address may be another pod by now.
+        // An address may belong to another pod by now.
         if self.config.node_roles.is_empty() || matches!(client, Client::Address(_)) {
             return Ok(None);
         }
@@ -178,7 +178,7 @@ impl Service {
         }
     }
 
-    /// Checks a request in the order of how little it takes to be refused: who, how, and only then what.
+    /// Answers a request, with the cheapest checks first: the caller, the form, and only then the path.
     async fn answer(
         &self,
         client: &Result<Client, Unattested>,
@@ -199,14 +199,14 @@ impl Service {
         }
         let mut version = ImdsVersion::V2;
         let reads = [Method::GET, Method::HEAD].contains(&head.method);
-        // Nothing is read where the path has not even the method.
+        // A wrong method is rejected without a token check.
         if reads && !matches!(route, Err(Error::Method { .. })) {
             let (tokens, imdsv2) = (&self.parts.tokens, self.config.imdsv2);
             version = checks::token(&head.headers, client, tokens, imdsv2)?;
         }
         match (route?, unknown) {
             (Route::Token, _) => self.token(client, head),
-            // It was waited for, and may be a pod that is passed on.
+            // The pod stayed unknown, and its connection may be one to pass on.
             (Route::Read(_), Some(not_found)) => Err(not_found.into()),
             (Route::Read(what), None) => {
                 let caller = self.caller(client, head)?;
@@ -220,8 +220,8 @@ impl Service {
         }
     }
 
-    /// Refuses a request without token where the pod's namespace wants one, and notes it elsewhere. A
-    /// namespace that is not known yet is waited for; one that stays unknown may want tokens.
+    /// Rejects a request without a token if the pod's namespace requires one, and otherwise records it. Waits for an unknown
+    /// namespace. One that stays unknown may require tokens.
     async fn without_token(
         &self,
         client: &Client,
@@ -248,14 +248,14 @@ impl Service {
         }
     }
 
-    /// A token. Local and at once: a failure here makes SDKs fall back to IMDSv1 and stay there.
+    /// Issues a token, locally and at once: after a failure SDKs would fall back to IMDSv1 and stay there.
     fn token(&self, client: &Client, head: &request::Parts) -> Result<Answer, Error> {
         let ttl = checks::ttl(&head.headers)?;
         let body = self.parts.tokens.issue(client, ttl).into();
         Ok(Answer { body, ttl: Some(ttl) })
     }
 
-    /// Who is looked up: the client, or the address that it names where that is allowed.
+    /// The caller to look up: the client, or the address in the query where that is allowed.
     fn caller(&self, client: &Client, head: &request::Parts) -> Result<Client, Error> {
         let queried = match head.uri.query() {
             Some(query) if self.config.allow_ip_query => checks::queried(query)?,
@@ -299,7 +299,7 @@ impl Service {
         Ok(body)
     }
 
-    /// The pod that `client` is; one that is not known yet is waited for.
+    /// The pod of `client`. Waits for an unknown pod.
     async fn pod(
         &self,
         client: &Client,
@@ -312,7 +312,7 @@ impl Service {
         Ok(pod)
     }
 
-    /// What the pod is allowed; a namespace or ServiceAccount that is not known yet is waited for.
+    /// The identity that the pod is allowed. Waits for an unknown namespace or ServiceAccount.
     async fn identity(
         &self,
         client: &Client,
@@ -344,7 +344,7 @@ impl Service {
         }
     }
 
-    /// The pod's credentials, if it asks for its own role's; those that are pending are waited for.
+    /// The pod's credentials, if it requests its own role's. Waits for pending ones.
     async fn issued(
         &self,
         client: &Client,
@@ -367,7 +367,7 @@ impl Service {
             let issued = ready(state);
             self.count_first(record, waited, issued.is_ok());
             let issued = issued?;
-            // While this waited, the pod may have gone, or its role been changed or forbidden.
+            // Meanwhile the pod may have ended, or its role may have been changed or forbidden.
             if waited {
                 let now = self.identity(client, deadline, record).await?;
                 if now != identity {

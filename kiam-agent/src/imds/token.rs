@@ -1,8 +1,8 @@
 //! IMDSv2 session tokens.
 //!
-//! Some SDKs keep a token for six hours and never renew it when it is refused, so a token must outlive a
-//! restart or an upgrade of the agent: nothing about tokens is kept but the key that signs them. A token
-//! is its expiry and a MAC over that and the client it was issued to; another pod's is refused.
+//! Some SDKs keep a token for six hours and do not renew it when it is rejected, so a token must survive restarts and
+//! upgrades of the agent. So only the key that signs tokens is kept. A token has its expiry, and a MAC over the expiry and
+//! the client that it was issued to. Another pod's token is rejected.
 
 use std::{io, path::Path, time::Duration};
 
@@ -16,36 +16,35 @@ use super::key;
 pub use super::key::KeyError;
 use kiam_core::pods::Client;
 
-/// Asks for a token's life, in seconds, and is echoed.
+/// The header with a token's lifetime in seconds, in the request and the answer.
 pub const X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS: &str = "x-aws-ec2-metadata-token-ttl-seconds";
-/// Carries a token.
+/// The header with a token.
 pub const X_AWS_EC2_METADATA_TOKEN: &str = "x-aws-ec2-metadata-token";
-/// The longest life of a token, in seconds.
+/// The longest lifetime of a token, in seconds.
 pub const MAX_TOKEN_TTL: u32 = 21_600;
 
-/// First byte of a token, for a later form of it.
+/// The first byte of a token: the version of its format.
 const FORM: u8 = 1;
 const EXPIRY_BYTES: usize = 8;
 const MAC_BYTES: usize = 32;
 
-/// How long a token is asked to live: 1 to 21,600 seconds.
+/// The requested lifetime of a token: 1 to 21,600 seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenTtl(u32);
 
-/// Issues and verifies tokens.
+/// The issuer and verifier of tokens.
 #[derive(Clone)]
 pub struct TokenAuthority {
     mac: Hmac<Sha256>,
     uptime: Uptime,
 }
 
-/// Time since the machine started, which no step of the wall clock shortens or stretches, and which goes
-/// on while the agent restarts.
+/// The time since the machine started, which is independent of the wall clock and of restarts of the agent.
 #[derive(Clone, Debug)]
 enum Uptime {
     /// `CLOCK_BOOTTIME`, see clock_gettime(2).
     Boot,
-    /// Moves with tokio's, possibly paused, time.
+    /// Tokio's time, which may be paused.
     #[cfg_attr(not(test), expect(dead_code, reason = "made by tests"))]
     Simulated(Instant),
 }
@@ -53,7 +52,7 @@ enum Uptime {
 // === impl TokenTtl ===
 
 impl TokenTtl {
-    /// The life that a header's value asks for; nothing but digits is a number here.
+    /// Parses the lifetime in a header's value, which must be digits alone.
     #[must_use]
     pub fn parse(value: &[u8]) -> Option<Self> {
         if !value.iter().all(u8::is_ascii_digit) {
@@ -73,15 +72,14 @@ impl TokenTtl {
 // === impl TokenAuthority ===
 
 impl TokenAuthority {
-    /// Takes the key from `token.key` in `state_dir`, and makes both (0600, 0700) where they are missing.
+    /// Reads the key from `token.key` in `state_dir`, and creates both (0600, 0700) if they are missing.
     ///
     /// # Errors
     ///
-    /// [`KeyError`], which names the file: it is never replaced, for then tokens that clients hold would
-    /// be refused, and somebody put it there.
+    /// [`KeyError`], which names the file. It is never replaced, since that would invalidate the clients' tokens.
     pub fn open(state_dir: &Path) -> Result<Self, KeyError> {
         let key = key::open(state_dir)?;
-        // The time since boot starts anew with a boot, so tokens must not outlive it, wherever the key is kept.
+        // The uptime restarts with each boot, so tokens must not survive a boot, wherever the key is kept.
         let boot = boot_id().map_err(KeyError::BootId)?;
         Ok(Self::new(&*key, &boot, Uptime::Boot))
     }
@@ -91,10 +89,10 @@ impl TokenAuthority {
         Self { mac: mac.chain_update(boot), uptime }
     }
 
-    /// A token for `client` that lives for `ttl`.
+    /// Issues a token for `client` with lifetime `ttl`.
     #[must_use]
     pub fn issue(&self, client: &Client, ttl: TokenTtl) -> String {
-        // Rounded up: a token lives at least as long as was promised.
+        // Rounded up: a token lives at least as long as promised.
         let expires = self.uptime.now().as_secs() + 1 + u64::from(ttl.0);
         let mut token = Vec::with_capacity(1 + EXPIRY_BYTES + MAC_BYTES);
         token.push(FORM);
@@ -109,7 +107,7 @@ impl TokenAuthority {
         self.expiry(client, token).is_some_and(|expires| self.uptime.now().as_secs() < expires)
     }
 
-    /// When `token` expires, if it is authentic.
+    /// The expiry of `token`, if it is authentic.
     fn expiry(&self, client: &Client, token: &[u8]) -> Option<u64> {
         let mut bytes = [0; 1 + EXPIRY_BYTES + MAC_BYTES];
         let length = URL_SAFE_NO_PAD.decode_slice(token, &mut bytes).ok()?;
@@ -124,7 +122,7 @@ impl TokenAuthority {
     }
 
     fn mac(&self, client: &Client, expires: u64) -> Hmac<Sha256> {
-        // The kinds can't be taken for each other: a UID never stands for an address.
+        // The kind is part of the MAC, so that a UID never stands for an address.
         let (kind, name) = match client {
             Client::Pod { uid, .. } | Client::PodListener { uid } => (b"p", uid.to_string()),
             Client::Address(address) => (b"a", address.to_canonical().to_string()),
@@ -158,7 +156,7 @@ impl Uptime {
     }
 }
 
-/// What tells this boot from others, see proc_sys_kernel(5).
+/// The id of this boot, see proc_sys_kernel(5).
 fn boot_id() -> io::Result<Vec<u8>> {
     std::fs::read("/proc/sys/kernel/random/boot_id")
 }

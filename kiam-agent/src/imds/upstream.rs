@@ -1,7 +1,7 @@
-//! Asks the real IMDS, for the few things that pods may know of the node and the agent needs itself.
+//! The client of the real IMDS, for the few paths that pods may read or the agent needs itself.
 //!
-//! Every request is made here from nothing, on a connection of its own: no byte that a pod sent, no
-//! header, no body and no state of a pod's connection can reach the real service.
+//! Every request is built here, on a connection of its own. No byte, header, body or state of a pod's connection can reach
+//! the real service.
 
 mod url;
 
@@ -36,80 +36,80 @@ use kiam_core::{
     secret::Secret,
 };
 
-/// For a whole answer, waiting for a slot included: most SDKs give up after a second.
+/// The deadline of an answer, including the wait for a slot: most SDKs give up after a second.
 const DEADLINE: Duration = Duration::from_secs(1);
-/// Requests of pods' own at once: EC2 throttles the service per instance, and the node needs it too. What all pods share
-/// comes on top, one request for each path.
+/// The most concurrent requests for single pods: EC2 throttles the service per instance, and the node needs it too. Shared
+/// answers need one more request for each path.
 const SLOTS: usize = 8;
-/// Slots that one pod has at once, so that others find some when the service is slow.
+/// The most slots of one pod, so that others find some when the service is slow.
 const SHARE: usize = 2;
-/// How long an answer is shared that may change. Termination handlers ask every five seconds or so, and a notice
-/// comes two minutes ahead.
+/// How long an answer that may change is shared. Termination handlers ask every five seconds or so, and a notice comes two
+/// minutes ahead.
 const MOMENT: Duration = Duration::from_secs(1);
-/// Bytes of an answer; user data, which is never asked for, may be 16 KiB.
+/// The largest answer. User data, which is never requested, may have 16 KiB.
 const MAX_BODY: usize = 64 * 1024;
-/// Renewed before it expires, for a machine that was suspended meanwhile.
+/// The age at which a token is renewed: well before its expiry, for a machine that was suspended meanwhile.
 const RENEW_TOKEN: Duration = Duration::from_secs(MAX_TOKEN_TTL as u64 / 2);
-/// How long a service without tokens is not asked for one again.
+/// The time until a service without tokens is tried for one again.
 const RETRY_TOKEN: Duration = Duration::from_secs(300);
 
-/// Why the real IMDS gave no answer. All but `NotFound`, `NoRole` and `Arn` may pass.
+/// Why the real IMDS gave no answer. All but `NotFound` and `Arn` may pass.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
-    /// It says that there is no such thing.
+    /// The path does not exist.
     #[error("the instance metadata service has no such path")]
     NotFound,
-    /// No connection.
+    /// The service can't be reached.
     #[error("the instance metadata service at {url} can't be reached: {source}")]
     Connect {
-        /// Where it was looked for.
+        /// The service's URL.
         url: UpstreamUrl,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// It broke off, or doesn't speak HTTP.
-    #[error("the instance metadata service broke off: {0}")]
+    /// The connection broke, or the service doesn't speak HTTP.
+    #[error("the connection to the instance metadata service broke: {0}")]
     Http(#[from] hyper::Error),
-    /// It takes too long.
+    /// The answer did not come in time.
     #[error("the instance metadata service did not answer within {DEADLINE:?}")]
     Deadline,
-    /// Another status than 200.
+    /// The status is not 200.
     #[error("the instance metadata service answered {0}")]
     Status(StatusCode),
-    /// More than is believable, or not what was asked for.
-    #[error("the instance metadata service answered with nothing that can be used")]
+    /// The body is too long or malformed.
+    #[error("the instance metadata service sent an invalid body")]
     Body,
-    /// The instance profile's ARN makes no base ARN.
-    #[error("the instance profile names no account: {0}")]
+    /// The instance profile's ARN is malformed.
+    #[error("the instance profile has no account: {0}")]
     Arn(#[from] InvalidRole),
 }
 
-/// Asks the real IMDS. Cheap to clone.
+/// The client of the real IMDS. Cheap to clone.
 #[derive(Clone)]
 pub struct Upstream(Arc<Inner>);
 
 struct Inner {
     url: UpstreamUrl,
     slots: Semaphore,
-    /// Of pods that ask now, or did when a share was taken last.
+    /// The shares of pods with requests now, or at the last new request.
     shares: Mutex<HashMap<PodUid, Arc<Semaphore>>>,
-    /// Of paths that are open by default only, so it has a handful of entries.
-    kept: Mutex<HashMap<UpstreamPath, Arc<SharedAnswer>>>,
+    /// The shared answers, only of open paths, so that there are few entries.
+    shared: Mutex<HashMap<UpstreamPath, Arc<SharedAnswer>>>,
     session: Mutex<Session>,
 }
 
 /// One path's last answer, which all pods share.
 struct SharedAnswer {
-    /// For whoever asks the service; the others wait for what it says.
+    /// The permit to ask the service; other requests wait for its answer.
     turn: Arc<Semaphore>,
     answer: Mutex<Option<(Instant, Content)>>,
 }
 
-/// What there is at a path: `None` for nothing.
+/// The content of a path; `None` if it does not exist.
 type Content = Option<Bytes>;
 
-/// How the service wants to be asked.
+/// The version of the service, with its token.
 #[derive(Clone)]
 enum Session {
     Unknown,
@@ -117,7 +117,7 @@ enum Session {
     V1 { until: Instant },
 }
 
-/// What is read of `iam/info`.
+/// The relevant part of `iam/info`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct ProfileInfo {
@@ -127,26 +127,26 @@ struct ProfileInfo {
 // === impl Upstream ===
 
 impl Upstream {
-    /// A client of the service at `url`. Nothing is asked yet.
+    /// A client of the service at `url`. No request is made yet.
     #[must_use]
     pub fn new(url: UpstreamUrl) -> Self {
         Self(Arc::new(Inner {
             url,
             slots: Semaphore::new(SLOTS),
             shares: Mutex::default(),
-            kept: Mutex::default(),
+            shared: Mutex::default(),
             session: Mutex::new(Session::Unknown),
         }))
     }
 
-    /// The service itself, for a connection that is passed on to it.
+    /// The relay for connections that are passed on to the service.
     #[must_use]
     pub fn relay(&self) -> Relay {
         let UpstreamUrl { host, port } = &self.0.url;
         Relay { host: host.trim_matches(['[', ']']).to_owned(), port: *port }
     }
 
-    /// The body of `path`, for `pod`. What can't change is asked once, and what every pod may ask, once a second.
+    /// The body of `path`, for `pod`. Content that can't change is requested once, and shared content once a second.
     ///
     /// # Errors
     ///
@@ -162,9 +162,9 @@ impl Upstream {
         body.ok_or(UpstreamError::NotFound)
     }
 
-    /// What is kept of `path`, or what one of those that ask for it now is told.
+    /// The shared answer of `path`, requested by one of those that need it now.
     async fn shared(&self, path: &UpstreamPath) -> Result<Content, UpstreamError> {
-        let kept = lock(&self.0.kept).entry(path.clone()).or_default().clone();
+        let kept = lock(&self.0.shared).entry(path.clone()).or_default().clone();
         if let Some(answer) = kept.get(path.lifetime()) {
             return Ok(answer);
         }
@@ -173,7 +173,7 @@ impl Upstream {
         if let Some(answer) = kept.get(path.lifetime()) {
             return Ok(answer);
         }
-        // Others wait for the answer: who hangs up before it comes does not take it from them.
+        // A task of its own, so that others get the answer even if this client hangs up.
         let (upstream, path) = (self.clone(), path.clone());
         let asked = tokio::spawn(async move {
             let _turn = turn;
@@ -186,7 +186,7 @@ impl Upstream {
             *lock(&kept.answer) = Some((Instant::now(), answer.clone()));
             Ok(answer)
         });
-        // It ends early only with the runtime.
+        // It fails only at the runtime's end.
         asked.await.unwrap_or(Err(UpstreamError::Deadline))
     }
 
@@ -197,10 +197,10 @@ impl Upstream {
         self.ask(path).await
     }
 
-    /// The pod's share of the slots. Those of pods that have ended their requests are forgotten.
+    /// The pod's share of the slots. Forgets the shares of pods without requests.
     fn share(&self, pod: &PodUid) -> Arc<Semaphore> {
         let mut shares = lock(&self.0.shares);
-        // Under the lock, nobody gets one that only the map has.
+        // Under the lock, so that no share is in use that only the map has.
         shares.retain(|_, share| Arc::strong_count(share) > 1);
         shares.entry(pod.clone()).or_insert_with(|| Arc::new(Semaphore::new(SHARE))).clone()
     }
@@ -213,7 +213,7 @@ impl Upstream {
         }
     }
 
-    /// The region that the node is in.
+    /// The node's region.
     ///
     /// # Errors
     ///
@@ -226,11 +226,11 @@ impl Upstream {
         if plain && !text.is_empty() { Ok(text.to_owned()) } else { Err(UpstreamError::Body) }
     }
 
-    /// The beginning of the ARNs of roles in the node's own account, from its instance profile.
+    /// The prefix of the ARNs of roles in the node's own account, from its instance profile.
     ///
     /// # Errors
     ///
-    /// [`UpstreamError`]; `NotFound` where the node has no instance profile.
+    /// [`UpstreamError`]; `NotFound` if the node has no instance profile.
     pub async fn base_arn(&self) -> Result<BaseArn, UpstreamError> {
         let asked = timeout(DEADLINE, self.fetch("meta-data/iam/info")).await;
         let body = asked.unwrap_or(Err(UpstreamError::Deadline))?;
@@ -248,7 +248,7 @@ impl Upstream {
         let token = self.token().await?;
         let mut answer = self.read(path, token.as_ref()).await?;
         if answer.0 == StatusCode::UNAUTHORIZED {
-            // Forgotten, or never wanted: ask for a new one, once.
+            // The token is no longer valid, or needed now: request a new one, once.
             *lock(&self.0.session) = Session::Unknown;
             let token = self.token().await?;
             answer = self.read(path, token.as_ref()).await?;
@@ -269,7 +269,7 @@ impl Upstream {
         self.exchange(Method::GET, path, header).await
     }
 
-    /// A token of the service's, or `None` where it knows none (IMDSv1).
+    /// A token of the service; `None` if it has no tokens (IMDSv1).
     async fn token(&self) -> Result<Option<Secret>, UpstreamError> {
         let now = Instant::now();
         match lock(&self.0.session).clone() {
@@ -296,7 +296,7 @@ impl Upstream {
         Ok(token)
     }
 
-    /// One request on a connection of its own.
+    /// Makes one request on a connection of its own.
     async fn exchange(
         &self,
         method: Method,
@@ -344,7 +344,7 @@ impl Upstream {
 // === impl SharedAnswer ===
 
 impl SharedAnswer {
-    /// The answer, if it is still true. That something is not there may change in any case.
+    /// The answer, if it is still valid. A missing path may appear at any time.
     fn get(&self, lifetime: Lifetime) -> Option<Content> {
         let answer = lock(&self.answer);
         let (at, answer) = answer.as_ref()?;

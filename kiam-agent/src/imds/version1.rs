@@ -1,4 +1,4 @@
-//! Who still asks without a session token (IMDSv1), so that an operator can tell when to require one.
+//! The log of requests without a session token (IMDSv1), which shows operators when they can require tokens.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,9 +15,9 @@ use kiam_core::{
     role::QuotedText,
 };
 
-/// How often a program of a pod is logged.
+/// The shortest time between two log lines about one program of a pod.
 const PERIOD: Duration = Duration::from_secs(3600);
-/// Programs of one pod that are logged in a period: a pod may call itself by any number of names.
+/// The most programs of one pod that are logged in a period: a pod can send any number of names.
 const PROGRAMS: usize = 8;
 
 /// The log of IMDSv1 requests: one line for each pod and `User-Agent` in an hour.
@@ -26,7 +26,7 @@ pub(super) struct Version1(Mutex<LoggedPrograms>);
 
 #[derive(Debug, Default)]
 struct LoggedPrograms {
-    /// Everything is forgotten when the period is over, and with it the pods that are gone.
+    /// The start of the period. At its end all entries are forgotten, also those of ended pods.
     since: Option<Instant>,
     programs: HashMap<PodUid, HashSet<String>>,
 }
@@ -34,7 +34,7 @@ struct LoggedPrograms {
 // === impl Version1 ===
 
 impl Version1 {
-    /// Logs a request of `pod`, unless one like it was logged lately.
+    /// Logs a request of `pod`, unless an equal one was logged in this period.
     pub(super) fn log(&self, pod: &Pod, headers: &HeaderMap) {
         let program = headers.get(header::USER_AGENT).map_or(&b""[..], |value| value.as_bytes());
         let program = QuotedText::new(&String::from_utf8_lossy(program)).as_str().to_owned();

@@ -1,7 +1,7 @@
 //! The bodies of answers, byte by byte as SDKs expect them.
 //!
-//! Times are UTC in whole seconds, `2026-01-01T00:00:00Z`: botocore takes only that form. Bodies have no
-//! trailing newline, for several SDKs put a list's line into the next path as it is.
+//! Times are UTC in whole seconds, `2026-01-01T00:00:00Z`: botocore accepts only that form. Bodies have no trailing
+//! newline, because several SDKs put a list's line into the next path unchanged.
 
 use std::time::SystemTime;
 
@@ -14,7 +14,7 @@ use kiam_core::{
     role::RoleArn,
 };
 
-/// Body of `…/security-credentials/<role>`, in EC2's order.
+/// The body of `…/security-credentials/<role>`, in EC2's order.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct SecurityCredentials<'a> {
@@ -30,7 +30,7 @@ struct SecurityCredentials<'a> {
     account_id: Option<&'a str>,
 }
 
-/// Body of `…/iam/info`.
+/// The body of `…/iam/info`.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct InstanceProfile<'a> {
@@ -59,8 +59,8 @@ pub fn render(credentials: &Credentials) -> RenderedAnswers {
     }
 }
 
-/// Body of `…/iam/info` for a pod of `role`: an instance profile of the same name, for the node's own is
-/// nothing that pods may learn.
+/// The body of `…/iam/info` for a pod of `role`: an instance profile of the same name, since pods must not learn the
+/// node's.
 pub(super) fn instance_profile(role: &RoleArn, now: SystemTime) -> Bytes {
     json(&InstanceProfile {
         code: "Success",
@@ -71,7 +71,7 @@ pub(super) fn instance_profile(role: &RoleArn, now: SystemTime) -> Bytes {
             role.account(),
             role.path_and_name()
         ),
-        // The form of an id; there is no such profile.
+        // A well-formed id of no existing profile.
         instance_profile_id: "AIPAKIAM0000000000000",
     })
 }
@@ -80,7 +80,7 @@ fn json(body: &impl Serialize) -> Bytes {
     serde_json::to_vec(body).expect("strings are always JSON").into()
 }
 
-/// `2026-01-01T00:00:00Z`; parts of a second are dropped, so that nothing seems to live longer.
+/// Formats a time as `2026-01-01T00:00:00Z`. Fractions of a second are dropped, so that nothing seems to live longer.
 fn time(time: SystemTime) -> String {
     let seconds = time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let whole = i64::try_from(seconds).ok().and_then(|at| Timestamp::from_second(at).ok());

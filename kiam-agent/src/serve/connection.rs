@@ -1,4 +1,4 @@
-//! One connection, by hyper.
+//! Serves one connection with hyper.
 
 use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -28,7 +28,7 @@ const MAX_HEAD: usize = 16 * 1024;
 /// Most header fields of a request: SDKs send ten, a mesh adds ten, and tracing may add many more.
 const MAX_FIELDS: usize = 128;
 
-/// What a connection's task needs.
+/// The task of one connection.
 pub(super) struct ConnectionTask<S> {
     pub(super) service: Arc<S>,
     pub(super) config: Config,
@@ -42,20 +42,20 @@ pub(super) struct ConnectionTask<S> {
 // === impl ConnectionTask ===
 
 impl<S: PodService> ConnectionTask<S> {
-    /// Serves `stream`, or passes it on, until it closes, errs, or the drain begins and what has begun is
-    /// answered. All of that in turns with the other connections of the same owner.
+    /// Serves `stream`, or passes it on, until it closes or fails, or the drain begins and begun requests are answered. It
+    /// takes turns with the other connections of the same owner.
     pub(super) async fn run(self, stream: TcpStream, client: Result<Client, Unattested>) {
         let turn = Turn::default();
         self.slot.share().in_turns(&turn, self.serve(stream, client, &turn)).await;
     }
 
     async fn serve(&self, stream: TcpStream, client: Result<Client, Unattested>, turn: &Turn) {
-        // A failure costs a delay at most.
+        // A failure only costs a delay.
         let _ = stream.set_nodelay(true);
-        // Else who asks and never reads would hold its slot for ever: see TCP_USER_TIMEOUT in tcp(7).
+        // A client that never reads would otherwise hold its slot for ever: see TCP_USER_TIMEOUT in tcp(7).
         let unread = u32::try_from(self.config.unread_deadline.as_millis()).unwrap_or(u32::MAX);
         if let Err(error) = set_tcp_user_timeout(&stream, unread) {
-            debug!(%error, "Connection without a deadline for what it leaves unread");
+            debug!(%error, "Setting TCP_USER_TIMEOUT on a connection failed");
         }
         let client = match client {
             Err(error) => Err(error),
@@ -78,7 +78,7 @@ impl<S: PodService> ConnectionTask<S> {
             let client = client.clone();
             async move { Ok::<_, Infallible>(self.respond(client, request, turn).await) }
         });
-        // Until its first request is there, and between requests.
+        // Idle until the first request, and between requests.
         self.slot.idle();
         let mut drain = self.drain.clone();
         let deadline =
@@ -103,7 +103,7 @@ impl<S: PodService> ConnectionTask<S> {
         }
     }
 
-    /// Answers one request, in the connection's turn. hyper brings the next one when this one is answered.
+    /// Answers one request, in the connection's turn. hyper reads the next one after the answer.
     async fn respond(
         &self,
         client: Arc<Result<Client, Unattested>>,
@@ -126,7 +126,7 @@ impl<S: PodService> ConnectionTask<S> {
     }
 }
 
-/// The answer to one request too many. It ends the connection, so that those that came with it cost nothing.
+/// The answer to a request beyond the rate. It ends the connection, so that further requests on it cost nothing.
 fn too_many() -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::default());
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
@@ -136,8 +136,8 @@ fn too_many() -> Response<Full<Bytes>> {
     response
 }
 
-/// hyper would close a connection whose first request is still on its way, so that comes a while after the
-/// drain began: see `last_requests`.
+/// Waits for the end of further requests, a while after the drain began: hyper would close a connection whose first request
+/// is still on its way. See `last_requests`.
 async fn no_more_requests(drain: &mut Drain, last_requests: Duration) {
     drain.started().await;
     sleep(last_requests).await;

@@ -1,4 +1,4 @@
-//! How many connections may be open, in all and by whose they are, and how fast they may come.
+//! The limits of open connections, in all and by owner, and of new connections per owner.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,26 +20,25 @@ use super::{
 };
 use kiam_core::pods::{Client, PodUid, Unattested};
 
-/// More pods than a node runs.
-const PODS: usize = 256;
-/// Owners that are told apart at most. A node's pods are far fewer; addresses (`--identity=source-ip`) may be anybody's
-/// invention.
+/// The number of pods among which half of the connections are divided: more than a node runs.
+const SHARING_PODS: usize = 256;
+/// The most owners. A node has far fewer pods, but addresses (`--identity=source-ip`) can be invented.
 const OWNERS: usize = 16_384;
-/// How often owners are forgotten, at most.
+/// The shortest time between two sweeps of unused owners.
 const SWEEP: Duration = Duration::from_millis(100);
 
-/// Whose a connection is, for limits and logs: nobody's share is used up by others.
+/// The owner of a connection, for limits and logs. Each owner has its own share.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Owner {
-    /// A pod that the kernel attests, whatever addresses it has or shares.
+    /// A pod that the kernel attests, whatever its addresses.
     Pod(PodUid),
-    /// Whoever has this address, where only that is known.
+    /// The owner of this address, where only the address is known.
     Address(IpAddr),
-    /// Anybody who is no pod, all together.
+    /// All callers that are not pods, together.
     Stranger,
 }
 
-/// Hands out slots.
+/// The limits, which hand out slots.
 #[derive(Clone, Debug)]
 pub(super) struct Limits {
     open: Arc<Mutex<OpenConnections>>,
@@ -51,28 +50,28 @@ struct OpenConnections {
     in_all: usize,
     next: u64,
     owners: HashMap<Owner, Account>,
-    /// When owners that have used nothing for a while were last forgotten.
+    /// The time of the last sweep of unused owners.
     swept: Instant,
 }
 
-/// What one owner has, and what is left of its share.
+/// One owner's open connections, and the rest of its share.
 #[derive(Debug)]
 struct Account {
-    /// Its connections, the oldest first.
+    /// The open connections, the oldest first.
     open: BTreeMap<u64, Arc<Activity>>,
     new_connections: Bucket,
     share: Arc<Share>,
 }
 
-/// What a connection does.
+/// The activity of a connection.
 #[derive(Debug, Default)]
 struct Activity {
-    /// Since when nothing of it is in work; `None` while something is.
+    /// The time since when the connection is idle; `None` while it is busy.
     idle_since: Mutex<Option<Instant>>,
     end: OnceLock<AbortHandle>,
 }
 
-/// One open connection; dropping it makes room.
+/// The slot of one open connection. Dropping it makes room.
 #[derive(Debug)]
 pub(super) struct Slot {
     limits: Limits,
@@ -83,48 +82,48 @@ pub(super) struct Slot {
     replaced: bool,
 }
 
-/// Where a connection's task is to be named.
+/// The place for a connection's task, which is spawned after the slot is taken.
 #[derive(Debug)]
 pub(super) struct TaskSlot(Arc<Activity>);
 
-/// Why there is no slot.
+/// The limit that a new connection exceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum ExceededLimit {
-    /// As many connections are open as may be, in all.
+    /// The open connections in all.
     All,
-    /// As many of the owner are open as may be, and none of them is idle.
+    /// The open connections of the owner, none of which is idle.
     Open,
-    /// The owner opens them too fast.
+    /// The owner's rate of new connections.
     Rate,
-    /// There are more owners than can be told apart.
+    /// The number of owners.
     Owners,
 }
 
-/// Raises the soft limit of open files, which is 1024 under many a runtime, to the hard one; what it is then.
+/// Raises the soft limit of open files, which is often 1024, to the hard limit, and returns the new limits.
 pub fn raise_open_files() -> Rlimit {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
     if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { limit }
 }
 
-/// How many connections of the `wanted` the process may have open files for, beside `others`.
-pub(super) fn within_open_files(wanted: usize, others: usize) -> usize {
+/// The number of connections for which the process has open files beside `others`, at most `desired`.
+pub(super) fn within_open_files(desired: usize, others: usize) -> usize {
     let limit = raise_open_files();
     let room = room(limit.current, others);
-    if room < wanted {
+    if room < desired {
         warn!(
             open_files = limit.current,
             connections = room,
-            wanted,
+            desired,
             others,
-            "The limit of open files (RLIMIT_NOFILE) allows fewer connections than are wanted"
+            "The limit of open files (RLIMIT_NOFILE) allows fewer connections than configured"
         );
     }
-    room.min(wanted)
+    room.min(desired)
 }
 
-/// Connections that `open_files` are enough for, beside `others`, which get half at most: one that is passed on needs
-/// two.
+/// The number of connections for `open_files`, beside `others`, which get half at most. A connection that is passed on
+/// needs two files.
 fn room(open_files: Option<u64>, others: usize) -> usize {
     let files = open_files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
     ((files - others.min(files / 2)) / 2).max(1)
@@ -133,7 +132,7 @@ fn room(open_files: Option<u64>, others: usize) -> usize {
 // === impl Owner ===
 
 impl Owner {
-    /// The owner of a connection that is `client`'s.
+    /// The owner of a connection of `client`.
     #[must_use]
     pub fn of(client: &Result<Client, Unattested>) -> Self {
         match client {
@@ -155,14 +154,14 @@ impl Limits {
         Self { open: Arc::new(Mutex::new(open)), config }
     }
 
-    /// Whether there is room for anybody, to be asked before more is found out about a connection.
+    /// Whether there is room for any connection. Checked before the caller is resolved.
     pub(super) fn has_room(&self) -> bool {
         self.open().in_all < self.config.connections
     }
 
-    /// A slot for a connection of `owner`, while there is room. Half of the room is for those that have few: pods
-    /// that each keep to their limit must not together take everything. Who has as many as it may gets a slot in the
-    /// place of its connection that has been idle for longest, so that a pod that forgets connections is still served.
+    /// Takes a slot for a connection of `owner`, if there is room. Half of the room is for owners with few connections, so
+    /// that pods within their limits can't use all of it together. An owner at its limit gets the slot of its longest idle
+    /// connection, so that a pod that leaks connections is still served.
     pub(super) fn take(&self, owner: Owner) -> Result<Slot, ExceededLimit> {
         let now = Instant::now();
         let mut open = self.open();
@@ -176,7 +175,7 @@ impl Limits {
             return Err(ExceededLimit::Rate);
         }
         let full = account.open.len() >= own;
-        // Strangers are not one party that could choose.
+        // Strangers are many parties, whose connections must not replace each other.
         if full && (owner == Owner::Stranger || !account.end_idle()) {
             return Err(ExceededLimit::Open);
         }
@@ -187,7 +186,7 @@ impl Limits {
         Ok(Slot { limits: self.clone(), owner, number, activity, share, replaced: full })
     }
 
-    /// Returns once `owner` may open another connection.
+    /// Waits until `owner` may open another connection.
     pub(super) async fn may_open(&self, owner: &Owner) {
         let wait = || {
             let now = Instant::now();
@@ -201,14 +200,14 @@ impl Limits {
         }
     }
 
-    /// How many connections `owner` may have while `in_all` are open.
+    /// The limit of `owner`'s connections while `in_all` are open.
     fn own(&self, owner: &Owner, in_all: usize) -> usize {
         let own = match owner {
             Owner::Pod(_) | Owner::Address(_) => self.config.connections_per_pod,
             Owner::Stranger => self.config.connections_of_strangers,
         };
         let half = self.config.connections / 2;
-        if in_all < half { own } else { own.min((half / PODS).max(2)) }
+        if in_all < half { own } else { own.min((half / SHARING_PODS).max(2)) }
     }
 
     fn open(&self) -> MutexGuard<'_, OpenConnections> {
@@ -219,7 +218,7 @@ impl Limits {
 // === impl OpenConnections ===
 
 impl OpenConnections {
-    /// The account of `owner`, a new one where it has none; `None` when there are too many.
+    /// The account of `owner`, created if it is missing; `None` if there are too many.
     fn account(&mut self, owner: &Owner, config: &Config, now: Instant) -> Option<&mut Account> {
         if !self.owners.contains_key(owner) {
             self.forget(now);
@@ -235,7 +234,7 @@ impl OpenConnections {
         }))
     }
 
-    /// Forgets owners that would get the same account again; not at every new one, for this looks at all.
+    /// Forgets owners whose account is like a new one. Not for every new owner, since this reads all accounts.
     fn forget(&mut self, now: Instant) {
         if now.duration_since(self.swept) >= SWEEP {
             self.owners.retain(|_, account| !account.is_unused(now));
@@ -251,7 +250,7 @@ impl Account {
         self.open.is_empty() && self.new_connections.is_full(now) && self.share.is_unused(now)
     }
 
-    /// Ends the connection that has been idle for longest; `false` when none is idle.
+    /// Ends the longest idle connection; `false` if none is idle.
     fn end_idle(&mut self) -> bool {
         let idle = self.open.iter().filter_map(|(number, activity)| {
             let since = *activity.idle_since.lock().unwrap_or_else(PoisonError::into_inner);
@@ -268,7 +267,7 @@ impl Account {
 // === impl TaskSlot ===
 
 impl TaskSlot {
-    /// The connection may be ended by `task` from now on, while it is idle.
+    /// Sets the task, by which the connection is ended while it is idle.
     pub(super) fn by(self, task: AbortHandle) {
         // There is one task for each slot.
         let _ = self.0.end.set(task);
@@ -287,17 +286,17 @@ impl Slot {
         &self.share
     }
 
-    /// For the task of the connection, which is made after its slot.
-    pub(super) fn ending(&self) -> TaskSlot {
+    /// The place for the connection's task.
+    pub(super) fn task_slot(&self) -> TaskSlot {
         TaskSlot(self.activity.clone())
     }
 
-    /// Nothing of the connection is in work from now on.
+    /// Marks the connection as idle.
     pub(super) fn idle(&self) {
         self.set_idle_since(Some(Instant::now()));
     }
 
-    /// Something of the connection is in work from now on.
+    /// Marks the connection as busy.
     pub(super) fn busy(&self) {
         self.set_idle_since(None);
     }

@@ -1,4 +1,4 @@
-//! What the accept loops count.
+//! The metrics of the accept loops.
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue},
@@ -9,7 +9,7 @@ use prometheus_client::{
 use super::limits::ExceededLimit;
 use kiam_core::pods::Unattested;
 
-/// Whose a connection was.
+/// The identity of a connection's caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 enum Identity {
     Attested,
@@ -29,7 +29,7 @@ struct Labels {
     identity: Identity,
 }
 
-/// How a connection that was passed on ended.
+/// The end of a connection that was passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub(super) enum RelayOutcome {
     Closed,
@@ -45,18 +45,18 @@ struct RelayLabels {
     outcome: RelayOutcome,
 }
 
-/// What was beyond a limit.
+/// A connection or request that exceeded a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub(super) enum Rejection {
     /// A request, which was answered with 503.
     Requests,
-    /// A connection, as its owner opens them too fast.
+    /// A connection, because its owner opens them too fast.
     NewConnections,
-    /// A connection, as its owner has too many that are in use.
+    /// A connection, because its owner has too many busy ones.
     OpenConnections,
     /// An idle connection, which was ended for a new one of its owner.
     IdleConnections,
-    /// A connection, as there are too many on the node.
+    /// A connection, because there are too many on the node.
     Node,
 }
 
@@ -76,21 +76,21 @@ pub struct Metrics {
 // === impl Rejection ===
 
 impl Rejection {
-    /// For the log.
+    /// The message for the log.
     pub(super) fn what(self) -> &'static str {
         match self {
             Self::Requests => "Too many requests; answered with 503",
             Self::NewConnections => "Too many new connections; closed",
             Self::OpenConnections => "Too many connections; closed",
-            Self::IdleConnections => "Too many connections; the one idle for longest was closed",
+            Self::IdleConnections => "Too many connections; closed the longest idle one",
             Self::Node => "Too many connections on the node; closed",
         }
     }
 }
 
 impl From<ExceededLimit> for Rejection {
-    fn from(beyond: ExceededLimit) -> Self {
-        match beyond {
+    fn from(limit: ExceededLimit) -> Self {
+        match limit {
             ExceededLimit::All | ExceededLimit::Owners => Self::Node,
             ExceededLimit::Open => Self::OpenConnections,
             ExceededLimit::Rate => Self::NewConnections,
@@ -106,12 +106,12 @@ impl Metrics {
         let metrics = Self::default();
         registry.register(
             "kiam_serve_connections",
-            "Connections to the agent, by what is known of the other end",
+            "Connections to the agent, by identity of the caller",
             metrics.connections.clone(),
         );
         registry.register(
             "kiam_serve_relays",
-            "Connections of --node-role pods that were passed on to the real service, by how they ended",
+            "Connections of --node-role pods that were passed on to the real service, by outcome",
             metrics.relays.clone(),
         );
         registry.register(
@@ -136,7 +136,7 @@ impl Metrics {
         });
     }
 
-    pub(super) fn refused(&self) {
+    pub(super) fn over_limit(&self) {
         self.count(Identity::OverLimit);
     }
 

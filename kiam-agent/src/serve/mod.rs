@@ -1,6 +1,6 @@
 //! One accept loop over all listeners: deadlines, connection limits, peer address, drain.
 //!
-//! Who is calling is resolved once, right after accept; each request is authorised anew.
+//! The caller is resolved once, right after accept. Each request is authorised separately.
 
 mod connection;
 mod limits;
@@ -44,113 +44,111 @@ use kiam_core::{
     telemetry::LogLimit,
 };
 
-/// Connections that may wait to be accepted; tokio's 128 are fewer than a node's pods open at once, and a
-/// SYN that finds no place is sent again only after a second. The system may allow fewer (`somaxconn`).
+/// The backlog of a listener. Tokio's 128 are fewer than a node's pods open at once, and a dropped SYN is sent again only
+/// after a second. The system may allow fewer (`somaxconn`).
 const BACKLOG: i32 = 4096;
-/// Bytes that a connection's peer may send ahead of what is read, and be sent ahead of what it reads; the kernel doubles
-/// them for its own structures. They are on the agent's account, and the system's defaults let a connection hold 128 kB
-/// and more. Heads of requests are up to 16 KiB, but are read as they come; answers are below 4 kB.
+/// The size of a connection's socket buffers, which the kernel doubles for its own structures. They count against the
+/// agent's memory, and the system's defaults allow 128 kB and more per connection. Heads of requests are up to 16 KiB, but
+/// are read as they come. Answers are below 4 kB.
 const SOCKET_BUFFER: usize = 8 * 1024;
-/// How often the same trouble with connections is logged.
+/// The shortest time between two equal log lines.
 const LOG_PERIOD: Duration = Duration::from_secs(1);
 
-/// Answers pods' requests; `imds` provides it.
+/// A service that answers pods' requests. `imds` implements it.
 pub trait PodService: Send + Sync + 'static {
-    /// Where the connection of `client` is passed on to before a byte of it is read; `None`: nowhere.
+    /// The relay for the connection of `client`, before a byte of it is read; `None` to serve it.
     ///
     /// # Errors
     ///
-    /// [`NotFound`] when it is not certain whose the connection is; it is then called with
-    /// [`Unattested::Unknown`], once, and closed.
+    /// [`NotFound`] if the pod is not certain. The connection is then called once with [`Unattested::Unknown`], and closed.
     fn relay(
         &self,
         client: &Client,
     ) -> impl Future<Output = Result<Option<Relay>, NotFound>> + Send;
 
-    /// Answers one request of `client`, whose identity was resolved when it connected.
+    /// Answers one request of `client`, which was resolved when it connected.
     fn call(
         &self,
         client: Arc<Result<Client, Unattested>>,
         request: Request<Incoming>,
     ) -> impl Future<Output = Response<Full<Bytes>>> + Send;
 
-    /// What is known of `client` now, for the log.
+    /// The pod of `client`, if it is known, for the log.
     fn pod(&self, client: &Client) -> Option<Arc<Pod>>;
 }
 
 /// Limits and deadlines of connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// Open connections in all.
+    /// The most open connections in all.
     pub connections: usize,
-    /// Open files that are kept for all but connections.
+    /// Open files that are reserved for other uses than connections.
     pub other_files: usize,
-    /// Open connections of one pod, or of one address where only that is known; far fewer once half of all are
-    /// open. Less than the kernel's quota (`POD_QUOTA`), beyond which a connect is denied: here an idle connection ends for
-    /// a new one.
+    /// The most open connections of one pod, or of one address where only that is known; far fewer once half of all are open.
+    /// It is less than the kernel's quota (`POD_QUOTA`), beyond which connects are denied, while here an idle connection ends
+    /// for a new one.
     pub connections_per_pod: usize,
-    /// Open connections that are no pod's, together.
+    /// The most open connections of callers that are not pods, together.
     pub connections_of_strangers: usize,
-    /// How often one pod may connect; connections beyond that wait in the queue of the listener inside the pod, and are
-    /// closed at the node's.
+    /// The rate of new connections of one pod. Connections beyond that wait in the queue of the pod listener, and are closed at
+    /// the node listener.
     pub new_connections: Rate,
-    /// How often one pod may ask; requests beyond that get 503.
+    /// The rate of requests of one pod. Requests beyond that get 503.
     pub requests: Rate,
-    /// How long a connection may take, from its last answer, until the head of a request is there.
+    /// The deadline of a request's head, counted from the last answer.
     pub header_deadline: Duration,
-    /// The same for a connection that is no pod's.
+    /// The deadline of a request's head for a caller that is not a pod.
     pub stranger_deadline: Duration,
-    /// How long the other end may leave what it is sent unread.
+    /// How long a client may leave sent data unread.
     pub unread_deadline: Duration,
-    /// How long after the drain began connections are still accepted: what was redirected here just before
-    /// is on its way into the queue, and closing that resets it. Not where another agent has the queue.
+    /// How long connections are accepted after the drain began: connections that were redirected just before are still
+    /// entering the queue, and closing the queue would reset them. Unused if another agent has the queue.
     pub late_accepts: Duration,
-    /// How long after the drain began an open connection may bring further requests; each answer says that the
-    /// next belongs on a new connection.
+    /// How long an open connection may bring further requests after the drain began. Each answer closes the connection.
     pub last_requests: Duration,
-    /// How long what has begun may go on once no connection is accepted.
+    /// How long begun requests may take once no connection is accepted.
     pub drain_deadline: Duration,
-    /// How long the connection to pass on to may take.
+    /// The deadline of the connect for a connection that is passed on.
     pub relay_connect: Duration,
-    /// How long a connection that is passed on may lie idle.
+    /// How long a connection that is passed on may be idle.
     pub relay_idle: Duration,
-    /// How long a connection may be passed on in all.
+    /// The longest life of a connection that is passed on.
     pub relay_total: Duration,
 }
 
-/// A listening socket and who tells whose its connections are.
+/// A listening socket, with the resolver of its callers.
 pub struct Listener {
-    /// Listening.
+    /// The listening socket.
     pub socket: Arc<TcpListener>,
-    /// Resolves its connections.
+    /// The resolver of its callers.
     pub resolver: Arc<dyn ClientResolver>,
-    /// The pod that it is inside of, whose own queue it has.
+    /// The pod of a pod listener, which has a queue of its own.
     pub pod: Option<PodUid>,
-    /// Cancelled when nothing more is to be accepted: the pod that it is inside of is gone.
+    /// Cancelled when a pod listener's pod is gone.
     pub closed: CancellationToken,
 }
 
 // === impl Listener ===
 
 impl Listener {
-    /// One of the node, that is there as long as the agent is.
+    /// A node listener, which exists as long as the agent.
     #[must_use]
     pub fn new(socket: TcpListener, resolver: Arc<dyn ClientResolver>) -> Self {
         let closed = CancellationToken::new();
         Self { socket: Arc::new(socket), resolver, pod: None, closed }
     }
 
-    /// Sets what the sockets that it accepts are to have. One that another agent has made may have something else.
+    /// Sets the options that accepted sockets inherit, since another agent may have created the socket.
     fn prepare(&self) {
         let socket = &*self.socket;
         let buffers = sockopt::set_socket_recv_buffer_size(socket, SOCKET_BUFFER)
             .and_then(|()| sockopt::set_socket_send_buffer_size(socket, SOCKET_BUFFER));
         if let Err(error) = buffers {
-            warn!(%error, "Connections keep the system's buffers, which one pod could fill");
+            warn!(%error, "Setting the socket buffers of a listener failed; connections use the system's larger ones");
         }
-        // What listens may be told to listen again: only the length of its queue changes.
+        // listen(2) on a listening socket only changes the length of its queue.
         if let Err(error) = listen(socket, BACKLOG) {
-            warn!(%error, "Listener keeps its short queue");
+            warn!(%error, "Setting the backlog of a listener failed");
         }
     }
 }
@@ -177,7 +175,7 @@ impl Default for Config {
     }
 }
 
-/// Serves all `listeners` until the drain begins, and then finishes what has begun.
+/// Serves all `listeners` until the drain begins, and then finishes begun requests.
 pub async fn run<S: PodService>(
     mut listeners: mpsc::Receiver<Listener>,
     service: Arc<S>,
@@ -206,7 +204,7 @@ pub async fn run<S: PodService>(
                 loops.spawn(server(&drain).accept(listener));
                 continue;
             }
-            // One that was inside a pod that is gone, or one that panicked.
+            // A pod listener whose pod is gone, or a loop that panicked.
             Some(ended) = loops.join_next() => ended,
             () = drain.started() => break,
         };
@@ -221,12 +219,12 @@ pub async fn run<S: PodService>(
     }
 }
 
-/// Whether an accept loop panicked. That ends all: the agent must not go on for one family, or without one pod.
+/// Whether an accept loop panicked. That ends all loops: the agent must not go on without one family or one pod.
 fn failed(ended: Result<(), JoinError>) -> bool {
     ended.inspect_err(|failure| error!(error = %failure, "A listener's task failed")).is_err()
 }
 
-/// What every accept loop has.
+/// The state of one accept loop.
 struct Server<S> {
     service: Arc<S>,
     config: Config,
@@ -237,7 +235,7 @@ struct Server<S> {
     drain: Drain,
 }
 
-/// What is logged of connections, once in a while for each kind.
+/// A kind of log lines about connections, for the limit of equal lines.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum LogKind {
     NotAccepted,
@@ -282,20 +280,20 @@ impl<S: PodService> Server<S> {
                     Ok((stream, peer)) => {
                         self.take(stream, peer, listener, connections);
                         if listener.pod.is_some() {
-                            // The queue is the pod's own, and no other's connection is in it.
+                            // The queue is the pod's own, so other pods come first.
                             yield_now().await;
                         }
                     }
                     Err(error) => {
                         // Mostly "too many open files": it passes when connections close.
                         if let Some(left_out) = self.log.admit(LogKind::NotAccepted) {
-                            warn!(%error, left_out, "Connection not accepted");
+                            warn!(%error, left_out, "Accepting a connection failed");
                         }
                         sleep(Duration::from_millis(50)).await;
                     }
                 },
                 Some(ended) = connections.join_next() => {
-                    // The connection is lost, and no other. One that was idle may have been ended for another.
+                    // Only this connection is lost. An idle one may have been ended for another.
                     if let Err(error) = ended && error.is_panic() {
                         error!(%error, "Connection's task failed");
                     }
@@ -305,7 +303,7 @@ impl<S: PodService> Server<S> {
         }
     }
 
-    /// The next connection. One that comes to the listener inside a pod waits until the pod may open another.
+    /// Accepts the next connection. At a pod listener it first waits until the pod may open another.
     async fn next(&self, listener: &Listener) -> io::Result<(TcpStream, SocketAddr)> {
         if let Some(pod) = &listener.pod {
             self.limits.may_open(&Owner::Pod(pod.clone())).await;
@@ -321,9 +319,9 @@ impl<S: PodService> Server<S> {
         connections: &mut JoinSet<()>,
     ) {
         if !self.limits.has_room() {
-            return self.refuse(ExceededLimit::All, None, peer);
+            return self.reject(ExceededLimit::All, None, peer);
         }
-        // Who has reset it is gone, and its ends may be those of another connection by now, whose entry is not for this one.
+        // A connection that was reset may have the same ends as another one by now, whose entry is not for this one.
         if stream.peer_addr().is_err() {
             return;
         }
@@ -331,24 +329,24 @@ impl<S: PodService> Server<S> {
         let client = listener.resolver.resolve(&Connection { peer, local });
         let slot = match self.limits.take(Owner::of(&client)) {
             Ok(slot) => slot,
-            Err(beyond) => return self.refuse(beyond, Some(&client), peer),
+            Err(limit) => return self.reject(limit, Some(&client), peer),
         };
         if slot.has_replaced() {
             self.report.rejected(Rejection::IdleConnections, Some(&client), peer);
         }
         self.metrics.accepted(client.as_ref().err());
         if client == Err(Unattested::Selftest) {
-            // That it came is all there is to it.
+            // The witness has seen it, which is all the self-test needs.
             return;
         }
         if let Err(error) = &client {
             let kind = LogKind::NoPod(std::mem::discriminant(error));
             if let Some(left_out) = self.log.admit(kind) {
-                warn!(pod.ip = %peer.ip(), %error, left_out, "Connection belongs to no pod");
+                warn!(pod.ip = %peer.ip(), %error, left_out, "Connection of no known pod");
             }
         }
-        let ending = slot.ending();
-        let served = connection::ConnectionTask {
+        let task_slot = slot.task_slot();
+        let task = connection::ConnectionTask {
             service: self.service.clone(),
             config: self.config,
             metrics: self.metrics.clone(),
@@ -357,18 +355,18 @@ impl<S: PodService> Server<S> {
             slot,
             peer,
         };
-        ending.by(connections.spawn(served.run(stream, client)));
+        task_slot.by(connections.spawn(task.run(stream, client)));
     }
 
-    /// A connection that is closed at once.
-    fn refuse(
+    /// Closes a connection that exceeds a limit.
+    fn reject(
         &self,
-        beyond: ExceededLimit,
+        limit: ExceededLimit,
         client: Option<&Result<Client, Unattested>>,
         peer: SocketAddr,
     ) {
-        self.metrics.refused();
-        self.report.rejected(beyond.into(), client, peer);
+        self.metrics.over_limit();
+        self.report.rejected(limit.into(), client, peer);
     }
 }
 

@@ -1,4 +1,4 @@
-//! A connection whose bytes are passed on, unread.
+//! Passes a connection's bytes on without reading them.
 
 use std::{io, time::Duration};
 
@@ -13,24 +13,24 @@ use tracing::debug;
 use super::{Config, metrics::RelayOutcome};
 use kiam_core::lifecycle::Drain;
 
-/// Bytes that are on their way in one direction.
+/// The buffer of one direction.
 const BUFFER: usize = 8 * 1024;
-/// How long a connection is taken to do nothing any more once the drain has begun.
+/// The idle time after which a connection ends once the drain has begun.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Where a connection's bytes go.
+/// The destination of connections that are passed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Relay {
-    /// Name or address.
+    /// The host's name or address.
     pub host: String,
-    /// Port.
+    /// The port.
     pub port: u16,
 }
 
 // === impl Relay ===
 
 impl Relay {
-    /// Passes `stream` on, both ways, on a connection of its own, and tells how that ended.
+    /// Passes `stream` on, both ways, on a connection of its own, and returns the outcome.
     pub(super) async fn run(
         &self,
         mut stream: TcpStream,
@@ -41,11 +41,15 @@ impl Relay {
         let mut other = match timeout(config.relay_connect, connect).await {
             Ok(Ok(other)) => other,
             failed => {
-                debug!(?failed, host = self.host, "No connection to pass on to");
+                debug!(
+                    ?failed,
+                    host = self.host,
+                    "Connecting to the host to pass a connection on to failed"
+                );
                 return RelayOutcome::Unreachable;
             }
         };
-        // A failure costs a delay at most.
+        // A failure only costs a delay.
         let _ = other.set_nodelay(true);
         let moved = Notify::new();
         let (mut from_pod, mut to_pod) = stream.split();
@@ -74,7 +78,7 @@ impl Relay {
     }
 }
 
-/// Copies until the end, which is passed on too.
+/// Copies bytes until the end of the stream, which is passed on too.
 async fn copy(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),

@@ -1,4 +1,4 @@
-//! Counts, and tells the log of, what is rejected because an owner takes more than its share.
+//! Counts and logs connections and requests that exceed an owner's share.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use kiam_core::{
     telemetry::LogLimit,
 };
 
-/// How often the same is logged of the same owner.
+/// The shortest time between two equal log lines about one owner.
 const LOG_PERIOD: Duration = Duration::from_secs(10);
 
 pub(super) struct Report<S> {
@@ -26,7 +26,7 @@ impl<S: PodService> Report<S> {
         Self { service, metrics, log: LogLimit::new(LOG_PERIOD) }
     }
 
-    /// Something of `client`, at `peer`, was rejected; `None` where nobody asked whose it is.
+    /// Reports a rejected connection or request of `client` at `peer`; `None` if the client was not resolved.
     pub(super) fn rejected(
         &self,
         rejected: Rejection,

@@ -1,4 +1,4 @@
-//! One owner's share of the agent's work: how often it may ask, and its turn to be answered.
+//! One owner's share of the agent's work: its rate of requests, and its turn.
 
 use std::{
     future::poll_fn,
@@ -14,8 +14,8 @@ use std::{
 use tokio::{sync::Semaphore, task::yield_now, time::Instant};
 use tokio_util::sync::PollSemaphore;
 
-/// Connections of one owner that are worked on at the same time. The others wait for the owner's turn outside the
-/// runtime's queue, so that this queue holds one task for each owner, however many connections an owner has.
+/// Concurrently running connections of one owner. Others wait for the owner's turn outside the runtime's queue, so that
+/// this queue has one task for each owner, however many connections an owner has.
 const TURNS: usize = 1;
 
 /// How often something may happen.
@@ -34,7 +34,7 @@ pub(super) struct Bucket {
     full_at: Instant,
 }
 
-/// The requests of one owner.
+/// The share of one owner.
 #[derive(Debug)]
 pub(super) struct Share {
     requests: Mutex<Bucket>,
@@ -95,7 +95,7 @@ impl Share {
         Self { requests, turns: Arc::new(Semaphore::new(TURNS)) }
     }
 
-    /// Whether the owner may ask once more now.
+    /// Whether the owner may make another request now.
     pub(super) fn admits(&self) -> bool {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now())
     }
@@ -104,8 +104,8 @@ impl Share {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).is_full(now)
     }
 
-    /// Does `work`, which is one connection's, whenever it is the owner's turn. The turn ends where the work has to
-    /// wait for something, and where [`Turn::next`] says so: a request that is held keeps none of the others.
+    /// Runs `work`, which is one connection's, in the owner's turns. A turn ends where the work has to wait, and at
+    /// [`Turn::next`], so that a waiting request delays no others.
     pub(super) async fn in_turns<T>(&self, turn: &Turn, work: impl Future<Output = T>) -> T {
         let mut turns = PollSemaphore::new(self.turns.clone());
         let mut work = pin!(work);
@@ -124,8 +124,8 @@ impl Share {
 // === impl Turn ===
 
 impl Turn {
-    /// Returns when the connection may answer: at once for the first request of a turn. Of requests that came together
-    /// each further one has to wait for the next turn, and for all that is ready to run meanwhile.
+    /// Waits until the connection may answer: not at all for the first request of a turn. Each further pipelined request
+    /// waits for the next turn, and for other tasks that are ready to run.
     pub(super) async fn next(&self) {
         while self.answered.swap(true, Ordering::Relaxed) {
             yield_now().await;

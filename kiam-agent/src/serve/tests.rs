@@ -318,7 +318,7 @@ async fn strangers_have_one_answer_little_time_and_a_limit_of_their_own() {
 async fn a_flood_of_strangers_is_one_line_of_the_log() {
     let captured = CapturedLogs::start(tracing::Level::WARN);
     let node = Fixture::start(Config::default(), vec![Arc::new(Nobody)]).await;
-    let lines = || captured.lines_with("Connection belongs to no pod");
+    let lines = || captured.lines_with("Connection of no known pod");
     for _ in 0..50 {
         node.raw(0, GET).await;
     }

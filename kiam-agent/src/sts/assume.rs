@@ -1,4 +1,4 @@
-//! One call of AssumeRole, and what its answer must be.
+//! One call of AssumeRole, and the check of its answer.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,18 +15,18 @@ use kiam_core::{
     secret::Secret,
 };
 
-/// Asks STS, with the credentials that its client has.
+/// A client that calls AssumeRole, with the node's credentials or those of a role in between.
 pub(super) struct StsClient {
     pub(super) client: Client,
     pub(super) clock: Clock,
-    /// Whose credentials these are, if not the node's.
+    /// The role of the client's credentials, if they are not the node's.
     pub(super) through: Option<RoleArn>,
 }
 
 // === impl StsClient ===
 
 impl StsClient {
-    /// A session of `identity` that lasts `duration`, in place of its own.
+    /// Requests a session of `identity` for `duration`, instead of the identity's own duration.
     pub(super) async fn ask(
         &self,
         identity: &RoleIdentity,
@@ -52,8 +52,8 @@ impl StsClient {
     }
 }
 
-/// The credentials of an answer, if they are of `identity`'s role: the ARN of the session, and what comes with it.
-/// `asked` is when they were asked for, and for how long.
+/// Checks that an answer, the session's ARN with credentials, is for `identity`'s role. `asked` is the time of the request
+/// and the requested duration.
 pub(super) fn checked(
     (user, credentials): (Option<&str>, Option<StsCredentials>),
     identity: &RoleIdentity,
@@ -61,18 +61,18 @@ pub(super) fn checked(
 ) -> Result<Credentials, SourceError> {
     if let Some(other) = user.filter(|user| !is_session_of(user, identity)) {
         let other = QuotedText::new(other);
-        return Err(retryable(&format!("STS answered for another role: {other}")));
+        return Err(retryable(&format!("STS returned a session of another role: {other}")));
     }
-    let credentials = credentials.ok_or_else(|| retryable("STS answered without credentials"))?;
+    let credentials = credentials.ok_or_else(|| retryable("STS returned no credentials"))?;
     converted(credentials, identity, asked)
 }
 
-/// `DurationSeconds`.
+/// The value of `DurationSeconds`.
 pub(super) fn seconds(duration: Duration) -> i32 {
     i32::try_from(duration.as_secs()).unwrap_or(i32::MAX)
 }
 
-/// Whether `user`, the ARN of the session that STS opened, is of `identity`'s role:
+/// Whether `user`, the ARN of the session, is of `identity`'s role:
 /// `arn:aws:sts::<account>:assumed-role/<name>/<session>`, without the role's path.
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html>
 fn is_session_of(user: &str, identity: &RoleIdentity) -> bool {
@@ -89,10 +89,9 @@ fn converted(
     identity: &RoleIdentity,
     (asked_at, duration): (SystemTime, Duration),
 ) -> Result<Credentials, SourceError> {
-    let expires = SystemTime::try_from(credentials.expiration).map_err(|error| {
-        retryable(&format!("STS answered an expiration that is no time: {error}"))
-    })?;
-    // No session lasts longer than was asked for: where the node's clock is slow, its end tells when it began.
+    let expires = SystemTime::try_from(credentials.expiration)
+        .map_err(|error| retryable(&format!("STS returned an invalid expiration: {error}")))?;
+    // No session lasts longer than requested, so if the node's clock is slow, the end shows the beginning.
     let began = expires.checked_sub(duration);
     let issued = began.map_or(asked_at, |began| began.max(asked_at));
     Ok(Credentials {

@@ -1,4 +1,4 @@
-//! How long a role's sessions may last, which AWS tells only by refusing.
+//! The maximum session durations of roles, which AWS shows only by errors.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ use kiam_core::{
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// What is tried when the role's maximum is lower than what was asked. An hour is allowed by every role.
+/// The durations that are tried when a role's maximum is lower than requested. Every role allows an hour.
 /// <https://docs.aws.amazon.com/IAM/latest/APIReference/API_CreateRole.html>
 const STEPS: [Duration; 5] = [
     HOUR.saturating_mul(12),
@@ -28,17 +28,17 @@ const STEPS: [Duration; 5] = [
     HOUR,
 ];
 
-/// What chained sessions last at most.
+/// The maximum duration of chained sessions.
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles.html#iam-term-role-chaining>
 pub const CHAINED: Duration = HOUR;
 
-/// When the longer session is tried again: somebody may have raised the role's maximum.
+/// The time after which a longer session is tried again, since somebody may have raised the role's maximum.
 const FORGET_AFTER: Duration = Duration::from_secs(24 * 3600);
 
-/// Roles whose maximum is kept; of more, those that were found first are found again.
+/// The most roles whose maximum is kept. Beyond that the oldest is dropped and found again.
 const MOST: usize = 1024;
 
-/// The longest sessions that roles were found to allow.
+/// The maximum durations of roles, as found so far.
 #[derive(Default)]
 pub(super) struct Durations(Mutex<HashMap<RoleArn, RoleMaximum>>);
 
@@ -46,16 +46,16 @@ pub(super) struct Durations(Mutex<HashMap<RoleArn, RoleMaximum>>);
 struct RoleMaximum {
     longest: Duration,
     at: Instant,
-    /// What of it was logged last.
-    told: Option<Duration>,
+    /// The maximum that was logged last.
+    logged: Option<Duration>,
 }
 
 // === impl Durations ===
 
 impl Durations {
-    /// Does `ask` once, with the duration that `identity` has or, if the role is known to allow less, with that. Where
-    /// it turns out to allow less, the error says so, and the next time a shorter one is asked for: each call is one that
-    /// the caller has counted.
+    /// Calls `ask` once, with the duration of `identity`, or with the role's known maximum if that is shorter. If the role
+    /// allows less, the error is [`ErrorClass::TooLong`], and the next call requests a shorter duration. So each call is one
+    /// that the caller has budgeted.
     pub(super) async fn fit<T, F>(
         &self,
         identity: &RoleIdentity,
@@ -69,10 +69,10 @@ impl Durations {
         let duration = known.map_or(identity.duration, |longest| longest.min(identity.duration));
         let (next, error) = match ask(duration).await {
             Ok(answer) => {
-                if duration < identity.duration && self.tell(role) {
+                if duration < identity.duration && self.is_news(role) {
                     let [asked, used] =
                         [identity.duration, duration].map(humantime::format_duration);
-                    info!(%role, %asked, %used, "Sessions of the role are shorter than was asked for");
+                    info!(%role, %asked, %used, "Sessions of the role are shorter than requested");
                 }
                 return Ok(answer);
             }
@@ -81,7 +81,7 @@ impl Durations {
             Err(Failure::Chained(error)) => ((duration > CHAINED).then_some(CHAINED), error),
         };
         let Some(next) = next else { return Err(error) };
-        // At once, so that other sessions of the role, which may be under way, need not find it too.
+        // At once, so that other sessions of the role need not find it too.
         self.learn(role, next);
         Err(SourceError { class: ErrorClass::TooLong, ..error })
     }
@@ -90,7 +90,7 @@ impl Durations {
         self.lock().get(role).filter(|found| found.holds()).map(|found| found.longest)
     }
 
-    /// Takes it that sessions last no longer than `longest`; what is known already may be less.
+    /// Records that sessions last no longer than `longest`. The known maximum may be less.
     fn learn(&self, role: &RoleArn, longest: Duration) {
         let mut found = self.lock();
         let before = found.get(role).copied();
@@ -101,20 +101,20 @@ impl Durations {
                 found.iter().min_by_key(|(_, found)| found.at).map(|(role, _)| role.clone());
             first.map(|role| found.remove(&role));
         }
-        let told = before.and_then(|before| before.told);
-        found.insert(role.clone(), RoleMaximum { longest, at: Instant::now(), told });
+        let logged = before.and_then(|before| before.logged);
+        found.insert(role.clone(), RoleMaximum { longest, at: Instant::now(), logged });
     }
 
-    /// Whether what is known is still to be told, which it is once.
-    fn tell(&self, role: &RoleArn) -> bool {
+    /// Whether the role's maximum was not logged yet. It is logged once.
+    fn is_news(&self, role: &RoleArn) -> bool {
         let mut found = self.lock();
         found.get_mut(role).is_some_and(|found| {
-            found.told.replace(found.longest).is_none_or(|told| told != found.longest)
+            found.logged.replace(found.longest).is_none_or(|logged| logged != found.longest)
         })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<RoleArn, RoleMaximum>> {
-        // Whoever panicked left whole entries.
+        // A panic leaves complete entries.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! What STS's errors mean for the next attempt.
+//! Classifies STS's errors by what they mean for the next attempt.
 
 use std::error::Error as StdError;
 
@@ -14,11 +14,11 @@ use kiam_core::{
     telemetry::Chain,
 };
 
-/// Characters of a message; it ends in logs and in a header.
+/// The longest message, in characters: messages end in logs and in a header.
 const MAX_MESSAGE: usize = 500;
 
-/// Those that stay until somebody changes the role or the flags. All else may pass by itself, also what
-/// AWS refuses about the node's own credentials: the chain gets new ones.
+/// Error codes that stay until somebody changes the role or the flags. All others may pass, also errors about the node's
+/// own credentials, which are renewed.
 /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html#API_AssumeRole_Errors>
 const DENIED: [&str; 8] = [
     "AccessDenied",
@@ -31,6 +31,7 @@ const DENIED: [&str; 8] = [
     "ValidationError",
 ];
 
+/// Error codes of throttling.
 /// <https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html>
 const THROTTLED: [&str; 5] = [
     "RequestLimitExceeded",
@@ -40,18 +41,18 @@ const THROTTLED: [&str; 5] = [
     "TooManyRequestsException",
 ];
 
-/// What became of a call.
+/// Why a call failed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The role's sessions may not last so long.
+    /// The role's sessions may not last this long.
     TooLong(SourceError),
-    /// Nor may chained sessions of any role.
+    /// Chained sessions may not last this long, of any role.
     Chained(SourceError),
-    /// All else.
+    /// Any other error.
     Other(SourceError),
 }
 
-/// The session in between (`--assume-role-arn`) can't be had.
+/// The session of `--assume-role-arn` can't be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("--assume-role-arn {role}: {error}")]
 pub(super) struct HopError {
@@ -59,7 +60,7 @@ pub(super) struct HopError {
     pub(super) error: SourceError,
 }
 
-/// Classes `error`, and says in a line what happened; `through` is the role that asked, if not the node.
+/// Classifies `error`, with a message of one line. `through` is the role of the caller, if it is not the node.
 pub(super) fn failure<E>(error: &SdkError<E, HttpResponse>, through: Option<&RoleArn>) -> Failure
 where
     E: StdError + ProvideErrorMetadata + 'static,
@@ -78,11 +79,11 @@ where
     E: StdError + ProvideErrorMetadata + 'static,
 {
     let SdkError::ServiceError(service) = error else {
-        return unasked(error);
+        return unreached(error);
     };
     let status = service.raw().status().as_u16();
     let Some(code) = service.err().code() else {
-        return retryable(&format!("STS answered {status} with a body that is none of its own"));
+        return retryable(&format!("STS answered {status} with a body that is not from STS"));
     };
     let text = service.err().message().unwrap_or("no message");
     let class = if THROTTLED.contains(&code) || status == 429 {
@@ -93,11 +94,11 @@ where
         ErrorClass::Retryable
     };
     let hint = hint(code, text);
-    let by = through.map(|role| format!(", asked by way of {role}")).unwrap_or_default();
+    let by = through.map(|role| format!(", called as {role}")).unwrap_or_default();
     SourceError { class, message: one_line(&format!("STS{by}: {code}: {text}{hint}")) }
 }
 
-/// What to do about it, where the flags have to do with it.
+/// The remedy, for errors that depend on flags.
 fn hint(code: &str, text: &str) -> &'static str {
     let says = |part| text.contains(part);
     match code {
@@ -120,23 +121,23 @@ pub(super) fn retryable(message: &str) -> SourceError {
     SourceError { class: ErrorClass::Retryable, message: one_line(message) }
 }
 
-/// Why there is no answer: nobody gave credentials to ask with, or STS is not reached.
-fn unasked(error: &(dyn StdError + 'static)) -> SourceError {
+/// The error of a call that did not reach STS: there are no credentials for it, or no connection.
+fn unreached(error: &(dyn StdError + 'static)) -> SourceError {
     let causes = || std::iter::successors(Some(error), |cause| (*cause).source());
     if let Some(hop) = causes().find_map(|cause| cause.downcast_ref::<HopError>()) {
-        // What AWS denies the agent is not the pods' doing, and ends as soon as somebody puts it right.
+        // A denial of the agent's own role is not the pods' fault, and ends as soon as somebody fixes it.
         let class = match hop.error.class {
             ErrorClass::Throttled => ErrorClass::Throttled,
             _ => ErrorClass::Retryable,
         };
         return SourceError { class, message: one_line(&hop.to_string()) };
     }
-    // Not the SDK's `DisplayErrorContext`: that shows the body of an answer that it can't parse, secrets and all.
+    // Not the SDK's `DisplayErrorContext`, which shows the body of an answer that it can't parse, with secrets.
     match causes().find(|cause| cause.is::<CredentialsError>()) {
         Some(cause) => {
             retryable(&format!("the node's own credentials can't be loaded: {}", Chain(cause)))
         }
-        None => retryable(&format!("STS could not be asked: {}", Chain(error))),
+        None => retryable(&format!("STS can't be reached: {}", Chain(error))),
     }
 }
 

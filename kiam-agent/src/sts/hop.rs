@@ -1,4 +1,4 @@
-//! The role in between: the node assumes it, and with its session the pods' roles.
+//! The role in between (`--assume-role-arn`): the node assumes it, and with its session the pods' roles.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use super::{
 };
 use kiam_core::role::RoleIdentity;
 
-/// Opens sessions of `--assume-role-arn`; the SDK keeps each until shortly before its end.
+/// The provider of sessions of `--assume-role-arn`. The SDK caches each until shortly before its end.
 pub(super) struct Hop {
     pub(super) client: StsClient,
     pub(super) identity: RoleIdentity,

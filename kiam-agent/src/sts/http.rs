@@ -1,4 +1,4 @@
-//! The HTTP clients: one for what is asked through proxies where the environment names some, and one for what never is.
+//! The HTTP clients: one that uses the environment's proxies, and one that never uses a proxy.
 
 use aws_sdk_sts::config::SharedHttpClient;
 use aws_smithy_http_client::{
@@ -21,15 +21,15 @@ use http::Uri;
 
 use crate::proxy::{Proxies, Proxy};
 
-/// A client that asks nobody by way of a proxy; it speaks `http://` too.
+/// A client without a proxy, for `https://` and `http://`.
 pub(super) fn direct() -> SharedHttpClient {
     Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::Ring)).build_https()
 }
 
-/// A client that asks each host as `proxies` says.
+/// A client that uses `proxies`.
 ///
-/// The SDK's own reading of the variables would do neither: it takes other hosts for those in `NO_PROXY` than Go does, and
-/// asks the metadata service through the proxy.
+/// The SDK's own support is not used: it reads `NO_PROXY` differently from Go, and uses the proxy for the metadata
+/// service.
 pub(super) fn through(proxies: &Proxies) -> SharedHttpClient {
     let [http, https] = proxies.both().map(|proxy| proxy.map(by));
     if http.is_none() && https.is_none() {
@@ -40,7 +40,7 @@ pub(super) fn through(proxies: &Proxies) -> SharedHttpClient {
 }
 
 fn by(proxy: &Proxy) -> SharedHttpClient {
-    let config = ProxyConfig::all(proxy.url().expose()).expect("what Proxy::parse takes is a URL");
+    let config = ProxyConfig::all(proxy.url().expose()).expect("Proxy::parse accepts only URLs");
     Builder::new().build_with_connector_fn(move |settings, components| {
         let mut builder = Connector::builder().proxy_config(config.clone());
         builder.set_connector_settings(settings.cloned());
@@ -49,7 +49,7 @@ fn by(proxy: &Proxy) -> SharedHttpClient {
     })
 }
 
-/// Ways to a host.
+/// The clients without a proxy, and with the proxies for each scheme.
 #[derive(Debug)]
 struct ByScheme<T> {
     direct: T,
@@ -57,7 +57,7 @@ struct ByScheme<T> {
     https: Option<T>,
 }
 
-/// As [`HttpClient`] and, with its connectors, as [`HttpConnector`].
+/// A client that selects a proxy for each request: an [`HttpClient`], or with connectors an [`HttpConnector`].
 #[derive(Debug)]
 struct ProxyRoutes<T> {
     proxies: Proxies,

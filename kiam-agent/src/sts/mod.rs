@@ -1,4 +1,4 @@
-//! Issues credentials through AWS STS and classes its errors. The only importer of the AWS SDK.
+//! Issues credentials through AWS STS and classifies its errors. Only this module uses the AWS SDK.
 
 mod assume;
 mod durations;
@@ -32,25 +32,25 @@ use kiam_core::{
 };
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
-/// One call, whole. The prefetcher is the only one who tries again.
+/// The deadline of one call. Only the prefetcher retries.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Where STS is and who asks it.
+/// The configuration of the STS clients.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The region whose STS is asked: fewer hops and its own rate limit.
+    /// The region whose STS is called, which has fewer hops and its own rate limit.
     pub region: String,
-    /// Instead of the region's endpoint.
+    /// An endpoint instead of the region's.
     pub endpoint: Option<String>,
-    /// The role by way of which the others are assumed, if there is one.
+    /// The role in between, by which the others are assumed, if there is one.
     pub through: Option<RoleIdentity>,
-    /// The real IMDS, which has the node's own credentials where the environment and profile have none.
+    /// The real IMDS, for the node's credentials if the environment and the profile have none.
     pub upstream: String,
-    /// What STS is asked through; the real IMDS never is.
+    /// The proxies for STS. The real IMDS is never reached through a proxy.
     pub proxies: Proxies,
 }
 
-/// The endpoint of the real IMDS is no URL.
+/// The endpoint of the real IMDS is not a URL.
 #[derive(Debug, thiserror::Error)]
 #[error("--upstream {url:?} can't be used for the node's credentials: {reason}")]
 pub struct InvalidEndpoint {
@@ -74,7 +74,7 @@ pub async fn source(
     })
 }
 
-/// `sts:AssumeRole` with the node's credentials, or with those of a role that these assume first.
+/// A source of credentials by `sts:AssumeRole`, with the node's credentials or those of a role in between.
 pub struct AssumeRole {
     client: StsClient,
     durations: Durations,
@@ -83,7 +83,7 @@ pub struct AssumeRole {
 // === impl AssumeRole ===
 
 impl AssumeRole {
-    /// A client for `config`. Nothing is asked yet.
+    /// A source for `config`. No request is made yet.
     ///
     /// # Errors
     ///
@@ -112,7 +112,7 @@ impl AssumeRole {
         };
         let role = identity.role.clone();
         let hop = Hop { client: client(settings.clone().build(), None), identity };
-        // Of its own, and as long as the call to STS that it takes.
+        // A cache of its own, whose deadline is that of the call to STS.
         let cache = IdentityCache::lazy().load_timeout(CALL_DEADLINE).build();
         let settings = settings.credentials_provider(hop).identity_cache(cache);
         Self { client: client(settings.build(), Some(role)), durations }
@@ -135,7 +135,7 @@ impl fmt::Debug for AssumeRole {
     }
 }
 
-/// What every call to STS goes by: `config`, and what the environment says of FIPS and dual-stack endpoints.
+/// The settings of all calls to STS: `config`, and the environment's FIPS and dual-stack settings.
 async fn settings(config: &Config, loader: ConfigLoader) -> aws_sdk_sts::config::Builder {
     let deadlines = TimeoutConfig::builder()
         .connect_timeout(CONNECT_DEADLINE)
@@ -149,7 +149,7 @@ async fn settings(config: &Config, loader: ConfigLoader) -> aws_sdk_sts::config:
         .await;
     let settings = aws_sdk_sts::config::Builder::from(&shared);
     match &config.endpoint {
-        // The environment's wishes about endpoints are about AWS's own, and an error with any other.
+        // The environment's settings are for AWS's own endpoints, and an error for any other.
         Some(endpoint) => settings.endpoint_url(endpoint).use_fips(false).use_dual_stack(false),
         None => settings,
     }

@@ -1,4 +1,4 @@
-//! The node's own credentials, with which STS is asked.
+//! The node's own credentials, with which STS is called.
 
 use std::time::Duration;
 
@@ -14,28 +14,26 @@ use aws_credential_types::{
 use super::{Config, InvalidEndpoint, http};
 use kiam_core::clock::Clock;
 
-/// What is this near its end is soon read anew. IMDS always has credentials that last longer, but for when AWS fails
-/// to renew them: then the SDK takes expired ones for good, ten to fifteen minutes at a time, and would not look
-/// for fresh ones meanwhile, though STS refuses the old.
+/// Credentials with less life than this are read again soon. IMDS always has longer ones, except when AWS fails to renew
+/// them. Then the SDK would use expired credentials for ten to fifteen minutes at a time, which STS rejects.
 const NEAR_THE_END: Duration = Duration::from_secs(16 * 60);
-/// How soon, less the five to ten seconds by which the SDK's cache is ahead of an expiry.
+/// The time until the next read, less the five to ten seconds by which the SDK's cache is ahead of an expiry.
 const SOON: Duration = Duration::from_secs(15);
 
-/// The SDK's chain; credentials near their end are to be read again soon.
+/// The SDK's chain, with credentials near their end shortened so that they are read again soon.
 #[derive(Debug)]
 struct NodeCredentials {
     chain: DefaultCredentialsChain,
     clock: Clock,
 }
 
-/// The SDK's default chain (environment, profile, web identity, container, IMDS), with the real IMDS
-/// where `--upstream` says it is.
+/// The SDK's default chain (environment, profile, web identity, container, IMDS), with the real IMDS at `--upstream`.
 pub(super) async fn credentials(
     config: &Config,
     provider: ProviderConfig,
 ) -> Result<SharedCredentialsProvider, InvalidEndpoint> {
     let imds = imds::Client::builder()
-        // Wherever it is: what it answers is the node's own.
+        // Never through a proxy: the answers are the node's own credentials.
         .configure(&provider.clone().with_http_client(http::direct()))
         .endpoint(&config.upstream)
         .map_err(|error| InvalidEndpoint {

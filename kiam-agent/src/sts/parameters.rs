@@ -1,4 +1,4 @@
-//! Lists of AssumeRole's request; `None` leaves the parameter out.
+//! The list parameters of AssumeRole; `None` leaves the parameter out.
 
 use aws_sdk_sts::types::{PolicyDescriptorType, Tag};
 
@@ -11,7 +11,8 @@ pub(super) fn tags(identity: &RoleIdentity) -> Option<Vec<Tag>> {
     (!identity.tags.is_empty()).then(|| identity.tags.iter().map(tag).collect())
 }
 
-/// All of them, as EKS Pod Identity does: a pod that goes on to another role can neither shed nor replace them.
+/// The keys of transitive tags: all of them, as in EKS Pod Identity, so that a pod that assumes another role can neither
+/// drop nor replace them.
 /// <https://docs.aws.amazon.com/eks/latest/userguide/pod-id-abac.html>
 pub(super) fn transitive(identity: &RoleIdentity) -> Option<Vec<String>> {
     let keys = || identity.tags.iter().map(|(key, _)| key.to_owned()).collect();

@@ -1,6 +1,6 @@
-//! Which of AWS's partitions a region is in.
+//! The AWS partition of a region.
 
-/// The beginnings of regions' names outside of `aws`, as the SDK's endpoint rules have them.
+/// The prefixes of regions outside of the partition `aws`, as in the SDK's endpoint rules.
 const BEGINNINGS: [(&str, &str); 7] = [
     ("cn-", "aws-cn"),
     ("eu-isoe-", "aws-iso-e"),
@@ -11,7 +11,7 @@ const BEGINNINGS: [(&str, &str); 7] = [
     ("us-isof-", "aws-iso-f"),
 ];
 
-/// The partition of `region`, as ARNs have it. STS of one knows no roles of another.
+/// The partition of `region`, as in ARNs. The STS of one partition knows no roles of another.
 #[must_use]
 pub fn partition(region: &str) -> &'static str {
     let found = BEGINNINGS.iter().find(|(beginning, _)| region.starts_with(beginning));

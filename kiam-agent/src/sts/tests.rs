@@ -404,7 +404,7 @@ async fn errors_tell_which_of_two_roles_could_not_be_assumed() {
     let denied = || reply(403, &failure("AccessDenied", "told by AWS"));
     let throttled = || reply(400, &failure("Throttling", "told by AWS"));
     let first = format!("--assume-role-arn {HOP}: STS: ");
-    let second = format!("STS, asked by way of {HOP}: ");
+    let second = format!("STS, called as {HOP}: ");
     let cases = [
         (vec![denied()], Retryable, &first),
         (vec![throttled()], Throttled, &first),
@@ -483,7 +483,7 @@ async fn unreachable_sts_is_retryable() {
     let client = AssumeRole::with_node(&config, Clock::system(), node).await;
     let error = client.issue(&identity(), &claimant()).await.unwrap_err();
     assert_eq!(error.class, ErrorClass::Retryable);
-    assert!(error.message.contains("STS could not be asked"), "{error}");
+    assert!(error.message.contains("STS can't be reached"), "{error}");
     assert_no_secret(&format!("{error:?}"));
 }
 

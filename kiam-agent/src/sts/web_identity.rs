@@ -1,4 +1,4 @@
-//! Credentials for a token of the pod's own: `sts:AssumeRoleWithWebIdentity`, which nobody signs.
+//! Credentials for a pod's own token, by the unsigned call `sts:AssumeRoleWithWebIdentity`.
 //!
 //! <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRoleWithWebIdentity.html>
 
@@ -22,7 +22,8 @@ use kiam_core::{
     secret::Secret,
 };
 
-/// `sts:AssumeRoleWithWebIdentity` with tokens that are bound to one pod each. The node needs no credentials.
+/// A source of credentials by `sts:AssumeRoleWithWebIdentity`, with tokens bound to one pod each. The node needs no
+/// credentials.
 pub struct WebIdentity {
     client: Client,
     clock: Clock,
@@ -33,7 +34,7 @@ pub struct WebIdentity {
 // === impl WebIdentity ===
 
 impl WebIdentity {
-    /// A client for `config` that shows what `tokens` gives. Nothing is asked yet.
+    /// A source for `config` with the tokens of `tokens`. No request is made yet.
     pub async fn new(config: &Config, clock: Clock, tokens: Arc<dyn PodTokens>) -> Self {
         let loader = aws_config::defaults(BehaviorVersion::latest())
             .http_client(http::through(&config.proxies));
@@ -48,7 +49,7 @@ impl WebIdentity {
         claimant: &Claimant,
     ) -> Result<Credentials, SourceError> {
         let account = identity.service_account.as_ref();
-        let account = account.ok_or_else(|| retryable("no ServiceAccount vouches for this"))?;
+        let account = account.ok_or_else(|| retryable("the identity has no ServiceAccount"))?;
         let token = self.tokens.token(account, claimant).await?;
         let ask = async |duration| {
             let answer = self.ask(identity, duration, &token).await;
@@ -99,7 +100,7 @@ impl fmt::Debug for WebIdentity {
     }
 }
 
-/// Says what to do about errors that only a change in IAM ends.
+/// Adds the remedy to errors that need a change in IAM.
 fn explained(error: SourceError, identity: &RoleIdentity, account: &AccountName) -> SourceError {
     let SourceError { class, message } = error;
     let owner = identity.role.account();

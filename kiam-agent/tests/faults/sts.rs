@@ -1,4 +1,4 @@
-//! STS refuses, throttles, hangs, is slow, or answers what is of no use.
+//! STS refuses, throttles, hangs, is slow, or sends invalid answers.
 
 use std::{
     sync::{
@@ -42,9 +42,9 @@ fn cases() -> Vec<Case> {
         case("failing", Injected::refuse(500, "InternalFailure"), "InternalFailure"),
         case("node-expired", Injected::refuse(403, "ExpiredToken"), "ExpiredToken"),
         case("hanging", Injected::hang(), "AWS has not answered"),
-        case("cut", Injected::cut(), "STS could not be asked"),
-        case("proxy", Injected::body(502, "<html>Bad Gateway</html>"), "none of its own"),
-        case("garbage", Injected::body(200, "\u{1}{}"), "none of its own"),
+        case("cut", Injected::cut(), "STS can't be reached"),
+        case("proxy", Injected::body(502, "<html>Bad Gateway</html>"), "not from STS"),
+        case("garbage", Injected::body(200, "\u{1}{}"), "not from STS"),
         case("nothing", Injected::without("Credentials"), "without credentials"),
         case("tokenless", Injected::without("SessionToken"), "empty field"),
         case("keyless", Injected::without("AccessKeyId"), "empty field"),

@@ -545,7 +545,7 @@ async fn a_flood_of_refusals_is_one_line_for_each_pod_and_reason() {
     assert_eq!(node.get(4, "/latest/user-data").await.status, 404);
     assert_eq!(node.get(2, &format!("{LIST}writer")).await.status, 403);
     let most = usize::try_from(began.elapsed().as_secs()).unwrap() + 1;
-    let refused = captured.lines_with("Refused request");
+    let refused = captured.lines_with("Rejected request");
     let of = |part: &str| refused.iter().filter(|line| line.contains(part)).count();
     assert!((1..=most + 1).contains(&of("path not allowed")), "{refused:#?}");
     assert_eq!(of("not the pod's"), 1, "{refused:#?}");
@@ -572,7 +572,7 @@ async fn every_refusal_names_the_pod_on_every_path_to_the_agent() {
         let node = Node::usual(config(), identity).await;
         for (line, headers, reason) in EARLY {
             node.send(2, line, &format!("User-Agent: old/1\r\n{headers}")).await;
-            let lines = captured.lines_with("Refused request");
+            let lines = captured.lines_with("Rejected request");
             let of: Vec<_> = lines.iter().filter(|line| line.contains(reason)).collect();
             assert!(!of.is_empty(), "{line}: {lines:#?}");
             for line in of {
@@ -590,7 +590,7 @@ async fn every_refusal_names_the_pod_on_every_path_to_the_agent() {
         if identity != Identity::SourceIp {
             node.get(9, "/latest/user-data").await;
             let unknown = captured.lines_with(&format!("pod.uid={}", uid(9))).concat();
-            assert!(unknown.contains("Refused request"), "{unknown}");
+            assert!(unknown.contains("Rejected request"), "{unknown}");
         }
         let page = node.journal.of(&uid(2));
         assert_eq!(page.refused.len(), EARLY.len(), "{page:#?}");

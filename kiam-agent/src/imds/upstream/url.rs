@@ -1,18 +1,18 @@
-//! Where the real IMDS is.
+//! The URL of the real IMDS.
 
 use std::{fmt, str::FromStr};
 
 use http::Uri;
 use kiam_core::role::QuotedText;
 
-/// Where the real IMDS is: `http://host[:port]`.
+/// The URL of the real IMDS: `http://host[:port]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamUrl {
     pub(super) host: String,
     pub(super) port: u16,
 }
 
-/// A text is no [`UpstreamUrl`].
+/// Text that is not an [`UpstreamUrl`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0} is not the URL of an instance metadata service: expected http://HOST or http://HOST:PORT"
@@ -30,7 +30,7 @@ impl FromStr for UpstreamUrl {
             let authority = uri.authority()?;
             let port = match authority.as_str().strip_prefix(uri.host()?)? {
                 "" => 80,
-                // `parse` would take a sign, too.
+                // `parse` would accept a sign, too.
                 port if port.contains('+') => return None,
                 port => port.strip_prefix(':')?.parse().ok()?,
             };
