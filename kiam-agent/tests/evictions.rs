@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use http::Method;
 use kiam_agent::{
-    cluster::{self, Cluster, EvictionParts, Synced},
+    cluster::{self, Cluster, EvictionParts, SyncLatches},
     proxy::Proxies,
 };
 use kiam_core::{
@@ -61,7 +61,7 @@ impl Fixture {
         let cluster = Cluster::new(config, &readiness).unwrap();
         let evictions = cluster.evictions(&metrics).unwrap();
         let (index, reader) = PodIndex::new();
-        let synced = Synced {
+        let synced = SyncLatches {
             pods: readiness.latch("pods"),
             namespaces: readiness.latch("namespaces"),
             service_accounts: None,

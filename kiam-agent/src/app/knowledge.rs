@@ -16,7 +16,7 @@ use super::{
     warm_up::complete,
 };
 use crate::{
-    cluster::{self, Cluster, Events, EvictionParts, Evictions, Synced},
+    cluster::{self, Cluster, Events, EvictionParts, Evictions, SyncLatches},
     config::{Config, Hosts},
     handover::{self, PeerJudge},
     imds,
@@ -82,7 +82,7 @@ impl Common {
             node: node.clone(),
         });
         let cluster = Cluster::new(config.cluster.clone(), &self.readiness)?;
-        let synced = Synced {
+        let synced = SyncLatches {
             pods: self.readiness.latch("pods"),
             namespaces: self.readiness.latch("namespaces"),
             service_accounts: (config.sts.source == Source::WebIdentity)

@@ -10,7 +10,7 @@ use tokio::{task::yield_now, time};
 
 use super::{
     failure::Failure,
-    sieve::{Broken, Keep, Sieve},
+    sieve::{Filter, InvalidJson, Sieve},
 };
 
 /// How much is looked at before others have their turn: a fraction of a millisecond's work.
@@ -26,13 +26,13 @@ pub(super) struct Body<R> {
 }
 
 /// A watch's next line, reduced; it may be no JSON.
-pub(super) type Line = Result<Vec<u8>, Broken>;
+pub(super) type Line = Result<Vec<u8>, InvalidJson>;
 
 // === impl Body ===
 
 impl<R: AsyncBufRead> Body<Pin<Box<R>>> {
     /// What is kept of the answer that `reader` reads.
-    pub(super) fn new(reader: R, keep: &'static Keep) -> Self {
+    pub(super) fn new(reader: R, keep: &'static Filter) -> Self {
         Self { reader: Box::pin(reader), sieve: Sieve::new(keep) }
     }
 }

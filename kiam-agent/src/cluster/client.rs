@@ -40,7 +40,7 @@ const USER_AGENT: &str = concat!("kiam-agent/", env!("CARGO_PKG_VERSION"));
 
 /// A client that stays as the files of its [`Origin`] say.
 #[derive(Clone)]
-struct Renewed(Arc<Shared>);
+struct RenewingClient(Arc<Shared>);
 
 struct Shared {
     origin: Origin,
@@ -68,14 +68,14 @@ pub(super) fn connect(
     let (client, digest) = make(&origin, proxies)?;
     let state = State { client, digest, looked: Instant::now(), problem: None };
     let (proxies, state) = (proxies.clone(), Mutex::new(state));
-    let renewed = Renewed(Arc::new(Shared { origin, proxies, health, state }));
+    let client = RenewingClient(Arc::new(Shared { origin, proxies, health, state }));
     // Whose namespace it is does not matter: all paths are written out.
-    Ok(kube::Client::new(renewed, "default"))
+    Ok(kube::Client::new(client, "default"))
 }
 
-// === impl Renewed ===
+// === impl RenewingClient ===
 
-impl Service<Request<Body>> for Renewed {
+impl Service<Request<Body>> for RenewingClient {
     type Response = Response<Body>;
     type Error = kube::Error;
     type Future = BoxFuture<'static, kube::Result<Response<Body>>>;

@@ -53,7 +53,7 @@ struct Evictor {
     parts: EvictionParts,
     client: kube::Client,
     metrics: Metrics,
-    refused: HashMap<PodUid, Pause>,
+    refused: HashMap<PodUid, RetryDelay>,
     /// The pod that was evicted last, and when.
     last: Option<(PodUid, Instant)>,
     /// Whether it was logged that evictions are not allowed.
@@ -62,7 +62,7 @@ struct Evictor {
 
 /// How long a pod is left alone.
 #[derive(Clone, Copy, Debug)]
-struct Pause {
+struct RetryDelay {
     length: Duration,
     until: Instant,
 }
@@ -84,9 +84,9 @@ enum Failure {
     Gone,
 }
 
-// === impl Pause ===
+// === impl RetryDelay ===
 
-impl Pause {
+impl RetryDelay {
     /// The one after `before`.
     fn after(before: Option<Self>, pace: Duration, now: Instant) -> Self {
         let (first, longest) = (pace * FIRST, pace * LONGEST);
@@ -181,7 +181,7 @@ impl Evictor {
             }
         }
         // One that was evicted and does not end is tried again too.
-        let pause = Pause::after(self.refused.get(&pod.uid).copied(), self.parts.pace, now);
+        let pause = RetryDelay::after(self.refused.get(&pod.uid).copied(), self.parts.pace, now);
         self.refused.insert(pod.uid.clone(), pause);
         wait
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kube::core::Status;
 
-use super::{describe, sieve::Broken, wire::Malformed};
+use super::{describe, sieve::InvalidJson, wire::Malformed};
 
 /// How a server says that it can't watch from a version: it is no number, is no longer in the
 /// history, or is from a future that the server has not seen
@@ -27,7 +27,7 @@ pub(super) enum Failure {
 }
 
 /// Why a watch is over.
-pub(super) enum End {
+pub(super) enum WatchEnd {
     Closed,
     Stalled,
     Expired,
@@ -37,8 +37,8 @@ pub(super) enum End {
 
 // === impl Failure ===
 
-impl From<Broken> for Failure {
-    fn from(broken: Broken) -> Self {
+impl From<InvalidJson> for Failure {
+    fn from(broken: InvalidJson) -> Self {
         Self::List(broken.into())
     }
 }
@@ -50,9 +50,9 @@ impl Failure {
     }
 }
 
-// === impl End ===
+// === impl WatchEnd ===
 
-impl End {
+impl WatchEnd {
     pub(super) fn of(error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => Self::of_status(&status),

@@ -6,13 +6,13 @@ use serde_json::Value;
 
 use super::{
     metrics::Resource,
-    sieve::Keep,
+    sieve::Filter,
     wire::{self, Malformed},
 };
 use kiam_core::pods::{Namespace, Pod, PodIndex, PodReader, Record, ServiceAccount};
 
 /// One kind of object, and its part of the [`PodIndex`].
-pub(super) trait Kind: wire::Lists {
+pub(super) trait Kind: wire::ObjectFilters {
     /// What is kept of an object.
     type Record: Record;
 
@@ -21,7 +21,7 @@ pub(super) trait Kind: wire::Lists {
     /// Where the API has it.
     const PATH: &'static str;
     /// How much of each object is needed.
-    const PARTS: Parts;
+    const SCOPE: ObjectScope;
     /// Whether only what etcd has just said is a sign of life, and not each answer of an API server. That of one kind is
     /// enough to know whether etcd is reached.
     const PROVEN: bool = false;
@@ -46,7 +46,7 @@ pub(super) trait Kind: wire::Lists {
 
 /// How much to ask for of each object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Parts {
+pub(super) enum ObjectScope {
     Whole,
     Metadata,
 }
@@ -70,8 +70,8 @@ pub(super) struct ServiceAccounts<'a>(pub(super) &'a PodIndex);
 
 // === impl Pods ===
 
-impl wire::Lists for Pods<'_> {
-    const OBJECT: Keep = wire::POD;
+impl wire::ObjectFilters for Pods<'_> {
+    const OBJECT: Filter = wire::POD;
 }
 
 impl Kind for Pods<'_> {
@@ -79,7 +79,7 @@ impl Kind for Pods<'_> {
 
     const RESOURCE: Resource = Resource::Pods;
     const PATH: &'static str = "/api/v1/pods";
-    const PARTS: Parts = Parts::Whole;
+    const SCOPE: ObjectScope = ObjectScope::Whole;
     const PROVEN: bool = true;
 
     fn index(&self) -> &PodIndex {
@@ -108,8 +108,8 @@ impl Kind for Pods<'_> {
 
 // === impl Namespaces ===
 
-impl wire::Lists for Namespaces<'_> {
-    const OBJECT: Keep = wire::NAMESPACE_OBJECT;
+impl wire::ObjectFilters for Namespaces<'_> {
+    const OBJECT: Filter = wire::NAMESPACE_OBJECT;
 }
 
 impl Kind for Namespaces<'_> {
@@ -117,7 +117,7 @@ impl Kind for Namespaces<'_> {
 
     const RESOURCE: Resource = Resource::Namespaces;
     const PATH: &'static str = "/api/v1/namespaces";
-    const PARTS: Parts = Parts::Metadata;
+    const SCOPE: ObjectScope = ObjectScope::Metadata;
 
     fn index(&self) -> &PodIndex {
         self.0
@@ -130,8 +130,8 @@ impl Kind for Namespaces<'_> {
 
 // === impl ServiceAccounts ===
 
-impl wire::Lists for ServiceAccounts<'_> {
-    const OBJECT: Keep = wire::ACCOUNT_OBJECT;
+impl wire::ObjectFilters for ServiceAccounts<'_> {
+    const OBJECT: Filter = wire::ACCOUNT_OBJECT;
 }
 
 impl Kind for ServiceAccounts<'_> {
@@ -139,7 +139,7 @@ impl Kind for ServiceAccounts<'_> {
 
     const RESOURCE: Resource = Resource::ServiceAccounts;
     const PATH: &'static str = "/api/v1/serviceaccounts";
-    const PARTS: Parts = Parts::Metadata;
+    const SCOPE: ObjectScope = ObjectScope::Metadata;
 
     fn index(&self) -> &PodIndex {
         self.0

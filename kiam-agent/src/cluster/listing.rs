@@ -10,9 +10,9 @@ use super::{
     body::{Body, IDLE},
     failure::Failure,
     freshness::{Freshness, one},
-    kinds::{Kind, Namespaces, Parts},
-    sieve::Keep,
-    wire::{self, Lists, Page},
+    kinds::{Kind, Namespaces, ObjectScope},
+    sieve::Filter,
+    wire::{self, ObjectFilters, Page},
 };
 
 /// How long a list may take, from the request to its last byte; it is given up earlier when nothing comes.
@@ -46,9 +46,9 @@ pub(super) async fn list<K: Kind>(
     let pages = async {
         loop {
             let request = Request::new(K::PATH);
-            let request = match K::PARTS {
-                Parts::Whole => request.list(&params),
-                Parts::Metadata => request.list_metadata(&params),
+            let request = match K::SCOPE {
+                ObjectScope::Whole => request.list(&params),
+                ObjectScope::Metadata => request.list_metadata(&params),
             }?;
             let keep = |item: &[u8]| records.extend(read(item));
             let Page { version, next } =
@@ -66,14 +66,14 @@ pub(super) async fn list<K: Kind>(
 /// As new a list as etcd is now.
 pub(super) async fn newest(client: &kube::Client) -> Result<Freshness, Failure> {
     let request = Request::new(Namespaces::PATH).list_metadata(&one())?;
-    let keep = &<Namespaces<'_> as Lists>::LIST;
+    let keep = &<Namespaces<'_> as ObjectFilters>::LIST;
     let page = page(client.request_stream(request), keep, |_| {});
     Ok(Freshness::NotOlderThan(within(PROOF_DEADLINE, page).await?.version))
 }
 
 async fn page<R: AsyncBufRead>(
     answer: impl Future<Output = kube::Result<R>>,
-    keep: &'static Keep,
+    keep: &'static Filter,
     item: impl FnMut(&[u8]),
 ) -> Result<Page, Failure> {
     let reader = within(IDLE, async { Ok(answer.await?) }).await?;

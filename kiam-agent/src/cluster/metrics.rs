@@ -22,7 +22,7 @@ pub struct Metrics {
     pub(super) lists: Family<ListLabels, Counter>,
     pub(super) restarts: Family<RestartLabels, Counter>,
     failing: Family<FailingLabels, Gauge>,
-    told: Family<ToldLabels, Counter>,
+    pod_events: Family<PodEventLabels, Counter>,
     pub(super) tokens: Family<TokenLabels, Counter>,
     evictions: Family<EvictionLabels, Counter>,
     scrape: Scrape,
@@ -87,18 +87,18 @@ pub(super) enum RestartReason {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FailingLabels {
     resource: Resource,
-    request: Ask,
+    request: RequestKind,
 }
 
 /// What is asked of the API server for a kind of objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Ask {
+pub(super) enum RequestKind {
     List,
     Watch,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ToldLabels {
+struct PodEventLabels {
     outcome: EventOutcome,
 }
 
@@ -112,7 +112,7 @@ pub(super) enum EventOutcome {
     Refused,
     /// No server, or none that lets the agent write Events; tried again.
     Failed,
-    /// What was wrong was over before the limits let it be told.
+    /// What was wrong was over before the limits let it be pod_events.
     Dropped,
 }
 
@@ -164,7 +164,7 @@ impl Metrics {
         );
         registry.register(
             "kiam_cluster_lists",
-            "Lists asked of the Kubernetes API",
+            "ObjectFilters asked of the Kubernetes API",
             metrics.lists.clone(),
         );
         registry.register(
@@ -180,7 +180,7 @@ impl Metrics {
         registry.register(
             "kiam_events",
             "Events about pods and namespaces, by what became of them",
-            metrics.told.clone(),
+            metrics.pod_events.clone(),
         );
         registry.register(
             "kiam_cluster_tokens",
@@ -197,13 +197,13 @@ impl Metrics {
     }
 
     /// Whether requests of this kind fail: 0 at first.
-    pub(super) fn failing(&self, resource: Resource, request: Ask) -> Gauge {
+    pub(super) fn failing(&self, resource: Resource, request: RequestKind) -> Gauge {
         self.failing.get_or_create(&FailingLabels { resource, request }).clone()
     }
 
     /// Counts `events` that this became of.
     pub(super) fn count_events(&self, outcome: EventOutcome, events: u64) {
-        self.told.get_or_create(&ToldLabels { outcome }).inc_by(events);
+        self.pod_events.get_or_create(&PodEventLabels { outcome }).inc_by(events);
     }
 
     /// Counts an eviction that this became of.

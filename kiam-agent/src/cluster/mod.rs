@@ -36,7 +36,7 @@ use tracing::Instrument;
 use self::{
     files::Origin,
     kinds::{Namespaces, Pods, ServiceAccounts},
-    reflector::{Connection, Reflector, Timing},
+    reflector::{Reflector, ReflectorParts, Timing},
     tls::Health,
 };
 use crate::proxy::{InvalidProxy, Proxies};
@@ -99,7 +99,7 @@ pub struct Cluster {
 
 /// What is set once the first list of each kind is taken. Stays set: what is known stays good.
 #[derive(Clone, Debug)]
-pub struct Synced {
+pub struct SyncLatches {
     /// "pods synced".
     pub pods: Latch,
     /// "namespaces synced".
@@ -174,7 +174,7 @@ impl Cluster {
         self,
         index: PodIndex,
         reader: PodReader,
-        synced: Synced,
+        synced: SyncLatches,
         metrics: Metrics,
         mut drain: Drain,
     ) {
@@ -183,7 +183,7 @@ impl Cluster {
         metrics.read(&reader);
         let (index, reader) = (&index, &reader);
         let pods = Pods { index, reader, node };
-        let connection = Connection { client: self.client, metrics, readiness: self.readiness };
+        let connection = ReflectorParts { client: self.client, metrics, readiness: self.readiness };
         let pods = Reflector::new(&connection, pods, timing, synced.pods);
         let namespaces = Namespaces(index);
         let namespaces = Reflector::new(&connection, namespaces, timing, synced.namespaces);

@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::metrics::{Ask, Metrics, Resource};
+use super::metrics::{Metrics, RequestKind, Resource};
 use kiam_core::lifecycle::{Detail, Readiness};
 
 /// A server that is being upgraded is back sooner.
@@ -22,16 +22,16 @@ const LASTING: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Outage {
     resource: Resource,
-    ask: Ask,
+    ask: RequestKind,
     /// 1 while they fail.
     failing: Gauge,
     /// Says why, once it has lasted.
     problem: Detail,
-    since: Mutex<Option<Since>>,
+    since: Mutex<Option<OutageState>>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Since {
+struct OutageState {
     begun: Instant,
     lasts: bool,
 }
@@ -41,7 +41,7 @@ struct Since {
 impl Outage {
     pub(super) fn new(
         resource: Resource,
-        ask: Ask,
+        ask: RequestKind,
         metrics: &Metrics,
         readiness: &Readiness,
     ) -> Self {
@@ -55,7 +55,7 @@ impl Outage {
         let Self { resource, ask, .. } = self;
         let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(known) = since.as_mut() else {
-            *since = Some(Since { begun: Instant::now(), lasts: false });
+            *since = Some(OutageState { begun: Instant::now(), lasts: false });
             self.failing.set(1);
             warn!(?resource, request = ?ask, %error, "Kubernetes API fails, going on with what is known");
             return;
@@ -78,7 +78,7 @@ impl Outage {
     /// The server answered.
     pub(super) fn over(&self) {
         let since = self.since.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Since { begun, .. }) = since {
+        if let Some(OutageState { begun, .. }) = since {
             self.failing.set(0);
             self.problem.clear();
             let (resource, ask, seconds) = (self.resource, self.ask, begun.elapsed().as_secs());
@@ -88,14 +88,18 @@ impl Outage {
 }
 
 /// As `/ready` shows it.
-fn name(resource: Resource, ask: Ask) -> &'static str {
+fn name(resource: Resource, ask: RequestKind) -> &'static str {
     match (resource, ask) {
-        (Resource::Pods, Ask::List) => "Kubernetes API, list of pods",
-        (Resource::Pods, Ask::Watch) => "Kubernetes API, watch of pods",
-        (Resource::Namespaces, Ask::List) => "Kubernetes API, list of namespaces",
-        (Resource::Namespaces, Ask::Watch) => "Kubernetes API, watch of namespaces",
-        (Resource::ServiceAccounts, Ask::List) => "Kubernetes API, list of service accounts",
-        (Resource::ServiceAccounts, Ask::Watch) => "Kubernetes API, watch of service accounts",
+        (Resource::Pods, RequestKind::List) => "Kubernetes API, list of pods",
+        (Resource::Pods, RequestKind::Watch) => "Kubernetes API, watch of pods",
+        (Resource::Namespaces, RequestKind::List) => "Kubernetes API, list of namespaces",
+        (Resource::Namespaces, RequestKind::Watch) => "Kubernetes API, watch of namespaces",
+        (Resource::ServiceAccounts, RequestKind::List) => {
+            "Kubernetes API, list of service accounts"
+        }
+        (Resource::ServiceAccounts, RequestKind::Watch) => {
+            "Kubernetes API, watch of service accounts"
+        }
     }
 }
 
@@ -111,8 +115,8 @@ mod tests {
     async fn what_fails_for_long_is_shown_with_its_reason_until_it_is_over_and_stays_ready() {
         let (readiness, mut registry) = (Readiness::default(), Registry::default());
         let metrics = Metrics::register(&mut registry);
-        let outage = Outage::new(Resource::Pods, Ask::List, &metrics, &readiness);
-        let failing = || metrics.failing(Resource::Pods, Ask::List).get();
+        let outage = Outage::new(Resource::Pods, RequestKind::List, &metrics, &readiness);
+        let failing = || metrics.failing(Resource::Pods, RequestKind::List).get();
         let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
         assert_eq!(failing(), 0);
         outage.failed(&refused);

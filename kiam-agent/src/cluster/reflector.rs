@@ -21,12 +21,13 @@ use tracing::{debug, info, warn};
 use super::{
     backoff::{Backoff, jittered},
     body::{Body, Line},
-    failure::{End, Failure},
+    failure::{Failure, WatchEnd},
     freshness::Freshness,
-    kinds::{Kind, Parts},
+    kinds::{Kind, ObjectScope},
     listing::{self, List},
     metrics::{
-        Ask, EventKind, EventLabels, ListLabels, ListOutcome, Metrics, RestartLabels, RestartReason,
+        EventKind, EventLabels, ListLabels, ListOutcome, Metrics, RequestKind, RestartLabels,
+        RestartReason,
     },
     outage::Outage,
     wire::{self, Malformed},
@@ -60,7 +61,7 @@ pub(super) struct Reflector<K> {
 
 /// The way to the API server, and where it shows how that is.
 #[derive(Clone)]
-pub(super) struct Connection {
+pub(super) struct ReflectorParts {
     pub(super) client: kube::Client,
     pub(super) metrics: Metrics,
     pub(super) readiness: Readiness,
@@ -78,7 +79,7 @@ pub(super) struct Timing {
 }
 
 /// An applied list.
-struct Listed {
+struct AppliedList {
     version: String,
     rewound: bool,
 }
@@ -86,10 +87,10 @@ struct Listed {
 // === impl Reflector ===
 
 impl<K: Kind> Reflector<K> {
-    pub(super) fn new(connection: &Connection, kind: K, timing: Timing, synced: Latch) -> Self {
-        let Connection { client, metrics, readiness } = connection.clone();
+    pub(super) fn new(connection: &ReflectorParts, kind: K, timing: Timing, synced: Latch) -> Self {
+        let ReflectorParts { client, metrics, readiness } = connection.clone();
         let outage = |ask| Outage::new(K::RESOURCE, ask, &metrics, &readiness);
-        let (lists, watches) = (outage(Ask::List), outage(Ask::Watch));
+        let (lists, watches) = (outage(RequestKind::List), outage(RequestKind::Watch));
         let (first_list, rewound) = (Once::new(), Notify::new());
         Self { client, kind, timing, synced, metrics, first_list, lists, watches, rewound }
     }
@@ -99,7 +100,7 @@ impl<K: Kind> Reflector<K> {
         tokio::join!(self.follow(), self.heal());
     }
 
-    /// Lists, then watches from there; lists again if the history since then is gone, or the watch is silent: a server
+    /// ObjectFilters, then watches from there; lists again if the history since then is gone, or the watch is silent: a server
     /// sends no bookmark while nothing at all happens, and only a list tells a watch that has nothing to say from one
     /// that is broken.
     async fn follow(&self) {
@@ -122,10 +123,10 @@ impl<K: Kind> Reflector<K> {
             let end = self.watch(&mut at).await;
             self.count_restart(&end);
             version = match &end {
-                End::Closed | End::Failed(_) => Some(at),
-                End::Expired | End::Rewound | End::Stalled => None,
+                WatchEnd::Closed | WatchEnd::Failed(_) => Some(at),
+                WatchEnd::Expired | WatchEnd::Rewound | WatchEnd::Stalled => None,
             };
-            if let End::Failed(error) = &end {
+            if let WatchEnd::Failed(error) = &end {
                 self.watches.failed(error);
             }
             if opened.elapsed() >= SETTLED {
@@ -136,12 +137,12 @@ impl<K: Kind> Reflector<K> {
         }
     }
 
-    /// Lists every now and then, and when a pod is missed.
+    /// ObjectFilters every now and then, and when a pod is missed.
     async fn heal(&self) {
         let mut backoff = Backoff::new();
-        let interval = match K::PARTS {
-            Parts::Whole => self.timing.sync_interval,
-            Parts::Metadata => self.timing.sync_interval.max(METADATA_INTERVAL),
+        let interval = match K::SCOPE {
+            ObjectScope::Whole => self.timing.sync_interval,
+            ObjectScope::Metadata => self.timing.sync_interval.max(METADATA_INTERVAL),
         };
         loop {
             let missed = tokio::select! {
@@ -213,7 +214,7 @@ impl<K: Kind> Reflector<K> {
 
     /// Takes a list. One that is older than what is known came from a server that lags behind, or from one
     /// whose history went back; a list from etcd itself tells which.
-    async fn list(&self, mut freshness: Freshness) -> Result<Listed, Failure> {
+    async fn list(&self, mut freshness: Freshness) -> Result<AppliedList, Failure> {
         let newest = self.kind.index().newest::<K::Record>();
         let lags = |list: &List<_>| wire::number(Some(&list.version)) < newest;
         let mut rewound = false;
@@ -242,7 +243,7 @@ impl<K: Kind> Reflector<K> {
             info!(resource = ?K::RESOURCE, count = self.kind.index().reader().count::<K::Record>(), "Synced with the Kubernetes API");
             self.synced.set();
         });
-        Ok(Listed { version: list.version, rewound })
+        Ok(AppliedList { version: list.version, rewound })
     }
 
     async fn fetch(&self, freshness: &Freshness) -> Result<List<K::Record>, Failure> {
@@ -256,40 +257,40 @@ impl<K: Kind> Reflector<K> {
     }
 
     /// Watches from version `at`, and keeps it where the watch stands.
-    async fn watch(&self, at: &mut String) -> End {
+    async fn watch(&self, at: &mut String) -> WatchEnd {
         let mut params = WatchParams::default().timeout(fastrand::u32(WATCH_SECONDS));
         params.field_selector = self.kind.field_selector();
         let request = Request::new(K::PATH);
-        let request = match K::PARTS {
-            Parts::Whole => request.watch(&params, at),
-            Parts::Metadata => request.watch_metadata(&params, at),
+        let request = match K::SCOPE {
+            ObjectScope::Whole => request.watch(&params, at),
+            ObjectScope::Metadata => request.watch_metadata(&params, at),
         };
         let request = match request {
             Ok(request) => request,
-            Err(error) => return End::Failed(error.into()),
+            Err(error) => return WatchEnd::Failed(error.into()),
         };
         let stall = jittered(self.timing.stall);
         let opened = time::timeout(stall, self.client.request_stream(request)).await;
         let mut events = match opened {
             Ok(Ok(events)) => Body::new(events, &K::EVENT),
-            Ok(Err(error)) => return End::of(error),
-            Err(_) => return End::Stalled,
+            Ok(Err(error)) => return WatchEnd::of(error),
+            Err(_) => return WatchEnd::Stalled,
         };
         self.watches.over();
         loop {
             let next = tokio::select! {
                 next = time::timeout(stall, events.line()) => next,
-                () = self.rewound.notified() => return End::Rewound,
+                () = self.rewound.notified() => return WatchEnd::Rewound,
             };
             match next {
                 Ok(Ok(Some(line))) => match event(line) {
-                    Ok(WatchEvent::Error(status)) => return End::of_status(&status),
+                    Ok(WatchEvent::Error(status)) => return WatchEnd::of_status(&status),
                     Ok(event) => self.take(event, at),
                     Err(malformed) => self.unreadable(&malformed, &Value::Null),
                 },
-                Ok(Ok(None)) => return End::Closed,
-                Ok(Err(failure)) => return End::Failed(failure),
-                Err(_) => return End::Stalled,
+                Ok(Ok(None)) => return WatchEnd::Closed,
+                Ok(Err(failure)) => return WatchEnd::Failed(failure),
+                Err(_) => return WatchEnd::Stalled,
             }
         }
     }
@@ -373,13 +374,13 @@ impl<K: Kind> Reflector<K> {
         self.metrics.lists.get_or_create(&labels).inc();
     }
 
-    fn count_restart(&self, end: &End) {
+    fn count_restart(&self, end: &WatchEnd) {
         let reason = match end {
-            End::Closed => RestartReason::Closed,
-            End::Stalled => RestartReason::Stalled,
-            End::Expired => RestartReason::Expired,
-            End::Rewound => RestartReason::Rewound,
-            End::Failed(_) => RestartReason::Failed,
+            WatchEnd::Closed => RestartReason::Closed,
+            WatchEnd::Stalled => RestartReason::Stalled,
+            WatchEnd::Expired => RestartReason::Expired,
+            WatchEnd::Rewound => RestartReason::Rewound,
+            WatchEnd::Failed(_) => RestartReason::Failed,
         };
         debug!(resource = ?K::RESOURCE, ?reason, "Watch of the Kubernetes API ended");
         let labels = RestartLabels { resource: K::RESOURCE, reason };

@@ -1,34 +1,34 @@
 //! Reduces JSON while it arrives: what is not wanted is passed over, and never kept.
 //!
 //! An API object may have megabytes that nobody here needs, a list of objects gigabytes. So bytes are looked at once, as
-//! they come, and only the fields that a [`Keep`] names are copied. What comes out is a small JSON document of the same
+//! they come, and only the fields that a [`Filter`] names are copied. What comes out is a small JSON document of the same
 //! form, for `serde_json` to read and to judge.
 //!
-//! A text that is longer than its `Keep` allows becomes `{"tooLong": <length>}`, and any other value that is not of the
+//! A text that is longer than its `Filter` allows becomes `{"tooLong": <length>}`, and any other value that is not of the
 //! wanted form is kept as an empty one or a short scalar, so that its reader refuses it as what it is.
 
 mod skip;
 
 use std::{mem, ops::ControlFlow};
 
-use self::skip::{Skip, end_of_scalar, string};
+use self::skip::{SkipState, end_of_scalar, string};
 
 /// What is kept of a value.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Keep {
+pub(super) enum Filter {
     /// A scalar; of a string at most this many bytes.
     Text(usize),
     /// These fields of an object.
-    Fields(&'static [(&'static str, Keep)]),
+    Fields(&'static [(&'static str, Filter)]),
     /// A few elements of an array.
-    Each(&'static Keep),
+    Each(&'static Filter),
     /// The elements of an array, each of which comes out by itself.
-    Items(&'static Keep),
+    Items(&'static Filter),
 }
 
 /// The bytes are no JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Broken {
+pub(super) enum InvalidJson {
     #[error("unexpected {0:?} at byte {1}")]
     Unexpected(char, u64),
     #[error("it ends too early, after {0} bytes")]
@@ -40,7 +40,7 @@ pub(super) enum Broken {
 /// Reduces one document after another.
 #[derive(Debug)]
 pub(super) struct Sieve {
-    root: &'static Keep,
+    root: &'static Filter,
     state: State,
     frames: Vec<Frame>,
     /// What is kept so far.
@@ -56,7 +56,7 @@ pub(super) struct Sieve {
 #[derive(Clone, Copy, Debug)]
 enum State {
     /// A value comes; `None`: one that is not wanted.
-    Value(Option<&'static Keep>),
+    Value(Option<&'static Filter>),
     /// A value, or the end of the array.
     FirstElement,
     /// A key comes, or, if it is the `first`, the end of the object.
@@ -66,7 +66,7 @@ enum State {
     /// Within a key.
     InKey,
     /// A colon comes, then the value.
-    Colon(Option<&'static Keep>),
+    Colon(Option<&'static Filter>),
     /// Within a string that is kept.
     Text(Text),
     /// Within another scalar, kept from `start` on.
@@ -74,12 +74,12 @@ enum State {
         start: usize,
     },
     /// Within a value that is passed over.
-    Skip(Skip),
+    Skip(SkipState),
     /// A comma comes, or the end of what the innermost frame is.
     After,
     /// The document is complete.
     Done,
-    Broken(Broken),
+    Invalid(InvalidJson),
 }
 
 /// A string that is being read.
@@ -99,18 +99,18 @@ struct Text {
 /// An array or object that is kept.
 #[derive(Debug)]
 struct Frame {
-    keep: &'static Keep,
+    keep: &'static Filter,
     /// How many members were written.
     written: usize,
     /// Where in what is kept the current element begins.
     start: usize,
 }
 
-type Step = ControlFlow<Broken, usize>;
+type Step = ControlFlow<InvalidJson, usize>;
 
 /// More of one document is never kept; real ones are a tenth of it.
 const MOST_KEPT: usize = 2 * 1024 * 1024;
-/// Elements of a [`Keep::Each`].
+/// Elements of a [`Filter::Each`].
 const MOST_ELEMENTS: usize = 64;
 /// A raw key that is longer is none that is wanted, however it is escaped.
 const LONGEST_KEY: usize = 512;
@@ -122,12 +122,12 @@ const ODD: &[u8] = b"0";
 // === impl Sieve ===
 
 impl Sieve {
-    pub(super) fn new(root: &'static Keep) -> Self {
+    pub(super) fn new(root: &'static Filter) -> Self {
         let (frames, kept, key) = (Vec::new(), Vec::new(), Vec::new());
         Self { root, state: State::Value(Some(root)), frames, kept, key, escaped: false, seen: 0 }
     }
 
-    /// Takes the next bytes, and calls `item` with each complete element of a [`Keep::Items`].
+    /// Takes the next bytes, and calls `item` with each complete element of a [`Filter::Items`].
     pub(super) fn feed(&mut self, mut bytes: &[u8], mut item: impl FnMut(&[u8])) {
         while !bytes.is_empty() {
             match self.step(bytes, &mut item) {
@@ -135,28 +135,28 @@ impl Sieve {
                     self.seen += taken as u64;
                     bytes = &bytes[taken..];
                 }
-                ControlFlow::Break(broken) => self.state = State::Broken(broken),
+                ControlFlow::Break(broken) => self.state = State::Invalid(broken),
             }
-            if matches!(self.state, State::Broken(_)) {
+            if matches!(self.state, State::Invalid(_)) {
                 return;
             }
         }
     }
 
     /// The document that ends here, reduced; `None` if there was only white space. What comes next is another document.
-    pub(super) fn finish(&mut self) -> Result<Option<Vec<u8>>, Broken> {
+    pub(super) fn finish(&mut self) -> Result<Option<Vec<u8>>, InvalidJson> {
         if let State::Scalar { .. } = self.state {
             let ended = self.value_done(&mut |_| {});
             if let ControlFlow::Break(broken) = ended {
-                self.state = State::Broken(broken);
+                self.state = State::Invalid(broken);
             }
         }
         let Self { state, kept, seen, .. } = mem::replace(self, Self::new(self.root));
         match state {
             State::Done => Ok(Some(kept)),
             State::Value(_) if kept.is_empty() => Ok(None),
-            State::Broken(broken) => Err(broken),
-            _ => Err(Broken::Short(seen)),
+            State::Invalid(broken) => Err(broken),
+            _ => Err(InvalidJson::Short(seen)),
         }
     }
 
@@ -202,7 +202,7 @@ impl Sieve {
             }
             (State::Colon(keep), b':') => self.state = State::Value(keep),
             (State::After, b',') => match self.frames.last().map(|frame| frame.keep) {
-                Some(Keep::Fields(_)) => self.state = State::Key { first: false },
+                Some(Filter::Fields(_)) => self.state = State::Key { first: false },
                 _ => self.state = State::Value(self.element()),
             },
             (State::After, b']' | b'}') => self.close(byte, item)?,
@@ -212,16 +212,16 @@ impl Sieve {
     }
 
     /// A value begins with `byte`.
-    fn begin(&mut self, keep: Option<&'static Keep>, byte: u8) -> Step {
+    fn begin(&mut self, keep: Option<&'static Filter>, byte: u8) -> Step {
         if self.kept.len() > MOST_KEPT {
-            return ControlFlow::Break(Broken::Large);
+            return ControlFlow::Break(InvalidJson::Large);
         }
         if !matches!(byte, b'{' | b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n') {
             return self.unexpected(byte);
         }
         let start = self.kept.len();
         self.state = match (keep, byte) {
-            (Some(Keep::Fields(_)), b'{') | (Some(Keep::Each(_) | Keep::Items(_)), b'[') => {
+            (Some(Filter::Fields(_)), b'{') | (Some(Filter::Each(_) | Filter::Items(_)), b'[') => {
                 self.kept.push(byte);
                 let start = self.kept.len();
                 self.frames.extend(keep.map(|keep| Frame { keep, written: 0, start }));
@@ -233,36 +233,36 @@ impl Sieve {
             (Some(keep), b'"') => {
                 self.kept.push(byte);
                 let most = match keep {
-                    Keep::Text(most) => *most,
+                    Filter::Text(most) => *most,
                     _ => LONGEST_SCALAR,
                 };
                 State::Text(Text { start, most, raw: 0, escapes: 0, too_long: false })
             }
             (Some(_), b'{' | b'[') => {
                 self.kept.extend_from_slice(if byte == b'{' { b"{}" } else { b"[]" });
-                State::Skip(Skip::Within { depth: 1 })
+                State::Skip(SkipState::Within { depth: 1 })
             }
-            (None, b'{' | b'[') => State::Skip(Skip::Within { depth: 1 }),
-            (None, b'"') => State::Skip(Skip::String { depth: 0 }),
+            (None, b'{' | b'[') => State::Skip(SkipState::Within { depth: 1 }),
+            (None, b'"') => State::Skip(SkipState::String { depth: 0 }),
             // Taken with the scalar.
             (Some(_), _) => {
                 self.state = State::Scalar { start };
                 return ControlFlow::Continue(0);
             }
-            (None, _) => State::Skip(Skip::Scalar),
+            (None, _) => State::Skip(SkipState::Scalar),
         };
         ControlFlow::Continue(1)
     }
 
     /// What is kept of the next element of the innermost array.
-    fn element(&mut self) -> Option<&'static Keep> {
+    fn element(&mut self) -> Option<&'static Filter> {
         let frame = self.frames.last_mut()?;
         match *frame.keep {
-            Keep::Items(keep) => {
+            Filter::Items(keep) => {
                 frame.start = self.kept.len();
                 Some(keep)
             }
-            Keep::Each(keep) => {
+            Filter::Each(keep) => {
                 frame.written += 1;
                 if frame.written > MOST_ELEMENTS + 1 {
                     return None;
@@ -276,29 +276,29 @@ impl Sieve {
                 }
                 Some(keep)
             }
-            Keep::Text(_) | Keep::Fields(_) => None,
+            Filter::Text(_) | Filter::Fields(_) => None,
         }
     }
 
     /// The innermost array or object ends with `byte`.
-    fn close(&mut self, byte: u8, item: &mut impl FnMut(&[u8])) -> ControlFlow<Broken> {
-        let is_object = |frame: &Frame| matches!(frame.keep, Keep::Fields(_));
+    fn close(&mut self, byte: u8, item: &mut impl FnMut(&[u8])) -> ControlFlow<InvalidJson> {
+        let is_object = |frame: &Frame| matches!(frame.keep, Filter::Fields(_));
         if self.frames.last().map(is_object) != Some(byte == b'}') {
-            return ControlFlow::Break(Broken::Unexpected(char::from(byte), self.seen));
+            return ControlFlow::Break(InvalidJson::Unexpected(char::from(byte), self.seen));
         }
         self.frames.pop();
         self.kept.push(byte);
         self.value_done(item)
     }
 
-    fn value_done(&mut self, item: &mut impl FnMut(&[u8])) -> ControlFlow<Broken> {
+    fn value_done(&mut self, item: &mut impl FnMut(&[u8])) -> ControlFlow<InvalidJson> {
         if self.kept.len() > MOST_KEPT {
-            return ControlFlow::Break(Broken::Large);
+            return ControlFlow::Break(InvalidJson::Large);
         }
         self.state = match self.frames.last() {
             None => State::Done,
             Some(frame) => {
-                if let Keep::Items(_) = frame.keep {
+                if let Filter::Items(_) = frame.keep {
                     item(&self.kept[frame.start..]);
                     self.kept.truncate(frame.start);
                 }
@@ -330,8 +330,8 @@ impl Sieve {
     }
 
     /// What is wanted of the field whose key was read.
-    fn wanted(&self) -> Option<&'static (&'static str, Keep)> {
-        let Some(Keep::Fields(fields)) = self.frames.last().map(|frame| frame.keep) else {
+    fn wanted(&self) -> Option<&'static (&'static str, Filter)> {
+        let Some(Filter::Fields(fields)) = self.frames.last().map(|frame| frame.keep) else {
             return None;
         };
         if self.key.len() > LONGEST_KEY {
@@ -370,7 +370,7 @@ impl Sieve {
         ControlFlow::Continue(within + 1)
     }
 
-    fn skip(&mut self, bytes: &[u8], mut skip: Skip, item: &mut impl FnMut(&[u8])) -> Step {
+    fn skip(&mut self, bytes: &[u8], mut skip: SkipState, item: &mut impl FnMut(&[u8])) -> Step {
         let (taken, ended) = skip.take(bytes, &mut self.escaped);
         self.state = State::Skip(skip);
         if ended {
@@ -380,7 +380,7 @@ impl Sieve {
     }
 
     fn unexpected(&self, byte: u8) -> Step {
-        ControlFlow::Break(Broken::Unexpected(char::from(byte), self.seen))
+        ControlFlow::Break(InvalidJson::Unexpected(char::from(byte), self.seen))
     }
 }
 
@@ -390,16 +390,20 @@ mod tests {
 
     use super::*;
 
-    const INNER: Keep = Keep::Fields(&[("a", Keep::Text(8)), ("list", Keep::Each(&Keep::Text(8)))]);
-    static ROOT: Keep = Keep::Fields(&[
-        ("a", Keep::Text(8)),
+    const INNER: Filter =
+        Filter::Fields(&[("a", Filter::Text(8)), ("list", Filter::Each(&Filter::Text(8)))]);
+    static ROOT: Filter = Filter::Fields(&[
+        ("a", Filter::Text(8)),
         ("b", INNER),
-        ("items", Keep::Items(&INNER)),
-        ("list", Keep::Each(&INNER)),
+        ("items", Filter::Items(&INNER)),
+        ("list", Filter::Each(&INNER)),
     ]);
 
     /// What comes out of `text`, fed in pieces of these lengths.
-    fn reduce(text: &str, mut piece: impl FnMut() -> usize) -> Result<(Value, Vec<Value>), Broken> {
+    fn reduce(
+        text: &str,
+        mut piece: impl FnMut() -> usize,
+    ) -> Result<(Value, Vec<Value>), InvalidJson> {
         let (mut sieve, mut items, mut rest) = (Sieve::new(&ROOT), Vec::new(), text.as_bytes());
         while !rest.is_empty() {
             let (now, later) = rest.split_at(piece().clamp(1, rest.len()));
@@ -411,14 +415,14 @@ mod tests {
     }
 
     /// The same, from the whole value.
-    fn reduced(value: &Value, keep: &Keep, items: &mut Vec<Value>) -> Value {
+    fn reduced(value: &Value, keep: &Filter, items: &mut Vec<Value>) -> Value {
         let most = match keep {
-            Keep::Text(most) => *most,
+            Filter::Text(most) => *most,
             _ => LONGEST_SCALAR,
         };
         match (value, keep) {
             (Value::String(text), _) if text.len() > most => json!({ "tooLong": text.len() }),
-            (Value::Object(object), Keep::Fields(fields)) => {
+            (Value::Object(object), Filter::Fields(fields)) => {
                 let mut kept = Map::new();
                 for (name, keep) in *fields {
                     if let Some(value) = object.get(*name) {
@@ -427,10 +431,10 @@ mod tests {
                 }
                 Value::Object(kept)
             }
-            (Value::Array(array), Keep::Each(keep)) => {
+            (Value::Array(array), Filter::Each(keep)) => {
                 array.iter().map(|value| reduced(value, keep, items)).collect()
             }
-            (Value::Array(array), Keep::Items(keep)) => {
+            (Value::Array(array), Filter::Items(keep)) => {
                 for value in array {
                     let item = reduced(value, keep, &mut Vec::new());
                     items.push(item);

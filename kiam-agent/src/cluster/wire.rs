@@ -9,7 +9,7 @@ use kube::core::{Status, WatchEvent};
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 
-use super::sieve::{Broken, Keep};
+use super::sieve::{Filter, InvalidJson};
 use kiam_core::{
     pods::{Annotation, InvalidPodUid, Namespace, Pod, PodUid, ServiceAccount, TooLong},
     role::AccountName,
@@ -17,35 +17,41 @@ use kiam_core::{
 
 /// An annotation that is read.
 #[derive(Clone, Copy, Debug)]
-struct Read {
+struct AnnotationSpec {
     name: &'static str,
     /// So many bytes of it at most: no longer value can be used.
     most: usize,
 }
 
-const ROLE: Read = Read { name: "iam.amazonaws.com/role", most: 2048 };
-const SESSION_NAME: Read = Read { name: "iam.amazonaws.com/session-name", most: 2048 };
-const EXTERNAL_ID: Read = Read { name: "iam.amazonaws.com/external-id", most: 2048 };
-const SESSION_POLICIES: Read = Read { name: "iam.amazonaws.com/session-policies", most: 24 * 1024 };
-const PERMITTED: Read = Read { name: "iam.amazonaws.com/permitted", most: 16 * 1024 };
-const ALLOWED_ROLES: Read = Read { name: "iam.amazonaws.com/allowed-roles", most: 64 * 1024 };
-const IMDSV2: Read = Read { name: "iam.amazonaws.com/imdsv2", most: 64 };
+const ROLE: AnnotationSpec = AnnotationSpec { name: "iam.amazonaws.com/role", most: 2048 };
+const SESSION_NAME: AnnotationSpec =
+    AnnotationSpec { name: "iam.amazonaws.com/session-name", most: 2048 };
+const EXTERNAL_ID: AnnotationSpec =
+    AnnotationSpec { name: "iam.amazonaws.com/external-id", most: 2048 };
+const SESSION_POLICIES: AnnotationSpec =
+    AnnotationSpec { name: "iam.amazonaws.com/session-policies", most: 24 * 1024 };
+const PERMITTED: AnnotationSpec =
+    AnnotationSpec { name: "iam.amazonaws.com/permitted", most: 16 * 1024 };
+const ALLOWED_ROLES: AnnotationSpec =
+    AnnotationSpec { name: "iam.amazonaws.com/allowed-roles", most: 64 * 1024 };
+const IMDSV2: AnnotationSpec = AnnotationSpec { name: "iam.amazonaws.com/imdsv2", most: 64 };
 /// Of ServiceAccounts, as EKS has it.
-const ROLE_ARN: Read = Read { name: "eks.amazonaws.com/role-arn", most: 2048 };
+const ROLE_ARN: AnnotationSpec = AnnotationSpec { name: "eks.amazonaws.com/role-arn", most: 2048 };
 /// What `spec.serviceAccountName` is where nobody filled it in.
 const DEFAULT_SERVICE_ACCOUNT: &str = "default";
 /// Set by the kubelet, and only by it, on the API's image of a static pod
 /// (<https://kubernetes.io/docs/reference/labels-annotations-taints/#kubernetes-io-config-mirror>).
-const CONFIG_MIRROR: Read = Read { name: "kubernetes.io/config.mirror", most: 128 };
-const CONFIG_HASH: Read = Read { name: "kubernetes.io/config.hash", most: 128 };
+const CONFIG_MIRROR: AnnotationSpec =
+    AnnotationSpec { name: "kubernetes.io/config.mirror", most: 128 };
+const CONFIG_HASH: AnnotationSpec = AnnotationSpec { name: "kubernetes.io/config.hash", most: 128 };
 
 /// Names and the like: longer ones are none.
-const WORD: Keep = Keep::Text(1024);
+const WORD: Filter = Filter::Text(1024);
 /// For people to read, by the server.
-const MESSAGE: Keep = Keep::Text(64 * 1024);
+const MESSAGE: Filter = Filter::Text(64 * 1024);
 
 /// A field of a certain name.
-type Field = (&'static str, Keep);
+type Field = (&'static str, Filter);
 
 const KIND: Field = ("kind", WORD);
 const API_VERSION: Field = ("apiVersion", WORD);
@@ -60,7 +66,7 @@ const STATUS: Field = ("status", WORD);
 const TEXT: Field = ("message", MESSAGE);
 
 /// What is read of a pod.
-pub(super) const POD: Keep = Keep::Fields(&[
+pub(super) const POD: Filter = Filter::Fields(&[
     KIND,
     API_VERSION,
     CODE,
@@ -68,7 +74,7 @@ pub(super) const POD: Keep = Keep::Fields(&[
     TEXT,
     (
         "metadata",
-        Keep::Fields(&[
+        Filter::Fields(&[
             NAME,
             NAMESPACE,
             UID,
@@ -79,22 +85,22 @@ pub(super) const POD: Keep = Keep::Fields(&[
     ),
     (
         "spec",
-        Keep::Fields(&[("nodeName", WORD), ("hostNetwork", WORD), ("serviceAccountName", WORD)]),
+        Filter::Fields(&[("nodeName", WORD), ("hostNetwork", WORD), ("serviceAccountName", WORD)]),
     ),
     (
         "status",
-        Keep::Fields(&[
+        Filter::Fields(&[
             ("phase", WORD),
             ("hostIP", WORD),
             ("podIP", WORD),
-            ("podIPs", Keep::Each(&Keep::Fields(&[("ip", WORD)]))),
+            ("podIPs", Filter::Each(&Filter::Fields(&[("ip", WORD)]))),
         ]),
     ),
 ]);
 
-const OWNERS: Keep = Keep::Each(&Keep::Fields(&[("controller", WORD), ("kind", WORD)]));
+const OWNERS: Filter = Filter::Each(&Filter::Fields(&[("controller", WORD), ("kind", WORD)]));
 
-const POD_ANNOTATIONS: Keep = Keep::Fields(&[
+const POD_ANNOTATIONS: Filter = Filter::Fields(&[
     ROLE.field(),
     SESSION_NAME.field(),
     EXTERNAL_ID.field(),
@@ -104,7 +110,7 @@ const POD_ANNOTATIONS: Keep = Keep::Fields(&[
 ]);
 
 /// What is read of a namespace.
-pub(super) const NAMESPACE_OBJECT: Keep = Keep::Fields(&[
+pub(super) const NAMESPACE_OBJECT: Filter = Filter::Fields(&[
     KIND,
     API_VERSION,
     CODE,
@@ -113,19 +119,19 @@ pub(super) const NAMESPACE_OBJECT: Keep = Keep::Fields(&[
     STATUS,
     (
         "metadata",
-        Keep::Fields(&[
+        Filter::Fields(&[
             NAME,
             VERSION,
             (
                 "annotations",
-                Keep::Fields(&[PERMITTED.field(), ALLOWED_ROLES.field(), IMDSV2.field()]),
+                Filter::Fields(&[PERMITTED.field(), ALLOWED_ROLES.field(), IMDSV2.field()]),
             ),
         ]),
     ),
 ]);
 
 /// What is read of a ServiceAccount.
-pub(super) const ACCOUNT_OBJECT: Keep = Keep::Fields(&[
+pub(super) const ACCOUNT_OBJECT: Filter = Filter::Fields(&[
     KIND,
     API_VERSION,
     CODE,
@@ -134,25 +140,32 @@ pub(super) const ACCOUNT_OBJECT: Keep = Keep::Fields(&[
     STATUS,
     (
         "metadata",
-        Keep::Fields(&[
+        Filter::Fields(&[
             NAME,
             NAMESPACE,
             VERSION,
-            ("annotations", Keep::Fields(&[ROLE_ARN.field()])),
+            ("annotations", Filter::Fields(&[ROLE_ARN.field()])),
         ]),
     ),
 ]);
 
 /// What is read of a list, besides its items.
-const LIST_METADATA: Field = ("metadata", Keep::Fields(&[VERSION, ("continue", MESSAGE)]));
+const LIST_METADATA: Field = ("metadata", Filter::Fields(&[VERSION, ("continue", MESSAGE)]));
 
 /// What is read of a list of such objects.
-pub(super) trait Lists {
-    const OBJECT: Keep;
-    const LIST: Keep = Keep::Fields(&[LIST_METADATA, ("items", Keep::Items(&Self::OBJECT))]);
+pub(super) trait ObjectFilters {
+    const OBJECT: Filter;
+    const LIST: Filter = Filter::Fields(&[LIST_METADATA, ("items", Filter::Items(&Self::OBJECT))]);
     /// What is read of a watch's events; of an error that comes in their place too.
-    const EVENT: Keep =
-        Keep::Fields(&[("type", WORD), ("object", Self::OBJECT), KIND, CODE, REASON, TEXT, STATUS]);
+    const EVENT: Filter = Filter::Fields(&[
+        ("type", WORD),
+        ("object", Self::OBJECT),
+        KIND,
+        CODE,
+        REASON,
+        TEXT,
+        STATUS,
+    ]);
 }
 
 /// Why an object or a list makes no sense.
@@ -161,7 +174,7 @@ pub(super) enum Malformed {
     #[error("not the expected JSON: {0}")]
     Json(#[from] serde_json::Error),
     #[error(transparent)]
-    Broken(#[from] Broken),
+    InvalidJson(#[from] InvalidJson),
     #[error("not a watch event")]
     Event,
     #[error(transparent)]
@@ -356,13 +369,13 @@ fn address(text: &str) -> Result<IpAddr, Malformed> {
 
 impl Metadata {
     /// The annotation, where it is there and says something.
-    fn annotation(&self, read: Read) -> Result<Option<Annotation>, Malformed> {
+    fn annotation(&self, read: AnnotationSpec) -> Result<Option<Annotation>, Malformed> {
         let blank = |it: &Annotation| it.text().is_ok_and(|text| text.trim().is_empty());
         Ok(self.annotation_as_written(read)?.filter(|it| !blank(it)))
     }
 
-    fn annotation_as_written(&self, read: Read) -> Result<Option<Annotation>, Malformed> {
-        let Read { name, most } = read;
+    fn annotation_as_written(&self, read: AnnotationSpec) -> Result<Option<Annotation>, Malformed> {
+        let AnnotationSpec { name, most } = read;
         let too_long = |length| Annotation::TooLong(TooLong { length, most });
         match self.annotations.as_ref().and_then(|all| all.get(name)) {
             None | Some(Value::Null) => Ok(None),
@@ -377,11 +390,11 @@ impl Metadata {
     }
 }
 
-// === impl Read ===
+// === impl AnnotationSpec ===
 
-impl Read {
+impl AnnotationSpec {
     const fn field(self) -> Field {
-        (self.name, Keep::Text(self.most))
+        (self.name, Filter::Text(self.most))
     }
 }
 
@@ -468,7 +481,7 @@ mod tests {
 
     #[test]
     fn what_has_no_items_is_no_list() {
-        const LIST: Keep = <crate::cluster::kinds::Pods<'_> as Lists>::LIST;
+        const LIST: Filter = <crate::cluster::kinds::Pods<'_> as ObjectFilters>::LIST;
         for (items, is_list) in [
             (r#","items":[]"#, true),
             (r#","items":null"#, true),
@@ -594,7 +607,7 @@ mod tests {
     }
 
     /// An object as it is read: reduced first.
-    fn reduced(object: &Value, keep: &'static Keep) -> Value {
+    fn reduced(object: &Value, keep: &'static Filter) -> Value {
         let mut sieve = Sieve::new(keep);
         sieve.feed(object.to_string().as_bytes(), |_| {});
         serde_json::from_slice(&sieve.finish().unwrap().unwrap()).unwrap()
@@ -612,12 +625,12 @@ mod tests {
                 ("/metadata/annotations/kubernetes.io~1config.mirror", json!(HASH)),
             ]),
         ] {
-            static KEEP: Keep = POD;
+            static KEEP: Filter = POD;
             let (whole, less) = (pod(&object), pod(&reduced(&object, &KEEP)));
             assert_eq!(whole.ok(), less.ok(), "{object}");
         }
-        static NAMESPACE: Keep = NAMESPACE_OBJECT;
-        static ACCOUNT: Keep = ACCOUNT_OBJECT;
+        static NAMESPACE: Filter = NAMESPACE_OBJECT;
+        static ACCOUNT: Filter = ACCOUNT_OBJECT;
         let annotations = json!({
             "iam.amazonaws.com/permitted": ".*", "iam.amazonaws.com/allowed-roles": "[\"<a>\"]",
             "iam.amazonaws.com/imdsv2": "required", "eks.amazonaws.com/role-arn": "arn", "other": "x",
@@ -633,7 +646,7 @@ mod tests {
 
     #[test]
     fn an_annotation_that_is_too_long_is_known_by_its_length_alone() {
-        static KEEP: Keep = POD;
+        static KEEP: Filter = POD;
         let role = "/metadata/annotations/iam.amazonaws.com~1role";
         let said = |object: &Value| pod(object).unwrap().role.unwrap().text().map(str::to_owned);
         for (length, kept) in [(2048, true), (2049, false), (250_000, false)] {

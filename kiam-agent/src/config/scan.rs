@@ -77,7 +77,7 @@ const FORMER: [(&str, &str); 62] = [
 
 /// The arguments that clap can take without an error, and what was wrong with the others.
 #[derive(Debug, Default)]
-pub(super) struct Scanned {
+pub(super) struct ScanResult {
     pub(super) arguments: Vec<String>,
     pub(super) mistakes: Vec<String>,
     /// What is wrong with a subcommand that does not come first; nothing else is, then.
@@ -85,8 +85,9 @@ pub(super) struct Scanned {
 }
 
 /// Sorts `arguments` (without the program's name) for `command`, adding what `vars` has instead of flags.
-pub(super) fn scan(command: &Command, arguments: &[String], vars: &dyn Vars) -> Scanned {
-    let mut scanned = Scanned { arguments: vec!["kiam-agent".to_owned()], ..Scanned::default() };
+pub(super) fn scan(command: &Command, arguments: &[String], vars: &dyn Vars) -> ScanResult {
+    let mut scanned =
+        ScanResult { arguments: vec!["kiam-agent".to_owned()], ..ScanResult::default() };
     let mut given = HashSet::new();
     let mut words = arguments.iter().peekable();
     while let Some(word) = words.next() {

@@ -5,14 +5,14 @@
 //! answer is the node's own.
 //! <https://pkg.go.dev/golang.org/x/net/http/httpproxy#Config>
 
-mod direct;
+mod no_proxy;
 
 use std::fmt;
 
 use http::{HeaderValue, Uri};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 
-use self::direct::Direct;
+use self::no_proxy::NoProxy;
 use kiam_core::secret::Secret;
 
 /// What a connection may have to go through, by its destination. The default is none.
@@ -20,7 +20,7 @@ use kiam_core::secret::Secret;
 pub struct Proxies {
     http: Option<Proxy>,
     https: Option<Proxy>,
-    direct: Direct,
+    no_proxy: NoProxy,
 }
 
 /// One proxy, of HTTP or HTTPS.
@@ -60,9 +60,9 @@ impl Proxies {
         };
         let https = proxy(["HTTPS_PROXY", "https_proxy"]);
         let http = proxy(["HTTP_PROXY", "http_proxy"]);
-        let direct = given(["NO_PROXY", "no_proxy"]).map(|(_, value)| Direct::parse(&value));
+        let no_proxy = given(["NO_PROXY", "no_proxy"]).map(|(_, value)| NoProxy::parse(&value));
         if wrong.is_empty() {
-            Ok(Self { http, https, direct: direct.unwrap_or_default() })
+            Ok(Self { http, https, no_proxy: no_proxy.unwrap_or_default() })
         } else {
             Err(wrong)
         }
@@ -77,7 +77,7 @@ impl Proxies {
             _ => return None,
         };
         let port = destination.port_u16().unwrap_or(usual);
-        (!self.direct.has(destination.host()?, port)).then_some(proxy)
+        (!self.no_proxy.has(destination.host()?, port)).then_some(proxy)
     }
 
     /// What `http://` and `https://` go through, where nothing keeps them from it.

@@ -13,7 +13,7 @@ use std::{
 };
 
 use kiam_agent::{
-    cluster::{Cluster, Config, Metrics, Synced},
+    cluster::{Cluster, Config, Metrics, SyncLatches},
     proxy::Proxies,
 };
 use kiam_core::{
@@ -58,7 +58,7 @@ impl Fed {
         };
         adjust(&mut config);
         let readiness = Readiness::default();
-        let synced = Synced {
+        let synced = SyncLatches {
             pods: readiness.latch("pods"),
             namespaces: readiness.latch("namespaces"),
             service_accounts: None,

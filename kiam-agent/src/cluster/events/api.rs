@@ -45,7 +45,7 @@ pub(super) struct Writer {
 
 /// What became of an Event that the API server has now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Written {
+pub(super) enum WriteOutcome {
     Created,
     Repeated,
     /// Another node has told of the namespace.
@@ -67,14 +67,18 @@ pub(super) enum Failure {
     Forbidden(String),
     /// It never takes this one.
     #[error("the server refuses the Event: {0}")]
-    Refused(String),
+    Rejected(String),
 }
 
 // === impl Writer ===
 
 impl Writer {
     /// Tells of `trouble` for the `count`th time.
-    pub(super) async fn write(&self, trouble: &Trouble, count: i32) -> Result<Written, Failure> {
+    pub(super) async fn write(
+        &self,
+        trouble: &Trouble,
+        count: i32,
+    ) -> Result<WriteOutcome, Failure> {
         let events: Api<Event> = Api::namespaced(self.client.clone(), trouble.subject.namespace());
         let name = name(trouble);
         if count > 1 {
@@ -88,10 +92,10 @@ impl Writer {
         let parameters = PostParams::default();
         let created = time::timeout(DEADLINE, events.create(&parameters, &event)).await?;
         match created {
-            Ok(_) => Ok(Written::Created),
+            Ok(_) => Ok(WriteOutcome::Created),
             Err(error) if is(&error, 409) => match trouble.subject {
                 Subject::Pod { .. } => self.repeat(&events, &name, count.max(2)).await,
-                Subject::Namespace(_) => Ok(Written::There),
+                Subject::Namespace(_) => Ok(WriteOutcome::Exists),
             },
             Err(error) => Err(Failure::of(error)),
         }
@@ -102,12 +106,12 @@ impl Writer {
         events: &Api<Event>,
         name: &str,
         count: i32,
-    ) -> Result<Written, Failure> {
+    ) -> Result<WriteOutcome, Failure> {
         let series = json!({ "series": { "count": count, "lastObservedTime": self.now() } });
         let (parameters, patch) = (PatchParams::default(), Patch::Merge(series));
         let patched = time::timeout(DEADLINE, events.patch(name, &parameters, &patch)).await?;
         match patched {
-            Ok(_) => Ok(Written::Repeated),
+            Ok(_) => Ok(WriteOutcome::Repeated),
             Err(error) if is(&error, 404) => Err(Failure::Request(error)),
             Err(error) => Err(Failure::of(error)),
         }
@@ -174,11 +178,11 @@ impl Failure {
         let kube::Error::Api(status) = error else { return Self::Request(error) };
         let message = status.message.clone();
         match status.code {
-            403 if is_ending(&status) => Self::Refused(message),
+            403 if is_ending(&status) => Self::Rejected(message),
             403 => Self::Forbidden(message),
             // Too early, too many, or no longer the agent's token: all of them pass.
             401 | 408 | 429 => Self::Request(kube::Error::Api(status)),
-            400..500 => Self::Refused(message),
+            400..500 => Self::Rejected(message),
             _ => Self::Request(kube::Error::Api(status)),
         }
     }

@@ -10,17 +10,17 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::trouble::{Found, Subject, Trouble};
+use super::trouble::{PresentTrouble, Subject, Trouble};
 use kiam_core::credentials::{Bucket, Rate};
 
 /// How often what lasts is told of. The API server forgets an Event an hour after it was last written.
-const LASTS: Duration = Duration::from_secs(30 * 60);
+const REPEAT_INTERVAL: Duration = Duration::from_secs(30 * 60);
 
 /// How soon what was over and came back is told of again.
-const CAME_BACK: Duration = Duration::from_secs(5 * 60);
+const RETURN_INTERVAL: Duration = Duration::from_secs(5 * 60);
 
 /// What is over is remembered for as long as its Event.
-const FORGOTTEN: Duration = Duration::from_secs(3600);
+const RETENTION: Duration = Duration::from_secs(3600);
 
 /// All Events of this node. When STS fails everywhere, 5,000 nodes ask 500 a second of the API server.
 const NODE: Rate = Rate { burst: 10, period: Duration::from_secs(10) };
@@ -28,7 +28,7 @@ const NODE: Rate = Rate { burst: 10, period: Duration::from_secs(10) };
 /// Those about one pod or namespace.
 const SUBJECT: Rate = Rate { burst: 3, period: Duration::from_secs(5 * 60) };
 
-/// What is known of each trouble. Memory grows with what there is, and with what was told within [`FORGOTTEN`].
+/// What is known of each trouble. Memory grows with what there is, and with what was told within [`RETENTION`].
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     entries: BTreeMap<Trouble, Entry>,
@@ -43,11 +43,11 @@ struct Entry {
     patience: Duration,
     once: bool,
     is_there: bool,
-    told: Option<Told>,
+    told: Option<Report>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Told {
+struct Report {
     at: Instant,
     count: i32,
     /// Whether it was over since.
@@ -56,7 +56,7 @@ struct Told {
 
 /// What has changed.
 #[derive(Debug, Default)]
-pub(super) struct News {
+pub(super) struct Changes {
     /// What was not there before.
     pub(super) troubles: Vec<Trouble>,
     /// How many were over before they could be told of.
@@ -67,11 +67,11 @@ pub(super) struct News {
 
 impl Ledger {
     /// Takes all that is found now.
-    pub(super) fn take(&mut self, found: Vec<Found>, now: Instant) -> News {
-        let mut news = News::default();
+    pub(super) fn take(&mut self, found: Vec<PresentTrouble>, now: Instant) -> Changes {
+        let mut news = Changes::default();
         let before = std::mem::take(&mut self.since);
         self.entries.values_mut().for_each(|entry| entry.is_there = false);
-        for Found { trouble, patience, once } in found {
+        for PresentTrouble { trouble, patience, once } in found {
             let kind = (trouble.subject.clone(), trouble.reason);
             let since = before.get(&kind).copied().unwrap_or(now);
             self.since.insert(kind, since);
@@ -85,7 +85,7 @@ impl Ledger {
             (_, true) => true,
             (Some(told), false) => {
                 told.was_over = true;
-                now.duration_since(told.at) < FORGOTTEN
+                now.duration_since(told.at) < RETENTION
             }
             (None, false) => {
                 let due = before.get(&(trouble.subject.clone(), trouble.reason));
@@ -124,7 +124,7 @@ impl Ledger {
     /// It was told of for the `count`th time, as far as that can ever be.
     pub(super) fn told(&mut self, trouble: &Trouble, count: i32, now: Instant) {
         if let Some(entry) = self.entries.get_mut(trouble) {
-            entry.told = Some(Told { at: now, count, was_over: false });
+            entry.told = Some(Report { at: now, count, was_over: false });
         }
     }
 }
@@ -139,8 +139,8 @@ impl Entry {
         let Some(told) = self.told else { return true };
         let pause = match subject {
             _ if self.once => return false,
-            _ if told.was_over => CAME_BACK,
-            Subject::Pod { .. } => LASTS,
+            _ if told.was_over => RETURN_INTERVAL,
+            Subject::Pod { .. } => REPEAT_INTERVAL,
             // Every node with pods of the namespace tells of it, and their own Events go on.
             Subject::Namespace(_) => return false,
         };
@@ -154,14 +154,14 @@ mod tests {
 
     const MINUTE: Duration = Duration::from_secs(60);
 
-    fn pod(n: u32, note: &str) -> Found {
+    fn pod(n: u32, note: &str) -> PresentTrouble {
         let subject = Subject::Pod {
             namespace: "shop".to_owned(),
             name: format!("p{n:04}"),
             uid: n.to_string(),
         };
         let trouble = Trouble { subject, reason: "RoleForbidden", note: note.to_owned() };
-        Found { trouble, patience: Duration::ZERO, once: false }
+        PresentTrouble { trouble, patience: Duration::ZERO, once: false }
     }
 
     fn told(ledger: &mut Ledger, now: Instant) -> Vec<(String, i32)> {
@@ -204,9 +204,9 @@ mod tests {
         assert_eq!(ledger.take(vec![], start).dropped, 0);
         ledger.take(vec![pod(1, "no")], start + MINUTE);
         assert!(told(&mut ledger, start + MINUTE).is_empty());
-        assert_eq!(told(&mut ledger, start + CAME_BACK), [("no".to_owned(), 2)]);
-        ledger.take(vec![], start + CAME_BACK);
-        ledger.take(vec![], start + CAME_BACK + FORGOTTEN);
+        assert_eq!(told(&mut ledger, start + RETURN_INTERVAL), [("no".to_owned(), 2)]);
+        ledger.take(vec![], start + RETURN_INTERVAL);
+        ledger.take(vec![], start + RETURN_INTERVAL + RETENTION);
         assert!(ledger.entries.is_empty() && ledger.since.is_empty(), "{ledger:?}");
     }
 
@@ -215,11 +215,11 @@ mod tests {
         let (mut ledger, start) = (Ledger::default(), Instant::now());
         for second in 0..60 {
             let now = start + Duration::from_secs(second);
-            let found = Found { patience: MINUTE, ..pod(1, &format!("timeout {second}")) };
+            let found = PresentTrouble { patience: MINUTE, ..pod(1, &format!("timeout {second}")) };
             assert_eq!(ledger.take(vec![found], now).dropped, 0);
             assert!(told(&mut ledger, now).is_empty(), "{second}");
         }
-        let found = Found { patience: MINUTE, ..pod(1, "timeout") };
+        let found = PresentTrouble { patience: MINUTE, ..pod(1, "timeout") };
         ledger.take(vec![found], start + MINUTE);
         assert_eq!(told(&mut ledger, start + MINUTE).len(), 1);
     }
@@ -241,7 +241,7 @@ mod tests {
     #[test]
     fn a_node_full_of_trouble_tells_of_it_all_in_time() {
         let (mut ledger, start) = (Ledger::default(), Instant::now());
-        let found: Vec<Found> = (0..100).map(|n| pod(n, &n.to_string())).collect();
+        let found: Vec<PresentTrouble> = (0..100).map(|n| pod(n, &n.to_string())).collect();
         let mut sent = BTreeMap::new();
         for second in 0..1200 {
             let now = start + Duration::from_secs(second);
@@ -257,7 +257,7 @@ mod tests {
     #[test]
     fn what_one_event_is_enough_for_waits_for_the_rest_and_is_not_repeated() {
         let (mut ledger, start) = (Ledger::default(), Instant::now());
-        let found = vec![Found { once: true, ..pod(1, "older") }, pod(2, "no")];
+        let found = vec![PresentTrouble { once: true, ..pod(1, "older") }, pod(2, "no")];
         let mut sent = Vec::new();
         for minute in 0..100 {
             let now = start + MINUTE * minute;
@@ -276,7 +276,7 @@ mod tests {
         let found = || {
             let subject = Subject::Namespace("shop".to_owned());
             let trouble = Trouble { subject, reason: "InvalidPermitted", note: "no".to_owned() };
-            vec![Found { trouble, patience: Duration::ZERO, once: false }]
+            vec![PresentTrouble { trouble, patience: Duration::ZERO, once: false }]
         };
         let mut sent = 0;
         for minute in 0..600 {

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{Instrument as _, debug, info_span, warn};
 
 use self::{
-    api::{Failure, Writer, Written},
+    api::{Failure, WriteOutcome, Writer},
     ledger::Ledger,
     trouble::{Subject, Trouble},
 };
@@ -64,7 +64,7 @@ pub struct Events {
 }
 
 /// One run's state.
-struct Teller {
+struct Reporter {
     parts: EventParts,
     writer: Writer,
     metrics: Metrics,
@@ -82,7 +82,7 @@ impl Events {
     pub async fn run(self, parts: EventParts, mut drain: Drain) {
         let instance = self.node.unwrap_or_else(|| "kiam-agent".to_owned());
         let writer = Writer { client: self.client, instance, clock: parts.clock.clone() };
-        let teller = Teller {
+        let teller = Reporter {
             parts,
             writer,
             metrics: self.metrics,
@@ -98,9 +98,9 @@ impl Events {
     }
 }
 
-// === impl Teller ===
+// === impl Reporter ===
 
-impl Teller {
+impl Reporter {
     async fn run(mut self) {
         loop {
             let news = self.ledger.take(trouble::look(&self.parts), Instant::now());
@@ -124,7 +124,7 @@ impl Teller {
                     self.backoff.reset();
                     self.complained = false;
                 }
-                Err(Failure::Refused(message)) => warn!(?trouble, message, "An Event was refused"),
+                Err(Failure::Rejected(message)) => warn!(?trouble, message, "An Event was refused"),
                 Err(failure) => {
                     let pause = match failure {
                         Failure::Forbidden(_) => FORBIDDEN,
@@ -149,11 +149,11 @@ impl Teller {
     }
 }
 
-fn outcome(written: &Result<Written, Failure>) -> EventOutcome {
+fn outcome(written: &Result<WriteOutcome, Failure>) -> EventOutcome {
     match written {
-        Ok(Written::Created) => EventOutcome::Created,
-        Ok(Written::Repeated | Written::There) => EventOutcome::Repeated,
-        Err(Failure::Refused(_)) => EventOutcome::Refused,
+        Ok(WriteOutcome::Created) => EventOutcome::Created,
+        Ok(WriteOutcome::Repeated | WriteOutcome::Exists) => EventOutcome::Repeated,
+        Err(Failure::Rejected(_)) => EventOutcome::Refused,
         Err(_) => EventOutcome::Failed,
     }
 }

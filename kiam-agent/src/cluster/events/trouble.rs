@@ -30,7 +30,7 @@ pub(super) struct Trouble {
 
 /// A trouble that there is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct PresentTrouble {
     pub(super) trouble: Trouble,
     /// For how long it must last before it is worth an Event.
     pub(super) patience: Duration,
@@ -40,7 +40,7 @@ pub(super) struct Found {
 
 /// All that there is to tell. Of pods that want no role there is nothing but that they may hold the node's credentials; of namespaces, only where such pods are on this
 /// node: all nodes watch them all, and each would tell.
-pub(super) fn look(parts: &EventParts) -> Vec<Found> {
+pub(super) fn look(parts: &EventParts) -> Vec<PresentTrouble> {
     let mut found = Vec::new();
     let mut namespaces = BTreeSet::new();
     let pods = parts.pods.all().into_iter();
@@ -60,7 +60,7 @@ pub(super) fn look(parts: &EventParts) -> Vec<Found> {
     found
 }
 
-fn of_pod(pod: &Pod, parts: &EventParts) -> Option<Found> {
+fn of_pod(pod: &Pod, parts: &EventParts) -> Option<PresentTrouble> {
     let (reason, note, patience) = match parts.policy.decide(pod) {
         Decision::Refuse(refusal) => {
             // Pods are watched apart from the rest.
@@ -72,16 +72,20 @@ fn of_pod(pod: &Pod, parts: &EventParts) -> Option<Found> {
             ("CredentialError", note, patience)
         }
     };
-    Some(Found { trouble: Trouble { subject: subject(pod), reason, note }, patience, once: false })
+    Some(PresentTrouble {
+        trouble: Trouble { subject: subject(pod), reason, note },
+        patience,
+        once: false,
+    })
 }
 
-fn exposed(pod: &Pod, parts: &EventParts) -> Option<Found> {
+fn exposed(pod: &Pod, parts: &EventParts) -> Option<PresentTrouble> {
     let until = humantime::format_rfc3339_seconds((parts.exposed)(pod)?);
     let note = format!(
         "the pod ran before the node's metadata service was intercepted and may hold the node's credentials until {until}; delete the pod to be rid of them earlier"
     );
     let trouble = Trouble { subject: subject(pod), reason: "NodeCredentialsExposed", note };
-    Some(Found { trouble, patience: Duration::ZERO, once: true })
+    Some(PresentTrouble { trouble, patience: Duration::ZERO, once: true })
 }
 
 fn subject(pod: &Pod) -> Subject {
@@ -100,10 +104,14 @@ fn lack(identity: &RoleIdentity, state: Option<State>) -> Option<(String, Durati
     Some((format!("no credentials of {}: {lack}", identity.role), patience))
 }
 
-fn of_namespace(name: &str, mistake: &Mistake) -> Found {
+fn of_namespace(name: &str, mistake: &Mistake) -> PresentTrouble {
     let (reason, note) = (mistake.reason(), mistake.to_string());
     let subject = Subject::Namespace(name.to_owned());
-    Found { trouble: Trouble { subject, reason, note }, patience: Duration::ZERO, once: false }
+    PresentTrouble {
+        trouble: Trouble { subject, reason, note },
+        patience: Duration::ZERO,
+        once: false,
+    }
 }
 
 // === impl Subject ===

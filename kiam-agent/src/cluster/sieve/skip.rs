@@ -6,7 +6,7 @@ use memchr::memchr2;
 
 /// Where in a value that is passed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Skip {
+pub(super) enum SkipState {
     /// Between the strings of what is so deep in arrays and objects.
     Within { depth: usize },
     /// In a string.
@@ -15,9 +15,9 @@ pub(super) enum Skip {
     Scalar,
 }
 
-// === impl Skip ===
+// === impl SkipState ===
 
-impl Skip {
+impl SkipState {
     /// How many of `bytes` belong to the value, and whether it ends there.
     pub(super) fn take(&mut self, bytes: &[u8], escaped: &mut bool) -> (usize, bool) {
         match *self {

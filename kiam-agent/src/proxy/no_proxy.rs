@@ -11,13 +11,13 @@ const LINK_LOCAL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 1
 
 /// `NO_PROXY`, and what no variable changes.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Direct {
+pub(super) struct NoProxy {
     everything: bool,
-    places: Vec<Place>,
+    exemptions: Vec<Exemption>,
 }
 
 #[derive(Clone, Debug)]
-enum Place {
+enum Exemption {
     Network(IpNet),
     Address(IpAddr, Option<u16>),
     /// What ends in this, which begins with a dot; `itself`: and what is this, without the dot.
@@ -28,16 +28,16 @@ enum Place {
     },
 }
 
-// === impl Direct ===
+// === impl NoProxy ===
 
-impl Direct {
+impl NoProxy {
     /// Reads a list with commas. What makes no sense in it is passed over, as Go does.
     pub(super) fn parse(list: &str) -> Self {
         let entries = list.split(',').map(|entry| entry.trim().to_ascii_lowercase());
         let entries: Vec<String> = entries.filter(|entry| !entry.is_empty()).collect();
         let everything = entries.iter().any(|entry| entry == "*");
-        let places = entries.iter().filter_map(|entry| Place::parse(entry)).collect();
-        Self { everything, places }
+        let exemptions = entries.iter().filter_map(|entry| Exemption::parse(entry)).collect();
+        Self { everything, exemptions }
     }
 
     /// Whether `host`, as URIs have it, is asked at `port` without a proxy.
@@ -46,7 +46,7 @@ impl Direct {
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         let address = bare.unwrap_or(&host).parse().ok().map(|it: IpAddr| it.to_canonical());
         let always = address.map_or(host == "localhost", is_own);
-        always || self.everything || self.places.iter().any(|it| it.has(&host, address, port))
+        always || self.everything || self.exemptions.iter().any(|it| it.has(&host, address, port))
     }
 }
 
@@ -58,9 +58,9 @@ fn is_own(address: IpAddr) -> bool {
     }
 }
 
-// === impl Place ===
+// === impl Exemption ===
 
-impl Place {
+impl Exemption {
     fn parse(entry: &str) -> Option<Self> {
         if let Ok(network) = entry.parse() {
             return Some(Self::Network(network));
@@ -113,7 +113,7 @@ mod tests {
         let list = "foo.com, .barbaz.net, *.wild.io, 192.168.1.1, 192.168.1.2:81, 192.168.1.3:80, \
                     10.0.0.0/30, 2001:db8::52:0:1, [2001:db8::52:0:2]:443, [2001:db8::52:0:3]:80, \
                     2002:db8:a::45/64, Upper.Case, ported.net:8443, , :, bad:port,";
-        let direct = Direct::parse(list);
+        let no_proxy = NoProxy::parse(list);
         let cases = [
             ("localhost", true),
             ("127.0.0.1", true),
@@ -146,11 +146,11 @@ mod tests {
             ("[::ffff:192.168.1.1]", true),
         ];
         for (host, expected) in cases {
-            assert_eq!(direct.has(host, 80), expected, "{host}");
+            assert_eq!(no_proxy.has(host, 80), expected, "{host}");
         }
-        assert!(direct.has("www.ported.net", 8443));
-        assert!(Direct::parse("a,*").has("anything.example", 443));
-        assert!(!Direct::default().has("anything.example", 443));
+        assert!(no_proxy.has("www.ported.net", 8443));
+        assert!(NoProxy::parse("a,*").has("anything.example", 443));
+        assert!(!NoProxy::default().has("anything.example", 443));
     }
 
     #[test]
@@ -166,10 +166,10 @@ mod tests {
             "[fd00:ec2::23]",
         ];
         for host in own {
-            assert!(Direct::default().has(host, 80), "{host}");
+            assert!(NoProxy::default().has(host, 80), "{host}");
         }
         for host in ["169.253.0.1", "[fd00:ec3::254]", "[fec0::1]", "localhost.example"] {
-            assert!(!Direct::default().has(host, 80), "{host}");
+            assert!(!NoProxy::default().has(host, 80), "{host}");
         }
     }
 }
