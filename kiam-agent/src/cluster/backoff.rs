@@ -1,12 +1,12 @@
-//! Pauses between attempts.
+//! Delays between attempts.
 
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// Pauses that double from 1 s to 30 s, each shortened by up to half, so that the nodes of a cluster do
-/// not come back in step when its API server does.
+/// Delays that double from 1 s to 30 s, each shortened by up to half at random, so that the nodes of a cluster don't
+/// reconnect in step.
 #[derive(Debug)]
 pub(super) struct Backoff(Duration);
 
@@ -28,7 +28,7 @@ impl Backoff {
     }
 }
 
-/// `interval`, up to a tenth shorter or longer.
+/// `interval`, up to a tenth shorter or longer at random.
 pub(super) fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(0.9 + fastrand::f64() / 5.0)
 }

@@ -1,6 +1,6 @@
-//! Answers of the API server, reduced as they come in.
+//! The API server's answers, reduced while they arrive.
 //!
-//! What an answer costs in memory does not depend on how long it is, nor does it keep a thread of the runtime for long.
+//! Memory does not grow with the length of an answer, and no answer occupies a thread of the runtime for long.
 
 use std::{io, pin::Pin, time::Duration};
 
@@ -13,32 +13,32 @@ use super::{
     sieve::{Filter, InvalidJson, Sieve},
 };
 
-/// How much is looked at before others have their turn: a fraction of a millisecond's work.
-const BITE: usize = 16 * 1024;
+/// The bytes that are processed before the task yields: a fraction of a millisecond's work.
+const CHUNK: usize = 16 * 1024;
 
-/// How long the server may take to go on with an answer that is not a watch.
+/// The longest pause in an answer that is not a watch.
 pub(super) const IDLE: Duration = Duration::from_secs(30);
 
-/// The body of an answer.
+/// The body of an answer, which is reduced by a sieve.
 pub(super) struct Body<R> {
     reader: R,
     sieve: Sieve,
 }
 
-/// A watch's next line, reduced; it may be no JSON.
+/// A line of a watch, reduced, unless it is invalid JSON.
 pub(super) type Line = Result<Vec<u8>, InvalidJson>;
 
 // === impl Body ===
 
 impl<R: AsyncBufRead> Body<Pin<Box<R>>> {
-    /// What is kept of the answer that `reader` reads.
-    pub(super) fn new(reader: R, keep: &'static Filter) -> Self {
-        Self { reader: Box::pin(reader), sieve: Sieve::new(keep) }
+    /// The answer that `reader` reads, reduced by `filter`.
+    pub(super) fn new(reader: R, filter: &'static Filter) -> Self {
+        Self { reader: Box::pin(reader), sieve: Sieve::new(filter) }
     }
 }
 
 impl<R: AsyncBufRead + Unpin> Body<R> {
-    /// Reads it as one document, and calls `item` with each of the items in it.
+    /// Reads the body as one document, and calls `item` with each of its items.
     pub(super) async fn document(
         mut self,
         mut item: impl FnMut(&[u8]),
@@ -49,14 +49,14 @@ impl<R: AsyncBufRead + Unpin> Body<R> {
             if bytes.is_empty() {
                 return Ok(self.sieve.finish()?.unwrap_or_default());
             }
-            let bite = bytes.len().min(BITE);
-            self.sieve.feed(&bytes[..bite], &mut item);
-            self.reader.consume_unpin(bite);
+            let chunk = bytes.len().min(CHUNK);
+            self.sieve.feed(&bytes[..chunk], &mut item);
+            self.reader.consume_unpin(chunk);
             yield_now().await;
         }
     }
 
-    /// Reads the next line that is not blank; `None` at the end, whatever comes before it without an end of its line.
+    /// Reads the next line that is not blank. `None` at the end; an incomplete last line is dropped.
     pub(super) async fn line(&mut self) -> Result<Option<Line>, Failure> {
         loop {
             yield_now().await;
@@ -68,10 +68,10 @@ impl<R: AsyncBufRead + Unpin> Body<R> {
             if bytes.is_empty() {
                 return Ok(None);
             }
-            let bite = &bytes[..bytes.len().min(BITE)];
-            let end = memchr(b'\n', bite);
-            let taken = end.map_or(bite.len(), |end| end + 1);
-            self.sieve.feed(&bite[..taken], |_| {});
+            let chunk = &bytes[..bytes.len().min(CHUNK)];
+            let end = memchr(b'\n', chunk);
+            let taken = end.map_or(chunk.len(), |end| end + 1);
+            self.sieve.feed(&chunk[..taken], |_| {});
             self.reader.consume_unpin(taken);
             if end.is_some()
                 && let Some(line) = self.sieve.finish().transpose()
@@ -86,7 +86,7 @@ fn unreadable(error: io::Error) -> Failure {
     Failure::Request(kube::Error::ReadEvents(error))
 }
 
-/// Whether the server ended the answer without saying so, as many do with watches after some minutes.
+/// Whether the server closed the connection in the middle of the answer, as many do with watches after some minutes.
 fn is_an_end(error: &io::Error) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = error.get_ref().map(|it| it as _);
     while let Some(error) = cause {

@@ -1,8 +1,8 @@
 //! The connection to the API server.
 //!
 //! Certificates, keys, tokens and the kubeconfig file itself are replaced while the agent runs: by the kubelet, and by
-//! whoever renews a cluster's CA. So the client that the rest of the module has makes a new one whenever they have
-//! changed. Connections that are open already stay as they are.
+//! the renewal of a cluster's CA. The client of this module therefore builds a new one when a file has changed. Open
+//! connections are left as they are.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -34,11 +34,11 @@ use super::{
 use crate::proxy::{Proxies, Proxy};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often requests see whether files have changed.
-const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// The shortest time between two checks for changed files.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 const USER_AGENT: &str = concat!("kiam-agent/", env!("CARGO_PKG_VERSION"));
 
-/// A client that stays as the files of its [`Origin`] say.
+/// A client that is rebuilt when a file of its [`Origin`] has changed.
 #[derive(Clone)]
 struct RenewingClient(Arc<Shared>);
 
@@ -52,24 +52,24 @@ struct Shared {
 struct State {
     client: kube::Client,
     digest: Digest,
-    looked: Instant,
-    /// Why there is no newer one, once that is logged.
+    checked: Instant,
+    /// Why rebuilding fails, as it was logged.
     problem: Option<String>,
 }
 
 /// A client for the server that `origin` describes.
 ///
-/// Nothing is sent yet, so it does not matter whether the server is up.
+/// Nothing is sent yet: the server may be down.
 pub(super) fn connect(
     origin: Origin,
     proxies: &Proxies,
     health: Health,
 ) -> Result<kube::Client, Error> {
-    let (client, digest) = make(&origin, proxies)?;
-    let state = State { client, digest, looked: Instant::now(), problem: None };
+    let (client, digest) = build(&origin, proxies)?;
+    let state = State { client, digest, checked: Instant::now(), problem: None };
     let (proxies, state) = (proxies.clone(), Mutex::new(state));
     let client = RenewingClient(Arc::new(Shared { origin, proxies, health, state }));
-    // Whose namespace it is does not matter: all paths are written out.
+    // The default namespace does not matter: all paths are complete.
     Ok(kube::Client::new(client, "default"))
 }
 
@@ -100,28 +100,28 @@ impl Shared {
     async fn client(self: &Arc<Self>) -> kube::Client {
         {
             let mut state = self.state();
-            if state.looked.elapsed() < LOOK_AGAIN {
+            if state.checked.elapsed() < CHECK_INTERVAL {
                 return state.client.clone();
             }
-            // Others go on with what there is meanwhile.
-            state.looked = Instant::now();
+            // Other requests use the old client meanwhile.
+            state.checked = Instant::now();
         }
         let shared = self.clone();
-        // It panics only for a bug, and then what there is is still good.
+        // A panic there is a bug; the old client stays usable.
         let _ = spawn_blocking(move || shared.renew()).await;
         self.state().client.clone()
     }
 
-    /// Makes a new client if a file has changed. As long as that fails, the old one is used: files may be missing for a
-    /// moment, or be of two generations.
+    /// Builds a new client if a file has changed. While that fails, the old one is used: files may be missing for a moment,
+    /// or not match yet.
     fn renew(&self) {
         let digest = self.state().digest.clone();
         if !self.origin.is_changed(&digest) {
             return;
         }
-        match make(&self.origin, &self.proxies) {
+        match build(&self.origin, &self.proxies) {
             Ok((client, digest)) => {
-                info!(origin = ?self.origin, "Certificates or tokens for the Kubernetes API have changed, using the new ones");
+                info!(origin = ?self.origin, "Reloaded the credentials for the Kubernetes API");
                 let mut state = self.state();
                 (state.client, state.digest, state.problem) = (client, digest, None);
             }
@@ -129,7 +129,7 @@ impl Shared {
                 let problem = error.to_string();
                 let mut state = self.state();
                 if state.problem.as_ref() != Some(&problem) {
-                    warn!(origin = ?self.origin, %error, "Certificates or tokens for the Kubernetes API have changed and can't be used, going on with the old ones");
+                    warn!(origin = ?self.origin, %error, "The changed credentials for the Kubernetes API are invalid; using the old ones");
                     state.problem = Some(problem);
                 }
             }
@@ -141,7 +141,7 @@ impl Shared {
     }
 }
 
-fn make(origin: &Origin, proxies: &Proxies) -> Result<(kube::Client, Digest), Error> {
+fn build(origin: &Origin, proxies: &Proxies) -> Result<(kube::Client, Digest), Error> {
     let Description { mut config, proxy, digest } = origin.read(proxies)?;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.headers.push((
@@ -150,21 +150,21 @@ fn make(origin: &Origin, proxies: &Proxies) -> Result<(kube::Client, Digest), Er
     ));
     if let Some(proxy) = &proxy {
         let (server, proxy) = (&config.cluster_url, proxy.address());
-        info!(%server, %proxy, "Asking the Kubernetes API through a proxy");
+        info!(%server, %proxy, "Using a proxy for the Kubernetes API");
     }
-    let client = by_way_of(proxy.as_ref(), &config);
+    let client = proxied_client(proxy.as_ref(), &config);
     Ok((client.map_err(|source| Error::Client(Box::new(source)))?, digest))
 }
 
-/// A client that asks the server of `config` through `proxy`, if there is one.
-fn by_way_of(proxy: Option<&Proxy>, config: &kube::Config) -> kube::Result<kube::Client> {
+/// A client of the server of `config`, through `proxy` if there is one.
+fn proxied_client(proxy: Option<&Proxy>, config: &kube::Config) -> kube::Result<kube::Client> {
     let mut plain = HttpConnector::new();
     plain.enforce_http(false);
     let Some(proxy) = proxy else { return client(config, plain) };
     if proxy.address().scheme_str() != Some("https") {
         return client(config, tunnel(proxy, plain));
     }
-    // Its certificate bears its own name, and is one that the cluster's CA has signed, as with kubectl.
+    // As with kubectl, the cluster's CA signs the proxy's certificate, which is for the proxy's own name.
     let mut to_proxy = config.clone();
     to_proxy.tls_server_name = None;
     client(config, tunnel(proxy, to_proxy.rustls_https_connector_with_connector(plain)?))
@@ -178,8 +178,8 @@ fn tunnel<C>(proxy: &Proxy, connector: C) -> Tunnel<C> {
     }
 }
 
-/// A client whose connections `connector` makes. As kube's own, but without retries: the loops that ask are the only ones
-/// that retry, with their own pauses. Nor has it a deadline for answers: a watch may rightly be silent for a minute.
+/// A client whose connections `connector` makes. Unlike kube's own it does not retry, which the callers do with their own
+/// delays, and has no deadline for answers: a watch may be silent for a minute.
 fn client<C>(config: &kube::Config, connector: C) -> kube::Result<kube::Client>
 where
     C: Service<Uri> + Clone + Send + Sync + 'static,

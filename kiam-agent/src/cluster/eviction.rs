@@ -1,8 +1,8 @@
-//! Evicts pods that may hold the node's credentials, so that their controllers make others in their place.
+//! Evicts pods that may hold the node's credentials, so that their controllers recreate them.
 //!
-//! One at a time, through the Eviction API, which keeps PodDisruptionBudgets
+//! One at a time, through the Eviction API, which respects PodDisruptionBudgets
 //! (<https://kubernetes.io/docs/concepts/scheduling-eviction/api-eviction/>). The one rule: no pod is evicted that would not
-//! come back.
+//! be recreated.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -22,45 +22,45 @@ use kiam_core::{
     pods::{Pod, PodReader, PodUid},
 };
 
-/// How long an evicted pod may take to end before the next one is evicted, in paces.
+/// How many paces an evicted pod may take to end before the next one is evicted.
 const ENDS: u32 = 12;
-/// How long a pod is left alone after its budget, or the server, refused, in paces; doubled each time up to [`LONGEST`].
+/// The paces between the first two attempts to evict a pod; doubled after each, up to [`LONGEST`].
 const FIRST: u32 = 3;
 const LONGEST: u32 = 60;
-/// How long nothing is tried after the agent was told that it may not evict.
+/// The delay of the next attempt after the API server denied an eviction.
 const FORBIDDEN: Duration = Duration::from_secs(600);
-/// How long one request may take.
+/// The deadline of one request.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// What decides about evictions.
+/// The dependencies of evictions.
 pub struct EvictionParts {
-    /// All pods that are known.
+    /// All known pods.
     pub pods: PodReader,
-    /// Whether a pod is this node's and should be recreated.
+    /// Whether a pod is on this node and should be recreated.
     pub is_due: Box<dyn Fn(&Pod) -> bool + Send + Sync>,
     /// The time between two evictions.
     pub pace: Duration,
 }
 
-/// Evicts pods.
+/// The task that evicts pods.
 pub struct Evictions {
     pub(super) client: kube::Client,
     pub(super) metrics: Metrics,
 }
 
-/// One run's state.
+/// The state of one run.
 struct Evictor {
     parts: EvictionParts,
     client: kube::Client,
     metrics: Metrics,
-    refused: HashMap<PodUid, RetryDelay>,
-    /// The pod that was evicted last, and when.
+    delays: HashMap<PodUid, RetryDelay>,
+    /// The last evicted pod, and the time of its eviction.
     last: Option<(PodUid, Instant)>,
-    /// Whether it was logged that evictions are not allowed.
-    complained: bool,
+    /// Whether a warning was logged that evictions are denied.
+    warned: bool,
 }
 
-/// How long a pod is left alone.
+/// The delay of the next attempt to evict a pod.
 #[derive(Clone, Copy, Debug)]
 struct RetryDelay {
     length: Duration,
@@ -70,16 +70,16 @@ struct RetryDelay {
 /// Why a pod was not evicted.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    /// A PodDisruptionBudget allows no disruption now, or the server is busy. Or the pod may not be evicted: its namespace is
-    /// being deleted, or an admission policy says so.
+    /// A PodDisruptionBudget allows no disruption now, the server is busy, the namespace is being deleted, or an admission
+    /// policy denies the eviction.
     #[error("{}", describe(.0))]
     Later(kube::Error),
     #[error("no answer within {} s", DEADLINE.as_secs())]
     Deadline(#[from] Elapsed),
-    /// Somebody must allow it.
+    /// The agent lacks the right.
     #[error("apply deploy/evict-older-pods, which grants it: {}", describe(.0))]
     Forbidden(kube::Error),
-    /// It is gone, or another pod has its name now.
+    /// The pod is gone, or another pod has its name now.
     #[error("the pod is gone")]
     Gone,
 }
@@ -87,7 +87,7 @@ enum Failure {
 // === impl RetryDelay ===
 
 impl RetryDelay {
-    /// The one after `before`.
+    /// The delay after `before`.
     fn after(before: Option<Self>, pace: Duration, now: Instant) -> Self {
         let (first, longest) = (pace * FIRST, pace * LONGEST);
         let length = before.map_or(first, |before| (before.length * 2).min(longest));
@@ -98,15 +98,15 @@ impl RetryDelay {
 // === impl Evictions ===
 
 impl Evictions {
-    /// Evicts what is due until the drain begins.
+    /// Evicts pods that are due until the drain begins.
     pub async fn run(self, parts: EvictionParts, mut drain: Drain) {
         let evictor = Evictor {
             parts,
             client: self.client,
             metrics: self.metrics,
-            refused: HashMap::new(),
+            delays: HashMap::new(),
             last: None,
-            complained: false,
+            warned: false,
         };
         tokio::select! {
             () = drain.started() => {}
@@ -128,10 +128,10 @@ impl Evictor {
         }
     }
 
-    /// The next pod to evict. None, as long as the one before it ends.
+    /// The next pod to evict; `None` while the last one is ending.
     fn next(&mut self, now: Instant) -> Option<Arc<Pod>> {
         let pods = self.parts.pods.all();
-        self.refused.retain(|uid, _| pods.iter().any(|pod| pod.live && pod.uid == *uid));
+        self.delays.retain(|uid, _| pods.iter().any(|pod| pod.live && pod.uid == *uid));
         let ends = |(uid, at): &(PodUid, Instant)| {
             now.duration_since(*at) < self.parts.pace * ENDS
                 && pods.iter().any(|pod| pod.uid == *uid)
@@ -139,18 +139,18 @@ impl Evictor {
         if self.last.as_ref().is_some_and(ends) {
             return None;
         }
-        let rests = |pod: &Pod| self.refused.get(&pod.uid).is_some_and(|pause| now < pause.until);
+        let rests = |pod: &Pod| self.delays.get(&pod.uid).is_some_and(|pause| now < pause.until);
         let is_due = |pod: &&Arc<Pod>| {
             pod.live && pod.comes_back() && (self.parts.is_due)(pod) && !rests(pod)
         };
-        // Those that were never tried first.
+        // Pods without an attempt come first.
         pods.iter()
             .filter(is_due)
-            .min_by_key(|pod| self.refused.get(&pod.uid).map(|it| it.until))
+            .min_by_key(|pod| self.delays.get(&pod.uid).map(|it| it.until))
             .cloned()
     }
 
-    /// How long to wait then.
+    /// Evicts a pod, and returns the time until the next eviction.
     async fn evict(&mut self, pod: &Pod) -> Duration {
         let evicted = self.request(pod).await;
         let now = Instant::now();
@@ -162,32 +162,31 @@ impl Evictor {
                     pod.namespace = %pod.namespace, pod.name = %pod.name,
                     "Evicted a pod that may hold the node's credentials"
                 );
-                self.complained = false;
+                self.warned = false;
                 self.last = Some((pod.uid.clone(), now));
             }
             Err(Failure::Gone) => {}
             Err(error @ Failure::Forbidden(_)) => {
-                if !std::mem::replace(&mut self.complained, true) {
-                    warn!(%error, "Pods that may hold the node's credentials can't be evicted; trying again");
+                if !std::mem::replace(&mut self.warned, true) {
+                    warn!(%error, "Evicting pods that may hold the node's credentials is denied; retrying");
                 }
-                // The next try is another pod's.
                 wait = FORBIDDEN;
             }
             Err(error) => {
                 debug!(
                     %error, pod.namespace = %pod.namespace, pod.name = %pod.name,
-                    "A pod that may hold the node's credentials can't be evicted yet"
+                    "Evicting a pod that may hold the node's credentials failed; retrying"
                 );
             }
         }
-        // One that was evicted and does not end is tried again too.
-        let pause = RetryDelay::after(self.refused.get(&pod.uid).copied(), self.parts.pace, now);
-        self.refused.insert(pod.uid.clone(), pause);
+        // An evicted pod that does not end is evicted again, too.
+        let pause = RetryDelay::after(self.delays.get(&pod.uid).copied(), self.parts.pace, now);
+        self.delays.insert(pod.uid.clone(), pause);
         wait
     }
 
     async fn request(&self, pod: &Pod) -> Result<(), Failure> {
-        // Not kube's own call, which names the options so that no server reads them. The name may be another pod's by now.
+        // Not kube's own call, whose field for the options no server reads. Another pod may have the name by now.
         let eviction = json!({
             "apiVersion": "policy/v1", "kind": "Eviction",
             "metadata": { "namespace": pod.namespace, "name": pod.name },

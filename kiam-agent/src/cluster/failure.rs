@@ -1,4 +1,4 @@
-//! What becomes of requests and watches: which errors there are, and what they mean for the next one.
+//! The errors of requests and watches, and what they mean for the next one.
 
 use std::time::Duration;
 
@@ -6,12 +6,12 @@ use kube::core::Status;
 
 use super::{describe, sieve::InvalidJson, wire::Malformed};
 
-/// How a server says that it can't watch from a version: it is no number, is no longer in the
-/// history, or is from a future that the server has not seen
+/// The status codes of a version from which the server can't watch: it is not a number, is no longer in the history, or is
+/// newer than the server's cache
 /// (<https://kubernetes.io/docs/reference/using-api/api-concepts/#unavailable-resource-versions>).
 const UNAVAILABLE_VERSION: [u16; 3] = [400, 410, 504];
 
-/// A request that failed. All are worth another attempt.
+/// Why a request failed. All failures are retried.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     #[error("{}", describe(.0))]
@@ -22,11 +22,11 @@ pub(super) enum Failure {
     List(#[from] Malformed),
     #[error("no answer within {} s", .0.as_secs())]
     Timeout(Duration),
-    #[error("the server refuses the watch: {0}")]
+    #[error("the server rejects the watch: {0}")]
     Watch(String),
 }
 
-/// Why a watch is over.
+/// Why a watch ended.
 pub(super) enum WatchEnd {
     Closed,
     Stalled,
@@ -44,7 +44,7 @@ impl From<InvalidJson> for Failure {
 }
 
 impl Failure {
-    /// Whether the server's cache is not as new yet as the list should be: 504, "Too large resource version".
+    /// Whether the server's cache is older than the requested version: 504, "Too large resource version".
     pub(super) fn is_of_future(&self) -> bool {
         matches!(self, Self::Request(kube::Error::Api(status)) if status.code == 504)
     }

@@ -1,4 +1,4 @@
-//! What describes the way to a cluster: files, all of which may be replaced while the agent runs.
+//! Reads the files that describe a cluster's API server, all of which may be replaced while the agent runs.
 
 use std::{
     fs, io,
@@ -13,29 +13,29 @@ use super::Error;
 use crate::proxy::{Proxies, Proxy};
 use kiam_core::secret::Secret;
 
-/// Keeps kube from reading the environment, which it does otherwise than kubectl.
+/// A proxy that keeps kube from reading the environment, which it does differently from kubectl.
 const NO_SUCH_PROXY: &str = "http://proxy.invalid";
-/// Where the kubelet has what a pod needs for the cluster that it runs in.
+/// The folder of a pod's ServiceAccount files.
 const IN_CLUSTER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// Where it is described how to reach a cluster.
+/// The source of a cluster's description.
 #[derive(Clone, Debug)]
 pub(super) enum Origin {
-    /// In a kubeconfig file, and in those that it names.
+    /// A kubeconfig file, and the files that it names.
     Kubeconfig(PathBuf),
-    /// In this pod's environment, and its ServiceAccount's files.
+    /// This pod's environment, and its ServiceAccount's files.
     InCluster,
 }
 
-/// What was read there.
+/// A cluster's description.
 pub(super) struct Description {
     pub(super) config: kube::Config,
     pub(super) proxy: Option<Proxy>,
-    /// Of all files, before they were read.
+    /// The digest of all files, taken before they were read.
     pub(super) digest: Digest,
 }
 
-/// Tells whether files have changed.
+/// A digest of files, to find changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Digest([u8; 32]);
 
@@ -58,13 +58,13 @@ impl Origin {
             Self::InCluster => {
                 let digest = Digest::in_cluster();
                 let mut config = kube::Config::incluster().map_err(Error::InCluster)?;
-                // Read here, as all else.
+                // Read by `read_token` and below, as of a kubeconfig.
                 config.root_cert_file = None;
                 (config, None, digest)
             }
         };
         read_token(&mut config).map_err(|source| Error::Client(Box::new(source)))?;
-        // As kubectl: what the file says about its own server counts before the environment.
+        // As with kubectl, the file takes precedence over the environment.
         let proxy = match own_proxy {
             Some(text) => Some(Proxy::parse("proxy-url", &text)?),
             None => proxies.of(&config.cluster_url).cloned(),
@@ -89,13 +89,13 @@ impl Origin {
 // === impl Digest ===
 
 impl Digest {
-    /// Of the ServiceAccount's files.
+    /// The digest of the ServiceAccount's files.
     fn in_cluster() -> Self {
         let files = ["ca.crt", "token"].map(|name| Path::new(IN_CLUSTER).join(name));
         Self::of(files.iter().map(PathBuf::as_path))
     }
 
-    /// What is missing counts too.
+    /// The digest of the files at `paths`, including which of them are missing.
     fn of<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Self {
         let mut digest = Sha256::new();
         for path in paths {
@@ -108,8 +108,8 @@ impl Digest {
     }
 }
 
-/// The current context of a file, with the proxy that it names itself. No file of the user's home is looked at: an agent
-/// that was started with a flag missing must fail, not watch some other cluster.
+/// The current context of a file, with the proxy that it names. The files in the user's home are never read: an agent
+/// without a required flag must fail, not watch some other cluster.
 fn kubeconfig(path: &Path) -> Result<(kube::Config, Option<String>, Digest), KubeconfigError> {
     let mut file = Kubeconfig::read_from(path)?;
     let files = named(&file);
@@ -119,9 +119,9 @@ fn kubeconfig(path: &Path) -> Result<(kube::Config, Option<String>, Digest), Kub
         cluster.proxy_url.replace(NO_SUCH_PROXY.to_owned()).filter(|url| !url.is_empty())
     });
     let mut config = kube::Config::try_from(file)?;
-    // What a plugin learns about the cluster.
-    if let Some(told) = config.auth_info.exec.as_mut().and_then(|exec| exec.cluster.as_mut()) {
-        told.proxy_url.clone_from(&own);
+    // The cluster as an exec plugin sees it.
+    if let Some(cluster) = config.auth_info.exec.as_mut().and_then(|exec| exec.cluster.as_mut()) {
+        cluster.proxy_url.clone_from(&own);
     }
     Ok((config, own, digest))
 }
@@ -134,7 +134,7 @@ fn current(file: &mut Kubeconfig) -> Option<&mut Cluster> {
     named.cluster.as_mut()
 }
 
-/// The files that a kubeconfig file names, of whatever context.
+/// The files that a kubeconfig file names, of all contexts.
 fn named(file: &Kubeconfig) -> Vec<String> {
     let clusters = file.clusters.iter().filter_map(|it| it.cluster.as_ref());
     let users = file.auth_infos.iter().filter_map(|it| it.auth_info.as_ref());
@@ -145,8 +145,8 @@ fn named(file: &Kubeconfig) -> Vec<String> {
     of_clusters.chain(of_users.flatten()).collect()
 }
 
-/// Puts the token in the place of the file that has it, without what is around it, as client-go does: an editor leaves a
-/// newline at the end of a file. What no header may hold is an error here; in the client it would be a panic.
+/// Replaces the token's file by the token, trimmed as client-go does: editors leave a newline at the end of a file. A token
+/// that no header may hold is an error here; in the client it would be a panic.
 fn read_token(config: &mut kube::Config) -> kube::Result<()> {
     let user = &mut config.auth_info;
     let (text, path) = match (&user.token, user.token_file.take()) {

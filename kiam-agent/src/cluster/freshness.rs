@@ -1,34 +1,34 @@
-//! How old a list may be, and what proves that one is not.
+//! The age that a list may have, and the proof that it is current.
 //!
-//! An API server that is cut off from etcd goes on to answer from its cache: lists of any age, watches that stay open,
-//! and bookmarks that name the same version again and again. Only a read that names no version is answered from etcd,
-//! or confirmed with it. One of this node's pods would be dear: servers before 1.31 read all pods for it. So one
-//! object is read of a kind that there is little of, and its list names the version that etcd has now; a list of pods
-//! that is not older comes from the cache again, once that has caught up.
+//! An API server without etcd continues to answer from its cache: lists of any age, watches that stay open, and
+//! bookmarks with the same version. Only a read without a version is answered from etcd, or confirmed with it. Such a
+//! list of this node's pods would be expensive: servers before 1.31 read all pods for it. So one object of a kind with
+//! few objects is read, whose list has etcd's current version. The list of pods that is not older comes from the cache,
+//! once that has caught up.
 //! <https://kubernetes.io/docs/reference/using-api/api-concepts/#semantics-for-get-and-list>
 
 use kube::api::{ListParams, VersionMatch};
 
-/// How old a list may be.
+/// The age that a list may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Freshness {
-    /// From the API server's cache, however far behind: costs nothing, and proves nothing.
+    /// From the API server's cache, of any age, without a proof.
     Any,
-    /// From the cache, once it is at this version.
+    /// From the cache, of this version or a newer one.
     NotOlderThan(String),
-    /// What etcd has now.
+    /// From etcd.
     MostRecent,
 }
 
 // === impl Freshness ===
 
 impl Freshness {
-    /// Whether such a list is a sign of life of etcd.
+    /// Whether such a list proves that etcd answers.
     pub(super) fn is_proof(&self) -> bool {
         *self != Self::Any
     }
 
-    /// Asks for such a list.
+    /// The parameters of such a list.
     pub(super) fn of(&self, params: ListParams) -> ListParams {
         match self {
             Self::Any => params.match_any(),
@@ -38,7 +38,7 @@ impl Freshness {
     }
 }
 
-/// One object, of what etcd has now.
+/// The parameters of a list of one object, from etcd.
 pub(super) fn one() -> ListParams {
     ListParams::default().limit(1)
 }

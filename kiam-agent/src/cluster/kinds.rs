@@ -1,4 +1,4 @@
-//! The kinds of objects that are watched: where they are, how they read, and where they go.
+//! The kinds of objects that are watched, with their paths, readers and indexes.
 
 use std::time::Duration;
 
@@ -13,45 +13,45 @@ use kiam_core::pods::{Namespace, Pod, PodIndex, PodReader, Record, ServiceAccoun
 
 /// One kind of object, and its part of the [`PodIndex`].
 pub(super) trait Kind: wire::ObjectFilters {
-    /// What is kept of an object.
+    /// The record of an object.
     type Record: Record;
 
-    /// How metrics and logs call it.
+    /// The kind's name in metrics and logs.
     const RESOURCE: Resource;
-    /// Where the API has it.
+    /// The path of the list.
     const PATH: &'static str;
-    /// How much of each object is needed.
+    /// The part of each object that is needed.
     const SCOPE: ObjectScope;
-    /// Whether only what etcd has just said is a sign of life, and not each answer of an API server. That of one kind is
-    /// enough to know whether etcd is reached.
+    /// Whether only current answers of etcd count as heard from, not every answer of an API server. One kind with it is
+    /// enough to monitor etcd.
     const PROVEN: bool = false;
 
-    /// Where the records go.
+    /// The index of the records.
     fn index(&self) -> &PodIndex;
-    /// Reads an object; `None` if it is of no concern.
+    /// Reads an object; `None` if it does not concern this node.
     fn read(&self, object: &Value) -> Result<Option<Self::Record>, Malformed>;
-    /// Restricts lists and watches to what concerns this node.
+    /// The selector of the objects that concern this node.
     fn field_selector(&self) -> Option<String> {
         None
     }
-    /// How long ago the server was last heard from, of kinds that are [`Kind::PROVEN`].
+    /// The time since the server was last heard from, of kinds with [`Kind::PROVEN`].
     fn silence(&self) -> Option<Duration> {
         None
     }
-    /// Returns when somebody asks for what is not known.
+    /// Returns when an unknown object is requested.
     fn missed(&self) -> impl Future<Output = ()> + Send {
         std::future::pending()
     }
 }
 
-/// How much to ask for of each object.
+/// The part of each object that is requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ObjectScope {
     Whole,
     Metadata,
 }
 
-/// The pods of one node, or all.
+/// The pods of one node, or of all.
 #[derive(Debug)]
 pub(super) struct Pods<'a> {
     pub(super) index: &'a PodIndex,
@@ -63,8 +63,8 @@ pub(super) struct Pods<'a> {
 #[derive(Debug)]
 pub(super) struct Namespaces<'a>(pub(super) &'a PodIndex);
 
-/// All ServiceAccounts. Those of the node's pods alone could be asked for one by one, as pods come; but then a pod
-/// would wait for that, and a changed annotation would have to be asked for again and again.
+/// All ServiceAccounts. Reading only those of the node's pods would delay the pods, and would need polling for changed
+/// annotations.
 #[derive(Debug)]
 pub(super) struct ServiceAccounts<'a>(pub(super) &'a PodIndex);
 
@@ -92,8 +92,7 @@ impl Kind for Pods<'_> {
 
     fn read(&self, object: &Value) -> Result<Option<Pod>, Malformed> {
         let pod = wire::pod(object)?;
-        // The server selects; were it to ignore the selector, another node's pods would be given their
-        // roles here.
+        // If the server ignored the selector, this node would serve other nodes' pods.
         Ok(Some(pod).filter(|pod| self.node.is_none() || pod.node == self.node))
     }
 

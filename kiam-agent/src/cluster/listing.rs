@@ -1,4 +1,4 @@
-//! Asks for lists, and reduces them to records as they come.
+//! Fetches lists, and reduces them to records while they arrive.
 
 use std::time::Duration;
 
@@ -15,12 +15,12 @@ use super::{
     wire::{self, ObjectFilters, Page},
 };
 
-/// How long a list may take, from the request to its last byte; it is given up earlier when nothing comes.
+/// The deadline of a list, from the request to its last byte. Within it, [`IDLE`] bounds each pause.
 const LIST_DEADLINE: Duration = Duration::from_secs(300);
-/// How long etcd may take to say how new it is.
+/// The deadline of a read of etcd's current version.
 const PROOF_DEADLINE: Duration = Duration::from_secs(5);
-/// Objects in a page of a list that etcd answers. One from the server's cache comes whole: servers ignore a limit
-/// there, or go to etcd for its sake.
+/// The objects in a page of a list from etcd. Lists from the server's cache have no limit: servers ignore it, or read
+/// from etcd because of it.
 const PAGE: u32 = 500;
 
 /// A list, reduced to records.
@@ -29,8 +29,8 @@ pub(super) struct List<R> {
     pub(super) records: Vec<R>,
 }
 
-/// A list as new as `freshness` says, in which `read` makes records of objects. One whose next page has expired meanwhile
-/// fails as a whole, and whoever asks again begins anew.
+/// A list of the requested `freshness`, whose objects `read` reduces to records. A list whose next page has expired
+/// meanwhile fails as a whole.
 pub(super) async fn list<K: Kind>(
     client: &kube::Client,
     kind: &K,
@@ -63,7 +63,7 @@ pub(super) async fn list<K: Kind>(
     Ok(List { version, records })
 }
 
-/// As new a list as etcd is now.
+/// The freshness of etcd's current version.
 pub(super) async fn newest(client: &kube::Client) -> Result<Freshness, Failure> {
     let request = Request::new(Namespaces::PATH).list_metadata(&one())?;
     let keep = &<Namespaces<'_> as ObjectFilters>::LIST;
@@ -80,7 +80,7 @@ async fn page<R: AsyncBufRead>(
     Ok(wire::page(&Body::new(reader, keep).document(item).await?)?)
 }
 
-/// What is asked for, if it comes in time.
+/// The result of `answer`, unless the deadline passes.
 async fn within<T>(
     deadline: Duration,
     answer: impl Future<Output = Result<T, Failure>>,

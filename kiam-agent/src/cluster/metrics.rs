@@ -1,4 +1,4 @@
-//! What the watches did, and how long ago they last gave a sign of life.
+//! Metrics of the watches, and the time since they were last heard from.
 
 use std::sync::{Arc, OnceLock};
 
@@ -15,7 +15,7 @@ use prometheus_client::{
 
 use kiam_core::pods::{Pod, PodReader};
 
-/// Counters of the conversation with the API server.
+/// Metrics of the requests to the API server.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     pub(super) events: Family<EventLabels, Counter>,
@@ -28,7 +28,7 @@ pub struct Metrics {
     scrape: Scrape,
 }
 
-/// What is listed and watched.
+/// The kinds of objects that are listed and watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub(super) enum Resource {
     Pods,
@@ -47,7 +47,7 @@ pub(super) enum EventKind {
     Applied,
     Deleted,
     Bookmark,
-    /// Not JSON, or no such object.
+    /// Invalid JSON, or not such an object.
     Unreadable,
 }
 
@@ -60,7 +60,7 @@ pub(super) struct ListLabels {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub(super) enum ListOutcome {
     Taken,
-    /// Older than what was known, so asked for again.
+    /// Older than the index, so that the list was repeated.
     Lagging,
     Failed,
 }
@@ -77,9 +77,9 @@ pub(super) enum RestartReason {
     Closed,
     /// Neither event nor bookmark for too long.
     Stalled,
-    /// The server no longer has the history since where the watch stood.
+    /// The server no longer has the history from the watch's version on.
     Expired,
-    /// The server's history went back.
+    /// The server's versions went backwards.
     Rewound,
     Failed,
 }
@@ -90,7 +90,7 @@ struct FailingLabels {
     request: RequestKind,
 }
 
-/// What is asked of the API server for a kind of objects.
+/// The kinds of requests for objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub(super) enum RequestKind {
     List,
@@ -102,17 +102,17 @@ struct PodEventLabels {
     outcome: EventOutcome,
 }
 
-/// What became of Events that there were to be.
+/// The outcome of an Event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub(super) enum EventOutcome {
     Created,
-    /// One that was there was written again, or was enough.
+    /// An existing Event was repeated, or was enough.
     Repeated,
-    /// The server takes no such Event.
+    /// The server rejects the Event.
     Refused,
-    /// No server, or none that lets the agent write Events; tried again.
+    /// The request failed, or was denied; it is retried.
     Failed,
-    /// What was wrong was over before the limits let it be pod_events.
+    /// The trouble ended before the limits allowed a report.
     Dropped,
 }
 
@@ -138,7 +138,7 @@ struct EvictionLabels {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub(super) enum EvictionOutcome {
     Evicted,
-    /// A PodDisruptionBudget allows none now; tried again.
+    /// A PodDisruptionBudget allows none now; it is retried.
     Budget,
     /// The pod was gone already.
     Gone,
@@ -147,7 +147,7 @@ pub(super) enum EvictionOutcome {
     Failed,
 }
 
-/// State that is read when it is asked for, once there is some.
+/// State that is read at each scrape, once it exists.
 #[derive(Clone, Debug, Default)]
 struct Scrape(Arc<OnceLock<PodReader>>);
 
@@ -164,27 +164,27 @@ impl Metrics {
         );
         registry.register(
             "kiam_cluster_lists",
-            "ObjectFilters asked of the Kubernetes API",
+            "Lists requested from the Kubernetes API",
             metrics.lists.clone(),
         );
         registry.register(
             "kiam_cluster_watch_restarts",
-            "Watches of the Kubernetes API that ended and were opened anew, by why they ended",
+            "Watches of the Kubernetes API that ended and were reopened, by reason",
             metrics.restarts.clone(),
         );
         registry.register(
             "kiam_cluster_failing",
-            "Whether requests to the Kubernetes API fail at present",
+            "Whether requests to the Kubernetes API fail now",
             metrics.failing.clone(),
         );
         registry.register(
             "kiam_events",
-            "Events about pods and namespaces, by what became of them",
+            "Events about pods and namespaces, by outcome",
             metrics.pod_events.clone(),
         );
         registry.register(
             "kiam_cluster_tokens",
-            "Tokens of pods' ServiceAccounts asked of the Kubernetes API",
+            "Tokens of pods' ServiceAccounts requested from the Kubernetes API",
             metrics.tokens.clone(),
         );
         registry.register(
@@ -196,24 +196,24 @@ impl Metrics {
         metrics
     }
 
-    /// Whether requests of this kind fail: 0 at first.
+    /// The gauge of failing requests of this kind, initially 0.
     pub(super) fn failing(&self, resource: Resource, request: RequestKind) -> Gauge {
         self.failing.get_or_create(&FailingLabels { resource, request }).clone()
     }
 
-    /// Counts `events` that this became of.
+    /// Counts `events` with this outcome.
     pub(super) fn count_events(&self, outcome: EventOutcome, events: u64) {
         self.pod_events.get_or_create(&PodEventLabels { outcome }).inc_by(events);
     }
 
-    /// Counts an eviction that this became of.
+    /// Counts an eviction with this outcome.
     pub(super) fn count_eviction(&self, outcome: EvictionOutcome) {
         self.evictions.get_or_create(&EvictionLabels { outcome }).inc();
     }
 
-    /// Shows what `pods` holds from now on.
+    /// Exports the state of `pods` from now on.
     pub(super) fn read(&self, pods: &PodReader) {
-        // Set before: the agent has one table.
+        // It was set before only if the agent had two indexes.
         let _ = self.scrape.0.set(pods.clone());
     }
 }
@@ -226,18 +226,18 @@ impl Collector for Scrape {
         let pods = ConstGauge::new(i64::try_from(reader.count::<Pod>()).unwrap_or(i64::MAX));
         let descriptor = encoder.encode_descriptor(
             "kiam_cluster_pods",
-            "Pods that are known",
+            "Known pods",
             None,
             pods.metric_type(),
         )?;
         pods.encode(descriptor)?;
 
-        // Before the first sign of life there is no such time.
+        // The API server was not heard from yet.
         let Some(silence) = reader.silence() else { return Ok(()) };
         let silence = ConstGauge::new(silence.as_secs_f64());
         let descriptor = encoder.encode_descriptor(
             "kiam_cluster_silence_seconds",
-            "Time since the most silent watch of pods, namespaces and ServiceAccounts gave a sign of life",
+            "Time since the API server was last heard from, of pods, namespaces or ServiceAccounts, whichever is longest",
             None,
             silence.metric_type(),
         )?;

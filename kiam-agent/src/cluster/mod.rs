@@ -1,7 +1,7 @@
-//! Speaks Kubernetes: keeps the [`PodIndex`] the same as the API server has it.
+//! Keeps the [`PodIndex`] in sync with the Kubernetes API.
 //!
-//! Objects are reduced to [`kiam_core::pods`]' own types as soon as they are read. The one rule: trouble
-//! with the API server loses nothing that is known, and is never the end.
+//! Objects are reduced to [`kiam_core::pods`]' own types as soon as they are read. The one rule: no error of the API
+//! server loses a record or ends the agent.
 
 mod backoff;
 mod body;
@@ -46,73 +46,72 @@ use kiam_core::{
     telemetry::Chain,
 };
 
-/// How to reach the cluster and what to watch there.
+/// The configuration of the cluster's client and its watches.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// A kubeconfig file; without one, the cluster that this process runs in.
+    /// The kubeconfig file; without one, the cluster that this process runs in.
     pub kubeconfig: Option<PathBuf>,
-    /// Only this node's pods; without it, all.
+    /// The node whose pods are watched; without it, all pods.
     pub node_name: Option<String>,
-    /// Time between two lists of pods, which heal whatever the watch lost; of other kinds at least an hour.
+    /// The time between two lists of pods, which repair what the watch lost; of other kinds at least an hour.
     pub sync_interval: Duration,
-    /// After so long, up to a tenth more or less, without event or bookmark: a list, and another watch.
+    /// The time without event or bookmark, jittered, after which the watch is replaced and a list is fetched.
     pub stall: Duration,
-    /// Taken off this node once the agent is ready; nothing is without a node's name.
+    /// The taint that is removed from this node once the agent is ready; it needs a node's name.
     pub startup_taint: Option<TaintKey>,
     /// Whether pods that may hold the node's credentials are evicted.
     pub evict_older_pods: bool,
-    /// After so long, up to a tenth more or less, without news of pods that etcd itself has just told: a list that is
-    /// such news.
+    /// The time without a current answer of etcd, jittered, after which a list proves that etcd answers.
     pub prove_after: Duration,
-    /// What the API server is asked through, unless the kubeconfig names a proxy of its own.
+    /// The proxies for the API server, unless the kubeconfig names one.
     pub proxies: Proxies,
 }
 
-/// Why there can be no client; trying again will not help.
+/// Why there is no client. Retrying does not help.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file is not there or is no kubeconfig.
+    /// The file is missing or is not a kubeconfig.
     #[error("can't use the kubeconfig {}: {source}", path.display())]
     Kubeconfig {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error.
         source: Box<kube::config::KubeconfigError>,
     },
-    /// This process does not run in a pod with a service account.
-    #[error("can't use the cluster's own configuration, give --kubeconfig outside a pod: {0}")]
+    /// This process does not run in a pod with a ServiceAccount.
+    #[error("the pod has no configuration of its cluster; outside a pod, set --kubeconfig: {0}")]
     InCluster(#[source] kube::config::InClusterError),
-    /// Certificates or keys that can't be used.
-    #[error("can't make a client for the Kubernetes API: {}", describe(.0))]
+    /// Certificates or keys are invalid.
+    #[error("can't create a client for the Kubernetes API: {}", describe(.0))]
     Client(#[source] Box<kube::Error>),
-    /// The kubeconfig names a proxy that is none.
+    /// The kubeconfig names an invalid proxy.
     #[error("can't use the kubeconfig's {0}")]
     Proxy(#[from] InvalidProxy),
 }
 
-/// A client of one cluster, not yet connected.
+/// A cluster, not yet connected.
 pub struct Cluster {
     client: kube::Client,
     config: Config,
     readiness: Readiness,
 }
 
-/// What is set once the first list of each kind is taken. Stays set: what is known stays good.
+/// The latches that are set once the first list of each kind is taken. They stay set.
 #[derive(Clone, Debug)]
 pub struct SyncLatches {
     /// "pods synced".
     pub pods: Latch,
     /// "namespaces synced".
     pub namespaces: Latch,
-    /// "service accounts synced"; absent where they are not needed, and so not asked for.
+    /// "service accounts synced"; absent if ServiceAccounts are not needed, and so not watched.
     pub service_accounts: Option<Latch>,
 }
 
 // === impl Cluster ===
 
 impl Cluster {
-    /// Reads what there is to read about the cluster. Sends nothing: the server may be down. While TLS with it fails for
-    /// long, `readiness` says so.
+    /// Reads the cluster's description. Sends nothing: the server may be down. While TLS fails for long, the agent is not
+    /// ready.
     ///
     /// # Errors
     ///
@@ -124,29 +123,29 @@ impl Cluster {
         Ok(Self { client, config, readiness: readiness.clone() })
     }
 
-    /// What tells of this node's pods by Events; a ServiceAccount that may not write them is no error.
+    /// The task that writes Events about this node's pods. It is no error if the agent may not write them.
     #[must_use]
     pub fn events(&self, metrics: &Metrics) -> Events {
         let (client, node) = (self.client.clone(), self.config.node_name.clone());
         Events { client, node, metrics: metrics.clone() }
     }
 
-    /// What evicts pods of this node, if that is asked for.
+    /// The task that evicts pods of this node, if that is configured.
     #[must_use]
     pub fn evictions(&self, metrics: &Metrics) -> Option<Evictions> {
         let evictions = || Evictions { client: self.client.clone(), metrics: metrics.clone() };
         self.config.evict_older_pods.then(evictions)
     }
 
-    /// What takes the startup taint off this node, if that is asked for.
+    /// The task that removes the startup taint from this node, if one is configured.
     #[must_use]
     pub fn startup_taint(&self) -> Option<StartupTaint> {
         let (node, key) = (self.config.node_name.clone()?, self.config.startup_taint.clone()?);
         Some(StartupTaint { client: self.client.clone(), node, key })
     }
 
-    /// Who asks this cluster for tokens of the pods that `reader` knows: as the kubeconfig file `identity` says, else as
-    /// this client. Sends nothing.
+    /// A source of tokens for the pods of `reader`, with the kubeconfig file `identity`, or without one with this client.
+    /// Sends nothing.
     ///
     /// # Errors
     ///
@@ -168,8 +167,8 @@ impl Cluster {
         Ok(Tokens { client, reader, metrics })
     }
 
-    /// Copies pods and namespaces, and ServiceAccounts if they are needed, into `index`
-    /// until the drain begins. `reader` reads that same index.
+    /// Copies pods and namespaces, and ServiceAccounts if they are needed, into `index` until the drain begins. `reader` is
+    /// a reader of the same index.
     pub async fn run(
         self,
         index: PodIndex,
@@ -204,7 +203,7 @@ impl Cluster {
     }
 }
 
-/// An error as one line: without the secrets that a whole answer may hold.
+/// The text of an error in one line, without the answer's body, which may hold secrets.
 fn describe(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => {

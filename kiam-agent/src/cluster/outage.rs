@@ -1,7 +1,7 @@
-//! Says that the API server fails, once at first and once more when it lasts, and once that it no longer does.
+//! Reports outages of the API server: when one begins, when it lasts, and when it ends.
 //!
-//! An outage does not end readiness, as failing TLS does: the agent goes on with what it knows, and an agent that is
-//! recreated knows nothing.
+//! Unlike failing TLS, an outage does not end readiness: the agent continues with its records, and a recreated agent
+//! would have none.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -15,17 +15,17 @@ use tracing::{debug, info, warn};
 use super::metrics::{Metrics, RequestKind, Resource};
 use kiam_core::lifecycle::{Detail, Readiness};
 
-/// A server that is being upgraded is back sooner.
+/// When an outage is reported as lasting. A server that is being upgraded is back sooner.
 const LASTING: Duration = Duration::from_secs(60);
 
-/// Whether one kind's lists, or its watches, fail at present.
+/// The state of one kind's lists, or its watches.
 #[derive(Debug)]
 pub(super) struct Outage {
     resource: Resource,
     ask: RequestKind,
     /// 1 while they fail.
     failing: Gauge,
-    /// Says why, once it has lasted.
+    /// The error, once the outage has lasted.
     problem: Detail,
     since: Mutex<Option<OutageState>>,
 }
@@ -33,7 +33,7 @@ pub(super) struct Outage {
 #[derive(Clone, Copy, Debug)]
 struct OutageState {
     begun: Instant,
-    lasts: bool,
+    reported: bool,
 }
 
 // === impl Outage ===
@@ -50,44 +50,44 @@ impl Outage {
         Self { resource, ask, failing, problem, since: Mutex::default() }
     }
 
-    /// A request failed. What is known stays in use.
+    /// Records a failed request.
     pub(super) fn failed(&self, error: &dyn std::error::Error) {
         let Self { resource, ask, .. } = self;
         let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(known) = since.as_mut() else {
-            *since = Some(OutageState { begun: Instant::now(), lasts: false });
+            *since = Some(OutageState { begun: Instant::now(), reported: false });
             self.failing.set(1);
-            warn!(?resource, request = ?ask, %error, "Kubernetes API fails, going on with what is known");
+            warn!(?resource, request = ?ask, %error, "Requests to the Kubernetes API fail; continuing with the known records");
             return;
         };
         if known.begun.elapsed() < LASTING {
-            debug!(?resource, request = ?ask, %error, "Kubernetes API still fails");
+            debug!(?resource, request = ?ask, %error, "Requests to the Kubernetes API still fail");
             return;
         }
-        self.problem.set(format!("fails, going on with what is known: {error}"));
-        if !known.lasts {
-            known.lasts = true;
+        self.problem.set(format!("fails, continuing with the known records: {error}"));
+        if !known.reported {
+            known.reported = true;
             let seconds = known.begun.elapsed().as_secs();
             warn!(
                 ?resource, request = ?ask, outage.seconds = seconds, %error,
-                "Kubernetes API keeps failing, what is new there is not seen"
+                "Requests to the Kubernetes API keep failing; changes there are not seen"
             );
         }
     }
 
-    /// The server answered.
+    /// Records that the server answered.
     pub(super) fn over(&self) {
         let since = self.since.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(OutageState { begun, .. }) = since {
             self.failing.set(0);
             self.problem.clear();
             let (resource, ask, seconds) = (self.resource, self.ask, begun.elapsed().as_secs());
-            info!(?resource, request = ?ask, outage.seconds = seconds, "Kubernetes API answers again");
+            info!(?resource, request = ?ask, outage.seconds = seconds, "Requests to the Kubernetes API succeed again");
         }
     }
 }
 
-/// As `/ready` shows it.
+/// The name in `/ready`.
 fn name(resource: Resource, ask: RequestKind) -> &'static str {
     match (resource, ask) {
         (Resource::Pods, RequestKind::List) => "Kubernetes API, list of pods",

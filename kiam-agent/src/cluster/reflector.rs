@@ -1,9 +1,8 @@
-//! Keeps one kind of objects the same here as at the API server: lists, watches, lists again.
+//! Keeps one kind of objects in sync with the API server by lists and watches.
 //!
-//! `kube::runtime::watcher` does most of this, but gives a silent watch 295 s, reports bookmarks to
-//! nobody, and fails a whole list for one object that it can't read. What is needed is small enough to be written
-//! plainly: one loop follows the watch, another lists from time to time and when somebody asks for a
-//! pod that is not known. Neither stops the other, and [`kiam_core::pods`] sorts out who is newer.
+//! `kube::runtime::watcher` does most of this, but accepts a silent watch for 295 s, does not report bookmarks, and fails
+//! a whole list for one malformed object. Here one loop follows the watch, and another one lists from time to time and
+//! when an unknown pod is requested. They are independent, and [`kiam_core::pods`] keeps the newer record.
 
 use std::{future::pending, sync::Once, time::Duration};
 
@@ -34,16 +33,16 @@ use super::{
 };
 use kiam_core::lifecycle::{Latch, Readiness};
 
-/// At most one list in this time, however many pods ask.
+/// The shortest time between two lists for unknown pods.
 const LIST_INTERVAL: Duration = Duration::from_secs(1);
-/// Namespaces and ServiceAccounts are listed whole, by every node: no more often than this if nothing is amiss.
+/// The shortest time between two regular lists of namespaces and ServiceAccounts, which every node lists whole.
 const METADATA_INTERVAL: Duration = Duration::from_secs(3600);
-/// A watch that lived this long is opened anew at once when it ends; a shorter one after a pause.
+/// The age from which a watch is reopened at once when it ends; a younger one after a delay.
 const SETTLED: Duration = Duration::from_secs(5);
-/// For how long servers are asked to keep a watch: as long as they would themselves, at random so
-/// that a fleet's do not end together.
+/// The requested length of a watch, as long as the servers' own, at random so that a fleet's watches don't end together.
 const WATCH_SECONDS: std::ops::Range<u32> = 300..600;
-/// Copies one [`Kind`].
+
+/// A copy of one [`Kind`] of objects, and the loops that keep it in sync.
 pub(super) struct Reflector<K> {
     pub(super) client: kube::Client,
     pub(super) kind: K,
@@ -53,13 +52,13 @@ pub(super) struct Reflector<K> {
     pub(super) metrics: Metrics,
     first_list: Once,
     lists: Outage,
-    /// A server that lists may yet refuse watches, so these fail apart.
+    /// Separate from lists: a server may answer lists and reject watches.
     watches: Outage,
-    /// The history went back: the watch must start over.
+    /// Notified when the versions went backwards, so that the watch must restart.
     rewound: Notify,
 }
 
-/// The way to the API server, and where it shows how that is.
+/// The dependencies of reflectors.
 #[derive(Clone)]
 pub(super) struct ReflectorParts {
     pub(super) client: kube::Client,
@@ -67,14 +66,14 @@ pub(super) struct ReflectorParts {
     pub(super) readiness: Readiness,
 }
 
-/// When to act without being asked.
+/// The times of lists and watches.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timing {
-    /// Time between two lists of pods, which heal whatever the watch lost; of other kinds at least an hour.
+    /// The time between two lists of pods, which repair what the watch lost; of other kinds at least an hour.
     pub(super) sync_interval: Duration,
-    /// After so long a silence of the watch, up to a tenth more or less: a list, and another watch.
+    /// The time without event or bookmark, jittered, after which the watch is replaced and a list is fetched.
     pub(super) stall: Duration,
-    /// After so long, up to a tenth more or less, without a word that etcd has just said: a list that is one.
+    /// The time without a current answer of etcd, jittered, after which a list proves that etcd answers.
     pub(super) prove_after: Duration,
 }
 
@@ -95,20 +94,19 @@ impl<K: Kind> Reflector<K> {
         Self { client, kind, timing, synced, metrics, first_list, lists, watches, rewound }
     }
 
-    /// Never returns; stop it by dropping it.
+    /// Keeps the copy in sync. Never returns; drop the future to stop it.
     pub(super) async fn run(&self) {
         tokio::join!(self.follow(), self.heal());
     }
 
-    /// ObjectFilters, then watches from there; lists again if the history since then is gone, or the watch is silent: a server
-    /// sends no bookmark while nothing at all happens, and only a list tells a watch that has nothing to say from one
-    /// that is broken.
+    /// Lists, then watches from the list's version. Lists again if the history since then is gone, or if the watch is
+    /// silent: a server without any change sends no bookmark, and only a list shows whether such a watch is broken.
     async fn follow(&self) {
         let mut backoff = Backoff::new();
         let mut version = None;
         loop {
             let Some(mut at) = version.take() else {
-                // Where etcd says nothing, what the server has is better than nothing.
+                // Without etcd, the server's cache is better than nothing.
                 let freshness = self.newest().await.unwrap_or(Freshness::Any);
                 match self.list(freshness).await {
                     Ok(listed) => version = Some(listed.version),
@@ -137,7 +135,7 @@ impl<K: Kind> Reflector<K> {
         }
     }
 
-    /// ObjectFilters every now and then, and when a pod is missed.
+    /// Lists periodically, without a proof for too long, and when an unknown pod is requested.
     async fn heal(&self) {
         let mut backoff = Backoff::new();
         let interval = match K::SCOPE {
@@ -168,24 +166,24 @@ impl<K: Kind> Reflector<K> {
         }
     }
 
-    /// How old a list may be that is made since somebody `missed` a pod, or since it is time.
+    /// The freshness of the next list, which an unknown pod has caused if `missed`.
     async fn freshness(&self, missed: bool) -> Result<Freshness, Failure> {
         if missed {
-            debug!(resource = ?K::RESOURCE, "Listing for a miss");
+            debug!(resource = ?K::RESOURCE, "Listing for an unknown pod");
         }
-        // Who misses a pod waits for an answer; who does because nothing is proven needs a proof.
+        // A request waits for a missed pod, so the fastest list is used unless a proof is needed, too.
         let proven = self.kind.silence().is_some_and(|it| it < self.timing.prove_after);
         if missed && proven {
             return Ok(Freshness::Any);
         }
         match self.newest().await {
-            // Without etcd it may still be in the server's cache.
+            // Without etcd, the pod may still be in the server's cache.
             Err(_) if missed => Ok(Freshness::Any),
             newest => newest,
         }
     }
 
-    /// Returns when nothing has been proven for a while.
+    /// Returns when a proof is due.
     async fn unproven(&self) {
         if !K::PROVEN {
             return pending().await;
@@ -200,20 +198,20 @@ impl<K: Kind> Reflector<K> {
         }
     }
 
-    /// As new a list as etcd is now, where that matters.
+    /// The freshness of etcd's current version, for kinds with [`Kind::PROVEN`].
     async fn newest(&self) -> Result<Freshness, Failure> {
         if !K::PROVEN {
             return Ok(Freshness::Any);
         }
         let asked = listing::newest(&self.client);
         asked.await.inspect_err(|error: &Failure| {
-            debug!(%error, "The Kubernetes API does not say how new etcd is");
+            debug!(%error, "Reading etcd's current version failed");
             self.count_list(ListOutcome::Failed);
         })
     }
 
-    /// Takes a list. One that is older than what is known came from a server that lags behind, or from one
-    /// whose history went back; a list from etcd itself tells which.
+    /// Fetches and applies a list. A list that is older than the index comes from a server that lags behind, or from one
+    /// whose versions went backwards; a list from etcd shows which.
     async fn list(&self, mut freshness: Freshness) -> Result<AppliedList, Failure> {
         let newest = self.kind.index().newest::<K::Record>();
         let lags = |list: &List<_>| wire::number(Some(&list.version)) < newest;
@@ -232,7 +230,7 @@ impl<K: Kind> Reflector<K> {
         if rewound {
             warn!(
                 resource = ?K::RESOURCE, list.version, ?newest,
-                "The history of the Kubernetes API went back, taking it as it is now"
+                "The versions of the Kubernetes API went backwards; accepting the older ones"
             );
             self.kind.index().rewind::<K::Record>();
         }
@@ -256,7 +254,7 @@ impl<K: Kind> Reflector<K> {
         })
     }
 
-    /// Watches from version `at`, and keeps it where the watch stands.
+    /// Watches from version `at`, and updates it.
     async fn watch(&self, at: &mut String) -> WatchEnd {
         let mut params = WatchParams::default().timeout(fastrand::u32(WATCH_SECONDS));
         params.field_selector = self.kind.field_selector();
@@ -311,7 +309,7 @@ impl<K: Kind> Reflector<K> {
                 *at = bookmark.metadata.resource_version;
                 return self.count_event(EventKind::Bookmark);
             }
-            // Ends the watch, see there.
+            // Handled by `watch`.
             WatchEvent::Error(_) => return,
         };
         if let Some(version) = wire::version(&object) {
@@ -336,7 +334,7 @@ impl<K: Kind> Reflector<K> {
         }
     }
 
-    /// Reads an object; one that makes no sense is as if it were not there.
+    /// Reads an object; a malformed one is logged and skipped.
     fn read(&self, object: &Value) -> Option<K::Record> {
         match self.kind.read(object) {
             Ok(record) => record,
@@ -351,12 +349,12 @@ impl<K: Kind> Reflector<K> {
         let metadata = |field| object.pointer(&format!("/metadata/{field}"));
         warn!(
             resource = ?K::RESOURCE, object.namespace = ?metadata("namespace"),
-            object.name = ?metadata("name"), error = %malformed, "Passed over an object that can't be read"
+            object.name = ?metadata("name"), error = %malformed, "Skipped a malformed object"
         );
         self.count_event(EventKind::Unreadable);
     }
 
-    /// The server answered; `proof`: with what etcd has just said.
+    /// Records an answer of the server; `proof`: with a current answer of etcd.
     fn answered(&self, proof: bool) {
         if proof || !K::PROVEN {
             self.kind.index().heard::<K::Record>();
@@ -388,7 +386,7 @@ impl<K: Kind> Reflector<K> {
     }
 }
 
-/// What a line of a watch says.
+/// Parses a line of a watch.
 fn event(line: Line) -> Result<WatchEvent<Value>, Malformed> {
     wire::event(&line?)
 }

@@ -1,11 +1,11 @@
-//! Reduces JSON while it arrives: what is not wanted is passed over, and never kept.
+//! Reduces JSON while it arrives to the fields that are needed.
 //!
-//! An API object may have megabytes that nobody here needs, a list of objects gigabytes. So bytes are looked at once, as
-//! they come, and only the fields that a [`Filter`] names are copied. What comes out is a small JSON document of the same
-//! form, for `serde_json` to read and to judge.
+//! An API object may have megabytes of other fields, a list of objects gigabytes. Each byte is read once, as it arrives,
+//! and only the fields that a [`Filter`] names are copied. The result is a small JSON document of the same structure,
+//! which `serde_json` parses and validates.
 //!
-//! A text that is longer than its `Filter` allows becomes `{"tooLong": <length>}`, and any other value that is not of the
-//! wanted form is kept as an empty one or a short scalar, so that its reader refuses it as what it is.
+//! A text that is longer than its `Filter` allows becomes `{"tooLong": <length>}`. Any other value of the wrong type
+//! becomes an empty one or a short scalar, so that the parser rejects it.
 
 mod skip;
 
@@ -13,110 +13,110 @@ use std::{mem, ops::ControlFlow};
 
 use self::skip::{SkipState, end_of_scalar, string};
 
-/// What is kept of a value.
+/// The part of a value that is copied.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Filter {
-    /// A scalar; of a string at most this many bytes.
+    /// A scalar, of at most this many bytes if it is a string.
     Text(usize),
     /// These fields of an object.
     Fields(&'static [(&'static str, Filter)]),
-    /// A few elements of an array.
+    /// The first elements of an array.
     Each(&'static Filter),
-    /// The elements of an array, each of which comes out by itself.
+    /// The elements of an array, each of which is returned by itself.
     Items(&'static Filter),
 }
 
-/// The bytes are no JSON.
+/// The bytes are invalid JSON, or too many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum InvalidJson {
     #[error("unexpected {0:?} at byte {1}")]
     Unexpected(char, u64),
-    #[error("it ends too early, after {0} bytes")]
+    #[error("it ends after {0} bytes, before the document is complete")]
     Short(u64),
-    #[error("more than {MOST_KEPT} bytes of it are wanted")]
+    #[error("its needed fields have more than {MOST_KEPT} bytes")]
     Large,
 }
 
-/// Reduces one document after another.
+/// A reader that reduces one document after another.
 #[derive(Debug)]
 pub(super) struct Sieve {
     root: &'static Filter,
     state: State,
     frames: Vec<Frame>,
-    /// What is kept so far.
+    /// The reduced document so far.
     kept: Vec<u8>,
-    /// The key that is being read, raw.
+    /// The raw bytes of the current key.
     key: Vec<u8>,
-    /// The last byte was a backslash in a string.
+    /// Whether the last byte was a backslash in a string.
     escaped: bool,
-    /// How many bytes of the document were seen.
-    seen: u64,
+    /// The bytes of the document so far.
+    position: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// A value comes; `None`: one that is not wanted.
+    /// Before a value, which is skipped if `None`.
     Value(Option<&'static Filter>),
-    /// A value, or the end of the array.
+    /// Before the first element of an array, or its end.
     FirstElement,
-    /// A key comes, or, if it is the `first`, the end of the object.
+    /// Before a key, or, if it is the `first`, the end of the object.
     Key {
         first: bool,
     },
     /// Within a key.
     InKey,
-    /// A colon comes, then the value.
+    /// Before the colon and the value of a field.
     Colon(Option<&'static Filter>),
-    /// Within a string that is kept.
+    /// Within a string that is copied.
     Text(Text),
-    /// Within another scalar, kept from `start` on.
+    /// Within another scalar, copied from `start` on.
     Scalar {
         start: usize,
     },
-    /// Within a value that is passed over.
+    /// Within a value that is skipped.
     Skip(SkipState),
-    /// A comma comes, or the end of what the innermost frame is.
+    /// Before a comma, or the end of the innermost array or object.
     After,
     /// The document is complete.
     Done,
     Invalid(InvalidJson),
 }
 
-/// A string that is being read.
+/// The state of a string that is copied.
 #[derive(Clone, Copy, Debug)]
 struct Text {
-    /// Where in what is kept it begins.
+    /// Its offset in the reduced document.
     start: usize,
-    /// How many of its bytes are kept at most.
+    /// Its longest length, in bytes.
     most: usize,
-    /// How many raw bytes were seen, and how many of those are in it for the sake of escapes.
+    /// Its raw bytes so far, and how many of them belong to escapes.
     raw: usize,
     escapes: usize,
-    /// It is longer than that already.
+    /// Whether it is longer than `most`.
     too_long: bool,
 }
 
-/// An array or object that is kept.
+/// An array or object that is copied.
 #[derive(Debug)]
 struct Frame {
     keep: &'static Filter,
-    /// How many members were written.
+    /// The number of members copied.
     written: usize,
-    /// Where in what is kept the current element begins.
+    /// The offset of the current element in the reduced document.
     start: usize,
 }
 
 type Step = ControlFlow<InvalidJson, usize>;
 
-/// More of one document is never kept; real ones are a tenth of it.
+/// The largest reduced document; real ones are a tenth of it.
 const MOST_KEPT: usize = 2 * 1024 * 1024;
-/// Elements of a [`Filter::Each`].
+/// The most elements of a [`Filter::Each`].
 const MOST_ELEMENTS: usize = 64;
-/// A raw key that is longer is none that is wanted, however it is escaped.
+/// The longest raw key that may match a field, even if all of it is escaped.
 const LONGEST_KEY: usize = 512;
-/// A longer number is none.
+/// The longest number.
 const LONGEST_SCALAR: usize = 64;
-/// Stands for what is too much, and reads as nothing that is wanted.
+/// The value in place of the elements beyond [`MOST_ELEMENTS`], which no parser here accepts.
 const ODD: &[u8] = b"0";
 
 // === impl Sieve ===
@@ -124,7 +124,15 @@ const ODD: &[u8] = b"0";
 impl Sieve {
     pub(super) fn new(root: &'static Filter) -> Self {
         let (frames, kept, key) = (Vec::new(), Vec::new(), Vec::new());
-        Self { root, state: State::Value(Some(root)), frames, kept, key, escaped: false, seen: 0 }
+        Self {
+            root,
+            state: State::Value(Some(root)),
+            frames,
+            kept,
+            key,
+            escaped: false,
+            position: 0,
+        }
     }
 
     /// Takes the next bytes, and calls `item` with each complete element of a [`Filter::Items`].
@@ -132,7 +140,7 @@ impl Sieve {
         while !bytes.is_empty() {
             match self.step(bytes, &mut item) {
                 ControlFlow::Continue(taken) => {
-                    self.seen += taken as u64;
+                    self.position += taken as u64;
                     bytes = &bytes[taken..];
                 }
                 ControlFlow::Break(broken) => self.state = State::Invalid(broken),
@@ -143,7 +151,7 @@ impl Sieve {
         }
     }
 
-    /// The document that ends here, reduced; `None` if there was only white space. What comes next is another document.
+    /// Ends the document, and returns it reduced; `None` if there was only white space. The next bytes begin another one.
     pub(super) fn finish(&mut self) -> Result<Option<Vec<u8>>, InvalidJson> {
         if let State::Scalar { .. } = self.state {
             let ended = self.value_done(&mut |_| {});
@@ -151,16 +159,16 @@ impl Sieve {
                 self.state = State::Invalid(broken);
             }
         }
-        let Self { state, kept, seen, .. } = mem::replace(self, Self::new(self.root));
+        let Self { state, kept, position, .. } = mem::replace(self, Self::new(self.root));
         match state {
             State::Done => Ok(Some(kept)),
             State::Value(_) if kept.is_empty() => Ok(None),
             State::Invalid(broken) => Err(broken),
-            _ => Err(InvalidJson::Short(seen)),
+            _ => Err(InvalidJson::Short(position)),
         }
     }
 
-    /// How many of `bytes`, of which there is at least one, were taken.
+    /// Takes some of `bytes`, which must not be empty, and returns how many.
     fn step(&mut self, bytes: &[u8], item: &mut impl FnMut(&[u8])) -> Step {
         match self.state {
             State::Text(text) => self.text(bytes, text, item),
@@ -244,7 +252,7 @@ impl Sieve {
             }
             (None, b'{' | b'[') => State::Skip(SkipState::Within { depth: 1 }),
             (None, b'"') => State::Skip(SkipState::String { depth: 0 }),
-            // Taken with the scalar.
+            // The byte is taken with the scalar.
             (Some(_), _) => {
                 self.state = State::Scalar { start };
                 return ControlFlow::Continue(0);
@@ -254,7 +262,7 @@ impl Sieve {
         ControlFlow::Continue(1)
     }
 
-    /// What is kept of the next element of the innermost array.
+    /// The filter of the next element of the innermost array.
     fn element(&mut self) -> Option<&'static Filter> {
         let frame = self.frames.last_mut()?;
         match *frame.keep {
@@ -284,7 +292,7 @@ impl Sieve {
     fn close(&mut self, byte: u8, item: &mut impl FnMut(&[u8])) -> ControlFlow<InvalidJson> {
         let is_object = |frame: &Frame| matches!(frame.keep, Filter::Fields(_));
         if self.frames.last().map(is_object) != Some(byte == b'}') {
-            return ControlFlow::Break(InvalidJson::Unexpected(char::from(byte), self.seen));
+            return ControlFlow::Break(InvalidJson::Unexpected(char::from(byte), self.position));
         }
         self.frames.pop();
         self.kept.push(byte);
@@ -315,7 +323,7 @@ impl Sieve {
         if !ended {
             return ControlFlow::Continue(within);
         }
-        let found = self.wanted();
+        let found = self.field();
         if let (Some((name, _)), Some(frame)) = (found, self.frames.last_mut()) {
             if frame.written > 0 {
                 self.kept.push(b',');
@@ -329,8 +337,8 @@ impl Sieve {
         ControlFlow::Continue(within + 1)
     }
 
-    /// What is wanted of the field whose key was read.
-    fn wanted(&self) -> Option<&'static (&'static str, Filter)> {
+    /// The filter of the field whose key was read; `None` if it is skipped.
+    fn field(&self) -> Option<&'static (&'static str, Filter)> {
         let Some(Filter::Fields(fields)) = self.frames.last().map(|frame| frame.keep) else {
             return None;
         };
@@ -349,7 +357,7 @@ impl Sieve {
         let (within, ended, escapes) = string(bytes, &mut self.escaped);
         text.raw += within;
         text.escapes += escapes;
-        // Within an escape this is too little, and never too much.
+        // In the middle of an escape this is too low, but never too high.
         let length = text.raw.saturating_sub(text.escapes);
         text.too_long |= length > text.most;
         if text.too_long {
@@ -380,7 +388,7 @@ impl Sieve {
     }
 
     fn unexpected(&self, byte: u8) -> Step {
-        ControlFlow::Break(InvalidJson::Unexpected(char::from(byte), self.seen))
+        ControlFlow::Break(InvalidJson::Unexpected(char::from(byte), self.position))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The taint that keeps pods from a node until the agent there is ready.
 //!
-//! A node registers with it, and before the agent's first start since a node booted nothing is intercepted there
+//! Nodes register with it: until the agent's first start after a boot, nothing is intercepted
 //! (<https://kubernetes.io/docs/concepts/scheduling-eviction/taint-and-toleration/>).
 
 use std::{fmt, str::FromStr, time::Duration};
@@ -17,29 +17,29 @@ use super::{backoff::Backoff, describe};
 use kiam_core::lifecycle::Detail;
 
 const NODES: &str = "/api/v1/nodes";
-/// One request, whole.
+/// The deadline of one request.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How long a name may be, of what is before the slash and behind it
+/// The longest prefix and name of a key
 /// (<https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set>).
 const LONGEST: (usize, usize) = (253, 63);
 
-/// What is before the `=` or the `:` of a taint.
+/// The key of a taint, which is before its `=` or `:`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaintKey(String);
 
-/// A text is no key of a taint.
+/// A text is not the key of a taint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("give the key alone, without value and effect, such as kiam.example.com/agent-not-ready")]
 pub struct InvalidTaintKey;
 
-/// Takes taints of one key off one node.
+/// The task that removes the taints of one key from one node.
 pub struct StartupTaint {
     pub(super) client: kube::Client,
     pub(super) node: String,
     pub(super) key: TaintKey,
 }
 
-/// Why the taint is still there.
+/// Why the taint was not removed.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("{}", describe(.0))]
@@ -80,22 +80,22 @@ impl fmt::Display for TaintKey {
 // === impl StartupTaint ===
 
 impl StartupTaint {
-    /// Takes it off, as often as that must be tried, and shows where that stands. That there is none is fine.
-    pub async fn remove(self, shown: Detail) {
+    /// Removes the taint, with as many attempts as needed, and shows the state in `detail`. It is fine if there is none.
+    pub async fn remove(self, detail: Detail) {
         let (mut backoff, mut warned) = (Backoff::new(), false);
         loop {
             match self.try_remove().await {
                 Ok(removed) => {
                     if removed {
-                        info!(node = self.node, taint = %self.key, "Startup taint removed");
+                        info!(node = self.node, taint = %self.key, "Removed the startup taint");
                     }
-                    return shown.set(format!("{}: not on the node", self.key));
+                    return detail.set(format!("{}: not on the node", self.key));
                 }
                 Err(Failure::Conflict) => {}
                 Err(failure) => {
-                    shown.set(format!("{} keeps pods from the node: {failure}", self.key));
+                    detail.set(format!("{} keeps pods from the node: {failure}", self.key));
                     if !std::mem::replace(&mut warned, true) {
-                        warn!(error = %failure, node = self.node, taint = %self.key, "Startup taint can't be removed; trying again");
+                        warn!(error = %failure, node = self.node, taint = %self.key, "Removing the startup taint failed; retrying");
                     }
                 }
             }
@@ -103,12 +103,12 @@ impl StartupTaint {
         }
     }
 
-    /// Whether there was one.
+    /// Removes the taint, and returns whether there was one.
     async fn try_remove(&self) -> Result<bool, Failure> {
         let nodes = Request::new(NODES);
         let get =
             nodes.get(&self.node, &GetParams::default()).map_err(kube::Error::BuildRequest)?;
-        // Not k8s-openapi's type: a part of a taint that it does not know would be lost.
+        // Not k8s-openapi's type, which would drop unknown fields of a taint.
         let node: Value = answered(self.client.request(get)).await?;
         let taints = node["spec"]["taints"].as_array().map_or(&[][..], Vec::as_slice);
         let is_ours = |taint: &&Value| taint["key"] == self.key.0;
@@ -116,7 +116,7 @@ impl StartupTaint {
             return Ok(false);
         }
         let rest: Vec<&Value> = taints.iter().filter(|taint| !is_ours(taint)).collect();
-        // A list is replaced whole: with this version, by no change that was not seen.
+        // The list is replaced as a whole; the version makes sure that no other change is lost.
         let version = json!({ "resourceVersion": node["metadata"]["resourceVersion"] });
         let patch = Patch::Merge(json!({ "metadata": version, "spec": { "taints": rest } }));
         let patch = nodes.patch(&self.node, &PatchParams::default(), &patch);

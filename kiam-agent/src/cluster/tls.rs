@@ -1,4 +1,4 @@
-//! What is wrong with TLS, in words that say what to do, and for how long it has been.
+//! Explains TLS errors with their remedies, and ends readiness when they last.
 
 use std::{
     error::Error as StdError,
@@ -13,10 +13,10 @@ use tokio::time::Instant;
 use super::describe;
 use kiam_core::lifecycle::{Detail, Latch, Readiness};
 
-/// A CA and what it signs are not replaced at the same moment; what fails for longer is wrong.
+/// How long TLS may fail while a CA and its certificates are replaced one after the other.
 const LASTING: Duration = Duration::from_secs(60);
 
-/// Whether TLS with one server works. It is part of readiness: what fails is no outage, and no waiting mends it.
+/// The state of TLS with one server. It is part of readiness: unlike an outage, failing TLS does not end by itself.
 #[derive(Clone, Debug)]
 pub(super) struct Health(Arc<Inner>);
 
@@ -30,14 +30,14 @@ struct Inner {
 // === impl Health ===
 
 impl Health {
-    /// Shows by this name how it is. Before the first answer nothing is wrong.
+    /// A state that is shown by this name, and good until the first answer.
     pub(super) fn new(name: &'static str, readiness: &Readiness) -> Self {
         let (works, problem) = (readiness.latch(name), readiness.detail(name));
         works.set();
         Self(Arc::new(Inner { works, problem, failing_since: Mutex::default() }))
     }
 
-    /// A request was answered, or was not. Failures that have nothing to do with TLS say nothing about it.
+    /// Records the result of a request. Errors other than TLS's are ignored.
     pub(super) fn heard<T>(&self, answer: &kube::Result<T>) {
         let Inner { works, problem, failing_since } = &*self.0;
         let mut failing_since = failing_since.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,7 +60,7 @@ impl Health {
     }
 }
 
-/// What rustls says, if that is why.
+/// The error of rustls that caused `error`, if one did.
 fn cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a TlsError> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -68,7 +68,7 @@ fn cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a TlsError> {
             return Some(found);
         }
         next = match error.downcast_ref::<io::Error>() {
-            // Its source is that of the error in it.
+            // The source of an I/O error skips the inner error itself.
             Some(error) => error.get_ref().map(|inner| inner as &(dyn StdError + 'static)),
             None => error.source(),
         };
@@ -76,7 +76,7 @@ fn cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a TlsError> {
     None
 }
 
-/// What to do about it, where rustls wants something else than OpenSSL and Go do, or where its words are few.
+/// The remedy of a TLS error, where rustls is stricter than OpenSSL and Go, or where its message is terse.
 pub(super) fn remedy(error: &(dyn StdError + 'static)) -> Option<&'static str> {
     let certificate = match cause(error)? {
         TlsError::InvalidCertificate(certificate) => certificate,
@@ -88,7 +88,7 @@ pub(super) fn remedy(error: &(dyn StdError + 'static)) -> Option<&'static str> {
             | AlertDescription::CertificateRequired
             | AlertDescription::UnsupportedCertificate,
         ) => {
-            return Some("the server does not take the client certificate of the kubeconfig");
+            return Some("the server rejects the client certificate of the kubeconfig");
         }
         _ => return None,
     };
@@ -104,13 +104,13 @@ pub(super) fn remedy(error: &(dyn StdError + 'static)) -> Option<&'static str> {
         | CertificateError::ExpiredContext { .. }
         | CertificateError::NotValidYet
         | CertificateError::NotValidYetContext { .. } => {
-            "renew the certificate, or put the node's clock right"
+            "renew the certificate, or correct the node's clock"
         }
         _ if text.contains("CaUsedAsEndEntity") => {
-            "the server shows a certificate of a CA (basicConstraints CA:TRUE), as openssl req -x509 makes them: have it sign one of its own for the server, with CA:FALSE"
+            "the server's certificate is that of a CA (basicConstraints CA:TRUE), as openssl req -x509 makes them: sign another one with it for the server, with CA:FALSE"
         }
         _ if text.contains("UnsupportedCertVersion") => {
-            "the certificate is of X.509 version 1, and has to be of version 3: make it again with extensions, such as basicConstraints=CA:FALSE and a subjectAltName"
+            "the certificate is of X.509 version 1, and must be of version 3: recreate it with extensions, such as basicConstraints=CA:FALSE and a subjectAltName"
         }
         _ => return None,
     })

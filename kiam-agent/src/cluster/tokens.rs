@@ -1,4 +1,4 @@
-//! Tokens that vouch for one pod, for AWS STS alone: asked for when they are needed, used at once, and kept nowhere.
+//! Requests tokens of pods' ServiceAccounts, for AWS STS alone. They are used at once and never stored.
 
 use std::time::Duration;
 
@@ -22,18 +22,18 @@ use kiam_core::{
     secret::Secret,
 };
 
-/// What STS expects in `aud`, in all partitions: IAM's identity providers are registered with it in China too.
+/// The audience that STS expects, in all partitions: IAM's identity providers have it in China, too.
 /// <https://docs.aws.amazon.com/eks/latest/userguide/enable-iam-roles-for-service-accounts.html>
 const AUDIENCE: &str = "sts.amazonaws.com";
-/// For how long the token holds, in seconds: the least that the API takes, and more than one call needs.
+/// The lifetime of a token, in seconds: the shortest that the API accepts.
 const LIFE: u32 = 600;
-/// One request, whole.
+/// The deadline of one request.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// STS takes no longer token, in characters.
+/// The longest token that STS accepts, in characters.
 /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRoleWithWebIdentity.html>
 const LONGEST: usize = 20_000;
 
-/// Asks for tokens of this node's pods.
+/// A source of tokens for this node's pods.
 pub struct Tokens {
     pub(super) client: kube::Client,
     pub(super) reader: PodReader,
@@ -53,13 +53,17 @@ struct TokenStatus {
 // === impl Tokens ===
 
 impl Tokens {
-    async fn ask(&self, account: &AccountName, claimant: &Claimant) -> Result<Secret, SourceError> {
+    async fn request(
+        &self,
+        account: &AccountName,
+        claimant: &Claimant,
+    ) -> Result<Secret, SourceError> {
         let uid = PodUid::new(&claimant.pod);
         let pod = self.reader.by_uid(&uid).ok();
-        // The server compares them too; but what is wrong here should not get that far.
+        // The server checks this, too.
         let pod =
             pod.filter(|pod| pod.uid == uid && pod.account() == *account).ok_or_else(|| {
-                let text = format!("no pod {} of ServiceAccount {account} is there", claimant.pod);
+                let text = format!("there is no pod {} of ServiceAccount {account}", claimant.pod);
                 SourceError::new(ErrorClass::Retryable, &text)
             })?;
         let failed = |class: ErrorClass, problem: &str| {
@@ -72,7 +76,7 @@ impl Tokens {
         let request = Request::new(accounts)
             .create_subresource("token", &account.name, &PostParams::default(), body(&pod))
             .map_err(|error| retry(&error.to_string()))?;
-        // Not kube's own parsing: that logs a text that it can't parse.
+        // Not kube's own parsing, which logs a text that it can't parse.
         let answer = timeout(DEADLINE, self.client.request_text(request)).await;
         let answer = answer.map_err(|_| retry("the Kubernetes API does not answer"))?;
         let answer = answer.map_err(|error| match &error {
@@ -80,7 +84,7 @@ impl Tokens {
             error => retry(&describe(error)),
         })?;
         let token = read(&Secret::new(answer));
-        token.ok_or_else(|| retry("the Kubernetes API answers without one"))
+        token.ok_or_else(|| retry("the Kubernetes API answers without a token"))
     }
 
     fn count(&self, result: Result<&Secret, &SourceError>) {
@@ -101,14 +105,14 @@ impl PodTokens for Tokens {
         claimant: &'a Claimant,
     ) -> BoxFuture<'a, Result<Secret, SourceError>> {
         Box::pin(async move {
-            let result = self.ask(account, claimant).await;
+            let result = self.request(account, claimant).await;
             self.count(result.as_ref());
             result
         })
     }
 }
 
-/// Asks for a token that is good for STS, and for as long as `pod` is there.
+/// The request for a token that is valid for STS, and while `pod` exists.
 /// <https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-request-v1/>
 fn body(pod: &Pod) -> Vec<u8> {
     let bound =
@@ -128,8 +132,8 @@ fn read(answer: &Secret) -> Option<Secret> {
     is_token.then_some(token)
 }
 
-/// What may pass by itself is retryable. Whoever checks that the pod is on this node may have heard of that later than the
-/// agent, and refuses until then; but what a policy forbids looks the same, and stays.
+/// The class of an error; errors that may pass are retryable. An authorizer that does not know yet that the pod is on this
+/// node answers 403, too, like a policy that denies the token for good.
 fn class(status: &Status) -> ErrorClass {
     match status.code {
         _ if lacks_right(status) => ErrorClass::Denied,
@@ -139,24 +143,25 @@ fn class(status: &Status) -> ErrorClass {
     }
 }
 
-/// Whether no rule gives the right to create what was to be created at all. The node authorizer, which gives it pod by pod, says the same and why.
+/// Whether the agent lacks the right to create such objects at all. The node authorizer, which decides for each pod, has
+/// the same message with a reason.
 pub(super) fn lacks_right(status: &Status) -> bool {
-    let says_so = status.message.contains("cannot create resource");
-    status.code == 403 && says_so && !is_elsewhere(status)
+    let denied = status.message.contains("cannot create resource");
+    status.code == 403 && denied && !is_elsewhere(status)
 }
 
-/// Whether the node authorizer knows of no such pod on the node, or not yet.
+/// Whether the node authorizer does not know the pod on this node, or not yet.
 fn is_elsewhere(status: &Status) -> bool {
     status.message.contains("no relationship found")
 }
 
-/// What to do comes first: a pod is shown only the beginning.
+/// The text of an error. The remedy comes first: a pod gets only the beginning.
 fn explain(status: &Status) -> String {
     let Status { code, message, .. } = status;
     let advice = match code {
         _ if lacks_right(status) => "apply deploy/web-identity, which grants it: ",
         403 if is_elsewhere(status) => "--token-kubeconfig is of a node without the pod: ",
-        404 | 409 => "the pod is gone, or going: ",
+        404 | 409 => "the pod is gone or ending: ",
         _ => "",
     };
     format!("{advice}{code}: {message}")

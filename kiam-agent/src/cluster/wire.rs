@@ -1,7 +1,7 @@
-//! Kubernetes objects as JSON, reduced at once to what decides about credentials.
+//! Parses Kubernetes objects from JSON into the records that decide about credentials.
 //!
-//! Each object is read on its own, so that one which makes no sense costs only itself. An object is
-//! taken whole or not at all: a pod whose address can't be read must not pass for one that has none yet.
+//! Each object is parsed by itself, so that a malformed one affects no other. A malformed object is skipped as a whole:
+//! a pod with an invalid address must not pass for a pod without one.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -15,11 +15,11 @@ use kiam_core::{
     role::AccountName,
 };
 
-/// An annotation that is read.
+/// The name and the size limit of an annotation.
 #[derive(Clone, Copy, Debug)]
 struct AnnotationSpec {
     name: &'static str,
-    /// So many bytes of it at most: no longer value can be used.
+    /// The longest valid value, in bytes.
     most: usize,
 }
 
@@ -35,22 +35,22 @@ const PERMITTED: AnnotationSpec =
 const ALLOWED_ROLES: AnnotationSpec =
     AnnotationSpec { name: "iam.amazonaws.com/allowed-roles", most: 64 * 1024 };
 const IMDSV2: AnnotationSpec = AnnotationSpec { name: "iam.amazonaws.com/imdsv2", most: 64 };
-/// Of ServiceAccounts, as EKS has it.
+/// The role of a ServiceAccount, as with EKS.
 const ROLE_ARN: AnnotationSpec = AnnotationSpec { name: "eks.amazonaws.com/role-arn", most: 2048 };
-/// What `spec.serviceAccountName` is where nobody filled it in.
+/// The ServiceAccount of pods without `spec.serviceAccountName`.
 const DEFAULT_SERVICE_ACCOUNT: &str = "default";
-/// Set by the kubelet, and only by it, on the API's image of a static pod
+/// Set only by the kubelet, on the mirror pod of a static pod
 /// (<https://kubernetes.io/docs/reference/labels-annotations-taints/#kubernetes-io-config-mirror>).
 const CONFIG_MIRROR: AnnotationSpec =
     AnnotationSpec { name: "kubernetes.io/config.mirror", most: 128 };
 const CONFIG_HASH: AnnotationSpec = AnnotationSpec { name: "kubernetes.io/config.hash", most: 128 };
 
-/// Names and the like: longer ones are none.
+/// Names and other short values.
 const WORD: Filter = Filter::Text(1024);
-/// For people to read, by the server.
+/// Messages of the server.
 const MESSAGE: Filter = Filter::Text(64 * 1024);
 
-/// A field of a certain name.
+/// The name and the filter of a field.
 type Field = (&'static str, Filter);
 
 const KIND: Field = ("kind", WORD);
@@ -59,13 +59,13 @@ const NAME: Field = ("name", WORD);
 const NAMESPACE: Field = ("namespace", WORD);
 const UID: Field = ("uid", WORD);
 const VERSION: Field = ("resourceVersion", WORD);
-// Of an error, which may come in the place of an object.
+// Fields of an error, which may come instead of an object.
 const CODE: Field = ("code", WORD);
 const REASON: Field = ("reason", WORD);
 const STATUS: Field = ("status", WORD);
 const TEXT: Field = ("message", MESSAGE);
 
-/// What is read of a pod.
+/// The filter of a pod.
 pub(super) const POD: Filter = Filter::Fields(&[
     KIND,
     API_VERSION,
@@ -109,7 +109,7 @@ const POD_ANNOTATIONS: Filter = Filter::Fields(&[
     CONFIG_HASH.field(),
 ]);
 
-/// What is read of a namespace.
+/// The filter of a namespace.
 pub(super) const NAMESPACE_OBJECT: Filter = Filter::Fields(&[
     KIND,
     API_VERSION,
@@ -130,7 +130,7 @@ pub(super) const NAMESPACE_OBJECT: Filter = Filter::Fields(&[
     ),
 ]);
 
-/// What is read of a ServiceAccount.
+/// The filter of a ServiceAccount.
 pub(super) const ACCOUNT_OBJECT: Filter = Filter::Fields(&[
     KIND,
     API_VERSION,
@@ -149,14 +149,14 @@ pub(super) const ACCOUNT_OBJECT: Filter = Filter::Fields(&[
     ),
 ]);
 
-/// What is read of a list, besides its items.
+/// The filter of a list's metadata.
 const LIST_METADATA: Field = ("metadata", Filter::Fields(&[VERSION, ("continue", MESSAGE)]));
 
-/// What is read of a list of such objects.
+/// The filters of objects, their lists and their events.
 pub(super) trait ObjectFilters {
     const OBJECT: Filter;
     const LIST: Filter = Filter::Fields(&[LIST_METADATA, ("items", Filter::Items(&Self::OBJECT))]);
-    /// What is read of a watch's events; of an error that comes in their place too.
+    /// The filter of a watch's event, or of an error instead of one.
     const EVENT: Filter = Filter::Fields(&[
         ("type", WORD),
         ("object", Self::OBJECT),
@@ -168,7 +168,7 @@ pub(super) trait ObjectFilters {
     ]);
 }
 
-/// Why an object or a list makes no sense.
+/// Why an object or a list is malformed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Malformed {
     #[error("not the expected JSON: {0}")]
@@ -185,19 +185,19 @@ pub(super) enum Malformed {
     Annotation(&'static str),
 }
 
-/// What a page of a list says about the list.
+/// The metadata of a page of a list.
 #[derive(Debug)]
 pub(super) struct Page {
     pub(super) version: String,
-    /// How to ask for the next page, where there is one.
+    /// The token of the next page, if there is one.
     pub(super) next: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct ListObject {
     metadata: ListMetadata,
-    /// Taken one by one as they came. An empty Go slice may be written as null, but it is written: what has no items is no
-    /// list, and must not pass for an empty one, which would take every object from the table.
+    /// The items are parsed one by one as they arrive. Go may encode an empty list as null; an object without the field is
+    /// not a list, and must not pass for an empty one, which would delete every record.
     #[serde(rename = "items", deserialize_with = "Option::deserialize")]
     _items: Option<Vec<IgnoredAny>>,
 }
@@ -266,7 +266,7 @@ struct PodIp {
     ip: Option<String>,
 }
 
-/// Reads a list's frame; its items come by themselves.
+/// Parses the metadata of a list's page.
 pub(super) fn page(document: &[u8]) -> Result<Page, Malformed> {
     let ListMetadata { resource_version, r#continue } =
         serde_json::from_slice::<ListObject>(document)?.metadata;
@@ -274,12 +274,12 @@ pub(super) fn page(document: &[u8]) -> Result<Page, Malformed> {
     Ok(Page { version: resource_version, next })
 }
 
-/// Reads a line of a watch: an event, or why there are no more.
+/// Parses a line of a watch: an event, or the error that ends the watch.
 pub(super) fn event(line: &[u8]) -> Result<WatchEvent<Value>, Malformed> {
     match serde_json::from_slice(line) {
         Ok(event) => Ok(event),
         Err(error) => match serde_json::from_slice::<Status>(line) {
-            // Any JSON object that is no event reads as a status, for want of required fields.
+            // A status has no required fields, so that any JSON object parses as one.
             Ok(status) if status.code == 0 => Err(Malformed::Event),
             Ok(status) => Ok(WatchEvent::Error(status.boxed())),
             Err(_) => Err(error.into()),
@@ -287,12 +287,12 @@ pub(super) fn event(line: &[u8]) -> Result<WatchEvent<Value>, Malformed> {
     }
 }
 
-/// Reads one pod.
+/// Parses a pod.
 pub(super) fn pod(object: &Value) -> Result<Pod, Malformed> {
     let PodObject { metadata, spec, status } = PodObject::deserialize(object)?;
     let (spec, status) = (spec.unwrap_or_default(), status.unwrap_or_default());
     let mirror = metadata.annotation(CONFIG_MIRROR)?.is_some();
-    // A manifest may give a static pod any UID; one of another form is in no cgroup path that is understood.
+    // A manifest may set any UID of a static pod; a UID of another form does not occur in cgroup paths.
     let config_hash = metadata.annotation(CONFIG_HASH)?.filter(|_| mirror);
     let config_hash = config_hash.and_then(|hash| hash.text().ok()?.parse::<PodUid>().ok());
     let listed = status.pod_ips.into_iter().flatten().filter_map(|it| it.ip);
@@ -312,7 +312,7 @@ pub(super) fn pod(object: &Value) -> Result<Pod, Malformed> {
         role: metadata.annotation(ROLE)?,
         session_name: metadata.annotation(SESSION_NAME)?,
         external_id: metadata.annotation(EXTERNAL_ID)?,
-        // It narrows what the pod may do, so that one without a word is a mistake and not the same as none.
+        // It restricts the pod, so that an empty one is a mistake, not the same as none.
         session_policies: metadata.annotation_as_written(SESSION_POLICIES)?,
         namespace: metadata.namespace,
         name: metadata.name,
@@ -329,7 +329,7 @@ pub(super) fn pod(object: &Value) -> Result<Pod, Malformed> {
     })
 }
 
-/// Reads one namespace, or its metadata alone.
+/// Parses a namespace, or its metadata alone.
 pub(super) fn namespace(object: &Value) -> Result<Namespace, Malformed> {
     let MetadataObject { metadata } = MetadataObject::deserialize(object)?;
     Ok(Namespace {
@@ -341,7 +341,7 @@ pub(super) fn namespace(object: &Value) -> Result<Namespace, Malformed> {
     })
 }
 
-/// Reads one ServiceAccount, or its metadata alone.
+/// Parses a ServiceAccount, or its metadata alone.
 pub(super) fn service_account(object: &Value) -> Result<ServiceAccount, Malformed> {
     let MetadataObject { metadata } = MetadataObject::deserialize(object)?;
     Ok(ServiceAccount {
@@ -351,7 +351,7 @@ pub(super) fn service_account(object: &Value) -> Result<ServiceAccount, Malforme
     })
 }
 
-/// The resource version of any object, as far as there is one.
+/// The resource version of an object, if it has one.
 pub(super) fn version(object: &Value) -> Option<&str> {
     object.get("metadata")?.get("resourceVersion")?.as_str()
 }
@@ -368,7 +368,7 @@ fn address(text: &str) -> Result<IpAddr, Malformed> {
 // === impl Metadata ===
 
 impl Metadata {
-    /// The annotation, where it is there and says something.
+    /// The annotation, unless it is absent or blank.
     fn annotation(&self, read: AnnotationSpec) -> Result<Option<Annotation>, Malformed> {
         let blank = |it: &Annotation| it.text().is_ok_and(|text| text.trim().is_empty());
         Ok(self.annotation_as_written(read)?.filter(|it| !blank(it)))
@@ -381,7 +381,7 @@ impl Metadata {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) if text.len() > most => Ok(Some(too_long(text.len()))),
             Some(Value::String(text)) => Ok(Some(Annotation::from(text.as_str()))),
-            // So the sieve says it; of any other object it keeps nothing.
+            // The sieve's replacement of a long text; it empties all other objects.
             Some(value) => match value.get("tooLong").and_then(Value::as_u64) {
                 Some(length) => Ok(Some(too_long(usize::try_from(length).unwrap_or(usize::MAX)))),
                 None => Err(Malformed::Annotation(name)),

@@ -1,8 +1,8 @@
-//! Events as the API server takes them, `events.k8s.io/v1`.
+//! Writes Events of `events.k8s.io/v1`.
 //!
-//! `kube::runtime::events::Recorder` tells Events apart by all but what they say, so that a pod's second error would
-//! count as its first, and forgets what it told after six minutes. Here an Event's name comes from what it says about
-//! whom: an agent that starts again, or takes over, goes on with its predecessor's.
+//! `kube::runtime::events::Recorder` ignores the note when it compares Events, so that a pod's second error would count
+//! as its first, and forgets Events after six minutes. Here an Event's name is a hash of its subject, reason and note: an
+//! agent that restarts or takes over continues its predecessor's Events.
 
 use std::time::Duration;
 
@@ -23,57 +23,57 @@ use tokio::time;
 use super::trouble::{Subject, Trouble};
 use kiam_core::clock::Clock;
 
-/// How long one request may take.
+/// The deadline of one request.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// The API server's limits, in bytes
 /// (<https://github.com/kubernetes/kubernetes/blob/master/pkg/apis/core/validation/events.go>).
 const LONGEST_NOTE: usize = 1024;
 const LONGEST_INSTANCE: usize = 128;
-/// Of the 253 that a name may have, without what follows.
+/// The longest prefix of a name: 253 bytes less the hash and its dot.
 const LONGEST_NAME: usize = 253 - 17;
 
 const CONTROLLER: &str = "kiam-agent";
 
-/// Writes Events.
+/// A writer of Events.
 pub(super) struct Writer {
     pub(super) client: kube::Client,
-    /// Who tells: the node's name.
+    /// The reporting instance: the node's name.
     pub(super) instance: String,
     pub(super) clock: Clock,
 }
 
-/// What became of an Event that the API server has now.
+/// How an Event was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WriteOutcome {
     Created,
     Repeated,
-    /// Another node has told of the namespace.
+    /// Another node has reported the namespace's mistake.
     There,
 }
 
-/// Why the API server has no such Event.
+/// Why an Event was not written.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// Trying again later is all there is to do.
+    /// An error that may pass; the request is retried.
     #[error("{}", super::super::describe(.0))]
     Request(#[from] kube::Error),
     #[error("no answer within {} s", DEADLINE.as_secs())]
     Deadline(#[from] time::error::Elapsed),
-    /// Somebody must allow it.
+    /// The agent lacks a right.
     #[error(
-        "the agent may not write Events, its ClusterRole lacks create and patch of events in events.k8s.io: {0}"
+        "the agent may not write Events: its ClusterRole lacks create and patch of events in events.k8s.io: {0}"
     )]
     Forbidden(String),
-    /// It never takes this one.
-    #[error("the server refuses the Event: {0}")]
+    /// The server rejects this Event, whenever it is written.
+    #[error("the server rejects the Event: {0}")]
     Rejected(String),
 }
 
 // === impl Writer ===
 
 impl Writer {
-    /// Tells of `trouble` for the `count`th time.
+    /// Reports `trouble` for the `count`th time.
     pub(super) async fn write(
         &self,
         trouble: &Trouble,
@@ -83,7 +83,7 @@ impl Writer {
         let name = name(trouble);
         if count > 1 {
             match self.repeat(&events, &name, count).await {
-                // The server has forgotten it.
+                // The Event has expired.
                 Err(Failure::Request(error)) if is(&error, 404) => {}
                 repeated => return repeated,
             }
@@ -150,19 +150,19 @@ impl Writer {
     }
 }
 
-/// The Event's name, the same whoever tells.
+/// The Event's name, which is the same for every agent.
 fn name(trouble: &Trouble) -> String {
     let (name, uid) = match &trouble.subject {
         Subject::Pod { name, uid, .. } => (name, uid.as_str()),
         Subject::Namespace(name) => (name, ""),
     };
-    let said = Sha256::digest([uid, trouble.reason, &trouble.note].join("\n"));
-    let said = said.iter().take(8).map(|byte| format!("{byte:02x}")).collect::<String>();
-    // No part of a name ends in these.
-    format!("{}.{said}", cut(name, LONGEST_NAME).trim_end_matches(['-', '.']))
+    let hash = Sha256::digest([uid, trouble.reason, &trouble.note].join("\n"));
+    let hash = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect::<String>();
+    // A part of a name must not end in these.
+    format!("{}.{hash}", cut(name, LONGEST_NAME).trim_end_matches(['-', '.']))
 }
 
-/// As much of `text` as fits into `longest` bytes.
+/// The beginning of `text`, of at most `longest` bytes.
 fn cut(text: &str, longest: usize) -> &str {
     &text[..text.floor_char_boundary(longest)]
 }
@@ -180,7 +180,7 @@ impl Failure {
         match status.code {
             403 if is_ending(&status) => Self::Rejected(message),
             403 => Self::Forbidden(message),
-            // Too early, too many, or no longer the agent's token: all of them pass.
+            // Too early, too many, or an expired token: all of these pass.
             401 | 408 | 429 => Self::Request(kube::Error::Api(status)),
             400..500 => Self::Rejected(message),
             _ => Self::Request(kube::Error::Api(status)),
@@ -188,7 +188,7 @@ impl Failure {
     }
 }
 
-/// Whether a refusal is because the namespace is being deleted.
+/// Whether the request failed because the namespace is being deleted.
 fn is_ending(status: &Status) -> bool {
     let causes = status.details.iter().flat_map(|details| &details.causes);
     causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")

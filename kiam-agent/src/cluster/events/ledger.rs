@@ -1,7 +1,7 @@
-//! What was told of what, and when to tell of it again: pure functions of now.
+//! Decides when each trouble is reported, and reported again, by pure functions of the time.
 //!
-//! The one rule: nothing is queued. What can't be told yet stays found, and is told when it can be, if it is still
-//! there.
+//! The one rule: nothing is queued. A trouble that can't be reported yet is found again by later scans, and reported
+//! when the limits allow it, if it still exists.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -13,26 +13,26 @@ use tokio::time::Instant;
 use super::trouble::{PresentTrouble, Subject, Trouble};
 use kiam_core::credentials::{Bucket, Rate};
 
-/// How often what lasts is told of. The API server forgets an Event an hour after it was last written.
+/// The time between two reports of a trouble that lasts. The API server deletes an Event an hour after its last write.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(30 * 60);
 
-/// How soon what was over and came back is told of again.
+/// The shortest time between two reports of a trouble that ended and returned.
 const RETURN_INTERVAL: Duration = Duration::from_secs(5 * 60);
 
-/// What is over is remembered for as long as its Event.
+/// How long a trouble that ended is remembered: as long as its Event exists.
 const RETENTION: Duration = Duration::from_secs(3600);
 
-/// All Events of this node. When STS fails everywhere, 5,000 nodes ask 500 a second of the API server.
+/// The limit of all Events of this node. When STS fails everywhere, 5,000 nodes write 500 a second.
 const NODE: Rate = Rate { burst: 10, period: Duration::from_secs(10) };
 
-/// Those about one pod or namespace.
+/// The limit of Events about one pod or namespace.
 const SUBJECT: Rate = Rate { burst: 3, period: Duration::from_secs(5 * 60) };
 
-/// What is known of each trouble. Memory grows with what there is, and with what was told within [`RETENTION`].
+/// The reports of each trouble. Memory grows with the present troubles and those reported within [`RETENTION`].
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     entries: BTreeMap<Trouble, Entry>,
-    /// Since when there is something of this kind, whatever it says: errors of one cause may differ in words.
+    /// When a trouble of this reason began, whatever its note: errors of one cause may differ in their text.
     since: HashMap<(Subject, &'static str), Instant>,
     node: Bucket,
     subjects: HashMap<Subject, Bucket>,
@@ -42,64 +42,64 @@ pub(super) struct Ledger {
 struct Entry {
     patience: Duration,
     once: bool,
-    is_there: bool,
-    told: Option<Report>,
+    present: bool,
+    last_report: Option<Report>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Report {
     at: Instant,
     count: i32,
-    /// Whether it was over since.
-    was_over: bool,
+    /// Whether the trouble ended since.
+    ended: bool,
 }
 
-/// What has changed.
+/// The changes since the last scan.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    /// What was not there before.
+    /// New troubles.
     pub(super) troubles: Vec<Trouble>,
-    /// How many were over before they could be told of.
+    /// How many troubles ended before the limits allowed a report.
     pub(super) dropped: u64,
 }
 
 // === impl Ledger ===
 
 impl Ledger {
-    /// Takes all that is found now.
-    pub(super) fn take(&mut self, found: Vec<PresentTrouble>, now: Instant) -> Changes {
-        let mut news = Changes::default();
+    /// Takes the present troubles.
+    pub(super) fn take(&mut self, present: Vec<PresentTrouble>, now: Instant) -> Changes {
+        let mut changes = Changes::default();
         let before = std::mem::take(&mut self.since);
-        self.entries.values_mut().for_each(|entry| entry.is_there = false);
-        for PresentTrouble { trouble, patience, once } in found {
+        self.entries.values_mut().for_each(|entry| entry.present = false);
+        for PresentTrouble { trouble, patience, once } in present {
             let kind = (trouble.subject.clone(), trouble.reason);
             let since = before.get(&kind).copied().unwrap_or(now);
             self.since.insert(kind, since);
             let entry = self.entries.entry(trouble.clone()).or_insert_with(|| {
-                news.troubles.push(trouble);
-                Entry { patience, once, is_there: true, told: None }
+                changes.troubles.push(trouble);
+                Entry { patience, once, present: true, last_report: None }
             });
-            entry.is_there = true;
+            entry.present = true;
         }
-        self.entries.retain(|trouble, entry| match (&mut entry.told, entry.is_there) {
+        self.entries.retain(|trouble, entry| match (&mut entry.last_report, entry.present) {
             (_, true) => true,
-            (Some(told), false) => {
-                told.was_over = true;
-                now.duration_since(told.at) < RETENTION
+            (Some(report), false) => {
+                report.ended = true;
+                now.duration_since(report.at) < RETENTION
             }
             (None, false) => {
                 let due = before.get(&(trouble.subject.clone(), trouble.reason));
                 let was_due = due.is_some_and(|since| now.duration_since(*since) >= entry.patience);
-                news.dropped += u64::from(was_due);
+                changes.dropped += u64::from(was_due);
                 false
             }
         });
         self.subjects.retain(|_, bucket| !bucket.is_full(now));
-        news
+        changes
     }
 
-    /// What is to be told of now, and for the how manieth time; [`Ledger::told`] takes it off. What was never told of
-    /// is first, then what was told of longest ago.
+    /// The trouble that is due for a report, with the report's number, until [`Ledger::record`] records it. New troubles
+    /// come first, then those with the oldest reports.
     pub(super) fn next(&mut self, now: Instant) -> Option<(Trouble, i32)> {
         if !self.node.wait(NODE, now).is_zero() {
             return None;
@@ -113,18 +113,18 @@ impl Ledger {
             entry.is_due(&trouble.subject, since, now) && allowed(&trouble.subject)
         });
         let (trouble, entry) =
-            due.min_by_key(|(_, entry)| (entry.once, entry.told.map(|told| told.at)))?;
-        let count = entry.told.map_or(0, |told| told.count).saturating_add(1);
+            due.min_by_key(|(_, entry)| (entry.once, entry.last_report.map(|report| report.at)))?;
+        let count = entry.last_report.map_or(0, |report| report.count).saturating_add(1);
         let trouble = trouble.clone();
         self.node.take(NODE, now);
         self.subjects.entry(trouble.subject.clone()).or_default().take(SUBJECT, now);
         Some((trouble, count))
     }
 
-    /// It was told of for the `count`th time, as far as that can ever be.
-    pub(super) fn told(&mut self, trouble: &Trouble, count: i32, now: Instant) {
+    /// Records the `count`th report of `trouble`, or that the server rejects it.
+    pub(super) fn record(&mut self, trouble: &Trouble, count: i32, now: Instant) {
         if let Some(entry) = self.entries.get_mut(trouble) {
-            entry.told = Some(Report { at: now, count, was_over: false });
+            entry.last_report = Some(Report { at: now, count, ended: false });
         }
     }
 }
@@ -133,18 +133,18 @@ impl Ledger {
 
 impl Entry {
     fn is_due(&self, subject: &Subject, since: Instant, now: Instant) -> bool {
-        if !self.is_there || now.duration_since(since) < self.patience {
+        if !self.present || now.duration_since(since) < self.patience {
             return false;
         }
-        let Some(told) = self.told else { return true };
+        let Some(report) = self.last_report else { return true };
         let pause = match subject {
             _ if self.once => return false,
-            _ if told.was_over => RETURN_INTERVAL,
+            _ if report.ended => RETURN_INTERVAL,
             Subject::Pod { .. } => REPEAT_INTERVAL,
-            // Every node with pods of the namespace tells of it, and their own Events go on.
+            // Every node with pods of the namespace reports it, and the pods' own Events are repeated.
             Subject::Namespace(_) => return false,
         };
-        now.duration_since(told.at) >= pause
+        now.duration_since(report.at) >= pause
     }
 }
 

@@ -1,7 +1,7 @@
-//! Tells, by Events, why pods get no credentials.
+//! Reports by Events why pods get no credentials.
 //!
-//! Level-triggered: what is wrong is looked for again and again, as it is then, and compared with what was told. So no
-//! change of a record or of credentials can be missed, nothing is queued, and whoever answers pods knows nothing of it.
+//! Level-triggered: the present troubles are scanned periodically and compared with those reported. So no change of a
+//! record or of credentials is missed, nothing is queued, and the code that serves pods does not depend on Events.
 
 mod api;
 mod ledger;
@@ -29,33 +29,33 @@ use kiam_core::{
     policy::RolePolicy,
 };
 
-/// How long nothing is tried after the agent was told that it may not write Events.
+/// The delay of the next attempt after the API server denied the agent to write Events.
 const FORBIDDEN: Duration = Duration::from_secs(600);
 
-/// Says until when a pod may hold the node's credentials, if it may.
+/// A function to the time until which a pod may hold the node's credentials, if it may.
 pub type Exposure = Box<dyn Fn(&Pod) -> Option<SystemTime> + Send + Sync>;
 
-/// What tells what is wrong.
+/// The dependencies of Events.
 pub struct EventParts {
-    /// Whose Events.
+    /// All known pods.
     pub pods: PodReader,
-    /// Which of those pods are this agent's.
+    /// Whether a pod is served by this agent.
     pub serves: Box<dyn Fn(&Pod) -> bool + Send + Sync>,
-    /// What they may have.
+    /// The roles that pods may have.
     pub policy: RolePolicy,
-    /// What they have.
+    /// The cached credentials.
     pub credentials: CredentialReader,
     /// Until when a pod may hold the node's credentials, if it may.
     pub exposed: Exposure,
-    /// Tells the time.
+    /// The clock.
     pub clock: Clock,
-    /// How often to look.
+    /// The time between two scans.
     pub period: Duration,
-    /// Whether there are to be Events; else mistakes of namespaces are only logged.
+    /// Whether Events are written. Otherwise mistakes of namespaces are only logged.
     pub send: bool,
 }
 
-/// Writes Events about this node's pods. Whatever becomes of that delays nobody.
+/// The task that writes Events about this node's pods. Nothing waits for it.
 pub struct Events {
     pub(super) client: kube::Client,
     /// The node's name, if it is known.
@@ -63,7 +63,7 @@ pub struct Events {
     pub(super) metrics: Metrics,
 }
 
-/// One run's state.
+/// The state of one run.
 struct Reporter {
     parts: EventParts,
     writer: Writer,
@@ -71,29 +71,29 @@ struct Reporter {
     ledger: Ledger,
     backoff: Backoff,
     not_before: Instant,
-    /// Whether it was logged that Events can't be written.
-    complained: bool,
+    /// Whether a warning was logged that Events can't be written.
+    warned: bool,
 }
 
 // === impl Events ===
 
 impl Events {
-    /// Tells of what is wrong until the drain begins.
+    /// Reports troubles until the drain begins.
     pub async fn run(self, parts: EventParts, mut drain: Drain) {
         let instance = self.node.unwrap_or_else(|| "kiam-agent".to_owned());
         let writer = Writer { client: self.client, instance, clock: parts.clock.clone() };
-        let teller = Reporter {
+        let reporter = Reporter {
             parts,
             writer,
             metrics: self.metrics,
             ledger: Ledger::default(),
             backoff: Backoff::new(),
             not_before: Instant::now(),
-            complained: false,
+            warned: false,
         };
         tokio::select! {
             () = drain.started() => {}
-            () = teller.run().instrument(info_span!("events")) => {}
+            () = reporter.run().instrument(info_span!("events")) => {}
         }
     }
 }
@@ -103,18 +103,18 @@ impl Events {
 impl Reporter {
     async fn run(mut self) {
         loop {
-            let news = self.ledger.take(trouble::look(&self.parts), Instant::now());
-            news.troubles.iter().for_each(log);
-            self.metrics.count_events(EventOutcome::Dropped, news.dropped);
+            let changes = self.ledger.take(trouble::scan(&self.parts), Instant::now());
+            changes.troubles.iter().for_each(log);
+            self.metrics.count_events(EventOutcome::Dropped, changes.dropped);
             if self.parts.send && Instant::now() >= self.not_before {
-                self.tell().await;
+                self.report().await;
             }
             sleep(jittered(self.parts.period)).await;
         }
     }
 
-    /// Tells of everything that is due, until the API server fails.
-    async fn tell(&mut self) {
+    /// Reports all troubles that are due, until the API server fails.
+    async fn report(&mut self) {
         while let Some((trouble, count)) = self.ledger.next(Instant::now()) {
             let written = self.writer.write(&trouble, count).await;
             let now = Instant::now();
@@ -122,29 +122,31 @@ impl Reporter {
             match &written {
                 Ok(_) => {
                     self.backoff.reset();
-                    self.complained = false;
+                    self.warned = false;
                 }
-                Err(Failure::Rejected(message)) => warn!(?trouble, message, "An Event was refused"),
+                Err(Failure::Rejected(message)) => {
+                    warn!(?trouble, message, "The Kubernetes API rejected an Event")
+                }
                 Err(failure) => {
                     let pause = match failure {
                         Failure::Forbidden(_) => FORBIDDEN,
                         _ => self.backoff.next(),
                     };
                     self.not_before = now + pause;
-                    self.complain(failure);
+                    self.warn(failure);
                     return;
                 }
             }
-            self.ledger.told(&trouble, count, now);
+            self.ledger.record(&trouble, count, now);
         }
     }
 
-    fn complain(&mut self, failure: &Failure) {
-        if self.complained {
-            debug!(error = %failure, "Events still can't be written");
+    fn warn(&mut self, failure: &Failure) {
+        if self.warned {
+            debug!(error = %failure, "Writing Events still fails");
         } else {
-            warn!(error = %failure, "Events can't be written, so that pods don't show why they get no credentials");
-            self.complained = true;
+            warn!(error = %failure, "Writing Events fails; pods don't show why they get no credentials");
+            self.warned = true;
         }
     }
 }
@@ -158,7 +160,7 @@ fn outcome(written: &Result<WriteOutcome, Failure>) -> EventOutcome {
     }
 }
 
-/// What is wrong with a namespace is logged when it is found; a pod's refusals are where it asks.
+/// Logs a new trouble. Rejected requests of pods are logged where they are answered.
 fn log(trouble: &Trouble) {
     match &trouble.subject {
         Subject::Namespace(name) => {

@@ -1,4 +1,4 @@
-//! What is wrong on this node as the records and the credentials are now.
+//! Finds the present troubles of this node's pods, from the records and the credentials.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -10,17 +10,17 @@ use kiam_core::{
     role::RoleIdentity,
 };
 
-/// What may pass by itself is told of only when it lasts for so long.
+/// How long a trouble that may pass by itself must last before it is reported.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Whom an Event is about.
+/// The object that an Event is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Subject {
     Pod { namespace: String, name: String, uid: String },
     Namespace(String),
 }
 
-/// Why somebody gets no credentials, in an Event's words.
+/// A reason why a pod gets no credentials, in an Event's words.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Trouble {
     pub(super) subject: Subject,
@@ -28,26 +28,26 @@ pub(super) struct Trouble {
     pub(super) note: String,
 }
 
-/// A trouble that there is now.
+/// A trouble that exists now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PresentTrouble {
     pub(super) trouble: Trouble,
-    /// For how long it must last before it is worth an Event.
+    /// How long it must last before it is reported.
     pub(super) patience: Duration,
-    /// Whether one Event is enough, which can wait for those that say why a pod gets no credentials.
+    /// Whether it is reported once only, after all others.
     pub(super) once: bool,
 }
 
-/// All that there is to tell. Of pods that want no role there is nothing but that they may hold the node's credentials; of namespaces, only where such pods are on this
-/// node: all nodes watch them all, and each would tell.
-pub(super) fn look(parts: &EventParts) -> Vec<PresentTrouble> {
+/// The present troubles. Pods that request no role are reported only if they may hold the node's credentials. Namespaces
+/// are reported only by nodes with pods of theirs that request a role: all nodes watch all namespaces.
+pub(super) fn scan(parts: &EventParts) -> Vec<PresentTrouble> {
     let mut found = Vec::new();
     let mut namespaces = BTreeSet::new();
     let pods = parts.pods.all().into_iter();
-    let asks = |pod: &Pod| parts.policy.role(pod).is_some();
+    let requests_role = |pod: &Pod| parts.policy.role(pod).is_some();
     for pod in pods.filter(|pod| pod.live && (parts.serves)(pod)) {
-        found.extend(exposed(&pod, parts));
-        if asks(&pod) {
+        found.extend(exposure(&pod, parts));
+        if requests_role(&pod) {
             found.extend(of_pod(&pod, parts));
             namespaces.insert(pod.namespace.clone());
         }
@@ -63,7 +63,7 @@ pub(super) fn look(parts: &EventParts) -> Vec<PresentTrouble> {
 fn of_pod(pod: &Pod, parts: &EventParts) -> Option<PresentTrouble> {
     let (reason, note, patience) = match parts.policy.decide(pod) {
         Decision::Refuse(refusal) => {
-            // Pods are watched apart from the rest.
+            // Pods are watched independently of namespaces and ServiceAccounts.
             let patience = if refusal.may_pass() { PATIENCE } else { Duration::ZERO };
             ("RoleForbidden", refusal.to_string(), patience)
         }
@@ -79,22 +79,22 @@ fn of_pod(pod: &Pod, parts: &EventParts) -> Option<PresentTrouble> {
     })
 }
 
-fn exposed(pod: &Pod, parts: &EventParts) -> Option<PresentTrouble> {
+fn exposure(pod: &Pod, parts: &EventParts) -> Option<PresentTrouble> {
     let until = humantime::format_rfc3339_seconds((parts.exposed)(pod)?);
     let note = format!(
-        "the pod ran before the node's metadata service was intercepted and may hold the node's credentials until {until}; delete the pod to be rid of them earlier"
+        "the pod ran before the node's metadata service was intercepted and may hold the node's credentials until {until}; recreate the pod to end that earlier"
     );
     let trouble = Trouble { subject: subject(pod), reason: "NodeCredentialsExposed", note };
     Some(PresentTrouble { trouble, patience: Duration::ZERO, once: true })
 }
 
 fn subject(pod: &Pod) -> Subject {
-    // A static pod's Events are about the UID that the kubelet gave it, which its mirror pod names.
+    // A static pod's Events refer to the UID that the kubelet gave it, which is in its mirror pod.
     let uid = pod.config_hash.as_ref().unwrap_or(&pod.uid).to_string();
     Subject::Pod { namespace: pod.namespace.clone(), name: pod.name.clone(), uid }
 }
 
-/// Why there are no credentials, and whether that may pass; `None` where there are.
+/// Why there are no credentials, and how long that must last; `None` if there are.
 fn lack(identity: &RoleIdentity, state: Option<State>) -> Option<(String, Duration)> {
     let patience = match &state {
         Some(State::Failed { error, .. }) if error.class == ErrorClass::Denied => Duration::ZERO,
@@ -117,7 +117,7 @@ fn of_namespace(name: &str, mistake: &Mistake) -> PresentTrouble {
 // === impl Subject ===
 
 impl Subject {
-    /// Where its Events are: a namespace's own are in it, for those who can see no other namespace.
+    /// The namespace of its Events. Those about a namespace are in that namespace, where its users can read them.
     pub(super) fn namespace(&self) -> &str {
         match self {
             Self::Pod { namespace, .. } | Self::Namespace(namespace) => namespace,

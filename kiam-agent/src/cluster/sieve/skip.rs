@@ -1,24 +1,24 @@
-//! Finds the end of a value that nobody wants, and of strings and numbers.
+//! Finds the end of skipped values, strings and numbers.
 
 use std::mem;
 
 use memchr::memchr2;
 
-/// Where in a value that is passed over.
+/// The position in a skipped value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SkipState {
-    /// Between the strings of what is so deep in arrays and objects.
+    /// Outside of strings, at this depth of arrays and objects.
     Within { depth: usize },
     /// In a string.
     String { depth: usize },
-    /// In a number, or one of the words.
+    /// In a number, `true`, `false` or `null`.
     Scalar,
 }
 
 // === impl SkipState ===
 
 impl SkipState {
-    /// How many of `bytes` belong to the value, and whether it ends there.
+    /// Takes the bytes that belong to the value, and returns how many, and whether it ends there.
     pub(super) fn take(&mut self, bytes: &[u8], escaped: &mut bool) -> (usize, bool) {
         match *self {
             Self::Scalar => {
@@ -53,13 +53,13 @@ impl SkipState {
     }
 }
 
-/// How much of `bytes` is within a string, whether its closing quote follows, and how many bytes fewer than that the
-/// text has at least: those that escapes take.
+/// The number of `bytes` within a string, whether its closing quote follows, and how many of those bytes belong to
+/// escapes.
 pub(super) fn string(bytes: &[u8], escaped: &mut bool) -> (usize, bool, usize) {
     let (mut at, mut escapes) = (0, 0);
     while at < bytes.len() {
         if mem::take(escaped) {
-            // The four digits of `\u` are text of one byte at least.
+            // `\u` and its four digits stand for at least one byte.
             escapes += if bytes[at] == b'u' { 4 } else { 0 };
             at += 1;
             continue;
