@@ -278,7 +278,7 @@ impl Watch {
         }
     }
 
-    /// Watches the current containers' cgroups of a pod, and returns whether they changed.
+    /// Watches the current containers' cgroups of a pod, and returns whether they changed or had an unread event.
     fn containers(&mut self, uid: &PodUid) -> bool {
         let Some(path) = self.pods.get(uid).map(|pod| pod.path.clone()) else { return false };
         let Some(names) = self.below(&path) else { return false };
@@ -288,14 +288,19 @@ impl Watch {
             pod.containers.keys().filter(|known| !names.iter().any(|name| **name == ***known));
         let gone: Vec<_> = gone.cloned().collect();
         gone.iter().for_each(|name| self.forget_container(uid, name));
-        names.iter().for_each(|name| self.container(uid, name));
-        !gone.is_empty() || self.pods.get(uid).is_some_and(|pod| pod.containers.len() != before)
+        let mut unread = false;
+        for name in &names {
+            unread |= self.container(uid, name);
+        }
+        let others = self.pods.get(uid).is_some_and(|pod| pod.containers.len() != before);
+        unread || others || !gone.is_empty()
     }
 
-    fn container(&mut self, uid: &PodUid, name: &OsStr) {
-        let Some(pod) = self.pods.get(uid) else { return };
+    /// Watches a container's cgroup; whether that ended a watch whose event was not read yet, and is not going to be.
+    fn container(&mut self, uid: &PodUid, name: &OsStr) -> bool {
+        let Some(pod) = self.pods.get(uid) else { return false };
         if pod.containers.len() == CONTAINERS && !pod.containers.contains_key(name) {
-            return;
+            return false;
         }
         let container = pod.path.join(name);
         // The same cgroup keeps its number. A recreated one gets another.
@@ -307,8 +312,13 @@ impl Watch {
         let watches: Vec<i32> = events.into_iter().chain(processes).collect();
         let pod = self.pods.get_mut(uid);
         let before = pod.and_then(|pod| pod.containers.insert(name.into(), watches.clone()));
-        let ended = before.into_iter().flatten().filter(|before| !watches.contains(before));
-        ended.for_each(|old| self.watches.end(old));
+        let mut unread = false;
+        for old in before.into_iter().flatten().filter(|before| !watches.contains(before)) {
+            // Of one that had its event, and that was read, there is no place any more.
+            unread |= self.watches.place(old).is_some();
+            self.watches.end(old);
+        }
+        unread
     }
 
     fn forget_container(&mut self, uid: &PodUid, name: &OsStr) {

@@ -214,6 +214,114 @@ async fn a_pod_whose_containers_change_their_events_in_turn_is_noticed_no_more_o
 }
 
 #[tokio::test]
+async fn an_event_that_was_not_read_before_a_catch_up_is_not_lost() {
+    let Some(mut stage) = Stage::start("unread_event") else { return };
+    let pod = stage.root.path().join(format!("burstable/pod{A}"));
+    for name in ["1", "2"] {
+        fs::create_dir_all(pod.join(name)).unwrap();
+    }
+    stage.watch.sweep();
+    // As where the system has refused to watch the other one.
+    let containers = &mut stage.watch.pods.get_mut(&uid(A)).unwrap().containers;
+    let missing = std::mem::take(containers.get_mut(OsStr::new("2")).unwrap());
+    missing.into_iter().for_each(|watch| stage.watch.watches.end(watch));
+    truncate(&pod.join("1/cgroup.events"));
+    let changes = stage.watch.catch_up();
+    assert_eq!(changes, [Change::Stirred(uid(A))]);
+    assert_eq!(stage.watch.catch_up(), [], "all is watched");
+}
+
+/// Makes and removes containers of eight pods, and pods, and changes their events, all in no order.
+fn rage(root: &Path, seed: u64, ended: &AtomicBool) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    while !ended.load(Ordering::Relaxed) {
+        let pod = root.join(format!("burstable/pod{}", storm_uid(random.u8(..8))));
+        let container = pod.join(random.u8(..3).to_string());
+        // Another thread may have been faster with any of it.
+        match random.u8(..8) {
+            0..=2 => drop(fs::create_dir_all(&container)),
+            3 => drop(fs::remove_dir(&container)),
+            4 => drop(fs::remove_dir(&pod)),
+            _ => {
+                drop(fs::OpenOptions::new().write(true).truncate(true).open(match random.bool() {
+                    true => container.join("cgroup.events"),
+                    false => pod.join("cgroup.events"),
+                }))
+            }
+        }
+        if random.u8(..16) == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+fn storm_uid(number: u8) -> PodUid {
+    PodUid::new(&format!("{number:08x}-d9cb-469f-a165-70867728950e"))
+}
+
+#[tokio::test]
+async fn nothing_is_lost_where_cgroups_come_and_go_while_watches_are_renewed() {
+    let Some(mut stage) = Stage::start("renewed_in_a_storm") else { return };
+    stage.watch.sweep();
+    let ended = Arc::new(AtomicBool::new(false));
+    let root = stage.root.path().to_owned();
+    let threads: Vec<_> = (0..3)
+        .map(|seed| {
+            let (root, ended) = (root.clone(), ended.clone());
+            std::thread::spawn(move || rage(&root, seed, &ended))
+        })
+        .collect();
+    let (begun, mut known) = (Instant::now(), std::collections::HashSet::new());
+    // As `Sandboxes` keeps them.
+    let mut take = |changes: Vec<Change>| {
+        for change in changes {
+            match change {
+                Change::Made(pod, _) => drop(known.insert(pod)),
+                Change::Removed(pod) => drop(known.remove(&pod)),
+                Change::Stirred(_) | Change::Joined(_) => {}
+                Change::Lost => panic!("more events than the kernel keeps"),
+            }
+        }
+        known.len()
+    };
+    let mut renewed = 0;
+    while begun.elapsed() < REST * 20 {
+        let before = stage.watch.spent.len();
+        if let Ok(changes) = timeout(Duration::from_millis(5), stage.watch.changes()).await {
+            take(changes);
+        }
+        renewed += usize::from(stage.watch.spent.len() < before);
+        if renewed % 8 == 7 {
+            take(stage.watch.catch_up());
+        }
+    }
+    ended.store(true, Ordering::Relaxed);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert!(renewed > 10, "watches were renewed {renewed} times");
+    // Events alone, and no sweep, tell how it ended.
+    while let Ok(changes) = timeout(REST * 4, stage.watch.changes()).await {
+        take(changes);
+    }
+    let mut there = 0;
+    for number in 0..8 {
+        let (uid, path) = (storm_uid(number), format!("burstable/pod{}", storm_uid(number)));
+        let path = stage.root.path().join(path);
+        assert_eq!(stage.watch.pods.contains_key(&uid), path.exists(), "{number}");
+        let Some(pod) = stage.watch.pods.get(&uid) else { continue };
+        there += 1;
+        assert!(pod.is_there() && pod.is_watched(), "{pod:?}");
+        let names: Vec<_> = pod.containers.keys().map(|name| path.join(&**name)).collect();
+        let exist = (0..3).map(|name| path.join(name.to_string())).filter(|it| it.exists());
+        assert_eq!(names.len(), exist.count(), "{names:?}");
+        for cgroup in names.iter().chain([&path]) {
+            truncate(&cgroup.join("cgroup.events"));
+            stage.until(&Change::Stirred(uid.clone())).await;
+        }
+    }
+    assert_eq!(take(Vec::new()), there);
+}
+
+#[tokio::test]
 async fn the_watches_of_one_pod_are_bounded() {
     let Some(mut stage) = Stage::start("watches_bounded") else { return };
     stage.watch.sweep();
