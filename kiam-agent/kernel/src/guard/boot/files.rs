@@ -12,11 +12,12 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, CWD, FileType, Mode, OFlags, fchmod, fstat, fstatfs, fsync, mkdirat, openat,
+        AtFlags, CWD, Dir, FileType, Mode, OFlags, fchmod, fstat, fstatfs, fsync, mkdirat, openat,
         readlinkat, renameat, statat, symlinkat, unlinkat,
     },
     io::Errno,
     process::geteuid,
+    time::{ClockId, clock_gettime},
 };
 
 use super::text::{FOLDER, SCRIPT, UNIT, UNIT_TEXT, WANTS, script};
@@ -27,6 +28,8 @@ const MODE: u32 = 0o644;
 const VOLATILE: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 /// The most bytes that are read of a file: more than the texts have.
 const LARGEST: u64 = 64 * 1024;
+/// Seconds after which a draft is of a start that was cut short, and of no agent that writes now.
+const ABANDONED: u64 = 60;
 
 /// Why the boot guard's files can't be installed or removed.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +120,7 @@ impl Folder {
 
     fn install(&self, preference: u32) -> Result<Vec<String>, BootGuardError> {
         let mut written = Vec::new();
+        self.remove_drafts(&self.directory, [SCRIPT, UNIT]).map_err(self.failed("clean", ""))?;
         // The link last, so that systemd never sees an incomplete unit.
         for (name, text) in [(SCRIPT, script(preference).as_str()), (UNIT, UNIT_TEXT)] {
             if !self.holds(name, text).map_err(self.failed("read", name))? {
@@ -125,6 +129,7 @@ impl Folder {
             }
         }
         let wants = self.wants().map_err(self.failed("open", WANTS))?;
+        self.remove_drafts(&wants, [UNIT]).map_err(self.failed("clean", WANTS))?;
         if self.link(&wants).map_err(self.failed("link the unit in", WANTS))? {
             written.push(format!("{WANTS}/{UNIT}"));
         }
@@ -150,11 +155,9 @@ impl Folder {
         Ok(is_ours && read.is_ok() && content == text.as_bytes())
     }
 
-    /// Writes the file under another name and renames it.
+    /// Writes the file under a name that no other agent uses, and renames it.
     fn write(&self, name: &str, text: &str) -> io::Result<()> {
         let draft = draft(name);
-        // An interrupted start may have left one.
-        let _ = unlinkat(&self.directory, &draft, AtFlags::empty());
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(&self.directory, &draft, flags, Mode::from_raw_mode(0o600))?;
@@ -195,7 +198,6 @@ impl Folder {
             Err(error) => return Err(error),
         }
         let draft = draft(UNIT);
-        let _ = unlinkat(wants, &draft, AtFlags::empty());
         symlinkat(&target, wants, &draft)?;
         let renamed = renameat(wants, &draft, wants, UNIT);
         if renamed.is_err() {
@@ -203,6 +205,29 @@ impl Folder {
         }
         renamed.and_then(|()| fsync(wants))?;
         Ok(true)
+    }
+
+    /// Removes what starts that were cut short left of `names` in `directory`.
+    fn remove_drafts<const N: usize>(
+        &self,
+        directory: &OwnedFd,
+        names: [&str; N],
+    ) -> Result<(), Errno> {
+        let now = u64::try_from(clock_gettime(ClockId::Realtime).tv_sec).unwrap_or_default();
+        for draft in drafts(directory, &names)? {
+            let status = match statat(directory, &draft, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(status) => status,
+                Err(Errno::NOENT) => continue,
+                Err(error) => return Err(error),
+            };
+            // One from the future is from before the clock was set back.
+            let written = u64::try_from(status.st_mtime).unwrap_or_default();
+            if written.abs_diff(now) > ABANDONED {
+                // What can't be removed harms nobody.
+                let _ = unlinkat(directory, &draft, AtFlags::empty());
+            }
+        }
+        Ok(())
     }
 
     fn remove(&self) -> Result<Vec<String>, BootGuardError> {
@@ -220,14 +245,16 @@ impl Folder {
         // The link first, so that nothing starts an incomplete unit.
         match self.open_wants() {
             Ok(wants) => {
-                for name in [UNIT.to_owned(), draft(UNIT)] {
+                let drafts = drafts(&wants, &[UNIT]).map_err(self.failed("read", WANTS))?;
+                for name in [UNIT.to_owned()].into_iter().chain(drafts) {
                     unlink(&wants, format!("{WANTS}/{name}"), &name)?;
                 }
             }
             Err(Errno::NOENT) => {}
             Err(error) => return Err(self.failed("open", WANTS)(error)),
         }
-        for name in [UNIT.to_owned(), SCRIPT.to_owned(), draft(UNIT), draft(SCRIPT)] {
+        let drafts = drafts(&self.directory, &[UNIT, SCRIPT]).map_err(self.failed("read", ""))?;
+        for name in [UNIT.to_owned(), SCRIPT.to_owned()].into_iter().chain(drafts) {
             unlink(&self.directory, name.clone(), &name)?;
         }
         // The folder is removed only if it is empty.
@@ -250,9 +277,26 @@ fn is_absent(directory: &OwnedFd, name: &str) -> bool {
     statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).is_err_and(|error| error == Errno::NOENT)
 }
 
-/// The name of a file while it is written. systemd ignores hidden files.
+/// A new name for a file while it is written: agents of two pods may write at once. systemd ignores hidden files.
 fn draft(name: &str) -> String {
-    format!(".{name}.new")
+    format!(".{name}.{:016x}.new", fastrand::u64(..))
+}
+
+/// The drafts of `names` in `directory`.
+fn drafts(directory: &OwnedFd, names: &[&str]) -> Result<Vec<String>, Errno> {
+    let mut found = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let Ok(file) = entry.file_name().to_str() else { continue };
+        let is_of = |name: &&str| {
+            let rest = file.strip_prefix('.').and_then(|file| file.strip_prefix(*name));
+            rest.is_some_and(|rest| rest.starts_with('.') && rest.ends_with(".new"))
+        };
+        if names.iter().any(is_of) {
+            found.push(file.to_owned());
+        }
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -261,6 +305,7 @@ mod tests {
         fs,
         os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
         thread,
+        time::Duration,
     };
 
     use rustix::{
@@ -312,13 +357,46 @@ mod tests {
         folder.install(5).unwrap();
         fs::set_permissions(path.join(SCRIPT), fs::Permissions::from_mode(0o666)).unwrap();
         fs::write(path.join(UNIT), "[Unit]\n").unwrap();
-        fs::write(path.join(draft(UNIT)), "half").unwrap();
+        let (old, new) = (path.join(draft(UNIT)), path.join(draft(UNIT)));
+        for (draft, age) in [(&old, ABANDONED + 5), (&new, 0)] {
+            fs::write(draft, "half").unwrap();
+            let written = File::open(draft).unwrap().metadata().unwrap().modified().unwrap();
+            let file = File::options().write(true).open(draft).unwrap();
+            file.set_modified(written - Duration::from_secs(age)).unwrap();
+        }
         fs::remove_file(path.join(WANTS).join(UNIT)).unwrap();
         symlink("/elsewhere", path.join(WANTS).join(UNIT)).unwrap();
         assert_eq!(folder.install(5).unwrap().len(), 3);
         assert_eq!(fs::read_to_string(path.join(UNIT)).unwrap(), UNIT_TEXT);
-        assert_eq!(names(path), [UNIT, SCRIPT, WANTS]);
+        assert!(!old.exists() && new.exists(), "another agent may write the newer one just now");
         assert_eq!(folder.install(5).unwrap(), Vec::<String>::new());
+        assert_eq!(folder.remove().unwrap().len(), 4);
+        assert_eq!(names(path), Vec::<String>::new());
+    }
+
+    #[test]
+    fn agents_that_write_at_once_leave_whole_files_and_fail_nobody() {
+        let (directory, _) = folder();
+        let path = directory.path();
+        thread::scope(|scope| {
+            let write = |preference| {
+                move || {
+                    for round in 0..100_u32 {
+                        let written = Folder::open(path).unwrap().install(preference + round % 2);
+                        written.unwrap_or_else(|error| panic!("{preference}: {error}"));
+                    }
+                }
+            };
+            let writers: Vec<_> =
+                [10, 20, 30].map(|preference| scope.spawn(write(preference))).into();
+            let texts: Vec<_> = [10, 11, 20, 21, 30, 31].map(script).into();
+            while writers.iter().any(|writer| !writer.is_finished()) {
+                if let Ok(text) = fs::read_to_string(path.join(SCRIPT)) {
+                    assert!(texts.contains(&text), "half of a file, or two: {text}");
+                }
+            }
+        });
+        assert_eq!(names(path), [UNIT, SCRIPT, WANTS]);
     }
 
     #[test]
@@ -327,7 +405,7 @@ mod tests {
         let elsewhere = tempfile::tempdir().unwrap();
         let (path, secret) = (directory.path(), elsewhere.path().join("secret"));
         fs::write(&secret, "as it was").unwrap();
-        for name in [UNIT.to_owned(), SCRIPT.to_owned(), draft(UNIT), draft(SCRIPT)] {
+        for name in [UNIT, SCRIPT] {
             symlink(&secret, path.join(name)).unwrap();
         }
         folder.install(5).unwrap();
