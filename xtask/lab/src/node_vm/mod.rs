@@ -6,8 +6,10 @@
 mod agent_pod;
 mod client;
 mod guest;
+mod lives;
 mod machine;
 mod manifest;
+mod networkd;
 mod power;
 mod rows;
 mod stage;

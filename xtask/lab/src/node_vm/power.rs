@@ -16,12 +16,12 @@ use super::{
 
 pub(super) const UNGUARDED: [Row; 3] = [
     ("power loss, no guard", |stage| early_pods(stage, false)),
-    ("agent after those pods", agent_comes),
+    ("agent after those pods", |stage| agent_comes(stage, false)),
     ("boot guard installed", boot_guard_installed),
 ];
 pub(super) const GUARDED: [Row; 3] = [
     ("power loss, boot guard", |stage| early_pods(stage, true)),
-    ("agent after refused pods", agent_comes),
+    ("agent after refused pods", |stage| agent_comes(stage, true)),
     ("uninstall", uninstalled),
 ];
 
@@ -116,10 +116,17 @@ fn early_pods(stage: &mut Stage, guarded: bool) -> Result<String> {
     }
 }
 
-fn agent_comes(stage: &mut Stage) -> Result<String> {
+fn agent_comes(stage: &mut Stage, guarded: bool) -> Result<String> {
     let agent = AgentPod::start(stage, &[BOOT_GUARD], &[units()])?;
     let took = agent.wait_ready()?;
+    agent.wait_said(if guarded {
+        "boot guard kept those"
+    } else {
+        "Pods ran before the kernel"
+    })?;
     stage.agent = Some(agent);
+    let exposed = stage.metric("kiam_intercept_older_pods")?;
+    ensure!((exposed == 0) == guarded, "{exposed} pods are reported as older");
     let early = std::mem::take(&mut stage.early);
     let mut own = 0;
     for pod in early {
@@ -135,7 +142,9 @@ fn agent_comes(stage: &mut Stage) -> Result<String> {
         stage.delete(&stage.kubelet()?, &pod.spec, pod.sandbox)?;
     }
     let took = took.as_secs_f64();
-    Ok(format!("ready after {took:.1} s; {own} of {PODS} pods got their own role then"))
+    Ok(format!(
+        "ready after {took:.1} s; {own} of {PODS} pods got their own role then, and {exposed} are reported as older"
+    ))
 }
 
 fn units() -> Bind {

@@ -13,10 +13,11 @@ use super::{
     agent_pod::AgentPod,
     client::{Client, Tally},
     guest::Row,
-    stage::{NAMESPACE, OF_NODE, Owner, SOCKET, Stage, ask, guard_rules, output, wait},
+    lives, networkd,
+    stage::{NAMESPACE, OF_NODE, Owner, SOCKET, Stage, ask, output, wait},
 };
 
-pub(super) const ALL: [Row; 14] = [
+pub(super) const ALL: [Row; 16] = [
     ("self-test", self_test),
     ("both paths", both_paths),
     ("burstable pod", |stage| whole_pod(stage, pod(stage), Shape::default())),
@@ -36,22 +37,22 @@ pub(super) const ALL: [Row; 14] = [
         whole_pod(stage, pod(stage), Shape { user_namespace: true, ..Shape::default() })
     }),
     ("hostNetwork", host_network),
+    ("mirror pods", lives::mirror_pods),
+    ("crash loop", lives::crash_loop),
     ("first connects", first_connects),
     ("roll-outs", roll_outs),
     ("kill -9", kill),
     ("restart of containerd", restart_of_containerd),
-    ("restart of networkd", restart_of_networkd),
+    ("restart of networkd", networkd::restart),
 ];
 
-const ROLE: &str = "orders";
+pub(super) const ROLE: &str = "orders";
 /// Pods that start at the same time, and how many in all.
 const TOGETHER: usize = 3;
 const STARTS: usize = 12;
 const ROLL_OUTS: usize = 3;
-/// Routing rules of the guard, of both families.
-const RULES: usize = 12;
 
-fn pod(stage: &Stage) -> PodSpec {
+pub(super) fn pod(stage: &Stage) -> PodSpec {
     PodSpec::new(NAMESPACE, &stage.name("pod")).role(ROLE)
 }
 
@@ -73,7 +74,7 @@ fn replace(stage: &mut Stage, further: &[&str]) -> Result<()> {
 }
 
 /// Runs one container whose first process asks.
-fn asks(
+pub(super) fn asks(
     kubelet: &Kubelet,
     sandbox: &Sandbox,
     container: (&str, u32),
@@ -231,29 +232,4 @@ fn restart_of_containerd(stage: &mut Stage) -> Result<String> {
     start_some(stage, 1)?;
     let served = client.finish_served(stage)?;
     Ok(format!("0 of {served} requests failed; the next pod its own role"))
-}
-
-fn restart_of_networkd(stage: &mut Stage) -> Result<String> {
-    wait("the guard's rules", rules_missing)?;
-    let client = Client::start(stage)?;
-    output("systemctl", &["restart", "systemd-networkd"])?;
-    let begun = Instant::now();
-    let left = guard_rules()?.len();
-    wait("the guard's rules", rules_missing)?;
-    let back = begun.elapsed();
-    client.go_on(stage)?;
-    // It may take them away a little later too.
-    wait("the guard's rules", rules_missing)?;
-    let served = client.finish_served(stage)?;
-    Ok(format!(
-        "0 of {served} requests failed; {left} of {RULES} rules left, all there {:.1} s later",
-        back.as_secs_f64()
-    ))
-}
-
-fn rules_missing() -> Option<String> {
-    match guard_rules() {
-        Ok(rules) if rules.len() == RULES => None,
-        other => Some(format!("not {RULES} rules but {other:?}")),
-    }
 }
