@@ -227,7 +227,7 @@ async fn an_event_that_was_not_read_before_a_catch_up_is_not_lost() {
     missing.into_iter().for_each(|watch| stage.watch.watches.end(watch));
     truncate(&pod.join("1/cgroup.events"));
     let changes = stage.watch.catch_up();
-    assert_eq!(changes, [Change::Stirred(uid(A))]);
+    assert_eq!(changes, [Change::Members(uid(A))]);
     assert_eq!(stage.watch.catch_up(), [], "all is watched");
 }
 
@@ -276,9 +276,9 @@ async fn nothing_is_lost_where_cgroups_come_and_go_while_watches_are_renewed() {
     let mut take = |changes: Vec<Change>| {
         for change in changes {
             match change {
-                Change::Made(pod, _) => drop(known.insert(pod)),
+                Change::Created(pod, _) => drop(known.insert(pod)),
                 Change::Removed(pod) => drop(known.remove(&pod)),
-                Change::Stirred(_) | Change::Joined(_) => {}
+                Change::Members(_) | Change::FirstProcess(_) => {}
                 Change::Lost => panic!("more events than the kernel keeps"),
             }
         }
@@ -315,7 +315,7 @@ async fn nothing_is_lost_where_cgroups_come_and_go_while_watches_are_renewed() {
         assert_eq!(names.len(), exist.count(), "{names:?}");
         for cgroup in names.iter().chain([&path]) {
             truncate(&cgroup.join("cgroup.events"));
-            stage.until(&Change::Stirred(uid.clone())).await;
+            stage.until(&Change::Members(uid.clone())).await;
         }
     }
     assert_eq!(take(Vec::new()), there);
