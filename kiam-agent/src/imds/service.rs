@@ -293,7 +293,7 @@ impl Service {
             }
             Readable::Upstream(path) => {
                 let pod = self.pod(client, deadline, record).await?;
-                self.parts.upstream.get(&path, &pod.uid).await?
+                self.parts.upstream.get(&path, &pod).await?
             }
         };
         Ok(body)

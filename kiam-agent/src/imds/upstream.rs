@@ -31,7 +31,7 @@ use super::{
 };
 use crate::serve::Relay;
 use kiam_core::{
-    pods::PodUid,
+    pods::{Pod, PodUid},
     role::{BaseArn, InvalidRole},
     secret::Secret,
 };
@@ -43,6 +43,8 @@ const DEADLINE: Duration = Duration::from_secs(1);
 const SLOTS: usize = 8;
 /// The most slots of one pod, so that others find some when the service is slow.
 const SHARE: usize = 2;
+/// Slots that the pods of one namespace have at once: a tenant has as many pods as it wants.
+const NAMESPACE_SHARE: usize = SLOTS / 2;
 /// How long an answer that may change is shared. Termination handlers ask every five seconds or so, and a notice comes two
 /// minutes ahead.
 const MOMENT: Duration = Duration::from_secs(1);
@@ -92,11 +94,18 @@ pub struct Upstream(Arc<Inner>);
 struct Inner {
     url: UpstreamUrl,
     slots: Semaphore,
-    /// The shares of pods with requests now, or at the last new request.
-    shares: Mutex<HashMap<PodUid, Arc<Semaphore>>>,
+    /// The shares of pods and namespaces with requests now, or at the last new request.
+    shares: Mutex<HashMap<Sharer, Arc<Semaphore>>>,
     /// The shared answers, only of open paths, so that there are few entries.
     shared: Mutex<HashMap<UpstreamPath, Arc<SharedAnswer>>>,
     session: Mutex<Session>,
+}
+
+/// Who has a share of the slots.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Sharer {
+    Pod(PodUid),
+    Namespace(String),
 }
 
 /// One path's last answer, which all pods share.
@@ -151,7 +160,7 @@ impl Upstream {
     /// # Errors
     ///
     /// [`UpstreamError`].
-    pub async fn get(&self, path: &UpstreamPath, pod: &PodUid) -> Result<Bytes, UpstreamError> {
+    pub async fn get(&self, path: &UpstreamPath, pod: &Pod) -> Result<Bytes, UpstreamError> {
         let asked = async {
             match path.lifetime() {
                 Lifetime::Request => self.in_turn(path, pod).await,
@@ -190,19 +199,21 @@ impl Upstream {
         asked.await.unwrap_or(Err(UpstreamError::Deadline))
     }
 
-    async fn in_turn(&self, path: &UpstreamPath, pod: &PodUid) -> Result<Content, UpstreamError> {
-        let share = self.share(pod);
-        let _own = share.acquire().await.expect("the semaphore is never closed");
+    async fn in_turn(&self, path: &UpstreamPath, pod: &Pod) -> Result<Content, UpstreamError> {
+        let own = self.share(Sharer::Pod(pod.uid.clone()), SHARE);
+        let _own = own.acquire().await.expect("the semaphore is never closed");
+        let tenants = self.share(Sharer::Namespace(pod.namespace.clone()), NAMESPACE_SHARE);
+        let _tenants = tenants.acquire().await.expect("the semaphore is never closed");
         let _slot = self.0.slots.acquire().await.expect("the semaphore is never closed");
         self.ask(path).await
     }
 
-    /// The pod's share of the slots. Forgets the shares of pods without requests.
-    fn share(&self, pod: &PodUid) -> Arc<Semaphore> {
+    /// A share of the slots. Forgets the shares of pods and namespaces without requests.
+    fn share(&self, sharer: Sharer, slots: usize) -> Arc<Semaphore> {
         let mut shares = lock(&self.0.shares);
         // Under the lock, so that no share is in use that only the map has.
         shares.retain(|_, share| Arc::strong_count(share) > 1);
-        shares.entry(pod.clone()).or_insert_with(|| Arc::new(Semaphore::new(SHARE))).clone()
+        shares.entry(sharer).or_insert_with(|| Arc::new(Semaphore::new(slots))).clone()
     }
 
     async fn ask(&self, path: &UpstreamPath) -> Result<Content, UpstreamError> {

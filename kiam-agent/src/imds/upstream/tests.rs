@@ -57,9 +57,9 @@ async fn token_is_fetched_once_and_what_cannot_change_too() {
     let imds = NodeImds::start(imdsv2).await;
     let upstream = imds.upstream();
     for _ in 0..3 {
-        let region = upstream.get(&UpstreamPath::region(), &uid(1)).await.unwrap();
+        let region = upstream.get(&UpstreamPath::region(), &Pod::test(1)).await.unwrap();
         assert_eq!(region, "node:/latest/meta-data/placement/region");
-        upstream.get(&path("meta-data/mac"), &uid(1)).await.unwrap();
+        upstream.get(&path("meta-data/mac"), &Pod::test(1)).await.unwrap();
     }
     let read = "GET /latest/meta-data/mac";
     assert_eq!(
@@ -85,8 +85,8 @@ async fn service_without_tokens_is_asked_without() {
     })
     .await;
     let upstream = imds.upstream();
-    upstream.get(&path("meta-data/mac"), &uid(1)).await.unwrap();
-    upstream.get(&path("meta-data/mac"), &uid(1)).await.unwrap();
+    upstream.get(&path("meta-data/mac"), &Pod::test(1)).await.unwrap();
+    upstream.get(&path("meta-data/mac"), &Pod::test(1)).await.unwrap();
     let read = "GET /latest/meta-data/mac";
     assert_eq!(asked(&imds), ["PUT /latest/api/token", read, read]);
     assert!(!imds.heard().concat().contains("x-aws-ec2-metadata-token:"));
@@ -102,7 +102,7 @@ async fn refused_token_is_renewed_once() {
         }
     })
     .await;
-    let error = imds.upstream().get(&path("meta-data/mac"), &uid(1)).await.unwrap_err();
+    let error = imds.upstream().get(&path("meta-data/mac"), &Pod::test(1)).await.unwrap_err();
     assert!(matches!(error, UpstreamError::Status(StatusCode::UNAUTHORIZED)), "{error}");
     let (token, read) = ("PUT /latest/api/token", "GET /latest/meta-data/mac");
     assert_eq!(asked(&imds), [token, read, token, read]);
@@ -125,7 +125,7 @@ async fn answers_that_are_none_are_errors_and_not_kept() {
         *lock(&upstream.0.session) = Session::V1 { until: Instant::now() + RETRY_TOKEN };
         for _ in 0..2 {
             let error =
-                upstream.get(&UpstreamPath::region(), &uid(1)).await.unwrap_err().to_string();
+                upstream.get(&UpstreamPath::region(), &Pod::test(1)).await.unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
         assert_eq!(asked(&imds).len(), 2);
@@ -140,7 +140,7 @@ async fn shared(
     let imds = NodeImds::start(answer).await;
     let upstream = imds.upstream();
     *lock(&upstream.0.session) = Session::V1 { until: Instant::now() + RETRY_TOKEN };
-    let pod = uid(1);
+    let pod = Pod::test(1);
     let asked = (0..100).map(|_| upstream.get(path, &pod));
     let answers = futures::future::join_all(asked).await;
     (upstream, imds, answers)
@@ -154,7 +154,7 @@ async fn what_every_pod_may_ask_is_asked_once_a_second_however_many_ask() {
     assert!(answers.iter().all(|answer| answer.as_ref().unwrap() == "soon"), "{answers:?}");
     assert_eq!(asked(&imds).len(), 1);
     tokio::time::sleep(MOMENT).await;
-    upstream.get(&spot, &uid(1)).await.unwrap();
+    upstream.get(&spot, &Pod::test(1)).await.unwrap();
     assert_eq!(asked(&imds).len(), 2);
     // Mostly there is nothing, which may change at any time.
     for path in [spot, path("dynamic/instance-identity/document")] {
@@ -163,7 +163,7 @@ async fn what_every_pod_may_ask_is_asked_once_a_second_however_many_ask() {
         assert!(answers.iter().all(|it| matches!(it, Err(UpstreamError::NotFound))), "{answers:?}");
         assert_eq!(asked(&imds).len(), 1);
         tokio::time::sleep(MOMENT).await;
-        upstream.get(&path, &uid(1)).await.unwrap_err();
+        upstream.get(&path, &Pod::test(1)).await.unwrap_err();
         assert_eq!(asked(&imds).len(), 2);
     }
 }
@@ -186,7 +186,7 @@ async fn a_pod_that_floods_a_slow_service_leaves_it_to_others() {
     *lock(&upstream.0.session) = Session::V1 { until: Instant::now() + RETRY_TOKEN };
     let ask = |pod: u32, text: &str| {
         let (upstream, path) = (upstream.clone(), path(text));
-        tokio::spawn(async move { upstream.get(&path, &uid(pod)).await })
+        tokio::spawn(async move { upstream.get(&path, &Pod::test(pod)).await })
     };
     let flood: Vec<_> = (0..100).map(|_| ask(1, "meta-data/mac")).collect();
     let mut held = Vec::new();
@@ -203,8 +203,34 @@ async fn a_pod_that_floods_a_slow_service_leaves_it_to_others() {
         assert!(matches!(asked.await.unwrap(), Err(UpstreamError::Deadline)));
     }
     drop(held);
-    upstream.share(&uid(3));
+    upstream.share(Sharer::Pod(uid(3)), SHARE);
     assert_eq!(lock(&upstream.0.shares).len(), 1, "shares of pods that ask no more are kept");
+}
+
+#[tokio::test]
+async fn a_tenant_that_floods_a_slow_service_from_many_pods_leaves_it_to_others() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let upstream = Upstream::new(url.parse().unwrap());
+    *lock(&upstream.0.session) = Session::V1 { until: Instant::now() + RETRY_TOKEN };
+    let ask = |namespace: &str, pod: u32, text: &str| {
+        let pod = Pod { namespace: namespace.to_owned(), ..Pod::test(pod) };
+        let (upstream, path) = (upstream.clone(), path(text));
+        tokio::spawn(async move { upstream.get(&path, &pod).await })
+    };
+    let flood: Vec<_> = (0..100).map(|n| ask("mob", n % 10, "meta-data/mac")).collect();
+    let mut held = Vec::new();
+    for _ in 0..NAMESPACE_SHARE {
+        held.push(listener.accept().await.unwrap());
+    }
+    for round in 0..3 {
+        let asked = ask("shop", 20 + round, "meta-data/hostname");
+        answer(&listener, "meta-data/hostname").await;
+        assert_eq!(asked.await.unwrap().unwrap(), "x");
+    }
+    for asked in flood {
+        assert!(matches!(asked.await.unwrap(), Err(UpstreamError::Deadline)));
+    }
 }
 
 /// A service that answers everything, after a while.
@@ -237,11 +263,11 @@ async fn a_pod_that_hangs_up_before_the_answer_delays_nobody_who_waits_for_it_to
             let (upstream, path) = (upstream.clone(), path(notice));
             let ends = began + (takes / 2) * turn;
             tokio::spawn(tokio::time::timeout_at(ends, async move {
-                let _ = upstream.get(&path, &uid(1)).await;
+                let _ = upstream.get(&path, &Pod::test(1)).await;
             }));
         }
         tokio::task::yield_now().await;
-        let answer = upstream.get(&path(notice), &uid(2)).await;
+        let answer = upstream.get(&path(notice), &Pod::test(2)).await;
         assert_eq!(answer.unwrap(), "x", "{notice}, after {:?}", began.elapsed());
         assert!(began.elapsed() < takes * 2, "{notice}: {:?}", began.elapsed());
     }
