@@ -24,6 +24,10 @@ pub(super) enum Failure {
     Timeout(Duration),
     #[error("the server rejects the watch: {0}")]
     Watch(String),
+    #[error("the server opens watches and ends them at once")]
+    Ends,
+    #[error("the server lists, and refuses to watch from where its list ends")]
+    Expires,
 }
 
 /// Why a watch ended.
@@ -32,6 +36,8 @@ pub(super) enum WatchEnd {
     Stalled,
     Expired,
     Rewound,
+    /// The server did not open it within this time.
+    Unopened(Duration),
     Failed(Failure),
 }
 

@@ -4,7 +4,10 @@
 //! would have none.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -12,7 +15,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::metrics::{Metrics, RequestKind, Resource};
+use super::{
+    failure::{Failure, WatchEnd},
+    metrics::{Metrics, RequestKind, Resource},
+};
 use kiam_core::lifecycle::{Detail, Readiness};
 
 /// When an outage is reported as lasting. A server that is being upgraded is back sooner.
@@ -28,6 +34,8 @@ pub(super) struct Outage {
     /// The error, once the outage has lasted.
     problem: Detail,
     since: Mutex<Option<OutageState>>,
+    /// Whether the last watch ended before it worked.
+    barren: AtomicBool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +55,21 @@ impl Outage {
     ) -> Self {
         let failing = metrics.failing(resource, ask);
         let problem = readiness.detail(name(resource, ask));
-        Self { resource, ask, failing, problem, since: Mutex::default() }
+        let (since, barren) = (Mutex::default(), AtomicBool::default());
+        Self { resource, ask, failing, problem, since, barren }
+    }
+
+    /// A watch ended; whether it worked before. One that a server ends at once because it is restarted, or because the
+    /// history since the last one is gone, is ordinary: the second in a row is a failure.
+    pub(super) fn ended(&self, end: &WatchEnd, works: bool) {
+        let again = self.barren.swap(!works, Relaxed) && !works;
+        match end {
+            WatchEnd::Failed(error) => self.failed(error),
+            WatchEnd::Unopened(time) => self.failed(&Failure::Timeout(*time)),
+            WatchEnd::Closed if again => self.failed(&Failure::Ends),
+            WatchEnd::Expired if again => self.failed(&Failure::Expires),
+            WatchEnd::Closed | WatchEnd::Expired | WatchEnd::Rewound | WatchEnd::Stalled => {}
+        }
     }
 
     /// Records a failed request.

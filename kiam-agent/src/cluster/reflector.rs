@@ -4,7 +4,7 @@
 //! a whole list for one malformed object. Here one loop follows the watch, and another one lists from time to time and
 //! when an unknown pod is requested. They are independent, and [`kiam_core::pods`] keeps the newer record.
 
-use std::{future::pending, sync::Once, time::Duration};
+use std::{future::pending, pin::pin, sync::Once, time::Duration};
 
 use kube::{
     api::WatchParams,
@@ -117,16 +117,14 @@ impl<K: Kind> Reflector<K> {
                 }
                 continue;
             };
-            let opened = Instant::now();
-            let end = self.watch(&mut at).await;
+            let (opened, mut works) = (Instant::now(), false);
+            let end = self.watch(&mut at, &mut works).await;
             self.count_restart(&end);
+            self.watches.ended(&end, works);
             version = match &end {
                 WatchEnd::Closed | WatchEnd::Failed(_) => Some(at),
-                WatchEnd::Expired | WatchEnd::Rewound | WatchEnd::Stalled => None,
+                WatchEnd::Expired | WatchEnd::Rewound | WatchEnd::Stalled | WatchEnd::Unopened(_) => None,
             };
-            if let WatchEnd::Failed(error) = &end {
-                self.watches.failed(error);
-            }
             if opened.elapsed() >= SETTLED {
                 backoff.reset();
             } else {
@@ -254,8 +252,9 @@ impl<K: Kind> Reflector<K> {
         })
     }
 
-    /// Watches from version `at`, and updates it.
-    async fn watch(&self, at: &mut String) -> WatchEnd {
+    /// Watches from version `at`, and keeps it where the watch stands. The watch `works` once it has delivered something,
+    /// or has lasted: a server may open each watch and end it at once.
+    async fn watch(&self, at: &mut String, works: &mut bool) -> WatchEnd {
         let mut params = WatchParams::default().timeout(fastrand::u32(WATCH_SECONDS));
         params.field_selector = self.kind.field_selector();
         let request = Request::new(K::PATH);
@@ -272,18 +271,28 @@ impl<K: Kind> Reflector<K> {
         let mut events = match opened {
             Ok(Ok(events)) => Body::new(events, &K::EVENT),
             Ok(Err(error)) => return WatchEnd::of(error),
-            Err(_) => return WatchEnd::Stalled,
+            Err(_) => return WatchEnd::Unopened(stall),
         };
-        self.watches.over();
+        let mut lasts = pin!(time::sleep(SETTLED));
+        let mut silent_at = Instant::now() + stall;
         loop {
             let next = tokio::select! {
-                next = time::timeout(stall, events.line()) => next,
+                biased;
+                next = time::timeout_at(silent_at, events.line()) => next,
                 () = self.rewound.notified() => return WatchEnd::Rewound,
+                () = &mut lasts, if !*works => {
+                    self.works(works);
+                    continue;
+                }
             };
+            silent_at = Instant::now() + stall;
             match next {
                 Ok(Ok(Some(line))) => match event(line) {
                     Ok(WatchEvent::Error(status)) => return WatchEnd::of_status(&status),
-                    Ok(event) => self.take(event, at),
+                    Ok(event) => {
+                        self.works(works);
+                        self.take(event, at);
+                    }
                     Err(malformed) => self.unreadable(&malformed, &Value::Null),
                 },
                 Ok(Ok(None)) => return WatchEnd::Closed,
@@ -291,6 +300,11 @@ impl<K: Kind> Reflector<K> {
                 Err(_) => return WatchEnd::Stalled,
             }
         }
+    }
+
+    fn works(&self, works: &mut bool) {
+        *works = true;
+        self.watches.over();
     }
 
     fn take(&self, event: WatchEvent<Value>, at: &mut String) {
@@ -375,7 +389,7 @@ impl<K: Kind> Reflector<K> {
     fn count_restart(&self, end: &WatchEnd) {
         let reason = match end {
             WatchEnd::Closed => RestartReason::Closed,
-            WatchEnd::Stalled => RestartReason::Stalled,
+            WatchEnd::Stalled | WatchEnd::Unopened(_) => RestartReason::Stalled,
             WatchEnd::Expired => RestartReason::Expired,
             WatchEnd::Rewound => RestartReason::Rewound,
             WatchEnd::Failed(_) => RestartReason::Failed,

@@ -49,7 +49,7 @@ pub(super) enum WriteOutcome {
     Created,
     Repeated,
     /// Another node has reported the namespace's mistake.
-    There,
+    Exists,
 }
 
 /// Why an Event was not written.
