@@ -188,6 +188,50 @@ async fn a_pod_of_the_same_name_that_came_since_is_left_alone() {
     store.stall_watches(false);
 }
 
+#[tokio::test]
+async fn a_pod_that_takes_long_to_end_is_evicted_and_counted_once() {
+    let fixture = Fixture::start(&[]).await;
+    fixture.api.apply_pod(&record(1, "slow", Some("ReplicaSet")).finalizer("example.com/archive"));
+    fixture.until(|| fixture.counts("Evicted", 1)).await;
+    // The next one's turn comes after twelve paces.
+    fixture.api.apply_pod(&record(2, "next", Some("ReplicaSet")));
+    fixture.until(|| fixture.names() == ["slow"]).await;
+    time::sleep(PACE * 20).await;
+    assert_eq!(fixture.tried(), [("next".to_owned(), 1), ("slow".to_owned(), 1)].into());
+    assert!(!fixture.counts("Evicted", 3), "{}", fixture.metrics());
+}
+
+#[tokio::test]
+async fn only_a_pod_that_is_not_there_is_gone() {
+    let fixture = Fixture::start(&[]).await;
+    let passing = fixture.api.faults().inject(conflict(
+        "a",
+        "Operation cannot be fulfilled on pods \"a\": the object has been modified; please apply your changes to the latest version and try again",
+    ));
+    fixture.api.apply_pod(&record(1, "a", Some("ReplicaSet")));
+    fixture.until(|| fixture.counts("Failed", 1)).await;
+    passing.lift();
+    fixture.until(|| fixture.counts("Evicted", 1)).await;
+    assert!(!fixture.counts("Gone", 1), "{}", fixture.metrics());
+    // As the registry says it; the fake server says it as etcd's client does.
+    let other = fixture.api.faults().inject(conflict(
+        "b",
+        "the UID in the precondition (1) does not match the UID in record (2). The object might have been deleted and then recreated",
+    ));
+    fixture.api.apply_pod(&record(2, "b", Some("ReplicaSet")));
+    fixture.until(|| fixture.counts("Gone", 1)).await;
+    other.lift();
+}
+
+fn conflict(pod: &str, message: &str) -> Injected {
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure",
+        "reason": "Conflict", "code": 409, "message": message,
+    });
+    let path = format!("/api/v1/namespaces/shop/pods/{pod}/eviction");
+    Injected::body(409, &status.to_string()).method(Method::POST).path(&path)
+}
+
 /// As the API server says it, for whatever reason.
 fn forbid(pod: &str, why: &str) -> Injected {
     let message = format!("pods \"{pod}\" is forbidden: {why}");

@@ -6,7 +6,10 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use kube::{api::PostParams, core::Request};
+use kube::{
+    api::PostParams,
+    core::{Request, Status},
+};
 use serde_json::{Value, json};
 use tokio::time::{Instant, error::Elapsed, sleep, timeout};
 use tracing::{Instrument as _, debug, info, info_span, warn};
@@ -141,7 +144,8 @@ impl Evictor {
         }
         let rests = |pod: &Pod| self.delays.get(&pod.uid).is_some_and(|pause| now < pause.until);
         let is_due = |pod: &&Arc<Pod>| {
-            pod.live && pod.comes_back() && (self.parts.is_due)(pod) && !rests(pod)
+            let stays = pod.live && !pod.terminating;
+            stays && pod.comes_back() && (self.parts.is_due)(pod) && !rests(pod)
         };
         // Pods without an attempt come first.
         pods.iter()
@@ -179,7 +183,7 @@ impl Evictor {
                 );
             }
         }
-        // An evicted pod that does not end is evicted again, too.
+        // Until the watch reports that the evicted pod is terminating.
         let pause = RetryDelay::after(self.delays.get(&pod.uid).copied(), self.parts.pace, now);
         self.delays.insert(pod.uid.clone(), pause);
         wait
@@ -199,10 +203,20 @@ impl Evictor {
         let answer = timeout(DEADLINE, self.client.request::<Value>(request)).await?;
         answer.map(drop).map_err(|error| match &error {
             kube::Error::Api(status) if lacks_right(status) => Failure::Forbidden(error),
-            kube::Error::Api(status) if matches!(status.code, 404 | 409) => Failure::Gone,
+            kube::Error::Api(status) if is_gone(status) => Failure::Gone,
             _ => Failure::Later(error),
         })
     }
+}
+
+/// Whether there is no pod of this name, or another one: 409, in the words of the registry or of etcd's client
+/// (<https://github.com/kubernetes/kubernetes/blob/v1.31.0/staging/src/k8s.io/apiserver/pkg/registry/rest/delete.go#L87>,
+/// <https://github.com/kubernetes/kubernetes/blob/v1.31.0/staging/src/k8s.io/apiserver/pkg/storage/interfaces.go#L137>). Any
+/// other conflict passes, such as one between two writers of the pod or of its budget.
+fn is_gone(status: &Status) -> bool {
+    let says = |words: &str| status.message.contains(words);
+    status.code == 404
+        || status.code == 409 && (says("UID in the precondition") || says("UID in precondition"))
 }
 
 fn outcome(evicted: &Result<(), Failure>) -> EvictionOutcome {

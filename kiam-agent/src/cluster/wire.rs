@@ -79,6 +79,7 @@ pub(super) const POD: Filter = Filter::Fields(&[
             NAMESPACE,
             UID,
             VERSION,
+            ("deletionTimestamp", WORD),
             ("annotations", POD_ANNOTATIONS),
             ("ownerReferences", OWNERS),
         ]),
@@ -230,6 +231,7 @@ struct Metadata {
     #[serde(default)]
     uid: String,
     resource_version: Option<String>,
+    deletion_timestamp: Option<String>,
     annotations: Option<HashMap<String, Value>>,
     owner_references: Option<Vec<Owner>>,
 }
@@ -324,6 +326,7 @@ pub(super) fn pod(object: &Value) -> Result<Pod, Malformed> {
             .service_account_name
             .filter(|name| !name.is_empty())
             .unwrap_or_else(|| DEFAULT_SERVICE_ACCOUNT.to_owned()),
+        terminating: metadata.deletion_timestamp.is_some(),
         live: !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
         config_hash,
     })
@@ -455,6 +458,7 @@ mod tests {
             host_network: false,
             service_account: "reading".to_owned(),
             live: true,
+            terminating: true,
             config_hash: None,
             controller: Some("ReplicaSet".into()),
             role: Some("reader".into()),
@@ -472,7 +476,8 @@ mod tests {
             "spec": null, "status": {"phase": "Pending", "podIP": "", "podIPs": null},
         });
         let pod = pod(&pending).unwrap();
-        assert!(pod.live && pod.addresses.is_empty() && pod.role.is_none() && pod.node.is_none());
+        assert!(pod.live && !pod.terminating);
+        assert!(pod.addresses.is_empty() && pod.role.is_none() && pod.node.is_none());
         assert_eq!(pod.service_account, "default");
         let page =
             page(br#"{"metadata":{"resourceVersion":"7","continue":""},"items":null}"#).unwrap();

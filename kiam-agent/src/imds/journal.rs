@@ -236,7 +236,7 @@ mod tests {
             journal.refused(&uid(n), &head("/x", b""), ErrorKind::Path, at(0));
             journal.refused(&uid(0), &head("/x", b""), ErrorKind::Path, at(0));
         }
-        assert_eq!(journal.pages().pods.len(), JOURNALED_PODS);
+        assert_eq!(journal.pages().pods.len(), JOURNAL_PODS);
         assert_eq!(journal.of(&uid(0)).refused[0].count, 10_001);
         assert_eq!(journal.of(&uid(9_999)).refused.len(), 1);
         assert_eq!(journal.of(&uid(1)), Page::default());

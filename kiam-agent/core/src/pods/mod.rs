@@ -53,6 +53,8 @@ pub struct Pod {
     pub service_account: String,
     /// Neither `Succeeded` nor `Failed`.
     pub live: bool,
+    /// `metadata.deletionTimestamp` is set: it may run on for its grace period.
+    pub terminating: bool,
     /// `kubernetes.io/config.hash` of a mirror pod: the UID that the kubelet gave the static pod.
     pub config_hash: Option<PodUid>,
     /// Kind of the controller that made it, from `metadata.ownerReferences`.
@@ -250,6 +252,7 @@ impl Pod {
             host_network: false,
             service_account: "default".to_owned(),
             live: true,
+            terminating: false,
             config_hash: None,
             controller: None,
             role: None,

@@ -17,6 +17,8 @@ pub struct PodRecord {
     pub uid: String,
     /// `metadata.annotations`.
     pub annotations: Vec<(String, String)>,
+    /// `metadata.finalizers`: with one, the pod stays when it is evicted, and is only marked as terminating.
+    pub finalizers: Vec<String>,
     /// Kind of the controller in `metadata.ownerReferences`, if it has one.
     pub controller: Option<String>,
     /// `spec.nodeName`; absent until it is scheduled.
@@ -64,6 +66,7 @@ impl PodRecord {
             name: name.to_owned(),
             uid: uid.to_owned(),
             annotations: Vec::new(),
+            finalizers: Vec::new(),
             controller: None,
             node: Some(node.to_owned()),
             host_network: false,
@@ -101,6 +104,13 @@ impl PodRecord {
         self
     }
 
+    /// Gives it a finalizer.
+    #[must_use]
+    pub fn finalizer(mut self, name: &str) -> Self {
+        self.finalizers.push(name.to_owned());
+        self
+    }
+
     /// The same pod, running with these addresses.
     #[must_use]
     pub fn running(mut self, ips: &[IpAddr]) -> Self {
@@ -131,6 +141,9 @@ impl PodRecord {
         let mut metadata = metadata(&self.name, &self.annotations);
         metadata["namespace"] = json!(self.namespace);
         metadata["uid"] = json!(self.uid);
+        if !self.finalizers.is_empty() {
+            metadata["finalizers"] = json!(self.finalizers);
+        }
         if let Some(kind) = &self.controller {
             metadata["ownerReferences"] = json!([{
                 "apiVersion": "apps/v1", "kind": kind, "name": "owner", "uid": "owner", "controller": true,

@@ -162,6 +162,12 @@ impl Store {
         self.put((Resource::Pods, namespace.to_owned(), name.to_owned()), None)
     }
 
+    /// Marks a pod as terminating, as a deletion does where something still holds the pod.
+    pub(super) fn terminate_pod(&self, namespace: &str, name: &str, mut pod: Value) -> u64 {
+        pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        self.put((Resource::Pods, namespace.to_owned(), name.to_owned()), Some(pod))
+    }
+
     /// Creates or replaces a namespace; returns its resource version.
     pub fn apply_namespace(&self, namespace: &NamespaceRecord) -> u64 {
         let key = (Resource::Namespaces, String::new(), namespace.name.clone());

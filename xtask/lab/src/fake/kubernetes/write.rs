@@ -97,7 +97,8 @@ fn bound_pod<'a>(
     Ok(Some(pod))
 }
 
-/// Eviction: <https://kubernetes.io/docs/reference/kubernetes-api/policy-resources/eviction-v1/>. The pod is gone at once.
+/// Eviction: <https://kubernetes.io/docs/reference/kubernetes-api/policy-resources/eviction-v1/>. The pod is gone at
+/// once, or marked as terminating where it has a finalizer.
 pub(super) fn evict(
     store: &Store,
     namespace: &str,
@@ -117,7 +118,10 @@ pub(super) fn evict(
         );
         return Err((StatusCode::CONFLICT, "Conflict", message));
     }
-    store.delete_pod(namespace, name);
+    match pod["metadata"]["finalizers"].is_array() {
+        true => store.terminate_pod(namespace, name, pod),
+        false => store.delete_pod(namespace, name),
+    };
     Ok(json!({ "kind": "Status", "apiVersion": "v1", "status": "Success", "code": 201 }))
 }
 
