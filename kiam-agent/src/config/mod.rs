@@ -11,6 +11,7 @@ mod subcommands;
 #[cfg(test)]
 mod tests;
 mod values;
+mod variables;
 mod warnings;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -227,18 +228,16 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
         return Err(UsageError(vec![mistake]));
     }
     let mut mistakes = Mistakes(scanned.mistakes);
-    match CommandLine::try_parse_from(scanned.arguments) {
-        Ok(line) => {
-            let config = build(&line.flags, vars, &mut mistakes);
-            match config {
-                Some(config) if mistakes.0.is_empty() => Ok(Task::Run(Box::new(config))),
-                _ => Err(UsageError(mistakes.0)),
-            }
-        }
+    let config = match CommandLine::try_parse_from(scanned.arguments) {
+        Ok(line) => build(&line.flags, vars, &mut mistakes),
         Err(error) => {
             mistakes.0.push(error.to_string());
-            Err(UsageError(mistakes.0))
+            None
         }
+    };
+    match config {
+        Some(config) if mistakes.0.is_empty() => Ok(Task::Run(Box::new(config))),
+        _ => Err(UsageError(scanned.variables.named(mistakes.0))),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use clap::{Arg, Command};
 
-use super::Vars;
+use super::{Vars, variables::Variables};
 
 /// Flags and words of kiam v2 to v4 and of kube2iam, and what to use here.
 const FORMER: [(&str, &str); 62] = [
@@ -82,6 +82,8 @@ pub(super) struct ScanResult {
     pub(super) mistakes: Vec<String>,
     /// What is wrong with a subcommand that does not come first; nothing else is, then.
     pub(super) misplaced: Option<String>,
+    /// What the environment has instead of flags.
+    pub(super) variables: Variables,
 }
 
 /// Sorts `arguments` (without the program's name) for `command`, adding what `vars` has instead of flags.
@@ -123,11 +125,9 @@ pub(super) fn scan(command: &Command, arguments: &[String], vars: &dyn Vars) -> 
             scanned.mistakes.push(format!("--{name}: a value must follow"));
         }
     }
-    for flag in command.get_arguments().filter_map(Arg::get_long) {
-        let variable = format!("KIAM_{}", flag.to_uppercase().replace('-', "_"));
-        if let Some(value) = vars.get(&variable).filter(|_| !given.contains(flag)) {
-            scanned.arguments.push(format!("--{flag}={value}"));
-        }
+    let absent = command.get_arguments().filter_map(Arg::get_long);
+    for flag in absent.filter(|flag| !given.contains(*flag)) {
+        scanned.arguments.extend(scanned.variables.argument(flag, vars));
     }
     scanned
 }

@@ -78,13 +78,18 @@ pub(super) fn credentials(flags: &Flags, mistakes: &mut Mistakes) -> Option<cred
 }
 
 fn region(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<String> {
-    let region = flags.region.clone().or_else(|| vars.get("AWS_REGION"))?;
+    const VARIABLE: &str = "AWS_REGION";
+    let region = flags.region.clone().or_else(|| vars.get(VARIABLE))?;
     let good = !region.is_empty()
         && region
             .bytes()
             .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
     if !good {
-        mistakes.add("region", format!("{region:?} is no region, such as eu-west-1"));
+        let problem = format!("{region:?} is no region, such as eu-west-1");
+        match flags.region {
+            Some(_) => mistakes.add("region", problem),
+            None => mistakes.0.push(format!("{VARIABLE}: {problem}")),
+        }
     }
     good.then_some(region)
 }

@@ -6,6 +6,7 @@ use super::{
     PodName, Task, UsageError, Vars,
     flags::{CommandLine, Subcommands},
     values::Mistakes,
+    variables::Variables,
 };
 use kiam_kernel::guard::BootText;
 
@@ -15,20 +16,21 @@ pub(super) fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, Usage
     words.extend_from_slice(arguments);
     // Where the agent was told by its environment, they must look there too.
     let known: &[_] = match arguments.first().map(String::as_str) {
-        Some("uninstall") => &[
-            ("--bpffs", "KIAM_BPFFS"),
-            ("--state-dir", "KIAM_STATE_DIR"),
-            ("--boot-guard", "KIAM_BOOT_GUARD"),
-        ],
-        Some("boot-guard") => &[("--guard-preference", "KIAM_GUARD_PREFERENCE")],
-        Some("status" | "explain" | "refresh") => &[("--state-dir", "KIAM_STATE_DIR")],
+        Some("uninstall") => &["bpffs", "state-dir", "boot-guard"],
+        Some("boot-guard") => &["guard-preference"],
+        Some("status" | "explain" | "refresh") => &["state-dir"],
         _ => &[],
     };
-    for (flag, name) in known {
-        if let Some(value) = vars.get(name).filter(|_| !words.iter().any(|w| w.starts_with(flag))) {
-            words.push(format!("{flag}={value}"));
+    let mut variables = Variables::default();
+    for flag in known {
+        if !arguments.iter().any(|word| word.starts_with(&format!("--{flag}"))) {
+            words.extend(variables.argument(flag, vars));
         }
     }
+    understood(words).map_err(|UsageError(mistakes)| UsageError(variables.named(mistakes)))
+}
+
+fn understood(words: Vec<String>) -> Result<Task, UsageError> {
     match CommandLine::try_parse_from(words) {
         Ok(CommandLine {
             command: Some(Subcommands::Uninstall { bpffs, state_dir, boot_guard, force }),

@@ -402,6 +402,46 @@ fn environment_stands_in_for_flags_that_are_absent() {
 }
 
 #[test]
+fn a_mistake_in_a_variable_names_the_variable_its_value_and_the_fix() {
+    let cases = [
+        ("KIAM_PORT", "99999", "KIAM_PORT (--port): \"99999\" is not a port (0 to 65535)"),
+        (
+            "KIAM_SYNC_INTERVAL",
+            "soon",
+            "KIAM_SYNC_INTERVAL (--sync-interval): \"soon\" is no duration, such as 400ms, 10s, 2m or 1h",
+        ),
+        (
+            "KIAM_NODE_NAME",
+            "",
+            "KIAM_NODE_NAME (--node-name): it is empty: leave it out to watch all nodes' pods; KIAM_NODE_NAME=\"\" sets --node-name",
+        ),
+        ("AWS_REGION", "EU", "AWS_REGION: \"EU\" is no region, such as eu-west-1"),
+    ];
+    for (name, value, expected) in cases {
+        let Err(UsageError(mistakes)) = with(GOOD, &[(name, value)]) else { panic!("{name}") };
+        assert_eq!(mistakes, [expected]);
+    }
+    // The flag that the mistake is not about may be a variable too, and a flag counts before its variable.
+    let web = ("KIAM_CREDENTIAL_SOURCE", "web-identity");
+    let line = format!("--session-tags=a=b {GOOD}");
+    let Err(UsageError(mistakes)) = with(&line, &[web]) else { panic!("no mistake") };
+    let [mistake] = &mistakes[..] else { panic!("{mistakes:?}") };
+    let says = "; KIAM_CREDENTIAL_SOURCE=\"web-identity\" sets --credential-source";
+    assert!(mistake.starts_with("--session-tags: ") && mistake.ends_with(says), "{mistake}");
+    let line = format!("--port=x {GOOD}");
+    let Err(UsageError(mistakes)) = with(&line, &[("KIAM_PORT", "1")]) else {
+        panic!("no mistake")
+    };
+    assert_eq!(mistakes, ["--port: \"x\" is not a port (0 to 65535)"]);
+    let vars = [("KIAM_GUARD_PREFERENCE", "0")];
+    let Err(UsageError(mistakes)) = with("boot-guard unit", &vars) else { panic!("no mistake") };
+    assert!(
+        mistakes[0].starts_with("KIAM_GUARD_PREFERENCE (--guard-preference): "),
+        "{mistakes:?}"
+    );
+}
+
+#[test]
 fn subcommands_and_version_are_understood() {
     assert!(matches!(with("uninstall", &[]), Ok(Task::Uninstall { .. })));
     assert!(matches!(with("status --live", &[]), Ok(Task::Status { live: true, .. })));

@@ -1,6 +1,6 @@
 //! What is allowed but should be known.
 
-use super::{Vars, flag_names, flags::Flags};
+use super::{Vars, flag_names, flags::Flags, variables};
 
 /// A sentence for each choice that someone may regret, and for each variable that is no choice.
 pub(super) fn warnings(flags: &Flags, vars: &dyn Vars) -> Vec<String> {
@@ -52,10 +52,7 @@ fn unfinished_base(flags: &Flags) -> Option<String> {
 
 /// Variables that look like a flag's and are not; not those that Kubernetes sets for a Service whose name begins with kiam.
 fn unknown(vars: &dyn Vars) -> Vec<String> {
-    let known: Vec<String> = flag_names()
-        .iter()
-        .map(|flag| format!("KIAM_{}", flag.replace('-', "_").to_uppercase()))
-        .collect();
+    let known: Vec<String> = flag_names().iter().map(|flag| variables::name_of(flag)).collect();
     let is_link = |name: &str| name.contains("_SERVICE_") || name.contains("_PORT");
     let is_strange =
         |name: &String| name.starts_with("KIAM_") && !known.contains(name) && !is_link(name);
