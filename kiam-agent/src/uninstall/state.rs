@@ -11,7 +11,9 @@ use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, 
 use crate::{admin, handover, imds};
 
 /// Removes what dead agents left in `state_dir`: sockets that nobody listens at, links that lead nowhere and, where no
-/// agent runs or starts (`unused`), the key of the session tokens. Then the folder, if it is empty. Returns what it removed.
+/// agent runs or starts, the key of the session tokens. Then the folder, if it is empty. Returns what it removed.
+///
+/// An agent with pins shows there that it runs (not `unused`); one with `--interceptor=off` shows it by its socket alone.
 ///
 /// # Errors
 ///
@@ -30,6 +32,7 @@ pub(super) fn remove(state_dir: &Path, unused: bool) -> Result<Vec<PathBuf>, (Pa
     // Links after what they lead to.
     let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     paths.sort_by_key(|path| path.is_symlink());
+    let unused = unused && !paths.iter().any(|path| is_agents(path) && is_open(path));
     for path in paths {
         if !is_left(&path, unused) {
             continue;
@@ -61,20 +64,28 @@ fn is_left(path: &Path, unused: bool) -> bool {
     if imds::is_key_file(name) {
         return unused;
     }
-    let visible = name.strip_prefix('.').unwrap_or(name);
-    let begins = [admin::SOCKET, handover::SOCKET].map(|socket| socket.trim_end_matches("sock"));
     let Ok(status) = fs::symlink_metadata(path) else { return false };
-    if !begins.iter().any(|begin| visible.starts_with(begin)) {
-        return false;
-    }
     match (status.file_type().is_socket(), status.is_symlink()) {
-        // A socket with a full queue, or of an agent that hangs, is in use.
-        (true, _) => {
-            connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-        }
+        _ if !is_agents(path) => false,
+        (true, _) => !is_open(path),
         (_, true) => !path.exists(),
         _ => false,
     }
+}
+
+/// Whether it is called as agents' sockets and the links to them are.
+fn is_agents(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let visible = name.strip_prefix('.').unwrap_or(name);
+    let begins = [admin::SOCKET, handover::SOCKET].map(|socket| socket.trim_end_matches("sock"));
+    begins.iter().any(|begin| visible.starts_with(begin))
+}
+
+/// Whether somebody listens at this socket, or may: one that is full or hangs is somebody's.
+fn is_open(path: &Path) -> bool {
+    let is_socket = fs::metadata(path).is_ok_and(|status| status.file_type().is_socket());
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    is_socket && !connect(path).is_err_and(refused)
 }
 
 #[cfg(test)]
@@ -114,6 +125,9 @@ mod tests {
         // An agent hangs.
         assert_eq!(remove(&state, false).unwrap().len(), 6);
         let stay = [".token.key.0123", "admin.4567.sock", "admin.txt", "somebody's", "token.key"];
+        assert_eq!(names(&state), stay);
+        // One without interceptor has no pins in use.
+        assert!(remove_state(&state, true).unwrap().is_empty(), "the key is in use");
         assert_eq!(names(&state), stay);
         drop(alive);
         assert_eq!(remove(&state, true).unwrap().len(), 3);
