@@ -158,7 +158,7 @@ impl Observer {
             let would = match self.pod(uid).map(|pod| self.policy.decide(&pod)) {
                 None => Would::Unknown,
                 Some(Decision::Allow(_)) => Would::Allowed,
-                Some(Decision::Refuse(Refusal::NoRole)) => Would::NoRole,
+                Some(Decision::Refuse(Refusal::NoRole(_))) => Would::NoRole,
                 Some(Decision::Refuse(_)) => Would::Refused,
             };
             *counts.entry(would).or_default() += 1;

@@ -123,7 +123,10 @@ impl<K: Kind> Reflector<K> {
             self.watches.ended(&end, works);
             version = match &end {
                 WatchEnd::Closed | WatchEnd::Failed(_) => Some(at),
-                WatchEnd::Expired | WatchEnd::Rewound | WatchEnd::Stalled | WatchEnd::Unopened(_) => None,
+                WatchEnd::Expired
+                | WatchEnd::Rewound
+                | WatchEnd::Stalled
+                | WatchEnd::Unopened(_) => None,
             };
             if opened.elapsed() >= SETTLED {
                 backoff.reset();

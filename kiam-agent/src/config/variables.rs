@@ -1,7 +1,7 @@
 //! Variables of the environment that stand in for flags, so that a mistake names what was set.
 
 use super::Vars;
-use kiam_core::role::Quoted;
+use kiam_core::role::QuotedText;
 
 /// Variables that are set, in place of flags that are absent.
 #[derive(Debug, Default)]
@@ -45,7 +45,7 @@ impl Variables {
             if let Some(problem) = text.strip_prefix(&format!("{flag}: ")) {
                 text = format!("{name} ({flag}): {problem}");
             }
-            let value = Quoted::new(value).to_string();
+            let value = QuotedText::new(value).to_string();
             if !(text.starts_with(name) && text.contains(&value)) {
                 text.truncate(text.trim_end().len());
                 text += &format!("; {name}={value} sets {flag}");

@@ -215,6 +215,10 @@ impl Account<'_> {
             Decision::Allow(identity) => {
                 shown["role"] = json!(identity.role.to_string());
                 shown["sessionName"] = json!(identity.session_name.to_string());
+                let policies: Vec<_> = identity.policies.iter().map(ToString::to_string).collect();
+                if !policies.is_empty() {
+                    shown["sessionPolicies"] = json!(policies);
+                }
                 shown["credentials"] = match &self.credentials {
                     None => json!("not wanted"),
                     Some(State::Pending(None)) => json!("pending"),
@@ -251,6 +255,10 @@ impl Account<'_> {
             lines.push(("session name", identity.session_name.to_string()));
             let source = identity.source_identity.as_ref();
             lines.extend(source.map(|source| ("source identity", source.to_string())));
+            let tags = listed(identity.tags.iter().map(|(key, value)| format!("{key}={value}")));
+            lines.extend(tags.map(|tags| ("session tags", tags)));
+            let policies = listed(identity.policies.iter().map(ToString::to_string));
+            lines.extend(policies.map(|policies| ("policies", policies)));
         }
         let is_set = if pod.external_id.is_some() { "set" } else { "not set" };
         lines.push(("external id", is_set.to_owned()));
@@ -396,6 +404,12 @@ fn shown_annotation(annotation: Option<&Annotation>) -> Option<String> {
     annotation.map(|it| it.text().map_or_else(|too_long| too_long.to_string(), str::to_owned))
 }
 
+/// `None` where there is nothing to list.
+fn listed(items: impl Iterator<Item = String>) -> Option<String> {
+    let items: Vec<_> = items.collect();
+    (!items.is_empty()).then(|| items.join(", "))
+}
+
 fn path(path: &Result<String, String>) -> &str {
     let (Ok(text) | Err(text)) = path;
     text
@@ -425,6 +439,7 @@ mod tests {
         pods::{PodIndex, fixtures},
         policy,
         role::{Claimant, RoleIdentity, RoleResolver, Source, WantedRoles},
+        secret::Secret,
         telemetry::Statsd,
     };
 
@@ -448,6 +463,32 @@ mod tests {
         source: Source,
     }
 
+    /// Issues `reader`'s, and denies all else.
+    struct Reader(SystemTime);
+
+    impl CredentialSource for Reader {
+        fn issue<'a>(
+            &'a self,
+            identity: &'a RoleIdentity,
+            _claimant: &'a Claimant,
+        ) -> futures::future::BoxFuture<'a, Result<Credentials, SourceError>> {
+            let issued = Credentials {
+                role: identity.role.clone(),
+                access_key_id: "ASIA0000000000000001".to_owned(),
+                secret_access_key: Secret::new("secret".to_owned()),
+                session_token: Secret::new("token".to_owned()),
+                issued: self.0,
+                expires: self.0 + Duration::from_secs(3600),
+            };
+            let denied = SourceError {
+                class: credentials::ErrorClass::Denied,
+                message: "STS: AccessDenied: not authorized to perform: sts:AssumeRole".to_owned(),
+            };
+            let answer = if identity.role.name() == "reader" { Ok(issued) } else { Err(denied) };
+            Box::pin(std::future::ready(answer))
+        }
+    }
+
     impl Default for Flags {
         fn default() -> Self {
             let entitlement = Entitlement { passes_host_network: true, node_roles: Vec::new() };
@@ -457,16 +498,25 @@ mod tests {
     }
 
     fn explainer(flags: Flags) -> (PodIndex, Explainer) {
+        let (index, explainer, ..) = with_source(flags, Arc::new(Nobody), Clock::system());
+        (index, explainer)
+    }
+
+    fn with_source(
+        flags: Flags,
+        source: Arc<dyn CredentialSource>,
+        clock: Clock,
+    ) -> (PodIndex, Explainer, Prefetcher, watch::Sender<WantedRoles>) {
+        let (wanted, wants) = watch::channel(WantedRoles::default());
         let (index, pods) = PodIndex::new();
         let resolver = RoleResolver::new(Some("arn:aws:iam::123456789012:role/".parse().unwrap()));
-        let Flags { imdsv2, entitlement, observes, source } = flags;
-        let policy = policy::Config { source, ..policy::Config::new(resolver) };
-        let clock = Clock::system();
+        let Flags { imdsv2, entitlement, observes, source: shown } = flags;
+        let policy = policy::Config { source: shown, ..policy::Config::new(resolver) };
         let parts = credentials::PrefetcherParts {
-            source: Arc::new(Nobody),
+            source,
             render: imds::wire::render,
             clock: clock.clone(),
-            wanted: watch::channel(WantedRoles::default()).1,
+            wanted: wants,
             silence: Box::new(|| None),
             names: Box::new(|_| None),
             metrics: credentials::Metrics::register(
@@ -475,7 +525,7 @@ mod tests {
             ),
             first_pass: Readiness::default().latch("first credentials"),
         };
-        let (_, credentials) = Prefetcher::new(credentials::Config::default(), parts);
+        let (prefetcher, credentials) = Prefetcher::new(credentials::Config::default(), parts);
         let sources = Sources {
             policy: RolePolicy::new(policy, pods.clone()),
             pods,
@@ -487,11 +537,68 @@ mod tests {
         };
         let node = Some("node-1".to_owned());
         let settings = Settings { node, imdsv2, entitlement, observes };
-        (index, Explainer::new(settings, sources, clock))
+        (index, Explainer::new(settings, sources, clock), prefetcher, wanted)
     }
 
     fn pod(n: u32) -> Pod {
         Pod { role: Some("reader".into()), ..Pod::test(n) }
+    }
+
+    /// The blocks of `docs/policy.md` that show what `explain` prints, without the commands before it.
+    fn samples() -> Vec<String> {
+        let page = std::fs::read_to_string("../docs/policy.md").unwrap();
+        let blocks = page.split("```console\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let lines = |block: &str| -> Vec<String> {
+            block.lines().filter(|it| !it.starts_with("$ ")).map(|it| format!("{it}\n")).collect()
+        };
+        blocks.map(|block| lines(block).concat()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_page_shows_what_explain_prints() {
+        const SESSION: &str = "arn:aws:iam::aws:policy/ReadOnlyAccess";
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_771_860);
+        let parts = with_source(Flags::default(), Arc::new(Reader(at)), Clock::simulated(at));
+        let (index, explainer, prefetcher, wanted) = parts;
+        index.apply(Namespace {
+            permitted: Some(".*".into()),
+            allowed_roles: Some(r#"["reader", "de*"]"#.into()),
+            ..fixtures::namespace("shop", 1)
+        });
+        let asks = |n, name: &str, role: &str| Pod {
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+            role: Some(role.into()),
+            ..Pod::test(n).at(&["10.77.1.2", "fd77:1::2"])
+        };
+        let reader = Pod { session_policies: Some(SESSION.into()), ..asks(1, "orders", "reader") };
+        let pods = [reader, asks(2, "writer", "writer"), asks(3, "denied", "denied")].map(Arc::new);
+        let head = |path: &str, program: &str| {
+            let request = http::Request::get(path).header(http::header::USER_AGENT, program);
+            request.body(()).unwrap().into_parts().0
+        };
+        let journal = &explainer.sources.journal;
+        let path = head("/latest/user-data", "aws-sdk-go/1.44.133");
+        journal.refused(&pods[0].uid, &path, imds::ErrorKind::Path, at);
+        journal.imdsv1(&pods[0].uid, &head("/latest/meta-data/", "Boto/2.49"), at);
+        pods.iter().for_each(|pod| index.apply(Pod::clone(pod)));
+        wanted.send_replace(explainer.sources.policy.wanted(&|_: &Pod| true));
+        let (_signal, drain) = kiam_core::lifecycle::drain();
+        let prefetching = tokio::spawn(prefetcher.run(drain));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        prefetching.abort();
+        let mut accounts = pods.each_ref().map(|pod| explainer.account(pod));
+        for account in &mut accounts {
+            account.path = Ok("pod-local: listening on port 62575 inside the pod".to_owned());
+        }
+        accounts[0].exposed = Some(at + Duration::from_secs(5 * 3600));
+        // It is varied at random.
+        if let Some(State::Failed { retry_at, .. }) = &mut accounts[2].credentials {
+            *retry_at = Instant::now() + Duration::from_secs(12);
+        }
+        let mut printed = accounts.map(|account| account.text()).to_vec();
+        printed.push(explainer.explain("shop", "order").unwrap_err());
+        assert_eq!(samples(), printed);
     }
 
     #[test]

@@ -170,7 +170,7 @@ impl Error {
             Self::Ttl => ErrorKind::Ttl,
             Self::TokenMissing => ErrorKind::TokenMissing,
             Self::TokenInvalid => ErrorKind::TokenInvalid,
-            Self::Refused(Refusal::NoRole) => ErrorKind::NoRole,
+            Self::Refused(Refusal::NoRole(_)) => ErrorKind::NoRole,
             Self::Refused(_) => ErrorKind::Forbidden,
             Self::OtherRole(_) => ErrorKind::OtherRole,
             Self::FormerRole(_) => ErrorKind::FormerRole,

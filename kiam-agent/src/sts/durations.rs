@@ -183,11 +183,11 @@ mod tests {
     #[tokio::test]
     async fn what_is_known_already_is_no_news() {
         let (durations, role) = (Durations::default(), identity("long", 12).role);
-        assert!(!durations.tell(&role));
+        assert!(!durations.is_news(&role));
         durations.learn(&role, HOUR * 4);
-        assert_eq!([durations.tell(&role), durations.tell(&role)], [true, false]);
+        assert_eq!([durations.is_news(&role), durations.is_news(&role)], [true, false]);
         durations.learn(&role, HOUR * 4);
-        assert!(!durations.tell(&role), "it is the same");
+        assert!(!durations.is_news(&role), "it is the same");
         durations.learn(&role, HOUR * 8);
         assert_eq!(durations.known(&role), Some(HOUR * 4), "the refusal of a longer one came late");
     }

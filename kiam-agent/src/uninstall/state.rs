@@ -127,7 +127,7 @@ mod tests {
         let stay = [".token.key.0123", "admin.4567.sock", "admin.txt", "somebody's", "token.key"];
         assert_eq!(names(&state), stay);
         // One without interceptor has no pins in use.
-        assert!(remove_state(&state, true).unwrap().is_empty(), "the key is in use");
+        assert!(remove(&state, true).unwrap().is_empty(), "the key is in use");
         assert_eq!(names(&state), stay);
         drop(alive);
         assert_eq!(remove(&state, true).unwrap().len(), 3);

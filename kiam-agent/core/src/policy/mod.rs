@@ -191,7 +191,8 @@ impl RolePolicy {
     }
 
     fn identity(&self, pod: &Pod) -> Result<RoleIdentity, Refusal> {
-        let role = self.role(pod).unwrap_or(Err(Refusal::NoRole))?;
+        let asked = || (self.config.source == Source::WebIdentity).then(|| pod.account());
+        let role = self.role(pod).unwrap_or_else(|| Err(Refusal::NoRole(asked())))?;
         self.permit(&pod.namespace, &role)?;
         self.permit_overrides(pod)?;
         let uid = pod.uid.to_string();
@@ -461,7 +462,7 @@ mod tests {
             assert!(said.contains(expected), "{pods:?} {accounts:?}: {said}");
         }
         let (_index, by_node) = policy(NamespacePolicy::Optional);
-        assert_eq!(by_node.decide(&pod(None)), Decision::Refuse(Refusal::NoRole));
+        assert_eq!(by_node.decide(&pod(None)), Decision::Refuse(Refusal::NoRole(None)));
     }
 
     #[test]

@@ -12,11 +12,9 @@ use crate::{
 /// Why a pod gets no role.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Neither the pod nor its ServiceAccount names a role.
-    #[error(
-        "the pod has no annotation iam.amazonaws.com/role, nor, with --credential-source=web-identity, its ServiceAccount eks.amazonaws.com/role-arn"
-    )]
-    NoRole,
+    /// The pod names no role; nor, with web identity, does this ServiceAccount of the pod's.
+    #[error("the pod has no annotation iam.amazonaws.com/role{}", nor_account(.0.as_ref()))]
+    NoRole(Option<AccountName>),
     /// The pod's annotation is not a role.
     #[error("annotation iam.amazonaws.com/role: {0}")]
     InvalidRole(InvalidRole),
@@ -123,6 +121,12 @@ pub enum Refusal {
         /// What the pod asked for.
         role: RoleArn,
     },
+}
+
+fn nor_account(account: Option<&AccountName>) -> String {
+    let nor =
+        |account| format!(", nor has its ServiceAccount {account} eks.amazonaws.com/role-arn");
+    account.map(nor).unwrap_or_default()
 }
 
 // === impl Refusal ===

@@ -164,10 +164,10 @@ mod tests {
         PresentTrouble { trouble, patience: Duration::ZERO, once: false }
     }
 
-    fn told(ledger: &mut Ledger, now: Instant) -> Vec<(String, i32)> {
+    fn reported(ledger: &mut Ledger, now: Instant) -> Vec<(String, i32)> {
         let mut all = Vec::new();
         while let Some((trouble, count)) = ledger.next(now) {
-            ledger.told(&trouble, count, now);
+            ledger.record(&trouble, count, now);
             all.push((trouble.note, count));
         }
         all
@@ -181,7 +181,7 @@ mod tests {
             let now = start + MINUTE * minute;
             let news = ledger.take(vec![pod(1, "no")], now);
             assert_eq!(news.troubles.len(), usize::from(minute == 0));
-            counts.extend(told(&mut ledger, now).into_iter().map(|(_, count)| (minute, count)));
+            counts.extend(reported(&mut ledger, now).into_iter().map(|(_, count)| (minute, count)));
         }
         assert_eq!(counts, [(0, 1), (30, 2), (60, 3), (90, 4)]);
     }
@@ -200,11 +200,11 @@ mod tests {
     fn what_comes_back_is_told_of_again_but_not_at_once() {
         let (mut ledger, start) = (Ledger::default(), Instant::now());
         ledger.take(vec![pod(1, "no")], start);
-        assert_eq!(told(&mut ledger, start).len(), 1);
+        assert_eq!(reported(&mut ledger, start).len(), 1);
         assert_eq!(ledger.take(vec![], start).dropped, 0);
         ledger.take(vec![pod(1, "no")], start + MINUTE);
-        assert!(told(&mut ledger, start + MINUTE).is_empty());
-        assert_eq!(told(&mut ledger, start + RETURN_INTERVAL), [("no".to_owned(), 2)]);
+        assert!(reported(&mut ledger, start + MINUTE).is_empty());
+        assert_eq!(reported(&mut ledger, start + RETURN_INTERVAL), [("no".to_owned(), 2)]);
         ledger.take(vec![], start + RETURN_INTERVAL);
         ledger.take(vec![], start + RETURN_INTERVAL + RETENTION);
         assert!(ledger.entries.is_empty() && ledger.since.is_empty(), "{ledger:?}");
@@ -217,11 +217,11 @@ mod tests {
             let now = start + Duration::from_secs(second);
             let found = PresentTrouble { patience: MINUTE, ..pod(1, &format!("timeout {second}")) };
             assert_eq!(ledger.take(vec![found], now).dropped, 0);
-            assert!(told(&mut ledger, now).is_empty(), "{second}");
+            assert!(reported(&mut ledger, now).is_empty(), "{second}");
         }
         let found = PresentTrouble { patience: MINUTE, ..pod(1, "timeout") };
         ledger.take(vec![found], start + MINUTE);
-        assert_eq!(told(&mut ledger, start + MINUTE).len(), 1);
+        assert_eq!(reported(&mut ledger, start + MINUTE).len(), 1);
     }
 
     #[test]
@@ -231,7 +231,7 @@ mod tests {
         for second in 0..3600 {
             let now = start + Duration::from_secs(second);
             dropped += ledger.take(vec![pod(1, &second.to_string())], now).dropped;
-            sent += told(&mut ledger, now).len();
+            sent += reported(&mut ledger, now).len();
         }
         assert_eq!(sent, 3 + 11, "a few at once, then one in five minutes");
         assert_eq!(dropped, 3600 - 14 - 1);
@@ -246,7 +246,7 @@ mod tests {
         for second in 0..1200 {
             let now = start + Duration::from_secs(second);
             ledger.take(found.clone(), now);
-            let all = told(&mut ledger, now);
+            let all = reported(&mut ledger, now);
             assert!(second == 0 || all.len() <= 1);
             sent.extend(all.into_iter().map(|(note, count)| (note, (second, count))));
         }
@@ -264,7 +264,7 @@ mod tests {
             // Not found for a while, as when an agent starts again.
             let found = if minute == 40 { Vec::new() } else { found.clone() };
             ledger.take(found, now);
-            sent.extend(told(&mut ledger, now).into_iter().map(|(note, _)| note));
+            sent.extend(reported(&mut ledger, now).into_iter().map(|(note, _)| note));
         }
         assert_eq!(sent[..2], ["no", "older"]);
         assert_eq!(sent.iter().filter(|note| *note == "older").count(), 1);
@@ -282,7 +282,7 @@ mod tests {
         for minute in 0..600 {
             let now = start + MINUTE * minute;
             assert_eq!(ledger.take(found(), now).troubles.len(), usize::from(minute == 0));
-            sent += told(&mut ledger, now).len();
+            sent += reported(&mut ledger, now).len();
         }
         assert_eq!(sent, 1);
     }

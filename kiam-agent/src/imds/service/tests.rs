@@ -527,7 +527,7 @@ async fn an_address_is_not_believed_when_the_watch_is_silent_for_90_s() {
     for path in [LIST.to_owned(), format!("{LIST}reader")] {
         let reply = node.get(2, &path).await;
         assert_eq!((reply.status, reply.body.as_str()), (403, ""), "{reply:?}");
-        assert!(reply.header("x-kiam-reason").unwrap().contains("silent"), "{reply:?}");
+        assert!(reply.header("x-kiam-reason").unwrap().contains("stale"), "{reply:?}");
     }
     node.index.heard::<Pod>();
     assert_eq!(node.get(2, LIST).await.body, "reader");
