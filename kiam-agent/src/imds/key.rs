@@ -180,7 +180,7 @@ mod tests {
         std::fs::write(state.path().join("somebody's"), "").unwrap();
         std::fs::set_permissions(state.path(), Permissions::from_mode(0o755)).unwrap();
         let error = open(state.path()).unwrap_err().to_string();
-        assert!(error.contains("others use it"), "{error}");
+        assert!(error.contains("open to other users"), "{error}");
         assert_eq!(mode(state.path()), 0o755);
     }
 

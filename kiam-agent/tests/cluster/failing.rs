@@ -48,7 +48,10 @@ fn line(code: u16, reason: &str) -> Injected {
     Injected::body(200, &format!("{}\n", json!({ "type": "ERROR", "object": status })))
 }
 
-#[expect(clippy::disallowed_methods, reason = "the limit is real time, which the test does not move")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the limit is real time, which the test does not move"
+)]
 async fn time_passes(what: &str, holds: impl Fn() -> bool) {
     let began = Instant::now();
     while !holds() {
