@@ -198,6 +198,14 @@ pub fn flag_names() -> Vec<String> {
     command.get_arguments().filter_map(|arg| arg.get_long()).map(str::to_owned).collect()
 }
 
+/// The default of a flag that has one, for checking documents against it.
+#[must_use]
+pub fn flag_default(name: &str) -> Option<String> {
+    let command = CommandLine::command();
+    let flag = command.get_arguments().find(|arg| arg.get_long() == Some(name))?;
+    flag.get_default_values().first()?.to_str().map(str::to_owned)
+}
+
 /// Understands `arguments` (without the program's name) and the environment.
 ///
 /// # Errors
