@@ -12,6 +12,7 @@ macro_rules! deployed {
 }
 
 mod agent;
+mod chart;
 mod node;
 mod server;
 mod taint;

@@ -106,6 +106,8 @@ impl Server {
         let mut apiserver = Command::new(self.binaries.join("kube-apiserver"));
         apiserver
             .args(["--bind-address=127.0.0.1", "--insecure-port=0", "--anonymous-auth=false"])
+            // Every cluster's, for agents of the node such as this one.
+            .arg("--allow-privileged=true")
             .args(["--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction"])
             // As is the default from 1.21 on: pods' own tokens are bound to them.
             .arg("--feature-gates=BoundServiceAccountTokenVolume=true")

@@ -8,6 +8,7 @@ use anyhow::Result;
 
 use xtask::build;
 use xtask::command::{command, run, say, workspace};
+use xtask::helm::{self, Helm};
 
 /// Where the tests look for the folder of the programs.
 const BINARIES: &str = "KIAM_TEST_APISERVER";
@@ -19,6 +20,7 @@ pub(crate) fn test_agent() -> Result<()> {
     let folder = tool("kubernetes", build, &["kube-apiserver"], "2 GB and some minutes")?;
     let mut tests = command("cargo");
     tests.args(["test", "-p", "kiam-agent", "--test", "apiserver"]).env(BINARIES, folder);
+    tests.env(helm::VARIABLE, Helm::ensure()?);
     run(&mut tests)
 }
 
