@@ -373,7 +373,7 @@ fn agent_that_still_starts_ends_when_asked_though_it_is_process_1() {
     let mut command = lab.node.command("unshare").unwrap();
     command.args(["--pid", "--fork", "--kill-child", "--mount-proc", AGENT]);
     let mut agent = Agent::start_by(command, &lab, &[]).unwrap();
-    agent.wait_said("Kubernetes API fails", LIMIT).unwrap();
+    agent.wait_said("Requests to the Kubernetes API fail", LIMIT).unwrap();
     let pid = agent.pid();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     let first = Pid::from_raw(children.trim().parse().unwrap()).unwrap();

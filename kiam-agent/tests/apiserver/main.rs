@@ -281,7 +281,7 @@ async fn a_quiet_cluster_is_no_outage_and_a_busy_one_shows_bookmarks() {
     eventually("a silent watch", MINUTES, || agent.metric(silent) > 0.5).await;
     // Of the other kinds, whose 75 s are up to a tenth shorter or longer, too.
     eventually("the lists after it", PATIENCE, || agent.metric(SILENCE) < 20.0).await;
-    assert!(!agent.said("Kubernetes API fails"));
+    assert!(!agent.said("Requests to the Kubernetes API fail"));
 
     let bookmarks = r#"kiam_cluster_events_total{resource="Pods",kind="Bookmark"}"#;
     assert!(agent.metric(bookmarks) < 0.5);

@@ -44,7 +44,7 @@ async fn the_startup_taint_goes_as_soon_as_the_agent_may_take_it_off() {
     .await;
     assert_eq!(keys(server).await, before);
     apply(server, &OWN_NODE).await;
-    eventually("the taint's end", PATIENCE, || agent.said("Startup taint removed")).await;
+    eventually("the taint's end", PATIENCE, || agent.said("Removed the startup taint")).await;
     // The server's own stay too, such as of a node that no kubelet has called ready.
     let rest: Vec<Value> = before.into_iter().filter(|key| key != KEY).collect();
     assert!(rest.contains(&json!("dedicated")), "{rest:?}");

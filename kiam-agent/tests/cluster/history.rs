@@ -97,7 +97,7 @@ async fn lost_events_are_healed_by_the_next_list() {
     let lists = api.lists(Resource::Pods);
     fed.until("two more lists", || api.lists(Resource::Pods) > lists + 1).await;
     assert_eq!(api.lists(Resource::Namespaces), 1, "every node would list all of them");
-    assert!(fed.reader.silence().unwrap() < Duration::from_secs(5), "a list is a sign of life");
+    assert!(fed.reader.silence().unwrap() < Duration::from_secs(5), "a list counts as heard from");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! What is a sign of life, and what is done in a silence.
+//! When the API server counts as heard from, and what happens in a silence.
 
 use super::*;
 
@@ -30,7 +30,7 @@ async fn after_a_silent_watch_there_is_a_list_and_another_watch() {
     fed.has(&["a"]).await;
     eventually("another watch", || api.watches(Resource::Pods) > 1).await;
     assert!(api.lists(Resource::Pods) > 1, "the watches say nothing");
-    fed.until("a sign of life", || fed.reader.silence().unwrap() < Duration::from_secs(1)).await;
+    fed.until("news", || fed.reader.silence().unwrap() < Duration::from_secs(1)).await;
 
     api.stall_watches(false);
     api.bookmark_every(Duration::from_millis(50));
@@ -87,7 +87,7 @@ async fn an_address_is_not_believed_once_the_watch_has_been_black_holed_for_90_s
     time::resume();
     eventually("another watch", || hanging.met() > 0).await;
     let waited = fed.reader.wait(&client, Duration::from_millis(200)).await;
-    assert_eq!(waited.err(), Some(NotFound::Stale), "an open connection is no sign of life");
+    assert_eq!(waited.err(), Some(NotFound::Stale), "an open connection is no news");
     api.stall_watches(false);
     hanging.lift();
     fed.until("whose it is now", || found().as_deref() == Ok("new")).await;

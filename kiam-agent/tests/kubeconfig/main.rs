@@ -134,7 +134,7 @@ fn the_api_server_its_tokens_and_sts_are_asked_through_the_proxy_of_the_environm
     // agent:hunter2
     assert!(shown.iter().all(|shown| shown == "Basic YWdlbnQ6aHVudGVyMg=="), "{shown:?}");
     assert!(!agent.log().contains("hunter2") && !agent.log().contains("YWdlbnQ6"));
-    assert!(agent.log().contains("Asking the Kubernetes API through a proxy"));
+    assert!(agent.log().contains("Using a proxy for the Kubernetes API"));
 }
 
 #[test]
@@ -192,8 +192,8 @@ fn a_ca_that_is_replaced_on_the_disk_is_used_without_a_restart() {
     let later = PodRecord::scheduled("shop", "later", "7c9e6679-7425-40de-944b-e07fc1f90ae7", "n1");
     kubernetes.apply_pod(&later);
     fs::copy(certificate("new-ca.pem"), &ca).unwrap();
-    eventually("the new CA", || agent.log().contains("have changed, using the new ones"));
-    eventually("the server", || agent.log().contains("Kubernetes API answers again"));
+    eventually("the new CA", || agent.log().contains("Reloaded the credentials for the Kubernetes API"));
+    eventually("the server", || agent.log().contains("Requests to the Kubernetes API succeed again"));
 }
 
 #[test]
@@ -205,7 +205,7 @@ fn a_certificate_that_signs_itself_is_refused_with_what_to_do() {
     write_kubeconfig(&folder, &format!("https://{}", api.address()), &ca, "");
     let flags = ["--credential-source=web-identity"];
     let agent = LoopbackAgent::start(Path::new(AGENT), folder, &sts.url(), None, &flags).unwrap();
-    let remedy = "have it sign one of its own for the server, with CA:FALSE";
+    let remedy = "sign another one with it for the server, with CA:FALSE";
     assert!(agent.log().contains(remedy), "{}", agent.log());
 }
 
