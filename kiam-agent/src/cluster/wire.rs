@@ -180,7 +180,7 @@ pub(super) enum Malformed {
     Event,
     #[error(transparent)]
     Uid(#[from] InvalidPodUid),
-    #[error("address {0:?} is no IP address")]
+    #[error("address {0:?} is not an IP address")]
     Address(String),
     #[error("annotation {0} is not a string")]
     Annotation(&'static str),
@@ -546,8 +546,8 @@ mod tests {
             ("/metadata/annotations", json!("x"), "expected a map"),
             ("/metadata/annotations/iam.amazonaws.com~1role", json!(5), "/role is not a string"),
             ("/metadata/annotations/iam.amazonaws.com~1external-id", json!({}), "is not a string"),
-            ("/status/podIP", json!("10.0.0"), "\"10.0.0\" is no IP address"),
-            ("/status/podIPs", json!([{"ip": "x"}]), "\"x\" is no IP address"),
+            ("/status/podIP", json!("10.0.0"), "\"10.0.0\" is not an IP address"),
+            ("/status/podIPs", json!([{"ip": "x"}]), "\"x\" is not an IP address"),
             ("/spec/hostNetwork", json!("yes"), "expected a boolean"),
             ("/spec/serviceAccountName", json!(7), "expected a string"),
         ] {

@@ -1,5 +1,4 @@
-//! The command line as clap has it: names, help and defaults. Values stay text here, so that all mistakes
-//! can be told at once.
+//! The command line for clap: names, help and defaults. Values are text here, so that all mistakes are reported at once.
 
 use clap::{Args, Parser, Subcommand};
 
@@ -11,15 +10,15 @@ use kiam_core::pods::STATIC_POD_NAMESPACE;
 #[derive(Debug, Parser)]
 #[command(name = "kiam-agent", disable_version_flag = true, args_conflicts_with_subcommands = true)]
 pub(super) struct CommandLine {
-    /// Something else than to run the agent.
+    /// A subcommand instead of the agent.
     #[command(subcommand)]
     pub(super) command: Option<Subcommands>,
-    /// The agent's own.
+    /// The flags of the agent.
     #[command(flatten)]
     pub(super) flags: Flags,
 }
 
-/// What else the program does.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub(super) enum Subcommands {
     /// Detach the kernel programs and remove their pins; pods reach the node's metadata service again
@@ -33,7 +32,7 @@ pub(super) enum Subcommands {
         /// The node's /etc/systemd/system, to remove the boot guard from; absent: it stays
         #[arg(long, value_name = "DIR")]
         boot_guard: Option<String>,
-        /// Override an agent that has hung for more than 5 s; kill that agent afterwards
+        /// Proceed although an agent has hung for more than 5 s; kill that agent afterwards
         #[arg(long)]
         force: bool,
     },
@@ -46,10 +45,10 @@ pub(super) enum Subcommands {
         #[arg(long, value_name = "NUMBER", default_value = GUARD_PREFERENCE)]
         guard_preference: String,
     },
-    /// What the self-test runs in its throw-away pod
+    /// The client that the self-test runs in a temporary pod
     #[command(hide = true)]
     SelftestClient,
-    /// Ask the agent that runs on this node; exit 0 when it is ready (or alive), else 1
+    /// Show the state of this node's agent; exit 0 when it is ready (or alive), else 1
     Status {
         /// Only whether it is alive
         #[arg(long)]
@@ -58,7 +57,7 @@ pub(super) enum Subcommands {
         #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
         state_dir: String,
     },
-    /// Say what a pod of this node gets, and why; exit 0 when that is credentials, else 1
+    /// Show which credentials a pod of this node gets, and why; exit 0 when it gets some, else 1
     Explain {
         /// Namespace and name of the pod
         #[arg(value_name = "NAMESPACE/POD")]
@@ -67,7 +66,7 @@ pub(super) enum Subcommands {
         #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
         state_dir: String,
     },
-    /// Ask STS for a pod's credentials now, and say what came of it; exit 0 when they were issued, else 1
+    /// Renew a pod's credentials now, and show the result; exit 0 when they were issued, else 1
     Refresh {
         /// Namespace and name of the pod
         #[arg(value_name = "NAMESPACE/POD")]
@@ -97,7 +96,7 @@ pub(super) struct Flags {
     /// Take the base ARN from the node's own instance profile
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", default_value = "false")]
     pub(super) role_base_arn_autodetect: String,
-    /// Watch only this node's pods; absent: all pods
+    /// Node whose pods are watched; absent: all pods are
     #[arg(long, value_name = "NAME")]
     pub(super) node_name: Option<String>,
     /// Key of a taint to remove from the node once the agent is ready; needs --node-name
@@ -112,10 +111,10 @@ pub(super) struct Flags {
     /// How often the pods are listed again; namespaces and ServiceAccounts at most once an hour
     #[arg(long, value_name = "DURATION", default_value = "2m")]
     pub(super) sync_interval: String,
-    /// What intercepts pods' traffic: ebpf or off
+    /// How pods' traffic is intercepted: ebpf or off
     #[arg(long, value_name = "WHAT", default_value = "ebpf")]
     pub(super) interceptor: String,
-    /// Whether pods' traffic is changed: enforce, or observe (only counted, and nothing is guarded)
+    /// Whether pods' traffic is redirected and guarded (enforce) or only counted (observe)
     #[arg(long, value_name = "MODE", default_value = "enforce")]
     pub(super) mode: String,
     /// How callers are identified: kernel or source-ip; default kernel, without interceptor source-ip
@@ -124,7 +123,7 @@ pub(super) struct Flags {
     /// How hostNetwork pods are treated: pass (as the node) or intercept (as other pods)
     #[arg(long, value_name = "WHAT", default_value = "pass")]
     pub(super) host_network_pods: String,
-    /// Pods of this service account are passed on to the real metadata service (repeatable)
+    /// ServiceAccount whose pods use the real metadata service (repeatable)
     #[arg(long, value_name = "NAMESPACE/SERVICEACCOUNT", value_delimiter = ',')]
     pub(super) node_role: Vec<String>,
     /// Namespaces whose mirror pods stand for static pods (repeatable)
@@ -133,7 +132,7 @@ pub(super) struct Flags {
     /// What blocks IMDS traffic that the connect hooks cannot see: route, skb, uplink (comma separated), or none
     #[arg(long, value_name = "WHAT", value_delimiter = ',', default_value = "route")]
     pub(super) guard: Vec<String>,
-    /// Preference of the guard's first routing rule; the next four are taken too
+    /// Preference of the guard's first routing rule; the next four are used, too
     #[arg(long, value_name = "NUMBER", default_value = GUARD_PREFERENCE)]
     pub(super) guard_preference: String,
     /// How pods' connections reach the agent: auto, pod-local (inside the pod, or not at all) or node
@@ -142,7 +141,7 @@ pub(super) struct Flags {
     /// How often the self-test runs; the agent is not ready while it fails
     #[arg(long, value_name = "DURATION", default_value = "1m")]
     pub(super) selftest_interval: String,
-    /// The pods' cgroup; absent: found by the kubelet's names
+    /// The pods' cgroup; absent: it is found by the kubelet's names
     #[arg(long, value_name = "DIR")]
     pub(super) cgroup: Option<String>,
     /// The node's /etc/systemd/system, where a unit sets the route guard's rules before the kubelet starts; absent: none
@@ -160,16 +159,16 @@ pub(super) struct Flags {
     /// Detach the programs at exit, unless another agent has taken over
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", default_value = "false")]
     pub(super) detach_on_exit: String,
-    /// How long a request may wait for its pod or credentials
+    /// How long a request waits for its pod or credentials
     #[arg(long, value_name = "DURATION", default_value = "400ms")]
     pub(super) hold: String,
     /// Whether session tokens are optional or required
     #[arg(long, value_name = "WHAT", default_value = "optional")]
     pub(super) imdsv2: String,
-    /// Metadata path that pods may read too, exact, ending in /*, or common (repeatable)
+    /// Metadata path that pods may read, too: exact, ending in /*, or common (repeatable)
     #[arg(long, value_name = "PATH", value_delimiter = ',')]
     pub(super) allow_path: Vec<String>,
-    /// Metadata path that pods may not read, nor what is below it, though it is open by default (repeatable)
+    /// Metadata path that pods may not read, with all paths below, although it is allowed by default (repeatable)
     #[arg(long, value_name = "PATH", value_delimiter = ',')]
     pub(super) deny_path: Vec<String>,
     /// The real metadata service
@@ -178,13 +177,13 @@ pub(super) struct Flags {
     /// AWS region; absent: AWS_REGION, else the metadata service's
     #[arg(long, value_name = "REGION")]
     pub(super) region: Option<String>,
-    /// STS instead of the region's
+    /// STS endpoint instead of the region's
     #[arg(long, value_name = "URL")]
     pub(super) sts_endpoint: Option<String>,
     /// How the agent authenticates to STS: assume-role (the node's credentials) or web-identity (a token of the pod's ServiceAccount)
     #[arg(long, value_name = "WHAT", default_value = "assume-role")]
     pub(super) credential_source: String,
-    /// Kubeconfig file to ask for pods' tokens with, such as the kubelet's; absent: as for all else
+    /// Kubeconfig file for requests of pods' tokens, such as the kubelet's; absent: as for all other requests
     #[arg(long, value_name = "FILE")]
     pub(super) token_kubeconfig: Option<String>,
     /// Role that the node assumes first, to assume the pods' roles with it
@@ -199,7 +198,7 @@ pub(super) struct Flags {
     /// Tags of sessions, by EKS's names or KEY=VALUE (repeatable); roles must allow sts:TagSession
     #[arg(long, value_name = "NAME|KEY=VALUE", value_delimiter = ',')]
     pub(super) session_tags: Vec<String>,
-    /// Managed policy that bounds all sessions (repeatable)
+    /// Managed policy that restricts all sessions (repeatable)
     #[arg(long, value_name = "ARN", value_delimiter = ',')]
     pub(super) session_policy: Vec<String>,
     /// Name of the cluster, for {cluster} and the tag eks-cluster-name
@@ -214,7 +213,7 @@ pub(super) struct Flags {
     /// Calls to STS a second, and how many at once: RATE or RATE:BURST
     #[arg(long, value_name = "RATE[:BURST]", default_value = "10:100")]
     pub(super) sts_rate: String,
-    /// Time without news from the Kubernetes API after which the agent stops asking STS; or off
+    /// Time since the Kubernetes API was last heard from after which the agent suspends calls to STS; or off
     #[arg(long, value_name = "DURATION", default_value = "24h")]
     pub(super) max_staleness: String,
     /// Whether namespaces need iam.amazonaws.com/permitted or allowed-roles: optional or required
@@ -223,13 +222,13 @@ pub(super) struct Flags {
     /// Namespaces whose pods may set iam.amazonaws.com/session-name and external-id, or * (repeatable)
     #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', default_value = "*")]
     pub(super) annotation_overrides: Vec<String>,
-    /// Where /live, /ready and /metrics are served
+    /// Address of /live, /ready and /metrics
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:3101")]
     pub(super) admin: String,
-    /// A second listener for /metrics alone
+    /// Address of a second listener for /metrics alone
     #[arg(long, value_name = "ADDRESS")]
     pub(super) metrics: Option<String>,
-    /// StatsD server, with kiam's metric names
+    /// StatsD server, which gets kiam's metric names
     #[arg(long, value_name = "ADDRESS")]
     pub(super) statsd: Option<String>,
     /// How often StatsD metrics are sent
@@ -241,7 +240,7 @@ pub(super) struct Flags {
     /// Log level: trace, debug, info, warn, error
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub(super) level: String,
-    /// Let ?ip= stand for the caller; only with --interceptor=off
+    /// Identify the caller by ?ip=, too; only with --interceptor=off
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", default_value = "false")]
     pub(super) allow_ip_query: String,
     /// Does nothing: the kernel intercepts now

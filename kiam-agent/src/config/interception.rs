@@ -1,11 +1,11 @@
-//! What the kernel is to do, and what is believed of it.
+//! The flags of interception and of the callers' identity.
 
 use std::{net::SocketAddr, path::PathBuf};
 
 use super::{DAY, Identity, SECOND, flags::Flags, values::Mistakes};
 use kiam_kernel::intercept;
 
-/// The kernel's part, `None` where there is none, and what tells who calls.
+/// The interception, `None` without an interceptor, and how callers are identified.
 pub(super) fn interception(
     flags: &Flags,
     mistakes: &mut Mistakes,
@@ -14,7 +14,7 @@ pub(super) fn interception(
     let words = [("kernel", Identity::Kernel), ("source-ip", Identity::SourceIp)];
     let asked = flags.identity.as_ref().and_then(|text| mistakes.one_of("identity", text, &words));
     let host_network = mistakes.host_network(&flags.host_network_pods);
-    let guard = mistakes.guard((&flags.guard, &flags.guard_preference), host_network);
+    let guard = mistakes.guard(flags, host_network);
     let bpffs = mistakes.folder("bpffs", &flags.bpffs);
     let boot_guard = boot_guard(flags, mistakes);
     let cgroup = flags.cgroup.as_ref().and_then(|text| mistakes.folder("cgroup", text));
@@ -49,7 +49,7 @@ pub(super) fn interception(
     (config, identity)
 }
 
-/// `--boot-guard`, whose rules are those that the agent itself would set.
+/// `--boot-guard`, which sets the same rules as the agent.
 fn boot_guard(flags: &Flags, mistakes: &mut Mistakes) -> Option<PathBuf> {
     let folder = flags.boot_guard.as_ref()?;
     if folder.is_empty() {
@@ -62,12 +62,13 @@ fn boot_guard(flags: &Flags, mistakes: &mut Mistakes) -> Option<PathBuf> {
         mistakes.add("boot-guard", needs);
     }
     if flags.detach_on_exit != "false" {
-        mistakes.add("boot-guard", "it is for what outlives the agent: leave --detach-on-exit out");
+        mistakes
+            .add("boot-guard", "it needs rules that outlive the agent: leave --detach-on-exit out");
     }
     mistakes.folder("boot-guard", folder)
 }
 
-/// `--path`. By the source address alone nobody is known who comes from a loopback address.
+/// `--path`. A loopback address identifies no pod, so that pod listeners need the kernel's identity.
 fn path(
     flags: &Flags,
     identity: Identity,
@@ -87,7 +88,8 @@ fn path(
             None
         }
         (ListenerPath::PodLocal, _) if flags.mode == "observe" => {
-            mistakes.add("path", "pod-local needs --mode=enforce: observe sends nobody anywhere");
+            mistakes
+                .add("path", "pod-local needs --mode=enforce: observe redirects no connections");
             None
         }
         (ListenerPath::Auto, Identity::SourceIp) => Some(ListenerPath::Node),
@@ -95,7 +97,7 @@ fn path(
     }
 }
 
-/// The ports of `--admin` and `--metrics`, as far as they are given; mistakes in them are told elsewhere.
+/// The ports of `--admin` and `--metrics`, or 0. Mistakes in them are reported elsewhere.
 fn operator_ports(flags: &Flags) -> [u16; 2] {
     let port = |text: &str| text.parse().map_or(0, |address: SocketAddr| address.port());
     [port(&flags.admin), flags.metrics.as_deref().map_or(0, port)]

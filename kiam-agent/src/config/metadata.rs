@@ -1,4 +1,4 @@
-//! What pods may ask of the metadata service, and how.
+//! The flags of the metadata service for pods.
 
 use std::time::Duration;
 
@@ -9,10 +9,11 @@ use super::{
 };
 use crate::imds;
 
-/// [`imds::Config`]; `None` when a part is missing for a mistake.
+/// The [`imds::Config`]; `None` if a mistake leaves a part out.
 pub(super) fn metadata(
     flags: &Flags,
-    (identity, hosts): (Identity, &Hosts),
+    identity: Identity,
+    hosts: &Hosts,
     intercepts: bool,
     mistakes: &mut Mistakes,
 ) -> Option<imds::Config> {
@@ -23,12 +24,17 @@ pub(super) fn metadata(
     let deny_paths = mistakes.all("deny-path", &flags.deny_path);
     let node_roles = mistakes.all("node-role", &flags.node_role);
     if !flags.node_role.is_empty() && identity == Identity::SourceIp {
-        mistakes
-            .add("node-role", "it needs --identity=kernel: an address may be another pod's by now");
+        mistakes.add(
+            "node-role",
+            "it needs --identity=kernel: an address may belong to another pod by now",
+        );
     }
     let allow_ip_query = mistakes.switch("allow-ip-query", &flags.allow_ip_query);
     if allow_ip_query && intercepts {
-        mistakes.add("allow-ip-query", "it needs --interceptor=off: any pod could ask as another");
+        mistakes.add(
+            "allow-ip-query",
+            "it needs --interceptor=off: otherwise any pod gets another's credentials",
+        );
     }
     Some(imds::Config {
         hold: hold?,

@@ -1,4 +1,4 @@
-//! Flags and environment into a tree of part configs, reporting all mistakes.
+//! Parses flags and environment into the configuration of all parts, and reports all mistakes.
 
 mod flags;
 mod interception;
@@ -37,17 +37,17 @@ use kiam_core::{
 };
 use kiam_kernel::{intercept, selftest};
 
-/// Exit status for a wrong command line (`EX_USAGE` of `sysexits.h`).
+/// The exit status of an invalid command line (`EX_USAGE` of `sysexits.h`).
 pub const USAGE: u8 = 64;
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// The environment, so that tests need not change the process's.
+/// An environment, so that tests need not change the process's.
 pub trait Vars {
-    /// The variable's value, if it is set and is text.
+    /// The variable's value, if it is set and valid UTF-8.
     fn get(&self, name: &str) -> Option<String>;
-    /// The names of all that are set.
+    /// The names of all variables.
     fn names(&self) -> Vec<String>;
 }
 
@@ -55,7 +55,7 @@ pub trait Vars {
 #[derive(Clone, Copy, Debug)]
 pub struct ProcessVars;
 
-/// What the command line asks for.
+/// The task that the command line requests.
 #[derive(Debug)]
 pub enum Task {
     /// Run the agent.
@@ -64,16 +64,16 @@ pub enum Task {
     Uninstall {
         /// `--bpffs`.
         bpffs: PathBuf,
-        /// `--state-dir`, of the agent that may have them in use.
+        /// `--state-dir`, of the agent that may use the programs.
         state_dir: PathBuf,
         /// `--boot-guard`.
         boot_guard: Option<PathBuf>,
-        /// Even while an agent has them in use, if that hangs.
+        /// `--force`.
         force: bool,
     },
     /// `status`.
     Status {
-        /// Only whether it is alive.
+        /// `--live`.
         live: bool,
         /// `--state-dir`.
         state_dir: PathBuf,
@@ -92,39 +92,39 @@ pub enum Task {
         /// `--state-dir`.
         state_dir: PathBuf,
     },
-    /// `selftest-client`: what the self-test runs in its throw-away pod.
+    /// `selftest-client`, which the self-test runs in a temporary pod.
     SelftestClient,
-    /// Print this and end well: help, version, or a text of the boot guard's.
+    /// Print this text: help, version, or a text of the boot guard.
     Print(String),
 }
 
-/// What tells who calls.
+/// How callers are identified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Identity {
-    /// The kernel's entry for the connection.
+    /// By the kernel's entry for the connection.
     Kernel,
-    /// The source address alone.
+    /// By the source address alone.
     SourceIp,
 }
 
-/// Everything the agent is told.
+/// The configuration of the agent.
 #[derive(Debug)]
 pub struct Config {
-    /// Logs.
+    /// `--level` and `--json-log`.
     pub logs: Logs,
-    /// StatsD server and interval.
+    /// `--statsd` and `--statsd-interval`.
     pub statsd: Option<(SocketAddr, Duration)>,
     /// `--host`.
     pub hosts: Hosts,
     /// `--port`.
     pub port: u16,
-    /// Which roles there are for pods.
+    /// The roles of pods.
     pub roles: Roles,
-    /// Kubernetes.
+    /// The Kubernetes API.
     pub cluster: cluster::Config,
-    /// The kernel's part; `None`: `--interceptor=off`.
+    /// The interception; `None` with `--interceptor=off`.
     pub intercept: Option<intercept::Config>,
-    /// `--bpffs`, also where there is no interceptor.
+    /// `--bpffs`, also without an interceptor.
     pub bpffs: PathBuf,
     /// `--identity`.
     pub identity: Identity,
@@ -150,11 +150,11 @@ pub struct Config {
     pub admin: SocketAddr,
     /// `--metrics`.
     pub metrics: Option<SocketAddr>,
-    /// What the operator should know of the choices made.
+    /// Warnings about risky flags and unknown variables.
     pub warnings: Vec<String>,
 }
 
-/// Every mistake of a command line, a line each.
+/// The mistakes of a command line, one a line.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct UsageError(pub Vec<String>);
@@ -162,7 +162,7 @@ pub struct UsageError(pub Vec<String>);
 // === impl Config ===
 
 impl Config {
-    /// Whether pods' traffic is left as it is.
+    /// Whether pods' traffic is only observed.
     #[must_use]
     pub fn observes(&self) -> bool {
         let mode = self.intercept.as_ref().map(|intercept| intercept.mode);
@@ -180,7 +180,7 @@ impl Vars for ProcessVars {
     }
 }
 
-/// Version, commit and map layout, as `--version` prints them.
+/// The output of `--version`: version, commit and map layout.
 #[must_use]
 pub fn version() -> String {
     format!(
@@ -191,7 +191,7 @@ pub fn version() -> String {
     )
 }
 
-/// Names of the agent's flags, for checking documents against them.
+/// The names of the agent's flags.
 #[must_use]
 pub fn flag_names() -> Vec<String> {
     let command = CommandLine::command();
@@ -206,7 +206,7 @@ pub fn flag_default(name: &str) -> Option<String> {
     flag.get_default_values().first()?.to_str().map(str::to_owned)
 }
 
-/// Understands `arguments` (without the program's name) and the environment.
+/// Parses `arguments` (without the program's name) and the environment.
 ///
 /// # Errors
 ///
@@ -249,7 +249,7 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
     }
 }
 
-/// The config, with every mistake noted; `None` when a part is missing for one.
+/// The config; `None` if a mistake leaves a part out.
 fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Config> {
     let logs = logs(flags, mistakes);
     let statsd = statsd(flags, mistakes);
@@ -259,8 +259,8 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let (intercept, identity) = interception(flags, mistakes);
     let credentials = sts::credentials(flags, mistakes);
     let max_staleness = credentials.and_then(|it| it.max_staleness);
-    let cluster = cluster((flags, vars), prove_after(identity, max_staleness), mistakes);
-    let imds = metadata::metadata(flags, (identity, &hosts), intercept.is_some(), mistakes);
+    let cluster = cluster(flags, vars, prove_after(identity, max_staleness), mistakes);
+    let imds = metadata::metadata(flags, identity, &hosts, intercept.is_some(), mistakes);
     let pod_rate = mistakes.pod_rate("pod-rate", &flags.pod_rate);
     let upstream = mistakes.parse("upstream", &flags.upstream);
     let static_pod_namespaces =
@@ -271,8 +271,8 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let grace_period = mistakes.duration("grace-period", &flags.grace_period, Duration::ZERO, DAY);
     let admin = mistakes.parse("admin", &flags.admin);
     let metrics = flags.metrics.as_ref().map(|text| mistakes.parse("metrics", text));
-    Some(Config {
-        warnings: warnings(flags, vars),
+    let mut config = Config {
+        warnings: Vec::new(),
         logs: logs?,
         statsd: statsd?,
         hosts,
@@ -293,10 +293,12 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
         grace_period: grace_period?,
         admin: admin?,
         metrics: given(metrics)?,
-    })
+    };
+    config.warnings = warnings(&config, flags, vars);
+    Some(config)
 }
 
-/// A flag that may be absent: `None` only when it is there and wrong.
+/// An optional flag: `None` only if it is set and wrong.
 fn given<T>(value: Option<Option<T>>) -> Option<Option<T>> {
     match value {
         Some(None) => None,
@@ -320,10 +322,11 @@ fn statsd(flags: &Flags, mistakes: &mut Mistakes) -> Option<Option<(SocketAddr, 
     Some(Some((server?, interval?)))
 }
 
-/// When a silence of the watch needs a proof that it is one: in time for another attempt before it counts.
+/// The time since etcd was last heard from after which a list is due: early enough for another attempt before records
+/// are stale.
 fn prove_after(identity: Identity, max_staleness: Option<Duration>) -> Duration {
     let usual = match identity {
-        // Addresses are believed for 90 s.
+        // Addresses are valid for 90 s.
         Identity::SourceIp => SECOND * 60,
         Identity::Kernel => SECOND * 240,
     };
@@ -331,13 +334,14 @@ fn prove_after(identity: Identity, max_staleness: Option<Duration>) -> Duration 
 }
 
 fn cluster(
-    (flags, vars): (&Flags, &dyn Vars),
+    flags: &Flags,
+    vars: &dyn Vars,
     prove_after: Duration,
     mistakes: &mut Mistakes,
 ) -> Option<cluster::Config> {
     let interval = mistakes.duration("sync-interval", &flags.sync_interval, SECOND, DAY);
     if flags.node_name.as_deref() == Some("") {
-        mistakes.add("node-name", "it is empty: leave it out to watch all nodes' pods");
+        mistakes.add("node-name", "it is empty: leave it out to watch the pods of all nodes");
     }
     let taint = flags.startup_taint.as_ref().filter(|key| !key.is_empty());
     let taint = taint.map(|key| mistakes.parse("startup-taint", key));
@@ -353,7 +357,7 @@ fn cluster(
         kubeconfig: flags.kubeconfig.as_ref().filter(|path| !path.is_empty()).map(PathBuf::from),
         node_name: flags.node_name.clone(),
         sync_interval: interval?,
-        // More than the minute from bookmark to bookmark; less than addresses are believed in silence, 90 s.
+        // More than the minute between two bookmarks, and less than the 90 s for which addresses are valid.
         stall: SECOND * 75,
         startup_taint: given(taint)?,
         evict_older_pods,

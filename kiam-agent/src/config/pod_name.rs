@@ -1,8 +1,8 @@
-//! A pod as people name it: `<namespace>/<pod>`.
+//! The name of a pod on the command line: `<namespace>/<pod>`.
 
 use std::{fmt, str::FromStr};
 
-/// Namespace and name of a pod, in characters that such names have.
+/// The namespace and the name of a pod, which may be valid names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodName {
     namespace: String,

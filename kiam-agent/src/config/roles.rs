@@ -1,4 +1,4 @@
-//! Which roles there are for pods, and what sessions of them look like.
+//! The flags of pods' roles and their sessions.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use kiam_core::{
     role::{BaseArn, Location, NameTemplate, PolicyArn, SessionPolicies, TagTemplate},
 };
 
-/// What pods may have, and under which names.
+/// The configuration of pods' roles and their sessions.
 #[derive(Clone, Debug)]
 pub struct Roles {
-    /// Short role names.
+    /// The base of short role names.
     pub base: Base,
     /// `--namespace-policy`.
     pub namespaces: NamespacePolicy,
@@ -33,7 +33,7 @@ pub struct Roles {
 // === impl Roles ===
 
 impl Roles {
-    /// Whether pods with the same role may have sessions of their own, without asking for them.
+    /// Whether flags alone can give two pods with the same role different sessions.
     #[must_use]
     pub fn vary(&self) -> bool {
         self.session_name.varies()
@@ -42,18 +42,18 @@ impl Roles {
     }
 }
 
-/// What completes short role names.
+/// The base of short role names.
 #[derive(Clone, Debug)]
 pub enum Base {
     /// `--role-base-arn`.
     Given(BaseArn),
     /// `--role-base-arn-autodetect`.
     Autodetect,
-    /// Neither: only full ARNs are roles. With web identity, ServiceAccounts name those.
+    /// Neither: only full ARNs are valid, as ServiceAccounts have them with web identity.
     Absent,
 }
 
-/// [`Roles`]; `None` when a part is missing for a mistake.
+/// The [`Roles`]; `None` if a mistake leaves a part out.
 pub(super) fn roles(flags: &Flags, mistakes: &mut Mistakes) -> Option<Roles> {
     let base = base(flags, mistakes);
     let words = [("optional", NamespacePolicy::Optional), ("required", NamespacePolicy::Required)];
@@ -65,11 +65,11 @@ pub(super) fn roles(flags: &Flags, mistakes: &mut Mistakes) -> Option<Roles> {
         .source_identity
         .as_ref()
         .map(|it| mistakes.template("source-identity", it, &location));
-    let tags = mistakes.noted("session-tags", TagTemplate::parse(&flags.session_tags, &location));
+    let tags = mistakes.ok("session-tags", TagTemplate::parse(&flags.session_tags, &location));
     let policies: Option<Vec<PolicyArn>> =
         flags.session_policy.iter().map(|text| mistakes.parse("session-policy", text)).collect();
     let policies =
-        mistakes.noted("session-policy", SessionPolicies::new(policies.unwrap_or_default()));
+        mistakes.ok("session-policy", SessionPolicies::new(policies.unwrap_or_default()));
     let (least, most) = (SECOND * 900, SECOND * 43_200);
     let session_duration =
         mistakes.duration("session-duration", &flags.session_duration, least, most);
@@ -88,7 +88,7 @@ pub(super) fn roles(flags: &Flags, mistakes: &mut Mistakes) -> Option<Roles> {
     })
 }
 
-/// What `{node}` and `{cluster}` stand for.
+/// The values of `{node}` and `{cluster}`.
 fn location(flags: &Flags, mistakes: &mut Mistakes) -> Location {
     let cluster = flags.cluster_name.as_ref().map(|text| mistakes.parse("cluster-name", text));
     Location {

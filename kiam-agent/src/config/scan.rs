@@ -1,4 +1,4 @@
-//! What clap would stop at: unknown and incomplete flags, all of them, and the environment's part.
+//! Finds all unknown and incomplete flags, of which clap reports only the first, and adds the environment's flags.
 
 use std::collections::HashSet;
 
@@ -6,16 +6,16 @@ use clap::{Arg, Command};
 
 use super::{Vars, variables::Variables};
 
-/// Flags and words of kiam v2 to v4 and of kube2iam, and what to use here.
+/// The flags and subcommands of kiam v2 to v4 and of kube2iam, with their replacements.
 const FORMER: [(&str, &str); 62] = [
     ("agent", "run kiam-agent without a subcommand"),
-    ("server", "there is no server: every node's agent asks STS itself"),
+    ("server", "there is no server: every node's agent calls STS itself"),
     ("health", "use kiam-agent status"),
     ("--whitelist-route-regexp", "use --allow-path, once for each path"),
     ("--allow-route-regexp", "use --allow-path, once for each path"),
-    ("--server-address", "there is no server: every node's agent asks STS itself"),
-    ("--server-address-refresh", "there is no server: every node's agent asks STS itself"),
-    ("--bind", "there is no server: every node's agent asks STS itself"),
+    ("--server-address", "there is no server: every node's agent calls STS itself"),
+    ("--server-address-refresh", "there is no server: every node's agent calls STS itself"),
+    ("--bind", "there is no server: every node's agent calls STS itself"),
     ("--cert", "there is no connection that needs it"),
     ("--key", "there is no connection that needs it"),
     ("--ca", "there is no connection that needs it"),
@@ -25,11 +25,11 @@ const FORMER: [(&str, &str); 62] = [
     ("--no-iptables-remove", "run kiam-agent uninstall to stop intercepting"),
     ("--iptables-remove", "run kiam-agent uninstall to stop intercepting"),
     ("--prometheus-listen-addr", "use --metrics"),
-    ("--prometheus-sync-interval", "metrics are read when they are asked for"),
+    ("--prometheus-sync-interval", "metrics are read at each scrape"),
     ("--sync", "use --sync-interval"),
     ("--session", "use --session-name, with kiam- in front, which that kiam added"),
     ("--session-refresh", "credentials are renewed at about half their life"),
-    ("--disable-strict-namespace-regexp", "expressions are always matched as a whole"),
+    ("--disable-strict-namespace-regexp", "expressions always match whole names"),
     ("--statsd-prefix", "the prefix is kiam"),
     ("--grpc-keepalive-time-ms", "there is no connection that needs it"),
     ("--grpc-keepalive-timeout-ms", "there is no connection that needs it"),
@@ -53,7 +53,7 @@ const FORMER: [(&str, &str); 62] = [
     ("--namespace-key", "the annotation is iam.amazonaws.com/allowed-roles"),
     ("--namespace-restrictions", "use --namespace-policy=required"),
     ("--namespace-restriction-format", "put expressions into iam.amazonaws.com/permitted"),
-    ("--use-regional-sts-endpoint", "the region's own STS is always asked"),
+    ("--use-regional-sts-endpoint", "the region's own STS is always used"),
     ("--metadata-addr", "use --upstream"),
     ("--insecure", "--kubeconfig names the server and its certificate"),
     ("--api-server", "use --kubeconfig, or the pod's service account"),
@@ -65,28 +65,25 @@ const FORMER: [(&str, &str); 62] = [
     ("--eks-cluster-name", "use --cluster-name"),
     ("--eks-cluster-arn", "use --cluster-name; --session-tags=eks-cluster-arn=ARN adds the ARN"),
     ("--cache-resync-period", "use --sync-interval"),
-    (
-        "--cache-sync-attempts",
-        "the agent is not ready until everything is listed, and goes on trying",
-    ),
+    ("--cache-sync-attempts", "the agent is not ready until everything is listed, and retries"),
     ("--resolve-duplicate-cache-ips", "the kernel attests the calling pod, whatever its address"),
     ("--backoff-max-interval", "use --hold, which says how long a request waits for its pod"),
     ("--backoff-max-elapsed-time", "use --hold, which says how long a request waits for its pod"),
     ("--healthcheck-interval", "use kiam-agent status, or /live and /ready at --admin"),
 ];
 
-/// The arguments that clap can take without an error, and what was wrong with the others.
+/// The arguments that clap accepts, and the mistakes of the others.
 #[derive(Debug, Default)]
 pub(super) struct ScanResult {
     pub(super) arguments: Vec<String>,
     pub(super) mistakes: Vec<String>,
-    /// What is wrong with a subcommand that does not come first; nothing else is, then.
+    /// The mistake of a subcommand that does not come first, which is reported alone.
     pub(super) misplaced: Option<String>,
     /// What the environment has instead of flags.
     pub(super) variables: Variables,
 }
 
-/// Sorts `arguments` (without the program's name) for `command`, adding what `vars` has instead of flags.
+/// Scans `arguments` (without the program's name) for `command`, and adds flags from `vars`.
 pub(super) fn scan(command: &Command, arguments: &[String], vars: &dyn Vars) -> ScanResult {
     let mut scanned =
         ScanResult { arguments: vec!["kiam-agent".to_owned()], ..ScanResult::default() };
@@ -114,7 +111,7 @@ pub(super) fn scan(command: &Command, arguments: &[String], vars: &dyn Vars) -> 
             continue;
         };
         if !given.insert(name.to_owned()) && !repeatable(known) {
-            scanned.mistakes.push(format!("--{name}: it is there more than once"));
+            scanned.mistakes.push(format!("--{name}: it is set more than once"));
             continue;
         }
         if value.is_some() || optional(known) {
@@ -140,7 +137,7 @@ fn repeatable(arg: &Arg) -> bool {
     matches!(arg.get_action(), clap::ArgAction::Append)
 }
 
-/// Whether the flag may stand alone.
+/// Whether the flag's value is optional.
 fn optional(arg: &Arg) -> bool {
     arg.get_num_args().is_some_and(|count| count.min_values() == 0)
         || !arg.get_action().takes_values()

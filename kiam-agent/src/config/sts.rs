@@ -1,4 +1,4 @@
-//! Where STS is, and how much is asked of it.
+//! The flags of STS and of the credentials.
 
 use std::path::PathBuf;
 
@@ -9,14 +9,14 @@ use kiam_core::{
     role::{RoleIdentity, SessionName, Source},
 };
 
-/// Where STS is.
+/// The configuration of STS.
 #[derive(Clone, Debug)]
 pub struct Sts {
     /// `--region`.
     pub region: Option<String>,
     /// `--sts-endpoint`.
     pub endpoint: Option<String>,
-    /// `--assume-role-arn`: the session of the role in between.
+    /// `--assume-role-arn`, with the session's name.
     pub through: Option<RoleIdentity>,
     /// `--credential-source`.
     pub source: Source,
@@ -24,7 +24,7 @@ pub struct Sts {
     pub token_kubeconfig: Option<PathBuf>,
 }
 
-/// [`Sts`]; `None` when a part is missing for a mistake.
+/// The [`Sts`]; `None` if a mistake leaves a part out.
 pub(super) fn sts(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Sts> {
     let endpoint = flags.sts_endpoint.as_ref().map(|text| mistakes.url("sts-endpoint", text));
     let region = region(flags, vars, mistakes);
@@ -39,7 +39,7 @@ pub(super) fn sts(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Op
     })
 }
 
-/// The role in between, with the node's name in its session's.
+/// The role in between, whose session has the node's name.
 fn through(flags: &Flags, text: &str, mistakes: &mut Mistakes) -> Option<RoleIdentity> {
     let role = mistakes.parse("assume-role-arn", text)?;
     let node = flags.node_name.as_ref().map(|name| format!("@{name}")).unwrap_or_default();
@@ -47,7 +47,7 @@ fn through(flags: &Flags, text: &str, mistakes: &mut Mistakes) -> Option<RoleIde
     Some(RoleIdentity::new(role, name, CHAINED))
 }
 
-/// What STS is shown, and who asks for the tokens, if those are it.
+/// The source of credentials, and the kubeconfig for tokens.
 fn source(flags: &Flags, mistakes: &mut Mistakes) -> (Option<Source>, Option<PathBuf>) {
     let words = [("assume-role", Source::Node), ("web-identity", Source::WebIdentity)];
     let source = mistakes.one_of("credential-source", &flags.credential_source, &words);
@@ -62,12 +62,12 @@ fn source(flags: &Flags, mistakes: &mut Mistakes) -> (Option<Source>, Option<Pat
     ];
     for (flag, _) in only_signed.iter().filter(|it| it.1 && source == Some(Source::WebIdentity)) {
         mistakes
-            .add(flag, "it is not for --credential-source=web-identity: the pod's token says all");
+            .add(flag, "leave it out with --credential-source=web-identity: STS takes the session from the pod's token");
     }
     (source, file)
 }
 
-/// How much is asked of STS.
+/// The limits of calls to STS.
 pub(super) fn credentials(flags: &Flags, mistakes: &mut Mistakes) -> Option<credentials::Config> {
     let sts_rate = mistakes.rate("sts-rate", &flags.sts_rate);
     let max_staleness = match flags.max_staleness.as_str() {
@@ -85,7 +85,7 @@ fn region(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Str
             .bytes()
             .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
     if !good {
-        let problem = format!("{region:?} is no region, such as eu-west-1");
+        let problem = format!("{region:?} is not a region, such as eu-west-1");
         match flags.region {
             Some(_) => mistakes.add("region", problem),
             None => mistakes.0.push(format!("{VARIABLE}: {problem}")),

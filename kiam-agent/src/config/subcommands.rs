@@ -1,4 +1,4 @@
-//! What else the program does than to run the agent.
+//! Parses the subcommands.
 
 use clap::Parser as _;
 
@@ -10,19 +10,19 @@ use super::{
 };
 use kiam_kernel::guard::BootText;
 
-/// What `arguments` ask for, if that is not to run the agent.
+/// The task of `arguments` with a subcommand.
 pub(super) fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> {
     let mut words = vec!["kiam-agent".to_owned()];
     words.extend_from_slice(arguments);
-    // Where the agent was told by its environment, they must look there too.
-    let known: &[_] = match arguments.first().map(String::as_str) {
+    // Flags that must match the agent's, which may be set in its environment.
+    let shared: &[_] = match arguments.first().map(String::as_str) {
         Some("uninstall") => &["bpffs", "state-dir", "boot-guard"],
         Some("boot-guard") => &["guard-preference"],
         Some("status" | "explain" | "refresh") => &["state-dir"],
         _ => &[],
     };
     let mut variables = Variables::default();
-    for flag in known {
+    for flag in shared {
         if !arguments.iter().any(|word| word.starts_with(&format!("--{flag}"))) {
             words.extend(variables.argument(flag, vars));
         }
@@ -69,7 +69,7 @@ fn boot_text(what: &str, preference: &str) -> Result<Task, UsageError> {
         "script" => BootText::Script,
         "user-data" => BootText::UserData,
         _ => {
-            let mistake = format!("boot-guard: {what:?} is none of unit, script, user-data");
+            let mistake = format!("boot-guard: {what:?} is not one of unit, script, user-data");
             return Err(UsageError(vec![mistake]));
         }
     };

@@ -62,7 +62,7 @@ fn an_old_kiam_manifest_starts_with_warnings() {
 }
 
 #[test]
-fn every_mistake_is_told_at_once_with_its_flag_and_value() {
+fn every_mistake_is_reported_at_once_with_its_flag_and_value() {
     let mistakes = mistakes(
         "--port=99999 --sync-interval=soon --interceptor=xdp --identity=dns --host-network-pods=maybe \
          --cgroup=kubepods --boot-guard=units --bpffs=bpf --state-dir=run --hold=1y --imdsv2=no --allow-path=/latest/user-data --deny-path=/latest/user-data \
@@ -159,7 +159,7 @@ fn session_names_are_templates_of_what_is_known() {
 }
 
 #[test]
-fn variables_that_are_mistyped_are_told_and_those_of_services_are_not() {
+fn mistyped_variables_are_reported_and_those_of_services_are_not() {
     let vars = [
         ("KIAM_NAMESPACE_POLCY", "required"),
         ("KIAM_NODE_NAME", "n1"),
@@ -168,8 +168,11 @@ fn variables_that_are_mistyped_are_told_and_those_of_services_are_not() {
         ("PATH", "/bin"),
     ];
     let Ok(Task::Run(config)) = with(GOOD, &vars) else { panic!("no config") };
-    let told: Vec<_> = config.warnings.iter().filter(|it| it.contains("variable")).collect();
-    assert!(matches!(told[..], [told] if told.starts_with("KIAM_NAMESPACE_POLCY ")), "{told:?}");
+    let reported: Vec<_> = config.warnings.iter().filter(|it| it.contains("variable")).collect();
+    assert!(
+        matches!(reported[..], [it] if it.starts_with("KIAM_NAMESPACE_POLCY ")),
+        "{reported:?}"
+    );
 }
 
 #[test]
@@ -408,14 +411,14 @@ fn a_mistake_in_a_variable_names_the_variable_its_value_and_the_fix() {
         (
             "KIAM_SYNC_INTERVAL",
             "soon",
-            "KIAM_SYNC_INTERVAL (--sync-interval): \"soon\" is no duration, such as 400ms, 10s, 2m or 1h",
+            "KIAM_SYNC_INTERVAL (--sync-interval): \"soon\" is not a duration, such as 400ms, 10s, 2m or 1h",
         ),
         (
             "KIAM_NODE_NAME",
             "",
-            "KIAM_NODE_NAME (--node-name): it is empty: leave it out to watch all nodes' pods; KIAM_NODE_NAME=\"\" sets --node-name",
+            "KIAM_NODE_NAME (--node-name): it is empty: leave it out to watch the pods of all nodes; KIAM_NODE_NAME=\"\" sets --node-name",
         ),
-        ("AWS_REGION", "EU", "AWS_REGION: \"EU\" is no region, such as eu-west-1"),
+        ("AWS_REGION", "EU", "AWS_REGION: \"EU\" is not a region, such as eu-west-1"),
     ];
     for (name, value, expected) in cases {
         let Err(UsageError(mistakes)) = with(GOOD, &[(name, value)]) else { panic!("{name}") };
@@ -551,7 +554,7 @@ fn the_guard_is_what_is_asked_for_and_the_uplink_with_host_network_pods() {
         assert_eq!(guard(flags), expected, "{flags}");
     }
     let wrong = mistakes(&format!("--guard=none,fence --guard-preference=0 {GOOD}"));
-    for part in ["none stands alone", "\"fence\" is none of", "\"0\" is no number"] {
+    for part in ["none excludes the others", "\"fence\" is not one of", "\"0\" is not a number"] {
         assert!(wrong.iter().any(|mistake| mistake.contains(part)), "{part}: {wrong:?}");
     }
 }

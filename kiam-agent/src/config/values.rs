@@ -1,8 +1,8 @@
-//! Text to values, each mistake with the flag, the value and what would be right.
+//! Parses values, and collects mistakes with the flag, the value and an example.
 
 use std::{fmt::Display, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use super::Vars;
+use super::{Vars, flags::Flags};
 use crate::{proxy::Proxies, serve};
 use kiam_core::{
     credentials::Rate,
@@ -11,11 +11,11 @@ use kiam_core::{
 };
 use kiam_kernel::{guard::GuardConfig, intercept::HostNetworkPods};
 
-/// Collects what is wrong, so that all of it is told at once.
+/// The mistakes so far, which are reported at once.
 #[derive(Debug, Default)]
 pub(super) struct Mistakes(pub(super) Vec<String>);
 
-/// The node's addresses: at most one a family.
+/// The node's addresses, at most one of each family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hosts {
     /// The IPv4 address.
@@ -27,7 +27,7 @@ pub struct Hosts {
 // === impl Hosts ===
 
 impl Hosts {
-    /// Both, as far as they are given.
+    /// The addresses that are set.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
         self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
     }
@@ -40,7 +40,7 @@ impl Mistakes {
         self.0.push(format!("--{flag}: {problem}"));
     }
 
-    /// Parses, or notes why not.
+    /// Parses `text`, or adds a mistake.
     pub(super) fn parse<T: FromStr<Err: Display>>(&mut self, flag: &str, text: &str) -> Option<T> {
         match text.parse() {
             Ok(value) => Some(value),
@@ -60,19 +60,19 @@ impl Mistakes {
         port
     }
 
-    /// Parses each, or notes why not; `None` where one is wrong.
+    /// Parses each text, or adds a mistake; `None` if one is wrong.
     pub(super) fn all<T: FromStr<Err: Display>>(
         &mut self,
         flag: &str,
         texts: &[String],
     ) -> Option<Vec<T>> {
-        // All are looked at, so that all mistakes are told.
+        // Collected twice, so that every mistake is found.
         let values: Vec<Option<T>> = texts.iter().map(|text| self.parse(flag, text)).collect();
         values.into_iter().collect()
     }
 
-    /// What came of it, or a note of why not.
-    pub(super) fn noted<T>(&mut self, flag: &str, result: Result<T, impl Display>) -> Option<T> {
+    /// The value of `result`, or adds a mistake.
+    pub(super) fn ok<T>(&mut self, flag: &str, result: Result<T, impl Display>) -> Option<T> {
         result.map_err(|error| self.add(flag, error)).ok()
     }
 
@@ -84,7 +84,7 @@ impl Mistakes {
         location: &Location,
     ) -> Option<NameTemplate> {
         let template = NameTemplate::parse(text, location);
-        self.noted(flag, template.map_err(|error| format!("{text:?}: {error}")))
+        self.ok(flag, template.map_err(|error| format!("{text:?}: {error}")))
     }
 
     /// One of `words`.
@@ -97,7 +97,7 @@ impl Mistakes {
         let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
         if found.is_none() {
             let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-            self.add(flag, format!("{text:?} is none of {}", known.join(", ")));
+            self.add(flag, format!("{text:?} is not one of {}", known.join(", ")));
         }
         found
     }
@@ -124,27 +124,27 @@ impl Mistakes {
                 None
             }
             Err(_) => {
-                self.add(flag, format!("{text:?} is no duration, such as 400ms, 10s, 2m or 1h"));
+                self.add(flag, format!("{text:?} is not a duration, such as 400ms, 10s, 2m or 1h"));
                 None
             }
         }
     }
 
-    /// `<rate>` or `<rate>:<burst>`: times a second, and at once. A burst that is not given is ten seconds' worth.
+    /// `<rate>` or `<rate>:<burst>`, of calls a second and at once. The default burst is that of ten seconds.
     pub(super) fn rate(&mut self, flag: &str, text: &str) -> Option<Rate> {
-        let (rate, burst) = self.rate_and_burst((flag, "10"), text, 10, 10_000)?;
+        let (rate, burst) = self.rate_and_burst(flag, text, 10, 10_000)?;
         Some(Rate { burst, period: Duration::from_secs(1) / rate })
     }
 
-    /// The same of one pod's requests; a burst that is not given is five seconds' worth.
+    /// The same for one pod's requests. The default burst is that of five seconds.
     pub(super) fn pod_rate(&mut self, flag: &str, text: &str) -> Option<serve::Rate> {
-        let (per_second, burst) = self.rate_and_burst((flag, "200"), text, 5, 1_000_000)?;
+        let (per_second, burst) = self.rate_and_burst(flag, text, 5, 1_000_000)?;
         Some(serve::Rate { per_second, burst })
     }
 
     fn rate_and_burst(
         &mut self,
-        (flag, example): (&str, &str),
+        flag: &str,
         text: &str,
         seconds: u32,
         most: u32,
@@ -157,10 +157,7 @@ impl Mistakes {
         let rate: Option<u32> = number(rate);
         let burst = burst.map_or(rate.map(|rate| rate * seconds), number);
         if rate.is_none() || burst.is_none() {
-            let text = format!(
-                "{text:?} is not a rate (1 to {most}), such as {example} or {example}:1000"
-            );
-            self.add(flag, text);
+            self.add(flag, format!("{text:?} is not a rate (1 to {most}), such as 10 or 10:100"));
         }
         rate.zip(burst)
     }
@@ -171,18 +168,18 @@ impl Mistakes {
         if path.is_absolute() {
             return Some(path);
         }
-        self.add(flag, format!("{text:?} is no absolute path"));
+        self.add(flag, format!("{text:?} is not an absolute path"));
         None
     }
 
-    /// An `http://` or `https://` URL of a server alone.
+    /// The `http://` or `https://` URL of a server, without a path.
     pub(super) fn url(&mut self, flag: &str, text: &str) -> Option<String> {
         let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
         let good = rest.is_some_and(|rest| {
             !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'@')
         });
         if !good {
-            self.add(flag, format!("{text:?} is no URL, such as http://127.0.0.1:5000"));
+            self.add(flag, format!("{text:?} is not a URL, such as http://127.0.0.1:5000"));
         }
         good.then(|| text.trim_end_matches('/').to_owned())
     }
@@ -202,12 +199,12 @@ impl Mistakes {
                 Ok(IpAddr::V4(v4)) => hosts.v4.replace(v4).is_some(),
                 Ok(IpAddr::V6(v6)) => hosts.v6.replace(v6).is_some(),
                 Err(_) => {
-                    self.add("host", format!("{text:?} is no IP address"));
+                    self.add("host", format!("{text:?} is not an IP address"));
                     false
                 }
             };
             if repeated {
-                self.add("host", format!("{text:?}: there is another address of its family"));
+                self.add("host", format!("{text:?}: another address of its family is set"));
             }
         }
         hosts
@@ -222,7 +219,7 @@ impl Mistakes {
     /// Names of namespaces.
     pub(super) fn names(&mut self, flag: &str, texts: &[String]) -> Vec<String> {
         for text in texts.iter().filter(|text| !is_label(text)) {
-            self.add(flag, format!("{text:?} is no namespace's name, such as kube-system"));
+            self.add(flag, format!("{text:?} is not the name of a namespace, such as kube-system"));
         }
         texts.to_vec()
     }
@@ -235,37 +232,37 @@ impl Mistakes {
         AnnotationOverrides::In(self.names(flag, texts).into_iter().collect())
     }
 
-    /// The guard's first preference.
+    /// The preference of the guard's first rule.
     pub(super) fn guard_preference(&mut self, text: &str) -> Option<u32> {
-        // 0 is the local table's, and 32766 the main one's; five are taken.
+        // 0 is the local table's, and 32766 the main one's; the guard uses five.
         let preference = text.parse().ok().filter(|preference| (1..=32_761).contains(preference));
         if preference.is_none() {
-            let problem = "is no number from 1 to 32761, and below the CNI's own rules";
+            let problem = "is not a number from 1 to 32761, below those of the CNI's rules";
             self.add("guard-preference", format!("{text:?} {problem}"));
         }
         preference
     }
 
-    /// `--guard` and `--guard-preference`. hostNetwork pods that are intercepted share the node's namespace, where
-    /// only the uplink guard sees their packet sockets, so that it is on unless nothing is to be.
+    /// `--guard` and `--guard-preference`. Only the uplink guard sees the packet sockets of hostNetwork pods, so that it is
+    /// on if those are intercepted, unless all guards are off.
     pub(super) fn guard(
         &mut self,
-        (parts, preference): (&[String], &str),
+        flags: &Flags,
         host_network: Option<HostNetworkPods>,
     ) -> Option<GuardConfig> {
-        let preference = self.guard_preference(preference);
-        if parts == ["none"] {
+        let preference = self.guard_preference(&flags.guard_preference);
+        if flags.guard == ["none"] {
             return Some(GuardConfig::default());
         }
         let uplink = host_network == Some(HostNetworkPods::Intercept);
         let mut config = GuardConfig { uplink, ..GuardConfig::default() };
-        for part in parts {
+        for part in &flags.guard {
             match part.as_str() {
                 "route" => config.route = preference,
                 "skb" => config.skb = true,
                 "uplink" => config.uplink = true,
-                "none" => self.add("guard", "none stands alone, or is left out"),
-                _ => self.add("guard", format!("{part:?} is none of route, skb, uplink, none")),
+                "none" => self.add("guard", "none excludes the others"),
+                _ => self.add("guard", format!("{part:?} is not one of route, skb, uplink, none")),
             }
         }
         preference.map(|_| config)

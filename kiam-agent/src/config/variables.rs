@@ -1,21 +1,21 @@
-//! Variables of the environment that stand in for flags, so that a mistake names what was set.
+//! Environment variables that set flags, so that a mistake names the variable.
 
 use super::Vars;
 use kiam_core::role::QuotedText;
 
-/// Variables that are set, in place of flags that are absent.
+/// The variables that set flags.
 #[derive(Debug, Default)]
 pub(super) struct Variables(Vec<Variable>);
 
 #[derive(Debug)]
 struct Variable {
-    /// With its dashes.
+    /// The flag, with its dashes.
     flag: String,
     name: String,
     value: String,
 }
 
-/// The variable of a flag, which is given without its dashes.
+/// The name of the variable of a flag, whose dashes are left out.
 pub(super) fn name_of(flag: &str) -> String {
     format!("KIAM_{}", flag.to_uppercase().replace('-', "_"))
 }
@@ -23,7 +23,7 @@ pub(super) fn name_of(flag: &str) -> String {
 // === impl Variables ===
 
 impl Variables {
-    /// The argument that the variable of `flag` stands for, if it is set.
+    /// The argument of the variable of `flag`, if it is set.
     pub(super) fn argument(&mut self, flag: &str, vars: &dyn Vars) -> Option<String> {
         let name = name_of(flag);
         let value = vars.get(&name)?;
@@ -33,14 +33,14 @@ impl Variables {
         Some(argument)
     }
 
-    /// The mistakes, each with the variables behind the flags that it speaks of.
+    /// The mistakes, each with the variables that set the flags in it.
     pub(super) fn named(&self, mistakes: Vec<String>) -> Vec<String> {
         mistakes.into_iter().map(|mistake| self.name_in(mistake)).collect()
     }
 
     fn name_in(&self, mistake: String) -> String {
-        let spoken_of = self.0.iter().filter(|variable| variable.is_in(&mistake));
-        spoken_of.fold(mistake.clone(), |mut text, variable| {
+        let present = self.0.iter().filter(|variable| variable.is_in(&mistake));
+        present.fold(mistake.clone(), |mut text, variable| {
             let Variable { flag, name, value } = variable;
             if let Some(problem) = text.strip_prefix(&format!("{flag}: ")) {
                 text = format!("{name} ({flag}): {problem}");
@@ -58,7 +58,7 @@ impl Variables {
 // === impl Variable ===
 
 impl Variable {
-    /// Whether `text` has the flag, and not only a longer one.
+    /// Whether `text` contains the flag, and not only a longer one.
     fn is_in(&self, text: &str) -> bool {
         let goes_on = |c: char| c.is_ascii_alphanumeric() || c == '-';
         text.match_indices(&self.flag)

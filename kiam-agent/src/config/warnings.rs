@@ -1,45 +1,46 @@
-//! What is allowed but should be known.
+//! Warnings about risky flags and unknown variables.
 
-use super::{Vars, flag_names, flags::Flags, variables};
+use super::{Config, Vars, flag_names, flags::Flags, variables};
+use kiam_core::policy::NamespacePolicy;
 
-/// A sentence for each choice that someone may regret, and for each variable that is no choice.
-pub(super) fn warnings(flags: &Flags, vars: &dyn Vars) -> Vec<String> {
+/// A sentence for each risky flag and each unknown variable.
+pub(super) fn warnings(config: &Config, flags: &Flags, vars: &dyn Vars) -> Vec<String> {
     let choices = [
         (
             flags.iptables != "false" || flags.host_interface.is_some(),
             "--iptables and --host-interface do nothing: the kernel's own hooks intercept now",
         ),
         (
-            flags.node_name.is_none(),
+            config.cluster.node_name.is_none(),
             "Without --node-name the pods of all nodes are watched, and credentials are prefetched only for pods of this --host",
         ),
         (
-            flags.namespace_policy == "optional",
+            config.roles.namespaces == NamespacePolicy::Optional,
             "With --namespace-policy=optional, pods in namespaces with neither iam.amazonaws.com/permitted nor allowed-roles may have any role",
         ),
         (
-            flags.mode == "observe",
+            config.observes(),
             "With --mode=observe, nothing keeps pods from the node's own credentials",
         ),
         (
-            flags.interceptor == "off",
-            "With --interceptor=off, nothing keeps pods from the node's own credentials but what you put in front",
+            config.intercept.is_none(),
+            "With --interceptor=off, nothing but your own interception keeps pods from the node's own credentials",
         ),
         (
-            flags.detach_on_exit != "false",
-            "With --detach-on-exit, pods have the node's own credentials once the agent has ended",
+            config.detach_on_exit,
+            "With --detach-on-exit, pods get the node's own credentials after the agent has ended",
         ),
         (
-            flags.allow_ip_query != "false",
-            "With --allow-ip-query, whoever reaches the agent gets any pod's credentials",
+            config.imds.allow_ip_query,
+            "With --allow-ip-query, any client of the agent gets any pod's credentials",
         ),
     ];
-    let choices = choices.into_iter().filter(|(made, _)| *made);
+    let choices = choices.into_iter().filter(|(risky, _)| *risky);
     let choices = choices.map(|(_, warning)| warning.to_owned());
     choices.chain(unfinished_base(flags)).chain(unknown(vars)).collect()
 }
 
-/// A base that ends in a word: kube2iam put a slash behind it, and kiam did not.
+/// A warning about a base that ends in a word: kube2iam added a slash, and kiam did not.
 fn unfinished_base(flags: &Flags) -> Option<String> {
     let base = flags.role_base_arn.as_deref()?;
     let separated = base.ends_with(|end: char| "/-_.+=,@".contains(end));
@@ -50,7 +51,7 @@ fn unfinished_base(flags: &Flags) -> Option<String> {
     })
 }
 
-/// Variables that look like a flag's and are not; not those that Kubernetes sets for a Service whose name begins with kiam.
+/// Warnings about unknown `KIAM_` variables, except those that Kubernetes sets for Services whose names begin with kiam.
 fn unknown(vars: &dyn Vars) -> Vec<String> {
     let known: Vec<String> = flag_names().iter().map(|flag| variables::name_of(flag)).collect();
     let is_link = |name: &str| name.contains("_SERVICE_") || name.contains("_PORT");
@@ -60,7 +61,7 @@ fn unknown(vars: &dyn Vars) -> Vec<String> {
     names.sort();
     let sentence = |name| {
         format!(
-            "{name} is no flag's variable, and changes nothing; kiam-agent --help shows the flags"
+            "{name} is not the variable of a flag, and has no effect; kiam-agent --help shows the flags"
         )
     };
     names.into_iter().map(sentence).collect()

@@ -1,8 +1,7 @@
-//! Which proxy a connection takes, by the variables that Go programs read: `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`.
+//! Chooses the proxy of a connection, by the variables that Go programs read: `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`.
 //!
-//! The rules are those of Go's `httpproxy`, which kubectl, client-go, kiam and kube2iam follow, and one more: link-local
-//! addresses and those of EC2's own services are never asked by way of a proxy, whatever the variables say. What they
-//! answer is the node's own.
+//! The rules are those of Go's `httpproxy`, which kubectl, client-go, kiam and kube2iam use, and one more: link-local
+//! addresses and those of EC2's own services, which are local to the node, are never reached through a proxy.
 //! <https://pkg.go.dev/golang.org/x/net/http/httpproxy#Config>
 
 mod no_proxy;
@@ -15,7 +14,7 @@ use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use self::no_proxy::NoProxy;
 use kiam_core::secret::Secret;
 
-/// What a connection may have to go through, by its destination. The default is none.
+/// The proxies by destination. The default is none.
 #[derive(Clone, Debug, Default)]
 pub struct Proxies {
     http: Option<Proxy>,
@@ -23,16 +22,18 @@ pub struct Proxies {
     no_proxy: NoProxy,
 }
 
-/// One proxy, of HTTP or HTTPS.
+/// An HTTP or HTTPS proxy.
 #[derive(Clone)]
 pub struct Proxy {
     intercept: Intercept,
     url: Secret,
 }
 
-/// A setting names no proxy. The message shows no password.
+/// The value of a setting is not a proxy. The message hides passwords.
 #[derive(Debug, thiserror::Error)]
-#[error("{setting}: {shown:?} is no proxy of HTTP or HTTPS, such as http://proxy.example.com:3128")]
+#[error(
+    "{setting}: {shown:?} is not an HTTP or HTTPS proxy, such as http://proxy.example.com:3128"
+)]
 pub struct InvalidProxy {
     setting: &'static str,
     shown: String,
@@ -41,11 +42,11 @@ pub struct InvalidProxy {
 // === impl Proxies ===
 
 impl Proxies {
-    /// Reads the variables; upper case counts before lower case, and empty ones don't.
+    /// Reads the variables. Upper case takes precedence over lower case, and empty ones are ignored.
     ///
     /// # Errors
     ///
-    /// Each variable that names no proxy.
+    /// [`InvalidProxy`] for each variable that is not a proxy.
     pub fn from_vars(
         variable: impl Fn(&'static str) -> Option<String>,
     ) -> Result<Self, Vec<InvalidProxy>> {
@@ -68,7 +69,7 @@ impl Proxies {
         }
     }
 
-    /// What a connection to `destination` goes through; `None`: it goes there itself.
+    /// The proxy of a connection to `destination`, if it uses one.
     #[must_use]
     pub fn of(&self, destination: &Uri) -> Option<&Proxy> {
         let (proxy, usual) = match destination.scheme_str()? {
@@ -80,7 +81,7 @@ impl Proxies {
         (!self.no_proxy.has(destination.host()?, port)).then_some(proxy)
     }
 
-    /// What `http://` and `https://` go through, where nothing keeps them from it.
+    /// The proxies of `http://` and `https://`, without regard to `NO_PROXY`.
     #[must_use]
     pub fn both(&self) -> [Option<&Proxy>; 2] {
         [self.http.as_ref(), self.https.as_ref()]
@@ -90,7 +91,7 @@ impl Proxies {
 // === impl Proxy ===
 
 impl Proxy {
-    /// A proxy's URL, or what can be one with `http://` before it, which is the value of `setting`.
+    /// Parses the value of `setting`: a proxy's URL, with or without `http://`.
     ///
     /// # Errors
     ///
@@ -108,7 +109,7 @@ impl Proxy {
         if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host()?.is_empty() {
             return None;
         }
-        // A port that is none is no part of what was parsed.
+        // The parser drops an invalid port.
         let authority = uri.authority()?.as_str();
         let host_and_port = authority.rsplit_once('@').map_or(authority, |(_, rest)| rest);
         let ends_in_port = host_and_port.rsplit_once(':').is_some_and(|(_, it)| !it.ends_with(']'));
@@ -120,19 +121,19 @@ impl Proxy {
         Some(Self { intercept, url: Secret::new(url) })
     }
 
-    /// Where it is, without credentials.
+    /// The address, without credentials.
     #[must_use]
     pub fn address(&self) -> &Uri {
         self.intercept.uri()
     }
 
-    /// What it is shown, if anything: `Proxy-Authorization`.
+    /// The value of `Proxy-Authorization`, if there are credentials.
     #[must_use]
     pub fn authorization(&self) -> Option<&HeaderValue> {
         self.intercept.basic_auth()
     }
 
-    /// All of its URL.
+    /// The URL, with credentials.
     #[must_use]
     pub fn url(&self) -> &Secret {
         &self.url
@@ -145,7 +146,7 @@ impl fmt::Debug for Proxy {
     }
 }
 
-/// What of a value may be shown: nothing up to the last `@`, and nothing in the place of a port that is none.
+/// The value without credentials: nothing up to the last `@`, and nothing of an invalid port.
 fn without_password(value: &str) -> String {
     let (scheme, rest) = match value.split_once("://") {
         Some((scheme, rest)) => (format!("{scheme}://"), rest),

@@ -1,15 +1,15 @@
-//! What is asked without a proxy.
+//! The destinations that are reached without a proxy.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// EC2's own services: IMDS, and the agents that hand out credentials to containers.
+/// EC2's own services: IMDS, and the agents that serve credentials to containers.
 /// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html>
 const EC2: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0), 32);
 const LINK_LOCAL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
 
-/// `NO_PROXY`, and what no variable changes.
+/// The entries of `NO_PROXY`.
 #[derive(Clone, Debug, Default)]
 pub(super) struct NoProxy {
     everything: bool,
@@ -20,7 +20,7 @@ pub(super) struct NoProxy {
 enum Exemption {
     Network(IpNet),
     Address(IpAddr, Option<u16>),
-    /// What ends in this, which begins with a dot; `itself`: and what is this, without the dot.
+    /// The names that end in `suffix`, which begins with a dot; with `itself` also the name without the dot.
     Domain {
         suffix: String,
         itself: bool,
@@ -31,7 +31,7 @@ enum Exemption {
 // === impl NoProxy ===
 
 impl NoProxy {
-    /// Reads a list with commas. What makes no sense in it is passed over, as Go does.
+    /// Parses a list with commas. Invalid entries are ignored, as in Go.
     pub(super) fn parse(list: &str) -> Self {
         let entries = list.split(',').map(|entry| entry.trim().to_ascii_lowercase());
         let entries: Vec<String> = entries.filter(|entry| !entry.is_empty()).collect();
@@ -40,7 +40,7 @@ impl NoProxy {
         Self { everything, exemptions }
     }
 
-    /// Whether `host`, as URIs have it, is asked at `port` without a proxy.
+    /// Whether `host`, in the form of URIs, is reached at `port` without a proxy.
     pub(super) fn has(&self, host: &str, port: u16) -> bool {
         let host = host.to_ascii_lowercase();
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
@@ -50,7 +50,7 @@ impl NoProxy {
     }
 }
 
-/// Whether it is this node's own affair.
+/// Whether the address is local to this node, which no variable changes.
 fn is_own(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => v4.is_loopback() || LINK_LOCAL.contains(&v4),
@@ -66,7 +66,7 @@ impl Exemption {
             return Some(Self::Network(network));
         }
         let (host, port) = match split_port(entry) {
-            // No other text is any connection's port.
+            // Another text matches no port.
             Some((host, port)) => (host, Some(port.parse().ok()?)),
             None => (entry, None),
         };
@@ -82,8 +82,8 @@ impl Exemption {
         Some(Self::Domain { suffix, itself, port })
     }
 
-    fn has(&self, host: &str, address: Option<IpAddr>, asked: u16) -> bool {
-        let at = |port: &Option<u16>| port.is_none_or(|port| port == asked);
+    fn has(&self, host: &str, address: Option<IpAddr>, port: u16) -> bool {
+        let at = |own: &Option<u16>| own.is_none_or(|own| own == port);
         match self {
             Self::Network(network) => address.is_some_and(|address| network.contains(&address)),
             Self::Address(own, port) => address == Some(*own) && at(port),
@@ -94,7 +94,7 @@ impl Exemption {
     }
 }
 
-/// `host:port` or `[v6]:port`, taken apart.
+/// Splits `host:port` or `[v6]:port`.
 fn split_port(entry: &str) -> Option<(&str, &str)> {
     let (host, port) = entry.rsplit_once(':')?;
     if let Some(v6) = host.strip_prefix('[') {

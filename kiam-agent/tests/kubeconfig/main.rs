@@ -192,8 +192,12 @@ fn a_ca_that_is_replaced_on_the_disk_is_used_without_a_restart() {
     let later = PodRecord::scheduled("shop", "later", "7c9e6679-7425-40de-944b-e07fc1f90ae7", "n1");
     kubernetes.apply_pod(&later);
     fs::copy(certificate("new-ca.pem"), &ca).unwrap();
-    eventually("the new CA", || agent.log().contains("Reloaded the credentials for the Kubernetes API"));
-    eventually("the server", || agent.log().contains("Requests to the Kubernetes API succeed again"));
+    eventually("the new CA", || {
+        agent.log().contains("Reloaded the credentials for the Kubernetes API")
+    });
+    eventually("the server", || {
+        agent.log().contains("Requests to the Kubernetes API succeed again")
+    });
 }
 
 #[test]
