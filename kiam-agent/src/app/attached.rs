@@ -1,79 +1,97 @@
-//! The kernel's part: made ready, attached, and asked who calls.
+//! The third step: the kernel programs. From here on pods are intercepted; where no agent serves they are denied until this
+//! one does.
 
 use std::{
-    os::fd::{AsFd, BorrowedFd},
-    sync::Arc,
-    time::Duration,
+    net::{SocketAddr, TcpListener as Socket},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use tokio::time::sleep;
+use kiam_common::redirect::Target;
 use tracing::warn;
 
 use super::{
-    Error,
-    knowledge::Knowledge,
-    listeners::{Listeners, target},
+    bound::{Bound, Listeners, Takeover},
+    error::Error,
+    prepared::{Core, End, Interceptor, Service},
 };
-use crate::config::{Config, Identity};
-use kiam_core::{
-    blocking::{self, Blocking},
-    pods::ClientResolver,
-};
+use kiam_core::blocking::{self, Blocking};
 use kiam_kernel::{
-    identity::{CgroupPaths, KernelResolver, Namespaces, SourceIpResolver},
+    identity::CgroupPaths,
     intercept::{self, Interception, Parts},
     pins::InUse,
-    selftest::Witness,
 };
 
-/// How often it is looked which of several pods' cgroups has got a process.
-const UNUSED: Duration = Duration::from_millis(200);
-
-/// The programs at work, and the pods' cgroups below them.
-pub(super) type Kernel = (Parts, CgroupPaths);
-
-/// What is done before anything is asked; tells of what an agent with interceptor left to one without.
-pub(super) async fn prepare(config: &Config) -> Result<Option<InUse>, Error> {
-    match config.intercept.clone() {
-        Some(config) => {
-            let mut waits = false;
-            loop {
-                let config = config.clone();
-                let prepare = move |token: &Blocking| intercept::prepare(token, &config);
-                match blocking::spawn(prepare).await.map_err(|_| Error::Panicked)? {
-                    Err(error @ intercept::Error::UnusedCgroups(_)) => {
-                        if !std::mem::replace(&mut waits, true) {
-                            warn!(%error, "Waiting for the first pod, which shows where the kubelet puts them");
-                        }
-                        sleep(UNUSED).await;
-                    }
-                    prepared => return Ok(Some(prepared?)),
-                }
-            }
-        }
-        None if intercept::is_installed(&config.bpffs) => warn!(
-            bpffs = %config.bpffs.display(),
-            "An earlier agent's kernel programs are still attached, and refuse pods from ten seconds after its end: take them away with kiam-agent uninstall"
-        ),
-        None => {}
-    }
-    Ok(None)
+/// An agent whose programs are attached.
+pub(super) struct Attached {
+    pub(super) core: Core,
+    pub(super) kernel: Option<Kernel>,
+    pub(super) service: Service,
+    pub(super) end: End,
+    pub(super) listeners: Listeners,
+    pub(super) pod_listeners: Vec<Socket>,
+    pub(super) takeover: Takeover,
+    /// Copies of the node's sockets, for the agent after this one.
+    pub(super) spare: Vec<OwnedFd>,
+    /// The sockets that have a filter of SYNs, from an agent before, and are not to have one.
+    pub(super) unfiltered: Vec<OwnedFd>,
 }
 
-/// Loads and attaches the kernel programs, if there are to be any.
-pub(super) async fn attach(
-    config: &Config,
+/// The kernel's part, attached.
+pub(super) struct Kernel {
+    pub(super) config: intercept::Config,
+    pub(super) in_use: InUse,
+    pub(super) parts: Parts,
+    /// The pods' cgroups below the programs.
+    pub(super) cgroups: CgroupPaths,
+}
+
+// === impl Bound ===
+
+impl Bound {
+    /// Attaches the kernel programs, or replaces those of an earlier agent in place, if there is an interceptor.
+    pub(super) async fn attach(self) -> Result<Attached, Error> {
+        let Self { core, interceptor, service, end, listeners, pod_listeners, takeover } = self;
+        let spare = listeners.copies().map_err(Error::Handover)?;
+        let filters = interceptor.as_ref().is_some_and(|it| it.config.has_filter());
+        let unfiltered = match filters {
+            true => Vec::new(),
+            false => listeners.copies_for_pods().map_err(Error::Handover)?,
+        };
+        let kernel = match interceptor {
+            None => None,
+            Some(interceptor) => Some(attach(interceptor, &listeners, &takeover).await?),
+        };
+        Ok(Attached {
+            core,
+            kernel,
+            service,
+            end,
+            listeners,
+            pod_listeners,
+            takeover,
+            spare,
+            unfiltered,
+        })
+    }
+}
+
+async fn attach(
+    interceptor: Interceptor,
     listeners: &Listeners,
-) -> Result<Option<Kernel>, Error> {
-    let Some(config) = config.intercept.clone() else { return Ok(None) };
-    let sockets = listeners.duplicates_for_pods().map_err(Error::Handover)?;
-    let target = target(&listeners.pods());
+    takeover: &Takeover,
+) -> Result<Kernel, Error> {
+    let Interceptor { config, in_use } = interceptor;
+    let sockets = listeners.copies_for_pods().map_err(Error::Handover)?;
+    let target = target(&listeners.pod_addresses());
     // Both block, for as long as the verifier takes.
     let panicked = |_| Error::Panicked;
-    let load = move |token: &Blocking| Interception::load(token, &config, target);
+    let given = config.clone();
+    let load = move |token: &Blocking| Interception::load(token, &given, target);
     let loaded = blocking::spawn(load).await.map_err(panicked)??;
-    if listeners.handover.as_ref().is_some_and(|handover| !handover.is_awaited()) {
-        warn!("The agent that runs waits no more: it has ended, or finds out that this one serves");
+    if takeover.handover.as_ref().is_some_and(|handover| !handover.is_awaited()) {
+        warn!(
+            "The other agent does not wait any more: it has ended, or will find that this one serves"
+        );
     }
     let attach = move |token: &Blocking| {
         let sockets: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
@@ -81,27 +99,23 @@ pub(super) async fn attach(
     };
     let parts = blocking::spawn(attach).await.map_err(panicked)??;
     let cgroups = CgroupPaths::new(parts.cgroup.clone());
-    Ok(Some((parts, cgroups)))
+    Ok(Kernel { config, in_use, parts, cgroups })
 }
 
-/// How the agent knows whose a connection is that comes to the node's address.
-pub(super) fn resolver(
-    identity: Identity,
-    kernel: Option<&Kernel>,
-    knowledge: &Knowledge,
-    witness: Witness,
-) -> Arc<dyn ClientResolver> {
-    match (identity, kernel) {
-        (Identity::Kernel, Some((parts, cgroups))) => {
-            let (flows, cgroups) = (parts.flows.clone(), cgroups.clone());
-            let namespaces = parts.host_netns.map(|host| Namespaces {
-                host,
-                node: knowledge.node.clone(),
-                pods: knowledge.pods.clone(),
-                sandboxes: Arc::new(knowledge.paths.sandboxes.clone()),
-            });
-            Arc::new(KernelResolver::new(flows, cgroups, witness, namespaces))
+/// The kernel programs' target.
+fn target(bound: &[SocketAddr]) -> Target {
+    let mut target = Target::default();
+    for address in bound {
+        match address {
+            SocketAddr::V4(v4) => {
+                target.v4 = v4.ip().octets();
+                target.v4_port = v4.port();
+            }
+            SocketAddr::V6(v6) => {
+                target.v6 = v6.ip().octets();
+                target.v6_port = v6.port();
+            }
         }
-        _ => Arc::new(SourceIpResolver { witness }),
     }
+    target
 }

@@ -27,7 +27,7 @@ use aya::{
 use super::{selection::Interface, selection::interfaces, selection::uplinks};
 use crate::{
     error::Error,
-    pins::{self, Turn, in_use::Patience},
+    pins::{self, AttachLock, in_use::Patience},
     sys::{links::PinnedLink, refusal::program_error},
 };
 
@@ -88,7 +88,7 @@ impl UplinkProgram {
             return Ok(Vec::new());
         }
         let bpffs = self.pins.parent().unwrap_or(&self.pins);
-        let turn = Turn::take(bpffs)?;
+        let turn = AttachLock::take(bpffs)?;
         if !self.is_at_work()? || (turn.is_none() && !self.patience.is_over()) {
             return Ok(Vec::new());
         }

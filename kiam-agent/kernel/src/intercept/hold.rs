@@ -22,7 +22,7 @@ struct HeldLink {
     link: PinnedLink,
 }
 
-/// What is not as this agent left it.
+/// The programs and pins that are not as this agent left them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Losses {
     /// Programs that are attached no longer.

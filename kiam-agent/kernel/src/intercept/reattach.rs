@@ -6,7 +6,7 @@ use super::{ancestors, loading::GUARD, own_pod::CLASSES_TIME};
 use crate::{
     error::Error,
     intercept::{Interception, Losses},
-    pins::{self, Turn},
+    pins::{self, AttachLock},
     sys::{Cgroup, Walk},
 };
 use kiam_core::blocking::Blocking;
@@ -14,11 +14,11 @@ use kiam_core::blocking::Blocking;
 /// What came of [`Interception::restore`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Restored {
-    /// This was lost and is back; nothing, if it came back by itself.
+    /// This was lost and is restored; nothing, if it came back by itself.
     Done(Losses),
     /// Another agent attaches its programs just now.
     Busy,
-    /// This is left to another agent whose turn it is, but not for longer than two seconds: it may hang.
+    /// This is left to another agent, which has the attach lock, for two seconds at most: that agent may hang.
     Left(Losses),
     /// Another agent has attached its programs.
     Replaced,
@@ -101,22 +101,21 @@ impl Interception {
         Ok(losses)
     }
 
-    /// Attaches and pins what somebody has detached or unpinned. Where another agent's programs are in the place of
-    /// these, it is that agent's to look after, and nothing is changed; nor while another agent has the turn, if that is not for
-    /// long.
+    /// Restores detached programs and removed pins. Where another agent's programs are in the place of these, nothing is
+    /// changed; nor while another agent has the attach lock, if that is not for long.
     ///
     /// # Errors
     ///
-    /// The kernel's; what is back is back, and a later attempt completes it.
+    /// The kernel's; what is restored stays so, and a later attempt completes it.
     pub fn restore(&mut self) -> Result<Restored, Error> {
-        let turn = match Turn::take(self.bpffs()) {
-            Ok(turn) => turn,
+        let lock = match AttachLock::take(self.bpffs()) {
+            Ok(lock) => lock,
             Err(Error::NewerLayout { .. }) => return Ok(Restored::Replaced),
             Err(error) => return Err(error),
         };
-        // Once more: with the turn, from now on no other agent changes anything.
+        // Once more: under the lock no other agent changes anything.
         let losses = self.losses()?;
-        match (&turn, losses.replaced.is_empty()) {
+        match (&lock, losses.replaced.is_empty()) {
             _ if losses.is_empty() => return Ok(Restored::Done(losses)),
             (Some(_), false) => return Ok(Restored::Replaced),
             (None, false) => return Ok(Restored::Busy),
@@ -135,7 +134,7 @@ impl Interception {
         Ok(Restored::Done(losses))
     }
 
-    /// Puts these programs back where another agent put its own and did not come to serve.
+    /// Attaches these programs again where another agent attached its own and did not come to serve.
     ///
     /// # Errors
     ///

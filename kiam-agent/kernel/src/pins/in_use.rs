@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::{error::Error, pins};
 
-/// How long what somebody has detached is left to the agent whose turn it is: pods are let through meanwhile.
+/// How long the agent with the attach lock may take to attach what is detached: pods are let through meanwhile.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// An agent's share of the pins, from before it attaches anything until it is dropped.
@@ -26,12 +26,12 @@ pub struct InUse {
     shared: bool,
 }
 
-/// The right to change what is attached: of one agent at a time, until it is dropped. One that starts has it from before
-/// it asks for another agent until that one, or the next that starts, can find it.
+/// The right to change what is attached, which one agent has at a time, until it is dropped. An agent that starts has it from
+/// before it asks for another agent until the next one can find it.
 #[derive(Debug)]
-pub struct Turn(#[expect(dead_code, reason = "as in Unused")] File);
+pub struct AttachLock(#[expect(dead_code, reason = "as in Unused")] File);
 
-/// Since when another agent has had the turn, while this one has something to put back: whoever has it may hang.
+/// Since when another agent has had the attach lock while this one has something to restore: that agent may hang.
 #[derive(Debug, Default)]
 pub(crate) struct Patience(Option<Instant>);
 
@@ -108,9 +108,9 @@ impl InUse {
     }
 }
 
-// === impl Turn ===
+// === impl AttachLock ===
 
-impl Turn {
+impl AttachLock {
     /// `None` while another agent has it.
     ///
     /// # Errors
@@ -129,12 +129,12 @@ impl Turn {
 // === impl Patience ===
 
 impl Patience {
-    /// Whether what is lost can be left to the other agent no longer. The first time that is asked it can be.
+    /// Whether this agent is to restore what is lost, for the other one has had its time. The first call begins that time.
     pub(crate) fn is_over(&mut self) -> bool {
         self.0.get_or_insert_with(Instant::now).elapsed() >= PATIENCE
     }
 
-    /// Nothing is lost, or it is not the other agent that keeps it from coming back.
+    /// Nothing is lost, or it is not the other agent that keeps this one from restoring it.
     pub(crate) fn renew(&mut self) {
         self.0 = None;
     }

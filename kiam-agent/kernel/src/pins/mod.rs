@@ -2,7 +2,7 @@
 
 pub(crate) mod in_use;
 
-pub use self::in_use::{InUse, Turn, Unused, unused};
+pub use self::in_use::{AttachLock, InUse, Unused, unused};
 
 use std::{
     fs, io,

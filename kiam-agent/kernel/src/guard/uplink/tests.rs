@@ -77,10 +77,10 @@ fn filters_do_it_below_kernel_6_6_are_replaced_and_go() {
 
 /// A turn. One that has just ended may still be held by a process that another test has forked and that has not begun its
 /// program.
-fn turn(node: &Node) -> Turn {
+fn turn(node: &Node) -> AttachLock {
     let started = Instant::now();
     loop {
-        if let Some(turn) = Turn::take(&node.bpffs().join("kiam")).unwrap() {
+        if let Some(turn) = AttachLock::take(&node.bpffs().join("kiam")).unwrap() {
             return turn;
         }
         assert!(started.elapsed() < Duration::from_secs(60), "somebody else has it");
