@@ -36,9 +36,12 @@ const LIFETIME: Duration = Duration::from_secs(7 * 3600);
 /// The end is rounded up to whole minutes, so that every agent that computes it says the same.
 const MINUTE: u64 = 60;
 
-/// The pods that may hold the node's credentials, as far as they have been found. Cheap to clone.
+/// The pods that may hold the node's credentials and are not entitled to them, as far as they have been found. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Exposure(Arc<Mutex<Pods>>);
+pub struct Exposure {
+    entitlement: Entitlement,
+    pods: Arc<Mutex<Pods>>,
+}
 
 #[derive(Debug, Default)]
 struct Pods {
@@ -73,8 +76,6 @@ pub struct Search<S> {
     pub exposure: Exposure,
     /// Whether a pod is this node's.
     pub serves: S,
-    /// Which of them are not reported.
-    pub entitlement: Entitlement,
     /// The time until which they are exposed.
     pub clock: Clock,
     /// Where the pods' cgroup and the pins are.
@@ -88,22 +89,34 @@ pub struct Search<S> {
 // === impl Exposure ===
 
 impl Exposure {
-    /// Until when the pod may hold the node's credentials; `None` for pods that can't.
+    /// No pods yet.
+    #[must_use]
+    pub fn new(entitlement: Entitlement) -> Self {
+        Self { entitlement, pods: Arc::default() }
+    }
+
+    /// The pods that are entitled to the node's credentials.
+    #[must_use]
+    pub fn entitlement(&self) -> &Entitlement {
+        &self.entitlement
+    }
+
+    /// Until when the pod may hold the node's credentials; `None` for pods that can't, or are entitled to them.
     #[must_use]
     pub fn until(&self, pod: &Pod) -> Option<SystemTime> {
-        let pods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         let is_found = |uid: &PodUid| pods.uids.contains(uid);
         // A static pod's cgroup is named by its hash.
         let is_older = is_found(pod.config_hash.as_ref().unwrap_or(&pod.uid));
-        pods.until.filter(|_| pod.live && is_older)
+        pods.until.filter(|_| pod.live && is_older && self.entitlement.of(pod).is_none())
     }
 
     fn set(&self, uids: HashSet<PodUid>, until: Option<SystemTime>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Pods { uids, until };
+        *self.pods.lock().unwrap_or_else(PoisonError::into_inner) = Pods { uids, until };
     }
 
     fn is_empty(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).uids.is_empty()
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).uids.is_empty()
     }
 }
 
@@ -192,11 +205,7 @@ impl<S: Fn(&Pod) -> bool> Search<S> {
     }
 
     fn count(&self) {
-        let counts = |pod: &Arc<Pod>| {
-            (self.serves)(pod)
-                && self.entitlement.of(pod).is_none()
-                && self.exposure.until(pod).is_some()
-        };
+        let counts = |pod: &Arc<Pod>| (self.serves)(pod) && self.exposure.until(pod).is_some();
         self.gauge.set(self.pods.all().iter().filter(|pod| counts(pod)).count() as u64);
     }
 }

@@ -264,7 +264,7 @@ fn what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through(
     assert_eq!(pod.credentials().unwrap().error.as_deref(), Some("EPERM"));
     // What is detached works no longer, and until it is back the guard is all there is.
     let mut agent = start(&lab, &[]);
-    let turn = AttachLock::take(&lab.pins()).unwrap().unwrap();
+    let lock = AttachLock::take(&lab.pins()).unwrap().unwrap();
     let links = pins(&folder).iter().filter(|name| name.starts_with("link_kiam_")).count();
     detach(&lab.pins()).unwrap();
     eventually("still ready", || {
@@ -272,7 +272,7 @@ fn what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through(
         reply.status == 503 && reply.body.contains("restoring detached programs or pins")
     });
     let attempts = meanwhile(&pod, || {
-        drop(turn);
+        drop(lock);
         agent.wait_said(BACK, LIMIT).unwrap();
     });
     let last = attempts.last().unwrap();
@@ -290,7 +290,7 @@ fn an_agent_that_hangs_in_its_turn_keeps_nothing_detached() {
     let mut agent = start(&lab, &["--guard=none"]);
     let pod = pod(&lab, "orders");
     assert_served(&lab, &pod, "orders");
-    let _turn = AttachLock::take(&lab.pins()).unwrap().unwrap();
+    let _lock = AttachLock::take(&lab.pins()).unwrap().unwrap();
     let detached = Instant::now();
     detach(&lab.pins()).unwrap();
     agent.wait_said("while another agent attaches its own", LIMIT).unwrap();
@@ -380,7 +380,7 @@ fn agent_that_still_starts_ends_when_asked_though_it_is_process_1() {
     kill_process(first, Signal::TERM).unwrap();
     eventually("the agent goes on", || agent.said("Ending before it serves"));
     assert!(agent.terminate().unwrap().success(), "unshare ends as the agent does");
-    assert!(!agent.said("Serving before everything is there"));
+    assert!(!agent.said("Serving before pods and credentials are known"));
 }
 
 /// Has the shell go to `folder`, where a core would be, allow one, and do the rest.

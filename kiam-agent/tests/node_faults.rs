@@ -150,7 +150,7 @@ fn pods_are_denied_before_the_api_server_has_answered_at_all() {
         let attempt = pod.credentials().unwrap();
         attempt.error.as_deref() == Some("EPERM")
     });
-    assert!(!agent.said("Serving before everything is there"), "{}", agent.log());
+    assert!(!agent.said("Serving before pods and credentials are known"), "{}", agent.log());
     let packets = || pod.ips().map(|address| lab.imds.packets().get(&address).copied());
     let before = packets();
     lab.kubernetes.restart().unwrap();

@@ -244,7 +244,7 @@ fn successor_that_still_lacks_a_role_takes_over_before_the_agent_ends() {
     node.lab.sts.stop();
     let _late = node.lab.pod(PodSpec::new("shop", "payroll").role("payroll")).unwrap();
     let mut successor = node.successor();
-    successor.wait_said("Not taking over before everything is there", LIMIT).unwrap();
+    successor.wait_said("Not taking over before pods and credentials are known", LIMIT).unwrap();
     let asked = node.ask_to_end();
     successor.wait_said(SERVES, LIMIT).unwrap();
     node.assert_ended(asked);

@@ -72,14 +72,14 @@ fn a_hook_that_is_taken_away_costs_readiness_and_is_named() {
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     let agent = start(&lab, &["--selftest-interval=1s"]);
     // While another agent attaches its programs, this one puts nothing back at once.
-    let turn = AttachLock::take(&lab.pins()).unwrap().unwrap();
+    let lock = AttachLock::take(&lab.pins()).unwrap().unwrap();
     for (pin, part) in [("link_kiam_sendmsg4", "Datagram"), ("link_kiam_connect6", "Mapped")] {
         eventually_without(&lab, &agent, pin, part);
     }
     // What still holds goes on.
     let attempt = pod.credentials().unwrap();
     assert_eq!(lab.role_of(&attempt), Some(role_arn("orders")), "{attempt:?}");
-    drop(turn);
+    drop(lock);
     eventually(&agent, 200, "self-test: passed");
 }
 
@@ -94,7 +94,7 @@ fn without_a_guard_the_proof_asks_only_for_what_is_promised_and_with_one_it_sees
     // With the program of the guard taken away, and put on the flags, both are noticed.
     let lab = Lab::start().unwrap();
     let agent = start(&lab, &["--guard=skb", "--selftest-interval=1s"]);
-    let _turn = AttachLock::take(&lab.pins()).unwrap().unwrap();
+    let _lock = AttachLock::take(&lab.pins()).unwrap().unwrap();
     for part in ["Ancestor", "Raw"] {
         eventually_without(&lab, &agent, "link_kiam_guard", part);
     }

@@ -408,13 +408,13 @@ fn of_agents_that_start_at_once_one_serves_and_hands_over_to_the_other() {
     // Ports of their own, so that not those decide.
     let flags = [&["--port=3100"][..], &["--port=3200", "--admin=127.0.0.1:3201"]];
     // A third one starts; both wait for it, and nothing is attached.
-    let turn = AttachLock::take(&lab.pins()).unwrap().unwrap();
+    let lock = AttachLock::take(&lab.pins()).unwrap().unwrap();
     let mut agents = flags.map(|flags| begin(&lab, flags));
     for agent in &mut agents {
         agent.wait_said("Another agent starts; waiting until it serves", LIMIT).unwrap();
     }
     assert!(!lab.pins().join("v2/link_kiam_connect4").exists());
-    drop(turn);
+    drop(lock);
     for agent in &mut agents {
         agent.wait_said(SERVES, LIMIT).unwrap();
     }
@@ -439,7 +439,7 @@ fn successor_that_knows_nothing_does_not_take_over() {
     let pods = three_pods(&lab);
     lab.kubernetes.stop();
     let mut new = begin(&lab, &[]);
-    new.wait_said("Not taking over before everything is there", LIMIT).unwrap();
+    new.wait_said("Not taking over before pods and credentials are known", LIMIT).unwrap();
     for (role, pod) in &pods {
         assert_served(&lab, pod, role);
     }
@@ -502,7 +502,7 @@ fn successor_of_an_agent_that_is_killed_waits_no_longer() {
     assert_served(&lab, &pod, "orders");
     lab.kubernetes.stop();
     let mut new = begin(&lab, &[]);
-    new.wait_said("Not taking over before everything is there", LIMIT).unwrap();
+    new.wait_said("Not taking over before pods and credentials are known", LIMIT).unwrap();
     old.kill().unwrap();
     new.wait_said(SERVES, LIMIT).unwrap();
     assert_eq!(pod.credentials().unwrap().status, Some(404), "unknown yet");

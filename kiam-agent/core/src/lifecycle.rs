@@ -1,19 +1,15 @@
 //! The states of the process: ready, draining, stopping.
 
-use std::{
-    borrow::Cow,
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use tokio::sync::watch;
 
 /// The condition that an agent adds when it is asked to end. It holds never again, and `uninstall` reads it.
 pub const ENDING: &str = "asked to end: serving until another agent takes over";
 
-/// The conditions for being ready, each a named [`Latch`].
-#[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Mutex<State>>);
+/// The conditions under which the agent is ready: a named [`Latch`] for each.
+#[derive(Clone, Debug)]
+pub struct Readiness(Arc<watch::Sender<State>>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -64,6 +60,12 @@ pub fn drain() -> (DrainSignal, Drain) {
 
 // === impl Readiness ===
 
+impl Default for Readiness {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(State::default())))
+    }
+}
+
 impl Readiness {
     /// Adds a condition, pending until it is set.
     #[must_use]
@@ -81,13 +83,13 @@ impl Readiness {
     /// The facts that are set, with their names.
     #[must_use]
     pub fn details(&self) -> Vec<(&'static str, Cow<'static, str>)> {
-        self.state().details.iter().map(|(name, text)| (*name, text.clone())).collect()
+        self.0.borrow().details.iter().map(|(name, text)| (*name, text.clone())).collect()
     }
 
     /// The conditions that do not hold now, by name.
     #[must_use]
     pub fn pending(&self) -> Vec<&'static str> {
-        self.state().latches.iter().filter(|(_, set)| !**set).map(|(name, _)| *name).collect()
+        self.0.borrow().latches.iter().filter(|(_, set)| !**set).map(|(name, _)| *name).collect()
     }
 
     /// Whether every condition holds.
@@ -96,12 +98,27 @@ impl Readiness {
         self.pending().is_empty()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits until every condition holds.
+    pub async fn ready(&self) {
+        self.wait_until(|state| state.latches.values().all(|set| *set)).await;
     }
 
+    /// Waits until all of `conditions`, which were added here, hold at once.
+    pub async fn wait_for(&self, conditions: &[Latch]) {
+        let holds = |state: &State| {
+            conditions.iter().all(|latch| state.latches.get(latch.name) == Some(&true))
+        };
+        self.wait_until(holds).await;
+    }
+
+    async fn wait_until(&self, holds: impl FnMut(&State) -> bool) {
+        // An error would mean that the sender is gone, and this has it.
+        let _ = self.0.subscribe().wait_for(holds).await;
+    }
+
+    /// Wakes whoever waits only when something changes.
     fn record(&self, name: &'static str, set: bool) {
-        self.state().latches.insert(name, set);
+        self.0.send_if_modified(|state| state.latches.insert(name, set) != Some(set));
     }
 }
 
@@ -110,12 +127,14 @@ impl Readiness {
 impl Detail {
     /// Sets the text.
     pub fn set(&self, text: impl Into<Cow<'static, str>>) {
-        self.readiness.state().details.insert(self.name, text.into());
+        self.readiness.0.send_modify(|state| {
+            state.details.insert(self.name, text.into());
+        });
     }
 
     /// Removes the text.
     pub fn clear(&self) {
-        self.readiness.state().details.remove(self.name);
+        self.readiness.0.send_if_modified(|state| state.details.remove(self.name).is_some());
     }
 }
 
@@ -202,6 +221,28 @@ mod tests {
         assert!(readiness.is_ready());
         hook.clear();
         assert_eq!(readiness.pending(), ["hook attached"]);
+    }
+
+    #[tokio::test]
+    async fn waiting_ends_once_all_conditions_hold_at_once() {
+        let readiness = Readiness::default();
+        let [pods, namespaces, other] =
+            ["pods", "namespaces", "other"].map(|it| readiness.latch(it));
+        let (waits, conditions) = (readiness.clone(), [pods.clone(), namespaces.clone()]);
+        let mut known = tokio::spawn(async move { waits.wait_for(&conditions).await });
+        let ready = readiness.clone();
+        let mut ready = tokio::spawn(async move { ready.ready().await });
+        pods.set();
+        tokio::task::yield_now().await;
+        pods.clear();
+        namespaces.set();
+        let moment = std::time::Duration::from_millis(20);
+        assert!(tokio::time::timeout(moment, &mut known).await.is_err(), "not at once");
+        pods.set();
+        known.await.unwrap();
+        assert!(tokio::time::timeout(moment, &mut ready).await.is_err(), "one is missing");
+        other.set();
+        ready.await.unwrap();
     }
 
     #[test]

@@ -1,35 +1,35 @@
 //! Why the agent can't start.
 
-use std::io;
+use std::{io, path::Path};
 
-use crate::{cluster, config::Config, imds, sts};
+use crate::{cluster, imds, sts};
 use kiam_kernel::{intercept, sandboxes};
 
 /// Why the agent can't start.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(super) enum Error {
     /// An address can't be listened on.
     #[error("{flag} {address}: {source}")]
     Bind {
-        /// Whose.
+        /// The address's flag.
         flag: &'static str,
-        /// Which.
+        /// The address.
         address: String,
         /// The system's answer.
         #[source]
         source: io::Error,
     },
-    /// The region is needed and nobody tells it.
-    #[error("the region is not known: give --region, for {upstream} does not tell it: {error}")]
+    /// The region is needed and not known.
+    #[error("the region is not known: set --region, as {upstream} does not report it: {error}")]
     Region {
         /// The real IMDS.
         upstream: String,
         /// Its answer.
         error: imds::UpstreamError,
     },
-    /// The base ARN is needed and nobody tells it.
+    /// The base ARN is needed and not known.
     #[error(
-        "the base ARN is not known: give --role-base-arn, for the node's profile does not tell it: {0}"
+        "the base ARN is not known: set --role-base-arn, as the node's profile does not report it: {0}"
     )]
     BaseArn(imds::UpstreamError),
     /// The kernel's part.
@@ -54,7 +54,7 @@ pub enum Error {
     #[error("pods' sandboxes can't be followed: {0}; --path=node goes without")]
     Sandboxes(#[source] sandboxes::Error),
     /// The system gave no thread.
-    #[error("no thread to be had: {0}")]
+    #[error("the system gives no thread: {0}")]
     Thread(#[source] io::Error),
     /// A bug of the agent.
     #[error("a part of the agent panicked")]
@@ -70,8 +70,8 @@ impl Error {
     }
 
     /// A socket in the state folder can't be listened on.
-    pub(super) fn state(config: &Config, name: &str) -> impl Fn(io::Error) -> Self + use<> {
-        let address = config.state_dir.join(name).display().to_string();
+    pub(super) fn state(state_dir: &Path, name: &str) -> impl Fn(io::Error) -> Self + use<> {
+        let address = state_dir.join(name).display().to_string();
         move |source| Self::Bind { flag: "--state-dir", address: address.clone(), source }
     }
 }

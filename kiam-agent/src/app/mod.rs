@@ -1,91 +1,47 @@
-//! Builds the parts, starts them in order, returns the bound addresses.
+//! Starts the agent's parts in order, and runs them to the end.
 //!
-//! Order where an agent runs: what is pinned stays as it is → pods and namespaces → first credentials, what that agent has and the rest →
-//! its listening sockets → replace the kernel programs → serve. Where none does: new sockets → attach or replace the
-//! programs, which deny pods from then on, while pods and first credentials come → serve. Then, in both cases: guard → that
-//! agent is relieved → self-test → ready. At the end: not ready → a successor, as long as the grace period allows → drain → exit,
-//! with the programs left where they are, so that pods are denied and never passed through.
+//! The start is a chain of types. Each step consumes the one before, so that no other order compiles:
+//!
+//! 1. [`Prepared`](prepared::Prepared): the kernel is checked, pods and credentials are on their way, operators are answered.
+//!    What is attached and what listens stays as it is.
+//! 2. [`Bound`](bound::Bound): this agent has the attach lock and its sockets. If another agent serves, this one is warm first,
+//!    and has received that agent's sockets.
+//! 3. [`Attached`](attached::Attached): the kernel programs are attached, or replaced in place. If no agent serves, pods are
+//!    denied from here on.
+//! 4. [`Serving`](serving::Serving): pods are served, inside their network namespaces and on the node.
+//! 5. [`Guarded`](guarded::Guarded): the guard is set, the self-test runs, the lease is renewed, the keeper keeps the programs.
+//! 6. [`App`](running::App): the other agent is superseded, and the next one finds this one.
+//!
+//! At the end: not ready → a successor, as long as the grace period allows → drain → exit. The programs stay attached, so that
+//! pods are denied and never pass through.
 
-mod build;
+mod attached;
+mod bound;
 mod ending;
 mod error;
-mod guard;
-mod kernel;
+mod guarded;
 mod knowledge;
-mod listeners;
+mod operators;
+mod peers;
+mod prepared;
+mod process;
 mod running;
-mod selftest;
+mod serving;
+mod successor;
+mod take_over;
 mod upstream;
 mod warm_up;
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
-use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
-pub use self::error::Error;
-use self::{
-    ending::{Departure, Signals},
-    running::{Operators, Successor},
-};
+use self::{ending::Signals, error::Error, prepared::Prepared, running::App};
 use crate::config::{self, Config};
 use kiam_core::{
-    lifecycle::{DrainSignal, Readiness},
     secret::forbid_core_dumps,
     telemetry::{Chain, LogLevel},
 };
-
-/// The agent, running.
-pub struct App {
-    bound: Bound,
-    readiness: Readiness,
-    drain: DrainSignal,
-    /// What ends when the drain begins, and must not before.
-    tasks: JoinSet<()>,
-    operators: Operators,
-    successor: Successor,
-    /// Whether a newer agent serves.
-    relieved: bool,
-    /// `--bpffs`, with `--detach-on-exit`.
-    detach: Option<PathBuf>,
-    departure: Departure,
-}
-
-/// Where the agent listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bound {
-    /// For pods: one a family.
-    pub pods: Vec<SocketAddr>,
-    /// `/live`, `/ready`, `/metrics`.
-    pub admin: SocketAddr,
-    /// `/metrics` alone.
-    pub metrics: Option<SocketAddr>,
-}
-
-// === impl App ===
-
-impl App {
-    /// Builds and starts everything; returns once pods are served.
-    ///
-    /// # Errors
-    ///
-    /// Whatever keeps a part from being built, which no waiting mends.
-    pub async fn start(config: Config, log_level: LogLevel) -> Result<Self, Error> {
-        build::start(config, log_level).await
-    }
-
-    /// Where it listens.
-    #[must_use]
-    pub fn bound(&self) -> &Bound {
-        &self.bound
-    }
-
-    /// What it waits for.
-    #[must_use]
-    pub fn readiness(&self) -> &Readiness {
-        &self.readiness
-    }
-}
 
 /// The whole process, for `main`.
 #[must_use]
@@ -108,7 +64,7 @@ pub fn main(config: Config) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(failure) => {
-            error!(error = %failure, "No runtime");
+            error!(error = %failure, "The system gives no runtime");
             return ExitCode::FAILURE;
         }
     };
@@ -119,11 +75,11 @@ pub fn main(config: Config) -> ExitCode {
             biased;
             request = signals.next() => {
                 info!(signal = %request, "Ending before it serves");
-                // As the signal itself would end it: what is half done must not go on while it is undone, and an
-                // agent that runs puts its own programs back only then.
+                // As the signal itself would end it: a step that has begun must not go on while it is undone, and an
+                // agent that runs reattaches its own programs only then.
                 std::process::exit(0)
             }
-            started = App::start(config, log_level) => started,
+            started = start(config, log_level) => started,
         };
         match started {
             Ok(app) => app.run(&mut signals).await,
@@ -133,4 +89,14 @@ pub fn main(config: Config) -> ExitCode {
             }
         }
     })
+}
+
+/// Starts everything; returns once this agent is the node's.
+async fn start(config: Config, log_level: LogLevel) -> Result<App, Error> {
+    let prepared = Prepared::new(config, log_level).await?;
+    let bound = prepared.bind().await?;
+    let attached = bound.attach().await?;
+    let serving = attached.serve().await?;
+    let guarded = serving.guard().await?;
+    guarded.take_over().await
 }

@@ -1,157 +1,50 @@
-//! The agent from its start to its end.
+//! The agent from the end of its start to its own end.
 
-use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
-
-use tokio::{
-    net::UnixListener,
-    sync::Notify,
-    task::{JoinError, JoinHandle},
-    time::{Instant, timeout_at},
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
 };
+
+use tokio::{task::JoinError, time::Instant, time::timeout_at};
 use tracing::{error, info, warn};
 
 use super::{
-    App, Error,
-    ending::{Course, Request, Signals},
-    listeners::trusted,
+    ending::{Course, Departure, Request, Signals},
+    operators::Operators,
+    process::Process,
+    successor::Successor,
 };
-use crate::{
-    admin::{self, Operations},
-    config::Config,
-    handover::{self, HandoverContent, Offer, OfferEnd},
-};
-use kiam_core::lifecycle::{DrainSignal, ENDING, drain};
+use kiam_core::lifecycle::ENDING;
 use kiam_kernel::intercept;
 
-/// How long the end waits for a successor that has the sockets to say that it serves.
-const EXCHANGE_DEADLINE: Duration = Duration::from_secs(5);
-/// How long before the limit of the drain that ends, so that open connections have some time.
-const LAST_REQUESTS: Duration = Duration::from_secs(1);
-
-/// What answers operators until the very end: a process that was relieved is alive and not ready.
-pub(super) struct Operators {
-    end: DrainSignal,
-    task: JoinHandle<()>,
+/// The agent, running.
+pub(super) struct App {
+    process: Process,
+    operators: Operators,
+    successor: Successor,
+    departure: Departure,
+    /// `--bpffs`, with `--detach-on-exit`.
+    detach: Option<PathBuf>,
+    /// Whether a newer agent serves.
+    superseded: bool,
 }
 
-/// The standing offer to the agent after this one.
-pub(super) struct Successor {
-    withdraw: DrainSignal,
-    /// `None` once it has ended.
-    offer: Option<JoinHandle<OfferEnd>>,
-}
-
-// === impl Operators ===
-
-impl Operators {
-    /// Answers over this process's own socket from now on.
-    pub(super) fn answer(socket: UnixListener, operations: Arc<Operations>) -> Self {
-        let (end, ending) = drain();
-        let task = tokio::spawn(admin::serve_unix(socket, operations, ending));
-        Self { end, task }
-    }
-
-    async fn end(self) {
-        self.end.start();
-        // A panic in it was logged.
-        let _ = self.task.await;
-    }
-}
-
-// === impl Successor ===
-
-impl Successor {
-    /// Offers what this agent `gives` from now on. `reassert` is told when a successor gave up half way.
-    pub(super) fn await_next(
-        config: &Config,
-        gives: HandoverContent,
-        reassert: Arc<Notify>,
-    ) -> Result<Self, Error> {
-        let offer =
-            Offer::bind(&config.state_dir).map_err(Error::state(config, handover::SOCKET))?;
-        let (withdraw, withdrawn) = drain();
-        let abandoned = move || reassert.notify_one();
-        let offer = tokio::spawn(offer.stand(gives, trusted(config), abandoned, withdrawn));
-        Ok(Self { withdraw, offer: Some(offer) })
-    }
-
-    /// Returns once one has taken over, with whether it has the sockets; never, when the offer ended otherwise.
-    async fn took_over(&mut self) -> bool {
-        if let Some(offer) = &mut self.offer {
-            let ended = offer.await;
-            self.offer = None;
-            if let Ok(OfferEnd::Taken { queue }) = ended {
-                return queue;
-            }
-        }
-        std::future::pending().await
-    }
-
-    /// Withdraws the offer; a successor that was about to take over may still, as [`Self::took_over`] says, but not
-    /// so late that nothing would be left until the `limit` of the drain.
-    async fn finish(&mut self, limit: Option<Instant>) -> Option<bool> {
-        self.withdraw.start();
-        let mut offer = self.offer.take()?;
-        let usual = Instant::now() + EXCHANGE_DEADLINE;
-        let deadline = limit.map_or(usual, |limit| usual.min(limit - LAST_REQUESTS));
-        let ended = timeout_at(deadline, &mut offer).await;
-        offer.abort();
-        match ended {
-            Ok(Ok(OfferEnd::Taken { queue })) => Some(queue),
-            Ok(_) => None,
-            Err(_) => {
-                warn!(
-                    "An agent has the sockets and may serve at any moment: the lease and the kernel programs are left to it"
-                );
-                Some(false)
-            }
-        }
-    }
-}
+// === impl App ===
 
 impl App {
-    /// Finishes what has begun and ends. The kernel programs stay, unless `--detach-on-exit` says otherwise and
-    /// no other agent goes on.
-    async fn stop(mut self) {
-        let limit = self.departure.limit();
-        if !self.relieved
-            && let Some(queue) = self.successor.finish(limit).await
-        {
-            self.relieve(queue);
-        }
-        // Only now is it known whether another agent serves.
-        match (self.relieved, self.detach.is_some()) {
-            (true, _) => info!("Ending; a newer agent serves"),
-            (false, true) => info!("Draining; the kernel programs are detached afterwards"),
-            (false, false) => info!("Draining; the kernel programs stay and deny pods"),
-        }
-        self.drain.start();
-        self.finish_work(limit).await;
-        if let Some(bpffs) = self.detach.take_if(|_| !self.relieved) {
-            detach(&bpffs);
-        }
-        self.operators.end().await;
-    }
-
-    /// Waits until every part has ended, or gives up at the `limit`: the system would kill the agent before it has detached
-    /// anything.
-    async fn finish_work(&mut self, limit: Option<Instant>) {
-        let tasks = &mut self.tasks;
-        let all = async { while tasks.join_next().await.is_some() {} };
-        match limit {
-            None => all.await,
-            Some(limit) => {
-                if timeout_at(limit, all).await.is_err() {
-                    warn!("The grace period ends; what is not finished is given up");
-                    self.tasks.abort_all();
-                }
-            }
-        }
+    pub(super) fn new(
+        process: Process,
+        operators: Operators,
+        successor: Successor,
+        departure: Departure,
+        detach: Option<PathBuf>,
+    ) -> Self {
+        Self { process, operators, successor, departure, detach, superseded: false }
     }
 
     /// Runs until a part ends that must not, or the system asks for the end by `signals`. At SIGTERM the agent serves on as
-    /// long as a successor can come. One that was relieved before stays until it is asked to end: the kubelet would start one
-    /// that ends again, and that would take over in its turn.
+    /// long as a successor can come. One that was superseded before stays until it is asked to end: the kubelet would start
+    /// another one instead, and that would take over in its turn.
     pub(super) async fn run(mut self, signals: &mut Signals) -> ExitCode {
         loop {
             tokio::select! {
@@ -161,8 +54,8 @@ impl App {
                         return ExitCode::SUCCESS;
                     }
                 }
-                queue = self.successor.took_over(), if !self.relieved => {
-                    self.relieve(queue);
+                queue = self.successor.took_over(), if !self.superseded => {
+                    self.supersede(queue);
                     if self.departure.is_planned() {
                         self.stop().await;
                         return ExitCode::SUCCESS;
@@ -173,8 +66,8 @@ impl App {
                     self.stop().await;
                     return ExitCode::SUCCESS;
                 }
-                Some(ended) = self.tasks.join_next() => {
-                    if panicked(&ended) || !self.relieved {
+                Some(ended) = self.process.tasks.join_next() => {
+                    if panicked(&ended) || !self.superseded {
                         error!("A part of the agent ended that must not; ending");
                         self.stop().await;
                         return ExitCode::FAILURE;
@@ -184,9 +77,48 @@ impl App {
         }
     }
 
-    /// Whether there is nobody to serve on for.
+    /// Finishes requests that have begun, and ends. The kernel programs stay, unless `--detach-on-exit` says otherwise and
+    /// no other agent goes on.
+    async fn stop(mut self) {
+        let limit = self.departure.limit();
+        if !self.superseded
+            && let Some(queue) = self.successor.finish(limit).await
+        {
+            self.supersede(queue);
+        }
+        // Only now is it known whether another agent serves.
+        match (self.superseded, self.detach.is_some()) {
+            (true, _) => info!("Ending; a newer agent serves"),
+            (false, true) => info!("Draining; the kernel programs are detached afterwards"),
+            (false, false) => info!("Draining; the kernel programs stay and deny pods"),
+        }
+        self.process.signal.start();
+        self.finish_work(limit).await;
+        if let Some(bpffs) = self.detach.take_if(|_| !self.superseded) {
+            detach(&bpffs);
+        }
+        self.operators.end().await;
+    }
+
+    /// Waits until every part has ended, or gives up at the `limit`: the system would kill the agent before it has detached
+    /// anything.
+    async fn finish_work(&mut self, limit: Option<Instant>) {
+        let tasks = &mut self.process.tasks;
+        let all = async { while tasks.join_next().await.is_some() {} };
+        match limit {
+            None => all.await,
+            Some(limit) => {
+                if timeout_at(limit, all).await.is_err() {
+                    warn!("The grace period ends; unfinished requests are given up");
+                    self.process.tasks.abort_all();
+                }
+            }
+        }
+    }
+
+    /// Whether the agent serves nobody if it goes on.
     fn ends_at_once(&self, request: Request) -> bool {
-        let course = match self.relieved {
+        let course = match self.superseded {
             true => Course::AtOnce,
             false => self.departure.plan(request),
         };
@@ -199,22 +131,22 @@ impl App {
                     service.as_secs()
                 );
                 // Never set again.
-                let _ = self.readiness.latch(ENDING);
+                let _ = self.process.readiness.latch(ENDING);
             }
         }
         course == Course::AtOnce
     }
 
-    /// Another agent serves: what was accepted is finished, and the lease is left to it.
-    fn relieve(&mut self, queue: bool) {
+    /// Another agent serves: requests that were accepted are finished, and the lease is left to that agent.
+    fn supersede(&mut self, queue: bool) {
         match self.departure.is_planned() {
             true => info!("A newer agent serves"),
             false => info!("A newer agent serves; this one is idle until it is asked to end"),
         }
-        self.relieved = true;
+        self.superseded = true;
         // Never set again.
-        let _ = self.readiness.latch("handed over to a newer agent");
-        self.drain.hand_over(queue);
+        let _ = self.process.readiness.latch("handed over to a newer agent");
+        self.process.signal.hand_over(queue);
     }
 }
 
@@ -230,6 +162,6 @@ fn detach(bpffs: &Path) {
             }
             info!("Pods reach the node's metadata service directly now");
         }
-        Err(failure) => error!(error = %failure, "Kernel programs not taken away"),
+        Err(failure) => error!(error = %failure, "Kernel programs can't be detached"),
     }
 }

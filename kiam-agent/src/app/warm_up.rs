@@ -1,67 +1,81 @@
-//! What has to be there before the first pod is answered.
+//! Waits for what must be known before pods are served.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
-use super::listeners::trusted;
-use crate::{config::Config, handover};
-use kiam_core::{credentials::CredentialReader, lifecycle::Readiness};
+use super::peers::Peers;
+use kiam_core::{
+    credentials::CredentialReader,
+    lifecycle::{Latch, Readiness},
+};
 
-/// How long the start waits for pods and first credentials before it serves without them: a node whose
-/// API server or STS is away must still refuse in an orderly way.
+/// How long the start waits for pods and first credentials before it serves without them: a node whose API server or STS is
+/// away must still be denied in an orderly way.
 const FIRST_PASS: Duration = Duration::from_secs(10);
-/// How long single roles that STS does not give may keep an agent from relieving the one that serves, which
-/// may hold them.
+/// How long single roles that STS does not issue may keep an agent from superseding the one that serves, which may have
+/// them cached.
 const STRAGGLERS: Duration = Duration::from_secs(300);
-/// How often it is asked after that whether the other agent goes on.
+/// How often, after that, it is checked whether the other agent goes on.
 const AGAIN: Duration = Duration::from_secs(1);
-const NAMES: [&str; 4] = ["pods", "namespaces", "service accounts", "first credentials"];
 
-/// Waits until everything is there, and for a while at most; but for as long as it takes while another agent
-/// serves and does not end: that one has what this one lacks.
-pub(super) async fn warm_up(
-    readiness: &Readiness,
-    credentials: &CredentialReader,
-    config: &Config,
-) {
-    let began = Instant::now();
-    let mut warned = false;
-    let mut patience = FIRST_PASS;
-    loop {
-        let passed = timeout(patience, complete(readiness, &NAMES)).await.is_ok();
-        let held = credentials.summary();
-        let lacks = held.retried > 0 && (held.ready == 0 || began.elapsed() < STRAGGLERS);
-        if passed && !lacks {
-            return;
-        }
-        if !handover::is_served(&config.state_dir, &trusted(config)).await {
-            break;
-        }
-        if !warned {
-            let pending = readiness.pending();
-            warn!(?pending, roles = held.retried, "Not taking over before everything is there");
-            warned = true;
-        }
-        patience = AGAIN;
-        if passed {
-            sleep(AGAIN).await;
-        }
-    }
-    warn!(pending = ?readiness.pending(), "Serving before everything is there");
+/// The conditions to be met before pods are served: what the cluster's objects are, and the credentials that they ask for.
+pub(super) struct FirstPass {
+    pub(super) conditions: Vec<Latch>,
+    pub(super) readiness: Readiness,
+    pub(super) credentials: CredentialReader,
 }
 
-/// Waits until everything is there, and for a while at most: nobody serves before.
-pub(super) async fn first_pass(readiness: &Readiness) {
-    if timeout(FIRST_PASS, complete(readiness, &NAMES)).await.is_err() {
-        warn!(pending = ?readiness.pending(), "Serving before everything is there");
-    }
-}
+// === impl FirstPass ===
 
-/// Waits until what has these names is there.
-pub(super) async fn complete(readiness: &Readiness, names: &[&'static str]) {
-    while readiness.pending().iter().any(|name| names.contains(name)) {
-        sleep(Duration::from_millis(5)).await;
+impl FirstPass {
+    /// Waits until all conditions are met, for a while at most; but for as long as it takes while another agent serves and
+    /// does not end, for that one has what this one lacks.
+    pub(super) async fn warm_up(&self, peers: &Peers) {
+        let began = Instant::now();
+        let mut warned = false;
+        let mut patience = FIRST_PASS;
+        loop {
+            let passed = timeout(patience, self.met()).await.is_ok();
+            let cached = self.credentials.summary();
+            let lacks = cached.retried > 0 && (cached.ready == 0 || began.elapsed() < STRAGGLERS);
+            if passed && !lacks {
+                return;
+            }
+            if !peers.is_served().await {
+                break;
+            }
+            if !warned {
+                let pending = self.readiness.pending();
+                warn!(
+                    ?pending,
+                    roles = cached.retried,
+                    "Not taking over before pods and credentials are known"
+                );
+                warned = true;
+            }
+            patience = AGAIN;
+            if passed {
+                sleep(AGAIN).await;
+            }
+        }
+        self.warn_of_pending();
+    }
+
+    /// Waits until all conditions are met, for a while at most: nobody serves before.
+    pub(super) async fn finish(&self) {
+        if timeout(FIRST_PASS, self.met()).await.is_err() {
+            self.warn_of_pending();
+        }
+    }
+
+    async fn met(&self) {
+        self.readiness.wait_for(&self.conditions).await;
+    }
+
+    fn warn_of_pending(&self) {
+        let pending = self.readiness.pending();
+        warn!(?pending, "Serving before pods and credentials are known");
     }
 }

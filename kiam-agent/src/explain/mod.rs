@@ -1,29 +1,24 @@
 //! Explains what a pod gets and why: one account, for `/pods` and for `kiam-agent explain`. It has no secrets.
 
+mod account;
 mod requests;
 
-use std::{
-    cmp::Reverse,
-    fmt::Write as _,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{cmp::Reverse, fmt::Write as _, sync::Arc};
 
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
+use self::account::Account;
 use crate::{
-    imds::{self, Imdsv2, PathKind, RecordedRequest},
+    imds::{self, Imdsv2},
     observe::Sightings,
-    older_pods::{Entitlement, Exposure, Grounds},
+    older_pods::Exposure,
     pod_listeners::Paths,
 };
 use kiam_core::{
     clock::Clock,
-    credentials::{CredentialReader, State},
-    pods::{Annotation, Namespace, Pod, PodReader},
-    policy::{Decision, Refusal, RolePolicy, Ruling, Rulings},
-    role::RoleArn,
+    credentials::CredentialReader,
+    pods::{Pod, PodReader},
+    policy::{Decision, RolePolicy},
 };
 
 /// How many pods are suggested instead of one that is not known.
@@ -64,27 +59,8 @@ pub struct Settings {
     pub node: Option<String>,
     /// `--imdsv2`.
     pub imdsv2: Imdsv2,
-    /// Which pods get the node's credentials.
-    pub entitlement: Entitlement,
     /// `--mode=observe`.
     pub observes: bool,
-}
-
-/// Everything that is known of one pod, at one moment.
-struct Account<'a> {
-    pod: Arc<Pod>,
-    namespace: Option<Arc<Namespace>>,
-    role: Option<Result<RoleArn, Refusal>>,
-    rulings: Option<Rulings>,
-    decision: Decision,
-    credentials: Option<State>,
-    /// How the pod's connections reach the agent, or why they don't.
-    path: Result<String, String>,
-    journal: imds::Page,
-    /// Until when the pod may hold the node's credentials.
-    exposed: Option<SystemTime>,
-    now: SystemTime,
-    settings: &'a Settings,
 }
 
 // === impl Explainer ===
@@ -142,7 +118,7 @@ impl Explainer {
         let (path, now) = (paths.of(pod), self.clock.now());
         let journal = journal.of(&pod.uid);
         let (pod, settings) = (pod.clone(), &*self.settings);
-        let exposed = exposure.until(&pod).filter(|_| settings.entitlement.of(&pod).is_none());
+        let (exposed, grounds) = (exposure.until(&pod), exposure.entitlement().of(&pod));
         Account {
             pod,
             namespace,
@@ -153,6 +129,7 @@ impl Explainer {
             path,
             journal,
             exposed,
+            grounds,
             now,
             settings,
         }
@@ -191,252 +168,18 @@ impl Explainer {
     }
 }
 
-// === impl Account ===
-
-impl Account<'_> {
-    /// What `/pods` shows.
-    fn json(&self) -> Value {
-        let pod = &self.pod;
-        let mut shown = json!({
-            "namespace": pod.namespace, "name": pod.name, "uid": pod.uid.to_string(),
-            "addresses": pod.addresses, "hostNetwork": pod.host_network, "live": pod.live,
-            "annotation": shown_annotation(pod.role.as_ref()), "path": path(&self.path),
-        });
-        for (list, noted) in self.requests() {
-            if !noted.is_empty() {
-                shown[list] = noted.iter().map(requests::json).collect();
-            }
-        }
-        if let Some(until) = self.exposed {
-            shown["mayHoldNodeCredentialsUntil"] = json!(time(until));
-        }
-        match &self.decision {
-            Decision::Refuse(refusal) => shown["refused"] = json!(refusal.to_string()),
-            Decision::Allow(identity) => {
-                shown["role"] = json!(identity.role.to_string());
-                shown["sessionName"] = json!(identity.session_name.to_string());
-                let policies: Vec<_> = identity.policies.iter().map(ToString::to_string).collect();
-                if !policies.is_empty() {
-                    shown["sessionPolicies"] = json!(policies);
-                }
-                shown["credentials"] = match &self.credentials {
-                    None => json!("not wanted"),
-                    Some(State::Pending(None)) => json!("pending"),
-                    Some(State::Pending(Some(limit))) => json!({ "waiting": limit.to_string() }),
-                    Some(State::Failed { error, .. }) => json!({ "failed": error.message }),
-                    Some(State::Ready(issued)) => json!({
-                        "accessKeyId": issued.credentials.access_key_id,
-                        "expiration": time(issued.credentials.expires),
-                    }),
-                };
-            }
-        }
-        shown
-    }
-
-    /// What `kiam-agent explain` prints.
-    fn text(&self) -> String {
-        let pod = &self.pod;
-        let mut lines = vec![("pod", self.who())];
-        let annotation = match &pod.role {
-            Some(annotation) => annotation.to_string(),
-            None => "the pod has none".to_owned(),
-        };
-        lines.push(("annotation", annotation));
-        match &self.role {
-            None => {}
-            Some(Ok(role)) => lines.push(("role", role.to_string())),
-            Some(Err(error)) => lines.push(("role", error.to_string())),
-        }
-        lines.extend(self.namespace());
-        if let Decision::Allow(identity) = &self.decision {
-            let account = identity.service_account.as_ref();
-            lines.extend(account.map(|account| ("vouched for", format!("by {account}'s token"))));
-            lines.push(("session name", identity.session_name.to_string()));
-            let source = identity.source_identity.as_ref();
-            lines.extend(source.map(|source| ("source identity", source.to_string())));
-            let tags = listed(identity.tags.iter().map(|(key, value)| format!("{key}={value}")));
-            lines.extend(tags.map(|tags| ("session tags", tags)));
-            let policies = listed(identity.policies.iter().map(ToString::to_string));
-            lines.extend(policies.map(|policies| ("policies", policies)));
-        }
-        let is_set = if pod.external_id.is_some() { "set" } else { "not set" };
-        lines.push(("external id", is_set.to_owned()));
-        lines.push(("tokens", self.tokens().to_owned()));
-        lines.push(("path", path(&self.path).to_owned()));
-        if let Decision::Allow(_) = &self.decision {
-            lines.push(("credentials", self.cached_credentials()));
-        }
-        if let Some(until) = self.exposed {
-            let says = format!(
-                "the pod ran before the kernel programs were attached, and may hold the node's credentials until {}",
-                time(until)
-            );
-            lines.push(("older", says));
-        }
-        if self.settings.observes {
-            let only = "observe: the pod's requests are left alone; they would be answered so:";
-            lines.push(("mode", only.to_owned()));
-        }
-        let (Ok(answer) | Err(answer)) = self.answer();
-        lines.push(("answer", answer));
-        for (list, noted) in self.requests() {
-            lines.extend(noted.iter().map(|noted| (list, requests::text(noted))));
-        }
-        lines.iter().fold(String::new(), |mut text, (what, says)| {
-            // AWS's words may have any form; nothing fails when it is written to memory.
-            let _ = writeln!(text, "{what:15} {}", says.replace(char::is_control, " "));
-            text
-        })
-    }
-
-    /// The requests that the pod made, by outcome.
-    fn requests(&self) -> [(&'static str, &[RecordedRequest]); 2] {
-        [("rejected", &self.journal.refused), ("imdsv1", &self.journal.imdsv1)]
-    }
-
-    fn who(&self) -> String {
-        let pod = &self.pod;
-        let mut who = format!("{}/{}, uid {}", pod.namespace, pod.name, pod.uid);
-        if let Some(node) = &pod.node {
-            who += &format!(", on node {node}");
-        }
-        if pod.host_network {
-            who += ", on the node's network";
-        }
-        let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
-        match addresses.as_slice() {
-            [] => who += ", without address yet",
-            some => who += &format!(", at {}", some.join(" ")),
-        }
-        if pod.live { who } else { who + ", ended" }
-    }
-
-    /// What the namespace's annotations say, each.
-    fn namespace(&self) -> Vec<(&'static str, String)> {
-        let name = &self.pod.namespace;
-        let Some(namespace) = &self.namespace else {
-            return vec![("namespace", format!("{name} is not known yet"))];
-        };
-        let raw = |annotation: &Option<Annotation>| match annotation {
-            Some(annotation) => format!("says {annotation}"),
-            None => "the namespace has none".to_owned(),
-        };
-        let (permitted, allowed_roles) = match &self.rulings {
-            Some(Rulings { permitted, allowed_roles }) => {
-                (ruling(permitted.as_ref()), ruling(allowed_roles.as_ref()))
-            }
-            None => (raw(&namespace.permitted), raw(&namespace.allowed_roles)),
-        };
-        vec![("permitted", permitted), ("allowed-roles", allowed_roles)]
-    }
-
-    fn tokens(&self) -> &'static str {
-        match (&self.namespace, self.settings.imdsv2) {
-            (_, Imdsv2::Required) => "required, by --imdsv2",
-            (Some(namespace), _) if namespace.requires_imdsv2() => "required, by the namespace",
-            (Some(_), _) => "optional",
-            (None, _) => "required, as long as the namespace is not known",
-        }
-    }
-
-    fn cached_credentials(&self) -> String {
-        let whole =
-            |left: Duration| humantime::format_duration(Duration::from_secs(left.as_secs()));
-        match &self.credentials {
-            None => "none: this agent does not want them (yet)".to_owned(),
-            Some(State::Pending(None)) => "none yet: STS is asked".to_owned(),
-            Some(State::Pending(Some(limit))) => format!("none yet: {limit}"),
-            Some(State::Failed { error, retry_at }) => {
-                let left = retry_at.saturating_duration_since(Instant::now());
-                format!("none: {error}; STS is asked again in {}", whole(left))
-            }
-            Some(State::Ready(issued)) => {
-                let held = &issued.credentials;
-                let left = held.expires.duration_since(self.now).unwrap_or_default();
-                let until = time(held.expires);
-                format!("{}, valid until {until} ({})", held.access_key_id, whole(left))
-            }
-        }
-    }
-
-    /// What the pod would be answered now; `Ok` if that is credentials.
-    fn answer(&self) -> Result<String, String> {
-        let (pod, settings) = (&self.pod, self.settings);
-        if !pod.live {
-            return Err("none: the pod has ended".to_owned());
-        }
-        match settings.entitlement.of(pod) {
-            Some(Grounds::NodeRole) => {
-                return Err("the real metadata service's: --node-role names the pod".to_owned());
-            }
-            Some(Grounds::HostNetwork) => {
-                return Err("the real metadata service's, by --host-network-pods=pass".to_owned());
-            }
-            None => {}
-        }
-        if let Err(path) = &self.path {
-            return Err(format!("none, it can't connect: {path}"));
-        }
-        let refused = |error: &imds::Error| {
-            let (role, credentials) =
-                (error.status(PathKind::Elsewhere), error.status(PathKind::Credentials));
-            if role == credentials {
-                return format!("{}: {error}", role.as_u16());
-            }
-            format!(
-                "{} for its role, {} for credentials: {error}",
-                role.as_u16(),
-                credentials.as_u16()
-            )
-        };
-        match &self.decision {
-            Decision::Refuse(refusal) => Err(refused(&imds::Error::Refused(refusal.clone()))),
-            Decision::Allow(_) => match imds::ready(self.credentials.clone()) {
-                Ok(_) => Ok("200, with these credentials".to_owned()),
-                Err(error) => Err(refused(&error)),
-            },
-        }
-    }
-}
-
-fn shown_annotation(annotation: Option<&Annotation>) -> Option<String> {
-    annotation.map(|it| it.text().map_or_else(|too_long| too_long.to_string(), str::to_owned))
-}
-
-/// `None` where there is nothing to list.
-fn listed(items: impl Iterator<Item = String>) -> Option<String> {
-    let items: Vec<_> = items.collect();
-    (!items.is_empty()).then(|| items.join(", "))
-}
-
-fn path(path: &Result<String, String>) -> &str {
-    let (Ok(text) | Err(text)) = path;
-    text
-}
-
-fn ruling<E: std::fmt::Display>(ruling: Option<&Ruling<E>>) -> String {
-    match ruling {
-        None => "the namespace has none".to_owned(),
-        Some(Ruling::Allows(text)) => format!("allows the role by {text}"),
-        Some(Ruling::Forbids(text)) => format!("forbids the role: {text} does not match it"),
-        Some(Ruling::Invalid(error)) => format!("forbids every role: {error}"),
-    }
-}
-
-fn time(time: SystemTime) -> String {
-    humantime::format_rfc3339_seconds(time).to_string()
-}
-
 #[cfg(test)]
 mod tests {
-    use tokio::sync::watch;
+    use std::time::{Duration, SystemTime};
+
+    use tokio::{sync::watch, time::Instant};
 
     use super::*;
+    use crate::older_pods::Entitlement;
     use kiam_core::{
-        credentials::{self, CredentialSource, Credentials, Prefetcher, SourceError},
+        credentials::{self, CredentialSource, Credentials, Prefetcher, SourceError, State},
         lifecycle::Readiness,
-        pods::{PodIndex, fixtures},
+        pods::{Namespace, PodIndex, fixtures},
         policy,
         role::{Claimant, RoleIdentity, RoleResolver, Source, WantedRoles},
         secret::Secret,
@@ -531,12 +274,12 @@ mod tests {
             pods,
             credentials,
             paths: Paths::default(),
-            exposure: Exposure::default(),
+            exposure: Exposure::new(entitlement),
             journal: imds::Journal::default(),
             sightings: Sightings::default(),
         };
         let node = Some("node-1".to_owned());
-        let settings = Settings { node, imdsv2, entitlement, observes };
+        let settings = Settings { node, imdsv2, observes };
         (index, Explainer::new(settings, sources, clock), prefetcher, wanted)
     }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::time;
+use super::account::time;
 use crate::imds::RecordedRequest;
 
 /// Equal requests, for `/pods`.

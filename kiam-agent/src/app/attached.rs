@@ -1,0 +1,121 @@
+//! The third step: the kernel programs. From here on pods are intercepted; where no agent serves they are denied until this
+//! one does.
+
+use std::{
+    net::{SocketAddr, TcpListener as Socket},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use kiam_common::redirect::Target;
+use tracing::warn;
+
+use super::{
+    bound::{Bound, Listeners, Takeover},
+    error::Error,
+    prepared::{Core, End, Interceptor, Service},
+};
+use kiam_core::blocking::{self, Blocking};
+use kiam_kernel::{
+    identity::CgroupPaths,
+    intercept::{self, Interception, InterceptionParts},
+    pins::AgentLock,
+};
+
+/// An agent whose programs are attached.
+pub(super) struct Attached {
+    pub(super) core: Core,
+    pub(super) kernel: Option<Kernel>,
+    pub(super) service: Service,
+    pub(super) end: End,
+    pub(super) listeners: Listeners,
+    pub(super) pod_listeners: Vec<Socket>,
+    pub(super) takeover: Takeover,
+    /// Copies of the node's sockets, for the agent after this one.
+    pub(super) spare: Vec<OwnedFd>,
+    /// The sockets that have a filter of SYNs, from an agent before, and are not to have one.
+    pub(super) unfiltered: Vec<OwnedFd>,
+}
+
+/// The kernel's part, attached.
+pub(super) struct Kernel {
+    pub(super) config: intercept::Config,
+    pub(super) agent_lock: AgentLock,
+    pub(super) parts: InterceptionParts,
+    /// The pods' cgroups below the programs.
+    pub(super) cgroups: CgroupPaths,
+}
+
+// === impl Bound ===
+
+impl Bound {
+    /// Attaches the kernel programs, or replaces those of an earlier agent in place, if there is an interceptor.
+    pub(super) async fn attach(self) -> Result<Attached, Error> {
+        let Self { core, interceptor, service, end, listeners, pod_listeners, takeover } = self;
+        let spare = listeners.copies().map_err(Error::Handover)?;
+        let filters = interceptor.as_ref().is_some_and(|it| it.config.has_filter());
+        let unfiltered = match filters {
+            true => Vec::new(),
+            false => listeners.copies_for_pods().map_err(Error::Handover)?,
+        };
+        let kernel = match interceptor {
+            None => None,
+            Some(interceptor) => Some(attach(interceptor, &listeners, &takeover).await?),
+        };
+        Ok(Attached {
+            core,
+            kernel,
+            service,
+            end,
+            listeners,
+            pod_listeners,
+            takeover,
+            spare,
+            unfiltered,
+        })
+    }
+}
+
+async fn attach(
+    interceptor: Interceptor,
+    listeners: &Listeners,
+    takeover: &Takeover,
+) -> Result<Kernel, Error> {
+    let Interceptor { config, agent_lock } = interceptor;
+    let sockets = listeners.copies_for_pods().map_err(Error::Handover)?;
+    let target = target(&listeners.pod_addresses());
+    // Both block, for as long as the verifier takes.
+    let panicked = |_| Error::Panicked;
+    let given = config.clone();
+    let load = move |token: &Blocking| Interception::load(token, &given, target);
+    let loaded = blocking::spawn(load).await.map_err(panicked)??;
+    if takeover.handover.as_ref().is_some_and(|handover| !handover.is_awaited()) {
+        warn!(
+            "The other agent does not wait any more: it has ended, or will find that this one serves"
+        );
+    }
+    let attach = move |token: &Blocking| {
+        let sockets: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+        loaded.attach(token, &sockets)
+    };
+    let parts = blocking::spawn(attach).await.map_err(panicked)??;
+    let cgroups = CgroupPaths::new(parts.cgroup.clone());
+    Ok(Kernel { config, agent_lock, parts, cgroups })
+}
+
+/// The kernel programs' target.
+fn target(bound: &[SocketAddr]) -> Target {
+    let mut target = Target::default();
+    for address in bound {
+        match address {
+            SocketAddr::V4(v4) => {
+                target.v4 = v4.ip().octets();
+                target.v4_port = v4.port();
+            }
+            SocketAddr::V6(v6) => {
+                target.v6 = v6.ip().octets();
+                target.v6_port = v6.port();
+            }
+        }
+    }
+    target
+}

@@ -1,0 +1,181 @@
+//! The fifth step: the guard, the self-test, and what keeps the programs at work: the lease and the keeper.
+
+use std::{net::SocketAddr, os::fd::OwnedFd, path::PathBuf, sync::Arc};
+
+use tokio::sync::Notify;
+use tracing::{Instrument as _, info, info_span};
+
+use super::{
+    attached::Kernel,
+    bound::Takeover,
+    error::Error,
+    knowledge::Knowledge,
+    prepared::{Core, End},
+    process::Process,
+    serving::{OperatorSockets, Serving},
+};
+use crate::{
+    observe::{self, Observer},
+    pod_listeners::OpenListeners,
+};
+use kiam_kernel::{
+    guard::{self, BootGuard, Guard, GuardConfig},
+    identity::CgroupPaths,
+    intercept::{self, HostNetworkPods, InterceptionParts, Mode, Observations, Shortage},
+    keeper::{Installation, Keeper},
+    selftest::{self, Selftest, SelftestStatus, Witness},
+};
+
+/// An agent that serves, guards and renews the lease, beside the one before it, if that still runs.
+pub(super) struct Guarded {
+    pub(super) core: Core,
+    /// What is detached at the end, with `--detach-on-exit`.
+    pub(super) detach: Option<PathBuf>,
+    pub(super) end: End,
+    pub(super) operator_sockets: OperatorSockets,
+    pub(super) pods: Vec<SocketAddr>,
+    pub(super) open: OpenListeners,
+    pub(super) takeover: Takeover,
+    pub(super) spare: Vec<OwnedFd>,
+    pub(super) unfiltered: Vec<OwnedFd>,
+    pub(super) superseded: Arc<Notify>,
+    /// Notified when the keeper is to attach the programs again.
+    pub(super) reassert: Arc<Notify>,
+}
+
+// === impl Serving ===
+
+impl Serving {
+    /// Guards what slips past the programs and begins to test that nothing does; then renews the lease, and keeps the programs
+    /// in place.
+    pub(super) async fn guard(self) -> Result<Guarded, Error> {
+        let Self { mut core, kernel, end, .. } = self;
+        let reassert = Arc::new(Notify::new());
+        let mut detach = None;
+        match kernel {
+            None => core.process.attached.set(),
+            Some(mut kernel) => {
+                detach = end.detach_on_exit.then(|| kernel.config.bpffs.clone());
+                guard(&mut core.process, &kernel.config, &mut kernel.parts).await?;
+                if kernel.config.mode == Mode::Enforce {
+                    test(&mut core.process, &kernel.config, &kernel.parts, self.witness);
+                }
+                if let Some(observed) = kernel.parts.observed.take() {
+                    let cgroups = kernel.cgroups.clone();
+                    observe(&mut core.process, observed, cgroups, &core.knowledge);
+                }
+                keep(&mut core.process, kernel, reassert.clone())?;
+            }
+        }
+        Ok(Guarded {
+            core,
+            detach,
+            end,
+            operator_sockets: self.operator_sockets,
+            pods: self.pods,
+            open: self.open,
+            takeover: self.takeover,
+            spare: self.spare,
+            unfiltered: self.unfiltered,
+            superseded: self.superseded,
+            reassert,
+        })
+    }
+}
+
+/// Sets the guard up, and keeps it until the drain.
+async fn guard(
+    process: &mut Process,
+    config: &intercept::Config,
+    parts: &mut InterceptionParts,
+) -> Result<(), Error> {
+    let Process { registry, readiness, drain, tasks, .. } = process;
+    let metrics = guard::Metrics::register(registry);
+    let shown = (readiness.detail("guard route"), readiness.latch("older connections ended"));
+    let asked = match config.mode {
+        Mode::Enforce => config.guard,
+        // Nothing changes for the pods.
+        Mode::Observe => GuardConfig::default(),
+    };
+    // On also where programs above the pods' cgroup made it necessary.
+    let asked = GuardConfig { skb: parts.guards_packets, ..asked };
+    let uplink = parts.uplink.take();
+    // Connections of hostNetwork pods that pass would hang where packets are guarded, as no connect was recorded: once ended,
+    // they are reopened.
+    let guarded = parts.guards_packets || uplink.is_some();
+    let ends_hosts = config.host_network == HostNetworkPods::Intercept || (guarded && parts.first);
+    if let (Some(folder), Some(preference)) = (&config.boot_guard, asked.route) {
+        let detail = readiness.detail("boot guard");
+        let boot = BootGuard::new(folder.clone(), preference, metrics.clone(), detail);
+        tasks.spawn(boot.keep(drain.clone()).instrument(info_span!("boot guard")));
+    }
+    let guard = Guard::start(asked, ends_hosts, &parts.cgroup, uplink, metrics, shown).await;
+    let guard = guard.map_err(intercept::Error::from)?;
+    tasks.spawn(guard.keep(drain.clone()).instrument(info_span!("guard")));
+    Ok(())
+}
+
+/// Tests the interception until the drain; the agent is not ready before the first self-test succeeds.
+fn test(
+    process: &mut Process,
+    config: &intercept::Config,
+    parts: &InterceptionParts,
+    witness: Witness,
+) {
+    let outlook = SelftestStatus {
+        latch: process.readiness.latch("self-test"),
+        detail: process.readiness.detail("self-test"),
+        metrics: selftest::Metrics::register(&mut process.registry),
+    };
+    let asked = selftest::Config {
+        interval: config.selftest_interval,
+        attested: config.attested,
+        guarded: parts.guards_packets || config.guard.route.is_some(),
+        path: config.path,
+    };
+    let needs = selftest::SelftestParts {
+        cgroup: parts.cgroup.path().to_owned(),
+        marks: parts.marks.clone(),
+        flows: parts.flows.clone(),
+        sandboxes: parts.sandboxes.clone(),
+        rewriter: parts.rewriter.clone(),
+    };
+    let selftest = Selftest::new(asked, needs, witness);
+    process.spawn(selftest.keep(outlook, process.drain.clone()).instrument(info_span!("selftest")));
+}
+
+/// Reports who asks for the IMDS, with `--mode=observe`.
+fn observe(
+    process: &mut Process,
+    observed: Observations,
+    cgroups: CgroupPaths,
+    knowledge: &Knowledge,
+) {
+    let observer = Observer {
+        observed,
+        cgroups,
+        pods: knowledge.pods.clone(),
+        policy: knowledge.policy.clone(),
+        sightings: knowledge.sightings.clone(),
+        metrics: observe::Metrics::register(&mut process.registry),
+    };
+    process.spawn(observer.run(process.drain.clone()));
+}
+
+/// Renews the lease, and keeps the programs in place, from now on.
+fn keep(process: &mut Process, kernel: Kernel, reassert: Arc<Notify>) -> Result<(), Error> {
+    let Kernel { parts, cgroups, agent_lock, .. } = kernel;
+    let InterceptionParts { lease, flows, log, programs, cgroup, verdicts, .. } = parts;
+    info!(cgroup = %cgroup.path().display(), "Kernel programs attached");
+    let (attached, drain) = (process.attached.clone(), process.drain.clone());
+    let renewed = intercept::keep_renewed(lease, attached, &mut process.registry, drain);
+    process.spawn(renewed.map_err(Error::Thread)?);
+    let shortage = Shortage::new(verdicts.clone(), &process.readiness);
+    process.spawn(shortage.run(process.drain.clone()));
+    process.registry.register_collector(Box::new(verdicts));
+    let installation = Installation { programs, flows, log, cgroups, agent_lock };
+    let (registry, readiness) = (&mut process.registry, &process.readiness);
+    let keeper = Keeper::new(installation, reassert, registry, readiness);
+    process.spawn(keeper.run(process.drain.clone()));
+    Ok(())
+}

@@ -1,0 +1,193 @@
+//! The first step of the start: everything that leaves pods, sockets and kernel programs as they are.
+
+use std::{mem::replace, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use tokio::time::sleep;
+use tracing::warn;
+
+use super::{
+    error::Error, knowledge::Knowledge, operators::Operators, peers::Peers, process::Process,
+    warm_up::FirstPass,
+};
+use crate::{
+    admin::{self, Operations, OwnSocket, PodRefresher},
+    config::{Config, Hosts, Identity},
+    explain, imds, serve,
+};
+use kiam_core::{
+    blocking::{self, Blocking},
+    telemetry::LogLevel,
+};
+use kiam_kernel::{intercept, pins::AgentLock, sandboxes};
+
+/// The time between two searches for the pods' cgroup that has a process, where there are several.
+const UNUSED: Duration = Duration::from_millis(200);
+/// Pods of a large node; EKS's default is 110, and 250 with prefix delegation.
+const PODS: usize = 250;
+
+/// An agent that knows pods and credentials, or soon will, and has changed nothing yet.
+pub(super) struct Prepared {
+    pub(super) core: Core,
+    pub(super) addresses: Addresses,
+    pub(super) interceptor: Option<Interceptor>,
+    pub(super) service: Service,
+    pub(super) end: End,
+}
+
+/// What every later step has.
+pub(super) struct Core {
+    pub(super) process: Process,
+    pub(super) knowledge: Knowledge,
+    pub(super) first_pass: FirstPass,
+    pub(super) peers: Peers,
+    pub(super) operations: Arc<Operations>,
+    pub(super) operators: Operators,
+    /// This agent's own admin socket.
+    pub(super) socket: OwnSocket,
+}
+
+/// Where the agent is to listen.
+pub(super) struct Addresses {
+    pub(super) hosts: Hosts,
+    pub(super) port: u16,
+    pub(super) admin: SocketAddr,
+    pub(super) metrics: Option<SocketAddr>,
+}
+
+/// The kernel's part, which is not attached yet.
+pub(super) struct Interceptor {
+    pub(super) config: intercept::Config,
+    pub(super) agent_lock: AgentLock,
+}
+
+/// What answers pods.
+pub(super) struct Service {
+    pub(super) imds: imds::Service,
+    pub(super) identity: Identity,
+    pub(super) config: serve::Config,
+}
+
+/// How the agent is to end.
+pub(super) struct End {
+    pub(super) grace_period: Duration,
+    pub(super) detach_on_exit: bool,
+}
+
+// === impl Prepared ===
+
+impl Prepared {
+    /// Prepares what `config` asks for, and answers operators from now on.
+    pub(super) async fn new(config: Config, log_level: LogLevel) -> Result<Self, Error> {
+        let mut process = Process::new(config.statsd)?;
+        let tokens = imds::TokenAuthority::open(&config.state_dir)?;
+        let interceptor = interceptor(config.intercept.clone(), &config.bpffs).await?;
+        let peers = Peers::new(config.state_dir.clone(), config.intercept.as_ref());
+        let upstream = imds::Upstream::new(config.upstream.clone());
+        let (knowledge, first_pass) =
+            Knowledge::start(&mut process, &config, &upstream, &peers).await?;
+        let operations = Arc::new(operations(&config, &process, &knowledge, log_level));
+        let failed = Error::state(&config.state_dir, admin::SOCKET);
+        let (listener, socket) = admin::bind_unix(&config.state_dir).map_err(failed)?;
+        let operators = Operators::answer(listener, operations.clone());
+        // The pod listeners come all at once.
+        serve::raise_open_files();
+        let Config { hosts, port, admin, metrics, intercept, identity, pod_rate, .. } = config;
+        let service = Service {
+            imds: service(&mut process, config.imds, &knowledge, tokens, upstream),
+            identity,
+            config: serve_config(pod_rate, intercept.as_ref()),
+        };
+        let core = Core { process, knowledge, first_pass, peers, operations, operators, socket };
+        let addresses = Addresses { hosts, port, admin, metrics };
+        let end = End { grace_period: config.grace_period, detach_on_exit: config.detach_on_exit };
+        Ok(Self { core, addresses, interceptor, service, end })
+    }
+}
+
+/// Checks the kernel and takes a share of the pins; warns of what an agent with interceptor left to one without.
+async fn interceptor(
+    config: Option<intercept::Config>,
+    bpffs: &Path,
+) -> Result<Option<Interceptor>, Error> {
+    let Some(config) = config else {
+        if intercept::is_installed(bpffs) {
+            warn!(
+                bpffs = %bpffs.display(),
+                "An earlier agent's kernel programs are still attached, and deny pods 10 s after its end: detach them with kiam-agent uninstall"
+            );
+        }
+        return Ok(None);
+    };
+    let mut waits = false;
+    loop {
+        let checked = config.clone();
+        let prepare = move |token: &Blocking| intercept::prepare(token, &checked);
+        match blocking::spawn(prepare).await.map_err(|_| Error::Panicked)? {
+            Err(error @ intercept::Error::UnusedCgroups(_)) => {
+                if !replace(&mut waits, true) {
+                    warn!(%error, "Waiting for the first pod, which shows where the kubelet puts them");
+                }
+                sleep(UNUSED).await;
+            }
+            prepared => return Ok(Some(Interceptor { agent_lock: prepared?, config })),
+        }
+    }
+}
+
+/// What operators see and change.
+fn operations(
+    config: &Config,
+    process: &Process,
+    knowledge: &Knowledge,
+    log_level: LogLevel,
+) -> Operations {
+    let Knowledge { pods, policy, credentials, refresher, .. } = knowledge.clone();
+    let settings = explain::Settings {
+        node: config.cluster.node_name.clone(),
+        imdsv2: config.imds.imdsv2,
+        observes: config.observes(),
+    };
+    let sources = explain::Sources {
+        pods: pods.clone(),
+        policy: policy.clone(),
+        credentials: credentials.clone(),
+        paths: knowledge.paths.clone(),
+        exposure: knowledge.exposure.clone(),
+        journal: knowledge.journal.clone(),
+        sightings: knowledge.sightings.clone(),
+    };
+    let explainer = explain::Explainer::new(settings, sources, process.clock.clone());
+    let refresher = PodRefresher { pods, policy, credentials, refresher };
+    Operations::new(process.readiness.clone(), explainer, refresher, log_level)
+}
+
+/// What answers requests.
+fn service(
+    process: &mut Process,
+    config: imds::Config,
+    knowledge: &Knowledge,
+    tokens: imds::TokenAuthority,
+    upstream: imds::Upstream,
+) -> imds::Service {
+    let parts = imds::ServiceParts {
+        pods: knowledge.pods.clone(),
+        policy: knowledge.policy.clone(),
+        credentials: knowledge.credentials.clone(),
+        tokens,
+        upstream,
+        clock: process.clock.clone(),
+        metrics: imds::Metrics::register(&mut process.registry, process.statsd.clone()),
+        journal: knowledge.journal.clone(),
+    };
+    imds::Service::new(config, parts)
+}
+
+/// Limits that leave open files to the listeners of as many pods as a node runs.
+fn serve_config(rate: serve::Rate, interceptor: Option<&intercept::Config>) -> serve::Config {
+    let mut config =
+        serve::Config { requests: rate, new_connections: rate, ..serve::Config::default() };
+    if interceptor.is_some_and(intercept::Config::follows_sandboxes) {
+        config.other_files += sandboxes::descriptors(PODS);
+    }
+    config
+}

@@ -1,0 +1,77 @@
+//! Waits for the agent after this one.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::Notify,
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
+use tracing::warn;
+
+use super::{error::Error, peers::Peers};
+use crate::handover::{HandoverContent, OfferEnd};
+use kiam_core::lifecycle::{DrainSignal, drain};
+
+/// How long the end waits for a successor that has the sockets to say that it serves.
+const EXCHANGE_DEADLINE: Duration = Duration::from_secs(5);
+/// How long before the limit of the drain that ends, so that open connections have some time.
+const LAST_REQUESTS: Duration = Duration::from_secs(1);
+
+/// The standing offer to the agent after this one.
+pub(super) struct Successor {
+    withdraw: DrainSignal,
+    /// `None` once the offer has ended.
+    offer: Option<JoinHandle<OfferEnd>>,
+}
+
+// === impl Successor ===
+
+impl Successor {
+    /// Offers what this agent `gives` from now on. `reassert` is notified when a successor gave up half way.
+    pub(super) fn await_next(
+        peers: &Peers,
+        gives: HandoverContent,
+        reassert: Arc<Notify>,
+    ) -> Result<Self, Error> {
+        let offer = peers.offer()?;
+        let (withdraw, withdrawn) = drain();
+        let abandoned = move || reassert.notify_one();
+        let trusted = peers.trusted.clone();
+        let offer = tokio::spawn(offer.stand(gives, trusted, abandoned, withdrawn));
+        Ok(Self { withdraw, offer: Some(offer) })
+    }
+
+    /// Returns once an agent has taken over, with whether it has the sockets; never, when the offer ended otherwise.
+    pub(super) async fn took_over(&mut self) -> bool {
+        if let Some(offer) = &mut self.offer {
+            let ended = offer.await;
+            self.offer = None;
+            if let Ok(OfferEnd::Taken { queue }) = ended {
+                return queue;
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Withdraws the offer. A successor that was about to take over may still do so, as [`Self::took_over`] says, but not
+    /// so late that nothing would be left until the `limit` of the drain.
+    pub(super) async fn finish(&mut self, limit: Option<Instant>) -> Option<bool> {
+        self.withdraw.start();
+        let mut offer = self.offer.take()?;
+        let usual = Instant::now() + EXCHANGE_DEADLINE;
+        let deadline = limit.map_or(usual, |limit| usual.min(limit - LAST_REQUESTS));
+        let ended = timeout_at(deadline, &mut offer).await;
+        offer.abort();
+        match ended {
+            Ok(Ok(OfferEnd::Taken { queue })) => Some(queue),
+            Ok(_) => None,
+            Err(_) => {
+                warn!(
+                    "An agent has the sockets and may serve at any moment: the lease and the kernel programs are left to it"
+                );
+                Some(false)
+            }
+        }
+    }
+}

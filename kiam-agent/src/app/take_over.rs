@@ -1,0 +1,75 @@
+//! The last step: the agent before this one is superseded, and the next one can find this one.
+
+use std::{
+    mem::take,
+    net::SocketAddr,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
+};
+
+use tracing::info;
+
+use super::{
+    ending::Departure, error::Error, guarded::Guarded, prepared::Core, running::App,
+    serving::OperatorSockets, successor::Successor,
+};
+use crate::{
+    admin::{self, Surface},
+    handover::HandoverContent,
+};
+use kiam_kernel::sys;
+
+// === impl Guarded ===
+
+impl Guarded {
+    /// Waits for the next agent from now on, lets `admin.sock` lead to this one, and supersedes the agent before it.
+    pub(super) async fn take_over(self) -> Result<App, Error> {
+        let Self { mut core, takeover, reassert, superseded, open, spare, .. } = self;
+        let departure = Departure::new(self.end.grace_period);
+        let (credentials, stays) = (core.knowledge.credentials.clone(), departure.clone());
+        let gives = HandoverContent {
+            sockets: Box::new(move || open.copies_with(&spare)),
+            credentials: Box::new(move || credentials.bequeath()),
+            stays: Box::new(move || !stays.is_near()),
+        };
+        let successor = Successor::await_next(&core.peers, gives, reassert.clone())?;
+        let admin = operate(&mut core, self.operator_sockets)?;
+        if let Some(handover) = takeover.handover {
+            if !handover.taken().await {
+                // It may have attached its own programs again before it heard.
+                reassert.notify_one();
+            }
+            superseded.notify_one();
+        }
+        // From now on the next agent finds this one.
+        drop(takeover.lock);
+        // Not before: until then the other agent might have had to go on.
+        unfilter(&self.unfiltered)?;
+        info!(pods = ?self.pods, %admin, "Listening");
+        let Core { process, operators, .. } = core;
+        Ok(App::new(process, operators, successor, departure, self.detach))
+    }
+}
+
+/// Answers operators over TCP, which is the serving agent's, and lets `admin.sock` lead to this process.
+fn operate(core: &mut Core, sockets: OperatorSockets) -> Result<SocketAddr, Error> {
+    let unnamed = |source| Error::Bind { flag: "--admin", address: "bound".to_owned(), source };
+    let address = sockets.admin.local_addr().map_err(unnamed)?;
+    // Set once, here: every part has registered its metrics.
+    let _ = core.operations.registry.set(take(&mut core.process.registry));
+    let sockets = [(Some(sockets.admin), Surface::Status), (sockets.metrics, Surface::Metrics)];
+    for (socket, surface) in sockets {
+        if let Some(socket) = socket {
+            let (operations, drain) = (Arc::clone(&core.operations), core.process.drain.clone());
+            core.process.spawn(admin::serve_tcp(socket, surface, operations, drain));
+        }
+    }
+    core.socket.link().map_err(Error::state(&core.peers.state_dir, admin::SOCKET))?;
+    Ok(address)
+}
+
+/// Removes the filter of SYNs from these sockets.
+fn unfilter(sockets: &[OwnedFd]) -> Result<(), Error> {
+    let mut sockets = sockets.iter();
+    sockets.try_for_each(|socket| sys::unfilter(socket.as_fd())).map_err(Error::Handover)
+}
