@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kube::core::Status;
 
-use super::{describe, sieve::InvalidJson, wire::Malformed};
+use super::{describe, metrics::RestartReason, sieve::InvalidJson, wire::Malformed};
 
 /// The status codes of a version from which the server can't watch: it is not a number, is no longer in the history, or is
 /// newer than the server's cache
@@ -59,6 +59,16 @@ impl Failure {
 // === impl WatchEnd ===
 
 impl WatchEnd {
+    pub(super) fn restart_reason(&self) -> RestartReason {
+        match self {
+            Self::Closed => RestartReason::Closed,
+            Self::Stalled | Self::Unopened(_) => RestartReason::Stalled,
+            Self::Expired => RestartReason::Expired,
+            Self::Rewound => RestartReason::Rewound,
+            Self::Failed(_) => RestartReason::Failed,
+        }
+    }
+
     pub(super) fn of(error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => Self::of_status(&status),

@@ -26,7 +26,6 @@ use super::{
     listing::{self, List},
     metrics::{
         EventKind, EventLabels, ListLabels, ListOutcome, Metrics, RequestKind, RestartLabels,
-        RestartReason,
     },
     outage::Outage,
     wire::{self, Malformed},
@@ -390,13 +389,7 @@ impl<K: Kind> Reflector<K> {
     }
 
     fn count_restart(&self, end: &WatchEnd) {
-        let reason = match end {
-            WatchEnd::Closed => RestartReason::Closed,
-            WatchEnd::Stalled | WatchEnd::Unopened(_) => RestartReason::Stalled,
-            WatchEnd::Expired => RestartReason::Expired,
-            WatchEnd::Rewound => RestartReason::Rewound,
-            WatchEnd::Failed(_) => RestartReason::Failed,
-        };
+        let reason = end.restart_reason();
         debug!(resource = ?K::RESOURCE, ?reason, "Watch of the Kubernetes API ended");
         let labels = RestartLabels { resource: K::RESOURCE, reason };
         self.metrics.restarts.get_or_create(&labels).inc();

@@ -23,27 +23,25 @@ struct AnnotationSpec {
     most: usize,
 }
 
-const ROLE: AnnotationSpec = AnnotationSpec { name: "iam.amazonaws.com/role", most: 2048 };
-const SESSION_NAME: AnnotationSpec =
-    AnnotationSpec { name: "iam.amazonaws.com/session-name", most: 2048 };
-const EXTERNAL_ID: AnnotationSpec =
-    AnnotationSpec { name: "iam.amazonaws.com/external-id", most: 2048 };
-const SESSION_POLICIES: AnnotationSpec =
-    AnnotationSpec { name: "iam.amazonaws.com/session-policies", most: 24 * 1024 };
-const PERMITTED: AnnotationSpec =
-    AnnotationSpec { name: "iam.amazonaws.com/permitted", most: 16 * 1024 };
-const ALLOWED_ROLES: AnnotationSpec =
-    AnnotationSpec { name: "iam.amazonaws.com/allowed-roles", most: 64 * 1024 };
-const IMDSV2: AnnotationSpec = AnnotationSpec { name: "iam.amazonaws.com/imdsv2", most: 64 };
+const fn spec(name: &'static str, most: usize) -> AnnotationSpec {
+    AnnotationSpec { name, most }
+}
+
+const ROLE: AnnotationSpec = spec("iam.amazonaws.com/role", 2048);
+const SESSION_NAME: AnnotationSpec = spec("iam.amazonaws.com/session-name", 2048);
+const EXTERNAL_ID: AnnotationSpec = spec("iam.amazonaws.com/external-id", 2048);
+const SESSION_POLICIES: AnnotationSpec = spec("iam.amazonaws.com/session-policies", 24 * 1024);
+const PERMITTED: AnnotationSpec = spec("iam.amazonaws.com/permitted", 16 * 1024);
+const ALLOWED_ROLES: AnnotationSpec = spec("iam.amazonaws.com/allowed-roles", 64 * 1024);
+const IMDSV2: AnnotationSpec = spec("iam.amazonaws.com/imdsv2", 64);
 /// The role of a ServiceAccount, as with EKS.
-const ROLE_ARN: AnnotationSpec = AnnotationSpec { name: "eks.amazonaws.com/role-arn", most: 2048 };
+const ROLE_ARN: AnnotationSpec = spec("eks.amazonaws.com/role-arn", 2048);
 /// The ServiceAccount of pods without `spec.serviceAccountName`.
 const DEFAULT_SERVICE_ACCOUNT: &str = "default";
 /// Set only by the kubelet, on the mirror pod of a static pod
 /// (<https://kubernetes.io/docs/reference/labels-annotations-taints/#kubernetes-io-config-mirror>).
-const CONFIG_MIRROR: AnnotationSpec =
-    AnnotationSpec { name: "kubernetes.io/config.mirror", most: 128 };
-const CONFIG_HASH: AnnotationSpec = AnnotationSpec { name: "kubernetes.io/config.hash", most: 128 };
+const CONFIG_MIRROR: AnnotationSpec = spec("kubernetes.io/config.mirror", 128);
+const CONFIG_HASH: AnnotationSpec = spec("kubernetes.io/config.hash", 128);
 
 /// Names and other short values.
 const WORD: Filter = Filter::Text(1024);
