@@ -466,7 +466,7 @@ fn uninstall_by_force_is_for_an_agent_that_hangs_and_takes_away_what_that_holds(
     assert_served(&lab, &pod, "orders");
     let before = pins(&lab.pins().join("v2"));
     let (done, said) = uninstall_by_force(&lab);
-    assert!(!done && said.contains("ms ago that it lives"), "{said}");
+    assert!(!done && said.contains("was last heard from"), "{said}");
     assert_served(&lab, &pod, "orders");
     assert!(!agent.said(BACK), "nothing was detached: {}", agent.log());
     agent.freeze().unwrap();

@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     backoff::{Backoff, jittered},
-    body::{Body, Line},
+    body::Body,
     failure::{Failure, WatchEnd},
     freshness::Freshness,
     kinds::{Kind, ObjectScope},
@@ -289,14 +289,16 @@ impl<K: Kind> Reflector<K> {
             };
             silent_at = Instant::now() + stall;
             match next {
-                Ok(Ok(Some(line))) => match event(line) {
-                    Ok(WatchEvent::Error(status)) => return WatchEnd::of_status(&status),
-                    Ok(event) => {
-                        self.works(works);
-                        self.take(event, at);
+                Ok(Ok(Some(line))) => {
+                    match line.map_err(Malformed::from).and_then(|line| wire::event(&line)) {
+                        Ok(WatchEvent::Error(status)) => return WatchEnd::of_status(&status),
+                        Ok(event) => {
+                            self.works(works);
+                            self.take(event, at);
+                        }
+                        Err(malformed) => self.unreadable(&malformed, &Value::Null),
                     }
-                    Err(malformed) => self.unreadable(&malformed, &Value::Null),
-                },
+                }
                 Ok(Ok(None)) => return WatchEnd::Closed,
                 Ok(Err(failure)) => return WatchEnd::Failed(failure),
                 Err(_) => return WatchEnd::Stalled,
@@ -394,9 +396,4 @@ impl<K: Kind> Reflector<K> {
         let labels = RestartLabels { resource: K::RESOURCE, reason };
         self.metrics.restarts.get_or_create(&labels).inc();
     }
-}
-
-/// Parses a line of a watch.
-fn event(line: Line) -> Result<WatchEvent<Value>, Malformed> {
-    wire::event(&line?)
 }

@@ -23,45 +23,40 @@ struct AnnotationSpec {
     most: usize,
 }
 
-const fn spec(name: &'static str, most: usize) -> AnnotationSpec {
-    AnnotationSpec { name, most }
-}
-
-const ROLE: AnnotationSpec = spec("iam.amazonaws.com/role", 2048);
-const SESSION_NAME: AnnotationSpec = spec("iam.amazonaws.com/session-name", 2048);
-const EXTERNAL_ID: AnnotationSpec = spec("iam.amazonaws.com/external-id", 2048);
-const SESSION_POLICIES: AnnotationSpec = spec("iam.amazonaws.com/session-policies", 24 * 1024);
-const PERMITTED: AnnotationSpec = spec("iam.amazonaws.com/permitted", 16 * 1024);
-const ALLOWED_ROLES: AnnotationSpec = spec("iam.amazonaws.com/allowed-roles", 64 * 1024);
-const IMDSV2: AnnotationSpec = spec("iam.amazonaws.com/imdsv2", 64);
-/// The role of a ServiceAccount, as with EKS.
-const ROLE_ARN: AnnotationSpec = spec("eks.amazonaws.com/role-arn", 2048);
+const ROLE: AnnotationSpec = AnnotationSpec::new("iam.amazonaws.com/role", 2048);
+const SESSION_NAME: AnnotationSpec = AnnotationSpec::new("iam.amazonaws.com/session-name", 2048);
+const EXTERNAL_ID: AnnotationSpec = AnnotationSpec::new("iam.amazonaws.com/external-id", 2048);
+const SESSION_POLICIES: AnnotationSpec =
+    AnnotationSpec::new("iam.amazonaws.com/session-policies", 24 * 1024);
+const PERMITTED: AnnotationSpec = AnnotationSpec::new("iam.amazonaws.com/permitted", 16 * 1024);
+const ALLOWED_ROLES: AnnotationSpec =
+    AnnotationSpec::new("iam.amazonaws.com/allowed-roles", 64 * 1024);
+const IMDSV2: AnnotationSpec = AnnotationSpec::new("iam.amazonaws.com/imdsv2", 64);
+const ROLE_ARN: AnnotationSpec = AnnotationSpec::new("eks.amazonaws.com/role-arn", 2048);
 /// The ServiceAccount of pods without `spec.serviceAccountName`.
 const DEFAULT_SERVICE_ACCOUNT: &str = "default";
 /// Set only by the kubelet, on the mirror pod of a static pod
 /// (<https://kubernetes.io/docs/reference/labels-annotations-taints/#kubernetes-io-config-mirror>).
-const CONFIG_MIRROR: AnnotationSpec = spec("kubernetes.io/config.mirror", 128);
-const CONFIG_HASH: AnnotationSpec = spec("kubernetes.io/config.hash", 128);
-
-/// Names and other short values.
-const WORD: Filter = Filter::Text(1024);
-/// Messages of the server.
-const MESSAGE: Filter = Filter::Text(64 * 1024);
+const CONFIG_MIRROR: AnnotationSpec = AnnotationSpec::new("kubernetes.io/config.mirror", 128);
+const CONFIG_HASH: AnnotationSpec = AnnotationSpec::new("kubernetes.io/config.hash", 128);
 
 /// The name and the filter of a field.
 type Field = (&'static str, Filter);
 
+/// Names and other short values.
+const WORD: Filter = Filter::Text(1024);
+const LONG: Filter = Filter::Text(64 * 1024);
 const KIND: Field = ("kind", WORD);
 const API_VERSION: Field = ("apiVersion", WORD);
 const NAME: Field = ("name", WORD);
 const NAMESPACE: Field = ("namespace", WORD);
 const UID: Field = ("uid", WORD);
 const VERSION: Field = ("resourceVersion", WORD);
-// Fields of an error, which may come instead of an object.
+// Of an error, which may come instead of an object.
 const CODE: Field = ("code", WORD);
 const REASON: Field = ("reason", WORD);
 const STATUS: Field = ("status", WORD);
-const TEXT: Field = ("message", MESSAGE);
+const TEXT: Field = ("message", LONG);
 
 /// The filter of a pod.
 pub(super) const POD: Filter = Filter::Fields(&[
@@ -149,7 +144,7 @@ pub(super) const ACCOUNT_OBJECT: Filter = Filter::Fields(&[
 ]);
 
 /// The filter of a list's metadata.
-const LIST_METADATA: Field = ("metadata", Filter::Fields(&[VERSION, ("continue", MESSAGE)]));
+const LIST_METADATA: Field = ("metadata", Filter::Fields(&[VERSION, ("continue", LONG)]));
 
 /// The filters of objects, their lists and their events.
 pub(super) trait ObjectFilters {
@@ -394,6 +389,10 @@ impl Metadata {
 // === impl AnnotationSpec ===
 
 impl AnnotationSpec {
+    const fn new(name: &'static str, most: usize) -> Self {
+        Self { name, most }
+    }
+
     const fn field(self) -> Field {
         (self.name, Filter::Text(self.most))
     }
