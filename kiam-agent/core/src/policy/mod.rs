@@ -449,7 +449,11 @@ mod tests {
             (Some("reader"), None, "reader as"),
             (Some("reader"), Some(writer), "reader as"),
             (None, Some(ROLE), "reader as"),
-            (None, None, "iam.amazonaws.com/role, nor"),
+            (
+                None,
+                None,
+                "/role, nor has its ServiceAccount default/default eks.amazonaws.com/role-arn",
+            ),
             (None, Some("reader"), "default/default: annotation eks.amazonaws.com/role-arn"),
             (None, Some(writer), "permits"),
         ];
@@ -462,7 +466,8 @@ mod tests {
             assert!(said.contains(expected), "{pods:?} {accounts:?}: {said}");
         }
         let (_index, by_node) = policy(NamespacePolicy::Optional);
-        assert_eq!(by_node.decide(&pod(None)), Decision::Refuse(Refusal::NoRole(None)));
+        let Decision::Refuse(refusal) = by_node.decide(&pod(None)) else { panic!("allowed") };
+        assert_eq!(refusal.to_string(), "the pod has no annotation iam.amazonaws.com/role");
     }
 
     #[test]
