@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use kiam_common::counters::Reason;
+use kiam_common::counters::VerdictReason;
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue},
     metrics::{family::Family, gauge::Gauge},
@@ -105,7 +105,10 @@ impl Observer {
     }
 
     /// Reports what is not in `reported`; returns everything that has been reported by now.
-    fn scan(&self, reported: &HashSet<(PodUid, Reason)>) -> HashSet<(PodUid, Reason)> {
+    fn scan(
+        &self,
+        reported: &HashSet<(PodUid, VerdictReason)>,
+    ) -> HashSet<(PodUid, VerdictReason)> {
         let mut all: BTreeMap<PodUid, Verdicts> = BTreeMap::new();
         let mut unknown = 0;
         let mut now = HashSet::new();

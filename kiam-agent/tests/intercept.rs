@@ -8,7 +8,7 @@ use std::{
     thread,
 };
 
-use kiam_common::{counters::Reason, redirect::Target};
+use kiam_common::{counters::VerdictReason, redirect::Target};
 use kiam_core::{blocking::Blocking, pods::PodUid};
 use kiam_kernel::{
     guard::GuardConfig,
@@ -116,8 +116,8 @@ fn connects_are_redirected_denied_or_left_alone_and_attested() {
         let paths = CgroupPaths::new(parts.cgroup.clone());
         assert_eq!(paths.pod(entry.cgroup), Ok(PodUid::new(pod.uid())), "{to}");
     }
-    assert_eq!(parts.verdicts.count(Reason::Redirected), 6);
-    assert_eq!(parts.verdicts.count(Reason::Datagram), 1);
+    assert_eq!(parts.verdicts.count(VerdictReason::Redirected), 6);
+    assert_eq!(parts.verdicts.count(VerdictReason::Datagram), 1);
     assert!(!uninstall(&pins).unwrap().is_empty());
     assert!(uninstall(&pins).unwrap().is_empty(), "idempotent");
 }
@@ -219,7 +219,7 @@ fn all_containers_of_a_pod_share_its_quota_and_no_other_pod_does() {
         let counts = counts.each_ref().map(|(_, counts)| counts.as_str());
         assert_eq!(counts, ["100 0", "100 0", "56 44"], "{layout:?}");
         assert_eq!(working.python(FEW).unwrap(), "10 0", "{layout:?}");
-        assert_eq!(parts.verdicts.count(Reason::Quota), 44, "{layout:?}");
+        assert_eq!(parts.verdicts.count(VerdictReason::Quota), 44, "{layout:?}");
     }
 }
 
@@ -265,7 +265,7 @@ fn one_pods_flood_is_bounded_and_leaves_others_alone() {
     accept_all(&node, parts.lease);
     let (held, counts) = Held::open(&flooding, flooding.cgroup(), 300);
     assert_eq!(counts, "256 44");
-    assert_eq!(parts.verdicts.count(Reason::Quota), 44);
+    assert_eq!(parts.verdicts.count(VerdictReason::Quota), 44);
     assert_eq!(working.python(FEW).unwrap(), "10 0");
     // Its connections close, and their part of the quota is free again.
     drop(held);
@@ -308,7 +308,7 @@ fn namespaces_that_a_pod_makes_share_its_quota() {
          print(held,denied)"
     );
     assert_eq!(flooding.python(&script).unwrap(), "256 144");
-    assert_eq!(parts.verdicts.count(Reason::Quota), 144);
+    assert_eq!(parts.verdicts.count(VerdictReason::Quota), 144);
     // They ended, and each count is free again, under whatever namespace it was made.
     assert_eq!(flooding.python(&script).unwrap(), "256 144");
     assert_eq!(error(&working, &options(IMDS_V4.into())), "ECONNREFUSED");
@@ -388,7 +388,7 @@ fn packets_that_pods_send_past_connect_are_dropped_by_the_guard_and_reach_the_im
     assert_eq!(pod.python(raw).unwrap(), "EPERM");
     assert_eq!(host_pod.python(raw).unwrap(), "EPERM");
     assert_eq!(lab.imds.packets(), before);
-    assert_eq!(parts.verdicts.count(Reason::Guard), 2);
+    assert_eq!(parts.verdicts.count(VerdictReason::Guard), 2);
     // What connect lets through, the guard does too.
     for attempt in
         [host_pod.credentials().unwrap(), lab.node.ask_once(&Options::default()).unwrap()]
@@ -401,7 +401,7 @@ fn packets_that_pods_send_past_connect_are_dropped_by_the_guard_and_reach_the_im
     let before = lab.imds.packets();
     assert_eq!(pod.python(raw).unwrap(), "sent");
     assert_ne!(lab.imds.packets(), before);
-    assert_eq!(parts.verdicts.count(Reason::Guard), 2);
+    assert_eq!(parts.verdicts.count(VerdictReason::Guard), 2);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use aya::maps::{HashMap, Map, MapData};
 use kiam_common::{
     POD_QUOTA,
     client::{FlowKey, Opener, Sandbox},
-    counters::Reason,
+    counters::VerdictReason,
     redirect::Target,
 };
 use kiam_core::{blocking::Blocking, pods::PodUid};
@@ -101,7 +101,7 @@ fn only_a_pods_own_processes_connect_from_its_namespace_and_from_no_other() {
     assert_eq!(pod.python(CONNECT).unwrap(), "EPERM", "nobody knows whose its namespace is");
     stage.know(cookie(&pod), &pod);
     assert_eq!(pod.python(CONNECT).unwrap(), "connected");
-    assert_eq!(stage.parts.verdicts.count(Reason::Namespace), 1);
+    assert_eq!(stage.parts.verdicts.count(VerdictReason::Namespace), 1);
     // A process of another pod in there.
     let mut stranger = pod.netns().command("python3");
     other.cgroup().adopt(&mut stranger).unwrap();
@@ -116,7 +116,7 @@ fn only_a_pods_own_processes_connect_from_its_namespace_and_from_no_other() {
         );
         assert_eq!(pod.python(&script).unwrap(), "EPERM", "{address}");
     }
-    assert_eq!(stage.parts.verdicts.count(Reason::Namespace), 4);
+    assert_eq!(stage.parts.verdicts.count(VerdictReason::Namespace), 4);
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn a_pod_on_the_nodes_network_speaks_from_there_alone() {
     // One that is bound to an interface could have the ends of another pod's connection.
     let bound = CONNECT.replace("s.settimeout(2)", "s.setsockopt(1,25,b'lo\\0');s.settimeout(2)");
     assert_eq!(pod.python(&bound).unwrap(), "EPERM");
-    assert_eq!(stage.parts.verdicts.count(Reason::Namespace), 2);
+    assert_eq!(stage.parts.verdicts.count(VerdictReason::Namespace), 2);
 }
 
 #[test]
@@ -197,12 +197,12 @@ fn a_full_map_denies_at_connect_and_is_counted() {
     }
     stage.parts.lease.renew().unwrap();
     assert_eq!(pod.python(CONNECT).unwrap(), "EPERM");
-    assert_eq!(stage.parts.verdicts.count(Reason::Full), 1);
+    assert_eq!(stage.parts.verdicts.count(VerdictReason::Full), 1);
     // Room for one entry of the two.
     map.remove(&junk(0)).unwrap();
     stage.parts.lease.renew().unwrap();
     assert_eq!(pod.python(CONNECT).unwrap(), "EPERM");
-    assert_eq!(stage.parts.verdicts.count(Reason::Full), 2);
+    assert_eq!(stage.parts.verdicts.count(VerdictReason::Full), 2);
     assert_eq!(u64::try_from(stage.flows()).unwrap(), filled - 1);
     map.remove(&junk(1)).unwrap();
     stage.parts.lease.renew().unwrap();

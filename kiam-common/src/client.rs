@@ -43,10 +43,10 @@ const _: () = assert!(size_of::<Opener>() == 32);
 /// `CLIENTS` value: a redirected socket, from its connect to its close. It is good for one connection.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Client {
+pub struct ClientRecord {
     /// What is published.
     pub opener: Opener,
-    /// Under which key, while the state is [`Client::BEGUN`] or [`Client::PUBLISHED`]. The kernel may change the source
+    /// Under which key, while the state is [`ClientRecord::BEGUN`] or [`ClientRecord::PUBLISHED`]. The kernel may change the source
     /// address between the handshake and the close (`ip_dynaddr`), so the key is kept.
     pub key: FlowKey,
     /// The cgroup that the connection counts for: its pod's.
@@ -59,13 +59,13 @@ pub struct Client {
     /// that this was meant for.
     pub port: u16,
     /// 1 for a listener inside its own network namespace, 0 for one of the node's.
-    pub inside: u16,
-    /// [`Client::RECORDED`], [`Client::BEGUN`], [`Client::PUBLISHED`], or none of them.
+    pub pod_listener: u16,
+    /// [`ClientRecord::RECORDED`], [`ClientRecord::BEGUN`], [`ClientRecord::PUBLISHED`], or none of them.
     pub state: u32,
 }
-const _: () = assert!(size_of::<Client>() == 128);
+const _: () = assert!(size_of::<ClientRecord>() == 128);
 
-impl Client {
+impl ClientRecord {
     /// `state` after the connect hook, until the handshake begins.
     pub const RECORDED: u32 = 1;
     /// `state` once the SYN is on its way: the connection counts for its pod, and at the node's listener the filter of
@@ -74,7 +74,7 @@ impl Client {
     /// `state` while the connection stands, and `FLOWS` tells whose it is.
     pub const PUBLISHED: u32 = 3;
     /// `state` once the record was used: what the socket connects to later needs a new one.
-    pub const SPENT: u32 = 4;
+    pub const USED: u32 = 4;
 }
 
 /// `SANDBOXES` value, by network namespace cookie: a namespace that is known to be a pod's.
@@ -95,14 +95,14 @@ const _: () = assert!(size_of::<Sandbox>() == 16);
 /// `PODS` value, by the pod's cgroup.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Held {
+pub struct ConnectionCount {
     /// Connections that are open now. Signed: an entry that is swept while a connection opens loses that
     /// one's count, and its close must leave -1 here, not a number above every quota.
     pub open: i64,
     /// How many were opened in all.
     pub opened: i64,
 }
-const _: () = assert!(size_of::<Held>() == 16);
+const _: () = assert!(size_of::<ConnectionCount>() == 16);
 
 /// `OBSERVED` key: who asked for the IMDS, and what would have become of it.
 #[repr(C)]
@@ -110,7 +110,7 @@ const _: () = assert!(size_of::<Held>() == 16);
 pub struct Sighting {
     /// Leaf cgroup of the process that asked.
     pub cgroup: u64,
-    /// A [`crate::counters::Reason`], as its number.
+    /// A [`crate::counters::VerdictReason`], as its number.
     pub reason: u32,
     /// Explicit padding, zero: the kernel hashes every byte.
     pub pad: u32,
@@ -139,13 +139,13 @@ pub fn mapped(v4: [u8; 4]) -> [u8; 16] {
 #[cfg(feature = "user")]
 mod user {
     #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait")]
-    use super::{FlowKey, Held, Opener, Sandbox, Sighting, Sightings};
+    use super::{ConnectionCount, FlowKey, Opener, Sandbox, Sighting, Sightings};
     // SAFETY: `repr(C)`, integers only, padding explicit (the size asserts above), any bytes are valid.
     unsafe impl aya::Pod for FlowKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Opener {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for Held {}
+    unsafe impl aya::Pod for ConnectionCount {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Sandbox {}
     // SAFETY: as above.

@@ -3,7 +3,7 @@
 /// Why a verdict fell; the index of its counter. New ones are added at the end.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reason {
+pub enum VerdictReason {
     /// Sent to the agent's listener on the node.
     Redirected = 0,
     /// Left alone: an exempt cgroup, or a hostNetwork pod under `pass`.
@@ -35,9 +35,9 @@ pub enum Reason {
     /// Only seen (`--mode=observe`).
     Observed = 14,
     /// Sent to the agent's listener inside the caller's network namespace.
-    RedirectedInside = 15,
+    RedirectedToPodListener = 15,
     /// Denied: there is no listener inside the caller's network namespace (`--path=pod-local`).
-    NoInside = 16,
+    NoPodListener = 16,
     /// Denied: the caller's network namespace is not known to be its pod's.
     Namespace = 17,
     /// Denied: more pods hold connections than the kernel's maps have room for, or there is no memory for them.
@@ -46,7 +46,7 @@ pub enum Reason {
     Unrelated = u32::MAX,
 }
 
-impl Reason {
+impl VerdictReason {
     /// Those that are counted, in the order of their indices.
     pub const COUNTED: [Self; 19] = [
         Self::Redirected,
@@ -64,8 +64,8 @@ impl Reason {
         Self::Guard,
         Self::Uplink,
         Self::Observed,
-        Self::RedirectedInside,
-        Self::NoInside,
+        Self::RedirectedToPodListener,
+        Self::NoPodListener,
         Self::Namespace,
         Self::Full,
     ];
@@ -92,8 +92,8 @@ impl Reason {
             Self::Guard => "dropped_guard",
             Self::Uplink => "dropped_uplink",
             Self::Observed => "observed",
-            Self::RedirectedInside => "redirected_inside",
-            Self::NoInside => "denied_path",
+            Self::RedirectedToPodListener => "redirected_inside",
+            Self::NoPodListener => "denied_path",
             Self::Namespace => "denied_namespace",
             Self::Full => "denied_full",
             Self::Unrelated => "unrelated",
@@ -107,9 +107,9 @@ mod tests {
 
     #[test]
     fn counted_reasons_stand_at_their_own_index() {
-        for (index, reason) in Reason::COUNTED.iter().enumerate() {
+        for (index, reason) in VerdictReason::COUNTED.iter().enumerate() {
             assert_eq!(*reason as usize, index, "{}", reason.name());
         }
-        assert!(Reason::COUNTED.len() <= Reason::ROOM as usize);
+        assert!(VerdictReason::COUNTED.len() <= VerdictReason::ROOM as usize);
     }
 }

@@ -5,7 +5,7 @@
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::{client::Sandbox, counters::Reason};
+use crate::{client::Sandbox, counters::VerdictReason};
 
 /// `169.254.169.254`, the instance metadata service by IPv4.
 pub const IMDS_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
@@ -51,11 +51,11 @@ pub struct Caller {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Nothing: other traffic, or an exempt caller's.
-    Pass(Reason),
+    Pass(VerdictReason),
     /// To this address and port (host order) instead.
     Redirect(Destination),
     /// `EPERM`.
-    Deny(Reason),
+    Deny(VerdictReason),
 }
 
 /// A listener of the agent.
@@ -73,7 +73,7 @@ impl Target {
     /// The listeners inside a pod's own network namespace: 127.0.0.1 and ::1, where nobody else reads.
     #[inline(always)]
     #[must_use]
-    pub fn inside(sandbox: Sandbox) -> Self {
+    pub fn pod_listeners(sandbox: Sandbox) -> Self {
         Self {
             v4: Ipv4Addr::LOCALHOST.octets(),
             v4_port: sandbox.v4,
@@ -172,13 +172,13 @@ pub fn concerns_v6(address: Ipv6Addr, port: u16, target: &Target) -> bool {
 #[must_use]
 pub fn decide_v4(address: Ipv4Addr, port: u16, target: &Target, caller: Caller) -> Verdict {
     if !is_imds_v4(address) {
-        return direct(target.is_v4(address, port), caller);
+        return direct_verdict(target.is_v4(address, port), caller);
     }
-    if let Some(verdict) = refuse(port, caller) {
+    if let Some(verdict) = common_verdict(port, caller) {
         return verdict;
     }
     if target.v4_port == 0 {
-        return Verdict::Deny(Reason::NoTarget);
+        return Verdict::Deny(VerdictReason::NoTarget);
     }
     Verdict::Redirect(Destination::V4(Ipv4Addr::from_octets(target.v4), target.v4_port))
 }
@@ -189,9 +189,9 @@ pub fn decide_v4(address: Ipv4Addr, port: u16, target: &Target, caller: Caller) 
 pub fn decide_v6(address: Ipv6Addr, port: u16, target: &Target, caller: Caller) -> Verdict {
     let imds = imds_v6(address);
     if imds == ImdsV6::No {
-        return direct(target.is_v6(address, port), caller);
+        return direct_verdict(target.is_v6(address, port), caller);
     }
-    if let Some(verdict) = refuse(port, caller) {
+    if let Some(verdict) = common_verdict(port, caller) {
         return verdict;
     }
     let mapped = Destination::V6(Ipv4Addr::from_octets(target.v4).to_ipv6_mapped(), target.v4_port);
@@ -200,34 +200,34 @@ pub fn decide_v6(address: Ipv6Addr, port: u16, target: &Target, caller: Caller) 
             Verdict::Redirect(Destination::V6(Ipv6Addr::from_octets(target.v6), target.v6_port))
         }
         ImdsV6::Native | ImdsV6::Mapped if target.v4_port != 0 => Verdict::Redirect(mapped),
-        _ => Verdict::Deny(Reason::NoTarget),
+        _ => Verdict::Deny(VerdictReason::NoTarget),
     }
 }
 
 /// What becomes of a connect that is not for the IMDS. At its own address the agent serves nobody: who asks for
 /// it was not redirected, and no record says who that is.
 #[inline(always)]
-fn direct(to_agent: bool, caller: Caller) -> Verdict {
+fn direct_verdict(to_agent: bool, caller: Caller) -> Verdict {
     if !to_agent || !caller.stream {
-        Verdict::Pass(Reason::Unrelated)
+        Verdict::Pass(VerdictReason::Unrelated)
     } else if caller.exempt {
-        Verdict::Pass(Reason::Exempt)
+        Verdict::Pass(VerdictReason::Exempt)
     } else {
-        Verdict::Deny(Reason::Direct)
+        Verdict::Deny(VerdictReason::Direct)
     }
 }
 
 /// What holds for both families. The protocol is not asked: a stream may be MPTCP as well as TCP.
 #[inline(always)]
-fn refuse(port: u16, caller: Caller) -> Option<Verdict> {
+fn common_verdict(port: u16, caller: Caller) -> Option<Verdict> {
     if caller.exempt {
-        Some(Verdict::Pass(Reason::Exempt))
+        Some(Verdict::Pass(VerdictReason::Exempt))
     } else if !caller.stream {
-        Some(Verdict::Deny(Reason::Datagram))
+        Some(Verdict::Deny(VerdictReason::Datagram))
     } else if port != IMDS_PORT {
-        Some(Verdict::Deny(Reason::OtherPort))
+        Some(Verdict::Deny(VerdictReason::OtherPort))
     } else if !caller.leased {
-        Some(Verdict::Deny(Reason::NoLease))
+        Some(Verdict::Deny(VerdictReason::NoLease))
     } else {
         None
     }
@@ -250,37 +250,61 @@ mod tests {
         let other = Ipv4Addr::new(169, 254, 169, 253);
         let cases = [
             (IMDS_V4, 80, V4_ONLY, POD, redirect),
-            (IMDS_V4, 8080, V4_ONLY, POD, Verdict::Deny(Reason::OtherPort)),
-            (IMDS_V4, 80, V6_ONLY, POD, Verdict::Deny(Reason::NoTarget)),
-            (IMDS_V4, 80, V4_ONLY, Caller { leased: false, ..POD }, Verdict::Deny(Reason::NoLease)),
+            (IMDS_V4, 8080, V4_ONLY, POD, Verdict::Deny(VerdictReason::OtherPort)),
+            (IMDS_V4, 80, V6_ONLY, POD, Verdict::Deny(VerdictReason::NoTarget)),
+            (
+                IMDS_V4,
+                80,
+                V4_ONLY,
+                Caller { leased: false, ..POD },
+                Verdict::Deny(VerdictReason::NoLease),
+            ),
             (
                 IMDS_V4,
                 80,
                 V4_ONLY,
                 Caller { stream: false, ..POD },
-                Verdict::Deny(Reason::Datagram),
+                Verdict::Deny(VerdictReason::Datagram),
             ),
-            (IMDS_V4, 80, V4_ONLY, Caller { exempt: true, ..POD }, Verdict::Pass(Reason::Exempt)),
+            (
+                IMDS_V4,
+                80,
+                V4_ONLY,
+                Caller { exempt: true, ..POD },
+                Verdict::Pass(VerdictReason::Exempt),
+            ),
             (
                 IMDS_V4,
                 80,
                 V4_ONLY,
                 Caller { exempt: true, leased: false, stream: false },
-                Verdict::Pass(Reason::Exempt),
+                Verdict::Pass(VerdictReason::Exempt),
             ),
-            (other, 80, V4_ONLY, Caller { leased: false, ..POD }, Verdict::Pass(Reason::Unrelated)),
-            (NODE, 3100, V4_ONLY, POD, Verdict::Deny(Reason::Direct)),
-            (NODE, 3101, V4_ONLY, POD, Verdict::Pass(Reason::Unrelated)),
-            (other, 3100, V4_ONLY, POD, Verdict::Pass(Reason::Unrelated)),
-            (NODE, 3100, V4_ONLY, Caller { exempt: true, ..POD }, Verdict::Pass(Reason::Exempt)),
+            (
+                other,
+                80,
+                V4_ONLY,
+                Caller { leased: false, ..POD },
+                Verdict::Pass(VerdictReason::Unrelated),
+            ),
+            (NODE, 3100, V4_ONLY, POD, Verdict::Deny(VerdictReason::Direct)),
+            (NODE, 3101, V4_ONLY, POD, Verdict::Pass(VerdictReason::Unrelated)),
+            (other, 3100, V4_ONLY, POD, Verdict::Pass(VerdictReason::Unrelated)),
+            (
+                NODE,
+                3100,
+                V4_ONLY,
+                Caller { exempt: true, ..POD },
+                Verdict::Pass(VerdictReason::Exempt),
+            ),
             (
                 NODE,
                 3100,
                 V4_ONLY,
                 Caller { stream: false, ..POD },
-                Verdict::Pass(Reason::Unrelated),
+                Verdict::Pass(VerdictReason::Unrelated),
             ),
-            (Ipv4Addr::UNSPECIFIED, 0, V6_ONLY, POD, Verdict::Pass(Reason::Unrelated)),
+            (Ipv4Addr::UNSPECIFIED, 0, V6_ONLY, POD, Verdict::Pass(VerdictReason::Unrelated)),
         ];
         for (address, port, target, caller, verdict) in cases {
             assert_eq!(
@@ -292,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_is_looked_at() {
+    fn other_traffic_is_not_judged() {
         let other = Ipv4Addr::new(169, 254, 169, 253);
         for (address, port, expected) in [
             (IMDS_V4, 80, true),
@@ -307,8 +331,8 @@ mod tests {
 
     #[test]
     fn the_agents_own_addresses_are_denied_in_every_form() {
-        let denied = Verdict::Deny(Reason::Direct);
-        let unrelated = Verdict::Pass(Reason::Unrelated);
+        let denied = Verdict::Deny(VerdictReason::Direct);
+        let unrelated = Verdict::Pass(VerdictReason::Unrelated);
         let cases = [
             (NODE.to_ipv6_mapped(), 3100, denied),
             (NODE_V6, 3101, denied),
@@ -323,16 +347,16 @@ mod tests {
     }
 
     #[test]
-    fn inside_a_pod_each_form_goes_to_loopback() {
-        let inside = Target::inside(Sandbox { v4: 2000, v6: 2001, ..Sandbox::default() });
-        let v4_only = Target::inside(Sandbox { v4: 2000, ..Sandbox::default() });
+    fn pod_listeners_are_at_loopback_for_each_form() {
+        let both = Target::pod_listeners(Sandbox { v4: 2000, v6: 2001, ..Sandbox::default() });
+        let v4_only = Target::pod_listeners(Sandbox { v4: 2000, ..Sandbox::default() });
         let mapped = Ipv4Addr::LOCALHOST.to_ipv6_mapped();
         let to = |address, port| Verdict::Redirect(Destination::V6(address, port));
         let v4 = Verdict::Redirect(Destination::V4(Ipv4Addr::LOCALHOST, 2000));
-        assert_eq!(decide_v4(IMDS_V4, 80, &inside, POD), v4);
+        assert_eq!(decide_v4(IMDS_V4, 80, &both, POD), v4);
         let cases = [
-            (IMDS_V4.to_ipv6_mapped(), inside, to(mapped, 2000)),
-            (IMDS_V6, inside, to(Ipv6Addr::LOCALHOST, 2001)),
+            (IMDS_V4.to_ipv6_mapped(), both, to(mapped, 2000)),
+            (IMDS_V6, both, to(Ipv6Addr::LOCALHOST, 2001)),
             (IMDS_V6, v4_only, to(mapped, 2000)),
         ];
         for (address, target, expected) in cases {
@@ -353,7 +377,7 @@ mod tests {
         let mapped = IMDS_V4.to_ipv6_mapped();
         let to_v4 = Verdict::Redirect(Destination::V6(NODE.to_ipv6_mapped(), 3100));
         let to_v6 = Verdict::Redirect(Destination::V6(NODE_V6, 3101));
-        let no_target = Verdict::Deny(Reason::NoTarget);
+        let no_target = Verdict::Deny(VerdictReason::NoTarget);
         let nat64: Ipv6Addr = "64:ff9b::a9fe:a9fe".parse().unwrap();
         let six_to_four: Ipv6Addr = "2002:a9fe:a9fe:1::5".parse().unwrap();
         let cases = [
@@ -365,8 +389,12 @@ mod tests {
             (mapped, V6_ONLY, no_target),
             (nat64, BOTH, no_target),
             (six_to_four, BOTH, no_target),
-            (NODE_V6, BOTH, Verdict::Pass(Reason::Unrelated)),
-            ("::ffff:169.254.169.253".parse().unwrap(), BOTH, Verdict::Pass(Reason::Unrelated)),
+            (NODE_V6, BOTH, Verdict::Pass(VerdictReason::Unrelated)),
+            (
+                "::ffff:169.254.169.253".parse().unwrap(),
+                BOTH,
+                Verdict::Pass(VerdictReason::Unrelated),
+            ),
         ];
         for (address, target, verdict) in cases {
             assert_eq!(decide_v6(address, 80, &target, POD), verdict, "{address} {target:?}");

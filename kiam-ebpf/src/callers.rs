@@ -37,7 +37,7 @@ pub(crate) fn is_agent() -> bool {
 
 /// Whether the calling process is the self-test: nothing else is marked so.
 #[inline(always)]
-pub(crate) fn is_proof() -> bool {
+pub(crate) fn is_selftest() -> bool {
     mark() == CGROUP_INTERCEPT
 }
 

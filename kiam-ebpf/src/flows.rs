@@ -21,8 +21,8 @@ use aya_ebpf::{
 };
 use kiam_common::{
     POD_QUOTA,
-    client::{Client, FlowKey, Held, Opener, Sighting, Sightings, mapped},
-    counters::Reason,
+    client::{ClientRecord, ConnectionCount, FlowKey, Opener, Sighting, Sightings, mapped},
+    counters::VerdictReason,
     redirect::{Destination, Verdict},
 };
 
@@ -33,41 +33,41 @@ use crate::{
 
 const AF_INET: u32 = 2;
 
-/// What is known of a connect that is redirected.
+/// What is known of a connect that is redirection.
 #[derive(Clone, Copy)]
-pub(crate) struct Redirected {
+pub(crate) struct Redirection {
     /// The cgroup that it counts for.
     pub(crate) pod: u64,
     /// What was asked for, IPv4 as v4-mapped.
     pub(crate) asked: [u8; 16],
     pub(crate) destination: Destination,
     /// To a listener inside the caller's network namespace.
-    pub(crate) inside: bool,
+    pub(crate) pod_listener: bool,
     /// From the node's network namespace.
     pub(crate) on_host: bool,
 }
 
 /// Notes with the socket who is connecting it, unless its pod holds too many already.
 #[inline(always)]
-pub(crate) fn record(ctx: &SockAddrContext, redirected: Redirected) -> Result<(), Reason> {
-    let held = held(redirected.pod).ok_or(Reason::Full)?;
-    if open_now(held) >= POD_QUOTA {
-        return Err(Reason::Quota);
+pub(crate) fn record(ctx: &SockAddrContext, redirection: Redirection) -> Result<(), VerdictReason> {
+    let counts = counts(redirection.pod).ok_or(VerdictReason::Full)?;
+    if open_now(counts) >= POD_QUOTA {
+        return Err(VerdictReason::Quota);
     }
     let netns = netns(ctx);
-    if !has_room(netns, redirected.inside) {
-        return Err(Reason::Full);
+    if !has_room(netns, redirection.pod_listener) {
+        return Err(VerdictReason::Full);
     }
     // SAFETY: the context's socket is the one that is being connected.
     let client = unsafe { CLIENTS.get_or_insert_ptr_mut(ctx, None) };
     if client.is_null() {
-        return Err(Reason::NoRecord);
+        return Err(VerdictReason::NoRecord);
     }
     // SAFETY: not null, and owned by this socket, which the caller of connect has locked.
     let client = unsafe { &mut *client };
     // A socket that has a connection can't connect. Were it so, its entry would stay for good.
-    if client.state == Client::BEGUN || client.state == Client::PUBLISHED {
-        return Err(Reason::NoRecord);
+    if client.state == ClientRecord::BEGUN || client.state == ClientRecord::PUBLISHED {
+        return Err(VerdictReason::NoRecord);
     }
     client.opener = Opener {
         // SAFETY: the helper has no preconditions (kernel 4.18).
@@ -75,25 +75,25 @@ pub(crate) fn record(ctx: &SockAddrContext, redirected: Redirected) -> Result<()
         netns,
         // SAFETY: the helper takes the program's own context (kernel 4.19).
         socket: unsafe { bpf_get_socket_cookie(ctx.as_ptr()) },
-        on_host: redirected.on_host.into(),
+        on_host: redirection.on_host.into(),
         pad: 0,
     };
-    client.pod = redirected.pod;
-    client.asked = redirected.asked;
-    client.destination = match redirected.destination {
+    client.pod = redirection.pod;
+    client.asked = redirection.asked;
+    client.destination = match redirection.destination {
         Destination::V4(address, _) => mapped(address.octets()),
         Destination::V6(address, _) => address.octets(),
     };
-    client.port = redirected.destination.port();
-    client.inside = redirected.inside.into();
-    client.state = Client::RECORDED;
+    client.port = redirection.destination.port();
+    client.pod_listener = redirection.pod_listener.into();
+    client.state = ClientRecord::RECORDED;
     Ok(())
 }
 
 /// Whether `FLOWS` takes the entries of another connection: one for a listener inside the pod, two for the node's. They are
 /// written later, when the connect can't be denied any more: it would wait in vain for an answer to its SYN.
 #[inline(always)]
-fn has_room(netns: u64, inside: bool) -> bool {
+fn has_room(netns: u64, pod_listener: bool) -> bool {
     // No connection has these ends.
     let nobodys = FlowKey {
         netns,
@@ -109,7 +109,7 @@ fn has_room(netns: u64, inside: bool) -> bool {
         return false;
     }
     let mut room = true;
-    if !inside {
+    if !pod_listener {
         room = FLOWS.insert(another, nobody, 0).is_ok();
         if room {
             let _ = FLOWS.remove(another);
@@ -119,13 +119,13 @@ fn has_room(netns: u64, inside: bool) -> bool {
     room
 }
 
-/// The record of a socket that was redirected.
+/// The record of a socket that was redirection.
 #[inline(always)]
 #[expect(
     clippy::mut_from_ref,
     reason = "the record is the socket's, which the callback has locked"
 )]
-fn recorded(ctx: &SockOpsContext) -> Option<&mut Client> {
+fn recorded(ctx: &SockOpsContext) -> Option<&mut ClientRecord> {
     // SAFETY: the context is there for as long as the program runs.
     let union = unsafe { (*ctx.ops).__bindgen_anon_2 };
     // SAFETY: the union has this one field, which the verifier checks.
@@ -137,7 +137,7 @@ fn recorded(ctx: &SockOpsContext) -> Option<&mut Client> {
     // SAFETY: aya's own accessor takes only a sock_addr context; the map and the socket are real (kernel 5.2).
     let client = unsafe { bpf_sk_storage_get(map.cast(), socket.cast(), core::ptr::null_mut(), 0) };
     // SAFETY: null, or this socket's own record.
-    unsafe { client.cast::<Client>().as_mut() }
+    unsafe { client.cast::<ClientRecord>().as_mut() }
 }
 
 /// Both ends, as the agent's accept will show them.
@@ -210,11 +210,11 @@ impl Words {
 #[inline(always)]
 pub(crate) fn begin(ctx: &SockOpsContext) {
     let Some(client) = recorded(ctx) else { return };
-    if client.state != Client::RECORDED {
+    if client.state != ClientRecord::RECORDED {
         return;
     }
     // Whatever comes of it: what the socket connects to later has to be asked for, and counted, again.
-    client.state = Client::SPENT;
+    client.state = ClientRecord::USED;
     let key = key(ctx, client.opener.netns);
     // Not compared with this program's target: while one agent takes over from another, the connect programs may
     // still have the other's.
@@ -222,31 +222,31 @@ pub(crate) fn begin(ctx: &SockOpsContext) {
         return;
     }
     if ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32).is_err() {
-        return count(Reason::Full);
+        return count(VerdictReason::Full);
     }
     if let Err(reason) = enter(client, key) {
         // The connection stays unattested: its SYN is dropped, or its request refused.
         return count(reason);
     }
     client.key = key;
-    client.state = Client::BEGUN;
+    client.state = ClientRecord::BEGUN;
 }
 
 /// Counts the connection for its pod, and writes its entry for the filter of SYNs: both, or nothing.
 #[inline(always)]
-fn enter(client: &Client, key: FlowKey) -> Result<(), Reason> {
-    let held = held(client.pod).ok_or(Reason::Full)?;
-    open(held);
+fn enter(client: &ClientRecord, key: FlowKey) -> Result<(), VerdictReason> {
+    let counts = counts(client.pod).ok_or(VerdictReason::Full)?;
+    open(counts);
     // The connect hook has asked, but any number of sockets may have been between there and here.
-    let result = if open_now(held) > POD_QUOTA {
-        Err(Reason::Quota)
-    } else if client.inside != 0 {
+    let result = if open_now(counts) > POD_QUOTA {
+        Err(VerdictReason::Quota)
+    } else if client.pod_listener != 0 {
         Ok(())
     } else {
         admit(client, key)
     };
     if result.is_err() {
-        closed(held);
+        closed(counts);
     }
     result
 }
@@ -254,49 +254,49 @@ fn enter(client: &Client, key: FlowKey) -> Result<(), Reason> {
 /// Has the filter at the node's listener, which does not see the namespace, let the SYN in. Whose entry that is makes no
 /// difference there, and one of a connection that stands is not overwritten.
 #[inline(always)]
-fn admit(client: &Client, key: FlowKey) -> Result<(), Reason> {
+fn admit(client: &ClientRecord, key: FlowKey) -> Result<(), VerdictReason> {
     let key = FlowKey { netns: 0, ..key };
     // SAFETY: only whether the entry is there is asked.
     if unsafe { FLOWS.get(key) }.is_some() {
         return Ok(());
     }
-    FLOWS.insert(key, client.opener, 0).map_err(|_| Reason::Full)
+    FLOWS.insert(key, client.opener, 0).map_err(|_| VerdictReason::Full)
 }
 
 /// Publishes who opened this connection, now that it stands: whatever others have written under its ends before.
 #[inline(always)]
 pub(crate) fn publish(ctx: &SockOpsContext) {
     let Some(client) = recorded(ctx) else { return };
-    if client.state != Client::BEGUN {
+    if client.state != ClientRecord::BEGUN {
         return;
     }
     let (key, opener) = (client.key, client.opener);
     let last = FlowKey { netns: 0, ..key };
     if FLOWS.insert(key, opener, 0).is_err()
-        || (client.inside == 0 && FLOWS.insert(last, opener, 0).is_err())
+        || (client.pod_listener == 0 && FLOWS.insert(last, opener, 0).is_err())
     {
         // Nothing stays half done: the close takes away what there is, and until then its request is refused.
         remove(key, opener.socket);
-        return count(Reason::Full);
+        return count(VerdictReason::Full);
     }
-    client.state = Client::PUBLISHED;
+    client.state = ClientRecord::PUBLISHED;
 }
 
 /// Takes the connection's entries away, if they are still this socket's, and its part of the quota.
 #[inline(always)]
 pub(crate) fn close(ctx: &SockOpsContext) {
     let Some(client) = recorded(ctx) else { return };
-    if client.state != Client::BEGUN && client.state != Client::PUBLISHED {
+    if client.state != ClientRecord::BEGUN && client.state != ClientRecord::PUBLISHED {
         return;
     }
-    client.state = Client::SPENT;
+    client.state = ClientRecord::USED;
     let (key, socket) = (client.key, client.opener.socket);
     remove(key, socket);
-    if client.inside == 0 {
+    if client.pod_listener == 0 {
         remove(FlowKey { netns: 0, ..key }, socket);
     }
-    if let Some(held) = PODS.get_ptr_mut(client.pod) {
-        closed(held);
+    if let Some(counts) = PODS.get_ptr_mut(client.pod) {
+        closed(counts);
     }
 }
 
@@ -315,9 +315,9 @@ fn remove(key: FlowKey, socket: u64) {
 #[inline(always)]
 pub(crate) fn observe(verdict: Verdict) {
     let reason = match verdict {
-        Verdict::Pass(Reason::Unrelated) => return,
+        Verdict::Pass(VerdictReason::Unrelated) => return,
         Verdict::Pass(reason) | Verdict::Deny(reason) => reason,
-        Verdict::Redirect(_) => Reason::Redirected,
+        Verdict::Redirect(_) => VerdictReason::Redirected,
     };
     // SAFETY: the helper has no preconditions (kernel 4.18).
     let cgroup = unsafe { bpf_get_current_cgroup_id() };
@@ -335,44 +335,44 @@ pub(crate) fn observe(verdict: Verdict) {
             let _ = OBSERVED.insert(key, Sightings { count: 1, last_ns: now }, 0);
         }
     }
-    count(Reason::Observed);
+    count(VerdictReason::Observed);
 }
 
 /// What `pod` holds; `None` where the map has no room for another pod.
 #[inline(always)]
-fn held(pod: u64) -> Option<*mut Held> {
-    let held = PODS.get_ptr_mut(pod);
-    if held.is_some() {
+fn counts(pod: u64) -> Option<*mut ConnectionCount> {
+    let counts = PODS.get_ptr_mut(pod);
+    if counts.is_some() {
         return held;
     }
     // Another processor may be faster; an insertion is too dear to be tried each time.
-    let _ = PODS.insert(pod, Held { open: 0, opened: 0 }, BPF_NOEXIST.into());
+    let _ = PODS.insert(pod, ConnectionCount { open: 0, opened: 0 }, BPF_NOEXIST.into());
     PODS.get_ptr_mut(pod)
 }
 
 /// How many connections are open.
 #[inline(always)]
-fn open_now(held: *mut Held) -> i64 {
+fn open_now(counts: *mut ConnectionCount) -> i64 {
     // SAFETY: a value that the map returned lives as long as the program runs (RCU).
-    let open = unsafe { &raw const (*held).open };
+    let open = unsafe { &raw const (*counts).open };
     // SAFETY: as above, and an aligned word is read whole.
     unsafe { open.read_volatile() }
 }
 
 /// Counts a connection that is open from now on.
 #[inline(always)]
-fn open(held: *mut Held) {
+fn open(counts: *mut ConnectionCount) {
     // SAFETY: a value that the map returned lives as long as the program runs (RCU).
-    add(unsafe { &raw mut (*held).open }, 1);
+    add(unsafe { &raw mut (*counts).open }, 1);
     // SAFETY: as above.
-    add(unsafe { &raw mut (*held).opened }, 1);
+    add(unsafe { &raw mut (*counts).opened }, 1);
 }
 
 /// Counts that one of them is no longer.
 #[inline(always)]
-fn closed(held: *mut Held) {
+fn closed(counts: *mut ConnectionCount) {
     // SAFETY: a value that the map returned lives as long as the program runs (RCU).
-    add(unsafe { &raw mut (*held).open }, -1);
+    add(unsafe { &raw mut (*counts).open }, -1);
 }
 
 /// Adds to a word of a map's value. The sum is not asked for: that needs kernel 5.12.

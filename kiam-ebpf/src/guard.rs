@@ -34,7 +34,7 @@ pub(crate) enum Sender {
     /// A socket of the node, outside the pods' cgroup.
     Node,
     /// No socket: the packet was forwarded, or the kernel made it.
-    Nobody,
+    NoSocket,
 }
 
 /// Notes that connect, or sendmsg, let this socket through to the IMDS.
@@ -101,7 +101,7 @@ pub(crate) fn sender(skb: *mut __sk_buff) -> Sender {
     // SAFETY: the helper takes the program's own context (kernel 4.18).
     let own = unsafe { bpf_skb_cgroup_id(skb) };
     if own == 0 {
-        return Sender::Nobody;
+        return Sender::NoSocket;
     }
     let own_mark = mark_of(own);
     let mut nearest = own_mark;

@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use kiam_common::{
     client::{FlowKey, mapped},
-    counters::Reason,
+    counters::VerdictReason,
     redirect::Destination,
 };
 
@@ -110,7 +110,7 @@ pub(crate) fn filter(ctx: &SkBuffContext) -> i64 {
     }) {
         return KEEP;
     }
-    count(Reason::Syn);
+    count(VerdictReason::Syn);
     DROP
 }
 

@@ -26,14 +26,14 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use kiam_common::{
     PATH_NODE, PATH_POD_LOCAL,
-    client::{Client, mapped},
-    counters::Reason,
+    client::{ClientRecord, mapped},
+    counters::VerdictReason,
     redirect::{self, Destination, IMDS_PORT, ImdsV6, Target, Verdict},
 };
 
 use crate::{
-    callers::{caller, is_agent, is_proof},
-    flows::Redirected,
+    callers::{caller, is_agent, is_selftest},
+    flows::Redirection,
     guard::Sender,
     maps::{
         AGENT_PORTS, CLIENTS, NAMESPACES_ARE_KNOWN, OBSERVES, PATH, PROBE_NETNS, PROBE_SOCKET,
@@ -47,7 +47,7 @@ use crate::{
 /// What the kernel is told: go on.
 const ALLOW: i32 = 1;
 /// What the kernel is told: `EPERM`.
-const REFUSE: i32 = 0;
+const DENY: i32 = 0;
 /// What tc is told: ask the next program. `TC_ACT_UNSPEC`, and `TCX_NEXT`.
 const NEXT: i32 = -1;
 /// What tc is told: drop. `TC_ACT_SHOT`.
@@ -55,15 +55,15 @@ const SHOT: i32 = 2;
 
 /// Which of the agent's listeners a caller is sent to.
 #[derive(Clone, Copy)]
-struct Way {
+struct ListenerChoice {
     target: Target,
     /// Inside the caller's own network namespace.
-    inside: bool,
+    pod_listener: bool,
     /// The cgroup of the pod that the caller's network namespace is known to be of; 0, which no cgroup has: of none.
     pod: u64,
 }
 
-impl Way {
+impl ListenerChoice {
     /// Only what is for the IMDS has a choice: the agent's own address is the node's.
     #[inline(always)]
     fn of(ctx: &SockAddrContext, node: Target, for_imds: bool) -> Self {
@@ -72,12 +72,16 @@ impl Way {
             if let Some(sandbox) = unsafe { SANDBOXES.get(netns(ctx)) } {
                 let (sandbox, pod) = (*sandbox, sandbox.pod);
                 if sandbox.v4 != 0 && PATH.load() != PATH_NODE && !is_bound_to_interface(ctx) {
-                    return Self { target: Target::inside(sandbox), inside: true, pod };
+                    return Self {
+                        target: Target::pod_listeners(sandbox),
+                        pod_listener: true,
+                        pod,
+                    };
                 }
-                return Self { target: node, inside: false, pod };
+                return Self { target: node, pod_listener: false, pod };
             }
         }
-        Self { target: node, inside: false, pod: 0 }
+        Self { target: node, pod_listener: false, pod: 0 }
     }
 
     /// The cgroup of the caller's pod, which its connections count for. Whoever is neither in the node's network
@@ -135,7 +139,7 @@ fn kiam_bind6(ctx: SockAddrContext) -> i32 {
 /// runs, after the others, and only for its cgroup. Kernel 4.17.
 #[cgroup_sock_addr(connect4)]
 fn kiam_rewrite(ctx: SockAddrContext) -> i32 {
-    if ipv4(&ctx).octets() == redirect::REWRITTEN.octets() && is_proof() {
+    if ipv4(&ctx).octets() == redirect::REWRITTEN.octets() && is_selftest() {
         sock_addr::set_ipv4(&ctx, redirect::IMDS_V4.octets());
     }
     ALLOW
@@ -202,8 +206,8 @@ fn kiam_guard(ctx: SkBuffContext) -> i32 {
     if !guard::is_for_imds(skb) || guard::sender(skb) == Sender::Passed {
         return ALLOW;
     }
-    count(Reason::Guard);
-    REFUSE
+    count(VerdictReason::Guard);
+    DENY
 }
 
 /// What leaves the node (`--guard=uplink`). Kernel 5.2.
@@ -216,12 +220,12 @@ fn kiam_uplink(ctx: TcContext) -> i32 {
     let denied = match guard::sender(skb) {
         Sender::Passed | Sender::Node => false,
         Sender::Pod => true,
-        Sender::Nobody => guard::was_forwarded(skb),
+        Sender::NoSocket => guard::was_forwarded(skb),
     };
     if !denied {
         return NEXT;
     }
-    count(Reason::Uplink);
+    count(VerdictReason::Uplink);
     SHOT
 }
 
@@ -231,9 +235,9 @@ fn judge_v4(ctx: &SockAddrContext) -> i32 {
     if !redirect::concerns_v4(address, port, &node) {
         return ALLOW;
     }
-    let way = Way::of(ctx, node, redirect::is_imds_v4(address));
-    let verdict = redirect::decide_v4(address, port, &way.target, caller(ctx));
-    apply(ctx, verdict, mapped(address.octets()), way)
+    let choice = ListenerChoice::of(ctx, node, redirect::is_imds_v4(address));
+    let verdict = redirect::decide_v4(address, port, &choice.target, caller(ctx));
+    apply(ctx, verdict, mapped(address.octets()), choice)
 }
 
 #[inline(always)]
@@ -242,28 +246,28 @@ fn judge_v6(ctx: &SockAddrContext) -> i32 {
     if !redirect::concerns_v6(address, port, &node) {
         return ALLOW;
     }
-    let way = Way::of(ctx, node, redirect::imds_v6(address) != ImdsV6::No);
-    let verdict = redirect::decide_v6(address, port, &way.target, caller(ctx));
-    apply(ctx, verdict, address.octets(), way)
+    let choice = ListenerChoice::of(ctx, node, redirect::imds_v6(address) != ImdsV6::No);
+    let verdict = redirect::decide_v6(address, port, &choice.target, caller(ctx));
+    apply(ctx, verdict, address.octets(), choice)
 }
 
 /// Does what was decided.
 #[inline(always)]
-fn apply(ctx: &SockAddrContext, verdict: Verdict, asked: [u8; 16], way: Way) -> i32 {
+fn apply(ctx: &SockAddrContext, verdict: Verdict, asked: [u8; 16], choice: ListenerChoice) -> i32 {
     if OBSERVES.load() != 0 {
         flows::observe(verdict);
         return ALLOW;
     }
     let (reason, answer) = match verdict {
-        Verdict::Pass(Reason::Unrelated) => return ALLOW,
+        Verdict::Pass(VerdictReason::Unrelated) => return ALLOW,
         Verdict::Pass(reason) => {
             guard::let_through(ctx);
             (reason, ALLOW)
         }
-        Verdict::Deny(reason) => (reason, REFUSE),
-        Verdict::Redirect(destination) => match redirect(ctx, destination, asked, way) {
+        Verdict::Deny(reason) => (reason, DENY),
+        Verdict::Redirect(destination) => match send_to_agent(ctx, destination, asked, choice) {
             Ok(reason) => (reason, ALLOW),
-            Err(reason) => (reason, REFUSE),
+            Err(reason) => (reason, DENY),
         },
     };
     count(reason);
@@ -275,32 +279,39 @@ fn apply(ctx: &SockAddrContext, verdict: Verdict, asked: [u8; 16], way: Way) -> 
 
 /// Sends the connect to the agent, and to nobody else, with a record of who it is.
 #[inline(always)]
-fn redirect(
+fn send_to_agent(
     ctx: &SockAddrContext,
     destination: Destination,
     asked: [u8; 16],
-    way: Way,
-) -> Result<Reason, Reason> {
+    choice: ListenerChoice,
+) -> Result<VerdictReason, VerdictReason> {
     let on_host = is_on_host_network(ctx);
-    if !way.inside && !on_host && PATH.load() == PATH_POD_LOCAL {
-        return Err(Reason::NoInside);
+    if !choice.pod_listener && !on_host && PATH.load() == PATH_POD_LOCAL {
+        return Err(VerdictReason::NoPodListener);
     }
     // Pods on the node's network share one namespace. A socket that is bound to an interface may have the same ends there
     // as another one, which would then get no answer.
     if on_host && is_bound_to_interface(ctx) {
-        return Err(Reason::Namespace);
+        return Err(VerdictReason::Namespace);
     }
-    let pod = way.pod(on_host);
+    let pod = choice.pod(on_host);
     if pod == 0 {
-        return Err(Reason::Namespace);
+        return Err(VerdictReason::Namespace);
     }
     // From other namespaces the node's listener can't be seen.
-    if (way.inside || on_host) && !listener::is_agents(ctx, destination) {
-        return Err(Reason::NoListener);
+    if (choice.pod_listener || on_host) && !listener::is_agents(ctx, destination) {
+        return Err(VerdictReason::NoListener);
     }
-    flows::record(ctx, Redirected { pod, asked, destination, inside: way.inside, on_host })?;
+    flows::record(
+        ctx,
+        Redirection { pod, asked, destination, pod_listener: choice.pod_listener, on_host },
+    )?;
     rewrite(ctx, destination);
-    Ok(if way.inside { Reason::RedirectedInside } else { Reason::Redirected })
+    Ok(if choice.pod_listener {
+        VerdictReason::RedirectedToPodListener
+    } else {
+        VerdictReason::Redirected
+    })
 }
 
 #[inline(always)]
@@ -309,8 +320,8 @@ fn bind(ctx: &SockAddrContext) -> i32 {
     if !takes || !is_on_host_network(ctx) || is_agent() {
         return ALLOW;
     }
-    count(Reason::Bind);
-    REFUSE
+    count(VerdictReason::Bind);
+    DENY
 }
 
 /// What a redirected socket asked for, if it is connected to the agent now.
@@ -320,7 +331,7 @@ fn asked(ctx: &SockAddrContext) -> Option<[u8; 16]> {
     let client = unsafe { CLIENTS.get_ptr_mut(ctx) };
     // SAFETY: null, or this socket's own record.
     let client = unsafe { client.as_ref() }?;
-    (client.state == Client::PUBLISHED && client.port == port(ctx)).then_some(client.asked)
+    (client.state == ClientRecord::PUBLISHED && client.port == port(ctx)).then_some(client.asked)
 }
 
 /// A BPF program cannot panic: the verifier proves that this is never reached.

@@ -12,8 +12,8 @@ use aya_ebpf::{
 };
 use kiam_common::{
     POD_QUOTA, PODS_PER_NODE,
-    client::{Client, FlowKey, Held, Opener, Sandbox, Sighting, Sightings},
-    counters::Reason,
+    client::{ClientRecord, ConnectionCount, FlowKey, Opener, Sandbox, Sighting, Sightings},
+    counters::VerdictReason,
     redirect::{AgentPorts, Target},
 };
 
@@ -65,7 +65,7 @@ pub(crate) static CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(64, 0);
 
 /// Who connected, kept with the socket: nobody else's sockets can push it out.
 #[btf_map]
-pub(crate) static CLIENTS: SkStorage<Client> = SkStorage::new();
+pub(crate) static CLIENTS: SkStorage<ClientRecord> = SkStorage::new();
 
 /// Sockets that the agent listens with: connect goes to no others. Written by the agent.
 #[btf_map]
@@ -93,20 +93,21 @@ pub(crate) static OBSERVED: LruHashMap<Sighting, Sightings> = LruHashMap::with_m
 
 /// Open connections by pod. Where it is full, further pods are denied.
 #[map]
-pub(crate) static PODS: HashMap<u64, Held> =
+pub(crate) static PODS: HashMap<u64, ConnectionCount> =
     HashMap::with_max_entries(PODS_PER_NODE, BPF_F_NO_PREALLOC);
 
 /// When each link was attached, by its id: `CLOCK_BOOTTIME` nanoseconds. For agents alone.
 #[map]
 pub(crate) static ATTACHED: HashMap<u32, u64> = HashMap::with_max_entries(64, 0);
 
-/// How often each `Reason` was the answer.
+/// How often each `VerdictReason` was the answer.
 #[map]
-pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::ROOM, 0);
+pub(crate) static COUNTERS: PerCpuArray<u64> =
+    PerCpuArray::with_max_entries(VerdictReason::ROOM, 0);
 
 /// Counts one.
 #[inline(always)]
-pub(crate) fn count(reason: Reason) {
+pub(crate) fn count(reason: VerdictReason) {
     if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
         // SAFETY: a per-CPU value that the map returned, and no program interrupts this one on its CPU.
         unsafe { *counter += 1 }

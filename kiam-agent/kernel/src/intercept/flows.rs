@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::maps::{HashMap, MapData, MapError};
-use kiam_common::client::{FlowKey, Held, Opener};
+use kiam_common::client::{ConnectionCount, FlowKey, Opener};
 
 /// The opener of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,13 +27,13 @@ pub struct Flows(Arc<Mutex<Maps>>);
 #[derive(Debug)]
 struct Maps {
     flows: HashMap<MapData, FlowKey, Opener>,
-    pods: Holders,
+    pods: ConnectionCounts,
 }
 
 /// The connection counts of pods, by cgroup.
 #[derive(Debug)]
-struct Holders {
-    held: HashMap<MapData, u64, Held>,
+struct ConnectionCounts {
+    counts: HashMap<MapData, u64, ConnectionCount>,
     /// The pods without open connections at the last sweep, with the number of connections opened so far.
     idle: HashSet<(u64, i64)>,
 }
@@ -43,9 +43,9 @@ struct Holders {
 impl Flows {
     pub(super) fn new(
         flows: HashMap<MapData, FlowKey, Opener>,
-        pods: HashMap<MapData, u64, Held>,
+        pods: HashMap<MapData, u64, ConnectionCount>,
     ) -> Self {
-        let pods = Holders { held: pods, idle: HashSet::new() };
+        let pods = ConnectionCounts { counts: pods, idle: HashSet::new() };
         Self(Arc::new(Mutex::new(Maps { flows, pods })))
     }
 
@@ -125,15 +125,15 @@ impl Maps {
     }
 }
 
-// === impl Holders ===
+// === impl ConnectionCounts ===
 
-impl Holders {
+impl ConnectionCounts {
     fn sweep(&mut self) {
-        let held = self.held.iter().flatten().filter(|(_, held)| held.open <= 0);
-        let idle: HashSet<(u64, i64)> = held.map(|(key, held)| (key, held.opened)).collect();
+        let counts = self.counts.iter().flatten().filter(|(_, counts)| counts.open <= 0);
+        let idle: HashSet<(u64, i64)> = counts.map(|(key, counts)| (key, counts.opened)).collect();
         for (key, _) in idle.intersection(&self.idle) {
             // It may be gone already.
-            let _ = self.held.remove(key);
+            let _ = self.counts.remove(key);
         }
         self.idle = idle;
     }

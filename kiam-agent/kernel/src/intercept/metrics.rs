@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use aya::maps::{MapData, PerCpuArray};
-use kiam_common::counters::Reason;
+use kiam_common::counters::VerdictReason;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric as _},
@@ -75,7 +75,7 @@ impl Verdicts {
 
     /// The number of verdicts for `reason` since the maps were first pinned.
     #[must_use]
-    pub fn count(&self, reason: Reason) -> u64 {
+    pub fn count(&self, reason: VerdictReason) -> u64 {
         self.0.get(&(reason as u32), 0).map_or(0, |cpus| cpus.iter().sum())
     }
 }
@@ -96,7 +96,7 @@ impl Collector for Verdicts {
             none,
             counter.metric_type(),
         )?;
-        for reason in Reason::COUNTED {
+        for reason in VerdictReason::COUNTED {
             let labels = [("verdict", reason.name())];
             let encoder = family.encode_family(&labels)?;
             ConstCounter::new(self.count(reason)).encode(encoder)?;

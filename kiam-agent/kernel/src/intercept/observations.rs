@@ -5,7 +5,7 @@ use std::{fmt, path::Path};
 use aya::maps::{HashMap, Map, MapData};
 use kiam_common::{
     client::{Sighting, Sightings},
-    counters::Reason,
+    counters::VerdictReason,
 };
 
 use crate::error::Error;
@@ -21,7 +21,7 @@ pub struct Observation {
     /// The leaf cgroup of the process.
     pub cgroup: u64,
     /// The verdict in `--mode=enforce`.
-    pub verdict: Reason,
+    pub verdict: VerdictReason,
     /// Their number since the maps were first pinned. Not exact, since two processors may count at once.
     pub count: u64,
 }
@@ -40,7 +40,7 @@ impl Observations {
     #[must_use]
     pub fn all(&self) -> Vec<Observation> {
         let held = self.0.iter().flatten().filter_map(|(seen, sightings)| {
-            let verdict = *Reason::COUNTED.get(seen.reason as usize)?;
+            let verdict = *VerdictReason::COUNTED.get(seen.reason as usize)?;
             Some(Observation { cgroup: seen.cgroup, verdict, count: sightings.count })
         });
         held.collect()

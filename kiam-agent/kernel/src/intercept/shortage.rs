@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kiam_common::counters::Reason;
+use kiam_common::counters::VerdictReason;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::warn;
 
@@ -46,7 +46,7 @@ impl Shortage {
     pub fn new(verdicts: Verdicts, readiness: &Readiness) -> Self {
         let latch = readiness.latch("room for pods' connections in the kernel");
         latch.set();
-        let counted = verdicts.count(Reason::Full);
+        let counted = verdicts.count(VerdictReason::Full);
         let (log, trend) = (LogLimit::new(LOG_PERIOD), Trend::default());
         Self { verdicts, latch, counted, log, trend }
     }
@@ -64,7 +64,7 @@ impl Shortage {
     }
 
     fn compare(&mut self) {
-        let counted = self.verdicts.count(Reason::Full);
+        let counted = self.verdicts.count(VerdictReason::Full);
         let denied = counted.saturating_sub(self.counted);
         self.counted = counted;
         if denied > 0 && self.log.admit(()).is_some() {
