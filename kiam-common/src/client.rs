@@ -1,14 +1,14 @@
-//! The identity maps: who opened a connection, as the kernel saw it.
+//! The values of the maps that identify the openers of connections.
 
-/// `FLOWS` key: a connection as both ends see it, in the network namespace it was opened in.
+/// The key of `FLOWS`: the addresses and ports of a connection, and its opener's network namespace.
 ///
-/// The namespace is part of it because loopback addresses repeat in every one.
+/// The namespace is part of the key because every namespace has the same loopback addresses.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey {
-    /// The opener's network namespace cookie (`bpf_get_netns_cookie`). 0, which no namespace has: for the filter of
-    /// SYNs, which can't see the opener's. Whoever opened a connection with these ends last wrote that entry, so it
-    /// never tells whose a connection is.
+    /// The cookie of the opener's network namespace (`bpf_get_netns_cookie`). 0, which no namespace has, is for the
+    /// filter of SYNs, which can't see the opener's namespace. The last opener of a connection with these addresses and
+    /// ports wrote that entry, so that it identifies nobody.
     pub netns: u64,
     /// The opener's address, IPv4 as v4-mapped, network order.
     pub source: [u8; 16],
@@ -23,42 +23,41 @@ pub struct FlowKey {
 }
 const _: () = assert!(size_of::<FlowKey>() == 48);
 
-/// `FLOWS` value: who opened a connection.
+/// The value of `FLOWS`: the opener of a connection.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Opener {
-    /// Leaf cgroup of the process that called connect (`bpf_get_current_cgroup_id`).
+    /// The leaf cgroup of the process that called connect (`bpf_get_current_cgroup_id`).
     pub cgroup: u64,
-    /// Its network namespace's cookie.
+    /// The cookie of its network namespace.
     pub netns: u64,
-    /// The socket's cookie: only this socket's close removes the entry.
+    /// The socket's cookie. Only this socket's close removes the entry.
     pub socket: u64,
-    /// 1 for a socket of the node's own network namespace.
+    /// 1 for a socket of the node's own network namespace, else 0.
     pub on_host: u32,
     /// Explicit padding, zero.
     pub pad: u32,
 }
 const _: () = assert!(size_of::<Opener>() == 32);
 
-/// `CLIENTS` value: a redirected socket, from its connect to its close. It is good for one connection.
+/// The value of `CLIENTS`: the record of a redirected socket, from its connect to its close, for one connection.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientRecord {
-    /// What is published.
+    /// The opener, which is published in `FLOWS`.
     pub opener: Opener,
-    /// Under which key, while the state is [`ClientRecord::BEGUN`] or [`ClientRecord::PUBLISHED`]. The kernel may change the source
-    /// address between the handshake and the close (`ip_dynaddr`), so the key is kept.
+    /// The key in `FLOWS` while the state is [`ClientRecord::BEGUN`] or [`ClientRecord::PUBLISHED`]. It is recorded because
+    /// the kernel may change the source address between the handshake and the close (`ip_dynaddr`).
     pub key: FlowKey,
-    /// The cgroup that the connection counts for: its pod's.
+    /// The cgroup of the pod whose quota has the connection.
     pub pod: u64,
-    /// The destination that was asked, IPv4 as v4-mapped; for `getpeername`.
+    /// The original destination, IPv4 as v4-mapped, for `getpeername`.
     pub asked: [u8; 16],
-    /// The address it was redirected to, IPv4 as v4-mapped: a connection elsewhere is not the agent's.
+    /// The address that it was redirected to, IPv4 as v4-mapped. Connections to other addresses are not the agent's.
     pub destination: [u8; 16],
-    /// The port it was redirected to, host order: an agent that takes over may have another port than the one
-    /// that this was meant for.
+    /// The port that it was redirected to, in host order. A new agent may have another port.
     pub port: u16,
-    /// 1 for a listener inside its own network namespace, 0 for one of the node's.
+    /// 1 for a pod listener, 0 for a node listener.
     pub pod_listener: u16,
     /// [`ClientRecord::RECORDED`], [`ClientRecord::BEGUN`], [`ClientRecord::PUBLISHED`], or none of them.
     pub state: u32,
@@ -68,22 +67,21 @@ const _: () = assert!(size_of::<ClientRecord>() == 128);
 impl ClientRecord {
     /// `state` after the connect hook, until the handshake begins.
     pub const RECORDED: u32 = 1;
-    /// `state` once the SYN is on its way: the connection counts for its pod, and at the node's listener the filter of
-    /// SYNs lets it in.
+    /// `state` once the SYN is sent: the connection is in its pod's quota, and the node listener's filter accepts the SYN.
     pub const BEGUN: u32 = 2;
-    /// `state` while the connection stands, and `FLOWS` tells whose it is.
+    /// `state` while the connection is established and its opener is in `FLOWS`.
     pub const PUBLISHED: u32 = 3;
-    /// `state` once the record was used: what the socket connects to later needs a new one.
+    /// `state` once the record was used. Later connects of the socket need a new record.
     pub const USED: u32 = 4;
 }
 
-/// `SANDBOXES` value, by network namespace cookie: a namespace that is known to be a pod's.
+/// The value of `SANDBOXES`: a network namespace that is known to be a pod's. The key is its cookie.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sandbox {
-    /// The pod's cgroup: only processes in it or below it speak for the pod.
+    /// The pod's cgroup. Only processes in it or below it count as the pod.
     pub pod: u64,
-    /// The port of the agent's listener at 127.0.0.1 in the namespace, host order; 0: none.
+    /// The port of the pod listener at 127.0.0.1, in host order; 0: none.
     pub v4: u16,
     /// The same at ::1.
     pub v6: u16,
@@ -92,43 +90,43 @@ pub struct Sandbox {
 }
 const _: () = assert!(size_of::<Sandbox>() == 16);
 
-/// `PODS` value, by the pod's cgroup.
+/// The value of `PODS`: a pod's connections. The key is the pod's cgroup.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ConnectionCount {
-    /// Connections that are open now. Signed: an entry that is swept while a connection opens loses that
-    /// one's count, and its close must leave -1 here, not a number above every quota.
+    /// The open connections. Signed: an entry that is swept while a connection opens loses its count, so that the close
+    /// leaves -1, which must not be a number above the quota.
     pub open: i64,
-    /// How many were opened in all.
+    /// The connections opened so far.
     pub opened: i64,
 }
 const _: () = assert!(size_of::<ConnectionCount>() == 16);
 
-/// `OBSERVED` key: who asked for the IMDS, and what would have become of it.
+/// The key of `OBSERVED`: a caller of the IMDS, and the verdict that it would have got.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Sighting {
-    /// Leaf cgroup of the process that asked.
+    /// The leaf cgroup of the caller.
     pub cgroup: u64,
-    /// A [`crate::counters::VerdictReason`], as its number.
+    /// The number of a [`crate::counters::VerdictReason`].
     pub reason: u32,
     /// Explicit padding, zero: the kernel hashes every byte.
     pub pad: u32,
 }
 const _: () = assert!(size_of::<Sighting>() == 16);
 
-/// `OBSERVED` value.
+/// The value of `OBSERVED`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sightings {
-    /// How often. Not exact: two processors may count at once.
+    /// The number of sightings. Not exact: two processors may count at once.
     pub count: u64,
-    /// When the last was, nanoseconds of `CLOCK_MONOTONIC`.
+    /// The time of the last one, in nanoseconds of `CLOCK_MONOTONIC`.
     pub last_ns: u64,
 }
 const _: () = assert!(size_of::<Sightings>() == 16);
 
-/// An IPv4 address (network order, as the kernel's contexts hold it) in its v4-mapped form.
+/// The v4-mapped form of an IPv4 address in network order, which the kernel's contexts have.
 #[inline(always)]
 #[must_use]
 pub fn mapped(v4: [u8; 4]) -> [u8; 16] {
@@ -161,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mapped_is_what_std_calls_mapped() {
+    fn mapped_equals_the_standard_librarys() {
         let address = core::net::Ipv4Addr::new(10, 77, 1, 2);
         assert_eq!(mapped(address.octets()), address.to_ipv6_mapped().octets());
     }

@@ -1,12 +1,12 @@
-//! What the kernel programs count.
+//! The reasons of verdicts, which the kernel programs count.
 
-/// Why a verdict fell; the index of its counter. New ones are added at the end.
+/// The reason of a verdict, and the index of its counter. New ones are added at the end.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum VerdictReason {
-    /// Sent to the agent's listener on the node.
+    /// Redirected to the node listener.
     Redirected = 0,
-    /// Left alone: an exempt cgroup, or a hostNetwork pod under `pass`.
+    /// Passed: an exempt cgroup, or a hostNetwork pod under `pass`.
     Exempt = 1,
     /// Denied: not port 80.
     OtherPort = 2,
@@ -16,38 +16,38 @@ pub enum VerdictReason {
     NoLease = 4,
     /// Denied: the agent has no listener for this form of the address.
     NoTarget = 5,
-    /// Denied: the pod holds too many connections.
+    /// Denied: the pod has too many connections.
     Quota = 6,
-    /// Denied: the kernel could not record who is calling.
+    /// Denied: the kernel could not record the caller.
     NoRecord = 7,
-    /// Denied: the agent's own address was asked for, not the IMDS.
+    /// Denied: the destination is the agent's own address, not the IMDS.
     Direct = 8,
-    /// Denied: what listens at the agent's address is not the agent.
+    /// Denied: the listener at the agent's address is not the agent's.
     NoListener = 9,
     /// Denied: a pod on the node's network would have bound a port of the agent.
     Bind = 10,
-    /// Dropped: a SYN for the agent's listener that no recorded connect has sent.
+    /// Dropped: a SYN to the node listener without a recorded connect.
     Syn = 11,
-    /// Dropped: a packet for the IMDS that a socket of a pod has sent past the other hooks.
+    /// Dropped: a packet of a pod's socket to the IMDS that bypassed the connect hooks.
     Guard = 12,
-    /// Dropped: the same where it would have left the node.
+    /// Dropped: the same at the uplink.
     Uplink = 13,
-    /// Only seen (`--mode=observe`).
+    /// Only observed (`--mode=observe`).
     Observed = 14,
-    /// Sent to the agent's listener inside the caller's network namespace.
+    /// Redirected to the pod listener in the caller's network namespace.
     RedirectedToPodListener = 15,
-    /// Denied: there is no listener inside the caller's network namespace (`--path=pod-local`).
+    /// Denied: the caller's network namespace has no pod listener (`--path=pod-local`).
     NoPodListener = 16,
     /// Denied: the caller's network namespace is not known to be its pod's.
     Namespace = 17,
-    /// Denied: more pods hold connections than the kernel's maps have room for, or there is no memory for them.
+    /// Denied: the kernel's maps are full, or there is no memory for an entry.
     Full = 18,
     /// Neither for the IMDS nor for the agent; never counted.
     Unrelated = u32::MAX,
 }
 
 impl VerdictReason {
-    /// Those that are counted, in the order of their indices.
+    /// All counted reasons, in the order of their indices.
     pub const COUNTED: [Self; 19] = [
         Self::Redirected,
         Self::Exempt,
@@ -70,10 +70,10 @@ impl VerdictReason {
         Self::Full,
     ];
 
-    /// Entries of the counters' map: with room, so that new reasons leave the pinned maps' layout as it is.
+    /// The number of counters, including unused ones, so that new reasons don't change the layout of the pinned maps.
     pub const ROOM: u32 = 64;
 
-    /// Its name in metrics.
+    /// The label in metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counted_reasons_stand_at_their_own_index() {
+    fn counted_reasons_are_at_their_own_index() {
         for (index, reason) in VerdictReason::COUNTED.iter().enumerate() {
             assert_eq!(*reason as usize, index, "{}", reason.name());
         }

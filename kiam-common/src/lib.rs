@@ -1,6 +1,6 @@
-//! What the kernel programs and the agent share: addresses, decisions, map layouts, names.
+//! Shared by the kernel programs and the agent: addresses, verdicts and map layouts.
 //!
-//! Everything here is plain values, so the kernel's decisions are tested on the host.
+//! All of it is plain values, so that the kernel's verdicts are tested on the host.
 #![no_std]
 #![deny(unsafe_code)]
 
@@ -8,43 +8,41 @@ pub mod client;
 pub mod counters;
 pub mod redirect;
 
-/// Number of the layout of the pinned maps: it names their folder, and changes when a map's key or
-/// value does. A release that keeps it takes over the pins of the one before.
+/// The version of the pinned maps' layout, and the name of their folder. It changes with the key or the value of a map. A
+/// release with the same version takes over the pins of its predecessor.
 pub const LAYOUT: u32 = 2;
 
-/// The lease counts as held for this long after it was renewed, in nanoseconds of `CLOCK_MONOTONIC`
-/// (`bpf_ktime_get_ns`). The agent renews it every second.
+/// How long a lease is valid after its renewal, in nanoseconds of `CLOCK_MONOTONIC` (`bpf_ktime_get_ns`). The agent renews
+/// it every second.
 pub const LEASE_NS: u64 = 10_000_000_000;
 
-/// How many open IMDS connections one pod may hold; more are denied. Not a network namespace: any user may make many
-/// of them.
+/// The most open IMDS connections of one pod. The quota is not of network namespaces, which any user may create.
 pub const POD_QUOTA: i64 = 256;
-/// Pods of one node that may hold connections at once: four times as many as the kubelets of large nodes run. Each
-/// connection has two entries at most in [`client::FlowKey`]'s map, which has room for all of them: it never fills.
+/// The most pods of one node with connections: four times the limit of kubelets on large nodes. Each connection has at
+/// most two entries in `FLOWS`, which has room for all of them.
 pub const PODS_PER_NODE: u32 = 1024;
 
-/// `HOST_NETNS` of an agent that has not learned its own namespace's cookie: the programs compare with the initial
-/// namespace's, which they can ask for since kernel 5.7.
-/// No namespace has this cookie: the kernel counts them up from 1.
+/// The value of `HOST_NETNS` if the agent does not know its own namespace's cookie. The programs then compare with that of
+/// the initial namespace, which they can read since kernel 5.7. No namespace has this cookie: the kernel counts up from 1.
 pub const HOST_NETNS_INITIAL: u64 = u64::MAX;
 
-/// `PATH`: to the listener inside the caller's network namespace where there is one, else to the node's.
+/// `PATH`: to the pod listener if there is one, else to the node listener.
 pub const PATH_AUTO: u32 = 0;
-/// `PATH`: to the listener inside the caller's network namespace; without one, denied.
+/// `PATH`: to the pod listener; denied without one.
 pub const PATH_POD_LOCAL: u32 = 1;
-/// `PATH`: to the node's listener.
+/// `PATH`: to the node listener.
 pub const PATH_NODE: u32 = 2;
 
-/// Levels of the cgroup path that are asked for an exemption, from the attached cgroup's top down.
+/// The levels of the cgroup hierarchy that are searched for marks, from the root down.
 pub const CGROUP_LEVELS: i32 = 12;
 
-/// What stands for no mark where a mark is asked for: no entry of `CGROUPS` has it.
+/// The mark of cgroups without an entry in `CGROUPS`.
 pub const CGROUP_UNMARKED: u32 = 0;
-/// `CGROUPS` value: this subtree's connects are left alone.
+/// `CGROUPS` value: the connects of this subtree pass.
 pub const CGROUP_PASS: u32 = 1;
-/// `CGROUPS` value: this subtree's connects are intercepted, though an ancestor's pass.
+/// `CGROUPS` value: the connects of this subtree are intercepted, although an ancestor's pass.
 pub const CGROUP_INTERCEPT: u32 = 2;
-/// `CGROUPS` value: the pods' cgroup itself, where the programs are attached.
+/// `CGROUPS` value: the pods' cgroup, to which the programs are attached.
 pub const CGROUP_PODS: u32 = 3;
-/// `CGROUPS` value: a QoS class's cgroup, which holds pods too, in the pods' cgroup. Guaranteed pods are in none.
+/// `CGROUPS` value: the cgroup of a QoS class in the pods' cgroup. Guaranteed pods are in none.
 pub const CGROUP_QOS_CLASS: u32 = 4;

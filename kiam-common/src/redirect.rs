@@ -1,7 +1,6 @@
-//! The decision: what becomes of a connect or a datagram.
+//! Decides the verdict of a connect or a datagram.
 //!
-//! Only traffic for the instance metadata service, and for the agent in its place, is judged. Whatever of it
-//! cannot be decided is denied.
+//! Only traffic to the instance metadata service and to the agent is judged. It is denied in case of doubt.
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
@@ -11,14 +10,14 @@ use crate::{client::Sandbox, counters::VerdictReason};
 pub const IMDS_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// `fd00:ec2::254`, the same by IPv6 on Nitro instances.
 pub const IMDS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-/// The port it is served on.
+/// The port of the instance metadata service.
 pub const IMDS_PORT: u16 = 80;
 
-/// What the self-test connects to when it shows that a program which runs after ours and rewrites
-/// this address to the IMDS's gets nowhere. Of TEST-NET-1 (RFC 5737): nobody has it.
+/// The address that the self-test's program rewrites to the IMDS's, to prove that the guard denies such connections. It is
+/// of TEST-NET-1 (RFC 5737), so that nobody has it.
 pub const REWRITTEN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
 
-/// Where redirected connections go: at most one listener a family. Port 0: none of that family.
+/// The listeners for redirected connections, at most one of each family. Port 0: none of that family.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Target {
@@ -33,28 +32,28 @@ pub struct Target {
 }
 const _: () = assert!(size_of::<Target>() == 24);
 
-/// The agent's ports on the node, host order; 0 stands for none. Pods on the node's network can't bind them.
+/// The agent's ports on the node, in host order; 0: none. Pods on the node's network can't bind them.
 pub type AgentPorts = [u16; 4];
 
-/// What is known about a caller besides its destination.
+/// The properties of a caller that decide its verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// Its cgroup, or a hostNetwork pod under `--host-network-pods=pass`, is left alone.
+    /// Whether its traffic passes: of an exempt cgroup, or of a hostNetwork pod with `--host-network-pods=pass`.
     pub exempt: bool,
-    /// The agent renewed its lease within [`crate::LEASE_NS`].
+    /// Whether the agent renewed its lease within [`crate::LEASE_NS`].
     pub leased: bool,
-    /// It connects (a stream); false: it sends a datagram, or connects one.
+    /// Whether its socket is a stream, not a datagram socket.
     pub stream: bool,
 }
 
-/// What the kernel does.
+/// The verdict of a connect or a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Nothing: other traffic, or an exempt caller's.
+    /// Let it pass unchanged: other traffic, or an exempt caller's.
     Pass(VerdictReason),
-    /// To this address and port (host order) instead.
+    /// Redirect it to a listener of the agent.
     Redirect(Destination),
-    /// `EPERM`.
+    /// Deny it with `EPERM`.
     Deny(VerdictReason),
 }
 
@@ -70,7 +69,7 @@ pub enum Destination {
 // === impl Target ===
 
 impl Target {
-    /// The listeners inside a pod's own network namespace: 127.0.0.1 and ::1, where nobody else reads.
+    /// The pod listeners in a pod's own network namespace, at 127.0.0.1 and ::1.
     #[inline(always)]
     #[must_use]
     pub fn pod_listeners(sandbox: Sandbox) -> Self {
@@ -118,27 +117,27 @@ impl Destination {
     }
 }
 
-/// Whether `address` leads to the instance metadata service.
+/// Whether `address` is that of the instance metadata service.
 #[inline(always)]
 #[must_use]
 pub fn is_imds_v4(address: Ipv4Addr) -> bool {
     address.octets() == IMDS_V4.octets()
 }
 
-/// What an IPv6 destination is to the instance metadata service.
+/// The form of the instance metadata service's address in an IPv6 destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImdsV6 {
     /// `fd00:ec2::254`.
     Native,
-    /// `::ffff:169.254.169.254`, how an `AF_INET6` socket speaks IPv4.
+    /// `::ffff:169.254.169.254`, for IPv4 by an `AF_INET6` socket.
     Mapped,
-    /// A NAT64 (`64:ff9b::/96`, RFC 6052) or 6to4 (`2002::/16`, RFC 3056) form, which a gateway may undo.
+    /// A NAT64 (`64:ff9b::/96`, RFC 6052) or 6to4 (`2002::/16`, RFC 3056) form, which a gateway may translate back.
     Translated,
     /// Another address.
     No,
 }
 
-/// Classes an IPv6 destination.
+/// Classifies an IPv6 destination.
 #[inline(always)]
 #[must_use]
 pub fn imds_v6(address: Ipv6Addr) -> ImdsV6 {
@@ -152,22 +151,22 @@ pub fn imds_v6(address: Ipv6Addr) -> ImdsV6 {
     }
 }
 
-/// Whether there is anything to decide about an IPv4 destination: asked before a [`Caller`] is made, for nearly
-/// all connects end here. `port` in host order.
+/// Whether an IPv4 destination is judged. It is checked before a [`Caller`] is built, since nearly all connects end here.
+/// `port` is in host order.
 #[inline(always)]
 #[must_use]
 pub fn concerns_v4(address: Ipv4Addr, port: u16, target: &Target) -> bool {
     is_imds_v4(address) || target.is_v4(address, port)
 }
 
-/// The same about an IPv6 destination.
+/// Whether an IPv6 destination is judged.
 #[inline(always)]
 #[must_use]
 pub fn concerns_v6(address: Ipv6Addr, port: u16, target: &Target) -> bool {
     imds_v6(address) != ImdsV6::No || target.is_v6(address, port)
 }
 
-/// Decides about an IPv4 destination; `port` in host order.
+/// The verdict for an IPv4 destination; `port` is in host order.
 #[inline(always)]
 #[must_use]
 pub fn decide_v4(address: Ipv4Addr, port: u16, target: &Target, caller: Caller) -> Verdict {
@@ -183,7 +182,7 @@ pub fn decide_v4(address: Ipv4Addr, port: u16, target: &Target, caller: Caller) 
     Verdict::Redirect(Destination::V4(Ipv4Addr::from_octets(target.v4), target.v4_port))
 }
 
-/// Decides about an IPv6 destination; `port` in host order. A v4-mapped one goes to the IPv4 listener.
+/// The verdict for an IPv6 destination; `port` is in host order. A v4-mapped one is redirected to the IPv4 listener.
 #[inline(always)]
 #[must_use]
 pub fn decide_v6(address: Ipv6Addr, port: u16, target: &Target, caller: Caller) -> Verdict {
@@ -204,8 +203,8 @@ pub fn decide_v6(address: Ipv6Addr, port: u16, target: &Target, caller: Caller) 
     }
 }
 
-/// What becomes of a connect that is not for the IMDS. At its own address the agent serves nobody: who asks for
-/// it was not redirected, and no record says who that is.
+/// The verdict for a destination other than the IMDS. The agent's own address is denied: such connections are not
+/// redirected, so that no record identifies their callers.
 #[inline(always)]
 fn direct_verdict(to_agent: bool, caller: Caller) -> Verdict {
     if !to_agent || !caller.stream {
@@ -217,7 +216,7 @@ fn direct_verdict(to_agent: bool, caller: Caller) -> Verdict {
     }
 }
 
-/// What holds for both families. The protocol is not asked: a stream may be MPTCP as well as TCP.
+/// The verdict that does not depend on the family, if there is one. Streams may be of any protocol: TCP or MPTCP.
 #[inline(always)]
 fn common_verdict(port: u16, caller: Caller) -> Option<Verdict> {
     if caller.exempt {
@@ -365,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn only_ports_that_are_given_are_the_agents() {
+    fn port_zero_is_none_of_the_agents() {
         let ports = [3100, 0, 3101, 0];
         for (port, expected) in [(3100, true), (3101, true), (3102, false), (0, false)] {
             assert_eq!(is_agent_port(port, &ports), expected, "{port}");

@@ -1,4 +1,4 @@
-//! What is known of a caller besides where it wants to go.
+//! The properties of callers: their cgroups' marks, their pods, and the agent's lease.
 
 use aya_ebpf::{
     helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_ktime_get_ns},
@@ -19,7 +19,7 @@ pub(crate) fn caller(ctx: &SockAddrContext) -> Caller {
     Caller { exempt: is_exempt(ctx), leased: is_leased(), stream: is_stream(ctx) }
 }
 
-/// The nearest cgroup that is marked decides; a hostNetwork pod passes where the operator says so.
+/// Whether the caller is exempt: the nearest marked cgroup decides, else `--host-network-pods` for the node's network.
 #[inline(always)]
 fn is_exempt(ctx: &SockAddrContext) -> bool {
     match mark() {
@@ -29,19 +29,19 @@ fn is_exempt(ctx: &SockAddrContext) -> bool {
     }
 }
 
-/// Whether the calling process is of the agent's own pod.
+/// Whether the calling process is in the agent's own pod.
 #[inline(always)]
 pub(crate) fn is_agent() -> bool {
     mark() == CGROUP_PASS
 }
 
-/// Whether the calling process is the self-test: nothing else is marked so.
+/// Whether the calling process is the self-test, which alone has this mark.
 #[inline(always)]
 pub(crate) fn is_selftest() -> bool {
     mark() == CGROUP_INTERCEPT
 }
 
-/// The mark of the nearest marked cgroup among the caller's own and those above it; [`CGROUP_UNMARKED`] without one.
+/// The mark of the nearest marked cgroup, from the caller's own upwards; [`CGROUP_UNMARKED`] without one.
 #[inline(always)]
 fn mark() -> u32 {
     // SAFETY: the helper has no preconditions (kernel 4.18).
@@ -62,11 +62,10 @@ fn mark() -> u32 {
     nearest
 }
 
-/// The mark of one cgroup; [`CGROUP_UNMARKED`] where it has none.
+/// The mark of one cgroup; [`CGROUP_UNMARKED`] without one.
 ///
-/// Not an `Option<u32>`: LLVM spills the payload of a `None`, which nobody wrote, when the option lives across a helper
-/// call, and kernels before 6.3 refuse to read such a stack slot ("invalid read from stack"). What lives across a call is
-/// a plain value in these programs.
+/// Not an `Option<u32>`: if the option lives across a helper call, LLVM spills the uninitialized payload of a `None`, and
+/// kernels before 6.3 reject the program ("invalid read from stack"). Only plain values live across calls here.
 #[inline(always)]
 pub(crate) fn mark_of(cgroup: u64) -> u32 {
     // SAFETY: the entry is not freed while the program runs (RCU).
@@ -76,8 +75,8 @@ pub(crate) fn mark_of(cgroup: u64) -> u32 {
     }
 }
 
-/// The caller's pod: the child of the pods' cgroup or, where that is a QoS class, the child of the class. The kubelet
-/// makes these; what a container makes is deeper. All pods of a class that the agent has not marked yet are one.
+/// The cgroup of the caller's pod: the child of the pods' cgroup or of a QoS class's. The kubelet creates these; cgroups
+/// of containers are deeper. All pods of a class that the agent has not marked yet count as one.
 #[inline(always)]
 pub(crate) fn pod() -> u64 {
     let mut holds_pods = 0;
@@ -113,7 +112,7 @@ pub(crate) fn is_in(cgroup: u64) -> bool {
     false
 }
 
-/// The cgroup at `level` that the calling process is in; 0 beyond its own.
+/// The caller's cgroup or its ancestor at `level`; 0 below its own level.
 #[inline(always)]
 fn ancestor(level: i32) -> u64 {
     // SAFETY: the helper has no preconditions (kernel 5.6).
@@ -123,7 +122,7 @@ fn ancestor(level: i32) -> u64 {
 #[inline(always)]
 fn is_leased() -> bool {
     let Some(renewed) = LEASE.get(0) else { return false };
-    // Once, and before the time: a renewal in between would be later than now.
+    // Read once, and before the time: a renewal in between would be later than now.
     // SAFETY: a value that the map returned; an aligned word is read whole.
     let renewed = unsafe { core::ptr::from_ref(renewed).read_volatile() };
     // SAFETY: the helper has no preconditions.

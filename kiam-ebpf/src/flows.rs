@@ -1,12 +1,12 @@
-//! From a connect to the entry that the agent looks up.
+//! Records redirected connections for the agent's lookups.
 //!
-//! connect notes who calls with the socket; `BPF_SOCK_OPS_TCP_CONNECT_CB`, which runs once the source port
-//! is chosen and before the SYN leaves, counts it and lets the SYN in; `BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB`, which runs
-//! before the listener can have the connection, publishes it; the socket's own close takes it away.
+//! connect records the caller with the socket. `BPF_SOCK_OPS_TCP_CONNECT_CB`, which runs once the source port is chosen
+//! and before the SYN is sent, counts the connection and admits the SYN. `BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB`, which runs
+//! before the listener accepts the connection, publishes the opener. The socket's close removes the entry.
 //!
-//! Any number of sockets can be about to connect with the same ends: one that is bound to an interface after its ports
-//! were chosen is in no other's way, and TCP Fast Open lets it send its SYN whenever it likes. But only one of them gets
-//! the answer, and that is the one whose connection it is.
+//! Several sockets can connect with the same addresses and ports at once: a socket may be bound to an interface after its
+//! port was chosen, and TCP Fast Open lets it send its SYN at any time. But only the socket that gets the answer
+//! establishes the connection, and only its opener is published.
 
 use core::arch::asm;
 
@@ -33,24 +33,24 @@ use crate::{
 
 const AF_INET: u32 = 2;
 
-/// What is known of a connect that is redirection.
+/// A connect that is redirected.
 #[derive(Clone, Copy)]
 pub(crate) struct Redirection {
-    /// The cgroup that it counts for.
+    /// The cgroup of the pod whose quota has the connection.
     pub(crate) pod: u64,
-    /// What was asked for, IPv4 as v4-mapped.
+    /// The original destination, IPv4 as v4-mapped.
     pub(crate) asked: [u8; 16],
     pub(crate) destination: Destination,
-    /// To a listener inside the caller's network namespace.
+    /// Whether the listener is a pod listener.
     pub(crate) pod_listener: bool,
-    /// From the node's network namespace.
+    /// Whether the caller is in the node's network namespace.
     pub(crate) on_host: bool,
 }
 
-/// Notes with the socket who is connecting it, unless its pod holds too many already.
+/// Records the caller with the socket, unless its pod has too many connections.
 #[inline(always)]
 pub(crate) fn record(ctx: &SockAddrContext, redirection: Redirection) -> Result<(), VerdictReason> {
-    let counts = counts(redirection.pod).ok_or(VerdictReason::Full)?;
+    let counts = counts_of(redirection.pod).ok_or(VerdictReason::Full)?;
     if open_now(counts) >= POD_QUOTA {
         return Err(VerdictReason::Quota);
     }
@@ -65,7 +65,7 @@ pub(crate) fn record(ctx: &SockAddrContext, redirection: Redirection) -> Result<
     }
     // SAFETY: not null, and owned by this socket, which the caller of connect has locked.
     let client = unsafe { &mut *client };
-    // A socket that has a connection can't connect. Were it so, its entry would stay for good.
+    // A connected socket can't connect again. Otherwise its entry would never be removed.
     if client.state == ClientRecord::BEGUN || client.state == ClientRecord::PUBLISHED {
         return Err(VerdictReason::NoRecord);
     }
@@ -90,8 +90,8 @@ pub(crate) fn record(ctx: &SockAddrContext, redirection: Redirection) -> Result<
     Ok(())
 }
 
-/// Whether `FLOWS` takes the entries of another connection: one for a listener inside the pod, two for the node's. They are
-/// written later, when the connect can't be denied any more: it would wait in vain for an answer to its SYN.
+/// Whether `FLOWS` has room for another connection's entries: one for a pod listener, two for a node listener. They are
+/// written when the connect can't be denied any more, and would wait in vain for an answer to its SYN.
 #[inline(always)]
 fn has_room(netns: u64, pod_listener: bool) -> bool {
     // No connection has these ends.
@@ -119,7 +119,7 @@ fn has_room(netns: u64, pod_listener: bool) -> bool {
     room
 }
 
-/// The record of a socket that was redirection.
+/// The record of a redirected socket.
 #[inline(always)]
 #[expect(
     clippy::mut_from_ref,
@@ -140,7 +140,7 @@ fn recorded(ctx: &SockOpsContext) -> Option<&mut ClientRecord> {
     unsafe { client.cast::<ClientRecord>().as_mut() }
 }
 
-/// Both ends, as the agent's accept will show them.
+/// The connection's key, with the addresses and ports that the agent's accept returns.
 #[inline(always)]
 fn key(ctx: &SockOpsContext, netns: u64) -> FlowKey {
     // SAFETY: the context outlives the program's run.
@@ -158,7 +158,7 @@ fn key(ctx: &SockOpsContext, netns: u64) -> FlowKey {
     }
 }
 
-/// Host order; the context has it in network order, in the upper half on little-endian machines.
+/// The remote port in host order. The context has it in network order, in the upper half on little-endian machines.
 #[inline(always)]
 fn remote_port(ctx: &SockOpsContext) -> u16 {
     u32::from_be(ctx.remote_port()) as u16
@@ -171,8 +171,8 @@ struct Words {
 }
 
 impl Words {
-    /// Reads both, whichever is asked for: were it one or the other, LLVM would choose the pointer first,
-    /// and the verifier takes no computed pointer into a context ("dereference of modified ctx ptr").
+    /// Reads both forms. If only one were read, LLVM would compute the pointer first, which the verifier rejects for a
+    /// context ("dereference of modified ctx ptr").
     #[inline(always)]
     fn read(v4: *const u32, v6: *const [u32; 4]) -> Self {
         let v6 = v6.cast::<u32>();
@@ -192,7 +192,7 @@ impl Words {
         }
     }
 
-    /// In network order, IPv4 as v4-mapped; the words are in network order already.
+    /// The address in network order, as the words are, IPv4 as v4-mapped.
     #[inline(always)]
     fn address(&self, v4: bool) -> [u8; 16] {
         if v4 {
@@ -206,18 +206,17 @@ impl Words {
     }
 }
 
-/// Counts this connection, if it is the one that was recorded, and lets its SYN in.
+/// Counts a recorded connection, and admits its SYN.
 #[inline(always)]
 pub(crate) fn begin(ctx: &SockOpsContext) {
     let Some(client) = recorded(ctx) else { return };
     if client.state != ClientRecord::RECORDED {
         return;
     }
-    // Whatever comes of it: what the socket connects to later has to be asked for, and counted, again.
+    // In any case: later connects of the socket need a verdict, and count, again.
     client.state = ClientRecord::USED;
     let key = key(ctx, client.opener.netns);
-    // Not compared with this program's target: while one agent takes over from another, the connect programs may
-    // still have the other's.
+    // Not compared with this program's target: during a handover, the connect programs may still have the other agent's.
     if remote_port(ctx) != client.port || key.destination != client.destination {
         return;
     }
@@ -225,19 +224,19 @@ pub(crate) fn begin(ctx: &SockOpsContext) {
         return count(VerdictReason::Full);
     }
     if let Err(reason) = enter(client, key) {
-        // The connection stays unattested: its SYN is dropped, or its request refused.
+        // The connection stays unattested: its SYN is dropped, or its request rejected.
         return count(reason);
     }
     client.key = key;
     client.state = ClientRecord::BEGUN;
 }
 
-/// Counts the connection for its pod, and writes its entry for the filter of SYNs: both, or nothing.
+/// Counts the connection in its pod's quota, and admits its SYN: both, or neither.
 #[inline(always)]
 fn enter(client: &ClientRecord, key: FlowKey) -> Result<(), VerdictReason> {
-    let counts = counts(client.pod).ok_or(VerdictReason::Full)?;
+    let counts = counts_of(client.pod).ok_or(VerdictReason::Full)?;
     open(counts);
-    // The connect hook has asked, but any number of sockets may have been between there and here.
+    // The connect hook has checked the quota, but other sockets may have connected since.
     let result = if open_now(counts) > POD_QUOTA {
         Err(VerdictReason::Quota)
     } else if client.pod_listener != 0 {
@@ -251,19 +250,19 @@ fn enter(client: &ClientRecord, key: FlowKey) -> Result<(), VerdictReason> {
     result
 }
 
-/// Has the filter at the node's listener, which does not see the namespace, let the SYN in. Whose entry that is makes no
-/// difference there, and one of a connection that stands is not overwritten.
+/// Writes the entry by which the node listener's filter, which does not see the namespace, admits the SYN. Any opener's
+/// entry will do, so that the entry of an established connection is not overwritten.
 #[inline(always)]
 fn admit(client: &ClientRecord, key: FlowKey) -> Result<(), VerdictReason> {
     let key = FlowKey { netns: 0, ..key };
-    // SAFETY: only whether the entry is there is asked.
+    // SAFETY: only the entry's presence is used.
     if unsafe { FLOWS.get(key) }.is_some() {
         return Ok(());
     }
     FLOWS.insert(key, client.opener, 0).map_err(|_| VerdictReason::Full)
 }
 
-/// Publishes who opened this connection, now that it stands: whatever others have written under its ends before.
+/// Publishes the opener of an established connection, in place of earlier entries with the same addresses and ports.
 #[inline(always)]
 pub(crate) fn publish(ctx: &SockOpsContext) {
     let Some(client) = recorded(ctx) else { return };
@@ -275,14 +274,14 @@ pub(crate) fn publish(ctx: &SockOpsContext) {
     if FLOWS.insert(key, opener, 0).is_err()
         || (client.pod_listener == 0 && FLOWS.insert(last, opener, 0).is_err())
     {
-        // Nothing stays half done: the close takes away what there is, and until then its request is refused.
+        // No half entry stays. The close removes the rest, and until then its requests are rejected.
         remove(key, opener.socket);
         return count(VerdictReason::Full);
     }
     client.state = ClientRecord::PUBLISHED;
 }
 
-/// Takes the connection's entries away, if they are still this socket's, and its part of the quota.
+/// Removes the connection's entries, if they are still this socket's, and its part of the quota.
 #[inline(always)]
 pub(crate) fn close(ctx: &SockOpsContext) {
     let Some(client) = recorded(ctx) else { return };
@@ -300,7 +299,7 @@ pub(crate) fn close(ctx: &SockOpsContext) {
     }
 }
 
-/// Takes an entry away, if it is `socket`'s.
+/// Removes an entry, if it is `socket`'s.
 #[inline(always)]
 fn remove(key: FlowKey, socket: u64) {
     // SAFETY: the entry is not freed while the program runs (RCU).
@@ -311,7 +310,7 @@ fn remove(key: FlowKey, socket: u64) {
     }
 }
 
-/// Counts what would have become of a connect or a datagram.
+/// Counts the verdict that a connect or a datagram would have got.
 #[inline(always)]
 pub(crate) fn observe(verdict: Verdict) {
     let reason = match verdict {
@@ -338,19 +337,19 @@ pub(crate) fn observe(verdict: Verdict) {
     count(VerdictReason::Observed);
 }
 
-/// What `pod` holds; `None` where the map has no room for another pod.
+/// The connection counts of `pod`; `None` if the map has no room for another pod.
 #[inline(always)]
-fn counts(pod: u64) -> Option<*mut ConnectionCount> {
+fn counts_of(pod: u64) -> Option<*mut ConnectionCount> {
     let counts = PODS.get_ptr_mut(pod);
     if counts.is_some() {
-        return held;
+        return counts;
     }
-    // Another processor may be faster; an insertion is too dear to be tried each time.
+    // Another processor may insert first. An insertion on each call would be expensive.
     let _ = PODS.insert(pod, ConnectionCount { open: 0, opened: 0 }, BPF_NOEXIST.into());
     PODS.get_ptr_mut(pod)
 }
 
-/// How many connections are open.
+/// The open connections.
 #[inline(always)]
 fn open_now(counts: *mut ConnectionCount) -> i64 {
     // SAFETY: a value that the map returned lives as long as the program runs (RCU).
@@ -359,7 +358,7 @@ fn open_now(counts: *mut ConnectionCount) -> i64 {
     unsafe { open.read_volatile() }
 }
 
-/// Counts a connection that is open from now on.
+/// Counts an opened connection.
 #[inline(always)]
 fn open(counts: *mut ConnectionCount) {
     // SAFETY: a value that the map returned lives as long as the program runs (RCU).
@@ -368,17 +367,17 @@ fn open(counts: *mut ConnectionCount) {
     add(unsafe { &raw mut (*counts).opened }, 1);
 }
 
-/// Counts that one of them is no longer.
+/// Counts a closed connection.
 #[inline(always)]
 fn closed(counts: *mut ConnectionCount) {
     // SAFETY: a value that the map returned lives as long as the program runs (RCU).
     add(unsafe { &raw mut (*counts).open }, -1);
 }
 
-/// Adds to a word of a map's value. The sum is not asked for: that needs kernel 5.12.
+/// Adds to a word of a map's value, without fetching the sum, which needs kernel 5.12.
 #[inline(always)]
 fn add(word: *mut i64, step: i64) {
-    // The target has no compare-and-swap, so `core` gives it no `fetch_add`; BPF's own XADD is one.
+    // `core` has no `fetch_add` for a target without compare-and-swap; this is BPF's own XADD.
     // SAFETY: aligned, alive, and every program changes it by this instruction only.
     unsafe {
         asm!("lock *(u64 *)({word} + 0) += {step}", word = in(reg) word, step = in(reg) step)

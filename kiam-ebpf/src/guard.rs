@@ -1,5 +1,5 @@
-//! The guard: packets for the IMDS that went past the connect hooks (raw and packet sockets, connections older
-//! than the agent, addresses that a later program rewrote) are dropped by who sent them.
+//! Drops packets to the IMDS that bypassed the connect hooks, by their sender. They come from raw and packet sockets,
+//! connections older than the agent, and addresses that a later program rewrote.
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_SK_STORAGE_GET_F_CREATE, bpf_hdr_start_off::BPF_HDR_START_NET},
@@ -24,7 +24,7 @@ const ETH_P_8021AD: u16 = 0x88a8;
 const ETHERNET_HEADER: u32 = 14;
 const VLAN_TAG: u32 = 4;
 
-/// Who sent a packet.
+/// The sender of a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sender {
     /// A socket that connect let through, or one of the agent's own pod.
@@ -37,7 +37,7 @@ pub(crate) enum Sender {
     NoSocket,
 }
 
-/// Notes that connect, or sendmsg, let this socket through to the IMDS.
+/// Marks the socket, whose connect or sendmsg to the IMDS passed.
 #[inline(always)]
 pub(crate) fn let_through(ctx: &SockAddrContext) {
     // SAFETY: the context is there for as long as the program runs.
@@ -51,11 +51,11 @@ pub(crate) fn let_through(ctx: &SockAddrContext) {
     let map = (&raw const PASSED).cast_mut();
     let value = (&raw mut passed).cast();
     let create = BPF_SK_STORAGE_GET_F_CREATE.into();
-    // SAFETY: the map is a socket storage of `u32`; without memory the socket has no note, and is denied.
+    // SAFETY: the map is a socket storage of `u32`; without memory the socket stays unmarked, and is denied.
     unsafe { bpf_sk_storage_get(map.cast(), socket.cast(), value, create) };
 }
 
-/// Whether the packet is for the IMDS by its IP header, wherever it begins.
+/// Whether the packet's destination is the IMDS, by its IP header.
 #[inline(always)]
 pub(crate) fn is_for_imds(skb: *mut __sk_buff) -> bool {
     // SAFETY: a field of the context, in network order.
@@ -66,10 +66,11 @@ pub(crate) fn is_for_imds(skb: *mut __sk_buff) -> bool {
     }
 }
 
-/// The same by the frame itself: who writes frames by hand can leave the kernel's notes about them wrong.
+/// Whether the frame's destination is the IMDS, by its bytes: of a packet socket's frames, the kernel's metadata may be
+/// wrong.
 #[inline(always)]
 pub(crate) fn is_frame_for_imds(skb: *mut __sk_buff) -> bool {
-    // With none, one or two VLAN tags: a priority tag (VLAN 0) is none to whoever receives it.
+    // With up to two VLAN tags: receivers ignore a priority tag (VLAN 0).
     for tags in 0..3 {
         let begin = ETHERNET_HEADER + tags * VLAN_TAG;
         match frame::<2>(skb, begin - 2).map(u16::from_be_bytes) {
@@ -92,7 +93,7 @@ fn v6(address: [u8; 16]) -> bool {
     imds_v6(Ipv6Addr::from_octets(address)) != ImdsV6::No
 }
 
-/// Who sent the packet. Kernel 5.2.
+/// The sender of the packet. Kernel 5.2.
 #[inline(always)]
 pub(crate) fn sender(skb: *mut __sk_buff) -> Sender {
     if was_let_through(skb) {
@@ -126,7 +127,7 @@ pub(crate) fn sender(skb: *mut __sk_buff) -> Sender {
     }
 }
 
-/// Whether the packet came in by an interface: what the node's kernel sends by itself, such as a last ACK, did not.
+/// Whether the packet came in by an interface, unlike those that the node's kernel sends itself, such as a last ACK.
 #[inline(always)]
 pub(crate) fn was_forwarded(skb: *mut __sk_buff) -> bool {
     // SAFETY: a field of the context.

@@ -1,4 +1,4 @@
-//! The agent's listener: nobody else's is connected to, and no SYN reaches it that no recorded connect has sent.
+//! Makes sure that connections reach only the agent's listeners, and that only SYNs of recorded connects reach those.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -23,16 +23,16 @@ use crate::maps::{FLOWS, LISTENERS, count};
 /// `skb->protocol` of IPv4 and IPv6 packets: network order in the lower half.
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
-/// Where the TCP header has its flags, and the flags that tell a SYN.
+/// The offset of the TCP header's flags, and the flags of a SYN.
 const TCP_FLAGS: usize = 13;
 const SYN: u8 = 0x02;
 const SYN_ACK_RST: u8 = 0x16;
-/// What a socket filter answers: drop, or keep the packet whole.
+/// The results of a socket filter: drop the packet, or keep all of it.
 const DROP: i64 = 0;
 const KEEP: i64 = u32::MAX as i64;
 
-/// Whether the agent listens at `destination` in the caller's own network namespace, where the caller's connect
-/// goes. Whoever binds the address when the agent is gone has no mark. Kernel 5.2.
+/// Whether the listener at `destination` in the caller's network namespace is the agent's. A listener that was bound after
+/// the agent's end has no mark. Kernel 5.2.
 #[inline(always)]
 pub(crate) fn is_agents(ctx: &SockAddrContext, destination: Destination) -> bool {
     let socket = match destination {
@@ -54,8 +54,8 @@ pub(crate) fn is_agents(ctx: &SockAddrContext, destination: Destination) -> bool
     marked
 }
 
-/// The socket that listens there; the caller releases it. No connection has 0 as its port, so the lookup finds
-/// a listener or nothing.
+/// The listener at the address, which the caller must release. No connection has port 0, so that the lookup finds no other
+/// socket.
 #[inline(always)]
 fn lookup_v4(ctx: &SockAddrContext, address: [u8; 4], port: u16) -> *mut bpf_sock {
     let v4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
@@ -95,8 +95,7 @@ fn lookup(ctx: &SockAddrContext, ends: bpf_sock_tuple__bindgen_ty_1, size: usize
     }
 }
 
-/// What to keep of a packet that comes to the agent's listener: all of it, unless it would open a connection
-/// that no recorded connect has asked for. Those never take a place in the listener's queue.
+/// Drops SYNs without a recorded connect, so that they take no place in the listener's queue, and keeps all other packets.
 #[inline(always)]
 pub(crate) fn filter(ctx: &SkBuffContext) -> i64 {
     // A socket filter's packet begins with the TCP header.
@@ -105,7 +104,7 @@ pub(crate) fn filter(ctx: &SkBuffContext) -> i64 {
         return KEEP;
     }
     if key(ctx).is_some_and(|key| {
-        // SAFETY: only whether the entry is there is asked.
+        // SAFETY: only the entry's presence is used.
         unsafe { FLOWS.get(key) }.is_some()
     }) {
         return KEEP;
@@ -114,7 +113,7 @@ pub(crate) fn filter(ctx: &SkBuffContext) -> i64 {
     DROP
 }
 
-/// The connection, in no namespace: the listener's side does not show the opener's.
+/// The connection's key without a namespace: the listener's side does not see the opener's.
 #[inline(always)]
 fn key(ctx: &SkBuffContext) -> Option<FlowKey> {
     let [a, b, c, d] = ctx.load::<[u8; 4]>(0).ok()?;

@@ -1,7 +1,7 @@
-//! The kernel programs: they send pods' IMDS traffic to the agent and note who is calling.
+//! The kernel programs, which redirect pods' IMDS traffic to the agent and record its callers.
 //!
-//! Entries convert the kernel's context into plain values, ask `kiam_common::redirect`, and apply the
-//! verdict. They need kernel 5.10, cgroup v2 and no privilege of the pod's.
+//! The entry points convert the kernel's context into plain values, get a verdict from `kiam_common::redirect`, and apply
+//! it. They need kernel 5.10 and cgroup v2, and no privilege of the pods.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -44,27 +44,27 @@ use crate::{
     },
 };
 
-/// What the kernel is told: go on.
+/// The result of cgroup hooks that lets the call pass.
 const ALLOW: i32 = 1;
-/// What the kernel is told: `EPERM`.
+/// The result of cgroup hooks that fails the call with `EPERM`.
 const DENY: i32 = 0;
-/// What tc is told: ask the next program. `TC_ACT_UNSPEC`, and `TCX_NEXT`.
+/// The result of tc programs that continues with the next program: `TC_ACT_UNSPEC`, and `TCX_NEXT`.
 const NEXT: i32 = -1;
-/// What tc is told: drop. `TC_ACT_SHOT`.
+/// The result of tc programs that drops the packet: `TC_ACT_SHOT`.
 const SHOT: i32 = 2;
 
-/// Which of the agent's listeners a caller is sent to.
+/// The choice among the agent's listeners for a caller.
 #[derive(Clone, Copy)]
 struct ListenerChoice {
     target: Target,
-    /// Inside the caller's own network namespace.
+    /// Whether these are pod listeners.
     pod_listener: bool,
-    /// The cgroup of the pod that the caller's network namespace is known to be of; 0, which no cgroup has: of none.
+    /// The cgroup of the pod that the caller's network namespace belongs to; 0, which no cgroup has, if none is known.
     pod: u64,
 }
 
 impl ListenerChoice {
-    /// Only what is for the IMDS has a choice: the agent's own address is the node's.
+    /// Chooses the listeners. Only traffic to the IMDS has pod listeners.
     #[inline(always)]
     fn of(ctx: &SockAddrContext, node: Target, for_imds: bool) -> Self {
         if for_imds {
@@ -84,9 +84,8 @@ impl ListenerChoice {
         Self { target: node, pod_listener: false, pod: 0 }
     }
 
-    /// The cgroup of the caller's pod, which its connections count for. Whoever is neither in the node's network
-    /// namespace nor, as one of its processes, in the one of a pod, is not known to be anybody, which is 0: any user can
-    /// make namespaces, and give them any address.
+    /// The cgroup of the caller's pod, whose quota has its connections. 0, for unknown, unless the caller is in the node's
+    /// network namespace, or in that of a pod as one of its processes: any user can create namespaces with any address.
     #[inline(always)]
     fn pod(&self, on_host: bool) -> u64 {
         if !on_host && self.pod != 0 && callers::is_in(self.pod) {
@@ -117,26 +116,26 @@ fn kiam_sendmsg4(ctx: SockAddrContext) -> i32 {
     judge_v4(&ctx)
 }
 
-/// The same of IPv6 sockets. Kernel 4.18.
+/// sendto(2) and sendmsg(2) of unconnected IPv6 datagram sockets. Kernel 4.18.
 #[cgroup_sock_addr(sendmsg6)]
 fn kiam_sendmsg6(ctx: SockAddrContext) -> i32 {
     judge_v6(&ctx)
 }
 
-/// bind(2) of IPv4 sockets: on the node's network, the agent's ports are the agent's. Kernel 4.17.
+/// bind(2) of IPv4 sockets: on the node's network, only the agent binds its ports. Kernel 4.17.
 #[cgroup_sock_addr(bind4)]
 fn kiam_bind4(ctx: SockAddrContext) -> i32 {
     bind(&ctx)
 }
 
-/// bind(2) of IPv6 sockets, which may take IPv4 connections too. Kernel 4.17.
+/// bind(2) of IPv6 sockets, which may accept IPv4 connections, too. Kernel 4.17.
 #[cgroup_sock_addr(bind6)]
 fn kiam_bind6(ctx: SockAddrContext) -> i32 {
     bind(&ctx)
 }
 
-/// What a socket load balancer above the pods' cgroup may do, for the self-test: attached while that
-/// runs, after the others, and only for its cgroup. Kernel 4.17.
+/// Rewrites addresses like a socket load balancer above the pods' cgroup, for the self-test. It is attached during the
+/// self-test, after the other programs, and acts only on the self-test's cgroup. Kernel 4.17.
 #[cgroup_sock_addr(connect4)]
 fn kiam_rewrite(ctx: SockAddrContext) -> i32 {
     if ipv4(&ctx).octets() == redirect::REWRITTEN.octets() && is_selftest() {
@@ -145,8 +144,8 @@ fn kiam_rewrite(ctx: SockAddrContext) -> i32 {
     ALLOW
 }
 
-/// bind(2) of one socket of the agent's: notes its network namespace, on kernels that don't tell it otherwise. Attached only
-/// while the agent starts. Kernel 5.7.
+/// bind(2) of one socket of the agent: records its network namespace, for kernels without another way to read it. Attached
+/// only while the agent starts. Kernel 5.7.
 #[cgroup_sock_addr(bind4)]
 fn kiam_namespace(ctx: SockAddrContext) -> i32 {
     // SAFETY: the helper takes the program's own context (kernel 4.18).
@@ -160,7 +159,7 @@ fn kiam_namespace(ctx: SockAddrContext) -> i32 {
     ALLOW
 }
 
-/// getpeername(2) of IPv4 sockets: shows the address that was asked. Kernel 5.8.
+/// getpeername(2) of IPv4 sockets: returns the original destination. Kernel 5.8.
 #[cgroup_sock_addr(getpeername4)]
 fn kiam_getpeername4(ctx: SockAddrContext) -> i32 {
     if let Some([.., a, b, c, d]) = asked(&ctx) {
@@ -180,7 +179,7 @@ fn kiam_getpeername6(ctx: SockAddrContext) -> i32 {
     ALLOW
 }
 
-/// Publishes redirected connections, and takes them back when they close. Kernel 5.2.
+/// Publishes redirected connections, and removes them when they close. Kernel 5.2.
 #[sock_ops]
 fn kiam_sock_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
@@ -193,13 +192,13 @@ fn kiam_sock_ops(ctx: SockOpsContext) -> u32 {
     1
 }
 
-/// What comes to the agent's listener, and to the connections accepted from it. Kernel 4.18.
+/// Filters packets to the agent's listener, and to connections accepted from it. Kernel 4.18.
 #[socket_filter]
 fn kiam_listener(ctx: SkBuffContext) -> i64 {
     listener::filter(&ctx)
 }
 
-/// What sockets of the pods' cgroup send (`--guard=skb`). Kernel 5.2.
+/// Filters packets of sockets in the pods' cgroup (`--guard=skb`). Kernel 5.2.
 #[cgroup_skb(egress)]
 fn kiam_guard(ctx: SkBuffContext) -> i32 {
     let skb = ctx.as_ptr().cast();
@@ -210,7 +209,7 @@ fn kiam_guard(ctx: SkBuffContext) -> i32 {
     DENY
 }
 
-/// What leaves the node (`--guard=uplink`). Kernel 5.2.
+/// Filters packets that leave the node (`--guard=uplink`). Kernel 5.2.
 #[classifier]
 fn kiam_uplink(ctx: TcContext) -> i32 {
     let skb = ctx.as_ptr().cast();
@@ -251,7 +250,7 @@ fn judge_v6(ctx: &SockAddrContext) -> i32 {
     apply(ctx, verdict, address.octets(), choice)
 }
 
-/// Does what was decided.
+/// Applies a verdict.
 #[inline(always)]
 fn apply(ctx: &SockAddrContext, verdict: Verdict, asked: [u8; 16], choice: ListenerChoice) -> i32 {
     if OBSERVES.load() != 0 {
@@ -277,7 +276,7 @@ fn apply(ctx: &SockAddrContext, verdict: Verdict, asked: [u8; 16], choice: Liste
     answer
 }
 
-/// Sends the connect to the agent, and to nobody else, with a record of who it is.
+/// Redirects the connect to the agent's listener, and records the caller.
 #[inline(always)]
 fn send_to_agent(
     ctx: &SockAddrContext,
@@ -298,7 +297,7 @@ fn send_to_agent(
     if pod == 0 {
         return Err(VerdictReason::Namespace);
     }
-    // From other namespaces the node's listener can't be seen.
+    // The node listener can't be looked up from other namespaces.
     if (choice.pod_listener || on_host) && !listener::is_agents(ctx, destination) {
         return Err(VerdictReason::NoListener);
     }
@@ -324,23 +323,23 @@ fn bind(ctx: &SockAddrContext) -> i32 {
     DENY
 }
 
-/// What a redirected socket asked for, if it is connected to the agent now.
+/// The original destination of a redirected socket that is connected to the agent.
 #[inline(always)]
 fn asked(ctx: &SockAddrContext) -> Option<[u8; 16]> {
-    // SAFETY: the context's socket is the one whose peer is asked for.
+    // SAFETY: the context's socket is the one of the call.
     let client = unsafe { CLIENTS.get_ptr_mut(ctx) };
     // SAFETY: null, or this socket's own record.
     let client = unsafe { client.as_ref() }?;
     (client.state == ClientRecord::PUBLISHED && client.port == port(ctx)).then_some(client.asked)
 }
 
-/// A BPF program cannot panic: the verifier proves that this is never reached.
+/// Never reached: the verifier proves that BPF programs don't panic.
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// Helpers such as `bpf_sk_storage_get` ask for a GPL-compatible licence.
+/// The licence: helpers such as `bpf_sk_storage_get` require a GPL-compatible one.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,7 +1,7 @@
 //! The maps, and the constants that the agent writes into the programs before it loads them.
 //!
-//! What configures the programs is constant: a restart replaces the programs whole, so that no connect
-//! ever sees half of a change. The maps are pinned and outlive the agent.
+//! The configuration is constant: a restart replaces the programs as a whole, so that no connect sees half of a change. The
+//! maps are pinned and outlive the agent.
 
 use aya_ebpf::{
     Global,
@@ -17,7 +17,7 @@ use kiam_common::{
     redirect::{AgentPorts, Target},
 };
 
-/// Where redirected connections go.
+/// The node listeners for redirected connections.
 #[unsafe(no_mangle)]
 pub(crate) static TARGET: Global<Target> =
     Global::new(Target { v4: [0; 4], v6: [0; 16], v4_port: 0, v6_port: 0 });
@@ -30,7 +30,7 @@ pub(crate) static AGENT_PORTS: Global<AgentPorts> = Global::new([0; 4]);
 #[unsafe(no_mangle)]
 pub(crate) static HOST_NETNS: Global<u64> = Global::new(0);
 
-/// Not 0: sockets of the node's network namespace pass (`--host-network-pods=pass`).
+/// Whether sockets of the node's network namespace pass (`--host-network-pods=pass`): 1, else 0.
 #[unsafe(no_mangle)]
 pub(crate) static HOST_NETWORK_PASSES: Global<u32> = Global::new(0);
 
@@ -38,74 +38,73 @@ pub(crate) static HOST_NETWORK_PASSES: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static PATH: Global<u32> = Global::new(0);
 
-/// Not 0: a connect is redirected only from a network namespace that is known to be the caller's pod's
-/// (`--identity=kernel`, where the kernel tells namespaces apart).
+/// Whether connects are redirected only from network namespaces that are known to be the caller's pod's
+/// (`--identity=kernel`, on kernels with namespace cookies): 1, else 0.
 #[unsafe(no_mangle)]
 pub(crate) static NAMESPACES_ARE_KNOWN: Global<u32> = Global::new(0);
 
-/// Not 0: nothing is changed, only counted (`--mode=observe`).
+/// Whether connects are only counted (`--mode=observe`): 1, else 0.
 #[unsafe(no_mangle)]
 pub(crate) static OBSERVES: Global<u32> = Global::new(0);
 
-/// The cookie of the agent's socket whose network namespace `kiam_namespace` notes; 0, which no socket has: of none.
+/// The cookie of the agent's socket whose network namespace `kiam_namespace` records; 0, which no socket has: none.
 #[unsafe(no_mangle)]
 pub(crate) static PROBE_SOCKET: Global<u64> = Global::new(0);
 
-/// What `kiam_namespace` noted; 0, which no namespace has: nothing yet. Not pinned.
+/// The cookie that `kiam_namespace` recorded; 0, which no namespace has: none yet. Not pinned.
 #[map]
 pub(crate) static PROBE_NETNS: Array<u64> = Array::with_max_entries(1, 0);
 
-/// When the agent last renewed its lease, `CLOCK_MONOTONIC` nanoseconds; 0: never.
+/// The time of the lease's last renewal, in nanoseconds of `CLOCK_MONOTONIC`; 0: never.
 #[map]
 pub(crate) static LEASE: Array<u64> = Array::with_max_entries(1, 0);
 
-/// Cgroup id to `CGROUP_PASS`, `CGROUP_INTERCEPT`, `CGROUP_PODS` or `CGROUP_QOS_CLASS`.
+/// The marks of cgroups by id: `CGROUP_PASS`, `CGROUP_INTERCEPT`, `CGROUP_PODS` or `CGROUP_QOS_CLASS`.
 #[map]
 pub(crate) static CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(64, 0);
 
-/// Who connected, kept with the socket: nobody else's sockets can push it out.
+/// The records of redirected sockets, stored with the sockets, so that other sockets can't evict them.
 #[btf_map]
 pub(crate) static CLIENTS: SkStorage<ClientRecord> = SkStorage::new();
 
-/// Sockets that the agent listens with: connect goes to no others. Written by the agent.
+/// The agent's listeners, to which alone connects are redirected. Written by the agent.
 #[btf_map]
 pub(crate) static LISTENERS: SkStorage<u32> = SkStorage::new();
 
-/// The network namespaces that are known to be pods', each with the agent's listeners inside it. Written by the agent.
+/// The network namespaces that are known to be pods', with their pod listeners. Written by the agent.
 #[map]
 pub(crate) static SANDBOXES: HashMap<u64, Sandbox> =
     HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 
-/// Sockets that connect or sendmsg let through to the IMDS.
+/// The sockets whose connect or sendmsg to the IMDS passed.
 #[btf_map]
 pub(crate) static PASSED: SkStorage<u32> = SkStorage::new();
 
-/// Open connections by what both ends see of them, each under its opener's network namespace and, for the filter of
-/// SYNs at the node's listener, which can't see that, under namespace 0. It evicts nothing, and has room for the quotas
-/// of all pods that `PODS` has room for.
+/// The openers of connections, each under its own network namespace and, for the node listener's filter of SYNs, which
+/// can't see that, under namespace 0. Nothing is evicted: there is room for the quotas of all pods in `PODS`.
 #[map]
 pub(crate) static FLOWS: HashMap<FlowKey, Opener> =
     HashMap::with_max_entries(PODS_PER_NODE * POD_QUOTA as u32 * 2, BPF_F_NO_PREALLOC);
 
-/// Who asked for the IMDS, and how often (`--mode=observe`).
+/// The callers of the IMDS, with counts (`--mode=observe`).
 #[map]
 pub(crate) static OBSERVED: LruHashMap<Sighting, Sightings> = LruHashMap::with_max_entries(8192, 0);
 
-/// Open connections by pod. Where it is full, further pods are denied.
+/// The connection counts of pods. When it is full, further pods are denied.
 #[map]
 pub(crate) static PODS: HashMap<u64, ConnectionCount> =
     HashMap::with_max_entries(PODS_PER_NODE, BPF_F_NO_PREALLOC);
 
-/// When each link was attached, by its id: `CLOCK_BOOTTIME` nanoseconds. For agents alone.
+/// The time of each link's attachment by its id, in nanoseconds of `CLOCK_BOOTTIME`. Only agents use it.
 #[map]
 pub(crate) static ATTACHED: HashMap<u32, u64> = HashMap::with_max_entries(64, 0);
 
-/// How often each `VerdictReason` was the answer.
+/// The counters of each `VerdictReason`.
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<u64> =
     PerCpuArray::with_max_entries(VerdictReason::ROOM, 0);
 
-/// Counts one.
+/// Counts one verdict.
 #[inline(always)]
 pub(crate) fn count(reason: VerdictReason) {
     if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {

@@ -1,4 +1,4 @@
-//! What the socket address hooks' context holds, as plain values.
+//! Reads and writes the context of socket address hooks.
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
@@ -34,21 +34,21 @@ pub(crate) fn ipv6(ctx: &SockAddrContext) -> Ipv6Addr {
     ])
 }
 
-/// Host order.
+/// The destination port, in host order.
 #[inline(always)]
 pub(crate) fn port(ctx: &SockAddrContext) -> u16 {
     // SAFETY: a field of the context, network order in its lower half.
     u16::from_be(unsafe { (*ctx.sock_addr).user_port } as u16)
 }
 
-/// MPTCP sockets are streams too; their protocol differs, so it is not asked.
+/// Whether the socket is a stream, of TCP or MPTCP.
 #[inline(always)]
 pub(crate) fn is_stream(ctx: &SockAddrContext) -> bool {
     // SAFETY: a field of the context.
     unsafe { (*ctx.sock_addr).type_ == SOCK_STREAM }
 }
 
-/// Whether the socket is of the node's own network namespace.
+/// Whether the socket is in the node's own network namespace.
 #[inline(always)]
 pub(crate) fn is_on_host_network(ctx: &SockAddrContext) -> bool {
     let host = match HOST_NETNS.load() {
@@ -59,7 +59,7 @@ pub(crate) fn is_on_host_network(ctx: &SockAddrContext) -> bool {
     host == netns(ctx)
 }
 
-/// The socket's network namespace's cookie. Kernel 5.7.
+/// The cookie of the socket's network namespace. Kernel 5.7.
 #[inline(always)]
 pub(crate) fn netns(ctx: &SockAddrContext) -> u64 {
     // SAFETY: the helper takes the program's own context.
@@ -77,7 +77,7 @@ pub(crate) fn is_bound_to_interface(ctx: &SockAddrContext) -> bool {
     unsafe { (*socket).bound_dev_if != 0 }
 }
 
-/// Sends the connect there instead.
+/// Replaces the connect's destination.
 #[inline(always)]
 pub(crate) fn rewrite(ctx: &SockAddrContext, destination: Destination) {
     match destination {
