@@ -245,65 +245,31 @@ mod tests {
 
     #[test]
     fn ipv4_decisions() {
+        use Verdict::{Deny, Pass};
+        use VerdictReason as Why;
         let redirect = Verdict::Redirect(Destination::V4(NODE, 3100));
         let other = Ipv4Addr::new(169, 254, 169, 253);
         let cases = [
             (IMDS_V4, 80, V4_ONLY, POD, redirect),
-            (IMDS_V4, 8080, V4_ONLY, POD, Verdict::Deny(VerdictReason::OtherPort)),
-            (IMDS_V4, 80, V6_ONLY, POD, Verdict::Deny(VerdictReason::NoTarget)),
-            (
-                IMDS_V4,
-                80,
-                V4_ONLY,
-                Caller { leased: false, ..POD },
-                Verdict::Deny(VerdictReason::NoLease),
-            ),
-            (
-                IMDS_V4,
-                80,
-                V4_ONLY,
-                Caller { stream: false, ..POD },
-                Verdict::Deny(VerdictReason::Datagram),
-            ),
-            (
-                IMDS_V4,
-                80,
-                V4_ONLY,
-                Caller { exempt: true, ..POD },
-                Verdict::Pass(VerdictReason::Exempt),
-            ),
+            (IMDS_V4, 8080, V4_ONLY, POD, Deny(Why::OtherPort)),
+            (IMDS_V4, 80, V6_ONLY, POD, Deny(Why::NoTarget)),
+            (IMDS_V4, 80, V4_ONLY, Caller { leased: false, ..POD }, Deny(Why::NoLease)),
+            (IMDS_V4, 80, V4_ONLY, Caller { stream: false, ..POD }, Deny(Why::Datagram)),
+            (IMDS_V4, 80, V4_ONLY, Caller { exempt: true, ..POD }, Pass(Why::Exempt)),
             (
                 IMDS_V4,
                 80,
                 V4_ONLY,
                 Caller { exempt: true, leased: false, stream: false },
-                Verdict::Pass(VerdictReason::Exempt),
+                Pass(Why::Exempt),
             ),
-            (
-                other,
-                80,
-                V4_ONLY,
-                Caller { leased: false, ..POD },
-                Verdict::Pass(VerdictReason::Unrelated),
-            ),
-            (NODE, 3100, V4_ONLY, POD, Verdict::Deny(VerdictReason::Direct)),
-            (NODE, 3101, V4_ONLY, POD, Verdict::Pass(VerdictReason::Unrelated)),
-            (other, 3100, V4_ONLY, POD, Verdict::Pass(VerdictReason::Unrelated)),
-            (
-                NODE,
-                3100,
-                V4_ONLY,
-                Caller { exempt: true, ..POD },
-                Verdict::Pass(VerdictReason::Exempt),
-            ),
-            (
-                NODE,
-                3100,
-                V4_ONLY,
-                Caller { stream: false, ..POD },
-                Verdict::Pass(VerdictReason::Unrelated),
-            ),
-            (Ipv4Addr::UNSPECIFIED, 0, V6_ONLY, POD, Verdict::Pass(VerdictReason::Unrelated)),
+            (other, 80, V4_ONLY, Caller { leased: false, ..POD }, Pass(Why::Unrelated)),
+            (NODE, 3100, V4_ONLY, POD, Deny(Why::Direct)),
+            (NODE, 3101, V4_ONLY, POD, Pass(Why::Unrelated)),
+            (other, 3100, V4_ONLY, POD, Pass(Why::Unrelated)),
+            (NODE, 3100, V4_ONLY, Caller { exempt: true, ..POD }, Pass(Why::Exempt)),
+            (NODE, 3100, V4_ONLY, Caller { stream: false, ..POD }, Pass(Why::Unrelated)),
+            (Ipv4Addr::UNSPECIFIED, 0, V6_ONLY, POD, Pass(Why::Unrelated)),
         ];
         for (address, port, target, caller, verdict) in cases {
             assert_eq!(

@@ -43,7 +43,6 @@ const CONFIG_HASH: AnnotationSpec = AnnotationSpec::new("kubernetes.io/config.ha
 /// The name and the filter of a field.
 type Field = (&'static str, Filter);
 
-/// Names and other short values.
 const WORD: Filter = Filter::Text(1024);
 const LONG: Filter = Filter::Text(64 * 1024);
 const KIND: Field = ("kind", WORD);
