@@ -33,6 +33,9 @@ fn run(task: Task) -> Result<ExitCode, Box<dyn Error>> {
         // A reader that has closed the pipe, such as head, needs no more of it.
         Task::Print(text) => drop(writeln!(std::io::stdout(), "{}", text.trim_end())),
         Task::SelftestClient => kiam_kernel::selftest::client()?,
+        Task::Pause => loop {
+            std::thread::park();
+        },
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -135,6 +135,25 @@ fn daemonset_gives_the_agent_the_grace_period_that_it_is_told() {
     assert!(page("docs/flags.md").contains(&format!("| `--grace-period` | `{given}s` |")));
 }
 
+/// The image has no other program than the agent.
+#[test]
+fn manifests_start_the_agent_alone() {
+    let mut commands = 0;
+    for manifest in [
+        "deploy/daemonset.yaml",
+        "deploy/uninstall/daemonset.yaml",
+        "deploy/chart/templates/daemonset.yaml",
+        "deploy/chart/templates/uninstall.yaml",
+    ] {
+        let text = page(manifest);
+        for command in text.lines().filter_map(|line| line.trim().strip_prefix("command:")) {
+            assert!(command.trim().starts_with("[kiam-agent"), "{manifest}: {command}");
+            commands += 1;
+        }
+    }
+    assert!(commands > 2, "the probes are commands");
+}
+
 /// The security model names the test behind each of its rows: `file::test` or `module::test`.
 #[test]
 fn security_model_names_tests_that_are_there() {

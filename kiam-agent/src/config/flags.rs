@@ -48,6 +48,9 @@ pub(super) enum Subcommands {
     /// The client that the self-test runs in a temporary pod
     #[command(hide = true)]
     SelftestClient,
+    /// Do nothing until the container ends
+    #[command(hide = true)]
+    Pause,
     /// Show the state of this node's agent; exit 0 when it is ready (or alive), else 1
     Status {
         /// Only whether it is alive

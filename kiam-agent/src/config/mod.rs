@@ -94,6 +94,8 @@ pub enum Task {
     },
     /// `selftest-client`, which the self-test runs in a temporary pod.
     SelftestClient,
+    /// `pause`, which a container of `deploy/uninstall` runs: the image has no other program.
+    Pause,
     /// Print this text: help, version, or a text of the boot guard.
     Print(String),
 }

@@ -48,6 +48,7 @@ fn understood(words: Vec<String>) -> Result<Task, UsageError> {
         Ok(CommandLine { command: Some(Subcommands::SelftestClient), .. }) => {
             Ok(Task::SelftestClient)
         }
+        Ok(CommandLine { command: Some(Subcommands::Pause), .. }) => Ok(Task::Pause),
         Ok(CommandLine { command: Some(Subcommands::Status { live, state_dir }), .. }) => {
             Ok(Task::Status { live, state_dir: state_dir.into() })
         }

@@ -6,7 +6,10 @@ use anyhow::{Context, Result};
 use lab::runtime::{busybox, write_busybox, write_image};
 use serde_json::json;
 
-use xtask::command::{command, output_of, workspace};
+use xtask::{
+    command::{command, output_of, workspace},
+    oci::Root,
+};
 
 /// What STS's certificate is checked against.
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -17,8 +20,8 @@ const CLIENT: &str = "lab.invalid/client:1";
 /// Writes them as `*.tar` into `to`. The agent's program is `agent`, and is not static as a release's is.
 pub(super) fn write(agent: &Path, to: &Path) -> Result<()> {
     let read = |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
-    let mut root = busybox()?;
-    root.link("bin/sleep", "busybox").file("usr/local/bin/kiam-agent", 0o755, read(agent)?);
+    let mut root = Root::default();
+    root.file("usr/local/bin/kiam-agent", 0o755, read(agent)?);
     for file in libraries(agent)?.iter().map(String::as_str).chain([CERTIFICATES]) {
         root.file(file.trim_start_matches('/'), 0o755, read(Path::new(file))?);
     }
