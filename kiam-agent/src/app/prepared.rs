@@ -16,6 +16,7 @@ use crate::{
 };
 use kiam_core::{
     blocking::{self, Blocking},
+    rate::Rate,
     telemetry::LogLevel,
 };
 use kiam_kernel::{intercept, pins::AgentLock, sandboxes};
@@ -183,7 +184,7 @@ fn service(
 }
 
 /// Limits that leave open files to the listeners of as many pods as a node runs.
-fn serve_config(rate: serve::Rate, interceptor: Option<&intercept::Config>) -> serve::Config {
+fn serve_config(rate: Rate, interceptor: Option<&intercept::Config>) -> serve::Config {
     let mut config =
         serve::Config { requests: rate, new_connections: rate, ..serve::Config::default() };
     if interceptor.is_some_and(intercept::Config::follows_sandboxes) {

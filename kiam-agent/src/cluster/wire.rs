@@ -11,7 +11,9 @@ use serde_json::Value;
 
 use super::sieve::{Filter, InvalidJson};
 use kiam_core::{
-    pods::{Annotation, InvalidPodUid, Namespace, Pod, PodUid, ServiceAccount, TooLong},
+    pods::{
+        Annotation, InvalidPodUid, Namespace, Pod, PodUid, ServiceAccount, TooLong, annotations,
+    },
     role::AccountName,
 };
 
@@ -23,16 +25,14 @@ struct AnnotationSpec {
     most: usize,
 }
 
-const ROLE: AnnotationSpec = AnnotationSpec::new("iam.amazonaws.com/role", 2048);
-const SESSION_NAME: AnnotationSpec = AnnotationSpec::new("iam.amazonaws.com/session-name", 2048);
-const EXTERNAL_ID: AnnotationSpec = AnnotationSpec::new("iam.amazonaws.com/external-id", 2048);
-const SESSION_POLICIES: AnnotationSpec =
-    AnnotationSpec::new("iam.amazonaws.com/session-policies", 24 * 1024);
-const PERMITTED: AnnotationSpec = AnnotationSpec::new("iam.amazonaws.com/permitted", 16 * 1024);
-const ALLOWED_ROLES: AnnotationSpec =
-    AnnotationSpec::new("iam.amazonaws.com/allowed-roles", 64 * 1024);
-const IMDSV2: AnnotationSpec = AnnotationSpec::new("iam.amazonaws.com/imdsv2", 64);
-const ROLE_ARN: AnnotationSpec = AnnotationSpec::new("eks.amazonaws.com/role-arn", 2048);
+const ROLE: AnnotationSpec = AnnotationSpec::new(annotations::ROLE, 2048);
+const SESSION_NAME: AnnotationSpec = AnnotationSpec::new(annotations::SESSION_NAME, 2048);
+const EXTERNAL_ID: AnnotationSpec = AnnotationSpec::new(annotations::EXTERNAL_ID, 2048);
+const SESSION_POLICIES: AnnotationSpec = AnnotationSpec::new(annotations::SESSION_POLICIES, 24 * 1024);
+const PERMITTED: AnnotationSpec = AnnotationSpec::new(annotations::PERMITTED, 16 * 1024);
+const ALLOWED_ROLES: AnnotationSpec = AnnotationSpec::new(annotations::ALLOWED_ROLES, 64 * 1024);
+const IMDSV2: AnnotationSpec = AnnotationSpec::new(annotations::IMDSV2, 64);
+const ROLE_ARN: AnnotationSpec = AnnotationSpec::new(annotations::ROLE_ARN, 2048);
 /// The ServiceAccount of pods without `spec.serviceAccountName`.
 const DEFAULT_SERVICE_ACCOUNT: &str = "default";
 /// Set only by the kubelet, on the mirror pod of a static pod

@@ -30,9 +30,10 @@ pub use self::{
     sts::Sts,
     values::Hosts,
 };
-use crate::{cluster, imds, serve};
+use crate::{cluster, imds};
 use kiam_core::{
     credentials,
+    rate::Rate,
     telemetry::{Format, Level, Logs},
 };
 use kiam_kernel::{intercept, selftest};
@@ -139,7 +140,7 @@ pub struct Config {
     /// The metadata service for pods.
     pub imds: imds::Config,
     /// `--pod-rate`.
-    pub pod_rate: serve::Rate,
+    pub pod_rate: Rate,
     /// `--upstream`.
     pub upstream: imds::UpstreamUrl,
     /// `--state-dir`.
@@ -263,7 +264,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let max_staleness = credentials.and_then(|it| it.max_staleness);
     let cluster = cluster(flags, vars, prove_after(identity, max_staleness), mistakes);
     let imds = metadata::metadata(flags, identity, &hosts, intercept.is_some(), mistakes);
-    let pod_rate = mistakes.pod_rate("pod-rate", &flags.pod_rate);
+    let pod_rate = mistakes.rate("pod-rate", &flags.pod_rate, 5, 1_000_000);
     let upstream = mistakes.parse("upstream", &flags.upstream);
     let static_pod_namespaces =
         mistakes.names("static-pod-namespaces", &flags.static_pod_namespaces);

@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use kiam_core::names;
+
 /// The namespace and the name of a pod, which may be valid names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodName {
@@ -15,18 +17,11 @@ impl FromStr for PodName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // <https://kubernetes.io/docs/concepts/overview/working-with-objects/names/>
-        let allowed = |byte: u8| {
-            byte.is_ascii_lowercase() || byte.is_ascii_digit() || [b'-', b'.'].contains(&byte)
-        };
-        let is_name = |name: &&str| (1..=253).contains(&name.len()) && name.bytes().all(allowed);
         let (namespace, name) = text.split_once('/').unwrap_or_default();
-        match (Some(namespace).filter(is_name), Some(name).filter(is_name)) {
-            (Some(namespace), Some(name)) => {
-                Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
-            }
-            _ => Err(format!("{text:?}: it takes a namespace and a pod, such as shop/orders-0")),
+        if !names::is_label(namespace) || !names::is_subdomain(name) {
+            return Err(format!("{text:?}: it takes a namespace and a pod, such as shop/orders-0"));
         }
+        Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
     }
 }
 

@@ -69,7 +69,7 @@ fn source(flags: &Flags, mistakes: &mut Mistakes) -> (Option<Source>, Option<Pat
 
 /// The limits of calls to STS.
 pub(super) fn credentials(flags: &Flags, mistakes: &mut Mistakes) -> Option<credentials::Config> {
-    let sts_rate = mistakes.rate("sts-rate", &flags.sts_rate);
+    let sts_rate = mistakes.rate("sts-rate", &flags.sts_rate, 10, 10_000);
     let max_staleness = match flags.max_staleness.as_str() {
         "off" => Some(None),
         text => mistakes.duration("max-staleness", text, SECOND, DAY * 365).map(Some),

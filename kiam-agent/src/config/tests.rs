@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::*;
+use crate::serve;
 use kiam_core::{
     policy::AnnotationOverrides,
     role::{Source, Subject},
@@ -282,8 +283,8 @@ fn calls_to_sts_and_staleness_have_bounds_that_can_be_changed() {
     assert_eq!(rate("--sts-rate=5"), (SECOND / 5, 50));
     assert_eq!(rate("--sts-rate=2:3"), (SECOND / 2, 3));
     let pod = |flags: &str| config(&format!("{flags} {GOOD}")).pod_rate;
-    assert_eq!(pod(""), serve::Rate::POD);
-    assert_eq!(pod("--pod-rate=30"), serve::Rate { per_second: 30, burst: 150 });
+    assert_eq!(pod(""), serve::POD_RATE);
+    assert_eq!(pod("--pod-rate=30"), Rate::per_second(30, 150));
     assert_eq!(credentials("--max-staleness=off").max_staleness, None);
     assert_eq!(credentials("--max-staleness=1h").max_staleness, Some(SECOND * 3600));
 }

@@ -3,10 +3,11 @@
 use std::{fmt::Display, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use super::{Vars, flags::Flags};
-use crate::{proxy::Proxies, serve};
+use crate::proxy::Proxies;
 use kiam_core::{
-    credentials::Rate,
+    names::is_label,
     policy::AnnotationOverrides,
+    rate::Rate,
     role::{Location, NameTemplate},
 };
 use kiam_kernel::{guard::GuardConfig, intercept::HostNetworkPods};
@@ -130,25 +131,8 @@ impl Mistakes {
         }
     }
 
-    /// `<rate>` or `<rate>:<burst>`, of calls a second and at once. The default burst is that of ten seconds.
-    pub(super) fn rate(&mut self, flag: &str, text: &str) -> Option<Rate> {
-        let (rate, burst) = self.rate_and_burst(flag, text, 10, 10_000)?;
-        Some(Rate { burst, period: Duration::from_secs(1) / rate })
-    }
-
-    /// The same for one pod's requests. The default burst is that of five seconds.
-    pub(super) fn pod_rate(&mut self, flag: &str, text: &str) -> Option<serve::Rate> {
-        let (per_second, burst) = self.rate_and_burst(flag, text, 5, 1_000_000)?;
-        Some(serve::Rate { per_second, burst })
-    }
-
-    fn rate_and_burst(
-        &mut self,
-        flag: &str,
-        text: &str,
-        seconds: u32,
-        most: u32,
-    ) -> Option<(u32, u32)> {
+    /// `<rate>` or `<rate>:<burst>`: up to `most` times a second, and at once. The default burst is that of `seconds`.
+    pub(super) fn rate(&mut self, flag: &str, text: &str, seconds: u32, most: u32) -> Option<Rate> {
         let (rate, burst) = match text.split_once(':') {
             Some((rate, burst)) => (rate, Some(burst)),
             None => (text, None),
@@ -159,7 +143,7 @@ impl Mistakes {
         if rate.is_none() || burst.is_none() {
             self.add(flag, format!("{text:?} is not a rate (1 to {most}), such as 10 or 10:100"));
         }
-        rate.zip(burst)
+        Some(Rate::per_second(rate?, burst?))
     }
 
     /// An absolute path.
@@ -272,15 +256,6 @@ impl Mistakes {
         let words = [("pass", HostNetworkPods::Pass), ("intercept", HostNetworkPods::Intercept)];
         self.one_of("host-network-pods", text, &words)
     }
-}
-
-/// Whether Kubernetes could call a namespace so: an RFC 1123 label.
-fn is_label(text: &str) -> bool {
-    let inside = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    (1..=63).contains(&text.len())
-        && text.bytes().all(inside)
-        && !text.starts_with('-')
-        && !text.ends_with('-')
 }
 
 fn show(duration: Duration) -> humantime::FormattedDuration {

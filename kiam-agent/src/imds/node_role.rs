@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use kiam_core::{pods::Pod, role::QuotedText};
+use kiam_core::{names, pods::Pod, role::QuotedText};
 
 /// The pods of one service account: `<namespace>/<serviceaccount>`.
 ///
@@ -36,21 +36,12 @@ impl FromStr for NodeRole {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let invalid = || InvalidNodeRole(QuotedText::new(text));
         let (namespace, service_account) = text.split_once('/').ok_or_else(invalid)?;
-        if !is_name(namespace, 63, "-") || !is_name(service_account, 253, "-.") {
+        if !names::is_label(namespace) || !names::is_subdomain(service_account) {
             return Err(invalid());
         }
         let [namespace, service_account] = [namespace, service_account].map(str::to_owned);
         Ok(Self { namespace, service_account })
     }
-}
-
-/// Whether Kubernetes has such names: RFC 1123, with `marks` between letters and digits.
-fn is_name(text: &str, longest: usize, marks: &str) -> bool {
-    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    (1..=longest).contains(&text.len())
-        && text.chars().all(|c| plain(c) || marks.contains(c))
-        && text.starts_with(plain)
-        && text.ends_with(plain)
 }
 
 #[cfg(test)]

@@ -14,11 +14,11 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{
-    Config,
-    share::{Bucket, Share},
+use super::{Config, share::Share};
+use kiam_core::{
+    pods::{Client, PodUid, Unattested},
+    rate::Bucket,
 };
-use kiam_core::pods::{Client, PodUid, Unattested};
 
 /// The number of pods among which half of the connections are divided: more than a node runs.
 const SHARING_PODS: usize = 256;
@@ -171,7 +171,7 @@ impl Limits {
         let own = self.own(&owner, open.in_all);
         let number = open.next;
         let account = open.account(&owner, &self.config, now).ok_or(ExceededLimit::Owners)?;
-        if !account.new_connections.take(now) {
+        if !account.new_connections.try_take(self.config.new_connections, now) {
             return Err(ExceededLimit::Rate);
         }
         let full = account.open.len() >= own;
@@ -191,7 +191,8 @@ impl Limits {
         let wait = || {
             let now = Instant::now();
             let open = self.open();
-            open.owners.get(owner).map_or(Duration::ZERO, |own| own.new_connections.wait(now))
+            let rate = self.config.new_connections;
+            open.owners.get(owner).map_or(Duration::ZERO, |own| own.new_connections.wait(rate, now))
         };
         let mut left = wait();
         while !left.is_zero() {
@@ -229,8 +230,8 @@ impl OpenConnections {
         let account = self.owners.entry(owner.clone());
         Some(account.or_insert_with(|| Account {
             open: BTreeMap::new(),
-            new_connections: Bucket::full(config.new_connections, now),
-            share: Arc::new(Share::new(config.requests, now)),
+            new_connections: Bucket::default(),
+            share: Arc::new(Share::new(config.requests)),
         }))
     }
 
@@ -323,8 +324,8 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use crate::serve::Rate;
     use kiam_core::pods::fixtures::{attested, uid};
+    use kiam_core::rate::Rate;
 
     #[test]
     fn connections_leave_open_files_for_all_else() {
@@ -392,7 +393,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_table_of_owners_is_bounded_and_forgets_those_with_a_whole_share_again() {
-        let requests = Rate { per_second: 1, burst: 10 };
+        let requests = Rate::per_second(1, 10);
         let limits = Limits::new(Config { requests, ..Config::default() });
         let take = |n| limits.take(Owner::Address(Ipv4Addr::from_bits(n).into()));
         let owners = u32::try_from(OWNERS).unwrap();
@@ -411,7 +412,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn connections_have_a_rate_and_who_waits_gets_one_when_it_is_there() {
-        let new_connections = Rate { per_second: 10, burst: 3 };
+        let new_connections = Rate::per_second(10, 3);
         let limits = Limits::new(Config { new_connections, ..Config::default() });
         let owner = |n| Owner::Pod(uid(n));
         let taken = |n| (0..5).filter(|_| limits.take(owner(n)).is_ok()).count();

@@ -36,11 +36,11 @@ pub use self::{
     limits::{Owner, raise_open_files},
     metrics::Metrics,
     relay::Relay,
-    share::Rate,
 };
 use kiam_core::{
     lifecycle::Drain,
     pods::{Client, ClientResolver, Connection, NotFound, Pod, PodUid, Unattested},
+    rate::Rate,
     telemetry::LogLimit,
 };
 
@@ -51,6 +51,9 @@ const BACKLOG: i32 = 4096;
 /// agent's memory, and the system's defaults allow 128 kB and more per connection. Heads of requests are up to 16 KiB, but
 /// are read as they come. Answers are below 4 kB.
 const SOCKET_BUFFER: usize = 8 * 1024;
+/// The default rate of one pod. A busy pod's SDKs make a few requests an hour, and a client that creates a session for each
+/// call makes three for it.
+pub const POD_RATE: Rate = Rate { burst: 1000, period: Duration::from_millis(5) };
 /// The shortest time between two equal log lines.
 const LOG_PERIOD: Duration = Duration::from_secs(1);
 
@@ -160,8 +163,8 @@ impl Default for Config {
             other_files: 256,
             connections_per_pod: 192,
             connections_of_strangers: 256,
-            new_connections: Rate::POD,
-            requests: Rate::POD,
+            new_connections: POD_RATE,
+            requests: POD_RATE,
             header_deadline: Duration::from_secs(60),
             stranger_deadline: Duration::from_secs(5),
             unread_deadline: Duration::from_secs(30),

@@ -2,7 +2,10 @@
 
 use std::{ops::Range, time::Duration};
 
-use kiam_core::credentials::{Bucket, ErrorClass, Rate};
+use kiam_core::{
+    credentials::ErrorClass,
+    rate::{Bucket, Rate},
+};
 use tokio::time::Instant;
 
 /// What STS does with a call.

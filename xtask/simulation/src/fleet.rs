@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use kiam_core::credentials::{Config, Rate, schedule};
+use kiam_core::{
+    credentials::{Config, schedule},
+    rate::Rate,
+};
 
 /// Service accounts that use one role.
 const ACCOUNTS_A_ROLE: u32 = 2;

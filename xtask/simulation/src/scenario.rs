@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Mutex, thread, time::Duration};
 
-use kiam_core::credentials::Rate;
+use kiam_core::rate::Rate;
 
 use crate::{
     fleet::{Fleet, Policy, SessionName},

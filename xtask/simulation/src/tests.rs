@@ -7,10 +7,11 @@ use futures::future::BoxFuture;
 use kiam_core::{
     clock::Clock,
     credentials::{
-        Config, CredentialSource, Credentials, Metrics, Prefetcher, PrefetcherParts, Rate,
+        Config, CredentialSource, Credentials, Metrics, Prefetcher, PrefetcherParts,
         RenderedAnswers, SourceError,
     },
     lifecycle::{self, Readiness},
+    rate::Rate,
     role::{Claimant, RoleIdentity, SessionName as Name},
     secret::Secret,
     telemetry::Statsd,

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use kiam_core::credentials::{Bucket, Pace};
+use kiam_core::{credentials::Pace, rate::Bucket};
 use tokio::time::Instant;
 
 use crate::{

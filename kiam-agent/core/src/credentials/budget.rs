@@ -9,7 +9,10 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::{ErrorClass, Limit, schedule};
-use crate::role::{Claimant, RoleIdentity};
+use crate::{
+    rate::{Bucket, Rate},
+    role::{Claimant, RoleIdentity},
+};
 
 /// A pod has one role at a time, and few ever change it.
 const POD: Rate = Rate { burst: 3, period: Duration::from_secs(20) };
@@ -17,23 +20,8 @@ const POD: Rate = Rate { burst: 3, period: Duration::from_secs(20) };
 /// As many as a node's pods may need when it starts; then one a second, which no rollout exceeds for long.
 const NAMESPACE: Rate = Rate { burst: 50, period: Duration::from_secs(1) };
 
-/// How often something may happen: `burst` times at once, then once a `period`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    /// Times at once; at least 1.
-    pub burst: u32,
-    /// Time until one more.
-    pub period: Duration,
-}
-
 /// The reason why a call waits, and for how long at least.
 pub(super) type Delay = (Limit, Duration);
-
-/// A token bucket, stored as the time when it will be full again. A new one is full.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Bucket {
-    full_at: Option<Instant>,
-}
 
 /// The calls that one pod has used.
 #[derive(Debug, Default)]
@@ -65,29 +53,6 @@ pub(super) struct Candidate<'a> {
     pub(super) asked: bool,
     /// Whether the key has taken from its shares before: this is a retry.
     pub(super) paid: bool,
-}
-
-// === impl Bucket ===
-
-impl Bucket {
-    /// The time until there is a token.
-    #[must_use]
-    pub fn wait(&self, rate: Rate, now: Instant) -> Duration {
-        let missing = self.full_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
-        (missing + rate.period).saturating_sub(rate.period * rate.burst)
-    }
-
-    /// Takes a token, whether there is one or not.
-    pub fn take(&mut self, rate: Rate, now: Instant) {
-        let from = self.full_at.map_or(now, |at| at.max(now));
-        self.full_at = Some(from + rate.period);
-    }
-
-    /// Whether the bucket is full, as if never used.
-    #[must_use]
-    pub fn is_full(&self, now: Instant) -> bool {
-        self.full_at.is_none_or(|at| at <= now)
-    }
 }
 
 // === impl Share ===
@@ -238,25 +203,6 @@ mod tests {
                 (&claimant.namespace, &claimant.pod) != (&namespace, &pod)
             });
         }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_bucket_gives_its_burst_and_then_one_a_period() {
-        let rate = Rate { burst: 3, period: SECOND };
-        let (mut bucket, now) = (Bucket::default(), Instant::now());
-        for _ in 0..3 {
-            assert_eq!(bucket.wait(rate, now), Duration::ZERO);
-            bucket.take(rate, now);
-        }
-        assert_eq!(bucket.wait(rate, now), SECOND);
-        assert_eq!(bucket.wait(rate, now + SECOND / 4), SECOND * 3 / 4);
-        assert_eq!(bucket.wait(rate, now + SECOND), Duration::ZERO);
-        bucket.take(rate, now + SECOND);
-        assert_eq!(bucket.wait(rate, now + SECOND), SECOND);
-        // However long nobody asks, no more than the burst is saved up.
-        let later = now + SECOND * 1000;
-        (0..3).for_each(|_| bucket.take(rate, later));
-        assert_eq!(bucket.wait(rate, later), SECOND);
     }
 
     #[tokio::test(start_paused = true)]

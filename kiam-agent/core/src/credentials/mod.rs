@@ -24,7 +24,6 @@ use std::{
 };
 
 pub use self::{
-    budget::{Bucket, Rate},
     inheritance::{Inheritance, InheritanceError},
     metrics::{CredentialStates, Metrics},
     pace::Pace,
@@ -39,6 +38,7 @@ use prometheus_client::encoding::EncodeLabelValue;
 use tokio::time::Instant;
 
 use crate::{
+    rate::Rate,
     role::{AccountName, Claimant, RoleArn, RoleIdentity},
     secret::Secret,
 };

@@ -17,7 +17,7 @@ use super::{
     Config, CredentialReader, CredentialSource, Credentials, ErrorClass, Inheritance,
     IssuedCredentials, Limit, Metrics, Names, Render, Silence,
     arrivals::Arrivals,
-    budget::{Bucket, Delay, Shares},
+    budget::{Delay, Shares},
     call::{FinishedCall, answer, checked},
     call_log::CallLog,
     pace::Paces,
@@ -31,6 +31,7 @@ use super::{
 use crate::{
     clock::Clock,
     lifecycle::{Drain, Latch},
+    rate::Bucket,
     role::{Claimant, RoleIdentity, WantedRoles},
 };
 

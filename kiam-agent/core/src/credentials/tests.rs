@@ -23,6 +23,7 @@ use super::*;
 use crate::{
     clock::Clock,
     lifecycle::{self, DrainSignal, Readiness},
+    rate::Bucket,
     role::{Claimant, SessionName, WantedRoles},
     secret::Secret,
     telemetry::Statsd,

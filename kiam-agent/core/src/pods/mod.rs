@@ -3,6 +3,7 @@
 //! One writer, [`PodIndex`], is fed by the Kubernetes watch; all others read by a [`PodReader`]. The one rule: where it
 //! is not certain which pod is calling, the answer is [`NotFound`] and never a guess.
 
+pub mod annotations;
 #[cfg(any(test, feature = "testing"))]
 pub mod fixtures;
 mod index;

@@ -28,17 +28,15 @@ pub use self::{
 };
 use crate::{
     lifecycle::Drain,
-    pods::{Annotation, Namespace, Pod, PodReader},
+    pods::{
+        Annotation, Namespace, Pod, PodReader,
+        annotations::{EXTERNAL_ID, ROLE, SESSION_NAME, SESSION_POLICIES},
+    },
     role::{
         AccountName, Claimant, ExternalId, NameTemplate, QuotedText, RoleArn, RoleIdentity,
         RoleResolver, SessionName, SessionPolicies, Source, Subject, TagTemplate, WantedRoles,
     },
 };
-
-const ROLE: &str = "iam.amazonaws.com/role";
-const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
-const EXTERNAL_ID: &str = "iam.amazonaws.com/external-id";
-const SESSION_POLICIES: &str = "iam.amazonaws.com/session-policies";
 
 /// The pause after computing the wanted roles, in multiples of the time that it took.
 const PAUSE_PER_WORK: u32 = 9;

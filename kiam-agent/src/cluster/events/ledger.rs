@@ -11,7 +11,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::trouble::{PresentTrouble, Subject, Trouble};
-use kiam_core::credentials::{Bucket, Rate};
+use kiam_core::rate::{Bucket, Rate};
 
 /// The time between two reports of a trouble that lasts. The API server deletes an Event an hour after its last write.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(30 * 60);

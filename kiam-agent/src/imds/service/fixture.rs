@@ -28,6 +28,7 @@ use kiam_core::{
         Client, ClientResolver, Connection, Namespace, Origin, Pod, PodIndex, PodUid, Unattested,
     },
     policy::{self, RolePolicy},
+    rate::Rate,
     role::{Claimant, RoleIdentity, RoleResolver, WantedRoles},
     secret::Secret,
     telemetry::Statsd,
@@ -179,7 +180,7 @@ pub(crate) fn imdsv2(head: &str) -> (&'static str, String) {
 }
 
 /// No test is about a pod's share of requests.
-const MANY: serve::Rate = serve::Rate { per_second: 100_000, burst: 100_000 };
+const MANY: Rate = Rate { burst: 100_000, period: Duration::from_micros(10) };
 
 /// The running service.
 pub(super) struct Node {

@@ -140,7 +140,7 @@ fn a_pod_that_pipelines_and_never_reads_does_not_slow_another() {
 #[test]
 fn a_share_is_spent_in_turns_so_that_even_a_burst_slows_nobody() {
     // More than it can ask: what keeps it from slowing others is its turn alone.
-    let requests = Rate { per_second: 1_000_000, burst: 1_000_000 };
+    let requests = Rate::per_second(1_000_000, 1_000_000);
     let node = Node::start(Config { requests, ..Config::default() });
     let shown = node.slowed(true);
     // A request or two of the adversary before each step of the victim's, and not one of each of its connections.
@@ -151,7 +151,7 @@ fn a_share_is_spent_in_turns_so_that_even_a_burst_slows_nobody() {
 #[tokio::test]
 async fn requests_beyond_the_share_get_503_and_end_the_connection() {
     let captured = CapturedLogs::start(tracing::Level::WARN);
-    let requests = Rate { per_second: 1, burst: 20 };
+    let requests = Rate::per_second(1, 20);
     let config = Config { requests, ..Config::default() };
     let node = Fixture::start(config, vec![Arc::new(OnePod(1)), Arc::new(OnePod(2))]).await;
     let mut kept = node.connect_to(0, 1).await;
@@ -219,7 +219,7 @@ async fn a_pod_that_forgets_connections_is_still_served_and_keeps_those_it_uses(
 
 #[tokio::test]
 async fn connections_that_come_too_fast_are_closed_at_the_node_and_wait_inside_the_pod() {
-    let new_connections = Rate { per_second: 10, burst: 5 };
+    let new_connections = Rate::per_second(10, 5);
     let config = Config { new_connections, ..Config::default() };
     let node = Fixture::start(config, vec![Arc::new(OnePod(1)), Arc::new(OnePod(2))]).await;
     let mut answered = 0;

@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use kiam_core::credentials::{Bucket, Pace, schedule};
+use kiam_core::{
+    credentials::{Pace, schedule},
+    rate::Bucket,
+};
 
 use super::{Event, World, millis, random};
 use crate::{
