@@ -42,7 +42,7 @@ const CLAIMS: &[Claim] = &[
     claim(
         "ARCHITECTURE.md",
         "a sweep: every 30 s",
-        Source("inside.rs", "SWEEP: Duration = Duration::from_secs(30);"),
+        Source("app/serving.rs", "SWEEP: Duration = Duration::from_secs(30);"),
     ),
     claim(
         "ARCHITECTURE.md",
@@ -82,12 +82,12 @@ const CLAIMS: &[Claim] = &[
     claim(
         "ARCHITECTURE.md",
         "renews the lease each second",
-        Source("app/lease.rs", "HEARTBEAT: Duration = Duration::from_secs(1);"),
+        Source("intercept/renewal.rs", "HEARTBEAT: Duration = Duration::from_secs(1);"),
     ),
     claim(
         "ARCHITECTURE.md",
         "runtime has run no task for 30 s",
-        Source("lease.rs", "HUNG: Duration = Duration::from_secs(30);"),
+        Source("intercept/renewal.rs", "HUNG: Duration = Duration::from_secs(30);"),
     ),
     claim(
         "ARCHITECTURE.md",
@@ -112,12 +112,12 @@ const CLAIMS: &[Claim] = &[
     claim(
         "docs/operating.md",
         "has not renewed its lease for 5 s",
-        Source("kiam-agent/src/main.rs", "HANGS: Duration = Duration::from_secs(5);"),
+        Source("intercept/uninstall.rs", "HUNG: Duration = Duration::from_secs(5);"),
     ),
     claim(
         "docs/operating.md",
         "stuck for half a minute",
-        Source("lease.rs", "HUNG: Duration = Duration::from_secs(30);"),
+        Source("intercept/renewal.rs", "HUNG: Duration = Duration::from_secs(30);"),
     ),
     claim(
         "docs/operating.md",
@@ -239,27 +239,27 @@ const CLAIMS: &[Claim] = &[
     claim(
         "docs/policy.md",
         "| `session-policies` | 24 KiB |",
-        Source("cluster/wire.rs", "session-policies\", most: 24 * 1024 }"),
+        Source("cluster/wire.rs", "annotations::SESSION_POLICIES, 24 * 1024)"),
     ),
     claim(
         "docs/policy.md",
         "| `permitted` | 16 KiB |",
-        Source("cluster/wire.rs", "permitted\", most: 16 * 1024 }"),
+        Source("cluster/wire.rs", "annotations::PERMITTED, 16 * 1024)"),
     ),
     claim(
         "docs/policy.md",
         "| `allowed-roles` | 64 KiB |",
-        Source("cluster/wire.rs", "allowed-roles\", most: 64 * 1024 }"),
+        Source("cluster/wire.rs", "annotations::ALLOWED_ROLES, 64 * 1024)"),
     ),
     claim(
         "docs/policy.md",
         "it is written again each half hour",
-        Source("events/ledger.rs", "LASTS: Duration = Duration::from_secs(30 * 60);"),
+        Source("events/ledger.rs", "REPEAT_INTERVAL: Duration = Duration::from_secs(30 * 60);"),
     ),
     claim(
         "docs/policy.md",
         "after five minutes at the soonest",
-        Source("events/ledger.rs", "CAME_BACK: Duration = Duration::from_secs(5 * 60);"),
+        Source("events/ledger.rs", "RETURN_INTERVAL: Duration = Duration::from_secs(5 * 60);"),
     ),
     claim("docs/paths.md", "eight at a time", Source("imds/upstream.rs", "SLOTS: usize = 8;")),
     claim("docs/paths.md", "two of one pod", Source("imds/upstream.rs", "SHARE: usize = 2;")),
@@ -291,7 +291,7 @@ const CLAIMS: &[Claim] = &[
     claim(
         "docs/installing.md",
         "seven hours after the programs were attached",
-        Source("older.rs", "LIFETIME: Duration = Duration::from_secs(7 * 3600);"),
+        Source("older_pods.rs", "LIFETIME: Duration = Duration::from_secs(7 * 3600);"),
     ),
     claim(
         "docs/installing.md",
@@ -301,7 +301,7 @@ const CLAIMS: &[Claim] = &[
     claim(
         "docs/installing.md",
         "again within ten seconds of a change",
-        Source("cluster/client.rs", "LOOK_AGAIN: Duration = Duration::from_secs(10);"),
+        Source("cluster/client.rs", "CHECK_INTERVAL: Duration = Duration::from_secs(10);"),
     ),
     claim(
         "docs/installing.md",
@@ -349,12 +349,12 @@ const CLAIMS: &[Claim] = &[
     claim(
         "ARCHITECTURE.md",
         "Every 200 ms it compares link IDs",
-        Source("keeper.rs", "LOOK: Duration = Duration::from_millis(200);"),
+        Source("keeper.rs", "SCAN: Duration = Duration::from_millis(200);"),
     ),
     claim(
         "ARCHITECTURE.md",
         "while another agent attaches, for two seconds at most",
-        Source("pins/in_use.rs", "PATIENCE: Duration = Duration::from_secs(2);"),
+        Source("pins/locks.rs", "PATIENCE: Duration = Duration::from_secs(2);"),
     ),
     claim(
         "ARCHITECTURE.md",

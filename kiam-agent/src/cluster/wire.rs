@@ -28,7 +28,8 @@ struct AnnotationSpec {
 const ROLE: AnnotationSpec = AnnotationSpec::new(annotations::ROLE, 2048);
 const SESSION_NAME: AnnotationSpec = AnnotationSpec::new(annotations::SESSION_NAME, 2048);
 const EXTERNAL_ID: AnnotationSpec = AnnotationSpec::new(annotations::EXTERNAL_ID, 2048);
-const SESSION_POLICIES: AnnotationSpec = AnnotationSpec::new(annotations::SESSION_POLICIES, 24 * 1024);
+const SESSION_POLICIES: AnnotationSpec =
+    AnnotationSpec::new(annotations::SESSION_POLICIES, 24 * 1024);
 const PERMITTED: AnnotationSpec = AnnotationSpec::new(annotations::PERMITTED, 16 * 1024);
 const ALLOWED_ROLES: AnnotationSpec = AnnotationSpec::new(annotations::ALLOWED_ROLES, 64 * 1024);
 const IMDSV2: AnnotationSpec = AnnotationSpec::new(annotations::IMDSV2, 64);
