@@ -22,6 +22,8 @@ use xtask::command::say;
 const STEP: Duration = Duration::from_millis(200);
 /// What a boot may take, which needs a tenth of that alone on a processor.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
+/// How long a second of a guest's clock may take, which needs a quarter of that alone on a processor.
+const SLOWNESS: u32 = 20;
 /// One boot in fifty ends before process 1 begins.
 const BOOTS: usize = 2;
 
@@ -87,7 +89,7 @@ impl Machine {
         qemu.stdin(Stdio::null()).stdout(console).stderr(errors);
         let mut process = qemu.spawn().context("starting QEMU")?;
         let work: u64 = guest.jobs.iter().map(|job| job.seconds).sum();
-        let limit = BOOT_LIMIT + Duration::from_secs(work);
+        let limit = BOOT_LIMIT + Duration::from_secs(work) * SLOWNESS;
         let deadline = Instant::now() + limit;
         // QEMU's own status says nothing: the console does.
         while process.try_wait().context("asking for QEMU's status")?.is_none() {

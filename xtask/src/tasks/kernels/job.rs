@@ -26,7 +26,7 @@ pub(super) struct Job {
     pub(super) arguments: Vec<String>,
     /// Of its environment.
     pub(super) variable: Option<(String, String)>,
-    /// For how long it may run.
+    /// For how long it may run, by the guest's clock, which counts its instructions.
     pub(super) seconds: u64,
     pub(super) reports: Reports,
 }
