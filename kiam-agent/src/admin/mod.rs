@@ -7,6 +7,7 @@ mod client;
 mod command;
 mod connections;
 mod operations;
+mod operators;
 mod refresh;
 mod routes;
 mod unix;
@@ -32,6 +33,7 @@ use self::connections::{CONNECTIONS, ConnectionGuard, Connections, PeerSource, S
 pub use self::{
     client::{StatusError, get, post},
     command::{explain, refresh, status, wait_for},
+    operators::Operators,
     refresh::PodRefresher,
     unix::{OwnSocket, SOCKET, bind_unix},
 };

@@ -17,10 +17,9 @@ use tracing::{info, warn};
 
 use super::{
     error::Error,
-    peers::Peers,
     prepared::{Addresses, Core, End, Interceptor, Prepared, Service},
 };
-use crate::handover::{Handover, HandoverAnswer};
+use crate::handover::{Handover, HandoverAnswer, Peers};
 use kiam_kernel::{
     pins::AttachLock,
     sys::{self, ports},

@@ -7,7 +7,6 @@ use tracing::info;
 
 use super::{
     error::Error,
-    peers::Peers,
     process::Process,
     upstream::{policy_config, region, sts_config},
     warm_up::FirstPass,
@@ -15,6 +14,7 @@ use super::{
 use crate::{
     cluster::{self, Cluster, EventParts, EvictionParts, SyncLatches},
     config::{Config, Hosts},
+    handover::Peers,
     imds,
     observe::Sightings,
     older_pods::{Entitlement, Exposure},

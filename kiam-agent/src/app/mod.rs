@@ -17,17 +17,13 @@
 
 mod attached;
 mod bound;
-mod ending;
 mod error;
 mod guarded;
 mod knowledge;
-mod operators;
-mod peers;
 mod prepared;
 mod process;
 mod running;
 mod serving;
-mod successor;
 mod take_over;
 mod upstream;
 mod warm_up;
@@ -36,8 +32,11 @@ use std::process::ExitCode;
 
 use tracing::{error, info, warn};
 
-use self::{ending::Signals, error::Error, prepared::Prepared, running::App};
-use crate::config::{self, Config};
+use self::{error::Error, prepared::Prepared, running::App};
+use crate::{
+    config::{self, Config},
+    handover::Signals,
+};
 use kiam_core::{
     secret::forbid_core_dumps,
     telemetry::{Chain, LogLevel},

@@ -1,18 +1,23 @@
 //! The first step of the start: everything that leaves pods, sockets and kernel programs as they are.
 
-use std::{mem::replace, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    mem::replace,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::sleep;
 use tracing::warn;
 
-use super::{
-    error::Error, knowledge::Knowledge, operators::Operators, peers::Peers, process::Process,
-    warm_up::FirstPass,
-};
+use super::{error::Error, knowledge::Knowledge, process::Process, warm_up::FirstPass};
 use crate::{
-    admin::{self, Operations, OwnSocket, PodRefresher},
+    admin::{self, Operations, Operators, OwnSocket, PodRefresher},
     config::{Config, Hosts, Identity},
-    explain, imds, serve,
+    explain,
+    handover::Peers,
+    imds, serve,
 };
 use kiam_core::{
     blocking::{self, Blocking},
@@ -40,6 +45,8 @@ pub(super) struct Core {
     pub(super) process: Process,
     pub(super) knowledge: Knowledge,
     pub(super) first_pass: FirstPass,
+    /// `--state-dir`.
+    pub(super) state_dir: PathBuf,
     pub(super) peers: Peers,
     pub(super) operations: Arc<Operations>,
     pub(super) operators: Operators,
@@ -92,13 +99,24 @@ impl Prepared {
         let operators = Operators::answer(listener, operations.clone());
         // The pod listeners come all at once.
         serve::raise_open_files();
-        let Config { hosts, port, admin, metrics, intercept, identity, pod_rate, .. } = config;
+        let Config {
+            hosts, port, admin, metrics, intercept, identity, pod_rate, state_dir, ..
+        } = config;
         let service = Service {
             imds: service(&mut process, config.imds, &knowledge, tokens, upstream),
             identity,
             config: serve_config(pod_rate, intercept.as_ref()),
         };
-        let core = Core { process, knowledge, first_pass, peers, operations, operators, socket };
+        let core = Core {
+            process,
+            knowledge,
+            first_pass,
+            state_dir,
+            peers,
+            operations,
+            operators,
+            socket,
+        };
         let addresses = Addresses { hosts, port, admin, metrics };
         let end = End { grace_period: config.grace_period, detach_on_exit: config.detach_on_exit };
         Ok(Self { core, addresses, interceptor, service, end })

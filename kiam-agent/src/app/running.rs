@@ -8,11 +8,10 @@ use std::{
 use tokio::{task::JoinError, time::Instant, time::timeout_at};
 use tracing::{error, info, warn};
 
-use super::{
-    ending::{Course, Departure, Request, Signals},
-    operators::Operators,
-    process::Process,
-    successor::Successor,
+use super::process::Process;
+use crate::{
+    admin::Operators,
+    handover::{Course, Departure, Request, Signals, StandingOffer},
 };
 use kiam_core::lifecycle::ENDING;
 use kiam_kernel::intercept;
@@ -21,7 +20,7 @@ use kiam_kernel::intercept;
 pub(super) struct App {
     process: Process,
     operators: Operators,
-    successor: Successor,
+    offer: StandingOffer,
     departure: Departure,
     /// `--bpffs`, with `--detach-on-exit`.
     detach: Option<PathBuf>,
@@ -35,11 +34,11 @@ impl App {
     pub(super) fn new(
         process: Process,
         operators: Operators,
-        successor: Successor,
+        offer: StandingOffer,
         departure: Departure,
         detach: Option<PathBuf>,
     ) -> Self {
-        Self { process, operators, successor, departure, detach, superseded: false }
+        Self { process, operators, offer, departure, detach, superseded: false }
     }
 
     /// Runs until a part ends that must not, or the system asks for the end by `signals`. At SIGTERM the agent serves on as
@@ -54,7 +53,7 @@ impl App {
                         return ExitCode::SUCCESS;
                     }
                 }
-                queue = self.successor.took_over(), if !self.superseded => {
+                queue = self.offer.took_over(), if !self.superseded => {
                     self.supersede(queue);
                     if self.departure.is_planned() {
                         self.stop().await;
@@ -82,7 +81,7 @@ impl App {
     async fn stop(mut self) {
         let limit = self.departure.limit();
         if !self.superseded
-            && let Some(queue) = self.successor.finish(limit).await
+            && let Some(queue) = self.offer.finish(limit).await
         {
             self.supersede(queue);
         }

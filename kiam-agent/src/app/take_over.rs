@@ -10,12 +10,11 @@ use std::{
 use tracing::info;
 
 use super::{
-    ending::Departure, error::Error, guarded::Guarded, prepared::Core, running::App,
-    serving::OperatorSockets, successor::Successor,
+    error::Error, guarded::Guarded, prepared::Core, running::App, serving::OperatorSockets,
 };
 use crate::{
     admin::{self, Surface},
-    handover::HandoverContent,
+    handover::{self, Departure, HandoverContent, StandingOffer},
 };
 use kiam_kernel::sys;
 
@@ -27,12 +26,13 @@ impl Guarded {
         let Self { mut core, takeover, reassert, superseded, open, spare, .. } = self;
         let departure = Departure::new(self.end.grace_period);
         let (credentials, stays) = (core.knowledge.credentials.clone(), departure.clone());
-        let gives = HandoverContent {
+        let assets = HandoverContent {
             sockets: Box::new(move || open.copies_with(&spare)),
             credentials: Box::new(move || credentials.bequeath()),
             stays: Box::new(move || !stays.is_near()),
         };
-        let successor = Successor::await_next(&core.peers, gives, reassert.clone())?;
+        let failed = Error::state(&core.state_dir, handover::SOCKET);
+        let offer = StandingOffer::make(&core.peers, assets, reassert.clone()).map_err(failed)?;
         let admin = operate(&mut core, self.operator_sockets)?;
         if let Some(handover) = takeover.handover {
             if !handover.taken().await {
@@ -47,7 +47,7 @@ impl Guarded {
         unfilter(&self.unfiltered)?;
         info!(pods = ?self.pods, %admin, "Listening");
         let Core { process, operators, .. } = core;
-        Ok(App::new(process, operators, successor, departure, self.detach))
+        Ok(App::new(process, operators, offer, departure, self.detach))
     }
 }
 
@@ -64,7 +64,7 @@ fn operate(core: &mut Core, sockets: OperatorSockets) -> Result<SocketAddr, Erro
             core.process.spawn(admin::serve_tcp(socket, surface, operations, drain));
         }
     }
-    core.socket.link().map_err(Error::state(&core.peers.state_dir, admin::SOCKET))?;
+    core.socket.link().map_err(Error::state(&core.state_dir, admin::SOCKET))?;
     Ok(address)
 }
 

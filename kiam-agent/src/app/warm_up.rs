@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
-use super::peers::Peers;
+use crate::handover::Peers;
 use kiam_core::{
     credentials::CredentialReader,
     lifecycle::{Latch, Readiness},

@@ -14,9 +14,12 @@
 //! process has no number here (`SO_PEERCRED` shows 0), so that nothing more is known. But a root process that can read
 //! this folder has the key of the session tokens already.
 
+mod departure;
 mod message;
 mod offer;
+mod peers;
 mod sealed;
+mod standing_offer;
 mod successor;
 
 use std::{io, sync::Arc};
@@ -24,7 +27,10 @@ use std::{io, sync::Arc};
 use tokio::net::UnixStream;
 
 pub use self::{
+    departure::{Course, Departure, Request, Signals},
     offer::{HandoverContent, Offer, OfferEnd},
+    peers::Peers,
+    standing_offer::StandingOffer,
     successor::{Handover, HandoverAnswer, ask, credentials, is_served},
 };
 

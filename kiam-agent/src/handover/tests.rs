@@ -51,12 +51,12 @@ fn stand(folder: TempDir, trusted: PeerJudge) -> Predecessor {
     };
     let offer = Offer::bind(folder.path()).unwrap();
     let listener = OwnedFd::from(listener);
-    let gives = HandoverContent {
+    let assets = HandoverContent {
         sockets: Box::new(move || Ok(vec![listener.try_clone()?])),
         credentials: Box::new(|| b"what is held".to_vec().into()),
         stays: Box::new(move || !leaves.load(Ordering::Relaxed)),
     };
-    let ended = tokio::spawn(offer.stand(gives, trusted, abandon, drain));
+    let ended = tokio::spawn(offer.stand(assets, trusted, abandon, drain));
     Predecessor { folder, pods, abandoned, leaving, signal, ended }
 }
 
@@ -68,7 +68,7 @@ async fn given(folder: &TempDir) -> Handover {
 }
 
 #[tokio::test]
-async fn successor_gets_the_same_sockets_and_relieves() {
+async fn successor_gets_the_same_sockets_and_supersedes() {
     let predecessor = stand(tempfile::tempdir().unwrap(), everybody());
     let path = predecessor.folder.path().join(SOCKET);
     assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
@@ -164,7 +164,7 @@ async fn end_of_the_agent_withdraws_the_offer() {
 }
 
 #[tokio::test]
-async fn agent_that_heard_nothing_finds_out_that_it_is_relieved() {
+async fn agent_that_heard_nothing_finds_out_that_it_is_superseded() {
     let mut predecessor = stand(tempfile::tempdir().unwrap(), everybody());
     // One that listens there and died is no successor.
     drop(Offer::bind(predecessor.folder.path()).unwrap());
@@ -179,7 +179,7 @@ async fn agent_that_heard_nothing_finds_out_that_it_is_relieved() {
 }
 
 #[tokio::test]
-async fn agent_that_ends_before_it_finds_out_is_relieved_all_the_same() {
+async fn agent_that_ends_before_it_finds_out_is_superseded_all_the_same() {
     // Which of the two it looks at first is left to chance.
     for _ in 0..20 {
         let predecessor = stand(tempfile::tempdir().unwrap(), everybody());

@@ -4,14 +4,13 @@ use std::path::PathBuf;
 
 use tracing::warn;
 
-use super::error::Error;
-use crate::handover::{self, HandoverAnswer, Offer, PeerJudge};
+use super::{HandoverAnswer, PeerJudge, ask, credentials, is_served};
 use kiam_core::credentials::Inheritance;
 use kiam_kernel::intercept;
 
 /// The agents that are met at the handover socket. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Peers {
+pub struct Peers {
     pub(super) state_dir: PathBuf,
     /// Who may hand over, or take: see [`intercept::may_hand_over`].
     pub(super) trusted: PeerJudge,
@@ -21,7 +20,8 @@ pub(super) struct Peers {
 
 impl Peers {
     /// Those that use `state_dir`; without an interceptor all of root's processes are trusted.
-    pub(super) fn new(state_dir: PathBuf, interceptor: Option<&intercept::Config>) -> Self {
+    #[must_use]
+    pub fn new(state_dir: PathBuf, interceptor: Option<&intercept::Config>) -> Self {
         let trusted = match interceptor.cloned() {
             Some(config) => {
                 PeerJudge::new(move |token, pid| intercept::may_hand_over(token, &config, pid))
@@ -32,28 +32,23 @@ impl Peers {
     }
 
     /// Whether one of them serves, and goes on for as long as it is needed.
-    pub(super) async fn is_served(&self) -> bool {
-        handover::is_served(&self.state_dir, &self.trusted).await
+    pub async fn is_served(&self) -> bool {
+        is_served(&self.state_dir, &self.trusted).await
     }
 
     /// Asks the one that serves for its sockets.
-    pub(super) async fn ask(&self) -> HandoverAnswer {
-        handover::ask(&self.state_dir, &self.trusted).await
+    pub async fn ask(&self) -> HandoverAnswer {
+        ask(&self.state_dir, &self.trusted).await
     }
 
     /// The cached credentials of the one that serves; none where they can't be read, which costs calls to STS alone.
-    pub(super) async fn credentials(&self) -> Inheritance {
-        let Some(cached) = handover::credentials(&self.state_dir, &self.trusted).await else {
+    pub async fn credentials(&self) -> Inheritance {
+        let Some(cached) = credentials(&self.state_dir, &self.trusted).await else {
             return Inheritance::default();
         };
         Inheritance::read(&cached).unwrap_or_else(|error| {
             warn!(%error, "The other agent's cached credentials can't be read; requesting all of them from STS");
             Inheritance::default()
         })
-    }
-
-    /// Meets the next one at the socket from now on.
-    pub(super) fn offer(&self) -> Result<Offer, Error> {
-        Offer::bind(&self.state_dir).map_err(Error::state(&self.state_dir, handover::SOCKET))
     }
 }

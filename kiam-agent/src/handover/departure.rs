@@ -1,4 +1,4 @@
-//! When the agent ends: at once, or as late as its grace period allows, so that a successor can take over.
+//! Decides when the agent ends: at once, or as late as its grace period allows, so that a successor can take over.
 
 use std::{
     fmt,
@@ -22,7 +22,7 @@ const HURRY: Duration = Duration::from_secs(10);
 
 /// What the system asks the agent to do by a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Request {
+pub enum Request {
     /// SIGTERM: end within the grace period.
     Terminate,
     /// SIGINT: somebody sits in front of it.
@@ -30,22 +30,22 @@ pub(super) enum Request {
 }
 
 /// The signals by which the system asks for the end.
-pub(super) struct Signals {
+pub struct Signals {
     terminate: Option<Signal>,
     interrupt: Option<Signal>,
 }
 
 /// The end of the agent's service, planned once the system has asked for it. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Departure {
+pub struct Departure {
     grace: Duration,
     /// When SIGTERM came.
     asked: Arc<OnceLock<Instant>>,
 }
 
-/// What becomes of a [`Request`].
+/// How the agent follows a [`Request`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Course {
+pub enum Course {
     /// The agent ends.
     AtOnce,
     /// It serves for so long, unless a successor takes over before.
@@ -67,7 +67,8 @@ impl fmt::Display for Request {
 
 impl Signals {
     /// Hears them from now on.
-    pub(super) fn hear() -> Self {
+    #[must_use]
+    pub fn hear() -> Self {
         let hear = |kind| {
             signal(kind).inspect_err(|error| warn!(%error, ?kind, "Signal can't be heard")).ok()
         };
@@ -75,7 +76,7 @@ impl Signals {
     }
 
     /// Returns the next one.
-    pub(super) async fn next(&mut self) -> Request {
+    pub async fn next(&mut self) -> Request {
         tokio::select! {
             () = received(self.terminate.as_mut()) => Request::Terminate,
             () = received(self.interrupt.as_mut()) => Request::Interrupt,
@@ -96,12 +97,14 @@ async fn received(signal: Option<&mut Signal>) {
 
 impl Departure {
     /// Not asked for yet; from SIGTERM to SIGKILL the system waits for `grace`.
-    pub(super) fn new(grace: Duration) -> Self {
+    #[must_use]
+    pub fn new(grace: Duration) -> Self {
         Self { grace, asked: Arc::default() }
     }
 
     /// Plans the end, at the first SIGTERM. Whoever asks twice, or on a terminal, does not want to wait.
-    pub(super) fn plan(&self, request: Request) -> Course {
+    #[must_use]
+    pub fn plan(&self, request: Request) -> Course {
         let first = request == Request::Terminate && self.asked.set(Instant::now()).is_ok();
         match self.service() {
             service if first && !service.is_zero() => Course::ServeOn(service),
@@ -110,12 +113,13 @@ impl Departure {
     }
 
     /// Whether the end is planned.
-    pub(super) fn is_planned(&self) -> bool {
+    #[must_use]
+    pub fn is_planned(&self) -> bool {
         self.asked.get().is_some()
     }
 
     /// Returns when the service has to end; never before that is planned.
-    pub(super) async fn due(&self) {
+    pub async fn due(&self) {
         match self.asked.get() {
             Some(asked) => sleep_until(*asked + self.service()).await,
             None => pending().await,
@@ -123,13 +127,15 @@ impl Departure {
     }
 
     /// Whether that is so soon that a successor must take over with what it has.
-    pub(super) fn is_near(&self) -> bool {
+    #[must_use]
+    pub fn is_near(&self) -> bool {
         let hurry = HURRY.min(self.service() / 2);
         self.asked.get().is_some_and(|asked| asked.elapsed() + hurry >= self.service())
     }
 
     /// When open connections are given up, where it is known how long the system waits.
-    pub(super) fn limit(&self) -> Option<Instant> {
+    #[must_use]
+    pub fn limit(&self) -> Option<Instant> {
         let asked = self.asked.get().filter(|_| !self.grace.is_zero())?;
         Some(*asked + self.grace.saturating_sub(EXIT))
     }

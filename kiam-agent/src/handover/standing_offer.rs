@@ -1,6 +1,6 @@
 //! Waits for the agent after this one.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use tokio::{
     sync::Notify,
@@ -9,8 +9,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{error::Error, peers::Peers};
-use crate::handover::{HandoverContent, OfferEnd};
+use super::{HandoverContent, Offer, OfferEnd, Peers};
 use kiam_core::lifecycle::{DrainSignal, drain};
 
 /// How long the end waits for a successor that has the sockets to say that it serves.
@@ -19,31 +18,30 @@ const EXCHANGE_DEADLINE: Duration = Duration::from_secs(5);
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
 
 /// The standing offer to the agent after this one.
-pub(super) struct Successor {
+pub struct StandingOffer {
     withdraw: DrainSignal,
     /// `None` once the offer has ended.
     offer: Option<JoinHandle<OfferEnd>>,
 }
 
-// === impl Successor ===
+// === impl StandingOffer ===
 
-impl Successor {
-    /// Offers what this agent `gives` from now on. `reassert` is notified when a successor gave up half way.
-    pub(super) fn await_next(
-        peers: &Peers,
-        gives: HandoverContent,
-        reassert: Arc<Notify>,
-    ) -> Result<Self, Error> {
-        let offer = peers.offer()?;
+impl StandingOffer {
+    /// Offers `assets` from now on. `reassert` is notified when a successor gave up half way.
+    ///
+    /// # Errors
+    ///
+    /// The socket can't be listened at.
+    pub fn make(peers: &Peers, assets: HandoverContent, reassert: Arc<Notify>) -> io::Result<Self> {
+        let offer = Offer::bind(&peers.state_dir)?;
         let (withdraw, withdrawn) = drain();
         let abandoned = move || reassert.notify_one();
-        let trusted = peers.trusted.clone();
-        let offer = tokio::spawn(offer.stand(gives, trusted, abandoned, withdrawn));
+        let offer = tokio::spawn(offer.stand(assets, peers.trusted.clone(), abandoned, withdrawn));
         Ok(Self { withdraw, offer: Some(offer) })
     }
 
     /// Returns once an agent has taken over, with whether it has the sockets; never, when the offer ended otherwise.
-    pub(super) async fn took_over(&mut self) -> bool {
+    pub async fn took_over(&mut self) -> bool {
         if let Some(offer) = &mut self.offer {
             let ended = offer.await;
             self.offer = None;
@@ -56,7 +54,7 @@ impl Successor {
 
     /// Withdraws the offer. A successor that was about to take over may still do so, as [`Self::took_over`] says, but not
     /// so late that nothing would be left until the `limit` of the drain.
-    pub(super) async fn finish(&mut self, limit: Option<Instant>) -> Option<bool> {
+    pub async fn finish(&mut self, limit: Option<Instant>) -> Option<bool> {
         self.withdraw.start();
         let mut offer = self.offer.take()?;
         let usual = Instant::now() + EXCHANGE_DEADLINE;

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use tokio::{net::UnixListener, task::JoinHandle};
 
-use crate::admin::{self, Operations};
+use super::{Operations, serve_unix};
 use kiam_core::lifecycle::{DrainSignal, drain};
 
 /// What answers operators over this process's own socket. It outlives the drain: an agent that was superseded is alive and not
 /// ready.
-pub(super) struct Operators {
+pub struct Operators {
     end: DrainSignal,
     task: JoinHandle<()>,
 }
@@ -18,13 +18,15 @@ pub(super) struct Operators {
 
 impl Operators {
     /// Answers at `socket` from now on.
-    pub(super) fn answer(socket: UnixListener, operations: Arc<Operations>) -> Self {
+    #[must_use]
+    pub fn answer(socket: UnixListener, operations: Arc<Operations>) -> Self {
         let (end, ending) = drain();
-        let task = tokio::spawn(admin::serve_unix(socket, operations, ending));
+        let task = tokio::spawn(serve_unix(socket, operations, ending));
         Self { end, task }
     }
 
-    pub(super) async fn end(self) {
+    /// Answers no longer.
+    pub async fn end(self) {
         self.end.start();
         // A panic in it was logged.
         let _ = self.task.await;
