@@ -7,13 +7,11 @@
 use std::{
     env, fs,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
-    process::Command,
     time::Duration,
 };
 
 use lab::{
-    Agent, IMDS_V4, Lab, LabPod, PodSpec,
+    Agent, IMDS_V4, Lab, LabPod, PodSpec, agent_binary,
     fake::imds::NODE_ACCESS_KEY,
     has_ipv6,
     pod_client::{
@@ -23,7 +21,6 @@ use lab::{
     tells_namespaces_apart,
 };
 
-const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 /// On an emulated processor the verifier alone takes a while.
 const LIMIT: Duration = Duration::from_secs(300);
 /// Before each row's result: what the run on other kernels looks for.
@@ -95,8 +92,7 @@ fn serves(flags: &[&str]) -> &'static str {
 
 /// Starts the agent; its self-test is green.
 fn proven(lab: &Lab, flags: &[&str]) -> Agent {
-    let mut agent = Agent::start(lab, Path::new(AGENT), flags).unwrap();
-    agent.wait_ready(LIMIT).unwrap();
+    let agent = lab.agent(flags);
     let ready = agent.admin("/ready").unwrap();
     assert!(ready.body.contains("self-test: passed"), "{}", ready.body);
     agent
@@ -126,8 +122,8 @@ fn memlock(prefix: &[&str]) -> &'static str {
     let may_raise = !prefix.contains(&NO_RAISE);
     let lab = Lab::start().unwrap();
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
-    let mut command: Command = lab.node.command(prefix[0]).unwrap();
-    command.args(&prefix[1..]).arg(AGENT);
+    let mut command = lab.node.command(prefix[0]).unwrap();
+    command.args(&prefix[1..]).arg(agent_binary().unwrap());
     let mut agent = Agent::start_by(command, &lab, &[]).unwrap();
     if agent.wait_ready(LIMIT).is_ok() {
         lab.assert_role(&pod.credentials().unwrap(), "orders");
@@ -148,7 +144,7 @@ fn pod_local() -> &'static str {
     }
     let lab = Lab::start().unwrap();
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
-    let mut agent = Agent::start(&lab, Path::new(AGENT), &flags).unwrap();
+    let mut agent = lab.begin_agent(&flags);
     let status = agent.wait_end(LIMIT).unwrap();
     assert_eq!(status.code(), Some(1), "{}", agent.log());
     assert!(agent.said(REFUSED), "{}", agent.log());

@@ -5,48 +5,20 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Stdio,
     thread,
     time::Duration,
 };
 
 use kiam_kernel::intercept::last_renewed;
-use lab::{Agent, Lab, PodSpec};
+use lab::{Lab, PodSpec, pod_client::hostile::Program};
 use tokio::time::Instant;
 
-const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
-const READY_LIMIT: Duration = Duration::from_secs(60);
 /// How long the pod asks.
 const ATTACK: Duration = Duration::from_secs(20);
 /// The kernel denies all pods from twice that on.
 const AGE: Duration = Duration::from_secs(5);
 /// Of each 100 ms, in microseconds: 5 % of a processor.
 const QUOTA: &str = "5000";
-
-/// Holds 200 connections, writes as many requests as fit, reads nothing, and connects again where that ends.
-const FLOOD: &str = r#"
-import socket, time
-request = b"GET /latest/meta-data/ HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n" * 500
-def connect():
-    try:
-        stream = socket.create_connection(("169.254.169.254", 80), 5)
-        stream.setblocking(False)
-        return stream
-    except OSError:
-        return None
-held = [connect() for _ in range(200)]
-print(sum(stream is not None for stream in held), flush=True)
-while True:
-    for number, stream in enumerate(held):
-        try:
-            if stream is None or stream.send(request) == 0:
-                held[number] = connect()
-        except BlockingIOError:
-            pass
-        except OSError:
-            held[number] = connect()
-    time.sleep(0.002)
-"#;
 
 /// A cgroup of the `cpu` controller; drop removes it.
 struct Squeezed(PathBuf);
@@ -98,21 +70,19 @@ fn the_lease_holds_with_a_twentieth_of_a_processor_under_a_flood() {
     };
     let lab = Lab::start().unwrap();
     // No self-test meanwhile, which has deadlines of its own.
-    let mut agent = Agent::start(&lab, Path::new(AGENT), &["--selftest-interval=1h"]).unwrap();
-    agent.wait_ready(READY_LIMIT).unwrap();
+    let agent = lab.agent(&["--selftest-interval=1h"]);
     let pod = lab.pod(PodSpec::new("shop", "flood").role("flood")).unwrap();
-    lab.assert_role(&pod.credentials().unwrap(), "flood");
+    lab.assert_served(&pod, "flood");
     squeezed.squeeze(agent.pid());
-    let mut command = pod.command("python3").unwrap();
-    let mut flood = command.args(["-c", FLOOD]).stdin(Stdio::null()).spawn().unwrap();
+    let flood = Program::Pipeline { connections: 200, burst: 500, reads: false };
+    let flood = pod.hostile(&flood).unwrap();
     let (begun, mut oldest) = (Instant::now(), Duration::ZERO);
     while begun.elapsed() < ATTACK {
         let age = last_renewed(&lab.pins()).expect("it has not ended");
         oldest = oldest.max(age);
         thread::sleep(Duration::from_millis(50));
     }
-    flood.kill().unwrap();
-    flood.wait().unwrap();
+    println!("{:?}", flood.finish().unwrap());
     let stat = fs::read_to_string(squeezed.0.join("cpu.stat")).unwrap_or_default();
     println!("the oldest renewal was {oldest:?} old; {}", stat.replace('\n', ", "));
     assert!(oldest < AGE, "{oldest:?}\n{}", agent.log());

@@ -35,26 +35,11 @@ fn blocking() -> Blocking {
     Blocking::here().expect("no runtime runs on it")
 }
 
-fn start(lab: &Lab, further: &[&str]) -> Agent {
-    let mut agent = Agent::start(lab, Path::new(AGENT), further).unwrap();
-    agent.wait_ready(LIMIT).unwrap();
-    agent
-}
-
-fn pod(lab: &Lab, role: &str) -> LabPod {
-    lab.pod(PodSpec::new("shop", role).role(role)).unwrap()
-}
-
-fn assert_served(lab: &Lab, pod: &LabPod, role: &str) {
-    let attempt = pod.credentials().unwrap();
-    assert_eq!(lab.role_of(&attempt), Some(role_arn(role)), "{attempt:?}");
-}
-
 /// The same of a pod whose network namespace the agent may not know yet: until then it is denied, and nothing else.
 fn assert_served_soon(lab: &Lab, pod: &LabPod, role: &str) {
     let denied = || pod.credentials().unwrap().error.as_deref() == Some("EPERM");
     eventually("still denied", || !denied());
-    assert_served(lab, pod, role);
+    lab.assert_served(pod, role);
 }
 
 /// What is pinned in `folder`.
@@ -97,9 +82,9 @@ fn meanwhile(pod: &LabPod, work: impl FnOnce()) -> Vec<Attempt> {
 #[test]
 fn older_layout_is_taken_over_with_no_instant_without_programs() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut agent = start(&lab, &[]);
-    let pod = pod(&lab, "orders");
-    assert_served(&lab, &pod, "orders");
+    let mut agent = lab.agent(&[]);
+    let pod = lab.pod_of("orders");
+    lab.assert_served(&pod, "orders");
     let (current, older) = (lab.pins().join("v2"), lab.pins().join("v1"));
     let before = pins(&current);
     assert!(before.iter().any(|name| name == "link_kiam_sendmsg6"), "{before:?}");
@@ -113,7 +98,7 @@ fn older_layout_is_taken_over_with_no_instant_without_programs() {
             fs::rename(&current, &older).unwrap();
             // A program of the old release that the new one has no more.
             fs::rename(older.join("link_kiam_sendmsg6"), older.join("link_kiam_gone")).unwrap();
-            next = Some(start(&lab, &[]));
+            next = Some(lab.agent(&[]));
         });
         let mut old = std::mem::replace(&mut agent, next.unwrap());
         let answered = attempts.iter().filter(|attempt| attempt.status == Some(200)).count();
@@ -127,7 +112,7 @@ fn older_layout_is_taken_over_with_no_instant_without_programs() {
         }
         assert!(!older.exists(), "{:?}", pins(&older));
         assert_eq!(pins(&current), before);
-        assert_served(&lab, &pod, "orders");
+        lab.assert_served(&pod, "orders");
     }
     lab.assert_no_packets(&[&pod]);
 }
@@ -207,9 +192,9 @@ fn recreate(root: &Path) {
 #[test]
 fn recreated_pods_cgroup_is_followed() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut agent = start(&lab, &[]);
-    let first = pod(&lab, "orders");
-    assert_served(&lab, &first, "orders");
+    let mut agent = lab.agent(&[]);
+    let first = lab.pod_of("orders");
+    lab.assert_served(&first, "orders");
     lab.delete(first);
     let root = lab.node.kubepods().to_owned();
     for round in 0..2 {
@@ -218,7 +203,7 @@ fn recreated_pods_cgroup_is_followed() {
         let count = |agent: &Agent| agent.log().matches(said).count();
         eventually("not noticed", || count(&agent) > round);
         agent.wait_ready(LIMIT).unwrap();
-        let next = pod(&lab, "reports");
+        let next = lab.pod_of("reports");
         assert_served_soon(&lab, &next, "reports");
         lab.assert_no_packets(&[&next]);
         lab.delete(next);
@@ -231,7 +216,7 @@ fn recreated_pods_cgroup_is_followed() {
     });
     fs::create_dir(&root).unwrap();
     agent.wait_ready(LIMIT).unwrap();
-    let last = pod(&lab, "invoices");
+    let last = lab.pod_of("invoices");
     assert_served_soon(&lab, &last, "invoices");
     lab.assert_no_packets(&[&last]);
 }
@@ -240,9 +225,9 @@ fn recreated_pods_cgroup_is_followed() {
 fn what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through() {
     let Some(lab) = lab::node_test!() else { return };
     // Nothing but the programs keeps pods from the IMDS.
-    let mut agent = start(&lab, &["--guard=none"]);
-    let pod = pod(&lab, "orders");
-    assert_served(&lab, &pod, "orders");
+    let mut agent = lab.agent(&["--guard=none"]);
+    let pod = lab.pod_of("orders");
+    lab.assert_served(&pod, "orders");
     let folder = lab.pins().join("v2");
     let before = pins(&folder);
     let attempts = meanwhile(&pod, || {
@@ -254,16 +239,16 @@ fn what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through(
         }
     });
     for attempt in attempts {
-        assert_eq!(lab.role_of(&attempt), Some(role_arn("orders")), "{attempt:?}");
+        lab.assert_role(&attempt, "orders");
     }
     lab.assert_no_packets(&[&pod]);
-    let refusal = format!("{:#}", lab.uninstall(Path::new(AGENT)).unwrap_err());
+    let refusal = format!("{:#}", lab.uninstall().unwrap_err());
     assert!(refusal.contains("an agent runs on this node"), "{refusal}");
     // They are the same that work, and outlive the agent.
     agent.kill().unwrap();
     assert_eq!(pod.credentials().unwrap().error.as_deref(), Some("EPERM"));
     // What is detached works no longer, and until it is back the guard is all there is.
-    let mut agent = start(&lab, &[]);
+    let mut agent = lab.agent(&[]);
     let lock = AttachLock::take(&lab.pins()).unwrap().unwrap();
     let links = pins(&folder).iter().filter(|name| name.starts_with("link_kiam_")).count();
     detach(&lab.pins()).unwrap();
@@ -287,9 +272,9 @@ fn what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through(
 #[test]
 fn an_agent_that_hangs_in_its_turn_keeps_nothing_detached() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut agent = start(&lab, &["--guard=none"]);
-    let pod = pod(&lab, "orders");
-    assert_served(&lab, &pod, "orders");
+    let mut agent = lab.agent(&["--guard=none"]);
+    let pod = lab.pod_of("orders");
+    lab.assert_served(&pod, "orders");
     let _lock = AttachLock::take(&lab.pins()).unwrap().unwrap();
     let detached = Instant::now();
     detach(&lab.pins()).unwrap();
@@ -297,22 +282,22 @@ fn an_agent_that_hangs_in_its_turn_keeps_nothing_detached() {
     agent.wait_said(BACK, LIMIT).unwrap();
     let elapsed = detached.elapsed();
     assert!(elapsed > Duration::from_secs(2), "one that does not hang has its time: {elapsed:?}");
-    assert_served(&lab, &pod, "orders");
+    lab.assert_served(&pod, "orders");
     agent.wait_ready(LIMIT).unwrap();
 }
 
 #[test]
 fn pins_of_a_newer_release_that_died_are_left_alone_and_told_of_once() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut agent = start(&lab, &[]);
-    let pod = pod(&lab, "orders");
+    let mut agent = lab.agent(&[]);
+    let pod = lab.pod_of("orders");
     let (ours, newer) = (lab.pins().join("v2"), lab.pins().join("v3"));
     fs::rename(&ours, &newer).unwrap();
     agent.wait_said("Kernel programs can't be attached again", LIMIT).unwrap();
     // It is tried again every second, and what is attached works.
     let asking = Options { for_ms: Some(2500), pause_ms: 20, ..Options::default() };
     for attempt in pod.ask(&asking).unwrap() {
-        assert_eq!(lab.role_of(&attempt), Some(role_arn("orders")), "{attempt:?}");
+        lab.assert_role(&attempt, "orders");
     }
     assert!(!ours.exists());
     assert_eq!(
@@ -349,13 +334,13 @@ fn programs_of_another_agent_over_an_emptied_folder_are_told_from_ours() {
 #[test]
 fn detach_on_exit_takes_everything_away_unless_another_agent_serves() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut old = start(&lab, &["--detach-on-exit"]);
-    let pod = pod(&lab, "orders");
-    assert_served(&lab, &pod, "orders");
-    let mut new = start(&lab, &["--detach-on-exit"]);
+    let mut old = lab.agent(&["--detach-on-exit"]);
+    let pod = lab.pod_of("orders");
+    lab.assert_served(&pod, "orders");
+    let mut new = lab.agent(&["--detach-on-exit"]);
     old.wait_said("A newer agent serves", LIMIT).unwrap();
     assert!(old.terminate().unwrap().success());
-    assert_served(&lab, &pod, "orders");
+    lab.assert_served(&pod, "orders");
     lab.assert_no_packets(&[&pod]);
     assert!(new.terminate().unwrap().success());
     assert!(pins(&lab.pins()).is_empty(), "{:?}", pins(&lab.pins()));
@@ -424,27 +409,27 @@ fn agent_that_crashes_leaves_no_core_dump() {
 #[test]
 fn uninstall_says_what_it_removed_and_not_under_a_running_agent() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut agent = start(&lab, &[]);
-    let pod = pod(&lab, "orders");
-    let refusal = format!("{:#}", lab.uninstall(Path::new(AGENT)).unwrap_err());
+    let mut agent = lab.agent(&[]);
+    let pod = lab.pod_of("orders");
+    let refusal = format!("{:#}", lab.uninstall().unwrap_err());
     assert!(refusal.contains("an agent runs on this node"), "{refusal}");
-    assert_served(&lab, &pod, "orders");
+    lab.assert_served(&pod, "orders");
     assert!(agent.terminate().unwrap().success());
     // Nor under one that only starts: it will attach what it finds, and renews no lease yet.
     lab.kubernetes.stop();
-    let mut agent = Agent::start(&lab, Path::new(AGENT), &[]).unwrap();
+    let mut agent = lab.begin_agent(&[]);
     agent.wait_said("Short role names are completed", LIMIT).unwrap();
-    let refusal = format!("{:#}", lab.uninstall(Path::new(AGENT)).unwrap_err());
+    let refusal = format!("{:#}", lab.uninstall().unwrap_err());
     assert!(refusal.contains("an agent runs on this node"), "{refusal}");
     agent.kill().unwrap();
     let folder = lab.pins().join("v2");
     let mut removed: Vec<PathBuf> = pins(&folder).iter().map(|name| folder.join(name)).collect();
     removed.push(folder);
-    let said = lab.uninstall(Path::new(AGENT)).unwrap();
+    let said = lab.uninstall().unwrap();
     for path in removed {
         assert!(said.contains(&format!("removed {}", path.display())), "{path:?}: {said}");
     }
-    let again = lab.uninstall(Path::new(AGENT)).unwrap();
+    let again = lab.uninstall().unwrap();
     assert!(again.contains("nothing is installed"), "{again}");
 }
 
@@ -461,13 +446,13 @@ fn uninstall_by_force(lab: &Lab) -> (bool, String) {
 #[test]
 fn uninstall_by_force_is_for_an_agent_that_hangs_and_takes_away_what_that_holds() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut agent = start(&lab, &["--guard=route,skb,uplink"]);
-    let pod = pod(&lab, "orders");
-    assert_served(&lab, &pod, "orders");
+    let mut agent = lab.agent(&["--guard=route,skb,uplink"]);
+    let pod = lab.pod_of("orders");
+    lab.assert_served(&pod, "orders");
     let before = pins(&lab.pins().join("v2"));
     let (done, said) = uninstall_by_force(&lab);
     assert!(!done && said.contains("was last heard from"), "{said}");
-    assert_served(&lab, &pod, "orders");
+    lab.assert_served(&pod, "orders");
     assert!(!agent.said(BACK), "nothing was detached: {}", agent.log());
     agent.freeze().unwrap();
     eventually("an agent that hangs is taken for one that lives", || {
@@ -488,5 +473,5 @@ fn uninstall_by_force_is_for_an_agent_that_hangs_and_takes_away_what_that_holds(
     agent.wait_said(BACK, LIMIT).unwrap();
     eventually("not everything is back", || pins(&lab.pins().join("v2")) == before);
     agent.wait_ready(LIMIT).unwrap();
-    assert_served(&lab, &pod, "orders");
+    lab.assert_served(&pod, "orders");
 }

@@ -2,32 +2,28 @@
 
 #![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
 
-use std::{path::Path, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
-use lab::{AGENT_PORT, Agent, Lab, PodSpec, pod_client::Options, role_arn};
+use lab::{
+    AGENT_PORT, LabPod, NODE_V4, PodSpec,
+    pod_client::{Options, attack::Attack},
+};
 
-const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
-const READY_LIMIT: Duration = Duration::from_secs(120);
-
-fn start(lab: &Lab, further: &[&str]) -> Agent {
-    let mut agent = Agent::start(lab, Path::new(AGENT), further).unwrap();
-    agent.wait_ready(READY_LIMIT).unwrap();
-    agent
-}
-
-/// What comes of binding `address` and `port`, one name of an error or `bound` for each way.
-fn bind_script(port: u16) -> String {
-    format!(
-        "import socket,errno\n\
-         for family,address in ((socket.AF_INET,'0.0.0.0'),(socket.AF_INET,'10.77.0.1'),\
-         (socket.AF_INET6,'::'),(socket.AF_INET6,'::ffff:10.77.0.1')):\n\
-         \x20for reuse in (0,1):\n\
-         \x20 s=socket.socket(family)\n\
-         \x20 s.setsockopt(socket.SOL_SOCKET,socket.SO_REUSEPORT,reuse)\n\
-         \x20 try: s.bind((address,{port}));print('bound',end=' ')\n\
-         \x20 except OSError as e: print(errno.errorcode[e.errno],end=' ')\n\
-         \x20 s.close()"
-    )
+/// What comes of binding `port` of all addresses and of `own`: an error's name or `bound` for each way.
+fn bind(pod: &LabPod, own: Ipv4Addr, port: u16) -> Vec<String> {
+    let mut attacker = pod.attacker().unwrap();
+    let (any4, any6) = (Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into());
+    let addresses: [IpAddr; 4] = [any4, own.into(), any6, own.to_ipv6_mapped().into()];
+    let ways = addresses.into_iter().flat_map(|address| [(address, false), (address, true)]);
+    ways.map(|(address, reuse_port)| {
+        let at = (address, port).into();
+        let error = attacker.attempt(Attack::Bind { at, reuse_port }, 1000).unwrap().error;
+        error.unwrap_or_else(|| "bound".to_owned())
+    })
+    .collect()
 }
 
 #[test]
@@ -35,17 +31,16 @@ fn pods_on_the_nodes_network_cant_bind_the_agents_ports_dead_or_alive() {
     let Some(lab) = lab::node_test!() else { return };
     let host_pod = lab.pod(PodSpec::new("kube-system", "cni").host_network()).unwrap();
     let pod = lab.pod(PodSpec::new("shop", "loki")).unwrap();
-    let all = |what: &str| [what; 8].join(" ");
-    assert_eq!(host_pod.python(&bind_script(AGENT_PORT)).unwrap(), all("bound"), "no agent yet");
-    let mut agent = start(&lab, &[]);
+    let all = |what: &str| vec![what.to_owned(); 8];
+    assert_eq!(bind(&host_pod, NODE_V4, AGENT_PORT), all("bound"), "no agent yet");
+    let mut agent = lab.agent(&[]);
     for state in ["alive", "dead"] {
         for port in [AGENT_PORT, 3101] {
-            assert_eq!(host_pod.python(&bind_script(port)).unwrap(), all("EPERM"), "{state}");
+            assert_eq!(bind(&host_pod, NODE_V4, port), all("EPERM"), "{state}");
         }
-        assert_eq!(host_pod.python(&bind_script(3102)).unwrap(), all("bound"), "{state}");
+        assert_eq!(bind(&host_pod, NODE_V4, 3102), all("bound"), "{state}");
         // In its own namespace a pod binds what it likes.
-        let own = bind_script(AGENT_PORT).replace("10.77.0.1", "127.0.0.1");
-        assert_eq!(pod.python(&own).unwrap(), all("bound"), "{state}");
+        assert_eq!(bind(&pod, Ipv4Addr::LOCALHOST, AGENT_PORT), all("bound"), "{state}");
         if state == "alive" {
             agent.kill().unwrap();
         }
@@ -55,11 +50,10 @@ fn pods_on_the_nodes_network_cant_bind_the_agents_ports_dead_or_alive() {
 #[test]
 fn who_listens_in_the_dead_agents_place_is_not_connected_to() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut agent = start(&lab, &["--host-network-pods=intercept"]);
+    let mut agent = lab.agent(&["--host-network-pods=intercept"]);
     let spec = PodSpec::new("kube-system", "cni").role("cni").host_network();
     let pod = lab.pod(spec).unwrap();
-    let attempt = pod.credentials().unwrap();
-    assert_eq!(lab.role_of(&attempt), Some(role_arn("cni")), "{attempt:?}");
+    lab.assert_served(&pod, "cni");
     agent.kill().unwrap();
     // A process of the node's own takes the port, within the dead agent's lease.
     let squatter = lab.node.netns().listen(([10, 77, 0, 1], AGENT_PORT).into()).unwrap();
@@ -71,9 +65,8 @@ fn who_listens_in_the_dead_agents_place_is_not_connected_to() {
     let accepted = squatter.accept().map(|(_, peer)| peer).map_err(|error| error.kind());
     assert_eq!(accepted.unwrap_err(), std::io::ErrorKind::WouldBlock);
     drop(squatter);
-    let agent = start(&lab, &["--host-network-pods=intercept"]);
-    let attempt = pod.credentials().unwrap();
-    assert_eq!(lab.role_of(&attempt), Some(role_arn("cni")), "{attempt:?}");
+    let agent = lab.agent(&["--host-network-pods=intercept"]);
+    lab.assert_served(&pod, "cni");
     let metrics = agent.admin("/metrics").unwrap().body;
     let denied = "kiam_intercept_verdicts_total{verdict=\"denied_listener\"} 3";
     assert!(metrics.contains(denied), "{metrics}");
@@ -82,31 +75,20 @@ fn who_listens_in_the_dead_agents_place_is_not_connected_to() {
 #[test]
 fn syns_that_no_connect_has_sent_take_no_place_in_the_queue() {
     let Some(lab) = lab::node_test!() else { return };
-    let agent = start(&lab, &[]);
+    let agent = lab.agent(&[]);
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     // More than any accept queue holds, from the host, which no hook sees, while a pod works.
-    let flood = format!(
-        "import socket,time\n\
-         held=[]\n\
-         for _ in range(4000):\n\
-         \x20s=socket.socket();s.setblocking(False)\n\
-         \x20try: s.connect(('10.77.0.1',{AGENT_PORT}))\n\
-         \x20except BlockingIOError: pass\n\
-         \x20held.append(s)\n\
-         time.sleep(2)\n\
-         connected=0\n\
-         for s in held:\n\
-         \x20try: s.getpeername();connected+=1\n\
-         \x20except OSError: pass\n\
-         print(connected)"
-    );
-    let flood =
-        format!("import resource\nresource.setrlimit(resource.RLIMIT_NOFILE,(8192,8192))\n{flood}");
     std::thread::scope(|scope| {
-        let flooding = scope.spawn(|| lab.node.python(&flood).unwrap());
+        let flooding = scope.spawn(|| {
+            let mut attacker = lab.node.attacker().unwrap();
+            let to = (NODE_V4, AGENT_PORT).into();
+            attacker.must(Attack::Hold { to, count: 4000 }).unwrap();
+            std::thread::sleep(Duration::from_secs(2));
+            attacker.attempt(Attack::Connected, 1000).unwrap().body
+        });
         let asking = Options { for_ms: Some(1500), pause_ms: 5, ..Options::default() };
         for attempt in pod.ask(&asking).unwrap() {
-            assert_eq!(lab.role_of(&attempt), Some(role_arn("orders")), "{attempt:?}");
+            lab.assert_role(&attempt, "orders");
         }
         assert_eq!(flooding.join().unwrap(), "0");
     });

@@ -3,10 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
 
-use std::{path::Path, thread, time::Duration};
-
 use lab::{
-    Agent, Lab, LabPod, PodSpec,
+    Lab, LabPod, PodSpec,
     pod_client::{Imds, Options, Tally},
     role_arn,
 };
@@ -23,10 +21,6 @@ const ROLES: [&str; 12] = [
 ];
 const TAKEOVERS: u32 = 20;
 
-const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
-/// What it logs when it has listeners, its own or the one's that it relieves.
-const LISTENS: &str = "Listening";
-const READY_LIMIT: Duration = Duration::from_secs(120);
 const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
 
 #[test]
@@ -47,7 +41,7 @@ fn under_load_and_across_takeovers_the_nodes_path_does_the_same() {
 
 fn under_load(path: &str) {
     let lab = Lab::start().unwrap();
-    let mut agent = start(&lab, path);
+    let mut agent = lab.agent(&[path]);
     let pods = ROLES.map(|role| pod(&lab, role));
     let started = Instant::now();
     let asking = ROLES.map(|role| Options {
@@ -63,7 +57,7 @@ fn under_load(path: &str) {
         .map(|(pod, options)| pod.ask_from(THREADS, options).unwrap())
         .collect();
     for _ in 0..TAKEOVERS {
-        let next = start(&lab, path);
+        let next = lab.agent(&[path]);
         agent.terminate().unwrap();
         agent = next;
     }
@@ -97,23 +91,10 @@ fn under_load(path: &str) {
     }
 }
 
-fn start(lab: &Lab, path: &str) -> Agent {
-    let mut agent = Agent::start(lab, Path::new(AGENT), &[path]).unwrap();
-    // Until it has taken over, it is the one before that says it is ready.
-    let started = Instant::now();
-    while !agent.log().contains(LISTENS) {
-        assert!(started.elapsed() < READY_LIMIT, "it does not listen:\n{}", agent.log());
-        thread::sleep(Duration::from_millis(20));
-    }
-    agent.wait_ready(READY_LIMIT).unwrap();
-    agent
-}
-
 /// One that has been answered, with ports enough for its share of connections within a minute.
 fn pod(lab: &Lab, role: &str) -> LabPod {
     let pod = lab.pod(PodSpec::new("shop", role).role(role)).unwrap();
     pod.netns().sysctl("ipv4/ip_local_port_range", "1024 65535").unwrap();
-    let attempt = pod.credentials().unwrap();
-    assert_eq!(lab.role_of(&attempt), Some(role_arn(role)), "{attempt:?}");
+    lab.assert_served(&pod, role);
     pod
 }

@@ -100,7 +100,7 @@ fn many_expressions_do_not_fill_it() {
                 .apply_namespace(&namespace.annotation("iam.amazonaws.com/permitted", &expression));
             let uid = format!("{n:08x}-1111-4000-8000-000000000000");
             let pod = PodRecord::scheduled(&name, "pod", &uid, "n1");
-            kubernetes.apply_pod(&pod.annotation("iam.amazonaws.com/role", "nobody"));
+            kubernetes.apply_pod(&pod.role("nobody"));
         }
     });
     judge_by(&node, "256 expressions", 60 * MIB);

@@ -5,10 +5,8 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
     net::{SocketAddr, TcpListener, UdpSocket},
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
-    process::Stdio,
     thread,
 };
 
@@ -26,15 +24,31 @@ use kiam_kernel::{
     intercept::{Config, HostNetworkPods, Interception, InterceptionParts, ListenerPath},
     sys::cookie_of,
 };
-use lab::{LabPod, NODE_V4, Node, PodSpec, skip};
+use lab::{
+    IMDS_V4, LabPod, NODE_V4, Node, PodSpec, ask_by, client_binary,
+    pod_client::{
+        Options,
+        attack::{Attack, stream::Way},
+    },
+    skip,
+};
 
 const PORT: u16 = 3100;
 
-/// Connects once; what came of it.
-const CONNECT: &str = "import errno,socket\n\
-    s=socket.socket();s.settimeout(2)\n\
-    try: s.connect(('169.254.169.254',80));print('connected')\n\
-    except OSError as e: print(errno.errorcode.get(e.errno,'timeout'))";
+/// Connects once; what the kernel says if it denies that.
+fn connect(pod: &LabPod) -> Option<String> {
+    pod.ask_once(&Options::connect()).unwrap().error
+}
+
+/// The same from a network namespace that `flags` make, with `address` in it.
+fn connect_from_new(pod: &LabPod, flags: &str, address: &str) -> Option<String> {
+    let setup = format!(
+        "ip link set lo up; ip addr add {address}/32 dev lo; ip route add default dev lo; exec \"$@\""
+    );
+    let mut command = pod.command("unshare").unwrap();
+    command.args([flags, "sh", "-c", &setup, "sh"]).arg(client_binary().unwrap());
+    ask_by(command, &Options::connect()).unwrap().error
+}
 
 /// A node with the programs of `--identity=kernel`, and a listener that accepts whatever comes.
 struct Stage {
@@ -98,23 +112,16 @@ fn only_a_pods_own_processes_connect_from_its_namespace_and_from_no_other() {
     let name = "only_a_pods_own_processes_connect_from_its_namespace_and_from_no_other";
     let Some(stage) = Stage::set(name, HostNetworkPods::Pass) else { return };
     let [pod, other] = ["a", "b"].map(|name| stage.pod(name));
-    assert_eq!(pod.python(CONNECT).unwrap(), "EPERM", "nobody knows whose its namespace is");
+    let eperm = Some("EPERM".to_owned());
+    assert_eq!(connect(&pod), eperm, "nobody knows whose its namespace is");
     stage.know(cookie(&pod), &pod);
-    assert_eq!(pod.python(CONNECT).unwrap(), "connected");
+    assert_eq!(connect(&pod), None);
     assert_eq!(stage.parts.verdicts.count(VerdictReason::Namespace), 1);
     // A process of another pod in there.
-    let mut stranger = pod.netns().command("python3");
-    other.cgroup().adopt(&mut stranger).unwrap();
-    let said = stranger.args(["-c", CONNECT]).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), "EPERM");
+    assert_eq!(other.ask_inside(pod.netns(), &Options::connect()).unwrap().error, eperm);
     // Namespaces that any user can make, with the address of the node or another pod in them.
-    for address in ["10.77.0.1".to_owned(), other.v4().to_string()] {
-        let script = format!(
-            "import subprocess\nprint(subprocess.check_output(['setpriv','--reuid=65534','--regid=65534',\
-             '--clear-groups','unshare','-Urn','sh','-c','ip link set lo up; ip addr add {address}/32 dev lo; \
-             ip route add default dev lo; exec python3 -c \"$0\"',{CONNECT:?}],text=True).strip())"
-        );
-        assert_eq!(pod.python(&script).unwrap(), "EPERM", "{address}");
+    for address in [NODE_V4.to_string(), other.v4().to_string()] {
+        assert_eq!(connect_from_new(&pod, "-Urn", &address), eperm, "{address}");
     }
     assert_eq!(stage.parts.verdicts.count(VerdictReason::Namespace), 4);
 }
@@ -125,16 +132,13 @@ fn a_pod_on_the_nodes_network_speaks_from_there_alone() {
     let Some(stage) = Stage::set(name, HostNetworkPods::Intercept) else { return };
     let spec = PodSpec::new("default", "host").host_network().with_uid().unwrap();
     let pod = stage.node.pod(spec).unwrap();
+    let eperm = Some("EPERM".to_owned());
     // The listener is in the node's namespace, and marked.
-    assert_eq!(pod.python(CONNECT).unwrap(), "connected");
-    let forger = "import subprocess,sys\nprint(subprocess.check_output(['unshare','-n','sh','-c',\
-        'ip link set lo up; ip addr add 10.77.0.1/32 dev lo; ip route add default dev lo; \
-        exec python3 -c \"$0\"',sys.argv[1] if len(sys.argv)>1 else CONNECT],text=True).strip())";
-    let forger = format!("CONNECT={CONNECT:?}\n{forger}");
-    assert_eq!(pod.python(&forger).unwrap(), "EPERM");
+    assert_eq!(connect(&pod), None);
+    assert_eq!(connect_from_new(&pod, "-n", "10.77.0.1"), eperm);
     // One that is bound to an interface could have the ends of another pod's connection.
-    let bound = CONNECT.replace("s.settimeout(2)", "s.setsockopt(1,25,b'lo\\0');s.settimeout(2)");
-    assert_eq!(pod.python(&bound).unwrap(), "EPERM");
+    let bound = Options { interface: Some("lo".to_owned()), ..Options::connect() };
+    assert_eq!(pod.ask_once(&bound).unwrap().error, eperm);
     assert_eq!(stage.parts.verdicts.count(VerdictReason::Namespace), 2);
 }
 
@@ -146,32 +150,20 @@ fn a_record_is_good_for_one_connection_and_the_quota_is_where_the_map_is_written
     stage.know(cookie(&pod), &pod);
     // Each socket is redirected, let go, and connected by hand to the port it was redirected to: elsewhere, where
     // nobody asks, and to where it was redirected itself.
-    let script = format!(
-        "import resource,socket\n\
-         resource.setrlimit(resource.RLIMIT_NOFILE,(4096,4096))\n\
-         import ctypes;libc=ctypes.CDLL(None,use_errno=True)\n\
-         unspec=ctypes.create_string_buffer(16)\n\
-         held=[]\n\
-         for n in range(3*{POD_QUOTA}):\n\
-         \x20s=socket.socket();s.settimeout(2)\n\
-         \x20s.connect(('169.254.169.254',80))\n\
-         \x20s.setblocking(False)\n\
-         \x20assert libc.connect(s.fileno(),unspec,16)==0\n\
-         \x20s.connect_ex(('10.77.0.9' if n%2 else '10.77.0.1',{PORT}))\n\
-         \x20held.append(s)\n\
-         print(len(held),flush=True)\n\
-         import time;time.sleep(1)"
-    );
-    let asking = thread::scope(|scope| {
-        let asking = scope.spawn(|| pod.python(&script).unwrap());
+    let most = 2 * usize::try_from(POD_QUOTA).unwrap();
+    let again = Attack::Reconnect {
+        to: (IMDS_V4, 80).into(),
+        then: vec![(NODE_V4, PORT).into(), ([10, 77, 0, 9], PORT).into()],
+        count: 3 * usize::try_from(POD_QUOTA).unwrap(),
+    };
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| pod.attacker().unwrap().must(again));
         while !asking.is_finished() {
-            let most = 2 * usize::try_from(POD_QUOTA).unwrap();
             assert!(stage.flows() <= most, "{} entries", stage.flows());
             thread::yield_now();
         }
-        asking.join().unwrap()
+        asking.join().unwrap().unwrap();
     });
-    assert_eq!(asking, (3 * POD_QUOTA).to_string());
     assert_eq!(stage.flows(), 0, "none is left");
 }
 
@@ -182,6 +174,7 @@ fn a_full_map_denies_at_connect_and_is_counted() {
     let pod = stage.pod("a");
     stage.know(cookie(&pod), &pod);
     let mut map = stage.map();
+    let eperm = Some("EPERM".to_owned());
     // Of namespaces that there are none of: what pods may hold has room.
     let junk = |number: u64| FlowKey {
         netns: u64::MAX - number,
@@ -196,17 +189,17 @@ fn a_full_map_denies_at_connect_and_is_counted() {
         filled += 1;
     }
     stage.parts.lease.renew().unwrap();
-    assert_eq!(pod.python(CONNECT).unwrap(), "EPERM");
+    assert_eq!(connect(&pod), eperm);
     assert_eq!(stage.parts.verdicts.count(VerdictReason::Full), 1);
     // Room for one entry of the two.
     map.remove(&junk(0)).unwrap();
     stage.parts.lease.renew().unwrap();
-    assert_eq!(pod.python(CONNECT).unwrap(), "EPERM");
+    assert_eq!(connect(&pod), eperm);
     assert_eq!(stage.parts.verdicts.count(VerdictReason::Full), 2);
     assert_eq!(u64::try_from(stage.flows()).unwrap(), filled - 1);
     map.remove(&junk(1)).unwrap();
     stage.parts.lease.renew().unwrap();
-    assert_eq!(pod.python(CONNECT).unwrap(), "connected");
+    assert_eq!(connect(&pod), None);
 }
 
 #[test]
@@ -215,19 +208,13 @@ fn what_is_taken_for_a_connection_is_its_own_pods() {
     let Some(stage) = Stage::set(name, HostNetworkPods::Pass) else { return };
     let pod = stage.pod("a");
     stage.know(cookie(&pod), &pod);
-    let script = "import socket,sys,time\n\
-        s=socket.socket();s.settimeout(5);s.connect(('169.254.169.254',80))\n\
-        print(s.getsockname()[1],flush=True);time.sleep(2)";
-    let mut asking = pod.command("python3").unwrap();
-    let mut asking = asking.args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
-    let mut port = String::new();
-    let output = asking.stdout.take().unwrap();
-    BufReader::new(output).read_line(&mut port).unwrap();
-    let peer = SocketAddr::from((pod.v4(), port.trim().parse().unwrap()));
+    let mut asking = pod.attacker().unwrap();
+    asking.must(Attack::Keep { way: Way::Connect, to: (IMDS_V4, 80).into() }).unwrap();
+    let ends = asking.attempt(Attack::Ends, 1000).unwrap().body;
+    let peer: SocketAddr = ends.split_once(' ').unwrap().0.parse().unwrap();
     let local = SocketAddr::from((NODE_V4, PORT));
     let entry = stage.parts.flows.take(cookie(&pod), peer, local).unwrap().unwrap();
     assert_eq!((entry.netns, entry.on_host), (cookie(&pod), false));
     let paths = CgroupPaths::new(stage.parts.cgroup.clone());
     assert_eq!(paths.pod(entry.cgroup), Ok(PodUid::new(pod.uid())));
-    asking.wait().unwrap();
 }

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
 
-use std::{net::Ipv4Addr, path::Path, time::Duration};
+use std::net::Ipv4Addr;
 
 use lab::{
     AGENT_PORT, Agent, Cgroup, Lab, Layout, NODE_V4, PodSpec,
@@ -11,15 +11,12 @@ use lab::{
     role_arn,
 };
 
-const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
-const READY_LIMIT: Duration = Duration::from_secs(120);
 
 /// A lab with an agent that is ready. The agent goes before the lab.
 fn ready(further: &[&str]) -> (Agent, Lab) {
     let lab = Lab::start().unwrap();
-    let mut agent = Agent::start(&lab, Path::new(AGENT), further).unwrap();
-    agent.wait_ready(READY_LIMIT).unwrap();
+    let agent = lab.agent(further);
     (agent, lab)
 }
 
@@ -81,7 +78,7 @@ fn an_address_that_another_pod_had_gives_the_new_pods_role() {
     let (_agent, lab) = ready(&[]);
     let first = lab.unpublished_pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     lab.publish(&first);
-    lab.assert_role(&first.credentials().unwrap(), "orders");
+    lab.assert_served(&first, "orders");
     let (v4, v6) = (first.v4(), first.v6());
     // The sandbox is gone; the API has not heard yet, as when the kubelet is slow or the watch stalls.
     drop(first);
@@ -93,9 +90,9 @@ fn an_address_that_another_pod_had_gives_the_new_pods_role() {
     assert_ne!(lab.role_of(&unheard), Some(role_arn("orders")), "{unheard:?}");
     lab.kubernetes.stall_watches(false);
     lab.publish(&second);
-    lab.assert_role(&second.credentials().unwrap(), "reports");
+    lab.assert_served(&second, "reports");
     lab.kubernetes.delete_pod("shop", "orders");
-    lab.assert_role(&second.credentials().unwrap(), "reports");
+    lab.assert_served(&second, "reports");
     lab.assert_no_packets(&[&second]);
 }
 
@@ -106,9 +103,9 @@ fn a_pod_is_answered_before_its_address_is_published() {
     }
     let (_agent, lab) = ready(&[]);
     let pod = lab.unpublished_pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
-    lab.assert_role(&pod.credentials().unwrap(), "orders");
+    lab.assert_served(&pod, "orders");
     lab.publish(&pod);
-    lab.assert_role(&pod.credentials().unwrap(), "orders");
+    lab.assert_served(&pod, "orders");
 }
 
 #[test]
@@ -121,14 +118,14 @@ fn a_source_address_that_is_not_the_pods_is_refused() {
     let thief = lab.unpublished_pod(PodSpec::new("shop", "thief").role("reports")).unwrap();
     lab.publish(&victim);
     lab.publish(&thief);
-    lab.assert_role(&thief.credentials().unwrap(), "reports");
+    lab.assert_served(&thief, "reports");
     // Root in the pod can take any address that the network brings it the answers to.
     let stolen = Ipv4Addr::new(10, 77, 9, 9);
     thief.take_address(stolen).unwrap();
     let bind = Some(stolen.into());
     let attempt = thief.ask_once(&Options { bind, imds: Imds::V1, ..Options::default() }).unwrap();
     assert_refused(&attempt, 403);
-    lab.assert_role(&victim.credentials().unwrap(), "orders");
+    lab.assert_served(&victim, "orders");
 }
 
 #[test]
@@ -154,7 +151,7 @@ fn a_direct_connection_to_the_agent_is_refused() {
     }
     let (_agent, lab) = ready(&[]);
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
-    lab.assert_role(&pod.credentials().unwrap(), "orders");
+    lab.assert_served(&pod, "orders");
     for imds in [Imds::V1, Imds::V2] {
         let direct = Options {
             to: Some(NODE_V4.into()),
@@ -232,7 +229,7 @@ fn a_namespace_that_permits_other_roles_only_gets_none() {
     lab.kubernetes.apply_namespace(&namespace.annotation("iam.amazonaws.com/permitted", permitted));
     let allowed = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     let forbidden = lab.pod(PodSpec::new("shop", "reports").role("orders-and-more")).unwrap();
-    lab.assert_role(&allowed.credentials().unwrap(), "orders");
+    lab.assert_served(&allowed, "orders");
     assert_refused(&forbidden.credentials().unwrap(), 404);
     let asked = forbidden.get(&format!("{CREDENTIALS}orders-and-more")).unwrap();
     assert_refused(&asked, 403);

@@ -5,7 +5,7 @@
 use std::{fs, path::Path, thread, time::Duration};
 
 use lab::{
-    Agent, Lab, LabPod, PodSpec, Refusal, eventually,
+    Lab, LabPod, Refusal, eventually,
     fake::{
         imds::NODE_ACCESS_KEY,
         kubernetes::{Gone, Resource},
@@ -13,18 +13,7 @@ use lab::{
     pod_client::Options,
 };
 
-const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const READY_LIMIT: Duration = Duration::from_secs(120);
-
-fn start(lab: &Lab) -> Agent {
-    let mut agent = Agent::start(lab, Path::new(AGENT), &[]).unwrap();
-    agent.wait_ready(READY_LIMIT).unwrap();
-    agent
-}
-
-fn pod(lab: &Lab, role: &str) -> LabPod {
-    lab.pod(PodSpec::new("shop", role).role(role)).unwrap()
-}
 
 /// Asserts that the pod can connect to nobody, and that nothing of it has come to the real service.
 fn assert_shut(lab: &Lab, pod: &LabPod) {
@@ -38,10 +27,10 @@ fn assert_shut(lab: &Lab, pod: &LabPod) {
 #[test]
 fn kill_9_under_load_lets_nothing_through() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut agent = start(&lab);
-    let pods = ["orders", "reports"].map(|role| (role, pod(&lab, role)));
+    let mut agent = lab.agent(&[]);
+    let pods = ["orders", "reports"].map(|role| (role, lab.pod_of(role)));
     for (role, pod) in &pods {
-        lab.assert_role(&pod.credentials().unwrap(), role);
+        lab.assert_served(&pod, role);
     }
     let asking = Options { pause_ms: 20, ..Options::default() };
     let asked = pods.each_ref().map(|(role, pod)| (*role, pod.ask_meanwhile(&asking).unwrap()));
@@ -49,7 +38,7 @@ fn kill_9_under_load_lets_nothing_through() {
         thread::sleep(Duration::from_millis(200));
         agent.kill().unwrap();
         thread::sleep(Duration::from_millis(200));
-        agent = start(&lab);
+        agent = lab.agent(&[]);
     }
     for (role, asked) in asked {
         let attempts = asked.finish().unwrap();
@@ -66,7 +55,7 @@ fn kill_9_under_load_lets_nothing_through() {
         }
     }
     for (role, pod) in &pods {
-        lab.assert_role(&pod.credentials().unwrap(), role);
+        lab.assert_served(&pod, role);
         lab.assert_no_packets(&[pod]);
     }
 }
@@ -80,12 +69,12 @@ fn an_agent_without_inotify_serves_pods_and_shows_that_until_there_is_one() {
     let refused = || {
         let lab = Lab::start().unwrap();
         let refusal = Refusal::of(libc::SYS_inotify_init1, libc::EMFILE).unwrap();
-        let mut agent = Agent::start(&lab, Path::new(AGENT), &[]).unwrap();
+        let mut agent = lab.begin_agent(&[]);
         agent.wait_said("Listening", READY_LIMIT).unwrap();
-        let pod = pod(&lab, "orders");
+        let pod = lab.pod_of("orders");
         let serves = || pod.credentials().is_ok_and(|attempt| attempt.status == Some(200));
         eventually("credentials", serves);
-        lab.assert_role(&pod.credentials().unwrap(), "orders");
+        lab.assert_served(&pod, "orders");
         eventually("nothing else is pending", || {
             let reply = agent.admin("/ready").unwrap();
             let lines = reply.body.lines().filter(|line| line.starts_with("pending: "));
@@ -108,9 +97,9 @@ fn an_agent_without_inotify_serves_pods_and_shows_that_until_there_is_one() {
 #[test]
 fn an_agent_that_hangs_is_denied_at_once_after_its_lease() {
     let Some(lab) = lab::node_test!() else { return };
-    let agent = start(&lab);
-    let pod = pod(&lab, "orders");
-    lab.assert_role(&pod.credentials().unwrap(), "orders");
+    let agent = lab.agent(&[]);
+    let pod = lab.pod_of("orders");
+    lab.assert_served(&pod, "orders");
     agent.freeze().unwrap();
     let impatient = Options { timeout_ms: 300, ..Options::default() };
     eventually("the kernel still redirects to an agent that hangs", || {
@@ -122,20 +111,20 @@ fn an_agent_that_hangs_is_denied_at_once_after_its_lease() {
     eventually("the agent is denied though it goes on", || {
         pod.credentials().unwrap().status == Some(200)
     });
-    lab.assert_role(&pod.credentials().unwrap(), "orders");
+    lab.assert_served(&pod, "orders");
     lab.assert_no_packets(&[&pod]);
 }
 
 #[test]
 fn an_agent_that_ends_politely_leaves_the_door_shut() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut agent = start(&lab);
-    let pod = pod(&lab, "orders");
-    lab.assert_role(&pod.credentials().unwrap(), "orders");
+    let mut agent = lab.agent(&[]);
+    let pod = lab.pod_of("orders");
+    lab.assert_served(&pod, "orders");
     assert!(agent.terminate().unwrap().success());
     assert_shut(&lab, &pod);
-    let _agent = start(&lab);
-    lab.assert_role(&pod.credentials().unwrap(), "orders");
+    let _agent = lab.agent(&[]);
+    lab.assert_served(&pod, "orders");
     lab.assert_no_packets(&[&pod]);
 }
 
@@ -143,8 +132,8 @@ fn an_agent_that_ends_politely_leaves_the_door_shut() {
 fn pods_are_denied_before_the_api_server_has_answered_at_all() {
     let Some(lab) = lab::node_test!() else { return };
     lab.kubernetes.stop();
-    let pod = pod(&lab, "orders");
-    let mut agent = Agent::start(&lab, Path::new(AGENT), &[]).unwrap();
+    let pod = lab.pod_of("orders");
+    let mut agent = lab.begin_agent(&[]);
     // On a node that no agent has run on before.
     eventually("the pod reaches the real metadata service", || {
         let attempt = pod.credentials().unwrap();
@@ -155,46 +144,46 @@ fn pods_are_denied_before_the_api_server_has_answered_at_all() {
     let before = packets();
     lab.kubernetes.restart().unwrap();
     agent.wait_ready(READY_LIMIT).unwrap();
-    lab.assert_role(&pod.credentials().unwrap(), "orders");
+    lab.assert_served(&pod, "orders");
     assert_eq!(packets(), before);
 }
 
 #[test]
 fn known_pods_are_served_while_the_api_server_is_away() {
     let Some(lab) = lab::node_test!() else { return };
-    let _agent = start(&lab);
-    let known = pod(&lab, "orders");
-    lab.assert_role(&known.credentials().unwrap(), "orders");
+    let _agent = lab.agent(&[]);
+    let known = lab.pod_of("orders");
+    lab.assert_served(&known, "orders");
     lab.kubernetes.stop();
-    let unknown = pod(&lab, "reports");
+    let unknown = lab.pod_of("reports");
     for _ in 0..3 {
-        lab.assert_role(&known.credentials().unwrap(), "orders");
+        lab.assert_served(&known, "orders");
     }
     assert_eq!(unknown.credentials().unwrap().status, Some(404));
     lab.kubernetes.restart().unwrap();
     eventually("the new pod has no credentials", || {
         unknown.credentials().is_ok_and(|attempt| attempt.status == Some(200))
     });
-    lab.assert_role(&unknown.credentials().unwrap(), "reports");
+    lab.assert_served(&unknown, "reports");
     lab.assert_no_packets(&[&unknown]);
 }
 
 #[test]
 fn a_watch_that_is_too_old_is_replaced_by_a_list() {
     let Some(lab) = lab::node_test!() else { return };
-    let _agent = start(&lab);
+    let _agent = lab.agent(&[]);
     for (gone, role) in [(Gone::Event, "orders"), (Gone::Status, "reports")] {
         let lists = lab.kubernetes.lists(Resource::Pods);
         lab.kubernetes.say_gone_as(gone);
         // What happens while nobody listens is forgotten at once.
         lab.kubernetes.stop();
-        let pod = pod(&lab, role);
+        let pod = lab.pod_of(role);
         lab.kubernetes.compact();
         lab.kubernetes.restart().unwrap();
         eventually("the new pod has no credentials", || {
             pod.credentials().is_ok_and(|attempt| attempt.status == Some(200))
         });
-        lab.assert_role(&pod.credentials().unwrap(), role);
+        lab.assert_served(&pod, role);
         assert!(lab.kubernetes.lists(Resource::Pods) > lists, "{gone:?}");
     }
 }
@@ -202,30 +191,30 @@ fn a_watch_that_is_too_old_is_replaced_by_a_list() {
 #[test]
 fn credentials_outlive_sts() {
     let Some(lab) = lab::node_test!() else { return };
-    let _agent = start(&lab);
-    let known = pod(&lab, "orders");
-    lab.assert_role(&known.credentials().unwrap(), "orders");
+    let _agent = lab.agent(&[]);
+    let known = lab.pod_of("orders");
+    lab.assert_served(&known, "orders");
     lab.sts.stop();
-    let unknown = pod(&lab, "reports");
-    lab.assert_role(&known.credentials().unwrap(), "orders");
+    let unknown = lab.pod_of("reports");
+    lab.assert_served(&known, "orders");
     let attempt = unknown.credentials().unwrap();
     assert_eq!((attempt.status, attempt.body.as_str()), (Some(503), ""), "{attempt:?}");
     lab.sts.restart().unwrap();
     eventually("the new pod has no credentials", || {
         unknown.credentials().is_ok_and(|attempt| attempt.status == Some(200))
     });
-    lab.assert_role(&unknown.credentials().unwrap(), "reports");
+    lab.assert_served(&unknown, "reports");
 }
 
 #[test]
 fn uninstall_takes_everything_away() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut agent = start(&lab);
-    let pod = pod(&lab, "orders");
-    lab.assert_role(&pod.credentials().unwrap(), "orders");
+    let mut agent = lab.agent(&[]);
+    let pod = lab.pod_of("orders");
+    lab.assert_served(&pod, "orders");
     agent.kill().unwrap();
     assert_shut(&lab, &pod);
-    let said = lab.uninstall(Path::new(AGENT)).unwrap();
+    let said = lab.uninstall().unwrap();
     let left = files(&lab.pins());
     assert!(left.is_empty(), "{left:?} is left; uninstall said: {said}");
     // The kernel lets go of links a little after their last pin.

@@ -21,14 +21,12 @@ use lab::{
 };
 use tokio::time::Instant;
 
-const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const READY_LIMIT: Duration = Duration::from_secs(120);
 
 /// A lab with an agent that is ready. The agent goes before the lab.
 fn ready(further: &[&str]) -> (Agent, Lab) {
     let lab = Lab::start().unwrap();
-    let mut agent = Agent::start(&lab, Path::new(AGENT), further).unwrap();
-    agent.wait_ready(READY_LIMIT).unwrap();
+    let agent = lab.agent(further);
     (agent, lab)
 }
 
@@ -50,7 +48,7 @@ fn pods_of_a_node_role_have_the_nodes_and_reach_it_through_the_agent_alone() {
     let others = [spec("shop", "csi-2").service_account("csi"), spec("kube-system", "proxy")];
     for spec in others {
         let pod = lab.pod(spec).unwrap();
-        lab.assert_role(&pod.credentials().unwrap(), "orders");
+        lab.assert_served(&pod, "orders");
         assert_eq!(pod.get("/latest/user-data").unwrap().status, Some(404));
     }
     let packets = lab.imds.packets();
@@ -73,8 +71,8 @@ fn a_host_network_pod_that_is_intercepted_has_its_own_role() {
     let spec = host_pod("kube-system", "cni").role("orders").service_account("cni");
     let cni = lab.pod(spec).unwrap();
     for _ in 0..3 {
-        lab.assert_role(&orders.credentials().unwrap(), "orders");
-        lab.assert_role(&reports.credentials().unwrap(), "reports");
+        lab.assert_served(&orders, "orders");
+        lab.assert_served(&reports, "reports");
         let attempt = cni.credentials().unwrap();
         assert_eq!(attempt.field("AccessKeyId").as_deref(), Some(NODE_ACCESS_KEY), "{attempt:?}");
     }
@@ -103,7 +101,7 @@ fn a_pod_that_the_watch_did_not_show_is_found_by_a_list_once_a_second() {
     // This one's namespace is known, and it is held until the list is there.
     lab.kubernetes.stall_watches(false);
     let known = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
-    lab.assert_role(&known.credentials().unwrap(), "orders");
+    lab.assert_served(&known, "orders");
     lab.kubernetes.stall_watches(true);
     let spec = PodSpec::new("shop", "reports").role("reports");
     let late = lab.unpublished_pod(spec).unwrap();
@@ -122,7 +120,7 @@ fn cgroups_that_no_kubelet_made_are_no_pods() {
     }
     let (_agent, lab) = ready(&[]);
     let victim = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
-    lab.assert_role(&victim.credentials().unwrap(), "orders");
+    lab.assert_served(&victim, "orders");
     let thief = lab.pod(PodSpec::new("shop", "thief").role("reports")).unwrap();
     for layout in [Layout::SystemdBurstable, Layout::SystemdGuaranteed, Layout::CgroupfsBurstable] {
         // Beside the kubelet's, with the victim's UID below, as a runtime of another kind might.
@@ -134,7 +132,7 @@ fn cgroups_that_no_kubelet_made_are_no_pods() {
         drop(disguise);
         Cgroup::create(beside).map(drop).unwrap();
     }
-    lab.assert_role(&thief.credentials().unwrap(), "reports");
+    lab.assert_served(&thief, "reports");
 }
 
 /// Opens `count` connections to the service, says how many there are, and holds them until its input ends.
@@ -173,7 +171,7 @@ fn connections_that_a_pod_holds_are_limited_and_no_others_trouble() {
         lab.pod(host_pod("reports")).unwrap(),
     ];
     for (pod, role) in others.iter().zip(["orders", "reports"]) {
-        lab.assert_role(&pod.credentials().unwrap(), role);
+        lab.assert_served(&pod, role);
     }
     // Their QoS class came with them; until it is marked, its pods share a quota.
     agent.wait_said("Cgroups of QoS classes marked", READY_LIMIT).unwrap();
@@ -193,7 +191,7 @@ fn connections_that_a_pod_holds_are_limited_and_no_others_trouble() {
     }
     for _ in 0..5 {
         for (pod, role) in others.iter().zip(["orders", "reports"]) {
-            lab.assert_role(&pod.credentials().unwrap(), role);
+            lab.assert_served(&pod, role);
         }
     }
     // 192 of each stay at the agent; those beyond take the places of the oldest that are idle, or are closed. Silent ones
@@ -239,7 +237,7 @@ fn static_pods_are_known_by_their_mirrors_where_the_operator_has_them() {
         let mirror = PodRecord::scheduled(namespace, name, &uid, NODE_NAME)
             .annotation("kubernetes.io/config.mirror", hash)
             .annotation("kubernetes.io/config.hash", hash)
-            .annotation("iam.amazonaws.com/role", name)
+            .role(name)
             .running(&pod.ips());
         lab.kubernetes.apply_pod(&mirror);
         let known = format!("kiam_cluster_pods {}\n", n + 1);
@@ -281,21 +279,21 @@ fn a_cgroup_whose_path_is_too_long_refuses_its_own_processes_alone() {
     let (agent, lab) = ready(&[]);
     let victim = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     let deep = lab.pod(PodSpec::new("shop", "deep").role("reports")).unwrap();
-    lab.assert_role(&victim.credentials().unwrap(), "orders");
+    lab.assert_served(&victim, "orders");
     let disguise =
         format!("kubepods-pod{}.slice{}", victim.uid().replace('-', "_"), "x".repeat(180));
     let _depths = Depths(deep.cgroup().path());
     for (depth, status) in [("3", 200), ("24", 403)] {
         let mut command = deep.netns().command("bash");
         command.args(["-c", DESCEND, "descend"]).arg(deep.cgroup().path());
-        command.args([depth, &disguise]).arg(client_binary().unwrap()).arg("in-pod");
+        command.args([depth, &disguise]).arg(client_binary().unwrap()).args(["pod-client", "ask"]);
         let output = command.args(Options::default().to_args()).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let attempt: Attempt = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(attempt.status, Some(status), "{attempt:?}");
         assert_eq!(lab.role_of(&attempt), (status == 200).then(|| role_arn("reports")));
-        lab.assert_role(&victim.credentials().unwrap(), "orders");
-        lab.assert_role(&deep.credentials().unwrap(), "reports");
+        lab.assert_served(&victim, "orders");
+        lab.assert_served(&deep, "reports");
     }
     assert!(agent.log().contains("File name too long"), "it says why");
 }

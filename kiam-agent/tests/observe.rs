@@ -2,24 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
 
-use std::{path::Path, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use lab::{
-    Agent, Lab, PodSpec,
+    Agent, PodSpec,
     fake::imds::NODE_ACCESS_KEY,
     pod_client::{Options, Via},
     role_arn,
 };
 use tokio::time::Instant;
 
-const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const READY_LIMIT: Duration = Duration::from_secs(120);
-
-fn start(lab: &Lab, further: &[&str]) -> Agent {
-    let mut agent = Agent::start(lab, Path::new(AGENT), further).unwrap();
-    agent.wait_ready(READY_LIMIT).unwrap();
-    agent
-}
 
 /// Waits until the agent's log has all of `lines`' words, each in one line.
 fn eventually_logged(agent: &Agent, lines: &[&[&str]]) {
@@ -40,11 +33,11 @@ fn eventually_logged(agent: &Agent, lines: &[&[&str]]) {
 fn observing_changes_nothing_and_tells_who_would_get_what() {
     let Some(lab) = lab::node_test!() else { return };
     // An agent that enforced left its guard and programs behind; the mode is what the operator says now.
-    let mut enforcing = start(&lab, &[]);
+    let mut enforcing = lab.agent(&[]);
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     assert_eq!(lab.role_of(&pod.credentials().unwrap()), Some(role_arn("orders")));
     enforcing.kill().unwrap();
-    let agent = start(&lab, &["--mode=observe"]);
+    let agent = lab.agent(&["--mode=observe"]);
     let scratch = lab.pod(PodSpec::new("shop", "scratch")).unwrap();
     for pod in [&pod, &scratch] {
         for via in [Via::V4, Via::V6] {
@@ -72,6 +65,6 @@ fn observing_changes_nothing_and_tells_who_would_get_what() {
         assert!(metrics.contains(line), "{line}: {metrics}");
     }
     drop(agent);
-    let _agent = start(&lab, &[]);
+    let _agent = lab.agent(&[]);
     assert_eq!(lab.role_of(&pod.credentials().unwrap()), Some(role_arn("orders")));
 }

@@ -2,23 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
 
-use std::{os::unix::net::UnixStream, path::Path, thread, time::Duration};
+use std::{os::unix::net::UnixStream, thread, time::Duration};
 
 use kiam_agent::admin;
 use lab::{Agent, Lab, LabPod, PodSpec, eventually, pod_client::wire::exchange};
 use serde_json::Value;
 
-const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
-const LIMIT: Duration = Duration::from_secs(60);
 /// Start times are told in hundredths of a second.
 const TICKS: Duration = Duration::from_millis(50);
 const REASON: &str = "NodeCredentialsExposed";
-
-fn start(lab: &Lab, further: &[&str]) -> Agent {
-    let mut agent = Agent::start(lab, Path::new(AGENT), further).unwrap();
-    agent.wait_ready(LIMIT).unwrap();
-    agent
-}
 
 fn pod(lab: &Lab, name: &str) -> LabPod {
     lab.pod(PodSpec::new("shop", name).role("orders")).unwrap()
@@ -77,7 +69,7 @@ fn a_pod_that_asked_before_the_agent_came_shows_and_a_later_one_does_not() {
     let plain = lab.pod(PodSpec::new("shop", "plain")).unwrap();
     let _host = lab.pod(PodSpec::new("shop", "host").host_network()).unwrap();
     thread::sleep(TICKS);
-    let agent = start(&lab, &[]);
+    let agent = lab.agent(&[]);
     let late = pod(&lab, "late");
     late.credentials().unwrap();
     eventually("both shown", || names(&lab) == ["early", "plain"]);
@@ -100,12 +92,12 @@ fn agents_that_come_later_know_it_as_long_as_nothing_was_detached() {
     let Some(lab) = lab::node_test!() else { return };
     let _early = pod(&lab, "early");
     thread::sleep(TICKS);
-    let mut first = start(&lab, &[]);
+    let mut first = lab.agent(&[]);
     let _late = pod(&lab, "late");
     eventually("the first", || names(&lab) == ["early"]);
     let until = shown(&lab);
     // Takeover.
-    let second = start(&lab, &[]);
+    let second = lab.agent(&[]);
     eventually("the second", || shown(&lab) == until);
     first.terminate().unwrap();
     // A gap without an agent is none of the programs.
@@ -113,16 +105,16 @@ fn agents_that_come_later_know_it_as_long_as_nothing_was_detached() {
     second.kill().unwrap();
     let _denied = pod(&lab, "denied");
     thread::sleep(TICKS);
-    let mut third = start(&lab, &[]);
+    let mut third = lab.agent(&[]);
     eventually("the third", || shown(&lab) == until);
     thread::sleep(Duration::from_secs(6));
     assert_eq!((shown(&lab), told(&lab)), (until.clone(), vec!["early".to_owned()]));
     // Without programs it is one.
     third.terminate().unwrap();
-    lab.uninstall(Path::new(AGENT)).unwrap();
+    lab.uninstall().unwrap();
     let _gap = pod(&lab, "gap");
     thread::sleep(TICKS);
-    let _fourth = start(&lab, &[]);
+    let _fourth = lab.agent(&[]);
     let _last = pod(&lab, "last");
     let all = ["denied", "early", "gap", "late"];
     eventually("all but the last", || names(&lab) == all);
@@ -132,7 +124,7 @@ fn agents_that_come_later_know_it_as_long_as_nothing_was_detached() {
 #[test]
 fn programs_that_somebody_detached_make_all_pods_older() {
     let Some(lab) = lab::node_test!() else { return };
-    let agent = start(&lab, &[]);
+    let agent = lab.agent(&[]);
     let _pod = pod(&lab, "orders");
     thread::sleep(TICKS);
     eventually("a search", || counted(&agent) == Some(0));
@@ -151,7 +143,7 @@ fn pods_that_may_come_back_are_evicted_where_that_is_asked_for() {
     let _daemon = made_by("daemon", "DaemonSet");
     let _bare = pod(&lab, "bare");
     thread::sleep(TICKS);
-    let _agent = start(&lab, &["--evict-older-pods"]);
+    let _agent = lab.agent(&["--evict-older-pods"]);
     let _young = made_by("young", "ReplicaSet");
     eventually("the eviction", || names(&lab) == ["bare", "daemon"]);
     thread::sleep(Duration::from_secs(15));

@@ -2,34 +2,25 @@
 
 #![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
 
-use std::{
-    io::{BufRead as _, BufReader},
-    path::Path,
-    process::Stdio,
-    thread,
-    time::Duration,
-};
+use std::{thread, time::Duration};
 
-use lab::{Agent, Asking, Lab, LabPod, PodSpec, eventually, pod_client::Options, role_arn};
+use lab::{
+    Agent, Asking, IMDS_V4, Lab, LabPod, PodSpec, eventually,
+    pod_client::{
+        Options,
+        attack::{Attack, stream::Way},
+    },
+    role_arn,
+};
 use rustix::process::Signal;
 use tokio::time::Instant;
 
-const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const LIMIT: Duration = Duration::from_secs(60);
 const SERVES: &str = "Listening";
 const SERVES_ON: &str = "serving until another agent takes over";
 const ENDS: &str = "Draining; the kernel programs stay and deny pods";
 /// How long before the end of the grace period the service ends.
 const MARGIN: Duration = Duration::from_secs(3);
-/// Begins a request, and never finishes it.
-const HOLD: &str = r#"
-import socket, time
-stream = socket.create_connection(("169.254.169.254", 80), 5)
-stream.sendall(b"GET /latest/meta-data/ HTTP/1.1\r\nHost: ")
-print("held", flush=True)
-time.sleep(3600)
-"#;
-
 struct Node {
     lab: Lab,
     agent: Agent,
@@ -45,8 +36,7 @@ impl Node {
         let lab = Lab::start().unwrap();
         let period = format!("--grace-period={grace}s");
         let flags: Vec<&str> = further.iter().copied().chain([&*period]).collect();
-        let mut agent = Agent::start(&lab, Path::new(AGENT), &flags).unwrap();
-        agent.wait_ready(LIMIT).unwrap();
+        let agent = lab.agent(&flags);
         let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
         let node = Self { lab, agent, pod, grace: Duration::from_secs(grace.into()) };
         node.assert_role();
@@ -73,7 +63,7 @@ impl Node {
     }
 
     fn successor(&self) -> Agent {
-        Agent::start(&self.lab, Path::new(AGENT), &["--grace-period=30s"]).unwrap()
+        self.lab.begin_agent(&["--grace-period=30s"])
     }
 
     /// Asserts that the pod got its own credentials each time; how often it asked.
@@ -160,7 +150,7 @@ fn second_signal_ends_the_agent_at_once() {
         let mut node = Node::start(120, &[]);
         let asked = node.ask_to_end();
         // Who wants the programs away hears that the agent is about to end.
-        let refusal = format!("{:#}", node.lab.uninstall(Path::new(AGENT)).unwrap_err());
+        let refusal = format!("{:#}", node.lab.uninstall().unwrap_err());
         assert!(refusal.contains("was asked to end and serves until"), "{refusal}");
         node.assert_role();
         node.agent.signal(second).unwrap();
@@ -217,17 +207,14 @@ fn programs_are_detached_within_the_grace_period_when_nobody_comes_and_not_befor
     let mut node = Node::start(8, &["--detach-on-exit"]);
     let asked = node.ask_to_end();
     // A client that never finishes its request does not keep the programs attached.
-    let mut python = node.pod.command("python3").unwrap();
-    let python = python.args(["-c", HOLD]).stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut client = python.spawn().unwrap();
-    let mut said = String::new();
-    BufReader::new(client.stdout.take().unwrap()).read_line(&mut said).unwrap();
-    assert_eq!(said.trim(), "held");
+    let mut client = node.pod.attacker().unwrap();
+    client.must(Attack::Keep { way: Way::Connect, to: (IMDS_V4, 80).into() }).unwrap();
+    let text = "GET /latest/meta-data/ HTTP/1.1\r\nHost: ".to_owned();
+    client.must(Attack::Write { text }).unwrap();
     node.assert_role();
     node.lab.assert_no_packets(&[&node.pod]);
     node.assert_ended(asked);
-    client.kill().unwrap();
-    client.wait().unwrap();
+    drop(client);
     assert!(asked.elapsed() >= node.grace - MARGIN);
     assert!(node.agent.said("Removed"), "{}", node.agent.log());
     assert!(!node.lab.pins().join("v2/link_kiam_connect4").exists());

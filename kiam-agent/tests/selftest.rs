@@ -2,20 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
 
-use std::{path::Path, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use kiam_kernel::pins::AttachLock;
-use lab::{Agent, Lab, PodSpec, role_arn};
+use lab::{Agent, Lab, PodSpec};
 use tokio::time::Instant;
 
-const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const READY_LIMIT: Duration = Duration::from_secs(120);
-
-fn start(lab: &Lab, further: &[&str]) -> Agent {
-    let mut agent = Agent::start(lab, Path::new(AGENT), further).unwrap();
-    agent.wait_ready(READY_LIMIT).unwrap();
-    agent
-}
 
 /// Waits until `/ready` answers `status` with `text` in its body.
 fn eventually(agent: &Agent, status: u16, text: &str) {
@@ -55,7 +48,7 @@ fn the_self_test_passes_with_every_guard_and_nothing_of_it_reaches_the_imds() {
         &["--identity=source-ip"],
     ] {
         let lab = Lab::start().unwrap();
-        let agent = start(&lab, further);
+        let agent = lab.agent(further);
         eventually(&agent, 200, "self-test: passed");
         let foreign: Vec<_> = lab.imds.packets().into_keys().collect();
         let only_node = foreign.iter().all(|address| lab::Node::has_address(*address));
@@ -70,15 +63,14 @@ fn the_self_test_passes_with_every_guard_and_nothing_of_it_reaches_the_imds() {
 fn a_hook_that_is_taken_away_costs_readiness_and_is_named() {
     let Some(lab) = lab::node_test!() else { return };
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
-    let agent = start(&lab, &["--selftest-interval=1s"]);
+    let agent = lab.agent(&["--selftest-interval=1s"]);
     // While another agent attaches its programs, this one puts nothing back at once.
     let lock = AttachLock::take(&lab.pins()).unwrap().unwrap();
     for (pin, part) in [("link_kiam_sendmsg4", "Datagram"), ("link_kiam_connect6", "Mapped")] {
         eventually_without(&lab, &agent, pin, part);
     }
     // What still holds goes on.
-    let attempt = pod.credentials().unwrap();
-    assert_eq!(lab.role_of(&attempt), Some(role_arn("orders")), "{attempt:?}");
+    lab.assert_served(&pod, "orders");
     drop(lock);
     eventually(&agent, 200, "self-test: passed");
 }
@@ -86,14 +78,14 @@ fn a_hook_that_is_taken_away_costs_readiness_and_is_named() {
 #[test]
 fn without_a_guard_the_proof_asks_only_for_what_is_promised_and_with_one_it_sees_leaks() {
     let Some(lab) = lab::node_test!() else { return };
-    let agent = start(&lab, &["--guard=none"]);
+    let agent = lab.agent(&["--guard=none"]);
     eventually(&agent, 200, "self-test: passed");
     // Its raw packet and its rewritten connect have left the node, and the real service has seen them.
     assert!(lab.imds.packets().keys().any(|address| !lab::Node::has_address(*address)));
     drop(agent);
     // With the program of the guard taken away, and put on the flags, both are noticed.
     let lab = Lab::start().unwrap();
-    let agent = start(&lab, &["--guard=skb", "--selftest-interval=1s"]);
+    let agent = lab.agent(&["--guard=skb", "--selftest-interval=1s"]);
     let _lock = AttachLock::take(&lab.pins()).unwrap().unwrap();
     for part in ["Ancestor", "Raw"] {
         eventually_without(&lab, &agent, "link_kiam_guard", part);

@@ -1,12 +1,11 @@
 //! The taint that keeps pods from a new node, and the agent there that takes it off.
 
-use std::{path::Path, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use http::Method;
 use lab::{Agent, NODE_NAME, PodSpec, eventually, fake::Injected};
 use serde_json::{Value, json};
 
-const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const LIMIT: Duration = Duration::from_secs(60);
 const KEY: &str = "kiam.example.com/agent-not-ready";
 const FLAG: &str = "--startup-taint=kiam.example.com/agent-not-ready";
@@ -31,7 +30,7 @@ fn the_taint_goes_once_the_agent_is_ready_and_no_other_with_it() {
     lab.kubernetes.apply_node("other-node", &taints());
     let _pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     let hung = lab.sts.faults().inject(Injected::hang());
-    let agent = Agent::start(&lab, Path::new(AGENT), &[FLAG]).unwrap();
+    let agent = lab.begin_agent(&[FLAG]);
     eventually("a call to STS", || hung.met() > 0);
     thread::sleep(Duration::from_secs(1));
     assert_eq!((is_ready(&agent), lab.kubernetes.taints(NODE_NAME).len()), (false, 3));
@@ -52,7 +51,7 @@ fn who_may_not_or_is_too_late_tries_again_and_says_so() {
     let patched = |injected: Injected| injected.method(Method::PATCH).path(NODE);
     let faults = lab.kubernetes.faults();
     let forbidden = faults.inject(patched(Injected::refuse(403, "Forbidden")));
-    let mut agent = Agent::start(&lab, Path::new(AGENT), &[FLAG]).unwrap();
+    let mut agent = lab.begin_agent(&[FLAG]);
     // It is ready all the same.
     agent.wait_ready(LIMIT).unwrap();
     let said = || agent.admin("/ready").unwrap().body;

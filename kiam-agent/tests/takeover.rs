@@ -7,7 +7,6 @@ use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
-    path::Path,
     process::{Command, Stdio},
     thread,
     time::Duration,
@@ -20,9 +19,9 @@ use kiam_kernel::{
     pins::AttachLock,
 };
 use lab::{
-    Agent, Cgroup, Lab, LabPod, Meanwhile, NODE_V4, PodSpec, eventually,
+    Agent, Attacker, Cgroup, Lab, LabPod, Meanwhile, NODE_V4, PodSpec, eventually,
     fake::imds::NODE_ACCESS_KEY,
-    pod_client::{Options, Via},
+    pod_client::{Options, Via, attack::Attack},
     role_arn,
 };
 use tokio::time::Instant;
@@ -38,28 +37,6 @@ const PAUSE_MS: u64 = 60;
 /// Of the test's own thread.
 fn blocking() -> Blocking {
     Blocking::here().expect("no runtime runs on it")
-}
-
-fn begin(lab: &Lab, further: &[&str]) -> Agent {
-    Agent::start(lab, Path::new(AGENT), further).unwrap()
-}
-
-/// An agent that serves, alone or as the successor of the one that did.
-fn start(lab: &Lab, further: &[&str]) -> Agent {
-    let mut agent = begin(lab, further);
-    agent.wait_said(SERVES, LIMIT).unwrap();
-    agent.wait_ready(LIMIT).unwrap();
-    agent
-}
-
-fn pod(lab: &Lab, role: &str) -> LabPod {
-    lab.pod(PodSpec::new("shop", role).role(role)).unwrap()
-}
-
-fn assert_served(lab: &Lab, pod: &LabPod, role: &str) {
-    let attempt = pod.credentials().unwrap();
-    assert_eq!(attempt.status, Some(200), "{attempt:?}");
-    assert_eq!(lab.role_of(&attempt), Some(role_arn(role)), "{attempt:?}");
 }
 
 /// What `status` says of the agent that it finds, run with `prefix` before it.
@@ -108,9 +85,9 @@ impl<'a> Load<'a> {
 }
 
 fn three_pods(lab: &Lab) -> [(&'static str, LabPod); 3] {
-    let pods = ["orders", "reports", "invoices"].map(|role| (role, pod(lab, role)));
+    let pods = ["orders", "reports", "invoices"].map(|role| (role, lab.pod_of(role)));
     for (role, pod) in &pods {
-        assert_served(lab, pod, role);
+        lab.assert_served(pod, role);
     }
     pods
 }
@@ -118,13 +95,13 @@ fn three_pods(lab: &Lab) -> [(&'static str, LabPod); 3] {
 #[test]
 fn twenty_takeovers_under_load_fail_no_request() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut agent = start(&lab, &[]);
+    let mut agent = lab.agent(&[]);
     let pods = three_pods(&lab);
     let started = Instant::now();
     let mut asked = 0;
     for round in 0..20 {
         let load = Load::start(&lab, &pods);
-        let next = start(&lab, &[]);
+        let next = lab.agent(&[]);
         agent.wait_said(RELIEVED, LIMIT).unwrap();
         assert!(agent.terminate().unwrap().success(), "round {round}");
         for agent in [&agent, &next] {
@@ -172,16 +149,16 @@ fn takeover_and_restart(
     let mut best = [LIMIT; 2];
     for _ in 0..3 {
         let load = Load::start(lab, pods);
-        let next = start(lab, &[]);
+        let next = lab.agent(&[]);
         best[0] = best[0].min(used(&next));
         agent.wait_said(RELIEVED, LIMIT).unwrap();
         assert!(agent.terminate().unwrap().success());
         *agent = next;
         load.finish();
         agent.kill().unwrap();
-        *agent = start(lab, &[]);
+        *agent = lab.agent(&[]);
         best[1] = best[1].min(used(agent));
-        pods.iter().for_each(|(role, pod)| assert_served(lab, pod, role));
+        pods.iter().for_each(|(role, pod)| lab.assert_served(pod, role));
     }
     best
 }
@@ -189,7 +166,7 @@ fn takeover_and_restart(
 #[test]
 fn cgroups_that_one_pod_makes_keep_no_agent_from_the_others() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut agent = start(&lab, &[]);
+    let mut agent = lab.agent(&[]);
     let pods = three_pods(&lab);
     let hostile = lab.pod(PodSpec::new("other", "hostile").role("orders")).unwrap();
     let control = takeover_and_restart(&lab, &pods, &mut agent);
@@ -206,11 +183,11 @@ fn cgroups_that_one_pod_makes_keep_no_agent_from_the_others() {
 #[test]
 fn successor_with_another_port_takes_over_without_a_gap() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut agent = start(&lab, &[]);
+    let mut agent = lab.agent(&[]);
     let pods = three_pods(&lab);
     for port in ["--port=3200", "--port=0", "--port=3100"] {
         let load = Load::start(&lab, &pods);
-        let next = start(&lab, &[port]);
+        let next = lab.agent(&[port]);
         agent.wait_said(RELIEVED, LIMIT).unwrap();
         assert!(agent.terminate().unwrap().success(), "{port}");
         agent = next;
@@ -228,17 +205,17 @@ fn successor_that_goes_by_addresses_takes_the_filter_of_syns_away() {
         let limit = Duration::from_millis(500);
         lab.node.netns().enter(|| TcpStream::connect_timeout(&to, limit)).unwrap().is_ok()
     };
-    let mut old = start(&lab, &[]);
+    let mut old = lab.agent(&[]);
     assert!(!connect(), "filtered");
     for flag in ["--identity=source-ip", "--interceptor=off"] {
-        let next = start(&lab, &[flag]);
+        let next = lab.agent(&[flag]);
         assert!(next.said("Socket taken over"), "{}", next.log());
         old.wait_said(RELIEVED, LIMIT).unwrap();
         assert!(connect(), "{flag}");
         // Where there are to be no programs, those of before are still there, and refuse pods.
         let told = next.said("kernel programs are still attached");
         assert_eq!(told, flag == "--interceptor=off", "{}", next.log());
-        let filters = start(&lab, &[]);
+        let filters = lab.agent(&[]);
         assert!(!connect(), "filtered again");
         drop(next);
         old = filters;
@@ -248,10 +225,10 @@ fn successor_that_goes_by_addresses_takes_the_filter_of_syns_away() {
 #[test]
 fn relieved_agent_stays_alive_and_unready_and_leaves_the_lease() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut old = start(&lab, &[]);
-    let pod = pod(&lab, "orders");
-    assert_served(&lab, &pod, "orders");
-    let mut new = start(&lab, &[]);
+    let mut old = lab.agent(&[]);
+    let pod = lab.pod_of("orders");
+    lab.assert_served(&pod, "orders");
+    let mut new = lab.agent(&[]);
     old.wait_said(RELIEVED, LIMIT).unwrap();
     // On the host every agent can be seen, and the newest is asked.
     eventually("the new agent is not ready", || is_ready(&status(&lab, &[])));
@@ -273,10 +250,10 @@ fn relieved_agent_stays_alive_and_unready_and_leaves_the_lease() {
     eventually("the relieved agent still serves", || {
         pod.credentials().unwrap().error.as_deref() == Some("EPERM")
     });
-    let _third = start(&lab, &[]);
+    let _third = lab.agent(&[]);
     assert!(old.terminate().unwrap().success());
     for _ in 0..20 {
-        assert_served(&lab, &pod, "orders");
+        lab.assert_served(&pod, "orders");
     }
     lab.assert_no_packets(&[&pod]);
 }
@@ -349,13 +326,13 @@ fn probe_asks_the_agent_of_its_own_container() {
 #[test]
 fn successor_that_dies_half_way_leaves_the_old_agent_serving() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut old = start(&lab, &[]);
+    let mut old = lab.agent(&[]);
     let pods = three_pods(&lab);
     let load = Load::start(&lab, &pods);
     drop(half_a_successor(&lab, 3));
     // Killed while it warms up, at ever later moments, until it gets to serve.
     for pause in (1..).map(|n| Duration::from_millis(20 * n)) {
-        let mut successor = begin(&lab, &["--port=3200"]);
+        let mut successor = lab.begin_agent(&["--port=3200"]);
         thread::sleep(pause);
         successor.freeze().unwrap();
         if successor.said("Socket taken over") || pause > Duration::from_millis(300) {
@@ -375,7 +352,7 @@ fn successor_that_dies_half_way_leaves_the_old_agent_serving() {
         pods[0].1.credentials().is_ok_and(|attempt| attempt.status == Some(200))
     });
     let load = Load::start(&lab, &pods);
-    let _successor = start(&lab, &[]);
+    let _successor = lab.agent(&[]);
     old.wait_said(RELIEVED, LIMIT).unwrap();
     load.finish();
     lab.assert_no_packets(&pods.each_ref().map(|(_, pod)| pod));
@@ -384,9 +361,9 @@ fn successor_that_dies_half_way_leaves_the_old_agent_serving() {
 #[test]
 fn programs_of_an_agent_that_does_not_take_over_are_left_to_it_until_it_is_gone() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut agent = start(&lab, &[]);
-    let pod = pod(&lab, "orders");
-    assert_served(&lab, &pod, "orders");
+    let mut agent = lab.agent(&[]);
+    let pod = lab.pod_of("orders");
+    lab.assert_served(&pod, "orders");
     // As one with another state folder would do.
     let config = intercept::Config::new(Some(lab.node.kubepods().to_owned()), lab.pins());
     let other = intercept::prepare(&blocking(), &config).unwrap();
@@ -397,19 +374,19 @@ fn programs_of_an_agent_that_does_not_take_over_are_left_to_it_until_it_is_gone(
     drop(other);
     agent.wait_said("Kernel programs are in place", LIMIT).unwrap();
     agent.wait_ready(LIMIT).unwrap();
-    assert_served(&lab, &pod, "orders");
+    lab.assert_served(&pod, "orders");
     lab.assert_no_packets(&[&pod]);
 }
 
 #[test]
 fn of_agents_that_start_at_once_one_serves_and_hands_over_to_the_other() {
     let Some(lab) = lab::node_test!() else { return };
-    let pod = pod(&lab, "orders");
+    let pod = lab.pod_of("orders");
     // Ports of their own, so that not those decide.
     let flags = [&["--port=3100"][..], &["--port=3200", "--admin=127.0.0.1:3201"]];
     // A third one starts; both wait for it, and nothing is attached.
     let lock = AttachLock::take(&lab.pins()).unwrap().unwrap();
-    let mut agents = flags.map(|flags| begin(&lab, flags));
+    let mut agents = flags.map(|flags| lab.begin_agent(flags));
     for agent in &mut agents {
         agent.wait_said("Another agent starts; waiting until it serves", LIMIT).unwrap();
     }
@@ -422,7 +399,7 @@ fn of_agents_that_start_at_once_one_serves_and_hands_over_to_the_other() {
     eventually("no agent is relieved", || relieved().contains(&true));
     eventually("not ready", || is_ready(&status(&lab, &[])));
     for _ in 0..20 {
-        assert_served(&lab, &pod, "orders");
+        lab.assert_served(&pod, "orders");
     }
     assert_ne!(relieved(), [true, true]);
     let [first, second] = &agents;
@@ -435,23 +412,23 @@ fn of_agents_that_start_at_once_one_serves_and_hands_over_to_the_other() {
 #[test]
 fn successor_that_knows_nothing_does_not_take_over() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut old = start(&lab, &[]);
+    let mut old = lab.agent(&[]);
     let pods = three_pods(&lab);
     lab.kubernetes.stop();
-    let mut new = begin(&lab, &[]);
+    let mut new = lab.begin_agent(&[]);
     new.wait_said("Not taking over before pods and credentials are known", LIMIT).unwrap();
     for (role, pod) in &pods {
-        assert_served(&lab, pod, role);
+        lab.assert_served(pod, role);
     }
     assert!(!old.said(RELIEVED));
     // All that the old one holds, but not what a new pod wants, which the old one is not given either.
     lab.sts.stop();
-    let late = pod(&lab, "payroll");
+    let late = lab.pod_of("payroll");
     lab.kubernetes.restart().unwrap();
     new.wait_said("Inherited credentials", LIMIT).unwrap();
     new.wait_said("Credentials not issued", LIMIT).unwrap();
     for (role, pod) in &pods {
-        assert_served(&lab, pod, role);
+        lab.assert_served(pod, role);
     }
     assert!(!old.said(RELIEVED));
     let load = Load::start(&lab, &pods);
@@ -459,29 +436,26 @@ fn successor_that_knows_nothing_does_not_take_over() {
     new.wait_said(SERVES, LIMIT).unwrap();
     old.wait_said(RELIEVED, LIMIT).unwrap();
     load.finish();
-    assert_served(&lab, &late, "payroll");
+    lab.assert_served(&late, "payroll");
 }
 
 #[test]
 fn successor_asks_sts_for_nothing_that_was_held_and_a_cold_start_for_each_role_once() {
-    if lab::skip!() {
-        return;
-    }
-    let lab = Lab::start().unwrap();
-    let mut old = start(&lab, &[]);
+    let Some(lab) = lab::node_test!() else { return };
+    let mut old = lab.agent(&[]);
     let pods = three_pods(&lab);
     let keys = || pods.each_ref().map(|(_, pod)| pod.credentials().unwrap().field("AccessKeyId"));
     let held = keys();
     assert_eq!(lab.sts.requests(), 3);
     // STS may as well be away.
     lab.sts.stop();
-    let mut new = start(&lab, &[]);
+    let mut new = lab.agent(&[]);
     old.wait_said(RELIEVED, LIMIT).unwrap();
     assert!(old.terminate().unwrap().success());
     assert_eq!(keys(), held);
     // Another session name is another session, of which nobody holds anything.
     lab.sts.restart().unwrap();
-    let mut named = start(&lab, &["--session-name=other"]);
+    let mut named = lab.agent(&["--session-name=other"]);
     new.wait_said(RELIEVED, LIMIT).unwrap();
     assert!(new.terminate().unwrap().success());
     assert_eq!(lab.sts.requests(), 6);
@@ -489,7 +463,7 @@ fn successor_asks_sts_for_nothing_that_was_held_and_a_cold_start_for_each_role_o
     assert!(renewed.iter().all(|key| !held.contains(key)));
     // Nothing was left for later.
     named.kill().unwrap();
-    let _cold = start(&lab, &["--session-name=other"]);
+    let _cold = lab.agent(&["--session-name=other"]);
     assert_eq!(lab.sts.requests(), 9);
     assert!(keys().iter().all(|key| !renewed.contains(key)));
 }
@@ -497,89 +471,79 @@ fn successor_asks_sts_for_nothing_that_was_held_and_a_cold_start_for_each_role_o
 #[test]
 fn successor_of_an_agent_that_is_killed_waits_no_longer() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut old = start(&lab, &[]);
-    let pod = pod(&lab, "orders");
-    assert_served(&lab, &pod, "orders");
+    let mut old = lab.agent(&[]);
+    let pod = lab.pod_of("orders");
+    lab.assert_served(&pod, "orders");
     lab.kubernetes.stop();
-    let mut new = begin(&lab, &[]);
+    let mut new = lab.begin_agent(&[]);
     new.wait_said("Not taking over before pods and credentials are known", LIMIT).unwrap();
     old.kill().unwrap();
     new.wait_said(SERVES, LIMIT).unwrap();
     assert_eq!(pod.credentials().unwrap().status, Some(404), "unknown yet");
     lab.kubernetes.restart().unwrap();
     new.wait_ready(LIMIT).unwrap();
-    assert_served(&lab, &pod, "orders");
+    lab.assert_served(&pod, "orders");
     lab.assert_no_packets(&[&pod]);
 }
 
 #[test]
 fn successor_of_an_agent_that_hangs_waits_for_its_end() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut old = start(&lab, &[]);
-    let pod = pod(&lab, "orders");
-    assert_served(&lab, &pod, "orders");
+    let mut old = lab.agent(&[]);
+    let pod = lab.pod_of("orders");
+    lab.assert_served(&pod, "orders");
     old.freeze().unwrap();
-    let mut new = begin(&lab, &[]);
+    let mut new = lab.begin_agent(&[]);
     new.wait_said("An agent runs and gives no sockets; waiting for its end", LIMIT).unwrap();
     assert!(!new.said(SERVES));
     // The liveness probe has it killed.
     old.kill().unwrap();
     new.wait_said(SERVES, LIMIT).unwrap();
     new.wait_ready(LIMIT).unwrap();
-    assert_served(&lab, &pod, "orders");
+    lab.assert_served(&pod, "orders");
     lab.assert_no_packets(&[&pod]);
 }
 
 #[test]
 fn agent_that_hung_while_it_was_replaced_finds_out_and_leaves_the_lease() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut old = start(&lab, &[]);
-    let pod = pod(&lab, "orders");
-    assert_served(&lab, &pod, "orders");
+    let mut old = lab.agent(&[]);
+    let pod = lab.pod_of("orders");
+    lab.assert_served(&pod, "orders");
     old.freeze().unwrap();
     // Nothing that the old one holds is in its way.
-    let mut new = begin(&lab, &["--port=3200", "--admin=127.0.0.1:3201"]);
+    let mut new = lab.begin_agent(&["--port=3200", "--admin=127.0.0.1:3201"]);
     new.wait_said(SERVES, LIMIT).unwrap();
-    assert_served(&lab, &pod, "orders");
+    lab.assert_served(&pod, "orders");
     old.thaw().unwrap();
     old.wait_said(RELIEVED, LIMIT).unwrap();
     assert!(old.terminate().unwrap().success());
     for _ in 0..20 {
-        assert_served(&lab, &pod, "orders");
+        lab.assert_served(&pod, "orders");
     }
     lab.assert_no_packets(&[&pod]);
 }
 
-/// What the agent that runs answers to `python`, which is run by `command`.
-fn ask_for_sockets(lab: &Lab, mut python: Command, uid: u32) -> String {
+/// What the agent that runs answers to `attacker`, which becomes `uid`: how many bytes, and how many sockets.
+fn ask_for_sockets(lab: &Lab, mut attacker: Attacker, uid: u32) -> String {
     let path = lab.state().join("handover.sock");
-    let script = format!(
-        "import os,socket,array\nos.setresgid({uid},{uid},{uid})\nos.setresuid({uid},{uid},{uid})\n\
-         s=socket.socket(socket.AF_UNIX)\ns.settimeout(20)\ns.connect({path:?})\n\
-         try:\n\
-         \x20s.sendall(b'kiam-handover 1\\n')\n\
-         \x20data,fds,_,_=socket.recv_fds(s,1,8)\n\
-         except (ConnectionResetError,BrokenPipeError): data,fds=b'',[]\n\
-         print(len(data),len(fds))"
-    );
-    let output = python.args(["-c", &script]).stdin(Stdio::null()).output().unwrap();
-    let text = [output.stdout, output.stderr].concat();
-    String::from_utf8_lossy(&text).trim().to_owned()
+    let attempt = attacker.attempt(Attack::AskForSockets { path, uid }, 20_000).unwrap();
+    attempt.error.unwrap_or(attempt.body)
 }
 
 #[test]
 fn sockets_are_given_to_the_hosts_root_alone() {
     let Some(lab) = lab::node_test!() else { return };
-    let agent = start(&lab, &[]);
-    let thief = pod(&lab, "orders");
-    let host = || lab.node.command("python3").unwrap();
-    assert!(ask_for_sockets(&lab, host(), 65534).contains("PermissionError"), "by the folder");
+    let agent = lab.agent(&[]);
+    let thief = lab.pod_of("orders");
+    let host = || lab.node.attacker().unwrap();
+    assert_eq!(ask_for_sockets(&lab, host(), 65534), "EACCES", "by the folder");
     // What the folder's mode would have kept out.
     for (path, mode) in [(lab.state(), 0o777), (lab.state().join("handover.sock"), 0o666)] {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
     assert_eq!(ask_for_sockets(&lab, host(), 65534), "0 0", "another user");
-    assert_eq!(ask_for_sockets(&lab, thief.command("python3").unwrap(), 0), "0 0", "a pod's root");
+    assert_eq!(ask_for_sockets(&lab, thief.attacker().unwrap(), 0), "0 0", "a pod's root");
     assert_eq!(
         ask_for_sockets(&lab, host(), 0),
         "1 4",
@@ -602,8 +566,8 @@ fn agents_in_pods_of_their_own_take_over_and_keep_the_nodes_role() {
     let (first, second) = (agent_pod("kiam-agent-1"), agent_pod("kiam-agent-2"));
     let mut old = begin(first.command(AGENT).unwrap());
     old.wait_said(SERVES, LIMIT).unwrap();
-    let pod = pod(&lab, "orders");
-    assert_served(&lab, &pod, "orders");
+    let pod = lab.pod_of("orders");
+    lab.assert_served(&pod, "orders");
     // As a container's process, which sees its own cgroup as the root, and the other one above it.
     let mut container = second.command("unshare").unwrap();
     container.args(["--cgroup", AGENT]);
@@ -611,9 +575,9 @@ fn agents_in_pods_of_their_own_take_over_and_keep_the_nodes_role() {
     new.wait_said(SERVES, LIMIT).unwrap();
     old.wait_said(RELIEVED, LIMIT).unwrap();
     assert_eq!(new.log().matches("Socket taken over").count(), 4, "{}", new.log());
-    assert_served(&lab, &pod, "orders");
+    lab.assert_served(&pod, "orders");
     let v6 = pod.ask_once(&Options { via: Via::V6, ..Options::default() }).unwrap();
-    assert_eq!(lab.role_of(&v6), Some(role_arn("orders")), "{v6:?}");
+    lab.assert_role(&v6, "orders");
     for agent in [&first, &second] {
         let attempt = agent.credentials().unwrap();
         assert_eq!(attempt.field("AccessKeyId").as_deref(), Some(NODE_ACCESS_KEY), "{attempt:?}");
@@ -627,6 +591,6 @@ fn agents_in_pods_of_their_own_take_over_and_keep_the_nodes_role() {
     eventually("the new agent is not ready", || is_ready(&probe(&second)));
     assert!(probe(&first).1.contains("handed over to a newer agent"));
     assert!(old.terminate().unwrap().success());
-    assert_served(&lab, &pod, "orders");
+    lab.assert_served(&pod, "orders");
     lab.assert_no_packets(&[&pod]);
 }

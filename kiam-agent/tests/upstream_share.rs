@@ -1,11 +1,9 @@
 //! The real metadata service is slow, and one pod asks it all the time.
 
-use std::{path::Path, thread, time::Duration};
+use std::{thread, time::Duration};
 
-use lab::{Agent, PodSpec, eventually, fake::Injected, pod_client::Options};
+use lab::{PodSpec, eventually, fake::Injected, pod_client::Options};
 
-const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
-const LIMIT: Duration = Duration::from_secs(60);
 const SLOW: &str = "/latest/meta-data/mac";
 /// Asked for each pod as well; the lab's service has no such thing.
 const OTHER: &str = "meta-data/hostname";
@@ -16,8 +14,7 @@ const IN_TIME: Duration = Duration::from_millis(500);
 fn a_pod_that_floods_a_slow_metadata_service_delays_no_other() {
     let Some(lab) = lab::node_test!() else { return };
     let flags = ["--allow-path=/latest/meta-data/mac", "--allow-path=/latest/meta-data/hostname"];
-    let mut agent = Agent::start(&lab, Path::new(AGENT), &flags).unwrap();
-    agent.wait_ready(LIMIT).unwrap();
+    let _agent = lab.agent(&flags);
     let flooder = lab.pod(PodSpec::new("mob", "neighbour")).unwrap();
     let victim = lab.pod(PodSpec::new("shop", "victim")).unwrap();
     let hung = lab.imds.faults().inject(Injected::hang().path(SLOW));

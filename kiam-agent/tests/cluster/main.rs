@@ -187,9 +187,9 @@ async fn only_this_nodes_pods_and_only_the_metadata_of_namespaces_are_asked_for(
 async fn changes_arrive_and_a_pod_of_the_same_name_is_another() {
     let api = server();
     let fed = Fed::with(&api, |_| {}).await;
-    api.apply_pod(&pod("a", 1).annotation("iam.amazonaws.com/role", "reader"));
+    api.apply_pod(&pod("a", 1).role("reader"));
     fed.has(&["a"]).await;
-    api.apply_pod(&pod("a", 1).annotation("iam.amazonaws.com/role", "writer"));
+    api.apply_pod(&pod("a", 1).role("writer"));
     fed.until("the new role", || fed.role("a").as_deref() == Some("writer")).await;
     api.delete_pod("team", "a");
     api.apply_pod(&pod("a", 2));

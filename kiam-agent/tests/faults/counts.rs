@@ -1,9 +1,9 @@
 //! How often STS is asked, and how early.
 
-use std::{collections::BTreeMap, path::Path, thread, time::Duration};
+use std::{collections::BTreeMap, thread, time::Duration};
 
 use lab::{
-    Agent, Lab, PodSpec,
+    PodSpec,
     fake::{
         Injected,
         kubernetes::{Kubernetes, PodRecord},
@@ -14,7 +14,7 @@ use lab::{
 };
 use tokio::time::Instant;
 
-use super::{AGENT, PATIENCE, eventually, pod, start};
+use super::{eventually, pod, start};
 
 const PODS: u16 = 200;
 const ROLES: u16 = 20;
@@ -57,8 +57,7 @@ fn a_cold_lab_node_asks_once_a_role_and_real_pods_are_served() {
         |n: u16| PodSpec::new("shop", &format!("pod-{n}")).role(&format!("role-{}", n % ROLES));
     (5..PODS).for_each(|n| drop(lab.schedule(spec(n)).unwrap()));
     let pods: Vec<_> = (0..5).map(|n| (n, lab.pod(spec(n)).unwrap())).collect();
-    let mut agent = Agent::start(&lab, Path::new(AGENT), &[]).unwrap();
-    agent.wait_ready(PATIENCE).unwrap();
+    let _nt = lab.agent(&[]);
     for (n, pod) in &pods {
         let attempt = pod.credentials().unwrap();
         assert_eq!(lab.role_of(&attempt), Some(role_arn(&format!("role-{n}"))), "{attempt:?}");
@@ -68,14 +67,8 @@ fn a_cold_lab_node_asks_once_a_role_and_real_pods_are_served() {
 
 #[test]
 fn an_sts_of_three_seconds_is_not_noticed_by_pods_that_were_scheduled_five_seconds_before() {
-    const TEST: &str =
-        "an_sts_of_three_seconds_is_not_noticed_by_pods_that_were_scheduled_five_seconds_before";
-    if lab::skip(TEST) {
-        return;
-    }
-    let lab = Lab::start().unwrap();
-    let mut agent = Agent::start(&lab, Path::new(AGENT), &[]).unwrap();
-    agent.wait_ready(PATIENCE).unwrap();
+    let Some(lab) = lab::node_test!() else { return };
+    let _nt = lab.agent(&[]);
     lab.sts.faults().inject(Injected::slow(Duration::from_secs(3)));
     let roles: Vec<String> = (0..10).map(|n| format!("role-{n}")).collect();
     let scheduled = Instant::now();
@@ -90,7 +83,7 @@ fn an_sts_of_three_seconds_is_not_noticed_by_pods_that_were_scheduled_five_secon
     for (role, spec) in roles.iter().zip(specs) {
         let pod = lab.node.pod(spec).unwrap();
         let attempt = pod.ask_once(&options).unwrap();
-        assert_eq!(lab.role_of(&attempt), Some(role_arn(role)), "{attempt:?}");
+        lab.assert_role(&attempt, role);
         assert!(attempt.micros < 1_000_000, "{attempt:?}");
     }
     assert_eq!(lab.sts.requests(), 10);

@@ -1,11 +1,9 @@
 //! On a lab node, with the kernel's identity: a watch that is black-holed, and the metadata service with the node's
 //! own credentials.
 
-use std::path::Path;
-
 use http::Method;
 use lab::{
-    Agent, Lab, LabPod, PodSpec,
+    Lab, LabPod, PodSpec,
     fake::{
         Injected,
         imds::{INSTANCE_ID, NODE_ACCESS_KEY, NODE_ROLE},
@@ -14,13 +12,7 @@ use lab::{
     role_arn,
 };
 
-use super::{AGENT, PATIENCE, eventually};
-
-fn start(lab: &Lab, flags: &[&str]) -> Agent {
-    let mut agent = Agent::start(lab, Path::new(AGENT), flags).unwrap();
-    agent.wait_ready(PATIENCE).unwrap();
-    agent
-}
+use super::eventually;
 
 #[test]
 fn a_black_holed_watch_never_gives_an_address_its_old_pods_role() {
@@ -29,11 +21,10 @@ fn a_black_holed_watch_never_gives_an_address_its_old_pods_role() {
     }
     for path in ["--path=auto", "--path=node"] {
         let lab = Lab::start().unwrap();
-        let _agent = start(&lab, &[path]);
+        let _agent = lab.agent(&[path]);
         let first = lab.unpublished_pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
         lab.publish(&first);
-        let attempt = first.credentials().unwrap();
-        assert_eq!(lab.role_of(&attempt), Some(role_arn("orders")), "{attempt:?}");
+        lab.assert_served(&first, "orders");
         let (v4, v6) = (first.v4(), first.v6());
         // Connections stay open and nothing comes through them any more, whatever is asked.
         lab.kubernetes.stall_watches(true);
@@ -60,11 +51,10 @@ fn a_black_holed_watch_never_gives_an_address_its_old_pods_role() {
 #[test]
 fn pods_do_not_notice_that_the_metadata_service_is_away() {
     let Some(lab) = lab::node_test!() else { return };
-    let _agent = start(&lab, &[]);
+    let _agent = lab.agent(&[]);
     let pod = |role: &str| lab.pod(PodSpec::new("shop", role).role(role)).unwrap();
     let assert_served = |pod: &LabPod, role: &str| {
-        let attempt = pod.credentials().unwrap();
-        assert_eq!(lab.role_of(&attempt), Some(role_arn(role)), "{attempt:?}");
+        lab.assert_served(pod, role);
     };
     let known = pod("orders");
     assert_served(&known, "orders");
@@ -85,7 +75,7 @@ fn node_credentials_that_have_expired_are_not_noticed_and_fresh_ones_are_taken()
     let path = format!("/latest/meta-data/iam/security-credentials/{NODE_ROLE}");
     // In an outage of IMDS, AWS itself takes these for a while.
     let expired = lab.imds.faults().inject(Injected::edit(expired).path(&path));
-    let _agent = start(&lab, &[]);
+    let _agent = lab.agent(&[]);
     let known = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     assert_eq!(lab.role_of(&known.credentials().unwrap()), Some(role_arn("orders")));
     let refused = lab.sts.faults().inject(Injected::refuse(403, "ExpiredToken"));

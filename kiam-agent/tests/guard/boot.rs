@@ -8,7 +8,7 @@ use std::{
 
 use lab::{Lab, LabPod, PodSpec, eventually};
 
-use super::{AGENT, assert_shut, expected_rules, host_gets_the_instance_id, packets, rules, start};
+use super::{AGENT, assert_shut, expected_rules, host_gets_the_instance_id, packets, rules};
 
 /// What the agent prints of the boot guard's texts.
 fn printed(what: &str, further: &[&str]) -> String {
@@ -73,11 +73,11 @@ fn at_boot_no_pod_reaches_the_imds_before_the_agent_and_the_agent_adopts_the_rul
     host_gets_the_instance_id(&lab);
 
     let unit = format!("--boot-guard={}", folder.path().display());
-    let mut agent = start(&lab, &[&unit]);
+    let mut agent = lab.agent(&[&unit]);
     assert!(agent.said("The route guard is on preference=5 added=0 removed=0"), "{}", agent.log());
     assert_eq!(rules(lab.node.netns()), expected_rules(5));
     for (pod, role) in [(&early, "bills"), (&pod, "orders")] {
-        lab.assert_role(&pod.credentials().unwrap(), role);
+        lab.assert_served(pod, role);
     }
     assert_eq!(packets(&lab, &early), 0);
     assert_eq!(packets(&lab, &pod), before);
@@ -92,21 +92,21 @@ fn at_boot_no_pod_reaches_the_imds_before_the_agent_and_the_agent_adopts_the_rul
     assert!(metrics.contains("kiam_guard_boot{state=\"installed\"} 1\n"), "{metrics}");
 
     agent.kill().unwrap();
-    let said = lab.uninstall_with(Path::new(AGENT), &[&unit]).unwrap();
+    let said = lab.uninstall_with(&[&unit]).unwrap();
     assert!(said.contains("removed") && said.contains("kiam-boot-guard.service"), "{said}");
     assert_eq!(files(folder.path()), Vec::<PathBuf>::new());
     assert_eq!(rules(lab.node.netns()), Vec::<String>::new());
     assert!(!lab.state().exists() && !lab.pins().exists(), "{said}");
-    let again = lab.uninstall_with(Path::new(AGENT), &[&unit]).unwrap();
+    let again = lab.uninstall_with(&[&unit]).unwrap();
     assert!(again.contains("nothing is installed"), "{again}");
 }
 
 #[test]
 fn a_boot_guard_that_can_not_be_written_shows_and_the_agent_serves() {
     let Some(lab) = lab::node_test!() else { return };
-    let agent = start(&lab, &["--boot-guard=/proc/sys"]);
+    let agent = lab.agent(&["--boot-guard=/proc/sys"]);
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
-    lab.assert_role(&pod.credentials().unwrap(), "orders");
+    lab.assert_served(&pod, "orders");
     eventually("the failure shows", || {
         agent.said("The boot guard is not installed")
             && agent.admin("/ready").is_ok_and(|ready| {

@@ -6,22 +6,20 @@
 mod boot;
 mod services;
 
-use std::{
-    io::{BufRead as _, BufReader, Write as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::Path,
-    process::{Child, ChildStdout, Command, Stdio},
-    time::Duration,
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lab::{
-    Agent, Cgroup, IMDS_V4, IMDS_V6, Lab, LabPod, NODE_V4, Netns, PodSpec, eventually,
-    pod_client::Options,
+    Attacker, Cgroup, IMDS_V4, IMDS_V6, Lab, LabPod, NODE_V4, Neighbour, Netns, PodSpec,
+    client_binary, eventually,
+    pod_client::{
+        Options,
+        attack::{Attack, frame, raw, stream::Way},
+        hostile::{Program, Report},
+    },
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
-const READY_LIMIT: Duration = Duration::from_secs(120);
-/// Ways of `odd_sockets.py` by which the pod's own processes send.
+/// Ways by which the pod's own processes send.
 const INSIDE: [&str; 7] = [
     "tcp from a raw socket",
     "icmp",
@@ -34,12 +32,6 @@ const INSIDE: [&str; 7] = [
 /// The same for a process in the pod's network namespace but outside the pods' cgroup, for which no hook runs.
 const OUTSIDE: &str = "connect";
 
-fn start(lab: &Lab, further: &[&str]) -> Agent {
-    let mut agent = Agent::start(lab, Path::new(AGENT), further).unwrap();
-    agent.wait_ready(READY_LIMIT).unwrap();
-    agent
-}
-
 /// Sends by `way`; what the sending socket said.
 fn send(pod: &LabPod, way: &str) -> String {
     send_from(pod, way, pod.ips(), "eth0")
@@ -47,16 +39,33 @@ fn send(pod: &LabPod, way: &str) -> String {
 
 /// Sends by `way` with `sources` as its own addresses, by `interface` where the way has one.
 fn send_from(pod: &LabPod, way: &str, sources: [IpAddr; 2], interface: &str) -> String {
-    let mut python = match way {
-        OUTSIDE => pod.netns().command("python3"),
-        _ => pod.command("python3").unwrap(),
-    };
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guard/odd_sockets.py");
-    let [v4, v6] = sources.map(|address| address.to_string());
-    python.args([script, way, &v4, &v6, &NODE_V4.to_string(), interface]);
-    let output = python.output().unwrap();
-    assert!(output.status.success(), "{way}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    let mut attacker = match way {
+        OUTSIDE => Attacker::start_by(pod.netns().command(client_binary().unwrap())),
+        _ => pod.attacker(),
+    }
+    .unwrap();
+    let attempt = attacker.attempt(attack(way, sources, interface), 5000).unwrap();
+    // Refused by the node, and behind the packet on the same link: when this is answered, that was dealt with.
+    attacker.attempt(connect((NODE_V4, 80).into()), 5000).unwrap();
+    attempt.error.unwrap_or_else(|| "sent".to_owned())
+}
+
+fn attack(way: &str, [v4, v6]: [IpAddr; 2], interface: &str) -> Attack {
+    let (from, to) =
+        if way.contains("v6") { (v6, IMDS_V6.into()) } else { (v4, IpAddr::from(IMDS_V4)) };
+    let frame = |way| Attack::Frame { way, from, to, interface: Some(interface.to_owned()) };
+    match way.split_once(' ').map_or(way, |(_, sort)| sort) {
+        "from a raw socket" => Attack::Raw { way: raw::Way::SynHeader, from, to },
+        "icmp" | "icmpv6" => Attack::Raw { way: raw::Way::Echo, from, to },
+        "packet" => frame(frame::Way::Dgram),
+        "frame" => frame(frame::Way::Raw),
+        "tagged frame" => frame(frame::Way::Tagged),
+        _ => connect((to, 80).into()),
+    }
+}
+
+fn connect(to: SocketAddr) -> Attack {
+    Attack::Keep { way: Way::Connect, to }
 }
 
 fn packets(lab: &Lab, pod: &LabPod) -> u64 {
@@ -122,47 +131,43 @@ fn host_gets_the_instance_id(lab: &Lab) {
     }
 }
 
-/// A Python process with a connection to the metadata service.
-struct Held {
-    child: Child,
-    said: BufReader<ChildStdout>,
-}
+/// A process with a connection to the metadata service.
+struct Held(Attacker);
 
 impl Held {
-    fn connect(mut python: Command, to: &str) -> Self {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guard/held_connection.py");
-        python.args([script, to]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = python.spawn().unwrap();
-        let said = BufReader::new(child.stdout.take().unwrap());
-        let mut held = Self { child, said };
-        assert_eq!(held.line(), "connected", "{to}");
-        held
+    fn connect(mut attacker: Attacker, to: &str) -> Self {
+        attacker.must(connect((to.parse::<IpAddr>().unwrap(), 80).into())).unwrap();
+        Self(attacker)
     }
 
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.said.read_line(&mut line).unwrap();
-        line.trim().to_owned()
+    fn of_host(lab: &Lab, to: &str) -> Self {
+        Self::connect(lab.node.attacker().unwrap(), to)
     }
 
-    /// What comes of sending a byte.
+    fn of_pod(pod: &LabPod, to: &str) -> Self {
+        Self::connect(pod.attacker().unwrap(), to)
+    }
+
+    /// What comes of asking for something.
     fn send(&mut self) -> String {
-        writeln!(self.child.stdin.as_mut().unwrap()).unwrap();
-        self.line()
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let text = "GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: imds\r\n\r\n".to_owned();
+        let mut last = None;
+        for attack in [Attack::Write { text }, Attack::Read] {
+            let attempt = self.0.attempt(attack, 5000).unwrap();
+            if let Some(error) = attempt.error {
+                return error;
+            }
+            last = Some(attempt.body);
+        }
+        let alive = last.is_some_and(|answer| answer.starts_with("HTTP/1.1 200"));
+        if alive { "alive" } else { "closed" }.to_owned()
     }
 }
 
 #[test]
 fn nothing_sent_past_the_hooks_arrives_while_the_agent_runs_and_after_it_died() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut agent = start(&lab, &[]);
+    let mut agent = lab.agent(&[]);
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     assert_shut(&lab, &pod, "with the agent");
     host_gets_the_instance_id(&lab);
@@ -170,7 +175,7 @@ fn nothing_sent_past_the_hooks_arrives_while_the_agent_runs_and_after_it_died() 
     assert_shut(&lab, &pod, "after kill -9");
     host_gets_the_instance_id(&lab);
 
-    let said = lab.uninstall(Path::new(AGENT)).unwrap();
+    let said = lab.uninstall().unwrap();
     assert_eq!(said.matches("removed routing rule").count(), 12, "{said}");
     assert_eq!(rules(lab.node.netns()), Vec::<String>::new());
     // The same packets do arrive now: they were stopped by what is gone, and not by a mistake in them.
@@ -181,7 +186,7 @@ fn nothing_sent_past_the_hooks_arrives_while_the_agent_runs_and_after_it_died() 
             packets(&lab, &pod) > before
         });
     }
-    assert!(lab.uninstall(Path::new(AGENT)).unwrap().contains("nothing"), "idempotent");
+    assert!(lab.uninstall().unwrap().contains("nothing"), "idempotent");
 }
 
 /// Preferences at which a rule is removed, so that each sort of rule is once.
@@ -199,7 +204,7 @@ const REMOVED: [(&str, u32); 8] = [
 #[test]
 fn rules_that_somebody_removes_are_put_back_at_once() {
     let Some(lab) = lab::node_test!() else { return };
-    let agent = start(&lab, &["--guard-preference=40"]);
+    let agent = lab.agent(&["--guard-preference=40"]);
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     let netns = lab.node.netns();
     let whole = rules(netns);
@@ -223,34 +228,32 @@ fn rules_that_somebody_removes_are_put_back_at_once() {
 }
 
 /// A process of the pod that sends packets to the metadata service without end.
-fn flood(pod: &LabPod) -> Child {
-    let flood = "import socket\n\
-        s=socket.socket(socket.AF_INET,socket.SOCK_RAW,socket.IPPROTO_ICMP)\n\
-        print('sending',flush=True)\n\
-        while True: s.sendto(b'\\x08\\0\\xf7\\xff\\0\\0\\0\\0',('169.254.169.254',0))";
-    let mut flood =
-        pod.command("python3").unwrap().args(["-c", flood]).stdout(Stdio::piped()).spawn().unwrap();
-    BufReader::new(flood.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
-    flood
+fn flood(pod: &LabPod) -> Neighbour {
+    pod.hostile(&Program::Ping).unwrap()
+}
+
+/// Ends the flood, which has gone on until now.
+fn end(mut flood: Neighbour) {
+    assert!(flood.is_running(), "the flood ended early");
+    let Report(counts) = flood.finish().unwrap();
+    assert!(counts.values().sum::<u64>() > 0, "{counts:?}");
 }
 
 #[test]
 fn another_preference_moves_the_rules_without_a_gap() {
     let Some(lab) = lab::node_test!() else { return };
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
-    let mut agent = start(&lab, &[]);
-    let mut flood = flood(&pod);
+    let mut agent = lab.agent(&[]);
+    let flood = flood(&pod);
     // Up over the old ones, and down over them again.
     for preference in ["7", "5"] {
         agent.kill().unwrap();
-        agent = start(&lab, &["--guard-preference", preference]);
+        agent = lab.agent(&["--guard-preference", preference]);
         host_gets_the_instance_id(&lab);
         let now = rules(lab.node.netns());
         assert!(now.len() == 12 && now[0].starts_with(&format!("{preference}:")), "{now:?}");
     }
-    assert!(flood.try_wait().unwrap().is_none(), "the flood ended early");
-    flood.kill().unwrap();
-    flood.wait().unwrap();
+    end(flood);
     assert_eq!(packets(&lab, &pod), 0);
 }
 
@@ -268,7 +271,7 @@ fn a_nodes_own_route_to_imds_counts_in_whatever_table_it_is() {
         ip(netns, &format!("{family} route add blackhole {to}"));
     }
     host_gets_the_instance_id(&lab);
-    let _agent = start(&lab, &[]);
+    let _agent = lab.agent(&[]);
     host_gets_the_instance_id(&lab);
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     assert_shut(&lab, &pod, "with the route in another table");
@@ -277,10 +280,8 @@ fn a_nodes_own_route_to_imds_counts_in_whatever_table_it_is() {
 /// A connection from a cgroup that the pod made and removed again.
 fn of_a_removed_cgroup(pod: &LabPod) -> Held {
     let cgroup = Cgroup::create(pod.cgroup().path().join("made")).unwrap();
-    let mut python = pod.command("python3").unwrap();
-    cgroup.adopt(&mut python).unwrap();
-    let held = Held::connect(python, "169.254.169.254");
-    std::fs::write(pod.cgroup().path().join("cgroup.procs"), held.child.id().to_string()).unwrap();
+    let held = Held::connect(pod.attacker_in(&cgroup).unwrap(), "169.254.169.254");
+    std::fs::write(pod.cgroup().path().join("cgroup.procs"), held.0.pid().to_string()).unwrap();
     std::fs::remove_dir(cgroup.path()).unwrap();
     held
 }
@@ -290,7 +291,7 @@ fn connections_of_pods_that_are_older_than_the_agent_end_and_the_hosts_go_on() {
     if lab::skip!() {
         return;
     }
-    let ended = "Software caused connection abort";
+    let ended = "ECONNABORTED";
     for (host_network, guard, expected) in [
         ("pass", "--guard=route", "alive"),
         // Nothing notes that the packets of a connection so old may pass.
@@ -303,18 +304,20 @@ fn connections_of_pods_that_are_older_than_the_agent_end_and_the_hosts_go_on() {
         let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
         let on_host = lab.pod(PodSpec::new("kube-system", "proxy").host_network()).unwrap();
         let mut of_pod = ["169.254.169.254", "::ffff:169.254.169.254", "fd00:ec2::254"]
-            .map(|to| Held::connect(pod.command("python3").unwrap(), to));
-        let mut of_host_pod = Held::connect(on_host.command("python3").unwrap(), "169.254.169.254");
+            .map(|to| Held::of_pod(&pod, to));
+        let mut of_host_pod = Held::of_pod(&on_host, "169.254.169.254");
         let mut of_removed = of_a_removed_cgroup(&on_host);
-        let mut of_host = Held::connect(lab.node.command("python3").unwrap(), "169.254.169.254");
+        let mut of_host = Held::of_host(&lab, "169.254.169.254");
         // In the pod's network, outside its cgroup.
-        let mut beside = Held::connect(pod.netns().command("python3"), "169.254.169.254");
+        let beside = pod.netns().command(client_binary().unwrap());
+        let beside = Attacker::start_by(beside).unwrap();
+        let mut beside = Held::connect(beside, "169.254.169.254");
         let all = [&mut beside, &mut of_host_pod, &mut of_removed, &mut of_host];
         for held in of_pod.iter_mut().chain(all) {
             assert_eq!(held.send(), "alive", "before the agent");
         }
         let flags = [guard, "--host-network-pods", host_network];
-        let mut agent = start(&lab, &flags);
+        let mut agent = lab.agent(&flags);
         let before = packets(&lab, &pod);
         for held in of_pod.iter_mut().chain([&mut beside]) {
             assert_eq!(held.send(), ended, "{flags:?}");
@@ -329,10 +332,9 @@ fn connections_of_pods_that_are_older_than_the_agent_end_and_the_hosts_go_on() {
         assert!(metrics.contains(&line), "{line} is not in {metrics}");
         if host_network == "pass" {
             // What an earlier agent let through goes on.
-            let python = on_host.command("python3").unwrap();
-            let mut let_through = Held::connect(python, "169.254.169.254");
+            let mut let_through = Held::of_pod(&on_host, "169.254.169.254");
             agent.kill().unwrap();
-            let _agent = start(&lab, &flags);
+            let _agent = lab.agent(&flags);
             assert_eq!(let_through.send(), "alive", "{flags:?}");
         }
     }
@@ -356,7 +358,7 @@ fn a_node_whose_pods_bypass_its_routing_is_found_out() {
             imds.ip(&format!("link set way up\nroute add {} dev way", pod.v4())).unwrap();
         }
         let mut sleeper = pod.command("sleep").unwrap().arg("60").spawn().unwrap();
-        let agent = start(&lab, &[]);
+        let agent = lab.agent(&[]);
         let (state, other) = if bypass { ("open", "holds") } else { ("holds", "open") };
         let ready = || agent.admin("/ready").unwrap().body;
         eventually("/ready says nothing of it", || {
@@ -414,7 +416,7 @@ fn pinned_uplinks(lab: &Lab) -> Vec<String> {
 #[test]
 fn packet_sockets_of_host_network_pods_end_at_the_uplinks() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut agent = start(&lab, &["--host-network-pods=intercept"]);
+    let mut agent = lab.agent(&["--host-network-pods=intercept"]);
     let spec = PodSpec::new("kube-system", "proxy").host_network();
     let pod = lab.pod(spec).unwrap();
     let assert_shut = |interface: &str, when: &str| {
@@ -459,7 +461,7 @@ fn packet_sockets_of_host_network_pods_end_at_the_uplinks() {
     assert_shut("eth0", "after kill -9");
     assert_shut("eth1", "after kill -9");
     let both = pinned_uplinks(&lab);
-    let agent = start(&lab, &["--host-network-pods=intercept"]);
+    let agent = lab.agent(&["--host-network-pods=intercept"]);
     assert_shut("eth0", "after a restart");
     assert_eq!(pinned_uplinks(&lab).len(), both.len(), "replaced, not added");
     netns.ip("link del eth1").unwrap();
@@ -467,7 +469,7 @@ fn packet_sockets_of_host_network_pods_end_at_the_uplinks() {
     assert!(agent.admin("/metrics").unwrap().body.contains("kiam_guard_uplinks 1\n"));
 
     drop(agent);
-    let said = lab.uninstall(Path::new(AGENT)).unwrap();
+    let said = lab.uninstall().unwrap();
     assert!(said.contains("link_uplink_"), "{said}");
     for way in FORGED {
         let before = packets_from(&lab, FORGED_SOURCES);
@@ -480,7 +482,7 @@ fn packet_sockets_of_host_network_pods_end_at_the_uplinks() {
 #[test]
 fn what_pods_send_past_the_routing_rules_ends_at_the_uplinks() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut agent = start(&lab, &["--guard=uplink"]);
+    let mut agent = lab.agent(&["--guard=uplink"]);
     assert_eq!(rules(lab.node.netns()), Vec::<String>::new());
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     assert_shut(&lab, &pod, "with the agent");
@@ -494,11 +496,11 @@ fn what_pods_send_past_the_routing_rules_ends_at_the_uplinks() {
 fn an_agent_without_the_guard_takes_an_earlier_ones_away() {
     let Some(lab) = lab::node_test!() else { return };
     for further in ["--guard=none", "--mode=observe"] {
-        let mut agent = start(&lab, &["--guard=route,uplink"]);
+        let mut agent = lab.agent(&["--guard=route,uplink"]);
         assert_eq!(rules(lab.node.netns()).len(), 12);
         assert_eq!(pinned_uplinks(&lab).len(), 1);
         agent.kill().unwrap();
-        let _agent = start(&lab, &[further]);
+        let _agent = lab.agent(&[further]);
         assert_eq!(rules(lab.node.netns()), Vec::<String>::new(), "{further}");
         assert_eq!(pinned_uplinks(&lab), Vec::<String>::new(), "{further}");
     }

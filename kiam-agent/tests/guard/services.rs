@@ -1,14 +1,14 @@
 //! What a Service forwards to the metadata service, by kube-proxy's means, and what else of the node's looks its address
 //! up: a tenant may write EndpointSlices that name `fd00:ec2::254`.
 
-use std::{net::IpAddr, path::Path, process::Command, time::Duration};
+use std::{net::IpAddr, process::Command, time::Duration};
 
 use lab::{
     Agent, IMDS_V4, IMDS_V6, Lab, LabPod, PodSpec,
     pod_client::{Attempt, Options},
 };
 
-use super::{AGENT, Held, host_gets_the_instance_id, ip, packets, rules};
+use super::{Held, host_gets_the_instance_id, ip, packets, rules};
 
 /// An emulated machine, on which IPVS may be tried, takes minutes to start an agent.
 const EMULATED: Duration = Duration::from_secs(400);
@@ -17,13 +17,15 @@ const SERVICE: [&str; 2] = ["10.96.0.1", "fd77:96::1"];
 
 /// Prints why, and says so, if `program` with `arguments` does not run on the node. Nobody is to be refused a run of the
 /// tests for want of it: few kernels have IPVS, and none that is built without modules gets it by an installation.
-fn lacks(lab: &Lab, test: &str, program: &str, arguments: &[&str]) -> bool {
+fn lacks(lab: &Lab, program: &str, arguments: &[&str]) -> bool {
     let problem = match lab.node.command(program).unwrap().args(arguments).output() {
         Ok(output) if output.status.success() => return false,
         Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
         Err(error) => error.to_string(),
     };
-    eprintln!("skipped: {test}: {program}: {problem}");
+    // Named after its test.
+    let thread = std::thread::current();
+    eprintln!("skipped: {}: {program}: {problem}", thread.name().unwrap_or_default());
     true
 }
 
@@ -90,7 +92,7 @@ fn lab_with_ipvs(test: &str) -> Option<(Lab, LabPod)> {
         return None;
     }
     let lab = Lab::start().unwrap();
-    if lacks(&lab, test, "ipvsadm", &["-L", "-n"]) {
+    if lacks(&lab, "ipvsadm", &["-L", "-n"]) {
         return None;
     }
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
@@ -118,7 +120,7 @@ fn lab_with_ipvs(test: &str) -> Option<(Lab, LabPod)> {
 }
 
 fn start_slowly(lab: &Lab, further: &[&str]) -> Agent {
-    let mut agent = Agent::start(lab, Path::new(AGENT), further).unwrap();
+    let mut agent = lab.begin_agent(further);
     agent.wait_ready(EMULATED).unwrap();
     agent
 }
@@ -131,7 +133,7 @@ fn what_ipvs_forwards_to_imds_is_prohibited_and_so_is_what_it_has_cached() {
     // What passed `iif lo` without more: the fault.
     add_earlier_rules(&lab);
     assert_open(&lab, &pod, "by the rules of an earlier agent");
-    let mut held = SERVICE.map(|address| Held::connect(pod.command("python3").unwrap(), address));
+    let mut held = SERVICE.map(|address| Held::of_pod(&pod, address));
     for held in &mut held {
         assert_eq!(held.send(), "alive");
     }
@@ -152,7 +154,7 @@ fn what_ipvs_forwards_to_imds_is_prohibited_and_so_is_what_it_has_cached() {
 
     agent.kill().unwrap();
     assert_service_is_shut(&lab, &pod, before, "after kill -9");
-    lab.uninstall(Path::new(AGENT)).unwrap();
+    lab.uninstall().unwrap();
     assert_eq!(rules(lab.node.netns()), Vec::<String>::new());
     assert_open(&lab, &pod, "after it was uninstalled");
 }
@@ -170,12 +172,8 @@ fn what_ipvs_forwards_to_imds_ends_at_the_uplinks_too() {
 
 #[test]
 fn what_netfilter_forwards_to_imds_is_prohibited() {
-    let test = "what_netfilter_forwards_to_imds_is_prohibited";
-    if lab::skip(test) {
-        return;
-    }
-    let lab = Lab::start().unwrap();
-    if lacks(&lab, test, "nft", &["--version"]) {
+    let Some(lab) = lab::node_test!() else { return };
+    if lacks(&lab, "nft", &["--version"]) {
         return;
     }
     // kube-proxy's iptables and nftables modes: the destination is translated before the packet is routed.
@@ -197,11 +195,7 @@ fn what_netfilter_forwards_to_imds_is_prohibited() {
 
 #[test]
 fn a_node_that_checks_where_answers_come_from_gets_those_of_imds() {
-    let test = "a_node_that_checks_where_answers_come_from_gets_those_of_imds";
-    if lab::skip(test) {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let netns = lab.node.netns();
     for interface in ["all", "eth0"] {
         netns.sysctl(&format!("ipv4/conf/{interface}/rp_filter"), "1").unwrap();
@@ -212,12 +206,8 @@ fn a_node_that_checks_where_answers_come_from_gets_those_of_imds() {
 
 #[test]
 fn a_node_whose_netfilter_looks_the_address_up_again_reaches_imds() {
-    let test = "a_node_whose_netfilter_looks_the_address_up_again_reaches_imds";
-    if lab::skip(test) {
-        return;
-    }
-    let lab = Lab::start().unwrap();
-    if lacks(&lab, test, "nft", &["--version"]) {
+    let Some(lab) = lab::node_test!() else { return };
+    if lacks(&lab, "nft", &["--version"]) {
         return;
     }
     // A packet whose mark changes is routed again, and firewalld looks up where answers should come in.
@@ -233,14 +223,10 @@ fn a_node_whose_netfilter_looks_the_address_up_again_reaches_imds() {
 
 #[test]
 fn an_earlier_agents_rules_are_replaced_whether_they_come_before_or_after() {
-    let test = "an_earlier_agents_rules_are_replaced_whether_they_come_before_or_after";
-    if lab::skip(test) {
-        return;
-    }
-    let lab = Lab::start().unwrap();
+    let Some(lab) = lab::node_test!() else { return };
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     add_earlier_rules(&lab);
-    let mut flood = super::flood(&pod);
+    let flood = super::flood(&pod);
     let mut agent = start_slowly(&lab, &[]);
     let whole = rules(lab.node.netns());
     assert_eq!(whole, super::expected_rules(5));
@@ -254,13 +240,11 @@ fn an_earlier_agents_rules_are_replaced_whether_they_come_before_or_after() {
     let mut agent = start_slowly(&lab, &[]);
     assert_eq!(rules(lab.node.netns()), whole, "at once, and not by a sweep");
     host_gets_the_instance_id(&lab);
-    assert!(flood.try_wait().unwrap().is_none(), "the flood ended early");
-    flood.kill().unwrap();
-    flood.wait().unwrap();
+    super::end(flood);
     assert_eq!(packets(&lab, &pod), 0);
 
     agent.kill().unwrap();
     add_earlier_rules(&lab);
-    lab.uninstall(Path::new(AGENT)).unwrap();
+    lab.uninstall().unwrap();
     assert_eq!(rules(lab.node.netns()), Vec::<String>::new());
 }

@@ -4,21 +4,8 @@ use std::{fs, path::Path, time::Duration};
 
 use lab::{Agent, Lab, LabPod};
 
-const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
-/// What it logs once it has listeners: its own, or those of the agent that it replaces.
-const LISTENS: &str = "Listening";
-const READY_LIMIT: Duration = Duration::from_secs(120);
 /// Where the lab runs it.
 const CGROUP: &str = "system.slice/kiam-agent.service";
-
-/// An agent that serves, alone or as the successor of the one that did.
-pub(crate) fn start(lab: &Lab, flags: &[&str]) -> Agent {
-    let mut agent = Agent::start(lab, Path::new(AGENT), flags).unwrap();
-    // Until it has taken over, the agent before it answers `/ready`.
-    agent.wait_said(LISTENS, READY_LIMIT).unwrap();
-    agent.wait_ready(READY_LIMIT).unwrap();
-    agent
-}
 
 /// The processor time that all agents of the node have used so far.
 pub(crate) fn cpu(lab: &Lab) -> Duration {

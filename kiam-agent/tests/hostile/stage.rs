@@ -69,7 +69,7 @@ impl Stage {
 
     pub(crate) fn set(configuration: Configuration) -> Self {
         let lab = Lab::start().unwrap();
-        let agent = agent::start(&lab, configuration.flags());
+        let agent = lab.agent(configuration.flags());
         let victim = PodSpec::new("shop", "victim").role(Self::VICTIMS_ROLE);
         let victim = match configuration {
             Configuration::HostNetwork => victim.host_network(),
@@ -200,7 +200,7 @@ impl Stage {
 
     fn take_over(&mut self) -> Duration {
         let started = Instant::now();
-        let next = agent::start(&self.lab, self.configuration.flags());
+        let next = self.lab.agent(self.configuration.flags());
         let took = started.elapsed();
         assert!(self.agent.terminate().unwrap().success());
         self.agent = next;
@@ -210,7 +210,7 @@ impl Stage {
     fn restart(&mut self) -> Duration {
         assert!(self.agent.terminate().unwrap().success());
         let started = Instant::now();
-        self.agent = agent::start(&self.lab, self.configuration.flags());
+        self.agent = self.lab.agent(self.configuration.flags());
         started.elapsed()
     }
 
@@ -297,7 +297,7 @@ impl Stage {
         while !self.is_settled() {
             if started.elapsed() > SETTLED {
                 self.agent.kill().unwrap();
-                self.agent = agent::start(&self.lab, self.configuration.flags());
+                self.agent = self.lab.agent(self.configuration.flags());
                 eventually("the victim is served", || self.is_settled());
                 return Some(format!("not served again {SETTLED:?} after the attack"));
             }

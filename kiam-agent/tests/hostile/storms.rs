@@ -84,7 +84,7 @@ impl Storm {
             Self::BigObjects => {}
             Self::Annotations | Self::Refusals => {
                 let pod = pod(number % RESTLESS)
-                    .annotation("iam.amazonaws.com/role", &format!("storm-{number}"))
+                    .role(&format!("storm-{number}"))
                     .annotation("iam.amazonaws.com/session-name", &format!("session-{number}"));
                 store.apply_pod(&pod);
             }
@@ -118,7 +118,7 @@ fn big_objects(store: &Store) {
     let text = |length| "x".repeat(length);
     for number in 0..BIG_PODS {
         let role = format!("storm-{number}");
-        let pod = pod(number).annotation("iam.amazonaws.com/role", &role);
+        let pod = pod(number).role(&role);
         store.apply_pod(&pod.annotation("example.com/configuration", &text(BIG_POD)));
     }
     for number in 0..BIG_NAMESPACES {

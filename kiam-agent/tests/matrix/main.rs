@@ -9,7 +9,7 @@ mod scenes;
 mod stage;
 mod table;
 
-use std::{path::Path, thread, time::Duration};
+use std::thread;
 
 use lab::{Agent, Lab, NODE_V6, eventually};
 
@@ -22,11 +22,6 @@ use crate::{
 /// How many agents take over from each other while the rows are played, and how often these are at most.
 const TAKEOVERS: usize = 8;
 const PASSES: usize = 50;
-
-const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
-/// What it logs when it has listeners, its own or the one's that it relieves.
-const LISTENS: &str = "Listening";
-const READY_LIMIT: Duration = Duration::from_secs(30);
 
 /// What ordinary pods try, with what the agent has by default: a listener inside each of them.
 #[test]
@@ -68,7 +63,7 @@ fn run(title: &str, flags: &[&str], rows: fn(&Cast) -> Vec<rows::Row>) {
 
     table.add(State::NoAgent, stage.play(State::NoAgent));
     stage.connect_early();
-    let mut agent = start(&lab, flags);
+    let mut agent = lab.agent(flags);
     stage.await_credentials();
     table.add(State::Running, stage.play(State::Running));
 
@@ -86,9 +81,9 @@ fn run(title: &str, flags: &[&str], rows: fn(&Cast) -> Vec<rows::Row>) {
     agent.kill().unwrap();
     table.add(State::Killed, stage.play(State::Killed));
 
-    lab.uninstall(Path::new(AGENT)).unwrap();
+    lab.uninstall().unwrap();
     stage.connect_early();
-    let _agent = start(&lab, flags);
+    let _agent = lab.agent(flags);
     stage.await_credentials();
     table.add(State::Reinstalled, stage.play(State::Reinstalled));
     stage.assert_nothing_came();
@@ -96,14 +91,6 @@ fn run(title: &str, flags: &[&str], rows: fn(&Cast) -> Vec<rows::Row>) {
     println!("{table}");
     let wrong = table.wrong();
     assert!(wrong.is_empty(), "{} cells are wrong:\n{}", wrong.len(), wrong.join("\n"));
-}
-
-fn start(lab: &Lab, flags: &[&str]) -> Agent {
-    let mut agent = Agent::start(lab, Path::new(AGENT), flags).unwrap();
-    // Until it has taken over, it is the one before that says it is ready.
-    eventually("the agent does not listen", || agent.log().contains(LISTENS));
-    agent.wait_ready(READY_LIMIT).unwrap();
-    agent
 }
 
 /// Plays the rows again and again while one agent after the other takes over; of each row, the worst that came of it.
@@ -116,7 +103,7 @@ fn taking_over(
     thread::scope(|scope| {
         let taking_over = scope.spawn(|| {
             for _ in 0..TAKEOVERS {
-                let next = start(lab, flags);
+                let next = lab.agent(flags);
                 agent.terminate().unwrap();
                 agent = next;
             }

@@ -365,5 +365,5 @@ fn raw(name: &str, who: Who, way: raw::Way, from: IpAddr, to: IpAddr) -> Row {
 }
 
 fn frame(name: &str, who: Who, way: frame::Way, from: IpAddr, to: IpAddr) -> Row {
-    Row::attack(name, who, Attack::Frame { way, from, to }, Expect::Nothing)
+    Row::attack(name, who, Attack::Frame { way, from, to, interface: None }, Expect::Nothing)
 }

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, net::IpAddr, thread, time::Duration};
 
 use lab::{
     Agent, Arrivals, Attacker, Cgroup, Lab, LabPod, PodSpec,
-    pod_client::{Attempt, Options, attack::Attack},
+    pod_client::{
+        Attempt, Options,
+        attack::{Attack, stream::Way},
+    },
 };
 use tokio::time::Instant;
 
@@ -265,7 +268,12 @@ impl<'a> Stage<'a> {
             // Those of an earlier time that were not asked are gone with their process.
             *attacker = who.attacker(self.lab, self.cast);
             // The kernel detaches what was uninstalled a moment later.
-            while attacker.attempt(Attack::Keep { to: IMDS }, PATIENT).unwrap().error.is_some() {
+            while attacker
+                .attempt(Attack::Keep { way: Way::Connect, to: IMDS }, PATIENT)
+                .unwrap()
+                .error
+                .is_some()
+            {
                 let limit = Duration::from_secs(5);
                 assert!(
                     started.elapsed() < limit,
@@ -273,7 +281,7 @@ impl<'a> Stage<'a> {
                 );
             }
             for _ in 1..EARLY {
-                attacker.must(Attack::Keep { to: IMDS }).unwrap();
+                attacker.must(Attack::Keep { way: Way::Connect, to: IMDS }).unwrap();
             }
         }
     }

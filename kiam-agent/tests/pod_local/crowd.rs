@@ -15,8 +15,8 @@ use lab::{
 use tokio::time::Instant;
 
 use super::{
-    Agent, INSIDE, ON_THE_NODE, assert_served, eventually, inside, many_pods, metric, pod_inside,
-    port_inside, start, verdicts,
+    Agent, INSIDE, ON_THE_NODE, eventually, inside, many_pods, metric, pod_inside, port_inside,
+    verdicts,
 };
 
 const ROLES: [&str; 3] = ["orders", "reports", "invoices"];
@@ -57,7 +57,7 @@ fn come_and_go(lab: &Lab, name: &str, gap: Duration) -> u64 {
             let role = ROLES[number % ROLES.len()];
             let pod = lab.pod(PodSpec::new(name, &format!("pod-{number}")).role(role)).unwrap();
             thread::sleep(gap);
-            assert_served(lab, &pod.credentials().unwrap(), role);
+            lab.assert_served(&pod, role);
             lab.delete(pod);
             made += 1;
         }
@@ -72,10 +72,10 @@ fn come_and_go(lab: &Lab, name: &str, gap: Duration) -> u64 {
 fn pods_come_and_go_under_load() {
     let Some(lab) = lab::node_test!() else { return };
     // The self-test goes by the node too.
-    let agent = start(&lab, &["--selftest-interval=1h"]);
+    let agent = lab.agent(&["--selftest-interval=1h"]);
     let stable = ROLES.map(|role| (role, pod_inside(&lab, role)));
     for (role, pod) in &stable {
-        assert_served(&lab, &pod.credentials().unwrap(), role);
+        lab.assert_served(pod, role);
     }
     let held = descriptors(&agent);
     let asked = Options { pause_ms: 30, ..Options::default() };
@@ -121,15 +121,15 @@ fn what_pods_inside_cost_an_agent() {
     // More by hand, for what 1,000 pods cost.
     let count = std::env::var("KIAM_TEST_PODS").map_or(50, |text| text.parse().unwrap());
     let lab = Lab::start().unwrap();
-    let mut agent = start(&lab, &["--path=node"]);
+    let mut agent = lab.agent(&["--path=node"]);
     let pods = many_pods(&lab, count);
-    assert_served(&lab, &pods[0].credentials().unwrap(), "crowd");
+    lab.assert_role(&pods[0].credentials().unwrap(), "crowd");
     eventually(|| super::pods(&lab).len() == count, || super::pods(&lab).len());
     let without = (descriptors(&agent), memory(&agent));
     agent.kill().unwrap();
     for before in ["by the node", "inside and killed"] {
         let begun = Instant::now();
-        agent = start(&lab, &[]);
+        agent = lab.agent(&[]);
         let serves = begun.elapsed();
         while inside(&lab) < count {
             assert!(begun.elapsed() < LIMIT, "{} of {count}", inside(&lab));
@@ -140,11 +140,11 @@ fn what_pods_inside_cost_an_agent() {
         eventually(|| descriptors(&agent) <= most, || (most, descriptors(&agent)));
         let (descriptors, memory) = (descriptors(&agent), memory(&agent));
         println!(
-            "{count} pods, before {before}: the agent serves {serves:?} after its start, all are inside after \
+            "{count} pods, before {before}: the agent serves {serves:?} after its all are inside after \
              {took:?}; {descriptors} descriptors and {memory} KiB, and with --path=node {} and {} KiB",
             without.0, without.1
         );
-        assert_served(&lab, &pods[0].credentials().unwrap(), "crowd");
+        lab.assert_role(&pods[0].credentials().unwrap(), "crowd");
         agent.kill().unwrap();
     }
 }
@@ -155,10 +155,10 @@ fn takeovers_leave_the_listeners_where_they_are() {
     // Connects of an agent's self-test, which go by the node.
     const PROOF: u64 = 3;
     let Some(lab) = lab::node_test!() else { return };
-    let mut agent = start(&lab, &["--selftest-interval=1h"]);
+    let mut agent = lab.agent(&["--selftest-interval=1h"]);
     let pods = ROLES.map(|role| pod_inside(&lab, role));
     for (pod, role) in pods.iter().zip(ROLES) {
-        assert_served(&lab, &pod.credentials().unwrap(), role);
+        lab.assert_served(pod, role);
     }
     // One as it starts, and another where that failed on a busy machine.
     let made = |agent: &Agent| -> u64 {
@@ -174,7 +174,7 @@ fn takeovers_leave_the_listeners_where_they_are() {
     let asked = Options { pause_ms: 30, ..Options::default() };
     let asking: Vec<_> = pods.iter().map(|pod| pod.ask_from(2, &asked).unwrap()).collect();
     for round in 0..TAKEOVERS {
-        let next = start(&lab, &["--selftest-interval=1h"]);
+        let next = lab.agent(&["--selftest-interval=1h"]);
         agent.wait_said(RELIEVED, LIMIT).unwrap();
         assert!(agent.terminate().unwrap().success(), "round {round}");
         agent = next;

@@ -8,7 +8,7 @@ mod paths;
 mod secrets;
 mod strangers;
 
-use std::{os::unix::net::UnixStream, path::Path, thread, time::Duration};
+use std::{os::unix::net::UnixStream, thread, time::Duration};
 
 use kiam_agent::admin;
 use lab::{
@@ -22,48 +22,21 @@ use lab::{
 use serde_json::Value;
 use tokio::time::Instant;
 
-const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const LIMIT: Duration = Duration::from_secs(120);
-/// Logged when it serves; in lower case it would be what is said of a single pod.
-const SERVES: &str = "Listening pods=";
 
 /// Verdicts, as the metrics name them.
 const INSIDE: &str = "redirected_inside";
 const ON_THE_NODE: &str = "redirected";
 
-fn begin(lab: &Lab, further: &[&str]) -> Agent {
-    Agent::start(lab, Path::new(AGENT), further).unwrap()
-}
-
-fn serves(agent: &mut Agent) {
-    agent.wait_said(SERVES, LIMIT).unwrap();
-    agent.wait_ready(LIMIT).unwrap();
-}
-
-/// An agent that serves, alone or as the successor of the one that did.
-fn start(lab: &Lab, further: &[&str]) -> Agent {
-    let mut agent = begin(lab, further);
-    serves(&mut agent);
-    agent
-}
-
-fn pod(lab: &Lab, role: &str) -> LabPod {
-    lab.pod(PodSpec::new("shop", role).role(role)).unwrap()
-}
-
 /// A pod that has its listeners.
 fn pod_inside(lab: &Lab, role: &str) -> LabPod {
-    let pod = pod(lab, role);
+    let pod = lab.pod_of(role);
     port_inside(lab, &pod);
     pod
 }
 
 fn is_served(lab: &Lab, attempt: &Attempt, role: &str) -> bool {
     attempt.status == Some(200) && lab.role_of(attempt) == Some(role_arn(role))
-}
-
-fn assert_served(lab: &Lab, attempt: &Attempt, role: &str) {
-    assert!(is_served(lab, attempt, role), "not {role}'s: {attempt:?}");
 }
 
 /// What the agent that serves answers on the socket that only the node's root can open.

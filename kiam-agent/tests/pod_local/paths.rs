@@ -1,13 +1,17 @@
 //! What `--path` says of pods that no listener can be opened in.
 
+use std::{thread, time::Duration};
+
 use lab::{
-    Lab, LabPod, PodSpec,
-    pod_client::{Options, Via},
+    IMDS_V4, Lab, LabPod, PodSpec,
+    pod_client::{
+        Options, Via,
+        attack::{Attack, stream::Way},
+    },
 };
 
 use super::{
-    INSIDE, ON_THE_NODE, assert_served, eventually, explain, is_served, path_of, pod_inside,
-    port_inside, start, verdicts,
+    INSIDE, ON_THE_NODE, eventually, explain, is_served, path_of, pod_inside, port_inside, verdicts,
 };
 
 const NO_LISTENER: &str = "denied_path";
@@ -27,7 +31,7 @@ fn pod_without_loopback(lab: &Lab, role: &str) -> LabPod {
 #[test]
 fn pod_local_refuses_a_pod_until_it_has_a_listener() {
     let Some(lab) = lab::node_test!() else { return };
-    let agent = start(&lab, &["--path=pod-local"]);
+    let agent = lab.agent(&["--path=pod-local"]);
     let pod = pod_without_loopback(&lab, "orders");
     let down = format!("denied: {LO_IS_DOWN}");
     eventually(|| path_of(&lab, &pod) == down, || path_of(&lab, &pod));
@@ -48,7 +52,7 @@ fn pod_local_refuses_a_pod_until_it_has_a_listener() {
     assert!(granted && why.contains("pod-local: listening on port"), "{why}");
     for via in WAYS {
         let attempt = pod.ask_once(&Options { via, ..Options::default() }).unwrap();
-        assert_served(&lab, &attempt, "orders");
+        lab.assert_role(&attempt, "orders");
     }
     assert_eq!(verdicts(&agent, ON_THE_NODE), node, "none by the node");
 }
@@ -56,26 +60,26 @@ fn pod_local_refuses_a_pod_until_it_has_a_listener() {
 #[test]
 fn auto_serves_a_pod_by_the_node_until_it_has_a_listener() {
     let Some(lab) = lab::node_test!() else { return };
-    let agent = start(&lab, &[]);
+    let agent = lab.agent(&[]);
     let pod = pod_without_loopback(&lab, "orders");
     let down = format!("node: {LO_IS_DOWN}");
     eventually(|| path_of(&lab, &pod) == down, || path_of(&lab, &pod));
     let node = verdicts(&agent, ON_THE_NODE);
     for via in [Via::V4, Via::V4Mapped] {
         let attempt = pod.ask_once(&Options { via, ..Options::default() }).unwrap();
-        assert_served(&lab, &attempt, "orders");
+        lab.assert_role(&attempt, "orders");
     }
     assert!(verdicts(&agent, ON_THE_NODE) >= node + 2, "by the node");
     pod.netns().ip("link set lo up\n").unwrap();
     let inside = || {
-        assert_served(&lab, &pod.credentials().unwrap(), "orders");
+        lab.assert_served(&pod, "orders");
         path_of(&lab, &pod).starts_with("pod-local")
     };
     eventually(inside, || path_of(&lab, &pod));
     let (inside, node) = (verdicts(&agent, INSIDE), verdicts(&agent, ON_THE_NODE));
     for via in WAYS {
         let attempt = pod.ask_once(&Options { via, ..Options::default() }).unwrap();
-        assert_served(&lab, &attempt, "orders");
+        lab.assert_role(&attempt, "orders");
     }
     assert!(verdicts(&agent, INSIDE) >= inside + 3);
     assert_eq!(verdicts(&agent, ON_THE_NODE), node, "none by the node any more");
@@ -84,17 +88,21 @@ fn auto_serves_a_pod_by_the_node_until_it_has_a_listener() {
 #[test]
 fn who_asks_late_or_in_pieces_is_answered() {
     let Some(lab) = lab::node_test!() else { return };
-    let _agent = start(&lab, &[]);
+    let _agent = lab.agent(&[]);
     let pod = pod_inside(&lab, "orders");
-    assert_served(&lab, &pod.credentials().unwrap(), "orders");
+    lab.assert_served(&pod, "orders");
+    let mut client = pod.attacker().unwrap();
+    client.must(Attack::Keep { way: Way::Connect, to: (IMDS_V4, 80).into() }).unwrap();
     // Longer than the listener inside waits for the first bytes.
-    let script = "import socket,time\n\
-        s=socket.create_connection(('169.254.169.254',80),5)\n\
-        time.sleep(2.5)\n\
-        for _ in range(5):\n\
-        \x20s.sendall(b'GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\\r\\n')\n\
-        \x20s.sendall(b'Host: 169.254.169.254\\r\\n\\r\\n')\n\
-        \x20answer=s.recv(4096)\n\
-        print(answer.split()[1].decode(),answer.split()[-1].decode())";
-    assert_eq!(pod.python(script).unwrap(), "200 orders");
+    thread::sleep(Duration::from_millis(2500));
+    for _ in 0..5 {
+        for part in [
+            "GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\n",
+            "Host: 169.254.169.254\r\n\r\n",
+        ] {
+            client.must(Attack::Write { text: part.to_owned() }).unwrap();
+        }
+        let answer = client.attempt(Attack::Read, 5000).unwrap().body;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("orders"), "{answer}");
+    }
 }

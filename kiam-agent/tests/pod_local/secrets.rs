@@ -3,7 +3,7 @@
 use std::{
     mem::MaybeUninit,
     net::{Ipv4Addr, Ipv6Addr},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,38 +13,23 @@ use std::{
 };
 
 use lab::{
-    Lab, LabPod, Netns, PodSpec,
-    pod_client::{Imds, Options, Via},
+    Lab, LabPod, Neighbour, Netns, PodSpec,
+    pod_client::{
+        Imds, Options, Via,
+        hostile::{Program, spoof::Station},
+    },
 };
 use rustix::net::{
     AddressFamily, RecvFlags, SocketFlags, SocketType, eth, recv, socket_with, sockopt,
 };
 
-use super::{
-    INSIDE, ON_THE_NODE, assert_served, eventually, pod_inside, port_inside, start, verdicts,
-};
+use super::{INSIDE, ON_THE_NODE, eventually, pod_inside, port_inside, verdicts};
 
 /// What the STS stand-in puts into secrets, and what only requests to the metadata service and answers have.
 const SECRETS: [&str; 5] =
     ["secret-of-", "token-of-", "AccessKeyId", "metadata-token", "security-credentials"];
 /// The bridge's address, which is its pods' gateway.
 const GATEWAY: &str = "10.88.0.1";
-/// Tells everybody on the link, again and again, that two addresses are here.
-const SPOOF: &str = "\
-import socket,struct,sys,time
-victim,gateway,victim_mac,gateway_mac,own=sys.argv[1:]
-mac=lambda text:bytes.fromhex(text.replace(':',''))
-s=socket.socket(socket.AF_PACKET,socket.SOCK_RAW)
-s.bind(('eth0',0))
-def lie(address,to,to_mac):
- arp=struct.pack('!HHBBH',1,0x800,6,4,2)+mac(own)+socket.inet_aton(address)+mac(to_mac)+socket.inet_aton(to)
- s.send(mac(to_mac)+mac(own)+b'\\x08\\x06'+arp)
-while True:
- lie(gateway,victim,victim_mac)
- lie(victim,gateway,gateway_mac)
- time.sleep(0.05)
-";
-
 /// A packet socket on all interfaces of a namespace, and what came to it.
 struct Sniffer {
     ended: Arc<AtomicBool>,
@@ -104,7 +89,7 @@ fn ask_by_every_way(lab: &Lab, pod: &LabPod, role: &str) {
     for via in [Via::V4, Via::V4Mapped, Via::V6] {
         for imds in [Imds::V1, Imds::V2] {
             let asked = Options { via, imds, ..Options::default() };
-            assert_served(lab, &pod.ask_once(&asked).unwrap(), role);
+            lab.assert_role(&pod.ask_once(&asked).unwrap(), role);
         }
     }
 }
@@ -113,7 +98,7 @@ fn ask_by_every_way(lab: &Lab, pod: &LabPod, role: &str) {
 fn a_sniffer_on_the_node_sees_no_secret() {
     let Some(lab) = lab::node_test!() else { return };
     let roles = ["orders", "reports"];
-    let agent = start(&lab, &[]);
+    let agent = lab.agent(&[]);
     let pods = roles.map(|role| (role, pod_inside(&lab, role)));
     for (role, pod) in &pods {
         // From here on there is nothing to ask STS for, whose answers cross the node in the clear in the lab.
@@ -132,7 +117,7 @@ fn a_sniffer_on_the_node_sees_no_secret() {
     assert!(after.0 >= before.0 + 12 && after.1 == before.1, "{before:?}, {after:?}");
     drop(agent);
     // The same sniffer on the other path: it would have seen them.
-    let _agent = start(&lab, &["--path=node"]);
+    let _agent = lab.agent(&["--path=node"]);
     for (role, pod) in &pods {
         ask_by_every_way(&lab, pod, role);
     }
@@ -178,30 +163,23 @@ fn mac(netns: &Netns, device: &str) -> String {
 }
 
 /// Puts `spoofer` between `victim` and the gateway until what is returned is dropped.
-fn spoof(lab: &Lab, spoofer: &LabPod, victim: &LabPod) -> Spoofing {
+fn spoof(lab: &Lab, spoofer: &LabPod, victim: &LabPod) -> Neighbour {
     // It passes on what it gets, and nobody tells the victim of the shorter way.
     spoofer.netns().sysctl("ipv4/ip_forward", "1").unwrap();
     for scope in ["all", "eth0"] {
         spoofer.netns().sysctl(&format!("ipv4/conf/{scope}/send_redirects"), "0").unwrap();
     }
     let own = mac(spoofer.netns(), "eth0");
-    let mut command = spoofer.command("python3").unwrap();
-    let (victim_mac, gateway_mac) = (mac(victim.netns(), "eth0"), mac(lab.node.netns(), "cni0"));
-    command.args(["-c", SPOOF, &victim.v4().to_string(), GATEWAY, &victim_mac, &gateway_mac, &own]);
-    let spoofing = Spoofing(command.stdin(Stdio::null()).spawn().unwrap());
+    let station = |address: Ipv4Addr, mac| Station { address, mac };
+    let stations = [
+        station(victim.v4(), mac(victim.netns(), "eth0")),
+        station(GATEWAY.parse().unwrap(), mac(lab.node.netns(), "cni0")),
+    ];
+    let spoofing = spoofer.hostile(&Program::Spoof { stations, own: own.clone() }).unwrap();
     let gateway = || neighbour(victim.netns(), GATEWAY, "eth0");
     let back = || neighbour(lab.node.netns(), &victim.v4().to_string(), "cni0");
     eventually(|| gateway().contains(&own) && back().contains(&own), || (gateway(), back()));
     spoofing
-}
-
-/// A process that answers ARP for others.
-struct Spoofing(Child);
-
-impl Drop for Spoofing {
-    fn drop(&mut self) {
-        self.0.kill().and_then(|()| self.0.wait()).unwrap();
-    }
 }
 
 #[test]
@@ -210,7 +188,7 @@ fn a_spoofer_on_the_bridge_sees_no_secret() {
     let bridge =
         format!("link add cni0 type bridge\naddr add {GATEWAY}/24 dev cni0\nlink set cni0 up\n");
     lab.node.netns().ip(&bridge).unwrap();
-    let agent = start(&lab, &[]);
+    let agent = lab.agent(&[]);
     let victim = pod_on_bridge(&lab, "orders", 2);
     let spoofer = pod_on_bridge(&lab, "reports", 3);
     // Each has to know the other's true place before there is anything to forge.
@@ -221,7 +199,7 @@ fn a_spoofer_on_the_bridge_sees_no_secret() {
     let ways = || {
         for imds in [Imds::V1, Imds::V2] {
             let asked = Options { imds, ..Options::default() };
-            assert_served(&lab, &victim.ask_once(&asked).unwrap(), "orders");
+            lab.assert_role(&victim.ask_once(&asked).unwrap(), "orders");
         }
     };
     ways();
@@ -234,7 +212,7 @@ fn a_spoofer_on_the_bridge_sees_no_secret() {
     assert_eq!(secrets, [""; 0]);
     drop(agent);
     // What it would have seen on the other path, to the same agent.
-    let _agent = start(&lab, &["--path=node"]);
+    let _agent = lab.agent(&["--path=node"]);
     let sniffer = Sniffer::start(spoofer.netns());
     ways();
     assert_eq!(sniffer.finish().1, SECRETS);
@@ -265,12 +243,12 @@ fn a_policy_that_denies_all_egress_does_not_touch_it() {
         );
     }
     let lab = Lab::start().unwrap();
-    let agent = start(&lab, &[]);
+    let agent = lab.agent(&[]);
     let pod = pod_inside(&lab, "orders");
     deny_egress(&lab, &pod);
     ask_by_every_way(&lab, &pod, "orders");
     drop(agent);
-    let _agent = start(&lab, &["--path=node"]);
+    let _agent = lab.agent(&["--path=node"]);
     let asked = Options { timeout_ms: 500, ..Options::default() };
     let attempt = pod.ask_once(&asked).unwrap();
     assert_eq!(attempt.error.as_deref(), Some("ETIMEDOUT"), "{attempt:?}");

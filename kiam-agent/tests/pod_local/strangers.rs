@@ -1,37 +1,20 @@
 //! Who else comes to a listener inside a pod, or takes its place.
 
 use std::{
-    io::{BufRead as _, BufReader},
-    process::{Child, Stdio},
+    net::{Ipv4Addr, Ipv6Addr},
     thread,
     time::Duration,
 };
 
 use lab::{
-    Lab, LabPod,
-    pod_client::{Attempt, Imds, Options, Via},
+    Attacker, Lab, LabPod,
+    pod_client::{Attempt, Imds, Options, Via, attack::Attack},
 };
 use tokio::time::Instant;
 
 use super::{
-    Agent, assert_served, begin, eventually, inside, many_pods, metric, path_of, pod_inside,
-    port_inside, serves, start, verdicts,
+    Agent, eventually, inside, many_pods, metric, path_of, pod_inside, port_inside, verdicts,
 };
-
-/// Listens at a port of 127.0.0.1 and `::1`, says so, and prints whatever comes until its input ends.
-const SQUAT: &str = "\
-import socket,sys,threading
-for family,host in ((socket.AF_INET,'127.0.0.1'),(socket.AF_INET6,'::1')):
- s=socket.socket(family)
- s.bind((host,int(sys.argv[1])))
- s.listen()
- def take(s=s):
-  while True:
-   print('caught',s.accept()[0].recv(4096),flush=True)
- threading.Thread(target=take,daemon=True).start()
-print('listening',flush=True)
-sys.stdin.read()
-";
 
 fn to_port(address: &str, port: u16, imds: Imds) -> Options {
     let to = Some(address.parse().unwrap());
@@ -51,9 +34,9 @@ fn assert_forbidden(attempt: &Attempt, who: &str) {
 #[test]
 fn who_comes_to_the_listener_without_a_recorded_connect_is_refused() {
     let Some(lab) = lab::node_test!() else { return };
-    let agent = start(&lab, &[]);
+    let agent = lab.agent(&[]);
     let pod = pod_inside(&lab, "orders");
-    assert_served(&lab, &pod.credentials().unwrap(), "orders");
+    lab.assert_served(&pod, "orders");
     let port = port_inside(&lab, &pod);
     let before = connections(&agent, "NoEntry");
     for address in ["127.0.0.1", "::1"] {
@@ -80,10 +63,10 @@ fn who_comes_to_the_listener_without_a_recorded_connect_is_refused() {
 #[test]
 fn another_pods_process_inside_gets_nothing_of_either() {
     let Some(lab) = lab::node_test!() else { return };
-    let agent = start(&lab, &[]);
+    let agent = lab.agent(&[]);
     let owner = pod_inside(&lab, "orders");
     let visitor = pod_inside(&lab, "reports");
-    assert_served(&lab, &owner.credentials().unwrap(), "orders");
+    lab.assert_served(&owner, "orders");
     let before = verdicts(&agent, "denied_namespace");
     for via in [Via::V4, Via::V4Mapped, Via::V6] {
         for imds in [Imds::V1, Imds::V2] {
@@ -93,37 +76,17 @@ fn another_pods_process_inside_gets_nothing_of_either() {
         }
     }
     assert_eq!(verdicts(&agent, "denied_namespace") - before, 6);
-    assert_served(&lab, &owner.credentials().unwrap(), "orders");
-    assert_served(&lab, &visitor.credentials().unwrap(), "reports");
+    lab.assert_served(&owner, "orders");
+    lab.assert_served(&visitor, "reports");
 }
 
 /// A process of a pod's that has taken a port.
-struct Squatter {
-    child: Child,
-    output: BufReader<std::process::ChildStdout>,
-}
-
-// === impl Squatter ===
-
-impl Squatter {
-    fn start(pod: &LabPod, port: u16) -> Self {
-        let mut command = pod.command("python3").unwrap();
-        command.args(["-c", SQUAT, &port.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let mut output = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        output.read_line(&mut line).unwrap();
-        assert_eq!(line, "listening\n");
-        Self { child, output }
+fn squat(pod: &LabPod, port: u16) -> Attacker {
+    let mut attacker = pod.attacker().unwrap();
+    for at in [(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()] {
+        attacker.must(Attack::Squat { at, reuse_port: false }).unwrap();
     }
-
-    /// What came to it.
-    fn finish(mut self) -> Vec<String> {
-        drop(self.child.stdin.take());
-        let caught = self.output.lines().map(Result::unwrap).collect();
-        self.child.wait().unwrap();
-        caught
-    }
+    attacker
 }
 
 #[test]
@@ -133,11 +96,11 @@ fn a_port_that_somebody_takes_after_a_crash_is_nobodys() {
     }
     const PODS: usize = 250;
     let lab = Lab::start().unwrap();
-    let mut agent = start(&lab, &[]);
+    let mut agent = lab.agent(&[]);
     let pod = pod_inside(&lab, "orders");
     let further = many_pods(&lab, PODS - 1);
     eventually(|| inside(&lab) == PODS, || inside(&lab));
-    assert_served(&lab, &pod.credentials().unwrap(), "orders");
+    lab.assert_served(&pod, "orders");
     let port = port_inside(&lab, &pod);
     agent.kill().unwrap();
     let eperm = |when: &str| {
@@ -150,13 +113,13 @@ fn a_port_that_somebody_takes_after_a_crash_is_nobodys() {
         }
     };
     eperm("nobody listens");
-    let squatter = Squatter::start(&pod, port);
+    let mut squatter = squat(&pod, port);
     eperm("a squatter listens");
     // It is there, and can be reached by whoever asks for it.
     let asked = Options { timeout_ms: 300, ..to_port("127.0.0.1", port, Imds::V1) };
     pod.ask_once(&asked).unwrap();
     let begun = Instant::now();
-    let mut agent = begin(&lab, &[]);
+    let mut agent = lab.begin_agent(&[]);
     let opened = || agent.log().matches("Pod listener open").count();
     while opened() < PODS {
         assert!(
@@ -169,14 +132,12 @@ fn a_port_that_somebody_takes_after_a_crash_is_nobodys() {
     }
     let took = begun.elapsed();
     println!("{PODS} pods have listeners again {took:?} after a new agent's start (goal: 1 s)");
-    serves(&mut agent);
+    agent.serves();
     println!("it serves and is ready after {:?}", begun.elapsed());
     assert_eq!(inside(&lab), PODS);
-    let attempt = pod.credentials().unwrap();
-    assert_served(&lab, &attempt, "orders");
+    lab.assert_served(&pod, "orders");
     assert_ne!(port_inside(&lab, &pod), port, "{}", path_of(&lab, &pod));
-    assert_served(&lab, &further[0].credentials().unwrap(), "crowd");
+    lab.assert_role(&further[0].credentials().unwrap(), "crowd");
     assert!(verdicts(&agent, "denied_listener") >= 12);
-    let caught = squatter.finish();
-    assert_eq!(caught.len(), 1, "{caught:?}");
+    assert_eq!(squatter.attempt(Attack::Caught, 1000).unwrap().body, "1");
 }

@@ -11,7 +11,7 @@
 mod lives;
 mod starts;
 
-use std::{fs, net::IpAddr, path::Path, thread, time::Duration};
+use std::{fs, net::IpAddr, thread, time::Duration};
 
 use aya::maps::{HashMap, Map, MapData};
 use lab::{
@@ -20,7 +20,6 @@ use lab::{
 };
 use tokio::time::Instant;
 
-const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// A node with an agent, which is ready and will make no connects of its own, and a runtime. They end in this order.
@@ -104,7 +103,7 @@ impl Stage {
 /// An agent that serves, alone or as the successor of the one that did.
 fn start(lab: &Lab, further: &[&str]) -> Agent {
     let flags: Vec<&str> = ["--selftest-interval=1h"].iter().chain(further).copied().collect();
-    let mut agent = Agent::start(lab, Path::new(AGENT), &flags).unwrap();
+    let mut agent = lab.begin_agent(&flags);
     // Until then another may say that it is ready.
     agent.wait_said("Listening pods=", LIMIT).unwrap();
     agent.wait_ready(LIMIT).unwrap();

@@ -21,12 +21,17 @@ use super::{
     node::{NODE_NAME, NODE_V4, Node},
     world::{Lab, role_base_arn},
 };
-use crate::pod_client::wire::{Reply, exchange};
+use crate::{
+    ask::agent_binary,
+    pod_client::wire::{Reply, exchange},
+};
 
 /// The agent's own port; pods are redirected here.
 pub const AGENT_PORT: u16 = 3100;
 const ADMIN: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 3101);
 const POLL: Duration = Duration::from_millis(10);
+/// Nothing takes so long but a mistake, on a slow machine too.
+pub const READY_LIMIT: Duration = Duration::from_secs(300);
 /// How long a polite end may take.
 const EXIT_LIMIT: Duration = Duration::from_secs(60);
 
@@ -43,19 +48,11 @@ pub struct Agent {
 
 impl Agent {
     /// Starts `binary` with the flags of a plain installation and `further` ones.
-    ///
-    /// # Errors
-    ///
-    /// When it can't be run.
     pub fn start(lab: &Lab, binary: &Path, further: &[&str]) -> Result<Self> {
         Self::start_by(lab.node.command(binary)?, lab, further)
     }
 
     /// Starts it by `command`, which ends in the agent's binary, such as one of a pod's.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::start`].
     pub fn start_by(mut command: Command, lab: &Lab, further: &[&str]) -> Result<Self> {
         let node = lab.node.clone();
         let (log, output) = log_file(node.folder())?;
@@ -72,10 +69,6 @@ impl Agent {
     }
 
     /// Waits until `/ready` says so; returns how long that took.
-    ///
-    /// # Errors
-    ///
-    /// When the agent ends or `limit` passes first; with what it logged.
     pub fn wait_ready(&mut self, limit: Duration) -> Result<Duration> {
         let started = Instant::now();
         loop {
@@ -93,10 +86,6 @@ impl Agent {
     }
 
     /// Waits until its own log, of this run alone, says `text`.
-    ///
-    /// # Errors
-    ///
-    /// When the agent ends or `limit` passes first; with what it logged.
     pub fn wait_said(&mut self, text: &str, limit: Duration) -> Result<()> {
         let started = Instant::now();
         while !self.said(text) {
@@ -117,11 +106,18 @@ impl Agent {
         self.log().contains(text)
     }
 
+    /// Waits until it serves and is ready. Until it listens, another agent may answer for it.
+    ///
+    /// # Panics
+    ///
+    /// When it ends, or is not ready in time.
+    #[track_caller]
+    pub fn serves(&mut self) {
+        self.wait_said("Listening pods=", READY_LIMIT).expect("the agent listens");
+        self.wait_ready(READY_LIMIT).expect("the agent is ready");
+    }
+
     /// Asks the agent's own endpoint on the node's loopback.
-    ///
-    /// # Errors
-    ///
-    /// When it does not answer.
     pub fn admin(&self, path: &str) -> Result<Reply> {
         let stream = self.node.netns().enter(|| TcpStream::connect(SocketAddr::from(ADMIN)))?;
         let mut stream = stream.context("connecting to the agent's admin port")?;
@@ -153,10 +149,6 @@ impl Agent {
     }
 
     /// `kill -9`, and waits for its end.
-    ///
-    /// # Errors
-    ///
-    /// When it had ended before.
     pub fn kill(&mut self) -> Result<()> {
         if let Some(status) = self.status()? {
             bail!("the agent had ended already with {status}; it said:\n{}", self.log());
@@ -171,10 +163,6 @@ impl Agent {
     }
 
     /// Asks it to end (SIGTERM) and returns how it did.
-    ///
-    /// # Errors
-    ///
-    /// When it takes longer than a minute.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         if self.status()?.is_none() {
             self.signal(Signal::TERM)?;
@@ -183,10 +171,6 @@ impl Agent {
     }
 
     /// Waits until it has ended by itself, and returns how it did.
-    ///
-    /// # Errors
-    ///
-    /// When `limit` passes first; with what it logged.
     pub fn wait_end(&mut self, limit: Duration) -> Result<ExitStatus> {
         let started = Instant::now();
         loop {
@@ -201,28 +185,16 @@ impl Agent {
     }
 
     /// Makes it hang (SIGSTOP): its sockets stay open and nothing answers.
-    ///
-    /// # Errors
-    ///
-    /// When it has ended.
     pub fn freeze(&self) -> Result<()> {
         self.signal(Signal::STOP)
     }
 
     /// Lets it go on (SIGCONT).
-    ///
-    /// # Errors
-    ///
-    /// When it has ended.
     pub fn thaw(&self) -> Result<()> {
         self.signal(Signal::CONT)
     }
 
     /// Sends it a signal.
-    ///
-    /// # Errors
-    ///
-    /// When it has ended.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         kill_process(Pid::from_child(&self.child), signal).context("signalling the agent")
     }
@@ -250,22 +222,39 @@ impl Drop for Agent {
 }
 
 impl Lab {
+    /// Starts the agent that cargo built with the flags of a plain installation and `further` ones, and does not wait.
+    ///
+    /// # Panics
+    ///
+    /// When it can't be run.
+    #[track_caller]
+    #[must_use]
+    pub fn begin_agent(&self, further: &[&str]) -> Agent {
+        let started = agent_binary().and_then(|binary| Agent::start(self, &binary, further));
+        started.expect("the agent starts")
+    }
+
+    /// As [`Self::begin_agent`], and waits until it serves, alone or as the successor of another, and is ready.
+    ///
+    /// # Panics
+    ///
+    /// When it ends, or is not ready in time.
+    #[track_caller]
+    #[must_use]
+    pub fn agent(&self, further: &[&str]) -> Agent {
+        let mut agent = self.begin_agent(further);
+        agent.serves();
+        agent
+    }
+
     /// `kiam-agent uninstall`, with what it printed.
-    ///
-    /// # Errors
-    ///
-    /// When it fails.
-    pub fn uninstall(&self, binary: &Path) -> Result<String> {
-        self.uninstall_with(binary, &[])
+    pub fn uninstall(&self) -> Result<String> {
+        self.uninstall_with(&[])
     }
 
     /// As [`Self::uninstall`], with `further` flags.
-    ///
-    /// # Errors
-    ///
-    /// When it fails.
-    pub fn uninstall_with(&self, binary: &Path, further: &[&str]) -> Result<String> {
-        let mut command: Command = self.node.command(binary)?;
+    pub fn uninstall_with(&self, further: &[&str]) -> Result<String> {
+        let mut command: Command = self.node.command(agent_binary()?)?;
         command.env_clear().arg("uninstall").arg("--bpffs").arg(self.pins());
         command.arg("--state-dir").arg(self.state()).args(further);
         let output = command.stdin(Stdio::null()).output().context("running uninstall")?;

@@ -22,10 +22,6 @@ pub struct Arrivals {
 
 impl Arrivals {
     /// Counts from now on.
-    ///
-    /// # Errors
-    ///
-    /// When the node's namespaces give no sockets.
     pub fn watch(lab: &Lab) -> Result<Self> {
         let receiver = lab.node.imds_netns().udp((OUTSIDE_V4, 0).into())?;
         receiver.set_read_timeout(Some(Duration::from_secs(5))).context("a time limit")?;
@@ -38,10 +34,6 @@ impl Arrivals {
     /// By source, what has come from attackers to the service since the last time.
     ///
     /// A datagram goes over the same link first, so that what was sent before has come by then.
-    ///
-    /// # Errors
-    ///
-    /// When that datagram does not come within 5 s.
     pub fn take(&mut self, lab: &Lab) -> Result<BTreeMap<IpAddr, u64>> {
         self.sender.send(b"x").context("sending a datagram over the node's link")?;
         self.receiver.recv(&mut [0]).context("a datagram over the node's link was lost")?;

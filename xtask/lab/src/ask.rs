@@ -12,20 +12,13 @@ use super::{cgroup::Cgroup, netns::Netns, node::Node, pod::LabPod, world::Lab};
 use crate::pod_client::{self, Attempt, Tally};
 
 impl LabPod {
-    /// Asks from inside the pod; one attempt for each time that `options` ask.
-    ///
-    /// # Errors
-    ///
-    /// Only when the client can't be run: a refused connection is an attempt.
+    /// Asks from inside the pod; one attempt for each time that `options` ask. A refused
+    /// connection is an attempt, not an error.
     pub fn ask(&self, options: &pod_client::Options) -> Result<Vec<Attempt>> {
         finish(self.asking(options)?)
     }
 
     /// Asks in the background until [`Meanwhile::finish`].
-    ///
-    /// # Errors
-    ///
-    /// When the client can't be started.
     pub fn ask_meanwhile(&self, options: &pod_client::Options) -> Result<Meanwhile> {
         let options = pod_client::Options { until_eof: true, ..options.clone() };
         let mut child = self.asking(&options)?;
@@ -34,71 +27,38 @@ impl LabPod {
     }
 
     /// Asks from `threads` threads until [`Asking::finish`], and from each as often as `options` say at least.
-    ///
-    /// # Errors
-    ///
-    /// When the client can't be started.
     pub fn ask_from(&self, threads: u32, options: &pod_client::Options) -> Result<Asking> {
         let options = pod_client::Options { threads: Some(threads), ..options.clone() };
         Ok(Asking(self.asking(&options)?))
     }
 
     /// Asks once as an SDK does: token, role, credentials.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::ask`].
     pub fn credentials(&self) -> Result<Attempt> {
         self.ask_once(&pod_client::Options::default())
     }
 
     /// Asks once for `path`, with a token.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::ask`].
     pub fn get(&self, path: &str) -> Result<Attempt> {
         self.ask_once(&pod_client::Options::get(path))
     }
 
     /// The first attempt of [`Self::ask`].
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::ask`].
     pub fn ask_once(&self, options: &pod_client::Options) -> Result<Attempt> {
         self.ask(options)?.into_iter().next().context("the client in the pod said nothing")
     }
 
     /// Asks once from a cgroup that the pod's own root made below its container's.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::ask`].
     pub fn ask_in(&self, cgroup: &Cgroup, options: &pod_client::Options) -> Result<Attempt> {
         let mut command = self.netns().command(client_binary()?);
         cgroup.adopt(&mut command)?;
-        once(command, options)
+        ask_by(command, options)
     }
 
     /// Asks once from this pod's cgroup, in a network namespace that is not its own.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::ask`].
     pub fn ask_inside(&self, netns: &Netns, options: &pod_client::Options) -> Result<Attempt> {
         let mut command = netns.command(client_binary()?);
         self.cgroup().adopt(&mut command)?;
-        once(command, options)
-    }
-
-    /// Runs a Python script inside the pod and returns what it printed.
-    ///
-    /// # Errors
-    ///
-    /// When it fails, with what it said.
-    pub fn python(&self, script: &str) -> Result<String> {
-        python(self.command("python3")?, script)
+        ask_by(command, options)
     }
 
     fn asking(&self, options: &pod_client::Options) -> Result<Child> {
@@ -108,33 +68,16 @@ impl LabPod {
 
 impl Node {
     /// Asks once from the host: in the node's namespace, outside the pods' cgroup.
-    ///
-    /// # Errors
-    ///
-    /// As [`LabPod::ask`].
     pub fn ask_once(&self, options: &pod_client::Options) -> Result<Attempt> {
-        once(self.command(client_binary()?)?, options)
+        ask_by(self.command(client_binary()?)?, options)
     }
 
     /// Asks once from a process of the host that entered a pod's network namespace, as the runtime's
     /// `kubectl port-forward` does.
-    ///
-    /// # Errors
-    ///
-    /// As [`LabPod::ask`].
     pub fn ask_inside(&self, netns: &Netns, options: &pod_client::Options) -> Result<Attempt> {
         let mut command = self.command(client_binary()?)?;
         netns.clone().adopt(&mut command);
-        once(command, options)
-    }
-
-    /// Runs a Python script on the host and returns what it printed.
-    ///
-    /// # Errors
-    ///
-    /// When it fails, with what it said.
-    pub fn python(&self, script: &str) -> Result<String> {
-        python(self.command("python3")?, script)
+        ask_by(command, options)
     }
 }
 
@@ -157,10 +100,6 @@ pub struct Meanwhile {
 
 impl Meanwhile {
     /// Lets it ask once more, and returns all attempts: the last has begun after this was called.
-    ///
-    /// # Errors
-    ///
-    /// When the client failed.
     pub fn finish(self) -> Result<Vec<Attempt>> {
         drop(self.enough);
         self.attempts.join().unwrap_or_else(|_| bail!("the client's thread panicked"))
@@ -175,10 +114,6 @@ pub struct Asking(Child);
 
 impl Asking {
     /// Lets it end once each thread has asked as often as it was to, and returns the tally.
-    ///
-    /// # Errors
-    ///
-    /// When the client failed.
     pub fn finish(mut self) -> Result<Tally> {
         drop(self.0.stdin.take());
         let printed = output(self.0)?;
@@ -186,36 +121,33 @@ impl Asking {
     }
 }
 
-/// The binary that has the `in-pod` command: this one, or the one beside the test that runs.
-///
-/// # Errors
-///
-/// When it is not built.
+/// The binary that has the `pod-client` command: this one, or the one beside the test that runs.
 pub fn client_binary() -> Result<PathBuf> {
-    let this = std::env::current_exe().context("asking for the running binary")?;
-    let mut near = this.ancestors().skip(1).take(2).map(|dir| dir.join("lab"));
-    near.find(|path| path.is_file())
-        .with_context(|| format!("no lab binary beside {}: cargo build -p lab", this.display()))
+    built("lab")
 }
 
-fn python(mut python: Command, script: &str) -> Result<String> {
-    let output = python.args(["-c", script]).stdin(Stdio::null()).output();
-    let output = output.context("running python3")?;
-    if !output.status.success() {
-        bail!("python3: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+/// The agent's, beside the test that runs.
+pub fn agent_binary() -> Result<PathBuf> {
+    built("kiam-agent")
+}
+
+fn built(name: &str) -> Result<PathBuf> {
+    let this = std::env::current_exe().context("asking for the running binary")?;
+    let mut near = this.ancestors().skip(1).take(2).map(|dir| dir.join(name));
+    near.find(|path| path.is_file())
+        .with_context(|| format!("no {name} beside {}: cargo build --bins", this.display()))
 }
 
 fn start(mut command: Command, options: &pod_client::Options) -> Result<Child> {
-    command.arg("in-pod").args(options.to_args());
+    command.args(["pod-client", "ask"]).args(options.to_args());
     let goes_on = options.threads.is_some() || options.until_eof;
     command.stdin(if goes_on { Stdio::piped() } else { Stdio::null() });
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().context("starting the client of the lab")
 }
 
-fn once(command: Command, options: &pod_client::Options) -> Result<Attempt> {
+/// Asks once by `command`, which ends in [`client_binary`].
+pub fn ask_by(command: Command, options: &pod_client::Options) -> Result<Attempt> {
     let attempts = finish(start(command, options)?)?;
     attempts.into_iter().next().context("the client of the lab said nothing")
 }

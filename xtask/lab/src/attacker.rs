@@ -24,11 +24,8 @@ pub struct Attacker {
 // === impl Attacker ===
 
 impl Attacker {
-    /// Tries one thing; each step of it takes at most `timeout_ms`.
-    ///
-    /// # Errors
-    ///
-    /// Only when the process has ended: an attempt that fails is an answer.
+    /// Tries one thing; each step of it takes at most `timeout_ms`. An attempt that fails is an
+    /// answer, not an error.
     pub fn attempt(&mut self, attack: Attack, timeout_ms: u64) -> Result<Attempt> {
         let order = serde_json::to_string(&Order { attack, timeout_ms }).context("an order")?;
         writeln!(self.orders, "{order}").context("ordering an attempt")?;
@@ -38,10 +35,6 @@ impl Attacker {
     }
 
     /// Does one thing that must succeed for what follows to mean anything.
-    ///
-    /// # Errors
-    ///
-    /// When it does not.
     pub fn must(&mut self, attack: Attack) -> Result<()> {
         let what = format!("{attack:?}");
         match self.attempt(attack, 5000)?.error {
@@ -50,8 +43,15 @@ impl Attacker {
         }
     }
 
-    fn start(mut command: Command) -> Result<Self> {
-        command.arg("in-pod-attack").stdin(Stdio::piped()).stdout(Stdio::piped());
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Starts one by `command`, which ends in [`client_binary`].
+    pub fn start_by(mut command: Command) -> Result<Self> {
+        command.args(["pod-client", "attack"]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().context("starting an attacker")?;
         let orders = child.stdin.take().context("an attacker's stdin is piped")?;
         let attempts = child.stdout.take().context("an attacker's stdout is piped")?;
@@ -70,33 +70,21 @@ impl Drop for Attacker {
 
 impl LabPod {
     /// A hostile process in the pod.
-    ///
-    /// # Errors
-    ///
-    /// When it can't be started.
     pub fn attacker(&self) -> Result<Attacker> {
-        Attacker::start(self.command(client_binary()?)?)
+        Attacker::start_by(self.command(client_binary()?)?)
     }
 
     /// One in the pod's network, but in `cgroup`.
-    ///
-    /// # Errors
-    ///
-    /// When it can't be started.
     pub fn attacker_in(&self, cgroup: &Cgroup) -> Result<Attacker> {
         let mut command = self.netns().command(client_binary()?);
         cgroup.adopt(&mut command)?;
-        Attacker::start(command)
+        Attacker::start_by(command)
     }
 }
 
 impl Node {
     /// One on the host, outside the pods' cgroup.
-    ///
-    /// # Errors
-    ///
-    /// When it can't be started.
     pub fn attacker(&self) -> Result<Attacker> {
-        Attacker::start(self.command(client_binary()?)?)
+        Attacker::start_by(self.command(client_binary()?)?)
     }
 }

@@ -63,10 +63,6 @@ impl Layout {
 
 impl Cgroup {
     /// Makes the cgroup `path`, and those above it that are missing.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
     pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         fs::create_dir_all(&path).with_context(|| format!("making cgroup {}", path.display()))?;
@@ -86,29 +82,17 @@ impl Cgroup {
     }
 
     /// Its id, as `bpf_get_current_cgroup_id()` says it: the directory's inode.
-    ///
-    /// # Errors
-    ///
-    /// When it was removed by somebody else.
     pub fn id(&self) -> Result<u64> {
         use std::os::unix::fs::MetadataExt;
         Ok(fs::metadata(&self.path).context("reading a cgroup's id")?.ino())
     }
 
     /// Makes `command` start in this cgroup.
-    ///
-    /// # Errors
-    ///
-    /// When its `cgroup.procs` can't be opened.
     pub fn adopt(&self, command: &mut Command) -> Result<()> {
         join(&self.path, command)
     }
 
     /// Kills every process in it and below.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
     pub fn kill(&self) -> Result<()> {
         kill(&self.path)
     }
@@ -138,10 +122,6 @@ impl Drop for Cgroup {
 }
 
 /// The cgroup2 mount, `/sys/fs/cgroup` or, on hybrid systems, `/sys/fs/cgroup/unified`.
-///
-/// # Errors
-///
-/// When there is none.
 pub fn mount_point() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("reading /proc/self/mounts")?;
     mounts

@@ -20,7 +20,7 @@ const POLL: Duration = Duration::from_millis(20);
 ///
 /// When it does not within a minute.
 #[track_caller]
-pub fn eventually(what: &str, holds: impl Fn() -> bool) {
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
         assert!(begun.elapsed() < LIMIT, "never came: {what}");
@@ -38,6 +38,17 @@ impl Lab {
     pub fn assert_role(&self, attempt: &Attempt, role: &str) {
         assert_eq!(attempt.status, Some(200), "{attempt:?}");
         assert_eq!(self.role_of(attempt), Some(role_arn(role)), "{attempt:?}");
+    }
+
+    /// Asserts that `pod` gets credentials that STS issued for `role`.
+    ///
+    /// # Panics
+    ///
+    /// When it does not.
+    #[track_caller]
+    pub fn assert_served(&self, pod: &LabPod, role: &str) {
+        let attempt = pod.credentials().expect("the client in the pod runs");
+        self.assert_role(&attempt, role);
     }
 
     /// Asserts that nothing of the pods has come to the real metadata service.

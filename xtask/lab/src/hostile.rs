@@ -32,10 +32,6 @@ struct Process {
 
 impl Victim {
     /// Lets it end, and returns what came of its requests.
-    ///
-    /// # Errors
-    ///
-    /// When it failed.
     pub fn finish(self) -> Result<VictimReport> {
         self.0.finish()
     }
@@ -44,11 +40,13 @@ impl Victim {
 // === impl Neighbour ===
 
 impl Neighbour {
+    /// Whether it goes on.
+    #[must_use]
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.0.child.try_wait(), Ok(None))
+    }
+
     /// Ends it, and returns what it did.
-    ///
-    /// # Errors
-    ///
-    /// When it failed.
     pub fn finish(self) -> Result<Report> {
         self.0.finish()
     }
@@ -56,24 +54,16 @@ impl Neighbour {
 
 impl LabPod {
     /// Begins to ask as an SDK does, until [`Victim::finish`].
-    ///
-    /// # Errors
-    ///
-    /// When it can't be started.
     pub fn victim(&self, pace: &Pace) -> Result<Victim> {
-        Process::start(self.command(client_binary()?)?, "in-pod-victim", pace).map(Victim)
+        Process::start(self.command(client_binary()?)?, "victim", pace).map(Victim)
     }
 
     /// Starts a hostile program, and waits until it is in full swing. It has the lowest priority of the node's processes, so
     /// that what its victims feel is what the agent does for it, and not its own use of the processors.
-    ///
-    /// # Errors
-    ///
-    /// When it can't be started.
     pub fn hostile(&self, program: &Program) -> Result<Neighbour> {
         let mut command = self.command("nice")?;
         command.arg("-n19").arg(client_binary()?);
-        let mut process = Process::start(command, "in-pod-hostile", program)?;
+        let mut process = Process::start(command, "hostile", program)?;
         let mut line = String::new();
         process.stdout.read_line(&mut line).context("waiting for a hostile program")?;
         if line.trim() != "in full swing" {
@@ -88,7 +78,7 @@ impl LabPod {
 impl Process {
     fn start(mut command: Command, name: &str, order: &impl Serialize) -> Result<Self> {
         let order = serde_json::to_string(order).context("an order")?;
-        command.arg(name).arg(order).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(["pod-client", name]).arg(order).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("starting {name}"))?;
         let stdout = child.stdout.take().context("its stdout is piped")?;
         Ok(Self { child, stdout: BufReader::new(stdout) })

@@ -3,7 +3,7 @@
 //! Everything has a name of its own per process, uses private ranges inside its own namespaces, and goes away on Drop;
 //! what a killed run left (cgroups and mounts named after a process that is gone) goes when the next one starts.
 
-use std::{env, io, path::PathBuf};
+use std::env;
 
 mod agent;
 mod arrivals;
@@ -24,9 +24,9 @@ pub mod runtime;
 mod sweep;
 mod world;
 
-pub use agent::{AGENT_PORT, Agent};
+pub use agent::{AGENT_PORT, Agent, READY_LIMIT};
 pub use arrivals::Arrivals;
-pub use ask::{Asking, Meanwhile, client_binary};
+pub use ask::{Asking, Meanwhile, agent_binary, ask_by, client_binary};
 pub use attacker::Attacker;
 pub use cgroup::{Cgroup, Layout, mount_point as cgroup_mount_point};
 pub use check::eventually;
@@ -40,20 +40,7 @@ pub use world::{Lab, role_arn, role_base_arn};
 /// Set where a skipped test is a failure, as in CI.
 pub const NO_SKIP: &str = "KIAM_TEST_NO_SKIP";
 
-/// The agent that cargo builds: beside this program, wherever its target folder is.
-///
-/// # Errors
-///
-/// The system's, when it does not tell where this program is.
-pub fn built_agent() -> io::Result<PathBuf> {
-    Ok(env::current_exe()?.with_file_name("kiam-agent"))
-}
-
 /// Whether this machine lets us make namespaces, cgroups and mounts.
-///
-/// # Errors
-///
-/// The reason why not, for a person.
 pub fn available() -> Result<(), String> {
     if !rustix::process::geteuid().is_root() {
         return Err("needs root".to_owned());

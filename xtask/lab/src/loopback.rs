@@ -52,10 +52,6 @@ pub struct LoopbackAgent {
 impl LoopbackAgent {
     /// Starts `binary` with the kubeconfig that `folder` has, the STS at `sts`, and `further` flags, which replace those that
     /// are usual here. It signs with the access key `signer`, or has none. Returns when it listens.
-    ///
-    /// # Errors
-    ///
-    /// When it can't be run, or ends, or does not listen within 20 s; with what it logged.
     pub fn start(
         binary: &Path,
         folder: TempDir,
@@ -69,10 +65,6 @@ impl LoopbackAgent {
     }
 
     /// As [`LoopbackAgent::start`], with this `environment` and no other.
-    ///
-    /// # Errors
-    ///
-    /// As there.
     pub fn start_in(
         binary: &Path,
         folder: TempDir,
@@ -135,10 +127,6 @@ impl LoopbackAgent {
     }
 
     /// The most memory that it has had at once, in bytes (`VmHWM`).
-    ///
-    /// # Errors
-    ///
-    /// When it has ended.
     pub fn peak_memory(&self) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))
             .context("reading the agent's status")?;
@@ -149,10 +137,6 @@ impl LoopbackAgent {
     }
 
     /// How long processors have worked for it.
-    ///
-    /// # Errors
-    ///
-    /// When it has ended.
     pub fn cpu_time(&self) -> Result<Duration> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))
             .context("reading the agent's stat")?;
@@ -165,19 +149,11 @@ impl LoopbackAgent {
     }
 
     /// Sends it a signal.
-    ///
-    /// # Errors
-    ///
-    /// When it has ended.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         kill_process(Pid::from_child(&self.child), signal).context("signalling the agent")
     }
 
     /// Asks it to end (SIGTERM) and returns how it did.
-    ///
-    /// # Errors
-    ///
-    /// When it has ended.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::TERM)?;
         self.child.wait().context("waiting for the agent")
@@ -210,10 +186,6 @@ pub struct LoopbackNode {
 
 impl LoopbackNode {
     /// Starts all three, the agent last, once `prepare` has seen to the others.
-    ///
-    /// # Errors
-    ///
-    /// Those of its parts; as [`LoopbackAgent::start`].
     pub fn start(
         binary: &Path,
         flags: &[&str],
@@ -305,10 +277,6 @@ pub fn schedule(kubernetes: &Kubernetes, pod: &PodRecord) {
 }
 
 /// Sends `request` to `address` as it is, and returns all that comes back until the end.
-///
-/// # Errors
-///
-/// When nobody is there, or takes it.
 pub fn ask(address: SocketAddr, request: &[u8]) -> Result<String> {
     let mut stream = TcpStream::connect(address).context("connecting")?;
     stream.set_read_timeout(Some(LIMIT)).context("setting a timeout")?;
@@ -320,10 +288,6 @@ pub fn ask(address: SocketAddr, request: &[u8]) -> Result<String> {
 }
 
 /// Asks `address` for `path` as a pod does, without a token.
-///
-/// # Errors
-///
-/// When nobody is there, or what answers is not HTTP.
 pub fn get(address: SocketAddr, path: &str) -> Result<Reply> {
     let mut stream = TcpStream::connect(address).context("connecting")?;
     stream.set_read_timeout(Some(LIMIT)).context("setting a timeout")?;

@@ -20,64 +20,46 @@ use lab::{demo, pod_client};
 #[derive(Debug, Parser)]
 #[command(name = "lab")]
 enum Command {
-    /// Shows the agent at work; needs root.
+    /// Shows the agent at work. Needs root, or `--rootless`.
     Demo(demo::Options),
-    /// Measures the agent beside what else could be there, and writes what it found; needs root.
+    /// Compares the agent with its alternatives, and writes the results. Needs root.
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// Runs real AWS clients against the agent; needs root.
+    /// Runs real AWS clients against the agent. Needs root.
     Clients {
-        /// Clients that can't run here are a failure.
+        /// Fail if a client can't run here.
         #[arg(long)]
         no_skip: bool,
     },
-    /// Runs the agent's image; needs root.
+    /// Runs the agent's image. Needs root.
     Image(image::Options),
-    /// Installs many more AWS clients, old and new, and runs them against the agent; needs root.
+    /// Installs many more AWS clients, old and new, and runs them against the agent. Needs root.
     Sdks {
-        /// Clients that can't run here are a failure.
+        /// Fail if a client can't run here.
         #[arg(long)]
         no_skip: bool,
     },
-    /// Runs a whole node on another kernel, with the agent on it; needs root.
+    /// Runs the agent on a whole node with another kernel. Needs root.
     NodeVm {
-        /// What `xtask/node-vm/build.sh` made.
+        /// The node that `xtask/node-vm/build.sh` made.
         node: PathBuf,
     },
     /// Runs on that node.
     #[command(hide = true)]
     InNodeVm,
-    /// Runs the agent in a Kubernetes cluster with a node on another kernel; needs root.
+    /// Runs the agent in a Kubernetes cluster with a node on another kernel. Needs root.
     Cluster(cluster::Parts),
     /// Runs in that cluster's namespaces.
     #[command(hide = true)]
     InCluster {
         #[command(flatten)]
         parts: cluster::Parts,
-        /// What a run writes goes there.
+        /// The folder that a run writes to.
         folder: PathBuf,
     },
-    /// Runs inside a pod: asks as an SDK does.
-    #[command(hide = true)]
-    InPod(pod_client::Options),
-    /// Runs inside a hostile pod.
-    #[command(hide = true)]
-    InPodAttack,
-    /// Runs inside a pod that others attack.
-    #[command(hide = true)]
-    InPodVictim {
-        /// A [`pod_client::victim::Pace`] as JSON.
-        pace: String,
-    },
-    /// Runs inside a pod that attacks others.
-    #[command(hide = true)]
-    InPodHostile {
-        /// A [`pod_client::hostile::Program`] as JSON.
-        program: String,
-    },
-    /// Runs inside a pod to be timed.
-    #[command(hide = true)]
-    InPodBench(pod_client::bench::Options),
+    /// Runs inside a pod.
+    #[command(hide = true, subcommand)]
+    PodClient(pod_client::Client),
 }
 
 fn main() -> ExitCode {
@@ -91,11 +73,7 @@ fn main() -> ExitCode {
         Command::InNodeVm => node_vm::in_guest(),
         Command::Cluster(parts) => cluster::run(&parts),
         Command::InCluster { parts, folder } => cluster::inside(&parts, &folder),
-        Command::InPod(options) => pod_client::main(&options),
-        Command::InPodAttack => pod_client::attack::main(),
-        Command::InPodVictim { pace } => pod_client::victim::main(&pace),
-        Command::InPodHostile { program } => pod_client::hostile::main(&program),
-        Command::InPodBench(options) => pod_client::bench::main(&options),
+        Command::PodClient(client) => client.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -26,10 +26,6 @@ pub struct Netns(Arc<OwnedFd>);
 
 impl Netns {
     /// Makes an empty namespace whose loopback is up; IPv6 addresses there are usable at once.
-    ///
-    /// # Errors
-    ///
-    /// Without CAP_SYS_ADMIN and CAP_NET_ADMIN.
     pub fn create() -> Result<Self> {
         let netns = on_own_thread(|| -> io::Result<OwnedFd> {
             // SAFETY: NEWNET does not unshare the descriptor table, the one flag that is unsafe.
@@ -50,20 +46,12 @@ impl Netns {
     }
 
     /// The namespace that the calling process is in.
-    ///
-    /// # Errors
-    ///
-    /// Without /proc.
     pub fn current() -> Result<Self> {
         let file = fs::File::open("/proc/self/ns/net").context("opening /proc/self/ns/net")?;
         Ok(Self(Arc::new(file.into())))
     }
 
     /// Runs `work` on a thread of its own inside the namespace. Sockets made there stay there.
-    ///
-    /// # Errors
-    ///
-    /// When the namespace can't be entered.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         on_own_thread(|| {
             move_into_link_name_space(self.as_fd(), Some(LinkNameSpaceType::Network))
@@ -73,40 +61,24 @@ impl Netns {
     }
 
     /// A TCP listener inside the namespace.
-    ///
-    /// # Errors
-    ///
-    /// Those of `bind`.
     pub fn listen(&self, address: SocketAddr) -> Result<TcpListener> {
         self.enter(|| TcpListener::bind(address))?
             .with_context(|| format!("listening on {address} in a network namespace"))
     }
 
     /// A UDP socket inside the namespace.
-    ///
-    /// # Errors
-    ///
-    /// Those of `bind`.
     pub fn udp(&self, address: SocketAddr) -> Result<UdpSocket> {
         self.enter(|| UdpSocket::bind(address))?
             .with_context(|| format!("binding UDP {address} in a network namespace"))
     }
 
     /// Writes `value` to `/proc/sys/net/<name>`, which shows the namespace of the thread that opens it.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel has no such setting, or refuses the value.
     pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
         self.enter(|| fs::write(format!("/proc/sys/net/{name}"), value))?
             .with_context(|| format!("setting net/{name} to {value}"))
     }
 
     /// Runs `ip` inside the namespace, with a command per line, such as `link set lo up`.
-    ///
-    /// # Errors
-    ///
-    /// At the first command that fails, with what `ip` says.
     pub fn ip(&self, commands: &str) -> Result<()> {
         let mut ip = self.command("ip");
         ip.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null());
@@ -161,10 +133,6 @@ pub fn has_ipv6() -> bool {
 }
 
 /// Whether the kernel tells network namespaces apart, as 5.14 does; where it does not, all pods go by the node's path.
-///
-/// # Errors
-///
-/// When no socket can be had.
 pub fn tells_namespaces_apart() -> Result<bool> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context("binding UDP on loopback")?;
     let mut cookie = 0_u64;

@@ -1,8 +1,10 @@
 //! The node: its network namespace, the real IMDS's place beside it, the kubelet's cgroup and a bpffs of its own.
 
 use std::{
-    fs,
+    ffi::CString,
+    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -32,17 +34,6 @@ pub const IMDS_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// The same in IPv6.
 pub const IMDS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
-/// `BPF_OBJ_GET` (7) and `BPF_LINK_DETACH` (34).
-const DETACH_LINK: &str = "import ctypes,os,platform,struct\n\
-    number={'x86_64':321,'aarch64':280}[platform.machine()]\n\
-    def bpf(command,attr):\n\
-    \x20result=ctypes.CDLL(None,use_errno=True).syscall(number,command,attr,len(attr))\n\
-    \x20if result<0: raise OSError(ctypes.get_errno(),os.strerror(ctypes.get_errno()))\n\
-    \x20return result\n\
-    path=ctypes.create_string_buffer(b'PIN')\n\
-    link=bpf(7,struct.pack('QII',ctypes.addressof(path),0,0))\n\
-    bpf(34,struct.pack('I',link))";
-
 /// One node. Clones are handles to the same; the last one takes everything away.
 #[derive(Clone, Debug)]
 pub struct Node(Arc<Inner>);
@@ -68,10 +59,6 @@ struct Folder(PathBuf);
 
 impl Node {
     /// Makes a node without pods: addresses, forwarding, routes to the metadata service, cgroups, bpffs.
-    ///
-    /// # Errors
-    ///
-    /// Where [`available`](super::available) says why not, and without iproute2.
     pub fn start() -> Result<Self> {
         sweep::leftovers();
         let name = sweep::unique_name();
@@ -87,10 +74,6 @@ impl Node {
 
     /// This machine itself, which is to be the lab's alone: its network, cgroups and bpffs, with the metadata service
     /// beside it. systemd and the runtime make the pods' cgroups.
-    ///
-    /// # Errors
-    ///
-    /// Where [`available`](super::available) says why not, and where another interface is called `eth0`.
     pub fn of_machine() -> Result<Self> {
         let folder = Folder::create(&sweep::unique_name())?;
         let mount = cgroup::mount_point()?;
@@ -104,10 +87,6 @@ impl Node {
     }
 
     /// Makes a pod that the Kubernetes API knows nothing of.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses one of its parts.
     pub fn pod(&self, spec: PodSpec) -> Result<LabPod> {
         LabPod::start(self, spec)
     }
@@ -149,10 +128,6 @@ impl Node {
     }
 
     /// A command on the host: in the node's network namespace, outside the pods' cgroup.
-    ///
-    /// # Errors
-    ///
-    /// When its cgroup is gone.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
         let mut command = self.0.netns.command(program);
         self.0.agent.adopt(&mut command)?;
@@ -160,13 +135,8 @@ impl Node {
     }
 
     /// Detaches the link that is pinned at `pin`, as `bpftool link detach` does. The pin stays. Kernel 5.9.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
     pub fn detach_link(&self, pin: &Path) -> Result<()> {
-        let call = DETACH_LINK.replace("PIN", &pin.display().to_string());
-        self.python(&call).map(drop)
+        detach_link(pin).with_context(|| format!("detaching the link at {}", pin.display()))
     }
 
     /// The number of the next pod, which its addresses and its interface are made of.
@@ -238,4 +208,25 @@ fn connect_v6(node: &Netns, imds: &Netns) -> Result<()> {
          route add fd77::ffff:fe dev eth0\n\
          route add ::/0 via fd77::ffff:fe dev eth0\n"
     ))
+}
+
+/// `BPF_OBJ_GET` and `BPF_LINK_DETACH`, which needs no map or program of ours.
+fn detach_link(pin: &Path) -> io::Result<()> {
+    const OBJ_GET: i64 = 7;
+    const LINK_DETACH: i64 = 34;
+    /// The part of `union bpf_attr` that both read: a pointer or a descriptor first.
+    type Attr = [u64; 2];
+    let bpf = |command: i64, attr: &Attr| {
+        // SAFETY: the kernel reads as much of the attributes as is said, and the path that they point to, which lives.
+        let answer =
+            unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), size_of::<Attr>()) };
+        if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
+    };
+    let path = CString::new(pin.as_os_str().as_encoded_bytes())?;
+    let link = bpf(OBJ_GET, &[path.as_ptr() as u64, 0])? as RawFd;
+    // SAFETY: the call has just returned it, and nobody else has it.
+    let link = unsafe { OwnedFd::from_raw_fd(link) };
+    let attr = [u64::from(link.as_raw_fd().cast_unsigned()), 0];
+    // The descriptor is the first four bytes, on the little-endian machines that there are.
+    bpf(LINK_DETACH, &attr).map(drop)
 }

@@ -86,10 +86,6 @@ impl PodSpec {
     }
 
     /// Gives it a UID, when it has none.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel gives no random bytes.
     pub fn with_uid(mut self) -> Result<Self> {
         if self.uid.is_none() {
             let (high, low) = (random()? >> 96, random()? & 0xffff_ffff_ffff);
@@ -145,10 +141,6 @@ impl PodSpec {
 
 impl LabPod {
     /// Makes the sandbox on `node`: namespace, addresses, routes, cgroup.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses one of them.
     pub fn start(node: &Node, spec: PodSpec) -> Result<Self> {
         let spec = spec.with_uid()?;
         let number = node.next_pod();
@@ -187,10 +179,6 @@ impl LabPod {
 
     /// Starts what holds a sandbox in Kubernetes: a process that does nothing, first and as long as the pod is there,
     /// in a cgroup of its own.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
     pub fn pause(&mut self) -> Result<()> {
         let uid = self.uid();
         let container = self.spec.layout.container(uid, &format!("{:032x}", random()?));
@@ -259,10 +247,6 @@ impl LabPod {
     }
 
     /// Gives the pod a further address, and the node the route to it; the API hears nothing of it.
-    ///
-    /// # Errors
-    ///
-    /// On the host's network, and when the kernel refuses.
     pub fn take_address(&self, address: Ipv4Addr) -> Result<()> {
         let link = self.link.as_deref().context("a pod on the host's network has no link")?;
         self.netns.ip(&format!("addr add {address}/32 dev eth0"))?;
@@ -270,19 +254,11 @@ impl LabPod {
     }
 
     /// Gives itself another pod's address, as root in the pod can; the node hears nothing of it.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
     pub fn forge_address(&self, address: Ipv4Addr) -> Result<()> {
         self.netns.ip(&format!("addr add {address}/32 dev eth0"))
     }
 
     /// Makes the node send what is for `address` here, its own or another pod's, as when two pods got the same.
-    ///
-    /// # Errors
-    ///
-    /// On the host's network, and when the kernel refuses.
     pub fn attract(&self, address: Ipv4Addr) -> Result<()> {
         let link = self.link.as_deref().context("a pod on the host's network has no link")?;
         let own = address == self.v4();
@@ -291,10 +267,6 @@ impl LabPod {
     }
 
     /// A command that will run inside the pod: its network namespace and its cgroup.
-    ///
-    /// # Errors
-    ///
-    /// When its cgroup is gone.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
         let mut command = self.netns.command(program);
         self.cgroup.adopt(&mut command)?;

@@ -25,10 +25,6 @@ pub struct Refusal {
 
 impl Refusal {
     /// Refuses `call`, such as `libc::SYS_inotify_init1`, to the calling thread, with `errno`.
-    ///
-    /// # Errors
-    ///
-    /// Without CAP_SYS_ADMIN.
     pub fn of(call: libc::c_long, errno: i32) -> Result<Self> {
         let refusal = Self { errno: Arc::new(errno.into()), count: Arc::default() };
         // Started before there is a filter, as its own calls must not wait for itself.

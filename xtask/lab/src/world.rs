@@ -43,19 +43,11 @@ pub struct Lab {
 
 impl Lab {
     /// Starts it, with no pods and no agent.
-    ///
-    /// # Errors
-    ///
-    /// Those of its parts.
     pub fn start() -> Result<Self> {
         Self::around(Node::start()?)
     }
 
     /// Starts what is around `node`.
-    ///
-    /// # Errors
-    ///
-    /// Those of its parts.
     pub fn around(node: Node) -> Result<Self> {
         let outside = || Place::inside(node.imds_netns(), (OUTSIDE_V4, 0).into());
         let kubernetes = Kubernetes::start(outside())?;
@@ -65,10 +57,6 @@ impl Lab {
     }
 
     /// Schedules a pod, makes its sandbox and, a little later, publishes its addresses, as the kubelet does.
-    ///
-    /// # Errors
-    ///
-    /// When its sandbox can't be made.
     pub fn pod(&self, spec: PodSpec) -> Result<LabPod> {
         let pod = self.unpublished_pod(spec)?;
         let (store, record) = (self.kubernetes.store(), running(&pod));
@@ -80,11 +68,18 @@ impl Lab {
         Ok(pod)
     }
 
-    /// A pod that runs and whose addresses the API does not know, until [`Self::publish`].
+    /// [`Self::pod`] of the namespace `shop`, named like its role.
     ///
-    /// # Errors
+    /// # Panics
     ///
     /// When its sandbox can't be made.
+    #[track_caller]
+    #[must_use]
+    pub fn pod_of(&self, role: &str) -> LabPod {
+        self.pod(PodSpec::new("shop", role).role(role)).expect("the sandbox can be made")
+    }
+
+    /// A pod that runs and whose addresses the API does not know, until [`Self::publish`].
     pub fn unpublished_pod(&self, spec: PodSpec) -> Result<LabPod> {
         let spec = self.schedule(spec)?;
         let mut pod = self.node.pod(spec)?;
@@ -93,10 +88,6 @@ impl Lab {
     }
 
     /// Tells the API of a pod that is to run here; the answer, with its UID, is what to make the sandbox of.
-    ///
-    /// # Errors
-    ///
-    /// Without random bytes for a UID.
     pub fn schedule(&self, spec: PodSpec) -> Result<PodSpec> {
         let spec = spec.with_uid()?;
         self.kubernetes.ensure_namespace(&NamespaceRecord::new(&spec.namespace));
@@ -129,10 +120,6 @@ impl Lab {
     }
 
     /// The kubeconfig for the API server.
-    ///
-    /// # Errors
-    ///
-    /// When it can't be written.
     pub fn kubeconfig(&self) -> Result<PathBuf> {
         let path = self.node.folder().join("kubeconfig");
         self.kubernetes.write_kubeconfig(&path)?;

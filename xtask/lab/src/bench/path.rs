@@ -287,7 +287,7 @@ impl Course {
     fn measure(&self, programs: &Programs, requests: u32) -> Result<Measured> {
         let mut client = self.pod.command("taskset")?;
         client.args(["--cpu-list", &programs.client_processor.to_string()]);
-        client.arg(&programs.client).arg("in-pod-bench");
+        client.arg(&programs.client).args(["pod-client", "bench"]);
         client.arg(format!("--to={}", self.way.destination()));
         client.args([format!("--role={ROLE}"), format!("--requests={requests}")]);
         let output = client.stdin(Stdio::null()).output().context("running the client")?;

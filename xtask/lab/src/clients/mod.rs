@@ -149,7 +149,7 @@ fn start_agent(node: &Node, kubernetes: &Kubernetes, account: &Account<'_>) -> R
     let kubeconfig = node.folder().join("kubeconfig");
     kubernetes.write_kubeconfig(&kubeconfig)?;
     let path = |path: &Path| path.display().to_string();
-    let mut command = node.command(lab::built_agent()?)?;
+    let mut command = node.command(lab::agent_binary()?)?;
     command.env_clear().args([
         format!("--host={NODE_V4}"),
         "--port=3100".to_owned(),

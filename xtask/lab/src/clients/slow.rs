@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use lab::fake::Injected;
 use lab::fake::imds::REGION;
-use lab::{Agent, Lab, LabPod, PodSpec, built_agent, role_arn};
+use lab::{Agent, Lab, LabPod, PodSpec, agent_binary, role_arn};
 use tokio::time::Instant;
 
 use super::javascript::JavaScript;
@@ -28,7 +28,7 @@ const READY_LIMIT: Duration = Duration::from_secs(30);
 pub(super) fn run(python: &Python) -> Result<()> {
     let javascript = JavaScript::ensure()?;
     let lab = Lab::start()?;
-    let mut agent = Agent::start(&lab, &built_agent().context("looking for the agent")?, &[])?;
+    let mut agent = Agent::start(&lab, &agent_binary().context("looking for the agent")?, &[])?;
     agent.wait_ready(READY_LIMIT)?;
     lab.sts.faults().inject(Injected::slow(LATENCY));
     let scheduled = Instant::now();

@@ -5,11 +5,11 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{
-    script::{CAST, READY_LIMIT, Script, label},
+    script::{CAST, Script, label},
     transcript::{millis, show},
 };
 use crate::{
-    Agent,
+    Agent, READY_LIMIT,
     pod_client::{Attempt, Options},
     role_arn, tells_namespaces_apart,
 };

@@ -21,22 +21,18 @@ use script::Script;
 /// What to show.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// The agent's binary; without it the one that was just built.
+    /// The agent's binary. Default: the one that was just built.
     #[arg(long)]
     pub agent: Option<PathBuf>,
-    /// Leave the node up at the end, until Enter or Ctrl-C, and say what can be tried by hand.
+    /// Keep the node up until Enter or Ctrl-C, and print commands to try by hand.
     #[arg(long, conflicts_with = "rootless")]
     pub keep: bool,
-    /// Show what needs neither root nor BPF: the agent on loopback, where source addresses tell pods apart.
+    /// Show what needs neither root nor BPF: the agent on loopback, which identifies pods by source address.
     #[arg(long)]
     pub rootless: bool,
 }
 
 /// Shows the agent at work, and ends with a verdict. Ctrl-C ends it early and takes everything away.
-///
-/// # Errors
-///
-/// When anything that was to be shown is not true, or the lab can't be built here.
 pub async fn run(options: Options) -> Result<()> {
     if !options.rootless
         && let Err(reason) = crate::available()
@@ -46,7 +42,7 @@ pub async fn run(options: Options) -> Result<()> {
              `cargo xtask demo --rootless` shows what needs neither"
         );
     }
-    let agent = options.agent.map_or_else(crate::built_agent, Ok)?;
+    let agent = options.agent.map_or_else(crate::agent_binary, Ok)?;
     let agent = agent
         .canonicalize()
         .with_context(|| format!("no agent at {}: cargo build -p kiam-agent", agent.display()))?;

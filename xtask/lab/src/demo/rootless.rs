@@ -39,10 +39,6 @@ struct Stage {
 }
 
 /// Shows the agent at work without root.
-///
-/// # Errors
-///
-/// When anything that was to be shown is not true, or the agent does not start.
 pub(super) fn run(binary: PathBuf) -> Result<()> {
     println!(
         "kiam-ebpf: the real agent on loopback, without root, with stand-ins for Kubernetes, STS and IMDS"

@@ -6,14 +6,13 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use anyhow::{Result, bail};
 
 use super::transcript::{Given, Transcript, millis, show};
 use crate::{
-    AGENT_PORT, Agent, IMDS_V4, Lab, LabPod, NODE_V4, PodSpec,
+    AGENT_PORT, Agent, IMDS_V4, Lab, LabPod, NODE_V4, PodSpec, READY_LIMIT,
     fake::imds::{NODE_ACCESS_KEY, NODE_ROLE},
     has_ipv6,
     pod_client::{
@@ -24,8 +23,6 @@ use crate::{
 };
 
 pub(super) const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
-/// Nothing takes so long but a mistake, on a slow machine too.
-pub(super) const READY_LIMIT: Duration = Duration::from_secs(300);
 /// Namespace, name, role.
 pub(super) const CAST: [(&str, &str, Option<&str>); 4] = [
     ("shop", "orders", Some("shop-orders")),
@@ -235,7 +232,10 @@ impl Script {
         let tries = [
             ("a ping", Attack::Raw { way: raw::Way::Echo, from, to }),
             ("a TCP SYN by a raw socket", Attack::Raw { way: raw::Way::SynHeader, from, to }),
-            ("a TCP SYN by a packet socket", Attack::Frame { way: frame::Way::Raw, from, to }),
+            (
+                "a TCP SYN by a packet socket",
+                Attack::Frame { way: frame::Way::Raw, from, to, interface: None },
+            ),
         ];
         for (what, attack) in tries {
             let got = show(&attacker.attempt(attack, 1000)?);

@@ -116,10 +116,6 @@ impl Transcript {
     }
 
     /// Says whether all checks held.
-    ///
-    /// # Errors
-    ///
-    /// When one did not, after the agent's `log`.
     pub(super) fn verdict(&self, log: impl FnOnce() -> String) -> Result<()> {
         if self.broken.is_empty() {
             println!("\nVerdict: all of it is true ({} checks).", self.held);

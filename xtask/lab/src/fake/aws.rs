@@ -55,10 +55,6 @@ struct Service(Arc<Mutex<Vec<Signed>>>);
 
 impl Aws {
     /// Starts it.
-    ///
-    /// # Errors
-    ///
-    /// When the place can't be bound.
     pub fn start(place: Place) -> Result<Self> {
         let signed = Arc::default();
         let server = Server::start(vec![place], Arc::new(Service(Arc::clone(&signed))))?;

@@ -62,10 +62,6 @@ struct NodeCredentials {
 
 impl Imds {
     /// Starts it in `netns`, which must hold both addresses ([`Node::imds_netns`](crate::Node::imds_netns) does).
-    ///
-    /// # Errors
-    ///
-    /// When the addresses can't be bound, or no packet socket is allowed.
     pub fn start(netns: &Netns) -> Result<Self> {
         let addresses = [IpAddr::from(IMDS_V4), IMDS_V6.into()];
         let usable = addresses.into_iter().filter(|address| address.is_ipv4() || has_ipv6());
@@ -74,10 +70,6 @@ impl Imds {
     }
 
     /// Starts it on loopback, where no packets are counted.
-    ///
-    /// # Errors
-    ///
-    /// When no port can be bound.
     pub fn on_loopback() -> Result<Self> {
         Self::serve(vec![Place::loopback()], None)
     }
@@ -159,10 +151,6 @@ impl Imds {
     }
 
     /// Comes back.
-    ///
-    /// # Errors
-    ///
-    /// When the addresses can't be bound.
     pub fn restart(&self) -> Result<()> {
         self.server.restart()
     }

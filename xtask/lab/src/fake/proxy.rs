@@ -43,10 +43,6 @@ struct Shared {
 
 impl Proxy {
     /// Starts it on loopback.
-    ///
-    /// # Errors
-    ///
-    /// When no port is to be had.
     pub fn start() -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listening")?;
         let address = listener.local_addr().context("asking for the address")?;

@@ -34,10 +34,6 @@ pub struct TlsFront {
 
 impl TlsFront {
     /// Starts it before `server`, with the certificate chain and the key of these PEM files.
-    ///
-    /// # Errors
-    ///
-    /// When they can't be used, or no port is to be had.
     pub fn start(certificate: &Path, key: &Path, server: SocketAddr) -> Result<Self> {
         let config = Arc::new(Mutex::new(config(certificate, key)?));
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -66,10 +62,6 @@ impl TlsFront {
     }
 
     /// Shows new connections another certificate.
-    ///
-    /// # Errors
-    ///
-    /// When it can't be used.
     pub fn replace(&self, certificate: &Path, key: &Path) -> Result<()> {
         let config = config(certificate, key)?;
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;

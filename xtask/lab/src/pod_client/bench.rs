@@ -1,4 +1,4 @@
-//! What runs inside a lab pod to be timed (`lab in-pod-bench`): one small request again and again, each by the clock.
+//! What runs inside a lab pod to be timed (`lab pod-client bench`): one small request again and again, each by the clock.
 
 use std::{
     io::{self, Read, Write},
@@ -61,10 +61,6 @@ pub struct Spread {
 }
 
 /// Asks as `options` say and prints what it took: a [`Measured`] as JSON.
-///
-/// # Errors
-///
-/// At the first request that fails or whose answer is not the role.
 pub fn main(options: &Options) -> Result<()> {
     let measured = measure(options).with_context(|| format!("asking {}", options.to))?;
     serde_json::to_writer(&mut io::stdout().lock(), &measured).context("printing")

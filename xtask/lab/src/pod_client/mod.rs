@@ -1,17 +1,19 @@
-//! What runs inside a lab pod (`lab in-pod`): asks the metadata service as an SDK does and says what came of it.
+//! What runs inside a lab pod (`lab pod-client`): it asks the metadata service as an SDK does, or attacks, and says what
+//! came of it.
 
 pub mod attack;
 pub mod bench;
 pub mod hostile;
+mod options;
 mod tally;
 pub mod victim;
 pub mod wire;
 
+pub use options::{Imds, Options, Via};
 pub use tally::Tally;
 
 use std::{
     collections::BTreeMap,
-    ffi::OsString,
     io::{self, Read, Write},
     net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     os::fd::OwnedFd,
@@ -24,85 +26,36 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use rustix::net::{
-    AddressFamily, SocketFlags, SocketType, bind, connect, ipproto, socket_with, sockopt,
+use rustix::{
+    net::{AddressFamily, SocketFlags, SocketType, bind, connect, ipproto, socket_with, sockopt},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 use serde::{Deserialize, Serialize};
+use socket2::SockRef;
 use tokio::time::Instant;
-
-use crate::{IMDS_V4, IMDS_V6};
 
 const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
 const TTL: u32 = 21600;
 
-/// How to ask. Printed answers are [`Attempt`]s, one JSON line each.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Options {
-    /// What to GET; absent: what an SDK does, the role's name and then its credentials.
-    pub path: Option<String>,
-    /// The sort of socket and address.
-    #[arg(long, value_enum, default_value_t)]
-    pub via: Via,
-    /// An address other than the metadata service's.
-    #[arg(long)]
-    pub to: Option<IpAddr>,
-    /// The port.
-    #[arg(long, default_value_t = 80)]
-    pub port: u16,
-    /// The source address to bind.
-    #[arg(long)]
-    pub bind: Option<IpAddr>,
-    /// The protocol: version 2 gets a token first.
-    #[arg(long, value_enum, default_value_t)]
-    pub imds: Imds,
-    /// The method.
-    #[arg(long, default_value = "GET")]
-    pub method: String,
-    /// A further header, `Name: value`.
-    #[arg(long = "header")]
-    pub headers: Vec<String>,
-    /// How many times to ask, each on a new connection.
-    #[arg(long, default_value_t = 1)]
-    pub repeat: u32,
-    /// Ask again and again for so many milliseconds, and at least once.
-    #[arg(long)]
-    pub for_ms: Option<u64>,
-    /// Ask again and again until stdin ends, and once more then.
-    #[arg(long)]
-    pub until_eof: bool,
-    /// Ask from so many threads, `repeat` times each and on until stdin ends, and print one [`Tally`].
-    #[arg(long)]
-    pub threads: Option<u32>,
-    /// The pause between two attempts in milliseconds.
-    #[arg(long, default_value_t = 0)]
-    pub pause_ms: u64,
-    /// How long a step may take in milliseconds.
-    #[arg(long, default_value_t = 5000)]
-    pub timeout_ms: u64,
-}
-
-/// The sort of socket and address.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Via {
-    /// TCP to 169.254.169.254.
-    #[default]
-    V4,
-    /// TCP to `::ffff:169.254.169.254` from an IPv6 socket, as dual-stack runtimes do.
-    V4Mapped,
-    /// TCP to `fd00:ec2::254`.
-    V6,
-    /// One UDP datagram to 169.254.169.254.
-    Udp,
-}
-
-/// The version of the metadata protocol.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Imds {
-    /// Without a token.
-    V1,
-    /// With one.
-    #[default]
-    V2,
+/// What a process in a pod does.
+#[derive(Debug, clap::Subcommand)]
+pub enum Client {
+    /// Asks as an SDK does.
+    Ask(Options),
+    /// Does what the lines of stdin order, as a hostile process would.
+    Attack,
+    /// Asks at a steady pace, while others attack.
+    Victim {
+        /// A [`victim::Pace`] as JSON.
+        pace: String,
+    },
+    /// Attacks others until stdin ends.
+    Hostile {
+        /// A [`hostile::Program`] as JSON.
+        program: String,
+    },
+    /// Asks to be timed.
+    Bench(bench::Options),
 }
 
 /// What came of one attempt.
@@ -124,12 +77,23 @@ pub struct Attempt {
     pub micros: u64,
 }
 
+// === impl Client ===
+
+impl Client {
+    /// Does it.
+    pub fn run(&self) -> Result<()> {
+        match self {
+            Self::Ask(options) => ask_and_print(options),
+            Self::Attack => attack::main(),
+            Self::Victim { pace } => victim::main(pace),
+            Self::Hostile { program } => hostile::main(program),
+            Self::Bench(options) => bench::main(options),
+        }
+    }
+}
+
 /// Asks as `options` say and prints an [`Attempt`] a line.
-///
-/// # Errors
-///
-/// Only when nothing can be printed: a failed attempt is an answer.
-pub fn main(options: &Options) -> Result<()> {
+fn ask_and_print(options: &Options) -> Result<()> {
     if let Some(threads) = options.threads {
         return tally::main(options, threads);
     }
@@ -188,85 +152,13 @@ impl Attempt {
     }
 }
 
-// === impl Options ===
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            path: None,
-            via: Via::V4,
-            to: None,
-            port: 80,
-            bind: None,
-            imds: Imds::V2,
-            method: "GET".to_owned(),
-            headers: Vec::new(),
-            repeat: 1,
-            for_ms: None,
-            until_eof: false,
-            threads: None,
-            pause_ms: 0,
-            timeout_ms: 5000,
-        }
-    }
-}
-
-impl Options {
-    /// A GET of `path`.
-    #[must_use]
-    pub fn get(path: &str) -> Self {
-        Self { path: Some(path.to_owned()), ..Self::default() }
-    }
-
-    /// The command line that says the same.
-    #[must_use]
-    pub fn to_args(&self) -> Vec<OsString> {
-        let mut args: Vec<String> = self.path.iter().cloned().collect();
-        let mut flag = |name: &str, value: String| args.push(format!("--{name}={value}"));
-        flag("via", spelling(&self.via));
-        flag("imds", spelling(&self.imds));
-        flag("port", self.port.to_string());
-        flag("method", self.method.clone());
-        flag("repeat", self.repeat.to_string());
-        flag("pause-ms", self.pause_ms.to_string());
-        flag("timeout-ms", self.timeout_ms.to_string());
-        self.to.iter().for_each(|to| flag("to", to.to_string()));
-        self.bind.iter().for_each(|bind| flag("bind", bind.to_string()));
-        self.headers.iter().for_each(|header| flag("header", header.clone()));
-        self.for_ms.iter().for_each(|limit| flag("for-ms", limit.to_string()));
-        self.threads.iter().for_each(|threads| flag("threads", threads.to_string()));
-        args.extend(self.until_eof.then(|| "--until-eof".to_owned()));
-        args.into_iter().map(OsString::from).collect()
-    }
-
-    fn destination(&self) -> SocketAddr {
-        let standard = match self.via {
-            Via::V4 | Via::V4Mapped | Via::Udp => IMDS_V4.into(),
-            Via::V6 => IMDS_V6.into(),
-        };
-        let address = match (self.via, self.to.unwrap_or(standard)) {
-            (Via::V4Mapped, IpAddr::V4(v4)) => v4.to_ipv6_mapped().into(),
-            (_, address) => address,
-        };
-        (address, self.port).into()
-    }
-
-    fn timeout(&self) -> Duration {
-        Duration::from_millis(self.timeout_ms.max(1))
-    }
-
-    fn request(&self, method: &str, path: &str, further: &str) -> String {
-        let own: String = self.headers.iter().map(|header| format!("{header}\r\n")).collect();
-        format!(
-            "{method} {path} HTTP/1.1\r\nHost: {IMDS_V4}\r\nUser-Agent: kiam-lab\r\n{further}{own}\r\n"
-        )
-    }
-}
-
 fn ask(options: &Options, attempt: &mut Attempt) -> io::Result<()> {
     attempt.step = "connect".to_owned();
     if options.via == Via::Udp {
         return datagram(options);
+    }
+    if options.only_connect {
+        return open(options).map(drop);
     }
     converse(options, attempt, &mut || open(options))
 }
@@ -324,6 +216,9 @@ fn step<S: Read + Write>(
 fn open(options: &Options) -> io::Result<TcpStream> {
     let destination = options.destination();
     let socket = socket(destination)?;
+    if let Some(interface) = &options.interface {
+        SockRef::from(&socket).bind_device(Some(interface.as_bytes()))?;
+    }
     if let Some(source) = options.bind {
         bind(&socket, &SocketAddr::new(source, 0))?;
     }
@@ -351,10 +246,11 @@ fn datagram(options: &Options) -> io::Result<()> {
     socket.send_to(b"kiam-lab", destination).map(drop)
 }
 
-/// How clap wants the value on a command line.
-fn spelling(value: &impl clap::ValueEnum) -> String {
-    let value = value.to_possible_value().expect("no value is hidden");
-    value.get_name().to_owned()
+/// Lets this process open as many files as it may.
+fn raise_file_limit() -> Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+        .context("raising the limit of open files")
 }
 
 /// The name by which errno(3) knows it.
@@ -385,33 +281,7 @@ fn name(error: &io::Error) -> String {
 mod tests {
     use std::net::TcpListener;
 
-    use clap::Parser;
-
     use super::*;
-
-    #[derive(Debug, Parser)]
-    struct Line {
-        #[command(flatten)]
-        options: Options,
-    }
-
-    #[test]
-    fn options_survive_their_command_line() {
-        let options = Options {
-            via: Via::V4Mapped,
-            to: Some(IpAddr::from([127, 0, 0, 1])),
-            imds: Imds::V1,
-            headers: vec!["X-Forwarded-For: 10.0.0.1".to_owned()],
-            for_ms: Some(5),
-            until_eof: true,
-            threads: Some(8),
-            ..Options::get("/latest/")
-        };
-        let args = options.to_args();
-        let line = std::iter::once("in-pod".into()).chain(args.clone());
-        assert_eq!(Line::parse_from(line).options.to_args(), args);
-        assert_eq!(options.destination(), "[::ffff:127.0.0.1]:80".parse().unwrap());
-    }
 
     #[test]
     fn a_closed_port_is_econnrefused() {

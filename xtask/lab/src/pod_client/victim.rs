@@ -1,4 +1,4 @@
-//! What an honest pod does beside a hostile one (`lab in-pod-victim`): it asks as an SDK does, at a steady pace, until its
+//! What an honest pod does beside a hostile one (`lab pod-client victim`): it asks as an SDK does, at a steady pace, until its
 //! stdin ends, and prints one [`VictimReport`].
 
 use std::{
@@ -44,10 +44,6 @@ pub struct VictimReport {
 }
 
 /// Asks until stdin ends, and prints what came of it.
-///
-/// # Errors
-///
-/// Only when nothing can be read or printed: a failed request is counted.
 pub fn main(pace: &str) -> Result<()> {
     let pace: Pace = serde_json::from_str(pace).context("reading the pace")?;
     let ended = AtomicBool::new(false);

@@ -32,10 +32,6 @@ pub(super) fn reason(headers: &BTreeMap<String, String>) -> &str {
 }
 
 /// Sends `request` as it stands and reads one answer; the stream can be used again where the server allows it.
-///
-/// # Errors
-///
-/// Those of the stream; `UnexpectedEof` when the answer breaks off, `InvalidData` when it is not HTTP.
 pub fn exchange(stream: &mut (impl Read + Write), request: &str) -> io::Result<Reply> {
     stream.write_all(request.as_bytes())?;
     let mut reader = BufReader::new(stream);
@@ -59,10 +55,6 @@ pub fn exchange(stream: &mut (impl Read + Write), request: &str) -> io::Result<R
 }
 
 /// The status line and the headers; the body is empty yet.
-///
-/// # Errors
-///
-/// As [`exchange`].
 pub fn head(reader: &mut impl BufRead) -> io::Result<Reply> {
     let status = line(reader)?;
     let invalid = || io::Error::new(io::ErrorKind::InvalidData, format!("not HTTP: {status:?}"));
@@ -81,10 +73,6 @@ pub fn head(reader: &mut impl BufRead) -> io::Result<Reply> {
 }
 
 /// One chunk of a chunked body; `None` at its end.
-///
-/// # Errors
-///
-/// As [`exchange`].
 pub fn chunk(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
     let length = usize::from_str_radix(&line(reader)?, 16).map_err(io::Error::other)?;
     let mut chunk = vec![0; length];

@@ -106,10 +106,6 @@ impl Handler {
 
 impl Containerd {
     /// Whether its programs are installed.
-    ///
-    /// # Errors
-    ///
-    /// What is missing, for a person.
     pub fn available() -> Result<(), String> {
         let programs = ["containerd", "runc", "crun"];
         let mut missing: Vec<&str> =
@@ -130,10 +126,6 @@ impl Containerd {
     }
 
     /// Starts it on `node`, and gives it the image that all containers are of.
-    ///
-    /// # Errors
-    ///
-    /// Where [`Self::available`] says why not, and when it does not become ready; with what it logged.
     pub fn start(node: &Node) -> Result<Self> {
         let folder = node.folder().join("containerd");
         let network = folder.join("cni");
@@ -161,10 +153,6 @@ impl Containerd {
     }
 
     /// A kubelet's connection to it, for one thread.
-    ///
-    /// # Errors
-    ///
-    /// When it does not listen any more.
     pub fn kubelet(&self) -> Result<Kubelet> {
         let logs = self.folder.join("pods");
         Kubelet::connect(&self.socket(), &self.node, logs, CgroupDriver::Cgroupfs)
@@ -269,10 +257,6 @@ fn conditions(socket: &Path) -> Result<Vec<String>> {
 }
 
 /// Gives the runtime at `socket` the image that all containers are of, made in `folder`.
-///
-/// # Errors
-///
-/// When it does not take it.
 pub fn import(socket: &Path, folder: &Path) -> Result<()> {
     let archive = folder.join("image.tar");
     image::write(&archive)?;

@@ -75,10 +75,6 @@ pub struct Exited {
 
 impl Kubelet {
     /// Connects to the runtime that listens at `socket`, for one thread, and keeps containers' logs in `logs`.
-    ///
-    /// # Errors
-    ///
-    /// When it does not listen.
     pub fn connect(
         socket: &Path,
         node: &Node,
@@ -89,29 +85,17 @@ impl Kubelet {
     }
 
     /// The runtime's name and version.
-    ///
-    /// # Errors
-    ///
-    /// Those of the runtime.
     pub fn version(&self) -> Result<String> {
         let answer: VersionResponse = self.cri.call("Version", &Nothing {})?;
         Ok(format!("{} {}", answer.runtime_name, answer.runtime_version))
     }
 
     /// Makes the pod's cgroup and runs its sandbox: its network, and the process that holds it.
-    ///
-    /// # Errors
-    ///
-    /// Those of the runtime, and without a UID in `spec`.
     pub fn run_sandbox(&self, spec: &PodSpec, handler: Handler) -> Result<Sandbox> {
         self.run_sandbox_of(spec, Shape::default(), handler)
     }
 
     /// The same for a pod of another shape.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::run_sandbox`].
     pub fn run_sandbox_of(
         &self,
         spec: &PodSpec,
@@ -142,10 +126,6 @@ impl Kubelet {
     }
 
     /// Makes the sandbox anew, as the kubelet does when the old one's process ended; that one is removed.
-    ///
-    /// # Errors
-    ///
-    /// Those of the runtime.
     pub fn run_again(&self, sandbox: Sandbox) -> Result<Sandbox> {
         self.stop(&sandbox)?;
         let Sandbox { id, mut config, handler, cgroup } = sandbox;
@@ -167,10 +147,6 @@ impl Kubelet {
     }
 
     /// The address that the sandbox got; on the host's network none.
-    ///
-    /// # Errors
-    ///
-    /// Those of the runtime.
     pub fn address(&self, sandbox: &Sandbox) -> Result<Option<IpAddr>> {
         let request =
             PodSandboxStatusRequest { pod_sandbox_id: sandbox.id.clone(), verbose: false };
@@ -181,10 +157,6 @@ impl Kubelet {
     }
 
     /// Creates a container and starts `command` as its first process. `attempt` tells those of one name apart.
-    ///
-    /// # Errors
-    ///
-    /// Those of the runtime.
     pub fn start(
         &self,
         sandbox: &Sandbox,
@@ -195,10 +167,6 @@ impl Kubelet {
     }
 
     /// The same with files of the node.
-    ///
-    /// # Errors
-    ///
-    /// Those of the runtime.
     pub fn start_with(
         &self,
         sandbox: &Sandbox,
@@ -235,29 +203,17 @@ impl Kubelet {
     }
 
     /// Whether the container's first process has ended.
-    ///
-    /// # Errors
-    ///
-    /// Those of the runtime.
     pub fn ended(&self, container: &Container) -> Result<bool> {
         Ok(self.status(container)?.state == ContainerState::Exited as i32)
     }
 
     /// What the container has written until now.
-    ///
-    /// # Errors
-    ///
-    /// When its log can't be read.
     pub fn output(&self, container: &Container) -> Result<String> {
         let log = fs::read_to_string(&container.log);
         Ok(read(&log.with_context(|| format!("reading {}", container.log.display()))?)?.0)
     }
 
     /// Asks the container's first process to end, and kills it after so many seconds.
-    ///
-    /// # Errors
-    ///
-    /// Those of the runtime.
     pub fn end(&self, container: &Container, seconds: i64) -> Result<()> {
         let request = ContainerRequest { timeout: seconds, ..container.request() };
         let _: Nothing = self.cri.call("StopContainer", &request)?;
@@ -265,10 +221,6 @@ impl Kubelet {
     }
 
     /// Waits until the container's first process has ended.
-    ///
-    /// # Errors
-    ///
-    /// Those of the runtime, and when it runs for longer than 4 minutes.
     pub fn wait(&self, container: &Container) -> Result<Exited> {
         let begun = Instant::now();
         let status = loop {
@@ -291,10 +243,6 @@ impl Kubelet {
     }
 
     /// Runs `command` in a running container and waits for its end, as a probe does.
-    ///
-    /// # Errors
-    ///
-    /// Those of the runtime.
     pub fn execute(&self, container: &Container, command: &[&str]) -> Result<Exited> {
         let request = ExecSyncRequest {
             container_id: container.id.clone(),
@@ -308,10 +256,6 @@ impl Kubelet {
     }
 
     /// Ends everything in the sandbox and takes its network away.
-    ///
-    /// # Errors
-    ///
-    /// Those of the runtime.
     pub fn stop(&self, sandbox: &Sandbox) -> Result<()> {
         let request = PodSandboxRequest { pod_sandbox_id: sandbox.id.clone() };
         let _: Nothing = self.cri.call("StopPodSandbox", &request)?;
@@ -319,10 +263,6 @@ impl Kubelet {
     }
 
     /// Stops the sandbox, removes it and the pod's cgroup.
-    ///
-    /// # Errors
-    ///
-    /// Those of the runtime.
     pub fn remove(&self, sandbox: Sandbox) -> Result<()> {
         self.stop(&sandbox)?;
         let request = PodSandboxRequest { pod_sandbox_id: sandbox.id.clone() };

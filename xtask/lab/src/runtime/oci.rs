@@ -28,10 +28,6 @@ const RUN: &str = r#""$1" create --bundle "$2" "$3" && exec "$1" start "$3""#;
 impl Containerd {
     /// Creates a container in `pod`, starts `command` as its first process at once, and waits for its end. The pod is to
     /// be of [`Layout::CgroupfsBurstable`].
-    ///
-    /// # Errors
-    ///
-    /// When the program fails, with what it said, and when the container runs for longer than 30 s.
     pub fn run_without_sandbox(
         &self,
         pod: &LabPod,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use lab::fake::aws::Aws;
 use lab::fake::{Injected, Place};
-use lab::{Agent, Lab, LabPod, NODE_V4, PodSpec, built_agent, role_arn};
+use lab::{Agent, Lab, LabPod, NODE_V4, PodSpec, agent_binary, role_arn};
 use tokio::time::Instant;
 
 const READY_LIMIT: Duration = Duration::from_secs(60);
@@ -55,7 +55,7 @@ impl Stage {
         let aws = Aws::start(Place::inside(lab.node.netns(), (NODE_V4, 0).into()))?;
         let denial = Injected::refuse(403, "AccessDenied").field("RoleArn", &role_arn(DENIED));
         lab.sts.faults().inject(denial);
-        let agent = built_agent().context("looking for the agent")?;
+        let agent = agent_binary().context("looking for the agent")?;
         let flags = [combination.path, combination.imdsv2];
         let flags = [format!("--path={}", flags[0]), format!("--imdsv2={}", flags[1])];
         let mut agent = Agent::start(&lab, &agent, &flags.each_ref().map(String::as_str))?;

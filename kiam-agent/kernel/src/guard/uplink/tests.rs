@@ -3,7 +3,11 @@
 use std::{net::IpAddr, os::unix::fs::symlink, thread, time::Duration};
 
 use kiam_common::redirect::Target;
-use lab::{LabPod, Node, PodSpec, fake::imds::Imds};
+use lab::{
+    IMDS_V4, LabPod, Node, PodSpec,
+    fake::imds::Imds,
+    pod_client::attack::{Attack, frame},
+};
 use tokio::time::Instant;
 
 use super::*;
@@ -32,15 +36,11 @@ fn load(node: &Node) -> (UplinkProgram, Interception) {
     (parts.uplink.unwrap(), parts.programs)
 }
 
-/// Sends an IPv4 header and no more to the IMDS, past the node's own stack.
+/// Sends to the IMDS, past the node's own stack; that it is denied is one of the answers.
 fn send(pod: &LabPod) {
-    let packet = "import socket\n\
-        head=bytes.fromhex('4500001400010000400600000a4d0909a9fea9fe')\n\
-        s=socket.socket(socket.AF_PACKET,socket.SOCK_DGRAM)\n\
-        try: s.sendto(head,('eth0',0x0800,0,0,b'\\xff'*6))\n\
-        except OSError: pass";
-    let mut python = pod.command("python3").unwrap();
-    assert!(python.args(["-c", packet]).status().unwrap().success());
+    let (from, to) = (SOURCE.into(), IMDS_V4.into());
+    let attack = Attack::Frame { way: frame::Way::Dgram, from, to, interface: None };
+    pod.attacker().unwrap().attempt(attack, 1000).unwrap();
 }
 
 #[test]

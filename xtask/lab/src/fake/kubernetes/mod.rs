@@ -34,10 +34,6 @@ pub struct Kubernetes {
 
 impl Kubernetes {
     /// Starts it, empty.
-    ///
-    /// # Errors
-    ///
-    /// When the place can't be bound.
     pub fn start(place: Place) -> Result<Self> {
         let store = Arc::new(Store::default());
         let server = Server::start(vec![place], Arc::new(api::Api::new(Arc::clone(&store))))?;
@@ -68,19 +64,11 @@ impl Kubernetes {
     }
 
     /// Comes back on the same port with the same records.
-    ///
-    /// # Errors
-    ///
-    /// When somebody else has the port by now.
     pub fn restart(&self) -> Result<()> {
         self.server.restart()
     }
 
     /// Writes a kubeconfig that names this server, over plain HTTP and without credentials.
-    ///
-    /// # Errors
-    ///
-    /// When the file can't be written.
     pub fn write_kubeconfig(&self, path: &Path) -> Result<()> {
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: lab\n\

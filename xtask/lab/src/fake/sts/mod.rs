@@ -97,10 +97,6 @@ impl fmt::Debug for Issuer {
 
 impl Sts {
     /// Starts it; only requests signed with the access key `caller`, or with one issued here, are heard.
-    ///
-    /// # Errors
-    ///
-    /// When the place can't be bound.
     pub fn start(place: Place, caller: &str) -> Result<Self> {
         let state = State { caller: caller.to_owned(), ..State::default() };
         let state = Arc::new(Mutex::new(state));
@@ -182,10 +178,6 @@ impl Sts {
     }
 
     /// Comes back on the same port.
-    ///
-    /// # Errors
-    ///
-    /// When somebody else has the port by now.
     pub fn restart(&self) -> Result<()> {
         self.server.restart()
     }

@@ -24,7 +24,7 @@ pub(super) fn syn(from: IpAddr, to: IpAddr) -> Vec<u8> {
 }
 
 /// An echo request, of ICMP or ICMPv6 as `to` is.
-pub(super) fn echo(from: IpAddr, to: IpAddr) -> Vec<u8> {
+pub(in crate::pod_client) fn echo(from: IpAddr, to: IpAddr) -> Vec<u8> {
     let mut message = vec![0; 16];
     message[0] = if to.is_ipv4() { 8 } else { 128 };
     message[8..].copy_from_slice(b"kiam-lab");

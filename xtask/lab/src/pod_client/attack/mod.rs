@@ -1,4 +1,4 @@
-//! What a hostile process in a pod tries (`lab in-pod-attack`): it reads [`Order`]s, a JSON line each, and says of each
+//! What a hostile process in a pod tries (`lab pod-client attack`): it reads [`Order`]s, a JSON line each, and says of each
 //! what came of it. Each family of attempts is a module; what is kept for later stays with the process.
 
 pub mod datagram;
@@ -6,7 +6,7 @@ pub mod frame;
 pub mod raw;
 pub mod stream;
 
-mod bytes;
+pub(super) mod bytes;
 mod handover;
 mod occupy;
 pub(super) mod sys;
@@ -20,10 +20,11 @@ use std::{
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use socket2::Socket;
 use tokio::time::Instant;
 
 use self::{handover::Kept, occupy::Occupied, stream::Stream};
-use super::{Attempt, Imds, Options, converse, name};
+use super::{Attempt, Imds, Options, converse, name, raise_file_limit};
 
 pub use occupy::SQUATTER_ACCESS_KEY;
 
@@ -76,6 +77,8 @@ pub enum Attack {
         from: IpAddr,
         /// Where to.
         to: IpAddr,
+        /// By which interface; absent: `eth0`.
+        interface: Option<String>,
     },
     /// Makes a stream socket and keeps it.
     Make {
@@ -84,9 +87,20 @@ pub enum Attack {
     },
     /// Makes a stream socket, connects it and keeps it.
     Keep {
+        /// How it is connected.
+        way: stream::Way,
         /// Where to.
         to: SocketAddr,
     },
+    /// Writes to the oldest kept socket, which stays.
+    Write {
+        /// What.
+        text: String,
+    },
+    /// Reads from the oldest kept socket, which stays: the body has what came.
+    Read,
+    /// Asks for the ends of the oldest kept socket or held connection: the body has its own address and its peer's.
+    Ends,
     /// Connects the oldest kept socket, and asks for credentials on it.
     ConnectKept {
         /// Where to.
@@ -118,15 +132,42 @@ pub enum Attack {
         /// With `SO_REUSEPORT`.
         reuse_port: bool,
     },
-    /// Opens connections and holds them.
+    /// Binds a stream socket, and lets it go.
+    Bind {
+        /// Where.
+        at: SocketAddr,
+        /// With `SO_REUSEPORT`.
+        reuse_port: bool,
+    },
+    /// Asks how many came to the listeners.
+    Caught,
+    /// Opens connections and holds them: the body has how many, and how many failed.
     Hold {
         /// Where to.
         to: SocketAddr,
         /// How many.
         count: u32,
     },
+    /// Connects sockets, lets each go (`AF_UNSPEC`), begins to connect it elsewhere, and holds it.
+    Reconnect {
+        /// Where to.
+        to: SocketAddr,
+        /// And where to by turns then.
+        then: Vec<SocketAddr>,
+        /// How many.
+        count: usize,
+    },
+    /// Asks how many of the held connections have a peer.
+    Connected,
     /// Lets go of listeners and of held connections.
     Release,
+    /// Becomes another user, and asks an agent for its sockets: the body has how many bytes and sockets came.
+    AskForSockets {
+        /// Where the agent listens.
+        path: PathBuf,
+        /// The user, and its group.
+        uid: u32,
+    },
 }
 
 /// What a process holds between orders.
@@ -137,11 +178,8 @@ struct Attacker {
 }
 
 /// Does what the lines of stdin order, and prints an [`Attempt`] for each, until stdin ends.
-///
-/// # Errors
-///
-/// When a line is no order, or nothing can be printed.
 pub fn main() -> Result<()> {
+    raise_file_limit()?;
     let mut attacker = Attacker::default();
     let mut stdout = io::stdout().lock();
     for line in io::stdin().lock().lines() {
@@ -189,9 +227,26 @@ impl Attacker {
             }
             other => {
                 "do".clone_into(&mut attempt.step);
-                self.prepare(other, limit)
+                attempt.body = match self.asked(other) {
+                    Some(said) => said?,
+                    None => self.prepare(other, limit).map(|()| String::new())?,
+                };
+                Ok(())
             }
         }
+    }
+
+    /// Those of which there is something to say.
+    fn asked(&mut self, attack: &Attack) -> Option<io::Result<String>> {
+        Some(match attack {
+            Attack::Hold { to, count } => self.occupied.hold(*to, *count),
+            Attack::Caught => Ok(self.occupied.caught().to_string()),
+            Attack::Connected => Ok(self.occupied.connected().to_string()),
+            Attack::Read => self.kept.read(),
+            Attack::Ends => self.kept.oldest().or_else(|_| self.occupied.oldest()).map(ends),
+            Attack::AskForSockets { path, uid } => handover::ask_for_sockets(path, *uid),
+            _ => return None,
+        })
     }
 
     /// Those that ask for nothing.
@@ -199,22 +254,35 @@ impl Attacker {
         match attack {
             Attack::Datagram { way, to } => datagram::send(*way, *to),
             Attack::Raw { way, from, to } => raw::send(*way, *from, *to),
-            Attack::Frame { way, from, to } => frame::send(*way, *from, *to),
+            Attack::Frame { way, from, to, interface } => {
+                frame::send(*way, *from, *to, interface.as_deref())
+            }
             Attack::Make { to } => self.kept.make(*to, limit),
-            Attack::Keep { to } => self.kept.connect(*to, limit),
+            Attack::Keep { way, to } => self.kept.connect(*way, *to, limit),
+            Attack::Write { text } => self.kept.write(text),
+            Attack::Bind { at, reuse_port } => occupy::bind(*at, *reuse_port),
+            Attack::Reconnect { to, then, count } => self.occupied.reconnect(*to, then, *count),
             Attack::Move { cgroup } => handover::move_to(cgroup),
             Attack::Expect { path } => self.kept.expect(path),
             Attack::Pass { path } => self.kept.pass(path),
             Attack::Receive => self.kept.receive(),
             Attack::Squat { at, reuse_port } => self.occupied.squat(*at, *reuse_port),
-            Attack::Hold { to, count } => self.occupied.hold(*to, *count),
             Attack::Release => {
                 self.occupied.release();
                 Ok(())
             }
-            Attack::Stream { .. } | Attack::ConnectKept { .. } | Attack::AskKept => Ok(()),
+            // Elsewhere.
+            _ => Ok(()),
         }
     }
+}
+
+/// Its own address and its peer's, as far as it has them.
+fn ends(socket: &Socket) -> String {
+    let [own, peer] = [socket.local_addr(), socket.peer_addr()].map(|address| {
+        address.ok().and_then(|address| address.as_socket()).map(|address| address.to_string())
+    });
+    [own, peer].map(|address| address.unwrap_or_else(|| "-".to_owned())).join(" ")
 }
 
 /// Without a token: where the first request is refused, it is the only one, and the one socket that is kept will do.

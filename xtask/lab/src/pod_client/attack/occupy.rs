@@ -3,8 +3,14 @@
 use std::{
     io::{self, Read, Write},
     net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
 };
+
+use rustix::net::connect_unspec;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -15,6 +21,8 @@ pub const SQUATTER_ACCESS_KEY: &str = "ASIASQUATTER00000000";
 #[derive(Debug, Default)]
 pub(super) struct Occupied {
     listeners: Vec<Socket>,
+    /// How many came to them.
+    caught: Arc<AtomicUsize>,
     connections: Vec<Socket>,
 }
 
@@ -32,8 +40,10 @@ impl Occupied {
         socket.listen(128)?;
         let listener = socket.try_clone()?;
         self.listeners.push(socket);
+        let caught = Arc::clone(&self.caught);
         thread::spawn(move || {
             while let Ok((stream, _)) = listener.accept() {
+                caught.fetch_add(1, Ordering::SeqCst);
                 // One at a time: who hangs up early is none of ours.
                 let _ = deceive(stream);
             }
@@ -41,10 +51,10 @@ impl Occupied {
         Ok(())
     }
 
-    /// Opens `count` connections to `to` without waiting for any, and holds them.
+    /// Opens `count` connections to `to` without waiting for any, and holds them; how many, and how many failed.
     ///
-    /// Those that fail are no loss: the last error is that of the whole only when none is held.
-    pub(super) fn hold(&mut self, to: SocketAddr, count: u32) -> io::Result<()> {
+    /// The last error is that of the whole only when none is held.
+    pub(super) fn hold(&mut self, to: SocketAddr, count: u32) -> io::Result<String> {
         let mut last = Ok(());
         for _ in 0..count {
             let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
@@ -54,7 +64,45 @@ impl Occupied {
                 _ => self.connections.push(socket),
             }
         }
-        if self.connections.is_empty() { last } else { Ok(()) }
+        let held = self.connections.len();
+        if held == 0 {
+            last?;
+        }
+        Ok(format!("{held} {}", (count as usize).saturating_sub(held)))
+    }
+
+    /// Connects `count` sockets to `to`, lets each go, and begins to connect it to the next of `then`, where nobody asks.
+    pub(super) fn reconnect(
+        &mut self,
+        to: SocketAddr,
+        then: &[SocketAddr],
+        count: usize,
+    ) -> io::Result<()> {
+        for then in then.iter().cycle().take(count) {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+            socket.connect(&to.into())?;
+            connect_unspec(&socket)?;
+            socket.set_nonblocking(true)?;
+            // That nobody is there is what is asked for.
+            let _ = socket.connect(&(*then).into());
+            self.connections.push(socket);
+        }
+        Ok(())
+    }
+
+    /// How many of the held connections have a peer.
+    pub(super) fn connected(&self) -> usize {
+        self.connections.iter().filter(|socket| socket.peer_addr().is_ok()).count()
+    }
+
+    /// The oldest held connection.
+    pub(super) fn oldest(&self) -> io::Result<&Socket> {
+        self.connections.first().ok_or_else(|| io::Error::other("no connection is held"))
+    }
+
+    /// How many have come to the listeners.
+    pub(super) fn caught(&self) -> usize {
+        self.caught.load(Ordering::SeqCst)
     }
 
     /// Lets everything go.
@@ -65,6 +113,13 @@ impl Occupied {
         }
         self.connections.clear();
     }
+}
+
+/// Binds a stream socket and lets it go.
+pub(super) fn bind(at: SocketAddr, reuse_port: bool) -> io::Result<()> {
+    let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_port(reuse_port)?;
+    socket.bind(&at.into())
 }
 
 /// Answers as the metadata service would: a token, a role, credentials.

@@ -15,10 +15,6 @@ use super::TOS;
 const LOOPBACK: &[u8] = b"lo";
 
 /// Sets an option whose value is an `int`.
-///
-/// # Errors
-///
-/// The kernel's.
 pub(crate) fn set_option(socket: &impl AsFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     let fd = socket.as_fd().as_raw_fd();
     // SAFETY: the pointer is to a live integer, and its size is said; the descriptor is open.

@@ -2,15 +2,16 @@
 
 use std::{
     io,
+    net::Ipv4Addr,
     sync::atomic::{AtomicU64, Ordering},
     thread,
     time::Duration,
 };
 
-use socket2::Socket;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Asks, Course, begin_connect, imds, socket};
-use crate::pod_client::wire;
+use crate::pod_client::{attack::bytes, wire};
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// After a connect that failed, so that a refusal makes no loop of system calls only.
@@ -34,6 +35,18 @@ pub(super) fn run(course: &Course, threads: u32, asks: Asks) -> io::Result<()> {
             }
         }
     });
+    Ok(())
+}
+
+/// Sends echo requests by a raw socket.
+pub(super) fn ping(course: &Course) -> io::Result<()> {
+    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;
+    // No answer is read, whoever it would come to.
+    let (echo, to) = (bytes::echo(Ipv4Addr::UNSPECIFIED.into(), imds().ip()), imds().into());
+    course.in_full_swing();
+    while course.goes_on() {
+        course.count(if socket.send_to(&echo, &to).is_ok() { "sent" } else { "denied" }, 1);
+    }
     Ok(())
 }
 

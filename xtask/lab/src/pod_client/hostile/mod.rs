@@ -1,4 +1,4 @@
-//! What a hostile pod does beside others (`lab in-pod-hostile`): one [`Program`], at full speed until its stdin ends.
+//! What a hostile pod does beside others (`lab pod-client hostile`): one [`Program`], at full speed until its stdin ends.
 //! It prints a line when it is in full swing and a [`Report`] at its end. Everything is bounded: what is opened by a
 //! number, what is repeated by [`LIMIT`].
 
@@ -10,6 +10,7 @@ mod hold;
 mod namespaces;
 mod pipeline;
 mod reuse;
+pub mod spoof;
 
 use std::{
     collections::BTreeMap,
@@ -25,16 +26,15 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::time::Instant;
 
-use super::attack::sys::mark;
+use super::{attack::sys::mark, raise_file_limit};
 use crate::IMDS_V4;
 
 /// No program goes on for longer.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// What a hostile pod does.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -120,6 +120,15 @@ pub enum Program {
         /// The container's cgroup.
         cgroup: PathBuf,
     },
+    /// Pings the metadata service without a pause.
+    Ping,
+    /// Says by ARP that it is the others, to two stations of its link.
+    Spoof {
+        /// The two: each is told that this process has the address of the other.
+        stations: [spoof::Station; 2],
+        /// The MAC of its own interface.
+        own: String,
+    },
     /// Makes network namespaces, and connects to the metadata service once from each.
     Namespaces {
         /// How many.
@@ -163,15 +172,9 @@ struct Course {
 }
 
 /// Runs the program until stdin ends, and prints what it did.
-///
-/// # Errors
-///
-/// When it can't begin, or nothing can be printed: what fails later is counted.
 pub fn main(program: &str) -> Result<()> {
     let program: Program = serde_json::from_str(program).context("reading the program")?;
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
-        .context("raising the limit of open files")?;
+    raise_file_limit()?;
     let course = Course::default();
     thread::scope(|scope| {
         let running = scope.spawn(|| program.run(&course));
@@ -212,6 +215,8 @@ impl Program {
             }
             Self::Cgroups { below, count } => cgroups::run(course, below, *count),
             Self::CgroupEvents { cgroup } => cgroups::stir(course, cgroup),
+            Self::Ping => flood::ping(course),
+            Self::Spoof { stations, own } => spoof::run(course, stations, own),
             Self::Namespaces { count, listener } => {
                 namespaces::storm(course, *count, (*listener).into())
             }
