@@ -30,7 +30,7 @@ fn kill_9_under_load_lets_nothing_through() {
     let mut agent = lab.agent(&[]);
     let pods = ["orders", "reports"].map(|role| (role, lab.pod_of(role)));
     for (role, pod) in &pods {
-        lab.assert_served(&pod, role);
+        lab.assert_served(pod, role);
     }
     let asking = Options { pause_ms: 20, ..Options::default() };
     let asked = pods.each_ref().map(|(role, pod)| (*role, pod.ask_meanwhile(&asking).unwrap()));
@@ -55,7 +55,7 @@ fn kill_9_under_load_lets_nothing_through() {
         }
     }
     for (role, pod) in &pods {
-        lab.assert_served(&pod, role);
+        lab.assert_served(pod, role);
         lab.assert_no_packets(&[pod]);
     }
 }

@@ -171,7 +171,7 @@ fn connections_that_a_pod_holds_are_limited_and_no_others_trouble() {
         lab.pod(host_pod("reports")).unwrap(),
     ];
     for (pod, role) in others.iter().zip(["orders", "reports"]) {
-        lab.assert_served(&pod, role);
+        lab.assert_served(pod, role);
     }
     // Their QoS class came with them; until it is marked, its pods share a quota.
     agent.wait_said("Cgroups of QoS classes marked", READY_LIMIT).unwrap();
@@ -191,7 +191,7 @@ fn connections_that_a_pod_holds_are_limited_and_no_others_trouble() {
     }
     for _ in 0..5 {
         for (pod, role) in others.iter().zip(["orders", "reports"]) {
-            lab.assert_served(&pod, role);
+            lab.assert_served(pod, role);
         }
     }
     // 192 of each stay at the agent; those beyond take the places of the oldest that are idle, or are closed. Silent ones

@@ -1,7 +1,4 @@
 //! `--mode=observe`: everything is seen, and nothing changes.
-
-#![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
-
 use std::{thread, time::Duration};
 
 use lab::{

@@ -12,9 +12,9 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Command {
-    /// Builds the kernel program into `kiam-ebpf/out/kiam.bpf.o`; as root on Debian it installs what it needs for that.
+    /// Builds the kernel object, `kiam-ebpf/out/kiam.bpf.o`. As root on Debian it installs the packages that this needs.
     BuildEbpf,
-    /// Builds the agent and shows it at work on a node made of namespaces, as root; or with `--rootless` on loopback.
+    /// Builds the agent and shows it at work: as root on a node made of namespaces, or with `--rootless` on loopback.
     #[command(disable_help_flag = true)]
     Demo {
         /// Options of the demo; `--help` shows them.
@@ -23,21 +23,21 @@ enum Command {
     },
     /// Builds the container image, without a container engine: an OCI layout, archives for `docker load`, and an SBOM.
     Image(tasks::image::Options),
-    /// Runs all the tests, or those of the named parts.
+    /// Runs all tests, or those of the named parts.
     Test(tasks::test::Selection),
-    /// Checks the rules of this repository that no compiler checks.
+    /// Checks the repository's own rules, which no compiler checks.
     Tidy,
-    /// Measures the agent beside what else could be there, and writes what it found; needs root.
+    /// Compares the agent with its alternatives, and writes the results to `docs/benchmarks.md`. Needs root.
     #[command(disable_help_flag = true)]
     Bench {
-        /// What to measure, and how; `--help` shows it.
+        /// Options of the benchmark; `--help` shows them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
-    /// Simulates a fleet of agents, and writes what it asks of STS and of the Kubernetes API.
+    /// Simulates a fleet of agents, and writes its calls to STS and the Kubernetes API to `docs/scale.md`.
     #[command(subcommand)]
     Simulate(tasks::simulate::Simulation),
-    /// What runs as process 1 of a guest with another kernel.
+    /// Runs as process 1 of a guest with another kernel.
     #[command(hide = true)]
     InGuest,
 }

@@ -15,11 +15,11 @@ use xtask::{build, toolchain};
 /// What to test, and how strictly.
 #[derive(Debug, Args)]
 pub(crate) struct Selection {
-    /// A test that can't run here (it needs root, or a kernel with BPF) fails instead of being skipped.
+    /// Fail tests that can't run here, for want of root or of BPF, instead of skipping them.
     #[arg(long)]
     no_skip: bool,
-    /// The parts to run; without one, all but `sdks`, `image`, `policies`, `apiserver`, `node-vm`, `cluster` and `kernels`.
-    /// `runtime` and `hostile` are in `node`.
+    /// The parts to run. Default: all but `sdks`, `image`, `policies`, `apiserver`, `node-vm`, `cluster` and `kernels`.
+    /// `node` includes `runtime` and `hostile`.
     #[arg(value_enum)]
     parts: Vec<Part>,
     #[command(flatten)]
@@ -32,33 +32,33 @@ enum Part {
     Checks,
     /// Tests beside the code.
     Unit,
-    /// The Helm chart, rendered by Helm, beside what kustomize makes of `deploy/`; both are downloaded first, once.
+    /// The Helm chart, rendered by Helm, beside what kustomize makes of `deploy/`. Downloads both once.
     Chart,
-    /// Tests that drive the agent as a process, in network namespaces and cgroups where root allows.
+    /// Tests of the agent as a process, with root in network namespaces and cgroups.
     Node,
-    /// Those of them that start pods by a real container runtime, which is installed first.
+    /// Node tests with pods of a real container runtime, which is installed first.
     Runtime,
-    /// Those of them where one pod attacks and another is measured; prints a table of them.
+    /// Node tests in which one pod attacks and another is measured. Prints a table.
     Hostile,
     /// The kernel programs, loaded and attached on Debian's x86_64 kernels from 5.10 to the newest, in QEMU.
     KernelLoad,
     /// Real AWS clients against the agent.
     Clients,
-    /// Many more AWS clients, old and new, which are downloaded first: 4 GB and some minutes, once; writes the table of
-    /// `docs/clients.md`.
+    /// Many more AWS clients, old and new. Downloads 4 GB once; writes the table of `docs/clients.md`.
     Sdks,
-    /// The container image, built in two folders, compared and run; twenty minutes.
+    /// The container image, built in two folders, compared and run. Takes forty minutes.
     Image,
-    /// The admission policies, judged by Kubernetes' own code, which is downloaded and compiled first: some minutes, once.
+    /// The admission policies, judged by Kubernetes' own code. Builds that code once, which takes minutes.
     Policies,
-    /// The agent against a real kube-apiserver, which is built first: that takes some minutes, once.
+    /// The agent against a real kube-apiserver. Builds the server once, which takes minutes.
     Apiserver,
-    /// The agent on a whole node: systemd, cgroup v2 and containerd on another kernel, which is laid out first: some minutes, once.
+    /// The agent on a whole node: systemd, cgroup v2 and containerd on another kernel. Makes the node once, which takes
+    /// minutes.
     NodeVm,
-    /// The agent in a Kubernetes cluster with such a node, which is built first: some ten minutes and 3 GB, once; writes the table
-    /// of `docs/clusters.md`.
+    /// The agent in a Kubernetes cluster with such a node, which is built once: ten minutes and 3 GB. Writes the table of
+    /// `docs/clusters.md`.
     Cluster,
-    /// The kernel programs and the agent on Debian's kernels from 5.10 to the newest, in QEMU; writes the tables of
+    /// The kernel programs and the agent on Debian's kernels from 5.10 to the newest, in QEMU. Writes the tables of
     /// `docs/kernels.md`.
     Kernels,
 }
@@ -75,7 +75,7 @@ struct Step {
     action: fn(&Selection) -> Result<()>,
 }
 
-const STEPS: [Step; 20] = [
+const STEPS: [Step; 19] = [
     Step { part: Part::Checks, name: "format", action: |_| run(cargo("fmt").arg("--check")) },
     Step { part: Part::Checks, name: "tidy", action: |_| tidy::run() },
     Step { part: Part::Checks, name: "lints", action: |_| run(&mut lints()) },
@@ -84,11 +84,6 @@ const STEPS: [Step; 20] = [
         part: Part::Unit,
         name: "unit tests",
         action: |selection| run(tests(selection).args(["--lib", "--bins"])),
-    },
-    Step {
-        part: Part::Unit,
-        name: "doc tests",
-        action: |selection| run(tests(selection).arg("--doc")),
     },
     Step { part: Part::Chart, name: "chart", action: |_| chart::test() },
     // The tests start this command for their pods, and look for it beside the agent.
