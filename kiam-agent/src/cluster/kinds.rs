@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{
+    filters::{self, ObjectFilters},
     metrics::Resource,
     sieve::Filter,
     wire::{self, Malformed},
@@ -12,7 +13,7 @@ use super::{
 use kiam_core::pods::{Namespace, Pod, PodIndex, PodReader, Record, ServiceAccount};
 
 /// One kind of object, and its part of the [`PodIndex`].
-pub(super) trait Kind: wire::ObjectFilters {
+pub(super) trait Kind: ObjectFilters {
     /// The record of an object.
     type Record: Record;
 
@@ -70,8 +71,8 @@ pub(super) struct ServiceAccounts<'a>(pub(super) &'a PodIndex);
 
 // === impl Pods ===
 
-impl wire::ObjectFilters for Pods<'_> {
-    const OBJECT: Filter = wire::POD;
+impl ObjectFilters for Pods<'_> {
+    const OBJECT: Filter = filters::POD;
 }
 
 impl Kind for Pods<'_> {
@@ -107,8 +108,8 @@ impl Kind for Pods<'_> {
 
 // === impl Namespaces ===
 
-impl wire::ObjectFilters for Namespaces<'_> {
-    const OBJECT: Filter = wire::NAMESPACE_OBJECT;
+impl ObjectFilters for Namespaces<'_> {
+    const OBJECT: Filter = filters::NAMESPACE_OBJECT;
 }
 
 impl Kind for Namespaces<'_> {
@@ -129,8 +130,8 @@ impl Kind for Namespaces<'_> {
 
 // === impl ServiceAccounts ===
 
-impl wire::ObjectFilters for ServiceAccounts<'_> {
-    const OBJECT: Filter = wire::ACCOUNT_OBJECT;
+impl ObjectFilters for ServiceAccounts<'_> {
+    const OBJECT: Filter = filters::ACCOUNT_OBJECT;
 }
 
 impl Kind for ServiceAccounts<'_> {

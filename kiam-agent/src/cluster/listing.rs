@@ -9,10 +9,11 @@ use tokio::time;
 use super::{
     body::{Body, IDLE},
     failure::Failure,
+    filters::ObjectFilters,
     freshness::{Freshness, one},
     kinds::{Kind, Namespaces, ObjectScope},
     sieve::Filter,
-    wire::{self, ObjectFilters, Page},
+    wire::{self, Page},
 };
 
 /// The deadline of a list, from the request to its last byte. Within it, [`IDLE`] bounds each pause.

@@ -10,6 +10,7 @@ mod events;
 mod eviction;
 mod failure;
 mod files;
+mod filters;
 mod freshness;
 mod kinds;
 mod listing;

@@ -9,158 +9,20 @@ use kube::core::{Status, WatchEvent};
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 
-use super::sieve::{Filter, InvalidJson};
-use kiam_core::{
-    pods::{
-        Annotation, InvalidPodUid, Namespace, Pod, PodUid, ServiceAccount, TooLong, annotations,
+use super::{
+    filters::{
+        ALLOWED_ROLES, AnnotationSpec, CONFIG_HASH, CONFIG_MIRROR, EXTERNAL_ID, IMDSV2, PERMITTED,
+        ROLE, ROLE_ARN, SESSION_NAME, SESSION_POLICIES,
     },
+    sieve::InvalidJson,
+};
+use kiam_core::{
+    pods::{Annotation, InvalidPodUid, Namespace, Pod, PodUid, ServiceAccount, TooLong},
     role::AccountName,
 };
 
-/// The name and the size limit of an annotation.
-#[derive(Clone, Copy, Debug)]
-struct AnnotationSpec {
-    name: &'static str,
-    /// The longest valid value, in bytes.
-    most: usize,
-}
-
-const ROLE: AnnotationSpec = AnnotationSpec::new(annotations::ROLE, 2048);
-const SESSION_NAME: AnnotationSpec = AnnotationSpec::new(annotations::SESSION_NAME, 2048);
-const EXTERNAL_ID: AnnotationSpec = AnnotationSpec::new(annotations::EXTERNAL_ID, 2048);
-const SESSION_POLICIES: AnnotationSpec =
-    AnnotationSpec::new(annotations::SESSION_POLICIES, 24 * 1024);
-const PERMITTED: AnnotationSpec = AnnotationSpec::new(annotations::PERMITTED, 16 * 1024);
-const ALLOWED_ROLES: AnnotationSpec = AnnotationSpec::new(annotations::ALLOWED_ROLES, 64 * 1024);
-const IMDSV2: AnnotationSpec = AnnotationSpec::new(annotations::IMDSV2, 64);
-const ROLE_ARN: AnnotationSpec = AnnotationSpec::new(annotations::ROLE_ARN, 2048);
 /// The ServiceAccount of pods without `spec.serviceAccountName`.
 const DEFAULT_SERVICE_ACCOUNT: &str = "default";
-/// Set only by the kubelet, on the mirror pod of a static pod
-/// (<https://kubernetes.io/docs/reference/labels-annotations-taints/#kubernetes-io-config-mirror>).
-const CONFIG_MIRROR: AnnotationSpec = AnnotationSpec::new("kubernetes.io/config.mirror", 128);
-const CONFIG_HASH: AnnotationSpec = AnnotationSpec::new("kubernetes.io/config.hash", 128);
-
-/// The name and the filter of a field.
-type Field = (&'static str, Filter);
-
-const WORD: Filter = Filter::Text(1024);
-const LONG: Filter = Filter::Text(64 * 1024);
-const KIND: Field = ("kind", WORD);
-const API_VERSION: Field = ("apiVersion", WORD);
-const NAME: Field = ("name", WORD);
-const NAMESPACE: Field = ("namespace", WORD);
-const UID: Field = ("uid", WORD);
-const VERSION: Field = ("resourceVersion", WORD);
-// Of an error, which may come instead of an object.
-const CODE: Field = ("code", WORD);
-const REASON: Field = ("reason", WORD);
-const STATUS: Field = ("status", WORD);
-const TEXT: Field = ("message", LONG);
-
-/// The filter of a pod.
-pub(super) const POD: Filter = Filter::Fields(&[
-    KIND,
-    API_VERSION,
-    CODE,
-    REASON,
-    TEXT,
-    (
-        "metadata",
-        Filter::Fields(&[
-            NAME,
-            NAMESPACE,
-            UID,
-            VERSION,
-            ("deletionTimestamp", WORD),
-            ("annotations", POD_ANNOTATIONS),
-            ("ownerReferences", OWNERS),
-        ]),
-    ),
-    (
-        "spec",
-        Filter::Fields(&[("nodeName", WORD), ("hostNetwork", WORD), ("serviceAccountName", WORD)]),
-    ),
-    (
-        "status",
-        Filter::Fields(&[
-            ("phase", WORD),
-            ("hostIP", WORD),
-            ("podIP", WORD),
-            ("podIPs", Filter::Each(&Filter::Fields(&[("ip", WORD)]))),
-        ]),
-    ),
-]);
-
-const OWNERS: Filter = Filter::Each(&Filter::Fields(&[("controller", WORD), ("kind", WORD)]));
-
-const POD_ANNOTATIONS: Filter = Filter::Fields(&[
-    ROLE.field(),
-    SESSION_NAME.field(),
-    EXTERNAL_ID.field(),
-    SESSION_POLICIES.field(),
-    CONFIG_MIRROR.field(),
-    CONFIG_HASH.field(),
-]);
-
-/// The filter of a namespace.
-pub(super) const NAMESPACE_OBJECT: Filter = Filter::Fields(&[
-    KIND,
-    API_VERSION,
-    CODE,
-    REASON,
-    TEXT,
-    STATUS,
-    (
-        "metadata",
-        Filter::Fields(&[
-            NAME,
-            VERSION,
-            (
-                "annotations",
-                Filter::Fields(&[PERMITTED.field(), ALLOWED_ROLES.field(), IMDSV2.field()]),
-            ),
-        ]),
-    ),
-]);
-
-/// The filter of a ServiceAccount.
-pub(super) const ACCOUNT_OBJECT: Filter = Filter::Fields(&[
-    KIND,
-    API_VERSION,
-    CODE,
-    REASON,
-    TEXT,
-    STATUS,
-    (
-        "metadata",
-        Filter::Fields(&[
-            NAME,
-            NAMESPACE,
-            VERSION,
-            ("annotations", Filter::Fields(&[ROLE_ARN.field()])),
-        ]),
-    ),
-]);
-
-/// The filter of a list's metadata.
-const LIST_METADATA: Field = ("metadata", Filter::Fields(&[VERSION, ("continue", LONG)]));
-
-/// The filters of objects, their lists and their events.
-pub(super) trait ObjectFilters {
-    const OBJECT: Filter;
-    const LIST: Filter = Filter::Fields(&[LIST_METADATA, ("items", Filter::Items(&Self::OBJECT))]);
-    /// The filter of a watch's event, or of an error instead of one.
-    const EVENT: Filter = Filter::Fields(&[
-        ("type", WORD),
-        ("object", Self::OBJECT),
-        KIND,
-        CODE,
-        REASON,
-        TEXT,
-        STATUS,
-    ]);
-}
 
 /// Why an object or a list is malformed.
 #[derive(Debug, thiserror::Error)]
@@ -386,24 +248,16 @@ impl Metadata {
     }
 }
 
-// === impl AnnotationSpec ===
-
-impl AnnotationSpec {
-    const fn new(name: &'static str, most: usize) -> Self {
-        Self { name, most }
-    }
-
-    const fn field(self) -> Field {
-        (self.name, Filter::Text(self.most))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
     use crate::cluster::sieve::Sieve;
+    use crate::cluster::{
+        filters::{NAMESPACE_OBJECT, ObjectFilters, POD},
+        sieve::Filter,
+    };
 
     const UID: &str = "3c1f7b0e-8a55-4f0d-9d3a-5be2c64a7f10";
     const HASH: &str = "6d1f2a3b4c5d6e7f8091a2b3c4d5e6f7";

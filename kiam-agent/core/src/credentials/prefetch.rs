@@ -40,7 +40,6 @@ const IN_FLIGHT: usize = 16;
 
 /// Immediate retries after [`ErrorClass::TooLong`]: more than any source needs.
 const TOO_LONG: u32 = 8;
-
 /// Credentials that no pod wants any more are kept for this long: a pod's successor often comes at once.
 const LINGER: Duration = Duration::from_secs(60);
 
