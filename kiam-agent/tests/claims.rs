@@ -102,12 +102,12 @@ const CLAIMS: &[Claim] = &[
     claim(
         "ARCHITECTURE.md",
         "3 s before the grace period is over",
-        Source("ending.rs", "MARGIN: Duration = Duration::from_secs(3);"),
+        Source("departure.rs", "MARGIN: Duration = Duration::from_secs(3);"),
     ),
     claim(
         "docs/operating.md",
         "3 s before `--grace-period` is over",
-        Source("ending.rs", "MARGIN: Duration = Duration::from_secs(3);"),
+        Source("departure.rs", "MARGIN: Duration = Duration::from_secs(3);"),
     ),
     claim(
         "docs/operating.md",
@@ -364,7 +364,7 @@ const CLAIMS: &[Claim] = &[
     claim(
         "ARCHITECTURE.md",
         "10 s before that, it tells successors",
-        Source("ending.rs", "HURRY: Duration = Duration::from_secs(10);"),
+        Source("departure.rs", "HURRY: Duration = Duration::from_secs(10);"),
     ),
     claim(
         "ARCHITECTURE.md",

@@ -255,7 +255,7 @@ mod tests {
     use super::*;
     use crate::cluster::sieve::Sieve;
     use crate::cluster::{
-        filters::{NAMESPACE_OBJECT, ObjectFilters, POD},
+        filters::{ACCOUNT_OBJECT, NAMESPACE_OBJECT, ObjectFilters, POD},
         sieve::Filter,
     };
 
