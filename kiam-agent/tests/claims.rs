@@ -239,17 +239,17 @@ const CLAIMS: &[Claim] = &[
     claim(
         "docs/policy.md",
         "| `session-policies` | 24 KiB |",
-        Source("cluster/wire.rs", "annotations::SESSION_POLICIES, 24 * 1024)"),
+        Source("cluster/filters.rs", "annotations::SESSION_POLICIES, 24 * 1024)"),
     ),
     claim(
         "docs/policy.md",
         "| `permitted` | 16 KiB |",
-        Source("cluster/wire.rs", "annotations::PERMITTED, 16 * 1024)"),
+        Source("cluster/filters.rs", "annotations::PERMITTED, 16 * 1024)"),
     ),
     claim(
         "docs/policy.md",
         "| `allowed-roles` | 64 KiB |",
-        Source("cluster/wire.rs", "annotations::ALLOWED_ROLES, 64 * 1024)"),
+        Source("cluster/filters.rs", "annotations::ALLOWED_ROLES, 64 * 1024)"),
     ),
     claim(
         "docs/policy.md",
