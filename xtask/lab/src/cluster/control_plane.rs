@@ -12,7 +12,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::NODE_NAME;
 use serde_json::{Value, json};
 
-use super::stage::{OUTSIDE, wait};
+use super::{
+    kubectl::Kubectl,
+    stage::{OUTSIDE, wait},
+};
 
 const ADMIN: &str = "admin-token";
 const KUBELET: &str = "kubelet-token";
@@ -52,13 +55,19 @@ impl ControlPlane {
         })?;
         let config = plane.folder.join("admin.kubeconfig");
         fs::write(&config, plane.kubeconfig(ADMIN)?.to_string()).context("writing kubeconfig")?;
+        let kubectl = plane.kubectl();
+        // The controllers give up where the API is not ready soon.
+        wait("the API", || {
+            kubectl.run("get --raw=/readyz").err().map(|error| format!("{error:#}"))
+        })?;
         plane.controllers(&config)?;
         Ok(plane)
     }
 
     /// The administrator's.
-    pub(super) fn admin_config(&self) -> PathBuf {
-        self.folder.join("admin.kubeconfig")
+    pub(super) fn kubectl(&self) -> Kubectl {
+        let config = self.folder.join("admin.kubeconfig");
+        Kubectl { program: self.programs.join("kubectl"), config }
     }
 
     /// What the node's kubelet reaches the API with.

@@ -19,7 +19,7 @@ ip -N -4 rule show | grep 'proto 107' || :
 ip -N -6 rule show | grep 'proto 107' || :
 tc qdisc show | grep clsact || :
 ls -d /run/kiam 2>/dev/null || :
-find /etc/systemd /run/systemd -name '*kiam*'";
+find /etc/systemd -name '*kiam*'";
 
 fn early_pods(stage: &Stage) -> Result<Vec<(String, Vec<Try>)>> {
     let pods = stage.pods("early")?;

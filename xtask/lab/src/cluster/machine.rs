@@ -21,6 +21,8 @@ pub(super) const TAP: &str = "tap0";
 const SHELL: u16 = 5555;
 /// The node's end. Without `gro` large transfers hang.
 const CABLE: &str = "vec0:transport=tap,ifname=tap0,depth=128,gro=1,mac=02:00:00:00:00:01";
+/// It would wait for udev's word on the cable, which is masked. The network is made by a unit of the test's.
+const MASK: &str = "systemd.mask=systemd-networkd-wait-online.service";
 /// What a script ends with, where it succeeds.
 const DONE: &str = "\nit is done\n";
 
@@ -50,7 +52,7 @@ impl Machine {
         // All that the kernel is made of dies with the first process of its own process namespace.
         boot.args(["--mount", "--pid", "--fork", "--kill-child"]);
         boot.arg(workspace().join("xtask/node-vm/boot.sh"));
-        boot.arg(&self.node).arg(&self.folder).arg(CABLE).stdin(Stdio::null());
+        boot.arg(&self.node).arg(&self.folder).args([CABLE, MASK]).stdin(Stdio::null());
         boot.stderr(console.try_clone().context("sharing the console")?).stdout(console);
         self.running = Some(boot.spawn().context("starting unshare (util-linux)")?);
         wait("the node's shell", || self.shell("true").err().map(|error| format!("{error:#}")))

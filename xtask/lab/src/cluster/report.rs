@@ -21,7 +21,8 @@ pub(super) fn write(versions: &[String], outcomes: &[Outcome]) -> Result<()> {
     fs::write(&path, text).with_context(|| format!("writing {DOCUMENT}"))
 }
 
-fn table(versions: &[String], outcomes: &[Outcome]) -> Result<String> {
+/// The versions, and a line for each row.
+pub(super) fn table(versions: &[String], outcomes: &[Outcome]) -> Result<String> {
     let mut text = String::new();
     for version in versions {
         writeln!(text, "- {version}").context("writing a line")?;

@@ -30,9 +30,10 @@ use super::{
     machine::{Machine, TAP, share_files},
 };
 use crate::node_vm::share;
+use xtask::command::workspace;
 
 /// Whatever is waited for comes long before.
-pub(super) const LIMIT: Duration = Duration::from_secs(400);
+pub(super) const LIMIT: Duration = Duration::from_secs(600);
 /// This end of the node's cable, where the API server and STS are.
 pub(super) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 77, 255, 254);
 
@@ -68,12 +69,9 @@ impl Stage {
         let config = plane.kubelet_config()?.to_string();
         fs::write(node.join("kubeconfig"), config).context("writing kubeconfig")?;
         share("kiam-agent", &shared)?;
-        image::write(&shared.join("kiam-agent"), &node.join("images"))?;
-        let kubectl =
-            Kubectl { program: parts.programs.join("kubectl"), config: plane.admin_config() };
-        wait("the API", || {
-            kubectl.run("get --raw=/readyz").err().map(|error| format!("{error:#}"))
-        })?;
+        let (agent, disk) = (shared.join("kiam-agent"), parts.node.join("disk"));
+        image::write(&agent, &disk, &node.join("images"))?;
+        let kubectl = plane.kubectl();
         plane.ensure_runs()?;
         let machine = Machine::new(&parts.node, folder);
         let (versions, folder) = (Vec::new(), folder.to_owned());
@@ -82,8 +80,12 @@ impl Stage {
 
     /// Applies a file of `xtask/cluster/pods`.
     pub(super) fn apply(&self, name: &str) -> Result<()> {
-        let file = xtask::command::workspace().join("xtask/cluster/pods").join(name);
-        self.kubectl.run_words(&["apply", &format!("--filename={}", file.display())]).map(drop)
+        self.kubectl.run_words(&["apply", &filename(name)]).map(drop)
+    }
+
+    /// Deletes what such a file made, and waits until it is gone.
+    pub(super) fn delete(&self, name: &str) -> Result<()> {
+        self.kubectl.run_words(&["delete", &filename(name), "--cascade=foreground"]).map(drop)
     }
 
     /// Makes a kustomization of `deploy/` with what this cluster needs, and with a boot guard; its folder, as a word.
@@ -123,6 +125,10 @@ impl Stage {
     pub(super) fn packets_of_pods(&self) -> u64 {
         self.imds.attackers_packets().values().sum()
     }
+}
+
+fn filename(name: &str) -> String {
+    format!("--filename={}", workspace().join("xtask/cluster/pods").join(name).display())
 }
 
 /// Makes this end of the node's cable: where the service's addresses are, the API server, and STS.

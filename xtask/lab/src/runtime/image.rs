@@ -16,18 +16,27 @@ pub(super) const BUSYBOX: &str = "/bin/busybox";
 /// # Errors
 ///
 /// Without a busybox on this machine.
-pub fn write(archive: &Path) -> Result<()> {
-    let config = json!({ "Cmd": ["/bin/busybox", "sleep", "2147483647"] });
-    write_image(&busybox()?, NAME, config, archive)
+pub(super) fn write(archive: &Path) -> Result<()> {
+    write_busybox(Path::new(BUSYBOX), archive)
 }
 
-/// The root of an image that has busybox, and the shell that it is.
+/// Writes an image of this busybox under the name of the lab's.
 ///
 /// # Errors
 ///
-/// Without a busybox on this machine.
-pub fn busybox() -> Result<Root> {
-    let program = fs::read(BUSYBOX).with_context(|| format!("reading {BUSYBOX}"))?;
+/// Those of the files.
+pub fn write_busybox(program: &Path, archive: &Path) -> Result<()> {
+    let config = json!({ "Cmd": ["/bin/busybox", "sleep", "2147483647"] });
+    write_image(&busybox(program)?, NAME, config, archive)
+}
+
+/// The root of an image that has this busybox, and the shell that it is.
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub fn busybox(program: &Path) -> Result<Root> {
+    let program = fs::read(program).with_context(|| format!("reading {}", program.display()))?;
     let mut root = Root::default();
     root.file("bin/busybox", 0o755, program).link("bin/sh", "busybox").folder("tmp", 0o1777);
     Ok(root)

@@ -13,7 +13,7 @@ mod oci;
 mod shape;
 
 pub use containerd::{Containerd, Handler, import, network_config, unready};
-pub use image::{NAME as IMAGE, busybox, write as write_busybox, write_image};
+pub use image::{NAME as IMAGE, busybox, write_busybox, write_image};
 pub use kubelet::{Container, Exited, Kubelet, Sandbox};
 pub use shape::{Bind, CgroupDriver, Processes, Shape};
 
