@@ -4,7 +4,6 @@
 //! programs, and SDKs cache the credentials that they got there until those expire.
 
 use std::{
-    collections::HashSet,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     time::{Duration, SystemTime},
 };
@@ -16,15 +15,18 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use crate::imds::NodeRole;
+use crate::{
+    cluster::{Age, Exposed},
+    imds::NodeRole,
+};
 use kiam_core::{
     blocking::{self, Blocking},
     clock::Clock,
     lifecycle::Drain,
-    pods::{Pod, PodReader, PodUid},
+    pods::{Pod, PodReader},
 };
 use kiam_kernel::{
-    intercept::{self, older_pods, since_boot},
+    intercept::{self, InterceptedSince, OlderPods, OlderSearch, since_boot},
     sys::Cgroup,
 };
 
@@ -40,12 +42,14 @@ const MINUTE: u64 = 60;
 #[derive(Clone, Debug, Default)]
 pub struct Exposure {
     entitlement: Entitlement,
-    pods: Arc<Mutex<Pods>>,
+    pods: Arc<Mutex<SearchResult>>,
 }
 
 #[derive(Debug, Default)]
-struct Pods {
-    uids: HashSet<PodUid>,
+struct SearchResult {
+    pods: OlderPods,
+    /// Whether pods' packets come to the real service past the node's routing rules, as far as that is known.
+    bypassed: Option<watch::Receiver<bool>>,
     /// When the last of their credentials have expired.
     until: Option<SystemTime>,
 }
@@ -81,9 +85,27 @@ pub struct Search<S> {
     /// Where the pods' cgroup and the pins are.
     pub config: intercept::Config,
     /// Since when pods are intercepted.
-    pub attached: watch::Receiver<Option<Duration>>,
+    pub intercepted: watch::Receiver<Option<InterceptedSince>>,
     /// How many there are.
-    pub gauge: Gauge<u64, AtomicU64>,
+    pub gauges: Gauges,
+}
+
+/// The numbers of pods that may hold the node's credentials.
+#[derive(Clone, Debug, Default)]
+pub struct Gauges {
+    older: Gauge<u64, AtomicU64>,
+    unknown: Gauge<u64, AtomicU64>,
+}
+
+/// What is still to search.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Since when pods were intercepted at the last search, in part or completely.
+    since: Option<InterceptedSince>,
+    /// `None` once all pods were searched.
+    search: Option<OlderSearch>,
+    /// Whether it was logged that pods can't be searched.
+    failure_logged: bool,
 }
 
 // === impl Exposure ===
@@ -103,20 +125,39 @@ impl Exposure {
 
     /// Until when the pod may hold the node's credentials; `None` for pods that can't, or are entitled to them.
     #[must_use]
-    pub fn until(&self, pod: &Pod) -> Option<SystemTime> {
-        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_found = |uid: &PodUid| pods.uids.contains(uid);
+    pub fn of(&self, pod: &Pod) -> Option<Exposed> {
+        let found = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = found.until.filter(|_| pod.live && self.entitlement.of(pod).is_none())?;
         // A static pod's cgroup is named by its hash.
-        let is_older = is_found(pod.config_hash.as_ref().unwrap_or(&pod.uid));
-        pods.until.filter(|_| pod.live && is_older && self.entitlement.of(pod).is_none())
+        let uid = pod.config_hash.as_ref().unwrap_or(&pod.uid);
+        let bypassed = found.bypassed.as_ref().is_some_and(|bypassed| *bypassed.borrow());
+        // The rules let the node's own packets pass.
+        let routing_counts = !pod.host_network && !bypassed;
+        let OlderPods { older, routed, unknown } = &found.pods;
+        if older.contains(uid) || (!routing_counts && routed.contains(uid)) {
+            return Some(Exposed { until, age: Age::Older });
+        }
+        unknown.contains(uid).then_some(Exposed { until, age: Age::Unknown })
     }
 
-    fn set(&self, uids: HashSet<PodUid>, until: Option<SystemTime>) {
-        *self.pods.lock().unwrap_or_else(PoisonError::into_inner) = Pods { uids, until };
+    /// Whether the pod is known to have run before it was intercepted.
+    #[must_use]
+    pub fn is_certain(&self, pod: &Pod) -> bool {
+        self.of(pod).is_some_and(|exposed| exposed.age == Age::Older)
     }
 
-    fn is_empty(&self) -> bool {
-        self.pods.lock().unwrap_or_else(PoisonError::into_inner).uids.is_empty()
+    /// Counts pods that routing rules kept from the real service, too, while packets are found to pass the rules.
+    pub fn follow(&self, bypassed: watch::Receiver<bool>) {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).bypassed = Some(bypassed);
+    }
+
+    fn set(&self, pods: OlderPods, until: Option<SystemTime>) {
+        let mut found = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        (found.pods, found.until) = (pods, until);
+    }
+
+    fn has_ended(&self) -> bool {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).until.is_none()
     }
 }
 
@@ -133,15 +174,24 @@ impl Entitlement {
     }
 }
 
-/// The metric of how many exposed pods there are.
-pub fn gauge(registry: &mut Registry) -> Gauge<u64, AtomicU64> {
-    let gauge = Gauge::default();
-    registry.register(
-        "kiam_intercept_older_pods",
-        "Pods of the node that ran before the kernel programs were attached, and may still hold the node's credentials",
-        gauge.clone(),
-    );
-    gauge
+// === impl Gauges ===
+
+impl Gauges {
+    /// Registers the gauges.
+    pub fn register(registry: &mut Registry) -> Self {
+        let gauges = Self::default();
+        registry.register(
+            "kiam_intercept_older_pods",
+            "Pods of the node that ran before the kernel programs were attached, and may still hold the node's credentials",
+            gauges.older.clone(),
+        );
+        registry.register(
+            "kiam_intercept_pods_of_unknown_age",
+            "Pods of the node of which the agent can't tell whether they ran before the kernel programs were attached",
+            gauges.unknown.clone(),
+        );
+        gauges
+    }
 }
 
 // === impl Search ===
@@ -151,62 +201,96 @@ impl<S: Fn(&Pod) -> bool> Search<S> {
     pub async fn run(mut self, mut drain: Drain) {
         let mut ticks = interval(PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // What the last complete search was for.
-        let mut searched = None;
+        let mut progress = Progress::default();
         loop {
             tokio::select! {
                 () = drain.started() => return,
                 _ = ticks.tick() => {}
                 // Its sender goes with the agent.
-                Ok(()) = self.attached.changed() => {}
+                Ok(()) = self.intercepted.changed() => {}
             }
-            let attached = *self.attached.borrow_and_update();
-            let due = attached.filter(|attached| since_boot() < *attached + LIFETIME);
-            match due {
-                None if !self.exposure.is_empty() => {
+            let since = *self.intercepted.borrow_and_update();
+            let due = since.filter(|since| since_boot() < since.programs + LIFETIME);
+            if due != progress.since {
+                let search = due.map(OlderSearch::new);
+                progress = Progress { since: due, search, failure_logged: false };
+            }
+            match progress.since {
+                None if !self.exposure.has_ended() => {
                     info!("The node's credentials that pods may have held have expired");
-                    self.exposure.set(HashSet::new(), None);
+                    self.exposure.set(OlderPods::default(), None);
                 }
-                Some(attached) if searched != due && self.search(attached).await => searched = due,
-                _ => {}
+                Some(since) => self.go_on(since, &mut progress).await,
+                None => {}
             }
             self.count();
         }
     }
 
-    /// Whether all pods were searched.
-    async fn search(&self, attached: Duration) -> bool {
+    /// Searches the pods that were not searched yet.
+    async fn go_on(&self, since: InterceptedSince, progress: &mut Progress) {
+        let Some(mut search) = progress.search.take() else { return };
         let config = self.config.clone();
-        let search = move |token: &Blocking| {
-            let cgroup = Cgroup::open(token, config.cgroup.as_deref())?;
-            older_pods(token, &cgroup, &config.bpffs, attached)
+        let work = move |token: &Blocking| {
+            let cgroup = Cgroup::open(token, config.cgroup.as_deref());
+            let done = cgroup.and_then(|cgroup| search.go_on(token, &cgroup, &config.bpffs));
+            (search, done)
         };
-        let found = match blocking::spawn(search).await {
-            Ok(Ok(found)) => found,
-            Ok(Err(error)) => {
-                warn!(%error, "Pods that are older than the kernel programs can't be searched for; trying again");
-                return false;
+        // The runtime ends else.
+        let Ok((search, done)) = blocking::spawn(work).await else { return };
+        let until = end(self.clock.now(), since_boot(), since.programs);
+        let found = search.found().clone();
+        self.exposure.set(found.clone(), Some(until));
+        match done {
+            Ok(true) => report(&found, until),
+            Ok(false) => progress.search = Some(search),
+            Err(error) => {
+                if !std::mem::replace(&mut progress.failure_logged, true) {
+                    warn!(%error, "Pods that are older than the kernel programs can't be searched for; trying again");
+                }
+                progress.search = Some(search);
             }
-            // The runtime ends.
-            Err(_) => return false,
-        };
-        let until = end(self.clock.now(), since_boot(), attached);
-        if found.pods.is_empty() {
-            debug!("No pod is older than the kernel programs");
-        } else {
-            info!(
-                pods = found.pods.len(),
-                until = %humantime::format_rfc3339_seconds(until),
-                "Pods ran before the kernel programs were attached, and may hold the node's credentials"
-            );
         }
-        self.exposure.set(found.pods, Some(until));
-        found.complete
     }
 
     fn count(&self) {
-        let counts = |pod: &Arc<Pod>| (self.serves)(pod) && self.exposure.until(pod).is_some();
-        self.gauge.set(self.pods.all().iter().filter(|pod| counts(pod)).count() as u64);
+        let (mut sure, mut unknown) = (0, 0);
+        for pod in self.pods.all().iter().filter(|pod| (self.serves)(pod)) {
+            match self.exposure.of(pod).map(|exposed| exposed.age) {
+                Some(Age::Older) => sure += 1,
+                Some(Age::Unknown) => unknown += 1,
+                None => {}
+            }
+        }
+        self.gauges.older.set(sure);
+        self.gauges.unknown.set(unknown);
+    }
+}
+
+fn report(found: &OlderPods, until: SystemTime) {
+    let OlderPods { older, routed, unknown } = found;
+    if !older.is_empty() {
+        info!(
+            pods = older.len(),
+            until = %humantime::format_rfc3339_seconds(until),
+            "Pods ran before the kernel programs were attached, and may hold the node's credentials"
+        );
+    }
+    if !routed.is_empty() {
+        info!(
+            pods = routed.len(),
+            "Pods ran before the kernel programs were attached, and the boot guard kept those with a network of their own from the node's credentials"
+        );
+    }
+    if !unknown.is_empty() {
+        warn!(
+            pods = unknown.len(),
+            until = %humantime::format_rfc3339_seconds(until),
+            "Pods whose processes can't be read may have run before the kernel programs were attached"
+        );
+    }
+    if found == &OlderPods::default() {
+        debug!("No pod is older than the kernel programs");
     }
 }
 
@@ -234,17 +318,51 @@ mod tests {
         assert_eq!(until.as_secs(), 1_767_225_600 + 7 * 3600);
     }
 
+    fn older(number: u32) -> OlderPods {
+        OlderPods { older: [fixtures::uid(number)].into(), ..OlderPods::default() }
+    }
+
     #[test]
     fn static_pods_are_known_by_their_hash_and_ended_pods_hold_nothing() {
-        let exposure = Exposure::default();
+        let known = Exposure::default();
         let until = SystemTime::UNIX_EPOCH + Duration::from_secs(60);
-        let found = HashSet::from([fixtures::uid(1), fixtures::config_hash(2)]);
-        exposure.set(found, Some(until));
+        let mut found = older(1);
+        found.older.insert(fixtures::config_hash(2));
+        known.set(found, Some(until));
         let is_static = Pod::test(2).mirroring("kube-system", fixtures::config_hash(2));
-        assert_eq!(exposure.until(&Pod::test(1)), Some(until));
-        assert_eq!(exposure.until(&is_static), Some(until));
+        let exposed = Some(Exposed { until, age: Age::Older });
+        assert_eq!(known.of(&Pod::test(1)), exposed);
+        assert_eq!(known.of(&is_static), exposed);
         for pod in [Pod::test(1).over(), Pod::test(2), Pod::test(3)] {
-            assert_eq!(exposure.until(&pod), None, "{pod:?}");
+            assert_eq!(known.of(&pod), None, "{pod:?}");
         }
+    }
+
+    #[test]
+    fn an_unknown_age_shows_and_is_no_reason_to_evict() {
+        let known = Exposure::default();
+        let until = SystemTime::UNIX_EPOCH + Duration::from_secs(60);
+        let unknown = [fixtures::uid(1), fixtures::uid(2)].into();
+        known.set(OlderPods { unknown, ..older(2) }, Some(until));
+        let exposed = |age| Some(Exposed { until, age });
+        assert_eq!(known.of(&Pod::test(1)), exposed(Age::Unknown));
+        assert_eq!(known.of(&Pod::test(2)), exposed(Age::Older));
+        assert_eq!([1, 2].map(|number| known.is_certain(&Pod::test(number))), [false, true]);
+    }
+
+    #[test]
+    fn routing_rules_count_for_pods_with_a_network_of_their_own_while_they_hold() {
+        let known = Exposure::default();
+        let until = SystemTime::UNIX_EPOCH + Duration::from_secs(60);
+        let routed = [fixtures::uid(1), fixtures::uid(2)].into();
+        known.set(OlderPods { routed, ..OlderPods::default() }, Some(until));
+        let host = Pod { host_network: true, ..Pod::test(2) };
+        let exposed = || [&Pod::test(1), &host].map(|pod| known.is_certain(pod));
+        assert_eq!(exposed(), [false, true]);
+        let (bypassed, receiver) = watch::channel(false);
+        known.follow(receiver);
+        assert_eq!(exposed(), [false, true]);
+        bypassed.send_replace(true);
+        assert_eq!(exposed(), [true, true], "pods' packets pass the rules by");
     }
 }

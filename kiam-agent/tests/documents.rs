@@ -24,7 +24,7 @@ fn rows(path: &str, prefix: &str) -> BTreeSet<String> {
 }
 
 /// Metrics that are no counters have their own names.
-const GAUGES: [&str; 14] = [
+const GAUGES: [&str; 15] = [
     "kiam_cluster_failing",
     "kiam_cluster_pods",
     "kiam_credentials_calls_per_second",
@@ -34,6 +34,7 @@ const GAUGES: [&str; 14] = [
     "kiam_guard_route",
     "kiam_guard_uplinks",
     "kiam_intercept_older_pods",
+    "kiam_intercept_pods_of_unknown_age",
     "kiam_observed_pods",
     "kiam_selftest_failing",
     "kiam_sandboxes",

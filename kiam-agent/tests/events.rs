@@ -10,7 +10,7 @@ use std::{
 
 use futures::future::BoxFuture;
 use kiam_agent::{
-    cluster::{self, Cluster, EventParts},
+    cluster::{self, Age, Cluster, EventParts, Exposed},
     imds,
     proxy::Proxies,
 };
@@ -182,9 +182,14 @@ impl Fixture {
 }
 
 /// Of pods that are called so.
-fn exposed(pod: &Pod) -> Option<SystemTime> {
+fn exposed(pod: &Pod) -> Option<Exposed> {
     let until = SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600);
-    (pod.name == "old").then_some(until)
+    let age = match &*pod.name {
+        "old" => Age::Older,
+        "hidden" => Age::Unknown,
+        _ => return None,
+    };
+    Some(Exposed { until, age })
 }
 
 fn policy() -> policy::Config {
@@ -258,9 +263,21 @@ async fn pods_that_may_hold_the_nodes_credentials_are_told_once_whether_or_not_t
     fixture.index.apply(pod("old", None));
     fixture.index.apply(pod("young", None));
     fixture.until_told(&[("old", "NodeCredentialsExposed")]).await;
-    let events = fixture.api.store().events();
-    let note = events[0]["note"].as_str().unwrap();
-    assert!(note.contains("may hold the node's credentials until 2026-01-01T00:00:00Z"), "{note}");
+    let note = |name: &str| {
+        let events = fixture.api.store().events();
+        let event = events.iter().find(|event| event["regarding"]["name"] == name).unwrap();
+        event["note"].as_str().unwrap().to_owned()
+    };
+    fixture.index.apply(pod("hidden", None));
+    let reason = "NodeCredentialsExposed";
+    fixture.until_told(&[("hidden", reason), ("old", reason)]).await;
+    for (name, says) in [("old", "the pod ran before"), ("hidden", "the agent can't tell whether")]
+    {
+        let note = note(name);
+        assert!(note.starts_with(says), "{note}");
+        let until = "may hold the node's credentials until 2026-01-01T00:00:00Z";
+        assert!(note.contains(until), "{note}");
+    }
 }
 
 #[tokio::test]

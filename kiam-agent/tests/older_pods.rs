@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
 
-use std::{os::unix::net::UnixStream, thread, time::Duration};
+use std::{fs, os::unix::net::UnixStream, path::Path, thread, time::Duration};
 
 use kiam_agent::admin;
 use lab::{Agent, Lab, LabPod, PodSpec, eventually, pod_client::wire::exchange};
@@ -119,6 +119,70 @@ fn agents_that_come_later_know_it_as_long_as_nothing_was_detached() {
     let all = ["denied", "early", "gap", "late"];
     eventually("all but the last", || names(&lab) == all);
     assert!(shown(&lab).iter().all(|(_, later)| *later >= until[0].1));
+}
+
+#[test]
+fn programs_that_an_earlier_agent_had_not_make_no_pod_older() {
+    let Some(lab) = lab::node_test!() else { return };
+    let _early = pod(&lab, "early");
+    thread::sleep(TICKS);
+    let mut first = start(&lab, &[]);
+    let _late = pod(&lab, "late");
+    eventually("the first", || names(&lab) == ["early"]);
+    let until = shown(&lab);
+    first.kill().unwrap();
+    // As an agent leaves it whose release has these two alone.
+    let links = fs::read_dir(lab.pins().join("v2")).unwrap().flatten().map(|pin| pin.path());
+    let mut removed = 0;
+    for link in links.filter(|pin| pin.display().to_string().contains("/link_kiam_")) {
+        if !link.ends_with("link_kiam_connect4") && !link.ends_with("link_kiam_connect6") {
+            fs::remove_file(link).unwrap();
+            removed += 1;
+        }
+    }
+    assert!(removed >= 7, "{removed}");
+    thread::sleep(TICKS);
+    let second = start(&lab, &[]);
+    eventually("the second", || shown(&lab) == until);
+    eventually("one counted", || counted(&second) == Some(1));
+    thread::sleep(Duration::from_secs(6));
+    assert_eq!((shown(&lab), told(&lab)), (until, vec!["early".to_owned()]));
+}
+
+#[test]
+fn a_release_with_another_layout_of_the_maps_makes_no_pod_older() {
+    let Some(lab) = lab::node_test!() else { return };
+    let _early = pod(&lab, "early");
+    thread::sleep(TICKS);
+    let mut first = start(&lab, &[]);
+    let _late = pod(&lab, "late");
+    eventually("the first", || names(&lab) == ["early"]);
+    let until = shown(&lab);
+    first.kill().unwrap();
+    fs::rename(lab.pins().join("v2"), lab.pins().join("v1")).unwrap();
+    thread::sleep(TICKS);
+    let second = start(&lab, &[]);
+    assert!(!lab.pins().join("v1").exists());
+    eventually("the second", || shown(&lab) == until);
+    eventually("one counted", || counted(&second) == Some(1));
+}
+
+#[test]
+fn a_time_in_which_agents_only_observed_is_a_gap() {
+    let Some(lab) = lab::node_test!() else { return };
+    let mut first = start(&lab, &[]);
+    let _before = pod(&lab, "before");
+    thread::sleep(TICKS);
+    eventually("a search", || counted(&first) == Some(0));
+    first.kill().unwrap();
+    let mut second = start(&lab, &["--mode=observe"]);
+    let asked = pod(&lab, "meanwhile").credentials().unwrap();
+    assert_eq!(lab.role_of(&asked), None, "{asked:?}");
+    let _meanwhile = pod(&lab, "meanwhile-2");
+    thread::sleep(TICKS);
+    second.kill().unwrap();
+    let _third = start(&lab, &[]);
+    eventually("both", || names(&lab) == ["before", "meanwhile-2"]);
 }
 
 #[test]

@@ -95,7 +95,8 @@ pub(crate) static OBSERVED: LruHashMap<Sighting, Sightings> = LruHashMap::with_m
 pub(crate) static PODS: HashMap<u64, ConnectionCount> =
     HashMap::with_max_entries(PODS_PER_NODE, BPF_F_NO_PREALLOC);
 
-/// The time of each link's attachment by its id, in nanoseconds of `CLOCK_BOOTTIME`. Only agents use it.
+/// Since when each link intercepts, by its id, and by its complement since when routing rules did so before:
+/// `CLOCK_BOOTTIME` nanoseconds. For agents alone.
 #[map]
 pub(crate) static ATTACHED: HashMap<u32, u64> = HashMap::with_max_entries(64, 0);
 

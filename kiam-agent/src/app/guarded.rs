@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tracing::{Instrument as _, info, info_span};
 
 use super::{
@@ -56,7 +56,8 @@ impl Serving {
             None => core.process.attached.set(),
             Some(mut kernel) => {
                 detach = end.detach_on_exit.then(|| kernel.config.bpffs.clone());
-                guard(&mut core.process, &kernel.config, &mut kernel.parts).await?;
+                let bypassed = guard(&mut core.process, &kernel.config, &mut kernel.parts).await?;
+                core.knowledge.exposure.follow(bypassed);
                 if kernel.config.mode == Mode::Enforce {
                     test(&mut core.process, &kernel.config, &kernel.parts, self.witness);
                 }
@@ -83,12 +84,12 @@ impl Serving {
     }
 }
 
-/// Sets the guard up, and keeps it until the drain.
+/// Sets the guard up, and keeps it until the drain. Returns whether pods' packets pass its rules.
 async fn guard(
     process: &mut Process,
     config: &intercept::Config,
     parts: &mut InterceptionParts,
-) -> Result<(), Error> {
+) -> Result<watch::Receiver<bool>, Error> {
     let Process { registry, readiness, drain, tasks, .. } = process;
     let metrics = guard::Metrics::register(registry);
     let shown = (readiness.detail("guard route"), readiness.latch("older connections ended"));
@@ -111,8 +112,9 @@ async fn guard(
     }
     let guard = Guard::start(asked, ends_hosts, &parts.cgroup, uplink, metrics, shown).await;
     let guard = guard.map_err(intercept::Error::from)?;
+    let bypassed = guard.bypassed();
     tasks.spawn(guard.keep(drain.clone()).instrument(info_span!("guard")));
-    Ok(())
+    Ok(bypassed)
 }
 
 /// Tests the interception until the drain; the agent is not ready before the first self-test succeeds.

@@ -197,7 +197,7 @@ impl Knowledge {
             serves: Box::new(self.node_pods.filter()),
             policy: self.policy.clone(),
             credentials: self.credentials.clone(),
-            exposed: Box::new(move |pod| exposure.until(pod)),
+            exposed: Box::new(move |pod| exposure.of(pod)),
             clock: process.clock.clone(),
             period: EVENTS,
             send,
@@ -231,7 +231,8 @@ fn eviction_parts(pods: &PodReader, node_pods: NodePods, exposure: &Exposure) ->
     let exposure = exposure.clone();
     EvictionParts {
         pods: pods.clone(),
-        is_due: Box::new(move |pod| node_pods.includes(pod) && exposure.until(pod).is_some()),
+        // Not a pod whose age is unknown.
+        is_due: Box::new(move |pod| node_pods.includes(pod) && exposure.is_certain(pod)),
         pace: EVICTIONS,
     }
 }

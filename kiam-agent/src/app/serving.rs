@@ -164,8 +164,8 @@ fn search_older_pods(process: &mut Process, kernel: &Kernel, knowledge: &Knowled
         serves: knowledge.node_pods.filter(),
         clock: process.clock.clone(),
         config: kernel.config.clone(),
-        attached: kernel.parts.attached.clone(),
-        gauge: older_pods::gauge(&mut process.registry),
+        intercepted: kernel.parts.intercepted.clone(),
+        gauges: older_pods::Gauges::register(&mut process.registry),
     };
     process.spawn(search.run(process.drain.clone()));
 }

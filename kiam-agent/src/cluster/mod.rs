@@ -26,7 +26,7 @@ mod wire;
 use std::{path::PathBuf, time::Duration};
 
 pub use self::{
-    events::{EventParts, Events, Exposure},
+    events::{Age, EventParts, Events, Exposed, Exposure},
     eviction::{EvictionParts, Evictions},
     metrics::Metrics,
     startup_taint::{InvalidTaintKey, StartupTaint, TaintKey},

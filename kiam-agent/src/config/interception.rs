@@ -41,6 +41,7 @@ pub(super) fn interception(
         attested: identity == Identity::Kernel,
         guard,
         boot_guard,
+        boot_notes: Some(PathBuf::from(&flags.state_dir)),
         path,
         selftest_interval: selftest_interval.unwrap_or(SECOND * 60),
         operator_ports: operator_ports(flags),

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::{Settings, requests};
 use crate::{
+    cluster::{Age, Exposed},
     imds::{self, Imdsv2, PathKind, RecordedRequest},
     older_pods::Grounds,
 };
@@ -33,7 +34,7 @@ pub(super) struct Account<'a> {
     pub(super) path: Result<String, String>,
     pub(super) journal: imds::Page,
     /// Until when the pod may hold the node's credentials.
-    pub(super) exposed: Option<SystemTime>,
+    pub(super) exposed: Option<Exposed>,
     /// Why the pod gets the node's credentials, if it does.
     pub(super) grounds: Option<Grounds>,
     pub(super) now: SystemTime,
@@ -56,8 +57,11 @@ impl Account<'_> {
                 shown[list] = noted.iter().map(requests::json).collect();
             }
         }
-        if let Some(until) = self.exposed {
+        if let Some(Exposed { until, age }) = self.exposed {
             shown["mayHoldNodeCredentialsUntil"] = json!(time(until));
+            if age == Age::Unknown {
+                shown["age"] = json!("unknown");
+            }
         }
         match &self.decision {
             Decision::Refuse(refusal) => shown["refused"] = json!(refusal.to_string()),
@@ -116,11 +120,8 @@ impl Account<'_> {
         if let Decision::Allow(_) = &self.decision {
             lines.push(("credentials", self.cached_credentials()));
         }
-        if let Some(until) = self.exposed {
-            let says = format!(
-                "the pod ran before the kernel programs were attached, and may hold the node's credentials until {}",
-                time(until)
-            );
+        if let Some(Exposed { until, age }) = self.exposed {
+            let says = format!("{age} may hold the node's credentials until {}", time(until));
             lines.push(("older", says));
         }
         if self.settings.observes {

@@ -118,7 +118,7 @@ impl Explainer {
         let (path, now) = (paths.of(pod), self.clock.now());
         let journal = journal.of(&pod.uid);
         let (pod, settings) = (pod.clone(), &*self.settings);
-        let (exposed, grounds) = (exposure.until(&pod), exposure.entitlement().of(&pod));
+        let (exposed, grounds) = (exposure.of(&pod), exposure.entitlement().of(&pod));
         Account {
             pod,
             namespace,
@@ -175,7 +175,10 @@ mod tests {
     use tokio::{sync::watch, time::Instant};
 
     use super::*;
-    use crate::older_pods::Entitlement;
+    use crate::{
+        cluster::{Age, Exposed},
+        older_pods::Entitlement,
+    };
     use kiam_core::{
         credentials::{self, CredentialSource, Credentials, Prefetcher, SourceError, State},
         lifecycle::Readiness,
@@ -334,7 +337,8 @@ mod tests {
         for account in &mut accounts {
             account.path = Ok("pod-local: listening on port 62575 inside the pod".to_owned());
         }
-        accounts[0].exposed = Some(at + Duration::from_secs(5 * 3600));
+        let until = at + Duration::from_secs(5 * 3600);
+        accounts[0].exposed = Some(Exposed { until, age: Age::Older });
         // It is varied at random.
         if let Some(State::Failed { retry_at, .. }) = &mut accounts[2].credentials {
             *retry_at = Instant::now() + Duration::from_secs(12);

@@ -9,6 +9,7 @@ use std::{
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
 use crate::{admin, handover, imds};
+use kiam_kernel::guard::is_boot_note;
 
 /// Removes what dead agents left in `state_dir`: sockets that nobody listens at, links that lead nowhere and, where no
 /// agent runs or starts, the key of the session tokens. Then the folder, if it is empty. Returns what it removed.
@@ -63,6 +64,10 @@ fn is_left(path: &Path, unused: bool) -> bool {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
     if imds::is_key_file(name) {
         return unused;
+    }
+    // The rules that it is about are removed as well.
+    if is_boot_note(name) {
+        return true;
     }
     let Ok(status) = fs::symlink_metadata(path) else { return false };
     match (status.file_type().is_socket(), status.is_symlink()) {
@@ -119,11 +124,13 @@ mod tests {
         let alive = socket("admin.4567.sock");
         symlink("admin.0123.sock", state.join("admin.sock")).unwrap();
         symlink("admin.0123.sock", state.join(".admin.0123.sock.link")).unwrap();
-        for file in ["token.key", ".token.key.0123", "admin.txt", "somebody's"] {
+        let notes = ["boot-guard", "boot-guard.new"];
+        for file in ["token.key", ".token.key.0123", "admin.txt", "somebody's"].iter().chain(&notes)
+        {
             fs::write(state.join(file), "").unwrap();
         }
         // An agent hangs.
-        assert_eq!(remove(&state, false).unwrap().len(), 6);
+        assert_eq!(remove(&state, false).unwrap().len(), 8);
         let stay = [".token.key.0123", "admin.4567.sock", "admin.txt", "somebody's", "token.key"];
         assert_eq!(names(&state), stay);
         // One without interceptor has no pins in use.

@@ -2,13 +2,21 @@
 
 use std::{
     fs,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, Output},
+    thread,
+    time::Duration,
 };
 
-use lab::{Lab, LabPod, PodSpec, eventually};
+use kiam_agent::admin;
+use lab::{Lab, LabPod, PodSpec, eventually, pod_client::wire::exchange};
+use serde_json::Value;
 
 use super::{AGENT, assert_shut, expected_rules, host_gets_the_instance_id, packets, rules};
+
+/// Start times are told in hundredths of a second.
+const TICKS: Duration = Duration::from_millis(50);
 
 /// What the agent prints of the boot guard's texts.
 fn printed(what: &str, further: &[&str]) -> String {
@@ -17,9 +25,25 @@ fn printed(what: &str, further: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Runs the script as the unit does.
-fn boot(lab: &Lab, script: &Path) -> Output {
+/// Runs the script as the unit does, but for where it notes when.
+fn boot(lab: &Lab) -> Output {
+    let script = lab.node.folder().join("boot-guard.sh");
+    let state = lab.state().display().to_string();
+    fs::write(&script, printed("script", &[]).replace("/run/kiam", &state)).unwrap();
     lab.node.command("/bin/sh").unwrap().arg(script).env_clear().output().unwrap()
+}
+
+/// The pods of which `/pods` says that they may hold the node's credentials.
+fn exposed(lab: &Lab) -> Vec<String> {
+    let Ok(mut operator) = UnixStream::connect(lab.state().join(admin::SOCKET)) else {
+        return Vec::new();
+    };
+    let request = "GET /pods HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let Ok(reply) = exchange(&mut operator, request) else { return Vec::new() };
+    let pods: Value = serde_json::from_str(&reply.body).unwrap();
+    let exposed = pods.as_array().unwrap().iter();
+    let exposed = exposed.filter(|pod| !pod["mayHoldNodeCredentialsUntil"].is_null());
+    exposed.map(|pod| pod["name"].as_str().unwrap().to_owned()).collect()
 }
 
 /// A folder that outlives a boot, as the node's own does.
@@ -50,20 +74,19 @@ fn at_boot_no_pod_reaches_the_imds_before_the_agent_and_the_agent_adopts_the_rul
     let Some(lab) = lab::node_test!() else { return };
     let folder = units();
     let script = folder.path().join("kiam-boot-guard.sh");
-    fs::write(&script, printed("script", &[])).unwrap();
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     // What the boot guard is for.
     assert!(asks(&pod).starts_with("answered: "), "without it the pod gets the node's");
     assert!(packets(&lab, &pod) > 0);
-    let early = lab.pod(PodSpec::new("shop", "bills").role("bills")).unwrap();
-
     // The second time as when the kubelet's start is what starts it again.
     for _ in 0..2 {
-        let output = boot(&lab, &script);
+        let output = boot(&lab);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(String::from_utf8_lossy(&output.stderr), "");
         assert_eq!(rules(lab.node.netns()), expected_rules(5));
     }
+    thread::sleep(TICKS);
+    let early = lab.pod(PodSpec::new("shop", "bills").role("bills")).unwrap();
     // The last packets of what the first pod asked came while the script ran.
     let before = packets(&lab, &pod);
     for pod in [&early, &pod] {
@@ -81,6 +104,7 @@ fn at_boot_no_pod_reaches_the_imds_before_the_agent_and_the_agent_adopts_the_rul
     }
     assert_eq!(packets(&lab, &early), 0);
     assert_eq!(packets(&lab, &pod), before);
+    eventually("the pod from before the script", || exposed(&lab) == ["orders"]);
     eventually("the agent writes the files", || {
         agent.admin("/ready").is_ok_and(|ready| ready.body.contains("boot guard: installed"))
     });
@@ -99,6 +123,42 @@ fn at_boot_no_pod_reaches_the_imds_before_the_agent_and_the_agent_adopts_the_rul
     assert!(!lab.state().exists() && !lab.pins().exists(), "{said}");
     let again = lab.uninstall_with(&[&unit]).unwrap();
     assert!(again.contains("nothing is installed"), "{again}");
+}
+
+#[test]
+fn rules_that_went_before_the_agent_came_count_for_nothing() {
+    let Some(lab) = lab::node_test!() else { return };
+    assert!(boot(&lab).status.success());
+    thread::sleep(TICKS);
+    let _pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    let rule = ["-4", "rule", "del", "pref", "8"];
+    assert!(lab.node.command("ip").unwrap().args(rule).status().unwrap().success());
+    thread::sleep(TICKS);
+    let mut first = lab.agent(&[]);
+    eventually("the pod", || exposed(&lab) == ["orders"]);
+    assert!(first.said("1 of its routing rules are gone"), "{}", first.log());
+    // The agent has restored the rules, which proves nothing to the next one.
+    first.kill().unwrap();
+    assert_eq!(rules(lab.node.netns()), expected_rules(5));
+    let _second = lab.agent(&[]);
+    eventually("the pod", || exposed(&lab) == ["orders"]);
+}
+
+#[test]
+fn an_agent_that_comes_later_knows_what_the_boot_guard_covered() {
+    let Some(lab) = lab::node_test!() else { return };
+    assert!(boot(&lab).status.success());
+    thread::sleep(TICKS);
+    let _pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
+    let _host = lab.pod(PodSpec::new("shop", "host").host_network()).unwrap();
+    thread::sleep(TICKS);
+    let flags = ["--host-network-pods=intercept"];
+    let mut first = lab.agent(&flags);
+    eventually("the one on the node's network", || exposed(&lab) == ["host"]);
+    assert!(!lab.state().join("boot-guard").exists(), "the note counts once");
+    first.kill().unwrap();
+    let _second = lab.agent(&flags);
+    eventually("the same", || exposed(&lab) == ["host"]);
 }
 
 #[test]

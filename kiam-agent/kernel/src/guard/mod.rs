@@ -12,14 +12,20 @@ mod selection;
 mod sockets;
 mod uplink;
 
-use std::{io, net::IpAddr, path::Path, pin::pin, time::Duration};
+use std::{io, net::IpAddr, pin::pin, time::Duration};
 
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, sleep},
+};
 use tracing::{debug, error, info, warn};
 
-pub(super) use self::uplink::{AGENT, remove as remove_uplinks};
+pub(super) use self::{
+    boot::take_note,
+    uplink::{AGENT, remove as remove_uplinks},
+};
 pub use self::{
-    boot::{BootGuard, BootGuardError, BootText, remove_boot_guard},
+    boot::{BootGuard, BootGuardError, BootText, is_boot_note, remove_boot_guard},
     metrics::Metrics,
     uplink::UplinkProgram,
 };
@@ -42,9 +48,6 @@ const SWEEP: Duration = Duration::from_secs(60);
 const UPLINK_CHECK: Duration = Duration::from_secs(1);
 /// The pause after a change, so that a conflict with another program, or a churn of pods, does not use a whole CPU.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// A file that exists where the kernel has IPv6.
-const IPV6_ADDRESSES: &str = "/proc/net/if_inet6";
 
 /// Which parts of the guard are on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,6 +109,7 @@ pub struct Guard {
     metrics: Metrics,
     detail: Detail,
     reach: Reach,
+    bypassed: watch::Sender<bool>,
 }
 
 // === impl Guard ===
@@ -139,6 +143,7 @@ impl Guard {
             ends_hosts,
             ended,
             reach: Reach::Unknown,
+            bypassed: watch::Sender::default(),
         };
         let rules = blocking(move |_| keep_rules(config.route, OtherRules::Remove)).await??;
         if let Some(preference) = config.route {
@@ -148,10 +153,16 @@ impl Guard {
                 removed = rules.removed,
                 "The route guard is on"
             );
-            report_ipv6(rules.ipv6);
+            route::report_ipv6(rules.ipv6);
         }
         guard.attach_uplinks().await?;
         Ok(guard)
+    }
+
+    /// Whether a packet from a pod's network came past the routing rules.
+    #[must_use]
+    pub fn bypassed(&self) -> watch::Receiver<bool> {
+        self.bypassed.subscribe()
     }
 
     /// Ends pods' connections to the IMDS, restores removed rules, follows the node's uplinks, and tests once a minute
@@ -284,6 +295,10 @@ impl Guard {
             Reach::Open => "open: pods' packets bypass this node's routing and reach the IMDS",
             Reach::Holds | Reach::Unknown => reach.name(),
         });
+        // Once open, it was open to pods that came before.
+        if reach == Reach::Open {
+            self.bypassed.send_replace(true);
+        }
         let before = std::mem::replace(&mut self.reach, reach);
         match (before, reach) {
             (before, reach) if before == reach => {}
@@ -369,19 +384,6 @@ fn keep_family(
 
 fn is_family_off(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EAFNOSUPPORT)
-}
-
-fn report_ipv6(has_rules: bool) {
-    if has_rules {
-        return;
-    }
-    match Path::new(IPV6_ADDRESSES).exists() {
-        true => warn!(
-            kernel = kernel_release(),
-            "The kernel has no routing rules for IPv6 (CONFIG_IPV6_MULTIPLE_TABLES): the route guard covers IPv4 alone"
-        ),
-        false => info!("The node has no IPv6: the route guard covers IPv4 alone"),
-    }
 }
 
 /// Runs `work`, which waits for the kernel, off the runtime's threads.

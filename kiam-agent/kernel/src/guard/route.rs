@@ -27,6 +27,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
 };
 
 use kiam_common::redirect::{IMDS_V4, IMDS_V6};
@@ -36,8 +37,9 @@ use netlink_packet_route::{
     route::RouteProtocol,
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
+use tracing::{info, warn};
 
-use crate::sys::netlink::Netlink;
+use crate::sys::{netlink::Netlink, rejection::kernel_release};
 
 /// The protocols with which the node's sockets may look up the IMDS.
 const SOCKETS: [IpProtocol; 2] = [IpProtocol::Tcp, IpProtocol::Udp];
@@ -46,6 +48,9 @@ const HALVES: [Ipv6Addr; 2] = [Ipv6Addr::UNSPECIFIED, Ipv6Addr::new(0x8000, 0, 0
 
 /// Marks the agent's rules (`FRA_PROTOCOL`, kernel 4.17). Neither iproute2 nor a routing daemon uses this number.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(107);
+
+/// A file that exists where the kernel has IPv6.
+const IPV6_ADDRESSES: &str = "/proc/net/if_inet6";
 
 /// The addresses of the IMDS, one per family.
 pub(super) fn imds_addresses() -> [IpAddr; 2] {
@@ -114,6 +119,17 @@ pub(super) fn add(address: IpAddr, preference: u32) -> io::Result<usize> {
     Ok(added)
 }
 
+/// How many of the rules of `address`'s family at `preference` are not there.
+///
+/// # Errors
+///
+/// The kernel's, as for [`add`].
+pub(super) fn missing(address: IpAddr, preference: u32) -> io::Result<usize> {
+    let present = dump(&Netlink::route()?, address)?;
+    let is_there = |rule: &Rule| present.iter().any(|message| rule.is(message));
+    Ok(wanted(address, preference).iter().filter(|rule| !is_there(rule)).count())
+}
+
 /// Removes the agent's rules of `address`'s family, except those at `preference`, and returns the removed ones.
 ///
 /// # Errors
@@ -152,6 +168,20 @@ pub(super) fn remove_but(address: IpAddr, preference: Option<u32>) -> io::Result
 /// The rules of `address`'s family as arguments of `ip rule add`, in the order in which they are added.
 pub(super) fn commands(address: IpAddr, preference: u32) -> Vec<String> {
     wanted(address, preference).into_iter().map(Rule::command).collect()
+}
+
+/// Logs what the guard does about IPv6, for which the kernel may have no rules.
+pub(super) fn report_ipv6(has_rules: bool) {
+    if has_rules {
+        return;
+    }
+    match Path::new(IPV6_ADDRESSES).exists() {
+        true => warn!(
+            kernel = kernel_release(),
+            "The kernel has no routing rules for IPv6 (CONFIG_IPV6_MULTIPLE_TABLES): the route guard covers IPv4 alone"
+        ),
+        false => info!("The node has no IPv6: the route guard covers IPv4 alone"),
+    }
 }
 
 /// The agent's own rules. A foreign rule with the same effect does not count: it may be removed at any time.

@@ -28,6 +28,8 @@ pub struct Config {
     pub guard: GuardConfig,
     /// The node's folder of units, for the boot guard, if it is on.
     pub boot_guard: Option<PathBuf>,
+    /// The folder where the boot guard notes since when its rules are in place: `--state-dir`.
+    pub boot_notes: Option<PathBuf>,
     /// How redirected connections reach the agent.
     pub path: ListenerPath,
     /// The interval of the self-test.
@@ -50,6 +52,7 @@ impl Config {
             attested: false,
             guard: GuardConfig::default(),
             boot_guard: None,
+            boot_notes: None,
             path: ListenerPath::Node,
             selftest_interval: Duration::from_secs(60),
             operator_ports: [0; 2],

@@ -137,7 +137,8 @@ impl Interception {
             filters_syns: config.has_filter(),
             host_netns: told,
             log: config.log,
-            attached: watch::Sender::default(),
+            boot_notes: config.boot_notes.clone(),
+            intercepted: watch::Sender::default(),
         })
     }
 }

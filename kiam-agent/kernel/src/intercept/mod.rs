@@ -27,7 +27,7 @@ mod shortage;
 mod uninstall;
 
 pub use self::{
-    attached::since_boot,
+    attached::{InterceptedSince, since_boot},
     config::{Config, HostNetworkPods, ListenerPath, Mode},
     flows::{FlowEntry, Flows},
     lease::{Lease, last_renewed},
@@ -35,7 +35,7 @@ pub use self::{
     metrics::{RestoredMetrics, Verdicts},
     namespace::own_namespace,
     observations::{Observation, Observations},
-    older::{OlderPods, older_pods},
+    older::{OlderPods, OlderSearch},
     open_pins::Drift,
     own_pod::{may_hand_over, prepare},
     programs::{Interception, InterceptionParts, KernelLog},

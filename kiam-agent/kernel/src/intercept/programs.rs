@@ -4,7 +4,6 @@ use std::{
     fmt, fs,
     os::fd::{AsFd as _, BorrowedFd},
     path::PathBuf,
-    time::Duration,
 };
 
 use aya::{
@@ -23,7 +22,9 @@ use super::{
 use crate::{
     error::Error,
     guard::{self, UplinkProgram},
-    intercept::{Flows, Lease, Marks, Observations, Rewriter, SandboxTable, Verdicts},
+    intercept::{
+        Flows, InterceptedSince, Lease, Marks, Observations, Rewriter, SandboxTable, Verdicts,
+    },
     pins::{self, locks::Patience},
     sys::{Cgroup, Walk, rejection::program_error},
 };
@@ -49,7 +50,9 @@ pub struct Interception {
     pub(super) filters_syns: bool,
     pub(super) host_netns: Option<u64>,
     pub(super) log: bool,
-    pub(super) attached: watch::Sender<Option<Duration>>,
+    /// Where the boot guard notes since when its rules are there.
+    pub(super) boot_notes: Option<PathBuf>,
+    pub(super) intercepted: watch::Sender<Option<InterceptedSince>>,
 }
 
 /// The handles to the attached programs and their maps.
@@ -69,9 +72,9 @@ pub struct InterceptionParts {
     pub sandboxes: SandboxTable,
     /// The cookie of the node's namespace; `None` before kernel 5.14.
     pub host_netns: Option<u64>,
-    /// The time since when pods are intercepted without a gap ([`super::since_boot`]); `None` if they are not.
-    pub attached: watch::Receiver<Option<Duration>>,
-    /// The rewriting program, for the self-test.
+    /// Since when pods are intercepted without a gap; `None` where they are not.
+    pub intercepted: watch::Receiver<Option<InterceptedSince>>,
+    /// For the self-test.
     pub rewriter: Rewriter,
     /// Whether packets of the pods' cgroup are guarded.
     pub guards_packets: bool,
@@ -139,7 +142,7 @@ impl Interception {
             marks: Marks::open(&self.pins)?,
             sandboxes: SandboxTable::open(&self.pins)?,
             host_netns: self.host_netns,
-            attached: self.attached.subscribe(),
+            intercepted: self.intercepted.subscribe(),
             rewriter: self.rewriter.clone(),
             guards_packets: self.guards_packets(),
             observed,
@@ -154,6 +157,7 @@ impl Interception {
     pub(super) fn attach_all(&mut self, blocking: &Blocking) -> Result<(), Error> {
         self.mark_cgroups(blocking)?;
         pins::adopt(&self.pins, &self.older, &self.programs)?;
+        self.carry_notes();
         for name in self.programs.clone() {
             self.attach_one(name)?;
         }
@@ -163,17 +167,31 @@ impl Interception {
         Ok(())
     }
 
-    /// Records and publishes the age of the links. After a failure older pods are not reported, but all pods are intercepted.
+    /// Notes since when the links intercept, and publishes it. Where that fails the pods that are older are not known, which keeps
+    /// nothing from being intercepted.
     pub(super) fn note_links(&self) {
-        let recorded = match self.enforces() {
-            true => attached::record(&self.pins, &ENFORCING),
+        // Removed in any case: it tells nothing of what happens later.
+        let routing = self.boot_notes.as_deref().and_then(guard::take_note);
+        let noted = match self.enforces() {
+            true => attached::note(&self.pins, routing),
             false => Ok(None),
         };
-        let attached = recorded.unwrap_or_else(|error| {
-            warn!(%error, "The age of the interception is unknown, so pods that may hold the node's credentials are not reported");
+        let since = noted.unwrap_or_else(|error| {
+            warn!(%error, "It is not known since when pods are intercepted: pods that may hold the node's credentials are not reported");
             None
         });
-        self.attached.send_replace(attached);
+        self.intercepted.send_replace(since);
+    }
+
+    /// Takes over what earlier agents noted of the links that are about to get these programs.
+    fn carry_notes(&self) {
+        let carried = match self.enforces() {
+            true => attached::carry(&self.pins, &self.older),
+            false => attached::forget(&self.pins),
+        };
+        if let Err(error) = carried {
+            warn!(%error, "What earlier agents noted of the kernel programs' ages can't be taken over");
+        }
     }
 
     /// Marks the cgroups that hold pods, and the agent's own pod, for the programs.

@@ -7,7 +7,10 @@ mod api;
 mod ledger;
 mod trouble;
 
-use std::time::{Duration, SystemTime};
+use std::{
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 use tokio::time::{Instant, sleep};
 use tracing::{Instrument as _, debug, info_span, warn};
@@ -32,8 +35,26 @@ use kiam_core::{
 /// The delay of the next attempt after the API server denied the agent to write Events.
 const FORBIDDEN: Duration = Duration::from_secs(600);
 
-/// A function to the time until which a pod may hold the node's credentials, if it may.
-pub type Exposure = Box<dyn Fn(&Pod) -> Option<SystemTime> + Send + Sync>;
+/// A function to the exposure of a pod that may hold the node's credentials.
+pub type Exposure = Box<dyn Fn(&Pod) -> Option<Exposed> + Send + Sync>;
+
+/// The exposure of a pod that may hold the node's credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exposed {
+    /// When the last of these credentials have expired.
+    pub until: SystemTime,
+    /// Whether it is older than the interception.
+    pub age: Age,
+}
+
+/// The age of a pod, compared with the interception.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Age {
+    /// The pod ran before it was intercepted.
+    Older,
+    /// The pod's processes can't be read, or are too many.
+    Unknown,
+}
 
 /// The dependencies of Events.
 pub struct EventParts {
@@ -73,6 +94,20 @@ struct Reporter {
     not_before: Instant,
     /// Whether a warning was logged that Events can't be written.
     warned: bool,
+}
+
+// === impl Age ===
+
+impl fmt::Display for Age {
+    /// The beginning of a sentence about the pod.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Older => "the pod ran before the node's metadata service was intercepted and",
+            Self::Unknown => {
+                "the agent can't tell whether the pod ran before the node's metadata service was intercepted, so the pod"
+            }
+        })
+    }
 }
 
 // === impl Events ===

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::EventParts;
+use super::{EventParts, Exposed};
 use kiam_core::{
     credentials::{ErrorClass, State},
     pods::Pod,
@@ -80,9 +80,10 @@ fn of_pod(pod: &Pod, parts: &EventParts) -> Option<PresentTrouble> {
 }
 
 fn exposure(pod: &Pod, parts: &EventParts) -> Option<PresentTrouble> {
-    let until = humantime::format_rfc3339_seconds((parts.exposed)(pod)?);
+    let Exposed { until, age } = (parts.exposed)(pod)?;
+    let until = humantime::format_rfc3339_seconds(until);
     let note = format!(
-        "the pod ran before the node's metadata service was intercepted and may hold the node's credentials until {until}; recreate the pod to end that earlier"
+        "{age} may hold the node's credentials until {until}; recreate the pod to end that earlier"
     );
     let trouble = Trouble { subject: subject(pod), reason: "NodeCredentialsExposed", note };
     Some(PresentTrouble { trouble, patience: Duration::ZERO, once: true })

@@ -2,6 +2,7 @@
 //! pod gets the node's credentials before the agent runs. The agent adopts the rules.
 
 mod files;
+mod note;
 mod text;
 
 use std::path::{Path, PathBuf};
@@ -9,7 +10,8 @@ use std::path::{Path, PathBuf};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-pub use self::files::BootGuardError;
+pub(crate) use self::note::take_note;
+pub use self::{files::BootGuardError, text::is_boot_note};
 use super::{Metrics, SWEEP};
 use kiam_core::{
     blocking,
