@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::Error;
+use super::error::Error;
 use crate::{
     config::{Base, Config},
     imds, sts,
