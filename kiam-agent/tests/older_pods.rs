@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
 
-use std::{fs, os::unix::net::UnixStream, path::Path, thread, time::Duration};
+use std::{fs, os::unix::net::UnixStream, thread, time::Duration};
 
 use kiam_agent::admin;
 use lab::{Agent, Lab, LabPod, PodSpec, eventually, pod_client::wire::exchange};
@@ -126,7 +126,7 @@ fn programs_that_an_earlier_agent_had_not_make_no_pod_older() {
     let Some(lab) = lab::node_test!() else { return };
     let _early = pod(&lab, "early");
     thread::sleep(TICKS);
-    let mut first = start(&lab, &[]);
+    let mut first = lab.agent(&[]);
     let _late = pod(&lab, "late");
     eventually("the first", || names(&lab) == ["early"]);
     let until = shown(&lab);
@@ -142,7 +142,7 @@ fn programs_that_an_earlier_agent_had_not_make_no_pod_older() {
     }
     assert!(removed >= 7, "{removed}");
     thread::sleep(TICKS);
-    let second = start(&lab, &[]);
+    let second = lab.agent(&[]);
     eventually("the second", || shown(&lab) == until);
     eventually("one counted", || counted(&second) == Some(1));
     thread::sleep(Duration::from_secs(6));
@@ -154,14 +154,14 @@ fn a_release_with_another_layout_of_the_maps_makes_no_pod_older() {
     let Some(lab) = lab::node_test!() else { return };
     let _early = pod(&lab, "early");
     thread::sleep(TICKS);
-    let mut first = start(&lab, &[]);
+    let mut first = lab.agent(&[]);
     let _late = pod(&lab, "late");
     eventually("the first", || names(&lab) == ["early"]);
     let until = shown(&lab);
     first.kill().unwrap();
     fs::rename(lab.pins().join("v2"), lab.pins().join("v1")).unwrap();
     thread::sleep(TICKS);
-    let second = start(&lab, &[]);
+    let second = lab.agent(&[]);
     assert!(!lab.pins().join("v1").exists());
     eventually("the second", || shown(&lab) == until);
     eventually("one counted", || counted(&second) == Some(1));
@@ -170,18 +170,18 @@ fn a_release_with_another_layout_of_the_maps_makes_no_pod_older() {
 #[test]
 fn a_time_in_which_agents_only_observed_is_a_gap() {
     let Some(lab) = lab::node_test!() else { return };
-    let mut first = start(&lab, &[]);
+    let mut first = lab.agent(&[]);
     let _before = pod(&lab, "before");
     thread::sleep(TICKS);
     eventually("a search", || counted(&first) == Some(0));
     first.kill().unwrap();
-    let mut second = start(&lab, &["--mode=observe"]);
+    let mut second = lab.agent(&["--mode=observe"]);
     let asked = pod(&lab, "meanwhile").credentials().unwrap();
     assert_eq!(lab.role_of(&asked), None, "{asked:?}");
     let _meanwhile = pod(&lab, "meanwhile-2");
     thread::sleep(TICKS);
     second.kill().unwrap();
-    let _third = start(&lab, &[]);
+    let _third = lab.agent(&[]);
     eventually("both", || names(&lab) == ["before", "meanwhile-2"]);
 }
 
