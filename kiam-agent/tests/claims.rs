@@ -348,7 +348,7 @@ const CLAIMS: &[Claim] = &[
     ),
     claim(
         "ARCHITECTURE.md",
-        "Every 200 ms it compares link IDs",
+        "Every 200 ms `keeper` compares link IDs",
         Source("keeper.rs", "SCAN: Duration = Duration::from_millis(200);"),
     ),
     claim(
