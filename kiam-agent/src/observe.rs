@@ -116,7 +116,7 @@ impl Observer {
             let uid = match self.cgroups.pod(seen.cgroup) {
                 Ok(uid) => uid,
                 Err(error) => {
-                    debug!(cgroup = seen.cgroup, %error, "Observations a caller that is no pod");
+                    debug!(cgroup = seen.cgroup, %error, "Observed a caller that is no pod");
                     unknown += 1;
                     continue;
                 }
@@ -140,17 +140,17 @@ impl Observer {
     fn report(&self, uid: &PodUid, seen: Observation) {
         let verdict = seen.verdict.name();
         let Some(pod) = self.pod(uid) else {
-            info!(pod.uid = %uid, verdict, "Observations a pod that is not known");
+            info!(pod.uid = %uid, verdict, "Observed a pod that is not known");
             return;
         };
         match self.policy.decide(&pod) {
             Decision::Allow(identity) => info!(
                 pod.name = pod.name, pod.namespace = pod.namespace, pod.iam.role = %identity.role, verdict,
-                "Observations a pod that would get its role"
+                "Observed a pod that would get its role"
             ),
             Decision::Refuse(reason) => info!(
                 pod.name = pod.name, pod.namespace = pod.namespace, verdict, %reason,
-                "Observations a pod that would get no role"
+                "Observed a pod that would get no role"
             ),
         }
     }

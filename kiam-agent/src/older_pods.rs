@@ -236,8 +236,14 @@ impl<S: Fn(&Pod) -> bool> Search<S> {
             let done = cgroup.and_then(|cgroup| search.go_on(token, &cgroup, &config.bpffs));
             (search, done)
         };
-        // The runtime ends else.
-        let Ok((search, done)) = blocking::spawn(work).await else { return };
+        // Fails when the runtime shuts down, or the search panics.
+        let Ok((search, done)) = blocking::spawn(work).await else {
+            warn!(
+                "The search for pods that are older than the kernel programs ended early; starting again"
+            );
+            progress.search = Some(OlderSearch::new(since));
+            return;
+        };
         let until = end(self.clock.now(), since_boot(), since.programs);
         let found = search.found().clone();
         self.exposure.set(found.clone(), Some(until));

@@ -82,7 +82,7 @@ const CLAIMS: &[Claim] = &[
     claim(
         "ARCHITECTURE.md",
         "renews the lease each second",
-        Source("intercept/renewal.rs", "HEARTBEAT: Duration = Duration::from_secs(1);"),
+        Source("intercept/lease.rs", "RENEWAL: Duration = Duration::from_secs(1);"),
     ),
     claim(
         "ARCHITECTURE.md",

@@ -82,7 +82,9 @@ fn the_lease_holds_with_a_twentieth_of_a_processor_under_a_flood() {
         oldest = oldest.max(age);
         thread::sleep(Duration::from_millis(50));
     }
-    println!("{:?}", flood.finish().unwrap());
+    let report = flood.finish().unwrap();
+    assert!(report.0.get("requests").is_some_and(|requests| *requests > 0), "{report:?}");
+    println!("{report:?}");
     let stat = fs::read_to_string(squeezed.0.join("cpu.stat")).unwrap_or_default();
     println!("the oldest renewal was {oldest:?} old; {}", stat.replace('\n', ", "));
     assert!(oldest < AGE, "{oldest:?}\n{}", agent.log());

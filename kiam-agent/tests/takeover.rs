@@ -494,7 +494,11 @@ fn successor_of_an_agent_that_hangs_waits_for_its_end() {
     lab.assert_served(&pod, "orders");
     old.freeze().unwrap();
     let mut new = lab.begin_agent(&[]);
-    new.wait_said("An agent runs and gives no sockets; waiting for its end", LIMIT).unwrap();
+    new.wait_said(
+        "The running agent does not hand over its sockets; waiting for it to exit",
+        LIMIT,
+    )
+    .unwrap();
     assert!(!new.said(SERVES));
     // The liveness probe has it killed.
     old.kill().unwrap();

@@ -133,7 +133,7 @@ async fn acquire(
         drop((handover, lock));
         match silent {
             Some(why) if !warned => {
-                warn!(error = %taken, agent = %why, "An agent runs and gives no sockets; waiting for its end");
+                warn!(error = %taken, agent = %why, "The running agent does not hand over its sockets; waiting for it to exit");
                 warned = true;
             }
             None if began.elapsed() > CLOSING => return Err(taken),

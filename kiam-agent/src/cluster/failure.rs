@@ -26,7 +26,7 @@ pub(super) enum Failure {
     Watch(String),
     #[error("the server opens watches and ends them at once")]
     Ends,
-    #[error("the server lists, and refuses to watch from where its list ends")]
+    #[error("the server rejects a watch from the version of its own list (410)")]
     Expires,
 }
 

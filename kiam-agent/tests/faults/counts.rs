@@ -57,7 +57,7 @@ fn a_cold_lab_node_asks_once_a_role_and_real_pods_are_served() {
         |n: u16| PodSpec::new("shop", &format!("pod-{n}")).role(&format!("role-{}", n % ROLES));
     (5..PODS).for_each(|n| drop(lab.schedule(spec(n)).unwrap()));
     let pods: Vec<_> = (0..5).map(|n| (n, lab.pod(spec(n)).unwrap())).collect();
-    let _nt = lab.agent(&[]);
+    let _agent = lab.agent(&[]);
     for (n, pod) in &pods {
         let attempt = pod.credentials().unwrap();
         assert_eq!(lab.role_of(&attempt), Some(role_arn(&format!("role-{n}"))), "{attempt:?}");
@@ -68,7 +68,7 @@ fn a_cold_lab_node_asks_once_a_role_and_real_pods_are_served() {
 #[test]
 fn an_sts_of_three_seconds_is_not_noticed_by_pods_that_were_scheduled_five_seconds_before() {
     let Some(lab) = lab::node_test!() else { return };
-    let _nt = lab.agent(&[]);
+    let _agent = lab.agent(&[]);
     lab.sts.faults().inject(Injected::slow(Duration::from_secs(3)));
     let roles: Vec<String> = (0..10).map(|n| format!("role-{n}")).collect();
     let scheduled = Instant::now();

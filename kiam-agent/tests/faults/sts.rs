@@ -45,7 +45,7 @@ fn cases() -> Vec<Case> {
         case("cut", Injected::cut(), "STS can't be reached"),
         case("proxy", Injected::body(502, "<html>Bad Gateway</html>"), "not from STS"),
         case("garbage", Injected::body(200, "\u{1}{}"), "not from STS"),
-        case("nothing", Injected::without("Credentials"), "no credentials"),
+        case("nothing", Injected::without("Credentials"), "STS returned no credentials"),
         case("tokenless", Injected::without("SessionToken"), "empty field"),
         case("keyless", Injected::without("AccessKeyId"), "empty field"),
         case("endless", Injected::without("Expiration"), "expired"),

@@ -60,7 +60,8 @@ fn attack(way: &str, [v4, v6]: [IpAddr; 2], interface: &str) -> Attack {
         "packet" => frame(frame::Way::Dgram),
         "frame" => frame(frame::Way::Raw),
         "tagged frame" => frame(frame::Way::Tagged),
-        _ => connect((to, 80).into()),
+        OUTSIDE => connect((to, 80).into()),
+        other => unreachable!("{other} is no way to send"),
     }
 }
 

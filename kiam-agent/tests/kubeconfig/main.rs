@@ -170,7 +170,10 @@ fn a_proxy_that_is_none_is_told_without_its_password() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(64), "{said}");
-    assert!(said.starts_with("HTTPS_PROXY: \"http://…@proxy.example:…\" is no proxy"), "{said}");
+    assert!(
+        said.starts_with("HTTPS_PROXY: \"http://…@proxy.example:…\" is not an HTTP or HTTPS proxy"),
+        "{said}"
+    );
     assert!(!said.contains("hunter2"), "{said}");
 }
 
@@ -235,7 +238,7 @@ async fn a_client_certificate_of_version_1_is_refused_with_what_to_do() {
         proxies: Proxies::default(),
     };
     let error = Cluster::new(config, &Readiness::default()).err().unwrap().to_string();
-    assert!(error.contains("of X.509 version 1, and has to be of version 3"), "{error}");
+    assert!(error.contains("of X.509 version 1, and must be of version 3"), "{error}");
 }
 
 #[test]

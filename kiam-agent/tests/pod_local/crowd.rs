@@ -140,7 +140,7 @@ fn what_pods_inside_cost_an_agent() {
         eventually(|| descriptors(&agent) <= most, || (most, descriptors(&agent)));
         let (descriptors, memory) = (descriptors(&agent), memory(&agent));
         println!(
-            "{count} pods, before {before}: the agent serves {serves:?} after its all are inside after \
+            "{count} pods, before {before}: the agent serves {serves:?} after its start, all are inside after \
              {took:?}; {descriptors} descriptors and {memory} KiB, and with --path=node {} and {} KiB",
             without.0, without.1
         );

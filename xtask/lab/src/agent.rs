@@ -31,7 +31,7 @@ pub const AGENT_PORT: u16 = 3100;
 const ADMIN: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 3101);
 const POLL: Duration = Duration::from_millis(10);
 /// Nothing takes so long but a mistake, on a slow machine too.
-pub const READY_LIMIT: Duration = Duration::from_secs(300);
+pub const READY_LIMIT: Duration = Duration::from_secs(120);
 /// How long a polite end may take.
 const EXIT_LIMIT: Duration = Duration::from_secs(60);
 

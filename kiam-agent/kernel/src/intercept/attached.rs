@@ -1,11 +1,12 @@
 //! The time since when pods are intercepted without a gap.
 //!
-//! Links outlive agents, and takeovers only replace the programs in them. So the age of the youngest link that intercepts is the
-//! answer, and the kernel tells nobody how old a link is: agents note it, by the link's id, in a map that is pinned beside it.
+//! Links outlive agents, and takeovers only replace the programs in them. So the answer is the age of the youngest link that
+//! intercepts. The kernel does not show a link's age. Agents record it, by the link's id, in a pinned map.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use aya::maps::{HashMap, Map, MapData};
@@ -15,6 +16,10 @@ use super::programs::map_error;
 use crate::{error::Error, pins, sys::links::PinnedLink};
 
 const NAME: &str = "ATTACHED";
+/// The key that says that programs which only observe had the links since the last record: no link has this id.
+const OBSERVED: u32 = 0;
+/// By this much a pin's time may be too late: that of files is the clock's at its last tick.
+const TICK: Duration = Duration::from_millis(10);
 /// The programs without which a pod gets the node's credentials: these are answered over TCP alone. The others keep agents and
 /// identities safe, and a release may add some: pods were intercepted before they came.
 const INTERCEPTING: [&str; 2] = ["kiam_connect6", "kiam_connect4"];
@@ -34,19 +39,24 @@ type Noted = HashMap<MapData, u32, u64>;
 /// The time since the node booted, in the clock of processes' start times. Steps of the wall clock do not change it.
 #[must_use]
 pub fn since_boot() -> Duration {
-    let time = clock_gettime(ClockId::Boottime);
+    read(ClockId::Boottime)
+}
+
+fn read(clock: ClockId) -> Duration {
+    let time = clock_gettime(clock);
     let nanos = u32::try_from(time.tv_nsec).unwrap_or_default();
     Duration::new(time.tv_sec.unsigned_abs(), nanos)
 }
 
-/// Notes since when the links that intercept, which are pinned in `pins`, do so, as far as that is not noted yet. The rules of a
-/// boot guard were there since `routing`, and are. Returns what holds for all links; `None` where one is missing.
+/// Records since when each intercepting link in `pins` intercepts, unless it is recorded already. `routing` is when the boot guard
+/// set its rules. Returns the time since when all of them do; `None` if one is missing.
 pub(super) fn note(
     pins: &Path,
     routing: Option<Duration>,
 ) -> Result<Option<InterceptedSince>, Error> {
     let failed = map_error(NAME);
     let mut noted = open(pins)?;
+    let observed = noted.get(&OBSERVED, 0).is_ok();
     let mut links = Vec::new();
     let mut since: Option<InterceptedSince> = None;
     for program in INTERCEPTING {
@@ -56,7 +66,7 @@ pub(super) fn note(
         let of_link = match InterceptedSince::read(&noted, id) {
             Some(known) => known,
             None => {
-                let programs = since_boot();
+                let programs = if observed { since_boot() } else { pinned(&pin)? };
                 let routing = routing.map_or(programs, |routing| routing.min(programs));
                 let new = InterceptedSince { programs, routing };
                 new.write(&mut noted, id).map_err(&failed)?;
@@ -66,18 +76,32 @@ pub(super) fn note(
         links.extend([id, by_routing(id)]);
         since = Some(since.map_or(of_link, |since| since.and(of_link)));
     }
-    // Ids are not used again, and there are more entries whenever a program is attached anew.
+    // Ids are not reused, so each new link adds entries.
     remove(&mut noted, |id| !links.contains(&id));
     Ok(since)
 }
 
-/// Forgets since when links intercept, before programs that only observe take their places.
+/// Forgets since when links intercept, before programs that only observe take their places. The age of the pins counts for
+/// nothing from then on.
 pub(super) fn forget(pins: &Path) -> Result<(), Error> {
-    remove(&mut open(pins)?, |_| true);
-    Ok(())
+    let mut noted = open(pins)?;
+    remove(&mut noted, |_| true);
+    noted.insert(OBSERVED, 0, 0).map_err(map_error(NAME))
 }
 
-/// Takes over what is noted in the `older` layouts, whose links stay. One that can't be read has noted nothing.
+/// The time when the link at `pin` was pinned, right after it was attached. The link seems younger if the pin was restored since.
+/// This is for links of an agent that ended before it could record them, or that recorded nothing.
+fn pinned(pin: &Path) -> Result<Duration, Error> {
+    let failed = |source| Error::File { what: "read the age of", path: PathBuf::from(pin), source };
+    let modified = fs::metadata(pin).and_then(|pin| pin.modified()).map_err(failed)?;
+    let modified = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let wall = read(ClockId::Realtime);
+    // A pin from the future is from before the clock was set back.
+    let age = wall.saturating_sub(modified).saturating_sub(TICK);
+    Ok(since_boot().saturating_sub(age))
+}
+
+/// Copies the records of `older` layouts, whose links stay. A layout that can't be read has none.
 pub(super) fn carry(pins: &Path, older: &[PathBuf]) -> Result<(), Error> {
     for folder in older.iter().filter(|folder| folder.join(NAME).exists()) {
         let Ok(before) = open(folder) else { continue };
@@ -114,7 +138,8 @@ fn by_routing(link: u32) -> u32 {
 impl InterceptedSince {
     fn read(noted: &Noted, link: u32) -> Option<Self> {
         let at = |key: u32| noted.get(&key, 0).ok().map(Duration::from_nanos);
-        Some(Self { programs: at(link)?, routing: at(by_routing(link))? })
+        let programs = at(link)?;
+        Some(Self { programs, routing: at(by_routing(link)).unwrap_or(programs) })
     }
 
     fn write(self, noted: &mut Noted, link: u32) -> Result<(), aya::maps::MapError> {
@@ -123,7 +148,7 @@ impl InterceptedSince {
         noted.insert(by_routing(link), nanos(self.routing), 0)
     }
 
-    /// Since when both hold.
+    /// The later of the times, since when both links intercept.
     fn and(self, other: Self) -> Self {
         Self {
             programs: self.programs.max(other.programs),

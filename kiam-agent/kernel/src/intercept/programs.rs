@@ -167,8 +167,8 @@ impl Interception {
         Ok(())
     }
 
-    /// Notes since when the links intercept, and publishes it. Where that fails the pods that are older are not known, which keeps
-    /// nothing from being intercepted.
+    /// Records and publishes since when the links intercept. After a failure older pods are not reported, but all pods are
+    /// intercepted.
     pub(super) fn note_links(&self) {
         // Removed in any case: it tells nothing of what happens later.
         let routing = self.boot_notes.as_deref().and_then(guard::take_note);
@@ -177,7 +177,7 @@ impl Interception {
             false => Ok(None),
         };
         let since = noted.unwrap_or_else(|error| {
-            warn!(%error, "It is not known since when pods are intercepted: pods that may hold the node's credentials are not reported");
+            warn!(%error, "Reading the links' attach times failed; pods that may hold the node's credentials are not reported");
             None
         });
         self.intercepted.send_replace(since);
@@ -190,7 +190,7 @@ impl Interception {
             false => attached::forget(&self.pins),
         };
         if let Err(error) = carried {
-            warn!(%error, "What earlier agents noted of the kernel programs' ages can't be taken over");
+            warn!(%error, "Copying attach times from an older pin layout failed");
         }
     }
 

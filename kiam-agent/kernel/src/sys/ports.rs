@@ -42,7 +42,12 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     }
     for port in outside(&ephemeral, fastrand::u16(..)) {
         match TcpListener::bind(SocketAddr::new(address.ip(), port)) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            // In use, or below 1024 and not this user's.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied
+                ) => {}
             bound => return bound,
         }
     }

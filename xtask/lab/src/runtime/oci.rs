@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::{
     containerd::{Containerd, Handler},
+    image,
     kubelet::Exited,
 };
 use crate::{LabPod, Layout};
@@ -39,12 +40,13 @@ impl Containerd {
         let cgroup = self.node().kubepods().join(cgroup);
         let bundle = self.folder().join("bundles").join(&id);
         fs::create_dir_all(&bundle).with_context(|| format!("making {}", bundle.display()))?;
+        image::busybox(Path::new(image::BUSYBOX))?.unpack(&bundle.join("root"))?;
         let seen = cgroup.strip_prefix(self.node().root_cgroup());
         let seen = Path::new("/").join(seen.context("the pods' cgroup is below the node's")?);
         let config = json!({
             "ociVersion": "1.0.2",
             "process": { "user": { "uid": 0, "gid": 0 }, "args": command, "env": [], "cwd": "/" },
-            "root": { "path": self.folder().join("root"), "readonly": true },
+            "root": { "path": "root", "readonly": true },
             "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
             "linux": {
                 "namespaces": [

@@ -59,7 +59,7 @@ pub(crate) fn take_note(folder: &Path) -> Option<Duration> {
     let text = match take(folder) {
         Ok(text) => text?,
         Err(error) => {
-            warn!(%error, folder = %folder.display(), "The boot guard's note is not believed: pods that it kept from the node's credentials are reported too");
+            warn!(%error, folder = %folder.display(), "Ignoring the boot guard's note; pods that the boot guard blocked are reported too");
             return None;
         }
     };
@@ -70,7 +70,7 @@ pub(crate) fn take_note(folder: &Path) -> Option<Duration> {
             Some(since)
         }
         Err(error) => {
-            warn!(%error, "The boot guard's note is not believed: pods that it kept from the node's credentials are reported too");
+            warn!(%error, "Ignoring the boot guard's note; pods that the boot guard blocked are reported too");
             None
         }
     }
