@@ -233,7 +233,7 @@ fn relieved_agent_stays_alive_and_unready_and_leaves_the_lease() {
     // On the host every agent can be seen, and the newest is asked.
     eventually("the new agent is not ready", || is_ready(&status(&lab, &[])));
     let (ready, text) = status(&lab, &["unshare", "--pid", "--fork", "--mount-proc"]);
-    assert!(!ready && text.contains("of other containers"), "{text}");
+    assert!(!ready && text.contains("run in other containers"), "{text}");
     // Of an operator who is in another cgroup, and may not look at the node's first process.
     let mount = lab::cgroup_mount_point().unwrap();
     let session = mount.join(format!("kiam-test-session-{}", std::process::id()));

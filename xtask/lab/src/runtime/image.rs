@@ -39,6 +39,8 @@ pub fn busybox(program: &Path) -> Result<Root> {
     let program = fs::read(program).with_context(|| format!("reading {}", program.display()))?;
     let mut root = Root::default();
     root.file("bin/busybox", 0o755, program).link("bin/sh", "busybox").folder("tmp", 0o1777);
+    // crun makes no places to mount at.
+    root.folder("dev", 0o755).folder("proc", 0o755);
     Ok(root)
 }
 
