@@ -5,9 +5,10 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::TcpStream,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
@@ -21,7 +22,10 @@ use kiam_kernel::{
 use lab::{
     Agent, Attacker, Cgroup, Lab, LabPod, Meanwhile, NODE_V4, PodSpec, eventually,
     fake::imds::NODE_ACCESS_KEY,
-    pod_client::{Options, Via, attack::Attack},
+    pod_client::{
+        Attempt, Options, Via,
+        attack::{Attack, stream::Way},
+    },
     role_arn,
 };
 use tokio::time::Instant;
@@ -33,6 +37,16 @@ const RELIEVED: &str = "A newer agent serves";
 const THREADS: usize = 4;
 /// Between two attempts of a client: all of a pod's together stay below its share, at three requests each.
 const PAUSE_MS: u64 = 60;
+
+const IMDS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), 80);
+/// The takeovers that pods come in the middle of. Such a pod pauses between two attempts, and once connected.
+const BETWEEN: usize = 8;
+const OFTEN_MS: u64 = 15;
+const LATE_MS: u64 = 30;
+/// For each step of an attempt.
+const PATIENCE_MS: u64 = 5000;
+/// Logged by an agent that has another one's sockets, before that one is superseded.
+const TAKES: &str = "Socket taken over from the agent that runs";
 
 /// Of the test's own thread.
 fn blocking() -> Blocking {
@@ -90,6 +104,115 @@ fn three_pods(lab: &Lab) -> [(&'static str, LabPod); 3] {
         lab.assert_served(pod, role);
     }
     pods
+}
+
+/// Connects, and asks a moment later: until then the connection waits in the queue of the listener.
+fn ask_late(pod: &LabPod) -> Attempt {
+    let mut attacker = pod.attacker().unwrap();
+    // The agent may close one with its answer.
+    for _ in 0..3 {
+        let kept = attacker.attempt(Attack::Keep { way: Way::Connect, to: IMDS }, PATIENCE_MS);
+        let kept = kept.unwrap();
+        if kept.error.is_some() {
+            return kept;
+        }
+    }
+    thread::sleep(Duration::from_millis(LATE_MS));
+    attacker.attempt(Attack::AskKept, PATIENCE_MS).unwrap()
+}
+
+/// Those of a pod's attempts that failed after the first that did not.
+fn failed_later(attempts: Vec<Attempt>) -> impl Iterator<Item = Attempt> {
+    let good = |attempt: &Attempt| attempt.status == Some(200) && attempt.error.is_none();
+    let later = attempts.into_iter().skip_while(move |attempt| !good(attempt));
+    later.filter(move |attempt| !good(attempt))
+}
+
+/// Makes one pod after the other until `agent` serves, of which each asks until it is ready. How many pods came, and what
+/// failed after a pod was served once.
+fn pods_come_until_it_serves(lab: &Lab, agent: &mut Agent, name: &str) -> (usize, Vec<Attempt>) {
+    let asking = Options { pause_ms: OFTEN_MS, ..Options::default() };
+    let ready = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let mut asked = Vec::new();
+        while !agent.said(SERVES) {
+            let spec = PodSpec::new("shop", &format!("{name}-{}", asked.len())).role("orders");
+            let pod = lab.pod(spec).unwrap();
+            let often = pod.ask_meanwhile(&asking).unwrap();
+            let ready = &ready;
+            asked.push(scope.spawn(move || {
+                let mut late = Vec::new();
+                while !ready.load(Ordering::Relaxed) {
+                    late.push(ask_late(&pod));
+                }
+                let often = often.finish().unwrap();
+                lab.delete(pod);
+                failed_later(often).chain(failed_later(late)).collect::<Vec<_>>()
+            }));
+        }
+        agent.wait_ready(LIMIT).unwrap();
+        ready.store(true, Ordering::Relaxed);
+        let count = asked.len();
+        (count, asked.into_iter().flat_map(|pod| pod.join().unwrap()).collect())
+    })
+}
+
+/// A pod that comes once the sockets were passed has a listener of both agents.
+#[test]
+fn a_pod_that_comes_between_two_agents_is_not_denied_once_it_is_served() {
+    let Some(lab) = lab::node_test!() else { return };
+    let mut agent = lab.agent(&[]);
+    let (mut pods, mut failed) = (0, Vec::new());
+    for takeover in 0..BETWEEN {
+        let mut next = lab.begin_agent(&[]);
+        next.wait_said(TAKES, LIMIT).unwrap();
+        let (came, of_these) = pods_come_until_it_serves(&lab, &mut next, &takeover.to_string());
+        pods += came;
+        failed.extend(of_these);
+        agent.terminate().unwrap();
+        agent = next;
+    }
+    println!("{pods} pods came between two agents, and {} attempts failed", failed.len());
+    assert!(pods > BETWEEN, "no pod came in time");
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+#[test]
+fn pods_that_come_between_two_agents_are_served_by_the_one_that_is_left() {
+    let Some(lab) = lab::node_test!() else { return };
+    let mut agent = lab.agent(&[]);
+    let mut abandoned = 0;
+    for takeover in 0..4 {
+        let mut next = lab.begin_agent(&[]);
+        next.wait_said(TAKES, LIMIT).unwrap();
+        let pods = [0, 1, 2].map(|n| {
+            let name = format!("between-{takeover}-{n}");
+            lab.pod(PodSpec::new("shop", &name).role("orders")).unwrap()
+        });
+        if takeover % 2 == 0 {
+            next.freeze().unwrap();
+        }
+        if next.said(SERVES) || agent.said(RELIEVED) || takeover % 2 == 1 {
+            next.thaw().unwrap();
+            agent.kill().unwrap();
+            next.wait_said(SERVES, LIMIT).unwrap();
+            agent = next;
+        } else {
+            next.kill().unwrap();
+            abandoned += 1;
+        }
+        for pod in &pods {
+            eventually("the pod is not served", || {
+                pod.credentials().is_ok_and(|attempt| attempt.status == Some(200))
+            });
+        }
+        for pod in pods.iter().cycle().take(30) {
+            lab.assert_served(pod, "orders");
+        }
+        lab.assert_no_packets(&pods.each_ref());
+        pods.into_iter().for_each(|pod| lab.delete(pod));
+    }
+    assert!(abandoned > 0, "no successor was killed in time");
 }
 
 #[test]

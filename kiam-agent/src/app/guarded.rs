@@ -38,7 +38,7 @@ pub(super) struct Guarded {
     pub(super) takeover: Takeover,
     pub(super) spare: Vec<OwnedFd>,
     pub(super) unfiltered: Vec<OwnedFd>,
-    pub(super) superseded: Arc<Notify>,
+    pub(super) republish: Arc<Notify>,
     /// Notified when the keeper is to attach the programs again.
     pub(super) reassert: Arc<Notify>,
 }
@@ -78,7 +78,7 @@ impl Serving {
             takeover: self.takeover,
             spare: self.spare,
             unfiltered: self.unfiltered,
-            superseded: self.superseded,
+            republish: self.republish,
             reassert,
         })
     }

@@ -50,8 +50,8 @@ pub(super) struct Serving {
     pub(super) spare: Vec<OwnedFd>,
     pub(super) unfiltered: Vec<OwnedFd>,
     pub(super) witness: Witness,
-    /// Notified once the agent before this one is superseded.
-    pub(super) superseded: Arc<Notify>,
+    /// Notified once another agent is superseded or has ended that may have published pod listeners.
+    pub(super) republish: Arc<Notify>,
 }
 
 /// The sockets for operators.
@@ -72,17 +72,17 @@ impl Attached {
         if let Some(kernel) = &kernel {
             search_older_pods(&mut core.process, kernel, &core.knowledge);
         }
-        let superseded = Arc::new(Notify::new());
+        let republish = Arc::new(Notify::new());
         let open = match &kernel {
             Some(kernel) if kernel.config.follows_sandboxes() => {
-                let open = OpenListeners::awaiting(&kernel.parts.sandboxes);
+                let open = OpenListeners::published_in(kernel.parts.sandboxes.clone());
                 let listeners = PodListeners {
                     table: kernel.parts.sandboxes.clone(),
                     flows: kernel.parts.flows.clone(),
                     cgroups: kernel.cgroups.clone(),
                     serve: serve.clone(),
                     open: open.clone(),
-                    superseded: superseded.clone(),
+                    republish: republish.clone(),
                 };
                 follow_sandboxes(&mut core, kernel, listeners, pod_listeners)?;
                 open
@@ -94,7 +94,7 @@ impl Attached {
             core.first_pass.finish().await;
         }
         // At the node listener pods are known by their network namespaces.
-        open.adopted().await;
+        open.cover_table().await;
         let pods = listeners.pod_addresses();
         for socket in listeners.pods {
             // Fails only when the drain has begun.
@@ -115,7 +115,7 @@ impl Attached {
             spare: self.spare,
             unfiltered: self.unfiltered,
             witness,
-            superseded,
+            republish,
         })
     }
 }

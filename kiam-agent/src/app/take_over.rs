@@ -23,7 +23,11 @@ use kiam_kernel::sys;
 impl Guarded {
     /// Waits for the next agent from now on, lets `admin.sock` lead to this one, and supersedes the agent before it.
     pub(super) async fn take_over(self) -> Result<App, Error> {
-        let Self { mut core, takeover, reassert, superseded, open, spare, .. } = self;
+        let Self { mut core, takeover, reassert, republish, open, spare, .. } = self;
+        if takeover.handover.is_some() {
+            // That agent listens inside pods that have come since it passed its sockets, and will not for long.
+            open.cover_table().await;
+        }
         let departure = Departure::new(self.end.grace_period);
         let (credentials, stays) = (core.knowledge.credentials.clone(), departure.clone());
         let assets = HandoverContent {
@@ -32,14 +36,19 @@ impl Guarded {
             stays: Box::new(move || !stays.is_near()),
         };
         let failed = Error::state(&core.state_dir, handover::SOCKET);
-        let offer = StandingOffer::make(&core.peers, assets, reassert.clone()).map_err(failed)?;
+        let (programs, listeners) = (reassert.clone(), republish.clone());
+        let abandoned = move || {
+            programs.notify_one();
+            listeners.notify_one();
+        };
+        let offer = StandingOffer::make(&core.peers, assets, abandoned).map_err(failed)?;
         let admin = operate(&mut core, self.operator_sockets)?;
         if let Some(handover) = takeover.handover {
             if !handover.taken().await {
                 // It may have attached its own programs again before it heard.
                 reassert.notify_one();
             }
-            superseded.notify_one();
+            republish.notify_one();
         }
         // From now on the next agent finds this one.
         drop(takeover.lock);

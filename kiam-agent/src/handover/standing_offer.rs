@@ -1,9 +1,8 @@
 //! Waits for the agent after this one.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, time::Duration};
 
 use tokio::{
-    sync::Notify,
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
@@ -27,15 +26,18 @@ pub struct StandingOffer {
 // === impl StandingOffer ===
 
 impl StandingOffer {
-    /// Offers `assets` from now on. `reassert` is notified when a successor gave up half way.
+    /// Offers `assets` from now on. `abandoned` is called when a successor gave up half way.
     ///
     /// # Errors
     ///
     /// The socket can't be listened at.
-    pub fn make(peers: &Peers, assets: HandoverContent, reassert: Arc<Notify>) -> io::Result<Self> {
+    pub fn make(
+        peers: &Peers,
+        assets: HandoverContent,
+        abandoned: impl Fn() + Send + 'static,
+    ) -> io::Result<Self> {
         let offer = Offer::bind(&peers.state_dir)?;
         let (withdraw, withdrawn) = drain();
-        let abandoned = move || reassert.notify_one();
         let offer = tokio::spawn(offer.stand(assets, peers.trusted.clone(), abandoned, withdrawn));
         Ok(Self { withdraw, offer: Some(offer) })
     }

@@ -7,7 +7,10 @@ use std::{
     io,
     os::fd::{AsFd as _, OwnedFd},
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -25,7 +28,7 @@ use tracing::{debug, error};
 
 pub use self::paths::Paths;
 use crate::serve;
-use kiam_core::lifecycle::Drain;
+use kiam_core::{lifecycle::Drain, pods::PodUid};
 use kiam_kernel::{
     identity::{CgroupPaths, PodListenerResolver},
     intercept::{Flows, SandboxTable},
@@ -39,7 +42,7 @@ const SETTLED: Duration = Duration::from_secs(30);
 const COMPARE: Duration = Duration::from_millis(100);
 /// The same, later, when nobody else has a reason to write the table: one lookup an entry, on a real-time thread.
 const RECHECK: Duration = Duration::from_millis(500);
-/// How long an agent that takes over may take to serve the sockets that it received.
+/// How long an agent that takes over may take to listen inside all pods.
 const ADOPTION: Duration = Duration::from_secs(1);
 
 /// What serves pods inside their network namespaces.
@@ -54,16 +57,17 @@ pub struct PodListeners {
     pub serve: mpsc::Sender<serve::Listener>,
     /// The listeners that are open.
     pub open: OpenListeners,
-    /// Notified when the agent before this one was superseded: it closes the listeners that it opened in pods meanwhile.
-    pub superseded: Arc<Notify>,
+    /// Notified when another agent that wrote the table is superseded or has ended: it closes the listeners that it opened in
+    /// pods meanwhile.
+    pub republish: Arc<Notify>,
 }
 
 /// The pods' network namespaces, by cookie, with the listeners that are open inside them. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct OpenListeners {
     by_netns: Arc<DashMap<u64, Sockets>>,
-    /// Where the agent before this one listened, whether it handed its sockets over, crashed or hangs.
-    inherited: Vec<u64>,
+    /// Where the kernel sends connects, to this agent or another one.
+    table: Option<SandboxTable>,
 }
 
 /// The listeners inside one network namespace.
@@ -71,16 +75,17 @@ pub struct OpenListeners {
 struct Sockets {
     sockets: Vec<Arc<TcpListener>>,
     sandbox: Sandbox,
+    passed: Arc<AtomicBool>,
     closed: CancellationToken,
 }
 
 // === impl OpenListeners ===
 
 impl OpenListeners {
-    /// None yet. Those in the namespaces of `table`, to which the kernel sends connects already, are to come.
+    /// None yet. They will be published in `table`.
     #[must_use]
-    pub fn awaiting(table: &SandboxTable) -> Self {
-        Self { inherited: table.namespaces(), ..Self::default() }
+    pub fn published_in(table: SandboxTable) -> Self {
+        Self { table: Some(table), ..Self::default() }
     }
 
     /// Copies of `others` and of all pod listeners: what the successor receives.
@@ -92,15 +97,19 @@ impl OpenListeners {
         let mut all: Vec<_> = others.iter().map(OwnedFd::try_clone).collect();
         for of_pod in self.by_netns.iter() {
             all.extend(of_pod.sockets.iter().map(|socket| socket.as_fd().try_clone_to_owned()));
+            of_pod.passed.store(true, Ordering::Relaxed);
         }
         all.into_iter().collect()
     }
 
-    /// Waits, for [`ADOPTION`] at most, until pods are served wherever the agent before this one listened. Some of those pods may
-    /// have gone.
-    pub async fn adopted(&self) {
+    /// Waits, for [`ADOPTION`] at most, until this agent listens wherever the kernel sends connects now. An agent that crashed may
+    /// have left entries of pods that are gone.
+    pub async fn cover_table(&self) {
+        let Some(table) = &self.table else { return };
+        let namespaces = table.namespaces();
+        let is_covered = |netns: &u64| self.has(*netns) || table.get(*netns).is_none();
         let all = async {
-            while !self.inherited.iter().all(|netns| self.has(*netns)) {
+            while !namespaces.iter().all(is_covered) {
                 sleep(Duration::from_millis(5)).await;
             }
         };
@@ -158,7 +167,7 @@ impl PodListeners {
                 biased;
                 () = drain.started() => return,
                 _ = compare.tick() => self.compare(),
-                () = self.superseded.notified() => self.compare(),
+                () = self.republish.notified() => self.compare(),
                 () = settled.as_mut(), if !tidied => {
                     self.tidy();
                     tidied = true;
@@ -191,7 +200,12 @@ impl PodListeners {
                 }
             }
         }
-        let sockets = Sockets { sockets: listening, sandbox, closed: CancellationToken::new() };
+        let (passed, closed) = (Arc::default(), CancellationToken::new());
+        let sockets = Sockets { sockets: listening, sandbox, passed, closed };
+        if !self.send_to_server(&pod, netns, &sockets).await {
+            // The drain has begun: the pod is the next agent's.
+            return;
+        }
         // The sockets listen already: whoever connects now is served in a moment.
         if self.publish(netns, &sockets) {
             match sandbox.v4 {
@@ -199,7 +213,12 @@ impl PodListeners {
                 port => debug!(pod.uid = %pod, netns, port, "Pod listener open"),
             }
         }
-        for socket in &sockets.sockets {
+        self.open.insert(netns, sockets);
+    }
+
+    /// Has `listeners` served; `false` if they are not, since the drain has begun.
+    async fn send_to_server(&self, pod: &PodUid, netns: u64, listeners: &Sockets) -> bool {
+        for socket in &listeners.sockets {
             let resolver = PodListenerResolver::new(
                 self.flows.clone(),
                 self.cgroups.clone(),
@@ -210,12 +229,14 @@ impl PodListeners {
                 socket: socket.clone(),
                 resolver: Arc::new(resolver),
                 pod: Some(pod.clone()),
-                closed: sockets.closed.clone(),
+                passed: listeners.passed.clone(),
+                closed: listeners.closed.clone(),
             };
-            // Refused only when the drain has begun.
-            let _ = self.serve.send(listener).await;
+            if self.serve.send(listener).await.is_err() {
+                return false;
+            }
         }
-        self.open.insert(netns, sockets);
+        true
     }
 
     fn publish(&self, netns: u64, listeners: &Sockets) -> bool {

@@ -10,7 +10,16 @@ mod report;
 mod share;
 
 use std::{
-    future::Future, io, mem::Discriminant, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
+    future::Future,
+    io,
+    mem::Discriminant,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -105,7 +114,8 @@ pub struct Config {
     /// How long a client may leave sent data unread.
     pub unread_deadline: Duration,
     /// How long connections are accepted after the drain began: connections that were redirected just before are still
-    /// entering the queue, and closing the queue would reset them. Unused if another agent has the queue.
+    /// entering the queue, and closing the queue would reset them. Until an agent that took over has published a listener of its
+    /// own in a pod, connections still come, too. Unused if that agent has the queue.
     pub late_accepts: Duration,
     /// How long an open connection may bring further requests after the drain began. Each answer closes the connection.
     pub last_requests: Duration,
@@ -127,6 +137,8 @@ pub struct Listener {
     pub resolver: Arc<dyn ClientResolver>,
     /// The pod of a pod listener, which has a queue of its own.
     pub pod: Option<PodUid>,
+    /// Whether the next agent, if one takes over, has this socket too. It has not where a pod came after it got its sockets.
+    pub passed: Arc<AtomicBool>,
     /// Cancelled when a pod listener's pod is gone.
     pub closed: CancellationToken,
 }
@@ -137,8 +149,8 @@ impl Listener {
     /// A node listener, which exists as long as the agent.
     #[must_use]
     pub fn new(socket: TcpListener, resolver: Arc<dyn ClientResolver>) -> Self {
-        let closed = CancellationToken::new();
-        Self { socket: Arc::new(socket), resolver, pod: None, closed }
+        let (passed, closed) = (Arc::new(AtomicBool::new(true)), CancellationToken::new());
+        Self { socket: Arc::new(socket), resolver, pod: None, passed, closed }
     }
 
     /// Sets the options that accepted sockets inherit, since another agent may have created the socket.
@@ -184,13 +196,13 @@ pub async fn run<S: PodService>(
     service: Arc<S>,
     config: Config,
     metrics: Metrics,
-    mut drain: Drain,
+    drain: Drain,
 ) {
     let connections = limits::within_open_files(config.connections, config.other_files);
     let limits = Limits::new(Config { connections, ..config });
     let log = Arc::new(LogLimit::new(LOG_PERIOD));
     let report = Arc::new(Report::new(service.clone(), metrics.clone()));
-    let server = |drain: &Drain| Server {
+    let server = || Server {
         service: service.clone(),
         config,
         limits: limits.clone(),
@@ -200,20 +212,29 @@ pub async fn run<S: PodService>(
         drain: drain.clone(),
     };
     let mut loops = JoinSet::new();
+    let begin = |listener: Listener, loops: &mut JoinSet<()>| {
+        listener.prepare();
+        loops.spawn(server().accept(listener));
+    };
+    let mut draining = drain.clone();
     loop {
         let ended = tokio::select! {
             Some(listener) = listeners.recv() => {
-                listener.prepare();
-                loops.spawn(server(&drain).accept(listener));
+                begin(listener, &mut loops);
                 continue;
             }
             // A pod listener whose pod is gone, or a loop that panicked.
             Some(ended) = loops.join_next() => ended,
-            () = drain.started() => break,
+            () = draining.started() => break,
         };
         if failed(ended) {
             return;
         }
+    }
+    // Pods may connect to what was sent before this.
+    listeners.close();
+    while let Some(listener) = listeners.recv().await {
+        begin(listener, &mut loops);
     }
     while let Some(ended) = loops.join_next().await {
         if failed(ended) {
@@ -259,7 +280,8 @@ impl<S: PodService> Server<S> {
             }
         };
         self.accept_until(end, &listener, &mut connections).await;
-        if !drain.is_queue_handed_over() && !closed.is_cancelled() {
+        let continued = drain.is_queue_handed_over() && listener.passed.load(Ordering::Relaxed);
+        if !continued && !closed.is_cancelled() {
             let late = sleep(self.config.late_accepts);
             self.accept_until(late, &listener, &mut connections).await;
         }

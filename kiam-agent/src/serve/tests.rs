@@ -582,6 +582,30 @@ async fn what_connects_after_the_sockets_were_handed_over_is_the_successors() {
     assert!(TcpStream::connect(node.addresses[0]).await.is_err(), "nobody has it here");
 }
 
+#[tokio::test]
+async fn what_connects_to_a_pod_listener_that_no_successor_has_is_answered_all_the_same() {
+    let mut nodes = Vec::new();
+    for _ in 0..8 {
+        let node = Fixture::with(Config::default()).await;
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let own = Listener { passed: Arc::default(), ..Listener::new(socket, Arc::new(SourceIp)) };
+        // Which of these two the loop sees first is left to chance.
+        node.sender.send(own).await.unwrap();
+        node.drain.hand_over(true);
+        nodes.push((node, address));
+    }
+    for (_, address) in &nodes {
+        let mut late = TcpStream::connect(address).await.unwrap();
+        let answer = ask(&mut late).await;
+        assert!(answer.contains("200 OK") && answer.contains("connection: close"), "{answer}");
+    }
+    for (node, address) in nodes {
+        timeout(Duration::from_secs(2), node.task).await.unwrap().unwrap();
+        assert!(TcpStream::connect(address).await.is_err(), "not for long");
+    }
+}
+
 /// A connection of peer `n` is served, within bounds.
 async fn eventually(node: &Fixture, n: u8) {
     for _ in 0..50 {
