@@ -18,6 +18,8 @@ use crate::{
 
 /// More than one network namespace may hold (1,024).
 const FLOOD: u32 = 1100;
+/// How often a pod that has just come asks once it is served.
+const ASKED_AGAIN: usize = 10;
 
 /// A hostNetwork pod listens on the agent's port. If it can, what another pod gets.
 pub(crate) fn squat(stage: &mut Stage<'_>, at: SocketAddr, reuse_port: bool) -> Attempt {
@@ -124,17 +126,16 @@ fn as_twins(stage: &mut Stage<'_>, act: impl Fn(&Stage<'_>) -> Attempt) -> Attem
     attempt
 }
 
-/// What a pod gets that has just come. Its connects are denied until its namespace is known, which a busy machine may
-/// make it notice; it asks again then, as an SDK does.
+/// What a pod gets that has just come, at once and for a while after.
 pub(crate) fn just_come(stage: &mut Stage<'_>) -> Attempt {
     let lab = stage.lab;
     let pod = lab.unpublished_pod(PodSpec::new("shop", "new").role(Cast::ROLE)).unwrap();
     let mut attempt = stage.ask(&pod);
-    for _ in 0..5 {
-        if attempt.error.as_deref() != Some("EPERM") || !stage.state.serves() {
+    for _ in 0..ASKED_AGAIN {
+        if attempt.status != Some(200) {
             break;
         }
-        thread::sleep(Duration::from_millis(200));
+        thread::sleep(Duration::from_millis(20));
         attempt = stage.ask(&pod);
     }
     lab.delete(pod);
