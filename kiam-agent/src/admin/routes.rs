@@ -1,5 +1,7 @@
 //! The paths for operators, and their answers.
 
+use std::fmt::Write as _;
+
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -102,7 +104,24 @@ async fn set_log_level(
 }
 
 fn json(value: &serde_json::Value) -> Response<Full<Bytes>> {
-    typed(StatusCode::OK, "application/json", format!("{value:#}\n"))
+    typed(StatusCode::OK, "application/json", printable(&format!("{value:#}\n")))
+}
+
+/// `json` in printable ASCII: tenants write annotations, and operators read this in terminals. Other characters occur in
+/// strings alone, where an escape means the same.
+fn printable(json: &str) -> String {
+    let mut shown = String::with_capacity(json.len());
+    for character in json.chars() {
+        if matches!(character, '\n' | ' '..='~') {
+            shown.push(character);
+            continue;
+        }
+        for unit in character.encode_utf16(&mut [0; 2]) {
+            // Writing to memory does not fail.
+            let _ = write!(shown, "\\u{unit:04x}");
+        }
+    }
+    shown
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
@@ -114,4 +133,19 @@ fn typed(status: StatusCode, kind: &'static str, body: String) -> Response<Full<
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_has_no_character_that_a_terminal_obeys_and_means_the_same() {
+        let text = "a\n\u{1b}[2J\u{7f}\u{9b}31m\u{202e}\u{2028}\"\\\u{1f980}\u{e9}";
+        let value = serde_json::json!({ "annotation": text, text: [1, null] });
+        let shown = printable(&format!("{value:#}"));
+        assert!(shown.chars().all(|it| it == '\n' || (' '..='~').contains(&it)), "{shown:?}");
+        let read: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        assert_eq!(read, value);
+    }
 }

@@ -399,6 +399,53 @@ mod tests {
     }
 
     #[test]
+    fn nothing_that_tenants_write_adds_a_line_or_moves_the_cursor() {
+        let hostile =
+            "reader\n\ranswer          200\u{1b}[2J\u{9b}31m\u{7f}\u{202e}\u{2028}\u{200b}";
+        let annotation = || Some(hostile.into());
+        let list = Some(format!("[{hostile:?}, \"{}\"]", "a\u{202e}").as_str().into());
+        let namespaces = [
+            (annotation(), annotation()),
+            (Some("(a\u{202e}".into()), list),
+            (Some("a\u{202e}".into()), Some("[\"a\u{202e}\"]".into())),
+            (None, None),
+        ];
+        let whole = Pod { session_name: annotation(), external_id: annotation(), ..pod(1) };
+        let pods = [
+            Pod { role: annotation(), ..whole.clone() },
+            Pod { session_policies: annotation(), ..whole.clone() },
+            whole,
+        ];
+        let request = http::Request::get("/latest/user-data").header(
+            http::header::USER_AGENT,
+            http::HeaderValue::from_bytes(b"\xc2\x9b2J\xe2\x80\xae").unwrap(),
+        );
+        let head = request.body(()).unwrap().into_parts().0;
+        let mut lines = 0;
+        for (permitted, allowed_roles) in namespaces {
+            for pod in &pods {
+                let (index, explainer) = explainer(Flags::default());
+                let namespace = fixtures::namespace("default", 1);
+                index.apply(Namespace {
+                    permitted: permitted.clone(),
+                    allowed_roles: allowed_roles.clone(),
+                    ..namespace
+                });
+                index.apply(pod.clone());
+                let journal = &explainer.sources.journal;
+                journal.refused(&pod.uid, &head, imds::ErrorKind::Path, SystemTime::UNIX_EPOCH);
+                let text = explainer.explain("default", "pod-1").unwrap_err();
+                let plain = |text: char| text == '\n' || (' '..='~').contains(&text);
+                assert!(text.chars().all(plain), "{text:?}");
+                let answers = text.lines().filter(|line| line.starts_with("answer  ")).count();
+                assert_eq!(answers, 1, "{text}");
+                lines += text.lines().count();
+            }
+        }
+        assert!(lines > 100, "{lines}");
+    }
+
+    #[test]
     fn what_the_pod_was_refused_is_shown_with_who_asked() {
         let (index, explainer) = explainer(Flags::default());
         index.apply(fixtures::namespace("default", 1));
