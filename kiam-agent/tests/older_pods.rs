@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
 
-use std::{fs, os::unix::net::UnixStream, thread, time::Duration};
+use std::{fs, os::unix::net::UnixStream, process::Child, thread, time::Duration};
 
 use kiam_agent::admin;
 use lab::{Agent, Lab, LabPod, PodSpec, eventually, pod_client::wire::exchange};
@@ -195,6 +195,39 @@ fn programs_that_somebody_detached_make_all_pods_older() {
     assert!(names(&lab).is_empty());
     lab.node.detach_link(&lab.pins().join("v2/link_kiam_connect4")).unwrap();
     eventually("the pod", || names(&lab) == ["orders"]);
+}
+
+fn idle(pod: &LabPod) -> Child {
+    pod.command("sleep").unwrap().arg("infinity").spawn().unwrap()
+}
+
+#[test]
+fn containers_that_start_again_hide_no_pod_that_has_a_process_of_its_sandbox() {
+    let Some(lab) = lab::node_test!() else { return };
+    let [held, bare] = ["held", "bare"].map(|name| pod(&lab, name));
+    let mut processes = [idle(&held), idle(&bare)];
+    thread::sleep(TICKS);
+    let mut first = lab.agent(&[]);
+    eventually("both", || names(&lab) == ["bare", "held"]);
+    let until = shown(&lab);
+    // A runtime that keeps no process for a sandbox, such as CRI-O by default, has only the container's.
+    held.cgroup().kill().unwrap();
+    bare.slice().kill().unwrap();
+    for (process, pod) in processes.iter_mut().zip([&held, &bare]) {
+        process.wait().unwrap();
+        *process = idle(pod);
+    }
+    thread::sleep(TICKS);
+    eventually("both as before", || shown(&lab) == until);
+    // Only the processes tell an agent that comes later.
+    let second = lab.agent(&[]);
+    first.terminate().unwrap();
+    eventually("the one with a process of its sandbox", || names(&lab) == ["held"]);
+    eventually("one counted", || counted(&second) == Some(1));
+    for process in &mut processes {
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Finds pods with processes that are older than the programs.
 //!
-//! No pod can fake an older process, and a pod's first process, which holds its namespaces, lives as long as the pod. So
-//! its start time shows whether the pod ran before it was intercepted.
+//! No pod can fake an older process, and the process that a runtime keeps for a sandbox lives as long as the sandbox. So its
+//! start time shows whether the pod ran before it was intercepted. Without one (CRI-O's `drop_infra_ctr`, or a pod with
+//! `shareProcessNamespace` that ends it), a pod of which all processes started again later looks younger.
 
 use std::{
     collections::{HashSet, VecDeque},
