@@ -4,10 +4,12 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     os::fd::AsFd as _,
     path::PathBuf,
     process,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
 };
 
 use kiam_common::redirect::Target;
@@ -22,6 +24,8 @@ use prometheus_client::{encoding::text::encode, registry::Registry};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 const PORT: u16 = 3100;
+/// How often the namespace is asked for beside a pod that binds.
+const ROUNDS: usize = 30;
 
 /// Before each set's result: what the run on other kernels looks for.
 const MARK: &str = "kiam-kernels:";
@@ -181,4 +185,40 @@ fn a_program_at_bind_tells_the_network_namespace() {
         assert_eq!(first, told);
     }
     println!("{MARK} the node's network namespace: learned");
+}
+
+/// A program at bind(2) of the mount's root sees the binds of all pods.
+#[test]
+fn pods_that_bind_without_a_pause_are_never_taken_for_the_node() {
+    if lab::skip!() {
+        return;
+    }
+    let path = cgroup_mount_point().unwrap();
+    let pods = Cgroup::create(path.join(format!("kiam-binds-{}", process::id()))).unwrap();
+    let learned = || {
+        let blocking = Blocking::here().unwrap();
+        let cgroup = PodsCgroup::open(&blocking, Some(pods.path())).unwrap();
+        intercept::own_namespace(&cgroup).unwrap()
+    };
+    let (node, pod) = (Netns::create().unwrap(), Netns::create().unwrap());
+    let [nodes, pods_own] = [&node, &pod].map(|netns| netns.enter(learned).unwrap());
+    assert_ne!(nodes, pods_own);
+    let (over, binds) = (AtomicBool::new(false), AtomicU64::new(0));
+    let bind = || {
+        while !over.load(Ordering::Relaxed) {
+            let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+            drop((UdpSocket::bind(any).unwrap(), TcpListener::bind(any).unwrap()));
+            binds.fetch_add(2, Ordering::Relaxed);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| pod.enter(bind).unwrap());
+        }
+        let rounds: Vec<_> = (0..ROUNDS).map(|_| node.enter(learned).unwrap()).collect();
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(rounds, [nodes; ROUNDS], "not {pods_own}");
+    });
+    println!("{} binds of a pod in {ROUNDS} rounds", binds.load(Ordering::Relaxed));
+    assert!(binds.load(Ordering::Relaxed) > 100 * ROUNDS as u64);
 }
