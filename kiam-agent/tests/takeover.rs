@@ -5,7 +5,7 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
@@ -20,7 +20,7 @@ use kiam_kernel::{
     pins::AttachLock,
 };
 use lab::{
-    Agent, Attacker, Cgroup, Lab, LabPod, Meanwhile, NODE_V4, PodSpec, eventually,
+    Agent, Attacker, Cgroup, IMDS_V4, Lab, LabPod, Meanwhile, NODE_V4, PodSpec, eventually,
     fake::imds::NODE_ACCESS_KEY,
     pod_client::{
         Attempt, Options, Via,
@@ -237,6 +237,69 @@ fn twenty_takeovers_under_load_fail_no_request() {
     println!("{asked} attempts in {:?} across 20 takeovers", started.elapsed());
     assert!(asked > 500, "{asked} attempts are no load");
     assert_eq!(lab.sts.requests(), 3, "each agent was given what the one before it held");
+    lab.assert_no_packets(&pods.each_ref().map(|(_, pod)| pod));
+}
+
+/// The listeners at all ports of loopback that an agent would choose in this network namespace.
+fn every_port() -> Vec<TcpListener> {
+    let ports = (61_000..=65_535).chain(32_700..32_768).chain(914..=952);
+    ports.filter_map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()).collect()
+}
+
+#[test]
+fn pods_that_come_and_go_hold_connections_or_take_all_ports_gain_nothing_by_takeovers() {
+    const ROUNDS: usize = 6;
+    let Some(lab) = lab::node_test!() else { return };
+    let pod = |name: &str, role| lab.pod(PodSpec::new("mob", name).role(role)).unwrap();
+    let squatter = pod("squatter", "reports");
+    let ports = squatter.netns().enter(every_port).unwrap();
+    assert!(ports.len() > 4000, "{}", ports.len());
+    let mut agent = lab.agent(&[]);
+    let pods = three_pods(&lab);
+    let holder = pod("holder", "orders");
+    let imds = (IMDS_V4, 80).into();
+    let mut held = holder.attacker().unwrap();
+    held.must(Attack::Hold { to: imds, count: 150 }).unwrap();
+    held.must(Attack::Keep { way: Way::Connect, to: imds }).unwrap();
+    held.must(Attack::Write { text: "PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-".to_owned() })
+        .unwrap();
+    let over = AtomicBool::new(false);
+    let made = thread::scope(|scope| {
+        let making = scope.spawn(|| {
+            let mut made = 0;
+            while !over.load(Ordering::Relaxed) {
+                let asks = pod(&format!("asks-{made}"), "invoices");
+                lab.assert_served(&asks, "invoices");
+                lab.delete(asks);
+                // One that goes at once, with whatever is being opened in it.
+                lab.delete(pod(&format!("goes-{made}"), "orders"));
+                made += 2;
+            }
+            made
+        });
+        let mut ports = Some(ports);
+        for round in 0..ROUNDS {
+            let load = Load::start(&lab, &pods);
+            let next = lab.agent(&[]);
+            ports = match ports.take() {
+                Some(_) => None,
+                None => Some(squatter.netns().enter(every_port).unwrap()),
+            };
+            agent.wait_said(RELIEVED, LIMIT).unwrap();
+            assert!(agent.terminate().unwrap().success(), "round {round}");
+            agent = next;
+            let asked = load.finish();
+            lab.assert_served(&squatter, "reports");
+            println!(
+                "{round}: {asked} attempts, {} ports taken",
+                ports.as_ref().map_or(0, Vec::len)
+            );
+        }
+        over.store(true, Ordering::Relaxed);
+        making.join().unwrap()
+    });
+    println!("{made} pods came and went in {ROUNDS} takeovers");
+    lab.assert_served(&holder, "orders");
     lab.assert_no_packets(&pods.each_ref().map(|(_, pod)| pod));
 }
 
