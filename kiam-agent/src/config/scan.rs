@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
-use clap::{Arg, Command};
+use clap::{Arg, Command, CommandFactory as _};
 
-use super::{Vars, variables::Variables};
+use super::{Vars, flags::CommandLine, variables::Variables};
 
 /// The flags and subcommands of kiam v2 to v4 and of kube2iam, with their replacements.
 const FORMER: [(&str, &str); 62] = [
@@ -147,6 +147,12 @@ fn unexpected(word: &str) -> String {
     match FORMER.iter().find(|(former, _)| *former == word) {
         Some((_, instead)) => format!("{word}: a flag of kiam or kube2iam; {instead}"),
         None if word.starts_with("--") => format!("{word}: there is no such flag"),
-        None => format!("{word:?}: there is no such subcommand"),
+        None => format!("{word:?}: there is no such subcommand, but {}", subcommands()),
     }
+}
+
+fn subcommands() -> String {
+    let command = CommandLine::command();
+    let shown = command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set());
+    shown.map(Command::get_name).collect::<Vec<_>>().join(", ")
 }

@@ -83,7 +83,11 @@ const STEPS: [Step; 19] = [
     Step {
         part: Part::Unit,
         name: "unit tests",
-        action: |selection| run(tests(selection).args(["--lib", "--bins"])),
+        action: |selection| {
+            // Those of the kernel's crate have processes of the lab's send packets.
+            build::programs()?;
+            run(tests(selection).args(["--lib", "--bins"]))
+        },
     },
     Step { part: Part::Chart, name: "chart", action: |_| chart::test() },
     // The tests start this command for their pods, and look for it beside the agent.
