@@ -110,6 +110,9 @@ impl Stage {
 
     /// Starts the pod that asks every 50 ms, and waits for its first answers.
     pub(super) fn start_client(&self) -> Result<()> {
+        // One that a failed row has left has asked before.
+        self.kubectl
+            .run(&format!("delete pod client --namespace={NAMESPACE} --ignore-not-found"))?;
         self.apply("client.yaml")?;
         self.wait_served(10)
     }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{
     life,
-    pods::{NAMESPACE, own},
+    pods::{NAMESPACE, Try, own},
     stage::{Stage, wait},
 };
 use crate::node_vm::Owner;
@@ -170,9 +170,15 @@ fn crash_loop(stage: &mut Stage) -> Result<String> {
         other => Some(format!("{other:?}")),
     })?;
     let pod = stage.pod("crash-loop")?;
-    let lives = [stage.former_tries(&pod, "main")?, stage.tries(&pod, "main")?];
-    for life in &lives {
-        stage.ensure_owner(life.first().context("a life without a try")?, &own("crash-loop"))?;
+    // The last life may have just begun.
+    let firsts = || -> Result<Vec<Try>> {
+        let lives = [stage.former_tries(&pod, "main")?, stage.tries(&pod, "main")?];
+        let firsts = lives.into_iter().map(|life| life.into_iter().next());
+        firsts.collect::<Option<_>>().context("a life without a try")
+    };
+    wait("two lives' tries", || firsts().err().map(|error| format!("{error:#}")))?;
+    for first in firsts()? {
+        stage.ensure_owner(&first, &own("crash-loop"))?;
     }
     let restarts = restarts()?;
     stage.delete("crash-loop.yaml")?;

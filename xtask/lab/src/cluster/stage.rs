@@ -28,6 +28,7 @@ use super::{
     image,
     kubectl::Kubectl,
     machine::{Machine, TAP, share_files},
+    pods::NAMESPACE,
 };
 use crate::node_vm::share;
 use xtask::command::workspace;
@@ -93,16 +94,16 @@ impl Stage {
         let folder = self.folder.join("deploy");
         fs::create_dir_all(&folder).context("making a kustomization")?;
         // This version of Kubernetes has no `maxSurge` for DaemonSets; it came with 1.22.
-        let mut patches = vec![
-            json!({
-                "op": "replace", "path": "/spec/updateStrategy",
-                "value": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}},
-            }),
-            json!({
-                "op": "add", "path": "/spec/template/spec/containers/0/args/-",
-                "value": format!("--sts-endpoint={}", self.sts.url()),
-            }),
+        let mut patches = vec![json!({
+            "op": "replace", "path": "/spec/updateStrategy",
+            "value": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}},
+        })];
+        let flags = [
+            format!("--sts-endpoint={}", self.sts.url()),
+            format!("--static-pod-namespaces={NAMESPACE}"),
         ];
+        let path = "/spec/template/spec/containers/0/args/-";
+        patches.extend(flags.map(|flag| json!({"op": "add", "path": path, "value": flag})));
         if guarded {
             let guard = include_str!("../../../../deploy/boot-guard/daemonset-patch.yaml");
             let guard: Vec<_> = serde_saphyr::from_str(guard).context("reading a patch")?;
