@@ -17,7 +17,7 @@ use crate::{
 };
 use kiam_core::{
     credentials::State,
-    pods::{Annotation, Namespace, Pod},
+    pods::{Annotation, Namespace, NotFound, Pod},
     policy::{Decision, Refusal, Ruling, Rulings},
     role::RoleArn,
 };
@@ -29,6 +29,8 @@ pub(super) struct Account<'a> {
     pub(super) role: Option<Result<RoleArn, Refusal>>,
     pub(super) rulings: Option<Rulings>,
     pub(super) decision: Decision,
+    /// Why the agent does not find the pod when it asks, if it is a static pod.
+    pub(super) missing: Option<NotFound>,
     pub(super) credentials: Option<State>,
     /// How the pod's connections reach the agent, or why they don't.
     pub(super) path: Result<String, String>,
@@ -62,6 +64,10 @@ impl Account<'_> {
             if age == Age::Unknown {
                 shown["age"] = json!("unknown");
             }
+        }
+        if let Some(missing) = self.missing {
+            shown["refused"] = json!(missing.to_string() + untrusted(missing));
+            return shown;
         }
         match &self.decision {
             Decision::Refuse(refusal) => shown["refused"] = json!(refusal.to_string()),
@@ -239,6 +245,9 @@ impl Account<'_> {
                 credentials.as_u16()
             )
         };
+        if let Some(missing) = self.missing {
+            return Err(refused(&imds::Error::Pod(missing)) + untrusted(missing));
+        }
         match &self.decision {
             Decision::Refuse(refusal) => Err(refused(&imds::Error::Refused(refusal.clone()))),
             Decision::Allow(_) => match imds::ready(self.credentials.clone()) {
@@ -246,6 +255,15 @@ impl Account<'_> {
                 Err(error) => Err(refused(&error)),
             },
         }
+    }
+}
+
+/// Why the agent does not know a static pod, if it doesn't.
+fn untrusted(missing: NotFound) -> &'static str {
+    if missing == NotFound::Unknown {
+        ": it is a static pod, and --static-pod-namespaces does not name its namespace"
+    } else {
+        ""
     }
 }
 

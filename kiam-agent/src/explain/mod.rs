@@ -115,6 +115,9 @@ impl Explainer {
             Decision::Allow(identity) => credentials.get(identity),
             Decision::Refuse(_) => None,
         };
+        // Its processes have the static pod's UID, not that of the mirror pod.
+        let static_uid = pod.config_hash.as_ref().filter(|_| pod.live);
+        let missing = static_uid.and_then(|uid| pods.by_uid(uid).err());
         let (path, now) = (paths.of(pod), self.clock.now());
         let journal = journal.of(&pod.uid);
         let (pod, settings) = (pod.clone(), &*self.settings);
@@ -125,6 +128,7 @@ impl Explainer {
             role,
             rulings,
             decision,
+            missing,
             credentials,
             path,
             journal,
@@ -357,6 +361,7 @@ mod tests {
         };
         let web_identity = || Flags { source: Source::WebIdentity, ..default() };
         let host_network = || Pod { host_network: true, ..pod(1) };
+        let mirror = |namespace| pod(1).mirroring(namespace, fixtures::config_hash(1));
         let cases = [
             (
                 default(),
@@ -387,10 +392,17 @@ mod tests {
             (web_identity(), pod(1), "vouched for     by default/default's token"),
             (web_identity(), Pod::test(1), "ServiceAccount default/default is not"),
             (default(), Pod { namespace: "lost".to_owned(), ..pod(1) }, "lost is not known yet"),
+            (
+                default(),
+                mirror("default"),
+                "403 for credentials: pod not found: it is a static pod, and --static-pod-namespaces",
+            ),
+            (default(), mirror("kube-system"), "answer          503: no credentials yet: "),
         ];
         for (flags, pod, expected) in cases {
             let (index, explainer) = explainer(flags);
             index.apply(fixtures::namespace("default", 1));
+            index.apply(fixtures::namespace("kube-system", 1));
             let namespace = pod.namespace.clone();
             index.apply(pod);
             let text = explainer.explain(&namespace, "pod-1").unwrap_err();
