@@ -40,7 +40,7 @@ pub(super) enum Error {
     Cluster(#[from] cluster::Error),
     /// STS.
     #[error(transparent)]
-    Sts(#[from] sts::InvalidEndpoint),
+    Sts(#[from] sts::Error),
     /// The key of session tokens.
     #[error(transparent)]
     Key(#[from] imds::KeyError),

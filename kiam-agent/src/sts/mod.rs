@@ -58,16 +58,36 @@ pub struct InvalidEndpoint {
     reason: String,
 }
 
+/// Why there can be no client for STS.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `--upstream` is no endpoint.
+    #[error(transparent)]
+    Endpoint(#[from] InvalidEndpoint),
+    /// STS is reached by TLS, and there is no CA certificate to verify it with.
+    #[error(
+        "no CA certificates were found to verify STS with ({searched}): install the package ca-certificates, or set SSL_CERT_FILE to the path of a CA bundle"
+    )]
+    Certificates {
+        /// Where they were looked for, and why that failed.
+        searched: &'static str,
+    },
+}
+
 /// The source that asks the STS of `config`: for the pods' own `tokens`, or without them with the node's credentials.
 ///
 /// # Errors
 ///
-/// [`InvalidEndpoint`].
+/// [`Error`].
 pub async fn source(
     config: &Config,
     clock: Clock,
     tokens: Option<Arc<dyn PodTokens>>,
-) -> Result<Arc<dyn CredentialSource>, InvalidEndpoint> {
+) -> Result<Arc<dyn CredentialSource>, Error> {
+    let plain = config.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http:"));
+    if !plain {
+        http::ensure_certificates().map_err(|searched| Error::Certificates { searched })?;
+    }
     Ok(match tokens {
         None => Arc::new(AssumeRole::new(config, clock).await?),
         Some(tokens) => Arc::new(WebIdentity::new(config, clock, tokens).await),

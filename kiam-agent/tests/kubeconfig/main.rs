@@ -161,6 +161,25 @@ fn what_no_proxy_names_is_asked_itself() {
 }
 
 #[test]
+fn without_ca_certificates_the_agent_runs_with_an_sts_that_needs_no_tls() {
+    let (kubernetes, sts) = (kubernetes(), sts());
+    let api = front("server-of-old-ca.pem", kubernetes.address());
+    let start = |sts: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("https://{}", api.address());
+        write_kubeconfig(&folder, &url, &authority(&certificate("old-ca.pem")), "");
+        let environment = [("SSL_CERT_FILE", "/no/certificates.crt")];
+        let flags = ["--credential-source=web-identity"];
+        LoopbackAgent::start_in(Path::new(AGENT), folder, sts, &environment, &flags)
+    };
+    let agent = start(&sts.url()).unwrap();
+    eventually("credentials", || is_served(&agent));
+    let said = start("https://sts.test").unwrap_err().to_string();
+    let wanted = ["no CA certificates were found", "/no/certificates.crt", "set SSL_CERT_FILE"];
+    assert!(wanted.iter().all(|words| said.contains(words)), "{said}");
+}
+
+#[test]
 fn a_proxy_that_is_none_is_told_without_its_password() {
     let output = std::process::Command::new(AGENT)
         .args(["--host=127.0.0.1", "--role-base-arn=arn:aws:iam::123456789012:role/"])
