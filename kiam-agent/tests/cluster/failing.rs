@@ -97,7 +97,7 @@ async fn each_failure_shows_in_the_metric_and_with_its_reason() {
         shows(ask, Injected::hang(), "no answer within").await;
     }
     shows(Ask::List, Injected::refuse(410, "Expired"), "410").await;
-    shows(Ask::Watch, Injected::refuse(410, "Expired"), "refuses to watch from where").await;
+    shows(Ask::Watch, Injected::refuse(410, "Expired"), "rejects a watch from the version").await;
 }
 
 #[tokio::test]
@@ -105,7 +105,7 @@ async fn watches_that_are_opened_and_end_at_once_fail() {
     shows(Ask::Watch, Injected::body(200, ""), "ends them at once").await;
     shows(Ask::Watch, line(500, "InternalError"), "500 InternalError: so it is").await;
     shows(Ask::Watch, line(403, "Forbidden"), "403 Forbidden: so it is").await;
-    shows(Ask::Watch, line(410, "Expired"), "refuses to watch from where").await;
+    shows(Ask::Watch, line(410, "Expired"), "rejects a watch from the version").await;
 }
 
 #[tokio::test]
