@@ -18,8 +18,8 @@ pub(crate) struct Selection {
     /// Fail tests that can't run here, for want of root or of BPF, instead of skipping them.
     #[arg(long)]
     no_skip: bool,
-    /// The parts to run. Default: all but `sdks`, `image`, `policies`, `apiserver`, `node-vm`, `cluster` and `kernels`.
-    /// `node` includes `runtime` and `hostile`.
+    /// The parts to run. Default: all but `kernel-load`, `sdks`, `image`, `policies`, `apiserver`, `node-vm`, `cluster` and
+    /// `kernels`. `node` includes `runtime` and `hostile`.
     #[arg(value_enum)]
     parts: Vec<Part>,
     #[command(flatten)]
@@ -155,7 +155,8 @@ pub(crate) fn run_steps(selection: &Selection) -> Result<()> {
     let chosen = |part| match selection.parts.as_slice() {
         [] => !matches!(
             part,
-            Part::Sdks
+            Part::KernelLoad
+                | Part::Sdks
                 | Part::Image
                 | Part::Policies
                 | Part::Apiserver
