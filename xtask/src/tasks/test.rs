@@ -46,7 +46,7 @@ enum Part {
     Clients,
     /// Many more AWS clients, old and new. Downloads 4 GB once; writes the table of `docs/clients.md`.
     Sdks,
-    /// The container image, built in two folders, compared and run. Takes forty minutes.
+    /// The container image, built in two folders, compared and run. Takes long: four release builds.
     Image,
     /// The admission policies, judged by Kubernetes' own code. Builds that code once, which takes minutes.
     Policies,

@@ -1,5 +1,5 @@
-//! The container image: a static agent and the CA bundle, the same bytes wherever the same commit is built with the same
-//! compilers.
+//! The container image: a static agent and the CA bundle. Neither a path nor a time of the machine goes into it, so that the
+//! same commit and compilers make the same bytes, which [`test`] compares.
 
 mod sbom;
 pub(crate) mod test;
