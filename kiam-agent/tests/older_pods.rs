@@ -150,6 +150,22 @@ fn programs_that_an_earlier_agent_had_not_make_no_pod_older() {
 }
 
 #[test]
+fn an_agent_that_ended_before_it_recorded_the_links_makes_no_pod_older() {
+    let Some(lab) = lab::node_test!() else { return };
+    let _early = pod(&lab, "early");
+    thread::sleep(TICKS);
+    let mut first = lab.agent(&[]);
+    let _late = pod(&lab, "late");
+    eventually("the first", || names(&lab) == ["early"]);
+    first.kill().unwrap();
+    fs::remove_file(lab.pins().join("v2/ATTACHED")).unwrap();
+    thread::sleep(TICKS);
+    let second = lab.agent(&[]);
+    eventually("one counted", || counted(&second) == Some(1));
+    assert_eq!(names(&lab), ["early"]);
+}
+
+#[test]
 fn a_release_with_another_layout_of_the_maps_makes_no_pod_older() {
     let Some(lab) = lab::node_test!() else { return };
     let _early = pod(&lab, "early");
