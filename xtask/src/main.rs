@@ -27,7 +27,7 @@ enum Command {
     Test(tasks::test::Selection),
     /// Checks the repository's own rules, which no compiler checks.
     Tidy,
-    /// Compares the agent with its alternatives, and writes the results to `docs/benchmarks.md`. Needs root.
+    /// Measures the agent, and writes the results to `docs/benchmarks.md` and `docs/restarts.md`. Needs root.
     #[command(disable_help_flag = true)]
     Bench {
         /// Options of the benchmark; `--help` shows them.

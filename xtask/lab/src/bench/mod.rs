@@ -3,11 +3,21 @@
 mod document;
 mod machine;
 mod path;
+mod restart;
 mod rules;
 mod statistics;
 mod way;
 
-use anyhow::Result;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use xtask::{
+    build,
+    command::{command, run as run_command, say, workspace},
+};
 
 /// What to measure.
 #[derive(Debug, clap::Subcommand)]
@@ -15,11 +25,34 @@ pub(crate) enum Bench {
     /// The ways from a pod to the agent, beside DNAT; as root on Debian it installs iptables and nftables. A run of the
     /// default size takes less than six minutes on two cores, builds not counted.
     Path(path::Options),
+    /// How soon an agent serves after a kill, and in a takeover. A run of the default size takes about two minutes, builds
+    /// not counted.
+    Restart(restart::Options),
 }
 
 /// Measures it, and writes down what was found.
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Path(options) => path::run(options),
+        Bench::Restart(options) => restart::run(options),
     }
+}
+
+/// `built`, or the agent as it is released, built by itself: with other members it would share their features.
+fn release_agent(built: Option<&Path>) -> Result<PathBuf> {
+    if let Some(built) = built {
+        return Ok(workspace().join(built));
+    }
+    build::ebpf()?;
+    run_command(command("cargo").args(["build", "--release", "--package", "kiam-agent"]))?;
+    Ok(workspace().join("target/release/kiam-agent"))
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    }
+    fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    say(format!("written: {}", path.display()));
+    Ok(())
 }

@@ -1,8 +1,7 @@
 //! `cargo xtask bench path`: a lab with an agent for every way and number of rules, all there at once, so that each round
 //! asks by all of them.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
@@ -20,8 +19,9 @@ use super::machine::{self, Machine};
 use super::rules::{self, Tools};
 use super::statistics::order;
 use super::way::Way;
-use xtask::command::{command, output_of, run as run_command, say, workspace};
-use xtask::{build, toolchain};
+use super::{release_agent, write};
+use xtask::command::{command, output_of, say, workspace};
+use xtask::toolchain;
 
 const ROLE: &str = "bench";
 const READY_LIMIT: Duration = Duration::from_secs(60);
@@ -130,15 +130,6 @@ pub(super) fn run(options: &Options) -> Result<()> {
     write(&workspace().join(&options.out), &document::render(&report))
 }
 
-fn write(path: &Path, text: &str) -> Result<()> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    }
-    fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
-    say(format!("written: {}", path.display()));
-    Ok(())
-}
-
 /// Without them the other ways can still be measured, and the document says what was left out.
 fn ensure_packet_filters() {
     let tools = Tools::look();
@@ -194,18 +185,9 @@ fn repeat(options: &Options) -> String {
 // === impl Programs ===
 
 impl Programs {
-    /// Builds the agent as it is released, by itself: with other members it would share their features. The client is
-    /// this binary; all that it does while the clock runs is system calls.
+    /// Finds them. The client is this binary; all that it does while the clock runs is system calls.
     fn find(options: &Options) -> Result<Self> {
-        let agent = match &options.agent {
-            Some(agent) => workspace().join(agent),
-            None => {
-                build::ebpf()?;
-                let mut build = command("cargo");
-                run_command(build.args(["build", "--release", "--package", "kiam-agent"]))?;
-                workspace().join("target/release/kiam-agent")
-            }
-        };
+        let agent = release_agent(options.agent.as_deref())?;
         let ask = |flag: &str| {
             let output = output_of(command(&agent).arg(flag));
             output.with_context(|| format!("{} {flag} says nothing", agent.display()))
