@@ -18,8 +18,8 @@ pub(crate) struct Selection {
     /// Fail tests that can't run here, for want of root or of BPF, instead of skipping them.
     #[arg(long)]
     no_skip: bool,
-    /// The parts to run. Default: all but `kernel-load`, `sdks`, `image`, `policies`, `apiserver`, `node-vm`, `cluster` and
-    /// `kernels`. `node` includes `runtime` and `hostile`.
+    /// The parts to run. Default: all but `sdks`, `image`, `policies`, `apiserver`, `node-vm`, `cluster` and `kernels`.
+    /// `node` includes `runtime` and `hostile`.
     #[arg(value_enum)]
     parts: Vec<Part>,
     #[command(flatten)]
@@ -98,11 +98,6 @@ const STEPS: [Step; 19] = [
         action: |selection| run(tests(selection).args(["--test", "*"])),
     },
     Step {
-        part: Part::KernelLoad,
-        name: "kernels load",
-        action: |selection| kernels::load(selection.no_skip),
-    },
-    Step {
         part: Part::Runtime,
         name: "container runtime",
         action: |selection| {
@@ -124,6 +119,11 @@ const STEPS: [Step; 19] = [
         part: Part::Clients,
         name: "clients",
         action: |selection| lab::clients(selection.no_skip),
+    },
+    Step {
+        part: Part::KernelLoad,
+        name: "kernels load",
+        action: |selection| kernels::load(selection.no_skip),
     },
     Step {
         part: Part::Sdks,
@@ -155,8 +155,7 @@ pub(crate) fn run_steps(selection: &Selection) -> Result<()> {
     let chosen = |part| match selection.parts.as_slice() {
         [] => !matches!(
             part,
-            Part::KernelLoad
-                | Part::Sdks
+            Part::Sdks
                 | Part::Image
                 | Part::Policies
                 | Part::Apiserver
