@@ -10,34 +10,36 @@ use super::job::{FAILED, Report};
 const BEGIN: &str = "<!-- written by cargo xtask test kernels --checks ";
 const END: &str = "<!-- end -->\n";
 
-/// Kernel by kernel, with what was on its command line, and row by row.
-pub(super) fn table(columns: &[(&str, &Report)]) -> String {
-    let line = |first: &str, cell: &dyn Fn(&(&str, &Report)) -> String| {
-        let cells: Vec<String> = columns.iter().map(cell).collect();
-        format!("| {first} | {} |\n", cells.join(" | "))
-    };
-    let mut table = line("kernel", &|(_, report)| format!("`{}`", report.release));
-    table.push_str(&line("---", &|_| "---".to_owned()));
-    table.push_str(&line("Debian's version", &|(_, report)| report.version.clone()));
-    if columns.iter().any(|(parameters, _)| !parameters.is_empty()) {
-        table.push_str(&line("command line", &|(parameters, _)| match *parameters {
+/// Guest by guest, each with its kernel and what was on its command line.
+pub(super) fn table(guests: &[(&str, &Report)]) -> String {
+    let has_parameters = guests.iter().any(|(parameters, _)| !parameters.is_empty());
+    let mut checks: Vec<&str> = Vec::new();
+    for (check, _) in guests.iter().flat_map(|(_, report)| &report.rows) {
+        if !checks.contains(&check.as_str()) {
+            checks.push(check);
+        }
+    }
+    let mut head = vec!["kernel".to_owned(), "Debian's version".to_owned()];
+    head.extend(has_parameters.then(|| "command line".to_owned()));
+    head.extend(checks.iter().map(|check| format!("`{check}`")));
+    let mut table = row(&head) + &row(&vec!["---".to_owned(); head.len()]);
+    for (parameters, report) in guests {
+        let mut cells = vec![format!("`{}`", report.release), report.version.clone()];
+        cells.extend(has_parameters.then(|| match *parameters {
             "" => "plain".to_owned(),
             parameters => format!("`{parameters}`"),
         }));
-    }
-    let mut rows: Vec<&str> = Vec::new();
-    for (row, _) in columns.iter().flat_map(|(_, report)| &report.rows) {
-        if !rows.contains(&row.as_str()) {
-            rows.push(row);
-        }
-    }
-    for row in rows {
-        table.push_str(&line(&format!("`{row}`"), &|(_, report)| {
-            let result = report.rows.iter().find(|(name, _)| name == row);
+        cells.extend(checks.iter().map(|check| {
+            let result = report.rows.iter().find(|(name, _)| name == check);
             result.map_or("not run", |(_, result)| short(result)).to_owned()
         }));
+        table.push_str(&row(&cells));
     }
     table
+}
+
+fn row(cells: &[String]) -> String {
+    format!("| {} |\n", cells.join(" | "))
 }
 
 /// A failure has a verifier's log, which is no phrase.
@@ -75,10 +77,11 @@ mod tests {
         };
         let (old, new) = (report("5.10", "FAILED: a | log"), report("6.1", "loaded"));
         let plain = table(&[("", &old), ("", &new)]);
-        assert!(plain.ends_with("| `defaults` | **FAILED** | loaded |\n"), "{plain}");
-        assert!(!plain.contains("command line"), "{plain}");
+        let rows = "| kernel | Debian's version | `defaults` |\n| --- | --- | --- |\n\
+            | `5.10` | 1 | **FAILED** |\n| `6.1` | 1 | loaded |\n";
+        assert_eq!(plain, rows);
         let table = table(&[("", &old), ("ipv6.disable=1", &new)]);
-        assert!(table.contains("| command line | plain | `ipv6.disable=1` |\n"), "{table}");
+        assert!(table.contains("| `6.1` | 1 | `ipv6.disable=1` | loaded |\n"), "{table}");
         let (load, demo) = (format!("{BEGIN}load -->\n"), format!("{BEGIN}demo -->\nx\n{END}"));
         let text = format!("# Kernels\n\n{load}old\n{END}\nMore.\n{demo}");
         let wanted = format!("# Kernels\n\n{load}\n{table}\n{END}\nMore.\n{demo}");
