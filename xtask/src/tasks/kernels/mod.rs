@@ -79,15 +79,6 @@ impl Options {
         let named = |test: &str| self.tests.iter().any(|named| named == test);
         self.tests.is_empty() || named(test) || !Check::Tests.tests().contains(&test)
     }
-
-    /// What guests of this machine's architecture run.
-    fn programs(&self) -> Result<Programs> {
-        let mut programs = Programs::here(&self.tests(Architecture::Amd64))?;
-        if self.checks.contains(&Check::Tests) {
-            programs.userland.add_python()?;
-        }
-        Ok(programs)
-    }
 }
 
 /// A place with its kernel.
@@ -150,7 +141,9 @@ fn run(options: &Options, downloads: Downloads) -> Result<()> {
         let tests = options.tests(Architecture::Arm64);
         Programs::arm64(&downloads.debian, &downloads.folder, &tests)
     });
-    let amd64 = downloads.has(Architecture::Amd64).then(|| options.programs());
+    let amd64 = downloads
+        .has(Architecture::Amd64)
+        .then(|| Programs::here(&options.tests(Architecture::Amd64)));
     let Downloads { found, machine, .. } = downloads;
     let parts = Parts { machine, amd64: amd64.transpose()?, arm64: arm64.transpose()? };
     let reports = at_once(&found, |found| boot(&parts, found));

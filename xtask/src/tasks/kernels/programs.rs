@@ -115,7 +115,9 @@ fn compiled(tests: &[&str], with: impl Fn(&mut Command)) -> Result<BTreeMap<Stri
     // Of all members, whose features are those of every other build then.
     with_tests.args(["test", "--no-run"]);
     with_tests.args(tests.iter().flat_map(|test| ["--test", test]));
-    for mut cargo in [programs, with_tests] {
+    // Without a name it would compile all of them, some of which are named like programs.
+    let with_tests = (!tests.is_empty()).then_some(with_tests);
+    for mut cargo in std::iter::once(programs).chain(with_tests) {
         with(&mut cargo);
         let cargo = cargo.args(["--message-format", "json-render-diagnostics"]);
         let messages = output_of(cargo.stderr(Stdio::inherit())).context("it does not compile")?;
@@ -149,45 +151,5 @@ impl Userland {
             let found = paths.into_iter().find(|path| path.exists());
             self.programs.extend(found.map(|path| (path, Path::new("/bin").join(name))));
         }
-    }
-
-    /// Python of this machine, in which some of the lab's pods speak, with its own library.
-    pub(super) fn add_python(&mut self) -> Result<()> {
-        let script =
-            "import sys, sysconfig; print(sys.executable); print(sysconfig.get_path('stdlib'))";
-        let Some(paths) = output_of(command("python3").args(["-c", script])) else { return Ok(()) };
-        let Some((program, library)) = paths.split_once('\n') else { return Ok(()) };
-        self.programs.push((PathBuf::from(program), PathBuf::from(program)));
-        self.programs.push((PathBuf::from(program), PathBuf::from("/bin/python3")));
-        self.add_library(Path::new(library))
-    }
-
-    fn add_library(&mut self, folder: &Path) -> Result<()> {
-        for entry in
-            fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?
-        {
-            let entry = entry.context("reading a folder")?;
-            let (path, name) = (entry.path(), entry.file_name());
-            let name = name.to_string_lossy();
-            let kind = entry.file_type().context("reading a folder")?;
-            // Installed packages, tests and what builds Python are most of it.
-            let left_out = [
-                "site-packages",
-                "dist-packages",
-                "test",
-                "tests",
-                "idlelib",
-                "lib2to3",
-                "ensurepip",
-            ];
-            if kind.is_dir() && !left_out.contains(&&*name) && !name.starts_with("config-") {
-                self.add_library(&path)?;
-            } else if kind.is_file() && name.contains(".so") {
-                self.programs.push((path.clone(), path));
-            } else if kind.is_file() && name.ends_with(".py") {
-                self.files.push((path.clone(), path));
-            }
-        }
-        Ok(())
     }
 }
