@@ -211,25 +211,26 @@ fn render(options: &Options, measured: &Measured, version: &str, load_before: &s
         }
     }
     text.push_str(&format!(
-        "\nAcross the takeovers three pods sent {} requests, one every {PACE_MS} ms, each on a new connection: {} failed.\n",
+        "\nAcross the takeovers three pods sent {} requests, each on a new connection and {PACE_MS} ms after the last\n\
+         answer: {} failed.\n",
         measured.asked, measured.failed
     ));
     text.push_str(METHOD);
     text
 }
 
-const METHOD: &str = "\
+const METHOD: &str = "
 ## Method
 
-The node is made of network namespaces, with stand-ins for Kubernetes, STS and the metadata service. The
-agent is the release build. A round that is not counted comes first, so that the program is in the page
-cache.
+The node is made of network namespaces, with stand-ins for Kubernetes, STS and the metadata service.
+The agent is the release build. A round that is not counted comes first, so that the program is in
+the page cache.
 
 After `kill -9` the kernel denies pods until the next agent serves. A process in a pod asks for
-credentials, and is started anew until it has them. That takes some milliseconds an attempt, which are
-part of the first answer's time. The new agent starts with no credentials, so the first answer waits for
-the Kubernetes list and for one call to STS.
+credentials, and is started anew until it has them. Each attempt takes some milliseconds, which are
+part of the first answer's time. The new agent starts without credentials, so the first answer waits
+for the list of the pods and for one call to STS.
 
-In a takeover the earlier agent answers until the new one has its listeners, and gets SIGTERM once that
-one is ready.
+In a takeover the earlier agent answers until the new one has its listeners. It gets SIGTERM once
+the new one is ready.
 ";
