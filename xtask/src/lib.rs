@@ -1,5 +1,5 @@
 //! What the project's commands share: running programs, building the workspace, the toolchain for BPF, and packages
-//! of `PyPI`.
+//! of `PyPI`, and pages that commands write.
 
 #![forbid(unsafe_code)]
 
@@ -7,6 +7,7 @@ pub mod build;
 pub mod command;
 pub mod helm;
 pub mod oci;
+pub mod page;
 pub mod python;
 pub mod toolchain;
 pub mod values;

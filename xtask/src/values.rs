@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::page::table;
+
 /// How the table begins.
 const HEAD: &str = "| value | default | meaning |";
 /// Longer defaults are looked up in the file.
@@ -52,12 +54,13 @@ pub fn rows(text: &str) -> Result<Vec<Row>, String> {
 /// `readme` with the table of these values in place of the one that it has.
 pub fn documented(readme: &str, values: &str) -> Result<String, String> {
     let parsed: Value = serde_saphyr::from_str(values).map_err(|error| error.to_string())?;
-    let mut table = format!("{HEAD}\n| --- | --- | --- |\n");
-    for row in rows(values)? {
-        let default = parsed.pointer(&format!("/{}", row.path.replace('.', "/")));
-        let default = shown(default.ok_or_else(|| format!("`{}` is not read", row.path))?);
-        table.push_str(&format!("| `{}` | {default} | {} |\n", row.path, row.meaning));
-    }
+    let cells = rows(values)?.into_iter().map(|Row { path, meaning }| {
+        let default = parsed.pointer(&format!("/{}", path.replace('.', "/")));
+        let default = shown(default.ok_or_else(|| format!("`{path}` is not read"))?);
+        Ok(vec![format!("`{path}`"), default, meaning])
+    });
+    let cells = cells.collect::<Result<Vec<_>, String>>()?;
+    let table = table(&["value", "default", "meaning"], 0..3, cells);
     let (before, rest) = readme.split_once(HEAD).ok_or_else(|| format!("no `{HEAD}`"))?;
     let after = rest.find("\n\n").map_or("", |end| &rest[end + 1..]);
     Ok(format!("{before}{table}{after}"))

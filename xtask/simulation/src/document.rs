@@ -3,12 +3,13 @@
 mod api;
 mod text;
 
-use self::text::{bullet, clock, count, emphasised, share, span, table, wait};
+use self::text::{bullet, clock, count, emphasised, share, span, wait};
 use crate::{
     fleet::{Fleet, Policy, SessionName},
     kubernetes::Load,
     scenario::{Found, Run, Scenario},
 };
+use xtask::page::table;
 
 /// The document's text.
 pub(crate) fn render(fleet: &Fleet, seed: u64, runs: &[Run], load: &Load) -> String {
@@ -175,7 +176,7 @@ fn day_table(fleet: &Fleet, runs: &[&Run]) -> String {
          All calls, answered or throttled. Quantiles are of seconds, and *worst minute* is the mean of its\n\
          seconds. *Expired* sessions ended before they were renewed. *Least life left* is what the latest of\n\
          the other renewals found. Sessions of 15 minutes are counted for an hour instead of a day.\n\n{}",
-        table(&head, 2, runs.iter().map(row))
+        table(&head, 0..2, runs.iter().map(row))
     )
 }
 
@@ -220,7 +221,7 @@ fn restart_table(runs: &[&Run]) -> String {
          included. *Cached after* counts from when a pod needed the session; in a rollout pods have the old\n\
          agent's meanwhile. *Later* is the time after that, until every session has been renewed at least\n\
          once: sessions that were fetched together are not renewed together.\n\n{}",
-        table(&head, 3, runs.iter().map(row))
+        table(&head, 0..3, runs.iter().map(row))
     )
 }
 
@@ -243,7 +244,7 @@ fn outage_table(fleet: &Fleet, runs: &[&Run]) -> String {
         "## The end of an outage of STS\n\n\
          *Expired* is the share of sessions that ended before they were renewed. *Cached after* is about\n\
          those, from the end of the outage. Calls and *later* are as above, from there.\n\n{}",
-        table(&head, 3, runs.iter().map(row))
+        table(&head, 0..3, runs.iter().map(row))
     )
 }
 

@@ -10,6 +10,7 @@ use super::machine::Machine;
 use super::rules::Tools;
 use super::statistics::Range;
 use super::way::{Place, Way};
+use xtask::page::table;
 
 /// The pod-local path is to be so much faster than a direct connection to the node, without rules.
 const GOAL_TO_DIRECT: f64 = 0.95;
@@ -154,15 +155,18 @@ fn head(report: &Report) -> String {
 }
 
 fn fresh_table(report: &Report) -> String {
-    let mut text = "## A new connection for each request\n\n\
-        Microseconds. p50 and p90 are medians over the rounds, with the smallest and the largest round. Ratios\n\
-        are of p50 within a round: their median (smallest..largest).\n\n\
-        | rules | way | p50 | p90 | fastest | to direct, same rules | to itself without rules |\n\
-        | --: | --- | --: | --: | --: | --: | --: |\n"
-        .to_owned();
-    for series in &report.series {
+    let head = [
+        "rules",
+        "way",
+        "p50",
+        "p90",
+        "fastest",
+        "to direct, same rules",
+        "to itself without rules",
+    ];
+    let rows = report.series.iter().map(|series| {
         let fastest = Range::of(series.rounds.iter().map(|round| micros(round.fresh.min)));
-        let row = [
+        vec![
             series.rules.to_string(),
             series.way.name().to_owned(),
             times(series.over_rounds(FRESH, |spread| spread.p50)),
@@ -170,10 +174,14 @@ fn fresh_table(report: &Report) -> String {
             fastest.map_or(String::new(), |fastest| time(fastest.min)),
             ratio(report.ratio(series, Way::Direct, series.rules, FRESH)),
             ratio(report.ratio(series, series.way, 0, FRESH)),
-        ];
-        text.push_str(&format!("| {} |\n", row.join(" | ")));
-    }
-    text
+        ]
+    });
+    format!(
+        "## A new connection for each request\n\n\
+        Microseconds. p50 and p90 are medians over the rounds, with the smallest and the largest round. Ratios\n\
+        are of p50 within a round: their median (smallest..largest).\n\n{}",
+        table(&head, 1..2, rows)
+    )
 }
 
 fn comparison(report: &Report) -> String {
@@ -181,39 +189,38 @@ fn comparison(report: &Report) -> String {
         .into_iter()
         .filter(|way| !way.is_ours() && report.series.iter().any(|series| series.way == *way))
         .collect();
-    let mut text = "### eBPF as a ratio to each other way, at the same rules\n\n\
-        Median over rounds. Above 1 (bold), eBPF is slower.\n\n| rules | |"
-        .to_owned();
-    others.iter().for_each(|way| text.push_str(&format!(" {} |", way.name())));
-    text.push_str(&format!("\n| --: | --- |{}\n", " --: |".repeat(others.len())));
-    for series in report.series.iter().filter(|series| series.way.is_ours()) {
-        text.push_str(&format!("| {} | {} |", series.rules, series.way.name()));
-        for other in &others {
+    let head: Vec<&str> =
+        ["rules", ""].into_iter().chain(others.iter().map(|way| way.name())).collect();
+    let ours = report.series.iter().filter(|series| series.way.is_ours());
+    let rows = ours.map(|series| {
+        let ratio = |other: &Way| {
             let ratio = report.ratio(series, *other, series.rules, FRESH);
-            let cell = ratio.map_or(String::new(), |ratio| emphasised(ratio.median));
-            text.push_str(&format!(" {cell} |"));
-        }
-        text.push('\n');
-    }
-    text
+            ratio.map_or(String::new(), |ratio| emphasised(ratio.median))
+        };
+        let first = [series.rules.to_string(), series.way.name().to_owned()];
+        first.into_iter().chain(others.iter().map(ratio)).collect()
+    });
+    format!(
+        "### eBPF as a ratio to each other way, at the same rules\n\n\
+        Median over rounds. Above 1 (bold), eBPF is slower.\n\n{}",
+        table(&head, 1..2, rows)
+    )
 }
 
 fn kept_table(report: &Report) -> String {
-    let mut text = "## One connection for all requests\n\n\
-        Microseconds for each request, as above.\n\n\
-        | rules | way | p50 | p90 | to direct, same rules |\n| --: | --- | --: | --: | --: |\n"
-        .to_owned();
-    for series in &report.series {
-        let row = [
+    let rows = report.series.iter().map(|series| {
+        vec![
             series.rules.to_string(),
             series.way.name().to_owned(),
             times(series.over_rounds(KEPT, |spread| spread.p50)),
             times(series.over_rounds(KEPT, |spread| spread.p90)),
             ratio(report.ratio(series, Way::Direct, series.rules, KEPT)),
-        ];
-        text.push_str(&format!("| {} |\n", row.join(" | ")));
-    }
-    text
+        ]
+    });
+    format!(
+        "## One connection for all requests\n\nMicroseconds for each request, as above.\n\n{}",
+        table(&["rules", "way", "p50", "p90", "to direct, same rules"], 1..2, rows)
+    )
 }
 
 fn conclusions(report: &Report) -> String {

@@ -16,8 +16,7 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use super::{
-    fault::Call,
-    form,
+    fault::{Call, form_fields},
     http::{Answer, Body, Place, Server, full},
     imds::{ACCOUNT, REGION},
     sts::{secret_of, token_of},
@@ -216,7 +215,7 @@ impl Scope<'_> {
 
     /// The request as it is signed. Paths here have nothing that needs an escape.
     fn canonical(self, call: &Call) -> String {
-        let query: Vec<String> = form::parse(&call.query)
+        let query: Vec<String> = form_fields(call.query.as_bytes())
             .iter()
             .map(|(name, value)| format!("{}={}", escaped(name), escaped(value)))
             .collect();

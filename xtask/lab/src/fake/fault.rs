@@ -15,10 +15,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use tokio::{sync::watch, time};
 
-use super::{
-    form,
-    http::{Body, chunks, full},
-};
+use super::http::{Body, chunks, full};
 
 /// A request that has come.
 #[derive(Clone, Debug)]
@@ -78,11 +75,11 @@ impl Call {
     pub(super) fn new(request: Request<Bytes>) -> Self {
         let (head, body) = request.into_parts();
         let query = head.uri.query().unwrap_or_default().to_owned();
-        let mut fields = form::parse(&query);
+        let mut fields = form_fields(query.as_bytes());
         let kind = head.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
         // A form is what curl and the AWS SDKs send unless they say something else.
         if kind.is_none_or(|kind| kind.starts_with("application/x-www-form-urlencoded")) {
-            fields.extend(form::parse(&String::from_utf8_lossy(&body)));
+            fields.extend(form_fields(&body));
         }
         let path = head.uri.path().to_owned();
         Self { method: head.method, path, query, fields, headers: head.headers, body }
@@ -265,6 +262,11 @@ impl Fault {
         // The sender lives as long as `self`.
         let _ = self.0.lifted.subscribe().wait_for(|lifted| *lifted).await;
     }
+}
+
+/// The fields of a query or a form; of a repeated one the last.
+pub(super) fn form_fields(text: &[u8]) -> BTreeMap<String, String> {
+    form_urlencoded::parse(text).into_owned().collect()
 }
 
 fn status_of(code: u16) -> StatusCode {

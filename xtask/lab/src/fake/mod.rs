@@ -5,7 +5,6 @@
 
 pub mod aws;
 mod fault;
-mod form;
 mod http;
 pub mod imds;
 pub mod kubernetes;

@@ -1,7 +1,8 @@
 //! The part about the Kubernetes API.
 
-use super::text::{count, rate, table};
+use super::text::{count, rate};
 use crate::{fleet::Fleet, kubernetes::Load};
+use xtask::page::table;
 
 pub(super) fn section(fleet: &Fleet, load: &Load) -> String {
     [head(fleet, load), steady(load), lists(load), ADVICE.to_owned()].join("\n")
@@ -55,7 +56,7 @@ fn steady(load: &Load) -> String {
     format!(
         "{} watches are open.\n\n{}",
         count(load.watches),
-        table(&["", "a second", "bytes"], 1, rows.into_iter())
+        table(&["", "a second", "bytes"], 0..1, rows)
     )
 }
 
@@ -72,11 +73,7 @@ fn lists(load: &Load) -> String {
             ]
         },
     );
-    table(
-        &["`--sync-interval`", "lists a second", "pods", "namespaces", "together"],
-        1,
-        rows.into_iter(),
-    )
+    table(&["`--sync-interval`", "lists a second", "pods", "namespaces", "together"], 0..1, rows)
 }
 
 const ADVICE: &str = "\

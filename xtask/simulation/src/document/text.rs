@@ -1,4 +1,4 @@
-//! Numbers and tables as the document shows them.
+//! Numbers and items as the document shows them.
 
 use std::time::Duration;
 
@@ -69,19 +69,6 @@ pub(super) fn emphasised(text: String, is_bad: bool) -> String {
     if is_bad { format!("**{text}**") } else { text }
 }
 
-/// A table whose first `words` columns are words and the others numbers.
-pub(super) fn table(
-    head: &[&str],
-    words: usize,
-    rows: impl Iterator<Item = Vec<String>>,
-) -> String {
-    let align: Vec<&str> =
-        (0..head.len()).map(|column| if column < words { "---" } else { "--:" }).collect();
-    let mut text = format!("| {} |\n| {} |\n", head.join(" | "), align.join(" | "));
-    rows.for_each(|row| text.push_str(&format!("| {} |\n", row.join(" | "))));
-    text
-}
-
 /// An item of a list, wrapped at 100 columns.
 pub(super) fn bullet(line: &str) -> String {
     let mut text = "-".to_owned();
@@ -119,11 +106,5 @@ mod tests {
         let shown = [0.0, 0.000_01, 0.054, 0.5, 1.4].map(share);
         assert_eq!(shown, ["0 %", "< 0.1 %", "5.4 %", "50 %", "140 %"]);
         assert_eq!([1.0, 33.4e6].map(rate), ["0.00 kB/s", "33 MB/s"]);
-    }
-
-    #[test]
-    fn a_table_aligns_numbers_to_the_right() {
-        let rows = [vec!["a".to_owned(), "1".to_owned()]].into_iter();
-        assert_eq!(table(&["what", "n"], 1, rows), "| what | n |\n| --- | --: |\n| a | 1 |\n");
     }
 }

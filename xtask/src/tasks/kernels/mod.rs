@@ -179,7 +179,6 @@ fn boot(parts: &Parts, (place, kernel): &Found) -> Result<Report> {
 
 /// Shows and writes the tables, and fails where a guest did.
 fn conclude(options: &Options, found: &[Found], reports: &[Report], logs: &Path) -> Result<()> {
-    let document = workspace().join("docs/kernels.md");
     for check in &options.checks {
         let of_check = found.iter().zip(reports).filter(|((place, _), _)| place.check == *check);
         let columns: Vec<_> =
@@ -187,7 +186,7 @@ fn conclude(options: &Options, found: &[Found], reports: &[Report], logs: &Path)
         let table = report::table(&columns);
         eprintln!("\n{check}\n\n{table}");
         if options.only.is_none() && options.tests.is_empty() {
-            report::write(&document, &check.to_string(), &table)?;
+            report::write(&check.to_string(), &table)?;
         }
     }
     let failed: Vec<&str> =
