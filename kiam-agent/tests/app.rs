@@ -39,7 +39,7 @@ fn start(pod: &PodRecord, prepare: impl FnOnce(&Sts)) -> LoopbackNode {
 }
 
 fn start_with(flags: &[&str], pod: &PodRecord, prepare: impl FnOnce(&Sts)) -> LoopbackNode {
-    let node = LoopbackNode::start(Path::new(AGENT), flags, |kubernetes, sts| {
+    let node = LoopbackNode::start(flags, |kubernetes, sts| {
         loopback::schedule(kubernetes, pod);
         prepare(sts);
     });

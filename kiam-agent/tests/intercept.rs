@@ -17,7 +17,7 @@ use kiam_kernel::{
     sys::cookie_of,
 };
 use lab::{
-    Attacker, Cgroup, IMDS_V4, IMDS_V6, LabPod, Layout, NODE_V4, Node, PodSpec, client_binary,
+    Attacker, Cgroup, IMDS_V4, IMDS_V6, Lab, LabPod, Layout, NODE_V4, Node, PodSpec, client_binary,
     eventually,
     fake::imds::NODE_ACCESS_KEY,
     pod_client::{
@@ -97,10 +97,7 @@ fn error(pod: &LabPod, options: &Options) -> String {
 
 #[test]
 fn connects_are_redirected_denied_or_left_alone_and_attested() {
-    if lab::skip!() {
-        return;
-    }
-    let node = Node::start().unwrap();
+    let Some(Lab { node, .. }) = lab::node_test!() else { return };
     let pod = node.pod(PodSpec::new("default", "a").with_uid().unwrap()).unwrap();
     let pins = node.bpffs().join("kiam");
     let mut parts = attach(&node, &pins);
@@ -111,6 +108,8 @@ fn connects_are_redirected_denied_or_left_alone_and_attested() {
     assert_eq!(error(&pod, &imds), "ECONNREFUSED", "with a lease and no listener");
     let cases = [
         (Options { port: 8080, ..imds.clone() }, "EPERM", "another port"),
+        (Options { port: 8080, ..options(IMDS_V6.into()) }, "EPERM", "another port, IPv6"),
+        (Options { port: 8080, via: Via::V4Mapped, ..imds.clone() }, "EPERM", "another, v4-mapped"),
         (Options { via: Via::Udp, ..imds.clone() }, "EPERM", "UDP"),
         (options(IMDS_V6.into()), "ECONNREFUSED", "IPv6"),
         (options(IMDS_V4.to_ipv6_mapped().into()), "ECONNREFUSED", "v4-mapped"),
@@ -145,10 +144,7 @@ fn connects_are_redirected_denied_or_left_alone_and_attested() {
 
 #[test]
 fn mptcp_is_redirected_and_tcp_sees_the_address_it_asked_for() {
-    if lab::skip!() {
-        return;
-    }
-    let node = Node::start().unwrap();
+    let Some(Lab { node, .. }) = lab::node_test!() else { return };
     let pod = node.pod(PodSpec::new("default", "a").with_uid().unwrap()).unwrap();
     let mut parts = attach(&node, &node.bpffs().join("kiam"));
     parts.lease.renew().unwrap();
@@ -206,10 +202,7 @@ fn all_containers_of_a_pod_share_its_quota_and_no_other_pod_does() {
 
 #[test]
 fn a_qos_class_that_comes_later_shares_a_quota_until_it_is_marked() {
-    if lab::skip!() {
-        return;
-    }
-    let node = Node::start().unwrap();
+    let Some(Lab { node, .. }) = lab::node_test!() else { return };
     let mut parts = attach(&node, &node.bpffs().join("kiam"));
     accept_all(&node, parts.lease);
     // The second class is another cgroup of the same name.
@@ -236,10 +229,7 @@ fn a_qos_class_that_comes_later_shares_a_quota_until_it_is_marked() {
 
 #[test]
 fn one_pods_flood_is_bounded_and_leaves_others_alone() {
-    if lab::skip!() {
-        return;
-    }
-    let node = Node::start().unwrap();
+    let Some(Lab { node, .. }) = lab::node_test!() else { return };
     let [flooding, working] =
         ["a", "b"].map(|name| node.pod(PodSpec::new("default", name).with_uid().unwrap()).unwrap());
     let parts = attach(&node, &node.bpffs().join("kiam"));
@@ -255,10 +245,7 @@ fn one_pods_flood_is_bounded_and_leaves_others_alone() {
 
 #[test]
 fn namespaces_that_a_pod_makes_share_its_quota() {
-    if lab::skip!() {
-        return;
-    }
-    let node = Node::start().unwrap();
+    let Some(Lab { node, .. }) = lab::node_test!() else { return };
     let [flooding, working] =
         ["a", "b"].map(|name| node.pod(PodSpec::new("default", name).with_uid().unwrap()).unwrap());
     let mut parts = attach(&node, &node.bpffs().join("kiam"));
@@ -293,10 +280,7 @@ fn namespaces_that_a_pod_makes_share_its_quota() {
 
 #[test]
 fn connections_that_close_while_observed_count_no_more() {
-    if lab::skip!() {
-        return;
-    }
-    let node = Node::start().unwrap();
+    let Some(Lab { node, .. }) = lab::node_test!() else { return };
     let pod = node.pod(PodSpec::new("default", "a").with_uid().unwrap()).unwrap();
     let pins = node.bpffs().join("kiam");
     let parts = attach(&node, &pins);
@@ -313,10 +297,7 @@ fn connections_that_close_while_observed_count_no_more() {
 
 #[test]
 fn a_close_finds_its_entry_though_the_source_has_changed() {
-    if lab::skip!() {
-        return;
-    }
-    let node = Node::start().unwrap();
+    let Some(Lab { node, .. }) = lab::node_test!() else { return };
     let pod = node.pod(PodSpec::new("default", "a").with_uid().unwrap()).unwrap();
     let mut parts = attach(&node, &node.bpffs().join("kiam"));
     parts.lease.renew().unwrap();
@@ -377,10 +358,7 @@ fn packets_that_pods_send_past_connect_are_dropped_by_the_guard_and_reach_the_im
 
 #[test]
 fn programs_that_come_above_the_pods_cgroup_turn_the_guard_on() {
-    if lab::skip!() {
-        return;
-    }
-    let node = Node::start().unwrap();
+    let Some(Lab { node, .. }) = lab::node_test!() else { return };
     let pod = node.pod(PodSpec::new("default", "a").with_uid().unwrap()).unwrap();
     let mut parts = attach(&node, &node.bpffs().join("kiam"));
     assert!(!parts.guards_packets);

@@ -83,8 +83,7 @@ fn meanwhile(pod: &LabPod, work: impl FnOnce()) -> Vec<Attempt> {
 fn older_layout_is_taken_over_with_no_instant_without_programs() {
     let Some(lab) = lab::node_test!() else { return };
     let mut agent = lab.agent(&[]);
-    let pod = lab.pod_of("orders");
-    lab.assert_served(&pod, "orders");
+    let pod = lab.served_pod("orders");
     let (current, older) = (lab.pins().join("v2"), lab.pins().join("v1"));
     let before = pins(&current);
     assert!(before.iter().any(|name| name == "link_kiam_sendmsg6"), "{before:?}");
@@ -119,10 +118,7 @@ fn older_layout_is_taken_over_with_no_instant_without_programs() {
 
 #[test]
 fn newer_layout_is_refused_with_a_sentence() {
-    if lab::skip!() {
-        return;
-    }
-    let node = Node::start().unwrap();
+    let Some(Lab { node, .. }) = lab::node_test!() else { return };
     let folder = node.bpffs().join("kiam");
     attach(&node).unwrap();
     fs::rename(folder.join("v2"), folder.join("v3")).unwrap();
@@ -140,10 +136,7 @@ fn newer_layout_is_refused_with_a_sentence() {
 
 #[test]
 fn half_finished_start_is_completed() {
-    if lab::skip!() {
-        return;
-    }
-    let node = Node::start().unwrap();
+    let Some(Lab { node, .. }) = lab::node_test!() else { return };
     let pod = node.pod(PodSpec::new("default", "a").with_uid().unwrap()).unwrap();
     let folder = node.bpffs().join("kiam/v2");
     attach(&node).unwrap();
@@ -193,8 +186,7 @@ fn recreate(root: &Path) {
 fn recreated_pods_cgroup_is_followed() {
     let Some(lab) = lab::node_test!() else { return };
     let mut agent = lab.agent(&[]);
-    let first = lab.pod_of("orders");
-    lab.assert_served(&first, "orders");
+    let first = lab.served_pod("orders");
     lab.delete(first);
     let root = lab.node.kubepods().to_owned();
     for round in 0..2 {
@@ -226,8 +218,7 @@ fn what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through(
     let Some(lab) = lab::node_test!() else { return };
     // Nothing but the programs keeps pods from the IMDS.
     let mut agent = lab.agent(&["--guard=none"]);
-    let pod = lab.pod_of("orders");
-    lab.assert_served(&pod, "orders");
+    let pod = lab.served_pod("orders");
     let folder = lab.pins().join("v2");
     let before = pins(&folder);
     let attempts = meanwhile(&pod, || {
@@ -263,7 +254,7 @@ fn what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through(
     let last = attempts.last().unwrap();
     assert_eq!(lab.role_of(last), Some(role_arn("orders")), "{last:?}");
     agent.wait_ready(LIMIT).unwrap();
-    let metrics = agent.admin("/metrics").unwrap().body;
+    let metrics = agent.metrics();
     let line = format!("kiam_intercept_restored_total{{what=\"Program\"}} {links}\n");
     assert!(metrics.contains(&line), "{line} is not in {metrics}");
     lab.assert_no_packets(&[&pod]);
@@ -273,8 +264,7 @@ fn what_somebody_takes_from_a_running_agent_comes_back_and_lets_nothing_through(
 fn an_agent_that_hangs_in_its_turn_keeps_nothing_detached() {
     let Some(lab) = lab::node_test!() else { return };
     let mut agent = lab.agent(&["--guard=none"]);
-    let pod = lab.pod_of("orders");
-    lab.assert_served(&pod, "orders");
+    let pod = lab.served_pod("orders");
     let _lock = AttachLock::take(&lab.pins()).unwrap().unwrap();
     let detached = Instant::now();
     detach(&lab.pins()).unwrap();
@@ -313,10 +303,7 @@ fn pins_of_a_newer_release_that_died_are_left_alone_and_told_of_once() {
 
 #[test]
 fn programs_of_another_agent_over_an_emptied_folder_are_told_from_ours() {
-    if lab::skip!() {
-        return;
-    }
-    let node = Node::start().unwrap();
+    let Some(Lab { node, .. }) = lab::node_test!() else { return };
     let folder = node.bpffs().join("kiam");
     let mut first = attach(&node).unwrap().programs;
     assert!(first.drift().unwrap().is_empty());
@@ -335,8 +322,7 @@ fn programs_of_another_agent_over_an_emptied_folder_are_told_from_ours() {
 fn detach_on_exit_takes_everything_away_unless_another_agent_serves() {
     let Some(lab) = lab::node_test!() else { return };
     let mut old = lab.agent(&["--detach-on-exit"]);
-    let pod = lab.pod_of("orders");
-    lab.assert_served(&pod, "orders");
+    let pod = lab.served_pod("orders");
     let mut new = lab.agent(&["--detach-on-exit"]);
     old.wait_said("A newer agent serves", LIMIT).unwrap();
     assert!(old.terminate().unwrap().success());
@@ -429,6 +415,11 @@ fn uninstall_says_what_it_removed_and_not_under_a_running_agent() {
     for path in removed {
         assert!(said.contains(&format!("removed {}", path.display())), "{path:?}: {said}");
     }
+    assert!(pins(&lab.pins()).is_empty(), "{:?}", pins(&lab.pins()));
+    // The kernel lets go of links a little after their last pin.
+    eventually("still attached", || {
+        pod.credentials().unwrap().field("AccessKeyId").as_deref() == Some(NODE_ACCESS_KEY)
+    });
     let again = lab.uninstall().unwrap();
     assert!(again.contains("nothing is installed"), "{again}");
 }
@@ -447,8 +438,7 @@ fn uninstall_by_force(lab: &Lab) -> (bool, String) {
 fn uninstall_by_force_is_for_an_agent_that_hangs_and_takes_away_what_that_holds() {
     let Some(lab) = lab::node_test!() else { return };
     let mut agent = lab.agent(&["--guard=route,skb,uplink"]);
-    let pod = lab.pod_of("orders");
-    lab.assert_served(&pod, "orders");
+    let pod = lab.served_pod("orders");
     let before = pins(&lab.pins().join("v2"));
     let (done, said) = uninstall_by_force(&lab);
     assert!(!done && said.contains("was last heard from"), "{said}");

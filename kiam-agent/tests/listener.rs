@@ -67,7 +67,7 @@ fn who_listens_in_the_dead_agents_place_is_not_connected_to() {
     drop(squatter);
     let agent = lab.agent(&["--host-network-pods=intercept"]);
     lab.assert_served(&pod, "cni");
-    let metrics = agent.admin("/metrics").unwrap().body;
+    let metrics = agent.metrics();
     let denied = "kiam_intercept_verdicts_total{verdict=\"denied_listener\"} 3";
     assert!(metrics.contains(denied), "{metrics}");
 }
@@ -92,7 +92,7 @@ fn syns_that_no_connect_has_sent_take_no_place_in_the_queue() {
         }
         assert_eq!(flooding.join().unwrap(), "0");
     });
-    let metrics = agent.admin("/metrics").unwrap().body;
+    let metrics = agent.metrics();
     let dropped = metrics.lines().find(|line| line.contains("dropped_syn")).unwrap();
     let count: u64 = dropped.rsplit(' ').next().unwrap().parse().unwrap();
     assert!(count >= 4000, "{dropped}");

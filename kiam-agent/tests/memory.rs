@@ -3,22 +3,19 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::path::Path;
-
 use lab::{
     eventually,
     fake::kubernetes::{Kubernetes, NamespaceRecord, PodRecord, ServiceAccountRecord},
     loopback::{LoopbackNode, pod, schedule},
 };
 
-const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 const MIB: u64 = 1024 * 1024;
 /// More than this the agent never takes, whatever there is in the cluster: the manifest's limit is 256 MiB.
 const MOST: u64 = 80 * MIB;
 
 /// Starts the agent in a cluster that `prepare` has filled, besides the victim, whose role nobody may keep from it.
 fn start(flags: &[&str], prepare: impl FnOnce(&Kubernetes)) -> LoopbackNode {
-    let node = LoopbackNode::start(Path::new(AGENT), flags, |kubernetes, _| {
+    let node = LoopbackNode::start(flags, |kubernetes, _| {
         prepare(kubernetes);
         kubernetes.apply_service_account(&ServiceAccountRecord::new("shop", "default"));
         schedule(kubernetes, &pod(1).role("orders"));
@@ -36,7 +33,7 @@ fn judge(node: &LoopbackNode, what: &str) {
 fn judge_by(node: &LoopbackNode, what: &str, most: u64) {
     let victim = pod(1).role("orders");
     eventually("the victim is served", || node.serves(&victim));
-    let peak = node.agent.peak_memory().unwrap();
+    let peak = node.agent.memory("VmHWM").unwrap();
     eprintln!("{what}: {} MiB", peak / MIB);
     assert!(peak < most, "{what}: the agent took {} MiB", peak / MIB);
 }

@@ -1,11 +1,9 @@
 //! The whole agent on a lab node, with the kernel's part: who gets what.
 
-#![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
-
 use std::net::Ipv4Addr;
 
 use lab::{
-    AGENT_PORT, Agent, Cgroup, Lab, Layout, NODE_V4, PodSpec,
+    AGENT_PORT, Cgroup, Layout, NODE_V4, PodSpec,
     fake::imds::{INSTANCE_ID, NODE_ACCESS_KEY, NODE_ROLE},
     pod_client::{Attempt, Imds, Options, Via},
     role_arn,
@@ -13,23 +11,14 @@ use lab::{
 
 const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
 
-/// A lab with an agent that is ready. The agent goes before the lab.
-fn ready(further: &[&str]) -> (Agent, Lab) {
-    let lab = Lab::start().unwrap();
-    let agent = lab.agent(further);
-    (agent, lab)
-}
-
 fn assert_refused(attempt: &Attempt, status: u16) {
     assert_eq!((attempt.status, attempt.body.as_str()), (Some(status), ""), "{attempt:?}");
 }
 
 #[test]
 fn each_pod_gets_its_own_role_by_every_way() {
-    if lab::skip!() {
-        return;
-    }
-    let (_agent, lab) = ready(&[]);
+    let Some(lab) = lab::node_test!() else { return };
+    let _agent = lab.agent(&[]);
     let cast = [
         ("orders", Layout::SystemdBurstable),
         ("team/invoices", Layout::SystemdGuaranteed),
@@ -55,10 +44,8 @@ fn each_pod_gets_its_own_role_by_every_way() {
 
 #[test]
 fn a_pod_without_a_role_gets_404_and_the_reason() {
-    if lab::skip!() {
-        return;
-    }
-    let (_agent, lab) = ready(&[]);
+    let Some(lab) = lab::node_test!() else { return };
+    let _agent = lab.agent(&[]);
     let pod = lab.pod(PodSpec::new("shop", "scratch")).unwrap();
     let attempt = pod.credentials().unwrap();
     assert_refused(&attempt, 404);
@@ -72,10 +59,8 @@ fn a_pod_without_a_role_gets_404_and_the_reason() {
 
 #[test]
 fn an_address_that_another_pod_had_gives_the_new_pods_role() {
-    if lab::skip!() {
-        return;
-    }
-    let (_agent, lab) = ready(&[]);
+    let Some(lab) = lab::node_test!() else { return };
+    let _agent = lab.agent(&[]);
     let first = lab.unpublished_pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     lab.publish(&first);
     lab.assert_served(&first, "orders");
@@ -98,10 +83,8 @@ fn an_address_that_another_pod_had_gives_the_new_pods_role() {
 
 #[test]
 fn a_pod_is_answered_before_its_address_is_published() {
-    if lab::skip!() {
-        return;
-    }
-    let (_agent, lab) = ready(&[]);
+    let Some(lab) = lab::node_test!() else { return };
+    let _agent = lab.agent(&[]);
     let pod = lab.unpublished_pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     lab.assert_served(&pod, "orders");
     lab.publish(&pod);
@@ -110,10 +93,8 @@ fn a_pod_is_answered_before_its_address_is_published() {
 
 #[test]
 fn a_source_address_that_is_not_the_pods_is_refused() {
-    if lab::skip!() {
-        return;
-    }
-    let (_agent, lab) = ready(&["--path=node"]);
+    let Some(lab) = lab::node_test!() else { return };
+    let _agent = lab.agent(&["--path=node"]);
     let victim = lab.unpublished_pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     let thief = lab.unpublished_pod(PodSpec::new("shop", "thief").role("reports")).unwrap();
     lab.publish(&victim);
@@ -130,10 +111,8 @@ fn a_source_address_that_is_not_the_pods_is_refused() {
 
 #[test]
 fn a_cgroup_named_like_another_pods_gives_nothing_of_it() {
-    if lab::skip!() {
-        return;
-    }
-    let (_agent, lab) = ready(&[]);
+    let Some(lab) = lab::node_test!() else { return };
+    let _agent = lab.agent(&[]);
     let victim = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     let thief = lab.pod(PodSpec::new("shop", "thief").role("reports")).unwrap();
     for layout in [Layout::SystemdBurstable, Layout::CgroupfsBurstable] {
@@ -146,10 +125,8 @@ fn a_cgroup_named_like_another_pods_gives_nothing_of_it() {
 
 #[test]
 fn a_direct_connection_to_the_agent_is_refused() {
-    if lab::skip!() {
-        return;
-    }
-    let (_agent, lab) = ready(&[]);
+    let Some(lab) = lab::node_test!() else { return };
+    let _agent = lab.agent(&[]);
     let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     lab.assert_served(&pod, "orders");
     for imds in [Imds::V1, Imds::V2] {
@@ -169,47 +146,9 @@ fn a_direct_connection_to_the_agent_is_refused() {
 }
 
 #[test]
-fn other_ports_and_protocols_are_refused_by_the_kernel() {
-    if lab::skip!() {
-        return;
-    }
-    let (_agent, lab) = ready(&[]);
-    let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
-    let tries = [
-        Options { port: 8080, ..Options::default() },
-        Options { port: 8080, via: Via::V4Mapped, ..Options::default() },
-        Options { port: 8080, via: Via::V6, ..Options::default() },
-        Options { via: Via::Udp, ..Options::default() },
-    ];
-    for options in tries {
-        let attempt = pod.ask_once(&options).unwrap();
-        assert_eq!(attempt.error.as_deref(), Some("EPERM"), "{options:?}: {attempt:?}");
-    }
-    lab.assert_no_packets(&[&pod]);
-}
-
-#[test]
-fn a_thousand_requests_cost_one_assume_role() {
-    if lab::skip!() {
-        return;
-    }
-    let (_agent, lab) = ready(&[]);
-    let pod = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
-    // Three requests each: as many as a pod may make at once.
-    let attempts = pod.ask(&Options { repeat: 333, ..Options::default() }).unwrap();
-    assert_eq!(attempts.len(), 333);
-    for attempt in &attempts {
-        lab.assert_role(attempt, "orders");
-    }
-    assert_eq!(lab.sts.requests(), 1);
-}
-
-#[test]
 fn the_host_and_its_pods_keep_the_nodes_role() {
-    if lab::skip!() {
-        return;
-    }
-    let (_agent, lab) = ready(&[]);
+    let Some(lab) = lab::node_test!() else { return };
+    let _agent = lab.agent(&[]);
     let spec = PodSpec::new("kube-system", "cni").role("orders").host_network();
     let pod = lab.pod(spec).unwrap();
     for attempt in [pod.credentials().unwrap(), lab.node.ask_once(&Options::default()).unwrap()] {
@@ -220,10 +159,8 @@ fn the_host_and_its_pods_keep_the_nodes_role() {
 
 #[test]
 fn a_namespace_that_permits_other_roles_only_gets_none() {
-    if lab::skip!() {
-        return;
-    }
-    let (_agent, lab) = ready(&[]);
+    let Some(lab) = lab::node_test!() else { return };
+    let _agent = lab.agent(&[]);
     let namespace = lab::fake::kubernetes::NamespaceRecord::new("shop");
     let permitted = "arn:aws:iam::[0-9]+:role/orders";
     lab.kubernetes.apply_namespace(&namespace.annotation("iam.amazonaws.com/permitted", permitted));

@@ -1,28 +1,14 @@
 //! The whole agent on a lab node when things go wrong: it dies, its neighbours do, it is taken away.
 
-#![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
-
-use std::{fs, path::Path, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use lab::{
-    Lab, LabPod, Refusal, eventually,
-    fake::{
-        imds::NODE_ACCESS_KEY,
-        kubernetes::{Gone, Resource},
-    },
+    Lab, Refusal, eventually,
+    fake::kubernetes::{Gone, Resource},
     pod_client::Options,
 };
 
 const READY_LIMIT: Duration = Duration::from_secs(120);
-
-/// Asserts that the pod can connect to nobody, and that nothing of it has come to the real service.
-fn assert_shut(lab: &Lab, pod: &LabPod) {
-    let attempt = pod.credentials().unwrap();
-    // Nobody listens, or the agent has ended its lease.
-    let refused = matches!(attempt.error.as_deref(), Some("ECONNREFUSED" | "EPERM"));
-    assert!(refused, "{attempt:?}");
-    lab.assert_no_packets(&[pod]);
-}
 
 #[test]
 fn kill_9_under_load_lets_nothing_through() {
@@ -81,12 +67,12 @@ fn an_agent_without_inotify_serves_pods_and_shows_that_until_there_is_one() {
             let told = "pending: watches of pods' cgroups (fs.inotify limits)";
             reply.status == 503 && lines.eq([told])
         });
-        assert!(agent.admin("/metrics").unwrap().body.contains("\nkiam_sandboxes_unwatched "));
+        assert!(agent.metrics().contains("\nkiam_sandboxes_unwatched "));
         assert!(agent.said("fs.inotify.max_user_instances"), "{}", agent.log());
         refusal.lift();
         agent.wait_ready(READY_LIMIT).unwrap();
         agent.wait_said("All pods' cgroups are watched again", READY_LIMIT).unwrap();
-        let metrics = agent.admin("/metrics").unwrap().body;
+        let metrics = agent.metrics();
         assert!(metrics.contains("\nkiam_sandboxes_unwatched 0\n"), "{metrics}");
         lab.assert_no_packets(&[&pod]);
     };
@@ -98,8 +84,7 @@ fn an_agent_without_inotify_serves_pods_and_shows_that_until_there_is_one() {
 fn an_agent_that_hangs_is_denied_at_once_after_its_lease() {
     let Some(lab) = lab::node_test!() else { return };
     let agent = lab.agent(&[]);
-    let pod = lab.pod_of("orders");
-    lab.assert_served(&pod, "orders");
+    let pod = lab.served_pod("orders");
     agent.freeze().unwrap();
     let impatient = Options { timeout_ms: 300, ..Options::default() };
     eventually("the kernel still redirects to an agent that hangs", || {
@@ -111,19 +96,6 @@ fn an_agent_that_hangs_is_denied_at_once_after_its_lease() {
     eventually("the agent is denied though it goes on", || {
         pod.credentials().unwrap().status == Some(200)
     });
-    lab.assert_served(&pod, "orders");
-    lab.assert_no_packets(&[&pod]);
-}
-
-#[test]
-fn an_agent_that_ends_politely_leaves_the_door_shut() {
-    let Some(lab) = lab::node_test!() else { return };
-    let mut agent = lab.agent(&[]);
-    let pod = lab.pod_of("orders");
-    lab.assert_served(&pod, "orders");
-    assert!(agent.terminate().unwrap().success());
-    assert_shut(&lab, &pod);
-    let _agent = lab.agent(&[]);
     lab.assert_served(&pod, "orders");
     lab.assert_no_packets(&[&pod]);
 }
@@ -152,8 +124,7 @@ fn pods_are_denied_before_the_api_server_has_answered_at_all() {
 fn known_pods_are_served_while_the_api_server_is_away() {
     let Some(lab) = lab::node_test!() else { return };
     let _agent = lab.agent(&[]);
-    let known = lab.pod_of("orders");
-    lab.assert_served(&known, "orders");
+    let known = lab.served_pod("orders");
     lab.kubernetes.stop();
     let unknown = lab.pod_of("reports");
     for _ in 0..3 {
@@ -161,10 +132,7 @@ fn known_pods_are_served_while_the_api_server_is_away() {
     }
     assert_eq!(unknown.credentials().unwrap().status, Some(404));
     lab.kubernetes.restart().unwrap();
-    eventually("the new pod has no credentials", || {
-        unknown.credentials().is_ok_and(|attempt| attempt.status == Some(200))
-    });
-    lab.assert_served(&unknown, "reports");
+    lab.eventually_served(&unknown, "reports");
     lab.assert_no_packets(&[&unknown]);
 }
 
@@ -180,10 +148,7 @@ fn a_watch_that_is_too_old_is_replaced_by_a_list() {
         let pod = lab.pod_of(role);
         lab.kubernetes.compact();
         lab.kubernetes.restart().unwrap();
-        eventually("the new pod has no credentials", || {
-            pod.credentials().is_ok_and(|attempt| attempt.status == Some(200))
-        });
-        lab.assert_served(&pod, role);
+        lab.eventually_served(&pod, role);
         assert!(lab.kubernetes.lists(Resource::Pods) > lists, "{gone:?}");
     }
 }
@@ -192,44 +157,12 @@ fn a_watch_that_is_too_old_is_replaced_by_a_list() {
 fn credentials_outlive_sts() {
     let Some(lab) = lab::node_test!() else { return };
     let _agent = lab.agent(&[]);
-    let known = lab.pod_of("orders");
-    lab.assert_served(&known, "orders");
+    let known = lab.served_pod("orders");
     lab.sts.stop();
     let unknown = lab.pod_of("reports");
     lab.assert_served(&known, "orders");
     let attempt = unknown.credentials().unwrap();
     assert_eq!((attempt.status, attempt.body.as_str()), (Some(503), ""), "{attempt:?}");
     lab.sts.restart().unwrap();
-    eventually("the new pod has no credentials", || {
-        unknown.credentials().is_ok_and(|attempt| attempt.status == Some(200))
-    });
-    lab.assert_served(&unknown, "reports");
-}
-
-#[test]
-fn uninstall_takes_everything_away() {
-    let Some(lab) = lab::node_test!() else { return };
-    let mut agent = lab.agent(&[]);
-    let pod = lab.pod_of("orders");
-    lab.assert_served(&pod, "orders");
-    agent.kill().unwrap();
-    assert_shut(&lab, &pod);
-    let said = lab.uninstall().unwrap();
-    let left = files(&lab.pins());
-    assert!(left.is_empty(), "{left:?} is left; uninstall said: {said}");
-    // The kernel lets go of links a little after their last pin.
-    eventually("still attached", || {
-        pod.credentials().unwrap().field("AccessKeyId").as_deref() == Some(NODE_ACCESS_KEY)
-    });
-}
-
-/// The files below `dir`, which need not be there.
-fn files(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).into_iter().flatten().map(Result::unwrap);
-    entries
-        .flat_map(|entry| match entry.file_type().unwrap().is_dir() {
-            true => files(&entry.path()),
-            false => vec![entry.path().display().to_string()],
-        })
-        .collect()
+    lab.eventually_served(&unknown, "reports");
 }

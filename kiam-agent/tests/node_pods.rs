@@ -11,7 +11,7 @@ use std::{
 };
 
 use lab::{
-    Agent, Cgroup, Lab, Layout, NODE_NAME, PodSpec, client_binary,
+    Agent, Cgroup, Layout, NODE_NAME, PodSpec, client_binary,
     fake::{
         imds::{NODE_ACCESS_KEY, NODE_ROLE},
         kubernetes::{NamespaceRecord, PodRecord, Resource},
@@ -23,19 +23,10 @@ use tokio::time::Instant;
 
 const READY_LIMIT: Duration = Duration::from_secs(120);
 
-/// A lab with an agent that is ready. The agent goes before the lab.
-fn ready(further: &[&str]) -> (Agent, Lab) {
-    let lab = Lab::start().unwrap();
-    let agent = lab.agent(further);
-    (agent, lab)
-}
-
 #[test]
 fn pods_of_a_node_role_have_the_nodes_and_reach_it_through_the_agent_alone() {
-    if lab::skip!() {
-        return;
-    }
-    let (agent, lab) = ready(&["--node-role=kube-system/csi", "--node-role=kube-system/other"]);
+    let Some(lab) = lab::node_test!() else { return };
+    let agent = lab.agent(&["--node-role=kube-system/csi", "--node-role=kube-system/other"]);
     let spec = |namespace: &str, name: &str| PodSpec::new(namespace, name).role("orders");
     let csi = lab.pod(spec("kube-system", "csi-1").service_account("csi")).unwrap();
     for imds in [Imds::V2, Imds::V1] {
@@ -55,16 +46,14 @@ fn pods_of_a_node_role_have_the_nodes_and_reach_it_through_the_agent_alone() {
     assert!(csi.ips().iter().all(|ip| !packets.contains_key(ip)), "{packets:?}");
     let log = agent.log();
     assert_eq!(log.matches("Connections are passed on").count(), 1, "once for a pod");
-    let metrics = agent.admin("/metrics").unwrap().body;
+    let metrics = agent.metrics();
     assert!(metrics.contains("kiam_serve_relays_total{outcome=\"Closed\"}"), "{metrics}");
 }
 
 #[test]
 fn a_host_network_pod_that_is_intercepted_has_its_own_role() {
-    if lab::skip!() {
-        return;
-    }
-    let (_agent, lab) = ready(&["--host-network-pods=intercept", "--node-role=kube-system/cni"]);
+    let Some(lab) = lab::node_test!() else { return };
+    let _agent = lab.agent(&["--host-network-pods=intercept", "--node-role=kube-system/cni"]);
     let host_pod = |namespace: &str, name: &str| PodSpec::new(namespace, name).host_network();
     let orders = lab.pod(host_pod("shop", "orders").role("orders")).unwrap();
     let reports = lab.pod(host_pod("shop", "reports").role("reports")).unwrap();
@@ -80,10 +69,8 @@ fn a_host_network_pod_that_is_intercepted_has_its_own_role() {
 
 #[test]
 fn a_pod_that_the_watch_did_not_show_is_found_by_a_list_once_a_second() {
-    if lab::skip!() {
-        return;
-    }
-    let (_agent, lab) = ready(&["--sync-interval=1h"]);
+    let Some(lab) = lab::node_test!() else { return };
+    let _agent = lab.agent(&["--sync-interval=1h"]);
     lab.kubernetes.stall_watches(true);
     let store = lab.kubernetes.store();
     let before = store.lists(Resource::Pods);
@@ -115,10 +102,8 @@ fn a_pod_that_the_watch_did_not_show_is_found_by_a_list_once_a_second() {
 
 #[test]
 fn cgroups_that_no_kubelet_made_are_no_pods() {
-    if lab::skip!() {
-        return;
-    }
-    let (_agent, lab) = ready(&[]);
+    let Some(lab) = lab::node_test!() else { return };
+    let _agent = lab.agent(&[]);
     let victim = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     lab.assert_served(&victim, "orders");
     let thief = lab.pod(PodSpec::new("shop", "thief").role("reports")).unwrap();
@@ -147,7 +132,7 @@ read -r _
 
 /// Connections that the agent has closed because there were too many.
 fn rejected(agent: &Agent) -> u64 {
-    let metrics = agent.admin("/metrics").unwrap().body;
+    let metrics = agent.metrics();
     let counts = metrics.lines().filter_map(|line| {
         let (reason, count) = line.strip_prefix("kiam_serve_rejected_total")?.split_once(' ')?;
         reason.contains("Connections").then(|| count.parse::<u64>().unwrap())
@@ -157,10 +142,8 @@ fn rejected(agent: &Agent) -> u64 {
 
 #[test]
 fn connections_that_a_pod_holds_are_limited_and_no_others_trouble() {
-    if lab::skip!() {
-        return;
-    }
-    let (mut agent, lab) = ready(&["--host-network-pods=intercept"]);
+    let Some(lab) = lab::node_test!() else { return };
+    let mut agent = lab.agent(&["--host-network-pods=intercept"]);
     let host_pod = |name: &str| PodSpec::new("shop", name).role(name).host_network();
     let flooding = [
         lab.pod(PodSpec::new("shop", "flood").role("flood")).unwrap(),
@@ -219,10 +202,8 @@ fn connections_that_a_pod_holds_are_limited_and_no_others_trouble() {
 
 #[test]
 fn static_pods_are_known_by_their_mirrors_where_the_operator_has_them() {
-    if lab::skip!() {
-        return;
-    }
-    let (agent, lab) = ready(&["--static-pod-namespaces=kube-system,node-system"]);
+    let Some(lab) = lab::node_test!() else { return };
+    let agent = lab.agent(&["--static-pod-namespaces=kube-system,node-system"]);
     // The kubelet names the cgroup after its hash of the manifest; the API gives the mirror a UID of its own.
     let cast = [
         ("node-system", "registry", "5f6c3a1b2d4e5f60718293a4b5c6d7e8", 200),
@@ -242,7 +223,7 @@ fn static_pods_are_known_by_their_mirrors_where_the_operator_has_them() {
         lab.kubernetes.apply_pod(&mirror);
         let known = format!("kiam_cluster_pods {}\n", n + 1);
         let until = Instant::now() + READY_LIMIT;
-        while !agent.admin("/metrics").unwrap().body.contains(&known) {
+        while !agent.metrics().contains(&known) {
             assert!(Instant::now() < until, "{name} does not get known");
         }
         let attempt = pod.credentials().unwrap();
@@ -273,10 +254,8 @@ impl Drop for Depths<'_> {
 
 #[test]
 fn a_cgroup_whose_path_is_too_long_refuses_its_own_processes_alone() {
-    if lab::skip!() {
-        return;
-    }
-    let (agent, lab) = ready(&[]);
+    let Some(lab) = lab::node_test!() else { return };
+    let agent = lab.agent(&[]);
     let victim = lab.pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
     let deep = lab.pod(PodSpec::new("shop", "deep").role("reports")).unwrap();
     lab.assert_served(&victim, "orders");

@@ -53,7 +53,7 @@ fn observing_changes_nothing_and_tells_who_would_get_what() {
             &["would get no role", "scratch", "denied_datagram"],
         ],
     );
-    let metrics = agent.admin("/metrics").unwrap().body;
+    let metrics = agent.metrics();
     for line in [
         "kiam_observed_pods{would=\"Allowed\"} 1",
         "kiam_observed_pods{would=\"NoRole\"} 1",

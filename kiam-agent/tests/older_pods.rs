@@ -2,10 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
 
-use std::{fs, os::unix::net::UnixStream, process::Child, thread, time::Duration};
+use std::{fs, process::Child, thread, time::Duration};
 
-use kiam_agent::admin;
-use lab::{Agent, Lab, LabPod, PodSpec, eventually, pod_client::wire::exchange};
+use lab::{Agent, Lab, LabPod, PodSpec, eventually};
 use serde_json::Value;
 
 /// Start times are told in hundredths of a second.
@@ -26,22 +25,13 @@ fn told(lab: &Lab) -> Vec<String> {
     names
 }
 
-/// What the agent that serves answers on the socket that only the node's root can open.
-fn operator(lab: &Lab, path: &str) -> Option<String> {
-    let mut stream = UnixStream::connect(lab.state().join(admin::SOCKET)).ok()?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    exchange(&mut stream, &request).ok().map(|reply| reply.body)
-}
-
 /// The pods of which `/pods` says it, with until when.
 fn shown(lab: &Lab) -> Vec<(String, String)> {
-    let Some(pods) = operator(lab, "/pods") else { return Vec::new() };
-    let pods: Value = serde_json::from_str(&pods).unwrap();
     let of = |pod: &Value| {
         let until = pod["mayHoldNodeCredentialsUntil"].as_str()?.to_owned();
         Some((pod["name"].as_str()?.to_owned(), until))
     };
-    pods.as_array().unwrap().iter().filter_map(of).collect()
+    lab.shown_pods().iter().filter_map(of).collect()
 }
 
 fn names(lab: &Lab) -> Vec<String> {
@@ -55,7 +45,7 @@ fn counted(agent: &Agent) -> Option<u64> {
 }
 
 fn explained(lab: &Lab, name: &str) -> String {
-    operator(lab, &format!("/explain/shop/{name}")).unwrap()
+    lab.operator(&format!("/explain/shop/{name}")).unwrap().body
 }
 
 #[test]

@@ -7,7 +7,6 @@
 )]
 
 use std::{
-    fmt::Debug,
     fs,
     io::{BufRead as _, BufReader, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
@@ -28,7 +27,7 @@ use kiam_kernel::{
     },
     sys,
 };
-use lab::{Cgroup, LabPod, Netns, Node, PodSpec, Refusal};
+use lab::{Cgroup, LabPod, Netns, Node, PodSpec, Refusal, eventually_is};
 use prometheus_client::registry::Registry;
 use tokio::{runtime::Runtime, sync::mpsc, task::JoinHandle, time::Instant};
 
@@ -39,10 +38,6 @@ const WATCHED: &str = "watches";
 const RUNTIME: usize = 16;
 /// Tests that count this process's descriptors are alone; the others share it.
 static DESCRIPTORS: RwLock<()> = RwLock::new(());
-
-fn together() -> RwLockReadGuard<'static, ()> {
-    DESCRIPTORS.read().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn alone() -> RwLockWriteGuard<'static, ()> {
     // The first runtime of a process opens what all later ones use.
@@ -107,7 +102,7 @@ impl Followed {
     }
 
     fn becomes(&self, pod: &PodUid, state: &State) {
-        eventually(&Some(state.clone()), || self.states.state(pod));
+        eventually_is("state of a pod", &Some(state.clone()), || self.states.state(pod));
     }
 
     fn without(&self, pod: &PodUid, reason: NoListenerReason) {
@@ -121,29 +116,40 @@ impl Followed {
         let count = text.lines().find_map(|line| line.strip_prefix("kiam_sandboxes_unwatched "));
         count.unwrap().parse().unwrap()
     }
+}
 
-    fn end(self) {
+/// Ends it.
+impl Drop for Followed {
+    fn drop(&mut self) {
         self.drain.start();
-        self.runtime.block_on(self.task).unwrap();
+        let ended = self.runtime.block_on(&mut self.task);
+        assert!(ended.is_ok() || thread::panicking(), "{ended:?}");
     }
 }
 
 /// A node, what the API says of its pods, and the part under test.
 struct Stage {
-    node: Node,
-    index: PodIndex,
     followed: Followed,
+    index: PodIndex,
+    node: Node,
+    _descriptors: Option<RwLockReadGuard<'static, ()>>,
 }
 
 impl Stage {
     fn start(test: &str) -> Option<Self> {
+        let descriptors = DESCRIPTORS.read().unwrap_or_else(PoisonError::into_inner);
+        Self::start_beside(test, Some(descriptors))
+    }
+
+    /// Starts it beside the tests that share `descriptors`, if any do.
+    fn start_beside(test: &str, descriptors: Option<RwLockReadGuard<'static, ()>>) -> Option<Self> {
         if lab::skip(test) {
             return None;
         }
         let node = Node::start().unwrap();
         let (index, records) = PodIndex::new();
         let followed = Followed::start(&node, records, Vec::new());
-        Some(Self { node, index, followed })
+        Some(Self { followed, index, node, _descriptors: descriptors })
     }
 
     fn pod(&self, name: &str) -> (LabPod, PodUid) {
@@ -213,18 +219,6 @@ impl Drop for Process {
     }
 }
 
-fn eventually<T: PartialEq + Debug>(expected: &T, mut look: impl FnMut() -> T) {
-    let begun = Instant::now();
-    loop {
-        let seen = look();
-        if seen == *expected {
-            return;
-        }
-        assert!(begun.elapsed() < LIMIT, "{seen:?} instead of {expected:?}");
-        thread::sleep(Duration::from_millis(2));
-    }
-}
-
 /// The listeners take connections from inside the namespace, from each family that they are for.
 fn answers(listener: &OpenSandbox, netns: &Netns) {
     for socket in &listener.sockets {
@@ -258,7 +252,6 @@ fn descriptors() -> usize {
 
 #[test]
 fn sandboxes_get_listeners_when_their_first_process_comes_and_lose_them_when_they_end() {
-    let _shared = together();
     let Some(mut stage) = Stage::start("sandboxes_get_listeners") else { return };
     let mut took = Vec::new();
     let mut cookies = Vec::new();
@@ -285,7 +278,7 @@ fn sandboxes_get_listeners_when_their_first_process_comes_and_lose_them_when_the
         }
         drop(pod);
         assert_eq!(stage.followed.closed(&uid), netns);
-        eventually(&None, || stage.followed.states.state(&uid));
+        eventually_is("state of a pod", &None, || stage.followed.states.state(&uid));
     }
     took.sort();
     println!("from fork to listeners: median {:?}, longest {:?}", took[10], took[19]);
@@ -296,13 +289,11 @@ fn sandboxes_get_listeners_when_their_first_process_comes_and_lose_them_when_the
     let sum = text.lines().find(|line| line.starts_with("kiam_sandboxes_ready_seconds_sum"));
     println!("from the notice to listeners, 20 times: {}", sum.unwrap());
     assert!(text.contains("kiam_sandboxes{state=\"ready\"} 0"), "{text}");
-    stage.followed.end();
 }
 
 /// What others of the same user have used up, the kernel refuses.
 #[test]
 fn pods_are_found_and_shown_to_be_unwatched_while_the_kernel_refuses_watches() {
-    let _shared = together();
     let calls = [
         ("inotify_init1", libc::SYS_inotify_init1, libc::EMFILE),
         ("inotify_add_watch", libc::SYS_inotify_add_watch, libc::ENOSPC),
@@ -328,7 +319,7 @@ fn pods_are_found_and_shown_to_be_unwatched_while_the_kernel_refuses_watches() {
             drop((process, early));
             stage.followed.closed(&first);
             refusal.lift();
-            eventually(&0, || stage.followed.unwatched());
+            eventually_is("missing watches", &0, || stage.followed.unwatched());
             assert!(stage.followed.readiness.is_ready(), "{name}");
             // By events again: the next sweep is an hour away.
             let (next, uid) = stage.pod("next");
@@ -340,11 +331,10 @@ fn pods_are_found_and_shown_to_be_unwatched_while_the_kernel_refuses_watches() {
             let _last = Process::of(&last);
             answers(&stage.followed.opened(&uid), last.netns());
             if call == libc::SYS_inotify_add_watch {
-                eventually(&false, || stage.followed.readiness.is_ready());
+                eventually_is("readiness", &false, || stage.followed.readiness.is_ready());
             }
             refusal.lift();
-            eventually(&true, || stage.followed.readiness.is_ready());
-            stage.followed.end();
+            eventually_is("readiness", &true, || stage.followed.readiness.is_ready());
         };
         thread::spawn(refused).join().unwrap();
     }
@@ -352,7 +342,6 @@ fn pods_are_found_and_shown_to_be_unwatched_while_the_kernel_refuses_watches() {
 
 #[test]
 fn the_runtimes_first_stage_on_the_nodes_network_is_waited_for_and_its_monitor_is_not_taken() {
-    let _shared = together();
     let Some(mut stage) = Stage::start("first_stage_on_the_nodes_network") else { return };
     // As runc does it: in the pod's cgroup first, in its network namespace later.
     let staged = |pod: &LabPod, wait: &str| {
@@ -376,7 +365,7 @@ fn the_runtimes_first_stage_on_the_nodes_network_is_waited_for_and_its_monitor_i
         let namespace = fs::metadata(format!("/proc/{}/ns/net", process.0.id()));
         namespace.unwrap().ino() == inside.ino()
     };
-    eventually(&true, entered);
+    eventually_is("it has entered", &true, entered);
     let listener = stage.followed.opened(&uid);
     answers(&listener, slow.netns());
 
@@ -389,12 +378,10 @@ fn the_runtimes_first_stage_on_the_nodes_network_is_waited_for_and_its_monitor_i
     drop(process);
     assert_eq!(stage.followed.closed(&uid), listener.netns);
     stage.followed.without(&uid, NoListenerReason::NodesNamespace);
-    stage.followed.end();
 }
 
 #[test]
 fn host_network_pods_get_none() {
-    let _shared = together();
     let Some(mut stage) = Stage::start("host_network_pods_get_none") else { return };
     let spec = PodSpec::new("kube-system", "proxy").host_network();
     let pod = stage.node.pod(spec).unwrap();
@@ -409,12 +396,10 @@ fn host_network_pods_get_none() {
     let _nested = Process::idle(nested);
     stir(&pod);
     stage.nothing_else_came();
-    stage.followed.end();
 }
 
 #[test]
 fn processes_that_end_all_the_time_change_nothing_and_the_last_one_closes() {
-    let _shared = together();
     let Some(mut stage) = Stage::start("processes_that_end") else { return };
     let (pod, uid) = stage.pod("busy");
     let mut busy = pod.command("sh").unwrap();
@@ -432,12 +417,10 @@ fn processes_that_end_all_the_time_change_nothing_and_the_last_one_closes() {
     // The same namespace again: the pod's next process.
     let _process = Process::of(&pod);
     assert_eq!(stage.followed.opened(&uid).netns, listener.netns);
-    stage.followed.end();
 }
 
 #[test]
 fn a_process_that_is_another_one_all_the_time_is_not_taken_for_none() {
-    let _shared = together();
     let Some(mut stage) = Stage::start("a_process_that_is_another_one") else { return };
     let (pod, uid) = stage.pod("hopping");
     let mut hopping = pod.command("sh").unwrap();
@@ -460,12 +443,10 @@ fn a_process_that_is_another_one_all_the_time_is_not_taken_for_none() {
     stage.nothing_else_came();
     pod.slice().kill().unwrap();
     assert_eq!(stage.followed.closed(&uid), listener.netns);
-    stage.followed.end();
 }
 
 #[test]
 fn a_namespace_is_its_first_pods_until_that_ends() {
-    let _shared = together();
     let Some(mut stage) = Stage::start("a_namespace_is_its_first_pods") else { return };
     let (first, first_uid) = stage.pod("first");
     let (second, second_uid) = stage.pod("second");
@@ -486,12 +467,10 @@ fn a_namespace_is_its_first_pods_until_that_ends() {
     stage.record(&second, &second.ips());
     assert_eq!(stage.followed.closed(&second_uid), listener.netns);
     stage.followed.without(&second_uid, NoListenerReason::NoAddress);
-    stage.followed.end();
 }
 
 #[test]
 fn the_pods_addresses_decide_once_they_are_known() {
-    let _shared = together();
     let Some(mut stage) = Stage::start("the_pods_addresses_decide") else { return };
     let (pod, uid) = stage.pod("orders");
     stage.record(&pod, &[]);
@@ -511,12 +490,10 @@ fn the_pods_addresses_decide_once_they_are_known() {
     stage.index.delete(&record(&pod, &[]));
     stir(&pod);
     stage.nothing_else_came();
-    stage.followed.end();
 }
 
 #[test]
 fn nested_namespaces_get_listeners_only_with_one_of_the_pods_addresses() {
-    let _shared = together();
     let Some(mut stage) = Stage::start("nested_namespaces") else { return };
     let (pod, uid) = stage.pod("docker");
     let _process = Process::of(&pod);
@@ -545,12 +522,10 @@ fn nested_namespaces_get_listeners_only_with_one_of_the_pods_addresses() {
     drop(own);
     stir(&pod);
     assert_eq!(stage.followed.closed(&uid), second.netns);
-    stage.followed.end();
 }
 
 #[test]
 fn a_pod_in_a_user_namespace_is_a_pod_like_any_other() {
-    let _shared = together();
     let Some(mut stage) = Stage::start("a_pod_in_a_user_namespace") else { return };
     let (pod, uid) = stage.pod("rootless");
     let mut command = stage.node.netns().command("unshare");
@@ -566,12 +541,10 @@ fn a_pod_in_a_user_namespace_is_a_pod_like_any_other() {
     assert_eq!(families(&listener), both(), "{:?}", stage.followed.states.state(&uid));
     drop(process);
     assert_eq!(stage.followed.closed(&uid), listener.netns);
-    stage.followed.end();
 }
 
 #[test]
 fn lo_that_is_down_is_waited_for() {
-    let _shared = together();
     let Some(mut stage) = Stage::start("lo_that_is_down") else { return };
     let (pod, uid) = stage.pod("orders");
     pod.netns().ip("link set lo down").unwrap();
@@ -580,12 +553,10 @@ fn lo_that_is_down_is_waited_for() {
     pod.netns().ip("link set lo up").unwrap();
     stir(&pod);
     answers(&stage.followed.opened(&uid), pod.netns());
-    stage.followed.end();
 }
 
 #[test]
 fn without_ipv6_there_is_ipv4() {
-    let _shared = together();
     let Some(mut stage) = Stage::start("without_ipv6_there_is_ipv4") else { return };
     let (pod, uid) = stage.pod("orders");
     pod.netns().sysctl("ipv6/conf/all/disable_ipv6", "1").unwrap();
@@ -593,12 +564,10 @@ fn without_ipv6_there_is_ipv4() {
     let listener = stage.followed.opened(&uid);
     assert_eq!(families(&listener), [IpAddr::from(Ipv4Addr::LOCALHOST)]);
     answers(&listener, pod.netns());
-    stage.followed.end();
 }
 
 #[test]
 fn ports_are_those_that_the_pod_leaves() {
-    let _shared = together();
     let Some(mut stage) = Stage::start("ports_are_those_that_the_pod_leaves") else { return };
     for (range, taken, expected) in [
         ("1024 65533", vec![(Ipv6Addr::LOCALHOST.into(), 65535)], Some(65534)),
@@ -636,12 +605,10 @@ fn ports_are_those_that_the_pod_leaves() {
         }
         drop(occupied);
     }
-    stage.followed.end();
 }
 
 #[test]
 fn a_sandbox_that_is_made_anew_is_followed_into_its_new_namespace() {
-    let _shared = together();
     let Some(mut stage) = Stage::start("a_sandbox_that_is_made_anew") else { return };
     let (pod, uid) = stage.pod("orders");
     stage.record(&pod, &pod.ips());
@@ -661,12 +628,10 @@ fn a_sandbox_that_is_made_anew_is_followed_into_its_new_namespace() {
     let second = stage.followed.opened(&uid);
     assert_ne!(second.netns, first.netns);
     answers(&second, &netns);
-    stage.followed.end();
 }
 
 #[test]
 fn the_next_agent_goes_on_with_the_same_listeners() {
-    let _shared = together();
     let Some(mut stage) = Stage::start("the_next_agent_goes_on") else { return };
     let pods: Vec<_> = (0..3).map(|n| stage.pod(&format!("p{n}"))).collect();
     let _processes: Vec<_> = pods.iter().map(|(pod, _)| Process::of(pod)).collect();
@@ -689,13 +654,10 @@ fn the_next_agent_goes_on_with_the_same_listeners() {
         assert_eq!((&again.pod, again.port), (&before.pod, before.port));
         assert_eq!(families(&again), families(before));
     }
-    next.end();
-    stage.followed.end();
 }
 
 #[test]
 fn the_pods_cgroup_that_is_made_anew_is_followed() {
-    let _shared = together();
     let Some(mut stage) = Stage::start("the_pods_cgroup_that_is_made_anew") else { return };
     let (pod, uid) = stage.pod("orders");
     let process = Process::of(&pod);
@@ -709,12 +671,10 @@ fn the_pods_cgroup_that_is_made_anew_is_followed() {
     let (pod, uid) = stage.pod("orders");
     let _process = Process::of(&pod);
     answers(&stage.followed.opened(&uid), pod.netns());
-    stage.followed.end();
 }
 
 #[test]
 fn events_wait_for_whoever_takes_them_and_the_end_does_not() {
-    let _shared = together();
     let Some(mut stage) = Stage::start("events_wait") else { return };
     let pods: Vec<_> = (0..8).map(|n| stage.pod(&format!("p{n}"))).collect();
     let processes: Vec<_> = pods.iter().map(|(pod, _)| Process::of(pod)).collect();
@@ -722,7 +682,7 @@ fn events_wait_for_whoever_takes_them_and_the_end_does_not() {
         let ready = |uid| matches!(states.state(uid), Some(State::Ready { .. }));
         pods.iter().any(|(_, uid)| ready(uid))
     };
-    eventually(&true, || first(&pods, &stage.followed.states));
+    eventually_is("a pod is ready", &true, || first(&pods, &stage.followed.states));
     let mut uids: Vec<PodUid> = pods.iter().map(|(_, uid)| uid.clone()).collect();
     for _ in 0..pods.len() {
         match stage.followed.event() {
@@ -734,7 +694,6 @@ fn events_wait_for_whoever_takes_them_and_the_end_does_not() {
     drop((processes, pods));
     // Eight ends, and room for one.
     stage.followed.event();
-    stage.followed.end();
 }
 
 /// As few parts as a pod can have, many of which are soon made.
@@ -820,17 +779,17 @@ fn a_node_full_of_pods_has_its_listeners_within_a_second_and_keeps_none_of_what_
     for _ in 0..count {
         assert!(matches!(followed.event(), Event::Closed { .. }));
     }
-    eventually(&true, || descriptors() <= empty + RUNTIME);
-    followed.end();
-    eventually(&empty, descriptors);
+    eventually_is("descriptors", &true, || descriptors() <= empty + RUNTIME);
+    drop(followed);
+    eventually_is("descriptors", &empty, descriptors);
 }
 
 #[test]
 fn pods_that_come_and_go_all_the_time_leave_nothing() {
     let _alone = alone();
-    let Some(mut stage) = Stage::start("pods_that_come_and_go") else { return };
+    let Some(mut stage) = Stage::start_beside("pods_that_come_and_go", None) else { return };
     // Its descriptors are open once it watches.
-    eventually(&true, || stage.followed.readiness.is_ready());
+    eventually_is("readiness", &true, || stage.followed.readiness.is_ready());
     let before = descriptors();
     let begun = Instant::now();
     let count = 250;
@@ -856,7 +815,6 @@ fn pods_that_come_and_go_all_the_time_leave_nothing() {
         }
     }
     println!("{count} pods came and went in {:?}", begun.elapsed());
-    eventually(&before, descriptors);
+    eventually_is("descriptors", &before, descriptors);
     assert_eq!(stage.followed.states.counts().values().sum::<u64>(), 0);
-    stage.followed.end();
 }

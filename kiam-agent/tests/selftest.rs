@@ -53,7 +53,7 @@ fn the_self_test_passes_with_every_guard_and_nothing_of_it_reaches_the_imds() {
         let foreign: Vec<_> = lab.imds.packets().into_keys().collect();
         let only_node = foreign.iter().all(|address| lab::Node::has_address(*address));
         assert!(only_node, "{further:?}: {foreign:?}");
-        let metrics = agent.admin("/metrics").unwrap().body;
+        let metrics = agent.metrics();
         assert!(metrics.contains("kiam_selftest_runs_total{outcome=\"Passed\"} 1"), "{metrics}");
         assert!(metrics.contains("identity=\"Selftest\""), "{further:?}: {metrics}");
     }

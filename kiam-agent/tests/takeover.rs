@@ -317,15 +317,6 @@ fn storm(pod: &LabPod, count: usize) {
     thread::scope(|scope| (0..MAKERS).for_each(|maker| drop(scope.spawn(move || make(maker)))));
 }
 
-/// The time of processors that the agent has used, which what else the machine does hardly changes.
-fn used(agent: &Agent) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", agent.pid())).unwrap();
-    // The name, which may hold spaces, ends with a bracket; user and system time are in hundredths of a second.
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_ascii_whitespace().collect();
-    let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
-    Duration::from_millis(10 * ticks)
-}
-
 /// What the cheapest of three take-overs under load, which lose nothing, and of three restarts uses of processors.
 fn takeover_and_restart(
     lab: &Lab,
@@ -336,14 +327,14 @@ fn takeover_and_restart(
     for _ in 0..3 {
         let load = Load::start(lab, pods);
         let next = lab.agent(&[]);
-        best[0] = best[0].min(used(&next));
+        best[0] = best[0].min(next.cpu_time().unwrap());
         agent.wait_said(RELIEVED, LIMIT).unwrap();
         assert!(agent.terminate().unwrap().success());
         *agent = next;
         load.finish();
         agent.kill().unwrap();
         *agent = lab.agent(&[]);
-        best[1] = best[1].min(used(agent));
+        best[1] = best[1].min(agent.cpu_time().unwrap());
         pods.iter().for_each(|(role, pod)| lab.assert_served(pod, role));
     }
     best
@@ -412,8 +403,7 @@ fn successor_that_goes_by_addresses_takes_the_filter_of_syns_away() {
 fn relieved_agent_stays_alive_and_unready_and_leaves_the_lease() {
     let Some(lab) = lab::node_test!() else { return };
     let mut old = lab.agent(&[]);
-    let pod = lab.pod_of("orders");
-    lab.assert_served(&pod, "orders");
+    let pod = lab.served_pod("orders");
     let mut new = lab.agent(&[]);
     old.wait_said(RELIEVED, LIMIT).unwrap();
     // On the host every agent can be seen, and the newest is asked.
@@ -548,8 +538,7 @@ fn successor_that_dies_half_way_leaves_the_old_agent_serving() {
 fn programs_of_an_agent_that_does_not_take_over_are_left_to_it_until_it_is_gone() {
     let Some(lab) = lab::node_test!() else { return };
     let mut agent = lab.agent(&[]);
-    let pod = lab.pod_of("orders");
-    lab.assert_served(&pod, "orders");
+    let pod = lab.served_pod("orders");
     // As one with another state folder would do.
     let config = intercept::Config::new(Some(lab.node.kubepods().to_owned()), lab.pins());
     let other = intercept::prepare(&blocking(), &config).unwrap();
@@ -658,8 +647,7 @@ fn successor_asks_sts_for_nothing_that_was_held_and_a_cold_start_for_each_role_o
 fn successor_of_an_agent_that_is_killed_waits_no_longer() {
     let Some(lab) = lab::node_test!() else { return };
     let mut old = lab.agent(&[]);
-    let pod = lab.pod_of("orders");
-    lab.assert_served(&pod, "orders");
+    let pod = lab.served_pod("orders");
     lab.kubernetes.stop();
     let mut new = lab.begin_agent(&[]);
     new.wait_said("Not taking over before pods and credentials are known", LIMIT).unwrap();
@@ -676,8 +664,7 @@ fn successor_of_an_agent_that_is_killed_waits_no_longer() {
 fn successor_of_an_agent_that_hangs_waits_for_its_end() {
     let Some(lab) = lab::node_test!() else { return };
     let mut old = lab.agent(&[]);
-    let pod = lab.pod_of("orders");
-    lab.assert_served(&pod, "orders");
+    let pod = lab.served_pod("orders");
     old.freeze().unwrap();
     let mut new = lab.begin_agent(&[]);
     new.wait_said(
@@ -698,8 +685,7 @@ fn successor_of_an_agent_that_hangs_waits_for_its_end() {
 fn agent_that_hung_while_it_was_replaced_finds_out_and_leaves_the_lease() {
     let Some(lab) = lab::node_test!() else { return };
     let mut old = lab.agent(&[]);
-    let pod = lab.pod_of("orders");
-    lab.assert_served(&pod, "orders");
+    let pod = lab.served_pod("orders");
     old.freeze().unwrap();
     // Nothing that the old one holds is in its way.
     let mut new = lab.begin_agent(&["--port=3200", "--admin=127.0.0.1:3201"]);
@@ -756,8 +742,7 @@ fn agents_in_pods_of_their_own_take_over_and_keep_the_nodes_role() {
     let (first, second) = (agent_pod("kiam-agent-1"), agent_pod("kiam-agent-2"));
     let mut old = begin(first.command(AGENT).unwrap());
     old.wait_said(SERVES, LIMIT).unwrap();
-    let pod = lab.pod_of("orders");
-    lab.assert_served(&pod, "orders");
+    let pod = lab.served_pod("orders");
     // As a container's process, which sees its own cgroup as the root, and the other one above it.
     let mut container = second.command("unshare").unwrap();
     container.args(["--cgroup", AGENT]);

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::{io::ErrorKind, net::TcpListener, path::Path, process::Command, time::Duration};
+use std::{io::ErrorKind, net::TcpListener, process::Command, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use lab::{
@@ -78,7 +78,7 @@ fn start_with(
     let upstream = format!("--upstream=http://{}", imds.local_addr().unwrap());
     let own = ["--credential-source=web-identity", &upstream];
     let flags: Vec<&str> = own.into_iter().chain(flags.iter().map(String::as_str)).collect();
-    let agent = LoopbackAgent::start(Path::new(AGENT), folder, &sts.url(), None, &flags).unwrap();
+    let agent = LoopbackAgent::start(folder, &sts.url(), None, &flags).unwrap();
     Fixture { node: LoopbackNode { agent, kubernetes, sts }, imds }
 }
 

@@ -1,7 +1,9 @@
 //! Running other programs: shown before they run, with an environment that does not depend on who started us.
 
+use std::io::Write as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::thread;
 
 use anyhow::{Context, Result, bail};
 
@@ -91,6 +93,30 @@ pub fn output_of(command: &mut Command) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
+/// What a command prints on its standard output. Fails with what it says where it fails.
+pub fn printed(command: &mut Command) -> Result<String> {
+    printed_for(command, "")
+}
+
+/// The same of a command that reads `input`.
+pub fn printed_for(command: &mut Command, input: &str) -> Result<String> {
+    let name = command.get_program().display().to_string();
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+    let stdin = child.stdin.take();
+    let output = thread::scope(|scope| {
+        // One that ends before it has read all of it says why.
+        scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
+        child.wait_with_output()
+    });
+    let output = output.with_context(|| format!("waiting for {name}"))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("{name} ended with {}: {}", output.status, said.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +126,18 @@ mod tests {
         let mut command = Command::new("cargo");
         command.args(["build", "it's"]).env("RUSTFLAGS", "-C link-arg=--btf").env_remove("RUSTC");
         assert_eq!(shown(&command), r"RUSTFLAGS='-C link-arg=--btf' cargo build 'it'\''s'");
+    }
+
+    #[test]
+    fn what_a_command_prints_is_returned_and_what_it_complains_of_is_the_error() {
+        let shell = |script| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            command
+        };
+        assert_eq!(printed_for(&mut shell("cat; echo b"), "a\n").unwrap(), "a\nb\n");
+        let error = printed(&mut shell("echo x; echo complaint >&2; exit 3")).unwrap_err();
+        assert_eq!(error.to_string(), "sh ended with exit status: 3: complaint");
     }
 
     #[test]

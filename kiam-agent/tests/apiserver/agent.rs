@@ -1,10 +1,6 @@
 //! The real agent on loopback with source-IP identity, and what pods and operators ask of it.
 
-use std::{
-    fs,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::{fs, net::SocketAddr, path::PathBuf};
 
 use lab::{
     fake::{
@@ -13,7 +9,6 @@ use lab::{
     },
     loopback::{self, LoopbackAgent},
 };
-use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::server::Server;
@@ -42,9 +37,8 @@ impl Agent {
         let base = format!("--role-base-arn={BASE}");
         let own = ["--namespace-policy=required", base.as_str()];
         let flags = [&own, flags].concat();
-        let binary = Path::new(env!("CARGO_BIN_EXE_kiam-agent"));
-        let running = LoopbackAgent::start(binary, folder, &sts.url(), Some(NODE_KEY), &flags);
-        Self { running: running.unwrap(), sts }
+        let running = LoopbackAgent::start(folder, &sts.url(), Some(NODE_KEY), &flags).unwrap();
+        Self { running, sts }
     }
 
     /// What a pod at the agent's own address is told about its role.
@@ -84,7 +78,7 @@ impl Agent {
 
     /// Whether its log has `text`.
     pub(super) fn said(&self, text: &str) -> bool {
-        self.running.log().contains(text)
+        self.running.said(text)
     }
 
     /// Puts another token where the agent reads it, as the kubelet does: at once.
@@ -96,11 +90,11 @@ impl Agent {
 
     /// Stops it in its tracks, so that it misses what happens; its sockets stay open.
     pub(super) fn freeze(&self) {
-        self.running.signal(Signal::STOP).unwrap();
+        self.running.freeze().unwrap();
     }
 
     pub(super) fn thaw(&self) {
-        self.running.signal(Signal::CONT).unwrap();
+        self.running.thaw().unwrap();
     }
 }
 

@@ -3,16 +3,13 @@
 use std::{
     fs, io,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    path::Path,
     thread,
 };
 
-use lab::{Agent, Lab, LabPod, PodSpec, role_arn};
+use lab::{Lab, LabPod, PodSpec, role_arn};
 use serde_json::json;
 
 use super::{Cluster, ORDERS, PATIENCE, PERMITTED, User, eventually};
-
-const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 
 /// What the pod gets credentials of, and the status else.
 fn role(lab: &Lab, pod: &LabPod) -> Result<String, Option<u16>> {
@@ -51,7 +48,7 @@ async fn pods_of_the_real_api_server_are_told_apart_by_the_kernel() {
     fs::write(&kubeconfig, text).unwrap();
     let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
     let flags = [kubeconfig.as_str(), "--node-name=n1", "--namespace-policy=required"];
-    let mut agent = Agent::start(&lab, Path::new(AGENT), &flags).unwrap();
+    let mut agent = lab.begin_agent(&flags);
     agent.wait_ready(PATIENCE).unwrap();
 
     let mut pods = Vec::new();

@@ -1,17 +1,17 @@
 //! etcd and kube-apiserver as processes on loopback, and requests to them as different users.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::Duration,
 };
 
 use http::{Method, Request};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use rustix::process::{Pid, Signal, kill_process};
+use lab::Process;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time;
@@ -41,9 +41,9 @@ pub(super) enum Body<'a> {
 pub(super) struct Server {
     binaries: PathBuf,
     folder: TempDir,
-    etcd: Child,
+    etcd: Process,
     etcd_address: SocketAddr,
-    apiserver: Option<Child>,
+    apiserver: Option<Process>,
     port: u16,
 }
 
@@ -129,7 +129,7 @@ impl Server {
             }
         };
         let ready = time::timeout(PATIENCE, ready).await;
-        assert!(ready.is_ok(), "kube-apiserver is not ready; it said:\n{}", self.log());
+        assert!(ready.is_ok(), "kube-apiserver is not ready");
     }
 
     async fn is_ready(&self) -> bool {
@@ -140,15 +140,12 @@ impl Server {
 
     /// `kill -9` of the API server; etcd keeps what there is.
     pub(super) fn kill(&mut self) {
-        let mut apiserver = self.apiserver.take().unwrap();
-        apiserver.kill().unwrap();
-        apiserver.wait().unwrap();
+        self.apiserver.take().unwrap().kill().unwrap();
     }
 
     /// Has etcd hang, or go on.
     pub(super) fn freeze_etcd(&self, freeze: bool) {
-        let signal = if freeze { Signal::STOP } else { Signal::CONT };
-        kill_process(Pid::from_child(&self.etcd), signal).unwrap();
+        if freeze { self.etcd.freeze() } else { self.etcd.thaw() }.unwrap();
     }
 
     /// Makes etcd forget all versions but the newest.
@@ -253,26 +250,6 @@ impl Server {
     fn certificate(&self) -> PathBuf {
         self.folder.path().join("certs/apiserver.crt")
     }
-
-    fn log(&self) -> String {
-        let text = fs::read_to_string(self.folder.path().join("kube-apiserver.log"));
-        let text = text.unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(40)..].join("\n")
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("--- the API server's last words\n{}", self.log());
-        }
-        for child in self.apiserver.iter_mut().chain([&mut self.etcd]) {
-            // Fails only when it has ended already.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
 }
 
 async fn send(
@@ -300,15 +277,9 @@ async fn send(
     })
 }
 
-fn spawn(command: &mut Command, folder: &TempDir, name: &str) -> Child {
-    let log = File::options()
-        .create(true)
-        .append(true)
-        .open(folder.path().join(format!("{name}.log")))
-        .unwrap();
-    command.current_dir(folder.path()).env_clear().stdin(Stdio::null());
-    command.stderr(log.try_clone().unwrap()).stdout(log);
-    command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"))
+fn spawn(command: &mut Command, folder: &TempDir, name: &'static str) -> Process {
+    let log = folder.path().join(format!("{name}.log"));
+    Process::start(name, command.current_dir(folder.path()).env_clear(), log).unwrap()
 }
 
 /// A port that was free a moment ago: neither program can be told to take any and say which.

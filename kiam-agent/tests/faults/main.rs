@@ -10,7 +10,7 @@ mod lab_node;
 mod neighbours;
 mod sts;
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use lab::{
     eventually,
@@ -21,12 +21,11 @@ use lab::{
     loopback::{self, LoopbackNode},
 };
 
-const AGENT: &str = env!("CARGO_BIN_EXE_kiam-agent");
 /// Nothing here takes so long but a mistake.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn start(flags: &[&str], prepare: impl FnOnce(&Kubernetes, &Sts)) -> LoopbackNode {
-    LoopbackNode::start(Path::new(AGENT), flags, prepare).unwrap()
+    LoopbackNode::start(flags, prepare).unwrap()
 }
 
 fn pod(number: u16, role: &str) -> PodRecord {

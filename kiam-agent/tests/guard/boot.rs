@@ -112,7 +112,7 @@ fn at_boot_no_pod_reaches_the_imds_before_the_agent_and_the_agent_adopts_the_rul
     assert_eq!(fs::read_to_string(&script).unwrap(), printed("script", &[]));
     let unit_file = folder.path().join("kiam-boot-guard.service");
     assert_eq!(fs::read_to_string(&unit_file).unwrap(), printed("unit", &[]));
-    let metrics = agent.admin("/metrics").unwrap().body;
+    let metrics = agent.metrics();
     assert!(metrics.contains("kiam_guard_boot{state=\"installed\"} 1\n"), "{metrics}");
 
     agent.kill().unwrap();
@@ -173,7 +173,7 @@ fn a_boot_guard_that_can_not_be_written_shows_and_the_agent_serves() {
                 ready.status == 200 && ready.body.contains("boot guard: failed: ")
             })
     });
-    let metrics = agent.admin("/metrics").unwrap().body;
+    let metrics = agent.metrics();
     assert!(metrics.contains("kiam_guard_boot{state=\"failed\"} 1\n"), "{metrics}");
 }
 

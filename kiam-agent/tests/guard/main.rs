@@ -223,7 +223,7 @@ fn rules_that_somebody_removes_are_put_back_at_once() {
     }
     assert_shut(&lab, &pod, "after the rules were removed");
     host_gets_the_instance_id(&lab);
-    let metrics = agent.admin("/metrics").unwrap().body;
+    let metrics = agent.metrics();
     assert!(metrics.contains("kiam_guard_restored_total 8\n"), "{metrics}");
     assert!(agent.log().contains("Restored routing rules of the guard"), "{}", agent.log());
 }
@@ -328,7 +328,7 @@ fn connections_of_pods_that_are_older_than_the_agent_end_and_the_hosts_go_on() {
         assert_eq!(of_removed.send(), expected, "{flags:?}");
         assert_eq!(of_host.send(), "alive", "{flags:?}");
         let count = if expected == ended { 6 } else { 4 };
-        let metrics = agent.admin("/metrics").unwrap().body;
+        let metrics = agent.metrics();
         let line = format!("kiam_guard_sockets_destroyed_total {count}\n");
         assert!(metrics.contains(&line), "{line} is not in {metrics}");
         if host_network == "pass" {
@@ -366,7 +366,7 @@ fn a_node_whose_pods_bypass_its_routing_is_found_out() {
             ready().contains(&format!("guard route: {state}"))
         });
         assert!(ready().starts_with("ready\n"), "{}", ready());
-        let metrics = agent.admin("/metrics").unwrap().body;
+        let metrics = agent.metrics();
         for line in [format!("{state}\"}} 1"), format!("{other}\"}} 0")] {
             assert!(
                 metrics.contains(&format!("kiam_guard_route{{state=\"{line}\n")),
@@ -437,7 +437,7 @@ fn packet_sockets_of_host_network_pods_end_at_the_uplinks() {
     netns.ip(&format!("link add eth1 type veth peer name eth1 netns {}", imds.path())).unwrap();
     imds.ip("link set eth1 up").unwrap();
     netns.ip("link set eth1 up\nroute add default dev eth1 table 2").unwrap();
-    let metrics = || agent.admin("/metrics").unwrap().body;
+    let metrics = || agent.metrics();
     eventually("the new uplink is not guarded", || metrics().contains("kiam_guard_uplinks 2\n"));
     assert_shut("eth1", "with a new uplink");
 
@@ -467,7 +467,7 @@ fn packet_sockets_of_host_network_pods_end_at_the_uplinks() {
     assert_eq!(pinned_uplinks(&lab).len(), both.len(), "replaced, not added");
     netns.ip("link del eth1").unwrap();
     eventually("the pin of an interface that is gone stays", || pinned_uplinks(&lab) == pins);
-    assert!(agent.admin("/metrics").unwrap().body.contains("kiam_guard_uplinks 1\n"));
+    assert!(agent.metrics().contains("kiam_guard_uplinks 1\n"));
 
     drop(agent);
     let said = lab.uninstall().unwrap();

@@ -31,10 +31,7 @@ pub(crate) fn forget_peak(agent: &Agent) {
 
 /// The peak of the agent's resident memory since the reset, in MiB.
 pub(crate) fn peak(agent: &Agent) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
-    kib.div_ceil(1024)
+    agent.memory("VmHWM").unwrap().div_ceil(1024 * 1024)
 }
 
 /// Connects that were denied for want of a lease, since the maps were pinned.
@@ -49,7 +46,7 @@ pub(crate) fn lists(agent: &Agent) -> u64 {
 
 /// The sum of all metrics whose line begins so.
 fn sum(agent: &Agent, begins: &str) -> u64 {
-    let metrics = agent.admin("/metrics").unwrap().body;
+    let metrics = agent.metrics();
     let lines = metrics.lines().filter(|line| line.starts_with(begins));
     lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
 }

@@ -205,7 +205,7 @@ fn a_ca_that_is_replaced_on_the_disk_is_used_without_a_restart() {
     fs::copy(certificate("old-ca.pem"), &ca).unwrap();
     write_kubeconfig(&folder, &format!("https://{}", api.address()), &authority(&ca), "");
     let flags = ["--credential-source=web-identity", "--sync-interval=1s"];
-    let agent = LoopbackAgent::start(Path::new(AGENT), folder, &sts.url(), None, &flags).unwrap();
+    let agent = LoopbackAgent::start(folder, &sts.url(), None, &flags).unwrap();
     eventually("ready", || is_ready(&agent));
     api.replace(&certificate("server-of-new-ca.pem"), &certificate("server.key.pem")).unwrap();
     // Ends the connections that are there.
@@ -230,7 +230,7 @@ fn a_certificate_that_signs_itself_is_refused_with_what_to_do() {
     let ca = authority(&certificate("self-signed.pem"));
     write_kubeconfig(&folder, &format!("https://{}", api.address()), &ca, "");
     let flags = ["--credential-source=web-identity"];
-    let agent = LoopbackAgent::start(Path::new(AGENT), folder, &sts.url(), None, &flags).unwrap();
+    let agent = LoopbackAgent::start(folder, &sts.url(), None, &flags).unwrap();
     let remedy = "sign another one with it for the server, with CA:FALSE";
     assert!(agent.log().contains(remedy), "{}", agent.log());
 }
@@ -268,6 +268,6 @@ fn a_token_file_may_end_in_a_newline() {
     let url = format!("http://{}", kubernetes.address());
     write_kubeconfig(&folder, &url, "", "tokenFile: token");
     let flags = ["--credential-source=web-identity"];
-    let agent = LoopbackAgent::start(Path::new(AGENT), folder, &sts.url(), None, &flags).unwrap();
+    let agent = LoopbackAgent::start(folder, &sts.url(), None, &flags).unwrap();
     eventually("ready", || is_ready(&agent));
 }

@@ -1,23 +1,19 @@
 //! Pods that come and go, and agents that follow one another, while others ask.
 
 use std::{
-    fs,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::Duration,
 };
 
 use lab::{
-    Lab, LabPod, PodSpec,
+    Agent, Lab, LabPod, PodSpec, eventually, eventually_is,
     pod_client::{Options, Tally},
     role_arn,
 };
 use tokio::time::Instant;
 
-use super::{
-    Agent, INSIDE, ON_THE_NODE, eventually, inside, many_pods, metric, pod_inside, port_inside,
-    verdicts,
-};
+use super::{INSIDE, ON_THE_NODE, inside, many_pods, pod_inside, port_inside};
 
 const ROLES: [&str; 3] = ["orders", "reports", "invoices"];
 /// Logged by an agent when another serves.
@@ -42,10 +38,6 @@ fn assert_all(lab: &Lab, tally: &Tally, role: &str) -> u64 {
         assert_eq!(owner, Some(role_arn(role)), "{role} got {key}");
     }
     tally.attempts()
-}
-
-fn descriptors(agent: &Agent) -> usize {
-    fs::read_dir(format!("/proc/{}/fd", agent.pid())).unwrap().count()
 }
 
 /// Asks in a pod that has just come, as often as the kernel denies its connect because it does not know the namespace
@@ -97,13 +89,13 @@ fn pods_come_and_go_under_load() {
     for (role, pod) in &stable {
         lab.assert_served(pod, role);
     }
-    let held = descriptors(&agent);
+    let held = agent.descriptors().unwrap();
     let asked = Options { pause_ms: 30, ..Options::default() };
     let asking: Vec<_> = stable.iter().map(|(_, pod)| pod.ask_from(2, &asked).unwrap()).collect();
     let begun = Instant::now();
     let mut shares = Vec::new();
     for (name, gap) in [("at-once", Duration::ZERO), ("as-a-runtime", CONTAINER)] {
-        let counted = || verdicts(&agent, ON_THE_NODE) + verdicts(&agent, TOO_EARLY);
+        let counted = || agent.verdicts(ON_THE_NODE) + agent.verdicts(TOO_EARLY);
         let before = counted();
         let (count, early) = come_and_go(&lab, name, gap);
         println!("{early} connects of {count} pods were denied, {gap:?} after the sandbox");
@@ -121,17 +113,10 @@ fn pods_come_and_go_under_load() {
     for (early, count) in shares {
         assert!(early * 20 <= count, "{early} connects of {count} pods were too early");
     }
-    eventually(|| descriptors(&agent) <= held + 4, || (held, descriptors(&agent)));
+    eventually("descriptors are closed", || agent.descriptors().unwrap() <= held + 4);
     let all = "kiam_sandboxes{state=\"ready\"}";
-    eventually(|| metric(&agent, all) == 3, || metric(&agent, all));
-    println!("{held} descriptors before, {} after", descriptors(&agent));
-}
-
-/// Resident memory in KiB.
-fn memory(agent: &Agent) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
+    eventually_is("the pods that are left", &3, || agent.metric(all));
+    println!("{held} descriptors before, {} after", agent.descriptors().unwrap());
 }
 
 #[test]
@@ -145,8 +130,8 @@ fn what_pods_inside_cost_an_agent() {
     let mut agent = lab.agent(&["--path=node"]);
     let pods = many_pods(&lab, count);
     lab.assert_role(&pods[0].credentials().unwrap(), "crowd");
-    eventually(|| super::pods(&lab).len() == count, || super::pods(&lab).len());
-    let without = (descriptors(&agent), memory(&agent));
+    eventually_is("all pods are known", &count, || lab.shown_pods().len());
+    let without = (agent.descriptors().unwrap(), agent.memory("VmRSS").unwrap() / 1024);
     agent.kill().unwrap();
     for before in ["by the node", "inside and killed"] {
         let begun = Instant::now();
@@ -158,8 +143,9 @@ fn what_pods_inside_cost_an_agent() {
         let took = begun.elapsed();
         // The guard's first try has those of all pods open for a moment.
         let most = without.0 + 3 * count + 16;
-        eventually(|| descriptors(&agent) <= most, || (most, descriptors(&agent)));
-        let (descriptors, memory) = (descriptors(&agent), memory(&agent));
+        eventually("descriptors are closed", || agent.descriptors().unwrap() <= most);
+        let (descriptors, memory) =
+            (agent.descriptors().unwrap(), agent.memory("VmRSS").unwrap() / 1024);
         println!(
             "{count} pods, before {before}: the agent serves {serves:?} after its start, all are inside after \
              {took:?}; {descriptors} descriptors and {memory} KiB, and with --path=node {} and {} KiB",
@@ -184,14 +170,14 @@ fn takeovers_leave_the_listeners_where_they_are() {
     // One as it starts, and another where that failed on a busy machine.
     let made = |agent: &Agent| -> u64 {
         let made =
-            |outcome| metric(agent, &format!("kiam_selftest_runs_total{{outcome=\"{outcome}\"}}"));
-        eventually(|| made("Passed") > 0, || made("Failed"));
+            |outcome| agent.metric(&format!("kiam_selftest_runs_total{{outcome=\"{outcome}\"}}"));
+        eventually("the self-test passes", || made("Passed") > 0);
         made("Passed") + made("Failed")
     };
     let mut proofs = made(&agent);
     let ports = || pods.each_ref().map(|pod| port_inside(&lab, pod));
     let before = ports();
-    let inside = verdicts(&agent, INSIDE);
+    let inside = agent.verdicts(INSIDE);
     let asked = Options { pause_ms: 30, ..Options::default() };
     let asking: Vec<_> = pods.iter().map(|pod| pod.ask_from(2, &asked).unwrap()).collect();
     for round in 0..TAKEOVERS {
@@ -207,8 +193,8 @@ fn takeovers_leave_the_listeners_where_they_are() {
         tallies.zip(ROLES).map(|(tally, role)| assert_all(&lab, &tally, role)).sum();
     println!("{attempts} attempts across {TAKEOVERS} takeovers");
     assert!(attempts > 300, "{attempts} attempts are no load");
-    let node = verdicts(&agent, ON_THE_NODE);
+    let node = agent.verdicts(ON_THE_NODE);
     assert!(proofs > u64::from(TAKEOVERS), "{proofs} proofs");
     assert!(node <= PROOF * proofs, "{node} by the node, and {proofs} proofs");
-    assert!(verdicts(&agent, INSIDE) >= inside + attempts);
+    assert!(agent.verdicts(INSIDE) >= inside + attempts);
 }

@@ -3,16 +3,14 @@
 use std::{thread, time::Duration};
 
 use lab::{
-    IMDS_V4, Lab, LabPod, PodSpec,
+    IMDS_V4, Lab, LabPod, PodSpec, eventually, eventually_is,
     pod_client::{
         Options, Via,
         attack::{Attack, stream::Way},
     },
 };
 
-use super::{
-    INSIDE, ON_THE_NODE, eventually, explain, is_served, path_of, pod_inside, port_inside, verdicts,
-};
+use super::{INSIDE, ON_THE_NODE, explain, is_served, path_of, pod_inside, port_inside};
 
 const NO_LISTENER: &str = "denied_path";
 const LO_IS_DOWN: &str = "lo is down in the pod's network namespace";
@@ -34,19 +32,19 @@ fn pod_local_refuses_a_pod_until_it_has_a_listener() {
     let agent = lab.agent(&["--path=pod-local"]);
     let pod = pod_without_loopback(&lab, "orders");
     let down = format!("denied: {LO_IS_DOWN}");
-    eventually(|| path_of(&lab, &pod) == down, || path_of(&lab, &pod));
-    let (denied, node) = (verdicts(&agent, NO_LISTENER), verdicts(&agent, ON_THE_NODE));
+    eventually_is("its path", &down, || path_of(&lab, &pod));
+    let (denied, node) = (agent.verdicts(NO_LISTENER), agent.verdicts(ON_THE_NODE));
     for via in WAYS {
         let attempt = pod.ask_once(&Options { via, ..Options::default() }).unwrap();
         assert_eq!(attempt.error.as_deref(), Some("EPERM"), "{via:?}: {attempt:?}");
     }
-    assert_eq!(verdicts(&agent, NO_LISTENER) - denied, 3);
+    assert_eq!(agent.verdicts(NO_LISTENER) - denied, 3);
     let (granted, why) = explain(&lab, "shop/orders");
     assert!(!granted && why.contains("none, it can't connect: denied: "), "{why}");
     pod.netns().ip("link set lo up\n").unwrap();
     // Each of its processes that comes makes the agent look again.
     let served = || is_served(&lab, &pod.credentials().unwrap(), "orders");
-    eventually(served, || path_of(&lab, &pod));
+    eventually("credentials", served);
     port_inside(&lab, &pod);
     let (granted, why) = explain(&lab, "shop/orders");
     assert!(granted && why.contains("pod-local: listening on port"), "{why}");
@@ -54,7 +52,7 @@ fn pod_local_refuses_a_pod_until_it_has_a_listener() {
         let attempt = pod.ask_once(&Options { via, ..Options::default() }).unwrap();
         lab.assert_role(&attempt, "orders");
     }
-    assert_eq!(verdicts(&agent, ON_THE_NODE), node, "none by the node");
+    assert_eq!(agent.verdicts(ON_THE_NODE), node, "none by the node");
 }
 
 #[test]
@@ -63,26 +61,26 @@ fn auto_serves_a_pod_by_the_node_until_it_has_a_listener() {
     let agent = lab.agent(&[]);
     let pod = pod_without_loopback(&lab, "orders");
     let down = format!("node: {LO_IS_DOWN}");
-    eventually(|| path_of(&lab, &pod) == down, || path_of(&lab, &pod));
-    let node = verdicts(&agent, ON_THE_NODE);
+    eventually_is("its path", &down, || path_of(&lab, &pod));
+    let node = agent.verdicts(ON_THE_NODE);
     for via in [Via::V4, Via::V4Mapped] {
         let attempt = pod.ask_once(&Options { via, ..Options::default() }).unwrap();
         lab.assert_role(&attempt, "orders");
     }
-    assert!(verdicts(&agent, ON_THE_NODE) >= node + 2, "by the node");
+    assert!(agent.verdicts(ON_THE_NODE) >= node + 2, "by the node");
     pod.netns().ip("link set lo up\n").unwrap();
     let inside = || {
         lab.assert_served(&pod, "orders");
         path_of(&lab, &pod).starts_with("pod-local")
     };
-    eventually(inside, || path_of(&lab, &pod));
-    let (inside, node) = (verdicts(&agent, INSIDE), verdicts(&agent, ON_THE_NODE));
+    eventually("it has a listener", inside);
+    let (inside, node) = (agent.verdicts(INSIDE), agent.verdicts(ON_THE_NODE));
     for via in WAYS {
         let attempt = pod.ask_once(&Options { via, ..Options::default() }).unwrap();
         lab.assert_role(&attempt, "orders");
     }
-    assert!(verdicts(&agent, INSIDE) >= inside + 3);
-    assert_eq!(verdicts(&agent, ON_THE_NODE), node, "none by the node any more");
+    assert!(agent.verdicts(INSIDE) >= inside + 3);
+    assert_eq!(agent.verdicts(ON_THE_NODE), node, "none by the node any more");
 }
 
 #[test]

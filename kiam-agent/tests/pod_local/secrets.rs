@@ -13,7 +13,7 @@ use std::{
 };
 
 use lab::{
-    Lab, LabPod, Neighbour, Netns, PodSpec,
+    Lab, LabPod, Neighbour, Netns, PodSpec, eventually,
     pod_client::{
         Imds, Options, Via,
         hostile::{Program, spoof::Station},
@@ -23,7 +23,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SocketFlags, SocketType, eth, recv, socket_with, sockopt,
 };
 
-use super::{INSIDE, ON_THE_NODE, eventually, pod_inside, port_inside, verdicts};
+use super::{INSIDE, ON_THE_NODE, pod_inside, port_inside};
 
 /// What the STS stand-in puts into secrets, and what only requests to the metadata service and answers have.
 const SECRETS: [&str; 5] =
@@ -104,13 +104,13 @@ fn a_sniffer_on_the_node_sees_no_secret() {
         // From here on there is nothing to ask STS for, whose answers cross the node in the clear in the lab.
         ask_by_every_way(&lab, pod, role);
     }
-    let before = (verdicts(&agent, INSIDE), verdicts(&agent, ON_THE_NODE));
+    let before = (agent.verdicts(INSIDE), agent.verdicts(ON_THE_NODE));
     let sniffer = Sniffer::start(lab.node.netns());
     for (role, pod) in &pods {
         ask_by_every_way(&lab, pod, role);
     }
     // Asked over the node's loopback, which the sniffer must see.
-    let after = (verdicts(&agent, INSIDE), verdicts(&agent, ON_THE_NODE));
+    let after = (agent.verdicts(INSIDE), agent.verdicts(ON_THE_NODE));
     let (bytes, secrets) = sniffer.finish();
     assert!(bytes > 0, "the sniffer saw nothing at all");
     assert_eq!(secrets, [""; 0]);
@@ -178,7 +178,7 @@ fn spoof(lab: &Lab, spoofer: &LabPod, victim: &LabPod) -> Neighbour {
     let spoofing = spoofer.hostile(&Program::Spoof { stations, own: own.clone() }).unwrap();
     let gateway = || neighbour(victim.netns(), GATEWAY, "eth0");
     let back = || neighbour(lab.node.netns(), &victim.v4().to_string(), "cni0");
-    eventually(|| gateway().contains(&own) && back().contains(&own), || (gateway(), back()));
+    eventually("both are deceived", || gateway().contains(&own) && back().contains(&own));
     spoofing
 }
 

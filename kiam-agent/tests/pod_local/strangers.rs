@@ -7,14 +7,12 @@ use std::{
 };
 
 use lab::{
-    Attacker, Lab, LabPod,
+    Agent, Attacker, Lab, LabPod, eventually_is,
     pod_client::{Attempt, Imds, Options, Via, attack::Attack},
 };
 use tokio::time::Instant;
 
-use super::{
-    Agent, eventually, inside, many_pods, metric, path_of, pod_inside, port_inside, verdicts,
-};
+use super::{inside, many_pods, path_of, pod_inside, port_inside};
 
 fn to_port(address: &str, port: u16, imds: Imds) -> Options {
     let to = Some(address.parse().unwrap());
@@ -23,7 +21,7 @@ fn to_port(address: &str, port: u16, imds: Imds) -> Options {
 }
 
 fn connections(agent: &Agent, identity: &str) -> u64 {
-    metric(agent, &format!("kiam_serve_connections_total{{identity=\"{identity}\"}}"))
+    agent.metric(&format!("kiam_serve_connections_total{{identity=\"{identity}\"}}"))
 }
 
 fn assert_forbidden(attempt: &Attempt, who: &str) {
@@ -67,7 +65,7 @@ fn another_pods_process_inside_gets_nothing_of_either() {
     let owner = pod_inside(&lab, "orders");
     let visitor = pod_inside(&lab, "reports");
     lab.assert_served(&owner, "orders");
-    let before = verdicts(&agent, "denied_namespace");
+    let before = agent.verdicts("denied_namespace");
     for via in [Via::V4, Via::V4Mapped, Via::V6] {
         for imds in [Imds::V1, Imds::V2] {
             let asked = Options { via, imds, ..Options::default() };
@@ -75,7 +73,7 @@ fn another_pods_process_inside_gets_nothing_of_either() {
             assert_eq!(attempt.error.as_deref(), Some("EPERM"), "{attempt:?}");
         }
     }
-    assert_eq!(verdicts(&agent, "denied_namespace") - before, 6);
+    assert_eq!(agent.verdicts("denied_namespace") - before, 6);
     lab.assert_served(&owner, "orders");
     lab.assert_served(&visitor, "reports");
 }
@@ -99,7 +97,7 @@ fn a_port_that_somebody_takes_after_a_crash_is_nobodys() {
     let mut agent = lab.agent(&[]);
     let pod = pod_inside(&lab, "orders");
     let further = many_pods(&lab, PODS - 1);
-    eventually(|| inside(&lab) == PODS, || inside(&lab));
+    eventually_is("pods with a listener", &PODS, || inside(&lab));
     lab.assert_served(&pod, "orders");
     let port = port_inside(&lab, &pod);
     agent.kill().unwrap();
@@ -138,6 +136,6 @@ fn a_port_that_somebody_takes_after_a_crash_is_nobodys() {
     lab.assert_served(&pod, "orders");
     assert_ne!(port_inside(&lab, &pod), port, "{}", path_of(&lab, &pod));
     lab.assert_role(&further[0].credentials().unwrap(), "crowd");
-    assert!(verdicts(&agent, "denied_listener") >= 12);
+    assert!(agent.verdicts("denied_listener") >= 12);
     assert_eq!(squatter.attempt(Attack::Caught, 1000).unwrap().body, "1");
 }

@@ -34,7 +34,7 @@ fn every_container_of_a_pod_asks_inside_until_the_pod_is_gone() {
     let Some(stage) = Stage::set(test, &[]) else { return };
     let kubelet = stage.kubelet();
     let spec = stage.schedule("orders", "orders");
-    let (held, (node, inside)) = (stage.descriptors(), stage.ways());
+    let (held, (node, inside)) = (stage.agent.descriptors().unwrap(), stage.ways());
     assert_eq!((stage.inside(), stage.namespaces()), (0, 0));
 
     let mut sandbox = kubelet.run_sandbox(&spec, Handler::Runc).unwrap();
@@ -69,8 +69,9 @@ fn every_container_of_a_pod_asks_inside_until_the_pod_is_gone() {
     // While the API still has the pod.
     kubelet.remove(sandbox).unwrap();
     // A namespace takes three; connections to the API and STS may be more by now.
-    let gone = || (stage.inside(), stage.namespaces(), stage.descriptors() <= held + 2);
-    eventually(|| gone() == (0, 0, true), || (gone(), held, stage.descriptors()));
+    let gone =
+        || (stage.inside(), stage.namespaces(), stage.agent.descriptors().unwrap() <= held + 2);
+    eventually_is("nothing is left", &(0, 0, true), gone);
 }
 
 #[test]
@@ -91,7 +92,7 @@ fn a_pod_on_the_nodes_network_asks_as_before_and_never_inside() {
     // The next agent treats it as any pod.
     let next = start(&stage.lab, &["--host-network-pods=intercept"]);
     let mut before = std::mem::replace(&mut stage.agent, next);
-    before.wait_said("A newer agent serves", LIMIT).unwrap();
+    before.wait_said("A newer agent serves", READY_LIMIT).unwrap();
     before.terminate().unwrap();
     stage.lab.publish_of(&spec, &[NODE_V4.into()]);
     let (node, inside) = stage.ways();
@@ -115,7 +116,7 @@ fn pods_that_run_when_an_agent_comes_ask_inside() {
     let exited = asks(&kubelet, &new.0, ("main", 0), "reports");
     assert!(exited.code != 0 && exited.output.starts_with("wget: can't connect"), "{exited:?}");
     stage.agent = start(&stage.lab, &[]);
-    eventually(|| (stage.inside(), stage.namespaces()) == (2, 2), || stage.inside());
+    eventually_is("listeners", &(2, 2), || (stage.inside(), stage.namespaces()));
     for (sandbox, role) in [old, new] {
         assert_asks_inside(&stage, &kubelet, &sandbox, 1, role);
         kubelet.remove(sandbox).unwrap();
@@ -134,7 +135,7 @@ fn a_sandbox_made_anew_is_listened_in_when_the_api_has_its_address() {
     // The API has the address of the one before, as when it is down or the node has started anew.
     let sandbox = kubelet.run_again(sandbox).unwrap();
     assert_ne!(stage.publish(&kubelet, &spec, &sandbox), before);
-    eventually(|| (stage.inside(), stage.namespaces()) == (1, 1), || stage.inside());
+    eventually_is("listeners", &(1, 1), || (stage.inside(), stage.namespaces()));
     assert_asks_inside(&stage, &kubelet, &sandbox, 1, "orders");
     kubelet.remove(sandbox).unwrap();
 }

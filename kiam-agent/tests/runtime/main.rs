@@ -11,16 +11,13 @@
 mod lives;
 mod starts;
 
-use std::{fs, net::IpAddr, thread, time::Duration};
+use std::net::IpAddr;
 
 use aya::maps::{HashMap, Map, MapData};
 use lab::{
-    self, Agent, Lab, PodSpec, role_arn,
+    self, Agent, Lab, PodSpec, READY_LIMIT, eventually_is, role_arn,
     runtime::{self, Containerd, Exited, Handler, Kubelet, Sandbox},
 };
-use tokio::time::Instant;
-
-const LIMIT: Duration = Duration::from_secs(120);
 
 /// A node with an agent, which is ready and will make no connects of its own, and a runtime. They end in this order.
 struct Stage {
@@ -75,15 +72,12 @@ impl Stage {
 
     /// Connects that went to the node's listener, and those to listeners inside pods.
     fn ways(&self) -> (u64, u64) {
-        let verdicts = |verdict| {
-            metric(&self.agent, &format!("kiam_intercept_verdicts_total{{verdict=\"{verdict}\"}}"))
-        };
-        (verdicts("redirected"), verdicts("redirected_inside"))
+        (self.agent.verdicts("redirected"), self.agent.verdicts("redirected_inside"))
     }
 
     /// Pods that the agent says it listens inside of.
     fn inside(&self) -> u64 {
-        metric(&self.agent, "kiam_sandboxes{state=\"ready\"}")
+        self.agent.metric("kiam_sandboxes{state=\"ready\"}")
     }
 
     /// Network namespaces that the kernel sends connects inside of.
@@ -94,20 +88,12 @@ impl Stage {
         let sandboxes = sandboxes.iter().map(Result::unwrap);
         sandboxes.filter(|(_, sandbox)| sandbox.v4 != 0).count()
     }
-
-    fn descriptors(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.agent.pid())).unwrap().count()
-    }
 }
 
 /// An agent that serves, alone or as the successor of the one that did.
 fn start(lab: &Lab, further: &[&str]) -> Agent {
     let flags: Vec<&str> = ["--selftest-interval=1h"].iter().chain(further).copied().collect();
-    let mut agent = lab.begin_agent(&flags);
-    // Until then another may say that it is ready.
-    agent.wait_said("Listening pods=", LIMIT).unwrap();
-    agent.wait_ready(LIMIT).unwrap();
-    agent
+    lab.agent(&flags)
 }
 
 /// A command that asks once for the credentials of `role`. It is one static binary, which connects as the first thing
@@ -115,20 +101,4 @@ fn start(lab: &Lab, further: &[&str]) -> Agent {
 fn ask(role: &str) -> [String; 4] {
     let url = format!("http://169.254.169.254/latest/meta-data/iam/security-credentials/{role}");
     ["/bin/busybox", "wget", "-qO-", &url].map(ToOwned::to_owned)
-}
-
-/// A counter or gauge of the agent's; 0 before it is counted.
-fn metric(agent: &Agent, name: &str) -> u64 {
-    let metrics = agent.admin("/metrics").unwrap().body;
-    let mut found = metrics.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    found.next().map_or(0, |value| value.parse().unwrap())
-}
-
-/// Waits until `true_at_last` is; `shown` tells what it was instead.
-fn eventually<T: std::fmt::Debug>(true_at_last: impl Fn() -> bool, shown: impl Fn() -> T) {
-    let started = Instant::now();
-    while !true_at_last() {
-        assert!(started.elapsed() < LIMIT, "after {LIMIT:?} it is {:?}", shown());
-        thread::sleep(Duration::from_millis(20));
-    }
 }

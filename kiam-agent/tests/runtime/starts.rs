@@ -6,9 +6,9 @@ use std::{
 };
 
 use jiff::{Timestamp, Unit};
-use lab::{Layout, PodSpec, pod_client::Options};
+use lab::{Layout, PodSpec, eventually_is, pod_client::Options};
 
-use super::{Handler, Kubelet, Stage, ask, eventually};
+use super::{Handler, Kubelet, Stage, ask};
 
 /// Pods that ask all the time meanwhile, and how often each of their 2 threads pauses.
 const OTHERS: [&str; 2] = ["invoices", "reports"];
@@ -103,7 +103,7 @@ fn show_one(what: &str, from_to: Vec<(Timestamp, Timestamp)>) {
 
 /// Prints how long it took from a process in the pod's cgroup until there were listeners.
 fn show_ready(stage: &Stage) {
-    let metrics = stage.agent.admin("/metrics").unwrap().body;
+    let metrics = stage.agent.metrics();
     let buckets = metrics.lines().filter_map(|line| {
         let bucket = line.strip_prefix("kiam_sandboxes_ready_seconds_bucket{le=\"")?;
         let (bound, count) = bucket.split_once("\"} ")?;
@@ -124,7 +124,7 @@ fn the_first_process_of_every_pod_asks_the_listener_inside() {
     };
     println!("{}", stage.kubelet().version().unwrap());
     let others = OTHERS.map(|role| stage.lab.pod(PodSpec::new("load", role).role(role)).unwrap());
-    eventually(|| stage.inside() == others.len() as u64, || stage.inside());
+    eventually_is("listeners", &(others.len() as u64), || stage.inside());
     let asked = Options { pause_ms: PAUSE_MS, ..Options::default() };
     let asking = others.each_ref().map(|pod| pod.ask_from(2, &asked).unwrap());
     // More at a time by hand.

@@ -2,23 +2,21 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, File},
+    fs::File,
     io,
     net::{Ipv4Addr, SocketAddr, TcpStream},
-    os::unix::process::ExitStatusExt,
+    ops::{Deref, DerefMut},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
-    thread,
+    process::{Command, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
-use tokio::time::Instant;
 
 use super::{
     fake::imds::REGION,
     node::{NODE_NAME, NODE_V4, Node},
+    process::Process,
     world::{Lab, role_base_arn},
 };
 use crate::{
@@ -29,19 +27,14 @@ use crate::{
 /// The agent's own port; pods are redirected here.
 pub const AGENT_PORT: u16 = 3100;
 const ADMIN: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 3101);
-const POLL: Duration = Duration::from_millis(10);
 /// Nothing takes so long but a mistake, on a slow machine too.
 pub const READY_LIMIT: Duration = Duration::from_secs(120);
-/// How long a polite end may take.
-const EXIT_LIMIT: Duration = Duration::from_secs(60);
 
-/// One run of the agent. Drop kills it; in a panicking test its output is printed first.
+/// One run of the agent.
 #[derive(Debug)]
 pub struct Agent {
-    child: Child,
-    log: PathBuf,
+    process: Process,
     node: Node,
-    exited: Option<ExitStatus>,
 }
 
 // === impl Agent ===
@@ -55,55 +48,16 @@ impl Agent {
     /// Starts it by `command`, which ends in the agent's binary, such as one of a pod's.
     pub fn start_by(mut command: Command, lab: &Lab, further: &[&str]) -> Result<Self> {
         let node = lab.node.clone();
-        let (log, output) = log_file(node.folder())?;
-        command
-            .env_clear()
-            .env("NO_COLOR", "1")
-            .args(flags(lab, further)?)
-            .args(further)
-            .stdin(Stdio::null());
-        command.stderr(output.try_clone().context("sharing the log")?).stdout(output);
-        let child = command.spawn();
-        let child = child.context("starting the agent")?;
-        Ok(Self { child, log, node, exited: None })
+        command.env_clear().env("NO_COLOR", "1").args(flags(lab, further)?).args(further);
+        let process = Process::start("the agent", &mut command, log_file(node.folder())?)?;
+        Ok(Self { process, node })
     }
 
     /// Waits until `/ready` says so; returns how long that took.
     pub fn wait_ready(&mut self, limit: Duration) -> Result<Duration> {
-        let started = Instant::now();
-        loop {
-            if self.admin("/ready").is_ok_and(|reply| reply.status == 200) {
-                return Ok(started.elapsed());
-            }
-            if let Some(status) = self.status()? {
-                bail!("the agent ended with {status}; it said:\n{}", self.log());
-            }
-            if started.elapsed() > limit {
-                bail!("the agent is not ready after {limit:?}; it said:\n{}", self.log());
-            }
-            thread::sleep(POLL);
-        }
-    }
-
-    /// Waits until its own log, of this run alone, says `text`.
-    pub fn wait_said(&mut self, text: &str, limit: Duration) -> Result<()> {
-        let started = Instant::now();
-        while !self.said(text) {
-            if let Some(status) = self.status()? {
-                bail!("the agent ended with {status}; it said:\n{}", self.log());
-            }
-            if started.elapsed() > limit {
-                bail!("the agent did not say {text:?} in {limit:?}, but:\n{}", self.log());
-            }
-            thread::sleep(POLL);
-        }
-        Ok(())
-    }
-
-    /// Whether its own log says `text`.
-    #[must_use]
-    pub fn said(&self, text: &str) -> bool {
-        self.log().contains(text)
+        let node = self.node.clone();
+        let ready = || admin(&node, "/ready").is_ok_and(|reply| reply.status == 200);
+        self.process.wait("become ready", limit, |_| ready())
     }
 
     /// Waits until it serves and is ready. Until it listens, another agent may answer for it.
@@ -119,106 +73,30 @@ impl Agent {
 
     /// Asks the agent's own endpoint on the node's loopback.
     pub fn admin(&self, path: &str) -> Result<Reply> {
-        let stream = self.node.netns().enter(|| TcpStream::connect(SocketAddr::from(ADMIN)))?;
-        let mut stream = stream.context("connecting to the agent's admin port")?;
-        stream.set_read_timeout(Some(Duration::from_secs(30))).context("setting a timeout")?;
-        let request =
-            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        exchange(&mut stream, &request).with_context(|| format!("asking for {path}"))
-    }
-
-    /// Everything it has written.
-    #[must_use]
-    pub fn log(&self) -> String {
-        fs::read(&self.log).map_or_else(
-            |error| format!("(no log: {error})"),
-            |bytes| String::from_utf8_lossy(&bytes).into_owned(),
-        )
-    }
-
-    /// The file that has its log.
-    #[must_use]
-    pub fn log_path(&self) -> &Path {
-        &self.log
-    }
-
-    /// Its process id.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// `kill -9`, and waits for its end.
-    pub fn kill(&mut self) -> Result<()> {
-        if let Some(status) = self.status()? {
-            bail!("the agent had ended already with {status}; it said:\n{}", self.log());
-        }
-        self.child.kill().context("killing the agent")?;
-        let status = self.child.wait().context("waiting for the agent")?;
-        self.exited = Some(status);
-        if status.signal() != Some(Signal::KILL.as_raw()) {
-            bail!("the agent ended with {status} before it was killed; it said:\n{}", self.log());
-        }
-        Ok(())
-    }
-
-    /// Asks it to end (SIGTERM) and returns how it did.
-    pub fn terminate(&mut self) -> Result<ExitStatus> {
-        if self.status()?.is_none() {
-            self.signal(Signal::TERM)?;
-        }
-        self.wait_end(EXIT_LIMIT)
-    }
-
-    /// Waits until it has ended by itself, and returns how it did.
-    pub fn wait_end(&mut self, limit: Duration) -> Result<ExitStatus> {
-        let started = Instant::now();
-        loop {
-            if let Some(status) = self.status()? {
-                return Ok(status);
-            }
-            if started.elapsed() > limit {
-                bail!("the agent has not ended after {limit:?}; it said:\n{}", self.log());
-            }
-            thread::sleep(POLL);
-        }
-    }
-
-    /// Makes it hang (SIGSTOP): its sockets stay open and nothing answers.
-    pub fn freeze(&self) -> Result<()> {
-        self.signal(Signal::STOP)
-    }
-
-    /// Lets it go on (SIGCONT).
-    pub fn thaw(&self) -> Result<()> {
-        self.signal(Signal::CONT)
-    }
-
-    /// Sends it a signal.
-    pub fn signal(&self, signal: Signal) -> Result<()> {
-        kill_process(Pid::from_child(&self.child), signal).context("signalling the agent")
-    }
-
-    fn status(&mut self) -> Result<Option<ExitStatus>> {
-        if self.exited.is_none() {
-            self.exited = self.child.try_wait().context("asking after the agent")?;
-        }
-        Ok(self.exited)
+        admin(&self.node, path)
     }
 }
 
-impl Drop for Agent {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            eprintln!("--- the agent's output\n{}---", self.log());
-        }
-        if self.exited.is_none() {
-            let killed: io::Result<_> = self.child.kill().and_then(|()| self.child.wait());
-            if let Err(error) = killed {
-                eprintln!("lab: the agent can't be killed: {error}");
-            }
-        }
+impl Deref for Agent {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
     }
+}
+
+impl DerefMut for Agent {
+    fn deref_mut(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+fn admin(node: &Node, path: &str) -> Result<Reply> {
+    let stream = node.netns().enter(|| TcpStream::connect(SocketAddr::from(ADMIN)))?;
+    let mut stream = stream.context("connecting to the agent's admin port")?;
+    stream.set_read_timeout(Some(Duration::from_secs(30))).context("setting a timeout")?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    exchange(&mut stream, &request).with_context(|| format!("asking for {path}"))
 }
 
 impl Lab {
@@ -280,15 +158,15 @@ impl Lab {
 }
 
 /// `agent.log`, `agent-2.log`, …: one a run, as of two that run each is asked what it said.
-fn log_file(folder: &Path) -> Result<(PathBuf, File)> {
+fn log_file(folder: &Path) -> Result<PathBuf> {
     let name =
         |run: u32| if run == 1 { "agent.log".to_owned() } else { format!("agent-{run}.log") };
     for path in (1..).map(|run| folder.join(name(run))) {
-        match File::options().create_new(true).append(true).open(&path) {
+        match File::create_new(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            opened => {
-                let file = opened.with_context(|| format!("opening {}", path.display()))?;
-                return Ok((path, file));
+            made => {
+                made.with_context(|| format!("making {}", path.display()))?;
+                return Ok(path);
             }
         }
     }
@@ -315,10 +193,15 @@ fn flags(lab: &Lab, further: &[&str]) -> Result<Vec<OsString>> {
         // Tests that end an agent mostly have no successor for it.
         ("grace-period", "0s".into()),
     ];
+    let usual = without(flags, further);
+    Ok(usual.flat_map(|(name, value)| [OsString::from(format!("--{name}")), value]).collect())
+}
+
+/// Those `flags`, by their names, that `further` does not have.
+pub(crate) fn without<'a, T, const N: usize>(
+    flags: [(&'a str, T); N],
+    further: &'a [&str],
+) -> impl Iterator<Item = (&'a str, T)> {
     let given = |name: &str| further.iter().any(|flag| flag.starts_with(&format!("--{name}=")));
-    Ok(flags
-        .into_iter()
-        .filter(|(name, _)| !given(name))
-        .flat_map(|(name, value)| [OsString::from(format!("--{name}")), value])
-        .collect())
+    flags.into_iter().filter(move |(name, _)| !given(name))
 }

@@ -1,30 +1,81 @@
 //! What tests ask of a lab again and again.
 
-use std::{thread, time::Duration};
+use std::{fmt::Debug, os::unix::net::UnixStream, thread, time::Duration};
 
+use anyhow::{Context, Result};
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{
+    agent::Agent,
+    loopback::LoopbackNode,
     pod::LabPod,
     world::{Lab, role_arn},
 };
-use crate::pod_client::Attempt;
+use crate::pod_client::{
+    Attempt,
+    wire::{Reply, exchange},
+};
 
 /// Nothing that a test waits for takes so long but a mistake, on a slow machine too.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(20);
 
 /// Waits until `holds`.
 ///
 /// # Panics
 ///
-/// When it does not within a minute.
+/// When it does not within two minutes.
 #[track_caller]
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn eventually(what: &str, holds: impl FnMut() -> bool) {
+    eventually_is(what, &true, holds);
+}
+
+/// Waits until `look` sees what is `expected`. Panics when it does not within two minutes.
+#[track_caller]
+pub fn eventually_is<T: PartialEq + Debug>(what: &str, expected: &T, mut look: impl FnMut() -> T) {
     let begun = Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < LIMIT, "never came: {what}");
+    loop {
+        let seen = look();
+        if seen == *expected {
+            return;
+        }
+        assert!(begun.elapsed() < LIMIT, "never came: {what}: {seen:?} instead of {expected:?}");
         thread::sleep(POLL);
+    }
+}
+
+/// A counter or gauge of these metrics, such as `kiam_serve_connections_total{identity="NoEntry"}`.
+fn metric(metrics: &str, name: &str) -> Option<u64> {
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+    Some(value.parse().expect("a metric is a whole number"))
+}
+
+impl Agent {
+    /// Its metrics. Panics when it does not answer.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        self.admin("/metrics").expect("the agent answers its operators").body
+    }
+
+    /// A counter or gauge; 0 before it is counted.
+    #[must_use]
+    pub fn metric(&self, name: &str) -> u64 {
+        metric(&self.metrics(), name).unwrap_or(0)
+    }
+
+    /// How often its kernel programs have come to this verdict.
+    #[must_use]
+    pub fn verdicts(&self, verdict: &str) -> u64 {
+        self.metric(&format!("kiam_intercept_verdicts_total{{verdict=\"{verdict}\"}}"))
+    }
+}
+
+impl LoopbackNode {
+    /// A counter or gauge of the agent's; 0 before it is counted.
+    #[must_use]
+    pub fn metric(&self, name: &str) -> u64 {
+        metric(&self.metrics(), name).unwrap_or(0)
     }
 }
 
@@ -66,5 +117,38 @@ impl Lab {
                 "packets of {address} got to IMDS: {packets:?}"
             );
         }
+    }
+
+    /// A pod that has been served: of the namespace `shop`, named like its role.
+    #[track_caller]
+    #[must_use]
+    pub fn served_pod(&self, role: &str) -> LabPod {
+        let pod = self.pod_of(role);
+        self.assert_served(&pod, role);
+        pod
+    }
+
+    /// Waits until `pod` gets credentials, and asserts that they are of `role`.
+    #[track_caller]
+    pub fn eventually_served(&self, pod: &LabPod, role: &str) {
+        let served = || pod.credentials().is_ok_and(|attempt| attempt.status == Some(200));
+        eventually("credentials", served);
+        self.assert_served(pod, role);
+    }
+
+    /// What the agent that serves answers on the socket that only the node's root can open.
+    pub fn operator(&self, path: &str) -> Result<Reply> {
+        let stream = UnixStream::connect(self.state().join("admin.sock"));
+        let mut stream = stream.context("connecting to the agent's admin socket")?;
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        exchange(&mut stream, &request).with_context(|| format!("asking for {path}"))
+    }
+
+    /// What `/pods` says of all pods; nothing while no agent answers.
+    #[must_use]
+    pub fn shown_pods(&self) -> Vec<Value> {
+        let Ok(reply) = self.operator("/pods") else { return Vec::new() };
+        serde_json::from_str(&reply.body).expect("/pods is a list")
     }
 }

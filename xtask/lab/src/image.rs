@@ -5,7 +5,6 @@ use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
-    process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -17,6 +16,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use lab::{Agent, Lab, Node, PodSpec, runtime::Containerd};
+use xtask::command::printed;
 
 const ROLE: &str = "reader";
 /// The API server's name, which the lab's DNS server alone knows.
@@ -45,23 +45,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 fn in_containerd(options: &Options) -> Result<()> {
     let node = Node::start()?;
     let containerd = Containerd::start(&node)?;
-    said(containerd.ctr(["images", "import"])?.arg(&options.archive))?;
+    printed(containerd.ctr(["images", "import"])?.arg(&options.archive))?;
     let name = format!("docker.io/library/kiam-agent:{}", options.version);
     let run = ["run", "--rm", "--net-host", "--runc-binary"];
     let mut run = containerd.ctr(run)?;
     run.arg(containerd.runc()).args([&name, "version", "kiam-agent", "--version"]);
-    let text = said(&mut run)?;
+    let text = printed(&mut run)?;
     ensure!(text.contains(&options.version), "the image's agent calls itself {text:?}");
     println!("containerd runs it: {}", text.trim());
     Ok(())
-}
-
-fn said(command: &mut Command) -> Result<String> {
-    let output = command.output().context("starting ctr, which comes with containerd")?;
-    if !output.status.success() {
-        bail!("ctr said {:?}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn as_agent(binary: &Path) -> Result<()> {

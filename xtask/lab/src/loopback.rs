@@ -2,22 +2,21 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, File},
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
-    thread,
+    ops::{Deref, DerefMut},
+    path::Path,
+    process::Command,
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::{Context, Result};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::time::Instant;
 
 use super::{
+    agent::without,
+    ask::agent_binary,
     fake::{
         Place,
         imds::{NODE_ACCESS_KEY, REGION},
@@ -28,20 +27,19 @@ use super::{
         Attempt, Options, attempt,
         wire::{Reply, exchange},
     },
+    process::Process,
     role_arn, role_base_arn,
 };
 
 /// How long an answer may take, and the start.
 const LIMIT: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(10);
 /// The agent's `--node-name`.
 pub const NODE_NAME: &str = "n1";
 
-/// The agent of the node `n1`, which goes by the addresses that pods ask from. Drop kills it; in a panicking test its log
-/// is printed first.
+/// The agent of the node `n1`, which goes by the addresses that pods ask from.
 #[derive(Debug)]
 pub struct LoopbackAgent {
-    child: Child,
+    process: Process,
     pods: SocketAddr,
     admin: SocketAddr,
     folder: TempDir,
@@ -50,10 +48,9 @@ pub struct LoopbackAgent {
 // === impl LoopbackAgent ===
 
 impl LoopbackAgent {
-    /// Starts `binary` with the kubeconfig that `folder` has, the STS at `sts`, and `further` flags, which replace those that
-    /// are usual here. It signs with the access key `signer`, or has none. Returns when it listens.
+    /// Starts the agent that cargo built with the kubeconfig that `folder` has, the STS at `sts`, and `further` flags, which
+    /// replace those that are usual here. It signs with the access key `signer`, or has none. Returns when it listens.
     pub fn start(
-        binary: &Path,
         folder: TempDir,
         sts: &str,
         signer: Option<&str>,
@@ -61,10 +58,11 @@ impl LoopbackAgent {
     ) -> Result<Self> {
         let keys =
             signer.map(|key| [("AWS_ACCESS_KEY_ID", key), ("AWS_SECRET_ACCESS_KEY", "secret")]);
-        Self::start_in(binary, folder, sts, keys.as_ref().map_or(&[], |keys| keys), further)
+        let keys = keys.as_ref().map_or(&[][..], |keys| keys);
+        Self::start_in(&agent_binary()?, folder, sts, keys, further)
     }
 
-    /// As [`LoopbackAgent::start`], with this `environment` and no other.
+    /// As [`LoopbackAgent::start`], with this `binary`, and this `environment` and no other.
     pub fn start_in(
         binary: &Path,
         folder: TempDir,
@@ -72,33 +70,13 @@ impl LoopbackAgent {
         environment: &[(&str, &str)],
         further: &[&str],
     ) -> Result<Self> {
-        let log = folder.path().join("log");
-        let output = File::create(&log).context("making the log")?;
-        let mut child = Command::new(binary)
-            .args(flags(folder.path(), sts, further))
-            .args(further)
-            .env_clear()
-            .envs(environment.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(output)
-            .spawn()
-            .context("starting the agent")?;
-        let begun = Instant::now();
-        loop {
-            let said = fs::read_to_string(&log).context("reading the log")?;
-            if let Some((pods, admin)) = bound(&said) {
-                return Ok(Self { child, pods, admin, folder });
-            }
-            let ended = child.try_wait().context("asking after the agent")?;
-            if ended.is_some() || begun.elapsed() > LIMIT {
-                // Ended already is as good.
-                let _ = child.kill();
-                let _ = child.wait();
-                bail!("the agent does not listen ({ended:?}); it said:\n{said}");
-            }
-            thread::sleep(POLL);
-        }
+        let mut command = Command::new(binary);
+        command.args(flags(folder.path(), sts, further)).args(further);
+        command.env_clear().envs(environment.iter().copied());
+        let mut process = Process::start("the agent", &mut command, folder.path().join("log"))?;
+        process.wait("listened", LIMIT, |process| bound(&process.log()).is_some())?;
+        let (pods, admin) = bound(&process.log()).context("the agent listened before")?;
+        Ok(Self { process, pods, admin, folder })
     }
 
     /// Where it listens for pods.
@@ -118,56 +96,19 @@ impl LoopbackAgent {
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
+}
 
-    /// Everything it has logged.
-    #[must_use]
-    pub fn log(&self) -> String {
-        let path: PathBuf = self.folder.path().join("log");
-        fs::read_to_string(path).unwrap_or_else(|error| format!("(no log: {error})"))
-    }
+impl Deref for LoopbackAgent {
+    type Target = Process;
 
-    /// The most memory that it has had at once, in bytes (`VmHWM`).
-    pub fn peak_memory(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))
-            .context("reading the agent's status")?;
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = peak.and_then(|peak| peak.trim().strip_suffix(" kB"));
-        let kib: u64 = kib.context("the agent has no memory")?.parse().context("VmHWM")?;
-        Ok(kib * 1024)
-    }
-
-    /// How long processors have worked for it.
-    pub fn cpu_time(&self) -> Result<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))
-            .context("reading the agent's stat")?;
-        /// `USER_HZ`, in which the kernel counts for programs, whatever its own clock is.
-        const TICKS_PER_SECOND: u32 = 100;
-        let (_, after_name) = stat.rsplit_once(") ").context("the agent's stat has no name")?;
-        let ticks = after_name.split(" ").skip(11).take(2).map(str::parse::<u64>);
-        let ticks: u64 = ticks.sum::<Result<_, _>>().context("the agent's stat has no times")?;
-        Ok(Duration::from_secs(ticks) / TICKS_PER_SECOND)
-    }
-
-    /// Sends it a signal.
-    pub fn signal(&self, signal: Signal) -> Result<()> {
-        kill_process(Pid::from_child(&self.child), signal).context("signalling the agent")
-    }
-
-    /// Asks it to end (SIGTERM) and returns how it did.
-    pub fn terminate(&mut self) -> Result<ExitStatus> {
-        self.signal(Signal::TERM)?;
-        self.child.wait().context("waiting for the agent")
+    fn deref(&self) -> &Process {
+        &self.process
     }
 }
 
-impl Drop for LoopbackAgent {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            eprintln!("--- the agent's output\n{}---", self.log());
-        }
-        // Ended already is as good.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+impl DerefMut for LoopbackAgent {
+    fn deref_mut(&mut self) -> &mut Process {
+        &mut self.process
     }
 }
 
@@ -186,11 +127,7 @@ pub struct LoopbackNode {
 
 impl LoopbackNode {
     /// Starts all three, the agent last, once `prepare` has seen to the others.
-    pub fn start(
-        binary: &Path,
-        flags: &[&str],
-        prepare: impl FnOnce(&Kubernetes, &Sts),
-    ) -> Result<Self> {
+    pub fn start(flags: &[&str], prepare: impl FnOnce(&Kubernetes, &Sts)) -> Result<Self> {
         let folder = tempfile::tempdir().context("making a folder")?;
         let kubernetes = Kubernetes::start(Place::loopback())?;
         kubernetes.write_kubeconfig(&folder.path().join("kubeconfig"))?;
@@ -199,7 +136,7 @@ impl LoopbackNode {
         let base = format!("--role-base-arn={}", role_base_arn());
         let flags = [&[base.as_str()], flags].concat();
         let signer = Some(NODE_ACCESS_KEY);
-        let agent = LoopbackAgent::start(binary, folder, &sts.url(), signer, &flags)?;
+        let agent = LoopbackAgent::start(folder, &sts.url(), signer, &flags)?;
         Ok(Self { agent, kubernetes, sts })
     }
 
@@ -313,8 +250,7 @@ fn flags(folder: &Path, sts: &str, further: &[&str]) -> Vec<OsString> {
         // Tests that end an agent mostly have no successor for it.
         ("grace-period", "0s".to_owned()),
     ];
-    let given = |name: &str| further.iter().any(|flag| flag.starts_with(&format!("--{name}=")));
-    let usual = flags.into_iter().filter(|(name, _)| !given(name));
+    let usual = without(flags, further);
     let usual = usual.map(|(name, value)| OsString::from(format!("--{name}={value}")));
     usual.chain(["--json-log".into()]).collect()
 }

@@ -1,19 +1,19 @@
 //! Network namespaces without a name: a descriptor keeps each alive, so that nothing is left behind by a killed run.
 
 use std::{
-    fs,
-    io::{self, Write},
+    fs, io,
     net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     os::unix::process::CommandExt,
     path::Path,
-    process::{Command, Stdio},
+    process::Command,
     sync::Arc,
     thread,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+use xtask::command::printed_for;
 
 /// Of `asm-generic/socket.h`.
 const SO_NETNS_COOKIE: libc::c_int = 71;
@@ -81,16 +81,8 @@ impl Netns {
     /// Runs `ip` inside the namespace, with a command per line, such as `link set lo up`.
     pub fn ip(&self, commands: &str) -> Result<()> {
         let mut ip = self.command("ip");
-        ip.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null());
-        let mut child = ip.stderr(Stdio::piped()).spawn().context("starting ip (iproute2)")?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(commands.as_bytes()).context("writing to ip")?;
-        }
-        let output = child.wait_with_output().context("waiting for ip")?;
-        if !output.status.success() {
-            bail!("ip said {:?} to\n{commands}", String::from_utf8_lossy(&output.stderr).trim());
-        }
-        Ok(())
+        let done = printed_for(ip.args(["-batch", "-"]), commands);
+        done.map(drop).with_context(|| format!("ip (iproute2), told\n{commands}"))
     }
 
     /// A command that will run inside the namespace.

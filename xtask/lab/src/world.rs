@@ -28,14 +28,11 @@ const PUBLISH_AFTER: Duration = Duration::from_millis(300);
 
 /// A node, its API server, STS and metadata service.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "a field is what its name says")]
 pub struct Lab {
-    /// The API server.
     pub kubernetes: Kubernetes,
-    /// AWS STS.
     pub sts: Sts,
-    /// The real metadata service.
     pub imds: Imds,
-    /// The node.
     pub node: Node,
 }
 

@@ -2,7 +2,6 @@
 //! asks by all of them.
 
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ use super::rules::{self, Tools};
 use super::statistics::order;
 use super::way::Way;
 use super::{release_agent, write};
-use xtask::command::{command, output_of, say, workspace};
+use xtask::command::{command, output_of, printed, say, workspace};
 use xtask::toolchain;
 
 const ROLE: &str = "bench";
@@ -272,17 +271,11 @@ impl Course {
         client.arg(&programs.client).args(["pod-client", "bench"]);
         client.arg(format!("--to={}", self.way.destination()));
         client.args([format!("--role={ROLE}"), format!("--requests={requests}")]);
-        let output = client.stdin(Stdio::null()).output().context("running the client")?;
-        if !output.status.success() {
-            bail!(
-                "{} at {} rules: {}\nthe agent said:\n{}",
-                self.way.name(),
-                self.rules,
-                String::from_utf8_lossy(&output.stderr).trim(),
-                self.agent.log()
-            );
-        }
-        serde_json::from_slice(&output.stdout).context("reading what the client measured")
+        let printed = printed(&mut client).with_context(|| {
+            let (way, log) = (self.way.name(), self.agent.log());
+            format!("{way} at {} rules; the agent said:\n{log}", self.rules)
+        });
+        serde_json::from_str(&printed?).context("reading what the client measured")
     }
 
     /// A packet of the pod's at the real metadata service would mean that the way was not the one it is named after.

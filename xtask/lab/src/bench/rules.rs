@@ -1,15 +1,13 @@
 //! The node's packet filter: as many rules as kube-proxy makes for services, and the DNAT that a way needs.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::net::Ipv4Addr;
-use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use lab::{AGENT_PORT, IMDS_V4, NODE_V4, Node};
 
 use super::way::{Place, Way};
-use xtask::command::{command, output_of};
+use xtask::command::{command, output_of, printed_for};
 
 /// Kubernetes' usual range of service addresses, 10.96.0.0/12, holds far more than are asked for.
 const SERVICES: u32 = Ipv4Addr::new(10, 96, 0, 0).to_bits();
@@ -46,12 +44,11 @@ impl Tools {
 /// Loads what `way` and `rules` services need into the node's own namespace.
 pub(super) fn load(node: &Node, way: Way, rules: u32) -> Result<()> {
     if let Some(text) = iptables(way, rules) {
-        feed(node.netns().command("iptables-restore"), &text)?;
+        printed_for(&mut node.netns().command("iptables-restore"), &text)?;
     }
     if let Some(text) = nftables(way) {
         let mut nft = node.netns().command("nft");
-        nft.args(["-f", "-"]);
-        feed(nft, &text)?;
+        printed_for(nft.args(["-f", "-"]), &text)?;
     }
     Ok(())
 }
@@ -113,20 +110,6 @@ fn nftables(way: Way) -> Option<String> {
          iifname \"pod*\" ip daddr {IMDS_V4} tcp dport 80 dnat to {NODE_V4}:{AGENT_PORT}\n\
          }}\n}}\n"
     ))
-}
-
-fn feed(mut program: Command, text: &str) -> Result<()> {
-    let name = program.get_program().to_string_lossy().into_owned();
-    program.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = program.spawn().with_context(|| format!("starting {name}"))?;
-    let mut stdin = child.stdin.take().context("the program's input")?;
-    let written = stdin.write_all(text.as_bytes());
-    drop(stdin);
-    let output = child.wait_with_output().with_context(|| format!("waiting for {name}"))?;
-    if !output.status.success() {
-        bail!("{name} ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-    }
-    written.with_context(|| format!("writing to {name}"))
 }
 
 #[cfg(test)]

@@ -2,23 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use lab::{NODE_V4, Node};
+use anyhow::{Context, Result};
+use lab::{NODE_V4, Node, Process, loopback};
 use serde::Deserialize;
 
-use super::process::{Client, Process};
-use super::python::Python;
-use xtask::command::workspace;
+use super::program;
+use xtask::command::{printed, workspace};
 
 const PORT: u16 = 5000;
+/// How long it may take to start.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// The server, at the node's address, where the pods reach it too.
 #[derive(Debug)]
 pub(super) struct Account<'a> {
     _moto: Process,
     node: &'a Node,
-    python: &'a Python,
 }
 
 /// The credentials that the node's own metadata service gives out.
@@ -43,19 +44,18 @@ pub(super) struct Record {
 
 impl<'a> Account<'a> {
     /// Starts it with these roles, which the node may assume; from then on it knows nobody but the node.
-    pub(super) fn open(
-        node: &'a Node,
-        python: &'a Python,
-        roles: &[&str],
-    ) -> Result<(Self, NodeCredentials)> {
-        let mut command = node.command(python.program("moto_server"))?;
+    pub(super) fn open(node: &'a Node, roles: &[&str]) -> Result<(Self, NodeCredentials)> {
+        let mut command = node.command(program("moto_server"))?;
         command.args(["-H", &NODE_V4.to_string(), "-p", &PORT.to_string()]);
-        let mut moto = Process::start("moto", &mut command, node.folder())?;
-        moto.wait_until_it_answers(node.netns(), address(), "/moto-api/data.json")?;
-        let account = Self { _moto: moto, node, python };
-        let mut arguments = vec!["set-up"];
-        arguments.extend(roles);
-        let credentials = account.ask(&arguments)?;
+        let mut moto = Process::start("moto", &mut command, node.folder().join("moto.log"))?;
+        let asked = || loopback::get(address(), "/moto-api/data.json");
+        moto.wait(
+            "answered",
+            LIMIT,
+            |_| matches!(node.netns().enter(asked), Ok(Ok(reply)) if reply.status == 200),
+        )?;
+        let account = Self { _moto: moto, node };
+        let credentials = account.ask(&[&["set-up"], roles].concat())?;
         Ok((account, serde_json::from_str(&credentials).context("reading the node's credentials")?))
     }
 
@@ -70,13 +70,9 @@ impl<'a> Account<'a> {
     }
 
     fn ask(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = self.node.command(self.python.program("python"))?;
+        let mut command = self.node.command(program("python"))?;
         command.arg(workspace().join("xtask/lab/acceptance/account.py")).arg(self.endpoint());
-        let ended = Client::start(command.args(arguments))?.finish()?;
-        if !ended.status.success() {
-            bail!("account.py {}: {}", arguments.join(" "), ended.stderr);
-        }
-        Ok(ended.stdout)
+        printed(command.args(arguments))
     }
 }
 

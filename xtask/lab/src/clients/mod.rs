@@ -3,28 +3,27 @@
 
 mod account;
 mod javascript;
-mod process;
-mod python;
 mod slow;
 mod verdict;
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
-use lab::fake::Place;
-use lab::fake::imds::{ACCOUNT, Imds, REGION};
-use lab::fake::kubernetes::{Kubernetes, NamespaceRecord, PodRecord};
-use lab::{LabPod, NODE_NAME, NODE_V4, Node, PodSpec};
+use lab::fake::imds::{ACCOUNT, REGION};
+use lab::fake::kubernetes::NamespaceRecord;
+use lab::{Agent, Lab, LabPod, PodSpec, READY_LIMIT, agent_binary};
 
 use self::account::Account;
-use self::process::{Client, Process};
-use self::python::Python;
 use self::verdict::{Seen, verdict};
-use xtask::build;
 use xtask::command::{say, workspace};
+use xtask::{build, python};
 
+/// Where the clients are, of pinned versions.
+const PYTHON: &str = "target/acceptance/venv";
+/// Seconds after which a client is ended.
+const LIMIT: &str = "60";
 const ROLES: [&str; 2] = ["/team/reader", "/team/writer"];
 
 /// A pod, and the role that it is to have by the end.
@@ -60,6 +59,8 @@ struct ClientKind {
     environment: &'static [(&'static str, &'static str)],
 }
 
+/// What they are made of.
+const REQUIREMENTS: &str = "xtask/lab/acceptance/requirements.txt";
 const SCRIPT: &str = "xtask/lab/acceptance/client.py";
 const CLIENTS: [ClientKind; 4] = [
     ClientKind {
@@ -97,87 +98,46 @@ pub(crate) fn run(no_skip: bool) -> Result<()> {
         say(format!("skipped: clients: {reason}"));
         return Ok(());
     }
-    let python = Python::ensure()?;
+    python::environment(&workspace().join(PYTHON), REQUIREMENTS)?;
     build::programs()?;
-    let node = Node::start()?;
-    let imds = Imds::start(node.imds_netns())?;
-    let (account, credentials) = Account::open(&node, &python, &ROLES)?;
-    imds.set_node_credentials(
+    let lab = Lab::start()?;
+    let (account, credentials) = Account::open(&lab.node, &ROLES)?;
+    lab.imds.set_node_credentials(
         &credentials.access_key_id,
         &credentials.secret_access_key,
         &credentials.session_token,
     );
-    let pods = CASES.iter().map(|case| node.pod(spec(case))).collect::<Result<Vec<_>>>()?;
-    let kubernetes = kubernetes(&node, &pods)?;
-    let agent = start_agent(&node, &kubernetes, &account)?;
-    let outcome = ask(&node, &python, &account, &pods).and_then(|()| untouched(&imds, &pods));
+    let shop = NamespaceRecord::new("shop").annotation("iam.amazonaws.com/permitted", ".*/team/.*");
+    lab.kubernetes.apply_namespace(&shop);
+    let pods = CASES.iter().map(|case| lab.pod(spec(case))).collect::<Result<Vec<_>>>()?;
+    let endpoint = format!("--sts-endpoint={}", account.endpoint());
+    let flags = [endpoint.as_str(), "--namespace-policy=required"];
+    let mut agent = Agent::start(&lab, &agent_binary()?, &flags)?;
+    agent.wait_ready(READY_LIMIT)?;
+    let outcome = ask(&lab, &account, &pods).and_then(|()| untouched(&lab, &pods));
     if outcome.is_err() {
-        say(format!("the agent's last words:\n{}", agent.log()));
+        say(format!("the agent said:\n{}", agent.log()));
     }
     outcome?;
-    slow::run(&python)
+    slow::run()
 }
 
 fn spec(case: &Case) -> PodSpec {
     let spec = PodSpec::new(case.namespace, case.name);
-    match case.annotation {
-        Some(role) => spec.role(role),
-        None => spec,
-    }
+    case.annotation.into_iter().fold(spec, PodSpec::role)
 }
 
-/// An API server that knows the pods; of the namespaces only one permits roles.
-fn kubernetes(node: &Node, pods: &[LabPod]) -> Result<Kubernetes> {
-    let kubernetes = Kubernetes::start(Place::inside(node.netns(), ([127, 0, 0, 1], 0).into()))?;
-    kubernetes.apply_namespace(
-        &NamespaceRecord::new("shop").annotation("iam.amazonaws.com/permitted", ".*/team/.*"),
-    );
-    kubernetes.apply_namespace(&NamespaceRecord::new("closed"));
-    for pod in pods {
-        let spec = pod.spec();
-        let record = PodRecord::scheduled(&spec.namespace, &spec.name, pod.uid(), NODE_NAME);
-        let record = spec
-            .annotations
-            .iter()
-            .fold(record, |record, (key, value)| record.annotation(key, value));
-        kubernetes.apply_pod(&record.running(&pod.ips()));
-    }
-    Ok(kubernetes)
-}
-
-fn start_agent(node: &Node, kubernetes: &Kubernetes, account: &Account<'_>) -> Result<Process> {
-    let kubeconfig = node.folder().join("kubeconfig");
-    kubernetes.write_kubeconfig(&kubeconfig)?;
-    let path = |path: &Path| path.display().to_string();
-    let mut command = node.command(lab::agent_binary()?)?;
-    command.env_clear().args([
-        format!("--host={NODE_V4}"),
-        "--port=3100".to_owned(),
-        format!("--kubeconfig={}", path(&kubeconfig)),
-        format!("--node-name={NODE_NAME}"),
-        format!("--cgroup={}", path(node.kubepods())),
-        format!("--bpffs={}", path(&node.bpffs().join("kiam"))),
-        format!("--state-dir={}", path(&node.folder().join("state"))),
-        format!("--sts-endpoint={}", account.endpoint()),
-        format!("--region={REGION}"),
-        format!("--role-base-arn=arn:aws:iam::{ACCOUNT}:role/"),
-        "--namespace-policy=required".to_owned(),
-    ]);
-    let mut agent = Process::start("agent", &mut command, node.folder())?;
-    agent.wait_until_it_answers(node.netns(), ([127, 0, 0, 1], 3101).into(), "/ready")?;
-    Ok(agent)
+/// A program of the clients' environment: `python`, `aws`, `moto_server`.
+fn program(name: &str) -> PathBuf {
+    workspace().join(PYTHON).join("bin").join(name)
 }
 
 /// Runs each client in all pods at once.
-fn ask(node: &Node, python: &Python, account: &Account<'_>, pods: &[LabPod]) -> Result<()> {
-    let home = node.folder().join("home");
+fn ask(lab: &Lab, account: &Account<'_>, pods: &[LabPod]) -> Result<()> {
+    let home = lab.node.folder().join("home");
     fs::create_dir_all(&home).with_context(|| format!("making {}", home.display()))?;
     for kind in &CLIENTS {
-        let clients = pods
-            .iter()
-            .map(|pod| Client::start(&mut command(kind, pod, python, account, &home)?))
-            .collect::<Result<Vec<_>>>()?;
-        let ended = clients.into_iter().map(Client::finish).collect::<Result<Vec<_>>>()?;
+        let ended = finished(pods.iter().map(|pod| command(kind, pod, account, &home)))?;
         let records = account.records()?;
         for (case, ended) in CASES.iter().zip(ended) {
             let place = || format!("{} in pod {}/{}", kind.name, case.namespace, case.name);
@@ -196,16 +156,26 @@ fn ask(node: &Node, python: &Python, account: &Account<'_>, pods: &[LabPod]) -> 
     Ok(())
 }
 
+/// A client in a pod, which is ended when it takes too long.
+fn client(pod: &LabPod, program: impl AsRef<Path>) -> Result<Command> {
+    let mut command = pod.command("timeout")?;
+    command.args(["--kill-after=1", LIMIT]).arg(program.as_ref()).current_dir(workspace());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Ok(command)
+}
+
+/// Starts these clients, and returns how each of them ended and what it printed.
+fn finished(commands: impl Iterator<Item = Result<Command>>) -> Result<Vec<Output>> {
+    let start = |command: Result<Command>| command?.spawn().context("starting a client");
+    let clients = commands.map(start).collect::<Result<Vec<Child>>>()?;
+    let end = |client: Child| client.wait_with_output().context("waiting for a client");
+    clients.into_iter().map(end).collect()
+}
+
 /// A client with nothing else to find: no other credentials in its environment, its home or its arguments.
-fn command(
-    kind: &ClientKind,
-    pod: &LabPod,
-    python: &Python,
-    account: &Account<'_>,
-    home: &Path,
-) -> Result<Command> {
-    let mut command = pod.command(python.program(kind.program))?;
-    command.current_dir(workspace()).env_clear().args(kind.arguments).env("HOME", home);
+fn command(kind: &ClientKind, pod: &LabPod, account: &Account<'_>, home: &Path) -> Result<Command> {
+    let mut command = client(pod, program(kind.program))?;
+    command.env_clear().args(kind.arguments).env("HOME", home);
     command.env("AWS_REGION", REGION).env("AWS_DEFAULT_REGION", REGION);
     command.env("AWS_ENDPOINT_URL_STS", account.endpoint()).env("PYTHONDONTWRITEBYTECODE", "1");
     command.envs(kind.environment.iter().copied());
@@ -213,9 +183,10 @@ fn command(
 }
 
 /// No pod reached the node's own metadata service.
-fn untouched(imds: &Imds, pods: &[LabPod]) -> Result<()> {
+fn untouched(lab: &Lab, pods: &[LabPod]) -> Result<()> {
     for pod in pods {
-        let packets: u64 = pod.ips().into_iter().map(|address| imds.packets_from(address)).sum();
+        let packets: u64 =
+            pod.ips().into_iter().map(|address| lab.imds.packets_from(address)).sum();
         if packets > 0 {
             bail!(
                 "{packets} packets of pod {} reached the node's metadata service",

@@ -12,10 +12,9 @@ use lab::{Agent, Lab, LabPod, PodSpec, agent_binary, role_arn};
 use tokio::time::Instant;
 
 use super::javascript::JavaScript;
-use super::process::Client;
-use super::python::Python;
 use super::verdict::Seen;
-use xtask::command::{say, workspace};
+use super::{SCRIPT, client, finished, program};
+use xtask::command::say;
 
 /// Every other one has a client of the other language.
 const PODS: usize = 6;
@@ -25,7 +24,7 @@ const STARTING: Duration = Duration::from_secs(5);
 const READY_LIMIT: Duration = Duration::from_secs(30);
 
 /// Runs a client in each pod, in all at once.
-pub(super) fn run(python: &Python) -> Result<()> {
+pub(super) fn run() -> Result<()> {
     let javascript = JavaScript::ensure()?;
     let lab = Lab::start()?;
     let mut agent = Agent::start(&lab, &agent_binary().context("looking for the agent")?, &[])?;
@@ -38,17 +37,15 @@ pub(super) fn run(python: &Python) -> Result<()> {
     let mut pods = specs.into_iter().map(|spec| lab.node.pod(spec)).collect::<Result<Vec<_>>>()?;
     pods.iter_mut().try_for_each(LabPod::pause)?;
     let command = |(n, pod)| match n % 2 {
-        0 => boto3(pod, python),
+        0 => boto3(pod),
         _ => sdk_for_javascript(pod, &javascript),
     };
-    let clients = pods.iter().enumerate().map(|at| Client::start(&mut command(at)?));
-    let clients = clients.collect::<Result<Vec<_>>>()?;
-    let ended = clients.into_iter().map(Client::finish).collect::<Result<Vec<_>>>()?;
+    let ended = finished(pods.iter().enumerate().map(command))?;
     for (n, ended) in ended.iter().enumerate() {
         let seen = Seen::read(ended)?;
         let owner = seen.access_key.and_then(|key| lab.sts.owner(&key)).map(|issued| issued.role);
         if owner.as_deref() != Some(&role_arn(&format!("role-{n}"))) {
-            let (said, log) = (&ended.stderr, agent.log());
+            let (said, log) = (String::from_utf8_lossy(&ended.stderr), agent.log());
             bail!("the client in pod slow-{n} is {owner:?}: {said}; the agent said:\n{log}");
         }
     }
@@ -63,17 +60,17 @@ pub(super) fn run(python: &Python) -> Result<()> {
 }
 
 /// boto3, with its defaults written out.
-fn boto3(pod: &LabPod, python: &Python) -> Result<Command> {
-    let mut command = pod.command(python.program("python"))?;
-    command.current_dir(workspace()).env_clear().args([super::SCRIPT, "boto3-key"]);
+fn boto3(pod: &LabPod) -> Result<Command> {
+    let mut command = client(pod, program("python"))?;
+    command.env_clear().args([SCRIPT, "boto3-key"]);
     command.env("AWS_REGION", REGION).env("PYTHONDONTWRITEBYTECODE", "1");
     command.env("AWS_METADATA_SERVICE_TIMEOUT", "1").env("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "1");
     Ok(command)
 }
 
 fn sdk_for_javascript(pod: &LabPod, javascript: &JavaScript) -> Result<Command> {
-    let mut command = pod.command("node")?;
-    command.current_dir(workspace()).arg("xtask/lab/acceptance/client.mjs").arg(&javascript.folder);
+    let mut command = client(pod, "node")?;
+    command.arg("xtask/lab/acceptance/client.mjs").arg(&javascript.folder);
     command.env("AWS_REGION", REGION);
     Ok(command)
 }

@@ -1,12 +1,12 @@
 //! Whether what a client saw is what its pod is to have.
 
 use std::collections::BTreeMap;
+use std::process::Output;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use super::account::Record;
-use super::process::Ended;
 
 /// Who a client turned out to be. Both are absent when it found no credentials; the AWS CLI shows no access key.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
@@ -20,15 +20,15 @@ pub(super) struct Seen {
 
 impl Seen {
     /// What a client printed. The AWS CLI says by its status that it found no credentials.
-    pub(super) fn read(ended: &Ended) -> Result<Self> {
+    pub(super) fn read(ended: &Output) -> Result<Self> {
+        let [stdout, stderr] = [&ended.stdout, &ended.stderr].map(|it| String::from_utf8_lossy(it));
         if !ended.status.success() {
-            if ended.stderr.contains("Unable to locate credentials") {
+            if stderr.contains("Unable to locate credentials") {
                 return Ok(Self::default());
             }
-            bail!("{}: {}", ended.status, ended.stderr.trim());
+            bail!("{}: {}", ended.status, stderr.trim());
         }
-        serde_json::from_str(&ended.stdout)
-            .with_context(|| format!("it printed {:?}", ended.stdout))
+        serde_json::from_str(&stdout).with_context(|| format!("it printed {stdout:?}"))
     }
 }
 

@@ -1,12 +1,10 @@
 //! `kubectl`, of the cluster's own version, as its administrator.
 
-use std::{
-    path::PathBuf,
-    process::{Command, Stdio},
-};
+use std::{path::PathBuf, process::Command};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
+use xtask::command::printed;
 
 /// Seconds after which it is ended, whatever it waits for.
 const LIMIT: &str = "600";
@@ -32,10 +30,7 @@ impl Kubectl {
         command.args(["--kill-after=1", LIMIT]).arg(&self.program);
         command.arg(format!("--kubeconfig={}", self.config.display())).args(words);
         command.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", "/nonexistent");
-        let output = command.stdin(Stdio::null()).output().context("starting timeout")?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "kubectl {} said {:?}", words.join(" "), said.trim());
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        printed(&mut command).with_context(|| format!("kubectl {}", words.join(" ")))
     }
 
     /// The objects that it gets.

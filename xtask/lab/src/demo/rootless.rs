@@ -84,7 +84,7 @@ impl Stage {
         ];
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
         let begun = Instant::now();
-        let agent = LoopbackAgent::start(&binary, folder, &sts.url(), None, &flags)?;
+        let agent = LoopbackAgent::start_in(&binary, folder, &sts.url(), &[], &flags)?;
         let mut stage =
             Self { node: LoopbackNode { agent, kubernetes, sts }, imds, pods, binary, transcript };
         stage.until("ready", |stage| stage.node.status("/ready") == 200)?;

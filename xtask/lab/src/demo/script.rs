@@ -78,7 +78,7 @@ impl Script {
     }
 
     pub(super) fn verdict(&self) -> Result<()> {
-        self.transcript.verdict(|| self.agent.as_ref().map(Agent::log).unwrap_or_default())
+        self.transcript.verdict(|| self.agent.as_ref().map(|agent| agent.log()).unwrap_or_default())
     }
 
     pub(super) fn pods(&self) -> &[LabPod] {
@@ -91,11 +91,11 @@ impl Script {
 
     /// The file that has the log of the agent that runs.
     pub(super) fn agent_log(&self) -> Option<&Path> {
-        self.agent.as_ref().map(Agent::log_path)
+        self.agent.as_ref().map(|agent| agent.log_path())
     }
 
     pub(super) fn agent_pid(&self) -> u32 {
-        self.agent.as_ref().map_or(0, Agent::pid)
+        self.agent.as_ref().map_or(0, |agent| agent.pid())
     }
 
     fn without_agent(&mut self) -> Result<()> {

@@ -26,6 +26,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{agent_pod::AgentPod, power::Early};
+use xtask::command::printed;
 
 /// Whatever is waited for comes long before.
 pub(super) const LIMIT: Duration = Duration::from_secs(400);
@@ -196,11 +197,7 @@ pub(super) fn wait(what: &str, missing: impl Fn() -> Option<String>) -> Result<(
 
 /// What a program of the node prints, if it succeeds.
 pub(super) fn output(program: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(program).args(arguments).output();
-    let output = output.with_context(|| format!("starting {program}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program} {arguments:?} said {said:?}");
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    printed(Command::new(program).args(arguments)).with_context(|| format!("{arguments:?}"))
 }
 
 /// The route guard's rules of both families, by its mark. The filter of `ip rule` shows the kernel's own rules too.

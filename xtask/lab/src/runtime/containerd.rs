@@ -2,16 +2,15 @@
 
 use std::{
     ffi::OsStr,
-    fs::{self, File, Permissions},
+    fs::{self, Permissions},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread,
+    process::{Command, Stdio},
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
-use tokio::time::Instant;
+use anyhow::{Context, Result};
+use xtask::command::printed;
 
 use super::{
     cri::Cri,
@@ -23,6 +22,7 @@ use super::{
 use crate::{
     cgroup::{Cgroup, join},
     node::Node,
+    process::Process,
 };
 
 /// Where its programs are looked for: those of root, whatever the user's `PATH` is.
@@ -75,7 +75,7 @@ pub enum Handler {
 /// A running containerd. Drop kills it, its shims and, with its mount namespace, what they mounted.
 #[derive(Debug)]
 pub struct Containerd {
-    child: Child,
+    process: Process,
     /// Its cgroup and its shims'.
     service: Cgroup,
     folder: PathBuf,
@@ -143,11 +143,14 @@ impl Containerd {
             .arg(SERVICE)
             .env_clear()
             .env("PATH", PATH);
-        let log = File::create(folder.join("containerd.log")).context("making a log")?;
-        command.stdin(Stdio::null()).stdout(log.try_clone().context("sharing the log")?);
-        let child = command.stderr(log).spawn().context("starting unshare (util-linux)")?;
-        let mut containerd = Self { child, service, folder, node: node.clone() };
-        containerd.wait_ready().with_context(|| containerd.log())?;
+        let process = Process::start("containerd", &mut command, folder.join("containerd.log"))?;
+        let mut containerd = Self { process, service, folder, node: node.clone() };
+        let (socket, mut lacks) = (containerd.socket(), None);
+        let ready = containerd.process.wait("become ready", READY, |_| {
+            lacks = unready(&socket);
+            lacks.is_none()
+        });
+        ready.with_context(|| format!("it waits for {lacks:?}"))?;
         import(&containerd.socket(), &containerd.folder)?;
         Ok(containerd)
     }
@@ -175,15 +178,6 @@ impl Containerd {
         self.folder.join(Handler::Runc.name())
     }
 
-    /// Everything it has written.
-    #[must_use]
-    pub fn log(&self) -> String {
-        fs::read_to_string(self.folder.join("containerd.log")).map_or_else(
-            |error| format!("(no log: {error})"),
-            |log| format!("containerd said:\n{log}"),
-        )
-    }
-
     pub(super) fn node(&self) -> &Node {
         &self.node
     }
@@ -196,7 +190,7 @@ impl Containerd {
     pub(super) fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
         let mut command = self.node.netns().command("nsenter");
         self.service.adopt(&mut command)?;
-        let target = format!("--target={}", self.child.id());
+        let target = format!("--target={}", self.process.pid());
         command.arg(target).args(["--mount", "--cgroup", "--"]).arg(program);
         command.env_clear().env("PATH", PATH).stdin(Stdio::null());
         Ok(command)
@@ -205,36 +199,13 @@ impl Containerd {
     fn socket(&self) -> PathBuf {
         self.folder.join("socket")
     }
-
-    fn wait_ready(&mut self) -> Result<()> {
-        let begun = Instant::now();
-        loop {
-            let reason = match unready(&self.socket()) {
-                None => return Ok(()),
-                Some(reason) => reason,
-            };
-            if let Some(status) = self.child.try_wait().context("asking after containerd")? {
-                bail!("containerd ended with {status}");
-            }
-            if begun.elapsed() > READY {
-                bail!("containerd is not ready after {READY:?}: {reason}");
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-    }
 }
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        if thread::panicking() {
-            eprintln!("--- {}---", self.log());
-        }
+        // It may not have come as far as its cgroup, and is killed by itself, too.
         if let Err(error) = self.service.kill() {
             eprintln!("lab: {error:#}");
-        }
-        // It may not have come as far as its cgroup.
-        if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
-            eprintln!("lab: containerd can't be waited for: {error}");
         }
     }
 }
@@ -263,11 +234,7 @@ pub fn import(socket: &Path, folder: &Path) -> Result<()> {
     let mut import = Command::new("ctr");
     import.env("PATH", PATH).arg("--address").arg(socket);
     import.args(["--namespace", "k8s.io", "images", "import"]).arg(&archive);
-    let output = import.output().context("starting ctr, which comes with containerd")?;
-    if !output.status.success() {
-        bail!("ctr said {:?}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
+    printed(&mut import).map(drop)
 }
 
 fn program(name: &str) -> Option<PathBuf> {

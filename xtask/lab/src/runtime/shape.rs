@@ -5,7 +5,8 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use xtask::command::printed;
 
 use super::messages::{
     IdMapping, Mount, MountPropagation, NamespaceMode, NamespaceOption, UserNamespace,
@@ -145,10 +146,5 @@ impl CgroupDriver {
 
 fn slice(verb: &str, cgroup: &Cgroup) -> Result<()> {
     let name = cgroup.path().file_name().context("a slice has a name")?;
-    let output = Command::new("systemctl").arg(verb).arg(name).output();
-    let output = output.context("starting systemctl")?;
-    if !output.status.success() {
-        bail!("systemctl said {:?}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
+    printed(Command::new("systemctl").arg(verb).arg(name)).map(drop)
 }

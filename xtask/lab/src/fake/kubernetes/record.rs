@@ -8,14 +8,11 @@ const ROLE: &str = "iam.amazonaws.com/role";
 
 /// What the API says about a pod.
 #[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "a field is what its name says")]
 pub struct PodRecord {
-    /// `metadata.namespace`.
     pub namespace: String,
-    /// `metadata.name`.
     pub name: String,
-    /// `metadata.uid`.
     pub uid: String,
-    /// `metadata.annotations`.
     pub annotations: Vec<(String, String)>,
     /// `metadata.finalizers`: with one, the pod stays when it is evicted, and is only marked as terminating.
     pub finalizers: Vec<String>,
@@ -46,12 +43,10 @@ pub struct NamespaceRecord {
 
 /// What the API says about a ServiceAccount.
 #[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "a field is what its name says")]
 pub struct ServiceAccountRecord {
-    /// `metadata.namespace`.
     pub namespace: String,
-    /// `metadata.name`.
     pub name: String,
-    /// `metadata.annotations`.
     pub annotations: Vec<(String, String)>,
 }
 

@@ -28,14 +28,11 @@ pub enum Gone {
 
 /// One request, as it came.
 #[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "a field is what its name says")]
 pub struct Seen {
-    /// The method.
     pub method: Method,
-    /// The path.
     pub path: String,
-    /// The query, decoded.
     pub query: BTreeMap<String, String>,
-    /// The `Accept` header.
     pub accept: String,
     /// The body; null when there was none, or no JSON.
     pub body: Value,

@@ -43,39 +43,24 @@ pub struct Order {
 
 /// What to try.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "a field is what its name says")]
 pub enum Attack {
     /// Connects a stream, and asks for credentials on it.
-    Stream {
-        /// How it is connected.
-        way: stream::Way,
-        /// Where to.
-        to: SocketAddr,
-        /// The source to bind.
-        from: Option<SocketAddr>,
-    },
+    Stream { way: stream::Way, to: SocketAddr, from: Option<SocketAddr> },
     /// Sends a datagram.
-    Datagram {
-        /// How.
-        way: datagram::Way,
-        /// Where to.
-        to: SocketAddr,
-    },
+    Datagram { way: datagram::Way, to: SocketAddr },
     /// Sends by a raw IP socket.
     Raw {
-        /// What, and how.
         way: raw::Way,
         /// The source that the packet names.
         from: IpAddr,
-        /// Where to.
         to: IpAddr,
     },
     /// Sends by a packet socket.
     Frame {
-        /// Of which sort.
         way: frame::Way,
         /// The source that the packet names.
         from: IpAddr,
-        /// Where to.
         to: IpAddr,
         /// By which interface; absent: `eth0`.
         interface: Option<String>,
@@ -86,43 +71,23 @@ pub enum Attack {
         to: SocketAddr,
     },
     /// Makes a stream socket, connects it and keeps it.
-    Keep {
-        /// How it is connected.
-        way: stream::Way,
-        /// Where to.
-        to: SocketAddr,
-    },
+    Keep { way: stream::Way, to: SocketAddr },
     /// Writes to the oldest kept socket, which stays.
-    Write {
-        /// What.
-        text: String,
-    },
+    Write { text: String },
     /// Reads from the oldest kept socket, which stays: the body has what came.
     Read,
     /// Asks for the ends of the oldest kept socket or held connection: the body has its own address and its peer's.
     Ends,
     /// Connects the oldest kept socket, and asks for credentials on it.
-    ConnectKept {
-        /// Where to.
-        to: SocketAddr,
-    },
+    ConnectKept { to: SocketAddr },
     /// Asks for credentials on the oldest kept socket, as it is.
     AskKept,
     /// Moves the process.
-    Move {
-        /// Into this cgroup.
-        cgroup: PathBuf,
-    },
+    Move { cgroup: PathBuf },
     /// Listens for a socket from another process.
-    Expect {
-        /// At this path.
-        path: PathBuf,
-    },
+    Expect { path: PathBuf },
     /// Passes the oldest kept socket to another process.
-    Pass {
-        /// That listens at this path.
-        path: PathBuf,
-    },
+    Pass { path: PathBuf },
     /// Keeps the socket that was passed.
     Receive,
     /// Listens on a port, and gives those who come credentials of its own.
@@ -142,19 +107,12 @@ pub enum Attack {
     /// Asks how many came to the listeners.
     Caught,
     /// Opens connections and holds them: the body has how many, and how many failed.
-    Hold {
-        /// Where to.
-        to: SocketAddr,
-        /// How many.
-        count: u32,
-    },
+    Hold { to: SocketAddr, count: u32 },
     /// Connects sockets, lets each go (`AF_UNSPEC`), begins to connect it elsewhere, and holds it.
     Reconnect {
-        /// Where to.
         to: SocketAddr,
         /// And where to by turns then.
         then: Vec<SocketAddr>,
-        /// How many.
         count: usize,
     },
     /// Asks how many of the held connections have a peer.

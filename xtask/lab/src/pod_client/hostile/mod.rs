@@ -38,35 +38,25 @@ const LIMIT: Duration = Duration::from_secs(600);
 
 /// What a hostile pod does.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "a field is what its name says")]
 pub enum Program {
     /// Writes many requests at once, on many connections, again and again.
     Pipeline {
-        /// How many connections.
         connections: u32,
         /// How many requests a write has.
         burst: u32,
-        /// Whether it reads the answers.
         reads: bool,
     },
     /// Holds connections, and opens a new one for each that ends.
-    Hold {
-        /// Where to.
-        to: SocketAddr,
-        /// How many.
-        connections: u32,
-        /// What comes over them.
-        sends: Sends,
-    },
+    Hold { to: SocketAddr, connections: u32, sends: Sends },
     /// Opens and closes connections as fast as it can.
     Churn {
-        /// From how many threads.
         threads: u32,
         /// By a socket that is bound to this interface, which takes the node's path.
         interface: Option<String>,
     },
     /// Sends requests as fast as they are answered.
     Flood {
-        /// From how many threads.
         threads: u32,
         /// Which.
         asks: Asks,
@@ -74,26 +64,18 @@ pub enum Program {
     /// Connects to the metadata service, disconnects, and connects the same sockets to a port that the agent has
     /// elsewhere.
     Reuse {
-        /// How many sockets.
         sockets: u32,
         /// The port that the node's listener has. Inside a pod, the program finds it out.
         node_port: u16,
     },
     /// Sees a connection of another pod on the node's network begin, and opens one with the same ends from a namespace
     /// of its own.
-    Forge {
-        /// The node's listener.
-        listener: (Ipv4Addr, u16),
-        /// From how many threads.
-        threads: u32,
-    },
+    Forge { listener: (Ipv4Addr, u16), threads: u32 },
     /// Opens connections from a namespace of its own, from another pod's address and all the ports that it may use.
     Spray {
-        /// The other pod's address.
         source: Ipv4Addr,
         /// The first and the last of its ports.
         ports: (u16, u16),
-        /// The node's listener.
         listener: (Ipv4Addr, u16),
         /// How many are open at a time.
         window: u32,
@@ -101,7 +83,6 @@ pub enum Program {
     /// Keeps two sockets ready for each port that a connection of another pod on the node's network may have, and has both
     /// send their SYNs when such a connection begins.
     Defer {
-        /// The node's listener.
         listener: (Ipv4Addr, u16),
         /// The first and the last of the ports.
         ports: (u16, u16),
@@ -109,17 +90,9 @@ pub enum Program {
         interfaces: [String; 2],
     },
     /// Makes empty cgroups in its container's.
-    Cgroups {
-        /// The container's.
-        below: PathBuf,
-        /// How many.
-        count: u32,
-    },
+    Cgroups { below: PathBuf, count: u32 },
     /// Changes its container's `cgroup.events` again and again, as far as the kernel tells who watches it.
-    CgroupEvents {
-        /// The container's cgroup.
-        cgroup: PathBuf,
-    },
+    CgroupEvents { cgroup: PathBuf },
     /// Pings the metadata service without a pause.
     Ping,
     /// Says by ARP that it is the others, to two stations of its link.
@@ -130,12 +103,7 @@ pub enum Program {
         own: String,
     },
     /// Makes network namespaces, and connects to the metadata service once from each.
-    Namespaces {
-        /// How many.
-        count: u32,
-        /// The node's listener.
-        listener: (Ipv4Addr, u16),
-    },
+    Namespaces { count: u32, listener: (Ipv4Addr, u16) },
 }
 
 /// What is sent on a connection that is held.
