@@ -7,11 +7,7 @@ use std::{
 };
 
 use kiam_common::counters::VerdictReason;
-use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue},
-    metrics::{family::Family, gauge::Gauge},
-    registry::Registry,
-};
+use prometheus_client::{encoding::EncodeLabelValue, metrics::gauge::Gauge, registry::Registry};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, info};
 
@@ -19,6 +15,7 @@ use kiam_core::{
     lifecycle::Drain,
     pods::{Pod, PodReader, PodUid},
     policy::{Decision, Refusal, RolePolicy},
+    telemetry::ByLabel,
 };
 use kiam_kernel::{
     identity::CgroupPaths,
@@ -35,29 +32,22 @@ pub struct Sightings(Arc<Mutex<BTreeMap<PodUid, Verdicts>>>);
 type Verdicts = BTreeMap<&'static str, u64>;
 
 /// The task that reads the kernel's list and reports it.
+#[expect(missing_docs, reason = "a field is what its name says")]
 pub struct Observer {
     /// The kernel's list.
     pub observed: Observations,
     /// Whose the cgroups in it are.
     pub cgroups: CgroupPaths,
-    /// Which pods those are.
     pub pods: PodReader,
-    /// What they would get.
     pub policy: RolePolicy,
     /// Where the observed connects are recorded.
     pub sightings: Sightings,
-    /// How many pods were observed.
     pub metrics: Metrics,
 }
 
 /// How many pods were observed, by what they would get.
-#[derive(Clone, Debug, Default)]
-pub struct Metrics(Family<Labels, Gauge>);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Labels {
-    would: Would,
-}
+#[derive(Clone, Debug)]
+pub struct Metrics(ByLabel<Would, Gauge>);
 
 /// What a pod that asks would get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -168,7 +158,7 @@ impl Observer {
         }
         for would in [Would::Allowed, Would::NoRole, Would::Refused, Would::Unknown] {
             let count = counts.get(&would).copied().unwrap_or_default();
-            self.metrics.0.get_or_create(&Labels { would }).set(count);
+            self.metrics.0.of(would).set(count);
         }
     }
 }
@@ -179,12 +169,11 @@ impl Metrics {
     /// Adds the metric to `registry`.
     #[must_use]
     pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        registry.register(
+        Self(ByLabel::register(
+            registry,
             "kiam_observed_pods",
             "Pods that were observed asking for the IMDS, by what they would be given",
-            metrics.0.clone(),
-        );
-        metrics
+            "would",
+        ))
     }
 }

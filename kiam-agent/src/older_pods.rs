@@ -24,6 +24,7 @@ use kiam_core::{
     clock::Clock,
     lifecycle::Drain,
     pods::{Pod, PodReader},
+    telemetry::register,
 };
 use kiam_kernel::{
     intercept::{self, InterceptedSince, OlderPods, OlderSearch, since_boot},
@@ -91,7 +92,7 @@ pub struct Search<S> {
 }
 
 /// The numbers of pods that may hold the node's credentials.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Gauges {
     older: Gauge<u64, AtomicU64>,
     unknown: Gauge<u64, AtomicU64>,
@@ -179,18 +180,18 @@ impl Entitlement {
 impl Gauges {
     /// Registers the gauges.
     pub fn register(registry: &mut Registry) -> Self {
-        let gauges = Self::default();
-        registry.register(
-            "kiam_intercept_older_pods",
-            "Pods of the node that ran before the kernel programs were attached, and may still hold the node's credentials",
-            gauges.older.clone(),
-        );
-        registry.register(
-            "kiam_intercept_pods_of_unknown_age",
-            "Pods of the node of which the agent can't tell whether they ran before the kernel programs were attached",
-            gauges.unknown.clone(),
-        );
-        gauges
+        Self {
+            older: register(
+                registry,
+                "kiam_intercept_older_pods",
+                "Pods of the node that ran before the kernel programs were attached, and may still hold the node's credentials",
+            ),
+            unknown: register(
+                registry,
+                "kiam_intercept_pods_of_unknown_age",
+                "Pods of the node of which the agent can't tell whether they ran before the kernel programs were attached",
+            ),
+        }
     }
 }
 

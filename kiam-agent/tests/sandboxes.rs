@@ -66,8 +66,8 @@ impl Followed {
         let readiness = Readiness::default();
         let config = Config { cgroup, sweep, listens: true, watched: readiness.latch(WATCHED) };
         let mut registry = Registry::default();
-        let metrics = Metrics::register(&mut registry);
         let states = SandboxReader::default();
+        let metrics = Metrics::register(&mut registry, states.clone());
         let new = || {
             let _runtime = runtime.enter();
             Sandboxes::new(config, records, inherited, metrics, states.clone()).unwrap()

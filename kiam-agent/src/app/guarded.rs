@@ -174,7 +174,7 @@ fn keep(process: &mut Process, kernel: Kernel, reassert: Arc<Notify>) -> Result<
     process.spawn(renewed.map_err(Error::Thread)?);
     let shortage = Shortage::new(verdicts.clone(), &process.readiness);
     process.spawn(shortage.run(process.drain.clone()));
-    process.registry.register_collector(Box::new(verdicts));
+    verdicts.register(&mut process.registry);
     let installation = Installation { programs, flows, log, cgroups, agent_lock };
     let (registry, readiness) = (&mut process.registry, &process.readiness);
     let keeper = Keeper::new(installation, reassert, registry, readiness);

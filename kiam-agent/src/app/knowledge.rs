@@ -140,8 +140,7 @@ impl Knowledge {
         }
         let parts = prefetch_parts(process, source, &pods, receiver, first_credentials.clone());
         let (prefetcher, credentials) = Prefetcher::new(config.credentials, parts);
-        let collector = credentials::CredentialStates::new(credentials.clone());
-        process.registry.register_collector(Box::new(collector));
+        credentials::Metrics::register_states(&mut process.registry, credentials.clone());
         let knowledge = Self {
             pods,
             node_pods,

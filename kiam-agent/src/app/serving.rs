@@ -185,8 +185,8 @@ fn follow_sandboxes(
         listens: config.has_pod_listeners(),
         watched: process.readiness.latch("watches of pods' cgroups (fs.inotify limits)"),
     };
-    let metrics = sandboxes::Metrics::register(&mut process.registry);
     let (pods, states) = (knowledge.pods.clone(), knowledge.paths.sandboxes.clone());
+    let metrics = sandboxes::Metrics::register(&mut process.registry, states.clone());
     let sandboxes = Sandboxes::new(followed, pods, inherited, metrics, states);
     let sandboxes = sandboxes.map_err(Error::Sandboxes)?;
     let only_known = config.has_filter() && parts.host_netns.is_some();

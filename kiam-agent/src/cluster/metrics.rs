@@ -13,18 +13,21 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use kiam_core::pods::{Pod, PodReader};
+use kiam_core::{
+    pods::{Pod, PodReader},
+    telemetry::{ByLabel, register},
+};
 
 /// Metrics of the requests to the API server.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Metrics {
     pub(super) events: Family<EventLabels, Counter>,
     pub(super) lists: Family<ListLabels, Counter>,
     pub(super) restarts: Family<RestartLabels, Counter>,
     failing: Family<FailingLabels, Gauge>,
-    pod_events: Family<PodEventLabels, Counter>,
-    pub(super) tokens: Family<TokenLabels, Counter>,
-    evictions: Family<EvictionLabels, Counter>,
+    pod_events: ByLabel<EventOutcome, Counter>,
+    pub(super) tokens: ByLabel<TokenOutcome, Counter>,
+    evictions: ByLabel<EvictionOutcome, Counter>,
     scrape: Scrape,
 }
 
@@ -97,11 +100,6 @@ pub(super) enum RequestKind {
     Watch,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PodEventLabels {
-    outcome: EventOutcome,
-}
-
 /// The outcome of an Event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub(super) enum EventOutcome {
@@ -116,11 +114,6 @@ pub(super) enum EventOutcome {
     Dropped,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct TokenLabels {
-    pub(super) outcome: TokenOutcome,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub(super) enum TokenOutcome {
     Issued,
@@ -128,11 +121,6 @@ pub(super) enum TokenOutcome {
     Denied,
     Throttled,
     Failed,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct EvictionLabels {
-    outcome: EvictionOutcome,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -156,44 +144,49 @@ struct Scrape(Arc<OnceLock<PodReader>>);
 impl Metrics {
     /// Adds the metrics of this part to `registry`.
     pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        registry.register(
-            "kiam_cluster_events",
-            "Events that the watches of the Kubernetes API delivered",
-            metrics.events.clone(),
-        );
-        registry.register(
-            "kiam_cluster_lists",
-            "Lists requested from the Kubernetes API",
-            metrics.lists.clone(),
-        );
-        registry.register(
-            "kiam_cluster_watch_restarts",
-            "Watches of the Kubernetes API that ended and were reopened, by reason",
-            metrics.restarts.clone(),
-        );
-        registry.register(
-            "kiam_cluster_failing",
-            "Whether requests to the Kubernetes API fail now",
-            metrics.failing.clone(),
-        );
-        registry.register(
-            "kiam_events",
-            "Events about pods and namespaces, by outcome",
-            metrics.pod_events.clone(),
-        );
-        registry.register(
-            "kiam_cluster_tokens",
-            "Tokens of pods' ServiceAccounts requested from the Kubernetes API",
-            metrics.tokens.clone(),
-        );
-        registry.register(
-            "kiam_cluster_evictions",
-            "Evictions of pods that may hold the node's credentials (--evict-older-pods)",
-            metrics.evictions.clone(),
-        );
-        registry.register_collector(Box::new(metrics.scrape.clone()));
-        metrics
+        let scrape = Scrape::default();
+        registry.register_collector(Box::new(scrape.clone()));
+        Self {
+            events: register(
+                registry,
+                "kiam_cluster_events",
+                "Events that the watches of the Kubernetes API delivered",
+            ),
+            lists: register(
+                registry,
+                "kiam_cluster_lists",
+                "Lists requested from the Kubernetes API",
+            ),
+            restarts: register(
+                registry,
+                "kiam_cluster_watch_restarts",
+                "Watches of the Kubernetes API that ended and were reopened, by reason",
+            ),
+            failing: register(
+                registry,
+                "kiam_cluster_failing",
+                "Whether requests to the Kubernetes API fail now",
+            ),
+            pod_events: ByLabel::register(
+                registry,
+                "kiam_events",
+                "Events about pods and namespaces, by outcome",
+                "outcome",
+            ),
+            tokens: ByLabel::register(
+                registry,
+                "kiam_cluster_tokens",
+                "Tokens of pods' ServiceAccounts requested from the Kubernetes API",
+                "outcome",
+            ),
+            evictions: ByLabel::register(
+                registry,
+                "kiam_cluster_evictions",
+                "Evictions of pods that may hold the node's credentials (--evict-older-pods)",
+                "outcome",
+            ),
+            scrape,
+        }
     }
 
     /// The gauge of failing requests of this kind, initially 0.
@@ -203,12 +196,12 @@ impl Metrics {
 
     /// Counts `events` with this outcome.
     pub(super) fn count_events(&self, outcome: EventOutcome, events: u64) {
-        self.pod_events.get_or_create(&PodEventLabels { outcome }).inc_by(events);
+        self.pod_events.of(outcome).inc_by(events);
     }
 
     /// Counts an eviction with this outcome.
     pub(super) fn count_eviction(&self, outcome: EvictionOutcome) {
-        self.evictions.get_or_create(&EvictionLabels { outcome }).inc();
+        self.evictions.of(outcome).inc();
     }
 
     /// Exports the state of `pods` from now on.

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::{
     describe,
-    metrics::{Metrics, TokenLabels, TokenOutcome},
+    metrics::{Metrics, TokenOutcome},
 };
 use kiam_core::{
     credentials::{ErrorClass, PodTokens, SourceError},
@@ -94,7 +94,7 @@ impl Tokens {
             Err(ErrorClass::Throttled) => TokenOutcome::Throttled,
             Err(ErrorClass::Retryable | ErrorClass::TooLong) => TokenOutcome::Failed,
         };
-        self.metrics.tokens.get_or_create(&TokenLabels { outcome }).inc();
+        self.metrics.tokens.of(outcome).inc();
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
     first_requests::FirstRequestOutcome,
     route::{Form, Readable, Route},
 };
-use kiam_core::telemetry::Statsd;
+use kiam_core::telemetry::{ByLabel, Statsd, register};
 
 /// The kind of a request, by its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -39,23 +39,13 @@ struct RequestLabels {
     status: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RefusalLabels {
-    reason: ErrorKind,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct FirstRequestLabels {
-    found: FirstRequestOutcome,
-}
-
 /// The metadata service's metrics, in Prometheus' form and in kiam v1's StatsD names.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
-    refusals: Family<RefusalLabels, Counter>,
+    refusals: ByLabel<ErrorKind, Counter>,
     imdsv1: Counter,
-    first: Family<FirstRequestLabels, Counter>,
+    first: ByLabel<FirstRequestOutcome, Counter>,
     duration: Histogram,
     statsd: Statsd,
 }
@@ -66,40 +56,34 @@ impl Metrics {
     /// Adds them to `registry`; timings go to `statsd` too.
     pub fn register(registry: &mut Registry, statsd: Statsd) -> Self {
         let metrics = Self {
-            requests: Family::default(),
-            refusals: Family::default(),
-            imdsv1: Counter::default(),
-            first: Family::default(),
+            requests: register(
+                registry,
+                "kiam_imds_requests",
+                "Requests of pods, by kind of path and status of the answer",
+            ),
+            refusals: ByLabel::register(
+                registry,
+                "kiam_imds_refusals",
+                "Rejected requests, by reason",
+                "reason",
+            ),
+            imdsv1: register(
+                registry,
+                "kiam_imds_v1_requests",
+                "Accepted requests without a token (IMDSv1)",
+            ),
+            first: ByLabel::register(
+                registry,
+                "kiam_imds_first_requests",
+                "First requests of pods for credentials, by whether the credentials were cached",
+                "found",
+            ),
             // 100 µs to 0.8 s: SDKs give up between half a second and one.
             duration: Histogram::new(exponential_buckets(0.000_1, 2.0, 14)),
             statsd,
         };
-        registry.register(
-            "kiam_imds_requests",
-            "Requests of pods, by kind of path and status of the answer",
-            metrics.requests.clone(),
-        );
-        registry.register(
-            "kiam_imds_refusals",
-            "Rejected requests, by reason",
-            metrics.refusals.clone(),
-        );
-        registry.register(
-            "kiam_imds_v1_requests",
-            "Accepted requests without a token (IMDSv1)",
-            metrics.imdsv1.clone(),
-        );
-        registry.register(
-            "kiam_imds_first_requests",
-            "First requests of pods for credentials, by whether the credentials were cached",
-            metrics.first.clone(),
-        );
-        // An increase from nothing is none to Prometheus.
-        for found in
-            [FirstRequestOutcome::Ready, FirstRequestOutcome::Waited, FirstRequestOutcome::Failed]
-        {
-            metrics.first.get_or_create(&FirstRequestLabels { found }).inc_by(0);
-        }
+        use FirstRequestOutcome::{Failed, Ready, Waited};
+        metrics.first.show([Ready, Waited, Failed]);
         registry.register(
             "kiam_imds_request_duration_seconds",
             "Time from a request's head to its answer, holds included",
@@ -113,7 +97,7 @@ impl Metrics {
     }
 
     pub(super) fn first_request(&self, found: FirstRequestOutcome) {
-        self.first.get_or_create(&FirstRequestLabels { found }).inc();
+        self.first.of(found).inc();
     }
 
     pub(super) fn answered(
@@ -126,7 +110,7 @@ impl Metrics {
         let labels = RequestLabels { route: asked, status: u32::from(status.as_u16()) };
         self.requests.get_or_create(&labels).inc();
         if let Some(error) = refusal {
-            self.refusals.get_or_create(&RefusalLabels { reason: error.kind() }).inc();
+            self.refusals.of(error.kind()).inc();
         }
         self.duration.observe(took.as_secs_f64());
         match asked {

@@ -1,13 +1,11 @@
 //! The metrics of the accept loops.
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue},
-    metrics::{counter::Counter, family::Family},
-    registry::Registry,
+    encoding::EncodeLabelValue, metrics::counter::Counter, registry::Registry,
 };
 
 use super::limits::ExceededLimit;
-use kiam_core::pods::Unattested;
+use kiam_core::{pods::Unattested, telemetry::ByLabel};
 
 /// The identity of a connection's caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -24,11 +22,6 @@ enum Identity {
     OverLimit,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Labels {
-    identity: Identity,
-}
-
 /// The end of a connection that was passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub(super) enum RelayOutcome {
@@ -38,11 +31,6 @@ pub(super) enum RelayOutcome {
     Overtime,
     Drained,
     Unreachable,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RelayLabels {
-    outcome: RelayOutcome,
 }
 
 /// A connection or request that exceeded a limit.
@@ -60,17 +48,12 @@ pub(super) enum Rejection {
     Node,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RejectionLabels {
-    reason: Rejection,
-}
-
 /// The accept loops' metrics.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Metrics {
-    connections: Family<Labels, Counter>,
-    relays: Family<RelayLabels, Counter>,
-    rejected: Family<RejectionLabels, Counter>,
+    connections: ByLabel<Identity, Counter>,
+    relays: ByLabel<RelayOutcome, Counter>,
+    rejected: ByLabel<Rejection, Counter>,
 }
 
 // === impl Rejection ===
@@ -103,23 +86,26 @@ impl From<ExceededLimit> for Rejection {
 impl Metrics {
     /// Adds them to `registry`.
     pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        registry.register(
-            "kiam_serve_connections",
-            "Connections to the agent, by identity of the caller",
-            metrics.connections.clone(),
-        );
-        registry.register(
-            "kiam_serve_relays",
-            "Connections of --node-role pods that were passed on to the real service, by outcome",
-            metrics.relays.clone(),
-        );
-        registry.register(
-            "kiam_serve_rejected",
-            "Connections and requests beyond a limit, by the limit",
-            metrics.rejected.clone(),
-        );
-        metrics
+        Self {
+            connections: ByLabel::register(
+                registry,
+                "kiam_serve_connections",
+                "Connections to the agent, by identity of the caller",
+                "identity",
+            ),
+            relays: ByLabel::register(
+                registry,
+                "kiam_serve_relays",
+                "Connections of --node-role pods that were passed on to the real service, by outcome",
+                "outcome",
+            ),
+            rejected: ByLabel::register(
+                registry,
+                "kiam_serve_rejected",
+                "Connections and requests beyond a limit, by the limit",
+                "reason",
+            ),
+        }
     }
 
     pub(super) fn accepted(&self, error: Option<&Unattested>) {
@@ -141,14 +127,14 @@ impl Metrics {
     }
 
     pub(super) fn rejected(&self, reason: Rejection) {
-        self.rejected.get_or_create(&RejectionLabels { reason }).inc();
+        self.rejected.of(reason).inc();
     }
 
     pub(super) fn relayed(&self, outcome: RelayOutcome) {
-        self.relays.get_or_create(&RelayLabels { outcome }).inc();
+        self.relays.of(outcome).inc();
     }
 
     fn count(&self, identity: Identity) {
-        self.connections.get_or_create(&Labels { identity }).inc();
+        self.connections.of(identity).inc();
     }
 }

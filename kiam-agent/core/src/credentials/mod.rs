@@ -25,7 +25,7 @@ use std::{
 
 pub use self::{
     inheritance::{Inheritance, InheritanceError},
-    metrics::{CredentialStates, Metrics},
+    metrics::Metrics,
     pace::Pace,
     prefetch::{Prefetcher, PrefetcherParts},
     refresh::{RefreshError, Refresher},
@@ -48,16 +48,13 @@ const MAX_MESSAGE: usize = 500;
 
 /// Temporary credentials of one role session.
 #[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "a field is what its name says")]
 pub struct Credentials {
-    /// The role they are for.
     pub role: RoleArn,
     /// `ASIA…`; not a secret, it is logged.
     pub access_key_id: String,
-    /// The secret access key.
     pub secret_access_key: Secret,
-    /// The session token.
     pub session_token: Secret,
-    /// When they were issued.
     pub issued: SystemTime,
     /// When AWS stops accepting them.
     pub expires: SystemTime,

@@ -7,11 +7,13 @@ pub mod captured;
 mod chain;
 mod limit;
 mod logs;
+mod metrics;
 mod statsd;
 
 pub use self::{
     chain::Chain,
     limit::LogLimit,
     logs::{Format, InvalidLevel, Level, LogLevel, Logs},
+    metrics::{ByLabel, ScrapedKind, register, register_scraped},
     statsd::{Statsd, StatsdFlush},
 };

@@ -1,7 +1,6 @@
 //! The marks of cgroups that are treated differently from the cgroups around them.
 
 use std::{
-    fmt,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -14,7 +13,7 @@ use crate::error::Error;
 const NAME: &str = "CGROUPS";
 
 /// The kernel's map of marked cgroups. Cheap to clone.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Marks(Arc<Mutex<HashMap<MapData, u64, u32>>>);
 
 // === impl Marks ===
@@ -42,11 +41,5 @@ impl Marks {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
             Err(source) => Err(Error::Map { name: NAME, source }),
         }
-    }
-}
-
-impl fmt::Debug for Marks {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Marks")
     }
 }

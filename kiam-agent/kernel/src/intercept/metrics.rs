@@ -5,29 +5,19 @@ use std::{fmt, sync::Arc};
 use aya::maps::{MapData, PerCpuArray};
 use kiam_common::counters::VerdictReason;
 use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric as _},
-    metrics::{
-        counter::{ConstCounter, Counter},
-        family::Family,
-    },
-    registry::{Registry, Unit},
+    encoding::EncodeLabelValue, metrics::counter::Counter, registry::Registry,
 };
 
 use crate::intercept::Drift;
+use kiam_core::telemetry::{ByLabel, ScrapedKind, register_scraped};
 
-/// The collector of `kiam_intercept_verdicts_total`: the kernel programs' verdicts about IMDS traffic.
+/// The kernel programs' verdicts about IMDS traffic.
 #[derive(Clone)]
 pub struct Verdicts(Arc<PerCpuArray<MapData, u64>>);
 
 /// The counter of restored programs and pins.
-#[derive(Clone, Debug, Default)]
-pub struct RestoredMetrics(Family<Labels, Counter>);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Labels {
-    what: What,
-}
+#[derive(Clone, Debug)]
+pub struct RestoredMetrics(ByLabel<What, Counter>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 enum What {
@@ -43,17 +33,14 @@ impl RestoredMetrics {
     /// Adds it to `registry`.
     #[must_use]
     pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        registry.register(
+        let restored = ByLabel::register(
+            registry,
             "kiam_intercept_restored",
             "Kernel programs and pins that were removed and that the agent restored, by kind",
-            metrics.0.clone(),
+            "what",
         );
-        // An increase from nothing is none to Prometheus.
-        for what in [What::Program, What::Pin] {
-            metrics.0.get_or_create(&Labels { what }).inc_by(0);
-        }
-        metrics
+        restored.show([What::Program, What::Pin]);
+        Self(restored)
     }
 
     /// Counts what was `restored`.
@@ -61,7 +48,7 @@ impl RestoredMetrics {
         let counted =
             [(What::Program, restored.detached.len()), (What::Pin, restored.unpinned.len())];
         for (what, count) in counted.into_iter().filter(|(_, count)| *count > 0) {
-            self.0.get_or_create(&Labels { what }).inc_by(count as u64);
+            self.0.of(what).inc_by(count as u64);
         }
     }
 }
@@ -71,6 +58,17 @@ impl RestoredMetrics {
 impl Verdicts {
     pub(super) fn new(map: PerCpuArray<MapData, u64>) -> Self {
         Self(Arc::new(map))
+    }
+
+    /// Adds `kiam_intercept_verdicts_total` to `registry`, which is read at each scrape.
+    pub fn register(&self, registry: &mut Registry) {
+        let verdicts = self.clone();
+        let help = "Verdicts of the kernel programs about IMDS connects and datagrams, by verdict";
+        let metric = ("kiam_intercept_verdicts", help);
+        register_scraped(registry, metric, ScrapedKind::Counter, "verdict", move || {
+            let of = |reason: &VerdictReason| (reason.name(), verdicts.count(*reason));
+            VerdictReason::COUNTED.iter().map(of).collect()
+        });
     }
 
     /// The number of verdicts for `reason` since the maps were first pinned.
@@ -83,24 +81,5 @@ impl Verdicts {
 impl fmt::Debug for Verdicts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Verdicts")
-    }
-}
-
-impl Collector for Verdicts {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let none: Option<&Unit> = None;
-        let counter = ConstCounter::new(0_u64);
-        let mut family = encoder.encode_descriptor(
-            "kiam_intercept_verdicts",
-            "Verdicts of the kernel programs about IMDS connects and datagrams, by verdict",
-            none,
-            counter.metric_type(),
-        )?;
-        for reason in VerdictReason::COUNTED {
-            let labels = [("verdict", reason.name())];
-            let encoder = family.encode_family(&labels)?;
-            ConstCounter::new(self.count(reason)).encode(encoder)?;
-        }
-        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! The pods that used the IMDS in `--mode=observe`.
 
-use std::{fmt, path::Path};
+use std::path::Path;
 
 use aya::maps::{HashMap, Map, MapData};
 use kiam_common::{
@@ -13,6 +13,7 @@ use crate::error::Error;
 const NAME: &str = "OBSERVED";
 
 /// The kernel's map of observations, with the latest 8,192 pairs of cgroup and verdict.
+#[derive(Debug)]
 pub struct Observations(HashMap<MapData, Sighting, Sightings>);
 
 /// The connects and datagrams of one cgroup, with one verdict that was not enforced.
@@ -44,11 +45,5 @@ impl Observations {
             Some(Observation { cgroup: seen.cgroup, verdict, count: sightings.count })
         });
         held.collect()
-    }
-}
-
-impl fmt::Debug for Observations {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Observations")
     }
 }

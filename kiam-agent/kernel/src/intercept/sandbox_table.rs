@@ -1,7 +1,6 @@
 //! The kernel programs' table of pods' network namespaces.
 
 use std::{
-    fmt,
     os::fd::{AsFd, AsRawFd as _},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
@@ -19,9 +18,10 @@ const MARKS: &str = "LISTENERS";
 ///
 /// With `--identity=kernel` pods' connects are redirected only from a namespace in this table, to its pod listener if it
 /// has one.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct SandboxTable(Arc<Mutex<Maps>>);
 
+#[derive(Debug)]
 struct Maps {
     sandboxes: HashMap<MapData, u64, Sandbox>,
     marks: SkStorage<MapData, u32>,
@@ -86,12 +86,6 @@ impl SandboxTable {
     pub fn namespaces(&self) -> Vec<u64> {
         let maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         maps.sandboxes.keys().flatten().collect()
-    }
-}
-
-impl fmt::Debug for SandboxTable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SandboxTable")
     }
 }
 

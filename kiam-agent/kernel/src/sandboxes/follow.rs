@@ -111,7 +111,6 @@ impl Sandboxes {
         metrics: Metrics,
         states: SandboxReader,
     ) -> Result<Self, Error> {
-        metrics.read(&states);
         Ok(Self {
             watch: Watch::new(config.cgroup.path().to_owned()),
             pods: HashMap::new(),
