@@ -135,7 +135,7 @@ impl Knowledge {
         let source = sts::source(&sts, process.clock.clone(), tokens).await?;
         process.spawn(cluster.run(index, pods.clone(), synced, metrics, process.drain.clone()));
         let (wanted, receiver) = watch::channel(WantedRoles::default());
-        if config.roles.vary() {
+        if config.roles.policy.varies() {
             process.spawn_apart("sessions", report_sessions(receiver.clone()));
         }
         let parts = prefetch_parts(process, source, &pods, receiver, first_credentials.clone());

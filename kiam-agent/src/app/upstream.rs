@@ -32,14 +32,8 @@ pub(super) async fn policy_config(
     }
     Ok(policy::Config {
         resolver: RoleResolver::new(base),
-        namespaces: config.roles.namespaces,
-        session_name: config.roles.session_name.clone(),
-        source_identity: config.roles.source_identity.clone(),
-        tags: config.roles.tags.clone(),
-        policies: config.roles.policies.clone(),
-        overrides: config.roles.overrides.clone(),
         source: config.sts.source,
-        session_duration: config.roles.session_duration,
+        ..config.roles.policy.clone()
     })
 }
 

@@ -1,12 +1,10 @@
 //! The flags of pods' roles and their sessions.
 
-use std::time::Duration;
-
 use super::{SECOND, flags::Flags, given, values::Mistakes};
 use crate::sts::CHAINED;
 use kiam_core::{
-    policy::{AnnotationOverrides, NamespacePolicy},
-    role::{BaseArn, Location, NameTemplate, PolicyArn, SessionPolicies, TagTemplate},
+    policy::{self, NamespacePolicy},
+    role::{BaseArn, Location, PolicyArn, RoleResolver, SessionPolicies, TagTemplate},
 };
 
 /// The configuration of pods' roles and their sessions.
@@ -14,32 +12,8 @@ use kiam_core::{
 pub struct Roles {
     /// The base of short role names.
     pub base: Base,
-    /// `--namespace-policy`.
-    pub namespaces: NamespacePolicy,
-    /// `--annotation-overrides`.
-    pub overrides: AnnotationOverrides,
-    /// `--session-name`.
-    pub session_name: NameTemplate,
-    /// `--source-identity`.
-    pub source_identity: Option<NameTemplate>,
-    /// `--session-tags`.
-    pub tags: TagTemplate,
-    /// `--session-policy`.
-    pub policies: SessionPolicies,
-    /// `--session-duration`.
-    pub session_duration: Duration,
-}
-
-// === impl Roles ===
-
-impl Roles {
-    /// Whether flags alone can give two pods with the same role different sessions.
-    #[must_use]
-    pub fn vary(&self) -> bool {
-        self.session_name.varies()
-            || self.source_identity.as_ref().is_some_and(NameTemplate::varies)
-            || self.tags.varies()
-    }
+    /// The rest, without a base and as for `--credential-source=node`.
+    pub policy: policy::Config,
 }
 
 /// The base of short role names.
@@ -76,8 +50,7 @@ pub(super) fn roles(flags: &Flags, mistakes: &mut Mistakes) -> Option<Roles> {
     if flags.assume_role_arn.is_some() && session_duration.is_some_and(|it| it > CHAINED) {
         mistakes.add("session-duration", "with --assume-role-arn sessions last at most 1h");
     }
-    Some(Roles {
-        base: base?,
+    let policy = policy::Config {
         namespaces: namespaces?,
         overrides,
         session_name: session_name?,
@@ -85,7 +58,9 @@ pub(super) fn roles(flags: &Flags, mistakes: &mut Mistakes) -> Option<Roles> {
         tags: tags?,
         policies: policies?,
         session_duration: session_duration?,
-    })
+        ..policy::Config::new(RoleResolver::new(None))
+    };
+    Some(Roles { base: base?, policy })
 }
 
 /// The values of `{node}` and `{cluster}`.

@@ -124,7 +124,7 @@ fn every_mistake_is_reported_at_once_with_its_flag_and_value() {
 
 #[test]
 fn overrides_are_for_all_namespaces_or_for_those_that_are_named() {
-    let overrides = |flags: &str| config(&format!("{flags} {GOOD}")).roles.overrides;
+    let overrides = |flags: &str| config(&format!("{flags} {GOOD}")).roles.policy.overrides;
     let named =
         |names: &[&str]| AnnotationOverrides::In(names.iter().map(ToString::to_string).collect());
     assert_eq!(overrides(""), AnnotationOverrides::Everywhere);
@@ -140,13 +140,14 @@ fn overrides_are_for_all_namespaces_or_for_those_that_are_named() {
 #[test]
 fn session_names_are_templates_of_what_is_known() {
     let subject = Subject { namespace: "prod", pod: "web-0", uid: "u", service_account: "web" };
-    let name = |flags: &str| config(&format!("{flags} {GOOD}")).roles.session_name.name(&subject);
+    let name =
+        |flags: &str| config(&format!("{flags} {GOOD}")).roles.policy.session_name.name(&subject);
     assert_eq!(name("").as_ref(), "kiam-kiam");
     assert_eq!(name("--session-name={namespace}.{pod}").as_ref(), "prod.web-0");
     let place = "--node-name=node-1 --cluster-name=blue --session-name={cluster}@{node}";
     assert_eq!(name(place).as_ref(), "blue@node-1");
     let source = config(&format!("--source-identity={{service_account}} {GOOD}"));
-    assert_eq!(source.roles.source_identity.unwrap().name(&subject).as_ref(), "web");
+    assert_eq!(source.roles.policy.source_identity.unwrap().name(&subject).as_ref(), "web");
     let wrong = mistakes(&format!(
         "--session-name={{node}} --source-identity={{cluster}} --cluster-name=a/b {GOOD}"
     ));
@@ -238,15 +239,15 @@ fn a_base_that_ends_in_a_word_is_told_of_and_one_that_makes_no_name_is_refused()
 #[test]
 fn tags_and_policies_are_lists_of_what_sts_takes() {
     let flags = "--session-tags=kubernetes-namespace,team=a --session-tags=x= --session-policy=arn:aws:iam::aws:policy/A --session-policy=arn:aws:iam::aws:policy/B";
-    let roles = config(&format!("{flags} {GOOD}")).roles;
+    let roles = config(&format!("{flags} {GOOD}")).roles.policy;
     let subject = Subject { namespace: "prod", pod: "p", uid: "u", service_account: "s" };
     let tags = roles.tags.tags(&subject).unwrap();
     let tags: Vec<_> = tags.iter().collect();
     assert_eq!(tags, [("kubernetes-namespace", "prod"), ("team", "a"), ("x", "")]);
     assert_eq!(roles.policies.iter().count(), 2);
     let both = "--session-policy=arn:aws:iam::aws:policy/A,arn:aws:iam::aws:policy/B";
-    assert_eq!(config(&format!("{both} {GOOD}")).roles.policies, roles.policies);
-    let vary = |flags: &str| config(&format!("{flags} {GOOD}")).roles.vary();
+    assert_eq!(config(&format!("{both} {GOOD}")).roles.policy.policies, roles.policies);
+    let vary = |flags: &str| config(&format!("{flags} {GOOD}")).roles.policy.varies();
     for (flags, varies) in [
         ("", false),
         ("--session-tags=team=a --session-policy=arn:aws:iam::aws:policy/A", false),

@@ -15,7 +15,7 @@ pub(super) fn warnings(config: &Config, flags: &Flags, vars: &dyn Vars) -> Vec<S
             "Without --node-name the pods of all nodes are watched, and credentials are prefetched only for pods of this --host",
         ),
         (
-            config.roles.namespaces == NamespacePolicy::Optional,
+            config.roles.policy.namespaces == NamespacePolicy::Optional,
             "With --namespace-policy=optional, pods in namespaces with neither iam.amazonaws.com/permitted nor allowed-roles may have any role",
         ),
         (

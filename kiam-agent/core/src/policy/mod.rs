@@ -118,6 +118,14 @@ impl Config {
             session_duration: Duration::from_secs(3600),
         }
     }
+
+    /// Whether two pods with the same role can have different sessions without an annotation.
+    #[must_use]
+    pub fn varies(&self) -> bool {
+        self.session_name.varies()
+            || self.source_identity.as_ref().is_some_and(NameTemplate::varies)
+            || self.tags.varies()
+    }
 }
 
 // === impl RolePolicy ===
