@@ -3,7 +3,7 @@
 
 use std::{
     net::{SocketAddr, TcpListener as Socket},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd},
 };
 
 use kiam_common::redirect::Target;
@@ -12,7 +12,7 @@ use tracing::warn;
 use super::{
     bound::{Bound, Listeners, Takeover},
     error::Error,
-    prepared::{Core, End, Interceptor, Service},
+    prepared::{Core, Interceptor, Service},
 };
 use kiam_core::blocking::{self, Blocking};
 use kiam_kernel::{
@@ -26,14 +26,9 @@ pub(super) struct Attached {
     pub(super) core: Core,
     pub(super) kernel: Option<Kernel>,
     pub(super) service: Service,
-    pub(super) end: End,
     pub(super) listeners: Listeners,
     pub(super) pod_listeners: Vec<Socket>,
     pub(super) takeover: Takeover,
-    /// Copies of the node's sockets, for the agent after this one.
-    pub(super) spare: Vec<OwnedFd>,
-    /// The sockets that have a filter of SYNs, from an agent before, and are not to have one.
-    pub(super) unfiltered: Vec<OwnedFd>,
 }
 
 /// The kernel's part, attached.
@@ -50,28 +45,12 @@ pub(super) struct Kernel {
 impl Bound {
     /// Attaches the kernel programs, or replaces those of an earlier agent in place, if there is an interceptor.
     pub(super) async fn attach(self) -> Result<Attached, Error> {
-        let Self { core, interceptor, service, end, listeners, pod_listeners, takeover } = self;
-        let spare = listeners.copies().map_err(Error::Handover)?;
-        let filters = interceptor.as_ref().is_some_and(|it| it.config.has_filter());
-        let unfiltered = match filters {
-            true => Vec::new(),
-            false => listeners.copies_for_pods().map_err(Error::Handover)?,
-        };
+        let Self { core, interceptor, service, listeners, pod_listeners, takeover } = self;
         let kernel = match interceptor {
             None => None,
             Some(interceptor) => Some(attach(interceptor, &listeners, &takeover).await?),
         };
-        Ok(Attached {
-            core,
-            kernel,
-            service,
-            end,
-            listeners,
-            pod_listeners,
-            takeover,
-            spare,
-            unfiltered,
-        })
+        Ok(Attached { core, kernel, service, listeners, pod_listeners, takeover })
     }
 }
 

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use super::{
     error::Error,
-    prepared::{Addresses, Core, End, Interceptor, Prepared, Service},
+    prepared::{Addresses, Core, Interceptor, Prepared, Service},
 };
 use crate::handover::{Handover, HandoverAnswer, Peers};
 use kiam_kernel::{
@@ -39,7 +39,6 @@ pub(super) struct Bound {
     pub(super) core: Core,
     pub(super) interceptor: Option<Interceptor>,
     pub(super) service: Service,
-    pub(super) end: End,
     pub(super) listeners: Listeners,
     /// The pod listeners of the agent that serves.
     pub(super) pod_listeners: Vec<Socket>,
@@ -66,6 +65,10 @@ pub(super) struct Takeover {
     pub(super) lock: Option<AttachLock>,
     /// Whether no agent served when this one got the lock, so that nothing was waited for.
     pub(super) cold: bool,
+    /// Copies of the node's sockets, for the agent after this one.
+    pub(super) spare: Vec<OwnedFd>,
+    /// The sockets that have a filter of SYNs, from an agent before, and are not to have one.
+    pub(super) unfiltered: Vec<OwnedFd>,
 }
 
 // === impl Prepared ===
@@ -75,12 +78,16 @@ impl Prepared {
     /// those that it does not get. Where no agent serves there is nothing to be warm for. While one runs that gives nothing,
     /// waits for its end: the kubelet ends an agent that hangs.
     pub(super) async fn bind(self) -> Result<Bound, Error> {
-        let Self { core, addresses, interceptor, service, end } = self;
+        let Self { core, addresses, interceptor, service } = self;
         let bpffs = interceptor.as_ref().map(|it| it.config.bpffs.as_path());
         let warm_up = core.first_pass.warm_up(&core.peers);
-        let (sockets, takeover) = acquire(&core.peers, &addresses, bpffs, warm_up).await?;
+        let (sockets, mut takeover) = acquire(&core.peers, &addresses, bpffs, warm_up).await?;
         let (listeners, pod_listeners) = sockets;
-        Ok(Bound { core, interceptor, service, end, listeners, pod_listeners, takeover })
+        takeover.spare = listeners.copies().map_err(Error::Handover)?;
+        if !interceptor.as_ref().is_some_and(|it| it.config.has_filter()) {
+            takeover.unfiltered = listeners.copies_for_pods().map_err(Error::Handover)?;
+        }
+        Ok(Bound { core, interceptor, service, listeners, pod_listeners, takeover })
     }
 }
 
@@ -128,7 +135,10 @@ async fn acquire(
         let (mut handover, silent) = ask(peers).await;
         let taken = match open(addresses, &mut handover) {
             Err(error) if error.is_in_use() => error,
-            opened => return Ok((opened?, Takeover { handover, lock, cold })),
+            opened => {
+                let (spare, unfiltered) = (Vec::new(), Vec::new());
+                return Ok((opened?, Takeover { handover, lock, cold, spare, unfiltered }));
+            }
         };
         drop((handover, lock));
         match silent {

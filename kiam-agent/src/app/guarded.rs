@@ -1,6 +1,6 @@
 //! The fifth step: the guard, the self-test, and what keeps the programs at work: the lease and the keeper.
 
-use std::{net::SocketAddr, os::fd::OwnedFd, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use tokio::sync::{Notify, watch};
 use tracing::{Instrument as _, info, info_span};
@@ -10,7 +10,7 @@ use super::{
     bound::Takeover,
     error::Error,
     knowledge::Knowledge,
-    prepared::{Core, End},
+    prepared::Core,
     process::Process,
     serving::{OperatorSockets, Serving},
 };
@@ -31,13 +31,10 @@ pub(super) struct Guarded {
     pub(super) core: Core,
     /// What is detached at the end, with `--detach-on-exit`.
     pub(super) detach: Option<PathBuf>,
-    pub(super) end: End,
     pub(super) operator_sockets: OperatorSockets,
     pub(super) pods: Vec<SocketAddr>,
     pub(super) open: OpenListeners,
     pub(super) takeover: Takeover,
-    pub(super) spare: Vec<OwnedFd>,
-    pub(super) unfiltered: Vec<OwnedFd>,
     pub(super) republish: Arc<Notify>,
     /// Notified when the keeper is to attach the programs again.
     pub(super) reassert: Arc<Notify>,
@@ -49,17 +46,17 @@ impl Serving {
     /// Guards what slips past the programs and begins to test that nothing does; then renews the lease, and keeps the programs
     /// in place.
     pub(super) async fn guard(self) -> Result<Guarded, Error> {
-        let Self { mut core, kernel, end, .. } = self;
+        let Self { mut core, kernel, witness, .. } = self;
         let reassert = Arc::new(Notify::new());
         let mut detach = None;
         match kernel {
             None => core.process.attached.set(),
             Some(mut kernel) => {
-                detach = end.detach_on_exit.then(|| kernel.config.bpffs.clone());
+                detach = core.end.detach_on_exit.then(|| kernel.config.bpffs.clone());
                 let bypassed = guard(&mut core.process, &kernel.config, &mut kernel.parts).await?;
                 core.knowledge.exposure.follow(bypassed);
                 if kernel.config.mode == Mode::Enforce {
-                    test(&mut core.process, &kernel.config, &kernel.parts, self.witness);
+                    test(&mut core.process, &kernel.config, &kernel.parts, witness);
                 }
                 if let Some(observed) = kernel.parts.observed.take() {
                     let cgroups = kernel.cgroups.clone();
@@ -71,13 +68,10 @@ impl Serving {
         Ok(Guarded {
             core,
             detach,
-            end,
             operator_sockets: self.operator_sockets,
             pods: self.pods,
             open: self.open,
             takeover: self.takeover,
-            spare: self.spare,
-            unfiltered: self.unfiltered,
             republish: self.republish,
             reassert,
         })

@@ -37,7 +37,6 @@ pub(super) struct Prepared {
     pub(super) addresses: Addresses,
     pub(super) interceptor: Option<Interceptor>,
     pub(super) service: Service,
-    pub(super) end: End,
 }
 
 /// What every later step has.
@@ -52,6 +51,7 @@ pub(super) struct Core {
     pub(super) operators: Operators,
     /// This agent's own admin socket.
     pub(super) socket: OwnSocket,
+    pub(super) end: End,
 }
 
 /// Where the agent is to listen.
@@ -107,6 +107,7 @@ impl Prepared {
             identity,
             config: serve_config(pod_rate, intercept.as_ref()),
         };
+        let end = End { grace_period: config.grace_period, detach_on_exit: config.detach_on_exit };
         let core = Core {
             process,
             knowledge,
@@ -116,10 +117,10 @@ impl Prepared {
             operations,
             operators,
             socket,
+            end,
         };
         let addresses = Addresses { hosts, port, admin, metrics };
-        let end = End { grace_period: config.grace_period, detach_on_exit: config.detach_on_exit };
-        Ok(Self { core, addresses, interceptor, service, end })
+        Ok(Self { core, addresses, interceptor, service })
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::{
     net::{SocketAddr, TcpListener as Socket},
-    os::fd::OwnedFd,
     sync::Arc,
     time::Duration,
 };
@@ -17,7 +16,7 @@ use super::{
     bound::Takeover,
     error::Error,
     knowledge::Knowledge,
-    prepared::{Core, End},
+    prepared::Core,
     process::Process,
 };
 use crate::{
@@ -40,15 +39,12 @@ const SWEEP: Duration = Duration::from_secs(30);
 pub(super) struct Serving {
     pub(super) core: Core,
     pub(super) kernel: Option<Kernel>,
-    pub(super) end: End,
     pub(super) operator_sockets: OperatorSockets,
     /// Where pods are served on the node.
     pub(super) pods: Vec<SocketAddr>,
     /// The listeners inside pods.
     pub(super) open: OpenListeners,
     pub(super) takeover: Takeover,
-    pub(super) spare: Vec<OwnedFd>,
-    pub(super) unfiltered: Vec<OwnedFd>,
     pub(super) witness: Witness,
     /// Notified once another agent is superseded or has ended that may have published pod listeners.
     pub(super) republish: Arc<Notify>,
@@ -65,7 +61,7 @@ pub(super) struct OperatorSockets {
 impl Attached {
     /// Serves the pod listeners, then, once pods and first credentials are known, the node listeners.
     pub(super) async fn serve(self) -> Result<Serving, Error> {
-        let Self { mut core, kernel, service, end, listeners, pod_listeners, takeover, .. } = self;
+        let Self { mut core, kernel, service, listeners, pod_listeners, takeover } = self;
         let witness = Witness::default();
         let resolver = resolver(service.identity, kernel.as_ref(), &core.knowledge, &witness);
         let serve = answer(&mut core.process, service.imds, service.config);
@@ -101,22 +97,9 @@ impl Attached {
             let _ = serve.send(Listener::new(socket, resolver.clone())).await;
         }
         core.process.serving.set();
-        Ok(Serving {
-            core,
-            kernel,
-            end,
-            operator_sockets: OperatorSockets {
-                admin: listeners.admin,
-                metrics: listeners.metrics,
-            },
-            pods,
-            open,
-            takeover,
-            spare: self.spare,
-            unfiltered: self.unfiltered,
-            witness,
-            republish,
-        })
+        let operator_sockets =
+            OperatorSockets { admin: listeners.admin, metrics: listeners.metrics };
+        Ok(Serving { core, kernel, operator_sockets, pods, open, takeover, witness, republish })
     }
 }
 

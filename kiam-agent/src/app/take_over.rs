@@ -10,7 +10,8 @@ use std::{
 use tracing::info;
 
 use super::{
-    error::Error, guarded::Guarded, prepared::Core, running::App, serving::OperatorSockets,
+    bound::Takeover, error::Error, guarded::Guarded, prepared::Core, running::App,
+    serving::OperatorSockets,
 };
 use crate::{
     admin::{self, Surface},
@@ -23,12 +24,13 @@ use kiam_kernel::sys;
 impl Guarded {
     /// Waits for the next agent from now on, lets `admin.sock` lead to this one, and supersedes the agent before it.
     pub(super) async fn take_over(self) -> Result<App, Error> {
-        let Self { mut core, takeover, reassert, republish, open, spare, .. } = self;
-        if takeover.handover.is_some() {
+        let Self { mut core, takeover, reassert, republish, open, .. } = self;
+        let Takeover { handover, lock, spare, unfiltered, .. } = takeover;
+        if handover.is_some() {
             // That agent listens inside pods that have come since it passed its sockets, and will not for long.
             open.cover_table().await;
         }
-        let departure = Departure::new(self.end.grace_period);
+        let departure = Departure::new(core.end.grace_period);
         let (credentials, stays) = (core.knowledge.credentials.clone(), departure.clone());
         let assets = HandoverContent {
             sockets: Box::new(move || open.copies_with(&spare)),
@@ -43,7 +45,7 @@ impl Guarded {
         };
         let offer = StandingOffer::make(&core.peers, assets, abandoned).map_err(failed)?;
         let admin = operate(&mut core, self.operator_sockets)?;
-        if let Some(handover) = takeover.handover {
+        if let Some(handover) = handover {
             if !handover.taken().await {
                 // It may have attached its own programs again before it heard.
                 reassert.notify_one();
@@ -51,9 +53,9 @@ impl Guarded {
             republish.notify_one();
         }
         // From now on the next agent finds this one.
-        drop(takeover.lock);
+        drop(lock);
         // Not before: until then the other agent might have had to go on.
-        unfilter(&self.unfiltered)?;
+        unfilter(&unfiltered)?;
         info!(pods = ?self.pods, %admin, "Listening");
         let Core { process, operators, .. } = core;
         Ok(App::new(process, operators, offer, departure, self.detach))
