@@ -101,24 +101,6 @@ fn credentials_are_there_before_the_first_request_and_no_request_asks_sts() {
 }
 
 #[test]
-fn an_address_that_two_live_pods_claim_is_nobodys() {
-    let fixture = start(&pod("reader"), |_| ());
-    assert_eq!(get(fixture.agent.pods(), LIST).1, "reader");
-    let other = PodRecord::scheduled("shop", "invoices", &UID.replace('0', "1"), NODE_NAME)
-        .role("writer")
-        .running(&["127.0.0.1".parse().unwrap()]);
-    fixture.kubernetes.apply_pod(&other);
-    eventually("403 for both", || get(fixture.agent.pods(), LIST).0 == 403);
-    for role in ["reader", "writer"] {
-        assert_eq!(get(fixture.agent.pods(), &format!("{LIST}{role}")), (403, String::new()));
-    }
-    fixture.kubernetes.delete_pod("shop", "orders");
-    eventually("the one that is left", || {
-        get(fixture.agent.pods(), LIST) == (200, "writer".to_owned())
-    });
-}
-
-#[test]
 fn a_namespace_requires_session_tokens_by_annotation() {
     let fixture = start(&pod("reader"), |_| ());
     assert_eq!(get(fixture.agent.pods(), LIST), (200, "reader".to_owned()));
@@ -204,30 +186,6 @@ fn an_annotation_loop_does_not_drain_sts() {
     // What was held before costs nothing, as it lingers.
     store.apply_pod(&pod("reader"));
     eventually("the first role again", || get(fixture.agent.pods(), LIST).0 == 200);
-}
-
-#[test]
-fn garbage_over_http_is_refused_and_the_next_request_is_answered() {
-    let fixture = start(&pod("reader"), |_| ());
-    let long = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(100_000));
-    let garbage: [&[u8]; 8] = [
-        b"\0\0\0\0\r\n\r\n",
-        b"GET / HTTP/9.9\r\n\r\n",
-        b"GET http://example.com/latest/ HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n",
-        b"POST /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello",
-        b"GET /latest/meta-data/iam/security-credentials/%2e%2e HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n",
-        b"PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token-ttl-seconds: -1\r\nConnection: close\r\n\r\n",
-        b"GET /latest/meta-data/ HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n",
-        long.as_bytes(),
-    ];
-    for request in garbage {
-        let answer = loopback::ask(fixture.agent.pods(), request).unwrap();
-        let refused = answer.is_empty()
-            || answer.starts_with("HTTP/1.1 4")
-            || answer.starts_with("HTTP/1.0 4");
-        assert!(refused, "{:?}: {answer}", String::from_utf8_lossy(request));
-        assert_eq!(get(fixture.agent.pods(), LIST), (200, "reader".to_owned()));
-    }
 }
 
 #[test]
