@@ -4,11 +4,10 @@
 
 use std::{
     collections::BTreeSet,
-    sync::Arc,
+    future::ready,
     time::{Duration, SystemTime},
 };
 
-use futures::future::BoxFuture;
 use kiam_agent::{
     cluster::{self, Age, Cluster, EventParts, Exposed},
     imds,
@@ -16,12 +15,11 @@ use kiam_agent::{
 };
 use kiam_core::{
     clock::Clock,
-    credentials::{self, CredentialSource, Credentials, ErrorClass, Prefetcher, SourceError},
+    credentials::{self, Credentials, ErrorClass, Prefetcher, SourceError, fixtures::FnSource},
     lifecycle::{self, DrainSignal, Readiness},
     pods::{Namespace, Pod, PodIndex, PodUid},
     policy::{self, RolePolicy, publish_wanted},
-    role::{Claimant, RoleIdentity, RoleResolver, WantedRoles},
-    secret::Secret,
+    role::{RoleIdentity, RoleResolver, WantedRoles},
     telemetry::Statsd,
 };
 use lab::fake::{Injected, Place, kubernetes::Kubernetes};
@@ -34,31 +32,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PERIOD: Duration = Duration::from_millis(20);
 
 /// AWS, which denies the role `denied` and is asked too often for `throttled`.
-struct Aws;
-
-impl CredentialSource for Aws {
-    fn issue<'a>(
-        &'a self,
-        identity: &'a RoleIdentity,
-        _claimant: &'a Claimant,
-    ) -> BoxFuture<'a, Result<Credentials, SourceError>> {
-        Box::pin(async move {
-            let refused = |class, message: &str| SourceError { class, message: message.to_owned() };
-            match identity.role.name() {
-                "denied" => return Err(refused(ErrorClass::Denied, "AccessDenied: not you")),
-                "throttled" => return Err(refused(ErrorClass::Throttled, "Throttling: slower")),
-                _ => {}
-            }
-            let issued = Clock::system().now();
-            Ok(Credentials {
-                role: identity.role.clone(),
-                access_key_id: "ASIA".to_owned(),
-                secret_access_key: Secret::new("secret"),
-                session_token: Secret::new("token"),
-                issued,
-                expires: issued + Duration::from_secs(3600),
-            })
-        })
+fn aws(identity: &RoleIdentity) -> Result<Credentials, SourceError> {
+    let refused = |class, message: &str| Err(SourceError { class, message: message.to_owned() });
+    match identity.role.name() {
+        "denied" => refused(ErrorClass::Denied, "AccessDenied: not you"),
+        "throttled" => refused(ErrorClass::Throttled, "Throttling: slower"),
+        _ => {
+            let (now, hour) = (Clock::system().now(), Duration::from_secs(3600));
+            Ok(Credentials::test(&identity.role, "ASIA", now, hour))
+        }
     }
 }
 
@@ -89,14 +71,13 @@ impl Fixture {
         let (sender, wanted) = watch::channel(WantedRoles::default());
         let clock = Clock::system();
         let parts = credentials::PrefetcherParts {
-            names: Box::new(|_| None),
-            source: Arc::new(Aws),
             render: imds::wire::render,
-            clock: clock.clone(),
-            wanted: wanted.clone(),
-            silence: Box::new(|| Some(Duration::ZERO)),
             metrics: credentials::Metrics::register(&mut registry, Statsd::off()),
-            first_pass: Readiness::default().latch("first"),
+            ..credentials::PrefetcherParts::test(
+                FnSource(|identity: &_| ready(aws(identity))),
+                clock.clone(),
+                wanted.clone(),
+            )
         };
         let (prefetcher, credentials) = Prefetcher::new(credentials::Config::default(), parts);
         let config = cluster::Config {

@@ -174,7 +174,10 @@ impl Explainer {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
+    use std::{
+        future::{pending, ready},
+        time::{Duration, SystemTime},
+    };
 
     use tokio::{sync::watch, time::Instant};
 
@@ -184,26 +187,13 @@ mod tests {
         older_pods::Entitlement,
     };
     use kiam_core::{
-        credentials::{self, CredentialSource, Credentials, Prefetcher, SourceError, State},
-        lifecycle::Readiness,
+        credentials::{
+            self, CredentialSource, Credentials, Prefetcher, SourceError, State, fixtures::FnSource,
+        },
         pods::{Namespace, PodIndex, fixtures},
         policy,
-        role::{Claimant, RoleIdentity, RoleResolver, Source, WantedRoles},
-        secret::Secret,
-        telemetry::Statsd,
+        role::{RoleIdentity, RoleResolver, Source, WantedRoles},
     };
-
-    struct Nobody;
-
-    impl CredentialSource for Nobody {
-        fn issue<'a>(
-            &'a self,
-            _identity: &'a RoleIdentity,
-            _claimant: &'a Claimant,
-        ) -> futures::future::BoxFuture<'a, Result<Credentials, SourceError>> {
-            Box::pin(std::future::pending())
-        }
-    }
 
     /// The flags of one case.
     struct Flags {
@@ -214,29 +204,13 @@ mod tests {
     }
 
     /// Issues `reader`'s, and denies all else.
-    struct Reader(SystemTime);
-
-    impl CredentialSource for Reader {
-        fn issue<'a>(
-            &'a self,
-            identity: &'a RoleIdentity,
-            _claimant: &'a Claimant,
-        ) -> futures::future::BoxFuture<'a, Result<Credentials, SourceError>> {
-            let issued = Credentials {
-                role: identity.role.clone(),
-                access_key_id: "ASIA0000000000000001".to_owned(),
-                secret_access_key: Secret::new("secret".to_owned()),
-                session_token: Secret::new("token".to_owned()),
-                issued: self.0,
-                expires: self.0 + Duration::from_secs(3600),
-            };
-            let denied = SourceError {
-                class: credentials::ErrorClass::Denied,
-                message: "STS: AccessDenied: not authorized to perform: sts:AssumeRole".to_owned(),
-            };
-            let answer = if identity.role.name() == "reader" { Ok(issued) } else { Err(denied) };
-            Box::pin(std::future::ready(answer))
+    fn reader(identity: &RoleIdentity, now: SystemTime) -> Result<Credentials, SourceError> {
+        if identity.role.name() == "reader" {
+            let hour = Duration::from_secs(3600);
+            return Ok(Credentials::test(&identity.role, "ASIA0000000000000001", now, hour));
         }
+        let message = "STS: AccessDenied: not authorized to perform: sts:AssumeRole".to_owned();
+        Err(SourceError { class: credentials::ErrorClass::Denied, message })
     }
 
     impl Default for Flags {
@@ -248,13 +222,14 @@ mod tests {
     }
 
     fn explainer(flags: Flags) -> (PodIndex, Explainer) {
-        let (index, explainer, ..) = with_source(flags, Arc::new(Nobody), Clock::system());
+        let nobody = FnSource(|_: &_| pending());
+        let (index, explainer, ..) = with_source(flags, nobody, Clock::system());
         (index, explainer)
     }
 
     fn with_source(
         flags: Flags,
-        source: Arc<dyn CredentialSource>,
+        source: impl CredentialSource,
         clock: Clock,
     ) -> (PodIndex, Explainer, Prefetcher, watch::Sender<WantedRoles>) {
         let (wanted, wants) = watch::channel(WantedRoles::default());
@@ -263,17 +238,8 @@ mod tests {
         let Flags { imdsv2, entitlement, observes, source: shown } = flags;
         let policy = policy::Config { source: shown, ..policy::Config::new(resolver) };
         let parts = credentials::PrefetcherParts {
-            source,
             render: imds::wire::render,
-            clock: clock.clone(),
-            wanted: wants,
-            silence: Box::new(|| None),
-            names: Box::new(|_| None),
-            metrics: credentials::Metrics::register(
-                &mut prometheus_client::registry::Registry::default(),
-                Statsd::off(),
-            ),
-            first_pass: Readiness::default().latch("first credentials"),
+            ..credentials::PrefetcherParts::test(source, clock.clone(), wants)
         };
         let (prefetcher, credentials) = Prefetcher::new(credentials::Config::default(), parts);
         let sources = Sources {
@@ -308,7 +274,8 @@ mod tests {
     async fn the_page_shows_what_explain_prints() {
         const SESSION: &str = "arn:aws:iam::aws:policy/ReadOnlyAccess";
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_771_860);
-        let parts = with_source(Flags::default(), Arc::new(Reader(at)), Clock::simulated(at));
+        let source = FnSource(move |identity: &_| ready(reader(identity, at)));
+        let parts = with_source(Flags::default(), source, Clock::simulated(at));
         let (index, explainer, prefetcher, wanted) = parts;
         index.apply(Namespace {
             permitted: Some(".*".into()),

@@ -1,22 +1,19 @@
 //! The model, and that it is the agent's.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    future::ready,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use bytes::Bytes;
-use futures::future::BoxFuture;
 use kiam_core::{
     clock::Clock,
-    credentials::{
-        Config, CredentialSource, Credentials, Metrics, Prefetcher, PrefetcherParts,
-        RenderedAnswers, SourceError,
-    },
-    lifecycle::{self, Readiness},
+    credentials::{Config, Credentials, Prefetcher, PrefetcherParts, fixtures::FnSource},
+    lifecycle,
     rate::Rate,
     role::{Claimant, RoleIdentity, SessionName as Name},
-    secret::Secret,
-    telemetry::Statsd,
 };
-use prometheus_client::registry::Registry;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
@@ -138,35 +135,6 @@ fn an_outage_takes_only_what_expires_in_it() {
     assert_eq!(found(12 * HOUR, 3 * HOUR).lapsed, 0);
 }
 
-/// Issues at once and notes when.
-struct Source {
-    clock: Clock,
-    issued: Arc<std::sync::Mutex<Vec<(RoleIdentity, Duration)>>>,
-    start: Instant,
-    life: Duration,
-}
-
-impl CredentialSource for Source {
-    fn issue<'a>(
-        &'a self,
-        identity: &'a RoleIdentity,
-        _claimant: &'a Claimant,
-    ) -> BoxFuture<'a, Result<Credentials, SourceError>> {
-        Box::pin(async move {
-            self.issued.lock().unwrap().push((identity.clone(), self.start.elapsed()));
-            let issued = self.clock.now();
-            Ok(Credentials {
-                role: identity.role.clone(),
-                access_key_id: "ASIA".to_owned(),
-                secret_access_key: Secret::new("secret"),
-                session_token: Secret::new("token"),
-                issued,
-                expires: issued + self.life,
-            })
-        })
-    }
-}
-
 /// Seconds between two calls for one session, sorted, of a real prefetcher that keeps 20
 /// for eight lives.
 async fn intervals_of_the_agent(life: Duration) -> Vec<f64> {
@@ -182,18 +150,14 @@ async fn intervals_of_the_agent(life: Duration) -> Vec<f64> {
         (identity.clone(), BTreeSet::from([Claimant::new("shop", "pod")]))
     };
     let (_sender, wanted) = watch::channel(Arc::new(identities.iter().map(wanted).collect()));
-    let issued = Arc::default();
-    let source = Source { clock: clock.clone(), issued: Arc::clone(&issued), start, life };
-    let parts = PrefetcherParts {
-        names: Box::new(|_| None),
-        source: Arc::new(source),
-        render: |_| RenderedAnswers { plain: Bytes::new(), extended: Bytes::new() },
-        clock,
-        wanted,
-        silence: Box::new(|| None),
-        metrics: Metrics::register(&mut Registry::default(), Statsd::off()),
-        first_pass: Readiness::default().latch("credentials"),
-    };
+    let issued = Arc::<Mutex<Vec<_>>>::default();
+    let (noted, wall) = (Arc::clone(&issued), clock.clone());
+    // Issues at once and notes when.
+    let source = FnSource(move |identity: &RoleIdentity| {
+        noted.lock().unwrap().push((identity.clone(), start.elapsed()));
+        ready(Ok(Credentials::test(&identity.role, "ASIA", wall.now(), life)))
+    });
+    let parts = PrefetcherParts::test(source, clock, wanted);
     let (prefetcher, _reader) = Prefetcher::new(Config::default(), parts);
     let (_signal, drain) = lifecycle::drain();
     let _ = tokio::time::timeout(8 * life, prefetcher.run(drain)).await;

@@ -4,6 +4,8 @@ mod arrivals;
 mod budget;
 mod call;
 mod call_log;
+#[cfg(any(test, feature = "testing"))]
+pub mod fixtures;
 mod inheritance;
 mod metrics;
 mod pace;

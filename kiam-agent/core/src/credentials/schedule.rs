@@ -101,7 +101,6 @@ pub fn jittered(duration: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::secret::Secret;
 
     const MINUTE: Duration = Duration::from_secs(60);
 
@@ -120,14 +119,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_clock_that_shows_less_life_counts() {
         let (issued, begun) = (SystemTime::UNIX_EPOCH + MINUTE * 1_000_000, Instant::now());
-        let credentials = Credentials {
-            role: "arn:aws:iam::123456789012:role/a".parse().unwrap(),
-            access_key_id: String::new(),
-            secret_access_key: Secret::new(""),
-            session_token: Secret::new(""),
-            issued,
-            expires: issued + MINUTE * 60,
-        };
+        let role = "arn:aws:iam::123456789012:role/a".parse().unwrap();
+        let credentials = Credentials::test(&role, "ASIA", issued, MINUTE * 60);
         let term = Term::new(&credentials, begun, MINUTE * 60, 0.5);
         // Minutes of age by the wall clock and by the other, of life left, and until the renewal.
         let cases = [

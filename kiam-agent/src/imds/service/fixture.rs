@@ -7,7 +7,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures::future::BoxFuture;
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -22,15 +21,14 @@ use super::super::{
 use crate::serve;
 use kiam_core::{
     clock::Clock,
-    credentials::{self, CredentialSource, Credentials, ErrorClass, Prefetcher, SourceError},
-    lifecycle::{self, DrainSignal, Readiness},
+    credentials::{self, Credentials, ErrorClass, Prefetcher, SourceError, fixtures::FnSource},
+    lifecycle::{self, DrainSignal},
     pods::{
         Client, ClientResolver, Connection, Namespace, Origin, Pod, PodIndex, PodUid, Unattested,
     },
     policy::{self, RolePolicy},
     rate::Rate,
-    role::{Claimant, RoleIdentity, RoleResolver, WantedRoles},
-    secret::Secret,
+    role::{RoleArn, RoleIdentity, RoleResolver, WantedRoles},
     telemetry::Statsd,
 };
 
@@ -88,35 +86,19 @@ pub(super) fn namespace(name: &str, permitted: Option<&str>) -> Namespace {
 }
 
 /// AWS: `denied` may not be assumed, `never` is not answered, `slow` takes 150 ms.
-struct Aws;
-
-impl CredentialSource for Aws {
-    fn issue<'a>(
-        &'a self,
-        identity: &'a RoleIdentity,
-        _claimant: &'a Claimant,
-    ) -> BoxFuture<'a, Result<Credentials, SourceError>> {
-        Box::pin(async move {
-            match identity.role.name() {
-                "denied" => {
-                    let message = "AccessDenied: not\r\nauthorized".to_owned();
-                    return Err(SourceError { class: ErrorClass::Denied, message });
-                }
-                "never" => sleep(Duration::from_secs(3600)).await,
-                "slow" => sleep(Duration::from_millis(150)).await,
-                _ => {}
-            }
-            let issued = SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH);
-            Ok(Credentials {
-                role: identity.role.clone(),
-                access_key_id: format!("ASIA-{}", identity.role.name()),
-                secret_access_key: Secret::new("secret"),
-                session_token: Secret::new("token"),
-                issued,
-                expires: issued + Duration::from_secs(3600),
-            })
-        })
+async fn aws(role: RoleArn) -> Result<Credentials, SourceError> {
+    match role.name() {
+        "denied" => {
+            let message = "AccessDenied: not\r\nauthorized".to_owned();
+            return Err(SourceError { class: ErrorClass::Denied, message });
+        }
+        "never" => sleep(Duration::from_secs(3600)).await,
+        "slow" => sleep(Duration::from_millis(150)).await,
+        _ => {}
     }
+    let issued = SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH);
+    let key = format!("ASIA-{}", role.name());
+    Ok(Credentials::test(&role, &key, issued, Duration::from_secs(3600)))
 }
 
 /// The body of `role`'s credentials.
@@ -247,16 +229,16 @@ impl Node {
         let (prefetcher, credentials) = Prefetcher::new(
             credentials::Config::default(),
             credentials::PrefetcherParts {
-                source: Arc::new(Aws),
                 render: wire::render,
-                clock: clock.clone(),
-                wanted: wanted.subscribe(),
-                silence: Box::new(|| None),
                 names: Box::new(move |claimant| {
                     known.by_uid(&PodUid::new(&claimant.pod)).map(|pod| pod.name.clone()).ok()
                 }),
                 metrics: credentials::Metrics::register(&mut registry, Statsd::off()),
-                first_pass: Readiness::default().latch("first pass"),
+                ..credentials::PrefetcherParts::test(
+                    FnSource(|identity: &RoleIdentity| aws(identity.role.clone())),
+                    clock.clone(),
+                    wanted.subscribe(),
+                )
             },
         );
         tokio::spawn(prefetcher.run(draining.clone()));

@@ -9,7 +9,7 @@ use std::{
 use fastrand::Rng;
 use tokio::{runtime, task::yield_now};
 
-use super::*;
+use super::{super::fixtures::FnSource, *};
 
 const SECOND: Duration = Duration::from_secs(1);
 const SCENARIOS: u64 = 150;
@@ -177,14 +177,7 @@ impl ScriptedSource {
             pending::<()>().await;
         }
         let key = format!("{identity} for {:?} at {begun:?}", identity.duration);
-        let mut answer = Credentials {
-            role: identity.role.clone(),
-            access_key_id: key.clone(),
-            secret_access_key: Secret::new("secret"),
-            session_token: Secret::new("token"),
-            issued,
-            expires: issued + life,
-        };
+        let mut answer = Credentials::test(&identity.role, &key, issued, life);
         match mood {
             Mood::Expired => answer.expires = issued - SECOND,
             Mood::EmptyField => answer.session_token = Secret::new(""),
@@ -249,14 +242,9 @@ impl Scenario {
         let (prefetcher, reader) = Prefetcher::new(
             Config { sts_rate: rate, max_staleness: Some(STALENESS) },
             PrefetcherParts {
-                names: Box::new(|_| None),
                 source: told.clone(),
-                render: |_| RenderedAnswers { plain: Bytes::new(), extended: Bytes::new() },
-                clock,
-                wanted: receiver,
                 silence: Box::new(move || Some(world.lock().unwrap().silence)),
-                metrics: Metrics::register(&mut Registry::default(), Statsd::off()),
-                first_pass: Readiness::default().latch("first credentials"),
+                ..PrefetcherParts::test(FnSource(|_: &_| pending()), clock, receiver)
             },
         );
         let (signal, drain) = lifecycle::drain();
