@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::node_vm::Outcome;
+use crate::node_vm::{self, Outcome};
 use xtask::page;
 
 /// Writes what ran, and what came of it.
@@ -14,10 +14,5 @@ pub(super) fn write(versions: &[String], outcomes: &[Outcome]) -> Result<()> {
 /// The versions, and a line for each row.
 pub(super) fn table(versions: &[String], outcomes: &[Outcome]) -> String {
     let versions: String = versions.iter().map(|version| format!("- {version}\n")).collect();
-    let row = |outcome: &Outcome| {
-        let result = if outcome.passed { "passed" } else { "FAILED" };
-        vec![outcome.name.clone(), result.to_owned(), outcome.said.clone()]
-    };
-    let table = page::table(&["what", "result", "seen"], 0..3, outcomes.iter().map(row));
-    format!("{versions}\n{table}")
+    format!("{versions}\n{}", node_vm::table(outcomes))
 }

@@ -20,7 +20,10 @@ use anyhow::{Context, Result, ensure};
 
 use self::machine::Machine;
 pub(crate) use self::{guest::main as in_guest, stage::Owner};
-use xtask::command::{self, command, say, workspace};
+use xtask::{
+    command::{self, command, say, workspace},
+    page,
+};
 
 /// How long one life of the node may take: minutes, on a busy machine many.
 const LIMIT: Duration = Duration::from_secs(3600);
@@ -94,7 +97,8 @@ pub(crate) fn run(node: &Path) -> Result<()> {
         share(program, &machine.shared())?;
     }
     let chosen = std::env::var(ROWS).unwrap_or_default();
-    fs::write(machine.shared().join(guest::CHOSEN), chosen).context("telling the node its rows")?;
+    fs::write(machine.shared().join(guest::CHOSEN), &chosen)
+        .context("telling the node its rows")?;
     let mut outcomes = Vec::new();
     let mut end = Ok(());
     for life in Life::ALL {
@@ -115,7 +119,19 @@ pub(crate) fn run(node: &Path) -> Result<()> {
     }
     end?;
     ensure!(!failed, "rows failed");
+    if chosen.is_empty() {
+        page::write("docs/clusters.md", "cargo xtask test node-vm", &table(&outcomes))?;
+    }
     Ok(())
+}
+
+/// What came of each row, for a page.
+pub(crate) fn table(outcomes: &[Outcome]) -> String {
+    let row = |outcome: &Outcome| {
+        let result = if outcome.passed { "passed" } else { "FAILED" };
+        vec![outcome.name.clone(), result.to_owned(), outcome.said.clone()]
+    };
+    page::table(&["what", "result", "seen"], 0..3, outcomes.iter().map(row))
 }
 
 /// As a line of a table.
