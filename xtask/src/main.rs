@@ -27,6 +27,8 @@ enum Command {
     Test(tasks::test::Selection),
     /// Checks the repository's own rules, which no compiler checks.
     Tidy,
+    /// Builds the documents as a book, `target/book/index.html`. The first time it installs mdBook, which takes minutes.
+    Book,
     /// Measures the agent, and writes the results to `docs/benchmarks.md` and `docs/restarts.md`. Needs root.
     #[command(disable_help_flag = true)]
     Bench {
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Command::Image(options) => tasks::image::build(&options),
         Command::Test(selection) => tasks::test::run_steps(&selection),
         Command::Tidy => tasks::tidy::run(),
+        Command::Book => tasks::book::build(),
         Command::Bench { options } => tasks::lab::bench(&options),
         Command::Simulate(simulation) => tasks::simulate::start(&simulation),
         Command::InGuest => tasks::kernels::init(),

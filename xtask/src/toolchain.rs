@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
@@ -182,26 +183,48 @@ pub fn install_packages(packages: &[&str]) -> Result<()> {
     run(&mut install)
 }
 
-fn install_linker() -> Result<PathBuf> {
-    let root = tools();
-    say(format!(
-        "installing bpf-linker {LINKER_VERSION} into {} (about a minute, once)",
-        root.display()
-    ));
-    run(command("cargo")
-        .env("LLVM_PREFIX", LLVM)
-        .env("LLVM_SYS_221_PREFIX", LLVM)
-        .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--no-default-features"])
-        .args(["--features", "llvm-22", "--locked", "--root"])
-        .arg(&root))?;
-    let linker = root.join("bin/bpf-linker");
-    if !is_pinned_linker(&linker) {
-        bail!("{} was installed and does not run", linker.display());
+/// A program of crates.io, of this version and with these features, installed unless it is there.
+pub fn ensure_program(name: &str, version: &str, features: &str) -> Result<PathBuf> {
+    let program = tools().join("bin").join(name);
+    if is_of_version(&program, version) {
+        return Ok(program);
     }
-    Ok(linker)
+    install_program(&mut command("cargo"), name, version, features)
 }
 
-/// Where the linker is installed: a tool of this build, nothing of the machine is changed.
+/// Installs npm, by which the packages of its registry come, where it is missing.
+pub fn ensure_npm() -> Result<()> {
+    if output_of(command("npm").arg("--version")).is_some() {
+        return Ok(());
+    }
+    say("installing Debian packages: npm");
+    install_packages(&["npm"])
+}
+
+fn install_linker() -> Result<PathBuf> {
+    let mut cargo = command("cargo");
+    cargo.env("LLVM_PREFIX", LLVM).env("LLVM_SYS_221_PREFIX", LLVM);
+    install_program(&mut cargo, "bpf-linker", LINKER_VERSION, "llvm-22")
+}
+
+fn install_program(
+    cargo: &mut Command,
+    name: &str,
+    version: &str,
+    features: &str,
+) -> Result<PathBuf> {
+    let root = tools();
+    say(format!("installing {name} {version} into {} (minutes, once)", root.display()));
+    cargo.args(["install", name, "--version", version, "--no-default-features"]);
+    run(cargo.args(["--features", features, "--locked", "--root"]).arg(&root))?;
+    let program = root.join("bin").join(name);
+    if !is_of_version(&program, version) {
+        bail!("{} was installed, and is not {name} {version}", program.display());
+    }
+    Ok(program)
+}
+
+/// Where programs of crates.io are installed: tools of this build, nothing of the machine is changed.
 fn tools() -> PathBuf {
     workspace().join("target/tools")
 }
@@ -215,7 +238,7 @@ fn look() -> Machine {
         debian_llvm: Path::new(LLVM).join("bin/llvm-config").exists()
             && Path::new(LLVM).join("include/llvm-c").exists(),
         nightly_source: has_nightly_source(),
-        linker: linkers.into_iter().find(|linker| is_pinned_linker(linker)),
+        linker: linkers.into_iter().find(|linker| is_of_version(linker, LINKER_VERSION)),
         apt: look_for_apt(),
     }
 }
@@ -239,9 +262,11 @@ fn has_nightly_source() -> bool {
     })
 }
 
-fn is_pinned_linker(linker: &Path) -> bool {
-    output_of(command(linker).arg("--version"))
-        .is_some_and(|version| version.split_whitespace().nth(1) == Some(LINKER_VERSION))
+/// Whether a program says that it is of this version, with or without a `v` before it.
+fn is_of_version(program: &Path, version: &str) -> bool {
+    output_of(command(program).arg("--version")).is_some_and(|said| {
+        said.split_whitespace().nth(1).is_some_and(|word| word.trim_start_matches('v') == version)
+    })
 }
 
 fn look_for_apt() -> Apt {

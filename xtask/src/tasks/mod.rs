@@ -1,5 +1,6 @@
 //! What `cargo xtask` can do, one file per command.
 
+pub(crate) mod book;
 pub(crate) mod chart;
 pub(crate) mod image;
 pub(crate) mod kernels;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use xtask::command::{command, output_of, run, say, workspace};
-use xtask::toolchain::install_packages;
+use xtask::command::{command, run, workspace};
+use xtask::toolchain::ensure_npm;
 
 /// `fromInstanceMetadata` of the SDK, version 3, comes from here.
 const PACKAGE: &str = "@smithy/credential-provider-imds@4.5.2";
@@ -27,10 +27,7 @@ impl JavaScript {
         if fs::read_to_string(&stamp).is_ok_and(|installed| installed == PACKAGE) {
             return Ok(javascript);
         }
-        if output_of(command("npm").arg("--version")).is_none() {
-            say("installing Debian packages: npm");
-            install_packages(&["npm"])?;
-        }
+        ensure_npm()?;
         let folder = &javascript.folder;
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         let mut install = command("npm");

@@ -81,7 +81,7 @@ pub(crate) fn build(options: &Options) -> Result<()> {
 }
 
 /// A folder that does not exist any more.
-fn emptied(folder: PathBuf) -> Result<PathBuf> {
+pub(super) fn emptied(folder: PathBuf) -> Result<PathBuf> {
     if folder.exists() {
         fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
     }

@@ -1,7 +1,5 @@
 //! Rules about single files.
 
-use std::path::{Component, Path, PathBuf};
-
 use super::source::{code, production};
 use super::{Complaint, File, Tree};
 
@@ -125,48 +123,12 @@ fn lines_with(file: &File, word: &str) -> impl Iterator<Item = usize> {
     lines.map(|(index, _)| index + 1).collect::<Vec<_>>().into_iter()
 }
 
-/// Relative links of the documents lead to files that are there.
-pub(super) fn links_lead_somewhere(tree: &Tree) -> Vec<Complaint> {
-    let documents = tree.files.iter().filter(|file| file.path.ends_with(".md"));
-    documents.flat_map(|file| dead_links(file, tree)).collect()
-}
-
-fn dead_links(file: &File, tree: &Tree) -> Vec<Complaint> {
-    let folder = Path::new(&file.path).parent().unwrap_or(Path::new(""));
-    let links = file.text.split("](").skip(1).filter_map(|rest| rest.split([')', ' ']).next());
-    let relative = links.map(|link| link.split('#').next().unwrap_or_default());
-    let relative = relative.filter(|link| !link.is_empty() && !link.contains(':'));
-    let leads_nowhere = |link: &&str| {
-        let wanted = normal(&folder.join(link));
-        let inside = |path: &str| path == wanted || path.starts_with(&format!("{wanted}/"));
-        !tree.files.iter().any(|file| inside(&file.path))
-    };
-    relative
-        .filter(leads_nowhere)
-        .map(|link| format!("{}: the link to `{link}` leads nowhere", file.path))
-        .collect()
-}
-
-fn normal(path: &Path) -> String {
-    let mut normal = PathBuf::new();
-    for component in path.components() {
-        match component {
-            Component::ParentDir => {
-                normal.pop();
-            }
-            Component::Normal(name) => normal.push(name),
-            _ => {}
-        }
-    }
-    normal.to_string_lossy().into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn is_found(check: fn(&Tree) -> Vec<Complaint>, path: &str, text: &str) -> bool {
-        !check(&Tree::of(&[("README.md", ""), ("docs/a.md", ""), (path, text)])).is_empty()
+        !check(&Tree::of(&[(path, text)])).is_empty()
     }
 
     #[test]
@@ -215,19 +177,5 @@ mod tests {
     fn ignored_test_is_found() {
         assert!(is_found(no_test_is_ignored, "a.rs", "#[test]\n#[ignore = \"slow\"]\nfn a() {}"));
         assert!(!is_found(no_test_is_ignored, "a.rs", "// #[ignore]\nlet ignore = 1;"));
-    }
-
-    #[test]
-    fn dead_link_is_found() {
-        for (text, found) in [
-            ("[a](docs/a.md)", false),
-            ("[a](docs/)", false),
-            ("[a](docs/b.md)", true),
-            ("[a](https://example.com/b.md) and [b](#here)", false),
-            ("[a](docs/a.md#part) [b](nothing.md#part)", true),
-        ] {
-            assert_eq!(is_found(links_lead_somewhere, "x.md", text), found, "{text}");
-        }
-        assert!(!is_found(links_lead_somewhere, "docs/b.md", "[a](../README.md) [b](a.md)"));
     }
 }

@@ -4,6 +4,7 @@
 mod chart;
 mod deploy;
 mod files;
+mod pages;
 mod source;
 
 use std::fs;
@@ -42,12 +43,13 @@ pub(crate) fn run() -> Result<()> {
 }
 
 fn check(tree: &Tree) -> Vec<Complaint> {
-    let checks: [fn(&Tree) -> Vec<Complaint>; 7] = [
+    let checks: [fn(&Tree) -> Vec<Complaint>; 8] = [
         files::no_file_is_too_long,
         files::edges_keep_to_themselves,
         files::folders_are_listed_where_tenants_make_none,
         files::no_test_is_ignored,
-        files::links_lead_somewhere,
+        pages::links_lead_somewhere,
+        pages::summary_lists_each_document,
         deploy::manifests_are_sound,
         chart::chart_is_in_order,
     ];
