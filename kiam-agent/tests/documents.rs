@@ -7,6 +7,7 @@ use std::{
 };
 
 use kiam_agent::config;
+use xtask::markdown::spans;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -236,20 +237,25 @@ fn holds(path: &Path, function: &str) -> bool {
     fs::read_to_string(path).is_ok_and(|text| text.contains(&format!("fn {function}(")))
 }
 
-/// The README's figures are those of the page that its row names, which also has the command.
+/// The README's figures, and their commits, are those of the page that its row names, which also has the command.
 #[test]
 fn readme_has_the_numbers_of_the_pages() {
     let readme = page("README.md");
-    let rows = readme.lines().skip_while(|line| !line.starts_with("| what | measured |")).skip(2);
+    let rows = readme.lines().skip_while(|line| !line.starts_with("| what | measured | as of commit |")).skip(2);
     let rows: Vec<&str> = rows.take_while(|line| line.starts_with('|')).collect();
     assert!(rows.len() > 3, "{rows:?}");
     for row in rows {
         let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
-        let [_, measured, source] = cells.as_slice() else { panic!("{row}") };
+        let [_, measured, of, source] = cells.as_slice() else { panic!("{row}") };
+        let (commit, day) = of.split_once(", ").unwrap_or_else(|| panic!("no commit: {row}"));
+        assert!(commit.len() == 7 && day.len() == 10, "{row}");
         let command = source.split('`').nth(1).unwrap_or_else(|| panic!("no command: {row}"));
         let path = source.split(['(', ')']).nth(1).unwrap_or_else(|| panic!("no page: {row}"));
         let page = page(path);
         assert!(page.contains(command), "{path} does not name {command}");
+        // The simulation's page is the same whenever it is made.
+        let names = |text: &str| page.contains(text);
+        assert!(!names("commit ") || names(commit) && names(day), "{path} is not of {of}");
         let words = measured.split([' ', ';']);
         let numbers = words.filter(|word| word.starts_with(|c: char| c.is_ascii_digit()));
         for number in numbers.map(|word| word.trim_end_matches(',')) {
@@ -274,17 +280,20 @@ fn badges_say_what_the_workspace_says() {
     }
 }
 
-/// The recipes name files, by their whole paths.
+/// The recipes name files, by their paths from the root.
 #[test]
 fn contributing_names_files_that_are_there() {
-    let page = page("CONTRIBUTING.md");
-    let spans = page.split('`').skip(1).step_by(2).filter(|span| !span.contains([' ', '<', '\n']));
-    let folders = ["kiam-", "xtask/", "docs/", "deploy/", ".github/", ".ci/"];
-    let paths = spans.filter(|span| folders.iter().any(|folder| span.starts_with(folder)));
-    let paths: Vec<&str> = paths.filter(|path| path.contains('/')).collect();
-    assert!(paths.len() > 20, "{paths:?}");
-    for path in paths {
-        let there = [path.to_owned(), format!("{path}.rs")];
-        assert!(there.iter().any(|path| root().join(path).exists()), "no {path}");
+    const ENDINGS: [&str; 6] = ["json", "md", "rs", "sh", "toml", "yaml"];
+    let is_path = |span: &str| {
+        let ending = Path::new(span).extension().and_then(|ending| ending.to_str());
+        span.contains('/') || ending.is_some_and(|ending| ENDINGS.contains(&ending))
+    };
+    let mut spans = spans(&page("CONTRIBUTING.md"));
+    // Commands, what stands for other words, and what a build makes.
+    spans.retain(|span| !span.contains([' ', '<']) && !span.starts_with("target/"));
+    spans.retain(|span| is_path(span));
+    assert!(spans.len() > 40, "{spans:?}");
+    for path in spans {
+        assert!(root().join(&path).exists(), "there is no {path} at the root");
     }
 }

@@ -289,7 +289,9 @@ mod tests {
             ..Pod::test(n).at(&["10.77.1.2", "fd77:1::2"])
         };
         let reader = Pod { session_policies: Some(SESSION.into()), ..asks(1, "orders", "reader") };
-        let pods = [reader, asks(2, "writer", "writer"), asks(3, "denied", "denied")].map(Arc::new);
+        let (writer, denied) = (asks(2, "writer", "writer"), asks(3, "denied", "denied"));
+        let jobs = Pod { role: None, ..asks(4, "jobs", "") };
+        let pods = [reader, writer, denied, jobs].map(Arc::new);
         let head = |path: &str, program: &str| {
             let request = http::Request::get(path).header(http::header::USER_AGENT, program);
             request.body(()).unwrap().into_parts().0
