@@ -241,7 +241,10 @@ fn holds(path: &Path, function: &str) -> bool {
 #[test]
 fn readme_has_the_numbers_of_the_pages() {
     let readme = page("README.md");
-    let rows = readme.lines().skip_while(|line| !line.starts_with("| what | measured | as of commit |")).skip(2);
+    let rows = readme
+        .lines()
+        .skip_while(|line| !line.starts_with("| what | measured | as of commit |"))
+        .skip(2);
     let rows: Vec<&str> = rows.take_while(|line| line.starts_with('|')).collect();
     assert!(rows.len() > 3, "{rows:?}");
     for row in rows {
