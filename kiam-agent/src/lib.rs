@@ -14,6 +14,7 @@ pub mod handover;
 pub mod imds;
 pub mod observe;
 pub mod older_pods;
+pub mod peers;
 pub mod pod_listeners;
 pub mod proxy;
 pub mod serve;
