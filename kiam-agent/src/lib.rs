@@ -12,6 +12,7 @@ pub mod config;
 pub mod explain;
 pub mod handover;
 pub mod imds;
+pub mod migrate;
 pub mod observe;
 pub mod older_pods;
 pub mod peers;

@@ -8,12 +8,16 @@ use xtask::command::{command, run, say, workspace};
 use xtask::helm::{self, Helm};
 use xtask::values;
 
-/// Writes the table of values, and compares.
+/// Writes the table of values, and compares. Renders the values of `kiam-agent migrate`, too.
 pub(crate) fn test() -> Result<()> {
     document()?;
-    let mut tests = command("cargo");
-    tests.args(["test", "--package", "xtask", "--test", "chart"]);
-    run(tests.env(helm::VARIABLE, Helm::ensure()?))
+    let helm = Helm::ensure()?;
+    for (package, test) in [("xtask", "chart"), ("kiam-agent", "migrate")] {
+        let mut tests = command("cargo");
+        tests.args(["test", "--package", package, "--test", test]);
+        run(tests.env(helm::VARIABLE, &helm))?;
+    }
+    Ok(())
 }
 
 fn document() -> Result<()> {
