@@ -4,7 +4,7 @@
 
 use std::{error::Error, io::Write as _, process::ExitCode};
 
-use kiam_agent::{admin, app, config, config::Task, uninstall::uninstall};
+use kiam_agent::{admin, app, config, config::Task, migrate, uninstall::uninstall};
 use kiam_core::telemetry::Chain;
 
 fn main() -> ExitCode {
@@ -21,6 +21,11 @@ fn main() -> ExitCode {
     }
 }
 
+/// Prints `text`. A reader that has closed the pipe, such as head, needs no more of it.
+fn print(text: &str) {
+    drop(writeln!(std::io::stdout(), "{}", text.trim_end()));
+}
+
 fn run(task: Task) -> Result<ExitCode, Box<dyn Error>> {
     match task {
         Task::Run(config) => return Ok(app::main(*config)),
@@ -30,8 +35,14 @@ fn run(task: Task) -> Result<ExitCode, Box<dyn Error>> {
         Task::Uninstall { bpffs, state_dir, boot_guard, force } => {
             uninstall(&bpffs, &state_dir, boot_guard.as_deref(), force)?;
         }
-        // A reader that has closed the pipe, such as head, needs no more of it.
-        Task::Print(text) => drop(writeln!(std::io::stdout(), "{}", text.trim_end())),
+        Task::Migrate(options) => {
+            let migration = migrate::migrate(&options, &config::mistakes)?;
+            print(&migration.text);
+            if migration.decisions > 0 {
+                return Ok(ExitCode::from(migrate::DECISIONS));
+            }
+        }
+        Task::Print(text) => print(&text),
         Task::SelftestClient => kiam_kernel::selftest::client()?,
         Task::Pause => loop {
             std::thread::park();

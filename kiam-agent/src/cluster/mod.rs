@@ -12,6 +12,7 @@ mod failure;
 mod files;
 mod filters;
 mod freshness;
+mod inventory;
 mod kinds;
 mod listing;
 mod metrics;
@@ -28,6 +29,7 @@ use std::{path::PathBuf, time::Duration};
 pub use self::{
     events::{Age, EventParts, Events, Exposed, Exposure},
     eviction::{EvictionParts, Evictions},
+    inventory::{InventoryError, inventory},
     metrics::Metrics,
     startup_taint::{InvalidTaintKey, StartupTaint, TaintKey},
     tokens::Tokens,

@@ -69,6 +69,33 @@ pub(super) enum Subcommands {
         #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
         state_dir: String,
     },
+    /// Print the agent's arguments for an installation of kiam or kube2iam, and what changes; exit 0 when nothing is left to decide, 2 when something is
+    Migrate {
+        /// Manifests, YAML or JSON; - is standard input; absent: the cluster is read
+        #[arg(value_name = "FILE")]
+        files: Vec<String>,
+        /// Kubeconfig file of the cluster to read; absent: the pod's service account
+        #[arg(long, value_name = "FILE")]
+        kubeconfig: Option<String>,
+        /// Namespace of the old DaemonSets and Deployments, where others look like them
+        #[arg(long, value_name = "NAMESPACE")]
+        namespace: Option<String>,
+        /// Name of an old DaemonSet or Deployment, where others look like it (repeatable)
+        #[arg(long, value_name = "NAME", value_delimiter = ',')]
+        name: Vec<String>,
+        /// Form of the arguments: kustomize, helm or flags
+        #[arg(long, value_name = "FORM", default_value = "kustomize")]
+        output: String,
+        /// Whether they are for an agent beside the old one (observe) or in its place (enforce)
+        #[arg(long, value_name = "MODE", default_value = "enforce")]
+        mode: String,
+        /// Version of kiam, 1 to 4; absent: by the image's tag and the flags
+        #[arg(long, value_name = "NUMBER")]
+        kiam_version: Option<String>,
+        /// Base of short role names for the comparison; absent: the old flag's
+        #[arg(long, value_name = "ARN")]
+        role_base_arn: Option<String>,
+    },
     /// Renew a pod's credentials now, and show the result; exit 0 when they were issued, else 1
     Refresh {
         /// Namespace and name of the pod

@@ -3,6 +3,7 @@
 mod flags;
 mod interception;
 mod metadata;
+mod migration;
 mod pod_name;
 mod roles;
 mod scan;
@@ -30,7 +31,7 @@ pub use self::{
     sts::Sts,
     values::Hosts,
 };
-use crate::{cluster, imds};
+use crate::{cluster, imds, migrate};
 use kiam_core::{
     credentials,
     rate::Rate,
@@ -55,6 +56,9 @@ pub trait Vars {
 /// The process's own environment.
 #[derive(Clone, Copy, Debug)]
 pub struct ProcessVars;
+
+/// An empty environment.
+struct NoVars;
 
 /// The task that the command line requests.
 #[derive(Debug)]
@@ -93,6 +97,8 @@ pub enum Task {
         /// `--state-dir`.
         state_dir: PathBuf,
     },
+    /// `migrate`.
+    Migrate(Box<migrate::Options>),
     /// `selftest-client`, which the self-test runs in a temporary pod.
     SelftestClient,
     /// `pause`, which a container of `deploy/uninstall` runs: the image has no other program.
@@ -194,6 +200,16 @@ pub fn version() -> String {
     )
 }
 
+impl Vars for NoVars {
+    fn get(&self, _: &str) -> Option<String> {
+        None
+    }
+
+    fn names(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
 /// The names of the agent's flags.
 #[must_use]
 pub fn flag_names() -> Vec<String> {
@@ -207,6 +223,12 @@ pub fn flag_default(name: &str) -> Option<String> {
     let command = CommandLine::command();
     let flag = command.get_arguments().find(|arg| arg.get_long() == Some(name))?;
     flag.get_default_values().first()?.to_str().map(str::to_owned)
+}
+
+/// The mistakes in `arguments` of the agent, in an empty environment.
+#[must_use]
+pub fn mistakes(arguments: &[String]) -> Vec<String> {
+    parse(arguments, &NoVars).err().map(|error| error.0).unwrap_or_default()
 }
 
 /// Parses `arguments` (without the program's name) and the environment.
@@ -227,6 +249,7 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
                 | "status"
                 | "explain"
                 | "refresh"
+                | "migrate"
                 | "help"
                 | selftest::SUBCOMMAND
         )

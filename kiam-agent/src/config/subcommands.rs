@@ -5,6 +5,7 @@ use clap::Parser as _;
 use super::{
     PodName, Task, UsageError, Vars,
     flags::{CommandLine, Subcommands},
+    migration,
     values::Mistakes,
     variables::Variables,
 };
@@ -19,6 +20,7 @@ pub(super) fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, Usage
         Some("uninstall") => &["bpffs", "state-dir", "boot-guard"],
         Some("boot-guard") => &["guard-preference"],
         Some("status" | "explain" | "refresh") => &["state-dir"],
+        Some("migrate") => &["kubeconfig"],
         _ => &[],
     };
     let mut variables = Variables::default();
@@ -27,10 +29,10 @@ pub(super) fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, Usage
             words.extend(variables.argument(flag, vars));
         }
     }
-    understood(words).map_err(|UsageError(mistakes)| UsageError(variables.named(mistakes)))
+    understood(words, vars).map_err(|UsageError(mistakes)| UsageError(variables.named(mistakes)))
 }
 
-fn understood(words: Vec<String>) -> Result<Task, UsageError> {
+fn understood(words: Vec<String>, vars: &dyn Vars) -> Result<Task, UsageError> {
     match CommandLine::try_parse_from(words) {
         Ok(CommandLine {
             command: Some(Subcommands::Uninstall { bpffs, state_dir, boot_guard, force }),
@@ -45,6 +47,9 @@ fn understood(words: Vec<String>) -> Result<Task, UsageError> {
             command: Some(Subcommands::BootGuard { what, guard_preference }),
             ..
         }) => boot_text(&what, &guard_preference),
+        Ok(CommandLine { command: Some(command @ Subcommands::Migrate { .. }), .. }) => {
+            migration::options(command, vars).map(|options| Task::Migrate(Box::new(options)))
+        }
         Ok(CommandLine { command: Some(Subcommands::SelftestClient), .. }) => {
             Ok(Task::SelftestClient)
         }

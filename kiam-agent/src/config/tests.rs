@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::serve;
+use crate::{peers, serve};
 use kiam_core::{
     policy::AnnotationOverrides,
     role::{Source, Subject},
@@ -319,51 +319,12 @@ fn flags_of_other_kiams_say_what_to_use() {
 }
 
 #[test]
-fn every_flag_of_kube2iam_is_ours_or_says_what_to_use() {
-    let flags = [
-        "api-server",
-        "api-token",
-        "app-port",
-        "assume-role-arn",
-        "auto-discover-base-arn",
-        "auto-discover-default-role",
-        "backoff-max-elapsed-time",
-        "backoff-max-interval",
-        "base-role-arn",
-        "cache-resync-period",
-        "cache-sync-attempts",
-        "debug",
-        "default-role",
-        "eks-cluster-arn",
-        "eks-cluster-name",
-        "healthcheck-interval",
-        "host-interface",
-        "host-ip",
-        "iam-enable-pod-identity-tags",
-        "iam-external-id",
-        "iam-role-key",
-        "iam-role-session-name-key",
-        "iam-role-session-ttl",
-        "insecure",
-        "iptables",
-        "log-format",
-        "log-level",
-        "metadata-addr",
-        "metrics-port",
-        "namespace-key",
-        "namespace-restriction-format",
-        "namespace-restrictions",
-        "node",
-        "resolve-duplicate-cache-ips",
-        "use-regional-sts-endpoint",
-        "verbose",
-    ];
+fn every_flag_of_kiam_and_kube2iam_is_ours_or_says_what_to_use() {
     let ours = flag_names();
-    for flag in flags {
-        if ours.iter().any(|our| our == flag) {
-            continue;
-        }
-        let all = mistakes(&format!("--{flag}=x {GOOD}"));
+    let others = peers::FLAGS.iter().filter(|flag| !ours.iter().any(|our| our == flag.name));
+    // Of the command line without its other flags, `--version` asks for nothing else.
+    for flag in others.filter(|flag| flag.name != "version") {
+        let all = mistakes(&format!("--{}=x {GOOD}", flag.name));
         assert!(all.len() == 1 && all[0].contains("a flag of kiam or kube2iam; "), "{all:?}");
     }
 }

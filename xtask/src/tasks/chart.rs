@@ -8,12 +8,14 @@ use xtask::command::{command, run, say, workspace};
 use xtask::helm::{self, Helm};
 use xtask::values;
 
-/// Writes the table of values, and compares; then asks both programs of the documents' commands.
+/// Writes the table of values, and compares; then renders the values of `kiam-agent migrate`, and asks both programs of the
+/// documents' commands.
 pub(crate) fn test() -> Result<()> {
     document()?;
     let helm = Helm::ensure()?;
     let test = |words: &[&str]| run(command("cargo").args(words).env(helm::VARIABLE, &helm));
     test(&["test", "--package", "xtask", "--test", "chart"])?;
+    test(&["test", "--package", "kiam-agent", "--test", "migrate"])?;
     test(&["test", "--package", "kiam-agent", "--test", "commands", "--", "kubectl", "helm"])
 }
 

@@ -89,9 +89,15 @@ impl PermittedRoles {
     /// Whether it matches the whole ARN.
     #[must_use]
     pub fn matches(&self, role: &RoleArn) -> bool {
+        self.matches_text(role.as_ref())
+    }
+
+    /// Whether it matches the whole text. It is for comparisons with kiam v2 and v3, which matched a role as the pod named
+    /// it.
+    #[must_use]
+    pub fn matches_text(&self, text: &str) -> bool {
         let Expression { machine, matched } = &*self.0;
-        let role = role.as_ref();
-        matched.get(role, || machine.is_match(&mut machine.create_cache(), role))
+        matched.get(text, || machine.is_match(&mut machine.create_cache(), text))
     }
 }
 
