@@ -4,6 +4,7 @@ mod flags;
 mod interception;
 mod metadata;
 mod pod_name;
+mod preflight;
 mod roles;
 mod scan;
 mod sts;
@@ -26,6 +27,7 @@ use self::{
 };
 pub use self::{
     pod_name::PodName,
+    preflight::{Output, Preflight},
     roles::{Base, Roles},
     sts::Sts,
     values::Hosts,
@@ -93,6 +95,8 @@ pub enum Task {
         /// `--state-dir`.
         state_dir: PathBuf,
     },
+    /// `preflight`.
+    Preflight(Box<Preflight>),
     /// `selftest-client`, which the self-test runs in a temporary pod.
     SelftestClient,
     /// `pause`, which a container of `deploy/uninstall` runs: the image has no other program.
@@ -219,6 +223,10 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
     if arguments.iter().any(|word| word == "--version") {
         return Ok(Task::Print(version()));
     }
+    let helps = arguments.iter().any(|word| word == "--help" || word == "-h");
+    if first == Some(preflight::SUBCOMMAND) && !helps {
+        return preflight::parse(&arguments[1..], vars);
+    }
     let subcommand = matches!(
         first,
         Some(
@@ -228,12 +236,18 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
                 | "explain"
                 | "refresh"
                 | "help"
+                | preflight::SUBCOMMAND
                 | selftest::SUBCOMMAND
         )
     );
-    if subcommand || arguments.iter().any(|word| word == "--help" || word == "-h") {
+    if subcommand || helps {
         return subcommands::parse(arguments, vars);
     }
+    config(arguments, vars).map(|config| Task::Run(Box::new(config)))
+}
+
+/// The configuration of the agent that `arguments` and the environment set.
+fn config(arguments: &[String], vars: &dyn Vars) -> Result<Config, UsageError> {
     let scanned = scan::scan(&CommandLine::command(), arguments, vars);
     if let Some(mistake) = scanned.misplaced {
         return Err(UsageError(vec![mistake]));
@@ -247,7 +261,7 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
         }
     };
     match config {
-        Some(config) if mistakes.0.is_empty() => Ok(Task::Run(Box::new(config))),
+        Some(config) if mistakes.0.is_empty() => Ok(config),
         _ => Err(UsageError(scanned.variables.named(mistakes.0))),
     }
 }
