@@ -63,39 +63,39 @@ macro_rules! topics {
 
 topics! {
     Flags "flags" "risky flags, unknown variables";
-    Kernel "kernel" "whether the kernel tells network namespaces apart";
-    Programs "programs" "whether the kernel loads every kernel program";
-    Capabilities "capabilities" "capabilities of the process, and its user namespace";
+    Kernel "kernel" "network namespaces can be told apart";
+    Programs "programs" "the kernel loads every program that the flags need";
+    Capabilities "capabilities" "capabilities, and the user namespace";
     Seccomp "seccomp" "system calls that a seccomp filter forbids";
-    Apparmor "apparmor" "the AppArmor profile of the process";
-    Selinux "selinux" "the SELinux type of the process";
+    Apparmor "apparmor" "the AppArmor profile";
+    Selinux "selinux" "the SELinux type";
     Lockdown "lockdown" "the kernel's lockdown mode";
-    Realtime "realtime" "whether a thread may run before ordinary ones";
-    Cgroup "cgroup" "cgroup v2 and the pods' cgroup";
-    Hooks "hooks" "whether programs can be attached to the pods' cgroup; programs of others";
-    Processes "processes" "whether the pods' processes can be seen";
-    Bpffs "bpffs" "the BPF file system and the pins on it";
-    StateDir "state-dir" "whether the state folder can be written";
-    BootGuard "boot-guard" "whether the boot guard's folder can be written";
-    Ports "ports" "whether the agent can listen at its addresses";
-    EphemeralPorts "ephemeral-ports" "whether the agent's ports are in the kernel's ephemeral range";
-    RoutingRules "routing-rules" "routing rules, and those of others before the guard's";
-    RouteGuard "route-guard" "whether pods' packets pass the node's routing";
-    Uplink "uplink" "whether the uplink guard's program can be attached";
-    Redirects "redirects" "redirects to kiam or kube2iam";
+    Realtime "realtime" "`SCHED_FIFO` is allowed";
+    Cgroup "cgroup" "cgroup v2, the pods' cgroup";
+    Hooks "hooks" "programs can be attached to the pods' cgroup; programs of others there";
+    Processes "processes" "pods' processes can be seen";
+    Bpffs "bpffs" "the BPF file system, its pins";
+    StateDir "state-dir" "`--state-dir` can be written";
+    BootGuard "boot-guard" "the folder of `--boot-guard`";
+    Ports "ports" "the agent can listen at its addresses";
+    EphemeralPorts "ephemeral-ports" "the agent's ports are not ephemeral ones";
+    RoutingRules "routing-rules" "routing rules before the route guard's";
+    RouteGuard "route-guard" "pods' packets pass the node's routing";
+    Uplink "uplink" "the uplink guard's program can be attached";
+    Redirects "redirects" "rules that redirect pods' requests, such as kiam's";
     KubeProxy "kube-proxy" "the mode of kube-proxy";
-    Inotify "inotify" "limits of inotify";
+    Inotify "inotify" "inotify's limits";
     OpenFiles "open-files" "the limit of open files";
-    Proxy "proxy" "which requests take a proxy";
-    Imds "imds" "whether the metadata service answers, and its version";
-    ImdsTokens "imds-tokens" "whether the metadata service requires session tokens";
-    HopLimit "hop-limit" "the hop limit of session tokens";
-    Api "api" "whether the Kubernetes API answers, and its version";
+    Proxy "proxy" "requests that take a proxy";
+    Imds "imds" "the metadata service answers";
+    ImdsTokens "imds-tokens" "the metadata service requires session tokens";
+    HopLimit "hop-limit" "how far an answer with a session token goes";
+    Api "api" "the Kubernetes API answers";
     ApiRights "api-rights" "the agent's rights in the Kubernetes API";
-    Pods "pods" "whether the API's pods of the node are the node's";
-    Sts "sts" "whether STS answers, and knows the node's credentials";
-    Roles "roles" "whether the roles of the node's pods can be assumed";
-    Clock "clock" "the node's clock beside those of other servers";
+    Pods "pods" "the API has the node's pods";
+    Sts "sts" "STS answers, and knows the node";
+    Roles "roles" "the roles of the node's pods can be assumed";
+    Clock "clock" "the node's clock, beside other servers'";
 }
 
 // === impl Verdict ===

@@ -105,9 +105,8 @@ fn notify_of(call: libc::c_long, argument: Option<(u32, u32)>) -> io::Result<Own
     let statement = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     let call = u32::try_from(call).map_err(io::Error::other)?;
     let load = |at| statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, at);
-    let unless = |value, skipped| {
-        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, skipped, value)
-    };
+    let unless =
+        |value, skipped| statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, skipped, value);
     // Without an argument, the call's number is compared again.
     let (place, value) = match argument {
         Some((index, value)) => (ARGUMENTS + index * ARGUMENT, value),

@@ -64,6 +64,18 @@ fn parts() -> Vec<Part> {
             ..part("the boot guard", json!({"bootGuard": true}), &[])
         },
         Part {
+            components: &["preflight"],
+            ..part("preflight", json!({"preflight": {"enabled": true}}), &[])
+        },
+        Part {
+            components: &["boot-guard", "preflight"],
+            ..part(
+                "preflight for the boot guard",
+                json!({"preflight": {"enabled": true}, "bootGuard": true}),
+                &[],
+            )
+        },
+        Part {
             patch: vec![flag("--evict-older-pods")],
             ..part("evictions", json!({"evictOlderPods": true}), &["evict-older-pods"])
         },

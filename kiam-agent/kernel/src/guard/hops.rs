@@ -34,9 +34,7 @@ use crate::sys::{
 };
 use kiam_core::blocking::Blocking;
 
-/// An address that nobody has: TEST-NET-1 (RFC 5737).
-const NOBODY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-/// A port of `traceroute`.
+/// A port of `traceroute`, at which the IMDS serves nothing. No rule for its own port applies, such as kiam's redirect.
 const PORT: u16 = 33434;
 /// How long an answer may take.
 const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -85,14 +83,14 @@ fn passes(node: &HashSet<IpAddr>) -> Reach {
     }
 }
 
-/// The router that drops a packet after one hop; `None` if nobody says so in time.
+/// The router that drops a packet to the IMDS after one hop; `None` if nobody says so in time.
 fn first_router() -> io::Result<Option<Ipv4Addr>> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)?;
     sockopt::set_ip_ttl(&socket, 1)?;
     // So errors come with the address of who sent them.
     setsockopt(&socket, Ipv4RecvErr, &true)?;
-    connect(&socket, &SocketAddrV4::new(NOBODY, PORT))?;
+    connect(&socket, &SocketAddrV4::new(IMDS_V4, PORT))?;
     send(&socket, b"kiam-agent preflight", SendFlags::empty())?;
     let mut ready = [PollFd::new(&socket, PollFlags::ERR)];
     if poll(&mut ready, Some(&PATIENCE))? == 0 {

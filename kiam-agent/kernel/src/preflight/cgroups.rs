@@ -11,7 +11,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Config, hooks, limits};
+use super::{Config, counted, hooks, limits};
 use crate::{
     error::Error,
     sys::{Cgroup, Walk, namespaces::of_pods},
@@ -58,7 +58,7 @@ pub(super) fn checks(blocking: &Blocking, node: &Config) -> Vec<Check> {
 }
 
 fn found(cgroup: &Cgroup, pods: usize) -> Check {
-    let pods = if pods == 1 { "1 pod".to_owned() } else { format!("{pods} pods") };
+    let pods = counted(pods, "pod");
     Check::ok(PodsCgroup, format!("{}, with {pods}", cgroup.path().display()))
 }
 
@@ -101,11 +101,17 @@ fn processes(blocking: &Blocking, cgroup: &Cgroup, pods: usize) -> Check {
     match (seen, namespace == Path::new(FIRST_PID_NAMESPACE)) {
         (0, false) => Check::unknown(
             Processes,
-            format!("{pods} pods here, and none has a network of its own, so this can't be tried"),
+            format!(
+                "there is no pod with a network of its own among {}, to try this",
+                counted(pods, "pod")
+            ),
             "set hostPID: true for the agent's pod, and repeat this when a pod runs here",
         ),
         (0, true) => Check::ok(Processes, "this is the machine's first PID namespace"),
-        (_, _) => Check::ok(Processes, format!("the network namespaces of {seen} pods were found")),
+        (_, _) => Check::ok(
+            Processes,
+            format!("the network namespaces of {} were found", counted(seen, "pod")),
+        ),
     }
 }
 
@@ -127,4 +133,29 @@ fn inotify(cgroup: &Cgroup, pods: &[PathBuf]) -> Check {
         Ok(watches)
     };
     limits::inotify(&tried())
+}
+
+#[cfg(test)]
+mod tests {
+    use kiam_core::preflight::Verdict::{Fail, Warn};
+
+    use super::*;
+
+    #[test]
+    fn what_a_first_pod_shows_is_a_warning_and_the_rest_fails() {
+        let unused = Error::UnusedCgroups(vec!["/a".into(), "/b".into()]);
+        let mixed = Error::MixedCgroups { release: "5.10.0".to_owned() };
+        let cases = [
+            (unused, Warn, "none of them has a process", "wait for the first pod"),
+            (mixed, Fail, "net_cls or net_prio", "cgroup_no_v1=net_cls,net_prio"),
+            (Error::NoCgroup { hint: "" }, Fail, "found no pods' cgroup", "systemd.unified_cgroup"),
+            (Error::SeveralCgroups(Vec::new()), Fail, "found several", "--cgroup"),
+        ];
+        for (error, verdict, finding, remedy) in cases {
+            let check = missing(&error);
+            assert_eq!(check.verdict, verdict, "{check:?}");
+            assert!(check.finding.contains(finding), "{check:?}");
+            assert!(check.remedy.as_deref().unwrap().contains(remedy), "{check:?}");
+        }
+    }
 }

@@ -13,7 +13,7 @@ use crate::{
 use kiam_core::preflight::{Check, Topic::Hooks};
 
 /// The beginning of the names of the agent's own programs.
-const OWN: &str = "kiam_";
+const OWN: &str = "kiam";
 /// The beginnings of the names of Cilium's socket load balancer, in newer and older releases.
 const CILIUM: [&str; 3] = ["cil_sock", "sock4_", "sock6_"];
 /// `BPF_F_ALLOW_OVERRIDE` and `BPF_F_ALLOW_MULTI`: a program that was attached with neither allows no other below.

@@ -5,7 +5,7 @@ use std::io;
 use super::Config;
 use crate::{
     intercept::{check, verify_all},
-    sys::{netns::host_netns, rejection::kernel_release},
+    sys::{hooks::Hook, netns::host_netns, rejection::kernel_release},
 };
 use kiam_core::preflight::{
     Check,
@@ -59,6 +59,10 @@ fn programs(node: &Config) -> Check {
     let Some(config) = &node.intercept else {
         return Check::ok(Programs, "none are needed");
     };
+    // Otherwise the loader takes a prohibition for an old kernel, and its errors are about that.
+    if let Err(error) = Hook::CONNECT4.try_load() {
+        return unloadable(&error);
+    }
     match verify_all(config, node.target()) {
         Ok(count) => {
             Check::ok(Programs, format!("the kernel loads all {count}; they were dropped again"))
@@ -68,5 +72,22 @@ fn programs(node: &Config) -> Check {
             &error,
             "docs/kernels.md has the kernels that load the programs, and what each lacks",
         ),
+    }
+}
+
+fn unloadable(error: &io::Error) -> Check {
+    let finding = format!("the kernel loads no program: {error}");
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => Check::fail(
+            Programs,
+            finding,
+            "run the agent as root, with CAP_BPF and CAP_NET_ADMIN: see capabilities, seccomp, apparmor and selinux",
+        ),
+        Some(libc::ENOSYS) => Check::fail(
+            Programs,
+            finding,
+            "choose a kernel with CONFIG_BPF_SYSCALL, or see seccomp",
+        ),
+        _ => Check::fail(Programs, finding, "docs/kernels.md has what each kernel lacks"),
     }
 }

@@ -18,12 +18,13 @@ mod routing;
 mod seccomp;
 mod xtables;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{ffi::OsStr, net::SocketAddr, path::PathBuf, time::Duration};
 
 use kiam_common::redirect::Target;
 
 use crate::{
     intercept::{self, Mode},
+    selftest::CGROUP_PREFIX,
     sys::{Cgroup, Walk},
 };
 use kiam_core::{
@@ -122,12 +123,23 @@ impl Config {
     }
 }
 
-/// The number of pods' cgroups; `None` if the pods' cgroup is not known.
+/// The number of pods' cgroups, without those of self-tests; `None` if the pods' cgroup is not known.
 #[must_use]
 pub fn count_pods(blocking: &Blocking, config: &Config) -> Option<usize> {
     let intercept = config.intercept.as_ref()?;
     let cgroup = Cgroup::open(blocking, intercept.cgroup.as_deref()).ok()?;
-    Some(Walk::new(blocking, COUNT_TIME).pods(cgroup.path()).len())
+    let pods = Walk::new(blocking, COUNT_TIME).pods(cgroup.path());
+    let own = |pod: &&PathBuf| {
+        let name = pod.file_name().map(OsStr::as_encoded_bytes).unwrap_or_default();
+        name.starts_with(CGROUP_PREFIX.as_bytes())
+    };
+    Some(pods.len() - pods.iter().filter(own).count())
+}
+
+/// The number of things that are called `noun`.
+fn counted(number: usize, noun: &str) -> String {
+    let end = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{end}")
 }
 
 /// `things` with commas between, of which `most` are named.

@@ -37,7 +37,7 @@ const SYS_ADMIN: u32 = 21;
 const PARTS_OF_SYS_ADMIN: [u32; 2] = [39, 38];
 
 /// The numbers are those of `linux/capability.h`.
-const NEEDED: [Capability; 8] = [
+const NEEDED: [Capability; 7] = [
     needed(39, "CAP_BPF", "load the kernel programs"),
     needed(38, "CAP_PERFMON", "load the kernel programs"),
     needed(12, "CAP_NET_ADMIN", "attach the programs, set routing rules"),
@@ -45,7 +45,6 @@ const NEEDED: [Capability; 8] = [
     enforcing(SYS_ADMIN, "CAP_SYS_ADMIN", "enter pods' network namespaces"),
     enforcing(19, "CAP_SYS_PTRACE", "see which network namespace a pod's process is in"),
     enforcing(13, "CAP_NET_RAW", "test that raw packets are stopped"),
-    enforcing(1, "CAP_DAC_OVERRIDE", "make the self-test's cgroup"),
 ];
 
 pub(super) fn checks(node: &Config) -> Vec<Check> {

@@ -19,7 +19,7 @@ const PROGRAMS: usize = 64;
 /// The length of a program's name, with its final zero: `BPF_OBJ_NAME_LEN`.
 const NAME: usize = 16;
 /// The name of the program that does nothing.
-const IDLE: &[u8] = b"kiam_preflight";
+const IDLE: &[u8] = b"kiam.preflight";
 /// The licence of the program that does nothing.
 const LICENCE: &CStr = c"GPL";
 
@@ -111,11 +111,13 @@ struct Load {
 // === impl Hook ===
 
 impl Hook {
+    /// connect(2) of IPv4 sockets.
+    pub(crate) const CONNECT4: Self = Self::of_addresses("connect4", 10, true);
     /// The hooks of a cgroup that the agent attaches programs to.
     pub(crate) const OF_CGROUPS: [Self; 10] = [
         Self::of_addresses("bind4", 8, false),
         Self::of_addresses("bind6", 9, false),
-        Self::of_addresses("connect4", 10, true),
+        Self::CONNECT4,
         Self::of_addresses("connect6", 11, true),
         Self::of_addresses("sendmsg4", 14, true),
         Self::of_addresses("sendmsg6", 15, true),
@@ -166,6 +168,15 @@ impl Hook {
     pub(crate) fn try_at(self, target: u32) -> io::Result<()> {
         let program = self.idle()?;
         super::links::create(program.as_raw_fd().unsigned_abs(), target, self.attach).map(drop)
+    }
+
+    /// Loads a program that does nothing, which needs no feature that some kernels lack, and drops it.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(crate) fn try_load(self) -> io::Result<()> {
+        self.idle().map(drop)
     }
 
     /// A program for this hook that lets everything pass.

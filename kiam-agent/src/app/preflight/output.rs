@@ -79,11 +79,11 @@ impl Report {
         let [ok, warn, fail, unknown] =
             [Verdict::Ok, Verdict::Warn, Verdict::Fail, Verdict::Unknown].map(count);
         let conclusion = match self.worst() {
-            Verdict::Fail => "an agent with these flags does not run here, or does not protect",
-            Verdict::Warn | Verdict::Unknown => "an agent with these flags runs here; see above",
-            Verdict::Ok => "an agent with these flags runs here",
+            Verdict::Fail => "An agent with these flags does not run here, or does not protect.",
+            Verdict::Warn | Verdict::Unknown => "An agent with these flags runs here; see above.",
+            Verdict::Ok => "An agent with these flags runs here.",
         };
-        format!("{ok} ok, {warn} warn, {fail} fail, {unknown} unknown: {conclusion}")
+        format!("{ok} ok, {warn} warn, {fail} fail, {unknown} unknown\n{conclusion}")
     }
 
     fn worst(&self) -> Verdict {
@@ -169,7 +169,8 @@ fail     ephemeral-ports  a finding that says in many words what it means, so
                           do: do this, and if that does not help, do the other
                               thing, too
 
-1 ok, 0 warn, 1 fail, 0 unknown: an agent with these flags does not run here, or does not protect
+1 ok, 0 warn, 1 fail, 0 unknown
+An agent with these flags does not run here, or does not protect.
 ";
         assert!(narrow.ends_with(expected), "{narrow}");
         assert!(narrow.lines().next().unwrap().ends_with(", node n1"), "{narrow}");
