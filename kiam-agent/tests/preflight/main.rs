@@ -1,7 +1,11 @@
 //! `kiam-agent preflight` on the lab's node: each check is read after what it checks was broken, and the node is the same
 //! afterwards.
 
-#![expect(clippy::unwrap_used, reason = "clippy knows no test helpers outside #[test] functions")]
+#![expect(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "clippy knows no test helpers outside #[test] functions"
+)]
 
 mod kernel_rows;
 mod network_rows;
