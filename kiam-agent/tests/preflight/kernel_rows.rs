@@ -122,6 +122,15 @@ pub(super) const ROWS: &[Row] = &[
     row("Cilium's program", Hooks, Warn, &["cil_sock4_conne (connect4)", "uplink"], |lab| {
         foreign(lab, "cil_sock4_conne", Attaching::Multi)
     }),
+    row(
+        "Cilium's program, uplinks guarded",
+        Hooks,
+        Good,
+        &["Cilium, with --guard=uplink"],
+        |lab| {
+            foreign(lab, "cil_sock4_conne", Attaching::Multi).and_flags(&["--guard=route,uplink"])
+        },
+    ),
     row("a program that allows no other", Hooks, Fail, &["alone at", "BPF_F_ALLOW_MULTI"], |lab| {
         foreign(lab, "alone", Attaching::Exclusive)
     }),

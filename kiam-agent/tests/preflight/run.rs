@@ -2,7 +2,7 @@
 
 use std::{any::Any, time::Duration};
 
-use lab::{Lab, Refusal};
+use lab::{Lab, LabPod, Refusal};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -17,6 +17,8 @@ pub(super) struct Setting {
     forbidden: Vec<Forbidden>,
     /// What keeps the node as it is.
     held: Vec<Box<dyn Any>>,
+    /// The pod that it runs in, as an init container does.
+    pod: Option<LabPod>,
 }
 
 /// A system call that is forbidden: its number, an argument's index and value if only such calls are, and the answer.
@@ -90,6 +92,12 @@ impl Setting {
         self
     }
 
+    /// Runs it in this pod.
+    pub(super) fn in_pod(mut self, pod: LabPod) -> Self {
+        self.pod = Some(pod);
+        self
+    }
+
     /// Keeps `thing` until the run is over.
     pub(super) fn holding(mut self, thing: impl Any) -> Self {
         self.held.push(Box::new(thing));
@@ -105,6 +113,11 @@ impl Setting {
             flags.push("--namespace-policy=required");
         }
         let mut command = lab.preflight(&prefix, &self.without, &flags).unwrap();
+        if let Some(pod) = &self.pod {
+            let mut inside = pod.command(command.get_program()).unwrap();
+            inside.args(command.get_args()).env_clear();
+            command = inside;
+        }
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.envs(self.variables);
         let refusals = self.forbidden.into_iter().map(|(call, argument, errno)| match argument {
@@ -115,7 +128,7 @@ impl Setting {
         let begun = Instant::now();
         let output = command.output().unwrap();
         let took = begun.elapsed();
-        drop((refusals, self.held));
+        drop((refusals, self.held, self.pod));
         let text = String::from_utf8_lossy(&output.stdout);
         let report: Value = serde_json::from_str(&text).unwrap_or_else(|error| {
             let said = String::from_utf8_lossy(&output.stderr);

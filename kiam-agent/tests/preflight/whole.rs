@@ -12,7 +12,7 @@ use lab::{
     Agent, Lab, LabPod, Netns, PodSpec, agent_binary, fake::Injected, programs_at, role_arn,
 };
 
-use super::run::Setting;
+use super::run::{Played, Setting};
 
 /// More than a busy machine needs for checks of which each hangs until its deadline.
 const LIMIT: Duration = Duration::from_secs(100);
@@ -144,7 +144,7 @@ fn beside_an_agent_it_finds_nothing_wrong_and_the_agent_notices_nothing() {
     let mut agent = lab.agent(&[]);
     lab.assert_served(&pod, "orders");
     let (before, log) = (state(&lab, &pod), agent.log());
-    let played = Setting::flags(&["--namespace-policy=optional"]).play(&lab);
+    let played = init_container(&lab, &["--namespace-policy=optional"]);
     let failed: Vec<_> = played.checks.iter().filter(|check| check.verdict == "fail").collect();
     assert!(failed.is_empty() && played.status == Some(0), "{failed:?}");
     let finding = |name: &str| {
@@ -153,15 +153,57 @@ fn beside_an_agent_it_finds_nothing_wrong_and_the_agent_notices_nothing() {
     };
     assert!(finding("ports").contains("an agent serves here already"), "{played:?}");
     assert!(finding("bpffs").contains("an agent's programs"), "{played:?}");
+    assert!(finding("route-guard").contains("pass the node's routing"), "{played:?}");
     assert_eq!(state(&lab, &pod), before);
+    let elsewhere = init_container(&lab, &["--host=10.99.0.1"]);
+    let ports = elsewhere.checks.iter().find(|check| check.name == "ports").unwrap();
+    assert_eq!(ports.verdict, "fail", "{ports:?}");
     let said: Vec<_> = agent.log().lines().skip(log.lines().count()).map(str::to_owned).collect();
     assert!(!said.iter().any(|line| line.contains("WARN") || line.contains("ERROR")), "{said:?}");
     lab.assert_served(&pod, "orders");
     // Its programs outlive the agent, and keep its ports for the next one.
     agent.kill().unwrap();
-    let played = Setting::flags(&["--namespace-policy=optional"]).play(&lab);
+    let played = init_container(&lab, &["--namespace-policy=optional"]);
     let failed: Vec<_> = played.checks.iter().filter(|check| check.verdict == "fail").collect();
     assert!(failed.is_empty() && played.status == Some(0), "{failed:?}");
+    let ports = played.checks.iter().find(|check| check.name == "ports").unwrap();
+    assert!(ports.finding.contains("keep its ports for the next one"), "{ports:?}");
+}
+
+/// What hooks at connect would answer is no proof that packets bypass the node.
+#[test]
+fn in_an_agents_pod_what_its_guard_drops_is_unknown() {
+    let Some(lab) = lab::node_test!() else { return };
+    let _pod = pod(&lab);
+    let _agent = lab.agent(&["--guard=skb"]);
+    let played = init_container(&lab, &["--guard=route,skb"]);
+    let check = played.checks.iter().find(|check| check.name == "route-guard").unwrap();
+    assert_eq!(check.verdict, "unknown", "{check:?}");
+    assert!(check.remedy.contains("kiam-agent status"), "{check:?}");
+}
+
+/// What comes of it in a pod on the node's network, which the agent's is.
+fn init_container(lab: &Lab, flags: &[&str]) -> Played {
+    let pod = lab.pod(PodSpec::new("kube-system", "kiam-agent").host_network()).unwrap();
+    Setting::flags(flags).in_pod(pod).play(lab)
+}
+
+/// The agent would answer it in place of the metadata service, and as it answers other pods.
+#[test]
+fn a_preflight_that_an_agent_intercepts_does_not_take_it_for_the_metadata_service() {
+    let Some(lab) = lab::node_test!() else { return };
+    let flags = ["--host-network-pods=intercept"];
+    let _agent = lab.agent(&flags);
+    let played = init_container(&lab, &flags);
+    assert_eq!(played.status, Some(0), "{played:?}");
+    for name in ["imds", "imds-tokens", "hop-limit", "sts", "roles"] {
+        let check = played.checks.iter().find(|check| check.name == name).unwrap();
+        assert_eq!(check.verdict, "unknown", "{check:?}");
+    }
+    // One that no agent intercepts asks.
+    let played = Setting::flags(&flags).play(&lab);
+    let check = played.checks.iter().find(|check| check.name == "sts").unwrap();
+    assert_eq!(check.verdict, "ok", "{check:?}");
 }
 
 #[test]

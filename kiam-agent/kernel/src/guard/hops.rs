@@ -22,7 +22,7 @@ use nix::sys::socket::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     net::{
-        AddressFamily, SendFlags, SocketAddrV4, SocketFlags, SocketType, connect, send,
+        AddressFamily, SendFlags, SocketAddrV4, SocketFlags, SocketType, connect, ipproto, send,
         socket_with, sockopt,
     },
 };
@@ -34,8 +34,9 @@ use crate::sys::{
 };
 use kiam_core::blocking::Blocking;
 
-/// A port of `traceroute`, at which the IMDS serves nothing. No rule for its own port applies, such as kiam's redirect.
-const PORT: u16 = 33434;
+/// An echo request, whose checksum is that of its only other bytes. Neither the hooks at connect and sendmsg nor rules for the
+/// IMDS's port, such as kiam's redirect, apply to it.
+const ECHO: [u8; 8] = [8, 0, 0xf7, 0xff, 0, 0, 0, 0];
 /// How long an answer may take.
 const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// The longest search for pods.
@@ -52,8 +53,14 @@ pub(crate) struct Passage {
     pub(crate) pods: usize,
 }
 
-/// Tries from up to three pods in turn, until one result is known. `node` has the node's addresses.
-pub(crate) fn try_from_pods(blocking: &Blocking, cgroup: &Path, node: &HashSet<IpAddr>) -> Passage {
+/// Tries from up to three pods in turn, until one result is known. `node` has the node's addresses. If `hooked`, an agent's
+/// hooks answer what this process connects to there.
+pub(crate) fn try_from_pods(
+    blocking: &Blocking,
+    cgroup: &Path,
+    node: &HashSet<IpAddr>,
+    hooked: bool,
+) -> Passage {
     let mut passage = Passage { reach: Reach::Unknown, pods: 0 };
     of_pods(&mut Walk::new(blocking, TIME), cgroup, |namespace| {
         // In a namespace that a pod created itself, the pod itself may be the router.
@@ -61,7 +68,7 @@ pub(crate) fn try_from_pods(blocking: &Blocking, cgroup: &Path, node: &HashSet<I
             return ControlFlow::Continue(());
         }
         passage.pods += 1;
-        passage.reach = inside(namespace, || Ok(passes(node))).unwrap_or(Reach::Unknown);
+        passage.reach = inside(namespace, || Ok(passes(node, hooked))).unwrap_or(Reach::Unknown);
         if passage.reach == Reach::Unknown && passage.pods < TRIED_PODS {
             return ControlFlow::Continue(());
         }
@@ -71,9 +78,10 @@ pub(crate) fn try_from_pods(blocking: &Blocking, cgroup: &Path, node: &HashSet<I
 }
 
 /// In this thread's network namespace: whether packets pass the node with these addresses.
-fn passes(node: &HashSet<IpAddr>) -> Reach {
+fn passes(node: &HashSet<IpAddr>, hooked: bool) -> Reach {
     match first_router() {
         Ok(Some(router)) if node.contains(&router.into()) => return Reach::Holds,
+        _ if hooked => return Reach::Unknown,
         Ok(_) | Err(_) => {}
     }
     // Whatever answers within one hop was reached without this node.
@@ -86,12 +94,12 @@ fn passes(node: &HashSet<IpAddr>) -> Reach {
 /// The router that drops a packet to the IMDS after one hop; `None` if nobody says so in time.
 fn first_router() -> io::Result<Option<Ipv4Addr>> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)?;
+    let socket = socket_with(AddressFamily::INET, SocketType::RAW, flags, Some(ipproto::ICMP))?;
     sockopt::set_ip_ttl(&socket, 1)?;
     // So errors come with the address of who sent them.
     setsockopt(&socket, Ipv4RecvErr, &true)?;
-    connect(&socket, &SocketAddrV4::new(IMDS_V4, PORT))?;
-    send(&socket, b"kiam-agent preflight", SendFlags::empty())?;
+    connect(&socket, &SocketAddrV4::new(IMDS_V4, 0))?;
+    send(&socket, &ECHO, SendFlags::empty())?;
     let mut ready = [PollFd::new(&socket, PollFlags::ERR)];
     if poll(&mut ready, Some(&PATIENCE))? == 0 {
         return Ok(None);

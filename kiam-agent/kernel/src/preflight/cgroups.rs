@@ -37,7 +37,7 @@ pub(super) fn checks(blocking: &Blocking, node: &Config) -> Vec<Check> {
     match Cgroup::open(blocking, config.cgroup.as_deref()) {
         Ok(cgroup) => {
             let pods = Walk::new(blocking, TIME).pods(cgroup.path());
-            let mut checks = vec![found(&cgroup, pods.len()), hooks::check(&cgroup)];
+            let mut checks = vec![found(&cgroup, pods.len()), hooks::check(&cgroup, config.guard)];
             if follows {
                 checks.push(processes(blocking, &cgroup, pods.len()));
                 checks.push(inotify(&cgroup, &pods));

@@ -4,6 +4,7 @@ use std::{fs::File, io, os::fd::AsRawFd as _, path::PathBuf};
 
 use super::listed;
 use crate::{
+    guard::GuardConfig,
     intercept::above,
     sys::{
         Cgroup,
@@ -30,7 +31,7 @@ struct Foreign {
 }
 
 /// Attaches a program that does nothing at each hook, for a moment, and reads who else has some there.
-pub(super) fn check(cgroup: &Cgroup) -> Check {
+pub(super) fn check(cgroup: &Cgroup, guard: GuardConfig) -> Check {
     let others = match others(cgroup) {
         Ok(others) => others,
         Err(error) => {
@@ -44,7 +45,7 @@ pub(super) fn check(cgroup: &Cgroup) -> Check {
             return refused(hook, &error, &others);
         }
     }
-    judge(&others)
+    judge(&others, guard)
 }
 
 /// The programs of others at the agent's hooks, at the pods' cgroup and above.
@@ -96,7 +97,7 @@ fn refused(hook: Hook, error: &io::Error, others: &[Foreign]) -> Check {
     }
 }
 
-fn judge(others: &[Foreign]) -> Check {
+fn judge(others: &[Foreign], guard: GuardConfig) -> Check {
     let rewriting = others.iter().filter(|other| other.hook.rewrites);
     let mut named: Vec<String> = rewriting
         .map(|Foreign { hook, name, cgroup, .. }| {
@@ -110,13 +111,14 @@ fn judge(others: &[Foreign]) -> Check {
     let is_cilium =
         others.iter().any(|other| CILIUM.iter().any(|name| other.name.starts_with(name)));
     let finding = format!("other programs may rewrite what pods connect to: {}", listed(&named, 4));
-    match is_cilium {
-        true => Check::warn(
+    match (is_cilium, guard.uplink) {
+        (true, true) => Check::ok(Hooks, format!("{finding}: Cilium, with --guard=uplink")),
+        (true, false) => Check::warn(
             Hooks,
             finding,
             "these are Cilium's: add uplink to --guard, as pods' packets may bypass the node's routing (docs/guard.md)",
         ),
-        false => Check::warn(
+        (false, _) => Check::warn(
             Hooks,
             finding,
             "the agent drops packets to the metadata service, too, where these are above the pods' cgroup; find out whose they are, and that they leave 169.254.169.254 alone",
@@ -137,11 +139,15 @@ mod tests {
 
     #[test]
     fn programs_that_rewrite_are_named_and_ciliums_have_their_own_remedy() {
-        assert_eq!(judge(&[]).verdict, Verdict::Ok);
+        let guard = |uplink| GuardConfig { uplink, ..GuardConfig::default() };
+        assert_eq!(judge(&[], guard(false)).verdict, Verdict::Ok);
         // At bind.
-        assert_eq!(judge(&[foreign(0, "somebody")]).verdict, Verdict::Ok);
+        assert_eq!(judge(&[foreign(0, "somebody")], guard(false)).verdict, Verdict::Ok);
+        for (name, with_uplink) in [("somebody", Verdict::Warn), ("sock4_connect", Verdict::Ok)] {
+            assert_eq!(judge(&[foreign(2, name)], guard(true)).verdict, with_uplink, "{name}");
+        }
         for (name, remedy) in [("somebody", "whose they are"), ("cil_sock4_conne", "Cilium")] {
-            let check = judge(&[foreign(2, name), foreign(3, name)]);
+            let check = judge(&[foreign(2, name), foreign(3, name)], guard(false));
             assert_eq!(check.verdict, Verdict::Warn);
             assert!(check.finding.contains(&format!("{name} (connect4)")), "{check:?}");
             assert!(check.finding.contains(&format!("{name} (connect6)")), "{check:?}");

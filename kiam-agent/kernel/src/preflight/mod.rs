@@ -112,14 +112,18 @@ impl Config {
         target
     }
 
-    /// Whether an agent's programs may intercept this process: it runs in a pod that no agent knows as its own yet.
+    /// Whether an agent's hooks see what this process connects to: it runs in a pod that no agent knows as its own yet.
+    fn is_hooked(&self, cgroup: &Cgroup) -> bool {
+        intercept::is_installed(&self.bpffs) && cgroup.own_pod().is_some()
+    }
+
+    /// Whether an agent's hooks redirect this process on the node's network.
     #[must_use]
     pub fn may_be_intercepted(&self, blocking: &Blocking) -> bool {
         let Some(config) = &self.intercept else { return false };
         config.host_network == intercept::HostNetworkPods::Intercept
-            && intercept::is_installed(&self.bpffs)
             && Cgroup::open(blocking, config.cgroup.as_deref())
-                .is_ok_and(|cgroup| cgroup.own_pod().is_some())
+                .is_ok_and(|cgroup| self.is_hooked(&cgroup))
     }
 }
 

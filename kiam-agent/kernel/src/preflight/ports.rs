@@ -20,9 +20,7 @@ pub(super) fn checks(node: &Config) -> Vec<Check> {
 
 fn listening(node: &Config) -> Check {
     let all: Vec<String> = node.addresses.iter().map(|(_, address)| address.to_string()).collect();
-    if node.is_served {
-        return Check::ok(Ports, "an agent serves here already, and hands its sockets over");
-    }
+    let mut kept = false;
     let tried = node
         .addresses
         .iter()
@@ -30,6 +28,10 @@ fn listening(node: &Config) -> Check {
     for (flag, address, error) in tried {
         let finding = format!("{flag} {address}: {error}");
         return match error.kind() {
+            io::ErrorKind::AddrInUse if node.is_served => {
+                kept = true;
+                continue;
+            }
             io::ErrorKind::AddrInUse => Check::fail(
                 Ports,
                 finding,
@@ -44,11 +46,22 @@ fn listening(node: &Config) -> Check {
                 format!("set {flag} to the node's own address, and hostNetwork: true for the pod"),
             ),
             // An agent that is gone left its programs, which keep the port for the next one.
-            io::ErrorKind::PermissionDenied if is_installed(&node.bpffs) => continue,
+            io::ErrorKind::PermissionDenied if is_installed(&node.bpffs) => {
+                kept = true;
+                continue;
+            }
             _ => Check::fail(Ports, finding, format!("choose another with {}", port_flag(flag))),
         };
     }
-    Check::ok(Ports, format!("nothing else listens at {}", listed(&all, 4)))
+    match (kept, node.is_served) {
+        (true, true) => {
+            Check::ok(Ports, "an agent serves here already, which hands over the sockets in use")
+        }
+        (true, false) => {
+            Check::ok(Ports, "an earlier agent's programs keep its ports for the next one")
+        }
+        (false, _) => Check::ok(Ports, format!("nothing else listens at {}", listed(&all, 4))),
+    }
 }
 
 /// The flag with the port of the address of `flag`.
@@ -58,6 +71,16 @@ fn port_flag<'a>(flag: &&'a str) -> &'a str {
 
 /// Binds a socket as the agent does, and closes it without listening.
 fn try_bind(address: SocketAddr) -> io::Result<()> {
+    match bind_once(address) {
+        // An agent's hooks reject its ports at whatever address.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            bind_once(SocketAddr::new(address.ip(), 0)).and(Err(error))
+        }
+        bound => bound,
+    }
+}
+
+fn bind_once(address: SocketAddr) -> io::Result<()> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     set_socket_reuseaddr(&socket, true)?;

@@ -26,7 +26,7 @@ pub(super) fn checks(blocking: &Blocking, node: &Config) -> Vec<Check> {
         checks.push(routing_rules(preference));
     }
     checks.push(match Cgroup::open(blocking, config.cgroup.as_deref()) {
-        Ok(cgroup) => route_guard(blocking, config.guard, &cgroup),
+        Ok(cgroup) => route_guard(blocking, config.guard, &cgroup, node.is_hooked(&cgroup)),
         Err(_) => Check::unknown(RouteGuard, "the pods' cgroup is not known", "see cgroup"),
     });
     if config.guard.uplink {
@@ -77,7 +77,7 @@ fn unreadable(address: IpAddr, error: &io::Error) -> Check {
     Check::unknown(RoutingRules, finding, "see capabilities and seccomp")
 }
 
-fn route_guard(blocking: &Blocking, guard: GuardConfig, cgroup: &Cgroup) -> Check {
+fn route_guard(blocking: &Blocking, guard: GuardConfig, cgroup: &Cgroup, hooked: bool) -> Check {
     if guard == GuardConfig::default() {
         return Check::warn(
             RouteGuard,
@@ -88,7 +88,14 @@ fn route_guard(blocking: &Blocking, guard: GuardConfig, cgroup: &Cgroup) -> Chec
     if guard.route.is_none() {
         return Check::ok(RouteGuard, "it is off: --guard has other parts");
     }
-    let passage = try_from_pods(blocking, cgroup.path(), &interface_addresses());
+    let passage = try_from_pods(blocking, cgroup.path(), &interface_addresses(), hooked);
+    if hooked && passage.reach == Reach::Unknown {
+        return Check::unknown(
+            RouteGuard,
+            "an agent's programs intercept this pod, so that it can't be tried from here",
+            "kiam-agent status in the agent's pod says whether the route guard holds",
+        );
+    }
     judge(passage.reach, passage.pods, guard.uplink)
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use kiam_core::preflight::{Check, Topic::Clock};
 
 /// The most by which AWS accepts a signature's time to differ
-/// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/signing-elements.html>).
+/// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv.html>).
 const REJECTED: Duration = Duration::from_secs(300);
 /// A difference that nobody has whose clock is synchronised.
 const STRANGE: Duration = Duration::from_secs(60);

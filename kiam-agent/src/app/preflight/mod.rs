@@ -73,7 +73,7 @@ async fn facts(config: &Config) -> kernel::Config {
         bpffs: config.bpffs.clone(),
         state_dir: config.state_dir.clone(),
         addresses: hosts.chain([("--admin", config.admin)]).chain(metrics).collect(),
-        is_served: admin::get(&config.state_dir, "/live").await.is_ok(),
+        is_served: admin::is_served(&config.state_dir).await,
     }
 }
 
@@ -115,7 +115,8 @@ async fn servers(
     checks.extend(sts);
     let clocks: Vec<ServerClock> = service_clock.into_iter().chain(report.clock.take()).collect();
     checks.push(clock::check(&clocks));
-    checks.push(proxy::check(config));
+    let region = caller.as_ref().map(|caller| caller.sts.region.as_str());
+    checks.push(proxy::check(config, region));
     let assumed = roles::checks(config, report, caller, tried);
     checks.extend(bounded(&[Topic::Roles], NETWORK_LIMIT, assumed).await);
     checks

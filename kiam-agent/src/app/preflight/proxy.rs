@@ -5,20 +5,21 @@ use http::Uri;
 use crate::{cluster::ServerRoute, config::Config, sts};
 use kiam_core::preflight::{Check, Topic::Proxy};
 
-/// Judges the ways to the Kubernetes API and STS. Whether a proxy works is tried by their own checks.
-pub(super) fn check(config: &Config) -> Check {
+/// Judges the ways to the Kubernetes API and to STS of `region`, if that is known. Whether a proxy works is tried by their
+/// own checks.
+pub(super) fn check(config: &Config, region: Option<&str>) -> Check {
     let api = ServerRoute::read(&config.cluster).ok();
-    let sts = sts_url(config);
+    let sts = sts_url(config, region);
     let by_proxy = sts.as_ref().and_then(|url| config.cluster.proxies.of(url));
     judge(api.as_ref(), by_proxy.map(|proxy| proxy.address()))
 }
 
-/// The endpoint of STS, as far as it is known before the region is.
-fn sts_url(config: &Config) -> Option<Uri> {
+/// The endpoint of STS.
+fn sts_url(config: &Config, region: Option<&str>) -> Option<Uri> {
     if let Some(endpoint) = &config.sts.endpoint {
         return endpoint.parse().ok();
     }
-    let region = config.sts.region.as_deref()?;
+    let region = region.or(config.sts.region.as_deref())?;
     let end = if sts::partition(region) == "aws-cn" { ".cn" } else { "" };
     format!("https://sts.{region}.amazonaws.com{end}").parse().ok()
 }
