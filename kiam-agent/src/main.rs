@@ -29,6 +29,7 @@ fn print(text: &str) {
 fn run(task: Task) -> Result<ExitCode, Box<dyn Error>> {
     match task {
         Task::Run(config) => return Ok(app::main(*config)),
+        Task::Preflight(preflight) => return Ok(app::preflight(*preflight)?),
         Task::Status { live, state_dir } => return Ok(admin::status(&state_dir, live)?),
         Task::Explain { pod, state_dir } => return Ok(admin::explain(&state_dir, &pod)?),
         Task::Refresh { pod, state_dir } => return Ok(admin::refresh(&state_dir, &pod)?),

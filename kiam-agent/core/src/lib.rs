@@ -12,6 +12,7 @@ pub mod lifecycle;
 pub mod names;
 pub mod pods;
 pub mod policy;
+pub mod preflight;
 pub mod rate;
 pub mod role;
 pub mod secret;

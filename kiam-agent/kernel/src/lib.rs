@@ -8,6 +8,7 @@ pub mod identity;
 pub mod intercept;
 pub mod keeper;
 pub mod pins;
+pub mod preflight;
 pub mod realtime;
 pub mod sandboxes;
 pub mod selftest;

@@ -35,7 +35,7 @@ pub use self::{
     command::{explain, refresh, status, wait_for},
     operators::Operators,
     refresh::PodRefresher,
-    unix::{OwnSocket, SOCKET, bind_unix},
+    unix::{OwnSocket, SOCKET, bind_unix, is_served},
 };
 use kiam_core::lifecycle::{Drain, Readiness};
 

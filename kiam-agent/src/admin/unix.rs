@@ -86,6 +86,11 @@ pub(super) async fn connect(state_dir: &Path) -> io::Result<UnixStream> {
     Err(io::Error::new(io::ErrorKind::NotFound, problem))
 }
 
+/// Whether an agent serves, in whatever container.
+pub async fn is_served(state_dir: &Path) -> bool {
+    UnixStream::connect(state_dir.join(SOCKET)).await.is_ok()
+}
+
 /// The peer's process, if it is visible in this PID namespace.
 fn process(stream: &UnixStream) -> Option<u32> {
     let pid = stream.peer_cred().ok()?.pid()?;

@@ -63,14 +63,18 @@ pub(super) struct NodePods {
 }
 
 /// The kinds of objects that must have been listed before it is known what pods want.
-struct Kinds {
-    synced: SyncLatches,
-    latches: Vec<Latch>,
+pub(super) struct Kinds {
+    pub(super) synced: SyncLatches,
+    pub(super) latches: Vec<Latch>,
 }
 
 // === impl NodePods ===
 
 impl NodePods {
+    pub(super) fn new(config: &Config) -> Self {
+        Self { by_node: config.cluster.node_name.is_some(), hosts: config.hosts }
+    }
+
     fn includes(self, pod: &Pod) -> bool {
         self.by_node
             || match pod.host_ip {
@@ -89,7 +93,7 @@ impl NodePods {
 
 impl Kinds {
     /// ServiceAccounts are needed only where they vouch for pods.
-    fn new(readiness: &Readiness, source: Source) -> Self {
+    pub(super) fn new(readiness: &Readiness, source: Source) -> Self {
         let synced = SyncLatches {
             pods: readiness.latch("pods"),
             namespaces: readiness.latch("namespaces"),
@@ -117,8 +121,7 @@ impl Knowledge {
             static_pod_namespaces: config.static_pod_namespaces.clone(),
             node: node.clone(),
         });
-        let by_node = config.cluster.node_name.is_some();
-        let node_pods = NodePods { by_node, hosts: config.hosts };
+        let node_pods = NodePods::new(config);
         let exposure = Exposure::new(entitlement(config));
         let cluster = Cluster::new(config.cluster.clone(), &process.readiness)?;
         let Kinds { synced, latches } = Kinds::new(&process.readiness, config.sts.source);
@@ -276,7 +279,7 @@ fn report_by_events(
 }
 
 /// The source of tokens of the pods' own, if those are what STS is shown.
-fn tokens(
+pub(super) fn tokens(
     config: &Config,
     cluster: &Cluster,
     pods: &PodReader,

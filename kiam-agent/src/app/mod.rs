@@ -20,6 +20,7 @@ mod bound;
 mod error;
 mod guarded;
 mod knowledge;
+mod preflight;
 mod prepared;
 mod process;
 mod running;
@@ -32,6 +33,7 @@ use std::process::ExitCode;
 
 use tracing::{error, info, warn};
 
+pub use self::preflight::preflight;
 use self::{error::Error, prepared::Prepared, running::App};
 use crate::{
     config::{self, Config},

@@ -203,7 +203,7 @@ fn service(
 }
 
 /// Limits that leave open files to the listeners of as many pods as a node runs.
-fn serve_config(rate: Rate, interceptor: Option<&intercept::Config>) -> serve::Config {
+pub(super) fn serve_config(rate: Rate, interceptor: Option<&intercept::Config>) -> serve::Config {
     let mut config =
         serve::Config { requests: rate, new_connections: rate, ..serve::Config::default() };
     if interceptor.is_some_and(intercept::Config::follows_sandboxes) {

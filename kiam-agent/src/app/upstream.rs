@@ -9,7 +9,10 @@ use crate::{
     config::{Base, Config},
     imds, sts,
 };
-use kiam_core::{policy, role::RoleResolver};
+use kiam_core::{
+    policy,
+    role::{BaseArn, RoleResolver},
+};
 
 /// How long the start goes on asking the real IMDS for what it must know.
 const UPSTREAM_ATTEMPTS: u32 = 30;
@@ -24,17 +27,26 @@ pub(super) async fn policy_config(
         Base::Autodetect => Some(ask(|| upstream.base_arn()).await.map_err(Error::BaseArn)?),
         Base::Absent => None,
     };
-    if let Some(base) = &base {
+    report_base(base.as_ref(), region);
+    Ok(policy_with(config, base))
+}
+
+fn report_base(base: Option<&BaseArn>, region: &str) {
+    if let Some(base) = base {
         info!(base_arn = %base, "Short role names are completed");
         if base.partition() != sts::partition(region) {
             warn!(base_arn = %base, region, "Short role names are of another partition than the region, whose STS does not know them");
         }
     }
-    Ok(policy::Config {
+}
+
+/// The policy's configuration, with `base` completing short role names.
+pub(super) fn policy_with(config: &Config, base: Option<BaseArn>) -> policy::Config {
+    policy::Config {
         resolver: RoleResolver::new(base),
         source: config.sts.source,
         ..config.roles.policy.clone()
-    })
+    }
 }
 
 pub(super) async fn region(config: &Config, upstream: &imds::Upstream) -> Result<String, Error> {

@@ -3,6 +3,7 @@
 //! Objects are reduced to [`kiam_core::pods`]' own types as soon as they are read. The one rule: no error of the API
 //! server loses a record or ends the agent.
 
+mod access;
 mod backoff;
 mod body;
 mod client;
@@ -27,6 +28,7 @@ mod wire;
 use std::{path::PathBuf, time::Duration};
 
 pub use self::{
+    access::{AccessError, Right, ServerRoute, ServerVersion},
     events::{Age, EventParts, Events, Exposed, Exposure},
     eviction::{EvictionParts, Evictions},
     inventory::{InventoryError, inventory},

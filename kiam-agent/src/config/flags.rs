@@ -36,6 +36,18 @@ pub(super) enum Subcommands {
         #[arg(long)]
         force: bool,
     },
+    /// Check what this node lacks for an agent with the given flags, and change nothing; exit 1 when a check fails, else 0
+    Preflight {
+        /// How to print the checks: text or json
+        #[arg(long, value_name = "FORMAT", default_value = "text")]
+        output: String,
+        /// Role to try to assume, besides those of the node's pods (repeatable)
+        #[arg(long, value_name = "ARN")]
+        try_role: Vec<String>,
+        /// The flags of the agent that is to run here
+        #[arg(value_name = "AGENT FLAGS", trailing_var_arg = true, allow_hyphen_values = true)]
+        flags: Vec<String>,
+    },
     /// Print the boot guard's text, for nodes whose files the agent can't write
     BootGuard {
         /// unit, script, or user-data: a script that installs both

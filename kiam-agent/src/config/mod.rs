@@ -2,9 +2,11 @@
 
 mod flags;
 mod interception;
+mod kubernetes;
 mod metadata;
 mod migration;
 mod pod_name;
+mod preflight;
 mod roles;
 mod scan;
 mod sts;
@@ -27,6 +29,7 @@ use self::{
 };
 pub use self::{
     pod_name::PodName,
+    preflight::{Output, Preflight},
     roles::{Base, Roles},
     sts::Sts,
     values::Hosts,
@@ -99,6 +102,8 @@ pub enum Task {
     },
     /// `migrate`.
     Migrate(Box<migrate::Options>),
+    /// `preflight`.
+    Preflight(Box<Preflight>),
     /// `selftest-client`, which the self-test runs in a temporary pod.
     SelftestClient,
     /// `pause`, which a container of `deploy/uninstall` runs: the image has no other program.
@@ -241,6 +246,10 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
     if arguments.iter().any(|word| word == "--version") {
         return Ok(Task::Print(version()));
     }
+    let helps = arguments.iter().any(|word| word == "--help" || word == "-h");
+    if first == Some(preflight::SUBCOMMAND) && !helps {
+        return preflight::parse(&arguments[1..], vars);
+    }
     let subcommand = matches!(
         first,
         Some(
@@ -251,12 +260,18 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
                 | "refresh"
                 | "migrate"
                 | "help"
+                | preflight::SUBCOMMAND
                 | selftest::SUBCOMMAND
         )
     );
-    if subcommand || arguments.iter().any(|word| word == "--help" || word == "-h") {
+    if subcommand || helps {
         return subcommands::parse(arguments, vars);
     }
+    config(arguments, vars).map(|config| Task::Run(Box::new(config)))
+}
+
+/// The configuration of the agent that `arguments` and the environment set.
+fn config(arguments: &[String], vars: &dyn Vars) -> Result<Config, UsageError> {
     let scanned = scan::scan(&CommandLine::command(), arguments, vars);
     if let Some(mistake) = scanned.misplaced {
         return Err(UsageError(vec![mistake]));
@@ -270,7 +285,7 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
         }
     };
     match config {
-        Some(config) if mistakes.0.is_empty() => Ok(Task::Run(Box::new(config))),
+        Some(config) if mistakes.0.is_empty() => Ok(config),
         _ => Err(UsageError(scanned.variables.named(mistakes.0))),
     }
 }
@@ -285,7 +300,12 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let (intercept, identity) = interception(flags, mistakes);
     let credentials = sts::credentials(flags, mistakes);
     let max_staleness = credentials.and_then(|it| it.max_staleness);
-    let cluster = cluster(flags, vars, prove_after(identity, max_staleness), mistakes);
+    let cluster = kubernetes::cluster(
+        flags,
+        vars,
+        kubernetes::prove_after(identity, max_staleness),
+        mistakes,
+    );
     let imds = metadata::metadata(flags, identity, &hosts, intercept.is_some(), mistakes);
     let pod_rate = mistakes.rate("pod-rate", &flags.pod_rate, 5, 1_000_000);
     let upstream = mistakes.parse("upstream", &flags.upstream);
@@ -346,48 +366,4 @@ fn statsd(flags: &Flags, mistakes: &mut Mistakes) -> Option<Option<(SocketAddr, 
         Some(text) => mistakes.parse("statsd", text),
     };
     Some(Some((server?, interval?)))
-}
-
-/// The time since etcd was last heard from after which a list is due: early enough for another attempt before records
-/// are stale.
-fn prove_after(identity: Identity, max_staleness: Option<Duration>) -> Duration {
-    let usual = match identity {
-        // Addresses are valid for 90 s.
-        Identity::SourceIp => SECOND * 60,
-        Identity::Kernel => SECOND * 240,
-    };
-    max_staleness.map_or(usual, |most| usual.min(most / 2))
-}
-
-fn cluster(
-    flags: &Flags,
-    vars: &dyn Vars,
-    prove_after: Duration,
-    mistakes: &mut Mistakes,
-) -> Option<cluster::Config> {
-    let interval = mistakes.duration("sync-interval", &flags.sync_interval, SECOND, DAY);
-    if flags.node_name.as_deref() == Some("") {
-        mistakes.add("node-name", "it is empty: leave it out to watch the pods of all nodes");
-    }
-    let taint = flags.startup_taint.as_ref().filter(|key| !key.is_empty());
-    let taint = taint.map(|key| mistakes.parse("startup-taint", key));
-    if taint.is_some() && flags.node_name.is_none() {
-        mistakes.add("startup-taint", "it needs --node-name: whose taint is it?");
-    }
-    let evict_older_pods = mistakes.switch("evict-older-pods", &flags.evict_older_pods);
-    if evict_older_pods && flags.node_name.is_none() {
-        mistakes.add("evict-older-pods", "it needs --node-name: which pods are this node's?");
-    }
-    let proxies = mistakes.proxies(vars);
-    Some(cluster::Config {
-        kubeconfig: flags.kubeconfig.as_ref().filter(|path| !path.is_empty()).map(PathBuf::from),
-        node_name: flags.node_name.clone(),
-        sync_interval: interval?,
-        // More than the minute between two bookmarks, and less than the 90 s for which addresses are valid.
-        stall: SECOND * 75,
-        startup_taint: given(taint)?,
-        evict_older_pods,
-        prove_after,
-        proxies: proxies?,
-    })
 }

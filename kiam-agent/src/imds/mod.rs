@@ -6,6 +6,7 @@
 mod allow;
 mod checks;
 mod error;
+mod exchange;
 mod first_requests;
 mod host;
 mod journal;
@@ -13,6 +14,7 @@ mod key;
 mod metrics;
 mod node_role;
 mod paths;
+pub mod probe;
 mod request_record;
 mod response;
 mod roles;

@@ -13,19 +13,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
-use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http::{Method, StatusCode};
 use serde::Deserialize;
 use tokio::{
-    net::TcpStream,
     sync::Semaphore,
     time::{Instant, timeout},
 };
 
 pub use self::url::{InvalidUpstream, UpstreamUrl};
 use super::{
+    exchange::{connect, exchange, session_token},
     route::{Lifetime, UpstreamPath},
     token::{MAX_TOKEN_TTL, X_AWS_EC2_METADATA_TOKEN, X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS},
 };
@@ -37,7 +34,7 @@ use kiam_core::{
 };
 
 /// The deadline of an answer, including the wait for a slot: most SDKs give up after a second.
-const DEADLINE: Duration = Duration::from_secs(1);
+pub(super) const DEADLINE: Duration = Duration::from_secs(1);
 /// The most concurrent requests for single pods: EC2 throttles the service per instance, and the node needs it too. Shared
 /// answers need one more request for each path.
 const SLOTS: usize = 8;
@@ -48,8 +45,6 @@ const NAMESPACE_SHARE: usize = SLOTS / 2;
 /// How long an answer that may change is shared. Termination handlers ask every five seconds or so, and a notice comes two
 /// minutes ahead.
 const MOMENT: Duration = Duration::from_secs(1);
-/// The largest answer. User data, which is never requested, may have 16 KiB.
-const MAX_BODY: usize = 64 * 1024;
 /// The age at which a token is renewed: well before its expiry, for a machine that was suspended meanwhile.
 const RENEW_TOKEN: Duration = Duration::from_secs(MAX_TOKEN_TTL as u64 / 2);
 /// The time until a service without tokens is tried for one again.
@@ -151,8 +146,8 @@ impl Upstream {
     /// The relay for connections that are passed on to the service.
     #[must_use]
     pub fn relay(&self) -> Relay {
-        let UpstreamUrl { host, port } = &self.0.url;
-        Relay { host: host.trim_matches(['[', ']']).to_owned(), port: *port }
+        let (host, port) = self.0.url.socket();
+        Relay { host: host.to_owned(), port }
     }
 
     /// The body of `path`, for `pod`. Content that can't change is requested once, and shared content once a second.
@@ -293,9 +288,7 @@ impl Upstream {
         let (status, body) = self.exchange(Method::PUT, "api/token", header).await?;
         let (session, token) = match status {
             StatusCode::OK => {
-                let text = String::from_utf8(body.to_vec()).map_err(|_| UpstreamError::Body)?;
-                let visible = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
-                let token = Secret::new(visible.then_some(text).ok_or(UpstreamError::Body)?);
+                let token = session_token(&body)?;
                 (Session::V2 { token: token.clone(), renew_at: now + RENEW_TOKEN }, Some(token))
             }
             StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
@@ -315,40 +308,9 @@ impl Upstream {
         header: Option<(&'static str, &str)>,
     ) -> Result<(StatusCode, Bytes), UpstreamError> {
         let url = &self.0.url;
-        let host = url.host.trim_matches(['[', ']']);
-        let stream = TcpStream::connect((host, url.port))
-            .await
-            .map_err(|source| UpstreamError::Connect { url: url.clone(), source })?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let mut request = Request::builder()
-            .method(method)
-            .uri(format!("/latest/{path}"))
-            .header(header::HOST, url.to_string().trim_start_matches("http://"))
-            .header(header::CONNECTION, "close");
-        if let Some((name, value)) = header {
-            request = request.header(name, value);
-        }
-        let request = request
-            .body(Empty::<Bytes>::new())
-            .expect("normalised paths and visible values make a request");
-        let exchange = async {
-            let response = sender.send_request(request).await?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
-            let body = body.map_err(|error| match error.downcast::<hyper::Error>() {
-                Ok(error) => UpstreamError::Http(*error),
-                Err(other) => {
-                    debug_assert!(other.is::<LengthLimitError>());
-                    UpstreamError::Body
-                }
-            })?;
-            Ok((status, body.to_bytes()))
-        };
-        tokio::select! {
-            answer = exchange => answer,
-            // Ends first only when it broke.
-            Err(error) = connection => Err(error.into()),
-        }
+        let (head, body) =
+            exchange(connect(url).await?, url, method, path, header).await?.into_parts();
+        Ok((head.status, body))
     }
 }
 

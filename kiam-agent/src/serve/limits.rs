@@ -122,6 +122,13 @@ pub(super) fn within_open_files(desired: usize, others: usize) -> usize {
     room.min(desired)
 }
 
+/// The number of connections that [`raise_open_files`] leaves room for, with the limit.
+#[must_use]
+pub fn open_files(config: &Config) -> (Option<u64>, usize) {
+    let limit = raise_open_files().current;
+    (limit, room(limit, config.other_files))
+}
+
 /// The number of connections for `open_files`, beside `others`, which get half at most. A connection that is passed on
 /// needs two files.
 fn room(open_files: Option<u64>, others: usize) -> usize {

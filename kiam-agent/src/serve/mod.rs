@@ -42,7 +42,7 @@ use self::{
     report::Report,
 };
 pub use self::{
-    limits::{Owner, raise_open_files},
+    limits::{Owner, open_files, raise_open_files},
     metrics::Metrics,
     relay::Relay,
 };

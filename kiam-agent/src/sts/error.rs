@@ -52,6 +52,17 @@ pub(super) enum Failure {
     Other(SourceError),
 }
 
+/// How far a failed call came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reached {
+    /// There are no credentials for it.
+    NoCredentials,
+    /// STS can't be reached, or did not answer.
+    NoConnection,
+    /// STS rejected it, or the session of the role in between.
+    Sts,
+}
+
 /// The session of `--assume-role-arn` can't be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("--assume-role-arn {role}: {error}")]
@@ -74,7 +85,11 @@ where
     }
 }
 
-fn classed<E>(error: &SdkError<E, HttpResponse>, through: Option<&RoleArn>) -> SourceError
+/// The class of `error`, with a message of one line.
+pub(super) fn classed<E>(
+    error: &SdkError<E, HttpResponse>,
+    through: Option<&RoleArn>,
+) -> SourceError
 where
     E: StdError + ProvideErrorMetadata + 'static,
 {
@@ -113,6 +128,19 @@ fn hint(code: &str, text: &str) -> &'static str {
         }
         "PackedPolicyTooLarge" => "; send fewer --session-tags or session policies",
         _ => "",
+    }
+}
+
+/// How far the call of `error` came.
+pub(super) fn reached<E: StdError + 'static>(error: &SdkError<E, HttpResponse>) -> Reached {
+    let first: &(dyn StdError + 'static) = error;
+    let causes = || std::iter::successors(Some(first), |cause| (*cause).source());
+    if matches!(error, SdkError::ServiceError(_)) || causes().any(|cause| cause.is::<HopError>()) {
+        return Reached::Sts;
+    }
+    match causes().any(|cause| cause.is::<CredentialsError>()) {
+        true => Reached::NoCredentials,
+        false => Reached::NoConnection,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Issues credentials through AWS STS and classifies its errors. Only this module uses the AWS SDK.
 
 mod assume;
+mod caller;
 mod durations;
 mod error;
 mod hop;
@@ -23,7 +24,12 @@ use aws_sdk_sts::{Client, config::IdentityCache};
 use futures::future::BoxFuture;
 
 use self::{assume::StsClient, durations::Durations, hop::Hop};
-pub use self::{durations::CHAINED, partition::partition, web_identity::WebIdentity};
+pub use self::{
+    caller::{CallerError, caller},
+    durations::CHAINED,
+    partition::partition,
+    web_identity::WebIdentity,
+};
 use crate::proxy::Proxies;
 use kiam_core::{
     clock::Clock,
@@ -84,14 +90,20 @@ pub async fn source(
     clock: Clock,
     tokens: Option<Arc<dyn PodTokens>>,
 ) -> Result<Arc<dyn CredentialSource>, Error> {
-    let plain = config.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http:"));
-    if !plain {
-        http::ensure_certificates().map_err(|searched| Error::Certificates { searched })?;
-    }
+    ensure_certificates(config)?;
     Ok(match tokens {
         None => Arc::new(AssumeRole::new(config, clock).await?),
         Some(tokens) => Arc::new(WebIdentity::new(config, clock, tokens).await),
     })
+}
+
+/// Whether there is a CA certificate to verify the STS of `config` with, unless it is reached without TLS.
+fn ensure_certificates(config: &Config) -> Result<(), Error> {
+    let plain = config.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http:"));
+    if plain {
+        return Ok(());
+    }
+    http::ensure_certificates().map_err(|searched| Error::Certificates { searched })
 }
 
 /// A source of credentials by `sts:AssumeRole`, with the node's credentials or those of a role in between.

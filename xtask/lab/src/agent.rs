@@ -144,6 +144,34 @@ impl Lab {
         Ok(text)
     }
 
+    /// `kiam-agent preflight` on the node with the flags that [`Self::begin_agent`] gives, less those named in `without`, and
+    /// `further` ones. `prefix` is a command that runs it, such as `setpriv`.
+    pub fn preflight(
+        &self,
+        prefix: &[&str],
+        without: &[&str],
+        further: &[&str],
+    ) -> Result<Command> {
+        let agent = agent_binary()?;
+        let (program, arguments) = match prefix.split_first() {
+            Some((program, arguments)) => (OsString::from(program), arguments),
+            None => (agent.clone().into(), &[][..]),
+        };
+        let mut command = self.node.command(program)?;
+        command.env_clear().stdin(Stdio::null()).args(arguments);
+        if !prefix.is_empty() {
+            command.arg(agent);
+        }
+        let mut all = flags(self, further)?;
+        for name in without {
+            if let Some(at) = all.iter().position(|flag| *flag == *format!("--{name}")) {
+                all.drain(at..at + 2);
+            }
+        }
+        command.arg("preflight").args(all).args(further);
+        Ok(command)
+    }
+
     /// The agent's state folder: what `--state-dir` names.
     #[must_use]
     pub fn state(&self) -> PathBuf {

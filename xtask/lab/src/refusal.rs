@@ -26,6 +26,15 @@ pub struct Refusal {
 impl Refusal {
     /// Refuses `call`, such as `libc::SYS_inotify_init1`, to the calling thread, with `errno`.
     pub fn of(call: libc::c_long, errno: i32) -> Result<Self> {
+        Self::start(call, None, errno)
+    }
+
+    /// As [`Self::of`], for calls whose argument of this index has this value, such as a command of bpf(2).
+    pub fn of_argument(call: libc::c_long, argument: (u32, u32), errno: i32) -> Result<Self> {
+        Self::start(call, Some(argument), errno)
+    }
+
+    fn start(call: libc::c_long, argument: Option<(u32, u32)>, errno: i32) -> Result<Self> {
         let refusal = Self { errno: Arc::new(errno.into()), count: Arc::default() };
         // Started before there is a filter, as its own calls must not wait for itself.
         let (sender, receiver) = mpsc::channel::<OwnedFd>();
@@ -35,7 +44,7 @@ impl Refusal {
                 while decides.answer(&listener).is_ok() {}
             }
         });
-        let listener = notify_of(call).context("filtering system calls")?;
+        let listener = notify_of(call, argument).context("filtering system calls")?;
         sender.send(listener).context("the thread that answers has ended")?;
         Ok(refusal)
     }
@@ -86,14 +95,29 @@ impl Refusal {
     }
 }
 
-/// Has the calling thread wait at `call` until the returned descriptor's reader decides (seccomp_unotify(2)).
-fn notify_of(call: libc::c_long) -> io::Result<OwnedFd> {
+/// Where a filter sees the lower half of the first argument, and how far the next one is.
+const ARGUMENTS: u32 = 16;
+const ARGUMENT: u32 = 8;
+
+/// Has the calling thread wait at `call`, with an argument of this index and value if one is given, until the returned
+/// descriptor's reader decides (seccomp_unotify(2)).
+fn notify_of(call: libc::c_long, argument: Option<(u32, u32)>) -> io::Result<OwnedFd> {
     let statement = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     let call = u32::try_from(call).map_err(io::Error::other)?;
+    let load = |at| statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, at);
+    let unless =
+        |value, skipped| statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, skipped, value);
+    // Without an argument, the call's number is compared again.
+    let (place, value) = match argument {
+        Some((index, value)) => (ARGUMENTS + index * ARGUMENT, value),
+        None => (0, call),
+    };
     let mut filter = [
         // The call's number is the first of what a filter sees.
-        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, call),
+        load(0),
+        unless(call, 3),
+        load(place),
+        unless(value, 1),
         statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
         statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];

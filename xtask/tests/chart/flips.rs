@@ -42,6 +42,7 @@ fn parts() -> Vec<Flip> {
         ("jsonLog", json!(false), alone()),
         ("gracePeriodSeconds", json!(0), alone()),
         ("bootGuard", on.clone(), alone()),
+        ("preflight.enabled", on.clone(), alone()),
         ("evictOlderPods", on.clone(), alone()),
         ("startupTaint.key", a, alone()),
         ("startupTaint.rights", on.clone(), taint()),

@@ -49,7 +49,7 @@ fn kubelet() -> Patch {
     serde_json::from_str(patch.unwrap()).unwrap()
 }
 
-/// All that the chart can add, and the default.
+/// All that the chart can add to the agent and beside it, and the default.
 fn parts() -> Vec<Part> {
     let autodetect = || without("--role-base-arn-autodetect", 2);
     let taint = "kiam.example.com/agent-not-ready";
@@ -109,6 +109,18 @@ fn parts() -> Vec<Part> {
     ]
 }
 
+/// The init container that checks a node, which has all that the agent has.
+fn preflight() -> [Part; 2] {
+    let on = |boot_guard| json!({"preflight": {"enabled": true}, "bootGuard": boot_guard});
+    [
+        Part { components: &["preflight"], ..part("preflight", on(false), &[]) },
+        Part {
+            components: &["boot-guard", "preflight"],
+            ..part("preflight of the boot guard", on(true), &[])
+        },
+    ]
+}
+
 /// What kustomize makes of `text`.
 fn kustomized(helm: &Helm, text: &Value) -> Objects {
     let folder = kustomization(text).unwrap();
@@ -119,7 +131,7 @@ fn kustomized(helm: &Helm, text: &Value) -> Objects {
 #[test]
 fn each_part_deploys_what_its_kustomization_does() {
     let Some(helm) = Helm::of_test() else { return };
-    for part in parts() {
+    for part in parts().into_iter().chain(preflight()) {
         let folder = |name: &&str| format!("../../deploy/{name}");
         let resources: Vec<_> = [""].iter().chain(part.resources).map(folder).collect();
         let components: Vec<_> = part.components.iter().map(folder).collect();

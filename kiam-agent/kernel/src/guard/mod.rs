@@ -5,7 +5,9 @@
 
 mod boot;
 mod changes;
+mod hops;
 mod metrics;
+mod others;
 mod probe;
 mod route;
 mod selection;
@@ -20,18 +22,20 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-pub(super) use self::{
-    boot::take_note,
-    uplink::{AGENT, remove as remove_uplinks},
-};
+use self::changes::{Changes, next, seen};
 pub use self::{
     boot::{BootGuard, BootGuardError, BootText, is_boot_note, remove_boot_guard},
     metrics::Metrics,
     uplink::UplinkProgram,
 };
-use self::{
-    changes::{Changes, next, seen},
+pub(super) use self::{
+    boot::{check as check_boot_guard, take_note},
+    hops::try_from_pods,
+    others::rules_before,
     probe::Reach,
+    route::imds_addresses,
+    selection::{interface_names, uplinks},
+    uplink::{AGENT, remove as remove_uplinks},
 };
 use crate::{
     error::Error,
@@ -318,7 +322,7 @@ impl Guard {
 /// [`GuardError::Remove`].
 pub(super) fn uninstall() -> Result<Vec<String>, GuardError> {
     let mut removed = Vec::new();
-    for to in route::imds_addresses() {
+    for to in imds_addresses() {
         match route::remove_but(to, None) {
             Ok(rules) => removed.extend(rules),
             Err(error) if is_family_off(&error) => {}
@@ -353,7 +357,7 @@ struct RuleChanges {
 /// Adds both families' rules, and then removes others. Without a preference, removes all.
 fn keep_rules(preference: Option<u32>, others: OtherRules) -> Result<RuleChanges, GuardError> {
     let mut rules = RuleChanges { added: 0, removed: 0, ipv6: true };
-    for to in route::imds_addresses() {
+    for to in imds_addresses() {
         match keep_family(to, preference, others) {
             Ok((added, removed)) => {
                 rules.added += added;

@@ -25,7 +25,7 @@ const TRIED_PODS: usize = 3;
 
 /// The result of a connect from a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Reach {
+pub(crate) enum Reach {
     /// The node's rules rejected it.
     Holds,
     /// It reached the IMDS, or the network beyond the rules.
@@ -72,8 +72,16 @@ pub(super) fn probe(blocking: &Blocking, cgroup: &Path) -> Reach {
 
 /// Connects and closes. Returns `ETIMEDOUT` after [`PATIENCE`].
 fn attempt(address: Ipv4Addr, port: u16) -> io::Result<()> {
+    attempt_within(address, port, None)
+}
+
+/// As [`attempt`], by packets that may go so many `hops`.
+pub(super) fn attempt_within(address: Ipv4Addr, port: u16, hops: Option<u32>) -> io::Result<()> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+    if let Some(hops) = hops {
+        sockopt::set_ip_ttl(&socket, hops)?;
+    }
     match connect(&socket, &SocketAddrV4::new(address, port)) {
         Err(Errno::INPROGRESS) => {}
         immediately => return Ok(immediately?),
@@ -86,7 +94,7 @@ fn attempt(address: Ipv4Addr, port: u16) -> io::Result<()> {
 }
 
 /// The [`Reach`] that the outcome of a connect shows.
-fn reach(outcome: io::Result<()>) -> Reach {
+pub(super) fn reach(outcome: io::Result<()>) -> Reach {
     match outcome.map_err(|error| error.raw_os_error().unwrap_or_default()) {
         Ok(()) | Err(libc::ECONNREFUSED) => Reach::Open,
         Err(libc::EHOSTUNREACH | libc::EACCES) => Reach::Holds,

@@ -47,13 +47,13 @@ const SOCKETS: [IpProtocol; 2] = [IpProtocol::Tcp, IpProtocol::Udp];
 const HALVES: [Ipv6Addr; 2] = [Ipv6Addr::UNSPECIFIED, Ipv6Addr::new(0x8000, 0, 0, 0, 0, 0, 0, 0)];
 
 /// Marks the agent's rules (`FRA_PROTOCOL`, kernel 4.17). Neither iproute2 nor a routing daemon uses this number.
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(107);
+pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(107);
 
 /// A file that exists where the kernel has IPv6.
 const IPV6_ADDRESSES: &str = "/proc/net/if_inet6";
 
 /// The addresses of the IMDS, one per family.
-pub(super) fn imds_addresses() -> [IpAddr; 2] {
+pub(crate) fn imds_addresses() -> [IpAddr; 2] {
     [IpAddr::from(IMDS_V4), IpAddr::from(IMDS_V6)]
 }
 

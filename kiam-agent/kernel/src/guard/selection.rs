@@ -17,11 +17,11 @@ use crate::sys::netlink::Netlink;
 
 /// An interface of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Interface {
+pub(crate) struct Interface {
     /// The interface's index, unique while it exists.
-    pub(super) index: u32,
+    pub(crate) index: u32,
     /// The interface's name, which may change.
-    pub(super) name: String,
+    pub(crate) name: String,
 }
 
 /// The relevant part of a route.
@@ -49,7 +49,7 @@ struct Link {
 /// # Errors
 ///
 /// The kernel's.
-pub(super) fn uplinks() -> io::Result<Vec<Interface>> {
+pub(crate) fn uplinks() -> io::Result<Vec<Interface>> {
     let netlink = Netlink::route()?;
     let mut routes = Vec::new();
     for address in imds_addresses() {
@@ -75,6 +75,15 @@ pub(super) fn uplinks() -> io::Result<Vec<Interface>> {
 pub(super) fn interfaces() -> io::Result<Vec<Interface>> {
     let links = links(&Netlink::route()?)?;
     Ok(links.into_iter().map(|Link { index, name, .. }| Interface { index, name }).collect())
+}
+
+/// The names of the interfaces of this thread's network namespace.
+///
+/// # Errors
+///
+/// The kernel's.
+pub(crate) fn interface_names() -> io::Result<Vec<String>> {
+    Ok(interfaces()?.into_iter().map(|interface| interface.name).collect())
 }
 
 fn links(netlink: &Netlink) -> io::Result<Vec<Link>> {

@@ -12,6 +12,8 @@ pub use self::{
     pod_listener::PodListenerResolver,
 };
 
+pub(crate) use self::node::interfaces as interface_addresses;
+
 use std::fmt::Display;
 
 use crate::selftest::Witness;

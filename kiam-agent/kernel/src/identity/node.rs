@@ -56,7 +56,7 @@ impl InterfaceAddresses {
 }
 
 /// All addresses of all interfaces; none after an error, so that no address is trusted.
-fn interfaces() -> HashSet<IpAddr> {
+pub(crate) fn interfaces() -> HashSet<IpAddr> {
     let addresses = match nix::ifaddrs::getifaddrs() {
         Ok(interfaces) => interfaces.filter_map(|interface| interface.address),
         Err(error) => {

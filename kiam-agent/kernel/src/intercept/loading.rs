@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use aya::{Ebpf, EbpfError, EbpfLoader, maps::MapError, programs::SocketFilter};
 use kiam_common::{
-    PATH_AUTO, PATH_NODE, PATH_POD_LOCAL,
+    HOST_NETNS_INITIAL, PATH_AUTO, PATH_NODE, PATH_POD_LOCAL,
     redirect::{AgentPorts, Target},
 };
 use tokio::sync::watch;
@@ -80,6 +80,22 @@ struct Constants<'a> {
     told: bool,
 }
 
+/// Has the kernel verify every program that `config` may attach, over maps that nothing pins, and returns their number.
+/// Nothing of it stays.
+pub(crate) fn verify_all(config: &Config, target: Target) -> Result<usize, Error> {
+    check_object()?;
+    // Other failures of this question are reported elsewhere.
+    let told = netns::host_netns().unwrap_or_default();
+    let host_netns = told.unwrap_or(HOST_NETNS_INITIAL);
+    let constants = Constants { config, target, host_netns, told: told.is_some() };
+    let enforces = config.mode == Mode::Enforce;
+    let programs = if enforces { ENFORCING.to_vec() } else { OBSERVING.to_vec() };
+    let verified = VerifiedObject::load(OBJECT, constants, programs, None)?;
+    // With the self-test's rewriter, the packets' guard, and the filter of SYNs.
+    let further = [true, enforces, config.has_filter(), verified.uplink.is_some()];
+    Ok(verified.programs.len() + further.into_iter().filter(|loaded| *loaded).count())
+}
+
 /// Ends the start of an agent that was built without the kernel object.
 pub(super) fn check_object() -> Result<(), Error> {
     if OBJECT.is_empty() { Err(Error::NoObject) } else { Ok(()) }
@@ -114,8 +130,9 @@ impl Interception {
         let first = pins::is_empty(&pins)?;
         let host_netns = told.unwrap_or_else(|| namespace::learned(object, &cgroup));
         let constants = Constants { config, target, host_netns, told: told.is_some() };
+        let programs = programs(config, &cgroup)?;
         let verified =
-            VerifiedObject::load(object, constants, &cgroup, &pins).inspect_err(|_| {
+            VerifiedObject::load(object, constants, programs, Some(&pins)).inspect_err(|_| {
                 // The new pinned maps are unused.
                 if first && let Err(error) = pins::remove_maps(&pins) {
                     warn!(%error, "Removing the unused maps of programs that can't be loaded failed");
@@ -146,15 +163,15 @@ impl Interception {
 // === impl VerifiedObject ===
 
 impl VerifiedObject {
+    /// Without `pins` the maps are new, and nothing is pinned.
     fn load(
         object: &[u8],
         constants: Constants<'_>,
-        cgroup: &Cgroup,
-        pins: &Path,
+        programs: Vec<&'static str>,
+        pins: Option<&Path>,
     ) -> Result<Self, Error> {
         let config = constants.config;
         let mut ebpf = constants.load(object, pins)?;
-        let programs = programs(config, cgroup)?;
         for &name in &programs {
             verify(&mut ebpf, name)?;
         }
@@ -170,7 +187,9 @@ impl VerifiedObject {
             true => {
                 let agent = id(&ebpf, guard::AGENT)?;
                 let ebpf = loader(pins).load(object).map_err(rejected)?;
-                Some(UplinkProgram::load(ebpf, pins.to_owned(), agent)?)
+                // What nothing is pinned for is never attached.
+                let pins = pins.unwrap_or(&config.bpffs).to_owned();
+                Some(UplinkProgram::load(ebpf, pins, agent)?)
             }
             false => None,
         };
@@ -181,8 +200,8 @@ impl VerifiedObject {
 // === impl Constants ===
 
 impl Constants<'_> {
-    /// Opens the object with these constants and with maps pinned in `pins`. No program is loaded yet.
-    fn load(self, object: &[u8], pins: &Path) -> Result<Ebpf, Error> {
+    /// Opens the object with these constants and with maps pinned in `pins`, if given. No program is loaded yet.
+    fn load(self, object: &[u8], pins: Option<&Path>) -> Result<Ebpf, Error> {
         let Self { config, target, host_netns, told } = self;
         let passes = u32::from(config.host_network == HostNetworkPods::Pass);
         let observes = u32::from(config.mode == Mode::Observe);
@@ -219,11 +238,13 @@ pub(super) fn rejected(error: EbpfError) -> Error {
     }
 }
 
-/// A loader that uses the maps pinned in `pins`, or pins new ones.
-fn loader(pins: &Path) -> EbpfLoader<'static> {
+/// A loader that uses the maps pinned in `pins`, or pins new ones. Without `pins` it pins none.
+fn loader(pins: Option<&Path>) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
-    for map in MAPS {
-        loader.map_pin_path(map, pins.join(map));
+    if let Some(pins) = pins {
+        for map in MAPS {
+            loader.map_pin_path(map, pins.join(map));
+        }
     }
     loader
 }

@@ -26,6 +26,7 @@ mod sandbox_table;
 mod shortage;
 mod uninstall;
 
+pub(crate) use self::{ancestors::above, config::check, loading::verify_all};
 pub use self::{
     attached::{InterceptedSince, since_boot},
     config::{Config, HostNetworkPods, ListenerPath, Mode},

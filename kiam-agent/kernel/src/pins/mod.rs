@@ -21,13 +21,20 @@ pub(crate) const DRAFT: &str = "_new";
 
 /// Creates the folder of this layout, for root alone. Returns it and the folders of older layouts.
 pub(crate) fn open(bpffs: &Path) -> Result<(PathBuf, Vec<PathBuf>), Error> {
-    let failed =
-        |source| Error::File { what: "make the pins' folder", path: bpffs.to_owned(), source };
+    let older = check(bpffs)?;
+    let pins = current(bpffs);
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&pins);
+    made.map_err(|source| unmade(bpffs, source))?;
+    Ok((pins, older))
+}
+
+/// Whether pins may go below `bpffs`, which need not exist yet. Returns the folders of older layouts.
+pub(crate) fn check(bpffs: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut nearest = bpffs;
     while !nearest.exists() {
         nearest = nearest.parent().ok_or(Error::NotBpffs { path: bpffs.to_owned() })?;
     }
-    let system = rustix::fs::statfs(nearest).map_err(|error| failed(error.into()))?;
+    let system = rustix::fs::statfs(nearest).map_err(|error| unmade(bpffs, error.into()))?;
     if u64::try_from(system.f_type).ok() != Some(BPF_FS_MAGIC) {
         return Err(Error::NotBpffs { path: bpffs.to_owned() });
     }
@@ -36,9 +43,11 @@ pub(crate) fn open(bpffs: &Path) -> Result<(PathBuf, Vec<PathBuf>), Error> {
         return Err(Error::NewerLayout { path: path.clone(), number: *number, layout: LAYOUT });
     }
     others.retain(|(number, _)| *number < LAYOUT);
-    let pins = current(bpffs);
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&pins).map_err(failed)?;
-    Ok((pins, others.into_iter().map(|(_, path)| path).collect()))
+    Ok(others.into_iter().map(|(_, path)| path).collect())
+}
+
+fn unmade(bpffs: &Path, source: io::Error) -> Error {
+    Error::File { what: "make the pins' folder", path: bpffs.to_owned(), source }
 }
 
 /// The folder of this layout.

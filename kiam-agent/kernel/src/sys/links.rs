@@ -170,12 +170,14 @@ impl PinnedLink {
 
 /// Attaches `program` to connect(2) of IPv4 sockets at `cgroup`, for as long as the link is open. Kernel 5.7.
 pub(crate) fn connect4(program: BorrowedFd<'_>, cgroup: &File) -> io::Result<OwnedFd> {
-    let mut attr = LinkCreate {
-        prog_fd: program.as_raw_fd().unsigned_abs(),
-        target_fd: cgroup.as_raw_fd().unsigned_abs(),
-        attach_type: BPF_CGROUP_INET4_CONNECT,
-        flags: 0,
-    };
+    let [program, cgroup] = [program.as_raw_fd(), cgroup.as_raw_fd()].map(RawFd::unsigned_abs);
+    create(program, cgroup, BPF_CGROUP_INET4_CONNECT)
+}
+
+/// Attaches the program with the descriptor `prog_fd` to `target`, a cgroup's descriptor or an interface's index, for as
+/// long as the link is open. Kernel 5.7, for interfaces 6.6.
+pub(crate) fn create(prog_fd: u32, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreate { prog_fd, target_fd: target, attach_type, flags: 0 };
     let fd = bpf(BPF_LINK_CREATE, &mut attr)?;
     // SAFETY: the call succeeded, so this is a descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

@@ -3,6 +3,8 @@
 mod cgroup;
 mod defer;
 pub(crate) mod features;
+pub(crate) mod hooks;
+mod hops;
 pub(crate) mod links;
 pub(crate) mod membership;
 pub(crate) mod namespaces;
@@ -17,6 +19,7 @@ mod walk;
 pub use self::{
     cgroup::Cgroup,
     defer::defer_accept,
+    hops::drop_last_hop,
     namespaces::{inside, loopback_is_up},
     netns::{cookie_of, is_elsewhere},
     rejection::ProgramRejection,

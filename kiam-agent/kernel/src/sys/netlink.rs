@@ -8,7 +8,7 @@ use netlink_packet_core::{
 };
 use netlink_sys::{
     Socket, SocketAddr,
-    protocols::{NETLINK_ROUTE, NETLINK_SOCK_DIAG},
+    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_SOCK_DIAG},
 };
 
 /// A netlink socket, in the network namespace of the thread that opened it.
@@ -26,6 +26,11 @@ impl Netlink {
     /// A socket for the kernel's list of sockets.
     pub(crate) fn sock_diag() -> io::Result<Self> {
         Self::open(NETLINK_SOCK_DIAG)
+    }
+
+    /// A socket for netfilter.
+    pub(crate) fn netfilter() -> io::Result<Self> {
+        Self::open(NETLINK_NETFILTER)
     }
 
     fn open(protocol: isize) -> io::Result<Self> {

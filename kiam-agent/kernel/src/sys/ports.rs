@@ -79,7 +79,8 @@ pub(crate) fn outside(
     above.take(TRIES).chain(below.take(TRIES)).chain(unassigned)
 }
 
-fn is_ephemeral(port: u16, ephemeral: &RangeInclusive<u16>) -> bool {
+/// Whether a socket may get `port` of the range by chance: it is in it, and not reserved.
+pub(crate) fn is_ephemeral(port: u16, ephemeral: &RangeInclusive<u16>) -> bool {
     let reserved = fs::read_to_string(RESERVED).unwrap_or_default();
     ephemeral.contains(&port) && !is_reserved(&reserved, port)
 }

@@ -5,6 +5,7 @@ use tokio::{
 
 use super::*;
 use crate::imds::{
+    exchange::MAX_BODY,
     route::{Readable, Route, Routes},
     service::fixture::{NodeImds, imdsv2},
 };

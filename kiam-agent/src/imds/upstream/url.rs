@@ -8,8 +8,8 @@ use kiam_core::role::QuotedText;
 /// The URL of the real IMDS: `http://host[:port]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamUrl {
-    pub(super) host: String,
-    pub(super) port: u16,
+    host: String,
+    port: u16,
 }
 
 /// Text that is not an [`UpstreamUrl`].
@@ -20,6 +20,13 @@ pub struct UpstreamUrl {
 pub struct InvalidUpstream(QuotedText);
 
 // === impl UpstreamUrl ===
+
+impl UpstreamUrl {
+    /// The host and port to connect to.
+    pub(in crate::imds) fn socket(&self) -> (&str, u16) {
+        (self.host.trim_matches(['[', ']']), self.port)
+    }
+}
 
 impl FromStr for UpstreamUrl {
     type Err = InvalidUpstream;

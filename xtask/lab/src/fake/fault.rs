@@ -49,6 +49,7 @@ enum Outcome {
     Cut,
     Body { status: u16, text: String },
     Edit(Edit),
+    Header { name: &'static str, value: String },
 }
 
 #[derive(Clone)]
@@ -128,6 +129,12 @@ impl Injected {
     #[must_use]
     pub fn edit(change: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         Self::new(Outcome::Edit(Edit(Arc::new(change))))
+    }
+
+    /// The usual answer with this header, such as `("date", "Tue, 15 Nov 1994 08:12:31 GMT")`.
+    #[must_use]
+    pub fn header(name: &'static str, value: &str) -> Self {
+        Self::new(Outcome::Header { name, value: value.to_owned() })
     }
 
     /// Only requests of this method.
@@ -224,6 +231,13 @@ impl Faults {
             Outcome::Cut => cut(usual()).await,
             Outcome::Body { status, text } => full(status_of(*status), "text/plain", text.clone()),
             Outcome::Edit(edit) => edited(usual(), edit.clone()),
+            Outcome::Header { name, value } => {
+                let mut answer = usual();
+                if let Ok(value) = value.parse() {
+                    answer.headers_mut().insert(*name, value);
+                }
+                answer
+            }
         }
     }
 

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use anyhow::Result;
@@ -38,6 +41,7 @@ pub struct Imds {
     server: Server<Service>,
     requests: Arc<Mutex<Requests>>,
     credentials: Arc<Mutex<NodeCredentials>>,
+    needs_token: Arc<AtomicBool>,
     /// Without root, packets can't be counted.
     packets: Option<Packets>,
 }
@@ -48,6 +52,7 @@ type Requests = BTreeMap<(IpAddr, String), u64>;
 struct Service {
     requests: Arc<Mutex<Requests>>,
     credentials: Arc<Mutex<NodeCredentials>>,
+    needs_token: Arc<AtomicBool>,
 }
 
 /// What it gives out as the node's own.
@@ -77,10 +82,14 @@ impl Imds {
     fn serve(places: Vec<Place>, packets: Option<Packets>) -> Result<Self> {
         let requests = Arc::default();
         let credentials = Arc::default();
-        let service =
-            Service { requests: Arc::clone(&requests), credentials: Arc::clone(&credentials) };
+        let needs_token = Arc::default();
+        let service = Service {
+            requests: Arc::clone(&requests),
+            credentials: Arc::clone(&credentials),
+            needs_token: Arc::clone(&needs_token),
+        };
         let server = Server::start(places, Arc::new(service))?;
-        Ok(Self { server, requests, credentials, packets })
+        Ok(Self { server, requests, credentials, needs_token, packets })
     }
 
     /// What `--upstream` names.
@@ -93,6 +102,11 @@ impl Imds {
     pub fn set_node_credentials(&self, access_key: &str, secret_key: &str, token: &str) {
         let [access_key, secret_key, token] = [access_key, secret_key, token].map(str::to_owned);
         *lock(&self.credentials) = NodeCredentials { access_key, secret_key, token };
+    }
+
+    /// Answers only requests with a session token from now on, as `HttpTokens=required` has it.
+    pub fn require_tokens(&self) {
+        self.needs_token.store(true, Ordering::SeqCst);
     }
 
     /// How many packets to the service have come from `source`, of whatever protocol and port.
@@ -185,7 +199,8 @@ impl Answer for Service {
         if call.method == Method::PUT && call.path == "/latest/api/token" {
             return token(call);
         }
-        if call.headers.get(TOKEN_HEADER).is_some_and(|token| token != TOKEN) {
+        let needs_token = self.needs_token.load(Ordering::SeqCst);
+        if call.headers.get(TOKEN_HEADER).map_or(needs_token, |token| token != TOKEN) {
             return text(StatusCode::UNAUTHORIZED, "");
         }
         match content(&call.path, &lock(&self.credentials)) {

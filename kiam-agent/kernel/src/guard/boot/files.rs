@@ -76,6 +76,15 @@ pub(super) fn install(folder: &Path, preference: u32) -> Result<Vec<String>, Boo
     folder.install(preference)
 }
 
+/// Whether [`install`] would take `folder`, as far as can be seen without writing.
+///
+/// # Errors
+///
+/// [`BootGuardError::Folder`].
+pub(super) fn check(folder: &Path) -> Result<(), BootGuardError> {
+    Folder::open(folder)?.check_lasting()
+}
+
 /// Removes what [`install`] wrote to `folder`, and returns the removed files. Missing files are no error.
 ///
 /// # Errors

@@ -107,6 +107,15 @@ impl BootGuard {
     }
 }
 
+/// Whether the boot guard's files may go to `folder`, as far as can be seen without writing.
+///
+/// # Errors
+///
+/// [`BootGuardError`].
+pub(crate) fn check(folder: &Path) -> Result<(), BootGuardError> {
+    files::check(folder)
+}
+
 /// Removes the boot guard's files from `folder`, and returns the removed files. Missing files are no error.
 ///
 /// # Errors

@@ -19,6 +19,8 @@ use crate::fake::{
 };
 
 const JSON: &str = "application/json";
+/// Where a caller asks what it may do.
+const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 /// How much of a list is sent at once.
 const CHUNK: usize = 16 * 1024;
 /// What real servers take when a watch names no `timeoutSeconds`: 30 to 60 minutes.
@@ -181,6 +183,10 @@ impl Api {
         if seen.path == "/version" {
             let version = json!({ "major": "1", "minor": "35", "gitVersion": "v1.35.0" });
             return Ok(json_answer(StatusCode::OK, &version));
+        }
+        if seen.method == Method::POST && seen.path == REVIEWS {
+            let review = write::review(&self.store.state(), &seen.body);
+            return Ok(json_answer(StatusCode::CREATED, &review));
         }
         let unknown = || (StatusCode::NOT_FOUND, "NotFound", "no such resource".to_owned());
         let target = Target::parse(&seen.path).ok_or_else(unknown)?;

@@ -1,7 +1,7 @@
 //! The records, their history and the log of requests: what tests steer and ask.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -64,6 +64,8 @@ pub(super) struct State {
     /// Watches opened before the latest of these end.
     pub(super) closings: u64,
     pub(super) open_watches: usize,
+    /// What the caller may not do, as a verb and a resource.
+    pub(super) denied: BTreeSet<(String, String)>,
     seen: Vec<Seen>,
 }
 
@@ -120,6 +122,7 @@ impl Default for Store {
             injected: Vec::new(),
             closings: 0,
             open_watches: 0,
+            denied: BTreeSet::new(),
             seen: Vec::new(),
         };
         Self { state: Mutex::new(state), changed: watch::Sender::new(()) }
@@ -238,6 +241,13 @@ impl Store {
             let (version, records) = (state.version, state.records.clone());
             state.cached = cut.then_some(Cached { version, records });
         });
+    }
+
+    /// Says from now on that the caller may not do `verb` to `resource`, such as `pods` or `pods/eviction`. Requests are answered
+    /// all the same.
+    pub fn deny(&self, verb: &str, resource: &str) {
+        let right = (verb.to_owned(), resource.to_owned());
+        self.steer(|state| state.denied.extend([right]));
     }
 
     /// Ends every open watch, as real servers do every few minutes.

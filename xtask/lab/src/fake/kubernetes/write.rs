@@ -97,6 +97,21 @@ fn bound_pod<'a>(
     Ok(Some(pod))
 }
 
+/// SelfSubjectAccessReview:
+/// <https://kubernetes.io/docs/reference/kubernetes-api/authorization-resources/self-subject-access-review-v1/>.
+pub(super) fn review(state: &State, review: &Value) -> Value {
+    let attributes = &review["spec"]["resourceAttributes"];
+    let text = |name: &str| attributes[name].as_str().unwrap_or_default();
+    let resource = match text("subresource") {
+        "" => text("resource").to_owned(),
+        part => format!("{}/{part}", text("resource")),
+    };
+    let denied = state.denied.contains(&(text("verb").to_owned(), resource));
+    let mut answer = review.clone();
+    answer["status"] = json!({ "allowed": !denied });
+    answer
+}
+
 /// Eviction: <https://kubernetes.io/docs/reference/kubernetes-api/policy-resources/eviction-v1/>. The pod is gone at
 /// once, or marked as terminating where it has a finalizer.
 pub(super) fn evict(

@@ -24,6 +24,7 @@ use self::check::{Refusal, Subject};
 use super::{
     fault::{Call, Faults, Injected},
     http::{Answer, Body, Place, Server, full},
+    imds::{ACCOUNT, INSTANCE_ID, NODE_ROLE},
     web_token,
 };
 
@@ -243,6 +244,12 @@ impl Answer for Service {
 
     fn answer(&self, call: &Call) -> Response<Body> {
         let mut state = lock(&self.0);
+        if call.fields.get("Action").is_some_and(|action| action == "GetCallerIdentity") {
+            return match Subject::key(&state, call) {
+                Ok(_) => full(StatusCode::OK, "text/xml", identity()),
+                Err((status, code, message)) => failure(status, code, &message),
+            };
+        }
         match state.issue(call) {
             Ok((issued, answer)) => {
                 state.issued.push(issued);
@@ -318,6 +325,19 @@ fn success(issued: &Issued, asked: &check::Asked<'_>, subject: &Subject) -> Stri
          </{action}Result>\
          <ResponseMetadata><RequestId>lab</RequestId></ResponseMetadata>\
          </{action}Response>"
+    )
+}
+
+/// Who the node is: a session of its role, named after the instance.
+fn identity() -> String {
+    format!(
+        "<GetCallerIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\
+         <GetCallerIdentityResult>\
+         <Arn>arn:aws:sts::{ACCOUNT}:assumed-role/{NODE_ROLE}/{INSTANCE_ID}</Arn>\
+         <UserId>AROALAB:{INSTANCE_ID}</UserId><Account>{ACCOUNT}</Account>\
+         </GetCallerIdentityResult>\
+         <ResponseMetadata><RequestId>lab</RequestId></ResponseMetadata>\
+         </GetCallerIdentityResponse>"
     )
 }
 

@@ -1,0 +1,144 @@
+//! Whether the roles that the node's pods want can be assumed. Issued credentials are dropped at once.
+
+use std::sync::Arc;
+
+use futures::{StreamExt as _, stream};
+use kiam_core::{
+    clock::Clock,
+    credentials::{CredentialSource, ErrorClass, SourceError},
+    policy::RolePolicy,
+    preflight::{Check, Topic::Roles},
+    role::{Claimant, RoleArn, RoleIdentity, SessionName},
+};
+
+use super::{api::ApiReport, sts::Caller};
+use crate::{
+    app::{knowledge::tokens, upstream::policy_with},
+    config::Config,
+    sts,
+};
+
+/// The most roles that are tried: enough to show that the node may assume roles at all, and few for STS.
+const MOST: usize = 20;
+/// Roles that are tried at once.
+const AT_ONCE: usize = 4;
+/// The session of a role that no pod wants.
+const SESSION: &str = "kiam-agent-preflight";
+/// The most failures that are shown.
+const SHOWN: usize = 2;
+
+/// Tries the roles of the node's pods, and those of `tried`.
+pub(super) async fn checks(
+    config: &Config,
+    report: ApiReport,
+    caller: Option<Caller>,
+    tried: Vec<RoleArn>,
+) -> Vec<Check> {
+    let Some(Caller { sts, base }) = caller else {
+        return vec![Check::unknown(Roles, "STS can't be asked", "see sts")];
+    };
+    let session = SessionName::sanitised(SESSION);
+    let named = tried.into_iter().map(|role| {
+        let identity =
+            RoleIdentity::new(role, session.clone(), config.roles.policy.session_duration);
+        (identity, Claimant::new("", SESSION))
+    });
+    let mut wanted: Vec<_> = named.collect();
+    let of_flags = wanted.len();
+    let mut pod_tokens = None;
+    if let Some(known) = &report.known {
+        let policy = RolePolicy::new(policy_with(config, base), known.reader.clone());
+        let of_pods = policy.wanted(&known.node_pods.filter());
+        wanted.extend(of_pods.iter().filter_map(|(identity, claimants)| {
+            Some((identity.clone(), claimants.first()?.clone()))
+        }));
+        pod_tokens = match tokens(config, &known.cluster, &known.reader, &known.metrics) {
+            Ok(tokens) => tokens,
+            Err(error) => return vec![Check::failed(Roles, &error, "see api")],
+        };
+    } else if of_flags == 0 {
+        let finding = "the API did not say which roles the node's pods want";
+        return vec![Check::unknown(Roles, finding, "see api; --try-role=ARN tries one")];
+    }
+    let all = wanted.len();
+    wanted.truncate(MOST.max(of_flags));
+    if wanted.is_empty() {
+        let finding = "no pod of this node wants a role that it may have, so none was assumed";
+        return vec![Check::unknown(Roles, finding, "--try-role=ARN tries one")];
+    }
+    match sts::source(&sts, Clock::system(), pod_tokens).await {
+        Ok(source) => vec![judge(&assume(source, wanted).await, all)],
+        Err(error) => vec![Check::failed(Roles, &error, "see sts")],
+    }
+}
+
+/// The role, and why it can't be assumed.
+type Attempt = (RoleArn, Option<SourceError>);
+
+async fn assume(
+    source: Arc<dyn CredentialSource>,
+    wanted: Vec<(RoleIdentity, Claimant)>,
+) -> Vec<Attempt> {
+    let attempts = wanted.into_iter().map(|(identity, claimant)| {
+        let source = Arc::clone(&source);
+        async move {
+            let error = source.issue(&identity, &claimant).await.err();
+            (identity.role, error)
+        }
+    });
+    stream::iter(attempts).buffered(AT_ONCE).collect().await
+}
+
+fn judge(attempts: &[Attempt], all: usize) -> Check {
+    let failed: Vec<_> = attempts
+        .iter()
+        .filter_map(|(role, error)| error.as_ref().map(|error| (role, error)))
+        .collect();
+    let tried = attempts.len();
+    if failed.is_empty() {
+        let of = if all > tried { format!("{tried} of {all}") } else { tried.to_string() };
+        return Check::ok(Roles, format!("assumed, and dropped again: {of}"));
+    }
+    let shown: Vec<_> = failed
+        .iter()
+        .take(SHOWN)
+        .map(|(role, error)| format!("{role}: {}", error.message))
+        .collect();
+    let finding = format!("{} of {tried} can't be assumed: {}", failed.len(), shown.join("; "));
+    let denied = failed
+        .iter()
+        .any(|(_, error)| matches!(error.class, ErrorClass::Denied | ErrorClass::Refused));
+    match denied {
+        true => Check::fail(
+            Roles,
+            finding,
+            "let the roles trust the node's role, and the node's role assume them: docs/installing.md, step 2",
+        ),
+        false => Check::warn(Roles, finding, "this may pass: repeat the check, and see sts"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kiam_core::preflight::Verdict::{Fail, Ok as Good, Warn};
+
+    use super::*;
+
+    #[test]
+    fn a_denied_role_is_a_failure_and_a_throttled_one_a_warning() {
+        let attempt = |name: &str, class: Option<ErrorClass>| -> Attempt {
+            let role = format!("arn:aws:iam::123456789012:role/{name}").parse().unwrap();
+            (role, class.map(|class| SourceError::new(class, "AccessDenied: no")))
+        };
+        let cases = [
+            (None, Good, "dropped again: 2 of 30"),
+            (Some(ErrorClass::Throttled), Warn, "1 of 2"),
+            (Some(ErrorClass::Denied), Fail, "role/b: AccessDenied: no"),
+        ];
+        for (class, verdict, says) in cases {
+            let check = judge(&[attempt("a", None), attempt("b", class)], 30);
+            assert_eq!(check.verdict, verdict, "{check:?}");
+            assert!(check.finding.contains(says), "{check:?}");
+        }
+    }
+}
