@@ -141,15 +141,19 @@ pub fn ensure_iproute() -> Result<()> {
     install_packages(&["iproute2"])
 }
 
-/// Installs `nft`, with which the tests of the guard do what kube-proxy does, where it is missing and can be installed; without
-/// it they say so.
-pub fn ensure_nftables() {
-    if output_of(command("nft").arg("--version")).is_some() || look_for_apt() != Apt::Usable {
+/// Installs `nft` and `iptables`, with which the tests of the guard and of preflight do what kube-proxy and kiam do, where they
+/// are missing and can be installed; without them they say so.
+pub fn ensure_packet_filters() {
+    let lacks = |program: &str| output_of(command(program).arg("--version")).is_none();
+    let packages = [("nft", "nftables"), ("iptables", "iptables")];
+    let missing: Vec<_> = packages.iter().filter(|(program, _)| lacks(program)).collect();
+    if missing.is_empty() || look_for_apt() != Apt::Usable {
         return;
     }
-    say("installing Debian packages: nftables");
-    if let Err(error) = install_packages(&["nftables"]) {
-        say(format!("no nft to be had: {error:#}"));
+    let missing: Vec<_> = missing.into_iter().map(|(_, package)| *package).collect();
+    say(format!("installing Debian packages: {}", missing.join(" ")));
+    if let Err(error) = install_packages(&missing) {
+        say(format!("they can't be installed: {error:#}"));
     }
 }
 

@@ -160,6 +160,10 @@ pub(super) const ROWS: &[Row] = &[
         "kubectl exec -n kube-system kiam-agent-x7k2p -- kiam-agent explain shop/orders",
         By(EXPLAIN, "fn the_page_shows_what_explain_prints"),
     ),
+    row(
+        "kiam-agent preflight --host=10.0.0.1…",
+        By("kiam-agent/tests/preflight/page.rs", "fn installing_page_shows_what_preflight_prints"),
+    ),
     row("kiam-agent explain shop/order", By(EXPLAIN, "fn the_page_shows_what_explain_prints")),
     row("curl --unix-socket /run/kiam/admin.sock…", Here(Agent)),
     row("TOKEN=$(curl -sX PUT…", Here(Pod)),

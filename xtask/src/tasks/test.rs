@@ -239,7 +239,7 @@ fn tests(selection: &Selection) -> Command {
 /// What the tests of the agent as a process start.
 fn programs() -> Result<()> {
     toolchain::ensure_container_runtime();
-    toolchain::ensure_nftables();
+    toolchain::ensure_packet_filters();
     build::programs()
 }
 

@@ -93,7 +93,8 @@ pub(super) fn run(options: &Options) -> Result<()> {
              refuses: {reason}"
         );
     }
-    ensure_packet_filters();
+    // Without them the other ways can still be measured, and the document says what was left out.
+    toolchain::ensure_packet_filters();
     let programs = Programs::find(options)?;
     let tools = Tools::look();
     let (load_before, started) = (machine::load(), Instant::now());
@@ -127,22 +128,6 @@ pub(super) fn run(options: &Options) -> Result<()> {
         left_out,
     };
     write(&workspace().join(&options.out), &document::render(&report))
-}
-
-/// Without them the other ways can still be measured, and the document says what was left out.
-fn ensure_packet_filters() {
-    let tools = Tools::look();
-    let missing: Vec<_> = [("iptables", tools.iptables), ("nftables", tools.nftables)]
-        .into_iter()
-        .filter_map(|(package, version)| version.is_none().then_some(package))
-        .collect();
-    if missing.is_empty() {
-        return;
-    }
-    say(format!("installing Debian packages: {}", missing.join(" ")));
-    if let Err(error) = toolchain::install_packages(&missing) {
-        say(format!("they can't be installed, what needs them is left out: {error:#}"));
-    }
 }
 
 /// Starts a lab for every way at every number of rules; the second list says which can't be, and why.
