@@ -5,6 +5,7 @@
 mod accepted;
 mod cluster;
 mod installations;
+mod page;
 mod refused;
 mod rules;
 
