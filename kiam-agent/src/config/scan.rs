@@ -82,7 +82,9 @@ fn unexpected(word: &str) -> String {
     match peers::advice(word) {
         Some(advice) => format!("{word}: a flag of kiam or kube2iam; {advice}"),
         None if word.starts_with("--") => format!("{word}: there is no such flag"),
-        None => format!("{word:?}: there is no such subcommand, but {}", subcommands()),
+        None => {
+            format!("{word:?}: there is no such subcommand; the subcommands are {}", subcommands())
+        }
     }
 }
 

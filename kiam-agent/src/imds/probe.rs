@@ -16,6 +16,10 @@ use kiam_kernel::sys;
 
 /// The life of the session tokens that are asked for, in seconds.
 const LIFE: &str = "1";
+/// The header that asks for such a token.
+const TTL: Option<(&str, &str)> = Some((X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS, LIFE));
+/// Answers in a row that must be dropped, each followed by one that is not.
+const DROPPED: u32 = 2;
 /// How many times longer than the first answer another one may take before it counts as dropped.
 const SLOWER: u32 = 10;
 /// The path of session tokens.
@@ -81,7 +85,8 @@ pub async fn profile(url: &UpstreamUrl) -> Result<ServiceProfile, UpstreamError>
             }
             match without {
                 StatusCode::OK => TokenPolicy::Optional,
-                _ => TokenPolicy::Required,
+                StatusCode::UNAUTHORIZED => TokenPolicy::Required,
+                status => return Err(UpstreamError::Status(status)),
             }
         }
     };
@@ -92,30 +97,43 @@ pub async fn profile(url: &UpstreamUrl) -> Result<ServiceProfile, UpstreamError>
 ///
 /// # Errors
 ///
-/// [`UpstreamError`], when the service can't be reached at all.
+/// [`UpstreamError`], when the service can't be reached, or answers otherwise than before: a service that is slow for a
+/// moment says nothing of hops.
 pub async fn hop_limit(
     url: &UpstreamUrl,
     profile: &ServiceProfile,
 ) -> Result<HopLimit, UpstreamError> {
+    for _ in 0..DROPPED {
+        match ask_over_last_hop(url, profile).await? {
+            Some(StatusCode::OK) => return Ok(HopLimit::More),
+            Some(status) => return Err(UpstreamError::Status(status)),
+            None => match request(url, Method::PUT, TOKEN, TTL).await?.status() {
+                StatusCode::OK => {}
+                status => return Err(UpstreamError::Status(status)),
+            },
+        }
+    }
+    Ok(HopLimit::One)
+}
+
+/// The status of an answer that has a hop left; `None` if none came in time.
+async fn ask_over_last_hop(
+    url: &UpstreamUrl,
+    profile: &ServiceProfile,
+) -> Result<Option<StatusCode>, UpstreamError> {
     let stream = timeout(DEADLINE, connect(url)).await.unwrap_or(Err(UpstreamError::Deadline))?;
     let failed = |source| UpstreamError::Connect { url: url.clone(), source };
     // Not before the connection is there: its other packets may go as far as they like, or not.
     sys::drop_last_hop(&stream).map_err(failed)?;
-    let header = Some((X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS, LIFE));
     let patience = DEADLINE.max(profile.took * SLOWER);
-    let asked = exchange(stream, url, Method::PUT, TOKEN, header);
-    match timeout(patience, asked).await {
-        Ok(Ok(_)) => Ok(HopLimit::More),
-        Ok(Err(error)) => Err(error),
-        Err(_) => Ok(HopLimit::One),
-    }
+    let asked = exchange(stream, url, Method::PUT, TOKEN, TTL);
+    timeout(patience, asked).await.ok().transpose().map(|answer| answer.map(|it| it.status()))
 }
 
 /// The answer to a request for a session token. The first request after a while may need longer than others.
 async fn ask_token(url: &UpstreamUrl) -> Result<Response<Bytes>, UpstreamError> {
-    let header = Some((X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS, LIFE));
-    match request(url, Method::PUT, TOKEN, header).await {
-        Err(_) => request(url, Method::PUT, TOKEN, header).await,
+    match request(url, Method::PUT, TOKEN, TTL).await {
+        Err(_) => request(url, Method::PUT, TOKEN, TTL).await,
         answer => answer,
     }
 }

@@ -234,9 +234,13 @@ pub(super) const ROWS: &[Row] = &[
     row("no role wanted", Roles, Unknown, &["no pod of this node wants", "--try-role"], |_| {
         Setting::of_servers(&[])
     }),
-    row("a role that denies", Roles, Fail, &["role/orders", "AccessDenied", "step 2"], |lab| {
-        with_pod(lab, sts_answers(lab, "AssumeRole", 403, "AccessDenied"))
-    }),
+    row(
+        "a pod's role that denies",
+        Roles,
+        Warn,
+        &["role/orders", "AccessDenied", "step 2"],
+        |lab| with_pod(lab, sts_answers(lab, "AssumeRole", 403, "AccessDenied")),
+    ),
     row("a role while STS throttles", Roles, Warn, &["Throttling", "may pass"], |lab| {
         with_pod(lab, sts_answers(lab, "AssumeRole", 400, "Throttling"))
     }),

@@ -41,20 +41,21 @@ const ECHO: [u8; 8] = [8, 0, 0xf7, 0xff, 0, 0, 0, 0];
 const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// The longest search for pods.
 const TIME: Duration = Duration::from_secs(10);
-/// Pods that are tried before the result is unknown.
+/// Pods that are tried. More than one, as pods of a node need not have the same kind of network.
 const TRIED_PODS: usize = 3;
 
 /// What trying came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Passage {
-    /// Whether pods' packets pass the node's routing, from one pod.
+    /// Whether pods' packets pass the node's routing: the worst of what is known.
     pub(crate) reach: Reach,
     /// The pods that were tried.
     pub(crate) pods: usize,
 }
 
-/// Tries from up to three pods in turn, until one result is known. `node` has the node's addresses. If `hooked`, an agent's
-/// hooks answer what this process connects to there.
+/// Tries from up to three pods. One from which packets bypass the node decides: a pod that may send raw packets can forge the
+/// router's message, but only for its own network. `node` has the node's addresses. If `hooked`, an agent's hooks answer what
+/// this process connects to there.
 pub(crate) fn try_from_pods(
     blocking: &Blocking,
     cgroup: &Path,
@@ -68,13 +69,23 @@ pub(crate) fn try_from_pods(
             return ControlFlow::Continue(());
         }
         passage.pods += 1;
-        passage.reach = inside(namespace, || Ok(passes(node, hooked))).unwrap_or(Reach::Unknown);
-        if passage.reach == Reach::Unknown && passage.pods < TRIED_PODS {
+        let one = inside(namespace, || Ok(passes(node, hooked))).unwrap_or(Reach::Unknown);
+        passage.reach = worse(passage.reach, one);
+        if passage.reach != Reach::Open && passage.pods < TRIED_PODS {
             return ControlFlow::Continue(());
         }
         ControlFlow::Break(())
     });
     passage
+}
+
+/// What two pods say together: open if either is, and unknown only if both are.
+fn worse(one: Reach, other: Reach) -> Reach {
+    match (one, other) {
+        (Reach::Open, _) | (_, Reach::Open) => Reach::Open,
+        (Reach::Holds, _) | (_, Reach::Holds) => Reach::Holds,
+        (Reach::Unknown, Reach::Unknown) => Reach::Unknown,
+    }
 }
 
 /// In this thread's network namespace: whether packets pass the node with these addresses.
@@ -127,4 +138,24 @@ fn offender(socket: &OwnedFd) -> io::Result<Option<Ipv4Addr>> {
         _ => None,
     });
     Ok(router)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_pod_whose_packets_bypass_the_node_decides() {
+        use Reach::{Holds, Open, Unknown};
+        for (one, other, together) in [
+            (Holds, Open, Open),
+            (Unknown, Open, Open),
+            (Open, Holds, Open),
+            (Holds, Unknown, Holds),
+            (Unknown, Holds, Holds),
+            (Unknown, Unknown, Unknown),
+        ] {
+            assert_eq!(worse(one, other), together, "{one:?} {other:?}");
+        }
+    }
 }

@@ -101,9 +101,10 @@ fn route_guard(blocking: &Blocking, guard: GuardConfig, cgroup: &Cgroup, hooked:
 
 fn judge(reach: Reach, pods: usize, has_uplink: bool) -> Check {
     match (reach, pods) {
-        (Reach::Holds, _) => {
-            Check::ok(RouteGuard, "packets of pods pass the node's routing, tried from a pod")
-        }
+        (Reach::Holds, pods) => Check::ok(
+            RouteGuard,
+            format!("packets of pods pass the node's routing; pods that were tried: {pods}"),
+        ),
         (Reach::Open, _) if has_uplink => Check::warn(
             RouteGuard,
             "packets of pods bypass the node's routing, so that --guard=uplink alone stops them",

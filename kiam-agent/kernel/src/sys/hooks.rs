@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
-use super::links::bpf;
+use super::links::{Attributes, bpf};
 
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
@@ -108,6 +108,15 @@ struct Load {
     expected_attach_type: u32,
 }
 
+// SAFETY: see the structures, whose fields are those of the kernel's union.
+unsafe impl Attributes for Query {}
+// SAFETY: as above.
+unsafe impl Attributes for GetById {}
+// SAFETY: as above.
+unsafe impl Attributes for GetInfo {}
+// SAFETY: as above.
+unsafe impl Attributes for Load {}
+
 // === impl Hook ===
 
 impl Hook {
@@ -147,7 +156,7 @@ impl Hook {
             attach_type: self.attach,
             query_flags: 0,
             attach_flags: 0,
-            prog_ids: ids.as_mut_ptr().addr() as u64,
+            prog_ids: ids.as_mut_ptr().expose_provenance() as u64,
             prog_cnt: PROGRAMS as u32,
             pad: 0,
         };
@@ -189,8 +198,8 @@ impl Hook {
         let mut load = Load {
             prog_type: self.program,
             insn_cnt: instructions.len() as u32,
-            insns: instructions.as_ptr().addr() as u64,
-            license: LICENCE.as_ptr().addr() as u64,
+            insns: instructions.as_ptr().expose_provenance() as u64,
+            license: LICENCE.as_ptr().expose_provenance() as u64,
             log_level: 0,
             log_size: 0,
             log_buf: 0,
@@ -219,7 +228,7 @@ pub(crate) fn program_name(id: u32) -> io::Result<String> {
     let mut attr = GetInfo {
         bpf_fd: fd.as_raw_fd().unsigned_abs(),
         info_len: size_of::<ProgramInfo>() as u32,
-        info: (&raw mut info).addr() as u64,
+        info: (&raw mut info).expose_provenance() as u64,
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     let end = info.name.iter().position(|byte| *byte == 0).unwrap_or(NAME);

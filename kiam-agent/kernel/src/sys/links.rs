@@ -187,10 +187,28 @@ fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
 }
 
+/// The attributes of a command of `bpf(2)`, as the kernel lays them out.
+///
+/// # Safety
+///
+/// It is `repr(C)`, without padding, and whatever fields of it the kernel takes as pointers are to values that outlive the
+/// call: who builds one sees to that.
+pub(crate) unsafe trait Attributes {}
+
+// SAFETY: see the structures, whose fields are those of the kernel's union.
+unsafe impl Attributes for Obj {}
+// SAFETY: as above.
+unsafe impl Attributes for GetInfo {}
+// SAFETY: as above.
+unsafe impl Attributes for LinkCreate {}
+// SAFETY: as above.
+unsafe impl Attributes for LinkUpdate {}
+// SAFETY: as above.
+unsafe impl Attributes for LinkDetach {}
+
 /// Calls `bpf(2)`. The kernel treats attributes beyond the passed size as zero.
-pub(crate) fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<RawFd> {
-    // SAFETY: `attr` is one of the structures above, of the size that is given, and the pointers in it are
-    // to values that outlive the call.
+pub(crate) fn bpf<T: Attributes>(command: libc::c_int, attr: &mut T) -> io::Result<RawFd> {
+    // SAFETY: the attributes are as the kernel wants them, of the size that is given.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as RawFd) }
 }

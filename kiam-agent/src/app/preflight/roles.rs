@@ -67,7 +67,7 @@ pub(super) async fn checks(
         return vec![Check::unknown(Roles, finding, "--try-role=ARN tries one")];
     }
     match sts::source(&sts, Clock::system(), pod_tokens).await {
-        Ok(source) => vec![judge(&assume(source, wanted).await, all)],
+        Ok(source) => vec![judge(&assume(source, wanted).await, of_flags, all)],
         Err(error) => vec![Check::failed(Roles, &error, "see sts")],
     }
 }
@@ -89,10 +89,13 @@ async fn assume(
     stream::iter(attempts).buffered(AT_ONCE).collect().await
 }
 
-fn judge(attempts: &[Attempt], all: usize) -> Check {
+/// The verdict on `attempts`, of which the first `of_flags` are of `--try-role`. Only these fail: what a pod wants is its
+/// owner's choice, which must not keep the agent off the node.
+fn judge(attempts: &[Attempt], of_flags: usize, all: usize) -> Check {
     let failed: Vec<_> = attempts
         .iter()
-        .filter_map(|(role, error)| error.as_ref().map(|error| (role, error)))
+        .enumerate()
+        .filter_map(|(at, (role, error))| error.as_ref().map(|error| (at, role, error)))
         .collect();
     let tried = attempts.len();
     if failed.is_empty() {
@@ -102,19 +105,21 @@ fn judge(attempts: &[Attempt], all: usize) -> Check {
     let shown: Vec<_> = failed
         .iter()
         .take(SHOWN)
-        .map(|(role, error)| format!("{role}: {}", error.message))
+        .map(|(_, role, error)| format!("{role}: {}", error.message))
         .collect();
     let finding = format!("{} of {tried} can't be assumed: {}", failed.len(), shown.join("; "));
-    let denied = failed
-        .iter()
-        .any(|(_, error)| matches!(error.class, ErrorClass::Denied | ErrorClass::Refused));
-    match denied {
-        true => Check::fail(
-            Roles,
-            finding,
-            "let the roles trust the node's role, and the node's role assume them: docs/installing.md, step 2",
-        ),
-        false => Check::warn(Roles, finding, "this may pass: repeat the check, and see sts"),
+    let denied = |of: &dyn Fn(usize) -> bool| {
+        failed.iter().any(|(at, _, error)| {
+            of(*at) && matches!(error.class, ErrorClass::Denied | ErrorClass::Refused)
+        })
+    };
+    let trust = "let the roles trust the node's role, and the node's role assume them: docs/installing.md, step 2";
+    if denied(&|at| at < of_flags) {
+        Check::fail(Roles, finding, trust)
+    } else if denied(&|_| true) {
+        Check::warn(Roles, finding, trust)
+    } else {
+        Check::warn(Roles, finding, "this may pass: repeat the check, and see sts")
     }
 }
 
@@ -125,18 +130,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_denied_role_is_a_failure_and_a_throttled_one_a_warning() {
+    fn a_role_that_is_denied_fails_only_if_the_operator_names_it() {
         let attempt = |name: &str, class: Option<ErrorClass>| -> Attempt {
             let role = format!("arn:aws:iam::123456789012:role/{name}").parse().unwrap();
             (role, class.map(|class| SourceError::new(class, "AccessDenied: no")))
         };
         let cases = [
-            (None, Good, "dropped again: 2 of 30"),
-            (Some(ErrorClass::Throttled), Warn, "1 of 2"),
-            (Some(ErrorClass::Denied), Fail, "role/b: AccessDenied: no"),
+            (None, 0, Good, "dropped again: 2 of 30"),
+            (Some(ErrorClass::Throttled), 2, Warn, "1 of 2"),
+            (Some(ErrorClass::Denied), 2, Fail, "role/b: AccessDenied: no"),
+            (Some(ErrorClass::Denied), 1, Warn, "role/b: AccessDenied: no"),
         ];
-        for (class, verdict, says) in cases {
-            let check = judge(&[attempt("a", None), attempt("b", class)], 30);
+        for (class, of_flags, verdict, says) in cases {
+            let check = judge(&[attempt("a", None), attempt("b", class)], of_flags, 30);
             assert_eq!(check.verdict, verdict, "{check:?}");
             assert!(check.finding.contains(says), "{check:?}");
         }
