@@ -432,7 +432,10 @@ fn a_subcommand_comes_first() {
         assert!(all.len() == 1 && all[0].contains("comes first"), "{all:?}");
     }
     let all = mistakes(&format!("--node-name status {GOOD} stat"));
-    assert!(all.len() == 1 && all[0].contains("no such subcommand; the subcommands are uninstall, "), "{all:?}");
+    assert!(
+        all.len() == 1 && all[0].contains("no such subcommand; the subcommands are uninstall, "),
+        "{all:?}"
+    );
     assert!(!all[0].contains("selftest"), "{all:?}");
 }
 

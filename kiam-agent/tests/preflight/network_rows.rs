@@ -124,7 +124,7 @@ pub(super) const ROWS: &[Row] = &[
     row(
         "a pod that bypasses the node",
         RouteGuard,
-        Fail,
+        Warn,
         &["bypass", "--guard=route,uplink"],
         |lab| Setting::default().holding(bypassing(lab)),
     ),

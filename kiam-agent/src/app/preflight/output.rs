@@ -71,6 +71,8 @@ impl Report {
                 };
             }
         }
+        // Names and messages of others, which a terminal must not obey.
+        let text = text.replace(|c: char| c.is_control() && c != '\n', "\u{fffd}");
         text + "\n" + &self.summary() + "\n"
     }
 
@@ -180,6 +182,14 @@ An agent with these flags does not run here, or does not protect.
     fn a_longer_word_and_a_log_of_lines_are_kept_whole() {
         assert_eq!(wrapped("ab abcdefgh ij\nk", 5), ["ab", "abcdefgh", "ij", "k"]);
         assert_eq!(wrapped("", 5), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_others_are_called_does_not_drive_the_terminal() {
+        let checks = vec![Check::ok(Topic::Kernel, "by \u{1b}[2Jname\r\u{9b}x")];
+        let text = Report { node: None, checks }.text(NARROW);
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+        assert!(text.contains("\u{fffd}[2Jname"), "{text:?}");
     }
 
     #[test]
