@@ -249,7 +249,7 @@ pub(crate) const CASES: [Case; 14] = [
         decisions: 5,
         says: &[
             "put expressions into iam.amazonaws.com/permitted",
-            "permitted='arn:aws:iam::123456789012:role/shop/.*|arn:aws:iam::123456789012:role/audit'",
+            "permitted='arn:aws:iam::123456789012:role/shop/.*|arn:aws:iam::123456789012:role/audit.*'",
             "plain/cache-1: names no role, had the role \"fallback\" of --default-role, and gets none",
             "kube2iam asks STS for twice its value",
             "-i cni0",
