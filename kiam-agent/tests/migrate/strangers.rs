@@ -138,12 +138,19 @@ fn lines(text: &str) -> impl Iterator<Item = &str> {
     .filter(|line| !line.is_empty())
 }
 
-#[test]
-fn no_text_of_others_gets_out_of_its_comment() {
-    let evil = format!("x{HOSTILE}namespacePolicy: optional # '; touch ran");
-    let evil = evil.as_str();
-    let flag = |name: &str| format!("--{name}={evil}");
-    let arguments: Vec<String> = [
+/// A text that would be a setting of its own, if it got out of its comment, and a command of a shell.
+fn evil() -> String {
+    format!("x{HOSTILE}namespacePolicy: optional # '; touch ran")
+}
+
+fn flag(name: &str) -> String {
+    format!("--{name}={}", evil())
+}
+
+/// kiam with the text in every place of its manifests.
+fn hostile_kiam() -> Vec<Value> {
+    let evil = evil();
+    let names = [
         "whitelist-route-regexp",
         "level",
         "host-interface",
@@ -156,11 +163,9 @@ fn no_text_of_others_gets_out_of_its_comment() {
         "unknown",
         "port",
         "assume-role-arn",
-    ]
-    .into_iter()
-    .map(flag)
-    .chain([evil.to_owned(), "--iptables".to_owned()])
-    .collect();
+    ];
+    let arguments: Vec<String> =
+        names.into_iter().map(flag).chain([evil.clone(), "--iptables".to_owned()]).collect();
     let container = json!({
         "name": evil, "image": format!("quay.io/uswitch/kiam:v3{evil}"), "command": ["/kiam", "agent"],
         "args": arguments,
@@ -174,29 +179,45 @@ fn no_text_of_others_gets_out_of_its_comment() {
     });
     let mut server = kiam_server();
     server["spec"]["template"]["spec"]["containers"][0]["args"][1] = json!(flag("role-base-arn"));
+    server["spec"]["template"]["spec"]["containers"][0]["env"] = json!([
+        {"name": "AWS_REGION", "value": evil}, {"name": "HTTPS_PROXY", "value": evil},
+        {"name": "NO_PROXY", "valueFrom": {"secretKeyRef": {"name": evil, "key": evil}}},
+    ]);
     server["metadata"]["name"] = json!(evil);
     let script = format!("iptables 169.254.169.254 {evil}");
-    let mut agent = workload("DaemonSet", "kube-system", evil, container);
+    let mut agent = workload("DaemonSet", "kube-system", &evil, container);
     agent["spec"]["template"]["spec"]["initContainers"] =
         json!([{"name": format!("i{evil}"), "command": ["sh", "-c", script]}]);
+    vec![agent, server]
+}
+
+/// kube2iam with the text in its flags.
+fn hostile_kube2iam() -> Vec<Value> {
+    let names = [
+        "host-interface",
+        "default-role",
+        "iam-role-key",
+        "log-level",
+        "base-role-arn",
+        "iam-role-session-ttl",
+        "host-ip",
+        "eks-cluster-arn",
+    ];
+    let flags = names.map(flag);
+    let mut args: Vec<&str> = flags.iter().map(String::as_str).collect();
+    args.extend(["--iptables", "--iam-enable-pod-identity-tags"]);
+    vec![kube2iam(&args)]
+}
+
+/// Namespaces and pods with the text in every place.
+fn hostile_tenants() -> Vec<Value> {
+    let evil = evil();
+    let evil = evil.as_str();
     let annotations =
         json!({"iam.amazonaws.com/permitted": evil, "iam.amazonaws.com/allowed-roles": evil});
     let mut account = pod("shop", "a", "");
     account["spec"]["serviceAccountName"] = json!(evil);
-    let kube2iam = kube2iam(&[
-        "--iptables",
-        &flag("host-interface"),
-        &flag("default-role"),
-        &flag("iam-role-key"),
-        &flag("log-level"),
-        &flag("base-role-arn"),
-        &flag("iam-role-session-ttl"),
-        &flag("host-ip"),
-        &flag("eks-cluster-arn"),
-        "--iam-enable-pod-identity-tags",
-    ]);
-    let fallback = kube2iam_with_node_role();
-    let tenants = [
+    vec![
         namespace("shop", annotations.clone()),
         namespace(evil, annotations),
         namespace("silent", json!({})),
@@ -205,47 +226,53 @@ fn no_text_of_others_gets_out_of_its_comment() {
         pod("silent", evil, evil),
         pod("silent", "b", &format!("arn:aws:iam::123456789012:role/{evil}")),
         account,
-    ];
-    for own in [vec![agent, server], vec![kube2iam], vec![fallback]] {
-        let file = File::new(&[&own[..], &tenants[..]].concat());
-        for (form, ours) in [
-            (
-                "helm",
-                &[
-                    "roleBaseArn:",
-                    "namespacePolicy: ",
-                    "mode:",
-                    "metrics:",
-                    "  enabled:",
-                    "  port:",
-                    "logLevel:",
-                    "region:",
-                    "jsonLog:",
-                    "extraArgs:",
-                    "extraEnv:",
-                    "- ",
-                ][..],
-            ),
-            (
-                "kustomize",
-                &[
-                    "apiVersion:",
-                    "kind:",
-                    "resources:",
-                    "patches:",
-                    "- target:",
-                    "  patch:",
-                    "    - op:",
-                    "      path:",
-                    "      value:",
-                    "      - --",
-                ][..],
-            ),
-            ("flags", &["--"][..]),
-        ] {
+    ]
+}
+
+/// The forms of the output, and how their own lines begin.
+const FORMS: [(&str, &[&str]); 3] = [
+    (
+        "helm",
+        &[
+            "roleBaseArn:",
+            "namespacePolicy: ",
+            "mode:",
+            "metrics:",
+            "  enabled:",
+            "  port:",
+            "logLevel:",
+            "region:",
+            "jsonLog:",
+            "extraArgs:",
+            "extraEnv:",
+            "- ",
+        ],
+    ),
+    (
+        "kustomize",
+        &[
+            "apiVersion:",
+            "kind:",
+            "resources:",
+            "patches:",
+            "- target:",
+            "  patch:",
+            "    - op:",
+            "      path:",
+            "      value:",
+            "      - --",
+        ],
+    ),
+    ("flags", &["--"]),
+];
+
+#[test]
+fn no_text_of_others_gets_out_of_its_comment() {
+    for own in [hostile_kiam(), hostile_kube2iam(), vec![kube2iam_with_node_role()]] {
+        let file = File::new(&[own, hostile_tenants()].concat());
+        for (form, ours) in FORMS {
             let text = file.print(&[&format!("--output={form}")]);
-            let at = text.find("#\n").unwrap();
-            let (arguments, report) = text.split_at(at);
+            let (arguments, report) = text.split_at(text.find("#\n").unwrap());
             for line in lines(arguments) {
                 assert!(ours.iter().any(|it| line.starts_with(it)), "{form}: {line:?} in {text:?}");
                 let inside = ["optional #", "touch"].iter().any(|it| line.contains(it));
@@ -254,19 +281,17 @@ fn no_text_of_others_gets_out_of_its_comment() {
             assert!(lines(report).all(|line| line.starts_with('#')), "{form}: {report:?}");
             let is_shown = |c: char| HOSTILE.contains(c) && c != '\n';
             assert!(!text.contains(is_shown), "{form}: {text:?}");
-            assert!(report.contains("\u{fffd}"), "{report}");
-            for line in report.lines().filter(|line| {
-                ["kubectl annotate", "    iptables", "--node-role="]
-                    .iter()
-                    .any(|it| line.contains(it))
-            }) {
-                assert!(!line.contains("touch"), "{line}");
+            assert!(report.contains('\u{fffd}'), "{report}");
+            let commands = ["kubectl annotate", "    iptables", "--node-role="];
+            for line in report.lines() {
+                let is_command = commands.iter().any(|it| line.contains(it));
+                assert!(!is_command || !line.contains("touch"), "{line}");
             }
         }
     }
     // In messages, too.
     let mut two = kiam_server();
-    two["metadata"]["name"] = json!(evil);
+    two["metadata"]["name"] = json!(evil());
     two["spec"]["template"]["spec"]["containers"][0]["args"] = json!(["--bind=x"]);
     let message = File::new(&[kiam_server(), two]).error(&[]);
     assert_eq!(lines(&message).count(), 1, "{message:?}");
