@@ -4,12 +4,14 @@
 mod base;
 mod expressions;
 mod old;
+mod shown;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use self::{
     expressions::Difference,
     old::{DefaultRole, OldRules},
+    shown::{account, annotate, literal, some, title},
 };
 use super::{
     installation::Installation,
@@ -25,9 +27,6 @@ use kiam_core::{
     policy::{self, Decision, NamespacePolicy, RolePolicy},
     role::{BaseArn, RoleArn, RoleResolver},
 };
-
-/// The most names in a finding.
-const NAMES: usize = 3;
 
 /// What a comparison found.
 #[derive(Clone, Debug, Default)]
@@ -380,37 +379,4 @@ fn asking(namespace: &str, role: &str) -> Pod {
         external_id: None,
         session_policies: None,
     }
-}
-
-fn title(pod: &Workload) -> String {
-    let namespace = pod.namespace.as_deref().unwrap_or("(no namespace)");
-    match pod.kind.as_str() {
-        "Pod" => format!("{namespace}/{}", pod.name),
-        kind => format!("{kind} {namespace}/{}", pod.name),
-    }
-}
-
-fn account(pod: &Workload) -> String {
-    format!("{}/{}", pod.namespace.as_deref().unwrap_or("NAMESPACE"), pod.service_account)
-}
-
-/// A few of `names`, and how many there are besides.
-fn some(names: &BTreeSet<String>) -> String {
-    let few: Vec<&str> = names.iter().take(NAMES).map(String::as_str).collect();
-    match names.len().saturating_sub(NAMES) {
-        0 => few.join(", "),
-        more => format!("{} and {more} more", few.join(", ")),
-    }
-}
-
-/// The command that makes `expression` what `namespace` permits.
-fn annotate(options: &str, namespace: &str, expression: &str) -> String {
-    let namespace = quoted(namespace);
-    format!("kubectl annotate {options}namespace {namespace} {PERMITTED}={}", quoted(expression))
-}
-
-/// An expression that matches `role` alone.
-fn literal(role: &RoleArn) -> String {
-    let escape = |c| ".+".contains(c);
-    role.as_ref().chars().flat_map(|c| escape(c).then_some('\\').into_iter().chain([c])).collect()
 }
