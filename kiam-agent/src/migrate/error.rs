@@ -75,6 +75,26 @@ pub enum Error {
         /// The other.
         other: String,
     },
+    /// Parts are of several namespaces.
+    #[error(
+        "{} are of several namespaces, and an installation is of one: choose it by --namespace or, where it really is \
+         of several, each part by --name=NAMESPACE/NAME",
+        parts.join(", ")
+    )]
+    SeveralNamespaces {
+        /// The parts.
+        parts: Vec<String>,
+    },
+    /// kiam v1's program is there beside those of later versions.
+    #[error(
+        "{first} is kiam v1, and {later} is a later version: migrate one at a time; choose it by --namespace and --name"
+    )]
+    SeveralVersions {
+        /// The part of v1.
+        first: String,
+        /// The part of a later version.
+        later: String,
+    },
     /// Two workloads run the same program with different flags.
     #[error(
         "{one} and {other} run the same program ({program}) with different flags: migrate one at a time; choose it by \

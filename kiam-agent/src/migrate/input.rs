@@ -9,7 +9,7 @@ use std::{
 use serde::Deserialize as _;
 use serde_json::Value;
 
-use super::Error;
+use super::{Error, printable::printable};
 
 /// The name of standard input on the command line.
 const STDIN: &str = "-";
@@ -151,7 +151,7 @@ fn add(place: &Place, value: Value, objects: &mut Vec<Object>) -> Result<(), Err
 
 /// The first words of a value that is no object.
 fn shown(value: &Value) -> String {
-    value.to_string().chars().take(60).collect()
+    printable(&value.to_string().chars().take(60).collect::<String>())
 }
 
 /// A document of a stream, with the number of the line before it.
@@ -211,7 +211,7 @@ fn not_yaml(place: &Place, document: &Document, error: &serde_saphyr::Error) -> 
     Error::NotYaml {
         place: place.clone(),
         line,
-        problem: error.without_snippet().to_string(),
+        problem: printable(&error.without_snippet().to_string()),
         template: document.text.contains("{{"),
     }
 }

@@ -3,7 +3,8 @@
 use super::{
     Error, Selection,
     objects::{Container, Inventory, Workload},
-    words::{Setting, base_name, command_line, settings},
+    printable::printable,
+    words::{Setting, base_name, command_line, settings, written_line},
 };
 use crate::peers::{self, Program, Releases};
 
@@ -46,12 +47,13 @@ impl Installation {
         selection: &Selection,
         given: Option<u8>,
     ) -> Result<Self, Error> {
+        // Whoever may create pods could pass for a part by one, and an installation has controllers.
+        let is_candidate = |it: &&Workload| it.kind != "Pod" && !it.is_owned && selection.has(it);
+        let workloads = inventory.workloads.iter().filter(is_candidate);
+        let found: Vec<Part> = workloads.flat_map(parts_of).collect();
+        are_of_one_installation(&found, selection)?;
         let mut parts: Vec<Part> = Vec::new();
-        let workloads = inventory.workloads.iter().filter(|it| !it.is_owned && selection.has(it));
-        for part in workloads.flat_map(parts_of) {
-            if let Some(other) = parts.iter().find(|other| part.is_of_another_peer(other)) {
-                return Err(Error::BothPeers { one: other.source(), other: part.source() });
-            }
+        for part in found {
             match parts.iter().find(|other| other.program == part.program) {
                 None => parts.push(part),
                 Some(other) if other.settings == part.settings => {}
@@ -107,7 +109,7 @@ impl Installation {
 impl Part {
     /// The workload and where it was read, for messages.
     fn source(&self) -> String {
-        format!("{} ({})", self.workload.title(), self.workload.place)
+        printable(&format!("{} ({})", self.workload.title(), self.workload.place))
     }
 
     fn is_of_another_peer(&self, other: &Self) -> bool {
@@ -115,9 +117,31 @@ impl Part {
     }
 }
 
+/// Whether `parts` can be one installation. Any tenant may run a program by kiam's name, and its flags must not count.
+fn are_of_one_installation(parts: &[Part], selection: &Selection) -> Result<(), Error> {
+    let Some(one) = parts.first() else { return Ok(()) };
+    if let Some(other) = parts.iter().find(|part| part.is_of_another_peer(one)) {
+        return Err(Error::BothPeers { one: one.source(), other: other.source() });
+    }
+    let is_of_one = parts.iter().all(|part| part.workload.namespace == one.workload.namespace);
+    if !is_of_one && !parts.iter().all(|part| selection.names_exactly(&part.workload)) {
+        return Err(Error::SeveralNamespaces { parts: parts.iter().map(Part::source).collect() });
+    }
+    let (first, later): (Vec<_>, Vec<_>) =
+        parts.iter().partition(|part| part.program == Program::Kiam);
+    match (first.first(), later.first()) {
+        (Some(first), Some(later)) => {
+            Err(Error::SeveralVersions { first: first.source(), later: later.source() })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The parts of the installation that `workload` runs.
 fn parts_of(workload: &Workload) -> Vec<Part> {
     let part = |container: &Container| {
+        // By what is written: variables of all pods of a cluster need no expansion.
+        identify(container, &written_line(container))?;
         let words = command_line(container);
         let (program, rest) = identify(container, &words)?;
         let (settings, strays) = settings(rest, Releases::of(program, None));

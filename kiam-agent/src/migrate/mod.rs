@@ -6,6 +6,7 @@ mod input;
 mod installation;
 mod meaning;
 mod objects;
+mod printable;
 mod report;
 mod route;
 mod rules;
@@ -72,7 +73,7 @@ pub enum Input {
 pub struct Selection {
     /// `--namespace`.
     pub namespace: Option<String>,
-    /// `--name`.
+    /// `--name`, with or without a namespace before it.
     pub names: Vec<String>,
 }
 
@@ -126,7 +127,15 @@ impl Selection {
     fn has(&self, workload: &Workload) -> bool {
         let namespace = self.namespace.as_ref();
         namespace.is_none_or(|namespace| workload.namespace.as_ref() == Some(namespace))
-            && (self.names.is_empty() || self.names.contains(&workload.name))
+            && (self.names.is_empty()
+                || self.names.contains(&workload.name)
+                || self.names_exactly(workload))
+    }
+
+    /// Whether a name is that of `workload` with its namespace.
+    fn names_exactly(&self, workload: &Workload) -> bool {
+        let name = workload.namespace.as_ref().map(|it| format!("{it}/{}", workload.name));
+        name.is_some_and(|name| self.names.contains(&name))
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use super::{
     installation::{Evidence, Installation},
     meaning::{Comparison, Finding},
+    printable::{is_all_printable, printable},
     rules::Rules,
     translate::{Line, Outcome, Translation},
 };
@@ -114,7 +115,7 @@ impl Report<'_> {
         let Comparison { findings, notes } = self.comparison;
         for Finding { decides, subject, text, remedy } in findings {
             lines.push(format!("{} {subject}: {text}", mark(*decides)));
-            lines.extend(remedy.iter().map(|remedy| format!("    {remedy}")));
+            lines.extend(remedy.iter().map(|remedy| command(remedy)));
         }
         if findings.is_empty() && notes.is_empty() {
             lines.push("  nothing changes for those of the input".to_owned());
@@ -126,7 +127,7 @@ impl Report<'_> {
     fn rules(&self, lines: &mut Vec<String>) {
         let Rules { notes, commands } = self.rules;
         lines.push("Rules to remove, on each node, once the new agent is Ready there".to_owned());
-        lines.extend(commands.iter().map(|command| format!("    {command}")));
+        lines.extend(commands.iter().map(|text| command(text)));
         lines.extend(notes.iter().map(|note| format!("  ({note})")));
         lines.push(String::new());
     }
@@ -157,7 +158,12 @@ fn mark(decides: bool) -> char {
     if decides { '!' } else { ' ' }
 }
 
-/// `line` without characters that would end the comment or move the terminal's cursor: annotations may hold any.
-fn printable(line: &str) -> String {
-    line.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+/// A command for the operator's shell, unless it would be another than the one that is shown.
+fn command(text: &str) -> String {
+    match is_all_printable(text) {
+        true => format!("    {text}"),
+        false => {
+            "    (no command here: a text in it has characters that are not printed)".to_owned()
+        }
+    }
 }

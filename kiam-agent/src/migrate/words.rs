@@ -1,10 +1,16 @@
 //! From a container's command, arguments and variables to the words that its program gets, and from these to flags.
 
+use std::collections::HashMap;
+
 use super::objects::{Container, EnvValue, EnvVar};
 use crate::peers::{self, Releases};
 
 /// Shells, whose `-c` is a script.
 const SHELLS: [&str; 5] = ["sh", "ash", "bash", "dash", "busybox"];
+/// The longest word that comes of variables, in bytes.
+const MAX_WORD: usize = 64 << 10;
+/// The most that all variables and words of a container come to.
+const MAX_EXPANDED: usize = 1 << 20;
 /// The node's address and name, as the agent's manifest has them.
 pub(super) const HOST_IP: &str = "$(HOST_IP)";
 pub(super) const NODE_NAME: &str = "$(NODE_NAME)";
@@ -24,8 +30,15 @@ pub(super) struct Setting {
 
 /// The words of `container`'s command line, with its variables in their places.
 pub(super) fn command_line(container: &Container) -> Vec<String> {
+    let mut variables = Variables::of(&container.env);
     let words = container.command.iter().chain(&container.args);
-    let words: Vec<String> = words.map(|word| expand(word, &container.env)).collect();
+    let words: Vec<String> = words.map(|word| variables.expand(word)).collect();
+    script(&words).unwrap_or(words)
+}
+
+/// The words of `container`'s command line as they are written.
+pub(super) fn written_line(container: &Container) -> Vec<String> {
+    let words: Vec<String> = container.command.iter().chain(&container.args).cloned().collect();
     script(&words).unwrap_or(words)
 }
 
@@ -34,47 +47,89 @@ pub(super) fn base_name(word: &str) -> &str {
     word.rsplit('/').next().unwrap_or(word)
 }
 
-/// `text` with each `$(NAME)` replaced, as the kubelet does it: `$$` stands for `$`, and a name that is not known stays.
-fn expand(text: &str, env: &[EnvVar]) -> String {
-    let (mut expanded, mut rest) = (String::new(), text);
-    while let Some(at) = rest.find('$') {
-        expanded.push_str(&rest[..at]);
-        rest = &rest[at..];
-        if let Some(after) = rest.strip_prefix("$$") {
-            expanded.push('$');
-            rest = after;
-            continue;
+/// The variables of a container with their values, each expanded once and in order, as the kubelet does it.
+struct Variables<'a> {
+    values: HashMap<&'a str, String>,
+    /// How many bytes expansion may still write.
+    left: usize,
+}
+
+// === impl Variables ===
+
+impl<'a> Variables<'a> {
+    fn of(env: &'a [EnvVar]) -> Self {
+        let mut variables = Self { values: HashMap::new(), left: MAX_EXPANDED };
+        for variable in env {
+            let name = variable.name.as_str();
+            let value = match &variable.value {
+                // Only earlier ones are expanded in it.
+                EnvValue::Text(text) => variables.expand(text),
+                EnvValue::Field(path) if path == "status.hostIP" || path == "status.podIP" => {
+                    HOST_IP.to_owned()
+                }
+                EnvValue::Field(path) if path == "spec.nodeName" => NODE_NAME.to_owned(),
+                EnvValue::Field(_) | EnvValue::Elsewhere(_) => format!("$({name})"),
+            };
+            // A later entry takes precedence.
+            variables.values.insert(name, value);
         }
-        let name = rest.strip_prefix("$(").and_then(|inner| inner.split_once(')'));
-        match name {
-            Some((name, after)) => {
-                expanded.push_str(&value_of(name, env));
-                rest = after;
+        variables
+    }
+
+    /// The value of a variable.
+    fn value(&self, name: &str) -> String {
+        self.values.get(name).cloned().unwrap_or_else(|| format!("$({name})"))
+    }
+
+    /// `text` with each `$(NAME)` replaced: `$$` stands for `$`, and a name that is not known stays. A word that becomes
+    /// too long stays as it is: few variables that repeat each other would fill the memory.
+    fn expand(&mut self, text: &str) -> String {
+        if !text.contains('$') {
+            return text.to_owned();
+        }
+        match self.expanded(text, self.left.min(MAX_WORD)) {
+            Some(expanded) => {
+                self.left -= expanded.len().min(self.left);
+                expanded
             }
-            None => {
-                expanded.push('$');
-                rest = &rest[1..];
-            }
+            None => text.to_owned(),
         }
     }
-    expanded + rest
+
+    /// `None` of a text that gets longer by expansion, and longer than `most`.
+    fn expanded(&self, text: &str, most: usize) -> Option<String> {
+        let most = most.max(text.len());
+        let (mut expanded, mut rest) = (String::new(), text);
+        while let Some(at) = rest.find('$') {
+            expanded.push_str(&rest[..at]);
+            rest = &rest[at..];
+            if let Some(after) = rest.strip_prefix("$$") {
+                expanded.push('$');
+                rest = after;
+                continue;
+            }
+            let name = rest.strip_prefix("$(").and_then(|inner| inner.split_once(')'));
+            match name {
+                Some((name, after)) => {
+                    expanded.push_str(&self.value(name));
+                    rest = after;
+                }
+                None => {
+                    expanded.push('$');
+                    rest = &rest[1..];
+                }
+            }
+            if expanded.len() > most {
+                return None;
+            }
+        }
+        (expanded.len() + rest.len() <= most).then(|| expanded + rest)
+    }
 }
 
 /// The value of a variable in the container, where the agent's own manifest has the same `$(NAME)`.
 pub(super) fn value_of(name: &str, env: &[EnvVar]) -> String {
-    // A later entry takes precedence.
-    let Some(index) = env.iter().rposition(|variable| variable.name == name) else {
-        return format!("$({name})");
-    };
-    match &env[index].value {
-        // Only earlier ones are expanded in it.
-        EnvValue::Text(text) => expand(text, &env[..index]),
-        EnvValue::Field(path) if path == "status.hostIP" || path == "status.podIP" => {
-            HOST_IP.to_owned()
-        }
-        EnvValue::Field(path) if path == "spec.nodeName" => NODE_NAME.to_owned(),
-        EnvValue::Field(_) | EnvValue::Elsewhere(_) => format!("$({name})"),
-    }
+    Variables::of(env).value(name)
 }
 
 /// The words of the last command in a shell's script, if the words start a shell.
@@ -250,6 +305,34 @@ mod tests {
             line(&[], &args, env()),
             "--a=$(HOST_IP):8181/$(LATER) --b=$(PORT) --c=$(NONE) --d=$(SECRET) $ $(x"
         );
+    }
+
+    #[test]
+    fn variables_that_repeat_each_other_are_expanded_within_bounds() {
+        let text = |text: String| EnvValue::Text(text);
+        let doubling: Vec<EnvVar> = (0..60)
+            .map(|n| match n {
+                0 => variable("A0", text("xxxxxxxx".to_owned())),
+                n => variable(&format!("A{n}"), text(format!("$(A{0})$(A{0})", n - 1))),
+            })
+            .collect();
+        assert_eq!(line(&[], &["$(A3)"], doubling.clone()), "x".repeat(64));
+        let words: Vec<String> = (0..60).map(|n| format!("$(A{n})")).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let found = line(&words, &[], doubling);
+        assert!(found.split(' ').all(|word| word.len() <= MAX_WORD), "{}", found.len());
+        assert!(found.len() <= MAX_EXPANDED, "{}", found.len());
+        let chain: Vec<EnvVar> = (0..30_000)
+            .map(|n| match n {
+                0 => variable("A0", text("x".to_owned())),
+                n => variable(&format!("A{n}"), text(format!("$(A{})", n - 1))),
+            })
+            .collect();
+        assert_eq!(line(&[], &["$(A29999)"], chain.clone()), "x");
+        assert_eq!(value_of("A29999", &chain), "x");
+        // What is long by itself is not cut.
+        let long = "y".repeat(MAX_WORD + 1);
+        assert_eq!(line(&[], &[&long], Vec::new()), long);
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub(crate) const CASES: [Case; 14] = [
             "--json-log",
             "--level=debug",
             "--sync-interval=2m",
+            "--allow-path=common",
         ],
         decisions: 3,
         says: &[
@@ -50,10 +51,12 @@ pub(crate) const CASES: [Case; 14] = [
             "--statsd-interval=5s",
             "--sync-interval=1m",
             "--session-name=kiam-blue",
+            "--allow-path=common",
         ],
         decisions: 0,
         says: &[
             "kiam v2, by the image's tag v2.8",
+            "kiam v2 passes every other metadata path on",
             "livenessProbe: /health",
             "\"$HOST_IP\":3100 -i weave",
             "the old agent runs on some nodes only",
@@ -123,9 +126,10 @@ pub(crate) const CASES: [Case; 14] = [
             "--namespace-policy=required",
             "--level=info",
         ],
-        decisions: 1,
+        decisions: 2,
         says: &[
             "--port=3110, since both agents run on a node during the change",
+            "kiam v1 and v2 pass every other metadata path on",
             "the server's manifest is not in the input",
             "\"$HOST_IP\":3100 -i docker0",
             "container \"block-imds\" of DaemonSet infra/kiam sets a rule by a script of its own",
@@ -249,7 +253,7 @@ pub(crate) const CASES: [Case; 14] = [
         decisions: 5,
         says: &[
             "put expressions into iam.amazonaws.com/permitted",
-            "permitted='arn:aws:iam::123456789012:role/shop/.*|arn:aws:iam::123456789012:role/audit'",
+            "permitted='arn:aws:iam::123456789012:role/shop/.*|arn:aws:iam::123456789012:role/audit.*'",
             "plain/cache-1: names no role, had the role \"fallback\" of --default-role, and gets none",
             "kube2iam asks STS for twice its value",
             "-i cni0",
@@ -386,7 +390,7 @@ fn the_version_that_does_not_show_is_named_on_the_command_line() {
 #[test]
 fn standard_input_and_several_files_are_read_as_one() {
     let agent = std::fs::File::open(super::data().join("kiam/v3-shell.yaml")).unwrap();
-    let words = ["-", "old.yaml", "--name=kiam,kiam-server", "--output=flags"];
+    let words = ["-", "old.yaml", "--name=infra/kiam,kube-system/kiam-server", "--output=flags"];
     let output = super::command(&words).stdin(agent).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("DaemonSet infra/kiam (standard input, document 1)"), "{text}");

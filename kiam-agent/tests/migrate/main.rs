@@ -8,6 +8,7 @@ mod installations;
 mod page;
 mod refused;
 mod rules;
+mod strangers;
 
 use std::{
     path::{Path, PathBuf},

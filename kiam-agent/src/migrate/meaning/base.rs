@@ -9,40 +9,52 @@ use kiam_core::{
 /// A base with no account of anybody's.
 const NOBODYS: &str = "arn:aws:iam::000000000000:role/";
 
-/// The base, and what to say of it where it is a guess.
+/// The base of the comparison.
+pub(super) struct Base {
+    pub(super) base: BaseArn,
+    /// What to say of it where it is a guess.
+    pub(super) note: Option<String>,
+    /// Whether the operator or the installation names its account. A tenant's annotation may name any.
+    pub(super) is_certain: bool,
+}
+
+/// The base, which may be a guess.
 pub(super) fn of(
     settings: &Settings,
     installation: &Installation,
     inventory: &Inventory,
     given: Option<&BaseArn>,
-) -> (BaseArn, Option<String>) {
+) -> Base {
     if let Some(base) = given {
-        return (base.clone(), None);
+        return Base { base: base.clone(), note: None, is_certain: true };
     }
     if let Some(base) = settings.value("role-base-arn").and_then(|base| base.parse().ok()) {
-        return (base, None);
+        return Base { base, note: None, is_certain: true };
     }
-    let guess = texts(installation, inventory).find_map(account_of);
+    let of_parts = of_parts(installation).find_map(account_of);
+    let is_certain = of_parts.is_some();
+    let guess = of_parts.or_else(|| of_annotations(inventory).find_map(account_of));
     let base = guess.as_deref().unwrap_or(NOBODYS);
     let base: BaseArn = base.parse().expect("an ARN of digits is a base");
     let note = format!(
         "the nodes' own base is not in the input; short names are compared as {base}…, and --role-base-arn names another"
     );
-    (base, Some(note))
+    Base { base, note: Some(note), is_certain }
 }
 
-/// Texts that may hold an ARN.
-fn texts<'a>(
-    installation: &'a Installation,
-    inventory: &'a Inventory,
-) -> impl Iterator<Item = &'a str> {
+/// The installation's own texts that may hold an ARN.
+fn of_parts(installation: &Installation) -> impl Iterator<Item = &str> {
+    let settings = installation.parts.iter().flat_map(|part| &part.settings);
+    settings.map(|setting| setting.value.as_str())
+}
+
+/// Texts of others that may hold an ARN.
+fn of_annotations(inventory: &Inventory) -> impl Iterator<Item = &str> {
     let annotations = inventory.namespaces.iter().flat_map(|namespace| {
         [PERMITTED, ALLOWED_ROLES].into_iter().filter_map(|it| namespace.annotations.get(it))
     });
     let roles = inventory.workloads.iter().flat_map(|workload| workload.annotations.values());
-    let settings = installation.parts.iter().flat_map(|part| &part.settings);
-    let values = settings.map(|setting| &setting.value);
-    values.chain(annotations).chain(roles).map(String::as_str)
+    annotations.chain(roles).map(String::as_str)
 }
 
 /// The base of the account of the first role's ARN in `text`.

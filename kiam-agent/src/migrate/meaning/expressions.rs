@@ -132,14 +132,27 @@ fn whole(text: &str, base: Option<&str>) -> Option<String> {
     PermittedRoles::parse(&text).is_ok().then_some(text)
 }
 
-/// One expression for those of a list, each completed as kube2iam completes it and matching the whole ARN.
+/// One expression for those of a list. kube2iam completes each, and finds it anywhere in the ARN; this one matches the
+/// same ARNs as a whole. `None` if that is uncertain.
 fn expression_of(patterns: &[String], base: &str) -> Option<String> {
     let complete = |pattern: &String| match pattern.to_ascii_lowercase().starts_with("arn:") {
         true => pattern.clone(),
         false => format!("{}{pattern}", escaped(base)),
     };
-    let alternatives: Vec<String> = patterns.iter().map(complete).collect();
-    let text = alternatives.join("|");
+    let found = |pattern: &String| {
+        let text = complete(pattern);
+        // By itself, so that a group around it cannot be closed early.
+        PermittedRoles::parse(&text).ok()?;
+        let whole = whole(&text, None)?;
+        // An ARN has `arn:` nowhere but at its begin, and a pattern's own options end with its group.
+        let whole = match whole.strip_prefix(".*arn:") {
+            Some(rest) => format!("arn:{rest}"),
+            None => whole,
+        };
+        Some(if pattern.contains("(?") { format!("(?:{whole})") } else { whole })
+    };
+    let alternatives: Option<Vec<String>> = patterns.iter().map(found).collect();
+    let text = alternatives?.join("|");
     (!text.is_empty() && PermittedRoles::parse(&text).is_ok()).then_some(text)
 }
 
@@ -158,7 +171,10 @@ fn escaped(base: &str) -> String {
 mod tests {
     use super::*;
     use crate::migrate::meaning::old::DefaultRole;
-    use kiam_core::{pods::annotations::PERMITTED, role::RoleArn};
+    use kiam_core::{
+        pods::annotations::{ALLOWED_ROLES, PERMITTED},
+        role::RoleArn,
+    };
 
     fn base() -> BaseArn {
         "arn:aws:iam::123456789012:role/".parse().unwrap()
@@ -245,7 +261,49 @@ mod tests {
         assert_eq!(decides(r#"["reader"]"#, rules(false, false)), Some(true));
         assert_eq!(decides(r#"["reader"]"#, OldRules::Kiam3), Some(true));
         let expressions = found(r#"["team/.*", "arn:aws:iam::9:role/x"]"#, &rules(true, true));
-        let expected = "arn:aws:iam::123456789012:role/team/.*|arn:aws:iam::9:role/x";
+        let expected = "arn:aws:iam::123456789012:role/team/.*|arn:aws:iam::9:role/x.*";
         assert_eq!(expressions.unwrap().instead.as_deref(), Some(expected));
+    }
+
+    #[test]
+    fn what_is_written_instead_of_a_list_means_the_same() {
+        let rules = OldRules::Kube2iam(Kube2iam {
+            restricts: true,
+            takes_expressions: true,
+            default_role: DefaultRole::Absent,
+            role_key: String::new(),
+            namespace_key: ALLOWED_ROLES.to_owned(),
+        });
+        for list in [
+            r#"["read"]"#,
+            r#"["read$"]"#,
+            r#"["read", "team/.*"]"#,
+            r#"["read|write"]"#,
+            r#"["(read|write)$", "x"]"#,
+            r#"["(?i)READ", "x"]"#,
+            r#"["arn:aws:iam::123456789012:role/read"]"#,
+            r#"["arn:aws:iam::\\d+:role/(a|read)$"]"#,
+        ] {
+            let instead = allowed_roles(list, &rules, &base()).unwrap().instead.unwrap();
+            let expression = PermittedRoles::parse(&instead).unwrap();
+            let (mut allowed, mut refused) = (0, 0);
+            for account in ["123456789012", "999999999999"] {
+                for name in ["read", "reader", "xread", "team/read", "READ", "write", "x", "a", "b"]
+                {
+                    let role = format!("arn:aws:iam::{account}:role/{name}");
+                    let annotations = [(ALLOWED_ROLES.to_owned(), list.to_owned())].into();
+                    let before = rules.allows(&annotations, &role, &base());
+                    *(if before { &mut allowed } else { &mut refused }) += 1;
+                    let arn: RoleArn = role.parse().unwrap();
+                    assert_eq!(expression.matches(&arn), before, "{list}: {instead}: {role}");
+                }
+            }
+            assert!(allowed > 0 && refused > 0, "{list}");
+        }
+        // An anchor that binds one alternative, and what is no expression.
+        for list in [r#"["read$|write"]"#, r#"["^read"]"#, r#"["("]"#, r#"["a)|(b"]"#, "[]", "x"] {
+            let found = allowed_roles(list, &rules, &base()).unwrap();
+            assert_eq!(found.instead, None, "{list}");
+        }
     }
 }

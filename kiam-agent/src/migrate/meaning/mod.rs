@@ -4,12 +4,14 @@
 mod base;
 mod expressions;
 mod old;
+mod shown;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use self::{
     expressions::Difference,
     old::{DefaultRole, OldRules},
+    shown::{account, annotate, literal, some, title},
 };
 use super::{
     installation::Installation,
@@ -25,9 +27,6 @@ use kiam_core::{
     policy::{self, Decision, NamespacePolicy, RolePolicy},
     role::{BaseArn, RoleArn, RoleResolver},
 };
-
-/// The most names in a finding.
-const NAMES: usize = 3;
 
 /// What a comparison found.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +51,8 @@ pub(super) struct Finding {
 struct Comparer<'a> {
     rules: Option<OldRules>,
     base: BaseArn,
+    /// Whether commands may name roles by the base.
+    is_certain: bool,
     policy: RolePolicy,
     requires: bool,
     namespaces: BTreeMap<&'a str, &'a NamespaceObject>,
@@ -83,8 +84,8 @@ pub(super) fn compare(
         return Comparison { findings: Vec::new(), notes: vec![note.to_owned()] };
     }
     let rules = OldRules::of(installation);
-    let (base, how) = base::of(settings, installation, inventory, given);
-    let mut notes: Vec<String> = how.into_iter().collect();
+    let base::Base { base, note, is_certain } = base::of(settings, installation, inventory, given);
+    let mut notes: Vec<String> = note.into_iter().collect();
     if rules.is_none() {
         notes.push(
             "the version of kiam shows neither by image nor by flags: --kiam-version=N compares with its rules".to_owned(),
@@ -93,7 +94,8 @@ pub(super) fn compare(
     let requires = settings.value("namespace-policy") == Some("required");
     let policy = policy_of(inventory, &base, requires);
     let namespaces = inventory.namespaces.iter().map(|it| (it.name.as_str(), it)).collect();
-    let mut comparer = Comparer { rules, base, policy, requires, namespaces, findings: Vec::new() };
+    let mut comparer =
+        Comparer { rules, base, is_certain, policy, requires, namespaces, findings: Vec::new() };
     comparer.pods(&pods, &mut notes);
     comparer.namespaces(&pods);
     Comparison { findings: comparer.findings, notes }
@@ -189,6 +191,10 @@ impl Comparer<'_> {
     }
 
     fn report_changes(&mut self, changes: &BTreeMap<Change, BTreeSet<String>>) {
+        // One command for all roles of a namespace, since each would replace the one before it.
+        let lost = changes.keys().filter(|(_, _, verdict)| matches!(verdict, Verdict::Loses(_)));
+        let last: BTreeMap<&str, &str> =
+            lost.map(|(namespace, role, _)| (namespace.as_str(), role.as_str())).collect();
         for ((namespace, role, verdict), pods) in changes {
             let subject = format!("{}, which asks for {role:?}", some(pods));
             let (decides, text) = match verdict {
@@ -196,9 +202,9 @@ impl Comparer<'_> {
                 Verdict::Gains => (true, "gets a role that it did not get before".to_owned()),
                 Verdict::Refused(reason) => (true, format!("gets no role: {reason}")),
             };
+            let is_last = last.get(namespace.as_str()) == Some(&role.as_str());
             let remedy = match verdict {
-                Verdict::Gains => None,
-                _ if self.is_silent(namespace) => self.annotate(namespace, role),
+                Verdict::Loses(_) if is_last => self.annotate(namespace, changes),
                 _ => None,
             };
             self.findings.push(Finding { decides, subject, text, remedy });
@@ -212,9 +218,23 @@ impl Comparer<'_> {
         })
     }
 
-    fn annotate(&self, namespace: &str, role: &str) -> Option<String> {
-        let arn = self.resolve(role)?;
-        Some(annotate("", namespace, &literal(&arn)))
+    /// The command that permits what pods of `namespace` had and lose. None for roles that they did not have or may not
+    /// have had, or whose account is a guess: it would grant what a tenant asks for.
+    fn annotate(
+        &self,
+        namespace: &str,
+        changes: &BTreeMap<Change, BTreeSet<String>>,
+    ) -> Option<String> {
+        if !self.is_certain || !self.is_silent(namespace) {
+            return None;
+        }
+        let lost = changes
+            .keys()
+            .filter(|(of, _, verdict)| of == namespace && matches!(verdict, Verdict::Loses(_)));
+        let roles: BTreeSet<String> =
+            lost.filter_map(|(_, role, _)| Some(literal(&self.resolve(role)?))).collect();
+        let roles: Vec<String> = roles.into_iter().collect();
+        (!roles.is_empty()).then(|| annotate("", namespace, &roles.join("|")))
     }
 
     fn resolve(&self, role: &str) -> Option<RoleArn> {
@@ -260,12 +280,14 @@ impl Comparer<'_> {
             DefaultRole::Absent => return,
             DefaultRole::Named(role) => (
                 format!("role {role:?} of --default-role"),
-                format!("annotate the pods with {ROLE}={role:?}"),
+                format!("annotate the pods with {ROLE}={}", quoted(role)),
             ),
             DefaultRole::Node => {
                 let accounts: BTreeSet<String> = pods.iter().map(|pod| account(pod)).collect();
-                let flags: Vec<String> =
-                    accounts.iter().map(|account| format!("--node-role={account}")).collect();
+                let flags: Vec<String> = accounts
+                    .iter()
+                    .map(|account| format!("--node-role={}", quoted(account)))
+                    .collect();
                 (
                     "node's role".to_owned(),
                     format!("of these, those that need it: {}", flags.join(" ")),
@@ -297,8 +319,9 @@ impl Comparer<'_> {
             for (annotation, difference) in self.differences(namespace) {
                 let Difference { decides, text, instead } = difference;
                 let written = &namespace.annotations[annotation];
-                let remedy =
-                    instead.map(|instead| annotate("--overwrite ", &namespace.name, &instead));
+                let remedy = instead
+                    .filter(|_| self.is_certain)
+                    .map(|instead| annotate("--overwrite ", &namespace.name, &instead));
                 let (subject, text) =
                     (subject.clone(), format!("{annotation} {written:?}: {text}"));
                 self.findings.push(Finding { decides, subject, text, remedy });
@@ -356,37 +379,4 @@ fn asking(namespace: &str, role: &str) -> Pod {
         external_id: None,
         session_policies: None,
     }
-}
-
-fn title(pod: &Workload) -> String {
-    let namespace = pod.namespace.as_deref().unwrap_or("(no namespace)");
-    match pod.kind.as_str() {
-        "Pod" => format!("{namespace}/{}", pod.name),
-        kind => format!("{kind} {namespace}/{}", pod.name),
-    }
-}
-
-fn account(pod: &Workload) -> String {
-    format!("{}/{}", pod.namespace.as_deref().unwrap_or("NAMESPACE"), pod.service_account)
-}
-
-/// A few of `names`, and how many there are besides.
-fn some(names: &BTreeSet<String>) -> String {
-    let few: Vec<&str> = names.iter().take(NAMES).map(String::as_str).collect();
-    match names.len().saturating_sub(NAMES) {
-        0 => few.join(", "),
-        more => format!("{} and {more} more", few.join(", ")),
-    }
-}
-
-/// The command that makes `expression` what `namespace` permits.
-fn annotate(options: &str, namespace: &str, expression: &str) -> String {
-    let namespace = quoted(namespace);
-    format!("kubectl annotate {options}namespace {namespace} {PERMITTED}={}", quoted(expression))
-}
-
-/// An expression that matches `role` alone.
-fn literal(role: &RoleArn) -> String {
-    let escape = |c| ".+".contains(c);
-    role.as_ref().chars().flat_map(|c| escape(c).then_some('\\').into_iter().chain([c])).collect()
 }

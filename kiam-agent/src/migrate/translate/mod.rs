@@ -1,6 +1,7 @@
 //! Translates the flags and variables of an installation to the agent's, and records what became of each.
 
 mod outcome;
+mod secrets;
 mod values;
 mod variables;
 
@@ -9,6 +10,7 @@ pub(super) use self::outcome::{Line, Outcome};
 use super::{
     Checker,
     installation::{Installation, Part},
+    printable::is_all_printable,
     settings::Settings,
     words::{HOST_IP, NODE_NAME, Setting},
 };
@@ -56,14 +58,14 @@ pub(super) fn translate(
     for part in &installation.parts {
         for setting in &part.settings {
             let verdict = translator.setting(part, setting);
-            lines.push(verdict.line(part.program, &setting.written));
+            lines.push(verdict.line(part.program, &secrets::shown(setting)));
         }
         for stray in &part.strays {
             let verdict = Verdict::no_equal("it is neither a flag nor a value: leave it out");
-            lines.push(verdict.line(part.program, stray));
+            lines.push(verdict.line(part.program, &secrets::without_password(stray)));
         }
         for (probe, words) in &part.container.probes {
-            let written = format!("{probe}: {}", words.join(" "));
+            let written = format!("{probe}: {}", secrets::shown_words(words));
             let verdict = Verdict::unneeded("the manifest probes with kiam-agent status");
             lines.push(verdict.line(Program::Health, &written));
         }
@@ -88,7 +90,12 @@ fn leave_out_what_is_rejected(settings: &mut Settings, check: Checker<'_>, lines
         let mistakes = check(&sample);
         let Some(mistake) = mistakes.first() else { return };
         let name = mistake.strip_prefix("--").and_then(|it| it.split([':', ' ']).next());
-        let Some(name) = name.filter(|name| settings.has(name)) else { return };
+        let Some(name) = name.filter(|name| settings.has(name)) else {
+            // It is of several flags, or of none: somebody must look.
+            let detail = format!("the agent rejects these flags: {}", mistake.trim_end());
+            lines.push(Verdict::no_equal(detail).line_of_ours("(the flags together)"));
+            return;
+        };
         settings.remove(name);
         reject(name, mistake.trim_end(), lines);
     }
@@ -97,10 +104,12 @@ fn leave_out_what_is_rejected(settings: &mut Settings, check: Checker<'_>, lines
 /// Marks the line that sets the agent's flag `name`, or adds one.
 fn reject(name: &str, mistake: &str, lines: &mut Vec<Line>) {
     let flag = format!("--{name}");
+    // `--role-base-arn` is not `--role-base-arn-autodetect`.
+    let is_it = |text: &str| text.split(['=', ' ', ',']).next() == Some(&flag);
     let detail = format!("the agent rejects it: {mistake}");
     let sets = |line: &&mut Line| match line.outcome {
-        Outcome::Kept => line.written.starts_with(&flag),
-        Outcome::Renamed => line.detail.starts_with(&flag),
+        Outcome::Kept => is_it(&line.written),
+        Outcome::Renamed => is_it(&line.detail),
         Outcome::Unneeded | Outcome::NoEqual => false,
     };
     match lines.iter_mut().find(sets) {
@@ -123,6 +132,18 @@ impl Translator<'_> {
                 "no release of {whose} has this flag: find out what it does in your image"
             ));
         };
+        if !is_all_printable(&setting.value) {
+            return Verdict::no_equal(format!(
+                "its value has characters that are not printed: set {} yourself",
+                named(flag)
+            ));
+        }
+        if secrets::has_password(&setting.value) {
+            return Verdict::no_equal(format!(
+                "its value has a password, which stays out of arguments: set {} without it",
+                named(flag)
+            ));
+        }
         if let Some(name) = unresolved(&setting.value) {
             return Verdict::no_equal(format!(
                 "the value of $({name}) is not in the input: set {} yourself",
@@ -182,13 +203,7 @@ impl Translator<'_> {
         self.complete_base(lines);
         self.complete_policy();
         let installation = self.installation;
-        if installation.is_kube2iam() {
-            self.settings.add("allow-path", "common");
-            self.added(
-                "--allow-path=common",
-                "kube2iam passes every other metadata path on; these are what most programs ask for",
-            );
-        }
+        self.complete_paths(lines);
         let name = if installation.is_kube2iam() { "app-port" } else { "port" };
         let is_unset = installation.agent().is_some() && installation.value(name).is_none();
         if is_unset && !installation.is_kube2iam() {
@@ -202,6 +217,34 @@ impl Translator<'_> {
             self.settings.set("mode", "observe");
             self.added("--mode=observe", "asked for: nothing changes for pods");
         }
+    }
+
+    /// kiam v3 was the first to keep metadata paths shut.
+    fn complete_paths(&mut self, lines: &mut Vec<Line>) {
+        let installation = self.installation;
+        let names = ["whitelist-route-regexp", "allow-route-regexp"];
+        let has_paths = names.iter().any(|name| installation.value(name).is_some());
+        let who = match installation.version {
+            _ if installation.is_kube2iam() => "kube2iam".to_owned(),
+            Some((major @ (1 | 2), _)) => format!("kiam v{major}"),
+            // Only versions that keep paths shut have a flag that opens some.
+            None if !has_paths => {
+                let verdict = Verdict::no_equal(
+                    "kiam v1 and v2 pass every other metadata path on, and v3 is the first that does not: name the \
+                     version with --kiam-version, or add --allow-path=common",
+                );
+                lines.push(verdict.line_of_ours("--allow-path"));
+                return;
+            }
+            _ => return,
+        };
+        self.settings.add("allow-path", "common");
+        self.added(
+            "--allow-path=common",
+            &format!(
+                "{who} passes every other metadata path on; these are what most programs ask for"
+            ),
+        );
     }
 
     fn complete_base(&mut self, lines: &mut Vec<Line>) {
@@ -267,4 +310,43 @@ fn named(flag: &PeerFlag) -> String {
 fn unresolved(value: &str) -> Option<&str> {
     let names = value.split("$(").skip(1).filter_map(|rest| rest.split_once(')'));
     names.map(|(name, _)| name).find(|name| *name != "HOST_IP" && *name != "NODE_NAME")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn left(check: Checker<'_>) -> (Vec<String>, Vec<Line>) {
+        let mut settings = Settings::new();
+        settings.set("role-base-arn", "x");
+        settings.switch("role-base-arn-autodetect");
+        let kept = |written| Verdict::kept().line(Program::Server, written);
+        let mut lines = vec![kept("--role-base-arn-autodetect"), kept("--role-base-arn=x")];
+        leave_out_what_is_rejected(&mut settings, check, &mut lines);
+        (settings.args(), lines)
+    }
+
+    #[test]
+    fn the_flag_that_is_rejected_is_the_one_that_is_marked() {
+        let has = |args: &[String], flag: &str| args.iter().any(|arg| arg == flag);
+        let (args, lines) = left(&|args| match has(args, "--role-base-arn=x") {
+            true => vec!["--role-base-arn: \"x\" is no base".to_owned()],
+            false => Vec::new(),
+        });
+        assert!(!has(&args, "--role-base-arn=x") && has(&args, "--role-base-arn-autodetect"));
+        let outcomes: Vec<Outcome> = lines.iter().map(|line| line.outcome).collect();
+        assert_eq!(outcomes, [Outcome::Kept, Outcome::NoEqual]);
+        assert!(lines[1].detail.contains("is no base"), "{lines:?}");
+    }
+
+    #[test]
+    fn a_mistake_of_no_flag_is_reported() {
+        for mistake in ["--upstream: is missing", "two of these exclude each other"] {
+            let (args, lines) = left(&|_| vec![mistake.to_owned()]);
+            assert_eq!(args.len(), 5, "{args:?}");
+            let last = lines.last().unwrap();
+            assert_eq!(last.outcome, Outcome::NoEqual, "{mistake}");
+            assert!(last.detail.contains(mistake), "{lines:?}");
+        }
+    }
 }

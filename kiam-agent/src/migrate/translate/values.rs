@@ -245,15 +245,28 @@ impl Translator<'_> {
     }
 
     fn paths(&mut self, value: &str) -> Verdict {
+        let flags = |paths: &[String]| -> String {
+            let flags: Vec<String> =
+                paths.iter().map(|path| format!("--allow-path={path}")).collect();
+            flags.join(" ")
+        };
         match routes(value) {
             Routes::Nothing => Verdict::unneeded("it opens nothing"),
             Routes::Paths(paths) => {
                 for path in &paths {
                     self.settings.add("allow-path", path);
                 }
-                let flags: Vec<String> =
-                    paths.iter().map(|path| format!("--allow-path={path}")).collect();
-                Verdict::renamed(flags.join(" "))
+                Verdict::renamed(flags(&paths))
+            }
+            Routes::Wider { paths, wider } => {
+                for path in &paths {
+                    self.settings.add("allow-path", path);
+                }
+                Verdict::no_equal(format!(
+                    "{} would open more than the expression, since a * stands for everything below: add it if pods \
+                     may read all of that",
+                    flags(&wider)
+                ))
             }
             Routes::Broad => {
                 self.settings.add("allow-path", "common");
@@ -287,7 +300,7 @@ impl Translator<'_> {
         let Ok(ttl) = humantime::parse_duration(value) else {
             return Verdict::no_equal(format!("{value:?} is not a duration, such as 15m"));
         };
-        let duration = (ttl * 2).clamp(SHORTEST, LONGEST);
+        let duration = ttl.saturating_mul(2).clamp(SHORTEST, LONGEST);
         let duration = humantime::format_duration(duration).to_string().replace(' ', "");
         self.settings.set("session-duration", &duration);
         Verdict::renamed(format!(

@@ -2,11 +2,12 @@
 
 use serde_json::Value;
 
-use super::{Line, Verdict, unresolved};
+use super::{Line, Verdict, secrets, unresolved};
 use crate::{
     migrate::{
         installation::Part,
         objects::{EnvValue, EnvVar},
+        printable::is_all_printable,
         settings::Settings,
         words::value_of,
     },
@@ -61,6 +62,18 @@ fn verdict(settings: &mut Settings, part: &Part, var: &EnvVar) -> Verdict {
     }
 }
 
+/// Whether all texts of `entry` are printed as they are. JSON escapes some that YAML then has again.
+fn is_all_printable_within(entry: &Value) -> bool {
+    match entry {
+        Value::String(text) => is_all_printable(text),
+        Value::Array(items) => items.iter().all(is_all_printable_within),
+        Value::Object(map) => {
+            map.iter().all(|(name, value)| is_all_printable(name) && is_all_printable_within(value))
+        }
+        _ => true,
+    }
+}
+
 fn flag(settings: &mut Settings, part: &Part, var: &EnvVar, to: &str) -> Verdict {
     let value = value_of(&var.name, &part.container.env);
     if unresolved(&value).is_some() {
@@ -68,6 +81,11 @@ fn flag(settings: &mut Settings, part: &Part, var: &EnvVar, to: &str) -> Verdict
     }
     if value.is_empty() {
         return Verdict::unneeded("it is empty");
+    }
+    if !is_all_printable(&value) || secrets::has_password(&value) {
+        return Verdict::no_equal(format!(
+            "its value has a password, or characters that are not printed: set --{to} yourself"
+        ));
     }
     match settings.value(to) {
         Some(set) if set == value => Verdict::unneeded(format!("--{to} says the same")),
@@ -80,6 +98,20 @@ fn flag(settings: &mut Settings, part: &Part, var: &EnvVar, to: &str) -> Verdict
 }
 
 fn environment(settings: &mut Settings, var: &EnvVar, advice: &str) -> Verdict {
+    if let EnvValue::Text(text) = &var.value
+        && secrets::is_secret(&var.name, text)
+    {
+        return Verdict::no_equal(format!(
+            "it is a secret, and is not copied: put it into a Secret of the agent's namespace, and add \
+             {{name: {}, valueFrom: {{secretKeyRef: {{name: SECRET, key: KEY}}}}}}; {advice}",
+            var.name
+        ));
+    }
+    if !is_all_printable_within(&var.entry) {
+        return Verdict::no_equal(
+            "it has characters that are not printed: add it to the agent's manifest yourself",
+        );
+    }
     let is_there = settings.env.iter().any(|entry: &Value| entry["name"] == var.name.as_str());
     if !is_there {
         settings.env.push(var.entry.clone());
