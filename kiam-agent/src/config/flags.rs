@@ -92,7 +92,7 @@ pub(super) enum Subcommands {
         /// Namespace of the old DaemonSets and Deployments, where others look like them
         #[arg(long, value_name = "NAMESPACE")]
         namespace: Option<String>,
-        /// Name of an old DaemonSet or Deployment, where others look like it (repeatable)
+        /// Name of an old DaemonSet or Deployment, or NAMESPACE/NAME, where others look like it (repeatable)
         #[arg(long, value_name = "NAME", value_delimiter = ',')]
         name: Vec<String>,
         /// Form of the arguments: kustomize, helm or flags
