@@ -7,7 +7,7 @@ use std::{
 };
 
 use lab::{
-    Agent, Lab, LabPod, PodSpec, eventually, eventually_is,
+    Agent, Lab, PodSpec, eventually, eventually_is,
     pod_client::{Options, Tally},
     role_arn,
 };
@@ -20,8 +20,6 @@ const ROLES: [&str; 3] = ["orders", "reports", "invoices"];
 const RELIEVED: &str = "A newer agent serves";
 /// The verdict on a connect from a namespace that the agent does not know yet.
 const TOO_EARLY: &str = "denied_namespace";
-/// Attempts of a pod that has just come: those of an SDK, and more only on a machine that is very busy.
-const EARLY: u64 = 40;
 const LIMIT: Duration = Duration::from_secs(60);
 /// Pods that come and go, twice, and how long that may take each time: then there are fewer.
 const PODS: usize = 125;
@@ -40,21 +38,6 @@ fn assert_all(lab: &Lab, tally: &Tally, role: &str) -> u64 {
     tally.attempts()
 }
 
-/// Asks in a pod that has just come, as often as the kernel denies its connect because it does not know the namespace
-/// yet; how often it did.
-fn first_served(lab: &Lab, pod: &LabPod, role: &str) -> u64 {
-    for denied in 0.. {
-        let attempt = pod.credentials().unwrap();
-        if attempt.error.as_deref() != Some("EPERM") {
-            lab.assert_role(&attempt, role);
-            return denied;
-        }
-        assert!(denied < EARLY, "a pod is denied for {EARLY} attempts");
-        thread::sleep(CONTAINER);
-    }
-    unreachable!("the loop ends by itself");
-}
-
 /// Makes pods that ask, `gap` after the sandbox is there, and go; how many, and how many connects were too early.
 fn come_and_go(lab: &Lab, name: &str, gap: Duration) -> (u64, u64) {
     let (begun, next) = (Instant::now(), AtomicUsize::new(0));
@@ -68,7 +51,7 @@ fn come_and_go(lab: &Lab, name: &str, gap: Duration) -> (u64, u64) {
             let role = ROLES[number % ROLES.len()];
             let pod = lab.pod(PodSpec::new(name, &format!("pod-{number}")).role(role)).unwrap();
             thread::sleep(gap);
-            early += first_served(lab, &pod, role);
+            early += lab.first_served(&pod, role);
             lab.delete(pod);
             made += 1;
         }

@@ -20,6 +20,8 @@ use crate::pod_client::{
 /// Nothing that a test waits for takes so long but a mistake, on a slow machine too.
 const LIMIT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(20);
+/// Attempts of a pod that has just come: those of an SDK, and more only on a machine that is very busy.
+const EARLY: u64 = 40;
 
 /// Waits until `holds`.
 ///
@@ -100,6 +102,27 @@ impl Lab {
     pub fn assert_served(&self, pod: &LabPod, role: &str) {
         let attempt = pod.credentials().expect("the client in the pod runs");
         self.assert_role(&attempt, role);
+    }
+
+    /// Asks in a pod that has just come, as often as the kernel denies its connect because no agent knows its network namespace
+    /// yet; how often it did. docs/first-connects.md says how rare that is.
+    ///
+    /// # Panics
+    ///
+    /// When it gets no credentials that STS issued for `role`, or something else fails.
+    #[track_caller]
+    pub fn first_served(&self, pod: &LabPod, role: &str) -> u64 {
+        let mut denied = 0;
+        loop {
+            let attempt = pod.credentials().expect("the client in the pod runs");
+            if attempt.error.as_deref() != Some("EPERM") {
+                self.assert_role(&attempt, role);
+                return denied;
+            }
+            denied += 1;
+            assert!(denied < EARLY, "a pod is denied in {EARLY} attempts");
+            thread::sleep(POLL);
+        }
     }
 
     /// Asserts that nothing of the pods has come to the real metadata service.
