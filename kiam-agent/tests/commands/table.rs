@@ -148,6 +148,16 @@ pub(super) const ROWS: &[Row] = &[
     row("kubectl -n shop annotate serviceaccount orders…", Nothing),
     // From one agent to another.
     row(
+        "kiam-agent migrate old.yaml",
+        By("kiam-agent/tests/migrate/documents.rs", "fn the_page_shows_what_the_program_prints"),
+    ),
+    row("helm get manifest -n kube-system kiam | kiam-agent migrate…", Nothing),
+    row("kubectl get daemonsets,deployments,namespaces,pods -A -o yaml…", Nothing),
+    row(
+        "kiam-agent migrate --kubeconfig=$HOME/.kube/config --output=helm",
+        By("kiam-agent/tests/migrate/cluster.rs", "--kubeconfig"),
+    ),
+    row(
         "kubectl drain NODE --ignore-daemonsets --delete-emptydir-data",
         By(CLUSTER, "drain {NODE_NAME} --ignore-daemonsets --delete-emptydir-data"),
     ),

@@ -4,8 +4,8 @@
 
 mod accepted;
 mod cluster;
+mod documents;
 mod installations;
-mod page;
 mod refused;
 mod rules;
 mod strangers;
