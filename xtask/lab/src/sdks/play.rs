@@ -82,7 +82,7 @@ impl Stage {
         let refused = row.tokens == Tokens::Never && self.combination.imdsv2 == "required";
         let reader = with(true)?;
         if refused {
-            faults.extend(reader.nobody("it asks without tokens, which are required"));
+            faults.extend(reader.nobody(row, "it asks without tokens, which are required"));
         } else {
             faults.extend(self.somebody(&reader));
             if row.region == Region::Finds {
@@ -98,8 +98,8 @@ impl Stage {
         });
         let denied = denied.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let without = without?;
-        faults.extend(denied.nobody("AWS denies the role"));
-        faults.extend(without.nobody("the pod has no role"));
+        faults.extend(denied.nobody(row, "AWS denies the role"));
+        faults.extend(without.nobody(row, "the pod has no role"));
         if !faults.is_empty() {
             let last: Vec<_> = self.log().lines().rev().take(5).map(str::to_owned).collect();
             faults.push(format!("the agent's last words: {last:#?}"));
@@ -117,7 +117,7 @@ impl Stage {
     /// That it was its pod's role, whole: by key, secret and token.
     fn somebody(&self, run: &Run) -> Option<String> {
         if run.first.is_none() {
-            return Some(format!("it has no credentials and must be {ROLE}: {}", run.printed));
+            return Some(format!("it has no credentials and must be {ROLE}: {}", run.last()));
         }
         run.signed.iter().find_map(|signed| {
             let owner = self.lab.sts.owner(&signed.access_key).map(|issued| issued.role);
@@ -157,16 +157,27 @@ impl Stage {
 }
 
 impl Run {
-    /// That it found nothing, and was soon done with it.
-    fn nobody(&self, why: &str) -> Option<String> {
+    /// That it found nothing, was soon done with it, and said so as the documents have it.
+    fn nobody(&self, row: &Row, why: &str) -> Option<String> {
         if let Some(signed) = self.signed.first() {
             return Some(format!("{why}, and it signs as {}", signed.access_key));
         }
         match self.gave_up {
-            Some(after) if after <= PATIENCE => None,
-            Some(after) => Some(format!("{why}, and it tries for {after:?}: {}", self.printed)),
-            None => Some(format!("{why}, and it hangs for {LIMIT:?}: {}", self.printed)),
+            Some(after) if after > PATIENCE => {
+                Some(format!("{why}, and it tries for {after:?}: {}", self.last()))
+            }
+            Some(_) if !self.printed.contains(row.says) => {
+                Some(format!("{why}, and it does not say {:?}: {}", row.says, self.last()))
+            }
+            Some(_) => None,
+            None => Some(format!("{why}, and it hangs for {LIMIT:?}: {}", self.last())),
         }
+    }
+
+    /// The end of what it printed.
+    fn last(&self) -> &str {
+        let start = self.printed.char_indices().rev().nth(600).map_or(0, |(at, _)| at);
+        &self.printed[start..]
     }
 }
 
@@ -204,9 +215,7 @@ impl Running {
 
     fn printed(&self) -> String {
         let printed = fs::read(&self.1).unwrap_or_default();
-        let text = String::from_utf8_lossy(&printed).trim().to_owned();
-        let start = text.char_indices().rev().nth(600).map_or(0, |(at, _)| at);
-        text[start..].to_owned()
+        String::from_utf8_lossy(&printed).trim().to_owned()
     }
 }
 

@@ -18,6 +18,8 @@ pub(super) struct Row {
     pub(super) tokens: Tokens,
     pub(super) region: Region,
     pub(super) ends: Ends,
+    /// A part of what it prints where it finds no credentials, which `docs/migrating.md` shows; empty where it does not.
+    pub(super) says: &'static str,
 }
 
 /// Whether it asks for session tokens (IMDSv2).
@@ -50,6 +52,12 @@ const CLIENT_PY: &str = "{sources}/client.py";
 const CLIENT_MJS: &str = "{sources}/client.mjs";
 const V2_ONLY: &[(&str, &str)] = &[("AWS_EC2_METADATA_V1_DISABLED", "true")];
 
+const PYTHON_SAYS: &str = "Unable to locate credentials";
+const JAVASCRIPT_3_SAYS: &str =
+    "CredentialsProviderError: Could not load credentials from any providers";
+const JAVASCRIPT_2_SAYS: &str = "Missing credentials in config";
+const GO_1_SAYS: &str = "NoCredentialProviders: no valid providers in chain";
+
 const fn row(name: &'static str, home: Home, words: &'static [&'static str]) -> Row {
     Row {
         name,
@@ -61,10 +69,14 @@ const fn row(name: &'static str, home: Home, words: &'static [&'static str]) -> 
         tokens: Tokens::Yes,
         region: Region::Given,
         ends: Ends::Yes,
+        says: "",
     }
 }
 
-const BOTO3: Row = row("boto3", Home::Python(&["boto3==1.44.5"]), &[CLIENT_PY, "boto3"]);
+const BOTO3: Row = Row {
+    says: PYTHON_SAYS,
+    ..row("boto3", Home::Python(&["boto3==1.44.5"]), &[CLIENT_PY, "boto3"])
+};
 const RESTIC: &[&str] =
     &["sh", "-c", "RESTIC_PASSWORD=x restic --no-cache -r s3:$ENDPOINT/lab-bucket snapshots"];
 const S3FS: Row = Row {
@@ -85,6 +97,7 @@ pub(super) const ROWS: &[Row] = &[
     Row { name: "boto3, tokens only", environment: V2_ONLY, ..BOTO3 },
     Row {
         tokens: Tokens::Never,
+        says: PYTHON_SAYS,
         ..row(
             "boto3, old",
             Home::Python(&["boto3==1.9.253", "botocore==1.12.253", "six==1.17.0"]),
@@ -97,13 +110,17 @@ pub(super) const ROWS: &[Row] = &[
     },
     row("aiobotocore", Home::Python(&["aiobotocore==3.10.0"]), &[CLIENT_PY, "aiobotocore"]),
     row("s3fs", Home::Python(&["s3fs==2026.9.0"]), &[CLIENT_PY, "s3fs"]),
-    row(
-        "AWS CLI 1",
-        Home::Python(&["awscli==1.46.3"]),
-        &["{folder}/bin/aws", "sts", "get-caller-identity"],
-    ),
+    Row {
+        says: PYTHON_SAYS,
+        ..row(
+            "AWS CLI 1",
+            Home::Python(&["awscli==1.46.3"]),
+            &["{folder}/bin/aws", "sts", "get-caller-identity"],
+        )
+    },
     Row {
         region: Region::Finds,
+        says: PYTHON_SAYS,
         ..row(
             "AWS CLI 2",
             Home::Debian(&["awscli"]),
@@ -137,19 +154,33 @@ pub(super) const ROWS: &[Row] = &[
         ..row("obstore", Home::Python(&["obstore==0.12.1"]), &[CLIENT_PY, "obstore"])
     },
     row("OpenDAL", Home::Python(&["opendal==0.47.12"]), &[CLIENT_PY, "opendal"]),
-    row(
-        "SDK for JavaScript 3",
-        Home::Node("@aws-sdk/client-sts@3.1177.0"),
-        &[CLIENT_MJS, "{folder}", "v3"],
-    ),
-    row(
-        "SDK for JavaScript 3, old",
-        Home::Node("@aws-sdk/client-sts@3.100.0"),
-        &[CLIENT_MJS, "{folder}", "v3"],
-    ),
-    row("SDK for JavaScript 2", Home::Node("aws-sdk@2.1693.0"), &[CLIENT_MJS, "{folder}", "v2"]),
+    Row {
+        says: JAVASCRIPT_3_SAYS,
+        ..row(
+            "SDK for JavaScript 3",
+            Home::Node("@aws-sdk/client-sts@3.1177.0"),
+            &[CLIENT_MJS, "{folder}", "v3"],
+        )
+    },
+    Row {
+        says: JAVASCRIPT_3_SAYS,
+        ..row(
+            "SDK for JavaScript 3, old",
+            Home::Node("@aws-sdk/client-sts@3.100.0"),
+            &[CLIENT_MJS, "{folder}", "v3"],
+        )
+    },
+    Row {
+        says: JAVASCRIPT_2_SAYS,
+        ..row(
+            "SDK for JavaScript 2",
+            Home::Node("aws-sdk@2.1693.0"),
+            &[CLIENT_MJS, "{folder}", "v2"],
+        )
+    },
     Row {
         tokens: Tokens::Never,
+        says: JAVASCRIPT_2_SAYS,
         ..row(
             "SDK for JavaScript 2, old",
             Home::Node("aws-sdk@2.500.0"),
@@ -161,16 +192,19 @@ pub(super) const ROWS: &[Row] = &[
         Home::Node("google-auth-library@11.3.4"),
         &[CLIENT_MJS, "{folder}", "google"],
     ),
-    row(
-        "rclone",
-        Home::Debian(&["rclone"]),
-        &[
-            "sh",
-            "-c",
-            "exec rclone lsd :s3,env_auth,provider=AWS,region=eu-west-1,endpoint='\"'$ENDPOINT'\"',force_path_style:",
-        ],
-    ),
-    row("restic", Home::Debian(&["restic"]), RESTIC),
+    Row {
+        says: GO_1_SAYS,
+        ..row(
+            "rclone",
+            Home::Debian(&["rclone"]),
+            &[
+                "sh",
+                "-c",
+                "exec rclone lsd :s3,env_auth,provider=AWS,region=eu-west-1,endpoint='\"'$ENDPOINT'\"',force_path_style:",
+            ],
+        )
+    },
+    Row { says: "Access Denied", ..row("restic", Home::Debian(&["restic"]), RESTIC) },
     row(
         "s3cmd",
         Home::Debian(&["s3cmd"]),
@@ -200,6 +234,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         region: Region::Finds,
         ends: Ends::Never { gives_up: "Unable to refresh target groups" },
+        says: GO_1_SAYS,
         ..row("Prometheus", Home::Debian(&["prometheus"]), &["sh", "/mnt/prometheus.sh"])
     },
     Row {
@@ -209,6 +244,7 @@ pub(super) const ROWS: &[Row] = &[
             "-c",
             "GO111MODULE=off GOPATH=/usr/share/gocode GOCACHE=/tmp/go go build -o /root/go-v1 /mnt/go/v1.go",
         ],
+        says: GO_1_SAYS,
         ..row(
             "SDK for Go 1",
             Home::Debian(&["golang-github-aws-aws-sdk-go-dev", "golang-go"]),
@@ -222,17 +258,21 @@ pub(super) const ROWS: &[Row] = &[
             "-c",
             "GO111MODULE=off GOPATH=/usr/share/gocode GOCACHE=/tmp/go go build -o /root/go-v2 /mnt/go/v2.go",
         ],
+        says: "no EC2 IMDS role found",
         ..row(
             "SDK for Go 2",
             Home::Debian(&["golang-github-aws-aws-sdk-go-v2-dev", "golang-go"]),
             &["/root/go-v2"],
         )
     },
-    row(
-        "SDK for Ruby 3",
-        Home::Debian(&["ruby-aws-sdk-core"]),
-        &["ruby", "/mnt/client.rb", "aws-sdk"],
-    ),
+    Row {
+        says: "Aws::Sigv4::Errors::MissingCredentialsError",
+        ..row(
+            "SDK for Ruby 3",
+            Home::Debian(&["ruby-aws-sdk-core"]),
+            &["ruby", "/mnt/client.rb", "aws-sdk"],
+        )
+    },
     row("fog-aws", Home::Debian(&["ruby-fog-aws"]), &["ruby", "/mnt/client.rb", "fog"]),
     Row {
         tokens: Tokens::Never,
@@ -252,6 +292,7 @@ pub(super) const ROWS: &[Row] = &[
             "/root",
             "/mnt/Client.java",
         ],
+        says: "Unable to load AWS credentials from any provider in the chain",
         ..row(
             "SDK for Java 1",
             Home::Jar {
@@ -262,3 +303,25 @@ pub(super) const ROWS: &[Row] = &[
         )
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use xtask::command::workspace;
+
+    #[test]
+    fn the_page_for_those_who_migrate_shows_what_clients_say() {
+        let page = std::fs::read_to_string(workspace().join("docs/migrating.md")).unwrap();
+        let said = ROWS.iter().filter(|row| !row.says.is_empty());
+        let missing: Vec<&str> = said
+            .filter(|row| {
+                let name = row.name.split(',').next().unwrap();
+                let is_shown =
+                    |line: &str| line.contains(name) && line.contains(&format!("`{}`", row.says));
+                !page.lines().any(is_shown)
+            })
+            .map(|row| row.name)
+            .collect();
+        assert!(missing.is_empty(), "docs/migrating.md does not show what these say: {missing:?}");
+    }
+}
