@@ -16,9 +16,9 @@ use xtask::{
 };
 
 /// Programs that tests and pods use; those that are missing where they come from are missing in the guest.
-const TOOLS: [&str; 16] = [
-    "sh", "cat", "cp", "env", "find", "ip", "kill", "ls", "nft", "prlimit", "rm", "setpriv",
-    "sleep", "tc", "touch", "true",
+const TOOLS: [&str; 19] = [
+    "sh", "bash", "cat", "cp", "env", "find", "ip", "kill", "ls", "nft", "nice", "prlimit", "rm",
+    "setpriv", "sleep", "tc", "touch", "true", "unshare",
 ];
 /// In this order: Debian's `/sbin/ip` is a link to `/bin/ip` of whatever machine it is on.
 const FOLDERS: [&str; 4] = ["usr/bin", "bin", "usr/sbin", "sbin"];
