@@ -424,8 +424,9 @@ fn a_process_that_is_another_one_all_the_time_is_not_taken_for_none() {
     let Some(mut stage) = Stage::start("a_process_that_is_another_one") else { return };
     let (pod, uid) = stage.pod("hopping");
     let mut hopping = pod.command("sh").unwrap();
-    // Each starts the next one and ends.
-    hopping.args(["-c", "f() { f & }; f"]);
+    // Each starts the next one and ends. A function that calls itself would end at some depth.
+    const NEXT: &str = "sh -c \"$NEXT\" &";
+    hopping.args(["-c", NEXT]).env("NEXT", NEXT);
     let _first = Process::idle(hopping);
     let listener = loop {
         stir(&pod);
