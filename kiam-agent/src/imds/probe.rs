@@ -83,14 +83,19 @@ pub async fn profile(url: &UpstreamUrl) -> Result<ServiceProfile, UpstreamError>
             if with != StatusCode::OK {
                 return Err(UpstreamError::Status(with));
             }
-            match without {
-                StatusCode::OK => TokenPolicy::Optional,
-                StatusCode::UNAUTHORIZED => TokenPolicy::Required,
-                status => return Err(UpstreamError::Status(status)),
-            }
+            policy(without)?
         }
     };
     Ok(ServiceProfile { tokens, date, took })
+}
+
+/// What an answer to a request without a session token says, where one with a token is answered.
+fn policy(without: StatusCode) -> Result<TokenPolicy, UpstreamError> {
+    match without {
+        StatusCode::OK => Ok(TokenPolicy::Optional),
+        StatusCode::UNAUTHORIZED => Ok(TokenPolicy::Required),
+        status => Err(UpstreamError::Status(status)),
+    }
 }
 
 /// Measures how far the answer with a session token goes, on the node alone: the answer is dropped if it has no hop left.
@@ -151,4 +156,24 @@ async fn request(
 ) -> Result<Response<Bytes>, UpstreamError> {
     let asked = async { exchange(connect(url).await?, url, method, path, header).await };
     timeout(DEADLINE, asked).await.unwrap_or(Err(UpstreamError::Deadline))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_answer_that_asks_for_a_token_says_that_one_is_required() {
+        for (status, wanted) in [
+            (200, Some(TokenPolicy::Optional)),
+            (401, Some(TokenPolicy::Required)),
+            (403, None),
+            (404, None),
+            (429, None),
+            (503, None),
+        ] {
+            let found = policy(StatusCode::from_u16(status).unwrap()).ok();
+            assert_eq!(found, wanted, "{status}");
+        }
+    }
 }

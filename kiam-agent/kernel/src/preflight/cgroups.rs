@@ -87,15 +87,18 @@ fn processes(blocking: &Blocking, cgroup: &Cgroup, pods: usize) -> Check {
         seen += 1;
         std::ops::ControlFlow::Continue(())
     });
-    // A process that ends while the list is read has no number in the first namespace either.
     let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    let is_first = namespace == Path::new(FIRST_PID_NAMESPACE);
-    if gaps.hidden > 0 && !is_first {
+    judge_processes(gaps.hidden, seen, pods, namespace == Path::new(FIRST_PID_NAMESPACE))
+}
+
+/// The verdict on `hidden` processes without a number and `seen` namespaces of `pods`. In the first PID namespace all have a
+/// number, until they end: a list that is read meanwhile has a 0 for them.
+fn judge_processes(hidden: usize, seen: usize, pods: usize, is_first: bool) -> Check {
+    if hidden > 0 && !is_first {
         return Check::fail(
             Processes,
             format!(
-                "{} processes of pods can't be seen from here, so that the agent does not find their network namespaces, and denies them",
-                gaps.hidden
+                "{hidden} processes of pods can't be seen from here, so that the agent does not find their network namespaces, and denies them"
             ),
             "set hostPID: true for the agent's pod, as deploy/daemonset.yaml does",
         );
@@ -139,9 +142,24 @@ fn inotify(cgroup: &Cgroup, pods: &[PathBuf]) -> Check {
 
 #[cfg(test)]
 mod tests {
-    use kiam_core::preflight::Verdict::{Fail, Warn};
+    use kiam_core::preflight::Verdict::{Fail, Ok as Good, Unknown, Warn};
 
     use super::*;
+
+    #[test]
+    fn processes_without_a_number_fail_only_where_all_that_live_have_none() {
+        for (hidden, seen, is_first, verdict) in [
+            (1, 0, false, Fail),
+            (1, 2, false, Fail),
+            (1, 2, true, Good),
+            (3, 0, true, Good),
+            (0, 2, false, Good),
+            (0, 0, false, Unknown),
+        ] {
+            let check = judge_processes(hidden, seen, 2, is_first);
+            assert_eq!(check.verdict, verdict, "{check:?}");
+        }
+    }
 
     #[test]
     fn what_a_first_pod_shows_is_a_warning_and_the_rest_fails() {

@@ -360,23 +360,6 @@ impl Comparer<'_> {
 
 /// A pod of `namespace` that names `role` and nothing else.
 fn asking(namespace: &str, role: &str) -> Pod {
-    Pod {
-        uid: PodUid::new("00000000-0000-4000-8000-000000000000"),
-        namespace: namespace.to_owned(),
-        name: "pod".to_owned(),
-        resource_version: None,
-        node: None,
-        host_ip: None,
-        addresses: Vec::new(),
-        host_network: false,
-        service_account: "default".to_owned(),
-        live: true,
-        terminating: false,
-        config_hash: None,
-        controller: None,
-        role: Some(role.into()),
-        session_name: None,
-        external_id: None,
-        session_policies: None,
-    }
+    let uid = PodUid::new("00000000-0000-4000-8000-000000000000");
+    Pod { role: Some(role.into()), ..Pod::new(uid, namespace, "pod") }
 }

@@ -78,7 +78,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let slow = lab.sts.faults().inject(sts);
     let pods = pods(&lab, options.pods)?;
     let load_before = machine::load();
-    let mut agent = start(&lab, &binary)?;
+    let mut agent = Agent::start(&lab, &binary, &[])?;
     agent.wait_ready(LIMIT)?;
     let mut measured = Measured::default();
     for round in 0..=options.rounds {
@@ -98,10 +98,6 @@ pub(super) fn run(options: &Options) -> Result<()> {
     write(&workspace().join(&options.out), &text)
 }
 
-fn start(lab: &Lab, binary: &Path) -> Result<Agent> {
-    Agent::start(lab, binary, &[])
-}
-
 fn pods(lab: &Lab, count: u32) -> Result<Vec<LabPod>> {
     let spec =
         |number| PodSpec::new("shop", &format!("pod-{number}")).role(&format!("role-{number}"));
@@ -119,7 +115,7 @@ impl Measured {
     fn kill(&mut self, lab: &Lab, binary: &Path, mut agent: Agent, pod: &LabPod) -> Result<Agent> {
         agent.kill()?;
         let started = Instant::now();
-        let mut next = start(lab, binary)?;
+        let mut next = Agent::start(lab, binary, &[])?;
         loop {
             let attempt = pod.credentials()?;
             if attempt.status == Some(200) {
@@ -148,7 +144,7 @@ impl Measured {
         let asking: Vec<_> =
             pods.iter().take(3).map(|pod| pod.ask_from(1, &paced)).collect::<Result<_>>()?;
         let started = Instant::now();
-        let mut next = start(lab, binary)?;
+        let mut next = Agent::start(lab, binary, &[])?;
         next.wait_said("Listening pods=", LIMIT)?;
         self.beside_listens.push(millis(started.elapsed()));
         next.wait_ready(LIMIT)?;
