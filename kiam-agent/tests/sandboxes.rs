@@ -424,9 +424,11 @@ fn a_process_that_is_another_one_all_the_time_is_not_taken_for_none() {
     let Some(mut stage) = Stage::start("a_process_that_is_another_one") else { return };
     let (pod, uid) = stage.pod("hopping");
     let mut hopping = pod.command("sh").unwrap();
-    // Each starts the next one and ends. A function that calls itself would end at some depth.
-    const NEXT: &str = "sh -c \"$NEXT\" &";
-    hopping.args(["-c", NEXT]).env("NEXT", NEXT);
+    // Each starts the next one and ends: by a fork, as that is fast, and now and then by a new shell, since a function that calls
+    // itself ends at some depth.
+    const HOP: &str =
+        "hop() { n=$((n + 1)); if [ $n -lt 500 ]; then hop & else exec sh -c \"$HOP\" & fi; }; hop";
+    hopping.args(["-c", HOP]).env("HOP", HOP);
     let _first = Process::idle(hopping);
     let listener = loop {
         stir(&pod);
@@ -438,7 +440,7 @@ fn a_process_that_is_another_one_all_the_time_is_not_taken_for_none() {
     };
     // As often as it takes to look in the wrong moment.
     let begun = Instant::now();
-    while begun.elapsed() < Duration::from_millis(500) {
+    while begun.elapsed() < Duration::from_millis(4000) {
         stir(&pod);
     }
     stage.nothing_else_came();
