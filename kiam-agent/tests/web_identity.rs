@@ -181,15 +181,16 @@ fn the_role_follows_the_annotations() {
     fixture.kubernetes.apply_pod(&pod().annotation("iam.amazonaws.com/external-id", "partner"));
     fixture.eventually_answers(LIST, "STS accepts none with --credential-source=web-identity");
     fixture.kubernetes.apply_pod(&pod());
-    fixture.kubernetes.apply_service_account(&ServiceAccountRecord::new("shop", "orders"));
-    fixture.eventually_answers(LIST, "eks.amazonaws.com/role-arn");
-    // What the namespace forbids is not asked for.
+    fixture.eventually_answers(LIST, "writer");
+    // What the namespace forbids is not asked for. Its watch and the ServiceAccounts' have no common order.
     let shop = NamespaceRecord::new("shop").annotation("iam.amazonaws.com/permitted", "nothing");
     fixture.kubernetes.apply_namespace(&shop);
-    fixture.eventually_answers(LIST, "eks.amazonaws.com/role-arn");
+    fixture.eventually_answers(LIST, "does not match as a whole");
     let admin = "arn:aws:iam::123456789012:role/admin";
     fixture.kubernetes.apply_service_account(&account("orders", admin));
-    fixture.eventually_answers(LIST, "does not match as a whole");
+    fixture.eventually_answers(LIST, "role/admin does not match as a whole");
+    fixture.kubernetes.apply_service_account(&ServiceAccountRecord::new("shop", "orders"));
+    fixture.eventually_answers(LIST, "eks.amazonaws.com/role-arn");
     assert_eq!(fixture.sts.requests_for(admin), 0);
 }
 

@@ -218,7 +218,8 @@ async fn expired_credentials_are_never_served() {
 
 #[tokio::test]
 async fn request_is_held_for_a_pod_its_namespace_and_its_credentials() {
-    let node = Node::start(config(), Identity::Kernel).await;
+    let patient = Config { hold: Duration::from_secs(30), ..config() };
+    let node = Node::start(patient, Identity::Kernel).await;
     let later = async {
         sleep(Duration::from_millis(40)).await;
         node.index.apply(pod(2, Some("slow")));

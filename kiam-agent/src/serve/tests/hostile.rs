@@ -115,6 +115,11 @@ impl Node {
         shown
     }
 
+    /// One round of three is within `bounds`: a busy machine disturbs a round, and an adversary that slows others all of them.
+    fn slows_nobody(&self, reads: bool, bounds: impl Fn(&[(Duration, Duration); 3]) -> bool) {
+        assert!((0..3).any(|_| bounds(&self.slowed(reads))), "each of three rounds");
+    }
+
     fn rejected(&self, reason: &str) -> u64 {
         let line = format!("kiam_serve_rejected_total{{reason=\"{reason}\"}} ");
         let metrics = self.fixture.metrics();
@@ -130,11 +135,10 @@ fn percentile(took: &[Duration], percent: usize) -> Duration {
 #[test]
 fn a_pod_that_pipelines_and_never_reads_does_not_slow_another() {
     let node = Node::start(Config::default());
-    let shown = node.slowed(false);
+    node.slows_nobody(false, |shown| {
+        shown.iter().all(|&(without, with)| with < without * 5 + Duration::from_millis(25))
+    });
     assert!(node.rejected("Requests") > 0, "{}", node.fixture.metrics());
-    for (without, with) in shown {
-        assert!(with < without * 5 + Duration::from_millis(25), "{shown:?}");
-    }
 }
 
 #[test]
@@ -142,10 +146,10 @@ fn a_share_is_spent_in_turns_so_that_even_a_burst_slows_nobody() {
     // More than it can ask: what keeps it from slowing others is its turn alone.
     let requests = Rate::per_second(1_000_000, 1_000_000);
     let node = Node::start(Config { requests, ..Config::default() });
-    let shown = node.slowed(true);
     // A request or two of the adversary before each step of the victim's, and not one of each of its connections.
-    let [(without, with), ..] = shown;
-    assert!(with < without * 5 + Duration::from_millis(20), "{shown:?}");
+    node.slows_nobody(true, |&[(without, with), ..]| {
+        with < without * 5 + Duration::from_millis(20)
+    });
 }
 
 #[tokio::test]
