@@ -220,7 +220,7 @@ fn install_program(
     let root = tools();
     say(format!("installing {name} {version} into {} (minutes, once)", root.display()));
     cargo.args(["install", name, "--version", version, "--no-default-features"]);
-    run(cargo.args(["--features", features, "--locked", "--root"]).arg(&root))?;
+    run(cargo.args(["--features", features, "--locked", "--force", "--root"]).arg(&root))?;
     let program = root.join("bin").join(name);
     if !is_of_version(&program, version) {
         bail!("{} was installed, and is not {name} {version}", program.display());
