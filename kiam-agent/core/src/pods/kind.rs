@@ -5,7 +5,7 @@ use std::hash::Hash;
 use tokio::time::Instant;
 
 use super::{
-    Namespace, Pod, PodUid, ServiceAccount,
+    Changed, Namespace, Pod, PodUid, ServiceAccount,
     index::LastHeard,
     records::{Change, Records, Version},
     tables::Tables,
@@ -38,9 +38,19 @@ pub trait RecordKind: PartialEq + Sized {
     fn table_mut(tables: &mut Tables) -> &mut Records<Self::Key, Self>;
 
     /// Updates what depends on this kind, and returns whether anything changed.
-    fn follow(_tables: &mut Tables, changes: impl IntoIterator<Item = Change<Self>>) -> bool {
-        changes.into_iter().next().is_some()
+    fn follow(tables: &mut Tables, changes: impl IntoIterator<Item = Change<Self>>) -> bool {
+        let mut changed = false;
+        for Change { before, after } in changes {
+            changed = true;
+            if let Some(record) = after.or(before) {
+                tables.log.push(record.changed());
+            }
+        }
+        changed
     }
+
+    /// The object, for the log of changes.
+    fn changed(&self) -> Changed;
 
     /// When the watch of this kind was last heard from.
     fn heard(heard: &mut LastHeard) -> &mut Option<Instant>;
@@ -76,6 +86,10 @@ impl RecordKind for Pod {
         tables.follow(changes)
     }
 
+    fn changed(&self) -> Changed {
+        Changed::Pod(self.uid.clone())
+    }
+
     fn heard(heard: &mut LastHeard) -> &mut Option<Instant> {
         &mut heard.pods
     }
@@ -105,6 +119,10 @@ impl RecordKind for Namespace {
         &mut tables.namespaces
     }
 
+    fn changed(&self) -> Changed {
+        Changed::Namespace(self.name.clone())
+    }
+
     fn heard(heard: &mut LastHeard) -> &mut Option<Instant> {
         &mut heard.namespaces
     }
@@ -132,6 +150,10 @@ impl RecordKind for ServiceAccount {
 
     fn table_mut(tables: &mut Tables) -> &mut Records<Self::Key, Self> {
         &mut tables.accounts
+    }
+
+    fn changed(&self) -> Changed {
+        Changed::Account(self.name.clone())
     }
 
     fn heard(heard: &mut LastHeard) -> &mut Option<Instant> {

@@ -4,6 +4,7 @@
 //! is not certain which pod is calling, the answer is [`NotFound`] and never a guess.
 
 pub mod annotations;
+mod changes;
 #[cfg(any(test, feature = "testing"))]
 pub mod fixtures;
 mod index;
@@ -22,6 +23,7 @@ use std::{
 use crate::role::{AccountName, QuotedText};
 
 pub use self::{
+    changes::{Changed, Position},
     index::PodIndex,
     kind::Record,
     reader::{NotFound, PodReader},

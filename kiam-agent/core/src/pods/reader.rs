@@ -8,8 +8,8 @@ use tokio::{
 };
 
 use super::{
-    Annotation, Client, Namespace, Origin, Pod, PodUid, Record, ServiceAccount, index::Shared,
-    tables::Tables,
+    Annotation, Changed, Client, Namespace, Origin, Pod, PodUid, Position, Record, ServiceAccount,
+    index::Shared, tables::Tables,
 };
 use crate::role::AccountName;
 
@@ -83,6 +83,9 @@ impl PodReader {
     ///
     /// The last [`NotFound`], when `hold` is over.
     pub async fn wait(&self, client: &Client, hold: Duration) -> Result<Arc<Pod>, NotFound> {
+        if let Ok(pod) = self.find(client) {
+            return Ok(pod);
+        }
         let mut changes = self.changes();
         let mut last = match self.find(client) {
             Ok(pod) => return Ok(pod),
@@ -146,6 +149,18 @@ impl PodReader {
     #[must_use]
     pub fn count<R: Record>(&self) -> usize {
         R::table(&self.0.read()).values().len()
+    }
+
+    /// The record of this UID, also of a pod that has ended.
+    #[must_use]
+    pub fn record(&self, uid: &PodUid) -> Option<Arc<Pod>> {
+        self.0.read().pods.get(uid).cloned()
+    }
+
+    /// The objects that have changed since `position`, which moves on; `None` if all may have changed.
+    #[must_use]
+    pub fn changed_since(&self, position: &mut Position) -> Option<Vec<Changed>> {
+        self.0.read().log.since(position)
     }
 
     /// A number that goes up with every change. Subscribe, then look, then wait.

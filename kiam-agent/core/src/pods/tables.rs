@@ -9,6 +9,8 @@ use std::{
 
 use super::{
     Annotation, Namespace, Pod, PodUid, ServiceAccount,
+    changes::ChangeLog,
+    kind::RecordKind as _,
     records::{Change, Records},
 };
 use crate::role::AccountName;
@@ -28,6 +30,7 @@ pub struct Tables {
     by_config_hash: Keys<PodUid>,
     static_pod_namespaces: Vec<String>,
     former_roles: FormerRoles,
+    pub(super) log: ChangeLog,
 }
 
 /// The roles that live pods named before their current ones, as written, the latest first.
@@ -51,6 +54,9 @@ impl Tables {
         let mut changed = false;
         for Change { before, after } in changes {
             changed = true;
+            if let Some(pod) = after.as_deref().or(before.as_deref()) {
+                self.log.push(pod.changed());
+            }
             self.former_roles.follow(before.as_deref(), after.as_deref());
             if let Some(pod) = before {
                 for address in own_addresses(&pod) {
