@@ -38,7 +38,7 @@ impl PodRefresher {
             pods.iter().find(|pod| pod.live && pod.namespace == namespace && pod.name == name)?;
         let Decision::Allow(identity) = self.policy.decide(pod) else { return None };
         let role = identity.role.clone();
-        let error = match self.refresher.refresh(identity.clone(), DEADLINE).await {
+        let error = match self.refresher.refresh(identity.as_ref().clone(), DEADLINE).await {
             Ok(()) => return Some(Ok(format!("AWS issued credentials of {role}\n"))),
             Err(error) => error,
         };

@@ -62,7 +62,11 @@ impl PrefetcherParts {
     ) -> Self {
         Self {
             source: Arc::new(source),
-            render: |_| RenderedAnswers { plain: Bytes::new(), extended: Bytes::new() },
+            render: |_| RenderedAnswers {
+                role_name: Bytes::new(),
+                plain: Bytes::new(),
+                extended: Bytes::new(),
+            },
             clock,
             wanted,
             silence: Box::new(|| Some(Duration::ZERO)),

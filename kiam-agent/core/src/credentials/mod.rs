@@ -62,9 +62,11 @@ pub struct Credentials {
     pub expires: SystemTime,
 }
 
-/// The answers of the metadata service, rendered once when the credentials arrive. Both are secret.
+/// The answers of the metadata service, rendered once when the credentials arrive. Two of them are secret.
 #[derive(Clone)]
 pub struct RenderedAnswers {
+    /// Body of `…/security-credentials/`: the role's name, which is no secret.
+    pub role_name: Bytes,
     /// Body of `…/security-credentials/<role>`.
     pub plain: Bytes,
     /// Body of `…/security-credentials-extended/<role>`.

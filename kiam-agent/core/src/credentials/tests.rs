@@ -153,7 +153,11 @@ fn begin(config: Config, wanted: WantedRoles, source: Source, inheritance: Inher
     let (clock, source) = (source.clock.clone(), Arc::new(source));
     let (wanted, receiver) = watch::channel(wanted);
     let readiness = Readiness::default();
-    let render = |_: &Credentials| RenderedAnswers { plain: Bytes::new(), extended: Bytes::new() };
+    let render = |_: &Credentials| RenderedAnswers {
+        role_name: Bytes::new(),
+        plain: Bytes::new(),
+        extended: Bytes::new(),
+    };
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry, Statsd::off());
     let silence: Arc<Mutex<Duration>> = Arc::default();

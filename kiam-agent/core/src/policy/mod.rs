@@ -6,7 +6,9 @@ mod allowed;
 mod expression;
 mod memo;
 mod namespace;
+mod publish;
 mod refusal;
+mod standing;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,22 +16,21 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::watch,
-    time::{self, Instant},
-};
-
-use self::namespace::Lists;
 pub use self::{
     allowed::{AllowedRoles, InvalidAllowedRoles},
     expression::{InvalidExpression, PermittedRoles},
     namespace::{Mistake, Ruling, Rulings},
+    publish::publish_wanted,
     refusal::Refusal,
+    standing::Standing,
+};
+use self::{
+    namespace::Lists,
+    standing::{Grounds, Standings},
 };
 use crate::{
-    lifecycle::Drain,
     pods::{
-        Annotation, Namespace, Pod, PodReader,
+        Annotation, Namespace, Pod, PodReader, ServiceAccount,
         annotations::{EXTERNAL_ID, ROLE, SESSION_NAME, SESSION_POLICIES},
     },
     role::{
@@ -37,9 +38,6 @@ use crate::{
         RoleResolver, SessionName, SessionPolicies, Source, Subject, TagTemplate, WantedRoles,
     },
 };
-
-/// The pause after computing the wanted roles, in multiples of the time that it took.
-const PAUSE_PER_WORK: u32 = 9;
 
 /// The roles that a namespace allows with neither `iam.amazonaws.com/permitted` nor `iam.amazonaws.com/allowed-roles`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +86,7 @@ pub struct Config {
 pub struct RolePolicy {
     config: Arc<Config>,
     lists: Arc<Lists>,
+    standings: Arc<Standings>,
     reader: PodReader,
 }
 
@@ -95,7 +94,7 @@ pub struct RolePolicy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// The pod may have this identity.
-    Allow(RoleIdentity),
+    Allow(Arc<RoleIdentity>),
     /// The pod may have no role, for this reason.
     Refuse(Refusal),
 }
@@ -134,22 +133,47 @@ impl RolePolicy {
     /// A policy over the namespaces that `reader` knows.
     #[must_use]
     pub fn new(config: Config, reader: PodReader) -> Self {
-        Self { config: Arc::new(config), lists: Arc::default(), reader }
+        let (lists, standings) = (Arc::default(), Arc::default());
+        Self { config: Arc::new(config), lists, standings, reader }
+    }
+
+    /// The current decision about `pod`, which is a record of the pod table. It is made where a record that it depends on
+    /// has changed since the last one, and otherwise only compared with the records.
+    #[must_use]
+    pub fn standing(&self, pod: &Arc<Pod>) -> Arc<Standing> {
+        let grounds = Grounds {
+            pod: pod.clone(),
+            namespace: self.reader.namespace(&pod.namespace),
+            account: self.account(pod),
+        };
+        self.standings.get(&grounds).unwrap_or_else(|| {
+            let (namespace, account) = (grounds.namespace.as_deref(), grounds.account.as_deref());
+            let decision = self.decide_by(pod, namespace, account);
+            let standing = Arc::new(Standing::new(decision, grounds));
+            self.standings.keep(&standing);
+            standing
+        })
     }
 
     /// Decides whether `pod` may have the role that it requests.
     #[must_use]
     pub fn decide(&self, pod: &Pod) -> Decision {
-        match self.identity(pod) {
-            Ok(identity) => Decision::Allow(identity),
-            Err(refusal) => Decision::Refuse(refusal),
-        }
+        let (namespace, account) = (self.reader.namespace(&pod.namespace), self.account(pod));
+        self.decide_by(pod, namespace.as_deref(), account.as_deref())
     }
 
     /// The role that `pod` requests, or with web identity else its ServiceAccount; `None` where neither names one. Whether
     /// the pod may have the role is decided elsewhere.
     #[must_use]
     pub fn role(&self, pod: &Pod) -> Option<Result<RoleArn, Refusal>> {
+        self.role_by(pod, self.account(pod).as_deref())
+    }
+
+    fn role_by(
+        &self,
+        pod: &Pod,
+        account: Option<&ServiceAccount>,
+    ) -> Option<Result<RoleArn, Refusal>> {
         if let Some(annotation) = &pod.role {
             let role = text(ROLE, annotation)
                 .and_then(|text| self.config.resolver.resolve(text).map_err(Refusal::InvalidRole));
@@ -158,16 +182,22 @@ impl RolePolicy {
         if self.config.source == Source::Node {
             return None;
         }
-        let account = pod.account();
-        let Some(record) = self.reader.service_account(&account) else {
-            return Some(Err(Refusal::AccountUnknown(account)));
+        let Some(record) = account else {
+            return Some(Err(Refusal::AccountUnknown(pod.account())));
         };
+        let account = record.name.clone();
         Some(match record.role.as_ref()?.text() {
             Ok(role) => {
                 role.parse().map_err(|error| Refusal::InvalidAccountRole { account, error })
             }
             Err(error) => Err(Refusal::AccountTooLong { account, error }),
         })
+    }
+
+    /// The pod's ServiceAccount, where that may name the role.
+    fn account(&self, pod: &Pod) -> Option<Arc<ServiceAccount>> {
+        let named = self.config.source == Source::WebIdentity && pod.role.is_none();
+        named.then(|| self.reader.service_account(&pod.account())).flatten()
     }
 
     /// The ruling of each annotation of `namespace` about `role`.
@@ -188,7 +218,8 @@ impl RolePolicy {
         let pods = self.reader.all();
         let mut wanted: BTreeMap<RoleIdentity, BTreeSet<Claimant>> = BTreeMap::new();
         for pod in pods.iter().filter(|pod| pod.live && serves(pod)) {
-            if let Ok(identity) = self.identity(pod) {
+            if let Decision::Allow(identity) = self.decide(pod) {
+                let identity = RoleIdentity::clone(&identity);
                 let claimant = Claimant::new(&pod.namespace, &pod.uid.to_string());
                 wanted.entry(identity).or_default().insert(claimant);
             }
@@ -196,10 +227,28 @@ impl RolePolicy {
         Arc::new(wanted)
     }
 
-    fn identity(&self, pod: &Pod) -> Result<RoleIdentity, Refusal> {
+    /// Decides by these records of the pod's namespace and ServiceAccount.
+    fn decide_by(
+        &self,
+        pod: &Pod,
+        namespace: Option<&Namespace>,
+        account: Option<&ServiceAccount>,
+    ) -> Decision {
+        match self.identity(pod, namespace, account) {
+            Ok(identity) => Decision::Allow(Arc::new(identity)),
+            Err(refusal) => Decision::Refuse(refusal),
+        }
+    }
+
+    fn identity(
+        &self,
+        pod: &Pod,
+        namespace: Option<&Namespace>,
+        account: Option<&ServiceAccount>,
+    ) -> Result<RoleIdentity, Refusal> {
         let asked = || (self.config.source == Source::WebIdentity).then(|| pod.account());
-        let role = self.role(pod).unwrap_or_else(|| Err(Refusal::NoRole(asked())))?;
-        self.permit(&pod.namespace, &role)?;
+        let role = self.role_by(pod, account).unwrap_or_else(|| Err(Refusal::NoRole(asked())))?;
+        self.permit(&pod.namespace, namespace, &role)?;
         self.permit_overrides(pod)?;
         let uid = pod.uid.to_string();
         let subject = Subject {
@@ -255,11 +304,15 @@ impl RolePolicy {
         }
     }
 
-    fn permit(&self, name: &str, role: &RoleArn) -> Result<(), Refusal> {
-        let namespace = self.reader.namespace(name);
+    fn permit(
+        &self,
+        name: &str,
+        namespace: Option<&Namespace>,
+        role: &RoleArn,
+    ) -> Result<(), Refusal> {
         let namespace =
             namespace.ok_or_else(|| Refusal::NamespaceUnknown(QuotedText::new(name)))?;
-        self.rulings(&namespace, role).permit(name, role, self.config.namespaces)
+        self.rulings(namespace, role).permit(name, role, self.config.namespaces)
     }
 }
 
@@ -267,42 +320,10 @@ fn text<'a>(annotation: &'static str, value: &'a Annotation) -> Result<&'a str, 
     value.text().map_err(|error| Refusal::TooLong { annotation, error })
 }
 
-/// Publishes the wanted roles whenever a record changes, until the drain begins.
-///
-/// Level-triggered: each time the whole set is computed from the records, so that no change can be lost.
-pub async fn publish_wanted(
-    policy: RolePolicy,
-    serves: impl Fn(&Pod) -> bool,
-    wanted: watch::Sender<WantedRoles>,
-    mut drain: Drain,
-) {
-    let mut changes = policy.reader.changes();
-    loop {
-        let begun = Instant::now();
-        changes.mark_unchanged();
-        let now = policy.wanted(&serves);
-        wanted.send_if_modified(|held| {
-            let changed = **held != *now;
-            if changed {
-                *held = now;
-            }
-            changed
-        });
-        // A tenant that changes objects in a loop gets no more of a processor than this.
-        let pause = begun.elapsed() * PAUSE_PER_WORK;
-        let changed = async {
-            time::sleep(pause).await;
-            changes.changed().await
-        };
-        tokio::select! {
-            changed = changed => if changed.is_err() { break },
-            () = drain.started() => break,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use tokio::sync::watch;
+
     use super::*;
     use crate::{
         pods::{Namespace, PodIndex, PodUid, ServiceAccount},
@@ -556,7 +577,7 @@ mod tests {
             let session_name = asked.map(Annotation::from);
             let pod = Pod { namespace, name, session_name, ..pod(Some("reader")) };
             let Decision::Allow(identity) = policy.decide(&pod) else { panic!("refused") };
-            let source = identity.source_identity.unwrap().to_string();
+            let source = identity.source_identity.clone().unwrap().to_string();
             (identity.session_name.to_string(), source)
         };
         let victim = sent("kiam-prod", "web-0", None);
@@ -584,7 +605,7 @@ mod tests {
             RolePolicy::new(config, plain.reader.clone()).decide(&pod)
         };
         let allowed = |decision| match decision {
-            Decision::Allow(identity) => identity,
+            Decision::Allow(identity) => RoleIdentity::clone(&identity),
             Decision::Refuse(refusal) => panic!("{refusal}"),
         };
         let identity = allowed(decide(&bounds, None));

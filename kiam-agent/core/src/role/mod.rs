@@ -12,7 +12,7 @@ mod tags;
 mod template;
 mod wanted;
 
-use std::{fmt, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 pub use self::{
     account::{AccountName, Source},
@@ -96,6 +96,18 @@ impl QuotedText {
         Self(shown.escape_default().to_string())
     }
 
+    /// The part of `text` that is shown, without the quotes: borrowed where it is all of `text`, as it mostly is.
+    #[must_use]
+    pub fn of_bytes(text: &[u8]) -> Cow<'_, str> {
+        let as_it_is = |byte: &u8| matches!(byte, b' '..=b'~') && !b"\\'\"".contains(byte);
+        match str::from_utf8(text) {
+            Ok(text) if text.len() <= MAX_SHOWN && text.as_bytes().iter().all(as_it_is) => {
+                Cow::Borrowed(text)
+            }
+            _ => Cow::Owned(Self::new(&String::from_utf8_lossy(text)).0),
+        }
+    }
+
     /// The shown part, without the quotes.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -134,5 +146,24 @@ mod tests {
         assert_eq!(QuotedText::new("a\r\nX: \u{1b}é\"").to_string(), r#""a\r\nX: \u{1b}\u{e9}\"""#);
         let long = QuotedText::new(&"é".repeat(100_000)).to_string();
         assert!(long.len() < 1_000 && long.ends_with("...\""), "{}", long.len());
+    }
+
+    #[test]
+    fn text_that_is_shown_as_it_is_needs_no_copy() {
+        for (text, borrowed) in [
+            (&b"aws-cli/2.15 (x86_64) ~"[..], true),
+            (&b""[..], true),
+            (&[b'a'; MAX_SHOWN][..], true),
+            (&[b'a'; MAX_SHOWN + 1][..], false),
+            (&b"a\\b"[..], false),
+            (&b"\"a'"[..], false),
+            (&b"a\tb\x7f"[..], false),
+            ("é".as_bytes(), false),
+            (&b"\xff"[..], false),
+        ] {
+            let shown = QuotedText::of_bytes(text);
+            assert_eq!(shown, QuotedText::new(&String::from_utf8_lossy(text)).as_str());
+            assert_eq!(matches!(shown, Cow::Borrowed(_)), borrowed, "{text:?}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Finds the present troubles of this node's pods, from the records and the credentials.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{EventParts, Exposed};
 use kiam_core::{
@@ -60,15 +60,15 @@ pub(super) fn scan(parts: &EventParts) -> Vec<PresentTrouble> {
     found
 }
 
-fn of_pod(pod: &Pod, parts: &EventParts) -> Option<PresentTrouble> {
-    let (reason, note, patience) = match parts.policy.decide(pod) {
+fn of_pod(pod: &Arc<Pod>, parts: &EventParts) -> Option<PresentTrouble> {
+    let (reason, note, patience) = match parts.policy.standing(pod).decision() {
         Decision::Refuse(refusal) => {
             // Pods are watched independently of namespaces and ServiceAccounts.
             let patience = if refusal.may_pass() { PATIENCE } else { Duration::ZERO };
             ("RoleForbidden", refusal.to_string(), patience)
         }
         Decision::Allow(identity) => {
-            let (note, patience) = lack(&identity, parts.credentials.get(&identity))?;
+            let (note, patience) = lack(identity, parts.credentials.get(identity))?;
             ("CredentialError", note, patience)
         }
     };
