@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use http::{HeaderMap, HeaderValue, Method, header::AsHeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use tokio::time::timeout;
@@ -11,14 +11,18 @@ use super::{
     Error,
     service::Imdsv2,
     token::{
-        TokenAuthority, TokenTtl, X_AWS_EC2_METADATA_TOKEN, X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS,
+        TokenAuthority, TokenTtl, VerifiedToken, X_AWS_EC2_METADATA_TOKEN,
+        X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS,
     },
 };
 use kiam_core::pods::Client;
 
 /// Headers that proxies set, by their age and configuration. A forwarded request is not the pod's own. EC2 rejects the
 /// first header on `PUT`.
-const PROXIES: [&str; 3] = ["x-forwarded-for", "forwarded", "via"];
+static PROXIES: [HeaderName; 3] =
+    [HeaderName::from_static("x-forwarded-for"), header::FORWARDED, header::VIA];
+static TOKEN: HeaderName = HeaderName::from_static(X_AWS_EC2_METADATA_TOKEN);
+static TOKEN_TTL: HeaderName = HeaderName::from_static(X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS);
 /// The deadline of the end of a chunked body.
 const BODY_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -31,7 +35,7 @@ pub(super) enum ImdsVersion {
 
 /// Rejects a forwarded request.
 pub(super) fn direct(headers: &HeaderMap) -> Result<(), Error> {
-    let forwarded = PROXIES.iter().any(|name| headers.contains_key(*name));
+    let forwarded = PROXIES.iter().any(|name| headers.contains_key(name));
     if forwarded { Err(Error::ForwardedFor) } else { Ok(()) }
 }
 
@@ -56,7 +60,7 @@ pub(super) async fn no_body(method: &Method, mut body: Incoming) -> Result<(), E
 
 /// The requested lifetime of a token.
 pub(super) fn ttl(headers: &HeaderMap) -> Result<TokenTtl, Error> {
-    match only(headers, X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS) {
+    match only(headers, &TOKEN_TTL) {
         Ok(Some(value)) => TokenTtl::parse(value.as_bytes()).ok_or(Error::Ttl),
         Ok(None) | Err(DuplicateHeader) => Err(Error::Ttl),
     }
@@ -66,11 +70,13 @@ pub(super) fn ttl(headers: &HeaderMap) -> Result<TokenTtl, Error> {
 pub(super) fn token(
     headers: &HeaderMap,
     client: &Client,
-    tokens: &TokenAuthority,
+    (tokens, verified): (&TokenAuthority, &VerifiedToken),
     imdsv2: Imdsv2,
 ) -> Result<ImdsVersion, Error> {
-    match (only(headers, X_AWS_EC2_METADATA_TOKEN), imdsv2) {
-        (Ok(Some(token)), _) if tokens.verify(client, token.as_bytes()) => Ok(ImdsVersion::V2),
+    match (only(headers, &TOKEN), imdsv2) {
+        (Ok(Some(token)), _) if tokens.verify_again(client, token.as_bytes(), verified) => {
+            Ok(ImdsVersion::V2)
+        }
         (Ok(None), Imdsv2::Optional) => Ok(ImdsVersion::V1),
         (Ok(None), Imdsv2::Required) => Err(Error::TokenMissing),
         (Ok(Some(_)) | Err(DuplicateHeader), _) => Err(Error::TokenInvalid),
@@ -93,10 +99,10 @@ pub(super) fn queried(query: &str) -> Result<Option<IpAddr>, Error> {
 
 struct DuplicateHeader;
 
-fn only(
-    headers: &HeaderMap,
-    name: impl AsHeaderName,
-) -> Result<Option<&HeaderValue>, DuplicateHeader> {
+fn only<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+) -> Result<Option<&'a HeaderValue>, DuplicateHeader> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (value, None) => Ok(value),

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -34,7 +34,7 @@ pub(super) enum FirstRequestOutcome {
 
 /// The pods that have requested credentials before.
 #[derive(Default)]
-pub(super) struct FirstRequests(Mutex<HashSet<PodUid>>);
+pub(super) struct FirstRequests(RwLock<HashSet<PodUid>>);
 
 /// The credentials of `state`, or the error for the client.
 ///
@@ -72,10 +72,10 @@ impl FirstRequestOutcome {
 impl FirstRequests {
     /// Whether this is the first request of the pod `uid`. Pods that `pods` does not know any more are forgotten.
     pub(super) fn is_first(&self, uid: &PodUid, pods: &PodReader) -> bool {
-        let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if asked.contains(uid) {
+        if self.0.read().unwrap_or_else(PoisonError::into_inner).contains(uid) {
             return false;
         }
+        let mut asked = self.0.write().unwrap_or_else(PoisonError::into_inner);
         // So rarely that it costs a request next to nothing.
         if asked.len() >= 2 * pods.count::<Pod>() + GONE {
             asked.retain(|uid| pods.by_uid(uid).is_ok());
@@ -101,7 +101,7 @@ mod tests {
                 assert!(!first.is_first(&pod.uid, &reader));
                 index.delete(&pod);
             }
-            assert!(first.0.lock().unwrap().len() <= GONE + 2);
+            assert!(first.0.read().unwrap().len() <= GONE + 2);
         }
     }
 }

@@ -4,12 +4,13 @@
 //! Pods, requests of a pod, and bytes of a request are bounded. A pod's requests displace only its own.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
 
-use http::{Method, header, request};
+use http::{header, request};
 
 use super::ErrorKind;
 use kiam_core::{pods::PodUid, role::QuotedText};
@@ -53,6 +54,13 @@ pub struct RecordedRequest {
     pub last: SystemTime,
 }
 
+/// A request's texts as they are shown.
+struct ShownRequest<'a> {
+    method: Cow<'a, str>,
+    path: Cow<'a, str>,
+    user_agent: Cow<'a, str>,
+}
+
 #[derive(Debug, Default)]
 struct Pages {
     /// A counter of requests, as a logical clock.
@@ -77,14 +85,14 @@ impl Journal {
         reason: ErrorKind,
         now: SystemTime,
     ) {
-        let request = RecordedRequest::new(head, Some(reason), now);
-        add(&mut self.pages().of(uid).refused, request);
+        let request = ShownRequest::new(head);
+        request.count(&mut self.pages().of(uid).refused, Some(reason), now);
     }
 
     /// Records an accepted request of the pod `uid` without a session token.
     pub(crate) fn imdsv1(&self, uid: &PodUid, head: &request::Parts, now: SystemTime) {
-        let request = RecordedRequest::new(head, None, now);
-        add(&mut self.pages().of(uid).imdsv1, request);
+        let request = ShownRequest::new(head);
+        request.count(&mut self.pages().of(uid).imdsv1, None, now);
     }
 
     /// The requests of the pod `uid`.
@@ -119,43 +127,56 @@ impl Pages {
 // === impl RecordedRequest ===
 
 impl RecordedRequest {
-    fn new(head: &request::Parts, reason: Option<ErrorKind>, now: SystemTime) -> Self {
+    fn is_like(&self, shown: &ShownRequest<'_>, reason: Option<ErrorKind>) -> bool {
+        (&*self.method, &*self.path, &*self.user_agent, self.reason)
+            == (&*shown.method, &*shown.path, &*shown.user_agent, reason)
+    }
+}
+
+// === impl ShownRequest ===
+
+impl<'a> ShownRequest<'a> {
+    fn new(head: &'a request::Parts) -> Self {
         let program = head.headers.get(header::USER_AGENT).map_or(&b""[..], |it| it.as_bytes());
         let program = &program[..program.len().min(MAX_USER_AGENT)];
         Self {
-            method: method(&head.method),
-            path: shown(head.uri.path(), MAX_PATH),
-            user_agent: shown(&String::from_utf8_lossy(program), MAX_USER_AGENT),
-            reason,
-            count: 1,
-            last: now,
+            method: shown(head.method.as_str().as_bytes(), MAX_METHOD),
+            path: shown(head.uri.path().as_bytes(), MAX_PATH),
+            user_agent: shown(program, MAX_USER_AGENT),
         }
     }
 
-    fn is_like(&self, other: &Self) -> bool {
-        (&self.method, &self.path, &self.user_agent, self.reason)
-            == (&other.method, &other.path, &other.user_agent, other.reason)
+    /// Counts it in `list`, the latest first: with its equals, or in place of the least recent one.
+    fn count(self, list: &mut Vec<RecordedRequest>, reason: Option<ErrorKind>, now: SystemTime) {
+        if let Some(at) = list.iter().position(|known| known.is_like(&self, reason)) {
+            list[at].count += 1;
+            list[at].last = now;
+            list[..=at].rotate_right(1);
+            return;
+        }
+        let Self { method, path, user_agent } = self;
+        list.truncate(REQUESTS - 1);
+        let request = RecordedRequest {
+            method: method.into_owned(),
+            path: path.into_owned(),
+            user_agent: user_agent.into_owned(),
+            reason,
+            count: 1,
+            last: now,
+        };
+        list.insert(0, request);
     }
-}
-
-/// Adds `request` to its equals, or replaces the least recent one.
-fn add(list: &mut Vec<RecordedRequest>, mut request: RecordedRequest) {
-    if let Some(at) = list.iter().position(|known| known.is_like(&request)) {
-        request.count += list.remove(at).count;
-    }
-    list.truncate(REQUESTS - 1);
-    list.insert(0, request);
-}
-
-fn method(method: &Method) -> String {
-    shown(method.as_str(), MAX_METHOD)
 }
 
 /// `text` in printable ASCII, with at most `most` bytes.
-fn shown(text: &str, most: usize) -> String {
-    let mut shown = QuotedText::new(text).as_str().to_owned();
-    shown.truncate(most);
-    shown
+fn shown(text: &[u8], most: usize) -> Cow<'_, str> {
+    match QuotedText::of_bytes(text) {
+        Cow::Borrowed(text) => Cow::Borrowed(&text[..text.len().min(most)]),
+        Cow::Owned(mut text) => {
+            text.truncate(most);
+            Cow::Owned(text)
+        }
+    }
 }
 
 #[cfg(test)]

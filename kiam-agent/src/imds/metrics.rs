@@ -1,6 +1,9 @@
 //! The metrics of pods' requests.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use http::StatusCode;
 use prometheus_client::{
@@ -43,6 +46,8 @@ struct RequestLabels {
 #[derive(Clone, Debug)]
 pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
+    /// The counters of answers with status 200, by kind, once there are any: looking one up costs more than counting.
+    accepted: Arc<[OnceLock<Counter>; RequestKind::COUNT]>,
     refusals: ByLabel<ErrorKind, Counter>,
     imdsv1: Counter,
     first: ByLabel<FirstRequestOutcome, Counter>,
@@ -61,6 +66,7 @@ impl Metrics {
                 "kiam_imds_requests",
                 "Requests of pods, by kind of path and status of the answer",
             ),
+            accepted: Arc::default(),
             refusals: ByLabel::register(
                 registry,
                 "kiam_imds_refusals",
@@ -108,7 +114,12 @@ impl Metrics {
         took: Duration,
     ) {
         let labels = RequestLabels { route: asked, status: u32::from(status.as_u16()) };
-        self.requests.get_or_create(&labels).inc();
+        if status == StatusCode::OK {
+            let counter = &self.accepted[asked as usize];
+            counter.get_or_init(|| self.requests.get_or_create_owned(&labels)).inc();
+        } else {
+            self.requests.get_or_create(&labels).inc();
+        }
         if let Some(error) = refusal {
             self.refusals.of(error.kind()).inc();
         }
@@ -133,6 +144,8 @@ impl Metrics {
 // === impl RequestKind ===
 
 impl RequestKind {
+    const COUNT: usize = Self::Unrouted as usize + 1;
+
     pub(super) fn of(route: &Result<Route, Error>) -> Self {
         let what = match route {
             Ok(Route::Token) => return Self::Token,

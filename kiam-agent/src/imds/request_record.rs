@@ -3,20 +3,21 @@
 use std::{sync::Arc, time::Duration};
 
 use http::{StatusCode, request};
+use tokio::time::Instant;
 use tracing::{Level, debug, enabled, info, warn};
 
 use super::{Error, ServiceParts};
 use kiam_core::{
     credentials::IssuedCredentials,
     pods::{Client, Pod, PodReader, PodUid, Unattested},
-    role::{QuotedText, RoleArn},
+    role::{QuotedText, RoleIdentity},
 };
 
 /// The facts about a request that its log line and the journal show.
-#[derive(Default)]
 pub(super) struct RequestRecord {
+    pub(super) began: Instant,
     pub(super) pod: Option<Arc<Pod>>,
-    pub(super) role: Option<RoleArn>,
+    pub(super) identity: Option<Arc<RoleIdentity>>,
     pub(super) issued: Option<Arc<IssuedCredentials>>,
 }
 
@@ -43,6 +44,11 @@ fn uid_of(client: &Result<Client, Unattested>) -> Option<&PodUid> {
 // === impl RequestRecord ===
 
 impl RequestRecord {
+    /// The record of a request that `began` then.
+    pub(super) fn new(began: Instant) -> Self {
+        Self { began, pod: None, identity: None, issued: None }
+    }
+
     /// Looks up the pod if the request is to be recorded, and adds a rejected request to the journal.
     pub(super) fn note(
         &mut self,
@@ -79,7 +85,7 @@ impl RequestRecord {
             Err(_) => None,
         }
         .map(tracing::field::display);
-        let role = self.role.as_ref().map(tracing::field::display);
+        let role = self.identity.as_ref().map(|identity| tracing::field::display(&identity.role));
         let (method, path, status) = (&head.method, head.uri.path(), status.as_u16());
         let reason = refusal.map(tracing::field::display);
         match (refusal, &self.issued, admitted) {

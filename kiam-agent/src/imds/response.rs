@@ -44,12 +44,15 @@ impl Answer {
 
 /// A response with `body`.
 pub(super) fn text(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
-    let length = HeaderValue::from(body.len());
+    // hyper adds the length of any other body, without a value on the heap.
+    let length = body.is_empty().then_some(HeaderValue::from_static("0"));
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, TEXT);
-    headers.insert(header::CONTENT_LENGTH, length);
+    if let Some(length) = length {
+        headers.insert(header::CONTENT_LENGTH, length);
+    }
     headers.insert(header::SERVER, SERVER);
     response
 }

@@ -23,6 +23,7 @@ use super::{
     response::{self, Answer},
     roles::other_role,
     route::{Form, Readable, RequestedRole, Route, Routes},
+    token::VerifiedToken,
     version1::Version1,
     wire,
 };
@@ -30,8 +31,8 @@ use crate::serve::{Owner, PodService, Relay};
 use kiam_core::{
     clock::Clock,
     credentials::{CredentialReader, IssuedCredentials, State},
-    pods::{Client, NotFound, Pod, PodReader, PodUid, Unattested},
-    policy::{Decision, RolePolicy},
+    pods::{Client, Namespace, NotFound, Pod, PodReader, PodUid, Unattested},
+    policy::{Decision, RolePolicy, Standing},
     role::RoleIdentity,
     telemetry::LogLimit,
 };
@@ -90,6 +91,19 @@ pub struct ServiceParts {
     pub journal: Journal,
 }
 
+/// A request without its body, and the connection that it came on.
+struct Asking<'a> {
+    client: &'a Result<Client, Unattested>,
+    head: &'a request::Parts,
+    verified: &'a VerifiedToken,
+}
+
+/// Whom a request is for, and until when it may wait.
+struct Lookup<'a> {
+    client: &'a Client,
+    deadline: Instant,
+}
+
 /// The instance metadata service, as pods see it.
 pub struct Service {
     config: Config,
@@ -105,6 +119,8 @@ pub struct Service {
 // === impl Service ===
 
 impl PodService for Service {
+    type Session = VerifiedToken;
+
     async fn relay(&self, client: &Client) -> Result<Option<Relay>, NotFound> {
         // An address may belong to another pod by now.
         if self.config.node_roles.is_empty() || matches!(client, Client::Address(_)) {
@@ -127,7 +143,8 @@ impl PodService for Service {
 
     async fn call(
         &self,
-        client: Arc<Result<Client, Unattested>>,
+        client: &Result<Client, Unattested>,
+        verified: &VerifiedToken,
         request: Request<Incoming>,
     ) -> Response<Full<Bytes>> {
         let began = Instant::now();
@@ -138,8 +155,9 @@ impl PodService for Service {
             Ok(Route::Read(Readable::Credentials(..))) => PathKind::Credentials,
             _ => PathKind::Elsewhere,
         };
-        let mut record = RequestRecord::default();
-        let outcome = self.answer(&client, &head, body, route, &mut record).await;
+        let mut record = RequestRecord::new(began);
+        let asking = Asking { client, head: &head, verified };
+        let outcome = self.answer(&asking, body, route, &mut record).await;
         let response = match &outcome {
             Ok(answer) => answer.response(),
             Err(error) => response::refusal(error, kind),
@@ -147,11 +165,11 @@ impl PodService for Service {
         let refusal = outcome.as_ref().err();
         let took = began.elapsed();
         self.parts.metrics.answered(asked, response.status(), refusal, took);
-        let kind = (refusal.map(Error::kind), Owner::of(&client));
         let speaks = refusal.is_some() || record.issued.is_some();
-        let admitted = speaks.then(|| self.log.admit(kind)).flatten();
-        record.note(&client, &head, refusal, &self.parts);
-        record.log(&client, &head, response.status(), (refusal, took), admitted);
+        let kind = || (refusal.map(Error::kind), Owner::of(client));
+        let admitted = speaks.then(|| self.log.admit(kind())).flatten();
+        record.note(client, &head, refusal, &self.parts);
+        record.log(client, &head, response.status(), (refusal, took), admitted);
         response
     }
 
@@ -181,13 +199,13 @@ impl Service {
     /// Answers a request, with the cheapest checks first: the caller, the form, and only then the path.
     async fn answer(
         &self,
-        client: &Result<Client, Unattested>,
-        head: &request::Parts,
+        asking: &Asking<'_>,
         body: Incoming,
         route: Result<Route, Error>,
         record: &mut RequestRecord,
     ) -> Result<Answer, Error> {
-        let (client, unknown) = match client {
+        let Asking { head, verified, .. } = *asking;
+        let (client, unknown) = match asking.client {
             Ok(client) => (client, None),
             Err(Unattested::Unknown { client, not_found }) => (client, Some(*not_found)),
             Err(error) => return Err(Error::Unattested(error.clone())),
@@ -201,8 +219,8 @@ impl Service {
         let reads = [Method::GET, Method::HEAD].contains(&head.method);
         // A wrong method is rejected without a token check.
         if reads && !matches!(route, Err(Error::Method { .. })) {
-            let (tokens, imdsv2) = (&self.parts.tokens, self.config.imdsv2);
-            version = checks::token(&head.headers, client, tokens, imdsv2)?;
+            let tokens = (&self.parts.tokens, verified);
+            version = checks::token(&head.headers, client, tokens, self.config.imdsv2)?;
         }
         match (route?, unknown) {
             (Route::Token, _) => self.token(client, head),
@@ -210,11 +228,12 @@ impl Service {
             (Route::Read(_), Some(not_found)) => Err(not_found.into()),
             (Route::Read(what), None) => {
                 let caller = self.caller(client, head)?;
-                let deadline = Instant::now() + self.config.hold;
+                let lookup = Lookup { client: &caller, deadline: record.began + self.config.hold };
+                let mut standing = self.standing(&lookup, record).await?;
                 if version == ImdsVersion::V1 {
-                    self.without_token(&caller, head, deadline, record).await?;
+                    standing = self.without_token(&lookup, standing, head, record).await?;
                 }
-                let body = self.read(&caller, what, deadline, record).await?;
+                let body = self.read(&lookup, standing, what, record).await?;
                 Ok(Answer { body, ttl: None })
             }
         }
@@ -224,28 +243,23 @@ impl Service {
     /// namespace. One that stays unknown may require tokens.
     async fn without_token(
         &self,
-        client: &Client,
+        lookup: &Lookup<'_>,
+        mut standing: Arc<Standing>,
         head: &request::Parts,
-        deadline: Instant,
         record: &mut RequestRecord,
-    ) -> Result<(), Error> {
-        let mut changes = self.parts.pods.changes();
-        loop {
-            let pod = self.pod(client, deadline, record).await?;
-            match self.parts.pods.namespace(&pod.namespace) {
-                Some(namespace) if namespace.requires_imdsv2() => return Err(Error::TokenMissing),
-                Some(_) => {
-                    self.parts.metrics.imdsv1();
-                    self.version1.log(&pod, &head.headers);
-                    self.parts.journal.imdsv1(&pod.uid, head, self.parts.clock.now());
-                    return Ok(());
-                }
-                None if !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) => {
-                    return Err(Error::TokenMissing);
-                }
-                None => {}
-            }
+    ) -> Result<Arc<Standing>, Error> {
+        if standing.namespace().is_none() {
+            let known = |standing: &Standing| standing.namespace().is_some();
+            standing = self.standing_when(known, lookup, record).await?;
         }
+        if standing.namespace().is_none_or(Namespace::requires_imdsv2) {
+            return Err(Error::TokenMissing);
+        }
+        let pod = standing.pod();
+        self.parts.metrics.imdsv1();
+        self.version1.log(pod, &head.headers);
+        self.parts.journal.imdsv1(&pod.uid, head, self.parts.clock.now());
+        Ok(standing)
     }
 
     /// Issues a token, locally and at once: after a failure SDKs would fall back to IMDSv1 and stay there.
@@ -266,74 +280,86 @@ impl Service {
 
     async fn read(
         &self,
-        client: &Client,
+        lookup: &Lookup<'_>,
+        standing: Arc<Standing>,
         what: Readable,
-        deadline: Instant,
         record: &mut RequestRecord,
     ) -> Result<Bytes, Error> {
         let body = match what {
             Readable::RoleName => {
-                let issued = self.issued(client, None, deadline, record).await?;
-                Bytes::copy_from_slice(issued.credentials.role.name().as_bytes())
+                let issued = self.issued(lookup, standing, None, record).await?;
+                issued.rendered.role_name.clone()
             }
             Readable::Credentials(form, role) => {
-                let issued = self.issued(client, Some(&role), deadline, record).await?;
+                let issued = self.issued(lookup, standing, Some(&role), record).await?;
                 match form {
                     Form::Plain => issued.rendered.plain.clone(),
                     Form::Extended => issued.rendered.extended.clone(),
                 }
             }
             Readable::InstanceProfile => {
-                let identity = self.identity(client, deadline, record).await?;
+                let identity = self.identity(lookup, standing, record).await?;
                 wire::instance_profile(&identity.role, self.parts.clock.now())
             }
-            Readable::Listing(body) => {
-                self.pod(client, deadline, record).await?;
-                Bytes::from_static(body.as_bytes())
-            }
-            Readable::Upstream(path) => {
-                let pod = self.pod(client, deadline, record).await?;
-                self.parts.upstream.get(&path, &pod).await?
-            }
+            Readable::Listing(body) => Bytes::from_static(body.as_bytes()),
+            Readable::Upstream(path) => self.parts.upstream.get(&path, standing.pod()).await?,
         };
         Ok(body)
     }
 
-    /// The pod of `client`. Waits for an unknown pod.
-    async fn pod(
+    /// The current decision about the pod. Waits for an unknown pod.
+    async fn standing(
         &self,
-        client: &Client,
-        deadline: Instant,
+        lookup: &Lookup<'_>,
         record: &mut RequestRecord,
-    ) -> Result<Arc<Pod>, Error> {
-        let hold = deadline.saturating_duration_since(Instant::now());
-        let pod = self.parts.pods.wait(client, hold).await?;
-        record.pod = Some(pod.clone());
-        Ok(pod)
+    ) -> Result<Arc<Standing>, Error> {
+        let pod = match self.parts.pods.find(lookup.client) {
+            Ok(pod) => pod,
+            Err(_) => self.parts.pods.wait(lookup.client, lookup.left()).await?,
+        };
+        let standing = self.parts.policy.standing(&pod);
+        record.pod = Some(pod);
+        Ok(standing)
+    }
+
+    /// The decision about the pod once `settled` says that it need not be waited for, or else the last one in time.
+    async fn standing_when(
+        &self,
+        settled: impl Fn(&Standing) -> bool,
+        lookup: &Lookup<'_>,
+        record: &mut RequestRecord,
+    ) -> Result<Arc<Standing>, Error> {
+        let mut changes = self.parts.pods.changes();
+        loop {
+            let standing = self.standing(lookup, record).await?;
+            if settled(&standing)
+                || !matches!(timeout_at(lookup.deadline, changes.changed()).await, Ok(Ok(())))
+            {
+                return Ok(standing);
+            }
+        }
     }
 
     /// The identity that the pod is allowed. Waits for an unknown namespace or ServiceAccount.
     async fn identity(
         &self,
-        client: &Client,
-        deadline: Instant,
+        lookup: &Lookup<'_>,
+        mut standing: Arc<Standing>,
         record: &mut RequestRecord,
-    ) -> Result<RoleIdentity, Error> {
-        let mut changes = self.parts.pods.changes();
-        loop {
-            let pod = self.pod(client, deadline, record).await?;
-            let refusal = match self.parts.policy.decide(&pod) {
-                Decision::Allow(identity) => {
-                    record.role = Some(identity.role.clone());
-                    return Ok(identity);
-                }
-                Decision::Refuse(refusal) => refusal,
-            };
-            if !refusal.may_pass()
-                || !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(())))
-            {
-                return Err(Error::Refused(refusal));
+    ) -> Result<Arc<RoleIdentity>, Error> {
+        let passes = |standing: &Standing| match standing.decision() {
+            Decision::Allow(_) => false,
+            Decision::Refuse(refusal) => refusal.may_pass(),
+        };
+        if passes(&standing) {
+            standing = self.standing_when(|it| !passes(it), lookup, record).await?;
+        }
+        match standing.decision() {
+            Decision::Allow(identity) => {
+                record.identity = Some(identity.clone());
+                Ok(identity.clone())
             }
+            Decision::Refuse(refusal) => Err(Error::Refused(refusal.clone())),
         }
     }
 
@@ -347,12 +373,12 @@ impl Service {
     /// The pod's credentials, if it requests its own role's. Waits for pending ones.
     async fn issued(
         &self,
-        client: &Client,
+        lookup: &Lookup<'_>,
+        standing: Arc<Standing>,
         requested: Option<&RequestedRole>,
-        deadline: Instant,
         record: &mut RequestRecord,
     ) -> Result<Arc<IssuedCredentials>, Error> {
-        let mut identity = self.identity(client, deadline, record).await?;
+        let mut identity = self.identity(lookup, standing, record).await?;
         loop {
             if let Some(requested) = requested.filter(|requested| !requested.names(&identity.role))
             {
@@ -361,15 +387,15 @@ impl Service {
             let mut state = self.parts.credentials.get(&identity);
             let waited = !matches!(state, Some(State::Ready(_)));
             if waited {
-                let hold = deadline.saturating_duration_since(Instant::now());
-                state = self.parts.credentials.wait(&identity, hold).await;
+                state = self.parts.credentials.wait(&identity, lookup.left()).await;
             }
             let issued = ready(state);
             self.count_first(record, waited, issued.is_ok());
             let issued = issued?;
             // Meanwhile the pod may have ended, or its role may have been changed or forbidden.
             if waited {
-                let now = self.identity(client, deadline, record).await?;
+                let standing = self.standing(lookup, record).await?;
+                let now = self.identity(lookup, standing, record).await?;
                 if now != identity {
                     identity = now;
                     continue;
@@ -381,8 +407,18 @@ impl Service {
     }
 }
 
+// === impl Lookup ===
+
+impl Lookup<'_> {
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+}
+
 #[cfg(test)]
 pub(super) mod fixture;
+#[cfg(test)]
+mod revoked;
 #[cfg(test)]
 mod spellings;
 #[cfg(test)]

@@ -37,12 +37,12 @@ impl Version1 {
     /// Logs a request of `pod`, unless an equal one was logged in this period.
     pub(super) fn log(&self, pod: &Pod, headers: &HeaderMap) {
         let program = headers.get(header::USER_AGENT).map_or(&b""[..], |value| value.as_bytes());
-        let program = QuotedText::new(&String::from_utf8_lossy(program)).as_str().to_owned();
+        let program = QuotedText::of_bytes(program);
         if self.is_news(&pod.uid, &program) {
             info!(
                 pod.name = pod.name,
                 pod.namespace = pod.namespace,
-                user_agent = program,
+                user_agent = &*program,
                 "IMDSv1 request"
             );
         }
@@ -53,8 +53,12 @@ impl Version1 {
         if logged.since.is_none_or(|since| since.elapsed() >= PERIOD) {
             *logged = LoggedPrograms { since: Some(Instant::now()), programs: HashMap::new() };
         }
-        let own = logged.programs.entry(pod.clone()).or_default();
-        own.len() < PROGRAMS && own.insert(program.to_owned())
+        if let Some(own) = logged.programs.get(pod)
+            && (own.len() >= PROGRAMS || own.contains(program))
+        {
+            return false;
+        }
+        logged.programs.entry(pod.clone()).or_default().insert(program.to_owned())
     }
 }
 

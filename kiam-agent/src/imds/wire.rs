@@ -40,7 +40,7 @@ struct InstanceProfile<'a> {
     instance_profile_id: &'a str,
 }
 
-/// Renders both bodies of `credentials`: a [`kiam_core::credentials::Render`].
+/// Renders the bodies of `credentials`: a [`kiam_core::credentials::Render`].
 #[must_use]
 pub fn render(credentials: &Credentials) -> RenderedAnswers {
     let body = |account_id| SecurityCredentials {
@@ -54,6 +54,7 @@ pub fn render(credentials: &Credentials) -> RenderedAnswers {
         account_id,
     };
     RenderedAnswers {
+        role_name: Bytes::copy_from_slice(credentials.role.name().as_bytes()),
         plain: json(&body(None)),
         extended: json(&body(Some(credentials.role.account()))),
     }

@@ -1,6 +1,9 @@
 //! Serves one connection with hyper.
 
-use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible, future::poll_fn, net::SocketAddr, pin::pin, sync::Arc, task::Poll,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{
@@ -10,13 +13,17 @@ use http::{
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use rustix::net::sockopt::set_tcp_user_timeout;
-use tokio::{net::TcpStream, time::sleep};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep},
+};
 use tracing::debug;
 
 use super::{
-    Config, Metrics, PodService, limits::Slot, metrics::Rejection, report::Report, share::Turn,
+    Config, Metrics, PodService, limits::Slot, metrics::Rejection, rarely::Rarely, report::Report,
+    share::Turn,
 };
 use kiam_core::{
     lifecycle::Drain,
@@ -72,56 +79,64 @@ impl<S: PodService> ConnectionTask<S> {
     }
 
     async fn answer(&self, stream: TcpStream, client: Result<Client, Unattested>, turn: &Turn) {
-        let known = client.is_ok();
-        let client = Arc::new(client);
-        let answer = service_fn(|request| {
-            let client = client.clone();
-            async move { Ok::<_, Infallible>(self.respond(client, request, turn).await) }
+        let (known, session) = (client.is_ok(), S::Session::default());
+        let (client, session) = (&client, &session);
+        let answer = service_fn(|request| async move {
+            Ok::<_, Infallible>(self.respond(client, session, request, turn).await)
         });
         // Idle until the first request, and between requests.
-        self.slot.idle();
-        let mut drain = self.drain.clone();
+        self.slot.idle(Instant::now());
         let deadline =
             if known { self.config.header_deadline } else { self.config.stranger_deadline };
         let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
+            // hyper would set a timer for each request.
+            .header_read_timeout(None)
             .keep_alive(known)
-            .header_read_timeout(deadline)
             .max_buf_size(MAX_HEAD)
             .max_headers(MAX_FIELDS)
             .serve_connection(TokioIo::new(stream), answer);
         let mut connection = pin!(connection);
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = no_more_requests(&mut drain, self.config.last_requests) => {
+        let (mut drain, mut overdue) = (self.drain.clone(), pin!(self.slot.idle_for(deadline)));
+        let mut drained = pin!(no_more_requests(&mut drain, self.config.last_requests));
+        let (mut drained, mut overdue) =
+            (Some(Rarely::new(drained.as_mut())), Rarely::new(overdue.as_mut()));
+        let ended = poll_fn(|context| {
+            if drained.as_mut().is_some_and(|drained| drained.poll(context).is_ready()) {
+                drained = None;
                 connection.as_mut().graceful_shutdown();
-                connection.await
             }
-        };
-        if let Err(error) = ended {
-            debug!(%error, "Connection ended with an error");
+            match connection.as_mut().poll(context) {
+                Poll::Ready(ended) => Poll::Ready(Some(ended)),
+                Poll::Pending => overdue.poll(context).map(|()| None),
+            }
+        });
+        match ended.await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => debug!(%error, "Connection ended with an error"),
+            None => debug!("Connection sent no request in time"),
         }
     }
 
     /// Answers one request, in the connection's turn. hyper reads the next one after the answer.
     async fn respond(
         &self,
-        client: Arc<Result<Client, Unattested>>,
+        client: &Result<Client, Unattested>,
+        session: &S::Session,
         request: Request<Incoming>,
         turn: &Turn,
     ) -> Response<Full<Bytes>> {
         self.slot.busy();
         turn.next().await;
         let mut response = if self.slot.share().admits() {
-            self.service.call(client, request).await
+            self.service.call(client, session, request).await
         } else {
-            self.report.rejected(Rejection::Requests, Some(&client), self.peer);
+            self.report.rejected(Rejection::Requests, Some(client), self.peer);
             too_many()
         };
         if self.drain.is_started() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        self.slot.idle();
+        self.slot.idle(Instant::now());
         response
     }
 }

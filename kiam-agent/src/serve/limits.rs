@@ -299,9 +299,23 @@ impl Slot {
         TaskSlot(self.activity.clone())
     }
 
-    /// Marks the connection as idle.
-    pub(super) fn idle(&self) {
-        self.set_idle_since(Some(Instant::now()));
+    /// Marks the connection as idle since `now`.
+    pub(super) fn idle(&self, now: Instant) {
+        self.set_idle_since(Some(now));
+    }
+
+    /// Returns when the connection has been idle for as long as `deadline`. It sleeps for that long at a time, and looks
+    /// only then, so that a request costs no timer.
+    pub(super) async fn idle_for(&self, deadline: Duration) {
+        let left = || {
+            let since = *self.activity.idle_since.lock().unwrap_or_else(PoisonError::into_inner);
+            since.map_or(deadline, |since| deadline.saturating_sub(since.elapsed()))
+        };
+        let mut wait = left();
+        while !wait.is_zero() {
+            sleep(wait).await;
+            wait = left();
+        }
     }
 
     /// Marks the connection as busy.
@@ -369,7 +383,7 @@ mod tests {
         let other = limits.take(pod(2, "10.0.0.1"));
         let strange = limits.take(stranger());
         assert!(other.is_ok() && strange.is_ok());
-        strange.as_ref().unwrap().idle();
+        strange.as_ref().unwrap().idle(Instant::now());
         assert_eq!(beyond(stranger()), Some(ExceededLimit::Open), "whoever came first stays");
         assert!(limits.has_room());
         let mapped = Client::Address("::ffff:10.0.0.1".parse().unwrap());

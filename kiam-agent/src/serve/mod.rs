@@ -5,6 +5,7 @@
 mod connection;
 mod limits;
 mod metrics;
+mod rarely;
 mod relay;
 mod report;
 mod share;
@@ -68,6 +69,9 @@ const LOG_PERIOD: Duration = Duration::from_secs(1);
 
 /// A service that answers pods' requests. `imds` implements it.
 pub trait PodService: Send + Sync + 'static {
+    /// What the service remembers of one connection, between its requests.
+    type Session: Default + Send + Sync;
+
     /// The relay for the connection of `client`, before a byte of it is read; `None` to serve it.
     ///
     /// # Errors
@@ -81,7 +85,8 @@ pub trait PodService: Send + Sync + 'static {
     /// Answers one request of `client`, which was resolved when it connected.
     fn call(
         &self,
-        client: Arc<Result<Client, Unattested>>,
+        client: &Result<Client, Unattested>,
+        session: &Self::Session,
         request: Request<Incoming>,
     ) -> impl Future<Output = Response<Full<Bytes>>> + Send;
 

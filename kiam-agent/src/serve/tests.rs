@@ -32,13 +32,16 @@ struct Echo {
 }
 
 impl PodService for Echo {
+    type Session = ();
+
     async fn relay(&self, _: &Client) -> Result<Option<Relay>, NotFound> {
         self.relay.clone()
     }
 
     async fn call(
         &self,
-        client: Arc<Result<Client, Unattested>>,
+        client: &Result<Client, Unattested>,
+        (): &(),
         request: Request<Incoming>,
     ) -> Response<Full<Bytes>> {
         let path = request.uri().path().to_owned();
