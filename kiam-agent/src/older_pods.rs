@@ -9,10 +9,7 @@ use std::{
 };
 
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
-use tokio::{
-    sync::watch,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -25,6 +22,7 @@ use kiam_core::{
     lifecycle::Drain,
     pods::{Pod, PodReader},
     telemetry::register,
+    ticks::ticks,
 };
 use kiam_kernel::{
     intercept::{self, InterceptedSince, OlderPods, OlderSearch, since_boot},
@@ -200,8 +198,7 @@ impl Gauges {
 impl<S: Fn(&Pod) -> bool> Search<S> {
     /// Searches until the drain begins.
     pub async fn run(mut self, mut drain: Drain) {
-        let mut ticks = interval(PERIOD);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = ticks(PERIOD);
         let mut progress = Progress::default();
         loop {
             tokio::select! {

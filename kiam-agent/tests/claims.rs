@@ -87,10 +87,10 @@ const CLAIMS: &[Claim] = &[
     ),
     claim(
         "ARCHITECTURE.md",
-        "renews the lease each second",
+        "renews the lease every two seconds",
         Source(
             "kiam-agent/kernel/src/intercept/lease.rs",
-            "RENEWAL: Duration = Duration::from_secs(1);",
+            "RENEWAL: Duration = Duration::from_secs(2);",
         ),
     ),
     claim(
@@ -413,8 +413,21 @@ const CLAIMS: &[Claim] = &[
     ),
     claim(
         "ARCHITECTURE.md",
-        "Every 200 ms `keeper` compares link IDs",
+        "Each second `keeper`'s sentry compares the links' programs",
+        Source(
+            "kiam-agent/kernel/src/keeper/sentry.rs",
+            "LOOK: Duration = Duration::from_secs(1);",
+        ),
+    ),
+    claim(
+        "ARCHITECTURE.md",
+        "the keeper looks every 200 ms",
         Source("kiam-agent/kernel/src/keeper.rs", "SCAN: Duration = Duration::from_millis(200);"),
+    ),
+    claim(
+        "ARCHITECTURE.md",
+        "and a twentieth of the others",
+        Source("kiam-agent/kernel/src/sandboxes/follow.rs", "TURNS: u64 = 20;"),
     ),
     claim(
         "ARCHITECTURE.md",

@@ -17,3 +17,4 @@ pub mod rate;
 pub mod role;
 pub mod secret;
 pub mod telemetry;
+pub mod ticks;

@@ -1,33 +1,39 @@
 //! Keeps the kernel programs attached while the agent lives.
 //!
-//! Every 200 ms the keeper compares the links and pins with those that this agent left, and restores what is missing. It
-//! leaves to another agent what that agent has replaced.
+//! A [`Sentry`] compares the links and pins with those that this agent left, and wakes the keeper, which restores what is
+//! missing. It leaves to another agent what that agent has replaced.
 
-use std::{panic::resume_unwind, sync::Arc, time::Duration};
+mod sentry;
+
+use std::{io, panic::resume_unwind, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
-use tokio::{
-    sync::Notify,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::sync::Notify;
 use tracing::{debug, error, info, warn};
 
+use self::sentry::Sentry;
 use crate::{
     identity::CgroupPaths,
-    intercept::{Drift, Error, Flows, Interception, KernelLog, RestoreOutcome, RestoredMetrics},
+    intercept::{
+        Drift, Error, Flows, Interception, KernelLog, RestoreOutcome, RestoredMetrics, Snapshot,
+    },
     pins::AgentLock,
 };
 use kiam_core::{
     blocking::{self, Blocking},
     lifecycle::{Drain, Latch, Readiness},
+    ticks::ticks,
 };
 
-/// The time between two scans. Pods that start in a new pods' cgroup are not intercepted until a scan has found it.
+/// The time between two scans while something is not as this agent left it. Pods that start in a new pods' cgroup are not
+/// intercepted until a scan has found it.
 const SCAN: Duration = Duration::from_millis(200);
-/// How often the kernel programs' log is passed on, in scans.
-const LOG: u32 = 5;
-/// How often flows are swept, in scans.
-const SWEEP: u32 = 300;
+/// The time between two scans while everything is, beside those for which the sentry wakes the keeper.
+const CHECK: Duration = Duration::from_secs(30);
+/// The interval at which the kernel programs' log is passed on.
+const LOG: Duration = Duration::from_secs(1);
+/// The interval of sweeps of flows, and of searches for other cgroups and programs.
+const SWEEP: Duration = Duration::from_secs(60);
 /// Scans in a row that find another agent's programs, after which that agent did not take over: this agent would have heard
 /// of a takeover sooner.
 const REPLACED: u32 = 5;
@@ -52,6 +58,9 @@ pub struct Keeper {
     unshared: Problem,
     /// Scans in a row that found another agent's programs.
     replaced: u32,
+    sentry: Sentry,
+    /// Whether the sentry compares the state of the last scan, which found nothing wrong.
+    guarded: bool,
     agent_lock: AgentLock,
     restored: RestoredMetrics,
     /// Notified when the programs may be those of another agent that did not come to serve.
@@ -97,13 +106,16 @@ impl Problem {
 
 impl Keeper {
     /// Keeps `installation`, and attaches the programs again whenever `reassert` is notified.
-    #[must_use]
+    ///
+    /// # Errors
+    ///
+    /// The system gives no thread for the sentry.
     pub fn new(
         installation: Installation,
         reassert: Arc<Notify>,
         registry: &mut Registry,
         readiness: &Readiness,
-    ) -> Self {
+    ) -> io::Result<Self> {
         let Installation { programs, flows, log, cgroups, agent_lock } = installation;
         let in_place = readiness.latch("programs at the pods' cgroup, which was recreated");
         in_place.set();
@@ -111,7 +123,7 @@ impl Keeper {
         whole.set();
         let only = readiness.latch("one pods' cgroup, of several in use");
         only.set();
-        Self {
+        Ok(Self {
             flows,
             log,
             programs: Some(programs),
@@ -124,33 +136,41 @@ impl Keeper {
             programs_or_pins: Problem::default(),
             unshared: Problem::default(),
             replaced: 0,
+            sentry: Sentry::start()?,
+            guarded: false,
             agent_lock,
             restored: RestoredMetrics::register(registry),
             reassert,
-        }
+        })
     }
 
     /// Runs until the drain begins.
     pub async fn run(mut self, mut drain: Drain) {
-        let mut scans = interval(SCAN);
-        scans.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut count = 0_u32;
+        let (mut scans, mut checks) = (ticks(SCAN), ticks(CHECK));
+        let (mut logs, mut sweeps) = (ticks(LOG), ticks(SWEEP));
         let reassert = self.reassert.clone();
         loop {
             tokio::select! {
-                _ = scans.tick() => {}
+                _ = scans.tick(), if !self.guarded => {}
+                _ = checks.tick(), if self.guarded => {}
+                stands = self.sentry.noticed() => match stands {
+                    true => self.guarded = false,
+                    // It panicked. This part of the agent ends, and so does the agent.
+                    false => break,
+                },
+                _ = logs.tick(), if self.log.is_some() => {
+                    self.log.iter_mut().for_each(KernelLog::flush);
+                    continue;
+                }
+                _ = sweeps.tick() => {
+                    self.flows.sweep();
+                    self.follow_ancestors().await;
+                    self.find_other_cgroups().await;
+                    continue;
+                }
                 () = reassert.notified() => self.reassert().await,
                 () = drain.started() => break,
             }
-            if let Some(log) = self.log.as_mut().filter(|_| count.is_multiple_of(LOG)) {
-                log.flush();
-            }
-            if count.is_multiple_of(SWEEP) {
-                self.flows.sweep();
-                self.follow_ancestors().await;
-                self.find_other_cgroups().await;
-            }
-            count = count.wrapping_add(1);
             self.scan().await;
         }
     }
@@ -167,6 +187,7 @@ impl Keeper {
             return self.stay_in_use();
         }
         self.in_place.clear();
+        self.guarded = false;
         match self.work(|token, programs| programs.follow(token)).await {
             Some(Ok(cgroup)) => {
                 warn!(cgroup = %cgroup.path().display(), "The pods' cgroup was recreated; kernel programs attached to it");
@@ -203,18 +224,24 @@ impl Keeper {
     /// Restores detached programs and removed pins. If the agent ended instead and left that to the next one, pods would
     /// reach the real IMDS until then, and nobody would answer them.
     async fn restore(&mut self) {
-        match self.work(|_, programs| programs.drift()).await {
+        // In this order, so that the sentry sees whatever changes after the comparison.
+        let compare = |_: &Blocking, programs: &mut Interception| {
+            let snapshot = programs.snapshot();
+            Ok((programs.drift()?, snapshot))
+        };
+        match self.work(compare).await {
             None => return,
-            Some(Ok(losses)) if losses.is_empty() => {
+            Some(Ok((losses, snapshot))) if losses.is_empty() => {
                 self.whole.set();
                 self.programs_or_pins.clear();
                 self.replaced = 0;
-                return;
+                return self.leave_to_sentry(snapshot);
             }
             // An agent that takes over replaces the programs before it serves, and this one serves until then.
-            Some(Ok(losses)) if !losses.replaced.is_empty() => {}
+            Some(Ok((losses, _))) if !losses.replaced.is_empty() => {}
             _ => self.whole.clear(),
         }
+        self.guarded = false;
         match self.work(|_, programs| programs.restore()).await {
             Some(Ok(RestoreOutcome::Done(losses))) => self.report(&losses),
             Some(Ok(RestoreOutcome::Replaced)) => self.yield_or_reassert().await,
@@ -231,6 +258,18 @@ impl Keeper {
                 error!(%error, "Detached kernel programs or removed pins can't be restored");
             }),
             None => {}
+        }
+    }
+
+    /// Has the sentry compare `snapshot`, the state that was found to be right.
+    fn leave_to_sentry(&mut self, snapshot: Result<Snapshot, Error>) {
+        match snapshot {
+            Ok(snapshot) => {
+                self.sentry.expect(snapshot);
+                self.guarded = true;
+            }
+            // Something is gone again, as the next scan shows.
+            Err(_) => self.guarded = false,
         }
     }
 

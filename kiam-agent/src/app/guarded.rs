@@ -38,6 +38,8 @@ pub(super) struct Guarded {
     pub(super) republish: Arc<Notify>,
     /// Notified when the keeper is to attach the programs again.
     pub(super) reassert: Arc<Notify>,
+    /// To be notified once no other agent accepts pods' connections, which the self-test waits for.
+    pub(super) alone: Arc<Notify>,
 }
 
 // === impl Serving ===
@@ -47,7 +49,7 @@ impl Serving {
     /// in place.
     pub(super) async fn guard(self) -> Result<Guarded, Error> {
         let Self { mut core, kernel, witness, .. } = self;
-        let reassert = Arc::new(Notify::new());
+        let (reassert, alone) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let mut detach = None;
         match kernel {
             None => core.process.attached.set(),
@@ -56,7 +58,7 @@ impl Serving {
                 let bypassed = guard(&mut core.process, &kernel.config, &mut kernel.parts).await?;
                 core.knowledge.exposure.follow(bypassed);
                 if kernel.config.mode == Mode::Enforce {
-                    test(&mut core.process, &kernel.config, &kernel.parts, witness);
+                    test(&mut core.process, &kernel.config, &kernel.parts, witness, alone.clone());
                 }
                 if let Some(observed) = kernel.parts.observed.take() {
                     let cgroups = kernel.cgroups.clone();
@@ -74,6 +76,7 @@ impl Serving {
             takeover: self.takeover,
             republish: self.republish,
             reassert,
+            alone,
         })
     }
 }
@@ -111,12 +114,14 @@ async fn guard(
     Ok(bypassed)
 }
 
-/// Tests the interception until the drain; the agent is not ready before the first self-test succeeds.
+/// Tests the interception until the drain, from when this agent is `alone`; it is not ready before the first self-test
+/// succeeds.
 fn test(
     process: &mut Process,
     config: &intercept::Config,
     parts: &InterceptionParts,
     witness: Witness,
+    alone: Arc<Notify>,
 ) {
     let outlook = SelftestStatus {
         latch: process.readiness.latch("self-test"),
@@ -137,7 +142,8 @@ fn test(
         rewriter: parts.rewriter.clone(),
     };
     let selftest = Selftest::new(asked, needs, witness);
-    process.spawn(selftest.keep(outlook, process.drain.clone()).instrument(info_span!("selftest")));
+    let kept = selftest.keep(outlook, alone, process.drain.clone());
+    process.spawn(kept.instrument(info_span!("selftest")));
 }
 
 /// Reports who asks for the IMDS, with `--mode=observe`.
@@ -172,6 +178,7 @@ fn keep(process: &mut Process, kernel: Kernel, reassert: Arc<Notify>) -> Result<
     let installation = Installation { programs, flows, log, cgroups, agent_lock };
     let (registry, readiness) = (&mut process.registry, &process.readiness);
     let keeper = Keeper::new(installation, reassert, registry, readiness);
+    let keeper = keeper.map_err(Error::Thread)?;
     process.spawn(keeper.run(process.drain.clone()));
     Ok(())
 }

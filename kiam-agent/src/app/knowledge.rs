@@ -34,7 +34,7 @@ use kiam_kernel::{
 };
 
 /// The time between two checks of what is to be reported by Events.
-const EVENTS: Duration = Duration::from_secs(3);
+const EVENTS: Duration = Duration::from_secs(5);
 
 /// The time between two evictions.
 const EVICTIONS: Duration = Duration::from_secs(10);

@@ -24,7 +24,7 @@ use kiam_kernel::sys;
 impl Guarded {
     /// Waits for the next agent from now on, lets `admin.sock` lead to this one, and supersedes the agent before it.
     pub(super) async fn take_over(self) -> Result<App, Error> {
-        let Self { mut core, takeover, reassert, republish, open, .. } = self;
+        let Self { mut core, takeover, reassert, republish, open, alone, .. } = self;
         let Takeover { handover, lock, spare, unfiltered, .. } = takeover;
         if handover.is_some() {
             // That agent listens inside pods that have come since it passed its sockets, and will not for long.
@@ -52,6 +52,7 @@ impl Guarded {
             }
             republish.notify_one();
         }
+        alone.notify_one();
         // From now on the next agent finds this one.
         drop(lock);
         // Not before: until then the other agent might have had to go on.

@@ -13,19 +13,20 @@ use std::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
-    time::{interval, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tracing::{error, info, warn};
 use zeroize::Zeroizing;
 
 use super::{PeerJudge, SOCKET, check, gone, message, sealed};
-use kiam_core::lifecycle::Drain;
+use kiam_core::{lifecycle::Drain, ticks::ticks};
 
 /// The deadline of a request: successors send it at once.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(2);
 /// The deadline of the successor's last message: it loads and attaches the kernel programs before that.
 const TAKEN_DEADLINE: Duration = Duration::from_secs(30);
-const OWNER_CHECK: Duration = Duration::from_secs(1);
+/// The time between two checks whether another agent listens at the path, which its last message says sooner.
+const OWNER_CHECK: Duration = Duration::from_secs(5);
 
 /// What an agent passes to its successor, evaluated at the request.
 pub struct HandoverContent {
@@ -98,7 +99,7 @@ impl Offer {
         abandoned: impl Fn(),
         mut drain: Drain,
     ) -> OfferEnd {
-        let mut checks = interval(OWNER_CHECK);
+        let mut checks = ticks(OWNER_CHECK);
         loop {
             tokio::select! {
                 accepted = self.listener.accept() => match accepted {

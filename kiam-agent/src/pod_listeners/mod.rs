@@ -4,7 +4,9 @@
 mod paths;
 
 use std::{
+    collections::HashMap,
     io,
+    mem::replace,
     os::fd::{AsFd as _, OwnedFd},
     pin::pin,
     sync::{
@@ -21,27 +23,28 @@ use tokio::{
     net::TcpListener,
     runtime::Handle,
     sync::{Notify, mpsc},
-    time::{Interval, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 pub use self::paths::Paths;
 use crate::serve;
-use kiam_core::{lifecycle::Drain, pods::PodUid};
+use kiam_core::{lifecycle::Drain, pods::PodUid, ticks::ticks};
 use kiam_kernel::{
     identity::{CgroupPaths, PodListenerResolver},
     intercept::{Flows, SandboxTable},
     sandboxes::{self, Event, OpenSandbox, Sandboxes},
 };
 
-/// How long after the start it is certain which pods have listeners.
+/// How long after the start it is certain which pods have listeners, and after sockets were passed to a successor that this
+/// one is superseded or the successor given up.
 const SETTLED: Duration = Duration::from_secs(30);
-/// How often the kernel's table is compared with the open listeners at first: in a takeover two agents write it, and the last
-/// to write need not be the one that stays.
+/// How often the kernel's table is compared with the open listeners while two agents may write it, in a takeover: the last to
+/// write need not be the one that stays.
 const COMPARE: Duration = Duration::from_millis(100);
-/// The same, later, when nobody else has a reason to write the table: one lookup an entry, on a real-time thread.
-const RECHECK: Duration = Duration::from_millis(500);
+/// The same while nobody else has a reason to write the table.
+const RECHECK: Duration = Duration::from_secs(10);
 /// How long an agent that takes over may take to listen inside all pods.
 const ADOPTION: Duration = Duration::from_secs(1);
 
@@ -66,6 +69,8 @@ pub struct PodListeners {
 #[derive(Clone, Debug, Default)]
 pub struct OpenListeners {
     by_netns: Arc<DashMap<u64, Sockets>>,
+    /// Notified when a successor gets the sockets: it writes the table from then on.
+    contested: Arc<Notify>,
     /// Where the kernel sends connects, to this agent or another one.
     table: Option<SandboxTable>,
 }
@@ -99,6 +104,7 @@ impl OpenListeners {
             all.extend(of_pod.sockets.iter().map(|socket| socket.as_fd().try_clone_to_owned()));
             of_pod.passed.store(true, Ordering::Relaxed);
         }
+        self.contested.notify_one();
         all.into_iter().collect()
     }
 
@@ -160,7 +166,7 @@ impl PodListeners {
     /// table stays for the next one. The runtime that serves is `serving`.
     async fn follow(self, mut events: mpsc::Receiver<Event>, serving: Handle, mut drain: Drain) {
         let mut settled = pin!(sleep(SETTLED));
-        let mut tidied = false;
+        let (mut tidied, mut contested) = (false, true);
         let mut compare = ticks(COMPARE);
         loop {
             tokio::select! {
@@ -168,10 +174,15 @@ impl PodListeners {
                 () = drain.started() => return,
                 _ = compare.tick() => self.compare(),
                 () = self.republish.notified() => self.compare(),
-                () = settled.as_mut(), if !tidied => {
-                    self.tidy();
-                    tidied = true;
-                    compare = ticks(RECHECK);
+                () = self.open.contested.notified() => {
+                    settled.as_mut().reset(Instant::now() + SETTLED);
+                    (contested, compare) = (true, ticks(COMPARE));
+                }
+                () = settled.as_mut(), if contested => {
+                    if !replace(&mut tidied, true) {
+                        self.tidy();
+                    }
+                    (contested, compare) = (false, ticks(RECHECK));
                 }
                 event = events.recv() => match event {
                     Some(Event::Opened(opened)) => self.add(opened, &serving).await,
@@ -249,9 +260,14 @@ impl PodListeners {
 
     /// Restores entries of the kernel's table that another agent has changed or removed.
     fn compare(&self) {
+        let published = self.table.entries().unwrap_or_else(|failure| {
+            error!(error = %failure, "The table of pods' network namespaces can't be read; writing it again");
+            HashMap::new()
+        });
         for listeners in self.open.by_netns.iter() {
             let netns = *listeners.key();
-            if self.table.get(netns) != Some(listeners.sandbox) && self.publish(netns, &listeners) {
+            if published.get(&netns) != Some(&listeners.sandbox) && self.publish(netns, &listeners)
+            {
                 debug!(netns, "Restored a pod's network namespace in the kernel's table");
             }
         }
@@ -273,10 +289,4 @@ impl PodListeners {
         }
         self.open.remove(netns);
     }
-}
-
-fn ticks(period: Duration) -> Interval {
-    let mut ticks = interval(period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks
 }

@@ -29,8 +29,8 @@ pub fn last_renewed(bpffs: &Path) -> Option<Duration> {
 // === impl Lease ===
 
 impl Lease {
-    /// The interval of renewals: a tenth of the lease's duration.
-    pub const RENEWAL: Duration = Duration::from_secs(1);
+    /// The interval of renewals: a fifth of the lease's duration.
+    pub const RENEWAL: Duration = Duration::from_secs(2);
 
     pub(super) fn new(map: Array<MapData, u64>) -> Self {
         Self(map)

@@ -24,6 +24,7 @@ mod renewal;
 mod rewriter;
 mod sandbox_table;
 mod shortage;
+mod snapshot;
 mod uninstall;
 
 pub(crate) use self::{ancestors::above, config::check, loading::verify_all};
@@ -45,6 +46,7 @@ pub use self::{
     rewriter::Rewriter,
     sandbox_table::SandboxTable,
     shortage::Shortage,
+    snapshot::Snapshot,
     uninstall::{Removal, UninstallError, detach, is_installed, remove_all, uninstall},
 };
 pub use crate::error::Error;

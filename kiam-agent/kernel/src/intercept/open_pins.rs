@@ -33,6 +33,23 @@ pub struct Drift {
     pub replaced: Vec<&'static str>,
 }
 
+/// A link of a program, to be compared.
+#[derive(Debug)]
+pub(super) struct AttachedLink {
+    program: u32,
+    link: PinnedLink,
+    pin: PathBuf,
+}
+
+// === impl AttachedLink ===
+
+impl AttachedLink {
+    /// Whether the link still has the program, and is attached to `cgroup`.
+    pub(super) fn is_at(&self, cgroup: u64) -> bool {
+        self.link.attached(&self.pin).ok() == Some((self.program, cgroup))
+    }
+}
+
 // === impl Drift ===
 
 impl Drift {
@@ -94,6 +111,20 @@ impl OpenPins {
         let open = |name| Ok((name, MapData::from_pin(pins.join(name)).map_err(map_error(name))?));
         self.maps = MAPS.into_iter().map(open).collect::<Result<_, Error>>()?;
         Ok(())
+    }
+
+    /// The open links of `programs`, whose pins are in `pins`.
+    pub(super) fn attached(
+        &self,
+        programs: &[&'static str],
+        pins: &Path,
+    ) -> Result<Vec<AttachedLink>, Error> {
+        let open = self.links.iter().filter(|held| programs.contains(&held.name));
+        let attached = open.map(|held| {
+            let pin = pins::link(pins, held.name);
+            Ok(AttachedLink { program: held.program, link: held.link.try_clone(&pin)?, pin })
+        });
+        attached.collect()
     }
 
     /// The differences of `programs`, which were attached to `cgroup`, and of the maps from the pins in `pins`.

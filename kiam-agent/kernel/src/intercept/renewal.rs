@@ -17,18 +17,18 @@ use std::{
 };
 
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
-use tokio::{
-    sync::oneshot,
-    time::{Instant, MissedTickBehavior, interval},
-};
+use tokio::{sync::oneshot, time::Instant};
 use tracing::{error, info, warn};
 
 use super::{Error, Lease};
 use crate::realtime;
-use kiam_core::lifecycle::{Drain, Latch};
+use kiam_core::{
+    lifecycle::{Drain, Latch},
+    ticks::ticks,
+};
 
 /// The time between two heartbeats of the runtime.
-const HEARTBEAT: Duration = Duration::from_secs(1);
+const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How long the runtime may have had no heartbeat. Load delays it by less, and a deadlock does not end.
 const HUNG: Duration = Duration::from_secs(30);
 
@@ -153,8 +153,7 @@ impl<L: Renew> Renewal<L> {
             drop(running);
         })?;
         Ok(async move {
-            let mut beats = interval(HEARTBEAT);
-            beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut beats = ticks(HEARTBEAT);
             loop {
                 tokio::select! {
                     _ = beats.tick() => heartbeat.beat(),

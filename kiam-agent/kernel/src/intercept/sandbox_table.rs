@@ -1,6 +1,7 @@
 //! The kernel programs' table of pods' network namespaces.
 
 use std::{
+    collections::HashMap as Entries,
     os::fd::{AsFd, AsRawFd as _},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
@@ -9,7 +10,7 @@ use std::{
 use aya::maps::{HashMap, Map, MapData, MapError, SkStorage};
 use kiam_common::client::Sandbox;
 
-use crate::error::Error;
+use crate::{error::Error, sys::batch};
 
 const NAME: &str = "SANDBOXES";
 const MARKS: &str = "LISTENERS";
@@ -24,6 +25,8 @@ pub struct SandboxTable(Arc<Mutex<Maps>>);
 #[derive(Debug)]
 struct Maps {
     sandboxes: HashMap<MapData, u64, Sandbox>,
+    /// The same map, since aya does not show the descriptor of a typed one.
+    descriptor: MapData,
     marks: SkStorage<MapData, u32>,
 }
 
@@ -38,7 +41,8 @@ impl SandboxTable {
         };
         let sandboxes = HashMap::try_from(Map::HashMap(map(NAME)?)).map_err(failed(NAME))?;
         let marks = SkStorage::try_from(Map::SkStorage(map(MARKS)?)).map_err(failed(MARKS))?;
-        Ok(Self(Arc::new(Mutex::new(Maps { sandboxes, marks }))))
+        let descriptor = map(NAME)?;
+        Ok(Self(Arc::new(Mutex::new(Maps { sandboxes, descriptor, marks }))))
     }
 
     /// Marks `sockets`, the pod listeners in the network namespace of cookie `netns`, and then lets the pod of `sandbox`
@@ -79,6 +83,18 @@ impl SandboxTable {
     pub fn get(&self, netns: u64) -> Option<Sandbox> {
         let maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         maps.sandboxes.get(&netns, 0).ok()
+    }
+
+    /// All entries by namespace, those of an earlier agent included, by one call of `bpf(2)` for each few hundred.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn entries(&self) -> Result<Entries<u64, Sandbox>, Error> {
+        let maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = batch::entries(maps.descriptor.fd().as_fd());
+        let entries = entries.map_err(|error| Error::Map { name: NAME, source: error.into() })?;
+        Ok(entries.into_iter().collect())
     }
 
     /// The namespaces in the table, those of an earlier agent included.

@@ -3,23 +3,23 @@
 use std::time::Duration;
 
 use kiam_common::counters::VerdictReason;
-use tokio::time::{MissedTickBehavior, interval};
 use tracing::warn;
 
 use super::Verdicts;
 use kiam_core::{
     lifecycle::{Drain, Latch, Readiness},
     telemetry::LogLimit,
+    ticks::ticks,
 };
 
 /// The time between two comparisons of the counts.
-const PERIOD: Duration = Duration::from_secs(2);
+const PERIOD: Duration = Duration::from_secs(5);
 /// A shortage is logged at most once in this time.
 const LOG_PERIOD: Duration = Duration::from_secs(60);
 /// Periods in a row with such denials until the agent is not ready: a brief shortage ends sooner.
-const LASTING: u32 = 5;
+const LASTING: u32 = 3;
 /// Periods in a row without any until the agent is ready again.
-const QUIET: u32 = 15;
+const QUIET: u32 = 6;
 
 /// Logs that pods' connects are denied because the kernel's tables, or memory, are full. The agent is not ready while that
 /// lasts.
@@ -53,8 +53,7 @@ impl Shortage {
 
     /// Runs until the drain begins.
     pub async fn run(mut self, mut drain: Drain) {
-        let mut ticks = interval(PERIOD);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = ticks(PERIOD);
         loop {
             tokio::select! {
                 () = drain.started() => return,

@@ -37,10 +37,12 @@ use kiam_core::{
 const RETRIES: u32 = 13;
 /// The time during which changes of the pods' records are collected.
 const COLLECT: Duration = Duration::from_millis(100);
-/// The interval of checks whether the pods' cgroup was recreated, which no watch shows.
+/// The interval of checks whether the pods' cgroup was recreated, while the folders above it can't be watched.
 const ROOT: Duration = Duration::from_millis(100);
 /// The interval of sweeps for cgroups that can't be watched.
 const CATCH_UP: Duration = Duration::from_secs(2);
+/// In how many sweeps each pod with a listener is scanned once, where no event has said that anything changed.
+const TURNS: u64 = 20;
 
 /// The task that follows the pods' sandboxes.
 #[derive(Debug)]
@@ -151,7 +153,7 @@ impl Sandboxes {
                 },
                 true = changed(&mut records), if !collecting => LoopEvent::Records,
                 _ = sweep.tick() => LoopEvent::Sweep,
-                _ = root.tick() => LoopEvent::Root,
+                _ = root.tick(), if !self.watch.is_root_watched() => LoopEvent::Root,
                 _ = catch_up.tick(), if self.watch.refused() > 0 => LoopEvent::CatchUp,
             };
             match turn {
@@ -178,7 +180,8 @@ impl Sandboxes {
                 LoopEvent::Root if self.watch.is_moved() => self.sweep(),
                 LoopEvent::Root => {}
                 LoopEvent::Sweep => {
-                    self.sweep();
+                    let changes = self.watch.sweep();
+                    self.take(changes);
                     self.sweeps += 1;
                     if self.sweeps == 2 {
                         self.claims.drop_inherited();
@@ -195,8 +198,14 @@ impl Sandboxes {
         }
     }
 
+    /// Scans all pods.
     fn sweep(&mut self) {
-        let changes = self.watch.sweep();
+        let mut changes = self.watch.sweep();
+        for change in &mut changes {
+            if let Change::Swept(pod) = change {
+                *change = Change::Members(pod.clone());
+            }
+        }
         self.take(changes);
     }
 
@@ -213,6 +222,8 @@ impl Sandboxes {
             match change {
                 Change::Created(pod, cgroup) => self.made(pod, cgroup),
                 Change::Members(pod) => self.members_changed(&pod),
+                Change::Swept(pod) => self.swept(&pod),
+                Change::Moved => self.sweep(),
                 Change::FirstProcess(pod) => self.first_process(&pod),
                 Change::Removed(pod) => self.removed(&pod),
                 Change::Lost => {
@@ -245,6 +256,15 @@ impl Sandboxes {
         if let Some(sandbox) = self.pods.get_mut(pod) {
             sandbox.attempt = 0;
             self.scan(pod);
+        }
+    }
+
+    /// A pod with a listener waits for its turn: events show what happens to its sandbox, and a scan of all pods at once would
+    /// wake a quiet node.
+    fn swept(&mut self, pod: &PodUid) {
+        let has_turn = |sandbox: &Sandbox| sandbox.birth % TURNS == u64::from(self.sweeps) % TURNS;
+        if self.pods.get(pod).is_some_and(|sandbox| !sandbox.is_settled() || has_turn(sandbox)) {
+            self.members_changed(pod);
         }
     }
 

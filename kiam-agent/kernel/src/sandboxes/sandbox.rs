@@ -80,6 +80,14 @@ impl Sandbox {
         self.reported.is_empty() && self.came.is_some_and(|came| came.elapsed() < HURRY)
     }
 
+    /// Whether the pod has all that it can have: a pod listener in each of its namespaces, or no need for one.
+    pub(super) fn is_settled(&self) -> bool {
+        let needs_none = |held: &ClaimedNamespace| {
+            matches!(held.listening, Ok(_) | Err(NoListenerReason::NodePath))
+        };
+        !self.held.is_empty() && self.held.iter().all(needs_none) || self.record.host_network
+    }
+
     /// Starts the rest after a scan that `took` so long.
     pub(super) fn record_scan(&mut self, took: Duration) {
         self.rests_until = Instant::now() + took * REST_PER_LOOK;

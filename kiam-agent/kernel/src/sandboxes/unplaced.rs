@@ -10,13 +10,14 @@ use std::{
 };
 
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{NoListenerReason, SandboxReader, State};
 use kiam_core::{
     lifecycle::{Drain, Latch, Readiness},
     pods::{Pod, PodReader, PodUid},
+    ticks::ticks,
 };
 
 /// The time between two comparisons of pods with cgroups.
@@ -64,8 +65,7 @@ impl<S: Fn(&Pod) -> bool> Unplaced<S> {
 
     /// Runs until the drain begins.
     pub async fn run(mut self, mut drain: Drain) {
-        let mut ticks = interval(PERIOD);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = ticks(PERIOD);
         loop {
             tokio::select! {
                 () = drain.started() => return,

@@ -39,10 +39,14 @@ pub(super) enum Change {
     Created(PodUid, PathBuf),
     /// Containers or processes came or went.
     Members(PodUid),
+    /// A sweep came by, and found nothing new.
+    Swept(PodUid),
     /// The first process since the watch began was put into one of its containers.
     FirstProcess(PodUid),
     /// The cgroup was removed.
     Removed(PodUid),
+    /// The pods' cgroup itself was created or removed.
+    Moved,
     /// Changes were lost: all pods must be scanned.
     Lost,
 }
@@ -52,6 +56,10 @@ pub(super) enum Change {
 pub(super) struct Watch {
     watches: Watches,
     root: PathBuf,
+    /// The watches of the folders above `root`, up to the mount point.
+    above: Vec<i32>,
+    /// Whether all of these are watched.
+    sees_root: bool,
     /// The pods' cgroup and those of QoS classes, by path.
     folders: HashMap<PathBuf, Folder>,
     pods: HashMap<PodUid, Pod>,
@@ -85,7 +93,8 @@ impl Watch {
     /// No watches yet; [`Watch::sweep`] adds them.
     pub(super) fn new(root: PathBuf) -> Self {
         let (folders, pods) = (HashMap::new(), HashMap::new());
-        Self { watches: Watches::default(), root, folders, pods, spent: VecDeque::new() }
+        let (watches, spent) = (Watches::default(), VecDeque::new());
+        Self { watches, root, above: Vec::new(), sees_root: false, folders, pods, spent }
     }
 
     /// Waits for the next changes, for ever without inotify. It must run on the same runtime as the sweeps.
@@ -119,6 +128,11 @@ impl Watch {
         self.watches.refused()
     }
 
+    /// Whether an event shows that the pods' cgroup was recreated.
+    pub(super) fn is_root_watched(&self) -> bool {
+        self.sees_root
+    }
+
     /// Whether the pods' cgroup is not the watched one.
     pub(super) fn is_moved(&self) -> bool {
         inode(&self.root) != self.folders.get(&self.root).map(|folder| folder.inode)
@@ -145,16 +159,17 @@ impl Watch {
         gone.iter().for_each(|(uid, _)| self.forget_pod(uid, &mut changes));
         let known = self.pods.iter().filter(|(_, pod)| all || !pod.is_watched());
         let known: Vec<PodUid> = known.map(|(uid, _)| uid.clone()).collect();
-        let root = self.root.clone();
         // First, since a watch of a folder is worth more than one of a pod.
+        self.watch_above();
+        let root = self.root.clone();
         self.folder(&root, &mut changes);
         for uid in known {
             self.watch_pod(&uid);
             let stirred = self.containers(&uid);
-            changes.push(if all || stirred {
-                Change::Members(uid)
-            } else {
-                Change::FirstProcess(uid)
+            changes.push(match (stirred, all) {
+                (true, _) => Change::Members(uid),
+                (false, true) => Change::Swept(uid),
+                (false, false) => Change::FirstProcess(uid),
             });
         }
         self.watches.complete();
@@ -164,6 +179,7 @@ impl Watch {
     /// Drops all watches after an error, and keeps the known cgroups.
     fn unwatch(&mut self, error: &io::Error) {
         self.watches.lose(error);
+        (self.above, self.sees_root) = (Vec::new(), false);
         self.folders.values_mut().for_each(|folder| folder.watch = None);
         for pod in self.pods.values_mut() {
             pod.watches.clear();
@@ -186,6 +202,10 @@ impl Watch {
         let Some(place) = self.watches.place(watch) else { return };
         let made = flags.contains(ReadFlags::CREATE);
         match (place, name) {
+            (WatchTarget::Above(below), Some(name)) if *below == *name => {
+                changes.push(Change::Moved);
+            }
+            (WatchTarget::Above(_), _) => {}
             (WatchTarget::Folder(folder), Some(name)) if made => self.made(&folder, name, changes),
             (WatchTarget::Folder(folder), Some(name)) => self.removed(&folder.join(name), changes),
             (WatchTarget::Pod(uid), Some(name)) => {
@@ -232,6 +252,30 @@ impl Watch {
         // Unless it was recreated, and is known already.
         if self.pods.get(&uid).is_some_and(|pod| pod.path == path && !pod.is_there()) {
             self.forget_pod(&uid, changes);
+        }
+    }
+
+    /// Watches the folders above the pods' cgroup, which may be others than before.
+    fn watch_above(&mut self) {
+        let before = std::mem::take(&mut self.above);
+        let device = |path: &Path| fs::metadata(path).ok().map(|metadata| metadata.dev());
+        let root = self.root.clone();
+        // That of the mount, even while the pods' cgroup is gone.
+        let mount = root.ancestors().find_map(device);
+        let refused = self.watches.refused();
+        for (below, above) in root.ancestors().zip(root.ancestors().skip(1)) {
+            match device(above) {
+                None => continue,
+                other if other != mount => break,
+                Some(_) => {}
+            }
+            let name = below.file_name().unwrap_or_default();
+            let watch = self.watches.add(above, folder_flags(), WatchTarget::Above(name.into()));
+            self.above.extend(watch);
+        }
+        self.sees_root = !self.above.is_empty() && self.watches.refused() == refused;
+        for gone in before.into_iter().filter(|before| !self.above.contains(before)) {
+            self.watches.end(gone);
         }
     }
 

@@ -30,6 +30,8 @@ const LOG_PERIOD: Duration = Duration::from_secs(60);
 /// The file or folder of a watch.
 #[derive(Clone, Debug)]
 pub(super) enum WatchTarget {
+    /// A folder above the pods' cgroup, in which the one of this name leads there.
+    Above(Box<OsStr>),
     Folder(PathBuf),
     Pod(PodUid),
     /// The pod's `cgroup.events`, or its container's of this name.

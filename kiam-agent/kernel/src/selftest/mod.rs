@@ -12,11 +12,14 @@ mod sandbox;
 mod tap;
 mod witness;
 
-use std::{fmt, io, path::PathBuf, process::Command, time::Duration};
+use std::{fmt, io, path::PathBuf, process::Command, sync::Arc, time::Duration};
 
 use prometheus_client::encoding::EncodeLabelValue;
-use tokio::time::{MissedTickBehavior, interval, sleep};
-use tracing::{error, info};
+use tokio::{
+    sync::Notify,
+    time::{Instant, MissedTickBehavior, interval, sleep},
+};
+use tracing::{error, info, warn};
 
 pub use self::{client::client, metrics::Metrics, sandbox::CGROUP_PREFIX, witness::Witness};
 use self::{
@@ -37,12 +40,14 @@ use kiam_core::{
 
 /// The hidden subcommand that runs [`client`].
 pub const SUBCOMMAND: &str = "selftest-client";
-/// The pause before a failed self-test is repeated, in case the node was only busy.
+/// The pause before a self-test that failed for the first time is repeated: the node may only have been busy.
+const SOON: Duration = Duration::from_millis(100);
+/// The pause after further failures.
 const RETRY: Duration = Duration::from_secs(1);
 /// The longest search for leftover cgroups of killed agents' self-tests.
 const SWEEP_TIME: Duration = Duration::from_secs(2);
-/// Successive failures after which the agent is not ready.
-const FAILURES: u32 = 2;
+/// How long successive self-tests fail until the agent is not ready.
+const LASTING: Duration = Duration::from_secs(1);
 
 /// The self-test's configuration.
 #[derive(Clone, Debug)]
@@ -123,6 +128,25 @@ pub struct SelftestStatus {
     pub metrics: Metrics,
 }
 
+// === impl SelftestStatus ===
+
+impl SelftestStatus {
+    /// Reports `failures`, which lasted `since` the first of them. Returns the pause before the next self-test.
+    fn report(&self, failures: &[Failure], since: Duration) -> Duration {
+        let list: Vec<String> = failures.iter().map(ToString::to_string).collect();
+        let list = list.join("; ");
+        if since < LASTING {
+            warn!(failures = list, "The self-test failed; repeating it");
+            self.detail.set(format!("failed, being repeated: {list}"));
+            return SOON;
+        }
+        self.latch.clear();
+        error!(failures = list, "The self-test fails: pods may not be intercepted correctly");
+        self.detail.set(list);
+        RETRY
+    }
+}
+
 // === impl Part ===
 
 impl Part {
@@ -152,11 +176,16 @@ impl Selftest {
         Self { config, parts, witness, sandbox: None }
     }
 
-    /// Runs the self-test at each interval until the drain begins.
-    pub async fn keep(mut self, status: SelftestStatus, mut drain: Drain) {
+    /// Runs the self-test at each interval until the drain begins, once `begin` is notified. Another agent that accepts from
+    /// the same queues would take its connections, and could not know them.
+    pub async fn keep(mut self, status: SelftestStatus, begin: Arc<Notify>, mut drain: Drain) {
+        tokio::select! {
+            () = drain.started() => return,
+            () = begin.notified() => {}
+        }
         let mut ticks = interval(self.config.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut failed = 0;
+        let mut failing = None;
         loop {
             tokio::select! {
                 () = drain.started() => return,
@@ -166,26 +195,15 @@ impl Selftest {
             self = same;
             status.metrics.count(&failures);
             if failures.is_empty() {
-                if failed != 0 {
+                if failing.take().is_some() {
                     info!("The self-test passes again");
                 }
-                failed = 0;
                 status.latch.set();
                 status.detail.set("passed");
                 continue;
             }
-            failed += 1;
-            if failed >= FAILURES {
-                let list: Vec<String> = failures.iter().map(ToString::to_string).collect();
-                let list = list.join("; ");
-                status.latch.clear();
-                error!(
-                    failures = list,
-                    "The self-test fails: pods may not be intercepted correctly"
-                );
-                status.detail.set(list);
-            }
-            sleep(RETRY).await;
+            let since = *failing.get_or_insert_with(Instant::now);
+            sleep(status.report(&failures, since.elapsed())).await;
             ticks.reset_immediately();
         }
     }
@@ -240,7 +258,7 @@ impl Selftest {
             (ListenerKind::Pod, Some(netns)) => {
                 let table = &self.parts.sandboxes;
                 let published = NamespaceEntry::open(sandbox.netns(), (netns, pod), table)?;
-                published.seen_by(&self.witness, &self.parts.flows, run)?
+                published.seen_by(&self.witness, &self.parts.flows, run)??
             }
             (ListenerKind::Pod, None) if self.config.path == ListenerPath::PodLocal => {
                 return Err(io::Error::other("--path=pod-local needs kernel 5.14"));

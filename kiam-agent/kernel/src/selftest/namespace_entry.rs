@@ -4,21 +4,17 @@ use std::{
     fs::File,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
-    sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::Duration,
 };
 
 use kiam_common::client::Sandbox;
+use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::{
     intercept::{Flows, SandboxTable},
     selftest::Witness,
     sys::namespaces::inside,
 };
-
-/// The interval of polls for connections.
-const POLL: Duration = Duration::from_millis(2);
 
 /// A published entry of the self-test's namespace. Dropping it removes the entry.
 pub(super) struct NamespaceEntry<'a> {
@@ -69,19 +65,35 @@ impl<'a> NamespaceEntry<'a> {
         witness: &Witness,
         flows: &Flows,
         work: impl FnOnce() -> T,
-    ) -> T {
-        let over = AtomicBool::new(false);
+    ) -> io::Result<T> {
+        let (over, running) = io::pipe()?;
         thread::scope(|scope| {
-            scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
+            // Closed by a panic too, which otherwise would have the thread wait for ever.
+            let running = running;
+            scope.spawn(move || {
+                loop {
+                    let ended = self.wait(&over);
                     self.accept(witness, flows);
-                    thread::sleep(POLL);
+                    if ended {
+                        return;
+                    }
                 }
             });
             let done = work();
-            over.store(true, Ordering::Relaxed);
-            done
+            drop(running);
+            Ok(done)
         })
+    }
+
+    /// Waits for a connection, or until `over` is; whether it is, or can't be waited for.
+    fn wait(&self, over: &io::PipeReader) -> bool {
+        let listeners = self.sockets.iter().map(|socket| PollFd::new(socket, PollFlags::IN));
+        let mut files: Vec<_> = listeners.chain([PollFd::new(over, PollFlags::empty())]).collect();
+        match poll(&mut files, None) {
+            // Closing the other end shows whether it is asked for or not.
+            Ok(_) => files.last().is_none_or(|over| !over.revents().is_empty()),
+            Err(error) => error != rustix::io::Errno::INTR,
+        }
     }
 
     /// Accepts and closes connections. As for a pod, only connections with the kernel's entry of this namespace count.

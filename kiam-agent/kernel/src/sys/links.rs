@@ -95,6 +95,12 @@ impl PinnedLink {
         }
     }
 
+    /// Another descriptor of the link, whose pin is or was at `path`.
+    pub(crate) fn try_clone(&self, path: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::Bpf { call: "F_DUPFD", path: path.to_owned(), source };
+        self.0.try_clone().map(Self).map_err(failed)
+    }
+
     /// Pins the link at `path` too.
     pub(crate) fn pin(&self, path: &Path) -> Result<(), Error> {
         let failed = |source| Error::Bpf { call: "BPF_OBJ_PIN", path: path.to_owned(), source };

@@ -1,5 +1,6 @@
 //! The kernel's interfaces: cgroups, namespaces, netlink, socket options, `bpf(2)`.
 
+pub(crate) mod batch;
 mod cgroup;
 mod defer;
 pub(crate) mod features;

@@ -92,8 +92,8 @@ async fn pods_of_every_layout_are_noticed_when_they_come_stir_and_go() {
         fs::remove_dir(&pod).unwrap();
         stage.until(&Change::Removed(uid(A))).await;
     }
-    // What remains is the pods' cgroup and the QoS classes'.
-    assert_eq!((stage.watch.watches.len(), stage.watch.pods.len()), (3, 0));
+    // What remains is the folder above, the pods' cgroup and the QoS classes'.
+    assert_eq!((stage.watch.watches.len(), stage.watch.pods.len()), (4, 0));
 }
 
 #[tokio::test]
@@ -204,7 +204,8 @@ async fn a_pod_whose_containers_change_their_events_in_turn_is_noticed_no_more_o
     ended.store(true, Ordering::Relaxed);
     flood.join().unwrap();
     // Then one is watched again every 200 ms, and has its event.
-    assert!(woken < 40 + 4 * 2 * 5 + 10, "woken {woken} times");
+    // Other tests create cgroups beside this one meanwhile.
+    assert!(woken < 40 + 4 * 2 * 5 + 20, "woken {woken} times");
     // All of them are watched again in the end.
     while !stage.watch.spent.is_empty() {
         timeout(LIMIT, stage.watch.changes()).await.unwrap();
@@ -278,7 +279,8 @@ async fn nothing_is_lost_where_cgroups_come_and_go_while_watches_are_renewed() {
             match change {
                 Change::Created(pod, _) => drop(known.insert(pod)),
                 Change::Removed(pod) => drop(known.remove(&pod)),
-                Change::Members(_) | Change::FirstProcess(_) => {}
+                Change::Members(_) | Change::FirstProcess(_) | Change::Swept(_) => {}
+                Change::Moved => panic!("the pods' cgroup stays"),
                 Change::Lost => panic!("more events than the kernel keeps"),
             }
         }
@@ -333,7 +335,7 @@ async fn the_watches_of_one_pod_are_bounded() {
     }
     stage.until(&Change::Members(uid(A))).await;
     stage.watch.sweep();
-    assert_eq!(stage.watch.watches.len(), 1 + 2 + 2 * CONTAINERS);
+    assert_eq!(stage.watch.watches.len(), 1 + 1 + 2 + 2 * CONTAINERS);
 }
 
 #[tokio::test]
@@ -369,6 +371,62 @@ async fn a_sweep_finds_what_no_event_told() {
     assert!(changes.contains(&Change::Created(uid(A), a)), "{changes:?}");
     assert!(!stage.watch.is_moved());
     drop(again);
+}
+
+#[tokio::test]
+async fn the_pods_cgroup_that_goes_and_comes_again_shows_by_events_alone() {
+    let Some(mut stage) = Stage::start("root_moves") else { return };
+    stage.watch.sweep();
+    assert!(stage.watch.is_root_watched());
+    let root = stage.root.path().to_owned();
+    stage.root = Cgroup::create(root.with_extension("other")).unwrap();
+    stage.until(&Change::Moved).await;
+    assert!(stage.watch.is_moved());
+    stage.watch.sweep();
+    let again = Cgroup::create(root.clone()).unwrap();
+    stage.until(&Change::Moved).await;
+    stage.watch.sweep();
+    assert!(!stage.watch.is_moved());
+    let pod = root.join(format!("pod{A}"));
+    fs::create_dir(&pod).unwrap();
+    stage.until(&Change::Created(uid(A), pod)).await;
+    drop(again);
+}
+
+#[tokio::test]
+async fn the_pods_cgroup_shows_when_all_above_it_is_made_again() {
+    let Some(stage) = Stage::start("root_nested") else { return };
+    let slice = stage.root.path().join("kubelet.slice");
+    let root = slice.join("kubelet-kubepods.slice");
+    fs::create_dir_all(&root).unwrap();
+    let mut stage = Stage { watch: Watch::new(root.clone()), ..stage };
+    stage.watch.sweep();
+    for _ in 0..2 {
+        fs::remove_dir(&root).unwrap();
+        fs::remove_dir(&slice).unwrap();
+        stage.until(&Change::Moved).await;
+        stage.watch.sweep();
+        fs::create_dir(&slice).unwrap();
+        stage.until(&Change::Moved).await;
+        stage.watch.sweep();
+        fs::create_dir(&root).unwrap();
+        stage.until(&Change::Moved).await;
+        stage.watch.sweep();
+        assert!(!stage.watch.is_moved() && stage.watch.is_root_watched());
+    }
+    fs::remove_dir(&root).unwrap();
+    fs::remove_dir(&slice).unwrap();
+}
+
+#[tokio::test]
+async fn a_sweep_that_finds_nothing_new_says_so() {
+    let Some(mut stage) = Stage::start("sweep_quiet") else { return };
+    fs::create_dir_all(stage.root.path().join(format!("burstable/pod{A}/1"))).unwrap();
+    assert_eq!(stage.watch.sweep().len(), 1);
+    assert_eq!(stage.watch.sweep(), [Change::Swept(uid(A))]);
+    // An event that nobody read yet is no less for the sweep.
+    fs::create_dir(stage.root.path().join(format!("burstable/pod{A}/2"))).unwrap();
+    assert_eq!(stage.watch.sweep(), [Change::Members(uid(A))]);
 }
 
 #[tokio::test]

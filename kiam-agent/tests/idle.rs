@@ -1,0 +1,123 @@
+//! What a node pays for an agent that has nothing to do: the real binary on a lab node with a hundred quiet pods.
+//!
+//! Counts stand for time, as a busy machine does not change them: a processor is woken as often, and bpf(2) is called as
+//! often, however long each takes.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use lab::{Agent, Lab, LabPod, PodSpec};
+use tokio::time::Instant;
+
+const PODS: u32 = 100;
+/// After this nothing of the start goes on: 30 s until the kernel's table is known to be the agent's alone, and some.
+const SETTLED: Duration = Duration::from_secs(45);
+/// One self-test, whenever it comes.
+const MINUTE: Duration = Duration::from_secs(60);
+/// The most wake-ups of all threads a second, and calls of bpf(2): what was counted, and a fifth.
+const WAKE_UPS: f64 = 6.5;
+const BPF_CALLS: f64 = 15.0;
+
+#[test]
+fn an_idle_agent_is_hardly_woken_and_asks_the_kernel_little() {
+    if lab::skip!() {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    // As API servers do. The lab's own pace is each second.
+    lab.kubernetes.bookmark_every(Duration::from_secs(60));
+    let pods: Vec<LabPod> = (0..PODS).map(|number| pod(&lab, number)).collect();
+    let agent = lab.agent(&[]);
+    thread::sleep(SETTLED);
+
+    let (wake_ups, worked) = wake_ups(&agent);
+    let rate = total(&wake_ups) as f64 / MINUTE.as_secs_f64();
+    println!(
+        "{PODS} quiet pods: {rate:.1} wake-ups a second, {} ms of a processor a minute",
+        worked.as_millis()
+    );
+    for (thread, count) in &wake_ups {
+        println!("  {thread}: {count} wake-ups a minute");
+    }
+    if let Some(calls) = bpf_calls(&agent) {
+        let rate = calls as f64 / MINUTE.as_secs_f64();
+        println!("{PODS} quiet pods: {rate:.1} calls of bpf(2) a second");
+        assert!(rate <= BPF_CALLS, "{rate:.1} calls of bpf(2) a second");
+    }
+    assert!(rate <= WAKE_UPS, "{rate:.1} wake-ups a second: {wake_ups:?}");
+    // It did what it is there for, and what it looks for it still finds.
+    lab.assert_served(&pods[0], "role-0");
+    drop(agent);
+}
+
+fn pod(lab: &Lab, number: u32) -> LabPod {
+    let spec = PodSpec::new("shop", &format!("pod-{number}")).role(&format!("role-{number}"));
+    lab.pod(spec).unwrap()
+}
+
+fn total(wake_ups: &BTreeMap<String, u64>) -> u64 {
+    wake_ups.values().sum()
+}
+
+/// How often the agent's threads were woken in a minute, by their names, and how long processors worked for them.
+fn wake_ups(agent: &Agent) -> (BTreeMap<String, u64>, Duration) {
+    let before = threads(agent);
+    // A thread that ends in between takes its counts along, so they are read again and again.
+    let (mut last, began) = (before.clone(), Instant::now());
+    while began.elapsed() < MINUTE {
+        thread::sleep(Duration::from_secs(1));
+        last.extend(threads(agent));
+    }
+    let (mut wake_ups, mut worked) = (BTreeMap::new(), 0);
+    for (thread, (name, woken, nanos)) in last {
+        let (woken_before, nanos_before) =
+            before.get(&thread).map_or((0, 0), |(_, woken, nanos)| (*woken, *nanos));
+        *wake_ups.entry(name).or_default() += woken - woken_before;
+        worked += nanos - nanos_before;
+    }
+    (wake_ups, Duration::from_nanos(worked))
+}
+
+/// The agent's threads: name, voluntary switches, and nanoseconds on a processor.
+fn threads(agent: &Agent) -> BTreeMap<String, (String, u64, u64)> {
+    let mut threads = BTreeMap::new();
+    for thread in fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap().flatten() {
+        let read = |file: &str| fs::read_to_string(thread.path().join(file));
+        // It may end meanwhile.
+        let (Ok(name), Ok(status), Ok(times)) = (read("comm"), read("status"), read("schedstat"))
+        else {
+            continue;
+        };
+        let woken = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        let woken = woken.unwrap().trim().parse().unwrap();
+        let nanos = times.split(' ').next().unwrap().parse().unwrap();
+        let id = thread.file_name().into_string().unwrap();
+        threads.insert(id, (name.trim().to_owned(), woken, nanos));
+    }
+    threads
+}
+
+/// How often the agent calls bpf(2) in a minute; `None` where strace is missing.
+fn bpf_calls(agent: &Agent) -> Option<u64> {
+    let summary = std::env::temp_dir().join(format!("kiam-idle-{}", agent.pid()));
+    let mut strace = Command::new("timeout");
+    strace.args(["--signal=INT", &MINUTE.as_secs().to_string()]);
+    strace.args(["strace", "-qq", "-c", "-f", "-p", &agent.pid().to_string(), "-o"]).arg(&summary);
+    let ended = strace.stdin(Stdio::null()).output().unwrap();
+    let Ok(text) = fs::read_to_string(&summary) else {
+        eprintln!("calls of bpf(2) were not counted: strace is missing or failed: {ended:?}");
+        return None;
+    };
+    fs::remove_file(&summary).unwrap();
+    println!("{text}");
+    let row = text.lines().find(|line| line.split_whitespace().last() == Some("bpf"));
+    let calls = row.map_or(Some("0"), |row| row.split_whitespace().nth(3));
+    Some(calls.unwrap().parse().unwrap())
+}
