@@ -61,6 +61,8 @@ enum Trouble {
 struct Renewal<L> {
     lease: L,
     heartbeat: Arc<Heartbeat>,
+    /// The time between two heartbeats.
+    beat: Duration,
     hung: Duration,
     attached: Latch,
     missed: Counter,
@@ -96,14 +98,8 @@ fn start<L: Renew>(
         missed.clone(),
     );
     let heartbeat = Arc::new(Heartbeat::now());
-    let renewal = Renewal {
-        lease,
-        heartbeat: heartbeat.clone(),
-        hung: HUNG,
-        attached,
-        missed,
-        renewed: None,
-    };
+    let renewal =
+        Renewal { lease, heartbeat, beat: HEARTBEAT, hung: HUNG, attached, missed, renewed: None };
     renewal.spawn(drain)
 }
 
@@ -142,7 +138,7 @@ impl Heartbeat {
 impl<L: Renew> Renewal<L> {
     /// Starts the thread. The future that is returned is the runtime's heartbeat, and ends with the thread.
     fn spawn(self, mut drain: Drain) -> io::Result<impl Future<Output = ()> + use<L>> {
-        let heartbeat = self.heartbeat.clone();
+        let (heartbeat, beat) = (self.heartbeat.clone(), self.beat);
         let (end, ends) = mpsc::channel();
         let (running, mut ended) = oneshot::channel::<()>();
         thread::Builder::new().name("lease".to_owned()).spawn(move || {
@@ -153,7 +149,7 @@ impl<L: Renew> Renewal<L> {
             drop(running);
         })?;
         Ok(async move {
-            let mut beats = ticks(HEARTBEAT);
+            let mut beats = ticks(beat);
             loop {
                 tokio::select! {
                     _ = beats.tick() => heartbeat.beat(),

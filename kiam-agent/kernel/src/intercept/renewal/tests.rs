@@ -53,6 +53,7 @@ impl Fixture {
         let renewal = Renewal {
             lease: lease.clone(),
             heartbeat: Arc::new(Heartbeat::now()),
+            beat: Duration::from_millis(500),
             hung,
             attached: readiness.latch("attached"),
             missed: missed.clone(),
@@ -98,13 +99,13 @@ impl Fixture {
 #[test]
 fn a_runtime_without_time_does_not_keep_the_lease_from_being_renewed() {
     let agent = Fixture::start(LIMIT);
-    let blocked = Instant::now() + Duration::from_secs(5);
+    let blocked = Instant::now() + Duration::from_secs(9);
     agent.block(blocked);
     agent.eventually("over", || Instant::now() > blocked);
     let renewed = agent.lease.0.renewed.lock().unwrap().clone();
     let gaps = renewed.windows(2).map(|two| two[1] - two[0]);
     let (longest, count) = (gaps.max().unwrap(), renewed.len());
-    assert!(longest < Duration::from_secs(3) && count >= 4, "{longest:?}, {count} renewals");
+    assert!(longest < Duration::from_secs(4) && count >= 4, "{longest:?}, {count} renewals");
     assert!(agent.readiness.is_ready());
     agent.drain.start();
     assert!(agent.ended());
@@ -113,7 +114,7 @@ fn a_runtime_without_time_does_not_keep_the_lease_from_being_renewed() {
 #[test]
 fn a_runtime_that_hangs_for_long_loses_the_lease_until_it_goes_on() {
     let agent = Fixture::start(Duration::from_secs(2));
-    let blocked = Instant::now() + Duration::from_secs(6);
+    let blocked = Instant::now() + Duration::from_secs(10);
     agent.block(blocked);
     agent.eventually("hung", || !agent.readiness.is_ready());
     assert!(agent.missed.get() > 0);
