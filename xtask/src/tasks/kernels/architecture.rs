@@ -46,7 +46,7 @@ impl Architecture {
     /// The machine that QEMU emulates, with a processor that it emulates well.
     pub(super) fn machine(self) -> [&'static str; 4] {
         match self {
-            Self::Amd64 => ["-machine", "q35", "-cpu", "max,la57=off"],
+            Self::Amd64 => ["-machine", "q35", "-cpu", "max,la57=off,erms=off,fsrm=off"],
             Self::Arm64 => ["-machine", "virt", "-cpu", "cortex-a57"],
         }
     }

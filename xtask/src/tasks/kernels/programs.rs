@@ -16,9 +16,10 @@ use xtask::{
 };
 
 /// Programs that tests and pods use; those that are missing where they come from are missing in the guest.
-const TOOLS: [&str; 19] = [
-    "sh", "bash", "cat", "cp", "env", "find", "ip", "kill", "ls", "nft", "nice", "prlimit", "rm",
-    "setpriv", "sleep", "tc", "touch", "true", "unshare",
+const TOOLS: [&str; 25] = [
+    "sh", "bash", "cat", "cp", "env", "find", "ip", "ipvsadm", "kill", "ls", "mkdir", "mount",
+    "nft", "nice", "nsenter", "prlimit", "rm", "rmdir", "seq", "setpriv", "sleep", "tc", "touch",
+    "true", "unshare",
 ];
 /// In this order: Debian's `/sbin/ip` is a link to `/bin/ip` of whatever machine it is on.
 const FOLDERS: [&str; 4] = ["usr/bin", "bin", "usr/sbin", "sbin"];
@@ -43,6 +44,9 @@ pub(super) struct Programs {
 impl Programs {
     /// Those of this machine's architecture.
     pub(super) fn here(tests: &[&str]) -> Result<Self> {
+        if tests.contains(&"guard") && !Path::new("/sbin/ipvsadm").exists() {
+            toolchain::install_packages(&["ipvsadm"])?;
+        }
         let paths = compiled(tests, |_| ())?;
         let mut userland = Userland::new(Architecture::Amd64, PathBuf::from("/"));
         userland.add_tools();
