@@ -31,11 +31,27 @@ pub fn write(page: &str, command: &str, content: &str) -> Result<()> {
     fs::write(&path, text).with_context(|| format!("writing {page}"))
 }
 
+/// What this `command` wrote before into a page of the workspace.
+pub fn written(page: &str, command: &str) -> Result<String> {
+    let text = fs::read_to_string(workspace().join(page));
+    let text = text.with_context(|| format!("reading {page}"))?;
+    let place = place(&text, command);
+    let (_, content, _) =
+        place.with_context(|| format!("{page} has no place for what {command} writes"))?;
+    Ok(content.trim().to_owned())
+}
+
 fn replaced(text: &str, command: &str, content: &str) -> Option<String> {
+    let (before, _, after) = place(text, command)?;
+    Some(format!("{before}\n{content}\n{END}{after}"))
+}
+
+/// The text up to the place of this command, what is there, and the text after it.
+fn place<'a>(text: &'a str, command: &str) -> Option<(&'a str, &'a str, &'a str)> {
     let begin = format!("<!-- written by {command} -->\n");
-    let (before, rest) = text.split_once(&begin)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{begin}\n{content}\n{END}{after}"))
+    let start = text.find(&begin)? + begin.len();
+    let (content, after) = text[start..].split_once(END)?;
+    Some((&text[..start], content, after))
 }
 
 #[cfg(test)]
@@ -56,5 +72,6 @@ mod tests {
         let wanted = format!("# Page\n\n{load}\n| new |\n\n{END}\nMore.\n{demo}x\n{END}");
         assert_eq!(replaced(&text, "x --load", "| new |\n"), Some(wanted));
         assert_eq!(replaced(&text, "x --tests", "| new |\n"), None);
+        assert_eq!(place(&text, "x --load").map(|(_, content, _)| content), Some("old\n"));
     }
 }

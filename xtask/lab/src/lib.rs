@@ -88,3 +88,38 @@ pub fn skip(here: &str) -> bool {
     eprintln!("skipped: {test}: {reason}");
     true
 }
+
+/// The [`Lab`] of the calling test, or `None` where [`skip!`] or [`no_netns_cookies`] says so.
+///
+/// # Panics
+///
+/// When the node can't be made.
+#[macro_export]
+macro_rules! pod_local_test {
+    () => {
+        if $crate::skip!() || $crate::no_netns_cookies() {
+            None
+        } else {
+            Some($crate::Lab::start().expect("the lab starts"))
+        }
+    };
+}
+
+/// Whether the calling test must be left out because its subject is what the agent does only where the kernel distinguishes
+/// network namespaces, such as the listeners inside pods; prints the reason, with the test's name.
+/// `cargo xtask test kernels` lists it in docs/kernels.md.
+///
+/// # Panics
+///
+/// When the kernel can't be asked.
+#[must_use]
+pub fn no_netns_cookies() -> bool {
+    let has_cookies = tells_namespaces_apart().expect("a socket can be asked");
+    if !has_cookies {
+        // Named after its test.
+        let thread = std::thread::current();
+        let test = thread.name().unwrap_or_default();
+        println!("left out: {test}: no `SO_NETNS_COOKIE` below kernel 5.14");
+    }
+    !has_cookies
+}

@@ -15,6 +15,10 @@ pub(super) const END: &str = "end";
 pub(super) const PASSED: &str = "passed";
 /// How a result begins that fails the run.
 pub(super) const FAILED: &str = "FAILED";
+/// What a test writes that leaves itself out, before the reason: on this kernel there is nothing to test.
+const LEFT_OUT: &str = "left out: ";
+/// What a test writes that has no program or right that it needs. In a guest it must have them.
+const SKIPPED: &str = "skipped: ";
 
 /// One program that a guest runs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -51,6 +55,8 @@ pub(super) struct Report {
     pub(super) version: String,
     /// By the name of a row, what came of it.
     pub(super) rows: Vec<(String, String)>,
+    /// By the name of a job, the tests that were left out, each with the reason.
+    pub(super) left_out: Vec<(String, String, String)>,
     /// Why the run fails, if it does.
     pub(super) failures: Vec<String>,
 }
@@ -65,12 +71,12 @@ impl Job {
         };
         let said = match self.reports {
             Reports::Rows => None,
-            Reports::Tests => last("test result: ok. ").and_then(|rest| rest.split(';').next()),
+            Reports::Tests => last("test result: ok. ").and_then(|rest| passed(rest, output)),
             Reports::Verdict => last("Verdict: all of it is true (")
-                .map(|rest| rest.split_once(')').map_or(rest, |(checks, _)| checks)),
+                .map(|rest| rest.split_once(')').map_or(rest, |(checks, _)| checks).to_owned()),
         };
         match (status == PASSED, said) {
-            (true, Some(said)) => Some(said.to_owned()),
+            (true, Some(said)) => Some(said),
             // A row that failed says more.
             (true, None) if self.reports == Reports::Rows => None,
             _ if self.reports == Reports::Rows && output.iter().any(|line| is_failed_row(line)) => {
@@ -79,6 +85,23 @@ impl Job {
             _ => Some(format!("{FAILED}: {status}{}", failed_tests(output))),
         }
     }
+}
+
+/// What is to be said of tests that passed, by their last line; nothing where one of them was skipped.
+fn passed(last: &str, output: &[&str]) -> Option<String> {
+    if output.iter().any(|line| line.contains(SKIPPED)) {
+        return None;
+    }
+    let passed: usize = last.split_once(" passed;")?.0.parse().ok()?;
+    Some(match output.iter().filter_map(|line| left_out(line)).count() {
+        0 => format!("{passed} passed"),
+        count => format!("{} passed, {count} left out", passed - count),
+    })
+}
+
+/// The test that leaves itself out on this line, and the reason.
+fn left_out(line: &str) -> Option<(&str, &str)> {
+    line.split_once(LEFT_OUT)?.1.trim().split_once(": ")
 }
 
 /// What comes after the mark on `line`, in two.
@@ -90,13 +113,19 @@ fn is_failed_row(line: &str) -> bool {
     marked(line).is_some_and(|(_, result)| result.starts_with(FAILED))
 }
 
+/// The tests that failed, by the list at their end, and those that were skipped.
 fn failed_tests(output: &[&str]) -> String {
-    let name = |line: &&str| {
-        let name = line.trim().strip_prefix("test ")?.strip_suffix(" ... FAILED")?;
-        Some(name.to_owned())
+    let list = output.iter().rposition(|line| line.trim() == "failures:");
+    let failed = output.iter().skip(list.map_or(output.len(), |at| at + 1));
+    let failed = failed.map_while(|line| line.strip_prefix("    ")).map(str::trim);
+    let failed: Vec<&str> = failed.collect();
+    let skipped = output.iter().filter_map(|line| Some(line.split_once(SKIPPED)?.1.trim()));
+    let skipped: Vec<&str> = skipped.collect();
+    let part = |what: &str, all: &[&str]| match all {
+        [] => String::new(),
+        all => format!("; {what}: {}", all.join(", ")),
     };
-    let names: Vec<String> = output.iter().filter_map(name).collect();
-    if names.is_empty() { String::new() } else { format!("; failed: {}", names.join(", ")) }
+    part("failed", &failed) + &part("skipped", &skipped)
 }
 
 // === impl Report ===
@@ -137,6 +166,10 @@ impl Report {
         let ended =
             |job: &&Job| done.strip_prefix(&job.name)?.strip_prefix(": ").map(str::to_owned);
         for (job, status) in jobs.iter().filter_map(|job| Some((job, ended(&job)?))) {
+            let left_out = output.iter().filter_map(|line| left_out(line));
+            self.left_out.extend(
+                left_out.map(|(test, why)| (job.name.clone(), test.to_owned(), why.to_owned())),
+            );
             if let Some(result) = job.result(&status, output) {
                 self.rows.push((job.name.clone(), result));
             }
@@ -202,7 +235,9 @@ mod tests {
     #[test]
     fn tests_and_the_demo_are_rows_by_what_they_say_last() {
         let passed = "test result: ok. 12 passed; 0 failed; 0 ignored; finished in 1.20s\r\n";
-        let failed = "test a_pod ... FAILED\r\ntest result: FAILED. 11 passed; 1 failed\r\n";
+        let failed = "failures:\r\n    a_pod\r\n\r\ntest result: FAILED. 11 passed; 1 failed\r\n";
+        let left_out = "test one ... left out: one: no listeners below 5.14\r\nok\r\n";
+        let skipped = "test one ... skipped: one: no nft\r\nok\r\n";
         let verdict = "Verdict: all of it is true (41 checks).\r\n";
         let (begin, done) =
             ("kiam-kernels: begin: node\r\n", "kiam-kernels: done: node: passed\r\n");
@@ -211,6 +246,8 @@ mod tests {
         let cases = [
             (vec![begin, passed, done], ("node", "12 passed")),
             (vec![begin, failed, broken], ("node", "FAILED: exit status: 101; failed: a_pod")),
+            (vec![begin, left_out, passed, done], ("node", "11 passed, 1 left out")),
+            (vec![begin, skipped, passed, done], ("node", "FAILED: passed; skipped: one: no nft")),
             // What another job said before it does not count.
             (vec![passed, begin, done], ("node", "FAILED: passed")),
             (vec![verdict, demo], ("demo", "41 checks")),

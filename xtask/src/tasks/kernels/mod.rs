@@ -35,6 +35,7 @@ use self::{
     guest::{Guest, Machine},
     job::Report,
     programs::Programs,
+    report::Results,
 };
 use xtask::command::{say, workspace};
 
@@ -47,11 +48,12 @@ pub(crate) struct Options {
     /// With `kernels`: what guests do. The others are `demo` and `tests`, which takes long by emulation
     #[arg(long, value_enum, value_delimiter = ',', default_value = "load,agent")]
     checks: Vec<Check>,
-    /// With `kernels`: only those whose series or architecture this is, such as `5.10`, `newest` or `arm64`; the document stays as
-    /// it is
+    /// With `kernels`: only those whose series or architecture this is, such as `5.10`, `newest` or `arm64`; the document keeps
+    /// what others reported
     #[arg(long, value_name = "SERIES")]
     only: Option<String>,
-    /// With `--checks tests`: only these of the agent's tests, such as `matrix,takeover`; the document stays as it is
+    /// With `--checks tests`: only these of the agent's tests, such as `matrix,takeover`; the document keeps what
+    /// others reported
     #[arg(long, value_name = "TESTS", value_delimiter = ',')]
     tests: Vec<String>,
 }
@@ -118,7 +120,10 @@ impl Downloads {
 
 /// Boots each kernel, and writes what its guests reported to `docs/kernels.md`.
 pub(crate) fn test(options: &Options) -> Result<()> {
-    run(options, Downloads::get(options)?)
+    let all = run(options, Downloads::get(options)?)?;
+    let are_all = options.only.is_none() && options.tests.is_empty();
+    all.results.iter().try_for_each(|(check, results)| results.write(*check, are_all))?;
+    all.verdict()
 }
 
 /// Loads the kernel programs on each kernel of this machine's architecture; the document stays as it is. Where the kernels can't
@@ -127,7 +132,7 @@ pub(crate) fn load(no_skip: bool) -> Result<()> {
     let only = Some(Architecture::Amd64.to_string());
     let options = Options { checks: vec![Check::Load], only, tests: Vec::new() };
     match Downloads::get(&options) {
-        Ok(downloads) => run(&options, downloads),
+        Ok(downloads) => run(&options, downloads)?.verdict(),
         Err(error) if no_skip => Err(error.context("other kernels can't be had")),
         Err(error) => {
             say(format!("skipped: other kernels can't be had: {error:#}"));
@@ -136,7 +141,26 @@ pub(crate) fn load(no_skip: bool) -> Result<()> {
     }
 }
 
-fn run(options: &Options, downloads: Downloads) -> Result<()> {
+/// What came of a run.
+struct Outcome {
+    results: Vec<(Check, Results)>,
+    failures: Vec<String>,
+    logs: PathBuf,
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    fn verdict(self) -> Result<()> {
+        let Self { failures, logs, .. } = self;
+        if !failures.is_empty() {
+            bail!("{}\nthe guests' logs are in {}", failures.join("\n"), logs.display());
+        }
+        Ok(())
+    }
+}
+
+fn run(options: &Options, downloads: Downloads) -> Result<Outcome> {
     let arm64 = downloads.has(Architecture::Arm64).then(|| {
         let tests = options.tests(Architecture::Arm64);
         Programs::arm64(&downloads.debian, &downloads.folder, &tests)
@@ -148,7 +172,19 @@ fn run(options: &Options, downloads: Downloads) -> Result<()> {
     let parts = Parts { machine, amd64: amd64.transpose()?, arm64: arm64.transpose()? };
     let reports = at_once(&found, |found| boot(&parts, found));
     let reports = reports.into_iter().collect::<Result<Vec<_>>>()?;
-    conclude(options, &found, &reports, &parts.machine.logs)
+    let results = options.checks.iter().map(|check| {
+        let of_check = found.iter().zip(&reports).filter(|((place, _), _)| place.check == *check);
+        let guests: Vec<_> =
+            of_check.map(|((place, _), report)| (place.parameters, report)).collect();
+        let results = Results::of(&guests);
+        eprintln!("\n{check}\n\n{}", results.show());
+        (*check, results)
+    });
+    Ok(Outcome {
+        results: results.collect(),
+        failures: reports.iter().flat_map(|report| report.failures.clone()).collect(),
+        logs: parts.machine.logs,
+    })
 }
 
 fn boot(parts: &Parts, (place, kernel): &Found) -> Result<Report> {
@@ -175,26 +211,6 @@ fn boot(parts: &Parts, (place, kernel): &Found) -> Result<Report> {
         init: programs.paths.get("xtask").context("cargo names no xtask")?,
         jobs: &jobs,
     })
-}
-
-/// Shows and writes the tables, and fails where a guest did.
-fn conclude(options: &Options, found: &[Found], reports: &[Report], logs: &Path) -> Result<()> {
-    for check in &options.checks {
-        let of_check = found.iter().zip(reports).filter(|((place, _), _)| place.check == *check);
-        let columns: Vec<_> =
-            of_check.map(|((place, _), report)| (place.parameters, report)).collect();
-        let table = report::table(&columns);
-        eprintln!("\n{check}\n\n{table}");
-        if options.only.is_none() && options.tests.is_empty() {
-            report::write(&check.to_string(), &table)?;
-        }
-    }
-    let failed: Vec<&str> =
-        reports.iter().flat_map(|report| &report.failures).map(String::as_str).collect();
-    if !failed.is_empty() {
-        bail!("{}\nthe guests' logs are in {}", failed.join("\n"), logs.display());
-    }
-    Ok(())
 }
 
 /// Does `work` with all, some at a time, and in their order.
