@@ -13,7 +13,7 @@ use kiam_core::{blocking::Blocking, pods::PodUid};
 use kiam_kernel::{
     guard::GuardConfig,
     identity::CgroupPaths,
-    intercept::{Config, Interception, InterceptionParts, Lease, Mode, uninstall},
+    intercept::{Config, Interception, InterceptionParts, Lease, Mode, own_namespace, uninstall},
     sys::cookie_of,
 };
 use lab::{
@@ -81,10 +81,11 @@ fn attach_as(node: &Node, config: Config) -> InterceptionParts {
     node.netns().enter(load).expect("a namespace can be entered").expect("the programs load")
 }
 
-/// The cookie of the pod's network namespace.
-fn cookie(pod: &LabPod) -> u64 {
-    let cookie = || UdpSocket::bind("0.0.0.0:0").and_then(cookie_of);
-    pod.netns().enter(cookie).expect("a namespace can be entered").expect("the kernel tells it")
+/// The cookie of the pod's network namespace, by a program where the kernel does not tell it.
+fn cookie(parts: &InterceptionParts, pod: &LabPod) -> u64 {
+    let told = || UdpSocket::bind("0.0.0.0:0").and_then(cookie_of);
+    let cookie = || told().or_else(|_| own_namespace(&parts.cgroup));
+    pod.netns().enter(cookie).expect("a namespace can be entered").expect("a program sees it")
 }
 
 fn options(to: IpAddr) -> Options {
@@ -121,12 +122,14 @@ fn connects_are_redirected_denied_or_left_alone_and_attested() {
 
     let address = SocketAddr::from((NODE_V4, PORT));
     let listener: TcpListener = node.netns().listen(address).unwrap();
+    // Learned before the client waits, which takes its time.
+    let netns = cookie(&parts, &pod);
     for to in [IpAddr::from(IMDS_V4), IMDS_V6.into(), IMDS_V4.to_ipv6_mapped().into()] {
         let client = thread::scope(|scope| {
             let asking = scope.spawn(|| error(&pod, &options(to)));
             let (stream, peer) = listener.accept().unwrap();
             assert_eq!(peer.ip().to_canonical(), IpAddr::from(pod.v4()));
-            let take = || parts.flows.take(cookie(&pod), peer, stream.local_addr().unwrap());
+            let take = || parts.flows.take(netns, peer, stream.local_addr().unwrap());
             let found = take().unwrap();
             assert_eq!(take().unwrap(), None, "an entry is taken once");
             asking.join().unwrap();
@@ -156,7 +159,7 @@ fn mptcp_is_redirected_and_tcp_sees_the_address_it_asked_for() {
             let connecting = scope.spawn(|| attacker.must(Attack::Keep { way, to: IMDS.into() }));
             let (stream, peer) = listener.accept().unwrap();
             let local = stream.local_addr().unwrap();
-            let entry = parts.flows.take(cookie(&pod), peer, local).unwrap();
+            let entry = parts.flows.take(cookie(&parts, &pod), peer, local).unwrap();
             assert!(entry.is_some(), "{way:?} has no entry");
             connecting.join().unwrap().unwrap();
         });
@@ -324,7 +327,7 @@ fn a_close_finds_its_entry_though_the_source_has_changed() {
     let peer = SocketAddr::from(([10, 9, 9, 1], port));
     let local = SocketAddr::from((NODE_V4, PORT));
     assert_eq!(parts.flows.take_last(peer, local).unwrap(), None);
-    assert_eq!(parts.flows.take(cookie(&pod), peer, local).unwrap(), None);
+    assert_eq!(parts.flows.take(cookie(&parts, &pod), peer, local).unwrap(), None);
 }
 
 #[test]

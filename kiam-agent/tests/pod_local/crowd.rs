@@ -65,7 +65,7 @@ fn come_and_go(lab: &Lab, name: &str, gap: Duration) -> (u64, u64) {
 
 #[test]
 fn pods_come_and_go_under_load() {
-    let Some(lab) = lab::node_test!() else { return };
+    let Some(lab) = lab::pod_local_test!() else { return };
     // The self-test goes by the node too.
     let agent = lab.agent(&["--selftest-interval=1h"]);
     let stable = ROLES.map(|role| (role, pod_inside(&lab, role)));
@@ -104,7 +104,7 @@ fn pods_come_and_go_under_load() {
 
 #[test]
 fn what_pods_inside_cost_an_agent() {
-    if lab::skip!() {
+    if lab::skip!() || lab::no_netns_cookies() {
         return;
     }
     // More by hand, for what 1,000 pods cost.
@@ -144,7 +144,7 @@ fn takeovers_leave_the_listeners_where_they_are() {
     const TAKEOVERS: u32 = 5;
     // Connects of an agent's self-test, which go by the node.
     const PROOF: u64 = 3;
-    let Some(lab) = lab::node_test!() else { return };
+    let Some(lab) = lab::pod_local_test!() else { return };
     let mut agent = lab.agent(&["--selftest-interval=1h"]);
     let pods = ROLES.map(|role| pod_inside(&lab, role));
     for (pod, role) in pods.iter().zip(ROLES) {

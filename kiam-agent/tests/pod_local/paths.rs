@@ -28,7 +28,7 @@ fn pod_without_loopback(lab: &Lab, role: &str) -> LabPod {
 
 #[test]
 fn pod_local_refuses_a_pod_until_it_has_a_listener() {
-    let Some(lab) = lab::node_test!() else { return };
+    let Some(lab) = lab::pod_local_test!() else { return };
     let agent = lab.agent(&["--path=pod-local"]);
     let pod = pod_without_loopback(&lab, "orders");
     let down = format!("denied: {LO_IS_DOWN}");
@@ -57,7 +57,7 @@ fn pod_local_refuses_a_pod_until_it_has_a_listener() {
 
 #[test]
 fn auto_serves_a_pod_by_the_node_until_it_has_a_listener() {
-    let Some(lab) = lab::node_test!() else { return };
+    let Some(lab) = lab::pod_local_test!() else { return };
     let agent = lab.agent(&[]);
     let pod = pod_without_loopback(&lab, "orders");
     let down = format!("node: {LO_IS_DOWN}");
@@ -85,7 +85,7 @@ fn auto_serves_a_pod_by_the_node_until_it_has_a_listener() {
 
 #[test]
 fn who_asks_late_or_in_pieces_is_answered() {
-    let Some(lab) = lab::node_test!() else { return };
+    let Some(lab) = lab::pod_local_test!() else { return };
     let _agent = lab.agent(&[]);
     let pod = pod_inside(&lab, "orders");
     lab.assert_served(&pod, "orders");

@@ -31,7 +31,7 @@ fn assert_forbidden(attempt: &Attempt, who: &str) {
 
 #[test]
 fn who_comes_to_the_listener_without_a_recorded_connect_is_refused() {
-    let Some(lab) = lab::node_test!() else { return };
+    let Some(lab) = lab::pod_local_test!() else { return };
     let agent = lab.agent(&[]);
     let pod = pod_inside(&lab, "orders");
     lab.assert_served(&pod, "orders");
@@ -60,7 +60,7 @@ fn who_comes_to_the_listener_without_a_recorded_connect_is_refused() {
 
 #[test]
 fn another_pods_process_inside_gets_nothing_of_either() {
-    let Some(lab) = lab::node_test!() else { return };
+    let Some(lab) = lab::pod_local_test!() else { return };
     let agent = lab.agent(&[]);
     let owner = pod_inside(&lab, "orders");
     let visitor = pod_inside(&lab, "reports");
@@ -89,7 +89,7 @@ fn squat(pod: &LabPod, port: u16) -> Attacker {
 
 #[test]
 fn a_port_that_somebody_takes_after_a_crash_is_nobodys() {
-    if lab::skip!() {
+    if lab::skip!() || lab::no_netns_cookies() {
         return;
     }
     const PODS: usize = 250;
