@@ -3,10 +3,10 @@
 use std::net::Ipv4Addr;
 
 use lab::{
-    AGENT_PORT, Cgroup, Layout, NODE_V4, PodSpec,
+    AGENT_PORT, Cgroup, Layout, NODE_V4, PodSpec, eventually,
     fake::imds::{INSTANCE_ID, NODE_ACCESS_KEY, NODE_ROLE},
     pod_client::{Attempt, Imds, Options, Via},
-    role_arn,
+    role_arn, tells_namespaces_apart,
 };
 
 const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
@@ -86,8 +86,15 @@ fn a_pod_is_answered_before_its_address_is_published() {
     let Some(lab) = lab::node_test!() else { return };
     let _agent = lab.agent(&[]);
     let pod = lab.unpublished_pod(PodSpec::new("shop", "orders").role("orders")).unwrap();
-    lab.assert_served(&pod, "orders");
-    lab.publish(&pod);
+    if tells_namespaces_apart().unwrap() {
+        lab.assert_served(&pod, "orders");
+        lab.publish(&pod);
+    } else {
+        // Its address is all that says that the network namespace is the pod's.
+        assert_refused(&pod.credentials().unwrap(), 403);
+        lab.publish(&pod);
+        eventually("its address is known", || pod.credentials().unwrap().status != Some(403));
+    }
     lab.assert_served(&pod, "orders");
 }
 

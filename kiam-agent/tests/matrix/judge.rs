@@ -34,6 +34,8 @@ pub(crate) enum Expect {
     Served,
     /// The same of a pod whose network namespace a hung agent can't know: it is denied.
     Known,
+    /// Redirected, and rejected by the agent.
+    Rejected,
     /// Nothing but its own credentials, if any.
     NothingStrange,
     /// One of these errors, always.
@@ -163,6 +165,7 @@ impl Outcome {
             Expect::Served => redirected(Answer::Own),
             Expect::Known if state == State::Hung => error(&["EPERM"]),
             Expect::Known => redirected(Answer::Own),
+            Expect::Rejected => redirected(Answer::Status(403)),
             Expect::NothingStrange => !matches!(self.answer, Answer::Node | Answer::Strange(_)),
             Expect::Refused(known) => error(known),
             Expect::Nothing => matches!(self.answer, Answer::Error(_) | Answer::Sent),

@@ -8,6 +8,7 @@ use lab::{
         Attempt, Options,
         attack::{Attack, stream::Way},
     },
+    tells_namespaces_apart,
 };
 
 use crate::{
@@ -126,10 +127,17 @@ fn as_twins(stage: &mut Stage<'_>, act: impl Fn(&Stage<'_>) -> Attempt) -> Attem
     attempt
 }
 
-/// What a pod gets that has just come, at once and for a while after.
+/// What a pod gets that has just come, at once and for a while after. Where the kernel does not distinguish network
+/// namespaces, a pod has to wait until its address is known.
 pub(crate) fn just_come(stage: &mut Stage<'_>) -> Attempt {
     let lab = stage.lab;
     let pod = lab.unpublished_pod(PodSpec::new("shop", "new").role(Cast::ROLE)).unwrap();
+    if !tells_namespaces_apart().unwrap() {
+        lab.publish(&pod);
+        if stage.state.serves() {
+            eventually("its address is known", || stage.ask(&pod).status == Some(200));
+        }
+    }
     let mut attempt = stage.ask(&pod);
     for _ in 0..ASKED_AGAIN {
         if attempt.status != Some(200) {
