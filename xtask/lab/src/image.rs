@@ -1,10 +1,13 @@
 //! The agent's image: imported and run by containerd, and its program as the agent of a node whose API server it knows by
-//! name alone, since the resolver of a static program is not the one that the tests otherwise run with.
+//! name alone, since the resolver of a static program is not the one that the tests otherwise run with. The program of the
+//! other processor's image runs on loopback: QEMU emulates the processor for one program, and the kernel is this machine's.
 
 use std::{
-    fs,
+    fs::{self, Permissions},
     net::{Ipv4Addr, SocketAddr, UdpSocket},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -15,9 +18,17 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use lab::{Agent, Lab, Node, PodSpec, runtime::Containerd};
+use lab::{
+    Agent, Lab, Node, PodSpec, eventually,
+    fake::{Place, imds::NODE_ACCESS_KEY, kubernetes::Kubernetes, sts::Sts},
+    loopback::{self, LoopbackAgent, LoopbackNode},
+    role_base_arn,
+    runtime::Containerd,
+};
 use xtask::command::printed;
 
+/// The agent, in an image.
+const PROGRAM: &str = "usr/local/bin/kiam-agent";
 const ROLE: &str = "reader";
 /// The API server's name, which the lab's DNS server alone knows.
 const NAME: &str = "api.lab.invalid";
@@ -33,13 +44,23 @@ pub(crate) struct Options {
     /// The version that the agent must report.
     #[arg(long)]
     version: String,
+    /// What runs programs of another processor, such as `qemu-aarch64-static`.
+    #[arg(long, requires = "emulated")]
+    emulator: Option<PathBuf>,
+    /// The folder with the files of that processor's image.
+    #[arg(long, requires = "emulator")]
+    emulated: Option<PathBuf>,
 }
 
 /// Fails where the image does not do what an image must.
 pub(crate) fn run(options: &Options) -> Result<()> {
     lab::available().map_err(anyhow::Error::msg)?;
     in_containerd(options)?;
-    as_agent(&options.root.join("usr/local/bin/kiam-agent"))
+    as_agent(&options.root.join(PROGRAM))?;
+    match (&options.emulator, &options.emulated) {
+        (Some(emulator), Some(root)) => emulated(emulator, &root.join(PROGRAM), &options.version),
+        _ => Ok(()),
+    }
 }
 
 fn in_containerd(options: &Options) -> Result<()> {
@@ -80,6 +101,30 @@ fn as_agent(binary: &Path) -> Result<()> {
     lab.assert_role(&pod.credentials()?, ROLE);
     println!("a node's agent: ready in {took:?}, and a pod has its role");
     agent.terminate()?;
+    Ok(())
+}
+
+/// The agent on loopback, without its kernel programs: the kernel's `bpf(2)` is not emulated.
+fn emulated(emulator: &Path, binary: &Path, version: &str) -> Result<()> {
+    let text = printed(Command::new(emulator).arg(binary).arg("--version"))?;
+    ensure!(text.contains(version), "the emulated agent calls itself {text:?}");
+    let folder = tempfile::tempdir().context("making a folder")?;
+    let starter = folder.path().join("starter");
+    let script = format!("#!/bin/sh\nexec {} {} \"$@\"\n", emulator.display(), binary.display());
+    fs::write(&starter, script).context("writing what starts the agent")?;
+    fs::set_permissions(&starter, Permissions::from_mode(0o755)).context("making it a program")?;
+    let kubernetes = Kubernetes::start(Place::loopback())?;
+    kubernetes.write_kubeconfig(&folder.path().join("kubeconfig"))?;
+    let sts = Sts::start(Place::loopback(), NODE_ACCESS_KEY)?;
+    let pod = loopback::pod(1).role(ROLE);
+    loopback::schedule(&kubernetes, &pod);
+    let base = format!("--role-base-arn={}", role_base_arn());
+    let keys = [("AWS_ACCESS_KEY_ID", NODE_ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", "secret")];
+    let agent = LoopbackAgent::start_in(&starter, folder, &sts.url(), &keys, &[&base])?;
+    let mut node = LoopbackNode { agent, kubernetes, sts };
+    eventually("a pod of the emulated agent has its role", || node.serves(&pod));
+    ensure!(node.agent.terminate()?.success(), "the emulated agent fails at its end");
+    println!("emulated: {}, and a pod has its role", text.trim());
     Ok(())
 }
 

@@ -14,6 +14,7 @@ use xtask::{
 };
 
 use super::emptied;
+use crate::tasks::kernels::{Architecture, Debian};
 
 /// What the size of the archive for one processor must stay below, in bytes.
 const LIMIT: u64 = 15_000_000;
@@ -38,6 +39,9 @@ pub(crate) fn run_tests() -> Result<()> {
     let mut lab = command(lab);
     lab.arg("image").arg(archive(&first, "amd64")?).arg(first.join("root-amd64"));
     lab.args(["--version", env!("CARGO_PKG_VERSION")]);
+    let debian = Debian::open(&workspace().join("target/tools/kernels"))?;
+    lab.arg("--emulator").arg(debian.qemu_user(Architecture::Arm64)?);
+    lab.arg("--emulated").arg(first.join("root-arm64"));
     run(&mut lab)?;
     fs::remove_dir_all(&folder).context("removing the checkouts")
 }

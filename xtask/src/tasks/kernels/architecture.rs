@@ -43,6 +43,14 @@ impl Architecture {
         }
     }
 
+    /// QEMU's program that runs programs alone.
+    pub(super) fn qemu_user(self) -> &'static str {
+        match self {
+            Self::Amd64 => "qemu-x86_64-static",
+            Self::Arm64 => "qemu-aarch64-static",
+        }
+    }
+
     /// The machine that QEMU emulates, with a processor that it emulates well.
     pub(super) fn machine(self) -> [&'static str; 4] {
         match self {

@@ -168,6 +168,17 @@ impl Debian {
         Ok(Qemu { root })
     }
 
+    /// QEMU's program that runs other processors' programs on this machine's kernel.
+    pub(crate) fn qemu_user(&self, architecture: Architecture) -> Result<PathBuf> {
+        let root = self.folder.join("qemu-user");
+        let program = root.join("usr/bin").join(architecture.qemu_user());
+        if !program.exists() {
+            fs::create_dir_all(&root).context("making a folder for QEMU")?;
+            self.unpack_one(&format!("qemu-user-static/{QEMU_SUITE}"), &root)?;
+        }
+        Ok(program)
+    }
+
     /// Unpacks the newest of `packages` of another architecture, with all that they depend on, in `root`.
     pub(super) fn unpack_all(
         &self,
@@ -190,7 +201,7 @@ impl Debian {
         Ok(())
     }
 
-    /// Unpacks one package of another architecture in `root`, without what it depends on.
+    /// Unpacks one package, as apt names it, in `root`, without what it depends on.
     pub(super) fn unpack_one(&self, package: &str, root: &Path) -> Result<()> {
         let folder = self.folder.join("download");
         fresh(&folder)?;
