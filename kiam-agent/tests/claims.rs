@@ -386,7 +386,7 @@ const CLAIMS: &[Claim] = &[
     claim(
         "docs/scale.md",
         "what a node may ask (`--sts-rate`, by its default)",
-        Flag("sts-rate", "10:100"),
+        Flag("sts-rate", "10:250"),
     ),
     claim(
         "docs/scale.md",

@@ -159,10 +159,9 @@ impl Knowledge {
         let parts = knowledge.event_parts(process, !config.observes());
         report_by_events(process, events, parts, latches.clone());
         knowledge.prefetch(process, prefetcher, wanted, latches.clone(), peers.clone());
-        let mut conditions = latches;
-        conditions.push(first_credentials);
         let (readiness, credentials) = (process.readiness.clone(), knowledge.credentials.clone());
-        Ok((knowledge, FirstPass { conditions, readiness, credentials }))
+        let first_pass = FirstPass { known: latches, first_credentials, readiness, credentials };
+        Ok((knowledge, first_pass))
     }
 
     /// Publishes what is wanted, and prefetches it. Published only once all `kinds` are known, so that the first set is the

@@ -59,7 +59,7 @@ pub(super) struct OperatorSockets {
 // === impl Attached ===
 
 impl Attached {
-    /// Serves the pod listeners, then, once pods and first credentials are known, the node listeners.
+    /// Serves the pod listeners, then, once pods are known, the node listeners.
     pub(super) async fn serve(self) -> Result<Serving, Error> {
         let Self { mut core, kernel, service, listeners, pod_listeners, takeover } = self;
         let witness = Witness::default();

@@ -11,8 +11,8 @@ use kiam_core::{
     lifecycle::{Latch, Readiness},
 };
 
-/// How long the start waits for pods and first credentials before it serves without them: a node whose API server or STS is
-/// away must still be denied in an orderly way.
+/// How long the start waits for pods, and beside another agent for first credentials, before it serves without them: a node
+/// whose API server or STS is away must still be denied in an orderly way.
 const FIRST_PASS: Duration = Duration::from_secs(10);
 /// How long single roles that STS does not issue may keep an agent from superseding the one that serves, which may have
 /// them cached.
@@ -20,9 +20,13 @@ const STRAGGLERS: Duration = Duration::from_secs(300);
 /// How often, after that, it is checked whether the other agent goes on.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// The conditions to be met before pods are served: what the cluster's objects are, and the credentials that they ask for.
+/// The conditions to be met before pods are served: what the cluster's objects are and, beside another agent, the credentials
+/// that they ask for.
 pub(super) struct FirstPass {
-    pub(super) conditions: Vec<Latch>,
+    /// That the cluster's objects are known.
+    pub(super) known: Vec<Latch>,
+    /// That each pod's credentials have come, or will not.
+    pub(super) first_credentials: Latch,
     pub(super) readiness: Readiness,
     pub(super) credentials: CredentialReader,
 }
@@ -34,10 +38,12 @@ impl FirstPass {
     /// does not end, for that one has what this one lacks.
     pub(super) async fn warm_up(&self, peers: &Peers) {
         let began = Instant::now();
+        let mut conditions = self.known.clone();
+        conditions.push(self.first_credentials.clone());
         let mut warned = false;
         let mut patience = FIRST_PASS;
         loop {
-            let passed = timeout(patience, self.met()).await.is_ok();
+            let passed = timeout(patience, self.readiness.wait_for(&conditions)).await.is_ok();
             let cached = self.credentials.summary();
             let lacks = cached.retried > 0 && (cached.ready == 0 || began.elapsed() < STRAGGLERS);
             if passed && !lacks {
@@ -63,15 +69,12 @@ impl FirstPass {
         self.warn_of_pending();
     }
 
-    /// Waits until all conditions are met, for a while at most: nobody serves before.
+    /// Waits until pods are known, for a while at most: nobody serves before. Each pod's request waits for its own
+    /// credentials.
     pub(super) async fn finish(&self) {
-        if timeout(FIRST_PASS, self.met()).await.is_err() {
+        if timeout(FIRST_PASS, self.readiness.wait_for(&self.known)).await.is_err() {
             self.warn_of_pending();
         }
-    }
-
-    async fn met(&self) {
-        self.readiness.wait_for(&self.conditions).await;
     }
 
     fn warn_of_pending(&self) {

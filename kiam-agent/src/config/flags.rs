@@ -253,7 +253,7 @@ pub(super) struct Flags {
     #[arg(long, value_name = "RATE[:BURST]", default_value = "200:1000")]
     pub(super) pod_rate: String,
     /// Calls to STS a second, and how many at once: RATE or RATE:BURST
-    #[arg(long, value_name = "RATE[:BURST]", default_value = "10:100")]
+    #[arg(long, value_name = "RATE[:BURST]", default_value = "10:250")]
     pub(super) sts_rate: String,
     /// Time since the Kubernetes API was last heard from after which the agent suspends calls to STS; or off
     #[arg(long, value_name = "DURATION", default_value = "24h")]

@@ -232,12 +232,13 @@ impl SourceError {
 // === impl Config ===
 
 impl Default for Config {
-    /// 10 calls a second, 100 at once: a node whose pods all have roles of their own is ready ten seconds after its
-    /// start, and 50 such nodes that start together stay below STS's default quota of 600 calls a second. One day: pods
-    /// keep their credentials during an outage of the control plane, but not for ever.
+    /// 10 calls a second, and at once those of as many pods as a node runs, if each has a role of its own: a node that has
+    /// just booted waits for STS alone. Calls in flight limit it to a few hundred a second meanwhile, and while STS throttles
+    /// the node slows down, whatever is left of the burst. One day: pods keep their credentials during an outage of the
+    /// control plane, but not for ever.
     fn default() -> Self {
         Self {
-            sts_rate: Rate { burst: 100, period: Duration::from_millis(100) },
+            sts_rate: Rate { burst: 250, period: Duration::from_millis(100) },
             max_staleness: Some(Duration::from_secs(24 * 3600)),
         }
     }

@@ -148,7 +148,7 @@ async fn a_pod_with_a_request_comes_first_in_its_namespace() {
 #[tokio::test(start_paused = true)]
 async fn what_pods_want_when_the_agent_starts_is_not_new() {
     let names: Vec<String> = (0..120).map(|n| format!("p{n}")).collect();
-    let fixture = start_with(Config::default(), pods(own("shop", &names)), false, HOUR);
+    let fixture = start_with(slow(10, 100), pods(own("shop", &names)), false, HOUR);
     sleep(SECOND).await;
     assert!(!fixture.readiness.is_ready(), "the node's bucket holds for everything");
     sleep(SECOND * 2).await;
@@ -159,6 +159,46 @@ async fn what_pods_want_when_the_agent_starts_is_not_new() {
     fixture.wanted.send_replace(pods(own("shop", &names).chain(own("shop", &more))));
     sleep(SECOND * 10).await;
     assert_eq!(fixture.reader.summary().ready, 170);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_node_that_has_booted_waits_for_sts_alone_and_nobody_for_the_largest_tenant() {
+    let crowd: Vec<String> = (0..240).map(|n| format!("mob{n}")).collect();
+    let others: Vec<String> = (0..10).map(|n| format!("shop{n}")).collect();
+    let all = pods(own("mob", &crowd).chain(own("shop", &others)));
+    let fixture = start_with(Config::default(), all, false, HOUR);
+    // A call takes 20 ms, and sixteen are in flight: in two rounds each namespace has had sixteen turns.
+    sleep(SECOND / 20).await;
+    assert!(others.iter().all(|name| fixture.key(name).is_some()));
+    assert!(fixture.reader.summary().ready < 60, "the rest takes its turns");
+    sleep(SECOND * 2 / 5).await;
+    assert!(fixture.readiness.is_ready());
+    assert_eq!(fixture.reader.summary().ready, 250);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_that_a_tenant_makes_by_the_hundred_delay_no_renewal_and_no_other_pod() {
+    let life = Duration::from_secs(5 * 60);
+    let old: Vec<String> = (0..20).map(|n| format!("old{n}")).collect();
+    let fixture = start_with(Config::default(), pods(own("shop", &old)), false, life);
+    sleep(SECOND).await;
+    let (mut crowd, mut renewed) = (Vec::new(), false);
+    // For longer than credentials live, a hundred accounts more each ten seconds, that are wanted by as many pods.
+    for round in 0..33_u32 {
+        let first = crowd.len();
+        crowd.extend((first..first + 100).map(|n| format!("mob{n}")));
+        let late = [format!("late{round}")];
+        let now = &crowd[first..];
+        let shop = own("shop", &old).chain(own("other", &late));
+        fixture.wanted.send_replace(pods(shop.chain(own("mob", now))));
+        sleep(SECOND).await;
+        assert!(fixture.key(&late[0]).is_some(), "round {round}: a pod of another namespace waits");
+        let served = old.iter().all(|name| fixture.key(name).is_some());
+        assert!(served, "round {round}: credentials of a running pod have expired");
+        renewed |= old.iter().all(|name| fixture.calls(name) > 1);
+        sleep(SECOND * 9).await;
+    }
+    assert!(renewed);
 }
 
 #[tokio::test(start_paused = true)]
