@@ -25,11 +25,14 @@ fn rows(path: &str, prefix: &str) -> BTreeSet<String> {
 }
 
 /// Metrics that are no counters have their own names.
-const GAUGES: [&str; 15] = [
+const GAUGES: [&str; 18] = [
+    "kiam_agent_ready",
+    "kiam_build_info",
     "kiam_cluster_failing",
     "kiam_cluster_pods",
     "kiam_credentials_calls_per_second",
     "kiam_credentials_held",
+    "kiam_credentials_overdue",
     "kiam_credentials_waiting",
     "kiam_guard_boot",
     "kiam_guard_route",

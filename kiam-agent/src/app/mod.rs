@@ -20,6 +20,7 @@ mod bound;
 mod error;
 mod guarded;
 mod knowledge;
+mod metrics;
 mod preflight;
 mod prepared;
 mod process;

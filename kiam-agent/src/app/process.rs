@@ -7,7 +7,7 @@ use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use tracing::error;
 
-use super::error::Error;
+use super::{error::Error, metrics};
 use kiam_core::{
     clock::Clock,
     lifecycle::{self, Drain, DrainSignal, Latch, Readiness},
@@ -47,6 +47,8 @@ impl Process {
             drain,
             tasks: JoinSet::new(),
         };
+        let (readiness, clock) = (process.readiness.clone(), process.clock.clone());
+        metrics::register(&mut process.registry, readiness, clock);
         if let Some((server, interval)) = statsd {
             let (statsd, flush) = Statsd::to(server, interval).map_err(Error::Statsd)?;
             process.statsd = statsd;

@@ -146,7 +146,7 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let scrape = Scrape::default();
         registry.register_collector(Box::new(scrape.clone()));
-        Self {
+        let metrics = Self {
             events: register(
                 registry,
                 "kiam_cluster_events",
@@ -186,7 +186,15 @@ impl Metrics {
                 "outcome",
             ),
             scrape,
+        };
+        use EvictionOutcome::{Failed, Forbidden};
+        metrics.evictions.show([Failed, Forbidden]);
+        metrics.tokens.show([TokenOutcome::Denied, TokenOutcome::Failed]);
+        for resource in [Resource::Pods, Resource::Namespaces, Resource::ServiceAccounts] {
+            let labels = RestartLabels { resource, reason: RestartReason::Failed };
+            drop(metrics.restarts.get_or_create(&labels));
         }
+        metrics
     }
 
     /// The gauge of failing requests of this kind, initially 0.

@@ -90,6 +90,8 @@ impl Metrics {
         };
         use FirstRequestOutcome::{Failed, Ready, Waited};
         metrics.first.show([Ready, Waited, Failed]);
+        use ErrorKind::{AddressMismatch, ForwardedFor, Host, Unattested};
+        metrics.refusals.show([AddressMismatch, ForwardedFor, Host, Unattested]);
         registry.register(
             "kiam_imds_request_duration_seconds",
             "Time from a request's head to its answer, holds included",

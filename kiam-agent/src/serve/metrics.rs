@@ -86,7 +86,7 @@ impl From<ExceededLimit> for Rejection {
 impl Metrics {
     /// Adds them to `registry`.
     pub fn register(registry: &mut Registry) -> Self {
-        Self {
+        let metrics = Self {
             connections: ByLabel::register(
                 registry,
                 "kiam_serve_connections",
@@ -105,7 +105,9 @@ impl Metrics {
                 "Connections and requests beyond a limit, by the limit",
                 "reason",
             ),
-        }
+        };
+        metrics.rejected.show([Rejection::Node]);
+        metrics
     }
 
     pub(super) fn accepted(&self, error: Option<&Unattested>) {

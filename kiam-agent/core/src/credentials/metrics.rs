@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{CredentialReader, ErrorClass, Limit, Summary};
+use super::{CredentialReader, ErrorClass, Limit, Overdue, Summary};
 use crate::telemetry::{ByLabel, ScrapedKind, Statsd, register, register_scraped};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -76,11 +76,24 @@ impl Metrics {
 
     /// Counts the entries of `credentials` at each scrape.
     pub fn register_states(registry: &mut Registry, credentials: CredentialReader) {
+        let reader = credentials.clone();
         let metric = ("kiam_credentials_held", "Requested credentials, by state");
         register_scraped(registry, metric, ScrapedKind::Gauge, "state", move || {
-            let Summary { ready, pending, failed, .. } = credentials.summary();
-            let counts = [("ready", ready), ("pending", pending), ("failed", failed)];
+            let Summary { ready, pending, failed, retried, .. } = reader.summary();
+            let counts = [
+                ("ready", ready),
+                ("pending", pending),
+                ("failed", retried),
+                ("denied", failed - retried),
+            ];
             counts.map(|(state, count)| (state, count as u64)).into()
+        });
+        let help = "Cached credentials with less than a quarter of their life left, by what the last renewal met";
+        let metric = ("kiam_credentials_overdue", help);
+        register_scraped(registry, metric, ScrapedKind::Gauge, "renewal", move || {
+            let Overdue { denied, throttled, unanswered } = credentials.summary().overdue;
+            let counts = [("denied", denied), ("throttled", throttled), ("unanswered", unanswered)];
+            counts.map(|(renewal, count)| (renewal, count as u64)).into()
         });
     }
 

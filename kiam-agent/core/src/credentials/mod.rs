@@ -31,7 +31,7 @@ pub use self::{
     pace::Pace,
     prefetch::{Prefetcher, PrefetcherParts},
     refresh::{RefreshError, Refresher},
-    store::{CredentialReader, Summary},
+    store::{CredentialReader, Overdue, Summary},
 };
 
 use bytes::Bytes;

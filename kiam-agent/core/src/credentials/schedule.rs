@@ -62,6 +62,11 @@ impl Term {
         by_wall.min((self.begun + self.life).saturating_duration_since(now))
     }
 
+    /// Whether less than a quarter of their life is left, though they are renewed by 60 % of it.
+    pub(super) fn is_overdue(&self, wall: SystemTime, now: Instant) -> bool {
+        self.left(wall, now) < self.life / 4
+    }
+
     /// The time until their renewal.
     pub(super) fn refresh_in(&self, wall: SystemTime, now: Instant) -> Duration {
         let by_wall = wall.duration_since(self.issued).unwrap_or_default();

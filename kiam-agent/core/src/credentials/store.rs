@@ -56,6 +56,20 @@ pub struct Summary {
     pub failed: usize,
     /// The failed ones that were not denied: a retry may succeed.
     pub retried: usize,
+    /// The ready ones that should have been renewed long ago, by what the last attempt met.
+    pub overdue: Overdue,
+}
+
+/// Cached credentials of which less than a quarter of their life is left: no renewal has succeeded, though the first was due
+/// by 60 % of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overdue {
+    /// AWS, or the Kubernetes API, denies the role: its owner's to repair.
+    pub denied: usize,
+    /// STS throttles the account whose quota the call counts for.
+    pub throttled: usize,
+    /// Any other failure, or no attempt yet.
+    pub unanswered: usize,
 }
 
 // === impl CredentialReader ===
@@ -103,9 +117,15 @@ impl CredentialReader {
     #[must_use]
     pub fn summary(&self) -> Summary {
         let mut summary = Summary::default();
+        let (wall, now) = (self.clock.now(), Instant::now());
         for entry in self.entries.borrow().values() {
             match self.state(entry) {
-                State::Ready(_) => summary.ready += 1,
+                State::Ready(issued) => {
+                    summary.ready += 1;
+                    if issued.term.is_overdue(wall, now) {
+                        summary.overdue.count(entry.failure.as_ref().map(|(error, _)| error.class));
+                    }
+                }
                 State::Pending(_) => summary.pending += 1,
                 State::Failed { error, .. } => {
                     summary.failed += 1;
@@ -128,6 +148,18 @@ impl CredentialReader {
             }
             (None, None) => State::Pending(entry.limit),
         }
+    }
+}
+
+// === impl Overdue ===
+
+impl Overdue {
+    fn count(&mut self, failure: Option<ErrorClass>) {
+        *match failure {
+            Some(ErrorClass::Denied | ErrorClass::Refused) => &mut self.denied,
+            Some(ErrorClass::Throttled) => &mut self.throttled,
+            Some(ErrorClass::Retryable | ErrorClass::TooLong) | None => &mut self.unanswered,
+        } += 1;
     }
 }
 

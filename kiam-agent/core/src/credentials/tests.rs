@@ -382,6 +382,25 @@ async fn sessions_that_are_too_long_are_asked_for_again_at_once_as_far_as_the_no
 }
 
 #[tokio::test(start_paused = true)]
+async fn renewals_that_fail_are_overdue_by_what_they_met_until_one_succeeds() {
+    let fixture = start(&["a", "b"], false, HOUR);
+    sleep(Duration::from_secs(60)).await;
+    let overdue = || fixture.reader.summary().overdue;
+    fixture.source.failing.store(true, Ordering::Relaxed);
+    sleep(Duration::from_secs(40 * 60)).await;
+    assert_eq!(overdue(), Overdue::default(), "retried, with a third of their life left");
+    sleep(Duration::from_secs(10 * 60)).await;
+    assert_eq!(overdue(), Overdue { throttled: 2, ..Overdue::default() });
+    fixture.source.failing.store(false, Ordering::Relaxed);
+    fixture.source.denying.store(true, Ordering::Relaxed);
+    sleep(Duration::from_secs(4 * 60)).await;
+    assert_eq!(overdue(), Overdue { denied: 2, ..Overdue::default() });
+    fixture.source.denying.store(false, Ordering::Relaxed);
+    sleep(Duration::from_secs(15 * 60)).await;
+    assert_eq!((overdue(), fixture.reader.summary().ready), (Overdue::default(), 2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_outage_of_an_hour_is_not_noticed_and_ends_for_all_but_not_at_once() {
     let names: Vec<String> = (0..100).map(|n| format!("r{n}")).collect();
     let roles: Vec<&str> = names.iter().map(String::as_str).collect();

@@ -28,7 +28,7 @@ impl Metrics {
     /// Adds them to `registry`.
     #[must_use]
     pub fn register(registry: &mut Registry) -> Self {
-        Self {
+        let metrics = Self {
             runs: ByLabel::register(
                 registry,
                 "kiam_selftest_runs",
@@ -41,7 +41,9 @@ impl Metrics {
                 "Parts of the last self-test that failed (1) and did not (0)",
                 "part",
             ),
-        }
+        };
+        metrics.runs.show([RunOutcome::Passed, RunOutcome::Failed]);
+        metrics
     }
 
     pub(super) fn count(&self, failures: &[Failure]) {
