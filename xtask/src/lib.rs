@@ -9,6 +9,7 @@ pub mod helm;
 pub mod markdown;
 pub mod oci;
 pub mod page;
+pub mod prometheus;
 pub mod python;
 pub mod toolchain;
 pub mod values;

@@ -131,6 +131,11 @@ pub(super) const ROWS: &[Row] = &[
         "kubectl apply -k deploy/evict-older-pods/",
         By("kiam-agent/tests/apiserver/chart.rs", "\"evictOlderPods\": true"),
     ),
+    row("kubectl apply -k deploy/monitoring/", Nothing),
+    row(
+        "sed '1,/^spec:/d' deploy/monitoring/prometheusrule.yaml > rules.yaml",
+        By("kiam-agent/tests/alerts/main.rs", "sed '1,/^spec:/d'"),
+    ),
     row("kubectl get --raw /.well-known/openid-configuration", Nothing),
     row("kubectl get --raw /openid/v1/jwks", Nothing),
     row("kubectl apply -k deploy/web-identity/rules/", Nothing),

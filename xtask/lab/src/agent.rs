@@ -26,7 +26,7 @@ use crate::{
 
 /// The agent's own port; pods are redirected here.
 pub const AGENT_PORT: u16 = 3100;
-const ADMIN: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 3101);
+pub(super) const ADMIN: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 3101);
 /// Nothing takes so long but a mistake, on a slow machine too.
 pub const READY_LIMIT: Duration = Duration::from_secs(120);
 

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{chart, image, kernels, kubernetes, lab, tidy};
 use xtask::command::{command, run, say};
-use xtask::{build, toolchain};
+use xtask::{build, prometheus::Prometheus, toolchain};
 
 /// What to test, and how strictly.
 #[derive(Debug, Args)]
@@ -240,6 +240,7 @@ fn tests(selection: &Selection) -> Command {
 fn programs() -> Result<()> {
     toolchain::ensure_container_runtime();
     toolchain::ensure_packet_filters();
+    Prometheus::ensure();
     build::programs()
 }
 

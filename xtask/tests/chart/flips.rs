@@ -60,8 +60,10 @@ fn parts() -> Vec<Flip> {
         ("metrics.serviceMonitor.enabled", on.clone(), metrics()),
         ("metrics.serviceMonitor.labels", map.clone(), monitored("serviceMonitor")),
         ("metrics.serviceMonitor.interval", json!("1m"), monitored("serviceMonitor")),
-        ("metrics.prometheusRule.enabled", on, alone()),
-        ("metrics.prometheusRule.labels", map, monitored("prometheusRule")),
+        ("metrics.prometheusRule.enabled", on.clone(), alone()),
+        ("metrics.prometheusRule.labels", map.clone(), monitored("prometheusRule")),
+        ("metrics.dashboard.enabled", on, alone()),
+        ("metrics.dashboard.labels", map, monitored("dashboard")),
     ]
 }
 
