@@ -7,7 +7,10 @@ use std::{
 };
 
 use tracing_subscriber::{
-    EnvFilter, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt as _,
+    reload,
+    util::SubscriberInitExt as _,
 };
 
 /// The log level, by kiam's names.
@@ -45,7 +48,7 @@ pub struct Logs {
 
 /// A handle that changes the level while the agent runs.
 #[derive(Clone, Debug)]
-pub struct LogLevel(reload::Handle<EnvFilter, tracing_subscriber::Registry>);
+pub struct LogLevel(reload::Handle<Targets, tracing_subscriber::Registry>);
 
 /// Text that is not a level.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -97,11 +100,25 @@ impl LogLevel {
 impl Level {
     /// The filter of this level. Libraries log only warnings, or more at `trace`. kube's client logs every failed request
     /// as an error; `cluster` logs each outage once.
-    fn filter(self) -> EnvFilter {
-        let libraries = if self == Self::Trace { "debug" } else { "warn,kube_client=off" };
+    fn filter(self) -> Targets {
         // A prefix that matches all crates of the agent.
-        let directives = format!("{libraries},kiam={self}");
-        EnvFilter::try_new(directives).expect("directives made of known levels parse")
+        let agent = Targets::new().with_target("kiam", LevelFilter::from(self));
+        if self == Self::Trace {
+            return agent.with_default(LevelFilter::DEBUG);
+        }
+        agent.with_default(LevelFilter::WARN).with_target("kube_client", LevelFilter::OFF)
+    }
+}
+
+impl From<Level> for LevelFilter {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Trace => Self::TRACE,
+            Level::Debug => Self::DEBUG,
+            Level::Info => Self::INFO,
+            Level::Warn => Self::WARN,
+            Level::Error => Self::ERROR,
+        }
     }
 }
 
