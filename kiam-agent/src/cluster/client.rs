@@ -11,13 +11,12 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use http::{Request, Response, Uri};
-use hyper::rt::{Read, Write};
+use http::{Request, Response};
 use hyper_timeout::TimeoutConnector;
 use hyper_util::{
     client::legacy::{
         self,
-        connect::{Connection, HttpConnector, proxy::Tunnel},
+        connect::{HttpConnector, proxy::Tunnel},
     },
     rt::TokioExecutor,
 };
@@ -28,6 +27,7 @@ use tracing::{info, warn};
 
 use super::{
     Error,
+    connector::Connector,
     files::{Description, Digest, Origin},
     tls::Health,
 };
@@ -160,14 +160,15 @@ fn build(origin: &Origin, proxies: &Proxies) -> Result<(kube::Client, Digest), E
 fn proxied_client(proxy: Option<&Proxy>, config: &kube::Config) -> kube::Result<kube::Client> {
     let mut plain = HttpConnector::new();
     plain.enforce_http(false);
-    let Some(proxy) = proxy else { return client(config, plain) };
+    let Some(proxy) = proxy else { return client(config, Connector::new(plain)) };
     if proxy.address().scheme_str() != Some("https") {
-        return client(config, tunnel(proxy, plain));
+        return client(config, Connector::new(tunnel(proxy, plain)));
     }
     // As with kubectl, the cluster's CA signs the proxy's certificate, which is for the proxy's own name.
     let mut to_proxy = config.clone();
     to_proxy.tls_server_name = None;
-    client(config, tunnel(proxy, to_proxy.rustls_https_connector_with_connector(plain)?))
+    let to_proxy = to_proxy.rustls_https_connector_with_connector(plain)?;
+    client(config, Connector::new(tunnel(proxy, to_proxy)))
 }
 
 fn tunnel<C>(proxy: &Proxy, connector: C) -> Tunnel<C> {
@@ -180,13 +181,7 @@ fn tunnel<C>(proxy: &Proxy, connector: C) -> Tunnel<C> {
 
 /// A client whose connections `connector` makes. Unlike kube's own it does not retry, which the callers do with their own
 /// delays, and has no deadline for answers: a watch may be silent for a minute.
-fn client<C>(config: &kube::Config, connector: C) -> kube::Result<kube::Client>
-where
-    C: Service<Uri> + Clone + Send + Sync + 'static,
-    C::Response: Connection + Read + Write + Send + Unpin + 'static,
-    C::Future: Send + 'static,
-    C::Error: Into<BoxError>,
-{
+fn client(config: &kube::Config, connector: Connector) -> kube::Result<kube::Client> {
     let tls = config.rustls_https_connector_with_connector(connector)?;
     let mut timed = TimeoutConnector::new(tls);
     timed.set_connect_timeout(config.connect_timeout);

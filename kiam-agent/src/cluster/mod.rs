@@ -7,6 +7,7 @@ mod access;
 mod backoff;
 mod body;
 mod client;
+mod connector;
 mod events;
 mod eviction;
 mod failure;
