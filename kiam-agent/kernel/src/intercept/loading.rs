@@ -13,7 +13,7 @@ use kiam_common::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{ancestors, attach, namespace, open_pins::OpenPins};
+use super::{ancestors, attach, loader, namespace, open_pins::OpenPins};
 use crate::{
     error::Error,
     guard::{self, UplinkProgram},
@@ -240,7 +240,7 @@ pub(super) fn rejected(error: EbpfError) -> Error {
 
 /// A loader that uses the maps pinned in `pins`, or pins new ones. Without `pins` it pins none.
 fn loader(pins: Option<&Path>) -> EbpfLoader<'static> {
-    let mut loader = EbpfLoader::new();
+    let mut loader = loader::new();
     if let Some(pins) = pins {
         for map in MAPS {
             loader.map_pin_path(map, pins.join(map));

@@ -10,6 +10,7 @@ mod attached;
 mod config;
 mod flows;
 mod lease;
+mod loader;
 mod loading;
 mod marks;
 mod metrics;

@@ -8,7 +8,6 @@ use std::{
 };
 
 use aya::{
-    EbpfLoader,
     maps::Array,
     programs::{CgroupAttachMode, CgroupSockAddr},
 };
@@ -21,6 +20,7 @@ use tracing::{info, warn};
 
 use super::{
     ancestors::above,
+    loader,
     loading::{OBJECT, rejected},
     programs::map_error,
 };
@@ -67,7 +67,7 @@ fn learn(object: &[u8], cgroup: &Cgroup) -> Result<u64, Error> {
     let socket =
         socket(AddressFamily::INET, SocketType::DGRAM, None).map_err(failed("socket(2)"))?;
     let probe = socket_cookie(&socket).map_err(failed("SO_COOKIE"))?;
-    let mut loader = EbpfLoader::new();
+    let mut loader = loader::new();
     loader.override_global("PROBE_SOCKET", &probe, true);
     // Nothing of it is pinned.
     let mut ebpf = loader.load(object).map_err(rejected)?;
