@@ -30,8 +30,9 @@ mod take_over;
 mod upstream;
 mod warm_up;
 
-use std::process::ExitCode;
+use std::{io, num::NonZero, process::ExitCode, thread};
 
+use tokio::runtime::{Builder, Runtime};
 use tracing::{error, info, warn};
 
 pub use self::preflight::preflight;
@@ -63,7 +64,7 @@ pub fn main(config: Config) -> ExitCode {
     for warning in &config.warnings {
         warn!("{warning}");
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(failure) => {
             error!(error = %failure, "The system gives no runtime");
@@ -91,6 +92,16 @@ pub fn main(config: Config) -> ExitCode {
             }
         }
     })
+}
+
+/// The runtime of everything but the thread of the pods' sandboxes and that of the lease.
+///
+/// Two workers at least, so that one goes on while the other works for long. Four at most: these answer more requests than
+/// the pods of a node may send (200 each second), and each thread more has memory of its own, which on a node of 96
+/// processors would be most of the agent's.
+fn runtime() -> io::Result<Runtime> {
+    let processors = thread::available_parallelism().map_or(2, NonZero::get);
+    Builder::new_multi_thread().worker_threads(processors.clamp(2, 4)).enable_all().build()
 }
 
 /// Starts everything; returns once this agent is the node's.

@@ -38,7 +38,7 @@ const NETWORK_LIMIT: Duration = Duration::from_secs(45);
 ///
 /// The system's, if it gives no runtime.
 pub fn preflight(preflight: Preflight) -> io::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = super::runtime()?;
     let output = preflight.output;
     let node = preflight.config.cluster.node_name.clone();
     let mut checks = runtime.block_on(all(preflight));
