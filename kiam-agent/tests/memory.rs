@@ -1,15 +1,22 @@
-//! How much memory the agent takes when others make objects large, many, or change them all the time: the real binary on
-//! loopback, with a small Kubernetes API and a small STS over real HTTP.
+//! How much memory the agent takes, usually and when others make objects large, many, or change them all the time: the
+//! real binary with a small Kubernetes API and a small STS over real HTTP, on loopback and on a lab node.
+//!
+//! The bounds of the usual cases are for what the agent allocates, which every build does alike, and not for its program,
+//! which is large in a build for tests. Both are printed.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+use std::thread;
+
 use lab::{
-    eventually,
+    Process, eventually,
     fake::kubernetes::{Kubernetes, NamespaceRecord, PodRecord, ServiceAccountRecord},
     loopback::{LoopbackNode, pod, schedule},
 };
 
 const MIB: u64 = 1024 * 1024;
+/// The pods of a node of a usual size, each with a role of its own.
+const USUAL_PODS: u16 = 51;
 /// More than this the agent never takes, whatever there is in the cluster: the manifest's limit is 256 MiB.
 const MOST: u64 = 80 * MIB;
 
@@ -36,6 +43,100 @@ fn judge_by(node: &LoopbackNode, what: &str, most: u64) {
     let peak = node.agent.memory("VmHWM").unwrap();
     eprintln!("{what}: {} MiB", peak / MIB);
     assert!(peak < most, "{what}: the agent took {} MiB", peak / MIB);
+}
+
+/// The most that it has allocated at once: all that it has had, less its program and the libraries.
+#[track_caller]
+fn judge_own(agent: &Process, what: &str, most: u64) {
+    let amount = |field| agent.memory(field).unwrap();
+    let (peak, program) = (amount("VmHWM"), amount("RssFile"));
+    let own = peak.saturating_sub(program);
+    eprintln!(
+        "{what}: peak {:.1} MB, of which {:.1} MB its own; now {:.1} MB",
+        megabytes(peak),
+        megabytes(own),
+        megabytes(amount("VmRSS"))
+    );
+    assert!(own < most, "{what}: the agent allocated {:.1} MB", megabytes(own));
+}
+
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
+
+/// A pod with a role of its own, or with one that it shares with every 51st. It is not the victim.
+fn usual_pod(number: u16) -> PodRecord {
+    pod(2 + number).role(&format!("role-{}", number % USUAL_PODS))
+}
+
+/// Every pod asks `times` for its credentials, on connections of their own, 32 at once.
+fn load(node: &LoopbackNode, pods: u16, times: u16) {
+    thread::scope(|scope| {
+        for first in 0..32 {
+            let asks = move || {
+                for number in (0..pods * times).skip(first).step_by(32) {
+                    assert!(node.serves(&usual_pod(number % pods)), "pod {}", number % pods);
+                }
+            };
+            scope.spawn(asks);
+        }
+    });
+}
+
+#[test]
+fn a_usual_node_takes_little() {
+    let node = start(&[], |kubernetes| {
+        (0..USUAL_PODS).for_each(|number| schedule(kubernetes, &usual_pod(number)));
+    });
+    eventually("the first pods are served", || {
+        (0..USUAL_PODS).all(|number| node.serves(&usual_pod(number)))
+    });
+    judge_own(&node.agent, "51 pods", 8_000_000);
+    load(&node, USUAL_PODS, 40);
+    judge_own(&node.agent, "51 pods, after load", 8_000_000);
+}
+
+#[test]
+fn a_full_node_in_a_large_cluster_takes_little() {
+    const PODS: u16 = 1_000;
+    const LIVES: u16 = 20_000;
+    let text = "x".repeat(5_300);
+    let node = start(&[], |kubernetes| {
+        for number in 0..5_000 {
+            let namespace = NamespaceRecord::new(&format!("team-{number}"));
+            kubernetes.apply_namespace(&namespace.annotation("other", &text[..200]));
+        }
+        for number in 0..PODS {
+            schedule(kubernetes, &usual_pod(number).annotation("other", &text));
+        }
+    });
+    eventually("the last pod is served", || node.serves(&usual_pod(PODS - 1)));
+    judge_own(&node.agent, "1,000 pods, 5,000 namespaces", 16_000_000);
+    load(&node, PODS, 4);
+    judge_own(&node.agent, "1,000 pods, 5,000 namespaces, after load", 16_000_000);
+    for number in 0..LIVES {
+        let life = usual_pod(PODS + number).annotation("other", &text);
+        node.kubernetes.apply_pod(&life);
+        node.kubernetes.delete_pod(&life.namespace, &life.name);
+    }
+    eventually("the end of all lives", || {
+        node.metrics().contains(r#"events_total{resource="Pods",kind="Deleted"} 20000"#)
+    });
+    judge_own(&node.agent, "1,000 pods, 5,000 namespaces, after 20,000 lives", 16_000_000);
+}
+
+/// With the kernel's part: aya would read the types of the whole kernel, 20 MB, with each object that it loads.
+#[test]
+fn the_kernels_part_takes_little() {
+    let Some(lab) = lab::node_test!() else { return };
+    let agent = lab.agent(&[]);
+    let pods = ["orders", "reports", "invoices"].map(|role| lab.pod_of(role));
+    for pod in &pods {
+        eventually("the pod is served", || {
+            pod.credentials().is_ok_and(|attempt| attempt.field("AccessKeyId").is_some())
+        });
+    }
+    judge_own(&agent, "with the kernel's part", 12_000_000);
 }
 
 #[test]

@@ -126,9 +126,10 @@ pub fn client_binary() -> Result<PathBuf> {
     built("lab")
 }
 
-/// The agent's, beside the test that runs.
+/// The agent's: the one that `KIAM_AGENT` names, such as a release build that is to be measured, else the one beside the
+/// test that runs.
 pub fn agent_binary() -> Result<PathBuf> {
-    built("kiam-agent")
+    std::env::var_os("KIAM_AGENT").map_or_else(|| built("kiam-agent"), |given| Ok(given.into()))
 }
 
 fn built(name: &str) -> Result<PathBuf> {
