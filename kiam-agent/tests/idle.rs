@@ -57,6 +57,55 @@ fn an_idle_agent_is_hardly_woken_and_asks_the_kernel_little() {
     drop(agent);
 }
 
+/// The hooks of cgroups at which agents attach programs, as `enum bpf_attach_type` numbers them.
+const HOOKS: [(&str, u32); 10] = [
+    ("egress", 1),
+    ("sock_ops", 3),
+    ("bind4", 8),
+    ("bind6", 9),
+    ("connect4", 10),
+    ("connect6", 11),
+    ("sendmsg4", 14),
+    ("sendmsg6", 15),
+    ("getpeername4", 29),
+    ("getpeername6", 30),
+];
+
+#[test]
+fn no_program_is_attached_that_the_flags_do_not_need() {
+    if lab::skip!() {
+        return;
+    }
+    let lab = Lab::start().unwrap();
+    let enforcing: Vec<&str> = HOOKS[1..].iter().map(|(name, _)| *name).collect();
+    let observing = ["sock_ops", "connect4", "connect6", "sendmsg4", "sendmsg6"];
+    let with_packets: Vec<&str> = HOOKS.iter().map(|(name, _)| *name).collect();
+    // Each takes over from the one before it, so that what that one had must go.
+    let rows: [(&[&str], &[&str]); 8] = [
+        (&["--guard=route,skb"], &with_packets),
+        (&[], &enforcing),
+        (&["--guard=none"], &enforcing),
+        (&["--path=node"], &enforcing),
+        (&["--path=pod-local"], &enforcing),
+        (&["--host-network-pods=intercept"], &enforcing),
+        (&["--identity=source-ip", "--path=node"], &enforcing),
+        (&["--mode=observe"], &observing),
+    ];
+    let mut before = None;
+    for (flags, programs) in rows {
+        let agent = lab.agent(flags);
+        let attached = HOOKS.into_iter().filter(|(name, hook)| {
+            let count = lab::program_ids(lab.node.kubepods(), *hook).unwrap().len();
+            assert!(count <= 1, "{flags:?}: {count} programs at {name}");
+            count == 1
+        });
+        let attached: Vec<&str> = attached.map(|(name, _)| name).collect();
+        assert_eq!(attached, programs, "{flags:?}");
+        before = Some(agent);
+    }
+    drop(before);
+}
+
 fn pod(lab: &Lab, number: u32) -> LabPod {
     let spec = PodSpec::new("shop", &format!("pod-{number}")).role(&format!("role-{number}"));
     lab.pod(spec).unwrap()

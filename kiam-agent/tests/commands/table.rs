@@ -81,6 +81,10 @@ pub(super) const ROWS: &[Row] = &[
         By("xtask/lab/src/bench/restart.rs", "cargo xtask bench restart --rounds={}"),
     ),
     row(
+        "cargo xtask bench programs --rounds=10 --repeat=5000",
+        By("xtask/lab/src/bench/programs.rs", "cargo xtask bench programs --rounds={}"),
+    ),
+    row(
         "cargo xtask simulate scale --seed=1 --nodes=5000",
         By("xtask/simulation/src/document.rs", "cargo xtask simulate scale --seed={seed}"),
     ),

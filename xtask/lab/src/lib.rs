@@ -34,7 +34,7 @@ pub use ask::{Asking, Meanwhile, agent_binary, ask_by, client_binary};
 pub use attacker::Attacker;
 pub use cgroup::{Cgroup, Layout, mount_point as cgroup_mount_point};
 pub use check::{eventually, eventually_is};
-pub use foreign::{Attaching, ForeignProgram, programs_at};
+pub use foreign::{Attaching, ForeignProgram, Runs, program_ids, programs_at};
 pub use hostile::{Neighbour, Victim};
 pub use netns::{Netns, has_ipv6, tells_namespaces_apart};
 pub use node::{IMDS_V4, IMDS_V6, NODE_NAME, NODE_V4, NODE_V6, Node};

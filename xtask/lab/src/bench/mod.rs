@@ -3,6 +3,7 @@
 mod document;
 mod machine;
 mod path;
+mod programs;
 mod restart;
 mod rules;
 mod statistics;
@@ -28,6 +29,9 @@ pub(crate) enum Bench {
     /// How soon an agent serves after a kill, and in a takeover. A run of the default size takes about two minutes, builds
     /// not counted.
     Restart(restart::Options),
+    /// What each kernel program takes for whoever has nothing to do with the agent. A run of the default size takes less
+    /// than a minute, builds not counted.
+    Programs(programs::Options),
 }
 
 /// Measures it, and writes down what was found.
@@ -35,6 +39,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Path(options) => path::run(options),
         Bench::Restart(options) => restart::run(options),
+        Bench::Programs(options) => programs::run(options),
     }
 }
 

@@ -6,6 +6,7 @@ pub mod bench;
 pub mod hostile;
 mod options;
 mod tally;
+mod unrelated;
 pub mod victim;
 pub mod wire;
 
@@ -56,6 +57,11 @@ pub enum Client {
     },
     /// Asks to be timed.
     Bench(bench::Options),
+    /// Does nothing that concerns the agent, again and again.
+    Unrelated {
+        /// How often.
+        rounds: u32,
+    },
 }
 
 /// What came of one attempt.
@@ -88,6 +94,7 @@ impl Client {
             Self::Victim { pace } => victim::main(pace),
             Self::Hostile { program } => hostile::main(program),
             Self::Bench(options) => bench::main(options),
+            Self::Unrelated { rounds } => unrelated::main(*rounds),
         }
     }
 }
