@@ -18,7 +18,8 @@ pub(crate) struct Selection {
     /// Fail tests that can't run here, for want of root or of BPF, instead of skipping them.
     #[arg(long)]
     no_skip: bool,
-    /// The parts to run. Default: all but `sdks`, `image`, `policies`, `apiserver`, `node-vm`, `cluster` and `kernels`.
+    /// The parts to run. Default: all but `sdks`, `image`, `policies`, `apiserver`, `node-vm`, `cluster`, `kernels` and
+    /// `dashboards`.
     /// `node` includes `runtime` and `hostile`.
     #[arg(value_enum)]
     parts: Vec<Part>,
@@ -42,6 +43,8 @@ enum Part {
     Hostile,
     /// The kernel programs, loaded and attached on Debian's x86_64 kernels from 5.10 to the newest, in QEMU.
     KernelLoad,
+    /// The alerts, fired by faults of a real agent in a real Prometheus, and the queries of the dashboard. Takes minutes.
+    Dashboards,
     /// Real AWS clients against the agent.
     Clients,
     /// Many more AWS clients, old and new. Downloads 4 GB once; writes the table of `docs/clients.md`.
@@ -75,7 +78,7 @@ struct Step {
     action: fn(&Selection) -> Result<()>,
 }
 
-const STEPS: [Step; 19] = [
+const STEPS: [Step; 20] = [
     Step { part: Part::Checks, name: "format", action: |_| run(cargo("fmt").arg("--check")) },
     Step { part: Part::Checks, name: "tidy", action: |_| tidy::run() },
     Step { part: Part::Checks, name: "lints", action: |_| run(&mut lints()) },
@@ -113,6 +116,17 @@ const STEPS: [Step; 19] = [
             run(tests(selection)
                 .args(["--package", "kiam-agent", "--test", "hostile"])
                 .args(["--", "--nocapture"]))
+        },
+    },
+    Step {
+        part: Part::Dashboards,
+        name: "dashboards",
+        action: |selection| {
+            programs()?;
+            let mut tests = tests(selection);
+            tests.env("KIAM_TEST_ALERTS", "1").args(["--package", "kiam-agent"]);
+            tests.args(["--test", "dashboards", "--", "--test-threads=1"]);
+            run(&mut tests)
         },
     },
     Step {
@@ -164,6 +178,7 @@ pub(crate) fn run_steps(selection: &Selection) -> Result<()> {
                 | Part::Kernels
                 | Part::Runtime
                 | Part::Hostile
+                | Part::Dashboards
         ),
         parts => parts.contains(&part),
     };
