@@ -427,7 +427,7 @@ const CLAIMS: &[Claim] = &[
     claim(
         "ARCHITECTURE.md",
         "and a twentieth of the others",
-        Source("kiam-agent/kernel/src/sandboxes/follow.rs", "TURNS: u64 = 20;"),
+        Source("kiam-agent/kernel/src/sandboxes/follow/sweep.rs", "TURNS: u64 = 20;"),
     ),
     claim(
         "ARCHITECTURE.md",

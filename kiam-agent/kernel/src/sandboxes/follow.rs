@@ -1,6 +1,7 @@
 //! The task that owns the state: it takes changes, scans pods, and reports their pod listeners.
 
 mod rest;
+mod sweep;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -41,8 +42,6 @@ const COLLECT: Duration = Duration::from_millis(100);
 const ROOT: Duration = Duration::from_millis(100);
 /// The interval of sweeps for cgroups that can't be watched.
 const CATCH_UP: Duration = Duration::from_secs(2);
-/// In how many sweeps each pod with a listener is scanned once, where no event has said that anything changed.
-const TURNS: u64 = 20;
 
 /// The task that follows the pods' sandboxes.
 #[derive(Debug)]
@@ -198,17 +197,6 @@ impl Sandboxes {
         }
     }
 
-    /// Scans all pods.
-    fn sweep(&mut self) {
-        let mut changes = self.watch.sweep();
-        for change in &mut changes {
-            if let Change::Swept(pod) = change {
-                *change = Change::Members(pod.clone());
-            }
-        }
-        self.take(changes);
-    }
-
     fn show_watched(&mut self) {
         let missing = self.watch.refused();
         if self.unwatched.replace(missing) != Some(missing) {
@@ -256,15 +244,6 @@ impl Sandboxes {
         if let Some(sandbox) = self.pods.get_mut(pod) {
             sandbox.attempt = 0;
             self.scan(pod);
-        }
-    }
-
-    /// A pod with a listener waits for its turn: events show what happens to its sandbox, and a scan of all pods at once would
-    /// wake a quiet node.
-    fn swept(&mut self, pod: &PodUid) {
-        let has_turn = |sandbox: &Sandbox| sandbox.birth % TURNS == u64::from(self.sweeps) % TURNS;
-        if self.pods.get(pod).is_some_and(|sandbox| !sandbox.is_settled() || has_turn(sandbox)) {
-            self.members_changed(pod);
         }
     }
 

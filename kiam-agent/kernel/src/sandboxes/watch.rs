@@ -9,6 +9,7 @@
 //! inotify's limits count everything that root runs on the node, so watches may fail. A sweep finds cgroups without a
 //! watch, and tries to watch them again.
 
+mod above;
 mod spent;
 
 use std::{
@@ -128,16 +129,6 @@ impl Watch {
         self.watches.refused()
     }
 
-    /// Whether an event shows that the pods' cgroup was recreated.
-    pub(super) fn is_root_watched(&self) -> bool {
-        self.sees_root
-    }
-
-    /// Whether the pods' cgroup is not the watched one.
-    pub(super) fn is_moved(&self) -> bool {
-        inode(&self.root) != self.folders.get(&self.root).map(|folder| folder.inode)
-    }
-
     /// Compares the watches with the cgroups that exist, and has all pods scanned.
     pub(super) fn sweep(&mut self) -> Vec<Change> {
         self.compare(true)
@@ -252,30 +243,6 @@ impl Watch {
         // Unless it was recreated, and is known already.
         if self.pods.get(&uid).is_some_and(|pod| pod.path == path && !pod.is_there()) {
             self.forget_pod(&uid, changes);
-        }
-    }
-
-    /// Watches the folders above the pods' cgroup, which may be others than before.
-    fn watch_above(&mut self) {
-        let before = std::mem::take(&mut self.above);
-        let device = |path: &Path| fs::metadata(path).ok().map(|metadata| metadata.dev());
-        let root = self.root.clone();
-        // That of the mount, even while the pods' cgroup is gone.
-        let mount = root.ancestors().find_map(device);
-        let refused = self.watches.refused();
-        for (below, above) in root.ancestors().zip(root.ancestors().skip(1)) {
-            match device(above) {
-                None => continue,
-                other if other != mount => break,
-                Some(_) => {}
-            }
-            let name = below.file_name().unwrap_or_default();
-            let watch = self.watches.add(above, folder_flags(), WatchTarget::Above(name.into()));
-            self.above.extend(watch);
-        }
-        self.sees_root = !self.above.is_empty() && self.watches.refused() == refused;
-        for gone in before.into_iter().filter(|before| !self.above.contains(before)) {
-            self.watches.end(gone);
         }
     }
 
