@@ -10,6 +10,8 @@ use crate::role::{Claimant, RoleIdentity, WantedRoles};
 #[derive(Default)]
 pub(super) struct Arrivals {
     pods: HashMap<Claimant, Arrival>,
+    /// The pods that wait.
+    waiting: usize,
     /// The number of the last comparison.
     round: u64,
 }
@@ -30,7 +32,7 @@ impl Arrivals {
         held: impl Fn(&RoleIdentity) -> bool,
         now: Instant,
     ) -> Vec<Duration> {
-        self.round += 1;
+        (self.round, self.waiting) = (self.round + 1, 0);
         let mut waited = Vec::new();
         for (identity, claimants) in wanted.iter() {
             let held = held(identity);
@@ -39,15 +41,25 @@ impl Arrivals {
                 if held && let Some(since) = arrival.waits_since.take() {
                     waited.push(now.duration_since(since));
                 }
+                let waits = arrival.waits_since.is_some();
+                self.waiting += usize::from(waits);
             }
         }
         self.pods.retain(|_, arrival| arrival.seen == self.round);
         waited
     }
 
+    /// Whether a pod waits.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting > 0
+    }
+
     fn arrival(&mut self, claimant: &Claimant, now: Instant) -> &mut Arrival {
-        let new = Arrival { waits_since: Some(now), seen: self.round };
-        let arrival = self.pods.entry(claimant.clone()).or_insert(new);
+        if !self.pods.contains_key(claimant) {
+            let new = Arrival { waits_since: Some(now), seen: self.round };
+            self.pods.insert(claimant.clone(), new);
+        }
+        let arrival = self.pods.get_mut(claimant).expect("it was there, or is now");
         arrival.seen = self.round;
         arrival
     }

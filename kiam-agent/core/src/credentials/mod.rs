@@ -9,6 +9,7 @@ pub mod fixtures;
 mod inheritance;
 mod metrics;
 mod pace;
+mod parts;
 mod plan;
 mod prefetch;
 mod queue;
@@ -29,7 +30,8 @@ pub use self::{
     inheritance::{Inheritance, InheritanceError},
     metrics::Metrics,
     pace::Pace,
-    prefetch::{Prefetcher, PrefetcherParts},
+    parts::PrefetcherParts,
+    prefetch::Prefetcher,
     refresh::{RefreshError, Refresher},
     store::{CredentialReader, Overdue, Summary},
 };

@@ -1,8 +1,8 @@
 //! Fetches credentials before pods ask for them, and renews them.
 
 use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -14,8 +14,8 @@ use tokio::{
 use tracing::info;
 
 use super::{
-    Config, CredentialReader, CredentialSource, Credentials, ErrorClass, Inheritance,
-    IssuedCredentials, Limit, Metrics, Names, Render, Silence,
+    Config, CredentialReader, Credentials, ErrorClass, Inheritance, IssuedCredentials, Limit,
+    PrefetcherParts,
     arrivals::Arrivals,
     budget::{Delay, Shares},
     call::{FinishedCall, answer, checked},
@@ -29,8 +29,7 @@ use super::{
     store::{Entries, Entry, HeldRequests},
 };
 use crate::{
-    clock::Clock,
-    lifecycle::{Drain, Latch},
+    lifecycle::Drain,
     rate::Bucket,
     role::{Claimant, RoleIdentity, WantedRoles},
 };
@@ -66,27 +65,12 @@ pub struct Prefetcher {
     refreshes: mpsc::Receiver<RefreshRequest>,
     /// Whether the first step is still to come.
     starting: bool,
+    /// The wanted set of the last step. While it is held here, no other one is at its address.
+    last: Weak<BTreeMap<RoleIdentity, BTreeSet<Claimant>>>,
+    answered: bool,
+    /// When shares that are full again were last dropped.
+    swept: Instant,
     staleness: Staleness,
-}
-
-/// The prefetcher's dependencies.
-pub struct PrefetcherParts {
-    /// The source of credentials.
-    pub source: Arc<dyn CredentialSource>,
-    /// Renders the answers.
-    pub render: Render,
-    /// The clock by which they expire.
-    pub clock: Clock,
-    /// The roles that pods request and are allowed.
-    pub wanted: watch::Receiver<WantedRoles>,
-    /// The age of that information.
-    pub silence: Silence,
-    /// The names of pods, for the log.
-    pub names: Names,
-    /// The prefetcher's metrics.
-    pub metrics: Metrics,
-    /// Set once every identity of the first wanted set has an answer, credentials or an error.
-    pub first_pass: Latch,
 }
 
 // === impl Prefetcher ===
@@ -115,6 +99,9 @@ impl Prefetcher {
             refresher,
             refreshes,
             starting: true,
+            last: Weak::new(),
+            answered: false,
+            swept: Instant::now(),
             staleness: Staleness::default(),
         };
         (prefetcher, reader)
@@ -158,10 +145,16 @@ impl Prefetcher {
     /// Compares the wanted roles with the cache, starts the calls that are due, and returns the time until the next step.
     fn step(&mut self) -> Duration {
         let wanted = self.parts.wanted.borrow_and_update().clone();
+        let last = std::mem::replace(&mut self.last, Arc::downgrade(&wanted));
+        let news = !self.last.ptr_eq(&last);
         let now = Instant::now();
-        self.follow(&wanted, now);
-        self.claim(&wanted);
-        self.receive(&wanted, now);
+        self.follow(&wanted, news, now);
+        if self.inheritance.len() > 0 {
+            self.claim(&wanted);
+        }
+        if news || self.arrivals.is_waiting() {
+            self.receive(&wanted, now);
+        }
         let (mut queue, mut next) = self.queue(&wanted, now);
         let (most, silence) = (self.config.max_staleness, (self.parts.silence)());
         let stopped = if self.staleness.is_over(most, silence) {
@@ -172,8 +165,8 @@ impl Prefetcher {
         let limits = queue.limits((&self.shares, &self.paces), stopped, now);
         next = limits.values().map(|(_, wait)| *wait).fold(next, Duration::min);
         self.show(&limits, now);
-        let unanswered = wanted.keys().any(|identity| self.unanswered(identity));
-        if !unanswered {
+        if !self.answered && !wanted.keys().any(|identity| self.unanswered(identity)) {
+            self.answered = true;
             self.parts.first_pass.set();
         }
         next
@@ -257,12 +250,23 @@ impl Prefetcher {
     }
 
     /// Adds newly wanted identities, and forgets those that have been unwanted for [`LINGER`].
-    fn follow(&mut self, wanted: &WantedRoles, now: Instant) {
+    fn follow(&mut self, wanted: &WantedRoles, news: bool, now: Instant) {
         // Roles that pods want at the start are not new: the previous agent may have had them.
         let paid = std::mem::take(&mut self.starting);
-        for identity in wanted.keys() {
-            let plan = self.plans.entry(identity.clone());
-            plan.or_insert_with(|| Plan::new(paid)).unwanted_since = None;
+        for identity in wanted.keys().filter(|_| news) {
+            match self.plans.get_mut(identity) {
+                Some(plan) => plan.unwanted_since = None,
+                None => drop(self.plans.insert(identity.clone(), Plan::new(paid))),
+            }
+        }
+        if now.duration_since(self.swept) >= LONGEST_PAUSE {
+            self.swept = now;
+            let namespaces: HashSet<&str> =
+                wanted.values().flatten().map(|claimant| &*claimant.namespace).collect();
+            self.shares.forget(|namespace| namespaces.contains(&**namespace), now);
+        }
+        if !news && self.plans.len() == wanted.len() {
+            return;
         }
         self.plans.retain(|identity, plan| {
             if wanted.contains_key(identity) || plan.in_flight {
@@ -271,16 +275,15 @@ impl Prefetcher {
             // An identity without a call so far has nothing to keep.
             plan.paid && now.duration_since(*plan.unwanted_since.get_or_insert(now)) < LINGER
         });
-        let namespaces: HashSet<&str> =
-            wanted.values().flatten().map(|claimant| &*claimant.namespace).collect();
-        self.shares.forget(|namespace| namespaces.contains(&**namespace), now);
         let plans = &self.plans;
         self.entries.send_if_modified(|entries| {
             let before = entries.len();
             entries.retain(|identity, _| plans.contains_key(identity));
             let kept = entries.len();
             for identity in wanted.keys() {
-                entries.entry(identity.clone()).or_default();
+                if !entries.contains_key(identity) {
+                    entries.insert(identity.clone(), Entry::default());
+                }
             }
             before != kept || kept != entries.len()
         });
@@ -297,9 +300,7 @@ impl Prefetcher {
                 taken += 1;
             }
         }
-        if given > 0 {
-            info!(taken, given, "Inherited credentials from the previous agent");
-        }
+        info!(taken, given, "Inherited credentials from the previous agent");
     }
 
     /// Records the wait of each pod that has its first credentials now.
