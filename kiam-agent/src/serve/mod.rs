@@ -9,6 +9,7 @@ mod rarely;
 mod relay;
 mod report;
 mod share;
+mod turns;
 
 use std::{
     future::Future,

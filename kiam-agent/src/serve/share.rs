@@ -4,27 +4,25 @@ use std::{
     future::poll_fn,
     pin::pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     task::ready,
 };
 
-use tokio::{sync::Semaphore, task::yield_now, time::Instant};
-use tokio_util::sync::PollSemaphore;
+use tokio::{task::yield_now, time::Instant};
 
+use super::turns::Turns;
 use kiam_core::rate::{Bucket, Rate};
-
-/// Concurrently running connections of one owner. Others wait for the owner's turn outside the runtime's queue, so that
-/// this queue has one task for each owner, however many connections an owner has.
-const TURNS: usize = 1;
 
 /// The share of one owner.
 #[derive(Debug)]
 pub(super) struct Share {
     rate: Rate,
     requests: Mutex<Bucket>,
-    turns: Arc<Semaphore>,
+    /// One connection of the owner runs at a time. Others wait outside the runtime's queue, so that this queue has one task
+    /// for each owner, however many connections an owner has.
+    turns: Turns,
 }
 
 /// Whether a connection has used its turn.
@@ -37,8 +35,7 @@ pub(super) struct Turn {
 
 impl Share {
     pub(super) fn new(rate: Rate) -> Self {
-        let (requests, turns) = (Mutex::default(), Arc::new(Semaphore::new(TURNS)));
-        Self { rate, requests, turns }
+        Self { rate, requests: Mutex::default(), turns: Turns::default() }
     }
 
     /// Whether the owner may make another request now.
@@ -54,15 +51,12 @@ impl Share {
     /// Runs `work`, which is one connection's, in the owner's turns. A turn ends where the work has to wait, and at
     /// [`Turn::next`], so that a waiting request delays no others.
     pub(super) async fn in_turns<T>(&self, turn: &Turn, work: impl Future<Output = T>) -> T {
-        let mut turns = PollSemaphore::new(self.turns.clone());
+        let mut place = self.turns.place();
         let mut work = pin!(work);
         poll_fn(|context| {
-            // Never closed.
-            let permit = ready!(turns.poll_acquire(context));
+            let _turn = ready!(place.poll_take(context));
             turn.answered.store(false, Ordering::Relaxed);
-            let polled = work.as_mut().poll(context);
-            drop(permit);
-            polled
+            work.as_mut().poll(context)
         })
         .await
     }
