@@ -128,6 +128,15 @@ pub struct LoopbackNode {
 impl LoopbackNode {
     /// Starts all three, the agent last, once `prepare` has seen to the others.
     pub fn start(flags: &[&str], prepare: impl FnOnce(&Kubernetes, &Sts)) -> Result<Self> {
+        Self::start_by(&agent_binary()?, flags, prepare)
+    }
+
+    /// As [`LoopbackNode::start`], with this agent's `binary`.
+    pub fn start_by(
+        binary: &Path,
+        flags: &[&str],
+        prepare: impl FnOnce(&Kubernetes, &Sts),
+    ) -> Result<Self> {
         let folder = tempfile::tempdir().context("making a folder")?;
         let kubernetes = Kubernetes::start(Place::loopback())?;
         kubernetes.write_kubeconfig(&folder.path().join("kubeconfig"))?;
@@ -135,8 +144,8 @@ impl LoopbackNode {
         prepare(&kubernetes, &sts);
         let base = format!("--role-base-arn={}", role_base_arn());
         let flags = [&[base.as_str()], flags].concat();
-        let signer = Some(NODE_ACCESS_KEY);
-        let agent = LoopbackAgent::start(folder, &sts.url(), signer, &flags)?;
+        let signer = [("AWS_ACCESS_KEY_ID", NODE_ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", "secret")];
+        let agent = LoopbackAgent::start_in(binary, folder, &sts.url(), &signer, &flags)?;
         Ok(Self { agent, kubernetes, sts })
     }
 

@@ -112,6 +112,20 @@ impl Process {
         Ok(Duration::from_secs(ticks) / TICKS_PER_SECOND)
     }
 
+    /// How long processors have run its threads, to the nanosecond, without those that have ended.
+    pub fn run_time(&self) -> Result<Duration> {
+        let path = format!("/proc/{}/task", self.pid());
+        let mut all = 0;
+        for task in fs::read_dir(&path).with_context(|| format!("reading {path}"))? {
+            let file = task.context("a thread")?.path().join("schedstat");
+            // It may have ended meanwhile.
+            let Ok(text) = fs::read_to_string(file) else { continue };
+            let nanos = text.split(' ').next().context("a thread has a run time")?;
+            all += nanos.trim().parse::<u64>().context("a run time")?;
+        }
+        Ok(Duration::from_nanos(all))
+    }
+
     /// How many descriptors it has open.
     pub fn descriptors(&self) -> Result<usize> {
         let path = format!("/proc/{}/fd", self.pid());

@@ -1,4 +1,4 @@
-//! `docs/benchmarks.md`, made from what was measured. What it concludes is computed, so that it can't be kinder than the
+//! The second part of `docs/benchmarks.md`, made from what was measured. What it concludes is computed, so that it can't be kinder than the
 //! numbers.
 
 use std::fmt::Write as _;
@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lab::pod_client::bench::{Measured, Spread};
 
+use super::agent::picture::{Bars, draw};
 use super::machine::Machine;
 use super::rules::Tools;
 use super::statistics::Range;
@@ -51,11 +52,31 @@ type Kind = fn(&Measured) -> Spread;
 const FRESH: Kind = |measured| measured.fresh;
 const KEPT: Kind = |measured| measured.kept;
 
+/// The picture of the ways: a new connection for each request.
+pub(super) fn picture(report: &Report) -> String {
+    let most = report.series.iter().map(|series| series.rules).max().unwrap_or(0);
+    let p50 = |way: Way, rules: u32| {
+        let mut found = report.series.iter().filter(|it| it.way == way && it.rules == rules);
+        let rounds = &found.next()?.rounds;
+        let micros = rounds.iter().map(|round| FRESH(round).p50 as f64 / 1e3);
+        Range::of(micros).map(|range| range.median)
+    };
+    let bars = Way::ALL.into_iter().filter_map(|way| {
+        let values = [("without rules", p50(way, 0)), ("with the most rules", p50(way, most))];
+        let values: Vec<_> =
+            values.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+        (!values.is_empty()).then(|| Bars { label: way.name().to_owned(), values })
+    });
+    let title = format!("A new connection and its answer, without and with {most} rules");
+    draw(&title, "µs, p50", &bars.collect::<Vec<_>>())
+}
+
 /// The document's text.
 pub(super) fn render(report: &Report) -> String {
     [
         head(report),
         METHOD.to_owned(),
+        "![A new connection for each request, by way](images/paths.svg)\n".to_owned(),
         fresh_table(report),
         comparison(report),
         kept_table(report),
@@ -66,7 +87,7 @@ pub(super) fn render(report: &Report) -> String {
 }
 
 const METHOD: &str = "\
-## Method
+### Method
 
 For every way at every number of rules there is a lab node: network namespaces, veths routed as
 Calico and the VPC CNI do it, cgroups as the kubelet's. Each node has its own agent (the same
@@ -96,7 +117,7 @@ itself needs.
 ";
 
 const LIMITS: &str = "\
-## What this does not say
+### What this does not say
 
 - Absolute speed elsewhere. This is one machine with virtual links, one client at a time, and a
   stand-in for a node. Ratios within a round are what carries over.
@@ -121,10 +142,8 @@ fn head(report: &Report) -> String {
     let below = if machine.is_virtual { ", virtual" } else { "" };
     let version = |version: &Option<String>| version.clone().unwrap_or("not there".to_owned());
     let mut text = format!(
-        "# Benchmarks\n\n\
-         For contributors, and for whoever compares: how long each way from a pod to the agent takes.\n\
-         Written by\n\n```sh\n{}\n```\n\n\
-         as root. Do not edit this page; run the command again.\n\n\
+        "```sh\n{}\n```\n\n\
+         as root. It takes less than six minutes on two cores.\n\n\
          | | |\n| --- | --- |\n\
          | day | {} |\n| agent | {} |\n| processor | {}, {} threads{below} |\n| kernel | {} |\n\
          | load average before, after (1, 5, 15 minutes) | {}; {} |\n\
@@ -177,7 +196,7 @@ fn fresh_table(report: &Report) -> String {
         ]
     });
     format!(
-        "## A new connection for each request\n\n\
+        "### A new connection for each request\n\n\
         Microseconds. p50 and p90 are medians over the rounds, with the smallest and the largest round. Ratios\n\
         are of p50 within a round: their median (smallest..largest).\n\n{}",
         table(&head, 1..2, rows)
@@ -201,7 +220,7 @@ fn comparison(report: &Report) -> String {
         first.into_iter().chain(others.iter().map(ratio)).collect()
     });
     format!(
-        "### eBPF as a ratio to each other way, at the same rules\n\n\
+        "#### eBPF as a ratio to each other way, at the same rules\n\n\
         Median over rounds. Above 1 (bold), eBPF is slower.\n\n{}",
         table(&head, 1..2, rows)
     )
@@ -218,13 +237,13 @@ fn kept_table(report: &Report) -> String {
         ]
     });
     format!(
-        "## One connection for all requests\n\nMicroseconds for each request, as above.\n\n{}",
+        "### One connection for all requests\n\nMicroseconds for each request, as above.\n\n{}",
         table(&["rules", "way", "p50", "p90", "to direct, same rules"], 1..2, rows)
     )
 }
 
 fn conclusions(report: &Report) -> String {
-    let mut text = "## What this says\n\n".to_owned();
+    let mut text = "### What this says\n\n".to_owned();
     let most = report.series.iter().map(|series| series.rules).max().unwrap_or(0);
     let pod_local = |rules| report.find(Way::PodLocal, rules);
     let goals = [

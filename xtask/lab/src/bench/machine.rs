@@ -4,7 +4,7 @@ use std::fs;
 use std::thread;
 
 /// The machine, as far as it can be found out.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize)]
 pub(super) struct Machine {
     /// The processor's name.
     pub(super) processor: String,

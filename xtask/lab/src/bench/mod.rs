@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: what the agent costs, beside what else could be there.
 
+mod agent;
 mod document;
 mod machine;
 mod path;
@@ -23,6 +24,9 @@ use xtask::{
 /// What to measure.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Bench {
+    /// Requests beside a bare server's, memory, CPU of changes, crowds of pods, an idle node; as root, with wrk. A run of
+    /// the default size takes about ten minutes on two cores, builds not counted.
+    Agent(agent::Options),
     /// The ways from a pod to the agent, beside DNAT; as root on Debian it installs iptables and nftables. A run of the
     /// default size takes less than six minutes on two cores, builds not counted.
     Path(path::Options),
@@ -37,6 +41,7 @@ pub(crate) enum Bench {
 /// Measures it, and writes down what was found.
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
+        Bench::Agent(options) => agent::run(options),
         Bench::Path(options) => path::run(options),
         Bench::Restart(options) => restart::run(options),
         Bench::Programs(options) => programs::run(options),

@@ -20,6 +20,7 @@ use super::statistics::order;
 use super::way::Way;
 use super::{release_agent, write};
 use xtask::command::{command, output_of, printed, say, workspace};
+use xtask::page;
 use xtask::toolchain;
 
 const ROLE: &str = "bench";
@@ -54,9 +55,9 @@ pub(crate) struct Options {
     /// An agent that is built already; absent: this one, built as it is released.
     #[arg(long)]
     pub(super) agent: Option<PathBuf>,
-    /// The document to write, relative to the workspace.
-    #[arg(long, default_value = "docs/benchmarks.md")]
-    pub(super) out: PathBuf,
+    /// A file for the text, relative to the workspace; absent: its part of `docs/benchmarks.md`, with the picture.
+    #[arg(long)]
+    pub(super) out: Option<PathBuf>,
 }
 
 /// A way at a number of rules: a lab of its own, and what was measured in each round.
@@ -127,7 +128,12 @@ pub(super) fn run(options: &Options) -> Result<()> {
         series: courses.iter().map(Course::series).collect(),
         left_out,
     };
-    write(&workspace().join(&options.out), &document::render(&report))
+    let text = document::render(&report);
+    if let Some(out) = &options.out {
+        return write(&workspace().join(out), &text);
+    }
+    page::write("docs/benchmarks.md", "cargo xtask bench path", &text)?;
+    write(&workspace().join("docs/images/paths.svg"), &document::picture(&report))
 }
 
 /// Starts a lab for every way at every number of rules; the second list says which can't be, and why.
@@ -300,7 +306,7 @@ mod tests {
             client_processor: 1,
             agent_processor: 0,
             agent: None,
-            out: "x.md".into(),
+            out: None,
         };
         assert_eq!(
             repeat(&options),

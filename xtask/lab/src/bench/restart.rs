@@ -50,13 +50,13 @@ pub(crate) struct Options {
 
 /// What was measured, in milliseconds, by round.
 #[derive(Debug, Default)]
-struct Measured {
+pub(super) struct Measured {
     /// After `kill -9`: from the next agent's start to its first answer, and to its readiness.
-    killed_answer: Vec<f64>,
-    killed_ready: Vec<f64>,
+    pub(super) killed_answer: Vec<f64>,
+    pub(super) killed_ready: Vec<f64>,
     /// Beside an agent that serves: from the start to the listeners' takeover, and to readiness.
-    beside_listens: Vec<f64>,
-    beside_ready: Vec<f64>,
+    pub(super) beside_listens: Vec<f64>,
+    pub(super) beside_ready: Vec<f64>,
     /// Requests across all takeovers, and those that failed.
     asked: u64,
     failed: u64,
@@ -73,19 +73,25 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let binary = release_agent(options.agent.as_deref())?;
     let version =
         output_of(command(&binary).arg("--version")).context("asking the agent for its version")?;
-    let lab = Lab::start()?;
-    let sts = Injected::slow(Duration::from_millis(options.sts_ms));
-    let slow = lab.sts.faults().inject(sts);
-    let pods = pods(&lab, options.pods)?;
     let load_before = machine::load();
-    let mut agent = Agent::start(&lab, &binary, &[])?;
+    let measured = measure(&binary, options.rounds, options.pods, options.sts_ms)?;
+    let text = render(options, &measured, version.trim(), &load_before);
+    write(&workspace().join(&options.out), &text)
+}
+
+/// Kills and replaces the agent `binary` in each of `rounds`, on a node with that many pods.
+pub(super) fn measure(binary: &Path, rounds: u32, count: u32, sts_ms: u64) -> Result<Measured> {
+    let lab = Lab::start()?;
+    let slow = lab.sts.faults().inject(Injected::slow(Duration::from_millis(sts_ms)));
+    let pods = pods(&lab, count)?;
+    let mut agent = Agent::start(&lab, binary, &[])?;
     agent.wait_ready(LIMIT)?;
     let mut measured = Measured::default();
-    for round in 0..=options.rounds {
-        say(format!("round {round} of {} (the first is not counted)", options.rounds));
+    for round in 0..=rounds {
+        say(format!("round {round} of {rounds} (the first is not counted)"));
         let mut this = Measured::default();
-        agent = this.kill(&lab, &binary, agent, &pods[0])?;
-        agent = this.take_over(&lab, &binary, agent, &pods)?;
+        agent = this.kill(&lab, binary, agent, &pods[0])?;
+        agent = this.take_over(&lab, binary, agent, &pods)?;
         if round > 0 {
             measured.add(this);
         }
@@ -94,8 +100,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let packets: u64 =
         pods.iter().flat_map(LabPod::ips).map(|address| lab.imds.packets_from(address)).sum();
     ensure!(packets == 0, "{packets} packets of pods reached the metadata service");
-    let text = render(options, &measured, version.trim(), &load_before);
-    write(&workspace().join(&options.out), &text)
+    Ok(measured)
 }
 
 fn pods(lab: &Lab, count: u32) -> Result<Vec<LabPod>> {

@@ -1,7 +1,7 @@
 //! Medians and ratios of rounds.
 
 /// Where values of several rounds lie.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub(super) struct Range {
     pub(super) median: f64,
     pub(super) min: f64,
