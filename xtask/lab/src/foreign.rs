@@ -207,7 +207,7 @@ fn load(name: &str, hook: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(program) })
 }
 
-pub(crate) fn bpf<T>(command: i64, attr: &mut T) -> io::Result<i64> {
+fn bpf<T>(command: i64, attr: &mut T) -> io::Result<i64> {
     // SAFETY: the kernel reads and writes as much of the attributes as is said, and reads what they point to, which lives.
     let answer = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }

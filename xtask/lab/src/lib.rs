@@ -24,7 +24,6 @@ pub mod pod_client;
 mod process;
 pub mod prometheus;
 mod refusal;
-mod runs;
 pub mod runtime;
 mod sweep;
 mod world;
@@ -42,7 +41,6 @@ pub use node::{IMDS_V4, IMDS_V6, NODE_NAME, NODE_V4, NODE_V6, Node};
 pub use pod::{LabPod, PodSpec};
 pub use process::Process;
 pub use refusal::Refusal;
-pub use runs::{ProgramRuns, program_runs};
 pub use world::{Lab, role_arn, role_base_arn};
 
 /// Set where a skipped test is a failure, as in CI.

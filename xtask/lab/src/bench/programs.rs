@@ -83,22 +83,42 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let binary = release_agent(options.agent.as_deref())?;
     let version =
         output_of(command(&binary).arg("--version")).context("asking the agent for its version")?;
+    let load_before = machine::load();
+    let pairs = pairs(&binary, options.rounds, options.repeat)?;
+    let text = render(options, &pairs, version.trim(), &load_before);
+    write(&workspace().join(&options.out), &text)
+}
+
+/// What each program took beyond an empty one, in nanoseconds by round, with what runs it.
+pub(super) fn beyond_empty(
+    binary: &Path,
+    rounds: u32,
+    repeat: u32,
+) -> Result<Vec<(&'static str, Vec<f64>)>> {
+    let pairs = pairs(binary, rounds, repeat)?;
+    let beyond = |pair: &Pair| {
+        let both = pair.own_nanos.iter().zip(&pair.empty_nanos);
+        (pair.what, both.map(|(own, empty)| own - empty).collect())
+    };
+    Ok(pairs.iter().map(beyond).collect())
+}
+
+/// The agent's programs beside empty ones, measured.
+fn pairs(binary: &Path, rounds: u32, repeat: u32) -> Result<Vec<Pair>> {
     let lab = Lab::start()?;
     let pod = lab.pod(PodSpec::new("shop", "reader").role("reader"))?;
-    let load_before = machine::load();
-    let mut agent = Agent::start(&lab, &binary, &["--guard=route,skb"])?;
+    let mut agent = Agent::start(&lab, binary, &["--guard=route,skb"])?;
     agent.wait_ready(LIMIT)?;
     let mut pairs = HOOKS
         .into_iter()
         .map(|hook| Pair::beside(lab.node.kubepods(), hook))
         .collect::<Result<Vec<_>>>()?;
     let _counting = Counting::begin()?;
-    for round in 0..=options.rounds {
-        say(format!("round {round} of {} (the first is not counted)", options.rounds));
-        measure(&mut pairs, &pod, options.repeat, round > 0)?;
+    for round in 0..=rounds {
+        say(format!("round {round} of {rounds} (the first is not counted)"));
+        measure(&mut pairs, &pod, repeat, round > 0)?;
     }
-    let text = render(options, &pairs, version.trim(), &load_before);
-    write(&workspace().join(&options.out), &text)
+    Ok(pairs)
 }
 
 fn measure(pairs: &mut [Pair], pod: &LabPod, repeat: u32, counts: bool) -> Result<()> {

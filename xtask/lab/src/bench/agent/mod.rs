@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::{
     machine::{self, Machine},
-    release_agent, restart,
+    programs, release_agent, restart,
     statistics::Range,
     write,
 };
@@ -78,8 +78,10 @@ enum Group {
     Restarts,
     /// The binary.
     Size,
-    /// An idle node, and what others' connects cost.
+    /// An idle node.
     Idle,
+    /// What the kernel programs take for whoever has nothing to do with the agent.
+    Programs,
     /// Instructions for each request.
     Instructions,
 }
@@ -141,7 +143,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let (load_before, started) = (machine::load(), Instant::now());
     let wants = |group| options.rows.is_empty() || options.rows.contains(&group);
     let mut figures = Vec::new();
-    let groups: [(Group, fn(&Plan) -> Result<Vec<Figure>>); 8] = [
+    let groups: [(Group, fn(&Plan) -> Result<Vec<Figure>>); 9] = [
         (Group::Requests, requests::on_node),
         (Group::Pods, requests::in_pods),
         (Group::Memory, records::memory),
@@ -150,6 +152,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
         (Group::Restarts, restarts),
         (Group::Size, size),
         (Group::Idle, idle::idle),
+        (Group::Programs, others),
     ];
     for (group, measure) in groups.into_iter().filter(|(group, _)| wants(*group)) {
         say(format!("measuring: {group:?}"));
@@ -215,6 +218,14 @@ fn restarts(plan: &Plan) -> Result<Vec<Figure>> {
     let named = |name| format!("{name}, {pods} pods and roles");
     let figures = figures.into_iter();
     Ok(figures.filter_map(|(name, it)| Figure::of("restarts", named(name), "ms", it)).collect())
+}
+
+fn others(plan: &Plan) -> Result<Vec<Figure>> {
+    let (rounds, repeat) = if plan.quick { (2, 500) } else { (10, 5_000) };
+    let found = programs::beyond_empty(&plan.agent, rounds, repeat)?;
+    let named = |what| format!("an unrelated {what}: the program beyond an empty one");
+    let found = found.into_iter();
+    Ok(found.filter_map(|(what, it)| Figure::of("programs", named(what), "ns", &it)).collect())
 }
 
 fn size(plan: &Plan) -> Result<Vec<Figure>> {

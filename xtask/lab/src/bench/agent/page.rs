@@ -70,11 +70,12 @@ pub(super) fn tables(results: &Results) -> String {
             text.push_str(&format!("{title}\n\n{}\n", table(&head, 0..2, rows)));
         }
     }
-    let rest: Vec<_> = ["memory", "changes", "crowds", "restarts", "size", "idle", "instructions"]
-        .into_iter()
-        .flat_map(of)
-        .map(|figure| vec![figure.name.clone(), figure.unit.to_owned(), shown(&figure.agent)])
-        .collect();
+    let rest: Vec<_> =
+        ["memory", "changes", "crowds", "restarts", "size", "idle", "programs", "instructions"]
+            .into_iter()
+            .flat_map(of)
+            .map(|figure| vec![figure.name.clone(), figure.unit.to_owned(), shown(&figure.agent)])
+            .collect();
     if !rest.is_empty() {
         text.push_str(&format!("### All else\n\n{}\n", table(&["", "", "agent"], 0..2, rest)));
     }
