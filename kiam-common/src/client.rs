@@ -75,6 +75,22 @@ impl ClientRecord {
     pub const USED: u32 = 4;
 }
 
+/// The value of `CALLERS` and `PROCESSES`: the thread that called connect, and its process. It is for the audit alone, and
+/// identifies nobody. It has maps of its own, so that the layout of the others, and with it the pins, stay as they are.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallingProcess {
+    /// The process's number in the initial PID namespace (`tgid`).
+    pub process: u32,
+    /// The thread's.
+    pub thread: u32,
+    /// The time of the connect, in nanoseconds of `CLOCK_BOOTTIME`, the clock of processes' start times.
+    pub connected_ns: u64,
+    /// The thread's name (`comm`), which ends at the first zero. The process may set it to anything.
+    pub comm: [u8; 16],
+}
+const _: () = assert!(size_of::<CallingProcess>() == 32);
+
 /// The value of `SANDBOXES`: a network namespace that is known to be a pod's. The key is its cookie.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -137,11 +153,13 @@ pub fn mapped(v4: [u8; 4]) -> [u8; 16] {
 #[cfg(feature = "user")]
 mod user {
     #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait")]
-    use super::{ConnectionCount, FlowKey, Opener, Sandbox, Sighting, Sightings};
+    use super::{CallingProcess, ConnectionCount, FlowKey, Opener, Sandbox, Sighting, Sightings};
     // SAFETY: `repr(C)`, integers only, padding explicit (the size asserts above), any bytes are valid.
     unsafe impl aya::Pod for FlowKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Opener {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for CallingProcess {}
     // SAFETY: as above.
     unsafe impl aya::Pod for ConnectionCount {}
     // SAFETY: as above.

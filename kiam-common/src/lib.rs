@@ -22,6 +22,10 @@ pub const POD_QUOTA: i64 = 256;
 /// most two entries in `FLOWS`, which has room for all of them.
 pub const PODS_PER_NODE: u32 = 1024;
 
+/// The most connections whose processes are recorded for the audit: the quotas of 256 pods, as many as the largest nodes
+/// run. So no pod can fill the map alone. Beyond that a connection's process stays unknown, and the connection is served.
+pub const AUDITED_CONNECTIONS: u32 = 256 * POD_QUOTA as u32;
+
 /// The value of `HOST_NETNS` if the agent does not know its own namespace's cookie. The programs then compare with that of
 /// the initial namespace, which they can read since kernel 5.7. No namespace has this cookie: the kernel counts up from 1.
 pub const HOST_NETNS_INITIAL: u64 = u64::MAX;

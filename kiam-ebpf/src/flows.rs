@@ -8,7 +8,7 @@
 //! port was chosen, and TCP Fast Open lets it send its SYN at any time. But only the socket that gets the answer
 //! establishes the connection, and only its opener is published.
 
-use core::arch::asm;
+use core::{arch::asm, ffi::c_void, ptr::null_mut};
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -28,6 +28,7 @@ use kiam_common::{
 
 use crate::{
     maps::{CLIENTS, FLOWS, OBSERVED, PODS, count},
+    processes,
     sock_addr::netns,
 };
 
@@ -87,6 +88,7 @@ pub(crate) fn record(ctx: &SockAddrContext, redirection: Redirection) -> Result<
     client.port = redirection.destination.port();
     client.pod_listener = redirection.pod_listener.into();
     client.state = ClientRecord::RECORDED;
+    processes::record(ctx);
     Ok(())
 }
 
@@ -126,18 +128,23 @@ fn has_room(netns: u64, pod_listener: bool) -> bool {
     reason = "the record is the socket's, which the callback has locked"
 )]
 fn recorded(ctx: &SockOpsContext) -> Option<&mut ClientRecord> {
+    let client = stored(ctx, (&raw const CLIENTS).cast_mut().cast());
+    // SAFETY: null, or this socket's own record.
+    unsafe { client.cast::<ClientRecord>().as_mut() }
+}
+
+/// What `map`, a socket storage, has for the callback's socket; null for nothing.
+#[inline(always)]
+pub(crate) fn stored(ctx: &SockOpsContext, map: *mut c_void) -> *mut c_void {
     // SAFETY: the context is there for as long as the program runs.
     let union = unsafe { (*ctx.ops).__bindgen_anon_2 };
     // SAFETY: the union has this one field, which the verifier checks.
     let socket = unsafe { union.sk };
     if socket.is_null() {
-        return None;
+        return null_mut();
     }
-    let map = (&raw const CLIENTS).cast_mut();
     // SAFETY: aya's own accessor takes only a sock_addr context; the map and the socket are real (kernel 5.2).
-    let client = unsafe { bpf_sk_storage_get(map.cast(), socket.cast(), core::ptr::null_mut(), 0) };
-    // SAFETY: null, or this socket's own record.
-    unsafe { client.cast::<ClientRecord>().as_mut() }
+    unsafe { bpf_sk_storage_get(map, socket.cast(), null_mut(), 0) }
 }
 
 /// The connection's key, with the addresses and ports that the agent's accept returns.
@@ -279,6 +286,7 @@ pub(crate) fn publish(ctx: &SockOpsContext) {
         return count(VerdictReason::Full);
     }
     client.state = ClientRecord::PUBLISHED;
+    processes::publish(ctx, opener.socket);
 }
 
 /// Removes the connection's entries, if they are still this socket's, and its part of the quota.
@@ -291,6 +299,7 @@ pub(crate) fn close(ctx: &SockOpsContext) {
     client.state = ClientRecord::USED;
     let (key, socket) = (client.key, client.opener.socket);
     remove(key, socket);
+    processes::remove(socket);
     if client.pod_listener == 0 {
         remove(FlowKey { netns: 0, ..key }, socket);
     }

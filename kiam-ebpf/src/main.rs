@@ -11,6 +11,7 @@ mod flows;
 mod guard;
 mod listener;
 mod maps;
+mod processes;
 mod sock_addr;
 
 use aya_ebpf::{

@@ -11,8 +11,11 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use kiam_common::{
-    POD_QUOTA, PODS_PER_NODE,
-    client::{ClientRecord, ConnectionCount, FlowKey, Opener, Sandbox, Sighting, Sightings},
+    AUDITED_CONNECTIONS, POD_QUOTA, PODS_PER_NODE,
+    client::{
+        CallingProcess, ClientRecord, ConnectionCount, FlowKey, Opener, Sandbox, Sighting,
+        Sightings,
+    },
     counters::VerdictReason,
     redirect::{AgentPorts, Target},
 };
@@ -67,6 +70,10 @@ pub(crate) static CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(64, 0);
 #[btf_map]
 pub(crate) static CLIENTS: SkStorage<ClientRecord> = SkStorage::new();
 
+/// The processes that called connect, stored with the sockets as [`CLIENTS`] is.
+#[btf_map]
+pub(crate) static CALLERS: SkStorage<CallingProcess> = SkStorage::new();
+
 /// The agent's listeners, to which alone connects are redirected. Written by the agent.
 #[btf_map]
 pub(crate) static LISTENERS: SkStorage<u32> = SkStorage::new();
@@ -85,6 +92,11 @@ pub(crate) static PASSED: SkStorage<u32> = SkStorage::new();
 #[map]
 pub(crate) static FLOWS: HashMap<FlowKey, Opener> =
     HashMap::with_max_entries(PODS_PER_NODE * POD_QUOTA as u32 * 2, BPF_F_NO_PREALLOC);
+
+/// The processes that opened established connections, by the socket's cookie, for the audit. Nothing is evicted.
+#[map]
+pub(crate) static PROCESSES: HashMap<u64, CallingProcess> =
+    HashMap::with_max_entries(AUDITED_CONNECTIONS, BPF_F_NO_PREALLOC);
 
 /// The callers of the IMDS, with counts (`--mode=observe`).
 #[map]

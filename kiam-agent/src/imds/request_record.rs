@@ -33,7 +33,7 @@ fn pod_of(client: &Result<Client, Unattested>, pods: &PodReader) -> Option<Arc<P
 fn uid_of(client: &Result<Client, Unattested>) -> Option<&PodUid> {
     match client {
         Ok(client) | Err(Unattested::Unknown { client, .. }) => match client {
-            Client::Pod { uid, .. } | Client::PodListener { uid } => Some(uid),
+            Client::Pod { uid, .. } | Client::PodListener { uid, .. } => Some(uid),
             Client::Address(_) => None,
         },
         Err(Unattested::OtherPod { caller, .. }) => Some(caller),

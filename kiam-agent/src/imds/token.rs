@@ -148,7 +148,7 @@ impl TokenAuthority {
     fn mac(&self, client: &Client, expires: u64) -> Hmac<Sha256> {
         // The kind is part of the MAC, so that a UID never stands for an address.
         let (kind, name) = match client {
-            Client::Pod { uid, .. } | Client::PodListener { uid } => (b"p", uid.to_string()),
+            Client::Pod { uid, .. } | Client::PodListener { uid, .. } => (b"p", uid.to_string()),
             Client::Address(address) => (b"a", address.to_canonical().to_string()),
         };
         self.mac

@@ -144,7 +144,7 @@ impl Owner {
     pub fn of(client: &Result<Client, Unattested>) -> Self {
         match client {
             Ok(client) | Err(Unattested::Unknown { client, .. }) => match client {
-                Client::Pod { uid, .. } | Client::PodListener { uid } => Self::Pod(uid.clone()),
+                Client::Pod { uid, .. } | Client::PodListener { uid, .. } => Self::Pod(uid.clone()),
                 Client::Address(address) => Self::Address(address.to_canonical()),
             },
             Err(_) => Self::Stranger,

@@ -75,7 +75,8 @@ struct OnePod(u32);
 
 impl ClientResolver for OnePod {
     fn resolve(&self, connection: &Connection) -> Result<Client, Unattested> {
-        Ok(Client::Pod { uid: uid(self.0), address: connection.peer.ip(), origin: Origin::Pod })
+        let address = connection.peer.ip();
+        Ok(Client::Pod { uid: uid(self.0), address, origin: Origin::Pod, opener: None })
     }
 }
 

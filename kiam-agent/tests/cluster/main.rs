@@ -146,7 +146,7 @@ fn pod(name: &str, n: u32) -> PodRecord {
 
 fn attested(n: u32) -> Client {
     let address = "10.0.0.1".parse().unwrap();
-    Client::Pod { uid: PodUid::new(&uid(n)), address, origin: Origin::Pod }
+    Client::Pod { uid: PodUid::new(&uid(n)), address, origin: Origin::Pod, opener: None }
 }
 
 #[tokio::test]

@@ -43,7 +43,7 @@ use tokio::time::Instant;
 
 use crate::{
     rate::Rate,
-    role::{AccountName, Claimant, RoleArn, RoleIdentity},
+    role::{AccountName, Claimant, RoleArn, RoleIdentity, SessionName},
     secret::Secret,
 };
 
@@ -81,6 +81,8 @@ pub struct IssuedCredentials {
     pub credentials: Credentials,
     /// The answers to pods.
     pub rendered: RenderedAnswers,
+    /// The name of the session that STS issued them for, which CloudTrail shows.
+    pub session_name: SessionName,
     /// The credentials' lifetime.
     term: schedule::Term,
 }

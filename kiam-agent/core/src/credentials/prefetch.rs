@@ -388,7 +388,9 @@ impl Prefetcher {
 
     fn keep(&self, identity: RoleIdentity, credentials: Credentials, term: Term) {
         let rendered = (self.parts.render)(&credentials);
-        let issued = Some(Arc::new(IssuedCredentials { credentials, rendered, term }));
+        let session_name = identity.session_name.clone();
+        let issued = IssuedCredentials { credentials, rendered, session_name, term };
+        let issued = Some(Arc::new(issued));
         self.write(identity, Entry { issued, failure: None, limit: None });
     }
 

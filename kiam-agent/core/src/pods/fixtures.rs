@@ -16,7 +16,7 @@ pub fn config_hash(n: u32) -> PodUid {
 
 /// A client that the kernel attests, in its pod's own network namespace.
 pub fn attested(uid: PodUid, address: &str) -> Client {
-    Client::Pod { uid, address: ip(address), origin: Origin::Pod }
+    Client::Pod { uid, address: ip(address), origin: Origin::Pod, opener: None }
 }
 
 /// The address that `text` is.

@@ -9,6 +9,7 @@ mod changes;
 pub mod fixtures;
 mod index;
 mod kind;
+mod opener;
 mod reader;
 mod records;
 mod tables;
@@ -26,6 +27,7 @@ pub use self::{
     changes::{Changed, Position},
     index::PodIndex,
     kind::Record,
+    opener::{CallingProcess, Comm, ContainerId, Opener},
     reader::{NotFound, PodReader},
     uid::{InvalidPodUid, PodUid, is_qos_class},
 };
@@ -156,11 +158,15 @@ pub enum Client {
         address: IpAddr,
         /// Which network namespace it was opened in.
         origin: Origin,
+        /// The process that opened it, for the audit.
+        opener: Option<Arc<Opener>>,
     },
     /// The same, at a pod listener: there is no address to check.
     PodListener {
         /// From the cgroup path, and the listener's.
         uid: PodUid,
+        /// The process that opened it, for the audit.
+        opener: Option<Arc<Opener>>,
     },
     /// Only the source address is known (`--identity=source-ip`).
     Address(IpAddr),
@@ -279,6 +285,19 @@ impl Pod {
         const REPLACING: [&str; 4] = ["ReplicaSet", "ReplicationController", "StatefulSet", "Job"];
         let controller = self.controller.as_deref();
         controller.is_some_and(|kind| REPLACING.contains(&kind)) && self.config_hash.is_none()
+    }
+}
+
+// === impl Client ===
+
+impl Client {
+    /// The process that opened the connection, if the kernel attests it.
+    #[must_use]
+    pub fn opener(&self) -> Option<&Arc<Opener>> {
+        match self {
+            Self::Pod { opener, .. } | Self::PodListener { opener, .. } => opener.as_ref(),
+            Self::Address(_) => None,
+        }
     }
 }
 

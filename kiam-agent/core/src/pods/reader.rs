@@ -55,7 +55,7 @@ impl PodReader {
     /// [`NotFound`] where the pod is not certain.
     pub fn find(&self, client: &Client) -> Result<Arc<Pod>, NotFound> {
         match client {
-            Client::Pod { uid, address, origin } => {
+            Client::Pod { uid, address, origin, .. } => {
                 let pod = attested(&self.0.read(), uid)?;
                 if self.fits(&pod, *address, *origin) {
                     Ok(pod)
@@ -64,7 +64,7 @@ impl PodReader {
                 }
             }
             // It came from inside the pod's own network namespace.
-            Client::PodListener { uid } => attested(&self.0.read(), uid),
+            Client::PodListener { uid, .. } => attested(&self.0.read(), uid),
             Client::Address(address) => {
                 let pods = self.0.read().pods_at(*address);
                 let pod = only(pods)?;
@@ -247,7 +247,7 @@ mod tests {
     }
 
     fn from(uid: PodUid, address: &str, origin: Origin) -> Client {
-        Client::Pod { uid, address: ip(address), origin }
+        Client::Pod { uid, address: ip(address), origin, opener: None }
     }
 
     fn on_node(uid: PodUid, address: &str) -> Client {

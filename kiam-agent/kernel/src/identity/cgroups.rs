@@ -7,7 +7,7 @@ use std::{
 
 use crate::sys::Cgroup;
 use kiam_core::{
-    pods::{PodUid, Unattested},
+    pods::{ContainerId, PodUid, Unattested},
     role::QuotedText,
 };
 
@@ -30,10 +30,13 @@ struct Paths {
 /// A cache of results, which stay valid, since ids are not reused within a boot.
 #[derive(Debug, Default)]
 struct CgroupCache {
-    pods: HashMap<u64, PodUid>,
+    pods: HashMap<u64, Member>,
     /// The cached cgroups of each pod.
     cgroups: HashMap<PodUid, Vec<u64>>,
 }
+
+/// The pod and the container that a cgroup belongs to. The pod's own cgroup is of no container.
+type Member = (PodUid, Option<ContainerId>);
 
 // === impl CgroupPaths ===
 
@@ -56,9 +59,18 @@ impl CgroupPaths {
     ///
     /// [`Unattested::Gone`] when the cgroup was removed, [`Unattested::NotAPod`] when it is below no pod.
     pub fn pod(&self, id: u64) -> Result<PodUid, Unattested> {
+        self.member(id).map(|(uid, _)| uid)
+    }
+
+    /// As [`Self::pod`], with the container.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::pod`].
+    pub fn member(&self, id: u64) -> Result<(PodUid, Option<ContainerId>), Unattested> {
         let mut paths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(uid) = paths.known.pods.get(&id) {
-            return Ok(uid.clone());
+        if let Some(member) = paths.known.pods.get(&id) {
+            return Ok(member.clone());
         }
         let path = paths.root.path_of(id).map_err(|error| match error.raw_os_error() {
             Some(libc::ESTALE) => Unattested::Gone(id),
@@ -68,15 +80,16 @@ impl CgroupPaths {
         let uid = below.and_then(PodUid::from_cgroup_path);
         let uid =
             uid.ok_or_else(|| Unattested::NotAPod(QuotedText::new(&path.to_string_lossy())))?;
-        paths.known.remember(id, &uid);
-        Ok(uid)
+        let container = below.and_then(ContainerId::from_cgroup_path);
+        paths.known.remember(id, &uid, container.clone());
+        Ok((uid, container))
     }
 }
 
 // === impl CgroupCache ===
 
 impl CgroupCache {
-    fn remember(&mut self, id: u64, uid: &PodUid) {
+    fn remember(&mut self, id: u64, uid: &PodUid, container: Option<ContainerId>) {
         if !self.cgroups.contains_key(uid) && self.cgroups.len() >= CACHED_PODS {
             *self = Self::default();
         }
@@ -84,7 +97,7 @@ impl CgroupCache {
         if own.len() >= CGROUPS {
             own.drain(..).for_each(|id| drop(self.pods.remove(&id)));
         }
-        if self.pods.insert(id, uid.clone()).is_none() {
+        if self.pods.insert(id, (uid.clone(), container)).is_none() {
             own.push(id);
         }
     }
@@ -215,15 +228,15 @@ mod tests {
     fn a_pod_with_many_cgroups_takes_no_other_pods_place() {
         let mut known = CgroupCache::default();
         let (many, other) = (PodUid::new(A), PodUid::new(B));
-        known.remember(0, &other);
+        known.remember(0, &other, None);
         for id in 1..100_000 {
-            known.remember(id, &many);
-            known.remember(id, &many);
+            known.remember(id, &many, None);
+            known.remember(id, &many, None);
         }
-        assert_eq!(known.pods.get(&0), Some(&other));
+        assert_eq!(known.pods.get(&0), Some(&(other, None)));
         assert!(known.pods.contains_key(&99_999) && known.pods.len() <= CGROUPS + 1);
         for n in 0..10_000_u32 {
-            known.remember(u64::from(n) + 200_000, &PodUid::new(&format!("{n:032x}")));
+            known.remember(u64::from(n) + 200_000, &PodUid::new(&format!("{n:032x}")), None);
             assert!(
                 known.cgroups.len() <= CACHED_PODS && known.pods.len() <= CACHED_PODS + CGROUPS
             );

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{CgroupPaths, unreadable};
+use super::{CgroupPaths, opener, unreadable};
 use crate::{
     intercept::{FlowEntry, Flows},
     selftest::Witness,
@@ -80,7 +80,7 @@ impl KernelResolver {
         if self.witness.saw(entry, peer) {
             return Err(Unattested::Selftest);
         }
-        let uid = self.cgroups.pod(entry.cgroup)?;
+        let (uid, opener) = opener(&self.flows, &self.cgroups, entry)?;
         let origin = match owner {
             NamespaceOwner::Node => Origin::Node,
             NamespaceOwner::Pod(pod) if pod == uid => Origin::Pod,
@@ -89,7 +89,7 @@ impl KernelResolver {
             }
             NamespaceOwner::Selftest => return Err(Unattested::NoEntry),
         };
-        Ok(Client::Pod { uid, address, origin })
+        Ok(Client::Pod { uid, address, origin, opener })
     }
 
     /// Resolves by the last entry for connections with these ends. Another pod can overwrite the entry, so that this
@@ -101,9 +101,9 @@ impl KernelResolver {
         if self.witness.saw(entry, peer) {
             return Err(Unattested::Selftest);
         }
-        let uid = self.cgroups.pod(entry.cgroup)?;
+        let (uid, opener) = opener(&self.flows, &self.cgroups, entry)?;
         let origin = if entry.on_host { Origin::Node } else { Origin::Unknown };
-        Ok(Client::Pod { uid, address: peer.ip().to_canonical(), origin })
+        Ok(Client::Pod { uid, address: peer.ip().to_canonical(), origin, opener })
     }
 }
 
@@ -202,8 +202,9 @@ mod tests {
 
     #[test]
     fn the_only_entry_is_taken_and_several_are_refused() {
-        let entry =
-            |netns| (FlowEntry { cgroup: 7, netns, on_host: false }, NamespaceOwner::Pod(uid(1)));
+        let entry = |netns| {
+            (FlowEntry { cgroup: 7, netns, socket: 9, on_host: false }, NamespaceOwner::Pod(uid(1)))
+        };
         assert_eq!(only(Vec::new()).unwrap_err(), Unattested::NoEntry);
         assert_eq!(only(vec![entry(1)]).unwrap().0.netns, 1);
         assert_eq!(only(vec![entry(1), entry(2)]).unwrap_err(), Unattested::Contested(2));

@@ -4,20 +4,25 @@ mod cgroups;
 mod kernel;
 mod node;
 mod pod_listener;
+mod process;
 
 pub use self::{
     cgroups::CgroupPaths,
     kernel::{KernelResolver, Namespaces},
     node::InterfaceAddresses,
     pod_listener::PodListenerResolver,
+    process::{ContainerAge, Executable, Inspection, ProcessReader, Relative},
 };
 
 pub(crate) use self::node::interfaces as interface_addresses;
 
-use std::fmt::Display;
+use std::{fmt::Display, sync::Arc};
 
-use crate::selftest::Witness;
-use kiam_core::pods::{Client, ClientResolver, Connection, Unattested};
+use crate::{
+    intercept::{FlowEntry, Flows},
+    selftest::Witness,
+};
+use kiam_core::pods::{Client, ClientResolver, Connection, Opener, PodUid, Unattested};
 
 /// The resolver of `--identity=source-ip`: only the source address is known, as in kiam.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +33,18 @@ pub struct SourceIpResolver {
 
 fn unreadable(error: impl Display) -> Unattested {
     Unattested::Unreadable(error.to_string())
+}
+
+/// The pod whose process opened the connection of `entry`, and that process. Only the cgroup decides about the pod.
+fn opener(
+    flows: &Flows,
+    cgroups: &CgroupPaths,
+    entry: FlowEntry,
+) -> Result<(PodUid, Option<Arc<Opener>>), Unattested> {
+    let FlowEntry { cgroup, socket, .. } = entry;
+    let (uid, container) = cgroups.member(cgroup)?;
+    let opener = Opener { socket, container, process: flows.process(socket) };
+    Ok((uid, Some(Arc::new(opener))))
 }
 
 // === impl SourceIpResolver ===

@@ -1,6 +1,6 @@
 //! Identity at a pod listener.
 
-use super::CgroupPaths;
+use super::{CgroupPaths, opener};
 use crate::intercept::Flows;
 use kiam_core::pods::{Client, ClientResolver, Connection, PodUid, Unattested};
 
@@ -29,10 +29,10 @@ impl ClientResolver for PodListenerResolver {
     fn resolve(&self, connection: &Connection) -> Result<Client, Unattested> {
         let found = self.flows.find(self.netns, connection.peer, connection.local);
         let entry = found.map_err(super::unreadable)?.ok_or(Unattested::NoEntry)?;
-        let uid = self.cgroups.pod(entry.cgroup)?;
+        let (uid, opener) = opener(&self.flows, &self.cgroups, entry)?;
         if uid != self.pod {
             return Err(Unattested::OtherPod { caller: uid, listener: self.pod.clone() });
         }
-        Ok(Client::PodListener { uid })
+        Ok(Client::PodListener { uid, opener })
     }
 }

@@ -4,10 +4,13 @@ use std::{
     collections::HashSet,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use aya::maps::{HashMap, MapData, MapError};
-use kiam_common::client::{ConnectionCount, FlowKey, Opener};
+use kiam_common::client::{CallingProcess as ProcessRecord, ConnectionCount, FlowKey, Opener};
+
+use kiam_core::pods::{CallingProcess, Comm};
 
 /// The opener of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +19,8 @@ pub struct FlowEntry {
     pub cgroup: u64,
     /// The cookie of the network namespace that it was opened in.
     pub netns: u64,
+    /// The cookie of its socket.
+    pub socket: u64,
     /// Whether the namespace is the node's own.
     pub on_host: bool,
 }
@@ -28,6 +33,7 @@ pub struct Flows(Arc<Mutex<Maps>>);
 struct Maps {
     flows: HashMap<MapData, FlowKey, Opener>,
     pods: ConnectionCounts,
+    processes: HashMap<MapData, u64, ProcessRecord>,
 }
 
 /// The connection counts of pods, by cgroup.
@@ -44,9 +50,21 @@ impl Flows {
     pub(super) fn new(
         flows: HashMap<MapData, FlowKey, Opener>,
         pods: HashMap<MapData, u64, ConnectionCount>,
+        processes: HashMap<MapData, u64, ProcessRecord>,
     ) -> Self {
         let pods = ConnectionCounts { counts: pods, idle: HashSet::new() };
-        Self(Arc::new(Mutex::new(Maps { flows, pods })))
+        Self(Arc::new(Mutex::new(Maps { flows, pods, processes })))
+    }
+
+    /// The process that connected the socket with the cookie `socket`. `None` once the socket is closed, where the map was
+    /// full, and of connections that an older release's programs have recorded.
+    #[must_use]
+    pub fn process(&self, socket: u64) -> Option<CallingProcess> {
+        let maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let ProcessRecord { process, thread, connected_ns, comm } =
+            maps.processes.get(&socket, 0).ok()?;
+        let connected = Duration::from_nanos(connected_ns);
+        Some(CallingProcess { pid: process, thread, connected, comm: Comm::new(comm) })
     }
 
     /// Removes and returns the entry of the connection from `peer` to `local`, if it was opened in the network namespace
@@ -116,8 +134,8 @@ impl Flows {
 impl Maps {
     fn find(&self, key: &FlowKey) -> Result<Option<FlowEntry>, MapError> {
         match self.flows.get(key, 0) {
-            Ok(Opener { cgroup, netns, on_host, .. }) => {
-                Ok(Some(FlowEntry { cgroup, netns, on_host: on_host != 0 }))
+            Ok(Opener { cgroup, netns, socket, on_host, .. }) => {
+                Ok(Some(FlowEntry { cgroup, netns, socket, on_host: on_host != 0 }))
             }
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(error),

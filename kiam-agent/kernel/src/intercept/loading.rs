@@ -25,15 +25,17 @@ use kiam_core::blocking::Blocking;
 
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
 
-pub(super) const MAPS: [&str; 11] = [
+pub(super) const MAPS: [&str; 13] = [
     "LEASE",
     "SANDBOXES",
     "CGROUPS",
     "CLIENTS",
+    "CALLERS",
     "LISTENERS",
     "PASSED",
     "FLOWS",
     "PODS",
+    "PROCESSES",
     "OBSERVED",
     "COUNTERS",
     "ATTACHED",

@@ -28,7 +28,7 @@ mod shortage;
 mod snapshot;
 mod uninstall;
 
-pub(crate) use self::{ancestors::above, config::check, loading::verify_all};
+pub(crate) use self::{ancestors::above, config::check, loading::verify_all, older::start_time};
 pub use self::{
     attached::{InterceptedSince, since_boot},
     config::{Config, HostNetworkPods, ListenerPath, Mode},

@@ -230,7 +230,7 @@ fn started(pid: &str) -> Option<Duration> {
 }
 
 /// Field 22 of `/proc/<pid>/stat`. The second field is the program's name in parentheses, which may have any characters.
-fn start_time(stat: &str) -> Option<Duration> {
+pub(crate) fn start_time(stat: &str) -> Option<Duration> {
     let (_, fields) = stat.rsplit_once(')')?;
     let ticks: u64 = fields.split_ascii_whitespace().nth(19)?.parse().ok()?;
     Some(Duration::from_millis(ticks.checked_mul(1000 / TICKS_PER_SECOND)?))

@@ -130,7 +130,8 @@ impl Interception {
         let ebpf = &mut self.ebpf;
         let log = if self.log { Some(KernelLog(EbpfLogger::init(ebpf)?)) } else { None };
         let lease = Lease::new(array(ebpf, "LEASE")?);
-        let flows = Flows::new(hash(ebpf, "FLOWS")?, hash(ebpf, "PODS")?);
+        let (flows, pods) = (hash(ebpf, "FLOWS")?, hash(ebpf, "PODS")?);
+        let flows = Flows::new(flows, pods, hash(ebpf, "PROCESSES")?);
         let map = ebpf.take_map("COUNTERS").ok_or(Error::Missing("COUNTERS"))?;
         let counters = PerCpuArray::try_from(map).map_err(map_error("COUNTERS"))?;
         let observed = (!self.enforces()).then(|| Observations::open(&self.pins)).transpose()?;

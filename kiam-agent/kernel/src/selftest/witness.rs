@@ -95,7 +95,7 @@ mod tests {
         let witness = Witness::default();
         let own = Ipv4Addr::new(169, 254, 76, 2);
         let peer = SocketAddr::from((own, 4000));
-        let entry = FlowEntry { cgroup: 7, netns: 3, on_host: false };
+        let entry = FlowEntry { cgroup: 7, netns: 3, socket: 9, on_host: false };
         assert!(!witness.saw(entry, peer) && !witness.saw_address(peer), "before there is one");
         let addresses = [own.into(), Ipv6Addr::LOCALHOST.into()];
         witness.watch(Some(TestClient { cgroup: 7, netns: Some(3), addresses }));

@@ -52,10 +52,10 @@ impl ClientResolver for Identity {
         let IpAddr::V4(address) = connection.peer.ip() else { return Err(Unattested::NoEntry) };
         match (self, address.octets()[3]) {
             (Self::Kernel | Self::Inside, 66) => Err(Unattested::NoEntry),
-            (Self::Inside, n) => Ok(Client::PodListener { uid: uid(n) }),
+            (Self::Inside, n) => Ok(Client::PodListener { uid: uid(n), opener: None }),
             (Self::Kernel, n) => {
                 let origin = Origin::Pod;
-                Ok(Client::Pod { uid: uid(n), address: address.into(), origin })
+                Ok(Client::Pod { uid: uid(n), address: address.into(), origin, opener: None })
             }
             (Self::SourceIp, _) => Ok(Client::Address(address.into())),
         }
