@@ -394,6 +394,36 @@ const CLAIMS: &[Claim] = &[
         Flag("session-name", "kiam-kiam"),
     ),
     claim("docs/scale.md", "| `2m`, the default |", Flag("sync-interval", "2m")),
+    claim("docs/audit.md", "| `log` (default) |", Flag("audit", "log")),
+    claim(
+        "docs/audit.md",
+        "`--audit-file` (default `/var/log/kiam/audit.log`)",
+        Flag("audit-file", "/var/log/kiam/audit.log"),
+    ),
+    claim("docs/audit.md", "`--audit-file-size` (default `64Mi`)", Flag("audit-file-size", "64Mi")),
+    claim(
+        "docs/audit.md",
+        "A pod may have 60 lines at once and one a second after that",
+        Source(
+            "kiam-agent/src/audit/shares.rs",
+            "LINES: Rate = Rate { burst: 60, period: Duration::from_secs(1) };",
+        ),
+    ),
+    claim(
+        "docs/audit.md",
+        "16 of them each 30 s",
+        Source("kiam-agent/src/audit/mod.rs", "FLUSH: Duration = Duration::from_secs(30);"),
+    ),
+    claim(
+        "docs/audit.md",
+        "64 lines that wait to be written",
+        Source("kiam-agent/src/audit/shares.rs", "QUEUED: usize = 64;"),
+    ),
+    claim(
+        "docs/audit.md",
+        "it has run for ten minutes without",
+        Source("kiam-agent/src/audit/unusual.rs", "LATE: Duration = Duration::from_secs(600);"),
+    ),
     claim(
         "docs/web-identity.md",
         "The token lives 600 s at most",

@@ -31,6 +31,8 @@ pub(super) enum Error {
     Key(#[from] imds::KeyError),
     #[error("--statsd: {0}")]
     Statsd(#[source] io::Error),
+    #[error("--audit: {0}")]
+    Audit(#[source] io::Error),
     #[error("the sockets for the agent after this one: {0}")]
     Handover(#[source] io::Error),
     #[error("pods' sandboxes can't be followed: {0}; --path=node goes without")]

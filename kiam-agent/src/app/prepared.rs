@@ -14,6 +14,7 @@ use tracing::warn;
 use super::{error::Error, knowledge::Knowledge, process::Process, warm_up::FirstPass};
 use crate::{
     admin::{self, Operations, Operators, OwnSocket, PodRefresher},
+    audit::{self, Audit},
     config::{Config, Hosts, Identity},
     explain,
     handover::Peers,
@@ -93,6 +94,7 @@ impl Prepared {
         let upstream = imds::Upstream::new(config.upstream.clone());
         let (knowledge, first_pass) =
             Knowledge::start(&mut process, &config, &upstream, &peers).await?;
+        let audit = audit(&mut process, config.audit.clone(), &knowledge)?;
         let operations = Arc::new(operations(&config, &process, &knowledge, log_level));
         let failed = Error::state(&config.state_dir, admin::SOCKET);
         let (listener, socket) = admin::bind_unix(&config.state_dir).map_err(failed)?;
@@ -103,7 +105,7 @@ impl Prepared {
             hosts, port, admin, metrics, intercept, identity, pod_rate, state_dir, ..
         } = config;
         let service = Service {
-            imds: service(&mut process, config.imds, &knowledge, tokens, upstream),
+            imds: service(&mut process, config.imds, &knowledge, tokens, upstream, audit),
             identity,
             config: serve_config(pod_rate, intercept.as_ref()),
         };
@@ -181,6 +183,19 @@ fn operations(
     Operations::new(process.readiness.clone(), explainer, refresher, log_level)
 }
 
+/// What records hand-outs of credentials, until the drain begins.
+fn audit(
+    process: &mut Process,
+    config: audit::Config,
+    knowledge: &Knowledge,
+) -> Result<Audit, Error> {
+    let metrics = audit::Metrics::register(&mut process.registry);
+    let audit = Audit::start(config, knowledge.pods.clone(), process.clock.clone(), metrics);
+    let audit = audit.map_err(Error::Audit)?;
+    process.spawn(audit.clone().run(process.drain.clone()));
+    Ok(audit)
+}
+
 /// What answers requests.
 fn service(
     process: &mut Process,
@@ -188,6 +203,7 @@ fn service(
     knowledge: &Knowledge,
     tokens: imds::TokenAuthority,
     upstream: imds::Upstream,
+    audit: Audit,
 ) -> imds::Service {
     let parts = imds::ServiceParts {
         pods: knowledge.pods.clone(),
@@ -198,6 +214,7 @@ fn service(
         clock: process.clock.clone(),
         metrics: imds::Metrics::register(&mut process.registry, process.statsd.clone()),
         journal: knowledge.journal.clone(),
+        audit,
     };
     imds::Service::new(config, parts)
 }

@@ -276,6 +276,15 @@ pub(super) struct Flags {
     /// How often StatsD metrics are sent
     #[arg(long, value_name = "DURATION", default_value = "10s")]
     pub(super) statsd_interval: String,
+    /// Where to write a line for each hand-out of credentials, with its process: log, file or off
+    #[arg(long, value_name = "WHERE", default_value = "log")]
+    pub(super) audit: String,
+    /// File of --audit=file, in a folder where only root may write
+    #[arg(long, value_name = "FILE", default_value = "/var/log/kiam/audit.log")]
+    pub(super) audit_file: String,
+    /// The most bytes of that file and the three older ones together, such as 64Mi
+    #[arg(long, value_name = "SIZE", default_value = "64Mi")]
+    pub(super) audit_file_size: String,
     /// Log JSON objects
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", default_value = "false")]
     pub(super) json_log: String,

@@ -1,5 +1,6 @@
 //! Parses flags and environment into the configuration of all parts, and reports all mistakes.
 
+mod audit;
 mod flags;
 mod interception;
 mod kubernetes;
@@ -126,6 +127,8 @@ pub enum Identity {
 pub struct Config {
     /// `--level` and `--json-log`.
     pub logs: Logs,
+    /// `--audit`, `--audit-file` and `--audit-file-size`.
+    pub audit: crate::audit::Config,
     /// `--statsd` and `--statsd-interval`.
     pub statsd: Option<(SocketAddr, Duration)>,
     /// `--host`.
@@ -298,6 +301,8 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let port = mistakes.port(&flags.port);
     let roles = roles::roles(flags, mistakes);
     let (intercept, identity) = interception(flags, mistakes);
+    let audit =
+        audit::audit(flags, roles.as_ref().map(|roles| roles.policy.session_duration), mistakes);
     let credentials = sts::credentials(flags, mistakes);
     let max_staleness = credentials.and_then(|it| it.max_staleness);
     let cluster = kubernetes::cluster(
@@ -320,6 +325,7 @@ fn build(flags: &Flags, vars: &dyn Vars, mistakes: &mut Mistakes) -> Option<Conf
     let mut config = Config {
         warnings: Vec::new(),
         logs: logs?,
+        audit: audit?,
         statsd: statsd?,
         hosts,
         port: port?,

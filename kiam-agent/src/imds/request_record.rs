@@ -2,11 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{StatusCode, request};
+use http::{StatusCode, header, request};
 use tokio::time::Instant;
 use tracing::{Level, debug, enabled, info, warn};
 
 use super::{Error, ServiceParts};
+use crate::audit::{Audit, Requested};
 use kiam_core::{
     credentials::IssuedCredentials,
     pods::{Client, Pod, PodReader, PodUid, Unattested},
@@ -19,6 +20,8 @@ pub(super) struct RequestRecord {
     pub(super) pod: Option<Arc<Pod>>,
     pub(super) identity: Option<Arc<RoleIdentity>>,
     pub(super) issued: Option<Arc<IssuedCredentials>>,
+    /// Whether it has a session token.
+    pub(super) has_token: bool,
 }
 
 /// The pod of `client`, if it is known, also for a rejected request.
@@ -46,7 +49,7 @@ fn uid_of(client: &Result<Client, Unattested>) -> Option<&PodUid> {
 impl RequestRecord {
     /// The record of a request that `began` then.
     pub(super) fn new(began: Instant) -> Self {
-        Self { began, pod: None, identity: None, issued: None }
+        Self { began, pod: None, identity: None, issued: None, has_token: false }
     }
 
     /// Looks up the pod if the request is to be recorded, and adds a rejected request to the journal.
@@ -62,6 +65,20 @@ impl RequestRecord {
         }
         if let (Some(error), Some(pod)) = (refusal, &self.pod) {
             parts.journal.refused(&pod.uid, head, error.kind(), parts.clock.now());
+        }
+    }
+
+    /// Records the credentials that are handed out, with the client's process.
+    pub(super) fn audit(
+        &self,
+        client: &Result<Client, Unattested>,
+        head: &request::Parts,
+        audit: &Audit,
+    ) {
+        if let (Ok(client), Some(pod), Some(issued)) = (client, &self.pod, &self.issued) {
+            let user_agent = head.headers.get(header::USER_AGENT);
+            let requested = Requested { has_token: self.has_token, user_agent };
+            audit.handed_out(client, pod, issued, requested);
         }
     }
 

@@ -27,7 +27,10 @@ use super::{
     version1::Version1,
     wire,
 };
-use crate::serve::{Owner, PodService, Relay};
+use crate::{
+    audit::Audit,
+    serve::{Owner, PodService, Relay},
+};
 use kiam_core::{
     clock::Clock,
     credentials::{CredentialReader, IssuedCredentials, State},
@@ -89,6 +92,8 @@ pub struct ServiceParts {
     pub metrics: Metrics,
     /// The journal of rejected requests, and of requests without a token.
     pub journal: Journal,
+    /// The audit of credentials.
+    pub audit: Audit,
 }
 
 /// A request without its body, and the connection that it came on.
@@ -122,6 +127,7 @@ impl PodService for Service {
     type Session = VerifiedToken;
 
     async fn relay(&self, client: &Client) -> Result<Option<Relay>, NotFound> {
+        self.parts.audit.connected(client);
         // An address may belong to another pod by now.
         if self.config.node_roles.is_empty() || matches!(client, Client::Address(_)) {
             return Ok(None);
@@ -158,6 +164,9 @@ impl PodService for Service {
         let mut record = RequestRecord::new(began);
         let asking = Asking { client, head: &head, verified };
         let outcome = self.answer(&asking, body, route, &mut record).await;
+        if kind == PathKind::Credentials && head.method == Method::GET && outcome.is_ok() {
+            record.audit(client, &head, &self.parts.audit);
+        }
         let response = match &outcome {
             Ok(answer) => answer.response(),
             Err(error) => response::refusal(error, kind),
@@ -221,6 +230,7 @@ impl Service {
         if reads && !matches!(route, Err(Error::Method { .. })) {
             let tokens = (&self.parts.tokens, verified);
             version = checks::token(&head.headers, client, tokens, self.config.imdsv2)?;
+            record.has_token = version == ImdsVersion::V2;
         }
         match (route?, unknown) {
             (Route::Token, _) => self.token(client, head),

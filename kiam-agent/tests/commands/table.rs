@@ -187,6 +187,14 @@ pub(super) const ROWS: &[Row] = &[
         "kiam-agent preflight --host=10.0.0.1…",
         By("kiam-agent/tests/preflight/page.rs", "fn installing_page_shows_what_preflight_prints"),
     ),
+    row(
+        "jq --slurpfile event event.json…",
+        By(
+            "kiam-agent/tests/audit/join.rs",
+            "fn an_access_key_id_of_cloudtrail_leads_to_the_process",
+        ),
+    ),
+    row("kubectl logs --namespace=kube-system kiam-agent-abcde…", Nothing),
     row("kiam-agent explain shop/order", By(EXPLAIN, "fn the_page_shows_what_explain_prints")),
     row("curl --unix-socket /run/kiam/admin.sock…", Here(Agent)),
     row("TOKEN=$(curl -sX PUT…", Here(Pod)),

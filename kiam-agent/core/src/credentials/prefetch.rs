@@ -389,8 +389,7 @@ impl Prefetcher {
     fn keep(&self, identity: RoleIdentity, credentials: Credentials, term: Term) {
         let rendered = (self.parts.render)(&credentials);
         let session_name = identity.session_name.clone();
-        let issued = IssuedCredentials { credentials, rendered, session_name, term };
-        let issued = Some(Arc::new(issued));
+        let issued = Some(IssuedCredentials { credentials, rendered, session_name, term }.into());
         self.write(identity, Entry { issued, failure: None, limit: None });
     }
 

@@ -27,7 +27,7 @@ pub use self::{
     changes::{Changed, Position},
     index::PodIndex,
     kind::Record,
-    opener::{CallingProcess, Comm, ContainerId, Opener},
+    opener::{CallingProcess, Comm, ContainerId, Executable, Inspection, Opener, Relative},
     reader::{NotFound, PodReader},
     uid::{InvalidPodUid, PodUid, is_qos_class},
 };
@@ -285,19 +285,6 @@ impl Pod {
         const REPLACING: [&str; 4] = ["ReplicaSet", "ReplicationController", "StatefulSet", "Job"];
         let controller = self.controller.as_deref();
         controller.is_some_and(|kind| REPLACING.contains(&kind)) && self.config_hash.is_none()
-    }
-}
-
-// === impl Client ===
-
-impl Client {
-    /// The process that opened the connection, if the kernel attests it.
-    #[must_use]
-    pub fn opener(&self) -> Option<&Arc<Opener>> {
-        match self {
-            Self::Pod { opener, .. } | Self::PodListener { opener, .. } => opener.as_ref(),
-            Self::Address(_) => None,
-        }
     }
 }
 

@@ -1,9 +1,17 @@
 //! The process that opened a connection, and its container, for the audit. They decide nothing: a process names itself.
 
-use std::{fmt, path::Path, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    ops::RangeInclusive,
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use super::uid;
+use super::{Client, PodUid, uid};
 
+/// The length of a container's id. containerd, CRI-O and Docker use 64 hexadecimal digits.
+const ID: RangeInclusive<usize> = 32..=64;
 /// The most bytes of a cgroup's name that are kept.
 const MAX_NAME: usize = 128;
 
@@ -16,6 +24,8 @@ pub struct Opener {
     pub container: Option<ContainerId>,
     /// The process, if the kernel recorded it.
     pub process: Option<CallingProcess>,
+    /// What `/proc` said of the process, once it was read.
+    pub inspection: OnceLock<Inspection>,
 }
 
 /// The process that called connect.
@@ -31,6 +41,41 @@ pub struct CallingProcess {
     pub comm: Comm,
 }
 
+/// What is known of a process that connected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inspection {
+    /// Its program.
+    pub executable: Executable,
+    /// The process that started it, or that it was left to.
+    pub parent: Option<Relative>,
+}
+
+/// The program of a process that connected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Executable {
+    /// The path, in the container.
+    Running(Vec<u8>),
+    /// The path, of a process whose thread has another name than at connect: it may run another program since.
+    Changed(Vec<u8>),
+    /// The process has ended.
+    Gone,
+    /// The agent may not read it, or does not see processes by the kernel's numbers.
+    Unreadable,
+}
+
+/// Another process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relative {
+    /// Its number in the initial PID namespace.
+    pub pid: u32,
+    /// Its name.
+    pub comm: Vec<u8>,
+    /// The path of its program, where it can be read.
+    pub executable: Option<Vec<u8>>,
+    /// Whether it is the first process of its PID namespace.
+    pub is_first: bool,
+}
+
 /// A thread's name (`comm`), as the kernel has it: any bytes, which the process may choose.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Comm([u8; 16]);
@@ -38,6 +83,28 @@ pub struct Comm([u8; 16]);
 /// A container's id. Of a cgroup that is not named as runtimes do, the name, escaped and short.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ContainerId(Arc<str>);
+
+// === impl Client ===
+
+impl Client {
+    /// The pod's UID that the kernel attests.
+    #[must_use]
+    pub fn uid(&self) -> Option<&PodUid> {
+        match self {
+            Self::Pod { uid, .. } | Self::PodListener { uid, .. } => Some(uid),
+            Self::Address(_) => None,
+        }
+    }
+
+    /// The process that opened the connection, if the kernel attests it.
+    #[must_use]
+    pub fn opener(&self) -> Option<&Arc<Opener>> {
+        match self {
+            Self::Pod { opener, .. } | Self::PodListener { opener, .. } => opener.as_ref(),
+            Self::Address(_) => None,
+        }
+    }
+}
 
 // === impl Comm ===
 
@@ -83,7 +150,7 @@ impl ContainerId {
         // `<runtime>-<id>.scope` of the systemd driver, else the id alone.
         let id = name.strip_suffix(b".scope").and_then(|scope| scope.rsplit(|b| *b == b'-').next());
         let id = id.unwrap_or(name);
-        let is_id = id.len() == 64 && id.iter().all(u8::is_ascii_hexdigit);
+        let is_id = ID.contains(&id.len()) && id.iter().all(u8::is_ascii_hexdigit);
         let mut shown = if is_id { id } else { name }.escape_ascii().to_string();
         shown.truncate(MAX_NAME);
         Some(Self(shown.into()))

@@ -11,12 +11,15 @@ pub use self::{
     kernel::{KernelResolver, Namespaces},
     node::InterfaceAddresses,
     pod_listener::PodListenerResolver,
-    process::{ContainerAge, Executable, Inspection, ProcessReader, Relative},
+    process::{ContainerAge, ProcessReader},
 };
 
 pub(crate) use self::node::interfaces as interface_addresses;
 
-use std::{fmt::Display, sync::Arc};
+use std::{
+    fmt::Display,
+    sync::{Arc, OnceLock},
+};
 
 use crate::{
     intercept::{FlowEntry, Flows},
@@ -43,7 +46,8 @@ fn opener(
 ) -> Result<(PodUid, Option<Arc<Opener>>), Unattested> {
     let FlowEntry { cgroup, socket, .. } = entry;
     let (uid, container) = cgroups.member(cgroup)?;
-    let opener = Opener { socket, container, process: flows.process(socket) };
+    let (process, inspection) = (flows.process(socket), OnceLock::new());
+    let opener = Opener { socket, container, process, inspection };
     Ok((uid, Some(Arc::new(opener))))
 }
 

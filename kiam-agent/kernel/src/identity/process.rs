@@ -7,7 +7,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read as _},
-    os::unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -18,7 +18,10 @@ use rustix::{
 };
 
 use crate::intercept::{since_boot, start_time};
-use kiam_core::{blocking::Blocking, pods::CallingProcess};
+use kiam_core::{
+    blocking::Blocking,
+    pods::{CallingProcess, Executable, Inspection, Relative},
+};
 
 /// The inode of the initial PID namespace (`PROC_PID_INIT_INO`), in which the kernel programs number processes.
 const INITIAL_PIDS: u64 = 0xEFFF_FFFC;
@@ -32,41 +35,6 @@ const PARENTS: usize = 32;
 pub struct ProcessReader {
     /// Whether the agent sees processes by the numbers that the kernel programs have.
     sees_all: bool,
-}
-
-/// What is known of a process that connected.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inspection {
-    /// Its program.
-    pub executable: Executable,
-    /// The process that started it, or that it was left to.
-    pub parent: Option<Relative>,
-}
-
-/// The program of a process that connected.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Executable {
-    /// The path, in the container.
-    Running(Vec<u8>),
-    /// The path, of a process whose thread has another name than at connect: it may run another program since.
-    Changed(Vec<u8>),
-    /// The process has ended.
-    Gone,
-    /// The agent may not read it, or does not see processes by the kernel's numbers.
-    Unreadable,
-}
-
-/// Another process.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Relative {
-    /// Its number in the initial PID namespace.
-    pub pid: u32,
-    /// Its name.
-    pub comm: Vec<u8>,
-    /// The path of its program, where it can be read.
-    pub executable: Option<Vec<u8>>,
-    /// Whether it is the first process of its PID namespace.
-    pub is_first: bool,
 }
 
 /// Since when a process's container runs.
@@ -252,6 +220,7 @@ fn read(folder: &File, name: &str) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use std::{
+        os::unix::ffi::OsStringExt as _,
         process::{Child, Command, Stdio},
         thread,
     };

@@ -18,7 +18,7 @@ use tokio::{
 use super::super::{
     Config, Imdsv2, Journal, Metrics, Service, ServiceParts, TokenAuthority, Upstream, wire,
 };
-use crate::serve;
+use crate::{audit::Audit, serve};
 use kiam_core::{
     clock::Clock,
     credentials::{self, Credentials, ErrorClass, Prefetcher, SourceError, fixtures::FnSource},
@@ -254,6 +254,7 @@ impl Node {
             clock: clock.clone(),
             metrics: Metrics::register(&mut registry, Statsd::off()),
             journal: journal.clone(),
+            audit: Audit::default(),
         };
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();

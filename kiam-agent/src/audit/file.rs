@@ -1,0 +1,151 @@
+//! The file of the audit, and the older ones that it is rotated to. Together they never take more than their size.
+//!
+//! The folder belongs to the agent's user, and nobody else may write there, so that nobody can put another file in the place of
+//! the audit's. The file is opened again only when its name leads elsewhere. Two agents may write during a takeover: each
+//! write and each rotation holds the file's lock.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{DirBuilder, File},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{
+        AtFlags, FlockOperation, Mode, OFlags, flock, fstat, ftruncate, open, openat, renameat,
+        statat,
+    },
+    io::Errno,
+    process::geteuid,
+};
+
+/// The files that are kept, the current one included.
+const FILES: u64 = 4;
+/// Attempts to lock the current file while another agent rotates it.
+const TRIES: usize = 3;
+
+/// A file that is rotated by size.
+pub(super) struct RotatedFile {
+    path: PathBuf,
+    /// The size of one of the files.
+    part: u64,
+    open: Option<OpenFile>,
+}
+
+struct OpenFile {
+    folder: File,
+    file: File,
+}
+
+// === impl RotatedFile ===
+
+impl RotatedFile {
+    /// The file at `path`, which with the older ones has at most `size` bytes. It is opened for the first line.
+    pub(super) fn new(path: PathBuf, size: u64) -> Self {
+        Self { path, part: size / FILES, open: None }
+    }
+
+    /// Appends `line`: all of it, or nothing.
+    ///
+    /// # Errors
+    ///
+    /// The system's. The next line opens the file again.
+    pub(super) fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        let written = self.append(line);
+        if written.is_err() {
+            self.open = None;
+        }
+        written
+    }
+
+    fn append(&mut self, line: &[u8]) -> io::Result<()> {
+        let name = self.path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+        for _ in 0..TRIES {
+            let open = match self.open.take() {
+                Some(open) => open,
+                None => OpenFile::open(&self.path, &name)?,
+            };
+            flock(&open.file, FlockOperation::LockExclusive)?;
+            if !open.is_at(&name)? {
+                // Rotated by another agent, or removed. Closing it unlocks it.
+                continue;
+            }
+            let length = open.file.metadata()?.len();
+            if length > 0 && length + line.len() as u64 > self.part {
+                open.rotate(&name)?;
+                continue;
+            }
+            let written = open.append(line, length);
+            flock(&open.file, FlockOperation::Unlock)?;
+            self.open = Some(open);
+            return written;
+        }
+        Err(io::Error::other("other programs replace the file"))
+    }
+}
+
+// === impl OpenFile ===
+
+impl OpenFile {
+    /// Opens the file `name` at `path`, and creates it and its folder if need be, for the agent's user alone.
+    fn open(path: &Path, name: &OsStr) -> io::Result<Self> {
+        let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = File::from(open(folder, flags, Mode::empty())?);
+        let metadata = folder.metadata()?;
+        if metadata.uid() != geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
+            return Err(io::Error::other("other users may write to the file's folder"));
+        }
+        // Without O_NONBLOCK a FIFO would wait for a reader.
+        let flags = OFlags::WRONLY
+            | OFlags::APPEND
+            | OFlags::CREATE
+            | OFlags::NOFOLLOW
+            | OFlags::NONBLOCK
+            | OFlags::CLOEXEC;
+        let file = File::from(openat(&folder, name, flags, Mode::RUSR | Mode::WUSR)?);
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is no regular file"));
+        }
+        Ok(Self { folder, file })
+    }
+
+    /// Whether `name` still leads to this file.
+    fn is_at(&self, name: &OsStr) -> io::Result<bool> {
+        let own = fstat(&self.file)?;
+        match statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(there) => Ok((there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Renames the files, so that the oldest is lost and `name` is free.
+    fn rotate(&self, name: &OsStr) -> io::Result<()> {
+        let numbered = |number: u64| {
+            let mut numbered = OsString::from(name);
+            if number > 0 {
+                numbered.push(format!(".{number}"));
+            }
+            numbered
+        };
+        for number in (1..FILES).rev() {
+            match renameat(&self.folder, numbered(number - 1), &self.folder, numbered(number)) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends `line` to the file, which has `length` bytes, or leaves it as it was.
+    fn append(&self, line: &[u8], length: u64) -> io::Result<()> {
+        (&self.file).write_all(line).inspect_err(|_| {
+            // A part of a line would spoil the next one.
+            let _ = ftruncate(&self.file, length);
+        })
+    }
+}
