@@ -102,6 +102,13 @@ impl CredentialReader {
         self.get(identity)
     }
 
+    /// Every identity that pods want, with its state now.
+    #[must_use]
+    pub fn all(&self) -> Vec<(RoleIdentity, State)> {
+        let entries = self.entries.borrow();
+        entries.iter().map(|(identity, entry)| (identity.clone(), self.state(entry))).collect()
+    }
+
     /// All valid credentials, serialized for [`super::Inheritance`] in another process. All of the bytes are secret.
     #[must_use]
     pub fn bequeath(&self) -> Zeroizing<Vec<u8>> {

@@ -196,6 +196,19 @@ impl PodReader {
         Some(first.elapsed())
     }
 
+    /// The time since the watch of each kind was last heard from; `None` before the first time, and of kinds that are not
+    /// watched.
+    #[must_use]
+    pub fn silences(&self) -> [(&'static str, Option<Duration>); 3] {
+        let heard = self.0.heard();
+        let kinds = [
+            ("pods", heard.pods),
+            ("namespaces", heard.namespaces),
+            ("service accounts", heard.accounts),
+        ];
+        kinds.map(|(kind, at)| (kind, at.map(|at| at.elapsed())))
+    }
+
     /// The time since the watch of pods was last heard from, by which the pod of an address is known.
     #[must_use]
     pub fn pods_silence(&self) -> Option<Duration> {

@@ -13,6 +13,8 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
+use super::Warnings;
+
 /// The log level, by kiam's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
@@ -46,9 +48,12 @@ pub struct Logs {
     pub format: Format,
 }
 
-/// A handle that changes the level while the agent runs.
+/// A handle that changes the level while the agent runs, and has the last warnings.
 #[derive(Clone, Debug)]
-pub struct LogLevel(reload::Handle<Targets, tracing_subscriber::Registry>);
+pub struct LogLevel {
+    filter: reload::Handle<Targets, tracing_subscriber::Registry>,
+    warnings: Warnings,
+}
 
 /// Text that is not a level.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -68,7 +73,8 @@ impl Logs {
         let lines = tracing_subscriber::fmt::layer()
             .with_writer(io::stderr)
             .with_ansi(io::stderr().is_terminal());
-        let registry = tracing_subscriber::registry().with(filter);
+        let warnings = Warnings::default();
+        let registry = tracing_subscriber::registry().with(filter).with(warnings.clone());
         match self.format {
             Format::Text => registry.with(lines.with_target(false)).try_init()?,
             Format::Json => {
@@ -76,7 +82,7 @@ impl Logs {
                 registry.with(json.with_span_list(false)).try_init()?;
             }
         }
-        Ok(LogLevel(handle))
+        Ok(LogLevel { filter: handle, warnings })
     }
 }
 
@@ -85,13 +91,19 @@ impl Logs {
 impl LogLevel {
     /// Sets the level.
     pub fn set(&self, level: Level) {
-        self.0.reload(level.filter()).expect("the subscriber lives as long as the process");
+        self.filter.reload(level.filter()).expect("the subscriber lives as long as the process");
+    }
+
+    /// The last warnings that were logged.
+    #[must_use]
+    pub fn warnings(&self) -> Warnings {
+        self.warnings.clone()
     }
 
     /// The filter in force, as `tracing` writes it.
     #[must_use]
     pub fn get(&self) -> String {
-        self.0.with_current(ToString::to_string).unwrap_or_default()
+        self.filter.with_current(ToString::to_string).unwrap_or_default()
     }
 }
 

@@ -9,6 +9,7 @@ mod limit;
 mod logs;
 mod metrics;
 mod statsd;
+mod warnings;
 
 pub use self::{
     chain::Chain,
@@ -16,4 +17,5 @@ pub use self::{
     logs::{Format, InvalidLevel, Level, LogLevel, Logs},
     metrics::{ByLabel, ScrapedKind, register, register_scraped},
     statsd::{Statsd, StatsdFlush},
+    warnings::{Warning, Warnings},
 };
