@@ -18,6 +18,7 @@ use hyper::{
     body::{Frame, Incoming},
     server::conn::http1,
     service::service_fn,
+    upgrade::OnUpgrade,
 };
 use hyper_util::rt::TokioIo;
 use rustix::net::{Shutdown, shutdown};
@@ -42,6 +43,9 @@ pub(super) trait Answer: Send + Sync + 'static {
 
     /// The answer.
     fn answer(&self, call: &Call) -> Response<Body>;
+
+    /// The connection changes its protocol, as the answer to `call` says.
+    fn upgraded(&self, _call: &Call, _upgrade: OnUpgrade) {}
 
     /// An error in the server's own words.
     fn refusal(&self, status: StatusCode, code: &str) -> Response<Body>;
@@ -184,7 +188,8 @@ async fn accept<A: Answer>(
     loop {
         let (stream, peer) = listener.accept().await?;
         let (answer, faults) = (Arc::clone(&answer), faults.clone());
-        let service = service_fn(move |request: Request<Incoming>| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            let upgrade = hyper::upgrade::on(&mut request);
             let (answer, faults) = (Arc::clone(&answer), faults.clone());
             async move {
                 let (head, body) = request.into_parts();
@@ -194,10 +199,14 @@ async fn accept<A: Answer>(
                 answer.note(peer, &call);
                 let refusal = |status, code: &str| answer.refusal(status, code);
                 let answered = faults.answer(&call, refusal, || answer.answer(&call)).await;
+                if answered.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    answer.upgraded(&call, upgrade);
+                }
                 Ok::<_, hyper::Error>(answered)
             }
         });
-        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+        let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        tokio::spawn(connection.with_upgrades());
     }
 }
 

@@ -3,10 +3,12 @@
 use std::{mem, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{Method, Response, StatusCode, header::ACCEPT};
+use hyper::upgrade::OnUpgrade;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
+    containers,
     record::status,
     resource::Resource,
     store::{Gone, Seen, Store},
@@ -162,7 +164,15 @@ impl Api {
                 bad_request(format!("field selector {selector:?} is not known here"))
             })
         });
+        let labels = seen.query.get("labelSelector").filter(|selector| !selector.is_empty());
+        let label = labels.map(|selector| {
+            let parts = selector.split_once('=').map(|(name, value)| (name.into(), value.into()));
+            parts.ok_or_else(|| {
+                bad_request(format!("label selector {selector:?} is not known here"))
+            })
+        });
         let view = View {
+            label: label.transpose()?,
             resource: target.resource,
             namespace: target.namespace.map(str::to_owned),
             node: node.transpose()?,
@@ -179,7 +189,8 @@ impl Api {
         if seen.is_watch() { self.watch(view, seen) } else { self.list(view, seen) }
     }
 
-    fn route(&self, seen: &Seen) -> Result<Response<Body>, Refusal> {
+    fn route(&self, call: &Call) -> Result<Response<Body>, Refusal> {
+        let seen = &seen(call);
         if seen.path == "/version" {
             let version = json!({ "major": "1", "minor": "35", "gitVersion": "v1.35.0" });
             return Ok(json_answer(StatusCode::OK, &version));
@@ -193,6 +204,12 @@ impl Api {
         let Target { resource, namespace, name, subresource } = target;
         let (status, body) = match (&seen.method, resource, namespace, name, subresource) {
             (&Method::GET, _, _, _, None) => return self.read(&target, seen),
+            (&Method::GET, Resource::Pods, Some(namespace), Some(name), Some("log")) => {
+                return containers::log(&self.store, namespace, name, call);
+            }
+            (&Method::GET, Resource::Pods, Some(namespace), Some(name), Some("exec")) => {
+                return containers::upgrade(&self.store, namespace, name, call);
+            }
             (
                 &Method::POST,
                 Resource::ServiceAccounts,
@@ -230,8 +247,21 @@ impl Answer for Api {
     }
 
     fn answer(&self, call: &Call) -> Response<Body> {
-        let answered = self.route(&seen(call));
+        let answered = self.route(call);
         answered.unwrap_or_else(|(code, reason, message)| failure(code, reason, &message))
+    }
+
+    fn upgraded(&self, call: &Call, upgrade: OnUpgrade) {
+        let (store, call) = (Arc::clone(&self.store), call.clone());
+        tokio::spawn(async move {
+            let Some(Target { namespace: Some(namespace), name: Some(pod), .. }) =
+                Target::parse(&call.path)
+            else {
+                return;
+            };
+            // A client that breaks off hears nothing anyway.
+            let _ = containers::run(&store, namespace, pod, &call, upgrade).await;
+        });
     }
 
     fn refusal(&self, status: StatusCode, code: &str) -> Response<Body> {

@@ -2,6 +2,7 @@
 //! history that can be too old, and faults.
 
 mod api;
+mod containers;
 mod record;
 mod resource;
 mod store;
@@ -19,6 +20,7 @@ use super::{
     http::{Place, Server},
 };
 
+pub use containers::{Container, ExecProtocol};
 pub use record::{NamespaceRecord, PodRecord, ServiceAccountRecord};
 pub use resource::Resource;
 pub use store::{Gone, Seen, Store};

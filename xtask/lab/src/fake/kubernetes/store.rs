@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::{
     Conduct,
     api::Refusal,
+    containers::{Container, ExecProtocol},
     record::{NamespaceRecord, PodRecord, ServiceAccountRecord, node},
     resource::Resource,
 };
@@ -66,6 +67,9 @@ pub(super) struct State {
     pub(super) open_watches: usize,
     /// What the caller may not do, as a verb and a resource.
     pub(super) denied: BTreeSet<(String, String)>,
+    /// By the namespace and the name of the pod.
+    pub(super) containers: BTreeMap<(String, String), Container>,
+    pub(super) exec_protocol: ExecProtocol,
     seen: Vec<Seen>,
 }
 
@@ -123,6 +127,8 @@ impl Default for Store {
             closings: 0,
             open_watches: 0,
             denied: BTreeSet::new(),
+            containers: BTreeMap::new(),
+            exec_protocol: ExecProtocol::default(),
             seen: Vec::new(),
         };
         Self { state: Mutex::new(state), changed: watch::Sender::new(()) }
@@ -243,8 +249,8 @@ impl Store {
         });
     }
 
-    /// Says from now on that the caller may not do `verb` to `resource`, such as `pods` or `pods/eviction`. Requests are answered
-    /// all the same.
+    /// Says from now on that the caller may not do `verb` to `resource`, such as `pods` or `pods/eviction`. But for `pods/exec`
+    /// and `pods/log`, requests are answered all the same.
     pub fn deny(&self, verb: &str, resource: &str) {
         let right = (verb.to_owned(), resource.to_owned());
         self.steer(|state| state.denied.extend([right]));

@@ -19,6 +19,8 @@ pub(super) struct View {
     pub(super) resource: Resource,
     pub(super) namespace: Option<String>,
     pub(super) node: Option<String>,
+    /// A label and its value.
+    pub(super) label: Option<(String, String)>,
     pub(super) metadata_only: bool,
 }
 
@@ -39,6 +41,9 @@ impl View {
         self.namespace
             .as_deref()
             .is_none_or(|namespace| record["metadata"]["namespace"] == namespace)
+            && self.label.as_ref().is_none_or(|(name, value)| {
+                record["metadata"]["labels"][name].as_str() == Some(value)
+            })
             && self.node.as_deref().is_none_or(|node| record["spec"]["nodeName"] == node)
     }
 
