@@ -4,7 +4,7 @@
 
 use std::{error::Error, io::Write as _, process::ExitCode};
 
-use kiam_agent::{admin, app, config, config::Task, migrate, uninstall::uninstall};
+use kiam_agent::{admin, app, config, config::Task, ctl, migrate, uninstall::uninstall};
 use kiam_core::telemetry::Chain;
 
 fn main() -> ExitCode {
@@ -30,8 +30,12 @@ fn run(task: Task) -> Result<ExitCode, Box<dyn Error>> {
     match task {
         Task::Run(config) => return Ok(app::main(*config)),
         Task::Preflight(preflight) => return Ok(app::preflight(*preflight)?),
-        Task::Status { live, state_dir } => return Ok(admin::status(&state_dir, live)?),
-        Task::Explain { pod, state_dir } => return Ok(admin::explain(&state_dir, &pod)?),
+        Task::Status { form, state_dir } => return Ok(admin::status(&state_dir, form)?),
+        Task::Explain { pod, output, state_dir } => {
+            return Ok(admin::explain(&state_dir, &pod, output)?);
+        }
+        Task::Pods { state_dir } => return Ok(admin::pods(&state_dir)?),
+        Task::Ctl(arguments) => return Ok(ctl::main("kiam-agent ctl", &arguments)),
         Task::Refresh { pod, state_dir } => return Ok(admin::refresh(&state_dir, &pod)?),
         Task::Uninstall { bpffs, state_dir, boot_guard, force } => {
             uninstall(&bpffs, &state_dir, boot_guard.as_deref(), force)?;

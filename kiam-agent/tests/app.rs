@@ -199,6 +199,47 @@ fn operators_see_pods_without_secrets() {
     assert_eq!(get(fixture.agent.admin(), "/pods").0, 404, "not over TCP");
 }
 
+#[test]
+fn operators_see_the_state_of_the_node() {
+    let denied = Injected::refuse(403, "AccessDenied").field("RoleArn", &format!("{BASE}denied"));
+    let fixture = start(&pod("denied"), |sts| drop(sts.faults().inject(denied)));
+    let page = |words: &[&str]| {
+        let output = ask(fixture.agent.folder(), words);
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    eventually("the denial", || page(&["status"]).1.contains("1 failing"));
+    let (code, text) = page(&["status"]);
+    assert_eq!(code, Some(0), "{text}");
+    for line in [
+        "ready\nagent           kiam-agent ",
+        "node            n1\n",
+        "interception    off\n",
+        "credentials     0 ready, 0 pending, 1 failing\n",
+        "  failing       arn:aws:iam::123456789012:role/denied: STS: AccessDenied",
+        "pods            1 known, 0 served, 1 without credentials; by path: node 1\n",
+        "Credentials not issued: ",
+    ] {
+        assert!(text.contains(line), "{line:?} is missing from\n{text}");
+    }
+    let (code, json) = page(&["status", "--output=json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((code, &json["node"], &json["ready"]), (Some(0), &"n1".into(), &true.into()));
+    let arguments = json["arguments"].as_array().unwrap();
+    assert!(arguments.contains(&"--node-name=n1".into()), "{arguments:?}");
+    // What probes print has nothing that grows with the node.
+    assert_eq!(page(&["status", "--ready"]), (Some(0), "ready\n".to_owned()));
+    assert_eq!(page(&["status", "--live"]), (Some(0), "live\n".to_owned()));
+    let (code, json) = page(&["explain", "shop/orders", "--output=json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        (code, &json["served"], &json["pods"][0]["name"]),
+        (Some(1), &false.into(), &"orders".into())
+    );
+    let (code, pods) = page(&["pods"]);
+    let pods: serde_json::Value = serde_json::from_str(&pods).unwrap();
+    assert_eq!((code, &pods[0]["served"]), (Some(0), &false.into()));
+}
+
 fn status(folder: &Path) -> Output {
     ask(folder, &["status"])
 }

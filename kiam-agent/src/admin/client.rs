@@ -1,4 +1,4 @@
-//! The client of `kiam-agent status`, `explain` and `refresh`, which talks to the running agent over its Unix socket.
+//! The client of `kiam-agent status`, `explain`, `pods` and `refresh`, which talks to the running agent over its Unix socket.
 
 use std::{io, path::Path, time::Duration};
 
@@ -101,7 +101,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::admin::{Operations, bind_unix, serve_unix};
+    use crate::{
+        admin::{NodeStatus, Operations, bind_unix, serve_unix},
+        explain::Explanation,
+    };
     use kiam_core::lifecycle::{Readiness, drain};
 
     #[tokio::test]
@@ -115,12 +118,11 @@ mod tests {
             readiness,
             registry: Arc::default(),
             pods: Box::new(|| serde_json::json!([{ "name": "a" }])),
+            status: Box::new(NodeStatus::default),
             explain: Box::new(|namespace, name| {
-                if name == "a" {
-                    Ok(format!("{namespace} {name}\n"))
-                } else {
-                    Err("no\n".to_owned())
-                }
+                let served = name == "a";
+                let text = if served { format!("{namespace} {name}\n") } else { "no\n".to_owned() };
+                Explanation { served, text, pods: Vec::new() }
             }),
             refresh: Box::new(|namespace, name| {
                 let came = format!("{namespace} {name} asked\n");
@@ -142,6 +144,11 @@ mod tests {
         assert_eq!((status, text.as_str()), (StatusCode::OK, "shop a\n"));
         let (status, text) = get(state.path(), "/explain/shop/b").await.unwrap();
         assert_eq!((status, text.as_str()), (StatusCode::FORBIDDEN, "no\n"));
+        let (status, text) = get(state.path(), "/explain/shop/b?output=json").await.unwrap();
+        let read: Explanation = serde_json::from_str(&text).unwrap();
+        assert_eq!((status, read.text.as_str()), (StatusCode::FORBIDDEN, "no\n"));
+        let (_, status) = get(state.path(), "/status").await.unwrap();
+        assert_eq!(serde_json::from_str::<NodeStatus>(&status).unwrap(), NodeStatus::default());
         for path in ["/explain", "/explain/shop", "/explain/shop/a/b"] {
             assert_eq!(get(state.path(), path).await.unwrap().0, StatusCode::NOT_FOUND, "{path}");
         }

@@ -1,11 +1,12 @@
 //! Speaks HTTP to operators.
 //!
 //! Over TCP there are only `/live`, `/ready` and `/metrics`, without names of pods or roles, which everybody on the node
-//! may see. `/pods`, `/explain`, `/refresh` and `/log-level` are on a Unix socket that only root can open.
+//! may see. `/status`, `/pods`, `/explain`, `/refresh` and `/log-level` are on a Unix socket that only root can open.
 
 mod client;
 mod command;
 mod connections;
+mod node_status;
 mod operations;
 mod operators;
 mod refresh;
@@ -30,13 +31,19 @@ use tokio::{
 };
 
 use self::connections::{CONNECTIONS, ConnectionGuard, Connections, PeerSource, SHARE};
+pub(crate) use self::routes::ascii;
 pub use self::{
     client::{StatusError, get, post},
-    command::{explain, refresh, status, wait_for},
+    command::{Output, StatusForm, explain, pods, refresh, status, wait_for},
+    node_status::{
+        CredentialCounts, FailingRole, LoggedWarning, NodeStatus, StatusSettings, StatusSources,
+        span,
+    },
     operators::Operators,
     refresh::PodRefresher,
     unix::{OwnSocket, SOCKET, bind_unix, is_served},
 };
+use crate::explain::Explanation;
 use kiam_core::lifecycle::{Drain, Readiness};
 
 /// The deadline of a request's head, which comes in one piece over the node's own network.
@@ -48,6 +55,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub struct Operations {
     /// The conditions for being ready.
     pub readiness: Readiness,
+    /// `/status`: the state of this agent.
+    pub status: Box<dyn Fn() -> NodeStatus + Send + Sync>,
     /// Every metric, once all of them are registered.
     pub registry: Arc<OnceLock<Registry>>,
     /// `/pods`: the state of each pod as JSON, without secrets.
@@ -62,8 +71,8 @@ pub struct Operations {
     pub set_log_level: SetLogLevel,
 }
 
-/// Explains the pod of this namespace and name, without secrets: `Ok` if it would get credentials, `Err` if not.
-pub type Explain = Box<dyn Fn(&str, &str) -> Result<String, String> + Send + Sync>;
+/// Explains the pod of this namespace and name, without secrets.
+pub type Explain = Box<dyn Fn(&str, &str) -> Explanation + Send + Sync>;
 
 /// Requests the credentials of the pod of this namespace and name from STS, and returns the result: `Ok` if they were
 /// issued.
@@ -164,9 +173,10 @@ mod tests {
     fn operations() -> Arc<Operations> {
         Arc::new(Operations {
             readiness: Readiness::default(),
+            status: Box::new(NodeStatus::default),
             registry: Arc::default(),
             pods: Box::new(|| serde_json::json!([])),
-            explain: Box::new(|_, _| Err(String::new())),
+            explain: Box::new(|_, _| Explanation::default()),
             refresh: Box::new(|_, _| Box::pin(async { Err(String::new()) })),
             log_level: Box::new(String::new),
             set_log_level: Box::new(|_| Ok(())),

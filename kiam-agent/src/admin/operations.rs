@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Operations, PodRefresher};
-use crate::explain::Explainer;
+use super::{Operations, PodRefresher, StatusSources};
 use kiam_core::{
     lifecycle::Readiness,
     telemetry::{Level, LogLevel},
@@ -16,17 +15,19 @@ impl Operations {
     #[must_use]
     pub fn new(
         readiness: Readiness,
-        explainer: Explainer,
+        status: StatusSources,
         refresher: PodRefresher,
         log_level: LogLevel,
     ) -> Self {
+        let explainer = status.explainer.clone();
         let (pods, why) = (explainer.clone(), explainer.clone());
         let changed = log_level.clone();
         Self {
             readiness,
+            status: Box::new(move || status.read()),
             registry: Arc::default(),
             pods: Box::new(move || pods.all()),
-            explain: Box::new(move |namespace, name| explainer.explain(namespace, name)),
+            explain: Box::new(move |namespace, name| explainer.explanation(namespace, name)),
             refresh: Box::new(move |namespace, name| {
                 let (refresher, why) = (refresher.clone(), why.clone());
                 let (namespace, name) = (namespace.to_owned(), name.to_owned());

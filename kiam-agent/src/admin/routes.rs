@@ -7,12 +7,23 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use prometheus_client::encoding::text::encode;
+use serde::Serialize;
 
 use super::{Operations, Surface};
 
 /// The longest body of a request: the name of a log level is short.
 const MAX_BODY: usize = 256;
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The query of a path that has a text and JSON, for JSON.
+pub(super) const JSON: &str = "output=json";
+
+/// The form of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Text,
+    Json,
+}
 
 /// Answers one request.
 pub(super) async fn answer(
@@ -21,6 +32,7 @@ pub(super) async fn answer(
     request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
     let path = request.uri().path().to_owned();
+    let form = if request.uri().query() == Some(JSON) { Form::Json } else { Form::Text };
     let read = matches!(*request.method(), Method::GET | Method::HEAD);
     let status = surface != Surface::Metrics;
     let everything = surface == Surface::Everything;
@@ -28,14 +40,15 @@ pub(super) async fn answer(
         "/metrics" if read => metrics(operations),
         "/live" if read && status => text(StatusCode::OK, "live\n".to_owned()),
         "/ready" if read && status => ready(operations),
-        "/pods" if read && everything => json(&(operations.pods)()),
+        "/status" if read && everything => json(StatusCode::OK, &(operations.status)()),
+        "/pods" if read && everything => json(StatusCode::OK, &(operations.pods)()),
         "/log-level" if read && everything => text(StatusCode::OK, (operations.log_level)() + "\n"),
         "/log-level" if request.method() == Method::PUT && everything => {
             set_log_level(operations, request).await
         }
         path => match (pod(path, "/explain/"), pod(path, "/refresh/")) {
             (Some((namespace, name)), _) if read && everything => {
-                explain(operations, namespace, name)
+                explain(operations, namespace, name, form)
             }
             (_, Some((namespace, name))) if request.method() == Method::POST && everything => {
                 refresh(operations, namespace, name).await
@@ -52,10 +65,17 @@ fn pod<'a>(path: &'a str, prefix: &str) -> Option<(&'a str, &'a str)> {
 }
 
 /// Explains a pod. 403 means that the pod gets no credentials, not that the operator may not ask.
-fn explain(operations: &Operations, namespace: &str, name: &str) -> Response<Full<Bytes>> {
-    match (operations.explain)(namespace, name) {
-        Ok(explanation) => text(StatusCode::OK, explanation),
-        Err(explanation) => text(StatusCode::FORBIDDEN, explanation),
+fn explain(
+    operations: &Operations,
+    namespace: &str,
+    name: &str,
+    form: Form,
+) -> Response<Full<Bytes>> {
+    let explanation = (operations.explain)(namespace, name);
+    let status = if explanation.served { StatusCode::OK } else { StatusCode::FORBIDDEN };
+    match form {
+        Form::Text => text(status, explanation.text),
+        Form::Json => json(status, &explanation),
     }
 }
 
@@ -103,13 +123,16 @@ async fn set_log_level(
     }
 }
 
-fn json(value: &serde_json::Value) -> Response<Full<Bytes>> {
-    typed(StatusCode::OK, "application/json", printable(&format!("{value:#}\n")))
+fn json(status: StatusCode, value: &impl Serialize) -> Response<Full<Bytes>> {
+    match serde_json::to_string_pretty(value) {
+        Ok(body) => typed(status, "application/json", ascii(&(body + "\n"))),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("JSON: {error}\n")),
+    }
 }
 
 /// `json` in printable ASCII: tenants write annotations, and operators read this in terminals. Other characters occur in
 /// strings alone, where an escape means the same.
-fn printable(json: &str) -> String {
+pub(crate) fn ascii(json: &str) -> String {
     let mut shown = String::with_capacity(json.len());
     for character in json.chars() {
         if matches!(character, '\n' | ' '..='~') {
@@ -143,7 +166,7 @@ mod tests {
     fn json_has_no_character_that_a_terminal_obeys_and_means_the_same() {
         let text = "a\n\u{1b}[2J\u{7f}\u{9b}31m\u{202e}\u{2028}\"\\\u{1f980}\u{e9}";
         let value = serde_json::json!({ "annotation": text, text: [1, null] });
-        let shown = printable(&format!("{value:#}"));
+        let shown = ascii(&format!("{value:#}"));
         assert!(shown.chars().all(|it| it == '\n' || (' '..='~').contains(&it)), "{shown:?}");
         let read: serde_json::Value = serde_json::from_str(&shown).unwrap();
         assert_eq!(read, value);

@@ -8,14 +8,14 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use super::{error::Error, knowledge::Knowledge, process::Process, warm_up::FirstPass};
 use crate::{
-    admin::{self, Operations, Operators, OwnSocket, PodRefresher},
+    admin::{self, Operations, Operators, OwnSocket, PodRefresher, StatusSettings, StatusSources},
     audit::{self, Audit},
-    config::{Config, Hosts, Identity},
+    config::{Config, Hosts, Identity, version},
     explain,
     handover::Peers,
     imds, serve,
@@ -25,7 +25,11 @@ use kiam_core::{
     rate::Rate,
     telemetry::LogLevel,
 };
-use kiam_kernel::{intercept, pins::AgentLock, sandboxes};
+use kiam_kernel::{
+    intercept::{self, ListenerPath},
+    pins::AgentLock,
+    sandboxes,
+};
 
 /// The time between two searches for the pods' cgroup that has a process, where there are several.
 const UNUSED: Duration = Duration::from_millis(200);
@@ -178,9 +182,40 @@ fn operations(
         journal: knowledge.journal.clone(),
         sightings: knowledge.sightings.clone(),
     };
-    let explainer = explain::Explainer::new(settings, sources, process.clock.clone());
+    let status = StatusSources {
+        readiness: process.readiness.clone(),
+        explainer: explain::Explainer::new(settings, sources, process.clock.clone()),
+        credentials: credentials.clone(),
+        pods: pods.clone(),
+        warnings: log_level.warnings(),
+        clock: process.clock.clone(),
+        started: Instant::now(),
+        settings: status_settings(config),
+    };
     let refresher = PodRefresher { pods, policy, credentials, refresher };
-    Operations::new(process.readiness.clone(), explainer, refresher, log_level)
+    Operations::new(process.readiness.clone(), status, refresher, log_level)
+}
+
+/// What `kiam-agent status` shows of the flags.
+fn status_settings(config: &Config) -> StatusSettings {
+    let (interception, path) = match &config.intercept {
+        None => ("off", "node"),
+        Some(intercept) => {
+            let path = match intercept.path {
+                ListenerPath::Auto => "auto",
+                ListenerPath::PodLocal => "pod-local",
+                ListenerPath::Node => "node",
+            };
+            (if config.observes() { "observe" } else { "enforce" }, path)
+        }
+    };
+    StatusSettings {
+        version: version(),
+        node: config.cluster.node_name.clone(),
+        interception,
+        path: path.to_owned(),
+        arguments: std::env::args().skip(1).collect(),
+    }
 }
 
 /// What records hand-outs of credentials, until the drain begins.

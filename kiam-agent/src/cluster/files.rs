@@ -18,6 +18,9 @@ const NO_SUCH_PROXY: &str = "http://proxy.invalid";
 /// The folder of a pod's ServiceAccount files.
 const IN_CLUSTER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
+/// What an error names where no file was named.
+const KUBECTLS: &str = "of KUBECONFIG or ~/.kube/config";
+
 /// The source of a cluster's description.
 #[derive(Clone, Debug)]
 pub(super) enum Origin {
@@ -25,6 +28,13 @@ pub(super) enum Origin {
     Kubeconfig(PathBuf),
     /// This pod's environment, and its ServiceAccount's files.
     InCluster,
+    /// The files that kubectl reads, for a user's own command: of `KUBECONFIG`, or in the user's home.
+    User {
+        /// `--kubeconfig`, instead of those.
+        path: Option<PathBuf>,
+        /// `--context`, instead of the current one.
+        context: Option<String>,
+    },
 }
 
 /// A cluster's description.
@@ -55,6 +65,13 @@ impl Origin {
                     |source| Error::Kubeconfig { path: path.clone(), source: Box::new(source) };
                 kubeconfig(path).map_err(failed)?
             }
+            Self::User { path, context } => {
+                let failed = |source| Error::Kubeconfig {
+                    path: path.clone().unwrap_or_else(|| KUBECTLS.into()),
+                    source: Box::new(source),
+                };
+                users(path.as_deref(), context.as_deref()).map_err(failed)?
+            }
             Self::InCluster => {
                 let digest = Digest::in_cluster();
                 let mut config = kube::Config::incluster().map_err(Error::InCluster)?;
@@ -81,6 +98,8 @@ impl Origin {
                 Digest::of([&**path].into_iter().chain(named.iter().map(Path::new)))
             }),
             Self::InCluster => Some(Digest::in_cluster()),
+            // A command is over soon.
+            Self::User { .. } => return false,
         };
         now.as_ref() != Some(digest)
     }
@@ -111,10 +130,29 @@ impl Digest {
 /// The current context of a file, with the proxy that it names. The files in the user's home are never read: an agent
 /// without a required flag must fail, not watch some other cluster.
 fn kubeconfig(path: &Path) -> Result<(kube::Config, Option<String>, Digest), KubeconfigError> {
-    let mut file = Kubeconfig::read_from(path)?;
+    let file = Kubeconfig::read_from(path)?;
     let files = named(&file);
     let files = [path].into_iter().chain(files.iter().map(Path::new));
     let digest = Digest::of(files);
+    let (config, own) = described(file)?;
+    Ok((config, own, digest))
+}
+
+/// The context that a user's own command means, with the proxy that its cluster names.
+fn users(
+    path: Option<&Path>,
+    context: Option<&str>,
+) -> Result<(kube::Config, Option<String>, Digest), KubeconfigError> {
+    let mut file = path.map_or_else(Kubeconfig::read, Kubeconfig::read_from)?;
+    if let Some(context) = context {
+        file.current_context = Some(context.to_owned());
+    }
+    let (config, own) = described(file)?;
+    Ok((config, own, Digest::of([])))
+}
+
+/// The current context of a file.
+fn described(mut file: Kubeconfig) -> Result<(kube::Config, Option<String>), KubeconfigError> {
     let own = current(&mut file).and_then(|cluster| {
         cluster.proxy_url.replace(NO_SUCH_PROXY.to_owned()).filter(|url| !url.is_empty())
     });
@@ -123,7 +161,7 @@ fn kubeconfig(path: &Path) -> Result<(kube::Config, Option<String>, Digest), Kub
     if let Some(cluster) = config.auth_info.exec.as_mut().and_then(|exec| exec.cluster.as_mut()) {
         cluster.proxy_url.clone_from(&own);
     }
-    Ok((config, own, digest))
+    Ok((config, own))
 }
 
 /// The cluster of the current context.

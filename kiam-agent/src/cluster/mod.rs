@@ -18,6 +18,7 @@ mod inventory;
 mod kinds;
 mod listing;
 mod metrics;
+mod operator;
 mod outage;
 mod reflector;
 mod sieve;
@@ -34,6 +35,9 @@ pub use self::{
     eviction::{EvictionParts, Evictions},
     inventory::{InventoryError, inventory},
     metrics::Metrics,
+    operator::{
+        CommandOutput, ContainerName, FailureKind, LogPart, OperatorClient, RequestFailure,
+    },
     startup_taint::{InvalidTaintKey, StartupTaint, TaintKey},
     tokens::Tokens,
 };

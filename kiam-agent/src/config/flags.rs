@@ -65,9 +65,15 @@ pub(super) enum Subcommands {
     Pause,
     /// Show the state of this node's agent; exit 0 when it is ready (or alive), else 1
     Status {
-        /// Only whether it is alive
+        /// Only whether it is alive, for a probe
         #[arg(long)]
         live: bool,
+        /// Only whether it is ready, and what is pending, for a probe
+        #[arg(long, conflicts_with = "live")]
+        ready: bool,
+        /// How to print the page: text or json
+        #[arg(long, value_name = "FORMAT", default_value = "text", conflicts_with_all = ["live", "ready"])]
+        output: String,
         /// Folder of the agent's socket
         #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
         state_dir: String,
@@ -77,9 +83,25 @@ pub(super) enum Subcommands {
         /// Namespace and name of the pod
         #[arg(value_name = "NAMESPACE/POD")]
         pod: String,
+        /// How to print it: text or json
+        #[arg(long, value_name = "FORMAT", default_value = "text")]
+        output: String,
         /// Folder of the agent's socket
         #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
         state_dir: String,
+    },
+    /// Print what this node's agent knows of each pod, as JSON
+    Pods {
+        /// Folder of the agent's socket
+        #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+        state_dir: String,
+    },
+    /// Look at the agents of all nodes, from a machine with a kubeconfig; as kubectl-kiam does
+    #[command(disable_help_flag = true)]
+    Ctl {
+        /// A subcommand of it, with its flags; --help shows them
+        #[arg(value_name = "ARGUMENTS", trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
     },
     /// Print the agent's arguments for an installation of kiam or kube2iam, and what changes; exit 0 when nothing is left to decide, 2 when something is
     Migrate {

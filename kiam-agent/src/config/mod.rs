@@ -6,7 +6,6 @@ mod interception;
 mod kubernetes;
 mod metadata;
 mod migration;
-mod pod_name;
 mod preflight;
 mod roles;
 mod scan;
@@ -29,13 +28,14 @@ use self::{
     warnings::warnings,
 };
 pub use self::{
-    pod_name::PodName,
-    preflight::{Output, Preflight},
+    preflight::Preflight,
     roles::{Base, Roles},
     sts::Sts,
     values::Hosts,
 };
+pub use crate::admin::{Output, StatusForm};
 use crate::{cluster, imds, migrate};
+pub use kiam_core::names::PodName;
 use kiam_core::{
     credentials,
     rate::Rate,
@@ -46,6 +46,8 @@ use kiam_kernel::{intercept, selftest};
 /// The exit status of an invalid command line (`EX_USAGE` of `sysexits.h`).
 pub const USAGE: u8 = 64;
 
+/// The subcommand that looks at all nodes of a cluster.
+const CTL: &str = "ctl";
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -82,8 +84,8 @@ pub enum Task {
     },
     /// `status`.
     Status {
-        /// `--live`.
-        live: bool,
+        /// `--live`, `--ready` or `--output`.
+        form: StatusForm,
         /// `--state-dir`.
         state_dir: PathBuf,
     },
@@ -91,9 +93,18 @@ pub enum Task {
     Explain {
         /// The pod.
         pod: PodName,
+        /// `--output`.
+        output: Output,
         /// `--state-dir`.
         state_dir: PathBuf,
     },
+    /// `pods`.
+    Pods {
+        /// `--state-dir`.
+        state_dir: PathBuf,
+    },
+    /// `ctl`, which parses its own arguments.
+    Ctl(Vec<String>),
     /// `refresh`.
     Refresh {
         /// The pod.
@@ -246,6 +257,9 @@ pub fn mistakes(arguments: &[String]) -> Vec<String> {
 /// [`UsageError`] with every mistake.
 pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> {
     let first = arguments.first().map(String::as_str);
+    if first == Some(CTL) {
+        return Ok(Task::Ctl(arguments[1..].to_vec()));
+    }
     if arguments.iter().any(|word| word == "--version") {
         return Ok(Task::Print(version()));
     }
@@ -260,6 +274,7 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
                 | "boot-guard"
                 | "status"
                 | "explain"
+                | "pods"
                 | "refresh"
                 | "migrate"
                 | "help"

@@ -1,21 +1,12 @@
 //! Parses `preflight`, which takes the agent's flags beside its own.
 
-use super::{Config, Task, UsageError, Vars, config, values::Mistakes};
+use super::{Config, Output, Task, UsageError, Vars, config, values::Mistakes};
 use kiam_core::role::{RoleArn, Source};
 
 /// The subcommand's name.
 pub(super) const SUBCOMMAND: &str = "preflight";
 /// What separates the agent's flags, for those who like to see where they begin.
 const SEPARATOR: &str = "--";
-
-/// How the checks are printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// Aligned lines for people.
-    Text,
-    /// One JSON object.
-    Json,
-}
 
 /// What to check, and how to print it.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 use clap::Parser as _;
 
 use super::{
-    PodName, Task, UsageError, Vars,
+    Output, PodName, StatusForm, Task, UsageError, Vars,
     flags::{CommandLine, Subcommands},
     migration,
     values::Mistakes,
@@ -19,7 +19,7 @@ pub(super) fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, Usage
     let shared: &[_] = match arguments.first().map(String::as_str) {
         Some("uninstall") => &["bpffs", "state-dir", "boot-guard"],
         Some("boot-guard") => &["guard-preference"],
-        Some("status" | "explain" | "refresh") => &["state-dir"],
+        Some("status" | "explain" | "pods" | "refresh") => &["state-dir"],
         Some("migrate") => &["kubeconfig"],
         _ => &[],
     };
@@ -54,11 +54,26 @@ fn understood(words: Vec<String>, vars: &dyn Vars) -> Result<Task, UsageError> {
             Ok(Task::SelftestClient)
         }
         Ok(CommandLine { command: Some(Subcommands::Pause), .. }) => Ok(Task::Pause),
-        Ok(CommandLine { command: Some(Subcommands::Status { live, state_dir }), .. }) => {
-            Ok(Task::Status { live, state_dir: state_dir.into() })
+        Ok(CommandLine {
+            command: Some(Subcommands::Status { live, ready, output, state_dir }),
+            ..
+        }) => {
+            let page = output_of(&output)?;
+            let form = match (live, ready) {
+                (true, _) => StatusForm::Live,
+                (_, true) => StatusForm::Ready,
+                _ => StatusForm::Page(page),
+            };
+            Ok(Task::Status { form, state_dir: state_dir.into() })
         }
-        Ok(CommandLine { command: Some(Subcommands::Explain { pod, state_dir }), .. }) => {
-            of_pod(&pod, |pod| Task::Explain { pod, state_dir: state_dir.into() })
+        Ok(CommandLine {
+            command: Some(Subcommands::Explain { pod, output, state_dir }), ..
+        }) => {
+            let output = output_of(&output)?;
+            of_pod(&pod, |pod| Task::Explain { pod, output, state_dir: state_dir.into() })
+        }
+        Ok(CommandLine { command: Some(Subcommands::Pods { state_dir }), .. }) => {
+            Ok(Task::Pods { state_dir: state_dir.into() })
         }
         Ok(CommandLine { command: Some(Subcommands::Refresh { pod, state_dir }), .. }) => {
             of_pod(&pod, |pod| Task::Refresh { pod, state_dir: state_dir.into() })
@@ -83,6 +98,12 @@ fn boot_text(what: &str, preference: &str) -> Result<Task, UsageError> {
     let preference = mistakes.guard_preference(preference);
     let printed = preference.map(|preference| text.text(preference));
     printed.map(Task::Print).ok_or(UsageError(mistakes.0))
+}
+
+fn output_of(text: &str) -> Result<Output, UsageError> {
+    let mut mistakes = Mistakes::default();
+    let forms = [("text", Output::Text), ("json", Output::Json)];
+    mistakes.one_of("output", text, &forms).ok_or(UsageError(mistakes.0))
 }
 
 fn of_pod(pod: &str, task: impl FnOnce(PodName) -> Task) -> Result<Task, UsageError> {

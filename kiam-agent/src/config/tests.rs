@@ -410,11 +410,22 @@ fn a_mistake_in_a_variable_names_the_variable_its_value_and_the_fix() {
 #[test]
 fn subcommands_and_version_are_understood() {
     assert!(matches!(with("uninstall", &[]), Ok(Task::Uninstall { .. })));
-    assert!(matches!(with("status --live", &[]), Ok(Task::Status { live: true, .. })));
+    for (line, form) in [
+        ("status", StatusForm::Page(Output::Text)),
+        ("status --output=json", StatusForm::Page(Output::Json)),
+        ("status --live", StatusForm::Live),
+        ("status --ready", StatusForm::Ready),
+    ] {
+        let parsed = with(line, &[]);
+        assert!(matches!(&parsed, Ok(Task::Status { form: is, .. }) if *is == form), "{parsed:?}");
+    }
+    for wrong in ["status --live --ready", "status --output=xml", "status --live --output=json"] {
+        assert!(with(wrong, &[]).is_err(), "{wrong}");
+    }
     assert!(matches!(with("--version", &[]), Ok(Task::Print(text)) if text.contains("layout v2")));
     assert!(matches!(with("--help", &[]), Ok(Task::Print(text)) if text.contains("--node-name")));
     assert!(with("uninstall --wrong", &[]).is_err());
-    let Ok(Task::Explain { pod, state_dir }) = with("explain shop/orders", &[]) else {
+    let Ok(Task::Explain { pod, state_dir, .. }) = with("explain shop/orders", &[]) else {
         panic!("refused")
     };
     assert_eq!((pod.to_string(), state_dir), ("shop/orders".to_owned(), "/run/kiam".into()));
@@ -455,6 +466,7 @@ fn subcommands_look_where_the_environment_says_that_the_agent_is() {
     let folder = |line| match with(line, &vars).unwrap() {
         Task::Status { state_dir, .. }
         | Task::Explain { state_dir, .. }
+        | Task::Pods { state_dir }
         | Task::Refresh { state_dir, .. } => state_dir,
         Task::Uninstall { bpffs, .. } => bpffs,
         other => panic!("{other:?}"),
@@ -463,6 +475,7 @@ fn subcommands_look_where_the_environment_says_that_the_agent_is() {
         ("status", "/run/a"),
         ("explain shop/orders", "/run/a"),
         ("refresh shop/orders", "/run/a"),
+        ("pods", "/run/a"),
         ("status --live --state-dir /run/b", "/run/b"),
         ("uninstall", "/sys/fs/bpf/a"),
         ("uninstall --bpffs=/sys/fs/bpf/b", "/sys/fs/bpf/b"),

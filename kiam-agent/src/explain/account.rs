@@ -53,7 +53,18 @@ impl Account<'_> {
             "namespace": pod.namespace, "name": pod.name, "uid": pod.uid.to_string(),
             "addresses": pod.addresses, "hostNetwork": pod.host_network, "live": pod.live,
             "annotation": shown_annotation(pod.role.as_ref()), "path": path(&self.path),
+            "pathKind": self.path_name(),
         });
+        let answer = self.answer();
+        shown["served"] = json!(answer.is_ok());
+        let (Ok(answer) | Err(answer)) = answer;
+        shown["answer"] = json!(answer);
+        let counts = self.journal.counts;
+        if let Some(last) = counts.last {
+            shown["lastRequest"] = json!(time(last));
+            shown["requests"] = json!(counts.requests);
+            shown["requestsWithoutToken"] = json!(counts.without_token);
+        }
         for (list, noted) in self.requests() {
             if !noted.is_empty() {
                 shown[list] = noted.iter().map(requests::json).collect();
@@ -136,6 +147,8 @@ impl Account<'_> {
         }
         let (Ok(answer) | Err(answer)) = self.answer();
         lines.push(("answer", answer));
+        let counts = self.journal.counts;
+        lines.extend(counts.last.map(|last| ("requests", requests::counted(&counts, last))));
         for (list, noted) in self.requests() {
             lines.extend(noted.iter().map(|noted| (list, requests::text(noted))));
         }
@@ -144,6 +157,12 @@ impl Account<'_> {
             let _ = writeln!(text, "{what:15} {}", says.replace(char::is_control, " "));
             text
         })
+    }
+
+    /// The first word of the path: `pod-local`, `node`, `denied` or `refused`.
+    pub(super) fn path_name(&self) -> &str {
+        let path = path(&self.path);
+        path.split_once(':').map_or(path, |(name, _)| name)
     }
 
     /// The requests that the pod made, by outcome.

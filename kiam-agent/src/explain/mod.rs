@@ -1,13 +1,16 @@
 //! Explains what a pod gets and why: one account, for `/pods` and for `kiam-agent explain`. It has no secrets.
 
 mod account;
+mod counts;
 mod requests;
 
 use std::{cmp::Reverse, fmt::Write as _, sync::Arc};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use self::account::Account;
+pub use self::counts::PodCounts;
 use crate::{
     imds::{self, Imdsv2},
     observe::Sightings,
@@ -53,6 +56,18 @@ pub struct Sources {
     pub sightings: Sightings,
 }
 
+/// What is known of the pods of one name: one pod, or those that had the name before.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Explanation {
+    /// Whether all of them would get credentials.
+    pub served: bool,
+    /// What `kiam-agent explain` prints.
+    pub text: String,
+    /// What `/pods` shows of each; none where there is no pod of the name.
+    pub pods: Vec<Value>,
+}
+
 /// The flags that decide about all pods.
 pub struct Settings {
     /// `--node-name`: the only node whose pods are watched.
@@ -80,12 +95,28 @@ impl Explainer {
         all.iter().map(|pod| self.shown(pod)).collect()
     }
 
+    /// How many pods there are, and what becomes of them.
+    #[must_use]
+    pub fn counts(&self) -> PodCounts {
+        let mut counts = PodCounts::default();
+        let all = self.sources.pods.all();
+        all.iter().for_each(|pod| counts.add(&self.account(pod)));
+        counts
+    }
+
     /// What is known of the pod of this name.
     ///
     /// # Errors
     ///
     /// The same, of a pod that would get no credentials.
     pub fn explain(&self, namespace: &str, name: &str) -> Result<String, String> {
+        let Explanation { served, text, .. } = self.explanation(namespace, name);
+        if served { Ok(text) } else { Err(text) }
+    }
+
+    /// What is known of the pod of this name, as text and as facts.
+    #[must_use]
+    pub fn explanation(&self, namespace: &str, name: &str) -> Explanation {
         let all = self.sources.pods.all();
         let mut asked: Vec<_> =
             all.iter().filter(|pod| pod.namespace == namespace && pod.name == name).collect();
@@ -94,12 +125,16 @@ impl Explainer {
             asked.retain(|pod| pod.live);
         }
         if asked.is_empty() {
-            return Err(self.unknown(&all, namespace, name));
+            let text = self.unknown(&all, namespace, name);
+            return Explanation { served: false, text, pods: Vec::new() };
         }
         let accounts: Vec<_> = asked.into_iter().map(|pod| self.account(pod)).collect();
         let texts: Vec<_> = accounts.iter().map(Account::text).collect();
-        let text = texts.join("\n");
-        if accounts.iter().all(|account| account.answer().is_ok()) { Ok(text) } else { Err(text) }
+        Explanation {
+            served: accounts.iter().all(|account| account.answer().is_ok()),
+            text: texts.join("\n"),
+            pods: accounts.iter().map(Account::json).collect(),
+        }
     }
 
     fn account(&self, pod: &Arc<Pod>) -> Account<'_> {

@@ -1,9 +1,11 @@
 //! Shows operators the requests that a pod made.
 
+use std::time::SystemTime;
+
 use serde_json::{Value, json};
 
 use super::account::time;
-use crate::imds::RecordedRequest;
+use crate::imds::{RecordedRequest, RequestCounts};
 
 /// Equal requests, for `/pods`.
 pub(super) fn json(noted: &RecordedRequest) -> Value {
@@ -15,6 +17,15 @@ pub(super) fn json(noted: &RecordedRequest) -> Value {
         shown["reason"] = json!(format!("{reason:?}"));
     }
     shown
+}
+
+/// All requests, for `explain`.
+pub(super) fn counted(counts: &RequestCounts, last: SystemTime) -> String {
+    let RequestCounts { requests, credentials, without_token, .. } = counts;
+    let last = time(last);
+    format!(
+        "{requests}, {credentials} answered with credentials, {without_token} without a token, last at {last}"
+    )
 }
 
 /// Equal requests, for `explain`.

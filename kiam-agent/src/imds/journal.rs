@@ -12,7 +12,10 @@ use std::{
 
 use http::{header, request};
 
-use super::ErrorKind;
+use super::{
+    ErrorKind,
+    activity::{Activity, Answered, RequestCounts},
+};
 use kiam_core::{pods::PodUid, role::QuotedText};
 
 /// The most pods in the journal: more than a node runs. Beyond that the least recent is forgotten.
@@ -26,7 +29,10 @@ const MAX_USER_AGENT: usize = 96;
 
 /// The journal of requests by pod. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Journal(Arc<Mutex<Pages>>);
+pub struct Journal {
+    pages: Arc<Mutex<Pages>>,
+    activity: Activity,
+}
 
 /// The requests of one pod, the latest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,6 +41,8 @@ pub struct Page {
     pub refused: Vec<RecordedRequest>,
     /// Accepted requests without a session token.
     pub imdsv1: Vec<RecordedRequest>,
+    /// How many requests there were.
+    pub counts: RequestCounts,
 }
 
 /// Equal requests, counted. The texts are the client's, in printable ASCII and short.
@@ -95,14 +103,20 @@ impl Journal {
         request.count(&mut self.pages().of(uid).imdsv1, None, now);
     }
 
+    /// Counts an answered request of the pod `uid`.
+    pub(super) fn answered(&self, uid: &PodUid, answered: Answered, now: SystemTime) {
+        self.activity.count(uid, answered, now);
+    }
+
     /// The requests of the pod `uid`.
     #[must_use]
     pub fn of(&self, uid: &PodUid) -> Page {
-        self.pages().pods.get(uid).map(|dated| dated.page.clone()).unwrap_or_default()
+        let page = self.pages().pods.get(uid).map(|dated| dated.page.clone());
+        Page { counts: self.activity.of(uid), ..page.unwrap_or_default() }
     }
 
     fn pages(&self) -> MutexGuard<'_, Pages> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

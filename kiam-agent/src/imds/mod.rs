@@ -3,6 +3,7 @@
 //! A request is parsed into a [`route::Route`] by pure code, checked, and answered from the cache. Every failure is an
 //! [`Error`], which gets its status in one place. No byte of a request ever reaches the real service.
 
+mod activity;
 mod allow;
 mod checks;
 mod error;
@@ -26,6 +27,7 @@ mod version1;
 pub mod wire;
 
 pub use self::{
+    activity::RequestCounts,
     allow::{AllowPath, DenyPath, InvalidPath},
     error::{Error, ErrorKind, PathKind},
     first_requests::ready,

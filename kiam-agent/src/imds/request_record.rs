@@ -6,7 +6,7 @@ use http::{StatusCode, header, request};
 use tokio::time::Instant;
 use tracing::{Level, debug, enabled, info, warn};
 
-use super::{Error, ServiceParts};
+use super::{Error, ServiceParts, activity::Answered};
 use crate::audit::{Audit, Requested};
 use kiam_core::{
     credentials::IssuedCredentials,
@@ -20,8 +20,8 @@ pub(super) struct RequestRecord {
     pub(super) pod: Option<Arc<Pod>>,
     pub(super) identity: Option<Arc<RoleIdentity>>,
     pub(super) issued: Option<Arc<IssuedCredentials>>,
-    /// Whether it has a session token.
-    pub(super) has_token: bool,
+    /// Whether the request was accepted without a session token.
+    pub(super) without_token: bool,
 }
 
 /// The pod of `client`, if it is known, also for a rejected request.
@@ -49,10 +49,10 @@ fn uid_of(client: &Result<Client, Unattested>) -> Option<&PodUid> {
 impl RequestRecord {
     /// The record of a request that `began` then.
     pub(super) fn new(began: Instant) -> Self {
-        Self { began, pod: None, identity: None, issued: None, has_token: false }
+        Self { began, pod: None, identity: None, issued: None, without_token: false }
     }
 
-    /// Looks up the pod if the request is to be recorded, and adds a rejected request to the journal.
+    /// Looks up the pod if the request is to be recorded, and adds it to the journal: rejected, or as a count.
     pub(super) fn note(
         &mut self,
         client: &Result<Client, Unattested>,
@@ -63,9 +63,14 @@ impl RequestRecord {
         if self.pod.is_none() && (refusal.is_some() || enabled!(Level::DEBUG)) {
             self.pod = pod_of(client, &parts.pods);
         }
-        if let (Some(error), Some(pod)) = (refusal, &self.pod) {
-            parts.journal.refused(&pod.uid, head, error.kind(), parts.clock.now());
+        let Some(pod) = &self.pod else { return };
+        let now = parts.clock.now();
+        if let Some(error) = refusal {
+            parts.journal.refused(&pod.uid, head, error.kind(), now);
         }
+        let answered =
+            Answered { credentials: self.issued.is_some(), without_token: self.without_token };
+        parts.journal.answered(&pod.uid, answered, now);
     }
 
     /// Records the credentials that are handed out, with the client's process.
@@ -77,7 +82,7 @@ impl RequestRecord {
     ) {
         if let (Ok(client), Some(pod), Some(issued)) = (client, &self.pod, &self.issued) {
             let user_agent = head.headers.get(header::USER_AGENT);
-            let requested = Requested { has_token: self.has_token, user_agent };
+            let requested = Requested { has_token: !self.without_token, user_agent };
             audit.handed_out(client, pod, issued, requested);
         }
     }

@@ -230,7 +230,6 @@ impl Service {
         if reads && !matches!(route, Err(Error::Method { .. })) {
             let tokens = (&self.parts.tokens, verified);
             version = checks::token(&head.headers, client, tokens, self.config.imdsv2)?;
-            record.has_token = version == ImdsVersion::V2;
         }
         match (route?, unknown) {
             (Route::Token, _) => self.token(client, head),
@@ -269,6 +268,7 @@ impl Service {
         self.parts.metrics.imdsv1();
         self.version1.log(pod, &head.headers);
         self.parts.journal.imdsv1(&pod.uid, head, self.parts.clock.now());
+        record.without_token = true;
         Ok(standing)
     }
 

@@ -6,7 +6,6 @@ mod input;
 mod installation;
 mod meaning;
 mod objects;
-mod printable;
 mod report;
 mod route;
 mod rules;
@@ -28,7 +27,7 @@ use self::{
     report::Report,
     translate::Manner,
 };
-use crate::{cluster, proxy::Proxies};
+use crate::{cluster, printable, proxy::Proxies};
 use kiam_core::role::BaseArn;
 
 /// The exit status where somebody must decide something.

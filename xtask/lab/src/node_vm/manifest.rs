@@ -76,7 +76,7 @@ mod tests {
         let agent = Manifest::agent("n1", "192.0.2.1").unwrap();
         assert!(agent.args.contains(&"--host=192.0.2.1".to_owned()), "{agent:?}");
         assert!(agent.args.contains(&"--node-name=n1".to_owned()), "{agent:?}");
-        assert_eq!(agent.probe, ["status"]);
+        assert_eq!(agent.probe, ["status", "--ready"]);
         let bpffs = agent.binds.iter().find(|bind| bind.container == "/sys/fs/bpf").unwrap();
         assert!(bpffs.follows && bpffs.node == "/sys/fs/bpf");
         let uninstall = Manifest::uninstall().unwrap();

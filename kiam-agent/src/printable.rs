@@ -4,12 +4,12 @@
 const REPLACEMENT: char = '\u{fffd}';
 
 /// `text` without characters that end a line, end a YAML comment, or move or turn what a terminal shows.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if is_printable(c) { c } else { REPLACEMENT }).collect()
 }
 
 /// Whether all of `text` is printed as it is.
-pub(super) fn is_all_printable(text: &str) -> bool {
+pub(crate) fn is_all_printable(text: &str) -> bool {
     text.chars().all(is_printable)
 }
 
