@@ -230,7 +230,9 @@ fn kubectl_takes_each_of_its_commands() {
     fs::write(&kubeconfig, config.to_string()).unwrap();
     let kubectl = helm.kubectl();
     let programs = Path::new(kubectl.get_program()).parent().unwrap();
-    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    // With the plugin beside the agent.
+    let plugin = Path::new(AGENT).parent().unwrap().display();
+    let path = format!("{}:{plugin}:{}", programs.display(), std::env::var("PATH").unwrap());
     for command in beginning("kubectl ") {
         let mut shell = Command::new("sh");
         shell.current_dir(workspace()).env("PATH", &path).env("KUBECONFIG", &kubeconfig);

@@ -46,6 +46,7 @@ const IMAGE: &str = "xtask/src/tasks/image/test.rs";
 const CLUSTER: &str = "xtask/lab/src/cluster/rows.rs";
 const REMOVAL: &str = "xtask/lab/src/cluster/life.rs";
 const EXPLAIN: &str = "kiam-agent/src/explain/mod.rs";
+const CTL: &str = "kiam-agent/tests/ctl/stage.rs";
 const KERNELS: &str = "name: \"other kernels\"";
 const ROLLOUT: &str = "rollout status daemonset/kiam-agent --namespace=kube-system";
 
@@ -195,6 +196,20 @@ pub(super) const ROWS: &[Row] = &[
         ),
     ),
     row("kubectl logs --namespace=kube-system kiam-agent-abcde…", Nothing),
+    // From the laptop.
+    row(
+        "cargo build --release -p kiam-agent --bin kubectl-kiam",
+        By(CTL, "CARGO_BIN_EXE_kubectl-kiam"),
+    ),
+    row("cp target/release/kubectl-kiam…", Nothing),
+    row("kubectl kiam status", By("kiam-agent/tests/ctl/nodes.rs", "&[\"status\"")),
+    row("kubectl apply -k deploy/ctl/", By("xtask/tests/chart/parts.rs", "&[\"ctl\"]")),
+    row("kubectl create clusterrolebinding kiam-ctl…", Nothing),
+    row("kubectl create rolebinding kiam-ctl…", Nothing),
+    row(
+        "kiam-agent status",
+        By("kiam-agent/tests/app.rs", "fn operators_see_the_state_of_the_node"),
+    ),
     row("kiam-agent explain shop/order", By(EXPLAIN, "fn the_page_shows_what_explain_prints")),
     row("curl --unix-socket /run/kiam/admin.sock…", Here(Agent)),
     row("TOKEN=$(curl -sX PUT…", Here(Pod)),

@@ -87,6 +87,7 @@ fn common() -> Vec<Flip> {
         ("annotations", map.clone(), alone()),
         ("podLabels", map.clone(), alone()),
         ("podAnnotations", map.clone(), alone()),
+        ("ctl.clusterRole.create", on.clone(), alone()),
         ("rbac.create", off.clone(), alone()),
         ("serviceAccount.create", off, alone()),
         ("serviceAccount.name", a, alone()),

@@ -71,6 +71,7 @@ fn parts() -> Vec<Part> {
             patch: vec![flag("--evict-older-pods")],
             ..part("evictions", json!({"evictOlderPods": true}), &["evict-older-pods"])
         },
+        part("kubectl kiam", json!({"ctl": {"clusterRole": {"create": true}}}), &["ctl"]),
         part("the taint's rule", json!({"startupTaint": {"key": taint}}), &["startup-taint/rules"]),
         Part {
             patch: vec![flag(&format!("--startup-taint={taint}"))],
@@ -160,6 +161,7 @@ fn uninstall_deploys_what_its_kustomization_does_and_nothing_else() {
     let all = json!({
         "uninstall": true, "webIdentity": {"tokens": "agent"}, "admissionPolicies": {"enabled": true},
         "startupTaint": {"key": "a.example/b", "rights": true}, "evictOlderPods": true,
+        "ctl": {"clusterRole": {"create": true}},
         "metrics": {
             "enabled": true, "podMonitor": {"enabled": true}, "serviceMonitor": {"enabled": true},
             "prometheusRule": {"enabled": true}, "dashboard": {"enabled": true},
