@@ -63,6 +63,8 @@ fn tables_fit_the_terminal_and_nothing_that_tenants_write_drives_it() {
                 others.filter(|it| !colors.iter().any(|color| it.starts_with(color))).collect();
             assert!(obeyed.is_empty(), "{words:?}: {obeyed:?}");
             assert!(text.contains("\u{1b}[2m"), "{words:?} has no colours:\n{text}");
+            // For whoever reads it with --nocapture, and where it fails.
+            println!("{columns} columns, {words:?}:\n{text}");
             let text = plain(&text);
             for line in text.lines() {
                 assert!(line.chars().count() <= usize::from(columns), "{words:?}: {line:?}");

@@ -7,6 +7,7 @@
 mod control_plane;
 mod image;
 mod kubectl;
+mod laptop;
 mod life;
 mod machine;
 mod pods;

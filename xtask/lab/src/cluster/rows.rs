@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{
-    life,
+    laptop, life,
     pods::{NAMESPACE, Try, own},
     stage::{Stage, wait},
 };
@@ -21,7 +21,7 @@ type Row = (&'static str, fn(&mut Stage) -> Result<String>);
 /// The first rows, which all others build on.
 pub(super) const NEEDED: usize = 2;
 
-pub(super) const ALL: [Row; 23] = [
+pub(super) const ALL: [Row; 24] = [
     ("node joins", node_joins),
     ("`kubectl apply -k deploy/`", apply),
     ("Job with an init container", job),
@@ -35,6 +35,7 @@ pub(super) const ALL: [Row; 23] = [
     ("packets of pods to the metadata service", no_packets),
     ("Events", events),
     ("`kiam-agent explain`", explain),
+    ("`kubectl kiam`", laptop::from_the_laptop),
     ("rights of `deploy/`", rights),
     ("`kubectl delete pod` of the agent", delete_agent),
     ("reboot, no boot guard", life::reboot_unguarded),
@@ -132,7 +133,7 @@ fn apply(stage: &mut Stage) -> Result<String> {
 }
 
 /// All containers of pods of one kind, each with its own role at its first try.
-fn kind(stage: &mut Stage, name: &str, containers: &[&str]) -> Result<String> {
+pub(super) fn kind(stage: &mut Stage, name: &str, containers: &[&str]) -> Result<String> {
     stage.apply(&format!("{name}.yaml"))?;
     for container in containers {
         stage.ensure_first(name, container, &own(name))?;
