@@ -147,6 +147,9 @@ fn connects_are_redirected_denied_or_left_alone_and_attested() {
 
 #[test]
 fn mptcp_is_redirected_and_tcp_sees_the_address_it_asked_for() {
+    if lab::no_mptcp() {
+        return;
+    }
     let Some(Lab { node, .. }) = lab::node_test!() else { return };
     let pod = node.pod(PodSpec::new("default", "a").with_uid().unwrap()).unwrap();
     let mut parts = attach(&node, &node.bpffs().join("kiam"));

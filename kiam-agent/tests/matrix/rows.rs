@@ -6,7 +6,7 @@ use std::{
 };
 
 use lab::{
-    AGENT_PORT, IMDS_V4, IMDS_V6, NODE_V4, NODE_V6,
+    AGENT_PORT, IMDS_V4, IMDS_V6, NODE_V4, NODE_V6, has_mptcp,
     pod_client::{
         Attempt,
         attack::{Attack, datagram, frame, raw, stream},
@@ -160,7 +160,15 @@ fn redirected(who: Who) -> Vec<Row> {
         ("MPTCP, v4-mapped", Way::Mptcp, MAPPED),
         ("MPTCP, fd00:ec2::254", Way::Mptcp, NATIVE),
     ];
-    let allowed = |(_, way, _): &(_, Way, _)| *way != Way::IoUring || io_uring_is_allowed();
+    let (io_uring, mptcp) = (io_uring_is_allowed(), has_mptcp());
+    if !mptcp {
+        println!("MPTCP is left out, as the kernel was built without it");
+    }
+    let allowed = |(_, way, _): &(_, Way, _)| match way {
+        Way::IoUring => io_uring,
+        Way::Mptcp => mptcp,
+        _ => true,
+    };
     let cases = cases.into_iter().filter(allowed);
     cases.map(|(name, way, to)| stream(name, who, way, to, Expect::Served)).collect()
 }

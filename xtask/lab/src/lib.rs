@@ -36,7 +36,7 @@ pub use cgroup::{Cgroup, Layout, mount_point as cgroup_mount_point};
 pub use check::{eventually, eventually_is};
 pub use foreign::{Attaching, ForeignProgram, Runs, program_ids, programs_at};
 pub use hostile::{Neighbour, Victim};
-pub use netns::{Netns, has_ipv6, tells_namespaces_apart};
+pub use netns::{Netns, has_ipv6, has_mptcp, tells_namespaces_apart};
 pub use node::{IMDS_V4, IMDS_V6, NODE_NAME, NODE_V4, NODE_V6, Node};
 pub use pod::{LabPod, PodSpec};
 pub use process::Process;
@@ -109,7 +109,6 @@ macro_rules! pod_local_test {
 
 /// Whether the calling test must be left out because its subject is what the agent does only where the kernel distinguishes
 /// network namespaces, such as the listeners inside pods; prints the reason, with the test's name.
-/// `cargo xtask test kernels` lists it in docs/kernels.md.
 ///
 /// # Panics
 ///
@@ -117,11 +116,19 @@ macro_rules! pod_local_test {
 #[must_use]
 pub fn no_netns_cookies() -> bool {
     let has_cookies = tells_namespaces_apart().expect("a socket can be asked");
-    if !has_cookies {
-        // Named after its test.
-        let thread = std::thread::current();
-        let test = thread.name().unwrap_or_default();
-        println!("left out: {test}: no `SO_NETNS_COOKIE` below kernel 5.14");
-    }
-    !has_cookies
+    !has_cookies && left_out("no `SO_NETNS_COOKIE` below kernel 5.14")
+}
+
+/// Whether the calling test must be left out because the kernel has no MPTCP; prints so.
+#[must_use]
+pub fn no_mptcp() -> bool {
+    !has_mptcp() && left_out("the kernel was built without MPTCP")
+}
+
+/// Says that the calling test has no subject on this kernel; `cargo xtask test kernels` lists it in docs/kernels.md.
+fn left_out(reason: &str) -> bool {
+    // Named after its test.
+    let thread = std::thread::current();
+    println!("left out: {}: {reason}", thread.name().unwrap_or_default());
+    true
 }

@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+use socket2::{Domain, Protocol, Socket, Type};
 use xtask::command::printed_for;
 
 /// Of `asm-generic/socket.h`.
@@ -122,6 +123,12 @@ impl AsFd for Netns {
 #[must_use]
 pub fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6").exists()
+}
+
+/// Whether the kernel has MPTCP, which Debian's 5.10 was built without.
+#[must_use]
+pub fn has_mptcp() -> bool {
+    Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP)).is_ok()
 }
 
 /// Whether the kernel tells network namespaces apart, as 5.14 does; where it does not, all pods go by the node's path.
