@@ -187,6 +187,13 @@ impl Layout {
         Ok(digest)
     }
 
+    /// Adds the images of another layout, which were packed there.
+    pub fn extend(&mut self, other: &Self) {
+        self.blobs.extend(other.blobs.clone());
+        self.manifests.extend_from_slice(&other.manifests);
+        self.legacy.extend_from_slice(&other.legacy);
+    }
+
     fn blob(&mut self, media_type: &str, bytes: Vec<u8>) -> Value {
         let (digest, size) = (digest(&bytes), bytes.len());
         self.blobs.insert(digest.clone(), bytes);
@@ -371,7 +378,9 @@ mod tests {
     fn index_leads_to_each_architectures_manifest_config_and_layer() {
         let mut layout = Layout::new("agent:1", 7);
         let amd64 = layout.add(&root(), &settings("amd64")).unwrap();
-        let arm64 = layout.add(&root(), &settings("arm64")).unwrap();
+        let mut alone = Layout::new("agent:1", 7);
+        let arm64 = alone.add(&root(), &settings("arm64")).unwrap();
+        layout.extend(&alone);
         let (_, files) = layout.files();
         let read = |descriptor: &Value| -> Value {
             let bytes = &files[&blob_path(descriptor)];

@@ -70,13 +70,24 @@ impl LoopbackAgent {
         environment: &[(&str, &str)],
         further: &[&str],
     ) -> Result<Self> {
-        let mut command = Command::new(binary);
-        command.args(flags(folder.path(), sts, further)).args(further);
-        command.env_clear().envs(environment.iter().copied());
-        let mut process = Process::start("the agent", &mut command, folder.path().join("log"))?;
+        let mut process = Self::begin(binary, folder.path(), sts, environment, further)?;
         process.wait("listened", LIMIT, |process| bound(&process.log()).is_some())?;
         let (pods, admin) = bound(&process.log()).context("the agent listened before")?;
         Ok(Self { process, pods, admin, folder })
+    }
+
+    /// Starts the agent as [`LoopbackAgent::start_in`] does, and waits for nothing.
+    pub fn begin(
+        binary: &Path,
+        folder: &Path,
+        sts: &str,
+        environment: &[(&str, &str)],
+        further: &[&str],
+    ) -> Result<Process> {
+        let mut command = Command::new(binary);
+        command.args(flags(folder, sts, further)).args(further);
+        command.env_clear().envs(environment.iter().copied());
+        Process::start("the agent", &mut command, folder.join("log"))
     }
 
     /// Where it listens for pods.

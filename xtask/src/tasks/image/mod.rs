@@ -67,10 +67,9 @@ pub(crate) fn build(options: &Options) -> Result<()> {
         let stem = format!("kiam-agent-{}-{}", release.version, processor.name());
         write(&output.join(format!("{stem}.cdx.json")), bill.as_bytes())?;
         root.unpack(&emptied(output.join(format!("root-{}", processor.name())))?)?;
-        let settings = settings(*processor, &release);
-        let digest = layout.add(&root, &settings)?;
         let mut alone = Layout::new(&name, release.created);
-        alone.add(&root, &settings)?;
+        let digest = alone.add(&root, &settings(*processor, &release))?;
+        layout.extend(&alone);
         let archive = output.join(format!("{stem}.tar"));
         alone.write_archive(&archive)?;
         say(format!("{stem}.tar, {}, {digest}", megabytes(&archive)?));

@@ -46,8 +46,8 @@ impl Architecture {
     /// QEMU's program that runs programs alone.
     pub(super) fn qemu_user(self) -> &'static str {
         match self {
-            Self::Amd64 => "qemu-x86_64-static",
-            Self::Arm64 => "qemu-aarch64-static",
+            Self::Amd64 => "qemu-x86_64",
+            Self::Arm64 => "qemu-aarch64",
         }
     }
 

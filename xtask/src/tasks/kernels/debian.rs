@@ -174,7 +174,7 @@ impl Debian {
         let program = root.join("usr/bin").join(architecture.qemu_user());
         if !program.exists() {
             fs::create_dir_all(&root).context("making a folder for QEMU")?;
-            self.unpack_one(&format!("qemu-user-static/{QEMU_SUITE}"), &root)?;
+            self.unpack_one(&format!("qemu-user/{QEMU_SUITE}"), &root)?;
         }
         Ok(program)
     }
