@@ -54,7 +54,17 @@ pub(super) fn check(clocks: &[ServerClock]) -> Check {
             Check::fail(Clock, format!("{finding}; STS rejects what this node signs"), remedy)
         }
         difference if difference > STRANGE => Check::warn(Clock, finding, remedy),
-        _ => Check::ok(Clock, format!("as the clock of {}, within a minute", worst.server)),
+        _ => Check::ok(Clock, format!("within a minute of {}", names(clocks))),
+    }
+}
+
+/// The servers whose clocks were compared.
+fn names(clocks: &[ServerClock]) -> String {
+    let servers: Vec<_> = clocks.iter().map(|clock| clock.server).collect();
+    match servers.split_last() {
+        Some((last, [])) => format!("the clock of {last}"),
+        Some((last, others)) => format!("the clocks of {} and {last}", others.join(", ")),
+        None => String::new(),
     }
 }
 
@@ -71,8 +81,8 @@ mod tests {
         let ahead = |seconds: u64| theirs + Duration::from_secs(seconds);
         let behind = |seconds: u64| theirs.checked_sub(Duration::from_secs(seconds)).unwrap();
         for (ours, verdict, says) in [
-            (theirs, Good, "within a minute"),
-            (ahead(60), Good, "within a minute"),
+            (theirs, Good, "of the clocks of the metadata service and the Kubernetes API"),
+            (ahead(60), Good, "within a minute of the clocks of the metadata service and"),
             (ahead(61), Warn, "61 s ahead of the clock of the Kubernetes API"),
             (behind(300), Warn, "300 s behind"),
             (behind(301), Fail, "301 s behind"),
@@ -84,6 +94,9 @@ mod tests {
             assert_eq!(check.verdict, verdict, "{check:?}");
             assert!(check.finding.contains(says), "{check:?}");
         }
+        let alone = ServerClock::read("the metadata service", Some(date), theirs).unwrap();
+        let alone = check(&[alone]);
+        assert!(alone.finding.ends_with("of the clock of the metadata service"), "{alone:?}");
         assert_eq!(check(&[]).verdict, Unknown);
         for date in [None, Some("yesterday")] {
             assert!(ServerClock::read("a", date, theirs).is_none());

@@ -1,6 +1,6 @@
 //! Whether the roles that the node's pods want can be assumed. Issued credentials are dropped at once.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures::{StreamExt as _, stream};
 use kiam_core::{
@@ -43,15 +43,19 @@ pub(super) async fn checks(
             RoleIdentity::new(role, session.clone(), config.roles.policy.session_duration);
         (identity, Claimant::new("", SESSION))
     });
-    let mut wanted: Vec<_> = named.collect();
+    let mut wanted: Vec<Wanted> = named.collect();
     let of_flags = wanted.len();
+    let mut all = of_flags;
     let mut pod_tokens = None;
     if let Some(known) = &report.known {
         let policy = RolePolicy::new(policy_with(config, base), known.reader.clone());
         let of_pods = policy.wanted(&known.node_pods.filter());
-        wanted.extend(of_pods.iter().filter_map(|(identity, claimants)| {
+        let of_pods = of_pods.iter().filter_map(|(identity, claimants)| {
             Some((identity.clone(), claimants.first()?.clone()))
-        }));
+        });
+        let of_pods: Vec<Wanted> = of_pods.collect();
+        all += of_pods.len();
+        wanted.extend(in_turns(of_pods, MOST.saturating_sub(of_flags)));
         pod_tokens = match tokens(config, &known.cluster, &known.reader, &known.metrics) {
             Ok(tokens) => tokens,
             Err(error) => return vec![Check::failed(Roles, &error, "see api")],
@@ -60,8 +64,6 @@ pub(super) async fn checks(
         let finding = "the API did not say which roles the node's pods want";
         return vec![Check::unknown(Roles, finding, "see api; --try-role=ARN tries one")];
     }
-    let all = wanted.len();
-    wanted.truncate(MOST.max(of_flags));
     if wanted.is_empty() {
         let finding = "no pod of this node wants a role that it may have, so none was assumed";
         return vec![Check::unknown(Roles, finding, "--try-role=ARN tries one")];
@@ -72,13 +74,34 @@ pub(super) async fn checks(
     }
 }
 
+/// A role, and a pod that wants it.
+type Wanted = (RoleIdentity, Claimant);
+
+/// At most `most` of `wanted`: one of each namespace, then a second one, and so on. No tenant's roles leave out another's.
+fn in_turns(wanted: Vec<Wanted>, most: usize) -> Vec<Wanted> {
+    let mut namespaces: BTreeMap<String, Vec<Wanted>> = BTreeMap::new();
+    for one in wanted {
+        namespaces.entry(one.1.namespace.to_string()).or_default().push(one);
+    }
+    let mut turns: Vec<_> = namespaces.into_values().map(Vec::into_iter).collect();
+    let mut chosen = Vec::new();
+    while chosen.len() < most && !turns.is_empty() {
+        turns.retain_mut(|of_namespace| match of_namespace.next() {
+            Some(one) => {
+                chosen.push(one);
+                true
+            }
+            None => false,
+        });
+    }
+    chosen.truncate(most);
+    chosen
+}
+
 /// The role, and why it can't be assumed.
 type Attempt = (RoleArn, Option<SourceError>);
 
-async fn assume(
-    source: Arc<dyn CredentialSource>,
-    wanted: Vec<(RoleIdentity, Claimant)>,
-) -> Vec<Attempt> {
+async fn assume(source: Arc<dyn CredentialSource>, wanted: Vec<Wanted>) -> Vec<Attempt> {
     let attempts = wanted.into_iter().map(|(identity, claimant)| {
         let source = Arc::clone(&source);
         async move {
@@ -98,16 +121,20 @@ fn judge(attempts: &[Attempt], of_flags: usize, all: usize) -> Check {
         .filter_map(|(at, (role, error))| error.as_ref().map(|error| (at, role, error)))
         .collect();
     let tried = attempts.len();
+    let left_out = match all.saturating_sub(tried) {
+        0 => String::new(),
+        more => format!("; {more} more were not tried"),
+    };
     if failed.is_empty() {
-        let of = if all > tried { format!("{tried} of {all}") } else { tried.to_string() };
-        return Check::ok(Roles, format!("assumed, and dropped again: {of}"));
+        return Check::ok(Roles, format!("assumed, and dropped again: {tried}{left_out}"));
     }
     let shown: Vec<_> = failed
         .iter()
         .take(SHOWN)
         .map(|(_, role, error)| format!("{role}: {}", error.message))
         .collect();
-    let finding = format!("{} of {tried} can't be assumed: {}", failed.len(), shown.join("; "));
+    let (count, shown) = (failed.len(), shown.join("; "));
+    let finding = format!("{count} of {tried} can't be assumed: {shown}{left_out}");
     let denied = |of: &dyn Fn(usize) -> bool| {
         failed.iter().any(|(at, _, error)| {
             of(*at) && matches!(error.class, ErrorClass::Denied | ErrorClass::Refused)
@@ -136,15 +163,35 @@ mod tests {
             (role, class.map(|class| SourceError::new(class, "AccessDenied: no")))
         };
         let cases = [
-            (None, 0, Good, "dropped again: 2 of 30"),
+            (None, 0, Good, "dropped again: 2; 28 more were not tried"),
             (Some(ErrorClass::Throttled), 2, Warn, "1 of 2"),
             (Some(ErrorClass::Denied), 2, Fail, "role/b: AccessDenied: no"),
-            (Some(ErrorClass::Denied), 1, Warn, "role/b: AccessDenied: no"),
+            (Some(ErrorClass::Denied), 1, Warn, "role/b: AccessDenied: no; 28 more"),
         ];
         for (class, of_flags, verdict, says) in cases {
             let check = judge(&[attempt("a", None), attempt("b", class)], of_flags, 30);
             assert_eq!(check.verdict, verdict, "{check:?}");
             assert!(check.finding.contains(says), "{check:?}");
         }
+    }
+
+    #[test]
+    fn a_namespace_with_many_roles_leaves_out_no_other() {
+        let wanted = |namespace: &str, name: &str| {
+            let role = format!("arn:aws:iam::123456789012:role/{name}").parse().unwrap();
+            let session = SessionName::sanitised(SESSION);
+            let identity = RoleIdentity::new(role, session, std::time::Duration::from_secs(3600));
+            (identity, Claimant::new(namespace, name))
+        };
+        let mut all: Vec<_> = (0..40).map(|n| wanted("a-tenant", &format!("r{n}"))).collect();
+        all.extend([wanted("shop", "orders"), wanted("shop", "reports"), wanted("zoo", "keeper")]);
+        let chosen = |most| in_turns(all.clone(), most);
+        let others = |chosen: &[Wanted]| {
+            chosen.iter().filter(|(_, pod)| &*pod.namespace != "a-tenant").count()
+        };
+        let twenty = chosen(20);
+        assert_eq!((twenty.len(), others(&twenty)), (20, 3));
+        assert_eq!(others(&chosen(3)), 2);
+        assert_eq!((chosen(0).len(), chosen(100).len()), (0, 43));
     }
 }
