@@ -14,6 +14,7 @@ macro_rules! deployed {
 mod agent;
 mod chart;
 mod node;
+mod preflight;
 mod server;
 mod taint;
 mod web_identity;
