@@ -9,9 +9,10 @@ use bytes::Bytes;
 use http::{Method, Request, Response, request};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tracing::info;
 
+use self::lookup::Lookup;
 use super::{
     AllowPath, DenyPath, Error, ErrorKind, Journal, Metrics, NodeRole, PathKind, TokenAuthority,
     Upstream,
@@ -35,8 +36,7 @@ use kiam_core::{
     clock::Clock,
     credentials::{CredentialReader, IssuedCredentials, State},
     pods::{Client, Namespace, NotFound, Pod, PodReader, PodUid, Unattested},
-    policy::{Decision, RolePolicy, Standing},
-    role::RoleIdentity,
+    policy::{RolePolicy, Standing},
     telemetry::LogLimit,
 };
 
@@ -101,12 +101,6 @@ struct Asking<'a> {
     client: &'a Result<Client, Unattested>,
     head: &'a request::Parts,
     verified: &'a VerifiedToken,
-}
-
-/// Whom a request is for, and until when it may wait.
-struct Lookup<'a> {
-    client: &'a Client,
-    deadline: Instant,
 }
 
 /// The instance metadata service, as pods see it.
@@ -317,62 +311,6 @@ impl Service {
         Ok(body)
     }
 
-    /// The current decision about the pod. Waits for an unknown pod.
-    async fn standing(
-        &self,
-        lookup: &Lookup<'_>,
-        record: &mut RequestRecord,
-    ) -> Result<Arc<Standing>, Error> {
-        let pod = match self.parts.pods.find(lookup.client) {
-            Ok(pod) => pod,
-            Err(_) => self.parts.pods.wait(lookup.client, lookup.left()).await?,
-        };
-        let standing = self.parts.policy.standing(&pod);
-        record.pod = Some(pod);
-        Ok(standing)
-    }
-
-    /// The decision about the pod once `settled` says that it need not be waited for, or else the last one in time.
-    async fn standing_when(
-        &self,
-        settled: impl Fn(&Standing) -> bool,
-        lookup: &Lookup<'_>,
-        record: &mut RequestRecord,
-    ) -> Result<Arc<Standing>, Error> {
-        let mut changes = self.parts.pods.changes();
-        loop {
-            let standing = self.standing(lookup, record).await?;
-            if settled(&standing)
-                || !matches!(timeout_at(lookup.deadline, changes.changed()).await, Ok(Ok(())))
-            {
-                return Ok(standing);
-            }
-        }
-    }
-
-    /// The identity that the pod is allowed. Waits for an unknown namespace or ServiceAccount.
-    async fn identity(
-        &self,
-        lookup: &Lookup<'_>,
-        mut standing: Arc<Standing>,
-        record: &mut RequestRecord,
-    ) -> Result<Arc<RoleIdentity>, Error> {
-        let passes = |standing: &Standing| match standing.decision() {
-            Decision::Allow(_) => false,
-            Decision::Refuse(refusal) => refusal.may_pass(),
-        };
-        if passes(&standing) {
-            standing = self.standing_when(|it| !passes(it), lookup, record).await?;
-        }
-        match standing.decision() {
-            Decision::Allow(identity) => {
-                record.identity = Some(identity.clone());
-                Ok(identity.clone())
-            }
-            Decision::Refuse(refusal) => Err(Error::Refused(refusal.clone())),
-        }
-    }
-
     fn count_first(&self, record: &RequestRecord, waited: bool, ready: bool) {
         let Some(pod) = &record.pod else { return };
         if self.first.is_first(&pod.uid, &self.parts.pods) {
@@ -417,13 +355,7 @@ impl Service {
     }
 }
 
-// === impl Lookup ===
-
-impl Lookup<'_> {
-    fn left(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now())
-    }
-}
+mod lookup;
 
 #[cfg(test)]
 pub(super) mod fixture;

@@ -68,7 +68,6 @@ pub struct Prefetcher {
     /// The wanted set of the last step. While it is held here, no other one is at its address.
     last: Weak<BTreeMap<RoleIdentity, BTreeSet<Claimant>>>,
     answered: bool,
-    /// When shares that are full again were last dropped.
     swept: Instant,
     staleness: Staleness,
 }

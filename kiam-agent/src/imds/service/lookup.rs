@@ -1,0 +1,89 @@
+//! The current decision about a request's pod, which is waited for where a record may be on its way.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    super::{Error, request_record::RequestRecord},
+    Service,
+};
+use kiam_core::{
+    pods::Client,
+    policy::{Decision, Standing},
+    role::RoleIdentity,
+};
+
+/// Whom a request is for, and until when it may wait.
+pub(super) struct Lookup<'a> {
+    pub(super) client: &'a Client,
+    pub(super) deadline: Instant,
+}
+
+// === impl Service ===
+
+impl Service {
+    /// The current decision about the pod. Waits for an unknown pod.
+    pub(super) async fn standing(
+        &self,
+        lookup: &Lookup<'_>,
+        record: &mut RequestRecord,
+    ) -> Result<Arc<Standing>, Error> {
+        let pod = match self.parts.pods.find(lookup.client) {
+            Ok(pod) => pod,
+            Err(_) => self.parts.pods.wait(lookup.client, lookup.left()).await?,
+        };
+        let standing = self.parts.policy.standing(&pod);
+        record.pod = Some(pod);
+        Ok(standing)
+    }
+
+    /// The decision about the pod once `settled` says that it need not be waited for, or else the last one in time.
+    pub(super) async fn standing_when(
+        &self,
+        settled: impl Fn(&Standing) -> bool,
+        lookup: &Lookup<'_>,
+        record: &mut RequestRecord,
+    ) -> Result<Arc<Standing>, Error> {
+        let mut changes = self.parts.pods.changes();
+        loop {
+            let standing = self.standing(lookup, record).await?;
+            if settled(&standing)
+                || !matches!(timeout_at(lookup.deadline, changes.changed()).await, Ok(Ok(())))
+            {
+                return Ok(standing);
+            }
+        }
+    }
+
+    /// The identity that the pod is allowed. Waits for an unknown namespace or ServiceAccount.
+    pub(super) async fn identity(
+        &self,
+        lookup: &Lookup<'_>,
+        mut standing: Arc<Standing>,
+        record: &mut RequestRecord,
+    ) -> Result<Arc<RoleIdentity>, Error> {
+        let passes = |standing: &Standing| match standing.decision() {
+            Decision::Allow(_) => false,
+            Decision::Refuse(refusal) => refusal.may_pass(),
+        };
+        if passes(&standing) {
+            standing = self.standing_when(|it| !passes(it), lookup, record).await?;
+        }
+        match standing.decision() {
+            Decision::Allow(identity) => {
+                record.identity = Some(identity.clone());
+                Ok(identity.clone())
+            }
+            Decision::Refuse(refusal) => Err(Error::Refused(refusal.clone())),
+        }
+    }
+}
+
+// === impl Lookup ===
+
+impl Lookup<'_> {
+    pub(super) fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+}
