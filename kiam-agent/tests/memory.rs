@@ -91,9 +91,9 @@ fn a_usual_node_takes_little() {
     eventually("the first pods are served", || {
         (0..USUAL_PODS).all(|number| node.serves(&usual_pod(number)))
     });
-    judge_own(&node.agent, "51 pods", 8_000_000);
+    judge_own(&node.agent, "51 pods", 12_000_000);
     load(&node, USUAL_PODS, 40);
-    judge_own(&node.agent, "51 pods, after load", 8_000_000);
+    judge_own(&node.agent, "51 pods, after load", 12_000_000);
 }
 
 #[test]
@@ -111,9 +111,9 @@ fn a_full_node_in_a_large_cluster_takes_little() {
         }
     });
     eventually("the last pod is served", || node.serves(&usual_pod(PODS - 1)));
-    judge_own(&node.agent, "1,000 pods, 5,000 namespaces", 16_000_000);
+    judge_own(&node.agent, "1,000 pods, 5,000 namespaces", 20_000_000);
     load(&node, PODS, 4);
-    judge_own(&node.agent, "1,000 pods, 5,000 namespaces, after load", 16_000_000);
+    judge_own(&node.agent, "1,000 pods, 5,000 namespaces, after load", 20_000_000);
     for number in 0..LIVES {
         let life = usual_pod(PODS + number).annotation("other", &text);
         node.kubernetes.apply_pod(&life);
@@ -122,7 +122,7 @@ fn a_full_node_in_a_large_cluster_takes_little() {
     eventually("the end of all lives", || {
         node.metrics().contains(r#"events_total{resource="Pods",kind="Deleted"} 20000"#)
     });
-    judge_own(&node.agent, "1,000 pods, 5,000 namespaces, after 20,000 lives", 16_000_000);
+    judge_own(&node.agent, "1,000 pods, 5,000 namespaces, after 20,000 lives", 20_000_000);
 }
 
 /// With the kernel's part: aya would read the types of the whole kernel, 20 MB, with each object that it loads.
