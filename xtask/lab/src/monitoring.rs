@@ -114,11 +114,11 @@ pub fn selectors(expression: &str) -> Vec<String> {
 }
 
 fn word(value: &Value) -> String {
-    value.as_str().unwrap_or_else(|| panic!("{value} is no text")).to_owned()
+    value.as_str().expect("a text").to_owned()
 }
 
 fn text(path: &str) -> String {
-    fs::read_to_string(workspace().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+    fs::read_to_string(workspace().join(path)).expect(path)
 }
 
 #[cfg(test)]

@@ -53,10 +53,6 @@ fn kubelet() -> Patch {
 fn parts() -> Vec<Part> {
     let autodetect = || without("--role-base-arn-autodetect", 2);
     let taint = "kiam.example.com/agent-not-ready";
-    let on = json!({"enabled": true});
-    let monitoring = json!({"metrics": {
-        "enabled": true, "podMonitor": on, "prometheusRule": on, "dashboard": on,
-    }});
     vec![
         part("the default", json!({}), &[]),
         Part {
@@ -107,14 +103,19 @@ fn parts() -> Vec<Part> {
             json!({"admissionPolicies": {"enabled": true}}),
             &["admission"],
         ),
-        Part {
-            patch: vec![flag("--metrics=$(HOST_IP):9620")],
-            ..part("metrics", json!({"metrics": {"enabled": true}}), &[])
-        },
-        Part {
-            patch: vec![flag("--metrics=$(HOST_IP):9620")],
-            ..part("monitoring", monitoring, &["monitoring"])
-        },
+    ]
+}
+
+/// The metrics, and what uses them.
+fn metrics() -> [Part; 2] {
+    let on = json!({"enabled": true});
+    let monitoring = json!({"metrics": {
+        "enabled": true, "podMonitor": on, "prometheusRule": on, "dashboard": on,
+    }});
+    let patch = || vec![flag("--metrics=$(HOST_IP):9620")];
+    [
+        Part { patch: patch(), ..part("metrics", json!({"metrics": {"enabled": true}}), &[]) },
+        Part { patch: patch(), ..part("monitoring", monitoring, &["monitoring"]) },
     ]
 }
 
@@ -140,7 +141,7 @@ fn kustomized(helm: &Helm, text: &Value) -> Objects {
 #[test]
 fn each_part_deploys_what_its_kustomization_does() {
     let Some(helm) = Helm::of_test() else { return };
-    for part in parts().into_iter().chain(preflight()) {
+    for part in parts().into_iter().chain(metrics()).chain(preflight()) {
         let folder = |name: &&str| format!("../../deploy/{name}");
         let resources: Vec<_> = [""].iter().chain(part.resources).map(folder).collect();
         let components: Vec<_> = part.components.iter().map(folder).collect();

@@ -36,7 +36,6 @@ use crate::{
 
 /// Calls to STS in flight at once.
 const IN_FLIGHT: usize = 16;
-
 /// Immediate retries after [`ErrorClass::TooLong`]: more than any source needs.
 const TOO_LONG: u32 = 8;
 /// Credentials that no pod wants any more are kept for this long: a pod's successor often comes at once.

@@ -8,8 +8,10 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+use tokio::time::Instant;
 
 use super::fixture::{Identity, LIST, Node, config, namespace, pod};
 use kiam_core::pods::{Namespace, Pod};

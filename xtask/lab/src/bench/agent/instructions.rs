@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lab::loopback::{self, LoopbackNode};
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::Figure;
 use xtask::command::{command, run};
@@ -53,7 +54,7 @@ pub(super) fn count(agent: &Path) -> Result<Counts> {
     let node = LoopbackNode::start_by(&script, &flags, |kubernetes, _| {
         loopback::schedule(kubernetes, &pod);
     })?;
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     let connect = || TcpStream::connect(node.agent.pods()).context("connecting");
     // By IMDSv1: the clock of tokens is read by ways that valgrind does not know.
     let (mut stream, length) = loop {

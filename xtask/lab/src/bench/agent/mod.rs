@@ -26,6 +26,9 @@ use xtask::{
     toolchain,
 };
 
+/// What measures one group.
+type Measure = fn(&Plan) -> Result<Vec<Figure>>;
+
 /// How much to measure, and where to write it.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
@@ -143,7 +146,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let (load_before, started) = (machine::load(), Instant::now());
     let wants = |group| options.rows.is_empty() || options.rows.contains(&group);
     let mut figures = Vec::new();
-    let groups: [(Group, fn(&Plan) -> Result<Vec<Figure>>); 9] = [
+    let groups: [(Group, Measure); 9] = [
         (Group::Requests, requests::on_node),
         (Group::Pods, requests::in_pods),
         (Group::Memory, records::memory),

@@ -1,9 +1,6 @@
 //! What the Kubernetes API's records cost: memory, CPU of changes, and crowds of pods that come at once.
 
-use std::{
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::{thread::sleep, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use lab::{
@@ -14,6 +11,7 @@ use lab::{
     loopback::{self, LoopbackNode},
     pod_client::{Imds, Options},
 };
+use tokio::time::Instant;
 
 use super::{Figure, Plan};
 use xtask::command::command;

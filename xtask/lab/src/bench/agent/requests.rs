@@ -8,6 +8,7 @@ use lab::{
     fake::kubernetes::PodRecord,
     loopback::{self, LoopbackNode},
 };
+use tokio::time::Instant;
 
 use super::{
     super::statistics::order,
@@ -134,7 +135,7 @@ fn node(plan: &Plan, pod: &PodRecord) -> Result<LoopbackNode> {
     let node = LoopbackNode::start_by(&plan.agent, &folder_flags, |kubernetes, _| {
         loopback::schedule(kubernetes, pod);
     })?;
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     while !node.serves(pod) {
         ensure!(started.elapsed() < LIMIT, "the pod gets no credentials: {}", node.agent.log());
         std::thread::sleep(Duration::from_millis(20));
@@ -224,7 +225,7 @@ impl Stage {
         let pod = lab.pod(PodSpec::new("shop", "client").role(ROLE))?;
         let mut agent = Agent::start(&lab, &plan.agent, &[path, RATE, LEVEL])?;
         agent.wait_ready(LIMIT)?;
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let credentials = loop {
             let attempt = pod.credentials()?;
             if attempt.status == Some(200) {
