@@ -135,6 +135,11 @@ fn the_cause_of_each_broken_node_is_named() {
         findings(&report, "good").0 == "ok"
             && findings(&report, "denied").1.contains("AccessDenied")
     });
+    // The call to STS that hangs ends after ten seconds, and not always before all others have started.
+    eventually("the end of the call that hangs", || {
+        let report = cluster.json(&["status", "--node=sts-hangs"]);
+        findings(&report, "sts-hangs").0 == "ok"
+    });
     dead.kill().unwrap();
     let pid = Pid::from_raw(hung.pid().try_into().unwrap()).unwrap();
     kill_process(pid, Signal::STOP).unwrap();
