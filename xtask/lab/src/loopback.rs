@@ -7,12 +7,14 @@ use std::{
     ops::{Deref, DerefMut},
     path::Path,
     process::Command,
+    thread::sleep,
     time::Duration,
 };
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 use super::{
     agent::without,
@@ -33,6 +35,8 @@ use super::{
 
 /// How long an answer may take, and the start.
 const LIMIT: Duration = Duration::from_secs(60);
+/// How long credentials are waited for that STS may never issue.
+const FIRST_CREDENTIALS: Duration = Duration::from_secs(10);
 /// The agent's `--node-name`.
 pub const NODE_NAME: &str = "n1";
 
@@ -49,7 +53,8 @@ pub struct LoopbackAgent {
 
 impl LoopbackAgent {
     /// Starts the agent that cargo built with the kubeconfig that `folder` has, the STS at `sts`, and `further` flags, which
-    /// replace those that are usual here. It signs with the access key `signer`, or has none. Returns when it listens.
+    /// replace those that are usual here. It signs with the access key `signer`, or has none. Returns when it listens,
+    /// and STS has answered for the pods.
     pub fn start(
         folder: TempDir,
         sts: &str,
@@ -73,7 +78,18 @@ impl LoopbackAgent {
         let mut process = Self::begin(binary, folder.path(), sts, environment, further)?;
         process.wait("listened", LIMIT, |process| bound(&process.log()).is_some())?;
         let (pods, admin) = bound(&process.log()).context("the agent listened before")?;
-        Ok(Self { process, pods, admin, folder })
+        let agent = Self { process, pods, admin, folder };
+        agent.wait_for_credentials();
+        Ok(agent)
+    }
+
+    /// Waits until STS has answered for each pod, as far as it does so soon. Whoever asks before waits for their own.
+    fn wait_for_credentials(&self) {
+        let begun = Instant::now();
+        let waits = |ready: Reply| ready.body.contains("first credentials");
+        while get(self.admin, "/ready").is_ok_and(waits) && begun.elapsed() < FIRST_CREDENTIALS {
+            sleep(Duration::from_millis(10));
+        }
     }
 
     /// Starts the agent as [`LoopbackAgent::start_in`] does, and waits for nothing.
