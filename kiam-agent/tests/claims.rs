@@ -73,7 +73,7 @@ const CLAIMS: &[Claim] = &[
     claim(
         "ARCHITECTURE.md",
         "192 open connections",
-        Source("kiam-agent/src/serve/mod.rs", "connections_per_pod: 192,"),
+        Source("kiam-agent/src/serve/config.rs", "connections_per_pod: 192,"),
     ),
     claim(
         "ARCHITECTURE.md",
@@ -197,7 +197,7 @@ const CLAIMS: &[Claim] = &[
     claim(
         "docs/runbook.md",
         "the node's 8,192 connections",
-        Source("kiam-agent/src/serve/mod.rs", "connections: 8192,"),
+        Source("kiam-agent/src/serve/config.rs", "connections: 8192,"),
     ),
     claim("docs/runbook.md", "for 27 s at most", Flag("grace-period", "30s")),
     claim(
@@ -395,6 +395,7 @@ const CLAIMS: &[Claim] = &[
     ),
     claim("docs/scale.md", "| `2m`, the default |", Flag("sync-interval", "2m")),
     claim("docs/audit.md", "| `log` (default) |", Flag("audit", "log")),
+    claim("docs/audit.md", "The default is `log`", Flag("audit", "log")),
     claim(
         "docs/audit.md",
         "`--audit-file` (default `/var/log/kiam/audit.log`)",
