@@ -151,6 +151,10 @@ impl RolePolicy {
             let decision = self.decide_by(pod, namespace, account);
             let standing = Arc::new(Standing::new(decision, grounds));
             self.standings.keep(&standing);
+            // Those of a pod that is gone by now may have been forgotten before.
+            if self.reader.record(&pod.uid).is_none() {
+                self.standings.forget(&pod.uid);
+            }
             standing
         })
     }

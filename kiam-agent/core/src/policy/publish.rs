@@ -293,6 +293,21 @@ mod tests {
         assert_eq!(policy.standing(&known()).decision(), first.decision());
     }
 
+    #[test]
+    fn a_request_that_outlives_its_pod_leaves_nothing_behind() {
+        let (index, policy) = policy(Source::Node);
+        index.apply(namespace(1, 1, None));
+        index.apply(pod(1, 1, Some("reader")));
+        let mut publisher = Publisher::new(policy.clone(), |_: &Pod| true);
+        let wanted = watch::Sender::new(WantedRoles::default());
+        publisher.follow(&wanted);
+        let found = policy.reader.record(&Pod::test(1).uid).unwrap();
+        index.delete(&*found);
+        publisher.follow(&wanted);
+        let _ = policy.standing(&found);
+        assert_eq!(policy.standings.len(), 0);
+    }
+
     /// Ten times the pods would take ten times as long if all of them were decided about.
     #[test]
     fn a_change_costs_what_it_concerns_and_not_what_is_known() {
