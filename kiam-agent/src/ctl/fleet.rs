@@ -215,7 +215,7 @@ fn trouble(pod: &str, status: &Value) -> Option<Trouble> {
         let code = ended["exitCode"].as_i64().unwrap_or_default();
         let why = text(&ended["reason"]);
         let cause = format!(
-            "the agent ended with status {code} ({why}), for the {restarts}th time: {pod}",
+            "the agent ended with status {code} ({why}), and was restarted {restarts} times: {pod}",
         );
         let remedy = "see `kubectl kiam logs --previous` of the node";
         return Some(Trouble::new(State::Crashing, cause, remedy));
@@ -269,7 +269,7 @@ mod tests {
                 waiting("CrashLoopBackOff", "back-off"),
                 ended.clone(),
                 5,
-                Some((State::Crashing, "ended with status 1 (Error), for the 5th time")),
+                Some((State::Crashing, "ended with status 1 (Error), and was restarted 5 times")),
             ),
             (ended.clone(), Value::Null, 0, Some((State::Crashing, "status 1"))),
             (
