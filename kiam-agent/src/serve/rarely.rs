@@ -17,7 +17,6 @@ pub(super) struct Rarely<'a, F> {
     future: Pin<&'a mut F>,
     wakeup: Arc<Wakeup>,
     own_waker: Waker,
-    task: Option<Waker>,
 }
 
 #[derive(Default)]
@@ -45,23 +44,19 @@ impl<'a, F: Future> Rarely<'a, F> {
     pub(super) fn new(future: Pin<&'a mut F>) -> Self {
         let wakeup = Arc::new(Wakeup { woken: AtomicBool::new(true), task: AtomicWaker::new() });
         let own_waker = Waker::from(wakeup.clone());
-        Self { future, wakeup, own_waker, task: None }
+        Self { future, wakeup, own_waker }
     }
 
     /// Polls the future if it was woken since the last time. It must not be polled again once it was ready.
     pub(super) fn poll(&mut self, context: &Context<'_>) -> Poll<F::Output> {
-        // Before the flag is read, so that whoever sets it then wakes the task.
-        if !self.task.as_ref().is_some_and(|task| task.will_wake(context.waker())) {
-            self.wakeup.task.register(context.waker());
-            self.task = Some(context.waker().clone());
-        }
+        // Before the flag is read, so that whoever sets it then wakes the task. Each time, since waking takes the waker, and may
+        // take it after the flag that it set was read.
+        self.wakeup.task.register(context.waker());
         if !self.wakeup.woken.load(Ordering::Relaxed)
             || !self.wakeup.woken.swap(false, Ordering::Acquire)
         {
             return Poll::Pending;
         }
-        // Waking has taken the task's waker.
-        self.wakeup.task.register(context.waker());
         self.future.as_mut().poll(&mut Context::from_waker(&self.own_waker))
     }
 }
@@ -114,5 +109,25 @@ mod tests {
         let woken = |wakeup: &Wakeup| wakeup.woken.load(Ordering::Relaxed);
         assert!(!woken(&old) && woken(&new));
         assert_eq!(rarely.poll(&Context::from_waker(Waker::noop())), Poll::Ready(Ok(7)));
+    }
+
+    #[tokio::test]
+    async fn a_wakeup_that_is_late_takes_no_later_one_with_it() {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let mut receiver = pin!(receiver);
+        let mut rarely = Rarely::new(receiver.as_mut());
+        let task = Arc::<Wakeup>::default();
+        let waker = Waker::from(task.clone());
+        let context = Context::from_waker(&waker);
+        let woken = || task.woken.swap(false, Ordering::Relaxed);
+        assert!(rarely.poll(&context).is_pending());
+        // Another thread has set the flag, and wakes the task only once the task has seen that.
+        rarely.wakeup.woken.store(true, Ordering::Release);
+        assert!(rarely.poll(&context).is_pending());
+        rarely.wakeup.task.wake();
+        assert!(woken() && rarely.poll(&context).is_pending());
+        sender.send(7).unwrap();
+        assert!(woken());
+        assert_eq!(rarely.poll(&context), Poll::Ready(Ok(7)));
     }
 }
