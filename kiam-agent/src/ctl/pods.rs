@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
     ask::Asker,
@@ -76,12 +76,12 @@ pub(super) async fn known(asker: &Asker, fleet: Fleet, selection: &Selection) ->
 
 async fn of_node(asker: &Asker, node: &FleetNode) -> Result<Vec<KnownPod>, SilentNode> {
     let name = || node.name.clone();
-    let pods: Result<Vec<Value>, Trouble> = match &node.agent {
+    let pods: Result<Vec<Map<String, Value>>, Trouble> = match &node.agent {
         Ok(agent) => asker.ask_json(agent, &["pods"]).await,
         Err(trouble) => Err(trouble.clone()),
     };
     match pods {
-        Ok(pods) => Ok(pods.into_iter().map(|pod| KnownPod { node: name(), pod }).collect()),
+        Ok(pods) => Ok(pods.into_iter().map(|pod| KnownPod::new(name(), pod)).collect()),
         Err(trouble) => Err(SilentNode { node: name(), trouble }),
     }
 }
@@ -108,6 +108,12 @@ impl KnownPods {
 // === impl KnownPod ===
 
 impl KnownPod {
+    /// What the agent of `node` says of a pod. It can't say that the pod is on another node.
+    fn new(node: String, mut pod: Map<String, Value>) -> Self {
+        pod.remove("node");
+        Self { node, pod: Value::Object(pod) }
+    }
+
     fn text(&self, name: &str) -> &str {
         self.pod[name].as_str().unwrap_or_default()
     }
@@ -319,4 +325,20 @@ fn until(time: &Value, now: SystemTime) -> String {
     let time = time.as_str().and_then(|time| humantime::parse_rfc3339(time).ok());
     let left = time.map(|time| time.duration_since(now).unwrap_or_default().as_secs());
     left.map(|left| format!("in {}", span(left))).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_agent_speaks_for_its_own_node_alone() {
+        let pod = json!({ "namespace": "shop", "name": "a", "node": "another" });
+        let pod = KnownPod::new("n1".to_owned(), pod.as_object().unwrap().clone());
+        let shown = serde_json::to_string(&pod).unwrap();
+        assert_eq!(shown.matches("\"node\"").count(), 1, "{shown}");
+        assert!(shown.contains(r#""node":"n1""#), "{shown}");
+    }
 }
