@@ -41,10 +41,10 @@ pub(crate) fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K,
     let mut values: Vec<V> = Vec::with_capacity(ENTRIES);
     loop {
         let mut attr = Batch {
-            in_batch: if begun { (&raw const position).addr() as u64 } else { 0 },
-            out_batch: (&raw mut next).addr() as u64,
-            keys: keys.as_mut_ptr().addr() as u64,
-            values: values.as_mut_ptr().addr() as u64,
+            in_batch: if begun { (&raw const position).expose_provenance() as u64 } else { 0 },
+            out_batch: (&raw mut next).expose_provenance() as u64,
+            keys: keys.as_mut_ptr().expose_provenance() as u64,
+            values: values.as_mut_ptr().expose_provenance() as u64,
             count: ENTRIES as u32,
             map_fd: map.as_raw_fd().unsigned_abs(),
             elem_flags: 0,

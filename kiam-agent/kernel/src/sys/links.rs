@@ -86,7 +86,8 @@ impl PinnedLink {
     pub(crate) fn open(path: &Path) -> Result<Option<Self>, Error> {
         let failed = |source| Error::Bpf { call: "BPF_OBJ_GET", path: path.to_owned(), source };
         let name = c_path(path).map_err(failed)?;
-        let mut attr = Obj { pathname: name.as_ptr().addr() as u64, bpf_fd: 0, file_flags: 0 };
+        let mut attr =
+            Obj { pathname: name.as_ptr().expose_provenance() as u64, bpf_fd: 0, file_flags: 0 };
         match bpf(BPF_OBJ_GET, &mut attr) {
             // SAFETY: the call succeeded, so this is a descriptor that nobody else owns.
             Ok(fd) => Ok(Some(Self(unsafe { OwnedFd::from_raw_fd(fd) }))),
@@ -106,7 +107,8 @@ impl PinnedLink {
         let failed = |source| Error::Bpf { call: "BPF_OBJ_PIN", path: path.to_owned(), source };
         let name = c_path(path).map_err(failed)?;
         let bpf_fd = self.0.as_raw_fd().unsigned_abs();
-        let mut attr = Obj { pathname: name.as_ptr().addr() as u64, bpf_fd, file_flags: 0 };
+        let mut attr =
+            Obj { pathname: name.as_ptr().expose_provenance() as u64, bpf_fd, file_flags: 0 };
         bpf(BPF_OBJ_PIN, &mut attr).map(drop).map_err(failed)
     }
 
@@ -138,7 +140,7 @@ impl PinnedLink {
         let mut attr = GetInfo {
             bpf_fd: self.0.as_raw_fd().unsigned_abs(),
             info_len: size_of::<LinkInfo>() as u32,
-            info: (&raw mut info).addr() as u64,
+            info: (&raw mut info).expose_provenance() as u64,
         };
         bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map_err(|source| Error::Bpf {
             call: "BPF_OBJ_GET_INFO_BY_FD",
