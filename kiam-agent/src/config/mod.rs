@@ -291,7 +291,7 @@ pub fn parse(arguments: &[String], vars: &dyn Vars) -> Result<Task, UsageError> 
 /// The configuration of the agent that `arguments` and the environment set.
 fn config(arguments: &[String], vars: &dyn Vars) -> Result<Config, UsageError> {
     let scanned = scan::scan(&CommandLine::command(), arguments, vars);
-    if let Some(mistake) = scanned.misplaced {
+    if let Some(mistake) = scanned.subcommand {
         return Err(UsageError(vec![mistake]));
     }
     let mut mistakes = Mistakes(scanned.mistakes);

@@ -12,8 +12,8 @@ use crate::peers;
 pub(super) struct ScanResult {
     pub(super) arguments: Vec<String>,
     pub(super) mistakes: Vec<String>,
-    /// The mistake of a subcommand that does not come first, which is reported alone.
-    pub(super) misplaced: Option<String>,
+    /// The mistake of a subcommand that is unknown or does not come first, which is reported alone.
+    pub(super) subcommand: Option<String>,
     /// What the environment has instead of flags.
     pub(super) variables: Variables,
 }
@@ -23,11 +23,18 @@ pub(super) fn scan(command: &Command, arguments: &[String], vars: &dyn Vars) -> 
     let mut scanned =
         ScanResult { arguments: vec!["kiam-agent".to_owned()], ..ScanResult::default() };
     let mut given = HashSet::new();
+    // The flags that the agent lacks are nothing to whoever misspelled `status`.
+    if let Some(word) = arguments.first()
+        && !word.starts_with('-')
+        && peers::advice(word).is_none()
+    {
+        scanned.subcommand = Some(unexpected(word));
+    }
     let mut words = arguments.iter().peekable();
     while let Some(word) = words.next() {
         let Some(flag) = word.strip_prefix("--") else {
             if command.find_subcommand(word).is_some() {
-                scanned.misplaced = Some(format!(
+                scanned.subcommand = Some(format!(
                     "{word}: a subcommand comes first, before its flags: kiam-agent {word} …"
                 ));
             }

@@ -448,6 +448,12 @@ fn a_subcommand_comes_first() {
         "{all:?}"
     );
     assert!(!all[0].contains("selftest"), "{all:?}");
+    for line in ["statsu", "statsu --output=json", "expalin shop/orders"] {
+        let all = mistakes(line);
+        assert!(all.len() == 1 && all[0].contains("no such subcommand"), "{line}: {all:?}");
+    }
+    let of_kiam = mistakes("agent --iptables");
+    assert!(of_kiam.len() > 1, "{of_kiam:?}");
 }
 
 #[test]
