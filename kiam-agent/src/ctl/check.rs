@@ -87,9 +87,10 @@ impl Report for CheckReport {
     }
 
     fn is_good(&self) -> bool {
-        self.nodes.iter().all(|node| {
+        let is_good = |node: &CheckedNode| {
             node.preflight.as_ref().is_some_and(|preflight| preflight.verdict != "fail")
-        })
+        };
+        !self.nodes.is_empty() && self.warnings.is_empty() && self.nodes.iter().all(is_good)
     }
 }
 

@@ -15,7 +15,8 @@ use kiam_core::names::{PodName, is_label};
     name = "kubectl-kiam",
     bin_name = "kubectl kiam",
     version,
-    disable_help_subcommand = true
+    disable_help_subcommand = true,
+    subcommand_value_name = "COMMAND"
 )]
 pub(super) struct CommandLine {
     #[command(flatten)]
@@ -56,7 +57,7 @@ pub(super) struct Global {
     /// Number of nodes that are asked at once
     #[arg(long, global = true, value_name = "NUMBER", default_value = "32", value_parser = clap::value_parser!(u16).range(1..=512))]
     pub(super) parallel: u16,
-    /// Repeat until it is interrupted, after a pause
+    /// Repeat until interrupted, with this pause between; without a value: 2s
     #[arg(long, short, global = true, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "2s", value_parser = duration)]
     pub(super) watch: Option<Duration>,
 }
@@ -113,16 +114,16 @@ pub(super) enum Command {
         /// Namespace and name of a pod, or the name of a node
         #[arg(value_name = "NAMESPACE/POD|NODE")]
         of: String,
-        /// Go on with new lines
+        /// Wait for new lines, and print them
         #[arg(long, short)]
         follow: bool,
-        /// The log of the agent's former life
+        /// The log of the agent's previous container
         #[arg(long, short)]
         previous: bool,
-        /// Only so many lines of the agent's log
+        /// Number of lines of the agent's log that are read, from its end
         #[arg(long, value_name = "NUMBER", default_value = "1000")]
         tail: u32,
-        /// Only lines that are younger
+        /// Only lines younger than this
         #[arg(long, value_name = "DURATION", value_parser = duration)]
         since: Option<Duration>,
     },
@@ -131,13 +132,13 @@ pub(super) enum Command {
         #[command(flatten)]
         selection: Selection,
     },
-    /// Run the agents' preflight on each node; exit 0 when no check fails, else 1
+    /// Run the preflight of each node's agent; exit 0 when no check fails, else 1
     Check {
         /// Only this node (repeatable)
         #[arg(long, value_name = "NODE")]
         node: Vec<String>,
     },
-    /// Print the completions of a shell
+    /// Print a completion script for a shell
     Completions {
         /// The shell
         #[arg(value_enum, value_name = "SHELL")]

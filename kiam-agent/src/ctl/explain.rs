@@ -196,7 +196,6 @@ impl Report for ExplainReport {
             (Some(node), None) => format!(" on node {node}"),
             _ => String::new(),
         };
-        let phase = self.phase.as_deref().unwrap_or("not there").to_owned() + &place;
         let mut line = |name: &str, says: &str, tone| {
             let says = Cell::plain(says).to_string();
             for (number, part) in screen.wrapped(&says, 16).iter().enumerate() {
@@ -204,7 +203,10 @@ impl Report for ExplainReport {
                 text += &format!("{name:15} {}\n", screen.painted(part, tone));
             }
         };
-        line("phase", &phase, Tone::Plain);
+        // A pod that does not exist has none.
+        if let Some(phase) = &self.phase {
+            line("phase", &(phase.clone() + &place), Tone::Plain);
+        }
         match self.explanation.as_ref().filter(|explanation| !explanation.pods.is_empty()) {
             None => line("pod", &format!("{}/{}", self.namespace, self.name), Tone::Plain),
             Some(explanation) => {

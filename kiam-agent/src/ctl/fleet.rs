@@ -78,9 +78,18 @@ impl Fleet {
             ));
         }
         if !only.is_empty() {
-            let unknown = only.iter().filter(|name| !nodes.iter().any(|it| it.name == **name));
-            warnings.extend(unknown.map(|name| format!("there is no node {name}")));
             nodes.retain(|node| only.contains(&node.name));
+            let mut unknown: Vec<_> = only.iter().collect();
+            unknown.retain(|name| !nodes.iter().any(|node| node.name == **name));
+            unknown.dedup();
+            nodes.extend(unknown.into_iter().map(|name| FleetNode {
+                name: name.clone(),
+                agent: Err(Trouble::new(
+                    State::NoAgent,
+                    format!("there is no node {name}"),
+                    "see `kubectl get nodes`",
+                )),
+            }));
         }
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(Self { nodes, warnings })
@@ -100,7 +109,7 @@ impl Fleet {
             Ok(object) => object,
             Err(failure) if failure.kind == FailureKind::NotFound => {
                 let cause = format!("there is no node {node}");
-                return Ok(Err(Trouble::new(State::NoAgent, cause, "look at `kubectl get nodes`")));
+                return Ok(Err(Trouble::new(State::NoAgent, cause, "see `kubectl get nodes`")));
             }
             // Without the right to read nodes, it is not known why.
             Err(_) => Value::Null,
@@ -169,6 +178,7 @@ impl AgentPod {
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let (metadata, status) = (&pod["metadata"], &pod["status"]);
         let name = text(&metadata["name"])?;
+        let node = text(&pod["spec"]["nodeName"])?;
         let at = ContainerName {
             namespace: text(&metadata["namespace"])?,
             pod: name.clone(),
@@ -176,8 +186,8 @@ impl AgentPod {
         };
         Some(Self {
             at,
-            trouble: trouble(&name, status),
-            node: text(&pod["spec"]["nodeName"])?,
+            trouble: trouble(&name, &node, status),
+            node,
             is_ready: container(status, "containerStatuses")["ready"] == true,
             is_ending: metadata["deletionTimestamp"].is_string(),
             created: text(&metadata["creationTimestamp"]).unwrap_or_default(),
@@ -197,7 +207,7 @@ fn container<'a>(status: &'a Value, list: &str) -> &'a Value {
 }
 
 /// Why no command can be run in a pod of this status.
-fn trouble(pod: &str, status: &Value) -> Option<Trouble> {
+fn trouble(pod: &str, node: &str, status: &Value) -> Option<Trouble> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let inits = status["initContainerStatuses"].as_array().into_iter().flatten();
     let waits_for = inits.filter(|it| it["ready"] != true).map(|it| text(&it["name"])).next();
@@ -215,9 +225,9 @@ fn trouble(pod: &str, status: &Value) -> Option<Trouble> {
         let code = ended["exitCode"].as_i64().unwrap_or_default();
         let why = text(&ended["reason"]);
         let cause = format!(
-            "the agent ended with status {code} ({why}), and was restarted {restarts} times: {pod}",
+            "the agent {pod} ended with status {code} ({why}), and was restarted {restarts} times"
         );
-        let remedy = "see `kubectl kiam logs --previous` of the node";
+        let remedy = format!("see `kubectl kiam logs --previous {node}`");
         return Some(Trouble::new(State::Crashing, cause, remedy));
     }
     let message = match (waits_for, reason.as_str(), text(&waiting["message"]).as_str()) {

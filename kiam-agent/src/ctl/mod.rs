@@ -19,9 +19,15 @@ mod status;
 mod table;
 mod trouble;
 
-use std::{env, io, process::ExitCode, time::Duration};
+use std::{
+    env,
+    io::{self, Write as _},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{CommandFactory as _, Parser as _};
+use clap_mangen::Man;
 use tokio::time::sleep;
 
 use self::{
@@ -66,6 +72,12 @@ enum Error {
     Runtime(#[from] io::Error),
 }
 
+/// The lines of an error, in which others' words may stand.
+fn shown(error: &Error) -> String {
+    let text = error.to_string();
+    text.lines().map(crate::printable::printable).collect::<Vec<_>>().join("\n")
+}
+
 /// Runs the command that is called by `name` with `arguments`.
 #[must_use]
 pub fn main(name: &str, arguments: &[String]) -> ExitCode {
@@ -86,7 +98,7 @@ pub fn main(name: &str, arguments: &[String]) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("{name}: {}", crate::printable::printable(&error.to_string()));
+            eprintln!("{name}: {}", shown(&error));
             ExitCode::FAILURE
         }
     }
@@ -98,15 +110,47 @@ fn generated(command: &Command) -> Option<Vec<u8>> {
     let mut line = CommandLine::command();
     match command {
         Command::Completions { shell } => {
-            clap_complete::generate(*shell, &mut line, "kubectl-kiam", &mut text);
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut line, "kubectl-kiam", &mut script);
+            // The library writes the dash in a program's name in two ways, and bash then finds no flag of a subcommand.
+            let script = String::from_utf8_lossy(&script);
+            text.extend(script.replace("kubectl__subcmd__kiam", "kubectl__kiam").bytes());
         }
         Command::Man => {
             // Writing to memory does not fail.
-            let _ = clap_mangen::Man::new(line).render(&mut text);
+            let _ = manual(line, &mut text);
         }
         _ => return None,
     }
     Some(text)
+}
+
+/// One manual page of the command and all subcommands. The one that the library renders names a page for each of them, which
+/// nobody has.
+fn manual(line: clap::Command, text: &mut Vec<u8>) -> io::Result<()> {
+    let subcommands: Vec<_> = line.get_subcommands().cloned().collect();
+    let page = Man::new(line);
+    page.render_title(text)?;
+    page.render_name_section(text)?;
+    page.render_synopsis_section(text)?;
+    page.render_description_section(text)?;
+    page.render_options_section(text)?;
+    writeln!(text, ".SH SUBCOMMANDS")?;
+    for subcommand in subcommands {
+        let name = subcommand.get_name().to_owned();
+        let subcommand = subcommand.bin_name(format!("kubectl kiam {name}"));
+        let section = Man::new(subcommand.disable_help_flag(true));
+        let mut parts = Vec::new();
+        section.render_synopsis_section(&mut parts)?;
+        section.render_description_section(&mut parts)?;
+        section.render_options_section(&mut parts)?;
+        writeln!(text, ".SS {name}")?;
+        for part in String::from_utf8_lossy(&parts).lines() {
+            let head = part.starts_with(".SH ");
+            writeln!(text, "{}", if head { ".PP" } else { part })?;
+        }
+    }
+    page.render_version_section(text)
 }
 
 fn run(line: CommandLine) -> Result<bool, Error> {
@@ -149,7 +193,7 @@ async fn repeated(asker: &Asker, global: &Global, command: &Command) -> Result<b
         let text = match outcome {
             Ok(outcome) => outcome.text,
             // The API server may be back for the next round.
-            Err(error) => crate::printable::printable(&error.to_string()) + "\n",
+            Err(error) => shown(&error) + "\n",
         };
         if !say(&(if clears { CLEAR.to_owned() + &text } else { text })) {
             return Ok(true);

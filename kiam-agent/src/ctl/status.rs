@@ -92,7 +92,10 @@ impl Report for StatusReport {
     }
 
     fn is_good(&self) -> bool {
-        self.nodes.iter().all(|node| node.state == State::Ok)
+        // Where nodes can't be listed, or there are none, nobody knows that all have an agent.
+        !self.nodes.is_empty()
+            && self.warnings.is_empty()
+            && self.nodes.iter().all(|node| node.state == State::Ok)
     }
 }
 

@@ -34,7 +34,7 @@ pub(super) struct Cell {
     tone: Tone,
 }
 
-/// A column. Those of the lowest rank are left out first where there is no room; those of rank 0 never.
+/// A column. Those with the highest rank are left out first where there is no room; those of rank 0 never.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Column {
     pub(super) title: &'static str,

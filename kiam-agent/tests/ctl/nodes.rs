@@ -160,6 +160,28 @@ fn the_cause_of_each_broken_node_is_named() {
 }
 
 #[test]
+fn a_node_that_does_not_exist_is_no_success() {
+    let cluster = Cluster::start();
+    assert_eq!(cluster.ctl(&["status"]).code, Some(1), "no nodes");
+    let _agent = cluster.agent("n1", &[]);
+    for (words, code) in [
+        (&["status", "--node=n1"][..], 0),
+        (&["status", "--node=n1", "--node=n2"], 1),
+        (&["status", "--node=n2"], 1),
+        (&["check", "--node=n2"], 1),
+    ] {
+        let said = cluster.ctl(words);
+        assert_eq!(said.code, Some(code), "{words:?}: {said:?}");
+        assert_eq!(said.text.contains("there is no node n2"), code == 1, "{words:?}: {said:?}");
+    }
+    let broken = cluster.laptop.path().join("broken");
+    fs::write(&broken, "clusters: [").unwrap();
+    let said = cluster.ctl(&["status", &format!("--kubeconfig={}", broken.display())]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.errors.contains("broken") && !said.errors.contains('\u{fffd}'), "{said:?}");
+}
+
+#[test]
 fn without_the_right_to_run_commands_each_node_says_so() {
     let cluster = Cluster::start();
     let _agent = cluster.agent("n1", &[]);

@@ -147,8 +147,24 @@ fn pods_v1_users_refresh_logs_and_check_say_what_the_agents_know() {
     let said = cluster.ctl(&["check"]);
     // The agent of the lab intercepts nothing, which a warning says.
     assert!(said.text.contains("warn flags: n1"), "{said:?}");
-    assert!(cluster.ctl(&["completions", "bash"]).text.contains("kubectl-kiam"));
-    assert!(cluster.ctl(&["man"]).text.contains(".TH kubectl"));
+    let completed = |words: &str| {
+        let line = format!(
+            "source /dev/stdin; COMP_WORDS=(kubectl-kiam {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1))
+             _kubectl__kiam kubectl-kiam ${{COMP_WORDS[-1]}} ${{COMP_WORDS[-2]}}; echo ${{COMPREPLY[@]}}"
+        );
+        let mut bash = Command::new("bash");
+        xtask::command::printed_for(
+            bash.args(["-c", &line]),
+            &cluster.ctl(&["completions", "bash"]).text,
+        )
+        .unwrap()
+    };
+    assert_eq!(completed("ex").trim(), "explain");
+    assert_eq!(completed("status --no").trim(), "--node");
+    assert_eq!(completed("v1-users --names").trim(), "--namespace");
+    let manual = cluster.ctl(&["man"]).text;
+    assert!(manual.contains(".TH kubectl") && manual.contains("previous container"), "{manual}");
+    assert!(!manual.contains("status(1)"), "it names pages that nobody has: {manual}");
     assert_eq!(cluster.ctl(&["explain", "orders"]).code, Some(64));
 }
 

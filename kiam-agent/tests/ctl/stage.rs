@@ -36,7 +36,6 @@ pub(crate) struct Cluster {
 pub(crate) struct Said {
     pub(crate) code: Option<i32>,
     pub(crate) text: String,
-    #[expect(dead_code, reason = "what fails here prints it")]
     pub(crate) errors: String,
 }
 
