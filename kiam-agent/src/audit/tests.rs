@@ -5,22 +5,38 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
     path::Path,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::sync_channel,
+    },
+    thread,
     time::{Duration, SystemTime},
 };
 
+use prometheus_client::{encoding::text::encode, registry::Registry};
 use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{
+    Metrics, Recorder,
     file::RotatedFile,
     hand_out::{self, HandOut},
+    inspect,
+    inspector::Inspector,
     line::line,
     shares::{Entry, Shares},
 };
-use kiam_core::pods::{
-    CallingProcess, Comm, ContainerId, Executable, Inspection, Opener, Pod, Relative,
+use kiam_core::{
+    blocking::Blocking,
+    clock::Clock,
+    pods::{
+        CallingProcess, Comm, ContainerId, Executable, Inspection, Opener, Pod, PodIndex, Relative,
+    },
 };
+
+/// Longer than a slow machine takes.
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn comm(text: &[u8]) -> Comm {
     let mut bytes = [0; 16];
@@ -203,6 +219,68 @@ async fn any_name_makes_one_short_line_of_ascii() {
     assert_eq!(line["audit"], "credentials");
     assert_eq!(line["process"]["comm"], r#"\"}\n{\"audit\":\"x\x1b["#);
     assert!(line["process"]["executable"].as_str().unwrap().ends_with("..."));
+}
+
+#[tokio::test]
+async fn the_longest_line_is_one_that_a_pipe_takes_whole() {
+    // Each of them takes four bytes.
+    let evil = b"\"".repeat(4096);
+    let mut asked = hand_out(1, 7, 1, "ASIAONE");
+    let name = |length| "n".repeat(length);
+    asked.pod = Arc::new(Pod { namespace: name(63), name: name(253), ..Pod::test(1) });
+    let role = format!("arn:aws-us-gov:iam::123456789012:role/{}/{}", name(510), name(64));
+    (asked.role, asked.session_name) = (role.parse().unwrap(), name(64).parse().unwrap());
+    let below = format!("pod{}/{}", asked.pod.uid, "\"".repeat(250));
+    let container = ContainerId::from_cgroup_path(below.as_ref());
+    assert!(container.is_some());
+    let process = CallingProcess {
+        pid: u32::MAX,
+        thread: u32::MAX,
+        comm: comm(&evil[..16]),
+        ..*asked.process().unwrap()
+    };
+    let (socket, process, inspection) = (u64::MAX, Some(process), OnceLock::new());
+    asked.opener = Some(Arc::new(Opener { socket, container, process, inspection }));
+    asked.user_agent = Some(hand_out::escaped(&evil, 128));
+    let parent = Relative {
+        pid: u32::MAX,
+        comm: evil.clone(),
+        executable: Some(evil.clone()),
+        is_first: false,
+    };
+    let inspection = Inspection { executable: Executable::Running(evil), parent: Some(parent) };
+    let text = text(asked, inspection);
+    assert!(text.len() < 4096, "{}", text.len());
+}
+
+#[test]
+fn full_queues_cost_lines_and_hold_nobody_up() {
+    let mut registry = Registry::default();
+    let metrics = Metrics::register(&mut registry);
+    let (entries, received) = sync_channel(2);
+    let (lines, written) = sync_channel(1);
+    let (shares, pending) = (Shares::default(), Arc::<AtomicUsize>::default());
+    let (counts, clock) = (metrics.clone(), Clock::system());
+    let recorder = Recorder { shares, entries, pending: pending.clone(), clock, metrics };
+    let (_index, pods) = PodIndex::new();
+    let (ended, end) = sync_channel(1);
+    thread::spawn(move || {
+        for socket in 0..3 {
+            let asked = Arc::new(hand_out(1, 7, socket, "ASIAONE"));
+            recorder.send(recorder.shares.admit(asked, Instant::now()));
+        }
+        drop(recorder);
+        let (inspector, blocking) =
+            (Inspector::new(pods, LIMIT, counts), Blocking::here().unwrap());
+        inspect(inspector, &received, &lines, &pending, &blocking);
+        ended.send(pending.load(Ordering::Relaxed)).unwrap();
+    });
+    // Of three entries two have room, and of their lines one.
+    assert_eq!(end.recv_timeout(LIMIT).expect("nothing waits for room"), 1);
+    assert_eq!(written.try_iter().count(), 1);
+    let mut shown = String::new();
+    encode(&mut shown, &registry).unwrap();
+    assert!(shown.contains("kiam_audit_dropped_total{reason=\"Queue\"} 2\n"), "{shown}");
 }
 
 #[tokio::test]
