@@ -78,20 +78,23 @@ impl Subject {
         }
     }
 
-    /// Whether a line of the log is about it. Lines in JSON have the pod's name and namespace as fields.
+    /// Whether a line of the log is about it. Lines in JSON have the pod's name and namespace as fields. In text both are quoted,
+    /// and quotes in what others wrote are escaped.
     fn has(&self, line: &str) -> bool {
         let Self::Pod(pod) = self else { return true };
         match serde_json::from_str::<Value>(line) {
             Ok(event) => {
+                let of_audit = &event["pod"];
                 let own =
                     event["pod.name"] == pod.name() && event["pod.namespace"] == pod.namespace();
-                own || event["pod"] == pod.to_string()
+                let audited =
+                    of_audit["name"] == pod.name() && of_audit["namespace"] == pod.namespace();
+                own || audited || event["pod"] == pod.to_string()
             }
             Err(_) => {
                 let field = |name: &str, value: &str| {
-                    [format!("{name}=\"{value}\""), format!("{name}={value}")]
-                        .iter()
-                        .any(|text| line.split_whitespace().any(|word| word == text))
+                    let field = format!("{name}=\"{value}\"");
+                    line.split_whitespace().any(|word| word == field)
                 };
                 field("pod.name", pod.name()) && field("pod.namespace", pod.namespace())
             }
@@ -112,6 +115,15 @@ mod tests {
             (r#"{"message":"pod.name=orders pod.namespace=shop"}"#, false),
             (r#"INFO Issued pod.name="orders" pod.namespace="shop""#, true),
             (r#"INFO Issued pod.name="orders-1" pod.namespace="shop""#, false),
+            // A line of the audit.
+            (r#"{"audit":"credentials","pod":{"namespace":"shop","name":"orders"}}"#, true),
+            (r#"{"audit":"credentials","pod":{"namespace":"other","name":"orders"}}"#, false),
+            // Another pod's, by what it calls itself.
+            (r#"INFO a pod.name="x" user_agent="a pod.name=orders pod.namespace=shop a""#, false),
+            (
+                r#"INFO a pod.name="x" user_agent="a pod.name=\"orders\" pod.namespace=\"shop\" a""#,
+                false,
+            ),
         ] {
             assert_eq!(subject.has(line), own, "{line}");
         }
