@@ -87,8 +87,10 @@ pub(crate) fn record(ctx: &SockAddrContext, redirection: Redirection) -> Result<
     };
     client.port = redirection.destination.port();
     client.pod_listener = redirection.pod_listener.into();
+    if !processes::record(ctx) {
+        return Err(VerdictReason::NoRecord);
+    }
     client.state = ClientRecord::RECORDED;
-    processes::record(ctx);
     Ok(())
 }
 

@@ -1,5 +1,6 @@
-//! Records, for the audit, which processes open connections. Nothing here decides anything: where a record is lost, the
-//! connection is served, and the audit says that its process is unknown.
+//! Records, for the audit, which processes open connections. Who they are decides nothing. But a socket that has no room for
+//! the record does not connect: a process can use up its socket's memory, and would stay unknown to the audit. Where the map
+//! of established connections is full, which other pods may have filled, the connection is served.
 
 use aya_ebpf::{
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns, generated::bpf_get_current_comm},
@@ -12,13 +13,14 @@ use crate::{
     maps::{CALLERS, PROCESSES},
 };
 
-/// Records the calling process with the socket, in place of an earlier connect's.
+/// Records the calling process with the socket, in place of an earlier connect's. `false` if the socket has no room for it.
 #[inline(always)]
-pub(crate) fn record(ctx: &SockAddrContext) {
+#[must_use]
+pub(crate) fn record(ctx: &SockAddrContext) -> bool {
     // SAFETY: the context's socket is the one that is being connected.
     let caller = unsafe { CALLERS.get_or_insert_ptr_mut(ctx, None) };
     if caller.is_null() {
-        return;
+        return false;
     }
     // SAFETY: not null, and owned by this socket, which the caller of connect has locked.
     let caller = unsafe { &mut *caller };
@@ -31,6 +33,7 @@ pub(crate) fn record(ctx: &SockAddrContext) {
     let size = caller.comm.len() as u32;
     // SAFETY: the helper writes `size` bytes, all of the array, also when it fails (kernel 5.7 for these hooks).
     let _ = unsafe { bpf_get_current_comm(caller.comm.as_mut_ptr().cast(), size) };
+    true
 }
 
 /// Publishes the recorded process of an established connection, for the agent.

@@ -124,6 +124,31 @@ fn a_container_of_a_strange_name_is_escaped_and_what_it_makes_below_is_not_its_n
     }
 }
 
+/// A pod's user can fill the memory that the kernel grants a socket, so that it has no room for one more record.
+#[test]
+fn no_connection_is_served_without_a_record_of_its_process() {
+    let Some(lab) = lab::node_test!() else { return };
+    let agent = lab.agent(&[]);
+    let pod = super::served(&lab, "orders");
+    let connects = |size: u16| {
+        let options = Options { filter: Some(size), ..Options::connect() };
+        pod.ask_once(&options).unwrap().error.is_none()
+    };
+    let (mut fits, mut large) = (0, u16::MAX / 32);
+    assert!(connects(0) && !connects(large * 32));
+    while large - fits > 1 {
+        let middle = fits.midpoint(large);
+        *if connects(middle * 32) { &mut fits } else { &mut large } = middle;
+    }
+    let largest = (fits * 32..fits * 32 + 32).rev().find(|size| connects(*size)).unwrap();
+    let options = Options { filter: Some(largest), imds: Imds::V1, ..Options::default() };
+    let seen = of_pod(&lines(&agent.log()), &pod).len();
+    key_of(&pod.ask_once(&options).unwrap());
+    lab::eventually("there is a line", || of_pod(&lines(&agent.log()), &pod).len() > seen);
+    let line = of_pod(&lines(&agent.log()), &pod).swap_remove(seen);
+    assert_eq!(line["process"]["comm"], "lab", "size {largest}: {line}");
+}
+
 #[test]
 fn shells_and_what_they_start_are_reported_and_served() {
     let Some(lab) = lab::node_test!() else { return };

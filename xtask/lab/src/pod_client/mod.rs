@@ -32,7 +32,7 @@ use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 use serde::{Deserialize, Serialize};
-use socket2::SockRef;
+use socket2::{SockFilter, SockRef};
 use tokio::time::Instant;
 
 const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
@@ -226,6 +226,9 @@ fn open(options: &Options) -> io::Result<TcpStream> {
     if let Some(interface) = &options.interface {
         SockRef::from(&socket).bind_device(Some(interface.as_bytes()))?;
     }
+    if let Some(size) = options.filter {
+        SockRef::from(&socket).attach_filter(&filter(size))?;
+    }
     if let Some(source) = options.bind {
         bind(&socket, &SocketAddr::new(source, 0))?;
     }
@@ -243,6 +246,17 @@ fn socket(destination: SocketAddr) -> io::Result<OwnedFd> {
     let family = if destination.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC;
     Ok(socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?)
+}
+
+/// A filter that accepts all by its first instruction; see [`Options::filter`].
+fn filter(size: u16) -> Vec<SockFilter> {
+    let instruction = |code, k| SockFilter::new(code, 0, 0, k);
+    let accept = || instruction((libc::BPF_RET | libc::BPF_K) as u16, u32::MAX);
+    let long = || instruction((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0);
+    let short = || instruction((libc::BPF_ALU | libc::BPF_ADD | libc::BPF_K) as u16, 1);
+    let longs = std::iter::repeat_with(long).take((size / 32).into());
+    let shorts = std::iter::repeat_with(short).take((size % 32).into());
+    std::iter::once(accept()).chain(longs).chain(shorts).chain([accept()]).collect()
 }
 
 fn datagram(options: &Options) -> io::Result<()> {

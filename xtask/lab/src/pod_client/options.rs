@@ -28,6 +28,10 @@ pub struct Options {
     /// The interface to bind the socket to.
     #[arg(long)]
     pub interface: Option<String>,
+    /// A socket filter to attach first, which accepts all: the thirty-second part of this number in long instructions, and the
+    /// rest in short ones. The kernel takes its memory from the socket's.
+    #[arg(long)]
+    pub filter: Option<u16>,
     /// Connect, and ask for nothing.
     #[arg(long)]
     pub only_connect: bool,
@@ -95,6 +99,7 @@ impl Default for Options {
             port: 80,
             bind: None,
             interface: None,
+            filter: None,
             only_connect: false,
             imds: Imds::V2,
             method: "GET".to_owned(),
@@ -137,6 +142,7 @@ impl Options {
         self.to.iter().for_each(|to| flag("to", to.to_string()));
         self.bind.iter().for_each(|bind| flag("bind", bind.to_string()));
         self.interface.iter().for_each(|interface| flag("interface", interface.clone()));
+        self.filter.iter().for_each(|filter| flag("filter", filter.to_string()));
         self.headers.iter().for_each(|header| flag("header", header.clone()));
         self.for_ms.iter().for_each(|limit| flag("for-ms", limit.to_string()));
         self.threads.iter().for_each(|threads| flag("threads", threads.to_string()));
@@ -198,6 +204,7 @@ mod tests {
             until_eof: true,
             only_connect: true,
             interface: Some("lo".to_owned()),
+            filter: Some(7),
             threads: Some(8),
             ..Options::get("/latest/")
         };
