@@ -39,6 +39,9 @@ use kiam_core::blocking::Blocking;
 const ECHO: [u8; 8] = [8, 0, 0xf7, 0xff, 0, 0, 0, 0];
 /// How long an answer may take.
 const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// How often it is tried: Linux tells each destination of such packets once a second (`net.ipv4.icmp_ratelimit`), and an agent
+/// may have tried from the same pod just before.
+const TRIES: usize = 2;
 /// The longest search for pods.
 const TIME: Duration = Duration::from_secs(10);
 /// Pods that are tried. More than one, as pods of a node need not have the same kind of network.
@@ -110,12 +113,14 @@ fn first_router() -> io::Result<Option<Ipv4Addr>> {
     // So errors come with the address of who sent them.
     setsockopt(&socket, Ipv4RecvErr, &true)?;
     connect(&socket, &SocketAddrV4::new(IMDS_V4, 0))?;
-    send(&socket, &ECHO, SendFlags::empty())?;
-    let mut ready = [PollFd::new(&socket, PollFlags::ERR)];
-    if poll(&mut ready, Some(&PATIENCE))? == 0 {
-        return Ok(None);
+    for _ in 0..TRIES {
+        send(&socket, &ECHO, SendFlags::empty())?;
+        let mut ready = [PollFd::new(&socket, PollFlags::ERR)];
+        if poll(&mut ready, Some(&PATIENCE))? > 0 {
+            return offender(&socket);
+        }
     }
-    offender(&socket)
+    Ok(None)
 }
 
 /// Who sent the ICMP message in the socket's queue of errors; `None` if none is there.
