@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::findings::remedy_of;
+use crate::imds::{AllowPath, InvalidPath};
 
 /// What to do so that `pod`, as `kiam-agent pods` shows it, gets what it asks for.
 pub(super) fn advice(pod: &Value) -> Vec<String> {
@@ -16,7 +17,7 @@ pub(super) fn advice(pod: &Value) -> Vec<String> {
         let field = |name: &str| request[name].as_str().unwrap_or_default();
         let path = field("path");
         let hint = match field("reason") {
-            "Path" => format!("if it needs {path}, open it for all pods: --allow-path={path}"),
+            "Path" => of_path(path),
             "TokenMissing" => format!(
                 "{} asks without a token: update it, or let its namespace allow that",
                 program(field("userAgent"))
@@ -59,6 +60,21 @@ fn of_role(pod: &Value, answer: &str, refused: &str) -> Option<String> {
     Some(hint.to_owned())
 }
 
+/// Pods choose what they ask for: also what the flag does not take, and a `*`, by which it would open a whole folder.
+fn of_path(path: &str) -> String {
+    match path.parse::<AllowPath>() {
+        Ok(_) if !path.contains('*') => {
+            format!("if it needs {path}, open it for all pods: --allow-path={path}")
+        }
+        Err(InvalidPath::Denied(_)) => {
+            format!(
+                "it asks for {path}, which is the node's and which no flag opens: docs/paths.md"
+            )
+        }
+        _ => format!("it asks for {path}: docs/paths.md says which paths pods may read"),
+    }
+}
+
 fn program(user_agent: &str) -> &str {
     if user_agent.is_empty() { "a program without a User-Agent" } else { user_agent }
 }
@@ -85,11 +101,20 @@ mod tests {
             (json!({ "served": false, "credentials": "pending" }), &["wait"]),
             (
                 json!({ "served": true, "rejected": [
+                    { "reason": "Path", "path": "/latest/meta-data/tags/instance/team" },
                     { "reason": "Path", "path": "/latest/user-data" },
+                    { "reason": "Path", "path": "/latest/meta-data/*" },
+                    { "reason": "Path", "path": "/2009-04-04/meta-data/$(id)" },
                     { "reason": "TokenMissing", "userAgent": "Boto/2" },
                     { "reason": "Ttl" },
                 ] }),
-                &["--allow-path=/latest/user-data", "Boto/2 asks without a token"],
+                &[
+                    "--allow-path=/latest/meta-data/tags/instance/team",
+                    "/latest/user-data, which is the node's and which no flag opens",
+                    "/latest/meta-data/*: docs/paths.md says",
+                    "/2009-04-04/meta-data/$(id): docs/paths.md says",
+                    "Boto/2 asks without a token",
+                ],
             ),
         ] {
             let advice = advice(&pod);

@@ -69,7 +69,7 @@ const ROWS: &[Row] = &[
         0,
         &[
             "rejected        GET /latest/user-data (Path), 1 times, by \"kiam-lab\"",
-            "--allow-path=/latest/user-data",
+            "/latest/user-data, which is the node's and which no flag opens",
         ],
     ),
     row("strict/old", 0, &["(TokenMissing)", "kiam-lab asks without a token"]),
