@@ -17,8 +17,9 @@ use kiam_core::lifecycle::Readiness;
 
 /// The objects in a page. Nodes are large.
 const PAGE: u32 = 250;
-/// The most bytes of each of a command's outputs that are read.
-const MAX_OUTPUT: u64 = 32 << 20;
+/// The most bytes of each of a command's outputs that are read: a multiple of what an agent says of a full node. Many nodes
+/// answer at once, and not all of them need be honest.
+const MAX_OUTPUT: u64 = 4 << 20;
 /// The buffer of a command's output.
 const BUFFER: usize = 64 << 10;
 /// The longest line of a log that is read whole.

@@ -5,6 +5,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     thread,
+    time::Duration,
 };
 
 use kiam_common::client::Sandbox;
@@ -15,6 +16,9 @@ use crate::{
     selftest::Witness,
     sys::namespaces::inside,
 };
+
+/// The pause after a connection that can't be accepted.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// A published entry of the self-test's namespace. Dropping it removes the entry.
 pub(super) struct NamespaceEntry<'a> {
@@ -99,7 +103,17 @@ impl<'a> NamespaceEntry<'a> {
     /// Accepts and closes connections. As for a pod, only connections with the kernel's entry of this namespace count.
     fn accept(&self, witness: &Witness, flows: &Flows) {
         for socket in &self.sockets {
-            while let Ok((stream, peer)) = socket.accept() {
+            loop {
+                let (stream, peer) = match socket.accept() {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        // One that stays (EMFILE) leaves the connection in the queue, which is seen at once again.
+                        if error.kind() != io::ErrorKind::WouldBlock {
+                            thread::sleep(PAUSE);
+                        }
+                        break;
+                    }
+                };
                 let Ok(local) = stream.local_addr() else { continue };
                 if let Ok(Some(entry)) = flows.take(self.netns, peer, local) {
                     let _ = witness.saw(entry, peer);
