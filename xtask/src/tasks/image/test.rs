@@ -50,6 +50,8 @@ pub(crate) fn run_tests() -> Result<()> {
 fn build_in(folder: &Path) -> Result<PathBuf> {
     run(command("git").args(["clone", "--quiet", "--no-hardlinks", "."]).arg(folder))?;
     let mut image = command("cargo");
+    // A target folder that all share would have the second checkout run the first one's command, in the first one.
+    image.env_remove("CARGO_TARGET_DIR");
     image.current_dir(folder).args(["run", "--quiet", "--package", "xtask", "--", "image"]);
     run(&mut image)?;
     Ok(folder.join("target/image"))
