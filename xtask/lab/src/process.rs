@@ -9,11 +9,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::Instant;
 
 const POLL: Duration = Duration::from_millis(10);
+/// How long threads may take to stop.
+const STOPPING: Duration = Duration::from_secs(10);
 /// How long a polite end may take.
 const EXIT_LIMIT: Duration = Duration::from_secs(60);
 
@@ -174,9 +176,30 @@ impl Process {
         }
     }
 
-    /// Makes it hang (SIGSTOP): its sockets stay open and nothing answers.
+    /// Makes it hang (SIGSTOP): its sockets stay open and nothing answers. Returns when all its threads have stopped, which
+    /// the kernel does one by one.
     pub fn freeze(&self) -> Result<()> {
-        self.signal(Signal::STOP)
+        self.signal(Signal::STOP)?;
+        let begun = Instant::now();
+        while !self.is_frozen()? {
+            ensure!(begun.elapsed() < STOPPING, "{} does not stop", self.name);
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    fn is_frozen(&self) -> Result<bool> {
+        let threads = format!("/proc/{}/task", self.child.id());
+        for task in fs::read_dir(&threads).with_context(|| format!("reading {threads}"))? {
+            // A thread that has ended since does nothing any more.
+            let stat = fs::read_to_string(task?.path().join("stat")).unwrap_or_default();
+            // The state follows the name in brackets: proc_pid_stat(5).
+            let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+            if !matches!(state, None | Some('T' | 'Z' | 'X')) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Lets it go on (SIGCONT).
