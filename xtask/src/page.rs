@@ -46,7 +46,7 @@ fn replaced(text: &str, command: &str, content: &str) -> Option<String> {
     Some(format!("{before}\n{content}\n{END}{after}"))
 }
 
-/// The text up to the place of this command, what is there, and the text after it.
+/// The page's text before this command's part, the part, and the text after it.
 fn place<'a>(text: &'a str, command: &str) -> Option<(&'a str, &'a str, &'a str)> {
     let begin = format!("<!-- written by {command} -->\n");
     let start = text.find(&begin)? + begin.len();

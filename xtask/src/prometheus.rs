@@ -73,7 +73,7 @@ fn unpack(folder: &Path) -> Result<()> {
     let Some(package) = packages.find(|path| path.extension().is_some_and(|it| it == "deb")) else {
         bail!("apt-get has downloaded no package");
     };
-    // Renamed once it is whole, so that what is there can be used.
+    // Renamed once it is whole, so that a folder of this name can be used.
     let whole = work.path().join("whole");
     run(command("dpkg-deb").arg("--extract").arg(package).arg(&whole))?;
     fs::rename(&whole, folder).with_context(|| format!("making {}", folder.display()))

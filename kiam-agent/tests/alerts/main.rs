@@ -1,4 +1,4 @@
-//! The alerts and the dashboard of `deploy/monitoring`: what they name is there, and what is there is used.
+//! The alerts and the dashboard of `deploy/monitoring`: the metrics that they name exist, and each metric is used.
 //!
 //! `rules.test.yaml` is what `promtool test rules` reads. `tests/dashboards` feeds both with a real agent.
 

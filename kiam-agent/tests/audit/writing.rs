@@ -80,7 +80,7 @@ fn a_full_disk_costs_lines_and_no_answer() {
     }
     lab::eventually("lines are dropped", || dropped(&agent, "Write") > 0);
     assert!(agent.said("Writing the audit failed"));
-    // What is there is whole lines.
+    // The file has whole lines only.
     let whole = text(&file);
     assert!(whole.ends_with("}\n") && lines(&whole).len() == whole.lines().count(), "{whole}");
     disk.mount_by("remount,size=1m");
