@@ -76,6 +76,11 @@ impl Options {
         tests.filter(|test| self.is_chosen(test)).collect()
     }
 
+    /// The profile by which cargo compiles what guests run: what runs long is worth a build of its own.
+    fn profile(&self) -> &'static str {
+        if self.checks.contains(&Check::Tests) { "guest" } else { "dev" }
+    }
+
     /// Whether `--tests` names it, or is of other tests, or is not given.
     fn is_chosen(&self, test: &str) -> bool {
         let named = |test: &str| self.tests.iter().any(|named| named == test);
@@ -167,7 +172,7 @@ fn run(options: &Options, downloads: Downloads) -> Result<Outcome> {
     });
     let amd64 = downloads
         .has(Architecture::Amd64)
-        .then(|| Programs::here(&options.tests(Architecture::Amd64)));
+        .then(|| Programs::here(&options.tests(Architecture::Amd64), options.profile()));
     let Downloads { found, machine, .. } = downloads;
     let parts = Parts { machine, amd64: amd64.transpose()?, arm64: arm64.transpose()? };
     let reports = at_once(&found, |found| boot(&parts, found));

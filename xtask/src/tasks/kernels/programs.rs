@@ -42,12 +42,14 @@ pub(super) struct Programs {
 // === impl Programs ===
 
 impl Programs {
-    /// Those of this machine's architecture.
-    pub(super) fn here(tests: &[&str]) -> Result<Self> {
+    /// Those of this machine's architecture, by that profile of cargo's.
+    pub(super) fn here(tests: &[&str], profile: &str) -> Result<Self> {
         if tests.contains(&"guard") && !Path::new("/sbin/ipvsadm").exists() {
             toolchain::install_packages(&["ipvsadm"])?;
         }
-        let paths = compiled(tests, |_| ())?;
+        let paths = compiled(tests, |cargo| {
+            cargo.args(["--profile", profile]);
+        })?;
         let mut userland = Userland::new(Architecture::Amd64, PathBuf::from("/"));
         userland.add_tools();
         userland.files.extend(trust());
