@@ -125,6 +125,14 @@ pub fn no_mptcp() -> bool {
     !has_mptcp() && left_out("the kernel was built without MPTCP")
 }
 
+/// Whether the calling test must be left out because `program`, whose judgement it is about, is not installed; prints so.
+#[must_use]
+pub fn no_program(program: &str) -> bool {
+    let installed = std::process::Command::new(program).arg("--version").output();
+    !installed.is_ok_and(|output| output.status.success())
+        && left_out(&format!("no {program} is installed"))
+}
+
 /// Says that the calling test has no subject on this kernel; `cargo xtask test kernels` lists it in docs/kernels.md.
 fn left_out(reason: &str) -> bool {
     // Named after its test.

@@ -23,9 +23,12 @@ const MAIN: [&str; 3] = ["bookworm", "bookworm-backports", "trixie-backports"];
 const QEMU_SUITE: &str = "bookworm-backports";
 const QEMU: [&str; 2] = ["qemu-system-x86", "qemu-system-arm"];
 /// The modules that the tests need, in the order they are loaded; a kernel may have them built in.
-const MODULES: [&str; 25] = [
+const MODULES: [&str; 32] = [
     "veth",
     "dummy",
+    "llc",
+    "stp",
+    "bridge",
     "sch_ingress",
     "cls_bpf",
     "inet_diag",
@@ -46,6 +49,10 @@ const MODULES: [&str; 25] = [
     "nft_nat",
     "nft_masq",
     "nft_redir",
+    "nft_fib",
+    "nft_fib_ipv4",
+    "nft_fib_ipv6",
+    "nft_fib_inet",
     "ip_vs",
     "ip_vs_rr",
     "ip_vs_sh",

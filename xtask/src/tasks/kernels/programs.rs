@@ -16,10 +16,10 @@ use xtask::{
 };
 
 /// Programs that tests and pods use; those that are missing where they come from are missing in the guest.
-const TOOLS: [&str; 25] = [
+const TOOLS: [&str; 26] = [
     "sh", "bash", "cat", "cp", "env", "find", "ip", "ipvsadm", "kill", "ls", "mkdir", "mount",
-    "nft", "nice", "nsenter", "prlimit", "rm", "rmdir", "seq", "setpriv", "sleep", "tc", "touch",
-    "true", "unshare",
+    "mv", "nft", "nice", "nsenter", "prlimit", "rm", "rmdir", "seq", "setpriv", "sleep", "tc",
+    "touch", "true", "unshare",
 ];
 /// In this order: Debian's `/sbin/ip` is a link to `/bin/ip` of whatever machine it is on.
 const FOLDERS: [&str; 4] = ["usr/bin", "bin", "usr/sbin", "sbin"];
