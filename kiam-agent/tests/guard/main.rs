@@ -407,11 +407,36 @@ fn take_pins_away(lab: &Lab) {
     std::fs::remove_dir_all(gone).unwrap();
 }
 
-/// The names of the pinned links, and the numbers in them.
-fn pinned_uplinks(lab: &Lab) -> Vec<String> {
-    let entries = std::fs::read_dir(lab.pins().join("v2")).unwrap();
-    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name.starts_with("link_uplink_")).collect()
+/// What guards the uplinks: the names of the pinned links; on a kernel without them the interfaces that have the filter.
+fn uplink_guards(lab: &Lab) -> Vec<String> {
+    if lab::has_tcx() {
+        let entries = std::fs::read_dir(lab.pins().join("v2")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        return names.filter(|name| name.starts_with("link_uplink_")).collect();
+    }
+    let filters = |interface: &&str| {
+        let mut tc = lab.node.command("tc").unwrap();
+        let shown = tc.args(["filter", "show", "dev", *interface, "egress"]).output().unwrap();
+        String::from_utf8_lossy(&shown.stdout).contains("kiam_uplink")
+    };
+    ["eth0", "eth1"].into_iter().filter(filters).map(str::to_owned).collect()
+}
+
+/// No way to forge a packet gets one of `pod` to IMDS by `interface`.
+fn assert_forged_nothing(lab: &Lab, pod: &LabPod, interface: &str, when: &str) {
+    for way in FORGED {
+        let said = send_from(pod, way, FORGED_SOURCES, interface);
+        let count = packets_from(lab, FORGED_SOURCES);
+        assert_eq!(count, 0, "{when}: {way} got to IMDS by {interface} ({said})");
+    }
+}
+
+/// An interface that comes later, with a route in a table of its own, as a second ENI's.
+fn add_eth1(lab: &Lab) {
+    let (netns, imds) = (lab.node.netns(), lab.node.imds_netns());
+    netns.ip(&format!("link add eth1 type veth peer name eth1 netns {}", imds.path())).unwrap();
+    imds.ip("link set eth1 up").unwrap();
+    netns.ip("link set eth1 up\nroute add default dev eth1 table 2").unwrap();
 }
 
 #[test]
@@ -420,34 +445,64 @@ fn packet_sockets_of_host_network_pods_end_at_the_uplinks() {
     let mut agent = lab.agent(&["--host-network-pods=intercept"]);
     let spec = PodSpec::new("kube-system", "proxy").host_network();
     let pod = lab.pod(spec).unwrap();
-    let assert_shut = |interface: &str, when: &str| {
-        for way in FORGED {
-            let said = send_from(&pod, way, FORGED_SOURCES, interface);
-            let count = packets_from(&lab, FORGED_SOURCES);
-            assert_eq!(count, 0, "{when}: {way} got to IMDS by {interface} ({said})");
-        }
-    };
+    let assert_shut =
+        |interface: &str, when: &str| assert_forged_nothing(&lab, &pod, interface, when);
     assert_shut("eth0", "with the agent");
     host_gets_the_instance_id(&lab);
-    let pins = pinned_uplinks(&lab);
-    assert_eq!(pins.len(), 1);
+    let first = uplink_guards(&lab);
+    assert_eq!(first.len(), 1);
 
-    // An interface that comes later, with a route in a table of its own, as a second ENI's.
-    let (netns, imds) = (lab.node.netns(), lab.node.imds_netns());
-    netns.ip(&format!("link add eth1 type veth peer name eth1 netns {}", imds.path())).unwrap();
-    imds.ip("link set eth1 up").unwrap();
-    netns.ip("link set eth1 up\nroute add default dev eth1 table 2").unwrap();
+    add_eth1(&lab);
     let metrics = || agent.metrics();
     eventually("the new uplink is not guarded", || metrics().contains("kiam_guard_uplinks 2\n"));
     assert_shut("eth1", "with a new uplink");
 
-    // Somebody takes the pins away, which changes nothing, and detaches what they stood for.
-    let both = pinned_uplinks(&lab);
+    agent.kill().unwrap();
+    assert_shut("eth0", "after kill -9");
+    assert_shut("eth1", "after kill -9");
+    let both = uplink_guards(&lab);
+    let agent = lab.agent(&["--host-network-pods=intercept"]);
+    assert_shut("eth0", "after a restart");
+    assert_eq!(uplink_guards(&lab).len(), both.len(), "replaced, not added");
+    lab.node.netns().ip("link del eth1").unwrap();
+    eventually("the guard of an interface that is gone stays", || uplink_guards(&lab) == first);
+    eventually("it is counted", || agent.metrics().contains("kiam_guard_uplinks 1\n"));
+
+    drop(agent);
+    let said = lab.uninstall().unwrap();
+    assert!(
+        said.contains(if lab::has_tcx() { "link_uplink_" } else { "the egress of eth0" }),
+        "{said}"
+    );
+    for way in FORGED {
+        let before = packets_from(&lab, FORGED_SOURCES);
+        let said = send_from(&pod, way, FORGED_SOURCES, "eth0");
+        let arrived = || packets_from(&lab, FORGED_SOURCES) > before;
+        eventually(&format!("{way} ({said}) does not get to IMDS"), arrived);
+    }
+}
+
+#[test]
+fn links_at_the_uplinks_that_somebody_takes_away_come_back() {
+    let Some(lab) = lab::node_test!() else { return };
+    if lab::no_tcx() {
+        return;
+    }
+    let agent = lab.agent(&["--host-network-pods=intercept"]);
+    let pod = lab.pod(PodSpec::new("kube-system", "proxy").host_network()).unwrap();
+    add_eth1(&lab);
+    let metrics = || agent.metrics();
+    eventually("the new uplink is not guarded", || metrics().contains("kiam_guard_uplinks 2\n"));
+    let assert_shut = |when: &str| {
+        assert_forged_nothing(&lab, &pod, "eth0", when);
+        assert_forged_nothing(&lab, &pod, "eth1", when);
+    };
+    // Without pins nothing changes; what they stood for is detached then.
+    let both = uplink_guards(&lab);
     take_pins_away(&lab);
-    assert_shut("eth0", "without pins");
-    assert_shut("eth1", "without pins");
+    assert_shut("without pins");
     eventually("the pins are not back", || {
-        lab.pins().join("v2").exists() && pinned_uplinks(&lab) == both
+        lab.pins().join("v2").exists() && uplink_guards(&lab) == both
     });
     for pin in &both {
         lab.node.detach_link(&lab.pins().join("v2").join(pin)).unwrap();
@@ -455,29 +510,7 @@ fn packet_sockets_of_host_network_pods_end_at_the_uplinks() {
     eventually("it is not at the uplinks again", || {
         metrics().contains("kiam_guard_restored_total 4\n")
     });
-    assert_shut("eth0", "after it was detached");
-    assert_shut("eth1", "after it was detached");
-
-    agent.kill().unwrap();
-    assert_shut("eth0", "after kill -9");
-    assert_shut("eth1", "after kill -9");
-    let both = pinned_uplinks(&lab);
-    let agent = lab.agent(&["--host-network-pods=intercept"]);
-    assert_shut("eth0", "after a restart");
-    assert_eq!(pinned_uplinks(&lab).len(), both.len(), "replaced, not added");
-    netns.ip("link del eth1").unwrap();
-    eventually("the pin of an interface that is gone stays", || pinned_uplinks(&lab) == pins);
-    assert!(agent.metrics().contains("kiam_guard_uplinks 1\n"));
-
-    drop(agent);
-    let said = lab.uninstall().unwrap();
-    assert!(said.contains("link_uplink_"), "{said}");
-    for way in FORGED {
-        let before = packets_from(&lab, FORGED_SOURCES);
-        let said = send_from(&pod, way, FORGED_SOURCES, "eth0");
-        let arrived = || packets_from(&lab, FORGED_SOURCES) > before;
-        eventually(&format!("{way} ({said}) does not get to IMDS"), arrived);
-    }
+    assert_shut("after it was detached");
 }
 
 #[test]
@@ -499,10 +532,10 @@ fn an_agent_without_the_guard_takes_an_earlier_ones_away() {
     for further in ["--guard=none", "--mode=observe"] {
         let mut agent = lab.agent(&["--guard=route,uplink"]);
         assert_eq!(rules(lab.node.netns()).len(), 12);
-        assert_eq!(pinned_uplinks(&lab).len(), 1);
+        assert_eq!(uplink_guards(&lab).len(), 1);
         agent.kill().unwrap();
         let _agent = lab.agent(&[further]);
         assert_eq!(rules(lab.node.netns()), Vec::<String>::new(), "{further}");
-        assert_eq!(pinned_uplinks(&lab), Vec::<String>::new(), "{further}");
+        assert_eq!(uplink_guards(&lab), Vec::<String>::new(), "{further}");
     }
 }

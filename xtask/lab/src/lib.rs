@@ -125,6 +125,39 @@ pub fn no_mptcp() -> bool {
     !has_mptcp() && left_out("the kernel was built without MPTCP")
 }
 
+/// Whether the kernel has tcx links, by its release.
+///
+/// # Panics
+///
+/// When `/proc` does not say the release.
+#[must_use]
+pub fn has_tcx() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc is mounted");
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|text| text.parse().ok());
+    let mut next = || numbers.next().flatten().unwrap_or(0_u32);
+    (next(), next()) >= (6, 6)
+}
+
+/// Whether the calling test must be left out because the kernel has no tcx links; prints so.
+#[must_use]
+pub fn no_tcx() -> bool {
+    !has_tcx() && left_out("no tcx links below kernel 6.6")
+}
+
+/// Whether the calling test must be left out because `folder`, which is made, is in memory, so that nothing there outlives a
+/// boot; prints so.
+///
+/// # Panics
+///
+/// When the folder can't be made.
+#[must_use]
+pub fn no_disk(folder: &std::path::Path) -> bool {
+    std::fs::create_dir_all(folder).expect("the folder can be made");
+    let kind = rustix::fs::statfs(folder).expect("the folder has a file system").f_type;
+    // <https://man7.org/linux/man-pages/man2/statfs.2.html>: ramfs and tmpfs.
+    [0x8584_58f6, 0x0102_1994].contains(&kind) && left_out("the machine has no disk")
+}
+
 /// Whether the calling test must be left out because `program`, whose judgement it is about, is not installed; prints so.
 #[must_use]
 pub fn no_program(program: &str) -> bool {
