@@ -9,6 +9,7 @@ pub mod blocking;
 pub mod clock;
 pub mod credentials;
 pub mod lifecycle;
+pub mod maps;
 pub mod names;
 pub mod pods;
 pub mod policy;

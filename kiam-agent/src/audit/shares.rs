@@ -2,7 +2,6 @@
 //! and key, and beyond that they are dropped, so that a pod that floods costs no other pod a line.
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -15,6 +14,7 @@ use tokio::time::Instant;
 
 use super::hand_out::HandOut;
 use kiam_core::{
+    maps::{Hashing, RequestMap},
     pods::PodUid,
     rate::{Bucket, Rate},
 };
@@ -30,13 +30,13 @@ const QUEUED: usize = 64;
 
 /// The shares of all pods.
 #[derive(Default)]
-pub(super) struct Shares(DashMap<PodUid, Share>);
+pub(super) struct Shares(DashMap<PodUid, Share, Hashing>);
 
 #[derive(Default)]
 struct Share {
     lines: Bucket,
     inspections: Bucket,
-    connections: HashMap<u64, OpenConnection>,
+    connections: RequestMap<u64, OpenConnection>,
     /// Hand-outs beyond the rate.
     others: Repeats,
     queued: Arc<AtomicUsize>,

@@ -13,7 +13,7 @@ use std::{
 
 use dashmap::DashMap;
 
-use kiam_core::pods::PodUid;
+use kiam_core::{maps::Hashing, pods::PodUid};
 
 /// The most pods that are counted: more than a node runs, and than ended lately. Beyond that all are forgotten, and those
 /// that go on asking come back with their next request.
@@ -21,7 +21,7 @@ const COUNTED_PODS: usize = 2048;
 
 /// The counters of each pod. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Activity(Arc<DashMap<PodUid, Counters>>);
+pub(super) struct Activity(Arc<DashMap<PodUid, Counters, Hashing>>);
 
 #[derive(Debug, Default)]
 struct Counters {

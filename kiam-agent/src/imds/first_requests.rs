@@ -1,7 +1,6 @@
 //! The credentials for a request, and whether they were cached when the pod asked for the first time.
 
 use std::{
-    collections::HashSet,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -12,6 +11,7 @@ use tokio::time::Instant;
 use super::Error;
 use kiam_core::{
     credentials::{ErrorClass, IssuedCredentials, State},
+    maps::RequestSet,
     pods::{Pod, PodReader, PodUid},
 };
 
@@ -34,7 +34,7 @@ pub(super) enum FirstRequestOutcome {
 
 /// The pods that have requested credentials before.
 #[derive(Default)]
-pub(super) struct FirstRequests(RwLock<HashSet<PodUid>>);
+pub(super) struct FirstRequests(RwLock<RequestSet<PodUid>>);
 
 /// The credentials of `state`, or the error for the client.
 ///

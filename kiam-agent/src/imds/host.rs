@@ -12,6 +12,8 @@ use kiam_core::role::QuotedText;
 
 const IMDS_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
 const IMDS_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254));
+/// What nearly every request names.
+const USUAL: &[u8] = b"169.254.169.254";
 /// The service's names in EC2's resolvers; outside us-east-1 there is also one for each region.
 const NAMES: [&str; 2] = ["instance-data", "instance-data.ec2.internal"];
 const REGIONAL: (&str, &str) = ("instance-data.", ".compute.internal");
@@ -56,6 +58,9 @@ impl Hosts {
         };
         if hosts.next().is_some() {
             return Err(Error::HostMissing);
+        }
+        if host.as_bytes() == USUAL {
+            return Ok(());
         }
         let text = String::from_utf8_lossy(host.as_bytes());
         if self.accepts(&text) { Ok(()) } else { Err(Error::Host(QuotedText::new(&text))) }

@@ -5,7 +5,6 @@
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
@@ -16,7 +15,7 @@ use super::{
     ErrorKind,
     activity::{Activity, Answered, RequestCounts},
 };
-use kiam_core::{pods::PodUid, role::QuotedText};
+use kiam_core::{maps::RequestMap, pods::PodUid, role::QuotedText};
 
 /// The most pods in the journal: more than a node runs. Beyond that the least recent is forgotten.
 const JOURNAL_PODS: usize = 512;
@@ -73,7 +72,7 @@ struct ShownRequest<'a> {
 struct Pages {
     /// A counter of requests, as a logical clock.
     turn: u64,
-    pods: HashMap<PodUid, DatedPage>,
+    pods: RequestMap<PodUid, DatedPage>,
 }
 
 #[derive(Debug, Default)]

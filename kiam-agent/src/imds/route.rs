@@ -142,7 +142,8 @@ impl RequestedRole {
     /// Whether this names `role`: SDKs request the listed name, or one that is configured.
     #[must_use]
     pub fn names(&self, role: &RoleArn) -> bool {
-        [role.name(), role.path_and_name(), role.as_ref()].contains(&self.as_str())
+        let text = self.as_str();
+        text == role.name() || text == role.path_and_name() || text == role.as_ref()
     }
 }
 
@@ -258,16 +259,21 @@ fn version_of(text: &str) -> Option<PathVersion> {
 
 /// Whether `rest`, which follows a version and a slash, is normalised.
 pub(super) fn is_normalised(rest: &str) -> bool {
-    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~+=,@:/".contains(&byte);
-    let mut segments = rest.split('/').peekable();
-    while let Some(segment) = segments.next() {
-        let empty = segment.is_empty() && (segments.peek().is_some() || rest.len() == 1);
-        let dots = !segment.is_empty() && segment.bytes().all(|byte| byte == b'.');
-        if empty || dots {
-            return false;
+    // Of the segment so far: whether it is empty, and whether it has dots alone.
+    let (mut is_empty, mut is_dots) = (true, true);
+    for byte in rest.bytes() {
+        match byte {
+            b'/' if is_dots => return false,
+            b'/' => (is_empty, is_dots) = (true, true),
+            b'.' => is_empty = false,
+            _ if byte.is_ascii_alphanumeric() || b"-_~+=,@:".contains(&byte) => {
+                (is_empty, is_dots) = (false, false);
+            }
+            _ => return false,
         }
     }
-    rest.bytes().all(known)
+    // Only the last segment may be empty.
+    is_empty || !is_dots
 }
 
 #[cfg(test)]

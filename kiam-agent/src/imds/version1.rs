@@ -1,7 +1,7 @@
 //! The log of requests without a session token (IMDSv1), which shows operators when they can require tokens.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use kiam_core::{
+    maps::RequestMap,
     pods::{Pod, PodUid},
     role::QuotedText,
 };
@@ -28,7 +29,7 @@ pub(super) struct Version1(Mutex<LoggedPrograms>);
 struct LoggedPrograms {
     /// The start of the period. At its end all entries are forgotten, also those of ended pods.
     since: Option<Instant>,
-    programs: HashMap<PodUid, HashSet<String>>,
+    programs: RequestMap<PodUid, HashSet<String>>,
 }
 
 // === impl Version1 ===
@@ -51,7 +52,8 @@ impl Version1 {
     fn is_news(&self, pod: &PodUid, program: &str) -> bool {
         let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if logged.since.is_none_or(|since| since.elapsed() >= PERIOD) {
-            *logged = LoggedPrograms { since: Some(Instant::now()), programs: HashMap::new() };
+            *logged =
+                LoggedPrograms { since: Some(Instant::now()), programs: RequestMap::default() };
         }
         if let Some(own) = logged.programs.get(pod)
             && (own.len() >= PROGRAMS || own.contains(program))

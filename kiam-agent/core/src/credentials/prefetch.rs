@@ -77,7 +77,7 @@ impl Prefetcher {
     /// A prefetcher, and a reader of its cache.
     #[must_use]
     pub fn new(config: Config, parts: PrefetcherParts) -> (Self, CredentialReader) {
-        let entries = watch::Sender::new(Entries::new());
+        let entries = watch::Sender::new(Entries::default());
         let held_requests = HeldRequests::default();
         let reader =
             CredentialReader::new(entries.subscribe(), held_requests.clone(), parts.clock.clone());

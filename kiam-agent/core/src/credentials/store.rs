@@ -14,7 +14,7 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use super::{ErrorClass, IssuedCredentials, Limit, SourceError, State, inheritance};
-use crate::{clock::Clock, role::RoleIdentity};
+use crate::{clock::Clock, maps::RequestMap, role::RoleIdentity};
 
 /// One identity's entry. The prefetcher alone writes it.
 #[derive(Default)]
@@ -25,7 +25,7 @@ pub(super) struct Entry {
     pub(super) limit: Option<Limit>,
 }
 
-pub(super) type Entries = HashMap<RoleIdentity, Entry>;
+pub(super) type Entries = RequestMap<RoleIdentity, Entry>;
 
 /// A reader of the credential cache; cheap to clone. It never calls STS.
 #[derive(Clone)]

@@ -9,6 +9,8 @@
 
 use std::{borrow::Borrow, collections::HashMap, hash::Hash, sync::Arc};
 
+use crate::maps::RequestMap;
+
 /// `metadata.resourceVersion` when it is a number.
 pub(super) type Version = Option<u64>;
 
@@ -19,7 +21,7 @@ const MOST_GONE: usize = 4096;
 /// The newest known version of each object of one kind.
 #[derive(Debug)]
 pub struct Records<K, V> {
-    known: HashMap<K, Record<V>>,
+    known: RequestMap<K, Record<V>>,
     /// Objects deleted since the newest list, with the version of their deletion. An older list or a replayed event must
     /// not bring them back.
     gone: HashMap<K, Version>,
@@ -59,7 +61,7 @@ fn newer(version: Version, than: Version) -> bool {
 
 impl<K, V> Default for Records<K, V> {
     fn default() -> Self {
-        let (known, gone) = (HashMap::new(), HashMap::new());
+        let (known, gone) = (RequestMap::default(), HashMap::new());
         Self { known, gone, settled: None, listed: None, newest: None }
     }
 }

@@ -13,7 +13,7 @@ use super::{
     kind::RecordKind as _,
     records::{Change, Records},
 };
-use crate::role::AccountName;
+use crate::{maps::RequestMap, role::AccountName};
 
 /// The number of former roles that are remembered for a pod.
 const FORMER_ROLES: usize = 4;
@@ -39,7 +39,7 @@ struct FormerRoles(HashMap<PodUid, Vec<Annotation>>);
 
 /// Pods by a secondary key, which several may share for a while.
 #[derive(Debug)]
-struct Keys<K>(HashMap<K, HashSet<PodUid>>);
+struct Keys<K>(RequestMap<K, HashSet<PodUid>>);
 
 // === impl Tables ===
 
@@ -134,7 +134,7 @@ impl FormerRoles {
 
 impl<K> Default for Keys<K> {
     fn default() -> Self {
-        Self(HashMap::new())
+        Self(RequestMap::default())
     }
 }
 

@@ -317,7 +317,7 @@ mod tests {
         let mut publisher = Publisher::new(policy.clone(), |_: &Pod| true);
         let wanted = watch::Sender::new(WantedRoles::default());
         publisher.follow(&wanted);
-        let before: HashMap<_, _> = policy.standings.all();
+        let before = policy.standings.all();
         index.apply(pod(7, 2, Some("writer")));
         publisher.follow(&wanted);
         let after = policy.standings.all();

@@ -3,13 +3,13 @@
 //! A decision is kept with the records that it was made from, and counts while these are the current ones. So nothing has
 //! to find out which decisions a change concerns, and none can be missed.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::Decision;
-use crate::pods::{Namespace, Pod, PodUid, ServiceAccount};
+use crate::{
+    maps::RequestMap,
+    pods::{Namespace, Pod, PodUid, ServiceAccount},
+};
 
 /// The decision about a pod, with the records that it was made from.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub(super) struct Grounds {
 
 /// The decisions about the known pods.
 #[derive(Debug, Default)]
-pub(super) struct Standings(RwLock<HashMap<PodUid, Arc<Standing>>>);
+pub(super) struct Standings(RwLock<RequestMap<PodUid, Arc<Standing>>>);
 
 // === impl Standing ===
 
@@ -101,11 +101,11 @@ impl Standings {
         self.write().retain(|uid, _| lives(uid));
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, HashMap<PodUid, Arc<Standing>>> {
+    fn read(&self) -> RwLockReadGuard<'_, RequestMap<PodUid, Arc<Standing>>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, HashMap<PodUid, Arc<Standing>>> {
+    fn write(&self) -> RwLockWriteGuard<'_, RequestMap<PodUid, Arc<Standing>>> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -116,7 +116,7 @@ impl Standings {
         self.read().len()
     }
 
-    pub(super) fn all(&self) -> HashMap<PodUid, Arc<Standing>> {
+    pub(super) fn all(&self) -> RequestMap<PodUid, Arc<Standing>> {
         self.read().clone()
     }
 }

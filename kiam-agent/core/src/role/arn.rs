@@ -102,7 +102,7 @@ impl RoleArn {
     /// The last segment: `reader`. This is what the metadata service lists.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.path_and_name().rsplit('/').next().unwrap_or_default()
+        self.0.rsplit_once('/').map(|(_, name)| name).unwrap_or_default()
     }
 
     fn field(&self, index: usize) -> &str {

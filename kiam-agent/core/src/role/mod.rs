@@ -99,12 +99,12 @@ impl QuotedText {
     /// The part of `text` that is shown, without the quotes: borrowed where it is all of `text`, as it mostly is.
     #[must_use]
     pub fn of_bytes(text: &[u8]) -> Cow<'_, str> {
-        let as_it_is = |byte: &u8| matches!(byte, b' '..=b'~') && !b"\\'\"".contains(byte);
-        match str::from_utf8(text) {
-            Ok(text) if text.len() <= MAX_SHOWN && text.as_bytes().iter().all(as_it_is) => {
-                Cow::Borrowed(text)
-            }
-            _ => Cow::Owned(Self::new(&String::from_utf8_lossy(text)).0),
+        let as_it_is =
+            |byte: &u8| matches!(byte, b' '..=b'!' | b'#'..=b'&' | b'('..=b'[' | b']'..=b'~');
+        if text.len() <= MAX_SHOWN && text.iter().all(as_it_is) {
+            Cow::Borrowed(str::from_utf8(text).expect("these bytes are ASCII"))
+        } else {
+            Cow::Owned(Self::new(&String::from_utf8_lossy(text)).0)
         }
     }
 

@@ -1,13 +1,14 @@
 //! Limits the log lines of frequent events.
 
 use std::{
-    collections::HashMap,
     hash::Hash,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
+
+use crate::maps::RequestMap;
 
 /// Kinds that are remembered at once. Events of further kinds are dropped until some are forgotten.
 const KINDS: usize = 4096;
@@ -16,7 +17,7 @@ const KINDS: usize = 4096;
 #[derive(Debug)]
 pub struct LogLimit<K> {
     period: Duration,
-    kinds: Mutex<HashMap<K, KindState>>,
+    kinds: Mutex<RequestMap<K, KindState>>,
 }
 
 /// The state of a kind: its last logged event, and the events dropped since.
