@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -45,7 +45,7 @@ struct Share {
 /// A connection that was written about.
 struct OpenConnection {
     first: Arc<HandOut>,
-    repeats: u64,
+    repeats: AtomicU64,
 }
 
 /// Hand-outs by process and key.
@@ -74,10 +74,10 @@ pub(super) struct Place(Arc<AtomicUsize>);
 impl Shares {
     /// Whether the connection `socket` of the pod has got the key before, which is then counted.
     pub(super) fn is_repeat(&self, pod: &PodUid, socket: u64, key: &str) -> bool {
-        let Some(mut share) = self.0.get_mut(pod) else { return false };
-        match share.connections.get_mut(&socket) {
+        let Some(share) = self.0.get(pod) else { return false };
+        match share.connections.get(&socket) {
             Some(open) if *open.first.access_key_id == *key => {
-                open.repeats += 1;
+                open.repeats.fetch_add(1, Ordering::Relaxed);
                 true
             }
             _ => false,
@@ -127,10 +127,10 @@ impl Share {
             && let Some(place) = Place::take(&self.queued)
         {
             self.lines.take(LINES, now);
-            let open = OpenConnection { first: hand_out.clone(), repeats: 0 };
+            let open = OpenConnection { first: hand_out.clone(), repeats: AtomicU64::new(0) };
             if let Some(before) = self.connections.insert(socket, open) {
                 // Another key, or a connection that the kernel does not attest.
-                self.others.add(before.first, before.repeats);
+                self.others.add(before.first, before.repeats.into_inner());
             }
             return Ok(Some(Entry { hand_out, count: 1, coalesced: false, place }));
         }
@@ -143,7 +143,7 @@ impl Share {
     fn flush(&mut self, entries: &mut Vec<Result<Option<Entry>, u64>>) {
         let mut repeats = std::mem::take(&mut self.others);
         self.connections.retain(|_, open| {
-            let count = std::mem::take(&mut open.repeats);
+            let count = std::mem::take(open.repeats.get_mut());
             repeats.add(open.first.clone(), count);
             count > 0
         });

@@ -5,8 +5,11 @@
 
 use std::{
     borrow::Cow,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime},
 };
 
 use http::{header, request};
@@ -29,7 +32,7 @@ const MAX_USER_AGENT: usize = 96;
 /// The journal of requests by pod. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Journal {
-    pages: Arc<Mutex<Pages>>,
+    pages: Arc<RwLock<Pages>>,
     activity: Activity,
 }
 
@@ -71,14 +74,36 @@ struct ShownRequest<'a> {
 #[derive(Debug, Default)]
 struct Pages {
     /// A counter of requests, as a logical clock.
-    turn: u64,
-    pods: RequestMap<PodUid, DatedPage>,
+    turn: AtomicU64,
+    pods: RequestMap<PodUid, Tallies>,
 }
 
+/// The requests of one pod. A request that is like an earlier one only adds to it.
 #[derive(Debug, Default)]
-struct DatedPage {
-    turn: u64,
-    page: Page,
+struct Tallies {
+    turn: AtomicU64,
+    lists: [Vec<Tally>; 2],
+}
+
+/// One of a pod's lists.
+#[derive(Clone, Copy, Debug)]
+enum List {
+    Refused,
+    WithoutToken,
+}
+
+/// Equal requests.
+#[derive(Debug)]
+struct Tally {
+    method: String,
+    path: String,
+    user_agent: String,
+    reason: Option<ErrorKind>,
+    count: AtomicU64,
+    /// The turn of the last one.
+    turn: AtomicU64,
+    /// The time of the last one, in nanoseconds since the epoch.
+    last: AtomicU64,
 }
 
 // === impl Journal ===
@@ -92,14 +117,12 @@ impl Journal {
         reason: ErrorKind,
         now: SystemTime,
     ) {
-        let request = ShownRequest::new(head);
-        request.count(&mut self.pages().of(uid).refused, Some(reason), now);
+        self.record(List::Refused, uid, (&ShownRequest::new(head), Some(reason)), now);
     }
 
     /// Records an accepted request of the pod `uid` without a session token.
     pub(crate) fn imdsv1(&self, uid: &PodUid, head: &request::Parts, now: SystemTime) {
-        let request = ShownRequest::new(head);
-        request.count(&mut self.pages().of(uid).imdsv1, None, now);
+        self.record(List::WithoutToken, uid, (&ShownRequest::new(head), None), now);
     }
 
     /// Counts an answered request of the pod `uid`.
@@ -110,39 +133,125 @@ impl Journal {
     /// The requests of the pod `uid`.
     #[must_use]
     pub fn of(&self, uid: &PodUid) -> Page {
-        let page = self.pages().pods.get(uid).map(|dated| dated.page.clone());
-        Page { counts: self.activity.of(uid), ..page.unwrap_or_default() }
+        let counts = self.activity.of(uid);
+        let pages = self.pages.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(tallies) = pages.pods.get(uid) else { return Page { counts, ..Page::default() } };
+        Page {
+            refused: tallies.show(List::Refused),
+            imdsv1: tallies.show(List::WithoutToken),
+            counts,
+        }
     }
 
-    fn pages(&self) -> MutexGuard<'_, Pages> {
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    fn record(
+        &self,
+        list: List,
+        uid: &PodUid,
+        asked: (&ShownRequest<'_>, Option<ErrorKind>),
+        now: SystemTime,
+    ) {
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let now = u64::try_from(now).unwrap_or(u64::MAX);
+        let pages = self.pages.read().unwrap_or_else(PoisonError::into_inner);
+        if pages.add(list, uid, asked, now) {
+            return;
+        }
+        drop(pages);
+        let mut pages = self.pages.write().unwrap_or_else(PoisonError::into_inner);
+        if !pages.add(list, uid, asked, now) {
+            pages.insert(list, uid, asked, now);
+        }
     }
 }
 
 // === impl Pages ===
 
 impl Pages {
-    /// The pod's page. Makes room for a new one.
-    fn of(&mut self, uid: &PodUid) -> &mut Page {
+    fn next(&self) -> u64 {
+        self.turn.fetch_add(1, Relaxed)
+    }
+
+    /// Counts a request with its equals; `false` if there are none.
+    fn add(
+        &self,
+        list: List,
+        uid: &PodUid,
+        (shown, reason): (&ShownRequest<'_>, Option<ErrorKind>),
+        now: u64,
+    ) -> bool {
+        let Some(tallies) = self.pods.get(uid) else { return false };
+        let known = tallies.lists[list as usize].iter().find(|known| known.is_like(shown, reason));
+        let Some(known) = known else { return false };
+        let turn = self.next();
+        known.count.fetch_add(1, Relaxed);
+        known.turn.store(turn, Relaxed);
+        known.last.store(now, Relaxed);
+        tallies.turn.store(turn, Relaxed);
+        true
+    }
+
+    /// Adds a request that has no equals, in place of the least recent one. Makes room for a new pod.
+    fn insert(
+        &mut self,
+        list: List,
+        uid: &PodUid,
+        (shown, reason): (&ShownRequest<'_>, Option<ErrorKind>),
+        now: u64,
+    ) {
         if self.pods.len() >= JOURNAL_PODS && !self.pods.contains_key(uid) {
-            let oldest = self.pods.iter().min_by_key(|(_, dated)| dated.turn);
+            let oldest = self.pods.iter().min_by_key(|(_, tallies)| tallies.turn.load(Relaxed));
             if let Some(oldest) = oldest.map(|(uid, _)| uid.clone()) {
                 self.pods.remove(&oldest);
             }
         }
-        self.turn += 1;
-        let dated = self.pods.entry(uid.clone()).or_default();
-        dated.turn = self.turn;
-        &mut dated.page
+        let turn = self.next();
+        let tallies = self.pods.entry(uid.clone()).or_default();
+        *tallies.turn.get_mut() = turn;
+        let list = &mut tallies.lists[list as usize];
+        if list.len() >= REQUESTS {
+            let least = (0..list.len()).min_by_key(|at| list[*at].turn.load(Relaxed));
+            least.map(|at| list.swap_remove(at));
+        }
+        list.push(Tally {
+            method: shown.method.clone().into_owned(),
+            path: shown.path.clone().into_owned(),
+            user_agent: shown.user_agent.clone().into_owned(),
+            reason,
+            count: AtomicU64::new(1),
+            turn: AtomicU64::new(turn),
+            last: AtomicU64::new(now),
+        });
     }
 }
 
-// === impl RecordedRequest ===
+// === impl Tallies ===
 
-impl RecordedRequest {
+impl Tallies {
+    /// The requests of a list, the latest first.
+    fn show(&self, list: List) -> Vec<RecordedRequest> {
+        let mut all: Vec<&Tally> = self.lists[list as usize].iter().collect();
+        all.sort_by_key(|tally| std::cmp::Reverse(tally.turn.load(Relaxed)));
+        all.into_iter().map(Tally::show).collect()
+    }
+}
+
+// === impl Tally ===
+
+impl Tally {
     fn is_like(&self, shown: &ShownRequest<'_>, reason: Option<ErrorKind>) -> bool {
         (&*self.method, &*self.path, &*self.user_agent, self.reason)
             == (&*shown.method, &*shown.path, &*shown.user_agent, reason)
+    }
+
+    fn show(&self) -> RecordedRequest {
+        RecordedRequest {
+            method: self.method.clone(),
+            path: self.path.clone(),
+            user_agent: self.user_agent.clone(),
+            reason: self.reason,
+            count: self.count.load(Relaxed),
+            last: SystemTime::UNIX_EPOCH + Duration::from_nanos(self.last.load(Relaxed)),
+        }
     }
 }
 
@@ -153,37 +262,16 @@ impl<'a> ShownRequest<'a> {
         let program = head.headers.get(header::USER_AGENT).map_or(&b""[..], |it| it.as_bytes());
         let program = &program[..program.len().min(MAX_USER_AGENT)];
         Self {
-            method: shown(head.method.as_str().as_bytes(), MAX_METHOD),
-            path: shown(head.uri.path().as_bytes(), MAX_PATH),
-            user_agent: shown(program, MAX_USER_AGENT),
+            method: shortened(QuotedText::of_text(head.method.as_str()), MAX_METHOD),
+            path: shortened(QuotedText::of_text(head.uri.path()), MAX_PATH),
+            user_agent: shortened(QuotedText::of_bytes(program), MAX_USER_AGENT),
         }
-    }
-
-    /// Counts it in `list`, the latest first: with its equals, or in place of the least recent one.
-    fn count(self, list: &mut Vec<RecordedRequest>, reason: Option<ErrorKind>, now: SystemTime) {
-        if let Some(at) = list.iter().position(|known| known.is_like(&self, reason)) {
-            list[at].count += 1;
-            list[at].last = now;
-            list[..=at].rotate_right(1);
-            return;
-        }
-        let Self { method, path, user_agent } = self;
-        list.truncate(REQUESTS - 1);
-        let request = RecordedRequest {
-            method: method.into_owned(),
-            path: path.into_owned(),
-            user_agent: user_agent.into_owned(),
-            reason,
-            count: 1,
-            last: now,
-        };
-        list.insert(0, request);
     }
 }
 
-/// `text` in printable ASCII, with at most `most` bytes.
-fn shown(text: &[u8], most: usize) -> Cow<'_, str> {
-    match QuotedText::of_bytes(text) {
+/// `text`, which is ASCII, with at most `most` bytes.
+fn shortened(text: Cow<'_, str>, most: usize) -> Cow<'_, str> {
+    match text {
         Cow::Borrowed(text) => Cow::Borrowed(&text[..text.len().min(most)]),
         Cow::Owned(mut text) => {
             text.truncate(most);
@@ -194,8 +282,6 @@ fn shown(text: &[u8], most: usize) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use http::{HeaderValue, Request};
 
     use super::*;
@@ -270,7 +356,7 @@ mod tests {
             journal.refused(&uid(n), &head("/x", b""), ErrorKind::Path, at(0));
             journal.refused(&uid(0), &head("/x", b""), ErrorKind::Path, at(0));
         }
-        assert_eq!(journal.pages().pods.len(), JOURNAL_PODS);
+        assert_eq!(journal.pages.read().unwrap().pods.len(), JOURNAL_PODS);
         assert_eq!(journal.of(&uid(0)).refused[0].count, 10_001);
         assert_eq!(journal.of(&uid(9_999)).refused.len(), 1);
         assert_eq!(journal.of(&uid(1)), Page::default());

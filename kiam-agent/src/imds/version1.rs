@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{Mutex, PoisonError},
+    sync::{PoisonError, RwLock},
     time::Duration,
 };
 
@@ -23,7 +23,7 @@ const PROGRAMS: usize = 8;
 
 /// The log of IMDSv1 requests: one line for each pod and `User-Agent` in an hour.
 #[derive(Debug, Default)]
-pub(super) struct Version1(Mutex<LoggedPrograms>);
+pub(super) struct Version1(RwLock<LoggedPrograms>);
 
 #[derive(Debug, Default)]
 struct LoggedPrograms {
@@ -50,17 +50,31 @@ impl Version1 {
     }
 
     fn is_news(&self, pod: &PodUid, program: &str) -> bool {
-        let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_old = |logged: &LoggedPrograms| {
+            logged.since.is_some_and(|since| since.elapsed() < PERIOD) && logged.has(pod, program)
+        };
+        if is_old(&self.0.read().unwrap_or_else(PoisonError::into_inner)) {
+            return false;
+        }
+        let mut logged = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if logged.since.is_none_or(|since| since.elapsed() >= PERIOD) {
             *logged =
                 LoggedPrograms { since: Some(Instant::now()), programs: RequestMap::default() };
         }
-        if let Some(own) = logged.programs.get(pod)
-            && (own.len() >= PROGRAMS || own.contains(program))
-        {
+        if logged.has(pod, program) {
             return false;
         }
         logged.programs.entry(pod.clone()).or_default().insert(program.to_owned())
+    }
+}
+
+// === impl LoggedPrograms ===
+
+impl LoggedPrograms {
+    /// Whether the program was logged for the pod, or enough others were.
+    fn has(&self, pod: &PodUid, program: &str) -> bool {
+        let own = self.programs.get(pod);
+        own.is_some_and(|own| own.len() >= PROGRAMS || own.contains(program))
     }
 }
 

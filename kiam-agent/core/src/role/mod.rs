@@ -99,12 +99,23 @@ impl QuotedText {
     /// The part of `text` that is shown, without the quotes: borrowed where it is all of `text`, as it mostly is.
     #[must_use]
     pub fn of_bytes(text: &[u8]) -> Cow<'_, str> {
-        let as_it_is =
-            |byte: &u8| matches!(byte, b' '..=b'!' | b'#'..=b'&' | b'('..=b'[' | b']'..=b'~');
-        if text.len() <= MAX_SHOWN && text.iter().all(as_it_is) {
-            Cow::Borrowed(str::from_utf8(text).expect("these bytes are ASCII"))
+        match str::from_utf8(text) {
+            Ok(text) => Self::of_text(text),
+            Err(_) => Cow::Owned(Self::new(&String::from_utf8_lossy(text)).0),
+        }
+    }
+
+    /// The same of text.
+    #[must_use]
+    pub fn of_text(text: &str) -> Cow<'_, str> {
+        // All of them are looked at, sixteen at a time.
+        let as_it_is = text.bytes().fold(true, |all, byte| {
+            all & (b' '..=b'~').contains(&byte) & (byte != b'\\') & (byte != b'\'') & (byte != b'"')
+        });
+        if text.len() <= MAX_SHOWN && as_it_is {
+            Cow::Borrowed(text)
         } else {
-            Cow::Owned(Self::new(&String::from_utf8_lossy(text)).0)
+            Cow::Owned(Self::new(text).0)
         }
     }
 

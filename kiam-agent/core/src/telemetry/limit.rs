@@ -2,7 +2,10 @@
 
 use std::{
     hash::Hash,
-    sync::{Mutex, PoisonError},
+    sync::{
+        PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -13,18 +16,22 @@ use crate::maps::RequestMap;
 /// Kinds that are remembered at once. Events of further kinds are dropped until some are forgotten.
 const KINDS: usize = 4096;
 
-/// A limit of one event of each kind per period, which counts the events that it drops.
+/// A limit of one event of each kind per period, which counts the events that it drops. An event of a known kind keeps no
+/// other waiting.
 #[derive(Debug)]
 pub struct LogLimit<K> {
     period: Duration,
-    kinds: Mutex<RequestMap<K, KindState>>,
+    began: Instant,
+    kinds: RwLock<RequestMap<K, KindState>>,
 }
 
-/// The state of a kind: its last logged event, and the events dropped since.
+/// The state of a kind.
 #[derive(Debug)]
 struct KindState {
-    at: Instant,
-    left_out: u64,
+    /// The time of its last logged event, in nanoseconds since the limit began.
+    at: AtomicU64,
+    /// Events dropped since.
+    left_out: AtomicU64,
 }
 
 // === impl LogLimit ===
@@ -33,31 +40,53 @@ impl<K: Eq + Hash> LogLimit<K> {
     /// A limit of one event of each kind per `period`.
     #[must_use]
     pub fn new(period: Duration) -> Self {
-        Self { period, kinds: Mutex::default() }
+        Self { period, began: Instant::now(), kinds: RwLock::default() }
     }
 
     /// The number of events dropped since the last one, if an event of this kind is to be logged now.
     pub fn admit(&self, kind: K) -> Option<u64> {
-        let now = Instant::now();
-        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(since) = kinds.get_mut(&kind) {
-            if now.duration_since(since.at) < self.period {
-                since.left_out += 1;
-                return None;
-            }
-            let left_out = since.left_out;
-            *since = KindState { at: now, left_out: 0 };
-            return Some(left_out);
+        let now = nanos(self.began.elapsed());
+        let known = self.kinds.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(state) = known.get(&kind) {
+            return state.admit(now, nanos(self.period));
         }
+        drop(known);
+        let mut kinds = self.kinds.write().unwrap_or_else(PoisonError::into_inner);
         if kinds.len() >= KINDS {
-            kinds.retain(|_, since| now.duration_since(since.at) < self.period);
+            kinds.retain(|_, state| !state.is_over(now, nanos(self.period)));
+        }
+        if let Some(state) = kinds.get(&kind) {
+            return state.admit(now, nanos(self.period));
         }
         if kinds.len() >= KINDS {
             return None;
         }
-        kinds.insert(kind, KindState { at: now, left_out: 0 });
+        kinds.insert(kind, KindState { at: AtomicU64::new(now), left_out: AtomicU64::new(0) });
         Some(0)
     }
+}
+
+// === impl KindState ===
+
+impl KindState {
+    fn admit(&self, now: u64, period: u64) -> Option<u64> {
+        let at = self.at.load(Relaxed);
+        // Of events at the same time one is logged.
+        if self.is_over(now, period) && self.at.compare_exchange(at, now, Relaxed, Relaxed).is_ok()
+        {
+            return Some(self.left_out.swap(0, Relaxed));
+        }
+        self.left_out.fetch_add(1, Relaxed);
+        None
+    }
+
+    fn is_over(&self, now: u64, period: u64) -> bool {
+        now.saturating_sub(self.at.load(Relaxed)) >= period
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
