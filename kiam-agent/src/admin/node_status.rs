@@ -14,7 +14,7 @@ use kiam_core::{
     credentials::{CredentialReader, State},
     lifecycle::Readiness,
     pods::PodReader,
-    telemetry::Warnings,
+    telemetry::{Warnings, plain_char, times},
 };
 
 /// The most failing roles that are shown: a pod's share must not fill the page.
@@ -261,7 +261,7 @@ impl NodeStatus {
             row(name, text.clone());
         }
         for LoggedWarning { level, text, count, seconds_ago } in &self.warnings {
-            row(level, format!("{} ago, {count} times: {text}", span(*seconds_ago)));
+            row(level, format!("{} ago, {}: {text}", span(*seconds_ago), times(*count)));
         }
         lines.into_iter().map(|line| plain(&line) + "\n").collect()
     }
@@ -305,7 +305,7 @@ pub fn span(seconds: u64) -> String {
 
 /// `text` in one line that no terminal obeys.
 fn plain(text: &str) -> String {
-    text.chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' }).collect()
+    text.chars().map(plain_char).collect()
 }
 
 #[cfg(test)]

@@ -115,7 +115,10 @@ pub(super) fn findings(status: &NodeStatus) -> Vec<Finding> {
     let more = status.credentials.failing.saturating_sub(NAMED);
     if more > 0 {
         findings.push(Finding {
-            cause: format!("{more} more roles have no credentials"),
+            cause: match more {
+                1 => "1 more role has no credentials".to_owned(),
+                more => format!("{more} more roles have no credentials"),
+            },
             remedy: "`kubectl kiam pods` shows whose they are".to_owned(),
         });
     }

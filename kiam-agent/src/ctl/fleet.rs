@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::trouble::{State, Trouble};
 use crate::cluster::{ContainerName, FailureKind, OperatorClient, RequestFailure};
+use kiam_core::telemetry::times;
 
 /// The agent's container.
 const CONTAINER: &str = "kiam-agent";
@@ -225,7 +226,8 @@ fn trouble(pod: &str, node: &str, status: &Value) -> Option<Trouble> {
         let code = ended["exitCode"].as_i64().unwrap_or_default();
         let why = text(&ended["reason"]);
         let cause = format!(
-            "the agent {pod} ended with status {code} ({why}), and was restarted {restarts} times"
+            "the agent {pod} ended with status {code} ({why}), and was restarted {}",
+            times(restarts)
         );
         let remedy = format!("see `kubectl kiam logs --previous {node}`");
         return Some(Trouble::new(State::Crashing, cause, remedy));

@@ -481,7 +481,7 @@ mod tests {
         let text = explainer.explain("default", "pod-1").unwrap_err();
         for line in [
             r#"rejected        GET /latest/user-data (Path), 3 times, by "a\t\"b", last at 2026-01-01T00:00:00Z"#,
-            r#"imdsv1          GET /latest/meta-data/, 1 times, by "Boto/2.49", last at 2026-01-01T00:00:00Z"#,
+            r#"imdsv1          GET /latest/meta-data/, once, by "Boto/2.49", last at 2026-01-01T00:00:00Z"#,
         ] {
             assert!(text.lines().any(|it| it == line), "{line}\n{text}");
         }

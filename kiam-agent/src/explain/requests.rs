@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::account::time;
 use crate::imds::{RecordedRequest, RequestCounts};
+use kiam_core::telemetry::times;
 
 /// Equal requests, for `/pods`.
 pub(super) fn json(noted: &RecordedRequest) -> Value {
@@ -36,5 +37,5 @@ pub(super) fn text(noted: &RecordedRequest) -> String {
         "" => "without a User-Agent".to_owned(),
         program => format!("by \"{program}\""),
     };
-    format!("{method} {path}{reason}, {count} times, {program}, last at {}", time(noted.last))
+    format!("{method} {path}{reason}, {}, {program}, last at {}", times(*count), time(noted.last))
 }

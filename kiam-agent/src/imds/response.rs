@@ -10,6 +10,7 @@ use super::{
     Error, PathKind,
     token::{TokenTtl, X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS},
 };
+use kiam_core::telemetry::plain_char;
 
 /// The real service's name, which some clients check.
 const SERVER: HeaderValue = HeaderValue::from_static("EC2ws");
@@ -85,11 +86,7 @@ pub(super) fn refusal(error: &Error, kind: PathKind) -> Response<Full<Bytes>> {
 
 /// `text` as a header's value: one line of visible ASCII.
 fn visible(text: &str) -> HeaderValue {
-    let shown: String = text
-        .chars()
-        .take(MAX_REASON)
-        .map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' })
-        .collect();
+    let shown: String = text.chars().take(MAX_REASON).map(plain_char).collect();
     HeaderValue::from_str(&shown).expect("visible ASCII is a header value")
 }
 

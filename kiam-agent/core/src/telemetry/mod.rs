@@ -10,6 +10,7 @@ mod logs;
 mod metrics;
 mod statsd;
 mod warnings;
+mod words;
 
 pub use self::{
     chain::Chain,
@@ -18,4 +19,5 @@ pub use self::{
     metrics::{ByLabel, ScrapedKind, register, register_scraped},
     statsd::{Statsd, StatsdFlush},
     warnings::{Warning, Warnings},
+    words::{plain_char, times},
 };

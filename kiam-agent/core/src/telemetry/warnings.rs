@@ -17,6 +17,7 @@ use tracing::{
 };
 use tracing_subscriber::{Layer, layer::Context};
 
+use super::words::plain_char;
 use crate::{clock::Clock, role::QuotedText};
 
 /// The most characters of a warning with its fields.
@@ -91,7 +92,7 @@ impl Line {
     fn text(self) -> String {
         let Self { message, fields } = self;
         let whole = if fields.is_empty() { message } else { format!("{message}:{fields}") };
-        whole.chars().take(MAX_TEXT).map(|c| if matches!(c, ' '..='~') { c } else { '?' }).collect()
+        whole.chars().take(MAX_TEXT).map(plain_char).collect()
     }
 }
 
@@ -114,6 +115,8 @@ impl Visit for Line {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tracing::{error, info, subscriber::with_default, warn};
     use tracing_subscriber::layer::SubscriberExt as _;
 
@@ -128,11 +131,13 @@ mod tests {
             for n in 0..10_000 {
                 warn!(path = format!("/\u{1b}[2J{n}{}", "x".repeat(5000)), "Rejected request");
             }
+            warn!(took = ?Duration::from_nanos(1_500), "Slow \u{e9}");
             info!("An ordinary day");
         });
         let latest = warnings.latest(8);
-        assert_eq!(latest.len(), 2, "{latest:?}");
-        let rejected = latest.iter().find(|it| !it.is_error).unwrap();
+        assert_eq!(latest.len(), 3, "{latest:?}");
+        assert!(latest.iter().any(|it| it.text == "Slow ?: took=1.5us"), "{latest:?}");
+        let rejected = latest.iter().find(|it| it.count > 1).unwrap();
         assert_eq!(rejected.count, 10_000);
         assert!(
             rejected.text.starts_with("Rejected request: path=\"/\\u{1b}[2J9999x"),
