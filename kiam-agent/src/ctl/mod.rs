@@ -51,10 +51,11 @@ const CHECK_LIMIT: Duration = Duration::from_secs(180);
 /// What clears a terminal, and what is above it.
 const CLEAR: &str = "\u{1b}[H\u{1b}[2J\u{1b}[3J";
 
-/// What a subcommand came to: what is printed, and whether the exit status is good.
+/// What a subcommand came to: what is printed, whether the exit status is good, and the nodes that are left out.
 struct Outcome {
     text: String,
     is_good: bool,
+    left_out: Vec<String>,
 }
 
 /// Why there is nothing to show.
@@ -68,6 +69,8 @@ enum Error {
     Request(#[from] RequestFailure),
     #[error("{0}")]
     Logs(String),
+    #[error("the pods of these nodes are left out: {}", .0.join(", "))]
+    LeftOut(Vec<String>),
     #[error("the system gives no runtime: {0}")]
     Runtime(#[from] io::Error),
 }
@@ -185,9 +188,9 @@ async fn repeated(asker: &Asker, global: &Global, command: &Command) -> Result<b
         let screen = Screen::stdout(global.color);
         let outcome = once(asker, global, command, screen).await;
         let Some(pause) = global.watch else {
-            let Outcome { text, is_good } = outcome?;
+            let Outcome { text, is_good, left_out } = outcome?;
             say(&text);
-            return Ok(is_good);
+            return if left_out.is_empty() { Ok(is_good) } else { Err(Error::LeftOut(left_out)) };
         };
         let clears = screen.width.is_some() && global.output == Form::Text;
         let text = match outcome {
@@ -216,6 +219,7 @@ async fn once(
     let show = |report: &dyn Shown| Outcome {
         text: report.shown(global.output, screen),
         is_good: report.is_good(),
+        left_out: report.left_out(),
     };
     Ok(match command {
         Command::Status { node } => show(&status::status(asker, fleet(node).await?).await),
@@ -239,10 +243,10 @@ async fn once(
                 since: *since,
             };
             logs::logs(&asker.client, &place, options).await.map_err(Error::Logs)?;
-            Outcome { text: String::new(), is_good: true }
+            Outcome { text: String::new(), is_good: true, left_out: Vec::new() }
         }
         Command::Completions { .. } | Command::Man => {
-            Outcome { text: String::new(), is_good: true }
+            Outcome { text: String::new(), is_good: true, left_out: Vec::new() }
         }
     })
 }
@@ -251,6 +255,7 @@ async fn once(
 trait Shown {
     fn shown(&self, form: Form, screen: Screen) -> String;
     fn is_good(&self) -> bool;
+    fn left_out(&self) -> Vec<String>;
 }
 
 impl<R: Report> Shown for R {
@@ -260,5 +265,9 @@ impl<R: Report> Shown for R {
 
     fn is_good(&self) -> bool {
         Report::is_good(self)
+    }
+
+    fn left_out(&self) -> Vec<String> {
+        Report::left_out(self)
     }
 }

@@ -14,6 +14,11 @@ pub(super) trait Report: Serialize {
 
     /// Whether the exit status is good.
     fn is_good(&self) -> bool;
+
+    /// The nodes that the report leaves out, each with its state. They are named on standard error.
+    fn left_out(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// `report` in the form that was asked for. Of programs' forms each is ASCII: names and texts are others', and may be read

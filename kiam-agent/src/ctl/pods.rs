@@ -14,7 +14,7 @@ use super::{
     trouble::Trouble,
 };
 use crate::admin::span;
-use kiam_core::clock::Clock;
+use kiam_core::{clock::Clock, telemetry::times};
 
 /// The most refused paths, or programs, that a row names.
 const NAMED: usize = 3;
@@ -83,6 +83,14 @@ async fn of_node(asker: &Asker, node: &FleetNode) -> Result<Vec<KnownPod>, Silen
     match pods {
         Ok(pods) => Ok(pods.into_iter().map(|pod| KnownPod::new(name(), pod)).collect()),
         Err(trouble) => Err(SilentNode { node: name(), trouble }),
+    }
+}
+
+// === impl SilentNode ===
+
+impl SilentNode {
+    fn title(&self) -> String {
+        format!("{} ({})", self.node, self.trouble.state)
     }
 }
 
@@ -202,7 +210,7 @@ impl KnownPod {
             let field = |name: &str| request[name].as_str().unwrap_or_default();
             let count = request["count"].as_u64().unwrap_or_default();
             let (method, path, reason) = (field("method"), field("path"), field("reason"));
-            row.note(format!("rejected {count} times: {method} {path} ({reason})"), Tone::Warn);
+            row.note(format!("rejected {}: {method} {path} ({reason})", times(count)), Tone::Warn);
         }
         row
     }
@@ -229,7 +237,11 @@ impl Report for PodsReport {
     }
 
     fn is_good(&self) -> bool {
-        true
+        self.nodes.is_empty() && self.warnings.is_empty()
+    }
+
+    fn left_out(&self) -> Vec<String> {
+        self.nodes.iter().map(SilentNode::title).collect()
     }
 }
 
@@ -272,7 +284,11 @@ impl Report for V1Report {
     }
 
     fn is_good(&self) -> bool {
-        true
+        self.nodes.is_empty() && self.warnings.is_empty()
+    }
+
+    fn left_out(&self) -> Vec<String> {
+        self.nodes.iter().map(SilentNode::title).collect()
     }
 }
 
@@ -290,8 +306,8 @@ fn programs(pod: &KnownPod) -> Vec<String> {
         }
     }
     let shown = programs.into_iter().take(NAMED).map(|(name, count)| match name {
-        "" => format!("{count} times, by a program without a User-Agent"),
-        name => format!("{count} times, by {name}"),
+        "" => format!("{}, by a program without a User-Agent", times(count)),
+        name => format!("{}, by {name}", times(count)),
     });
     shown.collect()
 }

@@ -174,6 +174,19 @@ fn a_node_that_does_not_exist_is_no_success() {
         assert_eq!(said.code, Some(code), "{words:?}: {said:?}");
         assert_eq!(said.text.contains("there is no node n2"), code == 1, "{words:?}: {said:?}");
     }
+    for command in ["pods", "v1-users"] {
+        let said = cluster.ctl(&[command]);
+        assert_eq!((said.code, &*said.errors), (Some(0), ""), "{said:?}");
+        assert_eq!(cluster.ctl(&[command, "--node=n2"]).code, Some(1));
+    }
+    cluster.node("silent", json!({}));
+    for command in ["pods", "v1-users"] {
+        for form in ["text", "json"] {
+            let said = cluster.ctl(&[command, "--output", form]);
+            assert_eq!(said.code, Some(1), "{said:?}");
+            assert!(said.errors.contains("left out: silent (no agent)\n"), "{said:?}");
+        }
+    }
     let broken = cluster.laptop.path().join("broken");
     fs::write(&broken, "clusters: [").unwrap();
     let said = cluster.ctl(&["status", &format!("--kubeconfig={}", broken.display())]);

@@ -127,7 +127,7 @@ fn pods_v1_users_refresh_logs_and_check_say_what_the_agents_know() {
     assert!(row.contains("s ago") && row.ends_with("n1"), "{row}");
     let said = cluster.ctl(&["v1-users"]);
     assert!(
-        said.text.contains("shop/orders") && said.text.contains("1 times, by kiam-lab"),
+        said.text.contains("shop/orders") && said.text.contains("once, by kiam-lab"),
         "{said:?}"
     );
     let before = cluster.sts.requests();
