@@ -42,12 +42,24 @@ struct RequestLabels {
     status: u32,
 }
 
+/// The counters of answers with status 200, once there are any: looking one up in the family costs more than counting.
+#[derive(Debug, Default)]
+struct Accepted {
+    token: OnceLock<Counter>,
+    role_name: OnceLock<Counter>,
+    credentials: OnceLock<Counter>,
+    credentials_extended: OnceLock<Counter>,
+    instance_profile: OnceLock<Counter>,
+    listing: OnceLock<Counter>,
+    upstream: OnceLock<Counter>,
+    unrouted: OnceLock<Counter>,
+}
+
 /// The metadata service's metrics, in Prometheus' form and in kiam v1's StatsD names.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
-    /// The counters of answers with status 200, by kind, once there are any: looking one up costs more than counting.
-    accepted: Arc<[OnceLock<Counter>; RequestKind::COUNT]>,
+    accepted: Arc<Accepted>,
     refusals: ByLabel<ErrorKind, Counter>,
     imdsv1: Counter,
     first: ByLabel<FirstRequestOutcome, Counter>,
@@ -117,7 +129,7 @@ impl Metrics {
     ) {
         let labels = RequestLabels { route: asked, status: u32::from(status.as_u16()) };
         if status == StatusCode::OK {
-            let counter = &self.accepted[asked as usize];
+            let counter = self.accepted.of(asked);
             counter.get_or_init(|| self.requests.get_or_create_owned(&labels)).inc();
         } else {
             self.requests.get_or_create(&labels).inc();
@@ -143,11 +155,26 @@ impl Metrics {
     }
 }
 
+// === impl Accepted ===
+
+impl Accepted {
+    fn of(&self, kind: RequestKind) -> &OnceLock<Counter> {
+        match kind {
+            RequestKind::Token => &self.token,
+            RequestKind::RoleName => &self.role_name,
+            RequestKind::Credentials => &self.credentials,
+            RequestKind::CredentialsExtended => &self.credentials_extended,
+            RequestKind::InstanceProfile => &self.instance_profile,
+            RequestKind::Listing => &self.listing,
+            RequestKind::Upstream => &self.upstream,
+            RequestKind::Unrouted => &self.unrouted,
+        }
+    }
+}
+
 // === impl RequestKind ===
 
 impl RequestKind {
-    const COUNT: usize = Self::Unrouted as usize + 1;
-
     pub(super) fn of(route: &Result<Route, Error>) -> Self {
         let what = match route {
             Ok(Route::Token) => return Self::Token,
