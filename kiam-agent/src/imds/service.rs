@@ -35,7 +35,7 @@ use crate::{
 use kiam_core::{
     clock::Clock,
     credentials::{CredentialReader, IssuedCredentials, State},
-    pods::{Client, Namespace, NotFound, Pod, PodReader, PodUid, Unattested},
+    pods::{Client, NotFound, Pod, PodReader, PodUid, Unattested},
     policy::{RolePolicy, Standing},
     telemetry::LogLimit,
 };
@@ -231,39 +231,25 @@ impl Service {
             (Route::Read(_), Some(not_found)) => Err(not_found.into()),
             (Route::Read(what), None) => {
                 let caller = self.caller(client, head)?;
-                let lookup = Lookup { client: &caller, deadline: record.began + self.config.hold };
-                let mut standing = self.standing(&lookup, record).await?;
-                if version == ImdsVersion::V1 {
-                    standing = self.without_token(&lookup, standing, head, record).await?;
+                let deadline = record.began + self.config.hold;
+                let lookup = Lookup { client: &caller, version, deadline };
+                let standing = self.authorised(&lookup, record).await?;
+                let body = self.read(&lookup, standing, what, record).await;
+                if version == ImdsVersion::V1 && !matches!(body, Err(Error::TokenMissing)) {
+                    self.without_token(head, record);
                 }
-                let body = self.read(&lookup, standing, what, record).await?;
-                Ok(Answer { body, ttl: None })
+                Ok(Answer { body: body?, ttl: None })
             }
         }
     }
 
-    /// Rejects a request without a token if the pod's namespace requires one, and otherwise records it. Waits for an unknown
-    /// namespace. One that stays unknown may require tokens.
-    async fn without_token(
-        &self,
-        lookup: &Lookup<'_>,
-        mut standing: Arc<Standing>,
-        head: &request::Parts,
-        record: &mut RequestRecord,
-    ) -> Result<Arc<Standing>, Error> {
-        if standing.namespace().is_none() {
-            let known = |standing: &Standing| standing.namespace().is_some();
-            standing = self.standing_when(known, lookup, record).await?;
-        }
-        if standing.namespace().is_none_or(Namespace::requires_imdsv2) {
-            return Err(Error::TokenMissing);
-        }
-        let pod = standing.pod();
+    /// Records a request without a token, which was accepted as such.
+    fn without_token(&self, head: &request::Parts, record: &mut RequestRecord) {
+        let Some(pod) = &record.pod else { return };
         self.parts.metrics.imdsv1();
         self.version1.log(pod, &head.headers);
         self.parts.journal.imdsv1(&pod.uid, head, self.parts.clock.now());
         record.without_token = true;
-        Ok(standing)
     }
 
     /// Issues a token, locally and at once: after a failure SDKs would fall back to IMDSv1 and stay there.
@@ -306,7 +292,11 @@ impl Service {
                 wire::instance_profile(&identity.role, self.parts.clock.now())
             }
             Readable::Listing(body) => Bytes::from_static(body.as_bytes()),
-            Readable::Upstream(path) => self.parts.upstream.get(&path, standing.pod()).await?,
+            Readable::Upstream(path) => {
+                let body = self.parts.upstream.get(&path, standing.pod()).await?;
+                self.authorised(lookup, record).await?;
+                body
+            }
         };
         Ok(body)
     }
@@ -340,9 +330,9 @@ impl Service {
             let issued = ready(state);
             self.count_first(record, waited, issued.is_ok());
             let issued = issued?;
-            // Meanwhile the pod may have ended, or its role may have been changed or forbidden.
+            // Meanwhile the pod may have ended, its role may have been changed or forbidden, or a token may be required.
             if waited {
-                let standing = self.standing(lookup, record).await?;
+                let standing = self.authorised(lookup, record).await?;
                 let now = self.identity(lookup, standing, record).await?;
                 if now != identity {
                     identity = now;

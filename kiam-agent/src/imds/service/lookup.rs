@@ -5,18 +5,19 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    super::{Error, request_record::RequestRecord},
+    super::{Error, checks::ImdsVersion, request_record::RequestRecord},
     Service,
 };
 use kiam_core::{
-    pods::Client,
+    pods::{Client, Namespace},
     policy::{Decision, Standing},
     role::RoleIdentity,
 };
 
-/// Whom a request is for, and until when it may wait.
+/// Whom a request is for, whether it has a token, and until when it may wait.
 pub(super) struct Lookup<'a> {
     pub(super) client: &'a Client,
+    pub(super) version: ImdsVersion,
     pub(super) deadline: Instant,
 }
 
@@ -35,6 +36,22 @@ impl Service {
         };
         let standing = self.parts.policy.standing(&pod);
         record.pod = Some(pod);
+        Ok(standing)
+    }
+
+    /// The current decision about the pod, if the request may have no token. Without one it waits for an unknown namespace,
+    /// which may require tokens.
+    pub(super) async fn authorised(
+        &self,
+        lookup: &Lookup<'_>,
+        record: &mut RequestRecord,
+    ) -> Result<Arc<Standing>, Error> {
+        let mut standing = self.standing(lookup, record).await?;
+        if lookup.version == ImdsVersion::V1 && standing.namespace().is_none() {
+            let known = |standing: &Standing| standing.namespace().is_some();
+            standing = self.standing_when(known, lookup, record).await?;
+        }
+        lookup.permitted(&standing)?;
         Ok(standing)
     }
 
@@ -69,6 +86,7 @@ impl Service {
         };
         if passes(&standing) {
             standing = self.standing_when(|it| !passes(it), lookup, record).await?;
+            lookup.permitted(&standing)?;
         }
         match standing.decision() {
             Decision::Allow(identity) => {
@@ -83,6 +101,15 @@ impl Service {
 // === impl Lookup ===
 
 impl Lookup<'_> {
+    /// Rejects a request without a token if the pod's namespace requires one. One that stays unknown may do so.
+    fn permitted(&self, standing: &Standing) -> Result<(), Error> {
+        let is_required = || standing.namespace().is_none_or(Namespace::requires_imdsv2);
+        if self.version == ImdsVersion::V1 && is_required() {
+            return Err(Error::TokenMissing);
+        }
+        Ok(())
+    }
+
     pub(super) fn left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
     }

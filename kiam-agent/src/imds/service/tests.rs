@@ -434,6 +434,28 @@ async fn tokens_are_required_where_the_namespace_says_so() {
 }
 
 #[tokio::test]
+async fn a_token_that_is_required_during_the_hold_is_required_of_the_answer() {
+    let node = Node::start(config(), Identity::Kernel).await;
+    node.index.apply(namespace("default", None));
+    node.index.apply(pod(2, Some("slow")));
+    let token = format!("X-aws-ec2-metadata-token: {}\r\n", node.token(2, 60).await);
+    let path = format!("{LIST}slow");
+    let later = async {
+        sleep(Duration::from_millis(50)).await;
+        let mut required = namespace("default", None);
+        required.resource_version = Some(2);
+        required.imdsv2 = Some("required".into());
+        node.index.apply(required);
+    };
+    let asked = format!("GET {path}");
+    let with_token = node.send(2, &asked, &token);
+    let (without, with, ()) = tokio::join!(node.get(2, &path), with_token, later);
+    assert_eq!((without.status, with.status), (401, 200), "{without:?}");
+    let metrics = node.metrics();
+    assert!(metrics.contains("kiam_imds_v1_requests_total 0\n"), "{metrics}");
+}
+
+#[tokio::test]
 async fn a_namespace_that_is_not_known_is_waited_for_and_may_require_tokens() {
     let node = Node::start(config(), Identity::Kernel).await;
     node.index.apply(pod(2, Some("reader")));
