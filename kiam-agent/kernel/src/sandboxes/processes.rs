@@ -44,6 +44,9 @@ pub(super) struct Processes {
     pub(super) failure: Option<String>,
     /// Whether the search was complete.
     pub(super) complete: bool,
+    /// Whether the pod may have processes that a complete search does not reach: deeper cgroups have some, or the kernel says
+    /// that the pod has some and none was found. Only if a claimed namespace has no process.
+    pub(super) unreached: bool,
 }
 
 /// A process with its open folder in /proc, which never leads to another process with the same number.
@@ -60,17 +63,31 @@ impl Processes {
     /// Reads up to `most` processes of the cgroup `pod` and below. `claimed` are the pod's namespaces.
     pub(super) fn of(pod: &Path, most: usize, claimed: &HashSet<u64>, claims: &Claims) -> Self {
         let mut found = Self::default();
+        let mut deepest = Vec::new();
         for _ in 0..TRIES {
             found = Self { complete: true, ..Self::default() };
-            found.search(pod, most, claimed, claims);
+            deepest = found.search(pod, most, claimed, claims);
             if found.complete {
                 break;
             }
         }
+        if found.complete && found.lived_in.len() < claimed.len() {
+            // A process may have moved between cgroups while they were read.
+            found.unreached = have_processes_below(&deepest) || !found.any && is_populated(pod);
+            found.any |= found.unreached;
+        }
         found
     }
 
-    fn search(&mut self, pod: &Path, most: usize, claimed: &HashSet<u64>, claims: &Claims) {
+    /// Searches the cgroup `pod` and below, and returns the deepest cgroups.
+    fn search(
+        &mut self,
+        pod: &Path,
+        most: usize,
+        claimed: &HashSet<u64>,
+        claims: &Claims,
+    ) -> Vec<PathBuf> {
+        let mut deepest = Vec::new();
         let mut cgroups = VecDeque::from([(pod.to_owned(), 0)]);
         let (mut searched, mut processes) = (0, 0);
         while let Some((cgroup, depth)) = cgroups.pop_front() {
@@ -78,13 +95,16 @@ impl Processes {
             processes += self.search_one(&cgroup, most - processes, claimed, claims);
             if searched == CGROUPS || processes == most {
                 self.complete = false;
-                return;
+                break;
             }
             if depth < DEPTH {
                 let below = self.known(below(&cgroup));
                 cgroups.extend(below.into_iter().map(|path| (path, depth + 1)));
+            } else {
+                deepest.push(cgroup);
             }
         }
+        deepest
     }
 
     /// Reads up to `most` processes of `cgroup`, and returns their number.
@@ -186,6 +206,22 @@ fn has_ended(error: &io::Error) -> bool {
 
 fn at(folder: &File, path: &str) -> io::Result<File> {
     Ok(openat(folder, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?.into())
+}
+
+/// Whether cgroups below `deepest`, which are not searched, have processes. So it is if there are too many to tell.
+fn have_processes_below(deepest: &[PathBuf]) -> bool {
+    let mut seen = 0;
+    deepest.iter().any(|cgroup| {
+        let below = below(cgroup).unwrap_or_default();
+        seen += below.len();
+        seen >= CGROUPS || below.iter().any(|path| is_populated(path))
+    })
+}
+
+/// Whether the kernel says that `cgroup` or one below it has processes. It does so in cgroup v2 alone.
+fn is_populated(cgroup: &Path) -> bool {
+    let events = fs::read_to_string(cgroup.join("cgroup.events"));
+    events.is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
 }
 
 /// The processes of one cgroup, limited to one more than are read.

@@ -74,7 +74,8 @@ impl Scan {
             unsettled: !processes.complete || processes.on_node,
         };
         for held in held {
-            let lives = !processes.complete || processes.lived_in.contains(&held.claim.inode());
+            let seen = processes.complete && !processes.unreached;
+            let lives = !seen || processes.lived_in.contains(&held.claim.inode());
             found.keep(held, lives, &addresses);
         }
         for (inode, namespace) in processes.others {
@@ -207,6 +208,10 @@ mod tests {
     fn scan(processes: &str) -> ScanResult {
         let cgroup = tempfile::tempdir().unwrap();
         fs::write(cgroup.path().join("cgroup.procs"), processes).unwrap();
+        scan_of(&cgroup)
+    }
+
+    fn scan_of(cgroup: &tempfile::TempDir) -> ScanResult {
         let claims = Claims::new(Vec::new()).unwrap();
         let pod = PodUid::new("a");
         let claim = claims.claim(7, File::open("/dev/null").unwrap(), &pod).unwrap();
@@ -233,6 +238,36 @@ mod tests {
         ] {
             let found = scan(&processes);
             assert_eq!((found.held.len(), found.closed.len()), (kept, 1 - kept), "{processes:?}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_is_kept_while_the_kernel_says_that_the_pod_has_processes_elsewhere() {
+        let own = format!("{}\n", std::process::id());
+        // What the pod's cgroup lists, and how a deeper one than is searched, and the pod's own, are.
+        for (processes, deep, pod, kept) in [
+            ("", "populated 1\nfrozen 0\n", "populated 1\nfrozen 0\n", 1),
+            (&own, "populated 1\nfrozen 0\n", "populated 1\nfrozen 0\n", 1),
+            // Read while the process moved from a cgroup to another.
+            ("", "populated 0\nfrozen 0\n", "populated 1\nfrozen 0\n", 1),
+            (&own, "populated 0\nfrozen 0\n", "populated 1\nfrozen 0\n", 0),
+            ("", "populated 0\nfrozen 0\n", "populated 0\nfrozen 0\n", 0),
+        ] {
+            let cgroup = tempfile::tempdir().unwrap();
+            let deepest = cgroup.path().join("1/2/3/4");
+            fs::create_dir_all(&deepest).unwrap();
+            for (folder, processes, events) in
+                [(cgroup.path(), processes, pod), (&deepest, own.as_str(), deep)]
+            {
+                fs::write(folder.join("cgroup.procs"), processes).unwrap();
+                fs::write(folder.join("cgroup.events"), events).unwrap();
+            }
+            for between in ["1", "1/2", "1/2/3"] {
+                fs::write(cgroup.path().join(between).join("cgroup.procs"), "").unwrap();
+            }
+            let found = scan_of(&cgroup);
+            let (held, closed) = (found.held.len(), found.closed.len());
+            assert_eq!((held, closed), (kept, 1 - kept), "{processes:?} {deep:?} {pod:?}");
         }
     }
 }
