@@ -10,7 +10,11 @@ use std::{
 use aya::maps::{HashMap, MapData, MapError};
 use kiam_common::client::{CallingProcess as ProcessRecord, ConnectionCount, FlowKey, Opener};
 
+use super::attached::since_boot;
 use kiam_core::pods::{CallingProcess, Comm};
+
+/// A connection is accepted within this time, or has been given up.
+const ACCEPTED_WITHIN: Duration = Duration::from_secs(60);
 
 /// The opener of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +54,9 @@ impl Flows {
     pub(super) fn new(
         flows: HashMap<MapData, FlowKey, Opener>,
         pods: HashMap<MapData, u64, ConnectionCount>,
-        processes: HashMap<MapData, u64, ProcessRecord>,
+        mut processes: HashMap<MapData, u64, ProcessRecord>,
     ) -> Self {
+        remove_stale(&mut processes, since_boot());
         let pods = ConnectionCounts { counts: pods, idle: HashSet::new() };
         Self(Arc::new(Mutex::new(Maps { flows, pods, processes })))
     }
@@ -157,6 +162,21 @@ impl ConnectionCounts {
     }
 }
 
+/// Removes the records of connections that were opened long before `now`. Those that are open have been accepted, and their
+/// record was read then. The others closed while an older release's programs ran, which remove no records.
+fn remove_stale(processes: &mut HashMap<MapData, u64, ProcessRecord>, now: Duration) {
+    let opened_before = now.saturating_sub(ACCEPTED_WITHIN);
+    let is_stale =
+        |record: &ProcessRecord| Duration::from_nanos(record.connected_ns) < opened_before;
+    let records = processes.iter().flatten();
+    let stale: Vec<u64> =
+        records.filter(|(_, record)| is_stale(record)).map(|(socket, _)| socket).collect();
+    for socket in stale {
+        // It may be gone already.
+        let _ = processes.remove(&socket);
+    }
+}
+
 fn key(netns: u64, peer: SocketAddr, local: SocketAddr) -> FlowKey {
     FlowKey {
         netns,
@@ -173,5 +193,33 @@ fn mapped(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
         IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aya::maps::Map;
+
+    use super::*;
+    use crate::sys::batch::tests::hash_map;
+
+    #[test]
+    fn records_that_an_older_releases_programs_left_are_removed() {
+        if lab::skip!() {
+            return;
+        }
+        let map = MapData::from_fd(hash_map(8, 32)).unwrap();
+        let mut processes = HashMap::try_from(Map::HashMap(map)).unwrap();
+        let now = Duration::from_secs(7200);
+        for (socket, age) in [(1, 7200), (2, 3600), (3, 61), (4, 59), (5, 0)] {
+            let connected = now - Duration::from_secs(age);
+            let connected_ns = u64::try_from(connected.as_nanos()).unwrap();
+            let record = ProcessRecord { connected_ns, ..ProcessRecord::default() };
+            processes.insert(socket, record, 0).unwrap();
+        }
+        remove_stale(&mut processes, now);
+        let mut left: Vec<u64> = processes.keys().flatten().collect();
+        left.sort_unstable();
+        assert_eq!(left, [4, 5]);
     }
 }

@@ -71,7 +71,7 @@ pub(crate) fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K,
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 
     use aya::maps::{HashMap, Map, MapData};
@@ -92,16 +92,21 @@ mod tests {
     // SAFETY: the fields are those of the kernel's union, without padding or pointers.
     unsafe impl Attributes for Create {}
 
+    /// An empty map of hashes, with keys and values of these sizes.
+    pub(crate) fn hash_map(key_size: u32, value_size: u32) -> OwnedFd {
+        let map_type = BPF_MAP_TYPE_HASH;
+        let mut create = Create { map_type, key_size, value_size, max_entries: 4096 };
+        let map = bpf(BPF_MAP_CREATE, &mut create).unwrap();
+        // SAFETY: the call succeeded, so this is a descriptor that nobody else owns.
+        unsafe { OwnedFd::from_raw_fd(map) }
+    }
+
     #[test]
     fn all_entries_come_however_many_there_are() {
         if lab::skip!() {
             return;
         }
-        let (map_type, key_size, value_size) = (BPF_MAP_TYPE_HASH, 8, 8);
-        let mut create = Create { map_type, key_size, value_size, max_entries: 4096 };
-        let map = bpf(BPF_MAP_CREATE, &mut create).unwrap();
-        // SAFETY: the call succeeded, so this is a descriptor that nobody else owns.
-        let map = unsafe { OwnedFd::from_raw_fd(map) };
+        let map = hash_map(8, 8);
         let table = MapData::from_fd(map.try_clone().unwrap()).unwrap();
         let mut table = HashMap::<_, u64, u64>::try_from(Map::HashMap(table)).unwrap();
         assert_eq!(entries::<u64, u64>(map.as_fd()).unwrap(), []);
