@@ -15,7 +15,7 @@ use std::{
 use rustix::{
     fs::{
         AtFlags, FlockOperation, Mode, OFlags, flock, fstat, ftruncate, open, openat, renameat,
-        statat,
+        statat, unlinkat,
     },
     io::Errno,
     process::geteuid,
@@ -42,9 +42,18 @@ struct OpenFile {
 // === impl RotatedFile ===
 
 impl RotatedFile {
-    /// The file at `path`, which with the older ones has at most `size` bytes. It is opened for the first line.
+    /// The file at `path`, which with the older ones has at most `size` bytes.
     pub(super) fn new(path: PathBuf, size: u64) -> Self {
         Self { path, part: size / FILES, open: None }
+    }
+
+    /// Brings files that an agent with a larger size has left within this one's.
+    ///
+    /// # Errors
+    ///
+    /// The system's. The first line opens the file again.
+    pub(super) fn shrink(&mut self) -> io::Result<()> {
+        self.write(&[])
     }
 
     /// Appends `line`: all of it, or nothing.
@@ -63,9 +72,9 @@ impl RotatedFile {
     fn append(&mut self, line: &[u8]) -> io::Result<()> {
         let name = self.path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
         for _ in 0..TRIES {
-            let open = match self.open.take() {
-                Some(open) => open,
-                None => OpenFile::open(&self.path, &name)?,
+            let (open, is_new) = match self.open.take() {
+                Some(open) => (open, false),
+                None => (OpenFile::open(&self.path, &name)?, true),
             };
             flock(&open.file, FlockOperation::LockExclusive)?;
             if !open.is_at(&name)? {
@@ -76,6 +85,9 @@ impl RotatedFile {
             if length > 0 && length + line.len() as u64 > self.part {
                 open.rotate(&name)?;
                 continue;
+            }
+            if is_new {
+                open.remove_excess(&name, self.part * (FILES - 1))?;
             }
             let written = open.append(line, length);
             flock(&open.file, FlockOperation::Unlock)?;
@@ -125,17 +137,28 @@ impl OpenFile {
 
     /// Renames the files, so that the oldest is lost and `name` is free.
     fn rotate(&self, name: &OsStr) -> io::Result<()> {
-        let numbered = |number: u64| {
-            let mut numbered = OsString::from(name);
-            if number > 0 {
-                numbered.push(format!(".{number}"));
-            }
-            numbered
-        };
         for number in (1..FILES).rev() {
-            match renameat(&self.folder, numbered(number - 1), &self.folder, numbered(number)) {
+            let (from, to) = (numbered(name, number - 1), numbered(name, number));
+            match renameat(&self.folder, from, &self.folder, to) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the oldest of the older files, until the rest of them has at most `room` bytes. They have more where an agent
+    /// with a larger size wrote them.
+    fn remove_excess(&self, name: &OsStr, room: u64) -> io::Result<()> {
+        let mut sum = 0;
+        for older in (1..FILES).map(|number| numbered(name, number)) {
+            match statat(&self.folder, &older, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(found) => sum += u64::try_from(found.st_size).unwrap_or_default(),
+                Err(Errno::NOENT) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            if sum > room {
+                unlinkat(&self.folder, &older, AtFlags::empty())?;
             }
         }
         Ok(())
@@ -148,4 +171,13 @@ impl OpenFile {
             let _ = ftruncate(&self.file, length);
         })
     }
+}
+
+/// The name of the file, for `number` 0, or of an older one.
+fn numbered(name: &OsStr, number: u64) -> OsString {
+    let mut numbered = OsString::from(name);
+    if number > 0 {
+        numbered.push(format!(".{number}"));
+    }
+    numbered
 }

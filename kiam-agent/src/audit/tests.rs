@@ -343,6 +343,37 @@ fn files_are_rotated_and_never_take_more_than_their_size() {
 }
 
 #[test]
+fn a_size_that_was_lowered_holds_from_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.log");
+    let total = || sizes(folder.path()).iter().map(|(_, size)| size).sum::<u64>();
+    let lines = |file: &mut RotatedFile| {
+        (0..100).for_each(|n| file.write(format!("{n:099}\n").as_bytes()).unwrap());
+    };
+    lines(&mut RotatedFile::new(path.clone(), 8000));
+    assert!(total() > 6000);
+    let mut smaller = RotatedFile::new(path.clone(), 4400);
+    smaller.shrink().unwrap();
+    let kept = total();
+    assert!((1000..=4400).contains(&kept), "{kept}: the newest stay");
+    assert!(fs::read_to_string(path.with_extension("log.1")).unwrap().ends_with("99\n"));
+    for n in 0..100 {
+        smaller.write(format!("{n:099}\n").as_bytes()).unwrap();
+        assert!(total() <= 4400, "{:?}", sizes(folder.path()));
+    }
+    // A single file may be larger than all of them may be.
+    fs::write(&path, "x".repeat(9000)).unwrap();
+    RotatedFile::new(path.clone(), 4400).shrink().unwrap();
+    assert!(total() <= 4400, "{:?}", sizes(folder.path()));
+    // What is smaller stays as it is.
+    lines(&mut smaller);
+    let before = sizes(folder.path());
+    RotatedFile::new(path.clone(), 4400).shrink().unwrap();
+    RotatedFile::new(path, 8000).shrink().unwrap();
+    assert_eq!(sizes(folder.path()), before);
+}
+
+#[test]
 fn what_others_may_have_put_there_is_not_written_to() {
     let folder = tempfile::tempdir().unwrap();
     let write = |path: &Path| RotatedFile::new(path.to_owned(), 4000).write(b"line\n");

@@ -50,7 +50,7 @@ impl Output {
         Self::File(RotatedFile::new(path, size))
     }
 
-    /// Writes `lines` until no more can come. Each is tried once: those that can't be written are counted.
+    /// Writes `lines` until no more can come. Those that can't be written are counted.
     pub(super) fn write_all(
         mut self,
         lines: &Receiver<Line>,
@@ -58,6 +58,14 @@ impl Output {
         metrics: &Metrics,
     ) {
         let log = LogLimit::new(LOG_PERIOD);
+        let failed = |error: io::Error| {
+            if let Some(left_out) = log.admit(()) {
+                warn!(%error, left_out, "Writing the audit failed; its lines are lost");
+            }
+        };
+        if let Self::File(file) = &mut self {
+            file.shrink().unwrap_or_else(failed);
+        }
         while let Ok(line) = lines.recv() {
             let written = match &mut self {
                 Self::Log(log) => log.write_all(&line.text),
@@ -67,9 +75,7 @@ impl Output {
                 Ok(()) => metrics.written(),
                 Err(error) => {
                     metrics.dropped(Loss::Write, line.count);
-                    if let Some(left_out) = log.admit(()) {
-                        warn!(%error, left_out, "Writing the audit failed; its lines are lost");
-                    }
+                    failed(error);
                 }
             }
             pending.fetch_sub(1, Ordering::Relaxed);
