@@ -2,7 +2,8 @@
 //!
 //! The folder belongs to the agent's user, and nobody else may write there, so that nobody can put another file in the place of
 //! the audit's. The file is opened again only when its name leads elsewhere. Two agents may write during a takeover: each
-//! write and each rotation holds the file's lock.
+//! write and each rotation holds the file's lock. Any process of the agent's user can hold that lock for ever, so that the wait
+//! for it has an end.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -10,6 +11,8 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use rustix::{
@@ -25,6 +28,9 @@ use rustix::{
 const FILES: u64 = 4;
 /// Attempts to lock the current file while another agent rotates it.
 const TRIES: usize = 3;
+/// The wait for the file's lock: attempts, and the pause between two. Another agent holds it for one write.
+const LOCK_TRIES: usize = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// A file that is rotated by size.
 pub(super) struct RotatedFile {
@@ -32,6 +38,8 @@ pub(super) struct RotatedFile {
     /// The size of one of the files.
     part: u64,
     open: Option<OpenFile>,
+    /// Whether another process kept the lock for the whole wait. Then further lines don't wait.
+    is_locked: bool,
 }
 
 struct OpenFile {
@@ -44,7 +52,7 @@ struct OpenFile {
 impl RotatedFile {
     /// The file at `path`, which with the older ones has at most `size` bytes.
     pub(super) fn new(path: PathBuf, size: u64) -> Self {
-        Self { path, part: size / FILES, open: None }
+        Self { path, part: size / FILES, open: None, is_locked: false }
     }
 
     /// Brings files that an agent with a larger size has left within this one's.
@@ -60,13 +68,13 @@ impl RotatedFile {
     ///
     /// # Errors
     ///
-    /// The system's. The next line opens the file again.
+    /// The system's, with the file's path. The next line opens the file again.
     pub(super) fn write(&mut self, line: &[u8]) -> io::Result<()> {
         let written = self.append(line);
-        if written.is_err() {
+        written.map_err(|error| {
             self.open = None;
-        }
-        written
+            io::Error::new(error.kind(), format!("{}: {error}", self.path.display()))
+        })
     }
 
     fn append(&mut self, line: &[u8]) -> io::Result<()> {
@@ -76,7 +84,7 @@ impl RotatedFile {
                 Some(open) => (open, false),
                 None => (OpenFile::open(&self.path, &name)?, true),
             };
-            flock(&open.file, FlockOperation::LockExclusive)?;
+            self.lock(&open)?;
             if !open.is_at(&name)? {
                 // Rotated by another agent, or removed. Closing it unlocks it.
                 continue;
@@ -95,6 +103,26 @@ impl RotatedFile {
             return written;
         }
         Err(io::Error::other("other programs replace the file"))
+    }
+
+    /// Takes the file's lock, which closing it releases.
+    fn lock(&mut self, open: &OpenFile) -> io::Result<()> {
+        let tries = if self.is_locked { 1 } else { LOCK_TRIES };
+        for attempt in 1..=tries {
+            match flock(&open.file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
+                    self.is_locked = false;
+                    return Ok(());
+                }
+                Err(Errno::WOULDBLOCK) if attempt < tries => thread::sleep(LOCK_PAUSE),
+                Err(Errno::WOULDBLOCK) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.is_locked = true;
+        let problem = "another process holds the file's lock (flock): end it, which `lslocks` on the node names, or set \
+                       another --audit-file";
+        Err(io::Error::new(io::ErrorKind::WouldBlock, problem))
     }
 }
 
