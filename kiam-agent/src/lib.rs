@@ -19,6 +19,7 @@ pub mod observe;
 pub mod older_pods;
 pub mod peers;
 pub mod pod_listeners;
+pub mod preflight;
 mod printable;
 pub mod proxy;
 pub mod serve;

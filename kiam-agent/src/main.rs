@@ -4,7 +4,9 @@
 
 use std::{error::Error, io::Write as _, process::ExitCode};
 
-use kiam_agent::{admin, app, config, config::Task, ctl, migrate, uninstall::uninstall};
+use kiam_agent::{
+    admin, app, config, config::Task, ctl, migrate, preflight::preflight, uninstall::uninstall,
+};
 use kiam_core::telemetry::Chain;
 
 fn main() -> ExitCode {
@@ -29,7 +31,7 @@ fn print(text: &str) {
 fn run(task: Task) -> Result<ExitCode, Box<dyn Error>> {
     match task {
         Task::Run(config) => return Ok(app::main(*config)),
-        Task::Preflight(preflight) => return Ok(app::preflight(*preflight)?),
+        Task::Preflight(task) => return Ok(preflight(*task)?),
         Task::Status { form, state_dir } => return Ok(admin::status(&state_dir, form)?),
         Task::Explain { pod, output, state_dir } => {
             return Ok(admin::explain(&state_dir, &pod, output)?);

@@ -471,7 +471,10 @@ const CLAIMS: &[Claim] = &[
     claim(
         "ARCHITECTURE.md",
         "after five minutes without the roles that are missing",
-        Source("kiam-agent/src/app/warm_up.rs", "STRAGGLERS: Duration = Duration::from_secs(300);"),
+        Source(
+            "kiam-agent/src/handover/first_pass.rs",
+            "STRAGGLERS: Duration = Duration::from_secs(300);",
+        ),
     ),
     claim(
         "ARCHITECTURE.md",

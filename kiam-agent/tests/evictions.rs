@@ -12,6 +12,7 @@ use kiam_agent::{
 use kiam_core::{
     lifecycle::{self, DrainSignal, Readiness},
     pods::{PodIndex, PodReader},
+    role::Source,
 };
 use lab::fake::{
     Injected, Place,
@@ -61,11 +62,7 @@ impl Fixture {
         let cluster = Cluster::new(config, &readiness).unwrap();
         let evictions = cluster.evictions(&metrics).unwrap();
         let (index, reader) = PodIndex::new();
-        let synced = SyncLatches {
-            pods: readiness.latch("pods"),
-            namespaces: readiness.latch("namespaces"),
-            service_accounts: None,
-        };
+        let synced = SyncLatches::new(&readiness, Source::Node);
         let (stop, drain) = lifecycle::drain();
         let mut tasks = JoinSet::new();
         tasks.spawn(cluster.run(index, reader.clone(), synced, metrics, drain.clone()));

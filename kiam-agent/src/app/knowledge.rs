@@ -1,37 +1,29 @@
 //! Builds the parts that know pods, policy and credentials, and what feeds them.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
-use super::{
-    error::Error,
-    process::Process,
-    upstream::{policy_config, region, sts_config},
-    warm_up::FirstPass,
-};
+use super::{error::Error, process::Process};
 use crate::{
     cluster::{self, Cluster, EventParts, EvictionParts, SyncLatches},
-    config::{Config, Hosts},
-    handover::Peers,
+    config::{Base, Config},
+    handover::{FirstPass, Peers},
     imds,
     observe::Sightings,
-    older_pods::{Entitlement, Exposure},
+    older_pods::Exposure,
     pod_listeners::Paths,
     sts,
 };
 use kiam_core::{
-    credentials::{self, CredentialReader, CredentialSource, PodTokens, Prefetcher, Refresher},
-    lifecycle::{Latch, Readiness},
-    pods::{self, Pod, PodIndex, PodReader, PodUid},
+    credentials::{self, CredentialReader, CredentialSource, Prefetcher, Refresher},
+    lifecycle::Latch,
+    pods::{self, NodePods, PodIndex, PodReader, PodUid},
     policy::{RolePolicy, publish_wanted},
-    role::{Sessions, Source, WantedRoles},
+    role::{BaseArn, Sessions, WantedRoles},
 };
-use kiam_kernel::{
-    identity::InterfaceAddresses,
-    intercept::{self, HostNetworkPods},
-};
+use kiam_kernel::identity::InterfaceAddresses;
 
 /// The time between two checks of what is to be reported by Events.
 const EVENTS: Duration = Duration::from_secs(5);
@@ -55,57 +47,6 @@ pub(super) struct Knowledge {
     pub(super) journal: imds::Journal,
 }
 
-/// Which pods are this node's: with `--node-name` all that are watched, otherwise those of its addresses.
-#[derive(Clone, Copy)]
-pub(super) struct NodePods {
-    by_node: bool,
-    hosts: Hosts,
-}
-
-/// The kinds of objects that must have been listed before it is known what pods want.
-pub(super) struct Kinds {
-    pub(super) synced: SyncLatches,
-    pub(super) latches: Vec<Latch>,
-}
-
-// === impl NodePods ===
-
-impl NodePods {
-    pub(super) fn new(config: &Config) -> Self {
-        Self { by_node: config.cluster.node_name.is_some(), hosts: config.hosts }
-    }
-
-    fn includes(self, pod: &Pod) -> bool {
-        self.by_node
-            || match pod.host_ip {
-                Some(IpAddr::V4(address)) => self.hosts.v4 == Some(address),
-                Some(IpAddr::V6(address)) => self.hosts.v6 == Some(address),
-                None => false,
-            }
-    }
-
-    pub(super) fn filter(self) -> impl Fn(&Pod) -> bool + Send + Sync + 'static {
-        move |pod| self.includes(pod)
-    }
-}
-
-// === impl Kinds ===
-
-impl Kinds {
-    /// ServiceAccounts are needed only where they vouch for pods.
-    pub(super) fn new(readiness: &Readiness, source: Source) -> Self {
-        let synced = SyncLatches {
-            pods: readiness.latch("pods"),
-            namespaces: readiness.latch("namespaces"),
-            service_accounts: (source == Source::WebIdentity)
-                .then(|| readiness.latch("service accounts")),
-        };
-        let latches =
-            [&synced.pods, &synced.namespaces].into_iter().chain(&synced.service_accounts);
-        Self { latches: latches.cloned().collect(), synced }
-    }
-}
-
 // === impl Knowledge ===
 
 impl Knowledge {
@@ -121,21 +62,22 @@ impl Knowledge {
             static_pod_namespaces: config.static_pod_namespaces.clone(),
             node: node.clone(),
         });
-        let node_pods = NodePods::new(config);
-        let exposure = Exposure::new(entitlement(config));
+        let node_pods = config.node_pods();
+        let exposure = Exposure::new(config.entitlement());
         let cluster = Cluster::new(config.cluster.clone(), &process.readiness)?;
-        let Kinds { synced, latches } = Kinds::new(&process.readiness, config.sts.source);
+        let synced = SyncLatches::new(&process.readiness, config.sts.source);
+        let latches = synced.all();
         let metrics = cluster::Metrics::register(&mut process.registry);
         let events = cluster.events(&metrics);
         evict(process, &cluster, &metrics, eviction_parts(&pods, node_pods, &exposure));
         remove_startup_taint(process, &cluster);
         let first_credentials = process.readiness.latch("first credentials");
         let region = region(config, upstream).await?;
-        let policy = policy_config(config, upstream, &region).await?;
-        let policy = RolePolicy::new(policy, pods.clone());
-        let tokens = tokens(config, &cluster, &pods, &metrics)?;
-        let sts = sts_config(config, region);
-        let source = sts::source(&sts, process.clock.clone(), tokens).await?;
+        let base = base_arn(config, upstream, &region).await?;
+        let policy = RolePolicy::new(config.policy(base), pods.clone());
+        let identity = config.sts.token_kubeconfig.clone();
+        let tokens = cluster.tokens(config.sts.source, identity, pods.clone(), metrics.clone())?;
+        let source = sts::source(&config.sts(region), process.clock.clone(), tokens).await?;
         process.spawn(cluster.run(index, pods.clone(), synced, metrics, process.drain.clone()));
         let (wanted, receiver) = watch::channel(WantedRoles::default());
         if config.roles.policy.varies() {
@@ -204,6 +146,33 @@ impl Knowledge {
             send,
         }
     }
+}
+
+/// The region of STS.
+async fn region(config: &Config, upstream: &imds::Upstream) -> Result<String, Error> {
+    let failed = |error| Error::Region { upstream: config.upstream.to_string(), error };
+    match &config.sts.region {
+        Some(region) => Ok(region.clone()),
+        None => upstream.region_at_start().await.map_err(failed),
+    }
+}
+
+/// What completes short role names, if anything does. Logged.
+async fn base_arn(
+    config: &Config,
+    upstream: &imds::Upstream,
+    region: &str,
+) -> Result<Option<BaseArn>, Error> {
+    let base = match &config.roles.base {
+        Base::Given(base) => base.clone(),
+        Base::Autodetect => upstream.base_arn_at_start().await.map_err(Error::BaseArn)?,
+        Base::Absent => return Ok(None),
+    };
+    info!(base_arn = %base, "Short role names are completed");
+    if base.partition() != sts::partition(region) {
+        warn!(base_arn = %base, region, "Short role names are of another partition than the region, whose STS does not know them");
+    }
+    Ok(Some(base))
 }
 
 /// Removes the taint that keeps pods from the node, once the agent is ready.
@@ -275,29 +244,6 @@ fn report_by_events(
         readiness.wait_for(&kinds).await;
         events.run(parts, drain).await;
     });
-}
-
-/// The source of tokens of the pods' own, if those are what STS is shown.
-pub(super) fn tokens(
-    config: &Config,
-    cluster: &Cluster,
-    pods: &PodReader,
-    metrics: &cluster::Metrics,
-) -> Result<Option<Arc<dyn PodTokens>>, Error> {
-    if config.sts.source == Source::Node {
-        return Ok(None);
-    }
-    let identity = config.sts.token_kubeconfig.clone();
-    Ok(Some(Arc::new(cluster.tokens(identity, pods.clone(), metrics.clone())?)))
-}
-
-/// The pods that get the node's credentials by the flags.
-fn entitlement(config: &Config) -> Entitlement {
-    let passes = |it: &intercept::Config| it.host_network == HostNetworkPods::Pass;
-    Entitlement {
-        passes_host_network: config.intercept.as_ref().is_some_and(passes),
-        node_roles: config.imds.node_roles.clone(),
-    }
 }
 
 /// Logs what sessions of the pods' own cost, once it is known what is wanted.

@@ -21,21 +21,17 @@ mod error;
 mod guarded;
 mod knowledge;
 mod metrics;
-mod preflight;
 mod prepared;
 mod process;
 mod running;
 mod serving;
 mod take_over;
-mod upstream;
-mod warm_up;
 
 use std::{io, num::NonZero, process::ExitCode, thread};
 
 use tokio::runtime::{Builder, Runtime};
 use tracing::{error, info, warn};
 
-pub use self::preflight::preflight;
 use self::{error::Error, prepared::Prepared, running::App};
 use crate::{
     config::{self, Config},

@@ -11,30 +11,26 @@ use std::{
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
-use super::{error::Error, knowledge::Knowledge, process::Process, warm_up::FirstPass};
+use super::{error::Error, knowledge::Knowledge, process::Process};
 use crate::{
     admin::{self, Operations, Operators, OwnSocket, PodRefresher, StatusSettings, StatusSources},
     audit::{self, Audit},
     config::{Config, Hosts, Identity, version},
     explain,
-    handover::Peers,
+    handover::{FirstPass, Peers},
     imds, serve,
 };
 use kiam_core::{
     blocking::{self, Blocking},
-    rate::Rate,
     telemetry::LogLevel,
 };
 use kiam_kernel::{
     intercept::{self, ListenerPath},
     pins::AgentLock,
-    sandboxes,
 };
 
 /// The time between two searches for the pods' cgroup that has a process, where there are several.
 const UNUSED: Duration = Duration::from_millis(200);
-/// Pods of a large node; EKS's default is 110, and 250 with prefix delegation.
-const PODS: usize = 250;
 
 /// An agent that knows pods and credentials, or soon will, and has changed nothing yet.
 pub(super) struct Prepared {
@@ -105,13 +101,12 @@ impl Prepared {
         let operators = Operators::answer(listener, operations.clone());
         // The pod listeners come all at once.
         serve::raise_open_files();
-        let Config {
-            hosts, port, admin, metrics, intercept, identity, pod_rate, state_dir, ..
-        } = config;
+        let serve = config.serve();
+        let Config { hosts, port, admin, metrics, identity, state_dir, .. } = config;
         let service = Service {
             imds: service(&mut process, config.imds, &knowledge, tokens, upstream, audit),
             identity,
-            config: serve_config(pod_rate, intercept.as_ref()),
+            config: serve,
         };
         let end = End { grace_period: config.grace_period, detach_on_exit: config.detach_on_exit };
         let core = Core {
@@ -252,14 +247,4 @@ fn service(
         audit,
     };
     imds::Service::new(config, parts)
-}
-
-/// Limits that leave open files to the listeners of as many pods as a node runs.
-pub(super) fn serve_config(rate: Rate, interceptor: Option<&intercept::Config>) -> serve::Config {
-    let mut config =
-        serve::Config { requests: rate, new_connections: rate, ..serve::Config::default() };
-    if interceptor.is_some_and(intercept::Config::follows_sandboxes) {
-        config.other_files += sandboxes::descriptors(PODS);
-    }
-    config
 }

@@ -27,7 +27,7 @@ mod tls;
 mod tokens;
 mod wire;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 pub use self::{
     access::{AccessError, Right, ServerRoute, ServerVersion},
@@ -39,7 +39,6 @@ pub use self::{
         CommandOutput, ContainerName, FailureKind, LogPart, OperatorClient, RequestFailure,
     },
     startup_taint::{InvalidTaintKey, StartupTaint, TaintKey},
-    tokens::Tokens,
 };
 use tracing::Instrument;
 
@@ -48,11 +47,14 @@ use self::{
     kinds::{Namespaces, Pods, ServiceAccounts},
     reflector::{Reflector, ReflectorParts, Timing},
     tls::Health,
+    tokens::Tokens,
 };
 use crate::proxy::{InvalidProxy, Proxies};
 use kiam_core::{
+    credentials::PodTokens,
     lifecycle::{Drain, Latch, Readiness},
     pods::{PodIndex, PodReader},
+    role::Source,
     telemetry::Chain,
 };
 
@@ -117,6 +119,28 @@ pub struct SyncLatches {
     pub service_accounts: Option<Latch>,
 }
 
+// === impl SyncLatches ===
+
+impl SyncLatches {
+    /// Latches of `readiness`. ServiceAccounts are needed only where they vouch for pods.
+    #[must_use]
+    pub fn new(readiness: &Readiness, source: Source) -> Self {
+        Self {
+            pods: readiness.latch("pods"),
+            namespaces: readiness.latch("namespaces"),
+            service_accounts: (source == Source::WebIdentity)
+                .then(|| readiness.latch("service accounts")),
+        }
+    }
+
+    /// The latches of all kinds that are watched.
+    #[must_use]
+    pub fn all(&self) -> Vec<Latch> {
+        let both = [&self.pods, &self.namespaces].into_iter();
+        both.chain(&self.service_accounts).cloned().collect()
+    }
+}
+
 // === impl Cluster ===
 
 impl Cluster {
@@ -154,18 +178,22 @@ impl Cluster {
         Some(StartupTaint { client: self.client.clone(), node, key })
     }
 
-    /// A source of tokens for the pods of `reader`, with the kubeconfig file `identity`, or without one with this client.
-    /// Sends nothing.
+    /// The source of tokens for the pods of `reader`, if those are what STS is shown; with the kubeconfig file `identity`, or
+    /// without one with this client. Sends nothing.
     ///
     /// # Errors
     ///
     /// [`Error`] when the file can't be used.
     pub fn tokens(
         &self,
+        source: Source,
         identity: Option<PathBuf>,
         reader: PodReader,
         metrics: Metrics,
-    ) -> Result<Tokens, Error> {
+    ) -> Result<Option<Arc<dyn PodTokens>>, Error> {
+        if source == Source::Node {
+            return Ok(None);
+        }
         let client = match identity {
             None => self.client.clone(),
             Some(path) => {
@@ -174,7 +202,7 @@ impl Cluster {
                 client::connect(Origin::Kubeconfig(path), &self.config.proxies, health)?
             }
         };
-        Ok(Tokens { client, reader, metrics })
+        Ok(Some(Arc::new(Tokens { client, reader, metrics })))
     }
 
     /// Copies pods and namespaces, and ServiceAccounts if they are needed, into `index` until the drain begins. `reader` is

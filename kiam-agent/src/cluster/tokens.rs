@@ -34,7 +34,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const LONGEST: usize = 20_000;
 
 /// A source of tokens for this node's pods.
-pub struct Tokens {
+pub(super) struct Tokens {
     pub(super) client: kube::Client,
     pub(super) reader: PodReader,
     pub(super) metrics: Metrics,

@@ -6,6 +6,7 @@ mod interception;
 mod kubernetes;
 mod metadata;
 mod migration;
+mod parts;
 mod preflight;
 mod roles;
 mod scan;
@@ -186,17 +187,6 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct UsageError(pub Vec<String>);
-
-// === impl Config ===
-
-impl Config {
-    /// Whether pods' traffic is only observed.
-    #[must_use]
-    pub fn observes(&self) -> bool {
-        let mode = self.intercept.as_ref().map(|intercept| intercept.mode);
-        mode == Some(intercept::Mode::Observe)
-    }
-}
 
 impl Vars for ProcessVars {
     fn get(&self, name: &str) -> Option<String> {

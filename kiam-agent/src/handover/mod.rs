@@ -15,6 +15,7 @@
 //! this folder has the key of the session tokens already.
 
 mod departure;
+mod first_pass;
 mod message;
 mod offer;
 mod peers;
@@ -28,6 +29,7 @@ use tokio::net::UnixStream;
 
 pub use self::{
     departure::{Course, Departure, Request, Signals},
+    first_pass::FirstPass,
     offer::{HandoverContent, Offer, OfferEnd},
     peers::Peers,
     standing_offer::StandingOffer,

@@ -3,6 +3,7 @@
 //! Every request is built here, on a connection of its own. No byte, header, body or state of a pod's connection can reach
 //! the real service.
 
+mod patience;
 mod url;
 
 use std::{

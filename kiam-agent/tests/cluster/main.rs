@@ -20,6 +20,7 @@ use kiam_agent::{
 use kiam_core::{
     lifecycle::{self, DrainSignal, Readiness},
     pods::{Client, NotFound, Origin, PodIndex, PodReader, PodUid},
+    role::Source,
 };
 use lab::fake::{
     Injected, Place,
@@ -59,11 +60,7 @@ impl Fed {
         };
         adjust(&mut config);
         let readiness = Readiness::default();
-        let synced = SyncLatches {
-            pods: readiness.latch("pods"),
-            namespaces: readiness.latch("namespaces"),
-            service_accounts: None,
-        };
+        let synced = SyncLatches::new(&readiness, Source::Node);
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let (index, reader) = PodIndex::new();

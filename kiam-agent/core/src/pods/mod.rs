@@ -9,6 +9,7 @@ mod changes;
 pub mod fixtures;
 mod index;
 mod kind;
+mod node_pods;
 mod opener;
 mod reader;
 mod records;
@@ -27,6 +28,7 @@ pub use self::{
     changes::{Changed, Position},
     index::PodIndex,
     kind::Record,
+    node_pods::NodePods,
     opener::{CallingProcess, Comm, ContainerId, Executable, Inspection, Opener, Relative},
     reader::{NotFound, PodReader},
     uid::{InvalidPodUid, PodUid, is_qos_class},

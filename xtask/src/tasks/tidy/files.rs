@@ -28,7 +28,7 @@ const DOORS: [(&str, &[&str]); 6] = [
     ("kube::", &["cluster"]),
     ("k8s_openapi::", &["cluster"]),
     ("crate::app", &["app"]),
-    ("crate::config", &["app", "config", "ctl"]),
+    ("crate::config", &["app", "config", "ctl", "preflight"]),
 ];
 
 /// Files keep to a size that one reads in one go; tests don't count.

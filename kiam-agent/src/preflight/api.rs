@@ -7,15 +7,14 @@ use tokio::time::timeout;
 
 use super::clock::ServerClock;
 use crate::{
-    app::knowledge::{Kinds, NodePods},
-    cluster::{self, AccessError, Cluster, Right},
+    cluster::{self, AccessError, Cluster, Right, SyncLatches},
     config::Config,
 };
 use kiam_core::{
     blocking,
     clock::Clock,
     lifecycle::{self, Readiness},
-    pods::{self, PodIndex, PodReader},
+    pods::{self, NodePods, PodIndex, PodReader},
     preflight::{
         Check,
         Topic::{self, Api, ApiRights, Pods},
@@ -204,8 +203,9 @@ async fn pods(
         static_pod_namespaces: config.static_pod_namespaces.clone(),
         node: Arc::new(InterfaceAddresses::default()),
     });
-    let node_pods = NodePods::new(config);
-    let Kinds { synced, latches } = Kinds::new(&readiness, config.sts.source);
+    let node_pods = config.node_pods();
+    let synced = SyncLatches::new(&readiness, config.sts.source);
+    let latches = synced.all();
     let metrics = cluster::Metrics::register(&mut Registry::default());
     let again = match Cluster::new(config.cluster.clone(), &readiness) {
         Ok(again) => again,

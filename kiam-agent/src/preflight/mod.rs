@@ -14,7 +14,7 @@ mod sts;
 use std::{io, net::SocketAddr, process::ExitCode, time::Duration};
 
 use futures::future::{BoxFuture, join_all};
-use tokio::time::timeout;
+use tokio::{runtime::Builder, time::timeout};
 
 use self::{api::ApiReport, clock::ServerClock, output::Report};
 use crate::{
@@ -38,7 +38,7 @@ const NETWORK_LIMIT: Duration = Duration::from_secs(45);
 ///
 /// The system's, if it gives no runtime.
 pub fn preflight(preflight: Preflight) -> io::Result<ExitCode> {
-    let runtime = super::runtime()?;
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let output = preflight.output;
     let node = preflight.config.cluster.node_name.clone();
     let mut checks = runtime.block_on(all(preflight));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
-use crate::handover::Peers;
+use super::Peers;
 use kiam_core::{
     credentials::CredentialReader,
     lifecycle::{Latch, Readiness},
@@ -22,13 +22,15 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// The conditions to be met before pods are served: what the cluster's objects are and, beside another agent, the credentials
 /// that they ask for.
-pub(super) struct FirstPass {
+pub struct FirstPass {
     /// That the cluster's objects are known.
-    pub(super) known: Vec<Latch>,
+    pub known: Vec<Latch>,
     /// That each pod's credentials have come, or will not.
-    pub(super) first_credentials: Latch,
-    pub(super) readiness: Readiness,
-    pub(super) credentials: CredentialReader,
+    pub first_credentials: Latch,
+    /// Where all of these are shown.
+    pub readiness: Readiness,
+    /// The credentials that have come.
+    pub credentials: CredentialReader,
 }
 
 // === impl FirstPass ===
@@ -36,7 +38,7 @@ pub(super) struct FirstPass {
 impl FirstPass {
     /// Waits until all conditions are met, for a while at most; but for as long as it takes while another agent serves and
     /// does not end, for that one has what this one lacks.
-    pub(super) async fn warm_up(&self, peers: &Peers) {
+    pub async fn warm_up(&self, peers: &Peers) {
         let began = Instant::now();
         let mut conditions = self.known.clone();
         conditions.push(self.first_credentials.clone());
@@ -71,7 +73,7 @@ impl FirstPass {
 
     /// Waits until pods are known, for a while at most: nobody serves before. Each pod's request waits for its own
     /// credentials.
-    pub(super) async fn finish(&self) {
+    pub async fn finish(&self) {
         if timeout(FIRST_PASS, self.readiness.wait_for(&self.known)).await.is_err() {
             self.warn_of_pending();
         }

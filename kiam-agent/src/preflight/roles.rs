@@ -12,11 +12,7 @@ use kiam_core::{
 };
 
 use super::{api::ApiReport, sts::Caller};
-use crate::{
-    app::{knowledge::tokens, upstream::policy_with},
-    config::Config,
-    sts,
-};
+use crate::{config::Config, sts};
 
 /// The most roles that are tried: enough to show that the node may assume roles at all, and few for STS.
 const MOST: usize = 20;
@@ -48,7 +44,7 @@ pub(super) async fn checks(
     let mut all = of_flags;
     let mut pod_tokens = None;
     if let Some(known) = &report.known {
-        let policy = RolePolicy::new(policy_with(config, base), known.reader.clone());
+        let policy = RolePolicy::new(config.policy(base), known.reader.clone());
         let of_pods = policy.wanted(&known.node_pods.filter());
         let of_pods = of_pods.iter().filter_map(|(identity, claimants)| {
             Some((identity.clone(), claimants.first()?.clone()))
@@ -56,7 +52,9 @@ pub(super) async fn checks(
         let of_pods: Vec<Wanted> = of_pods.collect();
         all += of_pods.len();
         wanted.extend(in_turns(of_pods, MOST.saturating_sub(of_flags)));
-        pod_tokens = match tokens(config, &known.cluster, &known.reader, &known.metrics) {
+        let (reader, metrics) = (known.reader.clone(), known.metrics.clone());
+        let identity = config.sts.token_kubeconfig.clone();
+        pod_tokens = match known.cluster.tokens(config.sts.source, identity, reader, metrics) {
             Ok(tokens) => tokens,
             Err(error) => return vec![Check::failed(Roles, &error, "see api")],
         };

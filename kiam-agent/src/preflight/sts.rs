@@ -2,7 +2,6 @@
 
 use super::imds;
 use crate::{
-    app::upstream::sts_config,
     config::{Base, Config},
     imds::Upstream,
     sts::{self, CallerError, caller},
@@ -63,7 +62,7 @@ pub(super) async fn checks(
             }
         },
     };
-    let sts = sts_config(config, region);
+    let sts = config.sts(region);
     let asked = caller(&sts, Clock::system(), config.sts.source).await;
     let check = judge(&sts, config.sts.source, asked);
     if check.verdict == kiam_core::preflight::Verdict::Ok {

@@ -1,11 +1,11 @@
 //! The limit of open files.
 
-use crate::{app::prepared::serve_config, config::Config, serve};
+use crate::{config::Config, serve};
 use kiam_core::preflight::{Check, Topic::OpenFiles};
 
 /// Judges the limit that the agent can give itself.
 pub(super) fn open_files(config: &Config) -> Check {
-    let wanted = serve_config(config.pod_rate, config.intercept.as_ref());
+    let wanted = config.serve();
     let (limit, room) = serve::open_files(&wanted);
     judge(limit, room, wanted.connections)
 }

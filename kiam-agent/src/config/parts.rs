@@ -1,0 +1,80 @@
+//! The configurations of parts that several flags decide, or that lack what the node's metadata service knows.
+
+use super::Config;
+use crate::{older_pods::Entitlement, serve, sts};
+use kiam_core::{
+    pods::NodePods,
+    policy,
+    role::{BaseArn, RoleResolver},
+};
+use kiam_kernel::{
+    intercept::{self, HostNetworkPods},
+    sandboxes,
+};
+
+/// Pods of a large node; EKS's default is 110, and 250 with prefix delegation.
+const PODS: usize = 250;
+
+// === impl Config ===
+
+impl Config {
+    /// Whether pods' traffic is only observed.
+    #[must_use]
+    pub fn observes(&self) -> bool {
+        let mode = self.intercept.as_ref().map(|intercept| intercept.mode);
+        mode == Some(intercept::Mode::Observe)
+    }
+
+    /// The policy's configuration, with `base` completing short role names.
+    #[must_use]
+    pub fn policy(&self, base: Option<BaseArn>) -> policy::Config {
+        policy::Config {
+            resolver: RoleResolver::new(base),
+            source: self.sts.source,
+            ..self.roles.policy.clone()
+        }
+    }
+
+    /// Where STS of `region` is, and how it is asked.
+    #[must_use]
+    pub fn sts(&self, region: String) -> sts::Config {
+        sts::Config {
+            region,
+            endpoint: self.sts.endpoint.clone(),
+            through: self.sts.through.clone(),
+            upstream: self.upstream.to_string(),
+            proxies: self.cluster.proxies.clone(),
+        }
+    }
+
+    /// Which pods are this node's: with `--node-name` all that are watched, otherwise those of `--host`.
+    #[must_use]
+    pub fn node_pods(&self) -> NodePods {
+        match self.cluster.node_name {
+            Some(_) => NodePods::Watched,
+            None => NodePods::OfAddresses(self.hosts.v4, self.hosts.v6),
+        }
+    }
+
+    /// The pods that get the node's credentials.
+    #[must_use]
+    pub fn entitlement(&self) -> Entitlement {
+        let passes = |it: &intercept::Config| it.host_network == HostNetworkPods::Pass;
+        Entitlement {
+            passes_host_network: self.intercept.as_ref().is_some_and(passes),
+            node_roles: self.imds.node_roles.clone(),
+        }
+    }
+
+    /// Limits that leave open files to the listeners of as many pods as a node runs.
+    #[must_use]
+    pub fn serve(&self) -> serve::Config {
+        let rate = self.pod_rate;
+        let mut config =
+            serve::Config { requests: rate, new_connections: rate, ..serve::Config::default() };
+        if self.intercept.as_ref().is_some_and(intercept::Config::follows_sandboxes) {
+            config.other_files += sandboxes::descriptors(PODS);
+        }
+        config
+    }
+}
