@@ -6,6 +6,7 @@
 mod client;
 mod command;
 mod connections;
+mod metrics;
 mod node_status;
 mod operations;
 mod operators;
@@ -35,6 +36,7 @@ pub(crate) use self::routes::ascii;
 pub use self::{
     client::{StatusError, get, post},
     command::{Output, StatusForm, explain, pods, refresh, status, wait_for},
+    metrics::register_metrics,
     node_status::{
         CredentialCounts, FailingRole, LoggedWarning, NodeStatus, StatusSettings, StatusSources,
         span,

@@ -29,11 +29,6 @@ use kiam_kernel::{
 const RETRY: Duration = Duration::from_millis(500);
 /// How long an agent that was killed may take to close its sockets.
 const CLOSING: Duration = Duration::from_secs(5);
-/// How often the attach lock is tried while another agent that starts has it.
-const LOCK_RETRY: Duration = Duration::from_millis(50);
-/// How long one that starts may take, from its sockets until it serves. One that hangs keeps nobody out for longer.
-const LOCK_LIMIT: Duration = Duration::from_secs(30);
-
 /// An agent that has its sockets and, until it has taken over, the attach lock.
 pub(super) struct Bound {
     pub(super) core: Core,
@@ -124,7 +119,10 @@ async fn acquire(
     let (mut began, mut warned, mut cold) = (Instant::now(), false, true);
     loop {
         // Again each time: an agent that waits for another one's end keeps nobody from attaching.
-        let lock = lock(bpffs).await?;
+        let lock = match bpffs {
+            Some(bpffs) => AttachLock::wait(bpffs).await?,
+            None => None,
+        };
         // Under the lock, so that none comes to serve between the question and the programs.
         if cold && peers.is_served().await {
             drop(lock);
@@ -160,25 +158,6 @@ async fn ask(peers: &Peers) -> (Option<Handover>, Option<String>) {
         HandoverAnswer::Silent(why) => (None, Some(why)),
         HandoverAnswer::Sockets(handover) => (Some(handover), None),
     }
-}
-
-/// The attach lock: of two agents that start at once, the second finds the first.
-async fn lock(bpffs: Option<&Path>) -> Result<Option<AttachLock>, Error> {
-    let Some(bpffs) = bpffs else { return Ok(None) };
-    let began = Instant::now();
-    let mut warned = false;
-    while began.elapsed() < LOCK_LIMIT {
-        if let Some(lock) = AttachLock::take(bpffs)? {
-            return Ok(Some(lock));
-        }
-        if !warned {
-            info!("Another agent starts; waiting until it serves");
-            warned = true;
-        }
-        sleep(LOCK_RETRY).await;
-    }
-    warn!("Another agent starts and does not come to serve; going on without the attach lock");
-    Ok(None)
 }
 
 /// Takes the sockets from `handover`, and opens those that it does not have.

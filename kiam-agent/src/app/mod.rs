@@ -20,7 +20,6 @@ mod bound;
 mod error;
 mod guarded;
 mod knowledge;
-mod metrics;
 mod prepared;
 mod process;
 mod running;

@@ -13,9 +13,9 @@ use tracing::warn;
 
 use super::{error::Error, knowledge::Knowledge, process::Process};
 use crate::{
-    admin::{self, Operations, Operators, OwnSocket, PodRefresher, StatusSettings, StatusSources},
+    admin::{self, Operations, Operators, OwnSocket, PodRefresher, StatusSources},
     audit::{self, Audit},
-    config::{Config, Hosts, Identity, version},
+    config::{Config, Hosts, Identity},
     explain,
     handover::{FirstPass, Peers},
     imds, serve,
@@ -24,10 +24,7 @@ use kiam_core::{
     blocking::{self, Blocking},
     telemetry::LogLevel,
 };
-use kiam_kernel::{
-    intercept::{self, ListenerPath},
-    pins::AgentLock,
-};
+use kiam_kernel::{intercept, pins::AgentLock};
 
 /// The time between two searches for the pods' cgroup that has a process, where there are several.
 const UNUSED: Duration = Duration::from_millis(200);
@@ -185,32 +182,10 @@ fn operations(
         warnings: log_level.warnings(),
         clock: process.clock.clone(),
         started: Instant::now(),
-        settings: status_settings(config),
+        settings: config.status(),
     };
     let refresher = PodRefresher { pods, policy, credentials, refresher };
     Operations::new(process.readiness.clone(), status, refresher, log_level)
-}
-
-/// What `kiam-agent status` shows of the flags.
-fn status_settings(config: &Config) -> StatusSettings {
-    let (interception, path) = match &config.intercept {
-        None => ("off", "node"),
-        Some(intercept) => {
-            let path = match intercept.path {
-                ListenerPath::Auto => "auto",
-                ListenerPath::PodLocal => "pod-local",
-                ListenerPath::Node => "node",
-            };
-            (if config.observes() { "observe" } else { "enforce" }, path)
-        }
-    };
-    StatusSettings {
-        version: version(),
-        node: config.cluster.node_name.clone(),
-        interception,
-        path: path.to_owned(),
-        arguments: std::env::args().skip(1).collect(),
-    }
 }
 
 /// What records hand-outs of credentials, until the drain begins.

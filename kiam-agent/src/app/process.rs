@@ -7,7 +7,8 @@ use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use tracing::error;
 
-use super::{error::Error, metrics};
+use super::error::Error;
+use crate::admin;
 use kiam_core::{
     clock::Clock,
     lifecycle::{self, Drain, DrainSignal, Latch, Readiness},
@@ -48,7 +49,7 @@ impl Process {
             tasks: JoinSet::new(),
         };
         let (readiness, clock) = (process.readiness.clone(), process.clock.clone());
-        metrics::register(&mut process.registry, readiness, clock);
+        admin::register_metrics(&mut process.registry, readiness, clock);
         if let Some((server, interval)) = statsd {
             let (statsd, flush) = Statsd::to(server, interval).map_err(Error::Statsd)?;
             process.statsd = statsd;

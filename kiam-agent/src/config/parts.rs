@@ -1,14 +1,14 @@
 //! The configurations of parts that several flags decide, or that lack what the node's metadata service knows.
 
-use super::Config;
-use crate::{older_pods::Entitlement, serve, sts};
+use super::{Config, version};
+use crate::{admin::StatusSettings, older_pods::Entitlement, serve, sts};
 use kiam_core::{
     pods::NodePods,
     policy,
     role::{BaseArn, RoleResolver},
 };
 use kiam_kernel::{
-    intercept::{self, HostNetworkPods},
+    intercept::{self, HostNetworkPods, ListenerPath},
     sandboxes,
 };
 
@@ -63,6 +63,29 @@ impl Config {
         Entitlement {
             passes_host_network: self.intercept.as_ref().is_some_and(passes),
             node_roles: self.imds.node_roles.clone(),
+        }
+    }
+
+    /// What `kiam-agent status` shows of the flags.
+    #[must_use]
+    pub fn status(&self) -> StatusSettings {
+        let (interception, path) = match &self.intercept {
+            None => ("off", "node"),
+            Some(intercept) => {
+                let path = match intercept.path {
+                    ListenerPath::Auto => "auto",
+                    ListenerPath::PodLocal => "pod-local",
+                    ListenerPath::Node => "node",
+                };
+                (if self.observes() { "observe" } else { "enforce" }, path)
+            }
+        };
+        StatusSettings {
+            version: version(),
+            node: self.cluster.node_name.clone(),
+            interception,
+            path: path.to_owned(),
+            arguments: std::env::args().skip(1).collect(),
         }
     }
 

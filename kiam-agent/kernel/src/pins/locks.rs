@@ -10,12 +10,17 @@ use std::{
 };
 
 use rustix::fs::{FlockOperation, flock};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
 
 use crate::{error::Error, pins};
 
 /// How long drift is left to another agent that has the attach lock. Pods may reach the IMDS meanwhile.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How often the attach lock is tried while another agent that starts has it.
+const RETRY: Duration = Duration::from_millis(50);
+/// How long an agent that starts may take, from its sockets until it serves. One that hangs keeps nobody out for longer.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// An agent's shared lock on the pins, held from before it attaches anything. It blocks an uninstallation.
 #[derive(Debug)]
@@ -124,6 +129,29 @@ impl AttachLock {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(source) => Err(failed(&pins, source)),
         }
+    }
+
+    /// Waits for the lock, so that of two agents that start at once, the second finds the first; `None` if another agent
+    /// has it for so long that it may hang.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::take`].
+    pub async fn wait(bpffs: &Path) -> Result<Option<Self>, Error> {
+        let began = Instant::now();
+        let mut warned = false;
+        while began.elapsed() < LIMIT {
+            if let Some(lock) = Self::take(bpffs)? {
+                return Ok(Some(lock));
+            }
+            if !warned {
+                info!("Another agent starts; waiting until it serves");
+                warned = true;
+            }
+            sleep(RETRY).await;
+        }
+        warn!("Another agent starts and does not come to serve; going on without the attach lock");
+        Ok(None)
     }
 }
 

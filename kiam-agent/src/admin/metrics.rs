@@ -17,8 +17,8 @@ struct Scrape {
     clock: Clock,
 }
 
-/// Adds the metrics to `registry`.
-pub(super) fn register(registry: &mut Registry, readiness: Readiness, clock: Clock) {
+/// Adds the agent's own metrics to `registry`.
+pub fn register_metrics(registry: &mut Registry, readiness: Readiness, clock: Clock) {
     registry.register_collector(Box::new(Scrape { readiness, clock }));
 }
 
@@ -72,7 +72,7 @@ mod tests {
         let latch = readiness.latch("serving pods");
         let clock = Clock::simulated(UNIX_EPOCH + Duration::from_secs(1_700_000_000));
         let mut registry = Registry::default();
-        register(&mut registry, readiness, clock);
+        register_metrics(&mut registry, readiness, clock);
         let scraped = || {
             let mut text = String::new();
             encode(&mut text, &registry).unwrap();
