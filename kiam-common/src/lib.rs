@@ -6,6 +6,8 @@
 
 pub mod client;
 pub mod counters;
+pub mod denial;
+pub mod names;
 pub mod redirect;
 
 /// The version of the pinned maps' layout, and the name of their folder. It changes with the key or the value of a map. A
@@ -30,23 +32,65 @@ pub const AUDITED_CONNECTIONS: u32 = 256 * POD_QUOTA as u32;
 /// the initial namespace, which they can read since kernel 5.7. No namespace has this cookie: the kernel counts up from 1.
 pub const HOST_NETNS_INITIAL: u64 = u64::MAX;
 
-/// `PATH`: to the pod listener if there is one, else to the node listener.
-pub const PATH_AUTO: u32 = 0;
-/// `PATH`: to the pod listener; denied without one.
-pub const PATH_POD_LOCAL: u32 = 1;
-/// `PATH`: to the node listener.
-pub const PATH_NODE: u32 = 2;
+/// Which of the agent's listeners redirected connections go to; the value of `PATH`.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenerPath {
+    /// To the pod listener if there is one, else to the node listener.
+    Auto = 0,
+    /// To the pod listener; denied without one. hostNetwork pods use the node listener, since their namespace is the node's.
+    PodLocal = 1,
+    /// To the node listener.
+    Node = 2,
+}
+
+// === impl ListenerPath ===
+
+impl ListenerPath {
+    /// Whether this is the path that `PATH` has.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is(self, path: u32) -> bool {
+        self as u32 == path
+    }
+
+    /// The value of `--path`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::PodLocal => "pod-local",
+            Self::Node => "node",
+        }
+    }
+}
 
 /// The levels of the cgroup hierarchy that are searched for marks, from the root down.
 pub const CGROUP_LEVELS: i32 = 12;
 
-/// The mark of cgroups without an entry in `CGROUPS`.
-pub const CGROUP_UNMARKED: u32 = 0;
-/// `CGROUPS` value: the connects of this subtree pass.
-pub const CGROUP_PASS: u32 = 1;
-/// `CGROUPS` value: the connects of this subtree are intercepted, although an ancestor's pass.
-pub const CGROUP_INTERCEPT: u32 = 2;
-/// `CGROUPS` value: the pods' cgroup, to which the programs are attached.
-pub const CGROUP_PODS: u32 = 3;
-/// `CGROUPS` value: the cgroup of a QoS class in the pods' cgroup. Guaranteed pods are in none.
-pub const CGROUP_QOS_CLASS: u32 = 4;
+/// The mark of a cgroup; the value of `CGROUPS`.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CgroupMark {
+    /// None: there is no entry.
+    Unmarked = 0,
+    /// The connects of this subtree pass.
+    Pass = 1,
+    /// The connects of this subtree are intercepted, although an ancestor's pass.
+    Intercept = 2,
+    /// The pods' cgroup, to which the programs are attached.
+    Pods = 3,
+    /// The cgroup of a QoS class in the pods' cgroup. Guaranteed pods are in none.
+    QosClass = 4,
+}
+
+// === impl CgroupMark ===
+
+impl CgroupMark {
+    /// Whether this is the mark that `CGROUPS` has.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is(self, mark: u32) -> bool {
+        self as u32 == mark
+    }
+}

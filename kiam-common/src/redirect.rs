@@ -2,7 +2,7 @@
 //!
 //! Only traffic to the instance metadata service and to the agent is judged. It is denied in case of doubt.
 
-use core::net::{Ipv4Addr, Ipv6Addr};
+use core::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::{client::Sandbox, counters::VerdictReason};
 
@@ -69,6 +69,23 @@ pub enum Destination {
 // === impl Target ===
 
 impl Target {
+    /// The node listeners at these addresses.
+    #[must_use]
+    pub fn node_listeners(addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        let mut target = Self::default();
+        for address in addresses {
+            match address {
+                SocketAddr::V4(v4) => {
+                    (target.v4, target.v4_port) = (v4.ip().octets(), v4.port());
+                }
+                SocketAddr::V6(v6) => {
+                    (target.v6, target.v6_port) = (v6.ip().octets(), v6.port());
+                }
+            }
+        }
+        target
+    }
+
     /// The pod listeners in a pod's own network namespace, at 127.0.0.1 and ::1.
     #[inline(always)]
     #[must_use]

@@ -4,10 +4,7 @@ use aya_ebpf::{
     helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_ktime_get_ns},
     programs::SockAddrContext,
 };
-use kiam_common::{
-    CGROUP_INTERCEPT, CGROUP_LEVELS, CGROUP_PASS, CGROUP_PODS, CGROUP_QOS_CLASS, CGROUP_UNMARKED,
-    LEASE_NS, redirect::Caller,
-};
+use kiam_common::{CGROUP_LEVELS, CgroupMark, LEASE_NS, redirect::Caller};
 
 use crate::{
     maps::{CGROUPS, HOST_NETWORK_PASSES, LEASE},
@@ -22,31 +19,34 @@ pub(crate) fn caller(ctx: &SockAddrContext) -> Caller {
 /// Whether the caller is exempt: the nearest marked cgroup decides, else `--host-network-pods` for the node's network.
 #[inline(always)]
 fn is_exempt(ctx: &SockAddrContext) -> bool {
-    match mark() {
-        CGROUP_PASS => true,
-        CGROUP_INTERCEPT => false,
-        _ => HOST_NETWORK_PASSES.load() != 0 && is_on_host_network(ctx),
+    let mark = mark();
+    if CgroupMark::Pass.is(mark) {
+        return true;
     }
+    if CgroupMark::Intercept.is(mark) {
+        return false;
+    }
+    HOST_NETWORK_PASSES.load() != 0 && is_on_host_network(ctx)
 }
 
 /// Whether the calling process is in the agent's own pod.
 #[inline(always)]
 pub(crate) fn is_agent() -> bool {
-    mark() == CGROUP_PASS
+    CgroupMark::Pass.is(mark())
 }
 
 /// Whether the calling process is the self-test, which alone has this mark.
 #[inline(always)]
 pub(crate) fn is_selftest() -> bool {
-    mark() == CGROUP_INTERCEPT
+    CgroupMark::Intercept.is(mark())
 }
 
-/// The mark of the nearest marked cgroup, from the caller's own upwards; [`CGROUP_UNMARKED`] without one.
+/// The mark of the nearest marked cgroup, from the caller's own upwards; [`CgroupMark::Unmarked`] without one.
 #[inline(always)]
 fn mark() -> u32 {
     // SAFETY: the helper has no preconditions (kernel 4.18).
     let mut nearest = mark_of(unsafe { bpf_get_current_cgroup_id() });
-    if nearest == CGROUP_UNMARKED {
+    if CgroupMark::Unmarked.is(nearest) {
         // From the root down, so the last one found is the nearest.
         for level in 1..=CGROUP_LEVELS {
             let above = ancestor(level);
@@ -54,7 +54,7 @@ fn mark() -> u32 {
                 break;
             }
             let mark = mark_of(above);
-            if mark != CGROUP_UNMARKED {
+            if !CgroupMark::Unmarked.is(mark) {
                 nearest = mark;
             }
         }
@@ -62,7 +62,7 @@ fn mark() -> u32 {
     nearest
 }
 
-/// The mark of one cgroup; [`CGROUP_UNMARKED`] without one.
+/// The mark of one cgroup; [`CgroupMark::Unmarked`] without one.
 ///
 /// Not an `Option<u32>`: if the option lives across a helper call, LLVM spills the uninitialized payload of a `None`, and
 /// kernels before 6.3 reject the program ("invalid read from stack"). Only plain values live across calls here.
@@ -71,7 +71,7 @@ pub(crate) fn mark_of(cgroup: u64) -> u32 {
     // SAFETY: the entry is not freed while the program runs (RCU).
     match unsafe { CGROUPS.get(cgroup) } {
         Some(mark) => *mark,
-        None => CGROUP_UNMARKED,
+        None => CgroupMark::Unmarked as u32,
     }
 }
 
@@ -85,7 +85,8 @@ pub(crate) fn pod() -> u64 {
         if above == 0 {
             break;
         }
-        if matches!(mark_of(above), CGROUP_PODS | CGROUP_QOS_CLASS) {
+        let mark = mark_of(above);
+        if CgroupMark::Pods.is(mark) || CgroupMark::QosClass.is(mark) {
             // From the root down, so the last one found is the nearest.
             holds_pods = level;
         }

@@ -20,9 +20,9 @@ use aya_ebpf::{
     programs::{SockAddrContext, SockOpsContext},
 };
 use kiam_common::{
-    POD_QUOTA,
     client::{ClientRecord, ConnectionCount, FlowKey, Opener, Sighting, Sightings, mapped},
     counters::VerdictReason,
+    denial::quota_denial,
     redirect::{Destination, Verdict},
 };
 
@@ -52,8 +52,8 @@ pub(crate) struct Redirection {
 #[inline(always)]
 pub(crate) fn record(ctx: &SockAddrContext, redirection: Redirection) -> Result<(), VerdictReason> {
     let counts = counts_of(redirection.pod).ok_or(VerdictReason::Full)?;
-    if open_now(counts) >= POD_QUOTA {
-        return Err(VerdictReason::Quota);
+    if let Some(reason) = quota_denial(open_now(counts)) {
+        return Err(reason);
     }
     let netns = netns(ctx);
     if !has_room(netns, redirection.pod_listener) {
@@ -246,8 +246,8 @@ fn enter(client: &ClientRecord, key: FlowKey) -> Result<(), VerdictReason> {
     let counts = counts_of(client.pod).ok_or(VerdictReason::Full)?;
     open(counts);
     // The connect hook has checked the quota, but other sockets may have connected since.
-    let result = if open_now(counts) > POD_QUOTA {
-        Err(VerdictReason::Quota)
+    let result = if let Some(reason) = quota_denial(open_now(counts) - 1) {
+        Err(reason)
     } else if client.pod_listener != 0 {
         Ok(())
     } else {

@@ -11,7 +11,8 @@ use aya_ebpf::{
 };
 use core::net::{Ipv4Addr, Ipv6Addr};
 use kiam_common::{
-    CGROUP_LEVELS, CGROUP_PASS, CGROUP_PODS, CGROUP_UNMARKED,
+    CGROUP_LEVELS, CgroupMark,
+    denial::Sender,
     redirect::{ImdsV6, imds_v6, is_imds_v4},
 };
 
@@ -23,19 +24,6 @@ const ETH_P_8021Q: u16 = 0x8100;
 const ETH_P_8021AD: u16 = 0x88a8;
 const ETHERNET_HEADER: u32 = 14;
 const VLAN_TAG: u32 = 4;
-
-/// The sender of a packet.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sender {
-    /// A socket that connect let through, or one of the agent's own pod.
-    Passed,
-    /// Another socket of the pods' cgroup.
-    Pod,
-    /// A socket of the node, outside the pods' cgroup.
-    Node,
-    /// No socket: the packet was forwarded, or the kernel made it.
-    NoSocket,
-}
 
 /// Marks the socket, whose connect or sendmsg to the IMDS passed.
 #[inline(always)]
@@ -106,7 +94,7 @@ pub(crate) fn sender(skb: *mut __sk_buff) -> Sender {
     }
     let own_mark = mark_of(own);
     let mut nearest = own_mark;
-    let mut below_pods = own_mark == CGROUP_PODS;
+    let mut below_pods = CgroupMark::Pods.is(own_mark);
     for level in 1..=CGROUP_LEVELS {
         // SAFETY: the helper takes the program's own context; beyond the leaf it answers 0 (kernel 4.19).
         let ancestor = unsafe { bpf_skb_ancestor_cgroup_id(skb, level) };
@@ -114,17 +102,13 @@ pub(crate) fn sender(skb: *mut __sk_buff) -> Sender {
             break;
         }
         let mark = mark_of(ancestor);
-        below_pods |= mark == CGROUP_PODS;
+        below_pods |= CgroupMark::Pods.is(mark);
         // From the root down, so the last one found is the nearest, but for the socket's own.
-        if own_mark == CGROUP_UNMARKED && mark != CGROUP_UNMARKED {
+        if CgroupMark::Unmarked.is(own_mark) && !CgroupMark::Unmarked.is(mark) {
             nearest = mark;
         }
     }
-    match nearest {
-        CGROUP_PASS => Sender::Passed,
-        _ if below_pods => Sender::Pod,
-        _ => Sender::Node,
-    }
+    Sender::of(nearest, below_pods)
 }
 
 /// Whether the packet came in by an interface, unlike those that the node's kernel sends itself, such as a last ACK.

@@ -26,16 +26,15 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use kiam_common::{
-    PATH_NODE, PATH_POD_LOCAL,
     client::{ClientRecord, mapped},
     counters::VerdictReason,
+    denial::{RedirectedSocket, bind_denial, has_pod_listener},
     redirect::{self, Destination, IMDS_PORT, ImdsV6, Target, Verdict},
 };
 
 use crate::{
     callers::{caller, is_agent, is_selftest},
     flows::Redirection,
-    guard::Sender,
     maps::{
         AGENT_PORTS, CLIENTS, NAMESPACES_ARE_KNOWN, OBSERVES, PATH, PROBE_NETNS, PROBE_SOCKET,
         SANDBOXES, TARGET, count,
@@ -72,7 +71,7 @@ impl ListenerChoice {
             // SAFETY: the entry is not freed while the program runs (RCU).
             if let Some(sandbox) = unsafe { SANDBOXES.get(netns(ctx)) } {
                 let (sandbox, pod) = (*sandbox, sandbox.pod);
-                if sandbox.v4 != 0 && PATH.load() != PATH_NODE && !is_bound_to_interface(ctx) {
+                if has_pod_listener(sandbox, PATH.load(), || is_bound_to_interface(ctx)) {
                     return Self {
                         target: Target::pod_listeners(sandbox),
                         pod_listener: true,
@@ -203,10 +202,11 @@ fn kiam_listener(ctx: SkBuffContext) -> i64 {
 #[cgroup_skb(egress)]
 fn kiam_guard(ctx: SkBuffContext) -> i32 {
     let skb = ctx.as_ptr().cast();
-    if !guard::is_for_imds(skb) || guard::sender(skb) == Sender::Passed {
+    if !guard::is_for_imds(skb) {
         return ALLOW;
     }
-    count(VerdictReason::Guard);
+    let Some(reason) = guard::sender(skb).guard_denial() else { return ALLOW };
+    count(reason);
     DENY
 }
 
@@ -217,15 +217,9 @@ fn kiam_uplink(ctx: TcContext) -> i32 {
     if !guard::is_for_imds(skb) && !guard::is_frame_for_imds(skb) {
         return NEXT;
     }
-    let denied = match guard::sender(skb) {
-        Sender::Passed | Sender::Node => false,
-        Sender::Pod => true,
-        Sender::NoSocket => guard::was_forwarded(skb),
-    };
-    if !denied {
-        return NEXT;
-    }
-    count(VerdictReason::Uplink);
+    let denial = guard::sender(skb).uplink_denial(|| guard::was_forwarded(skb));
+    let Some(reason) = denial else { return NEXT };
+    count(reason);
     SHOT
 }
 
@@ -286,21 +280,14 @@ fn send_to_agent(
     choice: ListenerChoice,
 ) -> Result<VerdictReason, VerdictReason> {
     let on_host = is_on_host_network(ctx);
-    if !choice.pod_listener && !on_host && PATH.load() == PATH_POD_LOCAL {
-        return Err(VerdictReason::NoPodListener);
-    }
-    // Pods on the node's network share one namespace. A socket that is bound to an interface may have the same ends there
-    // as another one, which would then get no answer.
-    if on_host && is_bound_to_interface(ctx) {
-        return Err(VerdictReason::Namespace);
+    let bound = is_bound_to_interface(ctx);
+    let socket = RedirectedSocket { pod_listener: choice.pod_listener, on_host, bound };
+    if let Some(reason) = socket.path_denial(PATH.load()) {
+        return Err(reason);
     }
     let pod = choice.pod(on_host);
-    if pod == 0 {
-        return Err(VerdictReason::Namespace);
-    }
-    // The node listener can't be looked up from other namespaces.
-    if (choice.pod_listener || on_host) && !listener::is_agents(ctx, destination) {
-        return Err(VerdictReason::NoListener);
+    if let Some(reason) = socket.listener_denial(pod, || listener::is_agents(ctx, destination)) {
+        return Err(reason);
     }
     flows::record(
         ctx,
@@ -317,10 +304,10 @@ fn send_to_agent(
 #[inline(always)]
 fn bind(ctx: &SockAddrContext) -> i32 {
     let takes = is_stream(ctx) && redirect::is_agent_port(port(ctx), &AGENT_PORTS.load());
-    if !takes || !is_on_host_network(ctx) || is_agent() {
+    let Some(reason) = bind_denial(takes, || is_on_host_network(ctx), is_agent) else {
         return ALLOW;
-    }
-    count(VerdictReason::Bind);
+    };
+    count(reason);
     DENY
 }
 

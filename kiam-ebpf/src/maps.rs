@@ -37,7 +37,7 @@ pub(crate) static HOST_NETNS: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static HOST_NETWORK_PASSES: Global<u32> = Global::new(0);
 
-/// `PATH_AUTO`, `PATH_POD_LOCAL` or `PATH_NODE`.
+/// A `ListenerPath`.
 #[unsafe(no_mangle)]
 pub(crate) static PATH: Global<u32> = Global::new(0);
 
@@ -62,7 +62,7 @@ pub(crate) static PROBE_NETNS: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static LEASE: Array<u64> = Array::with_max_entries(1, 0);
 
-/// The marks of cgroups by id: `CGROUP_PASS`, `CGROUP_INTERCEPT`, `CGROUP_PODS` or `CGROUP_QOS_CLASS`.
+/// The `CgroupMark`s of cgroups by id.
 #[map]
 pub(crate) static CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(64, 0);
 

@@ -2,7 +2,7 @@
 //! one does.
 
 use std::{
-    net::{SocketAddr, TcpListener as Socket},
+    net::TcpListener as Socket,
     os::fd::{AsFd, BorrowedFd},
 };
 
@@ -61,7 +61,7 @@ async fn attach(
 ) -> Result<Kernel, Error> {
     let Interceptor { config, agent_lock } = interceptor;
     let sockets = listeners.copies_for_pods().map_err(Error::Handover)?;
-    let target = target(&listeners.pod_addresses());
+    let target = Target::node_listeners(listeners.pod_addresses());
     // Both block, for as long as the verifier takes.
     let panicked = |_| Error::Panicked;
     let given = config.clone();
@@ -79,22 +79,4 @@ async fn attach(
     let parts = blocking::spawn(attach).await.map_err(panicked)??;
     let cgroups = CgroupPaths::new(parts.cgroup.clone());
     Ok(Kernel { config, agent_lock, parts, cgroups })
-}
-
-/// The kernel programs' target.
-fn target(bound: &[SocketAddr]) -> Target {
-    let mut target = Target::default();
-    for address in bound {
-        match address {
-            SocketAddr::V4(v4) => {
-                target.v4 = v4.ip().octets();
-                target.v4_port = v4.port();
-            }
-            SocketAddr::V6(v6) => {
-                target.v6 = v6.ip().octets();
-                target.v6_port = v6.port();
-            }
-        }
-    }
-    target
 }

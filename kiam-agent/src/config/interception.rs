@@ -76,11 +76,8 @@ fn path(
     mistakes: &mut Mistakes,
 ) -> Option<intercept::ListenerPath> {
     use intercept::ListenerPath;
-    let words = [
-        ("auto", ListenerPath::Auto),
-        ("pod-local", ListenerPath::PodLocal),
-        ("node", ListenerPath::Node),
-    ];
+    let words = [ListenerPath::Auto, ListenerPath::PodLocal, ListenerPath::Node];
+    let words = words.map(|path| (path.name(), path));
     match (mistakes.one_of("path", &flags.path, &words)?, identity) {
         (ListenerPath::PodLocal, Identity::SourceIp) => {
             let why =

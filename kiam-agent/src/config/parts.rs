@@ -70,15 +70,9 @@ impl Config {
     #[must_use]
     pub fn status(&self) -> StatusSettings {
         let (interception, path) = match &self.intercept {
-            None => ("off", "node"),
-            Some(intercept) => {
-                let path = match intercept.path {
-                    ListenerPath::Auto => "auto",
-                    ListenerPath::PodLocal => "pod-local",
-                    ListenerPath::Node => "node",
-                };
-                (if self.observes() { "observe" } else { "enforce" }, path)
-            }
+            None => ("off", ListenerPath::Node.name()),
+            Some(it) if self.observes() => ("observe", it.path.name()),
+            Some(it) => ("enforce", it.path.name()),
         };
         StatusSettings {
             version: version(),

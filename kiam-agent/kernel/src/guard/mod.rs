@@ -35,7 +35,7 @@ pub(super) use self::{
     probe::Reach,
     route::imds_addresses,
     selection::{interface_names, uplinks},
-    uplink::{AGENT, remove as remove_uplinks},
+    uplink::remove as remove_uplinks,
 };
 use crate::{
     error::Error,

@@ -23,6 +23,7 @@ use aya::{
         },
     },
 };
+use kiam_common::names::program;
 
 use super::{selection::Interface, selection::interfaces, selection::uplinks};
 use crate::{
@@ -32,11 +33,11 @@ use crate::{
 };
 
 /// The program's name in the object, and the filter's.
-const PROGRAM: &str = "kiam_uplink";
+const PROGRAM: &str = program::UPLINK;
 /// The prefix of pins, before the interface's index.
 const PIN: &str = "link_uplink_";
 /// The program that shows which agent's programs are attached. Every agent attaches it.
-pub(crate) const AGENT: &str = "kiam_connect4";
+const AGENT: &str = program::CONNECT4;
 /// The highest priority: an earlier filter could end the search.
 const PRIORITY: u16 = 1;
 /// The agent's handle, by which a later agent finds the filter.

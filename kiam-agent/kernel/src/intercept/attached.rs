@@ -10,19 +10,20 @@ use std::{
 };
 
 use aya::maps::{HashMap, Map, MapData};
+use kiam_common::names::{map, program};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::programs::map_error;
 use crate::{error::Error, pins, sys::links::PinnedLink};
 
-const NAME: &str = "ATTACHED";
+const NAME: &str = map::ATTACHED;
 /// The key that says that programs which only observe had the links since the last record: no link has this id.
 const OBSERVED: u32 = 0;
 /// By this much a pin's time may be too late: that of files is the clock's at its last tick.
 const TICK: Duration = Duration::from_millis(10);
 /// The programs without which a pod gets the node's credentials: these are answered over TCP alone. The others keep agents and
 /// identities safe, and a release may add some: pods were intercepted before they came.
-const INTERCEPTING: [&str; 2] = ["kiam_connect6", "kiam_connect4"];
+const INTERCEPTING: [&str; 2] = [program::CONNECT6, program::CONNECT4];
 
 /// Since when pods' IMDS traffic does not get to the real service, as times since the node booted ([`since_boot`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

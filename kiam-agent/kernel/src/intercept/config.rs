@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+pub use kiam_common::ListenerPath;
 use tracing::warn;
 
 use crate::{
@@ -86,18 +87,6 @@ pub enum Mode {
     Enforce,
     /// IMDS traffic is only counted, by pod.
     Observe,
-}
-
-/// How redirected connections reach the agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ListenerPath {
-    /// To the pod listener where there is one, else to the node listener.
-    Auto,
-    /// To the pod listener; without one, connects are denied. hostNetwork pods use the node listener, since their namespace
-    /// is the node's.
-    PodLocal,
-    /// To the node listener.
-    Node,
 }
 
 /// Whether pods in the node's own network namespace are intercepted.

@@ -3,11 +3,10 @@
 use std::{fmt, path::Path, time::Duration};
 
 use aya::maps::{Array, Map, MapData};
+use kiam_common::names::map::LEASE as NAME;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{error::Error, pins};
-
-const NAME: &str = "LEASE";
 
 /// The agent's heartbeat in the kernel.
 pub struct Lease(Array<MapData, u64>);

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use aya::{Ebpf, EbpfError, EbpfLoader, maps::MapError, programs::SocketFilter};
 use kiam_common::{
-    HOST_NETNS_INITIAL, PATH_AUTO, PATH_NODE, PATH_POD_LOCAL,
+    HOST_NETNS_INITIAL,
+    names::{constant, map, program},
     redirect::{AgentPorts, Target},
 };
 use tokio::sync::watch;
@@ -16,8 +17,8 @@ use tracing::{info, warn};
 use super::{ancestors, attach, loader, namespace, open_pins::OpenPins};
 use crate::{
     error::Error,
-    guard::{self, UplinkProgram},
-    intercept::{Config, HostNetworkPods, Interception, ListenerPath, Mode, Rewriter},
+    guard::UplinkProgram,
+    intercept::{Config, HostNetworkPods, Interception, Mode, Rewriter},
     pins::{self, locks::Patience},
     sys::{Cgroup, features, netns, rejection::program_error},
 };
@@ -25,43 +26,24 @@ use kiam_core::blocking::Blocking;
 
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KIAM_BPF_OBJECT"));
 
-pub(super) const MAPS: [&str; 13] = [
-    "LEASE",
-    "SANDBOXES",
-    "CGROUPS",
-    "CLIENTS",
-    "CALLERS",
-    "LISTENERS",
-    "PASSED",
-    "FLOWS",
-    "PODS",
-    "PROCESSES",
-    "OBSERVED",
-    "COUNTERS",
-    "ATTACHED",
-];
-
 /// The enforcing programs in the order in which they are attached. First no pod can take the agent's ports. Identity comes
 /// before the redirect, so that no redirected connection lacks a record.
 pub(super) const ENFORCING: [&str; 9] = [
-    "kiam_bind4",
-    "kiam_bind6",
-    "kiam_sock_ops",
-    "kiam_getpeername4",
-    "kiam_getpeername6",
-    "kiam_connect6",
-    "kiam_connect4",
-    "kiam_sendmsg4",
-    "kiam_sendmsg6",
+    program::BIND4,
+    program::BIND6,
+    program::SOCK_OPS,
+    program::GETPEERNAME4,
+    program::GETPEERNAME6,
+    program::CONNECT6,
+    program::CONNECT4,
+    program::SENDMSG4,
+    program::SENDMSG6,
 ];
 
 /// The observing programs, which see connects and datagrams and change nothing. `kiam_sock_ops` publishes nothing here, but
 /// removes earlier entries: a connection whose close is not seen would count for its pod for ever.
 pub(super) const OBSERVING: [&str; 5] =
-    ["kiam_sock_ops", "kiam_connect6", "kiam_connect4", "kiam_sendmsg4", "kiam_sendmsg6"];
-
-pub(super) const GUARD: &str = "kiam_guard";
-pub(super) const LISTENER: &str = "kiam_listener";
+    [program::SOCK_OPS, program::CONNECT6, program::CONNECT4, program::SENDMSG4, program::SENDMSG6];
 
 /// The object with all programs that the kernel has verified.
 struct VerifiedObject {
@@ -179,15 +161,15 @@ impl VerifiedObject {
         }
         if config.mode == Mode::Enforce {
             // Programs that make it necessary may be attached above the pods' cgroup at any time.
-            verify(&mut ebpf, GUARD)?;
+            verify(&mut ebpf, program::GUARD)?;
         }
         if config.has_filter() {
-            listener_filter(&mut ebpf)?.load().map_err(program_error(LISTENER))?;
+            listener_filter(&mut ebpf)?.load().map_err(program_error(program::LISTENER))?;
         }
         let rewriter = Rewriter::load(&mut ebpf)?;
         let uplink = match config.guard.uplink && config.mode == Mode::Enforce {
             true => {
-                let agent = id(&ebpf, guard::AGENT)?;
+                let agent = id(&ebpf, program::CONNECT4)?;
                 let ebpf = loader(pins).load(object).map_err(rejected)?;
                 // What nothing is pinned for is never attached.
                 let pins = pins.unwrap_or(&config.bpffs).to_owned();
@@ -207,24 +189,20 @@ impl Constants<'_> {
         let Self { config, target, host_netns, told } = self;
         let passes = u32::from(config.host_network == HostNetworkPods::Pass);
         let observes = u32::from(config.mode == Mode::Observe);
-        let path = match config.path {
-            ListenerPath::Auto => PATH_AUTO,
-            ListenerPath::PodLocal => PATH_POD_LOCAL,
-            ListenerPath::Node => PATH_NODE,
-        };
+        let path = config.path as u32;
         let [admin, metrics] = config.operator_ports;
         let ports: AgentPorts = [target.v4_port, target.v6_port, admin, metrics];
         let only_known = u32::from(config.has_filter() && told);
         let level: u8 = if config.log { 4 } else { 0 };
         let mut loader = loader(pins);
         loader
-            .override_global("TARGET", &target, true)
-            .override_global("AGENT_PORTS", &ports, true)
-            .override_global("HOST_NETNS", &host_netns, true)
-            .override_global("HOST_NETWORK_PASSES", &passes, true)
-            .override_global("NAMESPACES_ARE_KNOWN", &only_known, true)
-            .override_global("OBSERVES", &observes, true)
-            .override_global("PATH", &path, true)
+            .override_global(constant::TARGET, &target, true)
+            .override_global(constant::AGENT_PORTS, &ports, true)
+            .override_global(constant::HOST_NETNS, &host_netns, true)
+            .override_global(constant::HOST_NETWORK_PASSES, &passes, true)
+            .override_global(constant::NAMESPACES_ARE_KNOWN, &only_known, true)
+            .override_global(constant::OBSERVES, &observes, true)
+            .override_global(constant::PATH, &path, true)
             .override_global(aya_log::LEVEL, &level, false);
         loader.load(object).map_err(rejected)
     }
@@ -244,7 +222,7 @@ pub(super) fn rejected(error: EbpfError) -> Error {
 fn loader(pins: Option<&Path>) -> EbpfLoader<'static> {
     let mut loader = loader::new();
     if let Some(pins) = pins {
-        for map in MAPS {
+        for map in map::PINNED {
             loader.map_pin_path(map, pins.join(map));
         }
     }
@@ -263,7 +241,7 @@ fn programs(config: &Config, cgroup: &Cgroup) -> Result<Vec<&'static str>, Error
         info!(cgroup = %path.display(), "Other programs are attached above the pods' cgroup, so packets are guarded too");
     }
     if config.guard.skb || !above.is_empty() {
-        programs.push(GUARD);
+        programs.push(program::GUARD);
     }
     Ok(programs)
 }
@@ -277,8 +255,8 @@ fn verify(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
 
 /// The filter of SYNs at the agent's listeners.
 pub(super) fn listener_filter(ebpf: &mut Ebpf) -> Result<&mut SocketFilter, Error> {
-    let program = ebpf.program_mut(LISTENER).ok_or(Error::Missing(LISTENER))?;
-    program.try_into().map_err(program_error(LISTENER))
+    let program = ebpf.program_mut(program::LISTENER).ok_or(Error::Missing(program::LISTENER))?;
+    program.try_into().map_err(program_error(program::LISTENER))
 }
 
 /// The kernel's id of a loaded program.

@@ -6,11 +6,9 @@ use std::{
 };
 
 use aya::maps::{HashMap, Map, MapData, MapError};
-use kiam_common::CGROUP_INTERCEPT;
+use kiam_common::{CgroupMark, names::map::CGROUPS as NAME};
 
 use crate::error::Error;
-
-const NAME: &str = "CGROUPS";
 
 /// The kernel's map of marked cgroups. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -30,7 +28,7 @@ impl Marks {
     /// Has connects from `cgroup` and below intercepted, even if those of its ancestors pass.
     pub(crate) fn intercept(&self, cgroup: u64) -> Result<(), Error> {
         let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let inserted = marks.insert(cgroup, CGROUP_INTERCEPT, 0);
+        let inserted = marks.insert(cgroup, CgroupMark::Intercept as u32, 0);
         inserted.map_err(|source| Error::Map { name: NAME, source })
     }
 

@@ -11,7 +11,10 @@ use aya::{
     maps::Array,
     programs::{CgroupAttachMode, CgroupSockAddr},
 };
-use kiam_common::HOST_NETNS_INITIAL;
+use kiam_common::{
+    HOST_NETNS_INITIAL,
+    names::{constant, map, program},
+};
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketType, bind, socket, sockopt::socket_cookie},
@@ -29,10 +32,10 @@ use crate::{
     sys::{Cgroup, rejection::program_error},
 };
 
-const NAME: &str = "kiam_namespace";
+const NAME: &str = program::NAMESPACE;
 /// What a failure names.
 const NETNS: &str = "/proc/self/ns/net";
-const NOTED: &str = "PROBE_NETNS";
+const NOTED: &str = map::PROBE_NETNS;
 
 /// What `HOST_NETNS` is to be where the kernel does not tell.
 ///
@@ -68,7 +71,7 @@ fn learn(object: &[u8], cgroup: &Cgroup) -> Result<u64, Error> {
         socket(AddressFamily::INET, SocketType::DGRAM, None).map_err(failed("socket(2)"))?;
     let probe = socket_cookie(&socket).map_err(failed("SO_COOKIE"))?;
     let mut loader = loader::new();
-    loader.override_global("PROBE_SOCKET", &probe, true);
+    loader.override_global(constant::PROBE_SOCKET, &probe, true);
     // Nothing of it is pinned.
     let mut ebpf = loader.load(object).map_err(rejected)?;
     let rejection = program_error(NAME);

@@ -6,11 +6,10 @@ use aya::maps::{HashMap, Map, MapData};
 use kiam_common::{
     client::{Sighting, Sightings},
     counters::VerdictReason,
+    names::map::OBSERVED as NAME,
 };
 
 use crate::error::Error;
-
-const NAME: &str = "OBSERVED";
 
 /// The kernel's map of observations, with the latest 8,192 pairs of cgroup and verdict.
 #[derive(Debug)]

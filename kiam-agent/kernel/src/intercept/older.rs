@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use kiam_common::CGROUP_PASS;
+use kiam_common::CgroupMark;
 use rustix::io::Errno;
 use tokio::time::Instant;
 use tracing::warn;
@@ -99,7 +99,7 @@ impl OlderSearch {
         let marks = own_pod::marks(&pins);
         let is_agents = |id: u64| {
             let mark = marks.as_ref().and_then(|marks| marks.get(&id, 0).ok());
-            mark == Some(CGROUP_PASS) || cgroup.own_pod() == Some(id)
+            mark.is_some_and(|mark| CgroupMark::Pass.is(mark)) || cgroup.own_pod() == Some(id)
         };
         let mut listing = Walk::new(blocking, TIME);
         let pods = listing.pods(cgroup.path());

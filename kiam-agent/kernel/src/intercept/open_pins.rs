@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use aya::maps::MapData;
+use kiam_common::names::map::PINNED;
 
-use super::{loading::MAPS, programs::map_error};
+use super::programs::map_error;
 use crate::{error::Error, pins, sys::links::PinnedLink};
 
 /// The open links and maps of one agent.
@@ -109,7 +110,7 @@ impl OpenPins {
     /// Opens the maps in `pins`.
     pub(super) fn maps(&mut self, pins: &Path) -> Result<(), Error> {
         let open = |name| Ok((name, MapData::from_pin(pins.join(name)).map_err(map_error(name))?));
-        self.maps = MAPS.into_iter().map(open).collect::<Result<_, Error>>()?;
+        self.maps = PINNED.into_iter().map(open).collect::<Result<_, Error>>()?;
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 use std::{path::Path, time::Duration};
 
 use aya::maps::{HashMap, Map, MapData};
-use kiam_common::{CGROUP_PASS, CGROUP_PODS, CGROUP_QOS_CLASS};
+use kiam_common::{CgroupMark, names::map::CGROUPS};
 use tracing::warn;
 
 use super::{config::check, loading::check_object, programs::map_error};
@@ -16,7 +16,6 @@ use crate::{
 };
 use kiam_core::blocking::Blocking;
 
-const CGROUPS: &str = "CGROUPS";
 /// The longest search for the QoS classes' cgroups.
 pub(super) const CLASSES_TIME: Duration = Duration::from_secs(2);
 
@@ -57,7 +56,7 @@ pub fn may_hand_over(blocking: &Blocking, config: &Config, pid: u32) -> bool {
         return true;
     }
     let Ok((pins, _)) = pins::open(&config.bpffs) else { return false };
-    marks(&pins).is_some_and(|marks| marks.get(&pod, 0).is_ok_and(|mark| mark == CGROUP_PASS))
+    marks(&pins).is_some_and(|marks| marks.get(&pod, 0).is_ok_and(|mark| CgroupMark::Pass.is(mark)))
 }
 
 /// Marks the pods' cgroup and its QoS classes, whose children are pods, and the agent's own pod, which keeps the real IMDS.
@@ -67,12 +66,12 @@ pub(super) fn mark_cgroups<M: std::borrow::BorrowMut<MapData>>(
     cgroup: &Cgroup,
     classes: &[u64],
 ) -> Result<(), Error> {
-    cgroups.insert(cgroup.id(), CGROUP_PODS, 0).map_err(map_error(CGROUPS))?;
+    cgroups.insert(cgroup.id(), CgroupMark::Pods as u32, 0).map_err(map_error(CGROUPS))?;
     for class in classes {
-        cgroups.insert(class, CGROUP_QOS_CLASS, 0).map_err(map_error(CGROUPS))?;
+        cgroups.insert(class, CgroupMark::QosClass as u32, 0).map_err(map_error(CGROUPS))?;
     }
     if let Some(own) = cgroup.own_pod() {
-        cgroups.insert(own, CGROUP_PASS, 0).map_err(map_error(CGROUPS))?;
+        cgroups.insert(own, CgroupMark::Pass as u32, 0).map_err(map_error(CGROUPS))?;
     }
     let gone = |id: &u64| {
         cgroup.path_of(*id).is_err_and(|error| error.raw_os_error() == Some(libc::ESTALE))

@@ -11,13 +11,14 @@ use aya::{
     maps::{Array, HashMap, MapData, PerCpuArray, SkStorage},
 };
 use aya_log::EbpfLogger;
+use kiam_common::names::{map, program};
 use tokio::sync::watch;
 use tracing::warn;
 
 use super::{
     attach::attach, attach::load, attach::pin_error, attach::replace_or, attached,
-    loading::ENFORCING, loading::GUARD, loading::LISTENER, loading::OBSERVING,
-    loading::listener_filter, open_pins::OpenPins, own_pod::CLASSES_TIME, own_pod::mark_cgroups,
+    loading::ENFORCING, loading::OBSERVING, loading::listener_filter, open_pins::OpenPins,
+    own_pod::CLASSES_TIME, own_pod::mark_cgroups,
 };
 use crate::{
     error::Error,
@@ -123,17 +124,18 @@ impl Interception {
         listeners: &[BorrowedFd<'_>],
     ) -> Result<InterceptionParts, Error> {
         // An agent that only observes does not attach this program.
-        let first = !pins::link(&self.pins, "kiam_getpeername4").exists() && self.older.is_empty();
+        let first =
+            !pins::link(&self.pins, program::GETPEERNAME4).exists() && self.older.is_empty();
         self.mark(listeners)?;
         self.attach_all(blocking)?;
         self.open_pins.maps(&self.pins)?;
         let ebpf = &mut self.ebpf;
         let log = if self.log { Some(KernelLog(EbpfLogger::init(ebpf)?)) } else { None };
-        let lease = Lease::new(array(ebpf, "LEASE")?);
-        let (flows, pods) = (hash(ebpf, "FLOWS")?, hash(ebpf, "PODS")?);
-        let flows = Flows::new(flows, pods, hash(ebpf, "PROCESSES")?);
-        let map = ebpf.take_map("COUNTERS").ok_or(Error::Missing("COUNTERS"))?;
-        let counters = PerCpuArray::try_from(map).map_err(map_error("COUNTERS"))?;
+        let lease = Lease::new(array(ebpf, map::LEASE)?);
+        let (flows, pods) = (hash(ebpf, map::FLOWS)?, hash(ebpf, map::PODS)?);
+        let flows = Flows::new(flows, pods, hash(ebpf, map::PROCESSES)?);
+        let map = ebpf.take_map(map::COUNTERS).ok_or(Error::Missing(map::COUNTERS))?;
+        let counters = PerCpuArray::try_from(map).map_err(map_error(map::COUNTERS))?;
         let observed = (!self.enforces()).then(|| Observations::open(&self.pins)).transpose()?;
         Ok(InterceptionParts {
             lease,
@@ -198,9 +200,9 @@ impl Interception {
     /// Marks the cgroups that hold pods, and the agent's own pod, for the programs.
     pub(super) fn mark_cgroups(&mut self, blocking: &Blocking) -> Result<(), Error> {
         let classes = self.cgroup.qos_classes(&mut Walk::new(blocking, CLASSES_TIME));
-        let map = self.ebpf.map_mut("CGROUPS").ok_or(Error::Missing("CGROUPS"))?;
+        let map = self.ebpf.map_mut(map::CGROUPS).ok_or(Error::Missing(map::CGROUPS))?;
         // Borrowed, since loading further programs needs the map's descriptor.
-        let map = HashMap::try_from(map).map_err(map_error("CGROUPS"))?;
+        let map = HashMap::try_from(map).map_err(map_error(map::CGROUPS))?;
         mark_cgroups(map, &self.cgroup, &classes)?;
         self.classes = classes;
         Ok(())
@@ -208,25 +210,25 @@ impl Interception {
 
     /// Marks the agent's listeners for the connect hooks, and attaches the filter of SYNs to them.
     fn mark(&mut self, listeners: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        let map = self.ebpf.map_mut("LISTENERS").ok_or(Error::Missing("LISTENERS"))?;
+        let map = self.ebpf.map_mut(map::LISTENERS).ok_or(Error::Missing(map::LISTENERS))?;
         let mut marks: SkStorage<&mut MapData, u32> =
-            SkStorage::try_from(map).map_err(map_error("LISTENERS"))?;
+            SkStorage::try_from(map).map_err(map_error(map::LISTENERS))?;
         for socket in listeners {
-            marks.insert(socket, 1, 0).map_err(map_error("LISTENERS"))?;
+            marks.insert(socket, 1, 0).map_err(map_error(map::LISTENERS))?;
         }
         if !self.filters_syns {
             return Ok(());
         }
         let filter = listener_filter(&mut self.ebpf)?;
         for socket in listeners {
-            filter.attach(socket).map_err(program_error(LISTENER))?;
+            filter.attach(socket).map_err(program_error(program::LISTENER))?;
         }
         Ok(())
     }
 
     /// Whether packets of the pods' cgroup are guarded.
     pub(super) fn guards_packets(&self) -> bool {
-        self.programs.contains(&GUARD)
+        self.programs.contains(&program::GUARD)
     }
 
     /// Whether the programs enforce.
@@ -248,7 +250,7 @@ impl Interception {
 
     /// Detaches the programs of an earlier agent that this configuration does not use.
     fn detach_others(&self) -> Result<(), Error> {
-        for name in ENFORCING.into_iter().chain([GUARD]) {
+        for name in ENFORCING.into_iter().chain([program::GUARD]) {
             let pin = pins::link(&self.pins, name);
             if !self.programs.contains(&name) && pin.exists() {
                 fs::remove_file(&pin).map_err(|source| pin_error(&pin, source))?;

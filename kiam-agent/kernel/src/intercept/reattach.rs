@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{ancestors, loading::GUARD, own_pod::CLASSES_TIME};
+use kiam_common::names::program;
+
+use super::{ancestors, own_pod::CLASSES_TIME};
 use crate::{
     error::Error,
     intercept::{Drift, Interception},
@@ -82,8 +84,8 @@ impl Interception {
             && !self.guards_packets()
             && !ancestors::with_programs(&self.cgroup)?.is_empty();
         if begins {
-            self.attach_one(GUARD)?;
-            self.programs.push(GUARD);
+            self.attach_one(program::GUARD)?;
+            self.programs.push(program::GUARD);
         }
         Ok(begins)
     }

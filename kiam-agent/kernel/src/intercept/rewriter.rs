@@ -9,13 +9,14 @@ use aya::{
     Ebpf,
     programs::{CgroupSockAddr, ProgramFd},
 };
+use kiam_common::names::program;
 
 use crate::{
     error::Error,
     sys::{Cgroup, links, rejection::program_error},
 };
 
-const NAME: &str = "kiam_rewrite";
+const NAME: &str = program::REWRITE;
 
 /// The loaded program, which is attached only while a [`RewriterLink`] lives. Cheap to clone.
 #[derive(Clone, Debug)]

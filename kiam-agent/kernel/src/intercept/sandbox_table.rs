@@ -8,12 +8,12 @@ use std::{
 };
 
 use aya::maps::{HashMap, Map, MapData, MapError, SkStorage};
-use kiam_common::client::Sandbox;
+use kiam_common::{
+    client::Sandbox,
+    names::map::{LISTENERS as MARKS, SANDBOXES as NAME},
+};
 
 use crate::{error::Error, sys::batch};
-
-const NAME: &str = "SANDBOXES";
-const MARKS: &str = "LISTENERS";
 
 /// The kernel's table of pods' network namespaces, by cookie. Cheap to clone.
 ///

@@ -98,18 +98,8 @@ impl Config {
 
     /// The listeners of the agent that is to run.
     fn target(&self) -> Target {
-        let mut target = Target::default();
-        for (_, address) in self.addresses.iter().filter(|(flag, _)| *flag == "--host") {
-            match address {
-                SocketAddr::V4(v4) => {
-                    (target.v4, target.v4_port) = (v4.ip().octets(), v4.port());
-                }
-                SocketAddr::V6(v6) => {
-                    (target.v6, target.v6_port) = (v6.ip().octets(), v6.port());
-                }
-            }
-        }
-        target
+        let hosts = self.addresses.iter().filter(|(flag, _)| *flag == "--host");
+        Target::node_listeners(hosts.map(|(_, address)| *address))
     }
 
     /// Whether an agent's hooks see what this process connects to: it runs in a pod that no agent knows as its own yet.

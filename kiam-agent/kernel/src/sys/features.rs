@@ -6,6 +6,7 @@
 use std::io;
 
 use aya::programs::{ProgramError, tc::TcError};
+use kiam_common::names::{map, program};
 
 use super::rejection::kernel_release;
 use crate::error::Error;
@@ -31,24 +32,24 @@ const CLSACT: Feature = Feature {
 /// The feature that program `name` needs, if it is one of the agent's.
 pub(crate) fn of_program(name: &str) -> Option<Feature> {
     let (what, kernel) = match name {
-        "kiam_bind4" | "kiam_bind6" => ("programs at bind(2)", "4.17, with CONFIG_CGROUP_BPF"),
-        "kiam_namespace" => {
+        program::BIND4 | program::BIND6 => ("programs at bind(2)", "4.17, with CONFIG_CGROUP_BPF"),
+        program::NAMESPACE => {
             ("programs at bind(2) that know network namespaces", "5.7, with CONFIG_CGROUP_BPF")
         }
-        "kiam_connect4" | "kiam_connect6" | "kiam_rewrite" => (
+        program::CONNECT4 | program::CONNECT6 | program::REWRITE => (
             "programs at connect(2) that know network namespaces and cgroups",
             "5.7, with CONFIG_CGROUP_BPF",
         ),
-        "kiam_sendmsg4" | "kiam_sendmsg6" => {
+        program::SENDMSG4 | program::SENDMSG6 => {
             ("programs at sendmsg(2)", "4.18, with CONFIG_CGROUP_BPF")
         }
-        "kiam_getpeername4" | "kiam_getpeername6" => {
+        program::GETPEERNAME4 | program::GETPEERNAME6 => {
             ("programs at getpeername(2)", "5.8, with CONFIG_CGROUP_BPF")
         }
-        "kiam_sock_ops" => ("programs at TCP's events", "4.13, with CONFIG_CGROUP_BPF"),
-        "kiam_guard" => ("programs at cgroups' packets", "4.10, with CONFIG_CGROUP_BPF"),
-        "kiam_listener" => ("BPF programs as socket filters", "3.19, with CONFIG_BPF_SYSCALL"),
-        "kiam_uplink" => ("BPF programs as traffic classifiers", "4.1, with CONFIG_NET_CLS_ACT"),
+        program::SOCK_OPS => ("programs at TCP's events", "4.13, with CONFIG_CGROUP_BPF"),
+        program::GUARD => ("programs at cgroups' packets", "4.10, with CONFIG_CGROUP_BPF"),
+        program::LISTENER => ("BPF programs as socket filters", "3.19, with CONFIG_BPF_SYSCALL"),
+        program::UPLINK => ("BPF programs as traffic classifiers", "4.1, with CONFIG_NET_CLS_ACT"),
         _ => return None,
     };
     Some(Feature { what, kernel })
@@ -57,9 +58,11 @@ pub(crate) fn of_program(name: &str) -> Option<Feature> {
 /// The feature that map `name` needs.
 pub(crate) fn of_map(name: &str) -> Feature {
     let (what, kernel) = match name {
-        "CLIENTS" | "LISTENERS" | "PASSED" => ("storage at sockets", "5.2, with CONFIG_NET"),
-        "OBSERVED" => ("hash tables that forget", "4.10, with CONFIG_BPF_SYSCALL"),
-        "COUNTERS" => ("arrays for each processor", "4.6, with CONFIG_BPF_SYSCALL"),
+        map::CLIENTS | map::LISTENERS | map::PASSED => {
+            ("storage at sockets", "5.2, with CONFIG_NET")
+        }
+        map::OBSERVED => ("hash tables that forget", "4.10, with CONFIG_BPF_SYSCALL"),
+        map::COUNTERS => ("arrays for each processor", "4.6, with CONFIG_BPF_SYSCALL"),
         _ => ("BPF maps", "4.4, with CONFIG_BPF_SYSCALL"),
     };
     Feature { what, kernel }
@@ -137,22 +140,22 @@ mod tests {
             program_error(name)(ProgramError::SyscallError(error))
         };
         let cases: [(Error, &[&str]); 15] = [
-            (map("LISTENERS", libc::EINVAL), &["storage at sockets", "kernel 5.2"]),
-            (map("OBSERVED", libc::EINVAL), &["hash tables that forget", "kernel 4.10"]),
-            (map("COUNTERS", libc::EINVAL), &["arrays for each processor", "kernel 4.6"]),
-            (map("FLOWS", libc::ENOSYS), &["BPF maps", "kernel 4.4", "CONFIG_BPF_SYSCALL"]),
-            (map("FLOWS", libc::EPERM), &["CAP_BPF", "before kernel 5.11", "RLIMIT_MEMLOCK"]),
-            (map("FLOWS", libc::ENOMEM), &["memory limit", "kernel 5.11"]),
-            (load("kiam_bind4", libc::EINVAL), &["bind(2)", "kernel 4.17"]),
-            (load("kiam_connect6", libc::EINVAL), &["connect(2)", "kernel 5.7"]),
-            (load("kiam_sendmsg4", libc::EINVAL), &["sendmsg(2)", "kernel 4.18"]),
-            (load("kiam_getpeername6", libc::EINVAL), &["getpeername(2)", "kernel 5.8"]),
-            (load("kiam_sock_ops", libc::EINVAL), &["TCP's events", "kernel 4.13"]),
-            (load("kiam_guard", libc::EINVAL), &["cgroups' packets", "kernel 4.10"]),
-            (load("kiam_connect4", libc::EPERM), &["CAP_BPF", "before kernel 5.11"]),
-            (attach("kiam_connect4", libc::EINVAL), &["links of programs", "kernel 5.7"]),
+            (map(map::LISTENERS, libc::EINVAL), &["storage at sockets", "kernel 5.2"]),
+            (map(map::OBSERVED, libc::EINVAL), &["hash tables that forget", "kernel 4.10"]),
+            (map(map::COUNTERS, libc::EINVAL), &["arrays for each processor", "kernel 4.6"]),
+            (map(map::FLOWS, libc::ENOSYS), &["BPF maps", "kernel 4.4", "CONFIG_BPF_SYSCALL"]),
+            (map(map::FLOWS, libc::EPERM), &["CAP_BPF", "before kernel 5.11", "RLIMIT_MEMLOCK"]),
+            (map(map::FLOWS, libc::ENOMEM), &["memory limit", "kernel 5.11"]),
+            (load(program::BIND4, libc::EINVAL), &["bind(2)", "kernel 4.17"]),
+            (load(program::CONNECT6, libc::EINVAL), &["connect(2)", "kernel 5.7"]),
+            (load(program::SENDMSG4, libc::EINVAL), &["sendmsg(2)", "kernel 4.18"]),
+            (load(program::GETPEERNAME6, libc::EINVAL), &["getpeername(2)", "kernel 5.8"]),
+            (load(program::SOCK_OPS, libc::EINVAL), &["TCP's events", "kernel 4.13"]),
+            (load(program::GUARD, libc::EINVAL), &["cgroups' packets", "kernel 4.10"]),
+            (load(program::CONNECT4, libc::EPERM), &["CAP_BPF", "before kernel 5.11"]),
+            (attach(program::CONNECT4, libc::EINVAL), &["links of programs", "kernel 5.7"]),
             (
-                attach("kiam_sock_ops", libc::EOPNOTSUPP),
+                attach(program::SOCK_OPS, libc::EOPNOTSUPP),
                 &["links of programs", "CONFIG_CGROUP_BPF"],
             ),
         ];
@@ -164,10 +167,10 @@ mod tests {
             }
             assert_eq!(text.lines().count(), 1, "{text}");
         }
-        let text = unattached("kiam_uplink", Some(libc::ENOENT), CLSACT);
+        let text = unattached(program::UPLINK, Some(libc::ENOENT), CLSACT);
         for part in ["sch_ingress", "cls_bpf", "tcx (6.6)", &release] {
             assert!(text.contains(part), "{part}: {text}");
         }
-        assert_eq!(attach("kiam_bind4", libc::EBUSY).to_string().matches("it needs").count(), 0);
+        assert_eq!(attach(program::BIND4, libc::EBUSY).to_string().matches("it needs").count(), 0);
     }
 }

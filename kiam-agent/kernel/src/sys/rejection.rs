@@ -7,6 +7,7 @@ use tracing::debug;
 
 use super::features;
 use crate::error::Error;
+use kiam_common::names::program;
 
 /// The number of lines of the verifier's log in an error. The last lines have the reason, and a whole log has thousands.
 const LINES: usize = 20;
@@ -65,7 +66,7 @@ fn remedy(name: &str, error: &io::Error, unknown: bool) -> String {
         (_, Some(libc::EPERM)) => {
             "run the agent as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN and, before kernel 5.11, an unlimited RLIMIT_MEMLOCK"
         }
-        ("kiam_uplink", _) => {
+        (program::UPLINK, _) => {
             "leave uplink out of --guard, and report the log: docs/kernels.md lists the kernels that load the program"
         }
         _ => {
@@ -100,7 +101,7 @@ mod tests {
     fn a_refusal_names_kernel_program_and_remedy_and_shows_the_end_of_the_log() {
         let long: Vec<String> = (0..5000).map(|number| format!("{number}: (bf) r1 = r6")).collect();
         let logged = CapturedLogs::start(tracing::Level::DEBUG);
-        let text = refused("kiam_uplink", libc::EACCES, &long.join("\n"));
+        let text = refused(program::UPLINK, libc::EACCES, &long.join("\n"));
         assert_eq!(logged.lines_with("17: (bf)").len(), 50, "the rest is logged");
         let first = text.lines().next().unwrap();
         let release = kernel_release();
@@ -115,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_refusal_without_a_log_is_one_line() {
-        let text = refused("kiam_connect4", libc::EPERM, "\n");
+        let text = refused(program::CONNECT4, libc::EPERM, "\n");
         assert!(text.contains("CAP_BPF") && !text.contains('\n'), "{text}");
     }
 }

@@ -1,6 +1,6 @@
 //! A program that the kernel refuses.
 
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 use lab::{LabPod, Node, PodSpec, pod_client::Options};
 
@@ -58,7 +58,9 @@ fn a_program_that_the_kernel_refuses_leaves_nothing_attached_or_pinned() {
             .and_then(|loaded| loaded.attach(&blocking, &[]))
     };
     let start = |object: &[u8]| node.netns().enter(|| start(object)).unwrap();
-    for program in ["kiam_sendmsg6", GUARD, LISTENER, "kiam_rewrite", "kiam_uplink"] {
+    for program in
+        [program::SENDMSG6, program::GUARD, program::LISTENER, program::REWRITE, program::UPLINK]
+    {
         let error = start(&broken(program)).map(drop).unwrap_err();
         let text = error.to_string();
         assert!(matches!(error, Error::Refused(_)) && text.contains(program), "{text}");
@@ -70,18 +72,33 @@ fn a_program_that_the_kernel_refuses_leaves_nothing_attached_or_pinned() {
     let parts = start(OBJECT).unwrap();
     drop(parts);
     assert_eq!(connect(&pod).as_deref(), Some("EPERM"));
-    start(&broken("kiam_uplink")).map(drop).unwrap_err();
+    start(&broken(program::UPLINK)).map(drop).unwrap_err();
     assert_eq!(connect(&pod).as_deref(), Some("EPERM"));
 }
 
 #[test]
 fn every_program_and_map_is_in_the_tables_of_features() {
     let programs = ENFORCING.into_iter().chain(OBSERVING);
-    for name in programs.chain([GUARD, LISTENER, "kiam_rewrite", "kiam_uplink"]) {
+    for name in
+        programs.chain([program::GUARD, program::LISTENER, program::REWRITE, program::UPLINK])
+    {
         assert!(features::of_program(name).is_some(), "{name}");
     }
     let of_map = features::of_map;
-    let maps: Vec<_> = MAPS.into_iter().filter(|name| of_map(name) != of_map("")).collect();
+    let maps: Vec<_> = map::PINNED.into_iter().filter(|name| of_map(name) != of_map("")).collect();
     assert_eq!(maps.len(), 5, "those of another kind than hashes and arrays: {maps:?}");
     assert_eq!(features::of_program("somebody's"), None);
+}
+
+#[test]
+fn the_object_has_exactly_the_names_that_both_sides_know() {
+    let parsed = aya_obj::Object::parse(OBJECT).unwrap();
+    let programs: BTreeSet<&str> = parsed.programs.keys().map(String::as_str).collect();
+    assert_eq!(programs, BTreeSet::from(program::ALL));
+    // Constants are in sections that look like maps; the log of programs has its own.
+    let maps = parsed.maps.keys().map(String::as_str);
+    let maps: BTreeSet<&str> =
+        maps.filter(|name| !name.starts_with('.') && !name.starts_with("AYA_")).collect();
+    let known = map::PINNED.into_iter().chain([map::PROBE_NETNS]);
+    assert_eq!(maps, known.collect());
 }

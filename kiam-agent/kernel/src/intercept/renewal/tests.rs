@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, atomic::AtomicBool};
 
+use kiam_common::names::map;
 use tokio::runtime::{Builder, Runtime};
 
 use super::*;
@@ -23,7 +24,7 @@ struct Written {
 impl Renew for Fake {
     fn renew(&mut self) -> Result<(), Error> {
         if self.0.fails.load(Ordering::Relaxed) {
-            return Err(Error::Missing("LEASE"));
+            return Err(Error::Missing(map::LEASE));
         }
         self.0.renewed.lock().unwrap().push(Instant::now());
         Ok(())
