@@ -15,10 +15,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use xtask::{
     build,
-    command::{command, run as run_command, say, workspace},
+    command::{command, output_of, run as run_command, say, workspace},
+    toolchain,
 };
 
 /// What to measure.
@@ -38,6 +39,13 @@ pub(crate) enum Bench {
     Programs(programs::Options),
 }
 
+/// The agent that is measured, and the machine before that.
+struct Subject {
+    binary: PathBuf,
+    version: String,
+    load_before: String,
+}
+
 /// Measures it, and writes down what was found.
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
@@ -45,6 +53,30 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         Bench::Path(options) => path::run(options),
         Bench::Restart(options) => restart::run(options),
         Bench::Programs(options) => programs::run(options),
+    }
+}
+
+/// Ends a measurement that needs a node, on a machine that can't make one.
+fn require_node() -> Result<()> {
+    toolchain::ensure_iproute()?;
+    if let Err(reason) = lab::available() {
+        bail!(
+            "nothing was measured, because this machine refuses network namespaces or cgroups: {reason}"
+        );
+    }
+    Ok(())
+}
+
+// === impl Subject ===
+
+impl Subject {
+    /// [`release_agent`], on a machine that can make nodes.
+    fn prepare(built: Option<&Path>) -> Result<Self> {
+        require_node()?;
+        let binary = release_agent(built)?;
+        let version = output_of(command(&binary).arg("--version"))
+            .context("asking the agent for its version")?;
+        Ok(Self { binary, version: version.trim().to_owned(), load_before: machine::load() })
     }
 }
 

@@ -18,7 +18,7 @@ use super::machine::{self, Machine};
 use super::rules::{self, Tools};
 use super::statistics::order;
 use super::way::Way;
-use super::{release_agent, write};
+use super::{release_agent, require_node, write};
 use xtask::command::{command, output_of, printed, say, workspace};
 use xtask::page;
 use xtask::toolchain;
@@ -87,13 +87,7 @@ struct Programs {
 
 /// Measures, and writes the document.
 pub(super) fn run(options: &Options) -> Result<()> {
-    toolchain::ensure_iproute()?;
-    if let Err(reason) = lab::available() {
-        bail!(
-            "nothing was measured: every way needs a node made of network namespaces and cgroups, which this machine \
-             refuses: {reason}"
-        );
-    }
+    require_node()?;
     // Without them the other ways can still be measured, and the document says what was left out.
     toolchain::ensure_packet_filters();
     let programs = Programs::find(options)?;

@@ -6,31 +6,29 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use kiam_common::names::program;
 use lab::{Agent, Attaching, ForeignProgram, Lab, LabPod, PodSpec, Runs, program_ids};
 
 use super::{
+    Subject,
     machine::{self, Machine},
-    release_agent,
     statistics::Range,
     write,
 };
-use xtask::{
-    command::{command, output_of, say, workspace},
-    toolchain,
-};
+use xtask::command::{say, workspace};
 
 /// The agent's programs at hooks of cgroups: the hook as `enum bpf_attach_type` has it, and what runs it.
 const HOOKS: [(&str, u32, &str); 10] = [
-    ("kiam_connect4", 10, "connect by IPv4"),
-    ("kiam_connect6", 11, "connect by IPv6"),
-    ("kiam_sendmsg4", 14, "datagram by IPv4"),
-    ("kiam_sendmsg6", 15, "datagram by IPv6"),
-    ("kiam_bind4", 8, "bind by IPv4"),
-    ("kiam_bind6", 9, "bind by IPv6"),
-    ("kiam_getpeername4", 29, "getpeername by IPv4"),
-    ("kiam_getpeername6", 30, "getpeername by IPv6"),
-    ("kiam_sock_ops", 3, "event of a TCP connection"),
-    ("kiam_guard", 1, "packet of a pod (`--guard=skb`)"),
+    (program::CONNECT4, 10, "connect by IPv4"),
+    (program::CONNECT6, 11, "connect by IPv6"),
+    (program::SENDMSG4, 14, "datagram by IPv4"),
+    (program::SENDMSG6, 15, "datagram by IPv6"),
+    (program::BIND4, 8, "bind by IPv4"),
+    (program::BIND6, 9, "bind by IPv6"),
+    (program::GETPEERNAME4, 29, "getpeername by IPv4"),
+    (program::GETPEERNAME6, 30, "getpeername by IPv6"),
+    (program::SOCK_OPS, 3, "event of a TCP connection"),
+    (program::GUARD, 1, "packet of a pod (`--guard=skb`)"),
 ];
 const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
@@ -74,18 +72,9 @@ struct Counting {
 
 /// Measures, and writes the document.
 pub(super) fn run(options: &Options) -> Result<()> {
-    toolchain::ensure_iproute()?;
-    if let Err(reason) = lab::available() {
-        bail!(
-            "nothing was measured, because this machine refuses network namespaces or cgroups: {reason}"
-        );
-    }
-    let binary = release_agent(options.agent.as_deref())?;
-    let version =
-        output_of(command(&binary).arg("--version")).context("asking the agent for its version")?;
-    let load_before = machine::load();
-    let pairs = pairs(&binary, options.rounds, options.repeat)?;
-    let text = render(options, &pairs, version.trim(), &load_before);
+    let subject = Subject::prepare(options.agent.as_deref())?;
+    let pairs = pairs(&subject.binary, options.rounds, options.repeat)?;
+    let text = render(options, &pairs, &subject);
     write(&workspace().join(&options.out), &text)
 }
 
@@ -194,7 +183,8 @@ impl Drop for Counting {
 }
 
 /// The document's text.
-fn render(options: &Options, pairs: &[Pair], version: &str, load_before: &str) -> String {
+fn render(options: &Options, pairs: &[Pair], subject: &Subject) -> String {
+    let Subject { version, load_before, .. } = subject;
     let machine = Machine::look();
     let below = if machine.is_virtual { ", virtual" } else { "" };
     let rows: Vec<(String, f64)> = pairs.iter().filter_map(Pair::row).collect();

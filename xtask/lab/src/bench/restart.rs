@@ -6,20 +6,17 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use lab::{Agent, Lab, LabPod, PodSpec, fake::Injected, pod_client::Tally};
 use tokio::time::Instant;
 
 use super::{
+    Subject,
     machine::{self, Machine},
-    release_agent,
     statistics::Range,
     write,
 };
-use xtask::{
-    command::{command, output_of, say, workspace},
-    toolchain,
-};
+use xtask::command::{say, workspace};
 
 /// Nothing takes so long but a mistake.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -64,18 +61,9 @@ pub(super) struct Measured {
 
 /// Measures, and writes the document.
 pub(super) fn run(options: &Options) -> Result<()> {
-    toolchain::ensure_iproute()?;
-    if let Err(reason) = lab::available() {
-        bail!(
-            "nothing was measured, because this machine refuses network namespaces or cgroups: {reason}"
-        );
-    }
-    let binary = release_agent(options.agent.as_deref())?;
-    let version =
-        output_of(command(&binary).arg("--version")).context("asking the agent for its version")?;
-    let load_before = machine::load();
-    let measured = measure(&binary, options.rounds, options.pods, options.sts_ms)?;
-    let text = render(options, &measured, version.trim(), &load_before);
+    let subject = Subject::prepare(options.agent.as_deref())?;
+    let measured = measure(&subject.binary, options.rounds, options.pods, options.sts_ms)?;
+    let text = render(options, &measured, &subject);
     write(&workspace().join(&options.out), &text)
 }
 
@@ -174,7 +162,8 @@ impl Measured {
 }
 
 /// The document's text.
-fn render(options: &Options, measured: &Measured, version: &str, load_before: &str) -> String {
+fn render(options: &Options, measured: &Measured, subject: &Subject) -> String {
+    let Subject { version, load_before, .. } = subject;
     let machine = Machine::look();
     let below = if machine.is_virtual { ", virtual" } else { "" };
     let rows = [
