@@ -59,7 +59,7 @@ enum Command {
     },
     /// Runs inside a pod.
     #[command(hide = true, subcommand)]
-    PodClient(pod_client::Client),
+    PodClient(pod_client::PodTask),
 }
 
 fn main() -> ExitCode {

@@ -42,8 +42,8 @@ const EPOCH: u64 = 1_767_225_600;
 pub(super) enum Identity {
     /// By UID, but for 127.0.0.66, of which the kernel knows nothing.
     Kernel,
-    /// The same, by listeners inside the pods, which know no address.
-    Inside,
+    /// The same, by pod listeners, which know no address.
+    PodListener,
     SourceIp,
 }
 
@@ -51,8 +51,8 @@ impl ClientResolver for Identity {
     fn resolve(&self, connection: &Connection) -> Result<Client, Unattested> {
         let IpAddr::V4(address) = connection.peer.ip() else { return Err(Unattested::NoEntry) };
         match (self, address.octets()[3]) {
-            (Self::Kernel | Self::Inside, 66) => Err(Unattested::NoEntry),
-            (Self::Inside, n) => Ok(Client::PodListener { uid: uid(n), opener: None }),
+            (Self::Kernel | Self::PodListener, 66) => Err(Unattested::NoEntry),
+            (Self::PodListener, n) => Ok(Client::PodListener { uid: uid(n), opener: None }),
             (Self::Kernel, n) => {
                 let origin = Origin::Pod;
                 Ok(Client::Pod { uid: uid(n), address: address.into(), origin, opener: None })

@@ -590,7 +590,7 @@ const EARLY: [(&str, &str, &str); 7] = [
 
 #[tokio::test]
 async fn every_refusal_names_the_pod_on_every_path_to_the_agent() {
-    for identity in [Identity::Inside, Identity::Kernel, Identity::SourceIp] {
+    for identity in [Identity::PodListener, Identity::Kernel, Identity::SourceIp] {
         let captured = CapturedLogs::start(tracing::Level::DEBUG);
         let node = Node::usual(config(), identity).await;
         for (line, headers, reason) in EARLY {

@@ -23,7 +23,7 @@ while :; do
 done";
 
 /// The pod.
-pub(super) struct Client {
+pub(super) struct AskingPod {
     spec: PodSpec,
     sandbox: Sandbox,
     container: Container,
@@ -40,9 +40,9 @@ pub(super) struct Tally {
     pub(super) longest: Duration,
 }
 
-// === impl Client ===
+// === impl AskingPod ===
 
-impl Client {
+impl AskingPod {
     /// Starts it, and waits for its first answer.
     pub(super) fn start(stage: &Stage) -> Result<Self> {
         let kubelet = stage.kubelet()?;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use tokio::time::Instant;
 
 use super::{
-    client::Client,
+    client::AskingPod,
     stage::{Stage, guard_rules, output, wait},
 };
 
@@ -83,7 +83,7 @@ pub(super) fn restart(stage: &mut Stage) -> Result<String> {
     wait("the guard's rules", rules_missing)?;
     fs::create_dir_all(CONFIG_FOLDER).context("making a folder for networkd")?;
     fs::write(format!("{CONFIG_FOLDER}/lab.conf"), CONFIG).context("configuring networkd")?;
-    let client = Client::start(stage)?;
+    let client = AskingPod::start(stage)?;
     let monitor = Monitor::start(stage)?;
     output("systemctl", &["restart", "systemd-networkd"])?;
     output("networkctl", &["reconfigure", "node0"])?;

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     agent_pod::AgentPod,
-    client::{Client, Tally},
+    client::{AskingPod, Tally},
     guest::Row,
     lives, networkd,
     stage::{NAMESPACE, OF_NODE, Owner, SOCKET, Stage, ask, output, wait},
@@ -178,7 +178,7 @@ fn first_connects(stage: &mut Stage) -> Result<String> {
 }
 
 fn roll_outs(stage: &mut Stage) -> Result<String> {
-    let client = Client::start(stage)?;
+    let client = AskingPod::start(stage)?;
     for _ in 0..ROLL_OUTS {
         replace(stage, &[])?;
         client.go_on(stage)?;
@@ -200,7 +200,7 @@ fn roll_outs(stage: &mut Stage) -> Result<String> {
 }
 
 fn kill(stage: &mut Stage) -> Result<String> {
-    let client = Client::start(stage)?;
+    let client = AskingPod::start(stage)?;
     client.go_on(stage)?;
     let agent = stage.agent()?;
     agent.kill()?;
@@ -223,7 +223,7 @@ fn kill(stage: &mut Stage) -> Result<String> {
 }
 
 fn restart_of_containerd(stage: &mut Stage) -> Result<String> {
-    let client = Client::start(stage)?;
+    let client = AskingPod::start(stage)?;
     output("systemctl", &["restart", "containerd"])?;
     let served = client.tally(stage)?.served;
     client.wait_served(stage, served + 10)?;

@@ -40,7 +40,7 @@ const TTL: u32 = 21600;
 
 /// What a process in a pod does.
 #[derive(Debug, clap::Subcommand)]
-pub enum Client {
+pub enum PodTask {
     /// Asks as an SDK does.
     Ask(Options),
     /// Does what the lines of stdin order, as a hostile process would.
@@ -83,9 +83,9 @@ pub struct Attempt {
     pub micros: u64,
 }
 
-// === impl Client ===
+// === impl PodTask ===
 
-impl Client {
+impl PodTask {
     /// Does it.
     pub fn run(&self) -> Result<()> {
         match self {
