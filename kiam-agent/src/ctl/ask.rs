@@ -92,6 +92,16 @@ impl Asker {
         })
     }
 
+    /// As [`Self::ask_json`], of the agent of `node`, if it has one.
+    pub(super) async fn ask_node<T: DeserializeOwned>(
+        &self,
+        node: &FleetNode,
+        words: &[&str],
+    ) -> Result<T, Trouble> {
+        let agent = node.agent.as_ref().map_err(Clone::clone)?;
+        self.ask_json(agent, words).await
+    }
+
     /// What `ask` finds at each node, at so many at once, in the nodes' order. A slow node delays no other one's turn.
     pub(super) async fn each<'a, T, F: Future<Output = T>>(
         &self,

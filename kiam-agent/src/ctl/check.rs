@@ -58,13 +58,12 @@ pub(super) async fn check(asker: &Asker, fleet: Fleet) -> CheckReport {
 }
 
 async fn of_node(asker: &Asker, node: &FleetNode) -> Result<Preflight, Trouble> {
-    let agent = node.agent.as_ref().map_err(Clone::clone)?;
     // The flags decide what is checked.
-    let status: NodeStatus = asker.ask_json(agent, &["status", "--output=json"]).await?;
+    let status: NodeStatus = asker.ask_node(node, &["status", "--output=json"]).await?;
     let arguments = status.arguments.iter().map(String::as_str);
     let words: Vec<&str> =
         ["preflight", "--output=json", "--"].into_iter().chain(arguments).collect();
-    asker.ask_json(agent, &words).await
+    asker.ask_node(node, &words).await
 }
 
 // === impl CheckReport ===

@@ -76,10 +76,7 @@ pub(super) async fn known(asker: &Asker, fleet: Fleet, selection: &Selection) ->
 
 async fn of_node(asker: &Asker, node: &FleetNode) -> Result<Vec<KnownPod>, SilentNode> {
     let name = || node.name.clone();
-    let pods: Result<Vec<Map<String, Value>>, Trouble> = match &node.agent {
-        Ok(agent) => asker.ask_json(agent, &["pods"]).await,
-        Err(trouble) => Err(trouble.clone()),
-    };
+    let pods: Result<Vec<Map<String, Value>>, Trouble> = asker.ask_node(node, &["pods"]).await;
     match pods {
         Ok(pods) => Ok(pods.into_iter().map(|pod| KnownPod::new(name(), pod)).collect()),
         Err(trouble) => Err(SilentNode { node: name(), trouble }),

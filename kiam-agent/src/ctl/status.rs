@@ -53,10 +53,7 @@ pub(super) async fn status(asker: &Asker, fleet: Fleet) -> StatusReport {
 
 async fn row(asker: &Asker, node: &FleetNode) -> NodeRow {
     let name = node.name.clone();
-    let asked = match &node.agent {
-        Ok(agent) => asker.ask_json::<NodeStatus>(agent, &["status", "--output=json"]).await,
-        Err(trouble) => Err(trouble.clone()),
-    };
+    let asked = asker.ask_node::<NodeStatus>(node, &["status", "--output=json"]).await;
     let agent = node.agent.as_ref().ok().map(|agent| agent.at.pod.clone());
     match asked {
         Ok(status) => NodeRow {
