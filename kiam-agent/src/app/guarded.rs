@@ -19,9 +19,9 @@ use crate::{
     pod_listeners::OpenListeners,
 };
 use kiam_kernel::{
-    guard::{self, BootGuard, Guard, GuardConfig},
+    guard::{self, BootGuard, Guard},
     identity::CgroupPaths,
-    intercept::{self, HostNetworkPods, InterceptionParts, Mode, Observations, Shortage},
+    intercept::{self, InterceptionParts, Mode, Observations, Shortage},
     keeper::{Installation, Keeper},
     selftest::{self, Selftest, SelftestStatus, Witness},
 };
@@ -90,18 +90,10 @@ async fn guard(
     let Process { registry, readiness, drain, tasks, .. } = process;
     let metrics = guard::Metrics::register(registry);
     let shown = (readiness.detail("guard route"), readiness.latch("older connections ended"));
-    let asked = match config.mode {
-        Mode::Enforce => config.guard,
-        // Nothing changes for the pods.
-        Mode::Observe => GuardConfig::default(),
-    };
-    // On also where programs above the pods' cgroup made it necessary.
-    let asked = GuardConfig { skb: parts.guards_packets, ..asked };
+    let asked = config.guard(parts.guards_packets);
     let uplink = parts.uplink.take();
-    // Connections of hostNetwork pods that pass would hang where packets are guarded, as no connect was recorded: once ended,
-    // they are reopened.
     let guarded = parts.guards_packets || uplink.is_some();
-    let ends_hosts = config.host_network == HostNetworkPods::Intercept || (guarded && parts.first);
+    let ends_hosts = config.ends_host_connections(guarded, parts.first);
     if let (Some(folder), Some(preference)) = (&config.boot_guard, asked.route) {
         let detail = readiness.detail("boot guard");
         let boot = BootGuard::new(folder.clone(), preference, metrics.clone(), detail);

@@ -78,6 +78,25 @@ impl Config {
     pub fn has_pod_listeners(&self) -> bool {
         self.path != ListenerPath::Node && self.mode == Mode::Enforce
     }
+
+    /// The guard in this mode. `guards_packets`: also the packets' guard, which programs above the pods' cgroup may have made
+    /// necessary.
+    #[must_use]
+    pub fn guard(&self, guards_packets: bool) -> GuardConfig {
+        let guard = match self.mode {
+            Mode::Enforce => self.guard,
+            // Nothing changes for the pods.
+            Mode::Observe => GuardConfig::default(),
+        };
+        GuardConfig { skb: guards_packets, ..guard }
+    }
+
+    /// Whether older connections of hostNetwork pods end. Of those that pass, they would hang where packets are `guarded`,
+    /// as no connect was recorded: once ended, they are reopened. `first`: no agent has enforced here before.
+    #[must_use]
+    pub fn ends_host_connections(&self, guarded: bool, first: bool) -> bool {
+        self.host_network == HostNetworkPods::Intercept || (guarded && first)
+    }
 }
 
 /// Whether traffic is changed or only observed.
@@ -125,6 +144,30 @@ mod tests {
     use kiam_core::telemetry::captured::CapturedLogs;
 
     use super::*;
+
+    #[test]
+    fn the_guard_is_that_of_the_flags_unless_pods_are_only_observed() {
+        let guard = GuardConfig { route: Some(100), skb: true, uplink: true };
+        let config = |mode| Config { guard, mode, ..Config::new(None, "/sys/fs/bpf/kiam".into()) };
+        let (enforces, observes) = (config(Mode::Enforce), config(Mode::Observe));
+        assert_eq!(enforces.guard(true), guard);
+        assert_eq!(enforces.guard(false), GuardConfig { skb: false, ..guard });
+        assert_eq!(observes.guard(false), GuardConfig::default());
+    }
+
+    #[test]
+    fn connections_of_pods_on_the_nodes_network_end_once_where_they_would_hang() {
+        for (host_network, guarded, first, ends) in [
+            (HostNetworkPods::Intercept, false, false, true),
+            (HostNetworkPods::Pass, true, true, true),
+            (HostNetworkPods::Pass, true, false, false),
+            (HostNetworkPods::Pass, false, true, false),
+        ] {
+            let config = Config { host_network, ..Config::new(None, "/sys/fs/bpf/kiam".into()) };
+            let given = config.ends_host_connections(guarded, first);
+            assert_eq!(given, ends, "{host_network:?} {guarded} {first}");
+        }
+    }
 
     #[test]
     fn a_kernel_that_tells_no_namespaces_is_warned_of_once_and_pod_local_is_refused() {
