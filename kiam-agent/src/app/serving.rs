@@ -42,7 +42,7 @@ pub(super) struct Serving {
     pub(super) operator_sockets: OperatorSockets,
     /// Where pods are served on the node.
     pub(super) pods: Vec<SocketAddr>,
-    /// The listeners inside pods.
+    /// The pod listeners.
     pub(super) open: OpenListeners,
     pub(super) takeover: Takeover,
     pub(super) witness: Witness,

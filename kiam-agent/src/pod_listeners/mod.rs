@@ -1,4 +1,4 @@
-//! Keeps the pod listeners: publishes pods' network namespaces and the listeners inside them to the kernel, has them served,
+//! Keeps the pod listeners: publishes pods' network namespaces and their listeners to the kernel, has them served,
 //! and withdraws them when their pods go.
 
 mod paths;
@@ -65,7 +65,7 @@ pub struct PodListeners {
     pub republish: Arc<Notify>,
 }
 
-/// The pods' network namespaces, by cookie, with the listeners that are open inside them. Cheap to clone.
+/// The pods' network namespaces, by cookie, with their open pod listeners. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct OpenListeners {
     by_netns: Arc<DashMap<u64, Sockets>>,
@@ -75,7 +75,7 @@ pub struct OpenListeners {
     table: Option<SandboxTable>,
 }
 
-/// The listeners inside one network namespace.
+/// The pod listeners of one network namespace.
 #[derive(Debug)]
 struct Sockets {
     sockets: Vec<Arc<TcpListener>>,
