@@ -17,6 +17,7 @@ type Flip = (&'static str, Value, Value);
 /// Of the agent, and of what is deployed with it.
 fn parts() -> Vec<Flip> {
     let alone = || json!({});
+    let audited = || json!({"audit": {"destination": "file"}});
     let kubelet = || json!({"webIdentity": {"tokens": "kubelet"}});
     let taint = || json!({"startupTaint": {"key": "a.example/b"}});
     let admission = || json!({"admissionPolicies": {"enabled": true}});
@@ -42,6 +43,9 @@ fn parts() -> Vec<Flip> {
         ("jsonLog", json!(false), alone()),
         ("gracePeriodSeconds", json!(0), alone()),
         ("bootGuard", on.clone(), alone()),
+        ("audit.destination", json!("off"), alone()),
+        ("audit.folder", json!("/a"), audited()),
+        ("audit.fileSize", json!("1Gi"), audited()),
         ("preflight.enabled", on.clone(), alone()),
         ("evictOlderPods", on.clone(), alone()),
         ("startupTaint.key", a, alone()),

@@ -64,6 +64,14 @@ fn parts() -> Vec<Part> {
             ..part("the boot guard", json!({"bootGuard": true}), &[])
         },
         Part {
+            components: &["audit-file"],
+            ..part("the audit's file", json!({"audit": {"destination": "file"}}), &[])
+        },
+        Part {
+            patch: vec![flag("--audit=off")],
+            ..part("no audit", json!({"audit": {"destination": "off"}}), &[])
+        },
+        Part {
             patch: vec![flag("--evict-older-pods")],
             ..part("evictions", json!({"evictOlderPods": true}), &["evict-older-pods"])
         },
