@@ -234,7 +234,11 @@ fn static_pods_are_known_by_their_mirrors_where_the_operator_has_them() {
         while !agent.metrics().contains(&known) {
             assert!(Instant::now() < until, "{name} does not get known");
         }
-        let attempt = pod.credentials().unwrap();
+        let mut attempt = pod.credentials().unwrap();
+        // A pod is denied in its first milliseconds, until its network namespace is known.
+        while attempt.error.as_deref() == Some("EPERM") && Instant::now() < until {
+            attempt = pod.credentials().unwrap();
+        }
         assert_eq!(attempt.status, Some(status), "{attempt:?}");
         assert_eq!(lab.role_of(&attempt), (status == 200).then(|| role_arn(name)));
     }

@@ -68,7 +68,7 @@ const ROWS: &[Row] = &[
         "shop/curious",
         0,
         &[
-            "rejected        GET /latest/user-data (Path), 1 times, by \"kiam-lab\"",
+            "rejected        GET /latest/user-data (Path), once, by \"kiam-lab\"",
             "/latest/user-data, which is the node's and which no flag opens",
         ],
     ),
