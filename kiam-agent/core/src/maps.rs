@@ -2,9 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-/// Hashes the keys of these maps. It has a seed of its own in every process, but it is no defence against somebody who chooses
-/// very many keys: those of these maps are bounded by what runs on a node. SipHash, which the standard library has for any
-/// key, takes ten times as long for a pod's UID, and a request looks up ten of them.
+/// Hashes the keys of these maps, with a seed of its own in every process. It promises less than SipHash, the standard
+/// library's, against somebody who chooses very many keys. Here these are names of objects that an API server holds, and
+/// pods of the node: nobody sees their hashes, and few of them are a tenant's. A request looks up ten of them.
 pub type Hashing = foldhash::fast::RandomState;
 
 /// A map that a request looks into.

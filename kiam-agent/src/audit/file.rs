@@ -2,8 +2,9 @@
 //!
 //! The folder belongs to the agent's user, and nobody else may write there, so that nobody can put another file in the place of
 //! the audit's. The file is opened again only when its name leads elsewhere. Two agents may write during a takeover: each
-//! write and each rotation holds the file's lock. Any process of the agent's user can hold that lock for ever, so that the wait
-//! for it has an end.
+//! write and each rotation holds the file's lock. Whoever can open the file can hold that lock for ever, and root of a pod can
+//! where the folder is mounted there, also read-only. So the wait has an end, and after it a line is appended without the lock;
+//! only a rotation needs it.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -31,6 +32,9 @@ const TRIES: usize = 3;
 /// The wait for the file's lock: attempts, and the pause between two. Another agent holds it for one write.
 const LOCK_TRIES: usize = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
+/// What to do about a lock that another process keeps.
+const LOCKED: &str = "the file is full, and can't be rotated, as another process holds its lock (flock): end it, which \
+                      `lslocks` on the node names, unless it is another kiam-agent; or set another --audit-file";
 
 /// A file that is rotated by size.
 pub(super) struct RotatedFile {
@@ -84,35 +88,40 @@ impl RotatedFile {
                 Some(open) => (open, false),
                 None => (OpenFile::open(&self.path, &name)?, true),
             };
-            self.lock(&open)?;
+            let is_locked = self.lock(&open)?;
             if !open.is_at(&name)? {
                 // Rotated by another agent, or removed. Closing it unlocks it.
                 continue;
             }
             let length = open.file.metadata()?.len();
             if length > 0 && length + line.len() as u64 > self.part {
+                if !is_locked {
+                    return Err(io::Error::new(io::ErrorKind::WouldBlock, LOCKED));
+                }
                 open.rotate(&name)?;
                 continue;
             }
-            if is_new {
+            if is_new && is_locked {
                 open.remove_excess(&name, self.part * (FILES - 1))?;
             }
-            let written = open.append(line, length);
-            flock(&open.file, FlockOperation::Unlock)?;
+            let written = open.append(line, is_locked.then_some(length));
+            if is_locked {
+                flock(&open.file, FlockOperation::Unlock)?;
+            }
             self.open = Some(open);
             return written;
         }
         Err(io::Error::other("other programs replace the file"))
     }
 
-    /// Takes the file's lock, which closing it releases.
-    fn lock(&mut self, open: &OpenFile) -> io::Result<()> {
+    /// Takes the file's lock, which closing it releases; `false` if another process keeps it.
+    fn lock(&mut self, open: &OpenFile) -> io::Result<bool> {
         let tries = if self.is_locked { 1 } else { LOCK_TRIES };
         for attempt in 1..=tries {
             match flock(&open.file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {
                     self.is_locked = false;
-                    return Ok(());
+                    return Ok(true);
                 }
                 Err(Errno::WOULDBLOCK) if attempt < tries => thread::sleep(LOCK_PAUSE),
                 Err(Errno::WOULDBLOCK) => {}
@@ -120,9 +129,7 @@ impl RotatedFile {
             }
         }
         self.is_locked = true;
-        let problem = "another process holds the file's lock (flock): end it, which `lslocks` on the node names, or set \
-                       another --audit-file";
-        Err(io::Error::new(io::ErrorKind::WouldBlock, problem))
+        Ok(false)
     }
 }
 
@@ -192,11 +199,11 @@ impl OpenFile {
         Ok(())
     }
 
-    /// Appends `line` to the file, which has `length` bytes, or leaves it as it was.
-    fn append(&self, line: &[u8], length: u64) -> io::Result<()> {
+    /// Appends `line` to the file, or leaves it as it was where its `length` is given, as nobody else writes then.
+    fn append(&self, line: &[u8], length: Option<u64>) -> io::Result<()> {
         (&self.file).write_all(line).inspect_err(|_| {
             // A part of a line would spoil the next one.
-            let _ = ftruncate(&self.file, length);
+            length.map(|length| ftruncate(&self.file, length));
         })
     }
 }

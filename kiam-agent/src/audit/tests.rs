@@ -374,31 +374,34 @@ fn a_size_that_was_lowered_holds_from_the_start() {
 }
 
 #[test]
-fn a_lock_that_another_process_keeps_costs_lines_and_one_wait() {
+fn a_lock_that_another_process_keeps_costs_one_wait_and_the_rotation() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("audit.log");
-    let mut file = RotatedFile::new(path.clone(), 4000);
+    let mut file = RotatedFile::new(path.clone(), 4 * 100);
     file.write(b"first\n").unwrap();
     let foreign = fs::File::open(&path).unwrap();
     rustix::fs::flock(&foreign, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let (tried, outcome) = sync_channel(1);
     let writes = thread::spawn(move || {
-        let error = file.write(b"lost\n").unwrap_err().to_string();
+        file.write(b"kept\n").unwrap();
         let begun = Instant::now();
-        for _ in 0..20 {
-            file.write(b"lost\n").unwrap_err();
+        for _ in 0..10 {
+            file.write(b"kept\n").unwrap();
         }
+        let error = file.write(&[b'x'; 60]).unwrap_err().to_string();
         tried.send((error, begun.elapsed())).unwrap();
         file
     });
     let (error, took) = outcome.recv_timeout(WAIT).expect("the wait for the lock ends");
-    for part in [path.to_str().unwrap(), "another process holds the file's lock", "lslocks"] {
+    for part in [path.to_str().unwrap(), "another process holds its lock", "lslocks"] {
         assert!(error.contains(part), "{error}");
     }
     assert!(took < WAIT / 2, "only the first line waits: {took:?}");
     drop(foreign);
-    writes.join().unwrap().write(b"last\n").unwrap();
-    assert_eq!(fs::read(&path).unwrap(), b"first\nlast\n");
+    writes.join().unwrap().write(&[b'y'; 60]).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), [b'y'; 60]);
+    let older = fs::read_to_string(folder.path().join("audit.log.1")).unwrap();
+    assert_eq!(older, format!("first\n{}", "kept\n".repeat(11)));
 }
 
 #[test]

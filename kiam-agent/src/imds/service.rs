@@ -234,16 +234,17 @@ impl Service {
                 let deadline = record.began + self.config.hold;
                 let lookup = Lookup { client: &caller, version, deadline };
                 let standing = self.authorised(&lookup, record).await?;
-                let body = self.read(&lookup, standing, what, record).await;
-                if version == ImdsVersion::V1 && !matches!(body, Err(Error::TokenMissing)) {
+                if version == ImdsVersion::V1 {
+                    // Before the wait, as a client may give up.
                     self.without_token(head, record);
                 }
-                Ok(Answer { body: body?, ttl: None })
+                let body = self.read(&lookup, standing, what, record).await?;
+                Ok(Answer { body, ttl: None })
             }
         }
     }
 
-    /// Records a request without a token, which was accepted as such.
+    /// Records a request without a token, which was accepted as such, also if a token comes to be required while it waits.
     fn without_token(&self, head: &request::Parts, record: &mut RequestRecord) {
         let Some(pod) = &record.pod else { return };
         self.parts.metrics.imdsv1();

@@ -49,6 +49,11 @@ fn kubelet() -> Patch {
     serde_json::from_str(patch.unwrap()).unwrap()
 }
 
+/// The part with a flag beside what it is otherwise.
+fn flagged(text: &str, part: Part) -> Part {
+    Part { patch: vec![flag(text)], ..part }
+}
+
 /// All that the chart can add to the agent and beside it, and the default.
 fn parts() -> Vec<Part> {
     let autodetect = || without("--role-base-arn-autodetect", 2);
@@ -67,14 +72,12 @@ fn parts() -> Vec<Part> {
             components: &["audit-file"],
             ..part("the audit's file", json!({"audit": {"destination": "file"}}), &[])
         },
-        Part {
-            patch: vec![flag("--audit=off")],
-            ..part("no audit", json!({"audit": {"destination": "off"}}), &[])
-        },
-        Part {
-            patch: vec![flag("--evict-older-pods")],
-            ..part("evictions", json!({"evictOlderPods": true}), &["evict-older-pods"])
-        },
+        // YAML reads off as false.
+        flagged("--audit=off", part("no audit", json!({"audit": {"destination": false}}), &[])),
+        flagged(
+            "--evict-older-pods",
+            part("evictions", json!({"evictOlderPods": true}), &["evict-older-pods"]),
+        ),
         part("kubectl kiam", json!({"ctl": {"clusterRole": {"create": true}}}), &["ctl"]),
         part("the taint's rule", json!({"startupTaint": {"key": taint}}), &["startup-taint/rules"]),
         Part {

@@ -13,8 +13,9 @@ use kiam_common::client::{CallingProcess as ProcessRecord, ConnectionCount, Flow
 use super::attached::since_boot;
 use kiam_core::pods::{CallingProcess, Comm};
 
-/// A connection is accepted within this time, or has been given up.
-const ACCEPTED_WITHIN: Duration = Duration::from_secs(60);
+/// A connection is accepted within this time after its connect(2), or has been given up: a SYN is sent again for two minutes
+/// (`tcp_syn_retries`).
+const ACCEPTED_WITHIN: Duration = Duration::from_secs(300);
 
 /// The opener of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,7 +212,7 @@ mod tests {
         let map = MapData::from_fd(hash_map(8, 32)).unwrap();
         let mut processes = HashMap::try_from(Map::HashMap(map)).unwrap();
         let now = Duration::from_secs(7200);
-        for (socket, age) in [(1, 7200), (2, 3600), (3, 61), (4, 59), (5, 0)] {
+        for (socket, age) in [(1, 7200), (2, 3600), (3, 301), (4, 299), (5, 0)] {
             let connected = now - Duration::from_secs(age);
             let connected_ns = u64::try_from(connected.as_nanos()).unwrap();
             let record = ProcessRecord { connected_ns, ..ProcessRecord::default() };

@@ -9,7 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{Mode, OFlags, open, openat};
+use rustix::{
+    fs::{Mode, OFlags, open, openat},
+    io::Errno,
+};
 
 use super::claims::Claims;
 use crate::selftest;
@@ -212,7 +215,10 @@ fn at(folder: &File, path: &str) -> io::Result<File> {
 fn have_processes_below(deepest: &[PathBuf]) -> bool {
     let mut seen = 0;
     deepest.iter().any(|cgroup| {
-        let below = below(cgroup).unwrap_or_default();
+        let below = match below(cgroup) {
+            Ok(below) => below,
+            Err(error) => return !is_gone(&error),
+        };
         seen += below.len();
         seen >= CGROUPS || below.iter().any(|path| is_populated(path))
     })
@@ -220,8 +226,17 @@ fn have_processes_below(deepest: &[PathBuf]) -> bool {
 
 /// Whether the kernel says that `cgroup` or one below it has processes. It does so in cgroup v2 alone.
 fn is_populated(cgroup: &Path) -> bool {
-    let events = fs::read_to_string(cgroup.join("cgroup.events"));
-    events.is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
+    match fs::read_to_string(cgroup.join("cgroup.events")) {
+        Ok(events) => events.lines().any(|line| line == "populated 1"),
+        Err(error) => !is_gone(&error),
+    }
+}
+
+/// Whether a cgroup's file could not be read because the cgroup is gone, or has no such file. After another error, such as too
+/// many open files, nobody knows what is there.
+fn is_gone(error: &io::Error) -> bool {
+    let number = error.raw_os_error();
+    [Errno::NOENT, Errno::NODEV].iter().any(|gone| number == Some(gone.raw_os_error()))
 }
 
 /// The processes of one cgroup, limited to one more than are read.
