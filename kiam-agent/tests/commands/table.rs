@@ -78,6 +78,10 @@ pub(super) const ROWS: &[Row] = &[
         By("xtask/lab/src/bench/path.rs", "cargo xtask bench path --rounds={}"),
     ),
     row(
+        "cargo xtask bench agent --page --rounds=5 --seconds=2",
+        By("xtask/lab/src/bench/agent/mod.rs", "cargo xtask bench agent --page"),
+    ),
+    row(
         "cargo xtask bench restart --rounds=20 --pods=30 --sts-ms=50",
         By("xtask/lab/src/bench/restart.rs", "cargo xtask bench restart --rounds={}"),
     ),
