@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-const WIDTH: f64 = 720.0;
-const LABEL: f64 = 330.0;
+const WIDTH: f64 = 790.0;
+const LABEL: f64 = 400.0;
 const BAR: f64 = 18.0;
 const GAP: f64 = 14.0;
 
