@@ -24,4 +24,5 @@ mod printable;
 pub mod proxy;
 pub mod serve;
 pub mod sts;
+mod transport;
 pub mod uninstall;

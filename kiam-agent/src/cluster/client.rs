@@ -12,14 +12,8 @@ use std::{
 
 use futures::future::BoxFuture;
 use http::{Request, Response};
+use http_body_util::BodyExt as _;
 use hyper_timeout::TimeoutConnector;
-use hyper_util::{
-    client::legacy::{
-        self,
-        connect::{HttpConnector, proxy::Tunnel},
-    },
-    rt::TokioExecutor,
-};
 use kube::client::{Body, ConfigExt as _};
 use tokio::{task::spawn_blocking, time::Instant};
 use tower::{BoxError, Service, ServiceBuilder};
@@ -27,11 +21,13 @@ use tracing::{info, warn};
 
 use super::{
     Error,
-    connector::Connector,
     files::{Description, Digest, Origin},
     tls::Health,
 };
-use crate::proxy::{Proxies, Proxy};
+use crate::{
+    proxy::{Proxies, Proxy},
+    transport::{self, Connector},
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The shortest time between two checks for changed files.
@@ -158,29 +154,19 @@ fn build(origin: &Origin, proxies: &Proxies) -> Result<(kube::Client, Digest), E
 
 /// A client of the server of `config`, through `proxy` if there is one.
 fn proxied_client(proxy: Option<&Proxy>, config: &kube::Config) -> kube::Result<kube::Client> {
-    let mut plain = HttpConnector::new();
-    plain.enforce_http(false);
-    let Some(proxy) = proxy else { return client(config, Connector::new(plain)) };
+    let Some(proxy) = proxy else { return client(config, Connector::direct()) };
     if proxy.address().scheme_str() != Some("https") {
-        return client(config, Connector::new(tunnel(proxy, plain)));
+        return client(config, Connector::tunnel(proxy, transport::tcp()));
     }
     // As with kubectl, the cluster's CA signs the proxy's certificate, which is for the proxy's own name.
     let mut to_proxy = config.clone();
     to_proxy.tls_server_name = None;
-    let to_proxy = to_proxy.rustls_https_connector_with_connector(plain)?;
-    client(config, Connector::new(tunnel(proxy, to_proxy)))
+    let to_proxy = to_proxy.rustls_https_connector_with_connector(transport::tcp())?;
+    client(config, Connector::tunnel(proxy, to_proxy))
 }
 
-fn tunnel<C>(proxy: &Proxy, connector: C) -> Tunnel<C> {
-    let tunnel = Tunnel::new(proxy.address().clone(), connector);
-    match proxy.authorization() {
-        Some(authorization) => tunnel.with_auth(authorization.clone()),
-        None => tunnel,
-    }
-}
-
-/// A client whose connections `connector` makes. Unlike kube's own it does not retry, which the callers do with their own
-/// delays, and has no deadline for answers: a watch may be silent for a minute.
+/// A client whose connections `connector` makes. It has no deadline for answers: a watch may be silent for a minute.
+/// Callers retry with their own delays.
 fn client(config: &kube::Config, connector: Connector) -> kube::Result<kube::Client> {
     let tls = config.rustls_https_connector_with_connector(connector)?;
     let mut timed = TimeoutConnector::new(tls);
@@ -191,6 +177,9 @@ fn client(config: &kube::Config, connector: Connector) -> kube::Result<kube::Cli
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
-        .service(legacy::Client::builder(TokioExecutor::new()).build(timed));
+        .map_request(|request: Request<Body>| {
+            request.map(|body| body.map_err(BoxError::from).boxed_unsync())
+        })
+        .service(transport::client(timed));
     Ok(kube::Client::new(service, config.default_namespace.clone()))
 }

@@ -7,7 +7,6 @@ mod access;
 mod backoff;
 mod body;
 mod client;
-mod connector;
 mod events;
 mod eviction;
 mod failure;

@@ -12,7 +12,6 @@ use http::{HeaderValue, Uri};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 
 use self::no_proxy::NoProxy;
-use kiam_core::secret::Secret;
 
 /// The proxies by destination. The default is none.
 #[derive(Clone, Debug, Default)]
@@ -26,7 +25,6 @@ pub struct Proxies {
 #[derive(Clone)]
 pub struct Proxy {
     intercept: Intercept,
-    url: Secret,
 }
 
 /// The value of a setting is not a proxy. The message hides passwords.
@@ -118,7 +116,7 @@ impl Proxy {
         }
         let any = Uri::from_static("http://any.invalid/");
         let intercept = Matcher::builder().all(url.as_str()).build().intercept(&any)?;
-        Some(Self { intercept, url: Secret::new(url) })
+        Some(Self { intercept })
     }
 
     /// The address, without credentials.
@@ -131,12 +129,6 @@ impl Proxy {
     #[must_use]
     pub fn authorization(&self) -> Option<&HeaderValue> {
         self.intercept.basic_auth()
-    }
-
-    /// The URL, with credentials.
-    #[must_use]
-    pub fn url(&self) -> &Secret {
-        &self.url
     }
 }
 

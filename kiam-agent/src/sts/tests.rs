@@ -194,6 +194,34 @@ async fn the_metadata_service_is_never_asked_through_a_proxy_and_sts_is() {
     assert!(requests[0].starts_with("POST http://sts.test/ HTTP/1.1\r\n"), "{requests:?}");
 }
 
+#[tokio::test]
+async fn a_proxy_is_shown_its_password_whether_it_forwards_or_tunnels() {
+    let closed = "HTTP/1.1 503 Scripted\r\nContent-Length: 0\r\n\r\n".to_owned();
+    let proxy = Scripted::new([reply(200, &success()), Some(closed)]).await;
+    // It is no loopback address as far as `NO_PROXY` goes, but this host's.
+    let url = format!("http://agent:word@0.0.0.0:{}", proxy.address.port());
+    let of = |name: &str| name.ends_with("_PROXY") && name != "NO_PROXY";
+    let proxies = Proxies::from_vars(|name| of(name).then(|| url.clone())).unwrap();
+    let mut outcomes = Vec::new();
+    for endpoint in ["http://sts.test", "https://sts.test"] {
+        let endpoint = Some(endpoint.to_owned());
+        let config = Config { endpoint, proxies: proxies.clone(), ..proxy.config() };
+        outcomes.push(client(&config).await.issue(&identity(), &claimant()).await);
+    }
+    assert!(outcomes[0].is_ok(), "{outcomes:?}");
+    let error = outcomes[1].as_ref().unwrap_err();
+    assert_eq!(error.class, ErrorClass::Retryable);
+    assert!(error.message.contains("STS can't be reached"), "{error}");
+    let requests = proxy.requests();
+    assert!(requests[0].starts_with("POST http://sts.test/ HTTP/1.1\r\n"), "{requests:?}");
+    assert!(requests[1].starts_with("CONNECT sts.test:443 HTTP/1.1\r\n"), "{requests:?}");
+    for request in requests {
+        // agent:word
+        let shown = request.to_lowercase().matches("proxy-authorization: basic ").count();
+        assert!(shown == 1 && request.contains("Basic YWdlbnQ6d29yZA=="), "{request}");
+    }
+}
+
 fn identity() -> RoleIdentity {
     let name = SessionName::sanitised("kiam-kiam");
     let external_id = Some("id:42/x".parse().unwrap());
