@@ -7,13 +7,11 @@
 
 pub mod admin;
 pub mod app;
-pub mod audit;
 pub mod cluster;
 pub mod config;
 pub mod ctl;
 pub mod explain;
 pub mod handover;
-pub mod imds;
 pub mod migrate;
 pub mod observe;
 pub mod older_pods;
@@ -22,7 +20,6 @@ pub mod pod_listeners;
 pub mod preflight;
 mod printable;
 pub mod proxy;
-pub mod serve;
 pub mod sts;
 mod transport;
 pub mod uninstall;

@@ -12,10 +12,7 @@ use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use crate::{
-    cluster::{Age, Exposed},
-    imds::NodeRole,
-};
+use crate::cluster::{Age, Exposed};
 use kiam_core::{
     blocking::{self, Blocking},
     clock::Clock,
@@ -28,6 +25,7 @@ use kiam_kernel::{
     intercept::{self, InterceptedSince, OlderPods, OlderSearch, since_boot},
     sys::Cgroup,
 };
+use kiam_requests::imds::NodeRole;
 
 /// The time between two checks of whether a search is due, and of which pods that were found are left.
 const PERIOD: Duration = Duration::from_secs(5);

@@ -73,17 +73,17 @@ const CLAIMS: &[Claim] = &[
     claim(
         "ARCHITECTURE.md",
         "192 open connections",
-        Source("kiam-agent/src/serve/config.rs", "connections_per_pod: 192,"),
+        Source("kiam-agent/requests/src/serve/config.rs", "connections_per_pod: 192,"),
     ),
     claim(
         "ARCHITECTURE.md",
         "16 kB of unread bytes each way in the kernel",
-        Source("kiam-agent/src/serve/mod.rs", "SOCKET_BUFFER: usize = 8 * 1024;"),
+        Source("kiam-agent/requests/src/serve/mod.rs", "SOCKET_BUFFER: usize = 8 * 1024;"),
     ),
     claim(
         "ARCHITECTURE.md",
         "At most 16,384 callers",
-        Source("kiam-agent/src/serve/limits.rs", "OWNERS: usize = 16_384;"),
+        Source("kiam-agent/requests/src/serve/limits.rs", "OWNERS: usize = 16_384;"),
     ),
     claim(
         "ARCHITECTURE.md",
@@ -159,12 +159,15 @@ const CLAIMS: &[Claim] = &[
     claim(
         "docs/operating.md",
         "(6 h at most)",
-        Source("kiam-agent/src/imds/token.rs", "MAX_TOKEN_TTL: u32 = 21_600;"),
+        Source("kiam-agent/requests/src/imds/token.rs", "MAX_TOKEN_TTL: u32 = 21_600;"),
     ),
     claim(
         "docs/operating.md",
         "at most once per second for each kind and pod",
-        Source("kiam-agent/src/imds/service.rs", "LOG_PERIOD: Duration = Duration::from_secs(1);"),
+        Source(
+            "kiam-agent/requests/src/imds/service.rs",
+            "LOG_PERIOD: Duration = Duration::from_secs(1);",
+        ),
     ),
     claim(
         "docs/operating.md",
@@ -197,7 +200,7 @@ const CLAIMS: &[Claim] = &[
     claim(
         "docs/runbook.md",
         "the node's 8,192 connections",
-        Source("kiam-agent/src/serve/config.rs", "connections: 8192,"),
+        Source("kiam-agent/requests/src/serve/config.rs", "connections: 8192,"),
     ),
     claim("docs/runbook.md", "for 27 s at most", Flag("grace-period", "30s")),
     claim(
@@ -312,28 +315,28 @@ const CLAIMS: &[Claim] = &[
     claim(
         "docs/paths.md",
         "eight at a time",
-        Source("kiam-agent/src/imds/upstream.rs", "SLOTS: usize = 8;"),
+        Source("kiam-agent/requests/src/imds/upstream.rs", "SLOTS: usize = 8;"),
     ),
     claim(
         "docs/paths.md",
         "two of one pod",
-        Source("kiam-agent/src/imds/upstream.rs", "SHARE: usize = 2;"),
+        Source("kiam-agent/requests/src/imds/upstream.rs", "SHARE: usize = 2;"),
     ),
     claim(
         "docs/paths.md",
         "four of one namespace",
-        Source("kiam-agent/src/imds/upstream.rs", "NAMESPACE_SHARE: usize = SLOTS / 2;"),
+        Source("kiam-agent/requests/src/imds/upstream.rs", "NAMESPACE_SHARE: usize = SLOTS / 2;"),
     ),
     claim(
         "docs/paths.md",
         "16 of each kind are kept for a pod",
-        Source("kiam-agent/src/imds/journal.rs", "REQUESTS: usize = 16;"),
+        Source("kiam-agent/requests/src/imds/journal.rs", "REQUESTS: usize = 16;"),
     ),
     claim(
         "docs/faults.md",
         "`Retry-After: 1` is sent",
         Source(
-            "kiam-agent/src/imds/response.rs",
+            "kiam-agent/requests/src/imds/response.rs",
             "RETRY_AFTER: Duration = Duration::from_secs(1);",
         ),
     ),
@@ -406,24 +409,30 @@ const CLAIMS: &[Claim] = &[
         "docs/audit.md",
         "A pod may have 60 lines at once and one a second after that",
         Source(
-            "kiam-agent/src/audit/shares.rs",
+            "kiam-agent/requests/src/audit/shares.rs",
             "LINES: Rate = Rate { burst: 60, period: Duration::from_secs(1) };",
         ),
     ),
     claim(
         "docs/audit.md",
         "16 of them each 30 s",
-        Source("kiam-agent/src/audit/mod.rs", "FLUSH: Duration = Duration::from_secs(30);"),
+        Source(
+            "kiam-agent/requests/src/audit/mod.rs",
+            "FLUSH: Duration = Duration::from_secs(30);",
+        ),
     ),
     claim(
         "docs/audit.md",
         "64 lines that wait to be written",
-        Source("kiam-agent/src/audit/shares.rs", "QUEUED: usize = 64;"),
+        Source("kiam-agent/requests/src/audit/shares.rs", "QUEUED: usize = 64;"),
     ),
     claim(
         "docs/audit.md",
         "it has run for ten minutes without",
-        Source("kiam-agent/src/audit/unusual.rs", "LATE: Duration = Duration::from_secs(600);"),
+        Source(
+            "kiam-agent/requests/src/audit/unusual.rs",
+            "LATE: Duration = Duration::from_secs(600);",
+        ),
     ),
     claim(
         "docs/web-identity.md",

@@ -47,7 +47,8 @@ const GAUGES: [&str; 18] = [
 ];
 
 /// The agent's crates.
-const SOURCES: [&str; 3] = ["kiam-agent/src", "kiam-agent/core/src", "kiam-agent/kernel/src"];
+const SOURCES: [&str; 4] =
+    ["kiam-agent/src", "kiam-agent/core/src", "kiam-agent/kernel/src", "kiam-agent/requests/src"];
 
 /// String literals of the agent's source that begin with `prefix`.
 fn literals(prefix: &str) -> BTreeSet<String> {

@@ -2,8 +2,9 @@
 
 use std::{io, path::Path};
 
-use crate::{cluster, imds, sts};
+use crate::{cluster, sts};
 use kiam_kernel::{intercept, sandboxes};
+use kiam_requests::imds;
 
 /// Why the agent can't start.
 #[derive(Debug, thiserror::Error)]

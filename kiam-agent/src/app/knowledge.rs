@@ -10,7 +10,6 @@ use crate::{
     cluster::{self, Cluster, EventParts, EvictionParts, SyncLatches},
     config::{Base, Config},
     handover::{FirstPass, Peers},
-    imds,
     observe::Sightings,
     older_pods::Exposure,
     pod_listeners::Paths,
@@ -24,6 +23,7 @@ use kiam_core::{
     role::{BaseArn, Sessions, WantedRoles},
 };
 use kiam_kernel::identity::InterfaceAddresses;
+use kiam_requests::imds;
 
 /// The time between two checks of what is to be reported by Events.
 const EVENTS: Duration = Duration::from_secs(5);

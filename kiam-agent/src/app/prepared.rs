@@ -14,17 +14,19 @@ use tracing::warn;
 use super::{error::Error, knowledge::Knowledge, process::Process};
 use crate::{
     admin::{self, Operations, Operators, OwnSocket, PodRefresher, StatusSources},
-    audit::{self, Audit},
     config::{Config, Hosts, Identity},
     explain,
     handover::{FirstPass, Peers},
-    imds, serve,
 };
 use kiam_core::{
     blocking::{self, Blocking},
     telemetry::LogLevel,
 };
 use kiam_kernel::{intercept, pins::AgentLock};
+use kiam_requests::{
+    audit::{self, Audit},
+    imds, serve,
+};
 
 /// The time between two searches for the pods' cgroup that has a process, where there are several.
 const UNUSED: Duration = Duration::from_millis(200);

@@ -21,15 +21,18 @@ use super::{
 };
 use crate::{
     config::Identity,
-    imds, older_pods,
+    older_pods,
     pod_listeners::{OpenListeners, PodListeners},
-    serve::{self, Listener},
 };
 use kiam_core::pods::ClientResolver;
 use kiam_kernel::{
     identity::{KernelResolver, Namespaces, SourceIpResolver},
     sandboxes::{self, Sandboxes, Unplaced},
     selftest::Witness,
+};
+use kiam_requests::{
+    imds,
+    serve::{self, Listener},
 };
 
 /// How often all sandboxes are scanned, besides the scans that events cause.
@@ -135,7 +138,7 @@ fn answer(
     let (sender, listeners) = mpsc::channel(64);
     let metrics = serve::Metrics::register(&mut process.registry);
     let drain = process.drain.clone();
-    process.spawn(serve::run(listeners, Arc::new(service), config, metrics, drain));
+    process.spawn(kiam_requests::answer(listeners, service, config, metrics, drain));
     sender
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{flags::Flags, values::Mistakes};
-use crate::audit::{Config, Destination};
+use kiam_requests::audit::{Config, Destination};
 
 const MEBIBYTE: u64 = 1024 * 1024;
 /// The sizes that the files may have together.

@@ -7,7 +7,7 @@ use super::{
     flags::Flags,
     values::{Hosts, Mistakes},
 };
-use crate::imds;
+use kiam_requests::imds;
 
 /// The [`imds::Config`]; `None` if a mistake leaves a part out.
 pub(super) fn metadata(

@@ -35,7 +35,7 @@ pub use self::{
     values::Hosts,
 };
 pub use crate::admin::{Output, StatusForm};
-use crate::{cluster, imds, migrate};
+use crate::{cluster, migrate};
 pub use kiam_core::names::PodName;
 use kiam_core::{
     credentials,
@@ -43,6 +43,7 @@ use kiam_core::{
     telemetry::{Format, Level, Logs},
 };
 use kiam_kernel::{intercept, selftest};
+use kiam_requests::imds;
 
 /// The exit status of an invalid command line (`EX_USAGE` of `sysexits.h`).
 pub const USAGE: u8 = 64;
@@ -140,7 +141,7 @@ pub struct Config {
     /// `--level` and `--json-log`.
     pub logs: Logs,
     /// `--audit`, `--audit-file` and `--audit-file-size`.
-    pub audit: crate::audit::Config,
+    pub audit: kiam_requests::audit::Config,
     /// `--statsd` and `--statsd-interval`.
     pub statsd: Option<(SocketAddr, Duration)>,
     /// `--host`.

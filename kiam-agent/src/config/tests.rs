@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::{peers, serve};
+use crate::peers;
 use kiam_core::{
     policy::AnnotationOverrides,
     role::{Source, Subject},
 };
 use kiam_kernel::guard::GuardConfig;
+use kiam_requests::serve;
 
 struct Environment(HashMap<&'static str, &'static str>);
 

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::findings::remedy_of;
-use crate::imds::{AllowPath, InvalidPath};
+use kiam_requests::imds::{AllowPath, InvalidPath};
 
 /// What to do so that `pod`, as `kiam-agent pods` shows it, gets what it asks for.
 pub(super) fn advice(pod: &Value) -> Vec<String> {

@@ -12,7 +12,6 @@ use tokio::time::Instant;
 use super::{Settings, requests};
 use crate::{
     cluster::{Age, Exposed},
-    imds::{self, Imdsv2, PathKind, RecordedRequest},
     older_pods::Grounds,
 };
 use kiam_core::{
@@ -21,6 +20,7 @@ use kiam_core::{
     policy::{Decision, Refusal, Ruling, Rulings},
     role::RoleArn,
 };
+use kiam_requests::imds::{self, Imdsv2, PathKind, RecordedRequest};
 
 /// Everything that is known of one pod, at one moment.
 pub(super) struct Account<'a> {

@@ -11,18 +11,14 @@ use serde_json::{Value, json};
 
 use self::account::Account;
 pub use self::counts::PodCounts;
-use crate::{
-    imds::{self, Imdsv2},
-    observe::Sightings,
-    older_pods::Exposure,
-    pod_listeners::Paths,
-};
+use crate::{observe::Sightings, older_pods::Exposure, pod_listeners::Paths};
 use kiam_core::{
     clock::Clock,
     credentials::CredentialReader,
     pods::{Pod, PodReader},
     policy::{Decision, RolePolicy},
 };
+use kiam_requests::imds::{self, Imdsv2};
 
 /// How many pods are suggested instead of one that is not known.
 const ALIKE: usize = 5;

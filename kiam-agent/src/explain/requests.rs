@@ -5,8 +5,8 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 
 use super::account::time;
-use crate::imds::{RecordedRequest, RequestCounts};
 use kiam_core::telemetry::times;
+use kiam_requests::imds::{RecordedRequest, RequestCounts};
 
 /// Equal requests, for `/pods`.
 pub(super) fn json(noted: &RecordedRequest) -> Value {

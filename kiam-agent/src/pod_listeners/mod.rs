@@ -29,13 +29,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 pub use self::paths::Paths;
-use crate::serve;
 use kiam_core::{lifecycle::Drain, pods::PodUid, ticks::ticks};
 use kiam_kernel::{
     identity::{CgroupPaths, PodListenerResolver},
     intercept::{Flows, SandboxTable},
     sandboxes::{self, Event, OpenSandbox, Sandboxes},
 };
+use kiam_requests::serve;
 
 /// How long after the start it is certain which pods have listeners, and after sockets were passed to a successor that this
 /// one is superseded or the successor given up.

@@ -1,13 +1,7 @@
 //! The real metadata service: whether it answers, and how it is configured.
 
 use super::clock::ServerClock;
-use crate::{
-    config::{Base, Config},
-    imds::{
-        UpstreamError,
-        probe::{HopLimit as Limit, TokenPolicy, hop_limit, profile},
-    },
-};
+use crate::config::{Base, Config};
 use kiam_core::{
     clock::Clock,
     preflight::{
@@ -15,6 +9,10 @@ use kiam_core::{
         Topic::{self, HopLimit, Imds, ImdsTokens},
     },
     role::Source,
+};
+use kiam_requests::imds::{
+    UpstreamError,
+    probe::{HopLimit as Limit, TokenPolicy, hop_limit, profile},
 };
 
 /// What [`checks`] reports.

@@ -1,7 +1,8 @@
 //! The limit of open files.
 
-use crate::{config::Config, serve};
+use crate::config::Config;
 use kiam_core::preflight::{Check, Topic::OpenFiles};
+use kiam_requests::serve;
 
 /// Judges the limit that the agent can give itself.
 pub(super) fn open_files(config: &Config) -> Check {

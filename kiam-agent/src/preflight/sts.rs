@@ -3,7 +3,6 @@
 use super::imds;
 use crate::{
     config::{Base, Config},
-    imds::Upstream,
     sts::{self, CallerError, caller},
 };
 use kiam_core::{
@@ -14,6 +13,7 @@ use kiam_core::{
     },
     role::{BaseArn, Source},
 };
+use kiam_requests::imds::Upstream;
 
 /// What [`checks`] reports.
 pub(super) const TOPICS: &[Topic] = &[Sts];

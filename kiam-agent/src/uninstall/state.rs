@@ -8,8 +8,9 @@ use std::{
 
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
-use crate::{admin, handover, imds};
+use crate::{admin, handover};
 use kiam_kernel::guard::is_boot_note;
+use kiam_requests::imds;
 
 /// Removes what dead agents left in `state_dir`: sockets that nobody listens at, links that lead nowhere and, where no
 /// agent runs or starts, the key of the session tokens. Then the folder, if it is empty. Returns what it removed.

@@ -12,7 +12,7 @@ const LISTS_FOLDERS: [&str; 8] = [
     // The state folder and the pins, which are root's.
     "kiam-agent/src/admin/unix.rs",
     "kiam-agent/src/uninstall/state.rs",
-    "kiam-agent/src/imds/key.rs",
+    "kiam-agent/requests/src/imds/key.rs",
     "kiam-agent/kernel/src/guard/uplink.rs",
     "kiam-agent/kernel/src/pins/mod.rs",
     // Cgroups, on threads of their own: up to pods' containers, and with limits of its own.
@@ -160,10 +160,10 @@ mod tests {
         let check = folders_are_listed_where_tenants_make_none;
         for (path, text, found) in [
             ("kiam-agent/kernel/src/sys/cgroup.rs", "for entry in fs::read_dir(path)? {}", true),
-            ("kiam-agent/src/imds/mod.rs", "path.read_dir()", true),
+            ("kiam-agent/requests/src/imds/mod.rs", "path.read_dir()", true),
             ("kiam-agent/kernel/src/sys/walk.rs", "fs::read_dir(path)", false),
             (
-                "kiam-agent/src/imds/mod.rs",
+                "kiam-agent/requests/src/imds/mod.rs",
                 "#[cfg(test)]\nmod tests {\nfn a() { read_dir(); }\n}",
                 false,
             ),

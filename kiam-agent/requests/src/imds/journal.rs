@@ -110,7 +110,7 @@ struct Tally {
 
 impl Journal {
     /// Records a rejected request of the pod `uid`.
-    pub(crate) fn refused(
+    pub fn refused(
         &self,
         uid: &PodUid,
         head: &request::Parts,
@@ -121,7 +121,7 @@ impl Journal {
     }
 
     /// Records an accepted request of the pod `uid` without a session token.
-    pub(crate) fn imdsv1(&self, uid: &PodUid, head: &request::Parts, now: SystemTime) {
+    pub fn imdsv1(&self, uid: &PodUid, head: &request::Parts, now: SystemTime) {
         self.record(List::WithoutToken, uid, (&ShownRequest::new(head), None), now);
     }
 

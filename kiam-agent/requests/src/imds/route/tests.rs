@@ -279,7 +279,7 @@ fn the_common_set_opens_what_programs_ask_and_nothing_of_the_nodes() {
 /// The page names each open path, and each of the common set as `--allow-path` would have it.
 #[test]
 fn the_page_of_paths_has_those_that_are_open_and_those_that_are_common() {
-    let page = include_str!("../../../../docs/paths.md");
+    let page = include_str!("../../../../../docs/paths.md");
     let section = |head: &str| {
         let after = page.split(head).nth(1).unwrap_or_else(|| panic!("no {head}"));
         let lines = after.split("\n## ").next().unwrap().lines().map(str::to_owned);
