@@ -10,7 +10,6 @@ use std::{
 
 use kiam_agent::{
     cluster::{self, Age, Cluster, EventParts, Exposed},
-    imds,
     proxy::Proxies,
 };
 use kiam_core::{
@@ -22,6 +21,7 @@ use kiam_core::{
     role::{RoleIdentity, RoleResolver, WantedRoles},
     telemetry::Statsd,
 };
+use kiam_requests::imds;
 use lab::fake::{Injected, Place, kubernetes::Kubernetes};
 use prometheus_client::registry::Registry;
 use serde_json::Value;

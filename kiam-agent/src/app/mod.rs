@@ -40,6 +40,7 @@ use kiam_core::{
     secret::forbid_core_dumps,
     telemetry::{Chain, LogLevel},
 };
+use kiam_requests::serve;
 
 /// The whole process, for `main`.
 #[must_use]
@@ -96,7 +97,11 @@ pub fn main(config: Config) -> ExitCode {
 /// processors would be most of the agent's.
 fn runtime() -> io::Result<Runtime> {
     let processors = thread::available_parallelism().map_or(2, NonZero::get);
-    Builder::new_multi_thread().worker_threads(processors.clamp(2, 4)).enable_all().build()
+    Builder::new_multi_thread()
+        .worker_threads(processors.clamp(2, 4))
+        .event_interval(serve::EVENT_INTERVAL)
+        .enable_all()
+        .build()
 }
 
 /// Starts everything; returns once this agent is the node's.

@@ -1,7 +1,7 @@
 //! The configurations of parts that several flags decide, or that lack what the node's metadata service knows.
 
 use super::{Config, version};
-use crate::{admin::StatusSettings, older_pods::Entitlement, serve, sts};
+use crate::{admin::StatusSettings, older_pods::Entitlement, sts};
 use kiam_core::{
     pods::NodePods,
     policy,
@@ -11,6 +11,7 @@ use kiam_kernel::{
     intercept::{self, HostNetworkPods, ListenerPath},
     sandboxes,
 };
+use kiam_requests::serve;
 
 /// Pods of a large node; EKS's default is 110, and 250 with prefix delegation.
 const PODS: usize = 250;

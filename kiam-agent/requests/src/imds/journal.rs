@@ -110,13 +110,7 @@ struct Tally {
 
 impl Journal {
     /// Records a rejected request of the pod `uid`.
-    pub fn refused(
-        &self,
-        uid: &PodUid,
-        head: &request::Parts,
-        reason: ErrorKind,
-        now: SystemTime,
-    ) {
+    pub fn refused(&self, uid: &PodUid, head: &request::Parts, reason: ErrorKind, now: SystemTime) {
         self.record(List::Refused, uid, (&ShownRequest::new(head), Some(reason)), now);
     }
 

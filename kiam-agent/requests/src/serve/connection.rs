@@ -1,11 +1,21 @@
 //! Serves one connection with hyper.
 
 use std::{
-    convert::Infallible, future::poll_fn, net::SocketAddr, pin::pin, sync::Arc, task::Poll,
+    convert::Infallible,
+    future::{pending, poll_fn},
+    net::SocketAddr,
+    panic::AssertUnwindSafe,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::Poll,
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use http::{
     HeaderValue, Request, Response, StatusCode,
     header::{CONNECTION, RETRY_AFTER},
@@ -14,12 +24,11 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::{
     net::TcpStream,
     time::{Instant, sleep},
 };
-use tracing::debug;
+use tracing::{debug, error};
 
 use super::{
     Config, Metrics, PodService, limits::Slot, metrics::Rejection, rarely::Rarely, report::Report,
@@ -49,38 +58,45 @@ pub(super) struct ConnectionTask<S> {
 // === impl ConnectionTask ===
 
 impl<S: PodService> ConnectionTask<S> {
-    /// Serves `stream`, or passes it on, until it closes or fails, or the drain begins and begun requests are answered. It
-    /// takes turns with the other connections of the same owner.
+    /// Serves `stream`, or passes it on, until it closes or fails, or has to end, or the drain begins and begun requests are
+    /// answered. A panic ends this connection alone.
     pub(super) async fn run(self, stream: TcpStream, client: Result<Client, Unattested>) {
-        let turn = Turn::default();
-        self.slot.share().in_turns(&turn, self.serve(stream, client, &turn)).await;
+        if AssertUnwindSafe(self.serve(stream, client)).catch_unwind().await.is_err() {
+            error!("A connection's task panicked");
+        }
     }
 
-    async fn serve(&self, stream: TcpStream, client: Result<Client, Unattested>, turn: &Turn) {
-        // A failure only costs a delay.
-        let _ = stream.set_nodelay(true);
-        // A client that never reads would otherwise hold its slot for ever: see TCP_USER_TIMEOUT in tcp(7).
-        let unread = u32::try_from(self.config.unread_deadline.as_millis()).unwrap_or(u32::MAX);
-        if let Err(error) = set_tcp_user_timeout(&stream, unread) {
-            debug!(%error, "Setting TCP_USER_TIMEOUT on a connection failed");
-        }
+    async fn serve(&self, stream: TcpStream, client: Result<Client, Unattested>) {
         let client = match client {
             Err(error) => Err(error),
-            Ok(client) => match self.service.relay(&client).await {
-                Ok(None) => Ok(client),
-                Ok(Some(relay)) => {
-                    let outcome = relay.run(stream, &self.config, self.drain.clone()).await;
-                    return self.metrics.relayed(outcome);
+            Ok(client) => match self.before_end(self.service.relay(&client)).await {
+                None => return,
+                Some(Ok(None)) => Ok(client),
+                Some(Ok(Some(relay))) => {
+                    let relayed = relay.run(stream, &self.config, self.drain.clone());
+                    if let Some(outcome) = self.before_end(relayed).await {
+                        self.metrics.relayed(outcome);
+                    }
+                    return;
                 }
-                Err(not_found) => Err(Unattested::Unknown { client, not_found }),
+                Some(Err(not_found)) => Err(Unattested::Unknown { client, not_found }),
             },
         };
-        self.answer(stream, client, turn).await;
+        self.answer(stream, client).await;
     }
 
-    async fn answer(&self, stream: TcpStream, client: Result<Client, Unattested>, turn: &Turn) {
-        let (known, session) = (client.is_ok(), S::Session::default());
-        let (client, session) = (&client, &session);
+    /// The result of `work`; `None` if the connection has to end before.
+    async fn before_end<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            result = work => Some(result),
+            () = self.slot.ended() => None,
+        }
+    }
+
+    async fn answer(&self, stream: TcpStream, client: Result<Client, Unattested>) {
+        let (known, session, turn) = (client.is_ok(), S::Session::default(), Turn::default());
+        let (client, session, turn) = (&client, &session, &turn);
         let answer = service_fn(|request| async move {
             Ok::<_, Infallible>(self.respond(client, session, request, turn).await)
         });
@@ -98,24 +114,45 @@ impl<S: PodService> ConnectionTask<S> {
             .max_headers(MAX_FIELDS)
             .serve_connection(TokioIo::new(stream), answer);
         let mut connection = pin!(connection);
-        let (mut drain, mut overdue) = (self.drain.clone(), pin!(self.slot.idle_for(deadline)));
-        let mut drained = pin!(no_more_requests(&mut drain, self.config.last_requests));
-        let (mut drained, mut overdue) =
-            (Some(Rarely::new(drained.as_mut())), Rarely::new(overdue.as_mut()));
+        let no_more = AtomicBool::new(false);
+        let mut ends = pin!(self.ends(deadline, &no_more));
+        let (mut ends, mut is_last) = (Rarely::new(ends.as_mut()), false);
         let ended = poll_fn(|context| {
-            if drained.as_mut().is_some_and(|drained| drained.poll(context).is_ready()) {
-                drained = None;
+            loop {
+                turn.begin();
+                if let Poll::Ready(ended) = connection.as_mut().poll(context) {
+                    return Poll::Ready(Some(ended));
+                }
+                if ends.poll(context).is_ready() {
+                    return Poll::Ready(None);
+                }
+                if is_last || !no_more.load(Ordering::Relaxed) {
+                    return Poll::Pending;
+                }
+                is_last = true;
                 connection.as_mut().graceful_shutdown();
-            }
-            match connection.as_mut().poll(context) {
-                Poll::Ready(ended) => Poll::Ready(Some(ended)),
-                Poll::Pending => overdue.poll(context).map(|()| None),
             }
         });
         match ended.await {
             Some(Ok(())) => {}
             Some(Err(error)) => debug!(%error, "Connection ended with an error"),
-            None => debug!("Connection sent no request in time"),
+            None => debug!("Connection sent no request in time, or was ended for another"),
+        }
+    }
+
+    /// Returns when the connection has to end: it is idle for as long as `deadline`, or its slot is another's. Sets `no_more`
+    /// a while after the drain began, when it may answer what it has begun, and nothing else.
+    async fn ends(&self, deadline: Duration, no_more: &AtomicBool) {
+        let mut drain = self.drain.clone();
+        let drained = async {
+            no_more_requests(&mut drain, self.config.last_requests).await;
+            no_more.store(true, Ordering::Relaxed);
+            pending().await
+        };
+        tokio::select! {
+            () = self.slot.idle_for(deadline) => {}
+            () = self.slot.ended() => {}
+            () = drained => {}
         }
     }
 

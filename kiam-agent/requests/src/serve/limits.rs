@@ -3,15 +3,13 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::{
-    task::AbortHandle,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{Config, share::Share};
@@ -39,13 +37,14 @@ pub enum Owner {
 }
 
 /// The limits, which hand out slots.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Limits {
     open: Arc<Mutex<OpenConnections>>,
     config: Config,
+    /// How many lanes an owner has.
+    lanes: usize,
 }
 
-#[derive(Debug)]
 struct OpenConnections {
     in_all: usize,
     next: u64,
@@ -55,7 +54,6 @@ struct OpenConnections {
 }
 
 /// One owner's open connections, and the rest of its share.
-#[derive(Debug)]
 struct Account {
     /// The open connections, the oldest first.
     open: BTreeMap<u64, Arc<Activity>>,
@@ -68,11 +66,11 @@ struct Account {
 struct Activity {
     /// The time since when the connection is idle; `None` while it is busy.
     idle_since: Mutex<Option<Instant>>,
-    end: OnceLock<AbortHandle>,
+    /// Cancelled to end the connection.
+    end: CancellationToken,
 }
 
 /// The slot of one open connection. Dropping it makes room.
-#[derive(Debug)]
 pub(super) struct Slot {
     limits: Limits,
     owner: Owner,
@@ -81,10 +79,6 @@ pub(super) struct Slot {
     share: Arc<Share>,
     replaced: bool,
 }
-
-/// The place for a connection's task, which is spawned after the slot is taken.
-#[derive(Debug)]
-pub(super) struct TaskSlot(Arc<Activity>);
 
 /// The limit that a new connection exceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -155,10 +149,10 @@ impl Owner {
 // === impl Limits ===
 
 impl Limits {
-    pub(super) fn new(config: Config) -> Self {
+    pub(super) fn new(config: Config, lanes: usize) -> Self {
         let open =
             OpenConnections { in_all: 0, next: 0, owners: HashMap::new(), swept: Instant::now() };
-        Self { open: Arc::new(Mutex::new(open)), config }
+        Self { open: Arc::new(Mutex::new(open)), config, lanes }
     }
 
     /// Whether there is room for any connection. Checked before the caller is resolved.
@@ -168,8 +162,12 @@ impl Limits {
 
     /// Takes a slot for a connection of `owner`, if there is room. Half of the room is for owners with few connections, so
     /// that pods within their limits can't use all of it together. An owner at its limit gets the slot of its longest idle
-    /// connection, so that a pod that leaks connections is still served.
-    pub(super) fn take(&self, owner: Owner) -> Result<Slot, ExceededLimit> {
+    /// connection, so that a pod that leaks connections is still served. The connection ends when `all_end` is cancelled.
+    pub(super) fn take(
+        &self,
+        owner: Owner,
+        all_end: &CancellationToken,
+    ) -> Result<Slot, ExceededLimit> {
         let now = Instant::now();
         let mut open = self.open();
         if open.in_all >= self.config.connections {
@@ -177,7 +175,7 @@ impl Limits {
         }
         let own = self.own(&owner, open.in_all);
         let number = open.next;
-        let account = open.account(&owner, &self.config, now).ok_or(ExceededLimit::Owners)?;
+        let account = open.account(&owner, self, now).ok_or(ExceededLimit::Owners)?;
         if !account.new_connections.try_take(self.config.new_connections, now) {
             return Err(ExceededLimit::Rate);
         }
@@ -186,7 +184,8 @@ impl Limits {
         if full && (owner == Owner::Stranger || !account.end_idle()) {
             return Err(ExceededLimit::Open);
         }
-        let (activity, share) = (Arc::<Activity>::default(), account.share.clone());
+        let activity = Arc::new(Activity { end: all_end.child_token(), ..Activity::default() });
+        let share = account.share.clone();
         account.open.insert(number, activity.clone());
         open.in_all += 1;
         open.next += 1;
@@ -227,7 +226,7 @@ impl Limits {
 
 impl OpenConnections {
     /// The account of `owner`, created if it is missing; `None` if there are too many.
-    fn account(&mut self, owner: &Owner, config: &Config, now: Instant) -> Option<&mut Account> {
+    fn account(&mut self, owner: &Owner, limits: &Limits, now: Instant) -> Option<&mut Account> {
         if !self.owners.contains_key(owner) {
             self.forget(now);
             if self.owners.len() >= OWNERS {
@@ -238,7 +237,7 @@ impl OpenConnections {
         Some(account.or_insert_with(|| Account {
             open: BTreeMap::new(),
             new_connections: Bucket::default(),
-            share: Arc::new(Share::new(config.requests)),
+            share: Arc::new(Share::new(limits.config.requests, limits.lanes)),
         }))
     }
 
@@ -262,23 +261,13 @@ impl Account {
     fn end_idle(&mut self) -> bool {
         let idle = self.open.iter().filter_map(|(number, activity)| {
             let since = *activity.idle_since.lock().unwrap_or_else(PoisonError::into_inner);
-            activity.end.get().and(Some((since?, *number)))
+            Some((since?, *number))
         });
         let Some((_, number)) = idle.min() else { return false };
-        if let Some(end) = self.open.remove(&number).as_ref().and_then(|ended| ended.end.get()) {
-            end.abort();
+        if let Some(ended) = self.open.remove(&number) {
+            ended.end.cancel();
         }
         true
-    }
-}
-
-// === impl TaskSlot ===
-
-impl TaskSlot {
-    /// Sets the task, by which the connection is ended while it is idle.
-    pub(super) fn by(self, task: AbortHandle) {
-        // There is one task for each slot.
-        let _ = self.0.end.set(task);
     }
 }
 
@@ -290,13 +279,13 @@ impl Slot {
         self.replaced
     }
 
-    pub(super) fn share(&self) -> &Share {
+    pub(super) fn share(&self) -> &Arc<Share> {
         &self.share
     }
 
-    /// The place for the connection's task.
-    pub(super) fn task_slot(&self) -> TaskSlot {
-        TaskSlot(self.activity.clone())
+    /// Returns when the connection has to end.
+    pub(super) async fn ended(&self) {
+        self.activity.end.cancelled().await;
     }
 
     /// Marks the connection as idle since `now`.
@@ -348,6 +337,14 @@ mod tests {
     use kiam_core::pods::fixtures::{attested, uid};
     use kiam_core::rate::Rate;
 
+    fn new(config: Config) -> Limits {
+        Limits::new(config, 2)
+    }
+
+    fn take_of(limits: &Limits, owner: Owner) -> Result<Slot, ExceededLimit> {
+        limits.take(owner, &CancellationToken::new())
+    }
+
     #[test]
     fn connections_leave_open_files_for_all_else() {
         let cases = [
@@ -367,7 +364,7 @@ mod tests {
 
     #[test]
     fn one_owner_cannot_take_every_slot_and_closing_makes_room() {
-        let limits = Limits::new(Config {
+        let limits = new(Config {
             connections: 5,
             connections_per_pod: 2,
             connections_of_strangers: 1,
@@ -375,31 +372,31 @@ mod tests {
         });
         let pod = |n, address| Owner::of(&Ok(attested(uid(n), address)));
         let stranger = || Owner::of(&Err(Unattested::NoEntry));
-        let beyond = |owner| limits.take(owner).err();
+        let beyond = |owner| take_of(&limits, owner).err();
         // Its addresses make no difference, and neither do others on the same.
-        let held = [limits.take(pod(1, "10.0.0.1")), limits.take(pod(1, "fd00::1"))];
+        let held = [take_of(&limits, pod(1, "10.0.0.1")), take_of(&limits, pod(1, "fd00::1"))];
         assert!(held.iter().all(Result::is_ok));
         assert_eq!(beyond(pod(1, "10.0.0.1")), Some(ExceededLimit::Open));
-        let other = limits.take(pod(2, "10.0.0.1"));
-        let strange = limits.take(stranger());
+        let other = take_of(&limits, pod(2, "10.0.0.1"));
+        let strange = take_of(&limits, stranger());
         assert!(other.is_ok() && strange.is_ok());
         strange.as_ref().unwrap().idle(Instant::now());
         assert_eq!(beyond(stranger()), Some(ExceededLimit::Open), "whoever came first stays");
         assert!(limits.has_room());
         let mapped = Client::Address("::ffff:10.0.0.1".parse().unwrap());
-        let address = limits.take(Owner::of(&Ok(mapped)));
+        let address = take_of(&limits, Owner::of(&Ok(mapped)));
         assert!(address.is_ok() && !limits.has_room());
         assert_eq!(beyond(pod(2, "10.0.0.1")), Some(ExceededLimit::All));
         drop(held);
-        assert!(limits.take(pod(1, "10.0.0.1")).is_ok());
+        assert!(take_of(&limits, pod(1, "10.0.0.1")).is_ok());
         drop((other, strange, address));
         assert!(limits.open().owners.values().all(|account| account.open.is_empty()));
     }
 
     #[test]
     fn owners_with_many_leave_room_for_those_with_few() {
-        let limits = Limits::new(Config::default());
-        let take = |n| limits.take(Owner::of(&Ok(attested(uid(n), "10.0.0.1")))).ok();
+        let limits = new(Config::default());
+        let take = |n| take_of(&limits, Owner::of(&Ok(attested(uid(n), "10.0.0.1")))).ok();
         let mut held = Vec::new();
         for hoarder in 1..=100 {
             held.extend(std::iter::from_fn(|| take(hoarder)));
@@ -415,8 +412,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_table_of_owners_is_bounded_and_forgets_those_with_a_whole_share_again() {
         let requests = Rate::per_second(1, 10);
-        let limits = Limits::new(Config { requests, ..Config::default() });
-        let take = |n| limits.take(Owner::Address(Ipv4Addr::from_bits(n).into()));
+        let limits = new(Config { requests, ..Config::default() });
+        let take = |n| take_of(&limits, Owner::Address(Ipv4Addr::from_bits(n).into()));
         let owners = u32::try_from(OWNERS).unwrap();
         assert!((0..owners).all(|n| take(n).is_ok()));
         assert_eq!(take(owners).err(), Some(ExceededLimit::Owners));
@@ -434,11 +431,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn connections_have_a_rate_and_who_waits_gets_one_when_it_is_there() {
         let new_connections = Rate::per_second(10, 3);
-        let limits = Limits::new(Config { new_connections, ..Config::default() });
+        let limits = new(Config { new_connections, ..Config::default() });
         let owner = |n| Owner::Pod(uid(n));
-        let taken = |n| (0..5).filter(|_| limits.take(owner(n)).is_ok()).count();
+        let taken = |n| (0..5).filter(|_| take_of(&limits, owner(n)).is_ok()).count();
         assert_eq!((taken(1), taken(2)), (3, 3), "each has its own");
-        assert_eq!(limits.take(owner(1)).err(), Some(ExceededLimit::Rate));
+        assert_eq!(take_of(&limits, owner(1)).err(), Some(ExceededLimit::Rate));
         let begun = Instant::now();
         limits.may_open(&owner(3)).await;
         assert_eq!(begun.elapsed(), Duration::ZERO);

@@ -4,13 +4,13 @@
 
 mod config;
 mod connection;
+mod lanes;
 mod limits;
 mod metrics;
 mod rarely;
 mod relay;
 mod report;
 mod share;
-mod turns;
 
 use std::{
     future::Future,
@@ -32,11 +32,12 @@ use hyper::body::Incoming;
 use rustix::net::{listen, sockopt};
 use tokio::{
     net::{TcpListener, TcpStream},
+    runtime::Handle,
     sync::mpsc,
     task::{JoinError, JoinSet, yield_now},
     time::{sleep, timeout},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, warn};
 
 pub use self::{
@@ -67,6 +68,9 @@ const SOCKET_BUFFER: usize = 8 * 1024;
 /// The default rate of one pod. A busy pod's SDKs make a few requests an hour, and a client that creates a session for each
 /// call makes three for it.
 pub const POD_RATE: Rate = Rate { burst: 1000, period: Duration::from_millis(5) };
+/// How many tasks a worker of the runtime runs before it looks at sockets. While owners keep all workers busy, whoever sends
+/// or connects is seen after as many turns.
+pub const EVENT_INTERVAL: u32 = 8;
 /// The shortest time between two equal log lines.
 const LOG_PERIOD: Duration = Duration::from_secs(1);
 
@@ -121,9 +125,17 @@ impl Listener {
         Self { socket: Arc::new(socket), resolver, pod: None, passed, closed }
     }
 
-    /// Sets the options that accepted sockets inherit, since another agent may have created the socket.
-    fn prepare(&self) {
+    /// Sets the options that accepted sockets inherit, since another agent may have created the socket, and each connection
+    /// is spared the system calls.
+    fn prepare(&self, config: &Config) {
         let socket = &*self.socket;
+        // A failure only costs a delay.
+        let _ = sockopt::set_tcp_nodelay(socket, true);
+        // A client that never reads would otherwise hold its slot for ever: see TCP_USER_TIMEOUT in tcp(7).
+        let unread = u32::try_from(config.unread_deadline.as_millis()).unwrap_or(u32::MAX);
+        if let Err(error) = sockopt::set_tcp_user_timeout(socket, unread) {
+            warn!(%error, "Setting TCP_USER_TIMEOUT on a listener failed; clients that never read end when idle");
+        }
         let buffers = sockopt::set_socket_recv_buffer_size(socket, SOCKET_BUFFER)
             .and_then(|()| sockopt::set_socket_send_buffer_size(socket, SOCKET_BUFFER));
         if let Err(error) = buffers {
@@ -145,7 +157,7 @@ pub async fn run<S: PodService>(
     drain: Drain,
 ) {
     let connections = limits::within_open_files(config.connections, config.other_files);
-    let limits = Limits::new(Config { connections, ..config });
+    let limits = Limits::new(Config { connections, ..config }, workers());
     let log = Arc::new(LogLimit::new(LOG_PERIOD));
     let report = Arc::new(Report::new(service.clone(), metrics.clone()));
     let server = || Server {
@@ -156,10 +168,12 @@ pub async fn run<S: PodService>(
         log: log.clone(),
         report: report.clone(),
         drain: drain.clone(),
+        connections: TaskTracker::new(),
+        end: CancellationToken::new(),
     };
     let mut loops = JoinSet::new();
     let begin = |listener: Listener, loops: &mut JoinSet<()>| {
-        listener.prepare();
+        listener.prepare(&config);
         loops.spawn(server().accept(listener));
     };
     let mut draining = drain.clone();
@@ -189,6 +203,11 @@ pub async fn run<S: PodService>(
     }
 }
 
+/// The threads that run tasks. An owner's connections can use all of them while no other owner asks.
+fn workers() -> usize {
+    Handle::current().metrics().num_workers()
+}
+
 /// Whether an accept loop panicked. That ends all loops: the agent must not go on without one family or one pod.
 fn failed(ended: Result<(), JoinError>) -> bool {
     ended.inspect_err(|failure| error!(error = %failure, "A listener's task failed")).is_err()
@@ -203,6 +222,9 @@ struct Server<S> {
     log: Arc<LogLimit<LogKind>>,
     report: Arc<Report<S>>,
     drain: Drain,
+    connections: TaskTracker,
+    /// Cancelled when the loop ends, with all that is still open.
+    end: CancellationToken,
 }
 
 /// A kind of log lines about connections, for the limit of equal lines.
@@ -216,7 +238,7 @@ enum LogKind {
 
 impl<S: PodService> Server<S> {
     async fn accept(self, listener: Listener) {
-        let mut connections = JoinSet::new();
+        let _end = self.end.clone().drop_guard();
         let mut drain = self.drain.clone();
         let closed = listener.closed.clone();
         let end = async {
@@ -225,31 +247,26 @@ impl<S: PodService> Server<S> {
                 () = closed.cancelled() => {}
             }
         };
-        self.accept_until(end, &listener, &mut connections).await;
+        self.accept_until(end, &listener).await;
         let continued = drain.is_queue_handed_over() && listener.passed.load(Ordering::Relaxed);
         if !continued && !closed.is_cancelled() {
             let late = sleep(self.config.late_accepts);
-            self.accept_until(late, &listener, &mut connections).await;
+            self.accept_until(late, &listener).await;
         }
         drop(listener);
-        let all = async { while connections.join_next().await.is_some() {} };
-        if timeout(self.config.drain_deadline, all).await.is_err() {
+        self.connections.close();
+        if timeout(self.config.drain_deadline, self.connections.wait()).await.is_err() {
             warn!("Connections were still open at the end of the drain");
         }
     }
 
-    async fn accept_until(
-        &self,
-        end: impl Future<Output = ()>,
-        listener: &Listener,
-        connections: &mut JoinSet<()>,
-    ) {
+    async fn accept_until(&self, end: impl Future<Output = ()>, listener: &Listener) {
         let mut end = pin!(end);
         loop {
             tokio::select! {
                 accepted = self.next(listener) => match accepted {
                     Ok((stream, peer)) => {
-                        self.take(stream, peer, listener, connections);
+                        self.take(stream, peer, listener);
                         if listener.pod.is_some() {
                             // The queue is the pod's own, so other pods come first.
                             yield_now().await;
@@ -263,12 +280,6 @@ impl<S: PodService> Server<S> {
                         sleep(Duration::from_millis(50)).await;
                     }
                 },
-                Some(ended) = connections.join_next() => {
-                    // Only this connection is lost. An idle one may have been ended for another.
-                    if let Err(error) = ended && error.is_panic() {
-                        error!(%error, "Connection's task failed");
-                    }
-                }
                 () = end.as_mut() => return,
             }
         }
@@ -282,13 +293,7 @@ impl<S: PodService> Server<S> {
         listener.socket.accept().await
     }
 
-    fn take(
-        &self,
-        stream: TcpStream,
-        peer: SocketAddr,
-        listener: &Listener,
-        connections: &mut JoinSet<()>,
-    ) {
+    fn take(&self, stream: TcpStream, peer: SocketAddr, listener: &Listener) {
         if !self.limits.has_room() {
             return self.reject(ExceededLimit::All, None, peer);
         }
@@ -298,7 +303,7 @@ impl<S: PodService> Server<S> {
         }
         let Ok(local) = stream.local_addr() else { return };
         let client = listener.resolver.resolve(&Connection { peer, local });
-        let slot = match self.limits.take(Owner::of(&client)) {
+        let slot = match self.limits.take(Owner::of(&client), &self.end) {
             Ok(slot) => slot,
             Err(limit) => return self.reject(limit, Some(&client), peer),
         };
@@ -316,7 +321,7 @@ impl<S: PodService> Server<S> {
                 warn!(pod.ip = %peer.ip(), %error, left_out, "Connection of no known pod");
             }
         }
-        let task_slot = slot.task_slot();
+        let share = slot.share().clone();
         let task = connection::ConnectionTask {
             service: self.service.clone(),
             config: self.config,
@@ -326,7 +331,7 @@ impl<S: PodService> Server<S> {
             slot,
             peer,
         };
-        task_slot.by(connections.spawn(task.run(stream, client)));
+        share.lanes().spawn(self.connections.track_future(task.run(stream, client)));
     }
 
     /// Closes a connection that exceeds a limit.

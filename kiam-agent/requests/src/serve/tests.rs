@@ -221,12 +221,14 @@ async fn listeners_end_together() {
 #[tokio::test]
 async fn panic_of_one_request_leaves_the_others() {
     let node = Fixture::with(Config::default()).await;
-    let mut other = node.connect(3).await;
+    let (mut other, mut own) = (node.connect(3).await, node.connect(2).await);
     assert!(ask(&mut other).await.contains("127.0.0.3"));
+    assert!(ask(&mut own).await.contains("127.0.0.2"));
     let mut stream = node.connect(2).await;
     stream.write_all(b"GET /panic HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     assert_eq!(read(&mut stream).await, "");
     assert!(ask(&mut other).await.contains("127.0.0.3"));
+    assert!(ask(&mut own).await.contains("127.0.0.2"), "in the same lane");
     assert!(ask(&mut node.connect(2).await).await.contains("127.0.0.2"));
 }
 
@@ -525,6 +527,19 @@ async fn nobody_to_pass_on_to_closes_and_an_unknown_pod_is_answered_as_such() {
     let answer = node.raw(0, &GET.repeat(2)).await;
     assert!(answer.contains("Err(Unknown {"), "{answer}");
     assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
+}
+
+#[tokio::test]
+async fn accepted_sockets_have_the_options_of_their_listener() {
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = Listener::new(socket, Arc::new(Nobody));
+    let config = Config { unread_deadline: Duration::from_millis(300), ..Config::default() };
+    listener.prepare(&config);
+    let connect = TcpStream::connect(listener.socket.local_addr().unwrap());
+    let (_client, accepted) = tokio::join!(connect, listener.socket.accept());
+    let (accepted, _) = accepted.unwrap();
+    assert!(accepted.nodelay().unwrap());
+    assert_eq!(sockopt::tcp_user_timeout(&accepted).unwrap(), 300);
 }
 
 #[tokio::test]

@@ -28,7 +28,12 @@ struct Node {
 impl Node {
     /// With a listener for each of two pods.
     fn start(config: Config) -> Self {
-        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(2)
+            .event_interval(EVENT_INTERVAL)
+            .enable_all()
+            .build()
+            .unwrap();
         let pods: Vec<Arc<dyn ClientResolver>> = vec![Arc::new(OnePod(1)), Arc::new(OnePod(2))];
         let fixture = runtime.block_on(Fixture::start(config, pods));
         Self { fixture, _runtime: runtime }
