@@ -1,6 +1,9 @@
 //! Limits the rate of calls, requests and Events.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -17,6 +20,14 @@ pub struct Rate {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bucket {
     full_at: Option<Instant>,
+}
+
+/// A bucket that many threads take tokens from, without a lock.
+#[derive(Debug)]
+pub struct SharedBucket {
+    began: Instant,
+    /// As in [`Bucket`], in nanoseconds since `began`.
+    full_at: AtomicU64,
 }
 
 // === impl Rate ===
@@ -61,6 +72,39 @@ impl Bucket {
     }
 }
 
+// === impl SharedBucket ===
+
+impl SharedBucket {
+    /// As [`Bucket::try_take`].
+    pub fn try_take(&self, rate: Rate, now: Instant) -> bool {
+        let (now, period) = (self.nanos(now), nanos(rate.period));
+        let most = now.saturating_add(period.saturating_mul(u64::from(rate.burst)));
+        let take =
+            |full_at: u64| Some(full_at.max(now) + period).filter(|full_at| *full_at <= most);
+        self.full_at.fetch_update(Relaxed, Relaxed, take).is_ok()
+    }
+
+    /// As [`Bucket::is_full`].
+    #[must_use]
+    pub fn is_full(&self, now: Instant) -> bool {
+        self.full_at.load(Relaxed) <= self.nanos(now)
+    }
+
+    fn nanos(&self, now: Instant) -> u64 {
+        nanos(now.saturating_duration_since(self.began))
+    }
+}
+
+impl Default for SharedBucket {
+    fn default() -> Self {
+        Self { began: Instant::now(), full_at: AtomicU64::new(0) }
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,5 +128,31 @@ mod tests {
         let later = now + SECOND * 1000;
         (0..3).for_each(|_| bucket.take(rate, later));
         assert_eq!(bucket.wait(rate, later), SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shared_bucket_gives_what_a_bucket_gives() {
+        for rate in [Rate { burst: 3, period: SECOND }, Rate::per_second(1_000_000, 1)] {
+            let (shared, mut one) = (SharedBucket::default(), Bucket::default());
+            for step in 0..10_000_u32 {
+                let now = Instant::now();
+                assert_eq!(shared.is_full(now), one.is_full(now), "{rate:?}, step {step}");
+                let took = (shared.try_take(rate, now), one.try_take(rate, now));
+                assert_eq!(took.0, took.1, "{rate:?}, step {step}");
+                tokio::time::advance(rate.period * (step * 7 % 13) / 5).await;
+            }
+        }
+    }
+
+    #[test]
+    fn threads_get_the_burst_together() {
+        let (bucket, now) = (SharedBucket::default(), Instant::now());
+        let rate = Rate { burst: 1000, period: SECOND };
+        let taken: usize = std::thread::scope(|scope| {
+            let take = || (0..1000).filter(|_| bucket.try_take(rate, now)).count();
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(take)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(taken, 1000);
     }
 }

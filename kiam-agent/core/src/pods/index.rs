@@ -1,6 +1,9 @@
 //! The write side of the pod table, fed by the Kubernetes watch.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{
+    Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard,
+    atomic::{AtomicU64, Ordering},
+};
 
 use tokio::{
     sync::{Notify, watch},
@@ -20,6 +23,8 @@ pub(super) struct Shared {
     pub(super) node: Arc<dyn NodeAddresses>,
     /// Goes up with every change of `tables`.
     pub(super) revision: watch::Sender<u64>,
+    /// The same, to be read without a lock.
+    pub(super) last_revision: AtomicU64,
     /// When each watch was last heard from.
     pub(super) heard: Mutex<LastHeard>,
     /// Notified when a request waits for an unknown pod.
@@ -50,6 +55,7 @@ impl PodIndex {
             tables: RwLock::new(Tables::new(config.static_pod_namespaces)),
             node: config.node,
             revision: watch::Sender::new(0),
+            last_revision: AtomicU64::new(0),
             heard: Mutex::default(),
             missed: Notify::new(),
         });
@@ -136,6 +142,9 @@ impl Shared {
     }
 
     fn changed(&self) {
-        self.revision.send_modify(|revision| *revision += 1);
+        self.revision.send_modify(|revision| {
+            *revision += 1;
+            self.last_revision.store(*revision, Ordering::Release);
+        });
     }
 }

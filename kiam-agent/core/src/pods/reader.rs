@@ -1,6 +1,10 @@
 //! The read side of the pod table: which pod is calling?
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::{
     sync::watch,
@@ -161,6 +165,12 @@ impl PodReader {
     #[must_use]
     pub fn changed_since(&self, position: &mut Position) -> Option<Vec<Changed>> {
         self.0.read().log.since(position)
+    }
+
+    /// The number that goes up with every change, now. What is looked up after it was read is as new as this revision.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.0.last_revision.load(Ordering::Acquire)
     }
 
     /// A number that goes up with every change. Subscribe, then look, then wait.

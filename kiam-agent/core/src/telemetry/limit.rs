@@ -45,7 +45,12 @@ impl<K: Eq + Hash> LogLimit<K> {
 
     /// The number of events dropped since the last one, if an event of this kind is to be logged now.
     pub fn admit(&self, kind: K) -> Option<u64> {
-        let now = nanos(self.began.elapsed());
+        self.admit_at(kind, Instant::now())
+    }
+
+    /// As [`LogLimit::admit`], for an event that has just happened, at `now`.
+    pub fn admit_at(&self, kind: K, now: Instant) -> Option<u64> {
+        let now = nanos(now.saturating_duration_since(self.began));
         let known = self.kinds.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(state) = known.get(&kind) {
             return state.admit(now, nanos(self.period));

@@ -72,18 +72,11 @@ struct ShownRequest<'a> {
 }
 
 #[derive(Debug, Default)]
-struct Pages {
-    /// A counter of requests, as a logical clock.
-    turn: AtomicU64,
-    pods: RequestMap<PodUid, Tallies>,
-}
+struct Pages(RequestMap<PodUid, Tallies>);
 
 /// The requests of one pod. A request that is like an earlier one only adds to it.
 #[derive(Debug, Default)]
-struct Tallies {
-    turn: AtomicU64,
-    lists: [Vec<Tally>; 2],
-}
+struct Tallies([Vec<Tally>; 2]);
 
 /// One of a pod's lists.
 #[derive(Clone, Copy, Debug)]
@@ -99,9 +92,13 @@ struct Tally {
     path: String,
     user_agent: String,
     reason: Option<ErrorKind>,
+    /// Apart from the texts: threads that write here do not keep others from reading those.
+    marks: Box<Marks>,
+}
+
+#[derive(Debug)]
+struct Marks {
     count: AtomicU64,
-    /// The turn of the last one.
-    turn: AtomicU64,
     /// The time of the last one, in nanoseconds since the epoch.
     last: AtomicU64,
 }
@@ -129,7 +126,7 @@ impl Journal {
     pub fn of(&self, uid: &PodUid) -> Page {
         let counts = self.activity.of(uid);
         let pages = self.pages.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(tallies) = pages.pods.get(uid) else { return Page { counts, ..Page::default() } };
+        let Some(tallies) = pages.0.get(uid) else { return Page { counts, ..Page::default() } };
         Page {
             refused: tallies.show(List::Refused),
             imdsv1: tallies.show(List::WithoutToken),
@@ -161,10 +158,6 @@ impl Journal {
 // === impl Pages ===
 
 impl Pages {
-    fn next(&self) -> u64 {
-        self.turn.fetch_add(1, Relaxed)
-    }
-
     /// Counts a request with its equals; `false` if there are none.
     fn add(
         &self,
@@ -173,14 +166,11 @@ impl Pages {
         (shown, reason): (&ShownRequest<'_>, Option<ErrorKind>),
         now: u64,
     ) -> bool {
-        let Some(tallies) = self.pods.get(uid) else { return false };
-        let known = tallies.lists[list as usize].iter().find(|known| known.is_like(shown, reason));
+        let Some(tallies) = self.0.get(uid) else { return false };
+        let known = tallies.0[list as usize].iter().find(|known| known.is_like(shown, reason));
         let Some(known) = known else { return false };
-        let turn = self.next();
-        known.count.fetch_add(1, Relaxed);
-        known.turn.store(turn, Relaxed);
-        known.last.store(now, Relaxed);
-        tallies.turn.store(turn, Relaxed);
+        known.marks.count.fetch_add(1, Relaxed);
+        known.marks.last.fetch_max(now, Relaxed);
         true
     }
 
@@ -192,28 +182,23 @@ impl Pages {
         (shown, reason): (&ShownRequest<'_>, Option<ErrorKind>),
         now: u64,
     ) {
-        if self.pods.len() >= JOURNAL_PODS && !self.pods.contains_key(uid) {
-            let oldest = self.pods.iter().min_by_key(|(_, tallies)| tallies.turn.load(Relaxed));
+        if self.0.len() >= JOURNAL_PODS && !self.0.contains_key(uid) {
+            let oldest = self.0.iter().min_by_key(|(_, tallies)| tallies.last());
             if let Some(oldest) = oldest.map(|(uid, _)| uid.clone()) {
-                self.pods.remove(&oldest);
+                self.0.remove(&oldest);
             }
         }
-        let turn = self.next();
-        let tallies = self.pods.entry(uid.clone()).or_default();
-        *tallies.turn.get_mut() = turn;
-        let list = &mut tallies.lists[list as usize];
+        let list = &mut self.0.entry(uid.clone()).or_default().0[list as usize];
         if list.len() >= REQUESTS {
-            let least = (0..list.len()).min_by_key(|at| list[*at].turn.load(Relaxed));
-            least.map(|at| list.swap_remove(at));
+            let oldest = (0..list.len()).min_by_key(|at| list[*at].last());
+            oldest.map(|at| list.swap_remove(at));
         }
         list.push(Tally {
             method: shown.method.clone().into_owned(),
             path: shown.path.clone().into_owned(),
             user_agent: shown.user_agent.clone().into_owned(),
             reason,
-            count: AtomicU64::new(1),
-            turn: AtomicU64::new(turn),
-            last: AtomicU64::new(now),
+            marks: Box::new(Marks { count: AtomicU64::new(1), last: AtomicU64::new(now) }),
         });
     }
 }
@@ -221,10 +206,15 @@ impl Pages {
 // === impl Tallies ===
 
 impl Tallies {
+    /// The time of the pod's last request.
+    fn last(&self) -> u64 {
+        self.0.iter().flatten().map(Tally::last).max().unwrap_or_default()
+    }
+
     /// The requests of a list, the latest first.
     fn show(&self, list: List) -> Vec<RecordedRequest> {
-        let mut all: Vec<&Tally> = self.lists[list as usize].iter().collect();
-        all.sort_by_key(|tally| std::cmp::Reverse(tally.turn.load(Relaxed)));
+        let mut all: Vec<&Tally> = self.0[list as usize].iter().collect();
+        all.sort_by_key(|tally| std::cmp::Reverse(tally.last()));
         all.into_iter().map(Tally::show).collect()
     }
 }
@@ -232,6 +222,10 @@ impl Tallies {
 // === impl Tally ===
 
 impl Tally {
+    fn last(&self) -> u64 {
+        self.marks.last.load(Relaxed)
+    }
+
     fn is_like(&self, shown: &ShownRequest<'_>, reason: Option<ErrorKind>) -> bool {
         (&*self.method, &*self.path, &*self.user_agent, self.reason)
             == (&*shown.method, &*shown.path, &*shown.user_agent, reason)
@@ -243,8 +237,8 @@ impl Tally {
             path: self.path.clone(),
             user_agent: self.user_agent.clone(),
             reason: self.reason,
-            count: self.count.load(Relaxed),
-            last: SystemTime::UNIX_EPOCH + Duration::from_nanos(self.last.load(Relaxed)),
+            count: self.marks.count.load(Relaxed),
+            last: SystemTime::UNIX_EPOCH + Duration::from_nanos(self.last()),
         }
     }
 }
@@ -347,10 +341,10 @@ mod tests {
     fn the_pods_are_bounded_and_those_that_ask_stay() {
         let journal = Journal::default();
         for n in 0..10_000 {
-            journal.refused(&uid(n), &head("/x", b""), ErrorKind::Path, at(0));
-            journal.refused(&uid(0), &head("/x", b""), ErrorKind::Path, at(0));
+            journal.refused(&uid(n), &head("/x", b""), ErrorKind::Path, at(n.into()));
+            journal.refused(&uid(0), &head("/x", b""), ErrorKind::Path, at(n.into()));
         }
-        assert_eq!(journal.pages.read().unwrap().pods.len(), JOURNAL_PODS);
+        assert_eq!(journal.pages.read().unwrap().0.len(), JOURNAL_PODS);
         assert_eq!(journal.of(&uid(0)).refused[0].count, 10_001);
         assert_eq!(journal.of(&uid(9_999)).refused.len(), 1);
         assert_eq!(journal.of(&uid(1)), Page::default());

@@ -21,6 +21,7 @@ mod response;
 mod roles;
 pub mod route;
 mod service;
+mod session;
 pub mod token;
 mod upstream;
 mod version1;
@@ -36,6 +37,7 @@ pub use self::{
     metrics::Metrics,
     node_role::{InvalidNodeRole, NodeRole},
     service::{Config, Imdsv2, Service, ServiceParts},
+    session::Session,
     token::{KeyError, TokenAuthority},
     upstream::{InvalidUpstream, Upstream, UpstreamError, UpstreamUrl},
 };

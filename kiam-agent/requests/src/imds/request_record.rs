@@ -1,6 +1,9 @@
 //! The log line of a request, which names the pod also for a rejected request.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use http::{StatusCode, header, request};
 use tokio::time::Instant;
@@ -17,6 +20,7 @@ use kiam_core::{
 /// The facts about a request that its log line and the journal show.
 pub(super) struct RequestRecord {
     pub(super) began: Instant,
+    pub(super) at: SystemTime,
     pub(super) pod: Option<Arc<Pod>>,
     pub(super) identity: Option<Arc<RoleIdentity>>,
     pub(super) issued: Option<Arc<IssuedCredentials>>,
@@ -47,9 +51,9 @@ fn uid_of(client: &Result<Client, Unattested>) -> Option<&PodUid> {
 // === impl RequestRecord ===
 
 impl RequestRecord {
-    /// The record of a request that `began` then.
-    pub(super) fn new(began: Instant) -> Self {
-        Self { began, pod: None, identity: None, issued: None, without_token: false }
+    /// The record of a request that `began` then, `at` this time of the day.
+    pub(super) fn new(began: Instant, at: SystemTime) -> Self {
+        Self { began, at, pod: None, identity: None, issued: None, without_token: false }
     }
 
     /// Looks up the pod if the request is to be recorded, and adds it to the journal: rejected, or as a count.
@@ -64,13 +68,12 @@ impl RequestRecord {
             self.pod = pod_of(client, &parts.pods);
         }
         let Some(pod) = &self.pod else { return };
-        let now = parts.clock.now();
         if let Some(error) = refusal {
-            parts.journal.refused(&pod.uid, head, error.kind(), now);
+            parts.journal.refused(&pod.uid, head, error.kind(), self.at);
         }
         let answered =
             Answered { credentials: self.issued.is_some(), without_token: self.without_token };
-        parts.journal.answered(&pod.uid, answered, now);
+        parts.journal.answered(&pod.uid, answered, self.at);
     }
 
     /// Records the credentials that are handed out, with the client's process.

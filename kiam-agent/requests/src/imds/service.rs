@@ -24,8 +24,8 @@ use super::{
     response::{self, Answer},
     roles::other_role,
     route::{Form, Readable, RequestedRole, Route, Routes},
-    token::VerifiedToken,
-    version1::Version1,
+    session::Session,
+    version1::{self, Version1},
     wire,
 };
 use crate::{
@@ -100,7 +100,7 @@ pub struct ServiceParts {
 struct Asking<'a> {
     client: &'a Result<Client, Unattested>,
     head: &'a request::Parts,
-    verified: &'a VerifiedToken,
+    session: &'a Session,
 }
 
 /// The instance metadata service, as pods see it.
@@ -118,7 +118,7 @@ pub struct Service {
 // === impl Service ===
 
 impl PodService for Service {
-    type Session = VerifiedToken;
+    type Session = Session;
 
     async fn relay(&self, client: &Client) -> Result<Option<Relay>, NotFound> {
         self.parts.audit.connected(client);
@@ -144,10 +144,10 @@ impl PodService for Service {
     async fn call(
         &self,
         client: &Result<Client, Unattested>,
-        verified: &VerifiedToken,
+        session: &Session,
         request: Request<Incoming>,
+        began: Instant,
     ) -> Response<Full<Bytes>> {
-        let began = Instant::now();
         let (head, body) = request.into_parts();
         let route = self.routes.parse(&head.method, head.uri.path());
         let asked = RequestKind::of(&route);
@@ -155,8 +155,8 @@ impl PodService for Service {
             Ok(Route::Read(Readable::Credentials(..))) => PathKind::Credentials,
             _ => PathKind::Elsewhere,
         };
-        let mut record = RequestRecord::new(began);
-        let asking = Asking { client, head: &head, verified };
+        let mut record = RequestRecord::new(began, self.parts.clock.now());
+        let asking = Asking { client, head: &head, session };
         let outcome = self.answer(&asking, body, route, &mut record).await;
         if kind == PathKind::Credentials && head.method == Method::GET && outcome.is_ok() {
             record.audit(client, &head, &self.parts.audit);
@@ -170,7 +170,7 @@ impl PodService for Service {
         self.parts.metrics.answered(asked, response.status(), refusal, took);
         let speaks = refusal.is_some() || record.issued.is_some();
         let kind = || (refusal.map(Error::kind), Owner::of(client));
-        let admitted = speaks.then(|| self.log.admit(kind())).flatten();
+        let admitted = speaks.then(|| self.log.admit_at(kind(), began)).flatten();
         record.note(client, &head, refusal, &self.parts);
         record.log(client, &head, response.status(), (refusal, took), admitted);
         response
@@ -207,7 +207,7 @@ impl Service {
         route: Result<Route, Error>,
         record: &mut RequestRecord,
     ) -> Result<Answer, Error> {
-        let Asking { head, verified, .. } = *asking;
+        let Asking { head, session, .. } = *asking;
         let (client, unknown) = match asking.client {
             Ok(client) => (client, None),
             Err(Unattested::Unknown { client, not_found }) => (client, Some(*not_found)),
@@ -222,7 +222,7 @@ impl Service {
         let reads = [Method::GET, Method::HEAD].contains(&head.method);
         // A wrong method is rejected without a token check.
         if reads && !matches!(route, Err(Error::Method { .. })) {
-            let tokens = (&self.parts.tokens, verified);
+            let tokens = (&self.parts.tokens, &session.token);
             version = checks::token(&head.headers, client, tokens, self.config.imdsv2)?;
         }
         match (route?, unknown) {
@@ -230,13 +230,17 @@ impl Service {
             // The pod stayed unknown, and its connection may be one to pass on.
             (Route::Read(_), Some(not_found)) => Err(not_found.into()),
             (Route::Read(what), None) => {
-                let caller = self.caller(client, head)?;
-                let deadline = record.began + self.config.hold;
-                let lookup = Lookup { client: &caller, version, deadline };
+                let queried = self.queried(head)?;
+                let lookup = Lookup {
+                    client: queried.as_ref().unwrap_or(client),
+                    session: queried.is_none().then_some(session),
+                    version,
+                    deadline: record.began + self.config.hold,
+                };
                 let standing = self.authorised(&lookup, record).await?;
                 if version == ImdsVersion::V1 {
                     // Before the wait, as a client may give up.
-                    self.without_token(head, record);
+                    self.without_token(head, session, record);
                 }
                 let body = self.read(&lookup, standing, what, record).await?;
                 Ok(Answer { body, ttl: None })
@@ -245,11 +249,13 @@ impl Service {
     }
 
     /// Records a request without a token, which was accepted as such, also if a token comes to be required while it waits.
-    fn without_token(&self, head: &request::Parts, record: &mut RequestRecord) {
+    fn without_token(&self, head: &request::Parts, session: &Session, record: &mut RequestRecord) {
         let Some(pod) = &record.pod else { return };
         self.parts.metrics.imdsv1();
-        self.version1.log(pod, &head.headers);
-        self.parts.journal.imdsv1(&pod.uid, head, self.parts.clock.now());
+        if session.is_news(&pod.uid, &head.headers, version1::PERIOD, record.began) {
+            self.version1.log(pod, &head.headers);
+        }
+        self.parts.journal.imdsv1(&pod.uid, head, record.at);
         record.without_token = true;
     }
 
@@ -260,13 +266,13 @@ impl Service {
         Ok(Answer { body, ttl: Some(ttl) })
     }
 
-    /// The caller to look up: the client, or the address in the query where that is allowed.
-    fn caller(&self, client: &Client, head: &request::Parts) -> Result<Client, Error> {
+    /// The caller to look up instead of the client: the address in the query, where that is allowed.
+    fn queried(&self, head: &request::Parts) -> Result<Option<Client>, Error> {
         let queried = match head.uri.query() {
             Some(query) if self.config.allow_ip_query => checks::queried(query)?,
             _ => None,
         };
-        Ok(queried.map_or_else(|| client.clone(), Client::Address))
+        Ok(queried.map(Client::Address))
     }
 
     async fn read(
@@ -302,8 +308,12 @@ impl Service {
         Ok(body)
     }
 
-    fn count_first(&self, record: &RequestRecord, waited: bool, ready: bool) {
+    fn count_first(&self, lookup: &Lookup<'_>, record: &RequestRecord, outcome: (bool, bool)) {
         let Some(pod) = &record.pod else { return };
+        if lookup.session.is_some_and(|session| !session.asks_first()) {
+            return;
+        }
+        let (waited, ready) = outcome;
         if self.first.is_first(&pod.uid, &self.parts.pods) {
             self.parts.metrics.first_request(FirstRequestOutcome::of(waited, ready));
         }
@@ -329,7 +339,7 @@ impl Service {
                 state = self.parts.credentials.wait(&identity, lookup.left()).await;
             }
             let issued = ready(state);
-            self.count_first(record, waited, issued.is_ok());
+            self.count_first(lookup, record, (waited, issued.is_ok()));
             let issued = issued?;
             // Meanwhile the pod may have ended, its role may have been changed or forbidden, or a token may be required.
             if waited {

@@ -17,7 +17,7 @@ use kiam_core::{
 };
 
 /// The shortest time between two log lines about one program of a pod.
-const PERIOD: Duration = Duration::from_secs(3600);
+pub(super) const PERIOD: Duration = Duration::from_secs(3600);
 /// The most programs of one pod that are logged in a period: a pod can send any number of names.
 const PROGRAMS: usize = 8;
 

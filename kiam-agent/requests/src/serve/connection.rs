@@ -166,8 +166,9 @@ impl<S: PodService> ConnectionTask<S> {
     ) -> Response<Full<Bytes>> {
         self.slot.busy();
         turn.next().await;
-        let mut response = if self.slot.share().admits() {
-            self.service.call(client, session, request).await
+        let now = Instant::now();
+        let mut response = if self.slot.share().admits(now) {
+            self.service.call(client, session, request, now).await
         } else {
             self.report.rejected(Rejection::Requests, Some(client), self.peer);
             too_many()

@@ -7,7 +7,7 @@ use std::{
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker, ready},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures::{
@@ -15,9 +15,10 @@ use futures::{
     future::{BoxFuture, poll_fn},
     stream::FuturesUnordered,
 };
+use tokio::time::Instant;
 
 /// How long a lane's turn is. A connection that is ready takes about ten microseconds of it.
-const TURN: Duration = Duration::from_micros(50);
+const TURN: Duration = Duration::from_micros(15);
 
 /// The lanes of one owner. However many connections it has, and however much they ask at once, the runtime's queue has one
 /// task for each lane, and the next owner waits for one turn of it.
@@ -32,6 +33,8 @@ struct Lane {
     created: Instant,
     /// When the turn ends, in nanoseconds since `created`.
     turn_ends: AtomicU64,
+    /// The connections that have been polled in this turn.
+    polled: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -77,7 +80,7 @@ impl Lanes {
 impl Lane {
     fn new() -> Self {
         let (entrance, created) = (Mutex::default(), Instant::now());
-        Self { entrance, created, turn_ends: AtomicU64::new(0) }
+        Self { entrance, created, turn_ends: AtomicU64::new(0), polled: AtomicUsize::new(0) }
     }
 
     fn add(self: &Arc<Self>, work: BoxFuture<'static, ()>) {
@@ -104,6 +107,7 @@ impl Lane {
         open: &mut FuturesUnordered<Connection>,
         context: &mut Context<'_>,
     ) -> Poll<()> {
+        self.polled.store(0, Ordering::Relaxed);
         self.turn_ends.store(self.elapsed().saturating_add(nanos(TURN)), Ordering::Relaxed);
         loop {
             if self.enter(open, context.waker()) {
@@ -132,8 +136,10 @@ impl Lane {
         nanos(self.created.elapsed())
     }
 
+    /// Whether no other connection is polled in this turn. Never before the first, and the clock is read before each second.
     fn is_turn_over(&self) -> bool {
-        self.elapsed() >= self.turn_ends.load(Ordering::Relaxed)
+        let polled = self.polled.fetch_add(1, Ordering::Relaxed);
+        polled % 2 == 1 && self.elapsed() >= self.turn_ends.load(Ordering::Relaxed)
     }
 
     fn entrance(&self) -> MutexGuard<'_, Entrance> {
@@ -202,7 +208,7 @@ mod tests {
                 most = most.max(sum() - before);
             }
             println!("{} polls in {rounds} rounds, {most} in one", sum());
-            assert!(sum() > rounds && most <= 4, "{most}");
+            assert!(sum() > rounds && most <= 8, "{most}");
         });
         other.await.unwrap();
         let each = polls.iter().map(|own| own.load(Ordering::Relaxed));

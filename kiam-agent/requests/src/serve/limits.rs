@@ -418,13 +418,16 @@ mod tests {
         assert!((0..owners).all(|n| take(n).is_ok()));
         assert_eq!(take(owners).err(), Some(ExceededLimit::Owners));
         let (held, asked) = (take(1).unwrap(), take(2).unwrap());
-        assert!((0..10).all(|_| asked.share().admits()) && !asked.share().admits());
+        assert!(
+            (0..10).all(|_| asked.share().admits(Instant::now()))
+                && !asked.share().admits(Instant::now())
+        );
         drop(asked);
         advance(Duration::from_secs(5)).await;
         assert!(take(owners).is_ok(), "there is room again");
         assert_eq!(limits.open().owners.len(), 3, "one is open, one has asked, and the new one");
         // Going away and coming back gives nobody more than its share.
-        assert_eq!((0..10).filter(|_| take(2).unwrap().share().admits()).count(), 5);
+        assert_eq!((0..10).filter(|_| take(2).unwrap().share().admits(Instant::now())).count(), 5);
         drop(held);
     }
 

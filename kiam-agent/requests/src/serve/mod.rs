@@ -35,7 +35,7 @@ use tokio::{
     runtime::Handle,
     sync::mpsc,
     task::{JoinError, JoinSet, yield_now},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, warn};
@@ -89,12 +89,13 @@ pub trait PodService: Send + Sync + 'static {
         client: &Client,
     ) -> impl Future<Output = Result<Option<Relay>, NotFound>> + Send;
 
-    /// Answers one request of `client`, which was resolved when it connected.
+    /// Answers one request of `client`, which was resolved when it connected. The request `began` now.
     fn call(
         &self,
         client: &Result<Client, Unattested>,
         session: &Self::Session,
         request: Request<Incoming>,
+        began: Instant,
     ) -> impl Future<Output = Response<Full<Bytes>>> + Send;
 
     /// The pod of `client`, if it is known, for the log.
@@ -205,7 +206,7 @@ pub async fn run<S: PodService>(
 
 /// The threads that run tasks. An owner's connections can use all of them while no other owner asks.
 fn workers() -> usize {
-    Handle::current().metrics().num_workers()
+    4 * Handle::current().metrics().num_workers()
 }
 
 /// Whether an accept loop panicked. That ends all loops: the agent must not go on without one family or one pod.

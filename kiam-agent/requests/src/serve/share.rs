@@ -1,19 +1,16 @@
 //! One owner's share of the agent's work: its rate of requests, and its lanes.
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::{task::yield_now, time::Instant};
 
 use super::lanes::Lanes;
-use kiam_core::rate::{Bucket, Rate};
+use kiam_core::rate::{Rate, SharedBucket};
 
 /// The share of one owner.
 pub(super) struct Share {
     rate: Rate,
-    requests: Mutex<Bucket>,
+    requests: SharedBucket,
     lanes: Lanes,
 }
 
@@ -27,17 +24,16 @@ pub(super) struct Turn {
 
 impl Share {
     pub(super) fn new(rate: Rate, lanes: usize) -> Self {
-        Self { rate, requests: Mutex::default(), lanes: Lanes::new(lanes) }
+        Self { rate, requests: SharedBucket::default(), lanes: Lanes::new(lanes) }
     }
 
     /// Whether the owner may make another request now.
-    pub(super) fn admits(&self) -> bool {
-        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        requests.try_take(self.rate, Instant::now())
+    pub(super) fn admits(&self, now: Instant) -> bool {
+        self.requests.try_take(self.rate, now)
     }
 
     pub(super) fn is_unused(&self, now: Instant) -> bool {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner).is_full(now)
+        self.requests.is_full(now)
     }
 
     pub(super) fn lanes(&self) -> &Lanes {

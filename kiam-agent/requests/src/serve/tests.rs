@@ -11,7 +11,6 @@ use tokio::{
     net::TcpSocket,
     sync::Semaphore,
     task::JoinHandle,
-    time::Instant,
 };
 
 use super::*;
@@ -43,6 +42,7 @@ impl PodService for Echo {
         client: &Result<Client, Unattested>,
         (): &(),
         request: Request<Incoming>,
+        _: Instant,
     ) -> Response<Full<Bytes>> {
         let path = request.uri().path().to_owned();
         let _ = request.into_body().collect().await;

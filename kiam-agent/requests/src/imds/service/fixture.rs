@@ -185,6 +185,15 @@ pub(super) struct Reply {
 }
 
 impl Reply {
+    /// The answer to another request of a connection.
+    pub(super) async fn to(stream: &mut TcpStream, path: &str) -> Self {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut buffer = vec![0; 4096];
+        let read = stream.read(&mut buffer).await.unwrap();
+        Self::parse(std::str::from_utf8(&buffer[..read]).unwrap())
+    }
+
     pub(super) fn parse(text: &str) -> Self {
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{text:?}"));
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();

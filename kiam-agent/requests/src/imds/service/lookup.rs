@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    super::{Error, checks::ImdsVersion, request_record::RequestRecord},
+    super::{Error, checks::ImdsVersion, request_record::RequestRecord, session::Session},
     Service,
 };
 use kiam_core::{
@@ -17,6 +17,8 @@ use kiam_core::{
 /// Whom a request is for, whether it has a token, and until when it may wait.
 pub(super) struct Lookup<'a> {
     pub(super) client: &'a Client,
+    /// The memory of the client's connection; `None` where the request is for somebody else.
+    pub(super) session: Option<&'a Session>,
     pub(super) version: ImdsVersion,
     pub(super) deadline: Instant,
 }
@@ -30,11 +32,21 @@ impl Service {
         lookup: &Lookup<'_>,
         record: &mut RequestRecord,
     ) -> Result<Arc<Standing>, Error> {
-        let pod = match self.parts.pods.find(lookup.client) {
-            Ok(pod) => pod,
-            Err(_) => self.parts.pods.wait(lookup.client, lookup.left()).await?,
+        let revision = self.parts.pods.revision();
+        let known = lookup.session.and_then(|session| session.standing(revision, record.began));
+        if let Some((pod, standing)) = known {
+            record.pod = Some(pod);
+            return Ok(standing);
+        }
+        let (pod, waited) = match self.parts.pods.find(lookup.client) {
+            Ok(pod) => (pod, false),
+            Err(_) => (self.parts.pods.wait(lookup.client, lookup.left()).await?, true),
         };
         let standing = self.parts.policy.standing(&pod);
+        // What was waited for is newer than the revision and the time.
+        if let Some(session) = lookup.session.filter(|_| !waited) {
+            session.remember((&pod, &standing), revision, record.began);
+        }
         record.pod = Some(pod);
         Ok(standing)
     }

@@ -184,13 +184,7 @@ async fn address_of_two_live_pods_is_refused_in_source_ip_mode() {
 async fn every_request_of_a_connection_is_authorised_anew() {
     let node = Node::usual(config(), Identity::Kernel).await;
     let mut stream = node.connect(2).await;
-    let request = format!("GET {LIST}reader HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n");
-    let mut ask = async || {
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut buffer = vec![0; 4096];
-        let read = stream.read(&mut buffer).await.unwrap();
-        Reply::parse(std::str::from_utf8(&buffer[..read]).unwrap()).status
-    };
+    let mut ask = async || Reply::to(&mut stream, &format!("{LIST}reader")).await.status;
     assert_eq!(ask().await, 200);
     node.index.apply({
         let mut closed = namespace("default", Some("nothing"));
@@ -545,8 +539,12 @@ async fn an_address_is_not_believed_when_the_watch_is_silent_for_90_s() {
     };
     node.index.heard::<Pod>();
     silent(Duration::from_secs(85)).await;
-    assert_eq!(node.get(2, LIST).await.status, 200);
+    let mut kept = node.connect(2).await;
+    for _ in 0..2 {
+        assert_eq!(Reply::to(&mut kept, LIST).await.status, 200);
+    }
     silent(Duration::from_secs(5)).await;
+    assert_eq!(Reply::to(&mut kept, LIST).await.status, 403, "no record has changed");
     for path in [LIST.to_owned(), format!("{LIST}reader")] {
         let reply = node.get(2, &path).await;
         assert_eq!((reply.status, reply.body.as_str()), (403, ""), "{reply:?}");

@@ -42,8 +42,7 @@ and bodies. It only answers. In each round wrk sends every kind of request to bo
 from two threads, and the rounds take turns in their order. Figures are medians over the rounds, with
 the smallest and the largest. A ratio is of the agent to the bare server within a round. CPU is user
 and system time of the server's process for each request. *Kept* connections are used for all
-requests. The agent limits a pod to 200 requests a second; here it is configured not to. It still
-lets one connection of a pod run at a time, so that these 32 wait for each other.
+requests. The agent limits a pod to 200 requests a second; here it is configured not to.
 
 *From a pod*: wrk is a process of the pod, the agent is behind the kernel programs, and the bare
 server is reached by the node's address. Elsewhere the agent knows pods by their addresses on
