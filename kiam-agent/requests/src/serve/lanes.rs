@@ -23,13 +23,16 @@ const TURN: Duration = Duration::from_micros(15);
 /// The lanes of one owner. However many connections it has, and however much they ask at once, the runtime's queue has one
 /// task for each lane, and the next owner waits for one turn of it.
 pub(super) struct Lanes {
-    lanes: Box<[Arc<Lane>]>,
-    next: AtomicUsize,
+    /// As many as connections have been open at once, up to `most`.
+    lanes: Mutex<Vec<Arc<Lane>>>,
+    most: usize,
 }
 
 /// The task of some connections. It ends with the last of them.
 struct Lane {
     entrance: Mutex<Entrance>,
+    /// The open connections.
+    open: AtomicUsize,
     created: Instant,
     /// When the turn ends, in nanoseconds since `created`.
     turn_ends: AtomicU64,
@@ -62,16 +65,30 @@ struct Connection {
 // === impl Lanes ===
 
 impl Lanes {
-    /// `count` lanes, at least one.
-    pub(super) fn new(count: usize) -> Self {
-        let lanes = (0..count.max(1)).map(|_| Arc::new(Lane::new())).collect();
-        Self { lanes, next: AtomicUsize::new(0) }
+    /// At most `most` lanes, and at least one.
+    pub(super) fn new(most: usize) -> Self {
+        Self { lanes: Mutex::default(), most: most.max(1) }
     }
 
     /// Drives `work`, which is one connection's, to its end.
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let next = self.next.fetch_add(1, Ordering::Relaxed);
-        self.lanes[next % self.lanes.len()].add(Box::pin(work));
+        self.emptiest().add(Box::pin(work));
+    }
+
+    /// The lane with the fewest connections, or a new one where each has some.
+    fn emptiest(&self) -> Arc<Lane> {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        let emptiest = lanes.iter().min_by_key(|lane| lane.open.load(Ordering::Relaxed));
+        match emptiest {
+            Some(lane) if lanes.len() >= self.most || lane.open.load(Ordering::Relaxed) == 0 => {
+                lane.clone()
+            }
+            _ => {
+                let lane = Arc::new(Lane::new());
+                lanes.push(lane.clone());
+                lane
+            }
+        }
     }
 }
 
@@ -79,11 +96,17 @@ impl Lanes {
 
 impl Lane {
     fn new() -> Self {
-        let (entrance, created) = (Mutex::default(), Instant::now());
-        Self { entrance, created, turn_ends: AtomicU64::new(0), polled: AtomicUsize::new(0) }
+        Self {
+            entrance: Mutex::default(),
+            open: AtomicUsize::new(0),
+            created: Instant::now(),
+            turn_ends: AtomicU64::new(0),
+            polled: AtomicUsize::new(0),
+        }
     }
 
     fn add(self: &Arc<Self>, work: BoxFuture<'static, ()>) {
+        self.open.fetch_add(1, Ordering::Relaxed);
         let mut entrance = self.entrance();
         entrance.arrived.push(Connection { work, lane: self.clone() });
         match &entrance.task {
@@ -166,6 +189,12 @@ impl Future for Connection {
     }
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.lane.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicBool;
@@ -233,7 +262,35 @@ mod tests {
             while tasks() > 0 {
                 yield_now().await;
             }
-            assert!(matches!(lanes.lanes[0].entrance().task, Task::None));
+            assert!(matches!(lanes.lanes.lock().unwrap()[0].entrance().task, Task::None));
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_are_spread_and_one_after_the_other_needs_one_lane() {
+        let lanes = Lanes::new(4);
+        let open = || {
+            let lanes = lanes.lanes.lock().unwrap();
+            lanes.iter().map(|lane| lane.open.load(Ordering::Relaxed)).collect::<Vec<_>>()
+        };
+        for _ in 0..10 {
+            let (sender, receiver) = oneshot::channel();
+            lanes.spawn(async move { sender.send(()).unwrap() });
+            receiver.await.unwrap();
+            yield_now().await;
+            assert_eq!(open(), [0]);
+        }
+        let stops: Vec<_> = (0..10)
+            .map(|_| {
+                let (stop, stopped) = oneshot::channel::<()>();
+                lanes.spawn(async { drop(stopped.await) });
+                stop
+            })
+            .collect();
+        assert_eq!(open(), [3, 3, 2, 2]);
+        drop(stops);
+        while open() != [0; 4] {
+            yield_now().await;
         }
     }
 
