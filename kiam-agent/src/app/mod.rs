@@ -29,7 +29,7 @@ mod take_over;
 use std::{io, num::NonZero, process::ExitCode, thread};
 
 use tokio::runtime::{Builder, Runtime};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::{error::Error, prepared::Prepared, running::App};
 use crate::{
@@ -40,6 +40,7 @@ use kiam_core::{
     secret::forbid_core_dumps,
     telemetry::{Chain, LogLevel},
 };
+use kiam_kernel::sys::give_memory_back;
 use kiam_requests::serve;
 
 /// The whole process, for `main`.
@@ -55,6 +56,9 @@ pub fn main(config: Config) -> ExitCode {
     // Before anything secret is read.
     if let Err(failure) = forbid_core_dumps() {
         warn!(error = %failure, "A crash may leave a core dump, which has credentials in it");
+    }
+    if !give_memory_back() {
+        debug!("The allocator keeps memory that is freed, as it is not glibc's");
     }
     info!("{}", config::version());
     for warning in &config.warnings {

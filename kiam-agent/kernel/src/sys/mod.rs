@@ -4,6 +4,7 @@ pub(crate) mod batch;
 mod cgroup;
 mod defer;
 pub(crate) mod features;
+mod heap;
 pub(crate) mod hooks;
 mod hops;
 pub(crate) mod links;
@@ -20,6 +21,7 @@ mod walk;
 pub use self::{
     cgroup::Cgroup,
     defer::defer_accept,
+    heap::give_memory_back,
     hops::drop_last_hop,
     namespaces::{inside, loopback_is_up},
     netns::{cookie_of, is_elsewhere},
