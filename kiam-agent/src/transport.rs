@@ -27,7 +27,8 @@ use tower::{BoxError, Service, ServiceExt as _, service_fn, util::BoxCloneSyncSe
 
 use crate::proxy::{Proxies, Proxy};
 
-/// An HTTP client. Unlike those of kube and of the AWS SDK it does not retry, and speaks HTTP/1.1 alone.
+/// An HTTP client, which speaks HTTP/1.1 alone. Unlike those of kube and of the AWS SDK it does not retry, but sends a
+/// request again of which a kept connection, closed meanwhile, has taken nothing.
 pub(crate) type Client = legacy::Client<TimeoutConnector<HttpsConnector<Connector>>, Body>;
 /// The body of a request.
 pub(crate) type Body = UnsyncBoxBody<Bytes, BoxError>;

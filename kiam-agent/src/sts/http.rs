@@ -132,7 +132,7 @@ impl fmt::Debug for SdkClient {
 // === impl SdkConnector ===
 
 impl SdkConnector {
-    /// The request as it is sent. A proxy that forwards it is shown its password in it, one that tunnels in its own.
+    /// The request as it is sent. A forwarding proxy gets its password in this request, a tunnelling one in its CONNECT.
     fn prepared(&self, request: HttpRequest) -> Result<Request<Body>, ConnectorError> {
         let request = request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()));
         let mut request = request?.map(|body| body.map_err(BoxError::from).boxed_unsync());

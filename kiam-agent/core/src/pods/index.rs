@@ -119,8 +119,9 @@ impl PodIndex {
     }
 
     fn write(&self, change: impl FnOnce(&mut Tables) -> bool) {
-        let changed = change(&mut self.0.write());
-        if changed {
+        let mut tables = self.0.write();
+        if change(&mut tables) {
+            // Before anybody can read the change: what was looked up before is not of the new revision.
             self.0.changed();
         }
     }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, header};
 use tokio::time::Instant;
 
 use super::token::VerifiedToken;
@@ -20,6 +20,8 @@ use kiam_core::{
 /// How long a standing is good for, if no record changes. Some of what it was looked up by changes without a record: the
 /// node's own addresses, and the age of the watch, by which the pod of an address is known.
 const LOOKED_UP: Duration = Duration::from_secs(1);
+/// The longest `User-Agent` that is remembered: more than those of SDKs have.
+const MAX_USER_AGENT: usize = 256;
 
 /// The memory of one connection, which is one client's alone, with one request at a time.
 #[derive(Default)]
@@ -39,10 +41,10 @@ struct Known {
     at: Instant,
 }
 
-/// The program that was logged last, by its `User-Agent`.
+/// The program that was logged last, by its `User-Agent`: a copy, as the value of a header keeps the whole head.
 struct Program {
     pod: PodUid,
-    user_agent: Option<HeaderValue>,
+    user_agent: Box<[u8]>,
     at: Instant,
 }
 
@@ -81,17 +83,21 @@ impl Session {
         period: Duration,
         now: Instant,
     ) -> bool {
-        let user_agent = headers.get(header::USER_AGENT);
+        let user_agent = headers.get(header::USER_AGENT).map_or(&b""[..], |it| it.as_bytes());
         let mut last = lock(&self.program);
         let is_known = |known: &Program| {
             known.pod == *pod
-                && known.user_agent.as_ref() == user_agent
+                && *known.user_agent == *user_agent
                 && now.saturating_duration_since(known.at) < period
         };
         if last.as_ref().is_some_and(is_known) {
             return false;
         }
-        *last = Some(Program { pod: pod.clone(), user_agent: user_agent.cloned(), at: now });
+        *last = (user_agent.len() <= MAX_USER_AGENT).then(|| Program {
+            pod: pod.clone(),
+            user_agent: user_agent.into(),
+            at: now,
+        });
         true
     }
 

@@ -32,7 +32,7 @@ use tracing::{debug, error};
 
 use super::{
     Config, Metrics, PodService, limits::Slot, metrics::Rejection, rarely::Rarely, report::Report,
-    share::Turn,
+    share::Pipeline,
 };
 use kiam_core::{
     lifecycle::Drain,
@@ -89,16 +89,17 @@ impl<S: PodService> ConnectionTask<S> {
     async fn before_end<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
-            result = work => Some(result),
             () = self.slot.ended() => None,
+            result = work => Some(result),
         }
     }
 
     async fn answer(&self, stream: TcpStream, client: Result<Client, Unattested>) {
-        let (known, session, turn) = (client.is_ok(), S::Session::default(), Turn::default());
-        let (client, session, turn) = (&client, &session, &turn);
+        let (known, session) = (client.is_ok(), S::Session::default());
+        let pipeline = &Pipeline::default();
+        let (client, session) = (&client, &session);
         let answer = service_fn(|request| async move {
-            Ok::<_, Infallible>(self.respond(client, session, request, turn).await)
+            Ok::<_, Infallible>(self.respond(client, session, request, pipeline).await)
         });
         // Idle until the first request, and between requests.
         self.slot.idle(Instant::now());
@@ -115,22 +116,23 @@ impl<S: PodService> ConnectionTask<S> {
             .serve_connection(TokioIo::new(stream), answer);
         let mut connection = pin!(connection);
         let no_more = AtomicBool::new(false);
-        let mut ends = pin!(self.ends(deadline, &no_more));
-        let (mut ends, mut is_last) = (Rarely::new(ends.as_mut()), false);
+        let (mut ends, mut overdue) =
+            (pin!(self.ends(&no_more)), pin!(self.slot.idle_for(deadline)));
+        let (mut ends, mut overdue) = (Rarely::new(ends.as_mut()), Rarely::new(overdue.as_mut()));
+        let mut is_last = false;
         let ended = poll_fn(|context| {
-            loop {
-                turn.begin();
-                if let Poll::Ready(ended) = connection.as_mut().poll(context) {
-                    return Poll::Ready(Some(ended));
-                }
-                if ends.poll(context).is_ready() {
-                    return Poll::Ready(None);
-                }
-                if is_last || !no_more.load(Ordering::Relaxed) {
-                    return Poll::Pending;
-                }
+            pipeline.polled();
+            if ends.poll(context).is_ready() {
+                return Poll::Ready(None);
+            }
+            if !is_last && no_more.load(Ordering::Relaxed) {
                 is_last = true;
                 connection.as_mut().graceful_shutdown();
+            }
+            match connection.as_mut().poll(context) {
+                Poll::Ready(ended) => Poll::Ready(Some(ended)),
+                // Not before: a request that has come makes the connection busy.
+                Poll::Pending => overdue.poll(context).map(|()| None),
             }
         });
         match ended.await {
@@ -140,9 +142,9 @@ impl<S: PodService> ConnectionTask<S> {
         }
     }
 
-    /// Returns when the connection has to end: it is idle for as long as `deadline`, or its slot is another's. Sets `no_more`
-    /// a while after the drain began, when it may answer what it has begun, and nothing else.
-    async fn ends(&self, deadline: Duration, no_more: &AtomicBool) {
+    /// Returns when the connection has to end at once. Sets `no_more` a while after the drain began, when it may answer what
+    /// it has begun, and nothing else.
+    async fn ends(&self, no_more: &AtomicBool) {
         let mut drain = self.drain.clone();
         let drained = async {
             no_more_requests(&mut drain, self.config.last_requests).await;
@@ -150,22 +152,21 @@ impl<S: PodService> ConnectionTask<S> {
             pending().await
         };
         tokio::select! {
-            () = self.slot.idle_for(deadline) => {}
             () = self.slot.ended() => {}
             () = drained => {}
         }
     }
 
-    /// Answers one request, in the connection's turn. hyper reads the next one after the answer.
+    /// Answers one request. hyper reads the next one after the answer.
     async fn respond(
         &self,
         client: &Result<Client, Unattested>,
         session: &S::Session,
         request: Request<Incoming>,
-        turn: &Turn,
+        pipeline: &Pipeline,
     ) -> Response<Full<Bytes>> {
         self.slot.busy();
-        turn.next().await;
+        pipeline.next().await;
         let now = Instant::now();
         let mut response = if self.slot.share().admits(now) {
             self.service.call(client, session, request, now).await

@@ -1,10 +1,10 @@
-//! The connections of one owner, driven by as many tasks as the runtime has workers.
+//! The connections of one owner, driven by a few tasks.
 
 use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker, ready},
     time::Duration,
@@ -38,7 +38,13 @@ struct Lane {
     turn_ends: AtomicU64,
     /// The connections that have been polled in this turn.
     polled: AtomicUsize,
+    /// Whether this turn is over, and whether a connection that had to wait for it has been polled since.
+    over: AtomicBool,
+    overrun: AtomicBool,
 }
+
+/// A running task. Should it panic, its lane's next connection gets a new one, and those that wait end.
+struct Driven(Option<Arc<Lane>>);
 
 #[derive(Default)]
 struct Entrance {
@@ -60,6 +66,8 @@ enum Task {
 struct Connection {
     work: BoxFuture<'static, ()>,
     lane: Arc<Lane>,
+    /// Whether it was ready when a turn was over.
+    has_waited: bool,
 }
 
 // === impl Lanes ===
@@ -102,13 +110,15 @@ impl Lane {
             created: Instant::now(),
             turn_ends: AtomicU64::new(0),
             polled: AtomicUsize::new(0),
+            over: AtomicBool::new(false),
+            overrun: AtomicBool::new(false),
         }
     }
 
     fn add(self: &Arc<Self>, work: BoxFuture<'static, ()>) {
         self.open.fetch_add(1, Ordering::Relaxed);
         let mut entrance = self.entrance();
-        entrance.arrived.push(Connection { work, lane: self.clone() });
+        entrance.arrived.push(Connection { work, lane: self.clone(), has_waited: false });
         match &entrance.task {
             Task::Waiting(waker) => waker.wake_by_ref(),
             Task::Spawned => {}
@@ -120,8 +130,10 @@ impl Lane {
     }
 
     async fn drive(self: Arc<Self>) {
+        let mut driven = Driven(Some(self.clone()));
         let mut open = FuturesUnordered::new();
         poll_fn(|context| self.poll_turn(&mut open, context)).await;
+        driven.0 = None;
     }
 
     /// One turn. The task is woken again if it ends while connections are ready.
@@ -131,6 +143,8 @@ impl Lane {
         context: &mut Context<'_>,
     ) -> Poll<()> {
         self.polled.store(0, Ordering::Relaxed);
+        self.over.store(false, Ordering::Relaxed);
+        self.overrun.store(false, Ordering::Relaxed);
         self.turn_ends.store(self.elapsed().saturating_add(nanos(TURN)), Ordering::Relaxed);
         loop {
             if self.enter(open, context.waker()) {
@@ -159,10 +173,14 @@ impl Lane {
         nanos(self.created.elapsed())
     }
 
-    /// Whether no other connection is polled in this turn. Never before the first, and the clock is read before each second.
-    fn is_turn_over(&self) -> bool {
+    /// Whether a connection may be polled in this turn. The first may, and one that waited for another turn; once it is over,
+    /// no other. The clock is read before each second one.
+    fn admits(&self, has_waited: bool) -> bool {
         let polled = self.polled.fetch_add(1, Ordering::Relaxed);
-        polled % 2 == 1 && self.elapsed() >= self.turn_ends.load(Ordering::Relaxed)
+        let over = self.over.load(Ordering::Relaxed)
+            || polled % 2 == 1 && self.elapsed() >= self.turn_ends.load(Ordering::Relaxed);
+        self.over.store(over, Ordering::Relaxed);
+        !over || has_waited && !self.overrun.swap(true, Ordering::Relaxed)
     }
 
     fn entrance(&self) -> MutexGuard<'_, Entrance> {
@@ -174,17 +192,30 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
+// === impl Driven ===
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        if let Some(lane) = self.0.take() {
+            let left = std::mem::take(&mut *lane.entrance());
+            drop(left);
+        }
+    }
+}
+
 // === impl Connection ===
 
 impl Future for Connection {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        if self.lane.is_turn_over() {
+        if !self.lane.admits(self.has_waited) {
             // The set of connections returns when two of them have woken themselves, and goes on with the next turn.
+            self.has_waited = true;
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
+        self.has_waited = false;
         self.work.as_mut().poll(context)
     }
 }
@@ -197,8 +228,6 @@ impl Drop for Connection {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
-
     use tokio::{sync::oneshot, task::yield_now};
 
     use super::*;
@@ -217,18 +246,11 @@ mod tests {
         })
     }
 
-    #[tokio::test]
-    async fn another_task_waits_for_one_turn_of_each_lane_and_not_for_each_connection() {
-        let (lanes, stop) = (Lanes::new(2), Arc::<AtomicBool>::default());
-        let polls: Vec<_> = (0..50).map(|_| Arc::<AtomicUsize>::default()).collect();
-        for own in &polls {
-            lanes.spawn(greedy(own.clone(), stop.clone()));
-        }
-        let counts = polls.clone();
-        let sum = move || counts.iter().map(|own| own.load(Ordering::Relaxed)).sum::<usize>();
+    /// The most polls of `lanes` between two steps of another task, in as many rounds.
+    async fn most_between(sum: impl Fn() -> usize + Send + 'static, rounds: usize) -> usize {
         // In a task, since the runtime runs the test's own future rarely.
         let other = tokio::spawn(async move {
-            let (rounds, mut most) = (2000, 0);
+            let mut most = 0;
             for _ in 0..rounds {
                 let before = sum();
                 let (sender, receiver) = oneshot::channel();
@@ -236,14 +258,62 @@ mod tests {
                 receiver.await.unwrap();
                 most = most.max(sum() - before);
             }
-            println!("{} polls in {rounds} rounds, {most} in one", sum());
-            assert!(sum() > rounds && most <= 8, "{most}");
+            most
         });
-        other.await.unwrap();
-        let each = polls.iter().map(|own| own.load(Ordering::Relaxed));
-        let (least, most) = (each.clone().min().unwrap(), each.max().unwrap());
-        assert!(most <= least + 3, "each connection comes around: {least} to {most}");
-        stop.store(true, Ordering::Relaxed);
+        other.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn another_task_waits_for_one_turn_of_each_lane_and_not_for_each_connection() {
+        for count in [48, 50] {
+            let (lanes, stop) = (Lanes::new(2), Arc::<AtomicBool>::default());
+            let polls: Vec<_> = (0..count).map(|_| Arc::<AtomicUsize>::default()).collect();
+            for own in &polls {
+                lanes.spawn(greedy(own.clone(), stop.clone()));
+            }
+            let counts = polls.clone();
+            let sum = move || counts.iter().map(|own| own.load(Ordering::Relaxed)).sum::<usize>();
+            let most = most_between(sum, 2000).await;
+            let each = polls.iter().map(|own| own.load(Ordering::Relaxed));
+            let (least, greatest) = (each.clone().min().unwrap(), each.max().unwrap());
+            println!("{count}: {most} in one round, {least} to {greatest} of each");
+            // Two turns of each of two lanes, of two polls.
+            assert!(most <= 8, "{most}");
+            assert!(least > 50 && greatest <= least * 3, "{least} to {greatest} of each");
+            stop.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_turn_ends_also_where_connections_end() {
+        let (lanes, done) = (Lanes::new(2), Arc::<AtomicUsize>::default());
+        for _ in 0..400 {
+            let done = done.clone();
+            lanes.spawn(async move {
+                let begun = Instant::now();
+                while begun.elapsed() < TURN {}
+                done.fetch_add(1, Ordering::Relaxed);
+            });
+        }
+        let sum = done.clone();
+        let most = most_between(move || sum.load(Ordering::Relaxed), 500).await;
+        println!("{most} in one round");
+        assert!(most <= 8 && done.load(Ordering::Relaxed) == 400, "{most}, {done:?}");
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_its_lanes_connections_and_not_those_that_come() {
+        let lanes = Lanes::new(1);
+        let (kept, ended) = oneshot::channel::<()>();
+        lanes.spawn(async move {
+            let _kept = kept;
+            std::future::pending().await
+        });
+        lanes.spawn(async { panic!("as the test asks for") });
+        assert!(ended.await.is_err());
+        let (sender, receiver) = oneshot::channel();
+        lanes.spawn(async move { sender.send(()).unwrap() });
+        receiver.await.unwrap();
     }
 
     #[tokio::test]

@@ -132,7 +132,7 @@ impl Listener {
         let socket = &*self.socket;
         // A failure only costs a delay.
         let _ = sockopt::set_tcp_nodelay(socket, true);
-        // A client that never reads would otherwise hold its slot for ever: see TCP_USER_TIMEOUT in tcp(7).
+        // A client that never reads would otherwise hold its slot until it counts as idle: see TCP_USER_TIMEOUT in tcp(7).
         let unread = u32::try_from(config.unread_deadline.as_millis()).unwrap_or(u32::MAX);
         if let Err(error) = sockopt::set_tcp_user_timeout(socket, unread) {
             warn!(%error, "Setting TCP_USER_TIMEOUT on a listener failed; clients that never read end when idle");
@@ -158,7 +158,7 @@ pub async fn run<S: PodService>(
     drain: Drain,
 ) {
     let connections = limits::within_open_files(config.connections, config.other_files);
-    let limits = Limits::new(Config { connections, ..config }, workers());
+    let limits = Limits::new(Config { connections, ..config }, lanes());
     let log = Arc::new(LogLimit::new(LOG_PERIOD));
     let report = Arc::new(Report::new(service.clone(), metrics.clone()));
     let server = || Server {
@@ -204,8 +204,9 @@ pub async fn run<S: PodService>(
     }
 }
 
-/// The threads that run tasks. An owner's connections can use all of them while no other owner asks.
-fn workers() -> usize {
+/// The most lanes of an owner: four for each thread that runs tasks, so that a thread that the kernel stops in one lane
+/// leaves three to the others.
+fn lanes() -> usize {
     4 * Handle::current().metrics().num_workers()
 }
 

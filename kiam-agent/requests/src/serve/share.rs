@@ -14,9 +14,9 @@ pub(super) struct Share {
     lanes: Lanes,
 }
 
-/// Whether a connection has answered since it was last polled.
+/// Keeps a client that sends many requests at once to one answer each time that its connection is polled.
 #[derive(Debug, Default)]
-pub(super) struct Turn {
+pub(super) struct Pipeline {
     answered: AtomicBool,
 }
 
@@ -41,16 +41,16 @@ impl Share {
     }
 }
 
-// === impl Turn ===
+// === impl Pipeline ===
 
-impl Turn {
-    /// Begins when the connection is polled.
-    pub(super) fn begin(&self) {
+impl Pipeline {
+    /// The connection is polled now.
+    pub(super) fn polled(&self) {
         self.answered.store(false, Ordering::Relaxed);
     }
 
-    /// Waits until the connection may answer: not at all for the first request of a turn. Each further pipelined request
-    /// waits for the next turn, and for other tasks that are ready to run.
+    /// Waits until the connection may answer: not at all for the first request of a poll. Each further one waits for the
+    /// next, and for other tasks that are ready to run.
     pub(super) async fn next(&self) {
         while self.answered.swap(true, Ordering::Relaxed) {
             yield_now().await;
@@ -66,15 +66,15 @@ mod tests {
 
     #[tokio::test]
     async fn who_has_many_requests_answers_one_each_time_it_is_polled() {
-        let (turn, answers) = (Turn::default(), AtomicUsize::new(0));
+        let (pipeline, answers) = (Pipeline::default(), AtomicUsize::new(0));
         let mut greedy = pin!(async {
             for _ in 0..100 {
-                turn.next().await;
+                pipeline.next().await;
                 answers.fetch_add(1, Ordering::Relaxed);
             }
         });
         let mut greedy = poll_fn(|context| {
-            turn.begin();
+            pipeline.polled();
             greedy.as_mut().poll(context)
         });
         for round in 1..=100 {

@@ -32,19 +32,20 @@ impl Service {
         lookup: &Lookup<'_>,
         record: &mut RequestRecord,
     ) -> Result<Arc<Standing>, Error> {
+        // Only what the request finds at once is as old as the request: once it has waited, it looks again.
+        let session = lookup.session.filter(|_| record.pod.is_none());
         let revision = self.parts.pods.revision();
-        let known = lookup.session.and_then(|session| session.standing(revision, record.began));
+        let known = session.and_then(|session| session.standing(revision, record.began));
         if let Some((pod, standing)) = known {
             record.pod = Some(pod);
             return Ok(standing);
         }
-        let (pod, waited) = match self.parts.pods.find(lookup.client) {
-            Ok(pod) => (pod, false),
-            Err(_) => (self.parts.pods.wait(lookup.client, lookup.left()).await?, true),
+        let (pod, session) = match self.parts.pods.find(lookup.client) {
+            Ok(pod) => (pod, session),
+            Err(_) => (self.parts.pods.wait(lookup.client, lookup.left()).await?, None),
         };
         let standing = self.parts.policy.standing(&pod);
-        // What was waited for is newer than the revision and the time.
-        if let Some(session) = lookup.session.filter(|_| !waited) {
+        if let Some(session) = session {
             session.remember((&pod, &standing), revision, record.began);
         }
         record.pod = Some(pod);

@@ -550,6 +550,12 @@ async fn an_address_is_not_believed_when_the_watch_is_silent_for_90_s() {
         assert_eq!((reply.status, reply.body.as_str()), (403, ""), "{reply:?}");
         assert!(reply.header("x-kiam-reason").unwrap().contains("stale"), "{reply:?}");
     }
+    // Nor when that is so by the time that its credentials come.
+    node.index.heard::<Pod>();
+    silent(Duration::from_millis(89_900)).await;
+    node.index.apply(pod(12, Some("slow")));
+    let reply = node.get(12, &format!("{LIST}slow")).await;
+    assert_eq!((reply.status, reply.body.as_str()), (403, ""), "{reply:?}");
     node.index.heard::<Pod>();
     assert_eq!(node.get(2, LIST).await.body, "reader");
 }
