@@ -1,19 +1,17 @@
 //! The third step: the kernel programs. From here on pods are intercepted; where no agent serves they are denied until this
 //! one does.
 
-use std::{
-    net::TcpListener as Socket,
-    os::fd::{AsFd, BorrowedFd},
-};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use kiam_common::redirect::Target;
 use tracing::warn;
 
 use super::{
-    bound::{Bound, Listeners, Takeover},
+    bound::Bound,
     error::Error,
     prepared::{Core, Interceptor, Service},
 };
+use crate::handover::{Listeners, Takeover};
 use kiam_core::blocking::{self, Blocking};
 use kiam_kernel::{
     identity::CgroupPaths,
@@ -27,7 +25,6 @@ pub(super) struct Attached {
     pub(super) kernel: Option<Kernel>,
     pub(super) service: Service,
     pub(super) listeners: Listeners,
-    pub(super) pod_listeners: Vec<Socket>,
     pub(super) takeover: Takeover,
 }
 
@@ -45,12 +42,12 @@ pub(super) struct Kernel {
 impl Bound {
     /// Attaches the kernel programs, or replaces those of an earlier agent in place, if there is an interceptor.
     pub(super) async fn attach(self) -> Result<Attached, Error> {
-        let Self { core, interceptor, service, listeners, pod_listeners, takeover } = self;
+        let Self { core, interceptor, service, listeners, takeover } = self;
         let kernel = match interceptor {
             None => None,
             Some(interceptor) => Some(attach(interceptor, &listeners, &takeover).await?),
         };
-        Ok(Attached { core, kernel, service, listeners, pod_listeners, takeover })
+        Ok(Attached { core, kernel, service, listeners, takeover })
     }
 }
 
@@ -60,7 +57,7 @@ async fn attach(
     takeover: &Takeover,
 ) -> Result<Kernel, Error> {
     let Interceptor { config, agent_lock } = interceptor;
-    let sockets = listeners.copies_for_pods().map_err(Error::Handover)?;
+    let sockets = listeners.copies_for_pods()?;
     let target = Target::node_listeners(listeners.pod_addresses());
     // Both block, for as long as the verifier takes.
     let panicked = |_| Error::Panicked;

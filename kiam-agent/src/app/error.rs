@@ -1,18 +1,22 @@
 //! Why the agent can't start.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
-use crate::{cluster, sts};
+use crate::{cluster, handover, sts};
 use kiam_kernel::{intercept, sandboxes};
 use kiam_requests::imds;
 
 /// Why the agent can't start.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    #[error("{flag} {address}: {source}")]
-    Bind {
-        flag: &'static str,
-        address: String,
+    #[error(transparent)]
+    Sockets(#[from] handover::Error),
+    #[error("--state-dir {}: {source}", path.display())]
+    State {
+        path: PathBuf,
         #[source]
         source: io::Error,
     },
@@ -34,8 +38,6 @@ pub(super) enum Error {
     Statsd(#[source] io::Error),
     #[error("--audit: {0}")]
     Audit(#[source] io::Error),
-    #[error("the sockets for the agent after this one: {0}")]
-    Handover(#[source] io::Error),
     #[error("pods' sandboxes can't be followed: {0}; --path=node goes without")]
     Sandboxes(#[source] sandboxes::Error),
     #[error("the system gives no thread: {0}")]
@@ -47,14 +49,9 @@ pub(super) enum Error {
 // === impl Error ===
 
 impl Error {
-    /// Whether somebody else listens at an address.
-    pub(super) fn is_in_use(&self) -> bool {
-        matches!(self, Self::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse)
-    }
-
     /// A socket in the state folder can't be listened on.
-    pub(super) fn state(state_dir: &Path, name: &str) -> impl Fn(io::Error) -> Self + use<> {
-        let address = state_dir.join(name).display().to_string();
-        move |source| Self::Bind { flag: "--state-dir", address: address.clone(), source }
+    pub(super) fn state(state_dir: &Path, name: &str) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = state_dir.join(name);
+        move |source| Self::State { path, source }
     }
 }

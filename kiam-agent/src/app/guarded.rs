@@ -6,15 +6,11 @@ use tokio::sync::{Notify, watch};
 use tracing::{Instrument as _, info, info_span};
 
 use super::{
-    attached::Kernel,
-    bound::Takeover,
-    error::Error,
-    knowledge::Knowledge,
-    prepared::Core,
-    process::Process,
-    serving::{OperatorSockets, Serving},
+    attached::Kernel, error::Error, knowledge::Knowledge, prepared::Core, process::Process,
+    serving::Serving,
 };
 use crate::{
+    handover::{OperatorSockets, Takeover},
     observe::{self, Observer},
     pod_listeners::OpenListeners,
 };

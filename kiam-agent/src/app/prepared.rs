@@ -14,9 +14,9 @@ use tracing::warn;
 use super::{error::Error, knowledge::Knowledge, process::Process};
 use crate::{
     admin::{self, Operations, Operators, OwnSocket, PodRefresher, StatusSources},
-    config::{Config, Hosts, Identity},
+    config::{Config, Identity},
     explain,
-    handover::{FirstPass, Peers},
+    handover::{Addresses, FirstPass, Peers},
 };
 use kiam_core::{
     blocking::{self, Blocking},
@@ -52,14 +52,6 @@ pub(super) struct Core {
     /// This agent's own admin socket.
     pub(super) socket: OwnSocket,
     pub(super) end: End,
-}
-
-/// Where the agent is to listen.
-pub(super) struct Addresses {
-    pub(super) hosts: Hosts,
-    pub(super) port: u16,
-    pub(super) admin: SocketAddr,
-    pub(super) metrics: Option<SocketAddr>,
 }
 
 /// The kernel's part, which is not attached yet.
@@ -119,7 +111,8 @@ impl Prepared {
             socket,
             end,
         };
-        let addresses = Addresses { hosts, port, admin, metrics };
+        let pods = hosts.addresses().map(|host| SocketAddr::new(host, port)).collect();
+        let addresses = Addresses { pods, admin, metrics };
         Ok(Self { core, addresses, interceptor, service })
     }
 }

@@ -6,14 +6,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    net::TcpListener,
-    sync::{Notify, mpsc},
-};
+use tokio::sync::{Notify, mpsc};
 
 use super::{
     attached::{Attached, Kernel},
-    bound::Takeover,
     error::Error,
     knowledge::Knowledge,
     prepared::Core,
@@ -21,6 +17,7 @@ use super::{
 };
 use crate::{
     config::Identity,
+    handover::{OperatorSockets, Takeover},
     older_pods,
     pod_listeners::{OpenListeners, PodListeners},
 };
@@ -53,25 +50,19 @@ pub(super) struct Serving {
     pub(super) republish: Arc<Notify>,
 }
 
-/// The sockets for operators.
-pub(super) struct OperatorSockets {
-    pub(super) admin: TcpListener,
-    pub(super) metrics: Option<TcpListener>,
-}
-
 // === impl Attached ===
 
 impl Attached {
     /// Serves the pod listeners, then, once pods are known, the node listeners.
     pub(super) async fn serve(self) -> Result<Serving, Error> {
-        let Self { mut core, kernel, service, listeners, pod_listeners, takeover } = self;
+        let Self { mut core, kernel, service, listeners: sockets, takeover } = self;
         let witness = Witness::default();
         let resolver = resolver(service.identity, kernel.as_ref(), &core.knowledge, &witness);
         let serve = answer(&mut core.process, service.imds, service.config);
         if let Some(kernel) = &kernel {
             search_older_pods(&mut core.process, kernel, &core.knowledge);
         }
-        let republish = Arc::new(Notify::new());
+        let (republish, pods) = (Arc::new(Notify::new()), sockets.pod_addresses());
         let open = match &kernel {
             Some(kernel) if kernel.config.follows_sandboxes() => {
                 let open = OpenListeners::published_in(kernel.parts.sandboxes.clone());
@@ -83,7 +74,7 @@ impl Attached {
                     open: open.clone(),
                     republish: republish.clone(),
                 };
-                follow_sandboxes(&mut core, kernel, listeners, pod_listeners)?;
+                follow_sandboxes(&mut core, kernel, listeners, sockets.inherited)?;
                 open
             }
             _ => OpenListeners::default(),
@@ -94,14 +85,12 @@ impl Attached {
         }
         // At the node listener pods are known by their network namespaces.
         open.cover_table().await;
-        let pods = listeners.pod_addresses();
-        for socket in listeners.pods {
+        for socket in sockets.pods {
             // Fails only when the drain has begun.
             let _ = serve.send(Listener::new(socket, resolver.clone())).await;
         }
         core.process.serving.set();
-        let operator_sockets =
-            OperatorSockets { admin: listeners.admin, metrics: listeners.metrics };
+        let operator_sockets = sockets.operators;
         Ok(Serving { core, kernel, operator_sockets, pods, open, takeover, witness, republish })
     }
 }

@@ -9,13 +9,10 @@ use std::{
 
 use tracing::info;
 
-use super::{
-    bound::Takeover, error::Error, guarded::Guarded, prepared::Core, running::App,
-    serving::OperatorSockets,
-};
+use super::{error::Error, guarded::Guarded, prepared::Core, running::App};
 use crate::{
     admin::{self, Surface},
-    handover::{self, Departure, HandoverContent, StandingOffer},
+    handover::{self, Departure, HandoverContent, OperatorSockets, StandingOffer, Takeover},
 };
 use kiam_kernel::sys;
 
@@ -56,7 +53,8 @@ impl Guarded {
         // From now on the next agent finds this one.
         drop(lock);
         // Not before: until then the other agent might have had to go on.
-        unfilter(&unfiltered)?;
+        let unfilter = |socket: &OwnedFd| sys::unfilter(socket.as_fd());
+        unfiltered.iter().try_for_each(unfilter).map_err(handover::Error::Copies)?;
         info!(pods = ?self.pods, %admin, "Listening");
         let Core { process, operators, .. } = core;
         Ok(App::new(process, operators, offer, departure, self.detach))
@@ -65,7 +63,8 @@ impl Guarded {
 
 /// Answers operators over TCP, which is the serving agent's, and lets `admin.sock` lead to this process.
 fn operate(core: &mut Core, sockets: OperatorSockets) -> Result<SocketAddr, Error> {
-    let unnamed = |source| Error::Bind { flag: "--admin", address: "bound".to_owned(), source };
+    let unnamed =
+        |source| handover::Error::Bind { flag: "--admin", address: "bound".to_owned(), source };
     let address = sockets.admin.local_addr().map_err(unnamed)?;
     // Set once, here: every part has registered its metrics.
     let _ = core.operations.registry.set(take(&mut core.process.registry));
@@ -78,10 +77,4 @@ fn operate(core: &mut Core, sockets: OperatorSockets) -> Result<SocketAddr, Erro
     }
     core.socket.link().map_err(Error::state(&core.state_dir, admin::SOCKET))?;
     Ok(address)
-}
-
-/// Removes the filter of SYNs from these sockets.
-fn unfilter(sockets: &[OwnedFd]) -> Result<(), Error> {
-    let mut sockets = sockets.iter();
-    sockets.try_for_each(|socket| sys::unfilter(socket.as_fd())).map_err(Error::Handover)
 }

@@ -20,6 +20,7 @@ mod message;
 mod offer;
 mod peers;
 mod sealed;
+mod sockets;
 mod standing_offer;
 mod successor;
 
@@ -32,6 +33,7 @@ pub use self::{
     first_pass::FirstPass,
     offer::{HandoverContent, Offer, OfferEnd},
     peers::Peers,
+    sockets::{Addresses, Error, Listeners, OperatorSockets, Takeover},
     standing_offer::StandingOffer,
     successor::{Handover, HandoverAnswer, ask, credentials, is_served},
 };
