@@ -35,7 +35,7 @@ pub use self::{
     peers::Peers,
     sockets::{Addresses, Error, Listeners, OperatorSockets, Takeover},
     standing_offer::StandingOffer,
-    successor::{Handover, HandoverAnswer, ask, credentials, is_served},
+    successor::{Handover, HandoverAnswer},
 };
 
 use kiam_core::blocking::{self, Blocking};

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use tracing::warn;
 
-use super::{HandoverAnswer, PeerJudge, ask, credentials, is_served};
+use super::PeerJudge;
 use kiam_core::credentials::Inheritance;
 use kiam_kernel::intercept;
 
@@ -31,19 +31,9 @@ impl Peers {
         Self { state_dir, trusted }
     }
 
-    /// Whether one of them serves, and goes on for as long as it is needed.
-    pub async fn is_served(&self) -> bool {
-        is_served(&self.state_dir, &self.trusted).await
-    }
-
-    /// Asks the one that serves for its sockets.
-    pub async fn ask(&self) -> HandoverAnswer {
-        ask(&self.state_dir, &self.trusted).await
-    }
-
     /// The cached credentials of the one that serves; none where they can't be read, which costs calls to STS alone.
     pub async fn credentials(&self) -> Inheritance {
-        let Some(cached) = credentials(&self.state_dir, &self.trusted).await else {
+        let Some(cached) = self.sealed_credentials().await else {
             return Inheritance::default();
         };
         Inheritance::read(&cached).unwrap_or_else(|error| {

@@ -4,7 +4,6 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     os::fd::OwnedFd,
-    path::Path,
     time::Duration,
 };
 
@@ -17,7 +16,7 @@ use tokio::{
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
-use super::{PeerJudge, SOCKET, check, gone, message, sealed};
+use super::{Peers, SOCKET, check, gone, message, sealed};
 
 /// The deadline of an agent's answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
@@ -45,94 +44,6 @@ pub struct Handover {
     sockets: Vec<TcpListener>,
 }
 
-/// Requests the listening sockets of the agent that runs with this `state_dir`.
-pub async fn ask(state_dir: &Path, trusted: &PeerJudge) -> HandoverAnswer {
-    let mut answer = attempt(state_dir, trusted).await;
-    for _ in 1..ATTEMPTS {
-        match answer {
-            Ok(None) => sleep(PAUSE).await,
-            Ok(Some(answer)) => return answer,
-            Err(error) => return HandoverAnswer::Silent(error.to_string()),
-        }
-        answer = attempt(state_dir, trusted).await;
-    }
-    match answer {
-        Ok(Some(answer)) => answer,
-        Ok(None) => HandoverAnswer::Silent("it closes the connection".to_owned()),
-        Err(error) => HandoverAnswer::Silent(error.to_string()),
-    }
-}
-
-/// Requests the cached credentials of the agent that runs with this `state_dir`, serialized; `None` if there is no agent, or
-/// it sends none. Then all credentials are requested from STS.
-pub async fn credentials(state_dir: &Path, trusted: &PeerJudge) -> Option<Zeroizing<Vec<u8>>> {
-    let exchange = async {
-        let mut stream = UnixStream::connect(state_dir.join(SOCKET)).await?;
-        check(&stream, trusted).await?;
-        stream.write_all(message::CREDENTIALS).await?;
-        let given = message::receive(&stream).await?;
-        let [held] = <[OwnedFd; 1]>::try_from(given.unwrap_or_default())
-            .map_err(|_| io::Error::other("it does not know the request"))?;
-        sealed::open(held)
-    };
-    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it does not answer within 2 s");
-    match timeout(ANSWER_DEADLINE, exchange).await.map_err(late).flatten() {
-        Ok(held) => Some(held),
-        Err(error) if gone(&error) => None,
-        Err(error) => {
-            warn!(%error, "The running agent sent no credentials; requesting all of them from STS");
-            None
-        }
-    }
-}
-
-/// Whether an agent serves with this `state_dir`, is not hung, and will serve for as long as needed. One late answer does not
-/// count as hung: a node that starts many pods is busy.
-pub async fn is_served(state_dir: &Path, trusted: &PeerJudge) -> bool {
-    let exchange = async || {
-        let mut stream = UnixStream::connect(state_dir.join(SOCKET)).await?;
-        check(&stream, trusted).await?;
-        stream.write_all(message::PRESENCE).await?;
-        stream.read_u8().await
-    };
-    for _ in 0..PRESENCE_ATTEMPTS {
-        match timeout(ANSWER_DEADLINE, exchange()).await {
-            Ok(Ok(byte)) => return byte == message::PRESENT,
-            Ok(Err(error)) if gone(&error) => return false,
-            Ok(Err(_)) => sleep(PAUSE).await,
-            Err(_) => {}
-        }
-    }
-    false
-}
-
-/// One exchange; `None` if the peer closed the connection.
-async fn attempt(state_dir: &Path, trusted: &PeerJudge) -> io::Result<Option<HandoverAnswer>> {
-    let mut stream = match UnixStream::connect(state_dir.join(SOCKET)).await {
-        Ok(stream) => stream,
-        Err(error) if gone(&error) => return Ok(Some(HandoverAnswer::Nobody)),
-        Err(error) => return Err(error),
-    };
-    check(&stream, trusted).await?;
-    let exchange = async {
-        match stream.write_all(message::REQUEST).await {
-            Err(error) if gone(&error) => Ok(None),
-            Err(error) => Err(error),
-            Ok(()) => message::receive(&stream).await,
-        }
-    };
-    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it does not answer within 2 s");
-    match timeout(ANSWER_DEADLINE, exchange).await.map_err(late)? {
-        Ok(Some(given)) => {
-            let sockets = given.into_iter().filter_map(listener).collect();
-            Ok(Some(HandoverAnswer::Sockets(Handover { stream, sockets })))
-        }
-        Ok(None) => Ok(None),
-        Err(error) if gone(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 /// The descriptor as a listener; `None` if it is not a listening TCP socket.
 fn listener(given: OwnedFd) -> Option<TcpListener> {
     if !sockopt::socket_acceptconn(&given).unwrap_or_default() {
@@ -140,6 +51,101 @@ fn listener(given: OwnedFd) -> Option<TcpListener> {
     }
     let listener = TcpListener::from(given);
     listener.local_addr().is_ok().then_some(listener)
+}
+
+// === impl Peers ===
+
+impl Peers {
+    async fn connect(&self) -> io::Result<UnixStream> {
+        let stream = UnixStream::connect(self.state_dir.join(SOCKET)).await?;
+        check(&stream, &self.trusted).await?;
+        Ok(stream)
+    }
+
+    /// Requests the listening sockets of the agent that serves.
+    pub async fn ask(&self) -> HandoverAnswer {
+        let mut answer = self.attempt().await;
+        for _ in 1..ATTEMPTS {
+            match answer {
+                Ok(None) => sleep(PAUSE).await,
+                Ok(Some(answer)) => return answer,
+                Err(error) => return HandoverAnswer::Silent(error.to_string()),
+            }
+            answer = self.attempt().await;
+        }
+        match answer {
+            Ok(Some(answer)) => answer,
+            Ok(None) => HandoverAnswer::Silent("it closes the connection".to_owned()),
+            Err(error) => HandoverAnswer::Silent(error.to_string()),
+        }
+    }
+
+    /// Requests the cached credentials of the agent that serves, serialized; `None` if there is no agent, or it sends none. Then
+    /// all credentials are requested from STS.
+    pub(super) async fn sealed_credentials(&self) -> Option<Zeroizing<Vec<u8>>> {
+        let exchange = async {
+            let mut stream = self.connect().await?;
+            stream.write_all(message::CREDENTIALS).await?;
+            let given = message::receive(&stream).await?;
+            let [held] = <[OwnedFd; 1]>::try_from(given.unwrap_or_default())
+                .map_err(|_| io::Error::other("it does not know the request"))?;
+            sealed::open(held)
+        };
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it does not answer within 2 s");
+        match timeout(ANSWER_DEADLINE, exchange).await.map_err(late).flatten() {
+            Ok(held) => Some(held),
+            Err(error) if gone(&error) => None,
+            Err(error) => {
+                warn!(%error, "The running agent sent no credentials; requesting all of them from STS");
+                None
+            }
+        }
+    }
+
+    /// Whether an agent serves, is not hung, and will serve for as long as needed. One late answer does not count as hung: a
+    /// node that starts many pods is busy.
+    pub async fn is_served(&self) -> bool {
+        let exchange = async || {
+            let mut stream = self.connect().await?;
+            stream.write_all(message::PRESENCE).await?;
+            stream.read_u8().await
+        };
+        for _ in 0..PRESENCE_ATTEMPTS {
+            match timeout(ANSWER_DEADLINE, exchange()).await {
+                Ok(Ok(byte)) => return byte == message::PRESENT,
+                Ok(Err(error)) if gone(&error) => return false,
+                Ok(Err(_)) => sleep(PAUSE).await,
+                Err(_) => {}
+            }
+        }
+        false
+    }
+
+    /// One exchange; `None` if the peer closed the connection.
+    async fn attempt(&self) -> io::Result<Option<HandoverAnswer>> {
+        let mut stream = match self.connect().await {
+            Ok(stream) => stream,
+            Err(error) if gone(&error) => return Ok(Some(HandoverAnswer::Nobody)),
+            Err(error) => return Err(error),
+        };
+        let exchange = async {
+            match stream.write_all(message::REQUEST).await {
+                Err(error) if gone(&error) => Ok(None),
+                Err(error) => Err(error),
+                Ok(()) => message::receive(&stream).await,
+            }
+        };
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it does not answer within 2 s");
+        match timeout(ANSWER_DEADLINE, exchange).await.map_err(late)? {
+            Ok(Some(given)) => {
+                let sockets = given.into_iter().filter_map(listener).collect();
+                Ok(Some(HandoverAnswer::Sockets(Handover { stream, sockets })))
+            }
+            Ok(None) => Ok(None),
+            Err(error) if gone(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 // === impl Handover ===

@@ -38,6 +38,10 @@ fn everybody() -> PeerJudge {
     PeerJudge::new(|_, _| true)
 }
 
+fn peers(folder: &TempDir, trusted: PeerJudge) -> Peers {
+    Peers { state_dir: folder.path().to_owned(), trusted }
+}
+
 fn stand(folder: TempDir, trusted: PeerJudge) -> Predecessor {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let pods = listener.local_addr().unwrap();
@@ -61,7 +65,7 @@ fn stand(folder: TempDir, trusted: PeerJudge) -> Predecessor {
 }
 
 async fn given(folder: &TempDir) -> Handover {
-    match ask(folder.path(), &everybody()).await {
+    match peers(folder, everybody()).ask().await {
         HandoverAnswer::Sockets(handover) => handover,
         other => panic!("{other:?}"),
     }
@@ -90,14 +94,14 @@ async fn successor_gets_the_same_sockets_and_supersedes() {
 async fn successor_gets_what_is_held_and_the_predecessor_goes_on() {
     let predecessor = stand(tempfile::tempdir().unwrap(), everybody());
     for _ in 0..3 {
-        let held = credentials(predecessor.folder.path(), &everybody()).await;
+        let held = peers(&predecessor.folder, everybody()).sealed_credentials().await;
         assert_eq!(held.as_ref().map(|held| held.as_slice()), Some(&b"what is held"[..]));
     }
     assert!(!predecessor.ended.is_finished());
     assert_eq!(predecessor.abandoned.load(Ordering::Relaxed), 0);
     assert!(given(&predecessor.folder).await.taken().await);
     let nobody = tempfile::tempdir().unwrap();
-    assert!(credentials(nobody.path(), &everybody()).await.is_none());
+    assert!(peers(&nobody, everybody()).sealed_credentials().await.is_none());
 }
 
 #[tokio::test]
@@ -118,8 +122,8 @@ async fn what_is_not_sealed_or_not_asked_for_is_not_taken_for_credentials() {
             stream.read_exact(&mut request).await.unwrap();
             message::send(&stream, &given).await.unwrap();
         };
-        let trusted = everybody();
-        let (held, ()) = tokio::join!(credentials(folder.path(), &trusted), answer);
+        let peers = peers(&folder, everybody());
+        let (held, ()) = tokio::join!(peers.sealed_credentials(), answer);
         assert_eq!(held.is_some(), good);
     }
 }
@@ -127,10 +131,10 @@ async fn what_is_not_sealed_or_not_asked_for_is_not_taken_for_credentials() {
 #[tokio::test]
 async fn successor_that_dies_is_forgotten_and_the_next_one_served() {
     let predecessor = stand(tempfile::tempdir().unwrap(), everybody());
-    assert!(is_served(predecessor.folder.path(), &everybody()).await);
+    assert!(peers(&predecessor.folder, everybody()).is_served().await);
     // One that ends soon is not waited for.
     predecessor.leaving.store(true, Ordering::Relaxed);
-    assert!(!is_served(predecessor.folder.path(), &everybody()).await);
+    assert!(!peers(&predecessor.folder, everybody()).is_served().await);
     drop(given(&predecessor.folder).await);
     let handover = given(&predecessor.folder).await;
     assert_eq!(predecessor.abandoned.load(Ordering::Relaxed), 1);
@@ -159,7 +163,7 @@ async fn end_of_the_agent_withdraws_the_offer() {
     let predecessor = stand(tempfile::tempdir().unwrap(), everybody());
     predecessor.signal.start();
     assert_eq!(timeout(PATIENCE, predecessor.ended).await.unwrap().unwrap(), OfferEnd::Withdrawn);
-    let answer = ask(predecessor.folder.path(), &everybody()).await;
+    let answer = peers(&predecessor.folder, everybody()).ask().await;
     assert!(matches!(answer, HandoverAnswer::Nobody), "{answer:?}");
 }
 
@@ -217,8 +221,8 @@ async fn untrusted_processes_and_other_protocols_get_nothing() {
 async fn agent_that_is_late_once_still_serves() {
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(folder.path().join(SOCKET)).unwrap();
-    let trusted = everybody();
-    let asked = is_served(folder.path(), &trusted);
+    let peers = peers(&folder, everybody());
+    let asked = peers.is_served();
     let late = async {
         let _first = listener.accept().await.unwrap();
         let (mut second, _) = listener.accept().await.unwrap();
@@ -233,10 +237,10 @@ async fn agent_that_is_late_once_still_serves() {
 async fn successor_gives_up_on_an_agent_that_hangs_and_on_one_it_does_not_trust() {
     let folder = tempfile::tempdir().unwrap();
     let _hangs = UnixListener::bind(folder.path().join(SOCKET)).unwrap();
-    let answer = ask(folder.path(), &everybody()).await;
+    let answer = peers(&folder, everybody()).ask().await;
     assert!(matches!(&answer, HandoverAnswer::Silent(why) if why.contains("2 s")), "{answer:?}");
-    assert!(!is_served(folder.path(), &everybody()).await);
+    assert!(!peers(&folder, everybody()).is_served().await);
     let none = PeerJudge::new(|_, _| false);
-    let answer = ask(folder.path(), &none).await;
+    let answer = peers(&folder, none).ask().await;
     assert!(matches!(&answer, HandoverAnswer::Silent(why) if why.contains("pod")), "{answer:?}");
 }
