@@ -162,6 +162,9 @@ pub enum Error {
     /// The kernel's log can't be read.
     #[error("the kernel programs' log: {}", Chain(.0))]
     Log(#[from] aya_log::Error),
+    /// Work on another thread panicked.
+    #[error("a part of the agent panicked")]
+    Panicked,
     /// The agent was built for the demo without root, which intercepts nothing.
     #[error(
         "this agent was built without the kernel object, and can only run with --interceptor=off: build it with `cargo xtask build-ebpf` and `cargo build -p kiam-agent`"

@@ -60,7 +60,7 @@ async fn attach(
     let sockets = listeners.copies_for_pods()?;
     let target = Target::node_listeners(listeners.pod_addresses());
     // Both block, for as long as the verifier takes.
-    let panicked = |_| Error::Panicked;
+    let panicked = |_| intercept::Error::Panicked;
     let given = config.clone();
     let load = move |token: &Blocking| Interception::load(token, &given, target);
     let loaded = blocking::spawn(load).await.map_err(panicked)??;

@@ -42,8 +42,6 @@ pub(super) enum Error {
     Sandboxes(#[source] sandboxes::Error),
     #[error("the system gives no thread: {0}")]
     Thread(#[source] io::Error),
-    #[error("a part of the agent panicked")]
-    Panicked,
 }
 
 // === impl Error ===

@@ -19,7 +19,7 @@ use kiam_kernel::{
     identity::CgroupPaths,
     intercept::{self, InterceptionParts, Mode, Observations, Shortage},
     keeper::{Installation, Keeper},
-    selftest::{self, Selftest, SelftestStatus, Witness},
+    selftest::{Selftest, SelftestStatus, Witness},
 };
 
 /// An agent that serves, guards and renews the lease, beside the one before it, if that still runs.
@@ -111,26 +111,9 @@ fn test(
     witness: Witness,
     alone: Arc<Notify>,
 ) {
-    let outlook = SelftestStatus {
-        latch: process.readiness.latch("self-test"),
-        detail: process.readiness.detail("self-test"),
-        metrics: selftest::Metrics::register(&mut process.registry),
-    };
-    let asked = selftest::Config {
-        interval: config.selftest_interval,
-        attested: config.attested,
-        guarded: parts.guards_packets || config.guard.route.is_some(),
-        path: config.path,
-    };
-    let needs = selftest::SelftestParts {
-        cgroup: parts.cgroup.path().to_owned(),
-        marks: parts.marks.clone(),
-        flows: parts.flows.clone(),
-        sandboxes: parts.sandboxes.clone(),
-        rewriter: parts.rewriter.clone(),
-    };
-    let selftest = Selftest::new(asked, needs, witness);
-    let kept = selftest.keep(outlook, alone, process.drain.clone());
+    let status = SelftestStatus::new(&mut process.registry, &process.readiness);
+    let selftest = Selftest::new(config, parts, witness);
+    let kept = selftest.keep(status, alone, process.drain.clone());
     process.spawn(kept.instrument(info_span!("selftest")));
 }
 

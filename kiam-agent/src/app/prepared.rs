@@ -1,14 +1,13 @@
 //! The first step of the start: everything that leaves pods, sockets and kernel programs as they are.
 
 use std::{
-    mem::replace,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::{error::Error, knowledge::Knowledge, process::Process};
@@ -18,18 +17,12 @@ use crate::{
     explain,
     handover::{Addresses, FirstPass, Peers},
 };
-use kiam_core::{
-    blocking::{self, Blocking},
-    telemetry::LogLevel,
-};
+use kiam_core::telemetry::LogLevel;
 use kiam_kernel::{intercept, pins::AgentLock};
 use kiam_requests::{
     audit::{self, Audit},
     imds, serve,
 };
-
-/// The time between two searches for the pods' cgroup that has a process, where there are several.
-const UNUSED: Duration = Duration::from_millis(200);
 
 /// An agent that knows pods and credentials, or soon will, and has changed nothing yet.
 pub(super) struct Prepared {
@@ -131,20 +124,8 @@ async fn interceptor(
         }
         return Ok(None);
     };
-    let mut waits = false;
-    loop {
-        let checked = config.clone();
-        let prepare = move |token: &Blocking| intercept::prepare(token, &checked);
-        match blocking::spawn(prepare).await.map_err(|_| Error::Panicked)? {
-            Err(error @ intercept::Error::UnusedCgroups(_)) => {
-                if !replace(&mut waits, true) {
-                    warn!(%error, "Waiting for the first pod, which shows where the kubelet puts them");
-                }
-                sleep(UNUSED).await;
-            }
-            prepared => return Ok(Some(Interceptor { agent_lock: prepared?, config })),
-        }
-    }
+    let agent_lock = intercept::prepare_once_possible(&config).await?;
+    Ok(Some(Interceptor { config, agent_lock }))
 }
 
 /// What operators see and change.

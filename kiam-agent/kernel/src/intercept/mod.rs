@@ -40,7 +40,7 @@ pub use self::{
     observations::{Observation, Observations},
     older::{OlderPods, OlderSearch},
     open_pins::Drift,
-    own_pod::{may_hand_over, prepare},
+    own_pod::{may_hand_over, prepare, prepare_once_possible},
     programs::{Interception, InterceptionParts, KernelLog},
     reattach::RestoreOutcome,
     renewal::keep_renewed,

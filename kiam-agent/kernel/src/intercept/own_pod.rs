@@ -1,10 +1,11 @@
 //! Marks the cgroups that hold pods, and the agents' own pods, whose traffic is left alone and which may talk to each
 //! other.
 
-use std::{path::Path, time::Duration};
+use std::{mem::replace, path::Path, time::Duration};
 
 use aya::maps::{HashMap, Map, MapData};
 use kiam_common::{CgroupMark, names::map::CGROUPS};
+use tokio::time::sleep;
 use tracing::warn;
 
 use super::{config::check, loading::check_object, programs::map_error};
@@ -14,10 +15,34 @@ use crate::{
     pins::{self, locks::AgentLock},
     sys::{Cgroup, Walk, membership::Owner},
 };
-use kiam_core::blocking::Blocking;
+use kiam_core::blocking::{self, Blocking};
 
 /// The longest search for the QoS classes' cgroups.
 pub(super) const CLASSES_TIME: Duration = Duration::from_secs(2);
+/// The time between two searches for the pods' cgroup that has a process, where there are several.
+const UNUSED: Duration = Duration::from_millis(200);
+
+/// As [`prepare`], off the runtime's threads, and again until there is a first pod where that shows which cgroup is the pods'.
+///
+/// # Errors
+///
+/// As [`prepare`].
+pub async fn prepare_once_possible(config: &Config) -> Result<AgentLock, Error> {
+    let mut waits = false;
+    loop {
+        let checked = config.clone();
+        let prepared = blocking::spawn(move |token| prepare(token, &checked));
+        match prepared.await.map_err(|_| Error::Panicked)? {
+            Err(error @ Error::UnusedCgroups(_)) => {
+                if !replace(&mut waits, true) {
+                    warn!(%error, "Waiting for the first pod, which shows where the kubelet puts them");
+                }
+                sleep(UNUSED).await;
+            }
+            prepared => return prepared,
+        }
+    }
+}
 
 /// Checks the configuration, and marks the agent's own pod in the maps of a running agent, if there is one, which passes
 /// its sockets only to marked pods. The returned lock blocks an uninstallation.

@@ -11,7 +11,7 @@ use kiam_core::telemetry::ByLabel;
 
 /// The self-test's metrics.
 #[derive(Clone, Debug)]
-pub struct Metrics {
+pub(super) struct Metrics {
     runs: ByLabel<RunOutcome, Counter>,
     failing: ByLabel<Part, Gauge>,
 }
@@ -27,7 +27,7 @@ enum RunOutcome {
 impl Metrics {
     /// Adds them to `registry`.
     #[must_use]
-    pub fn register(registry: &mut Registry) -> Self {
+    pub(super) fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
             runs: ByLabel::register(
                 registry,

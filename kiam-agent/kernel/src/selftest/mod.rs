@@ -14,28 +14,29 @@ mod witness;
 
 use std::{fmt, io, path::PathBuf, process::Command, sync::Arc, time::Duration};
 
-use prometheus_client::encoding::EncodeLabelValue;
+use prometheus_client::{encoding::EncodeLabelValue, registry::Registry};
 use tokio::{
     sync::Notify,
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tracing::{error, info, warn};
 
-pub use self::{client::client, metrics::Metrics, sandbox::CGROUP_PREFIX, witness::Witness};
+pub use self::{client::client, sandbox::CGROUP_PREFIX, witness::Witness};
 use self::{
     client::{Attempt, Outcome},
+    metrics::Metrics,
     namespace_entry::NamespaceEntry,
     sandbox::Sandbox,
     tap::Tap,
     witness::TestClient,
 };
 use crate::{
-    intercept::{Flows, ListenerPath, Marks, Rewriter, SandboxTable},
+    intercept::{self, Flows, InterceptionParts, ListenerPath, Marks, Rewriter, SandboxTable},
     sys::{Cgroup, Walk},
 };
 use kiam_core::{
     blocking::{self, Blocking},
-    lifecycle::{Detail, Drain, Latch},
+    lifecycle::{Detail, Drain, Latch, Readiness},
 };
 
 /// The hidden subcommand that runs [`client`].
@@ -48,34 +49,6 @@ const RETRY: Duration = Duration::from_secs(1);
 const SWEEP_TIME: Duration = Duration::from_secs(2);
 /// How long successive self-tests fail until the agent is not ready.
 const LASTING: Duration = Duration::from_secs(1);
-
-/// The self-test's configuration.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// The interval of the self-test.
-    pub interval: Duration,
-    /// Whether callers are identified by the kernel's records (`--identity=kernel`).
-    pub attested: bool,
-    /// Whether the route guard or the program at the pods' cgroup blocks packets that the connect hooks can't see.
-    pub guarded: bool,
-    /// How connections reach the agent.
-    pub path: ListenerPath,
-}
-
-/// The self-test's handles to the kernel programs' maps.
-#[derive(Clone, Debug)]
-pub struct SelftestParts {
-    /// The pods' cgroup.
-    pub cgroup: PathBuf,
-    /// The marked cgroups.
-    pub marks: Marks,
-    /// The kernel's records of connections.
-    pub flows: Flows,
-    /// The network namespaces that are known to be pods'.
-    pub sandboxes: SandboxTable,
-    /// The program that rewrites addresses after the agent's programs.
-    pub rewriter: Rewriter,
-}
 
 /// The listener that the self-test connects to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,8 +85,19 @@ struct Failure {
 
 /// The self-test of one agent.
 pub struct Selftest {
-    config: Config,
-    parts: SelftestParts,
+    interval: Duration,
+    /// Whether callers are identified by the kernel's records (`--identity=kernel`).
+    attested: bool,
+    /// Whether the route guard or the program at the pods' cgroup blocks packets that the connect hooks can't see.
+    guarded: bool,
+    path: ListenerPath,
+    /// The pods' cgroup.
+    cgroup: PathBuf,
+    marks: Marks,
+    flows: Flows,
+    sandboxes: SandboxTable,
+    /// The program that rewrites addresses after the agent's programs.
+    rewriter: Rewriter,
     witness: Witness,
     sandbox: Option<Sandbox>,
 }
@@ -121,16 +105,25 @@ pub struct Selftest {
 /// The latch, detail and metrics by which operators see the self-test.
 pub struct SelftestStatus {
     /// Set while the self-test passes.
-    pub latch: Latch,
+    latch: Latch,
     /// The failed parts.
-    pub detail: Detail,
-    /// The self-test's metrics.
-    pub metrics: Metrics,
+    detail: Detail,
+    metrics: Metrics,
 }
 
 // === impl SelftestStatus ===
 
 impl SelftestStatus {
+    /// Not passed yet; shown by `readiness`, with the metrics in `registry`.
+    #[must_use]
+    pub fn new(registry: &mut Registry, readiness: &Readiness) -> Self {
+        Self {
+            latch: readiness.latch("self-test"),
+            detail: readiness.detail("self-test"),
+            metrics: Metrics::register(registry),
+        }
+    }
+
     /// Reports `failures`, which lasted `since` the first of them. Returns the pause before the next self-test.
     fn report(&self, failures: &[Failure], since: Duration) -> Duration {
         let list: Vec<String> = failures.iter().map(ToString::to_string).collect();
@@ -170,10 +163,22 @@ impl fmt::Display for Failure {
 // === impl Selftest ===
 
 impl Selftest {
-    /// A self-test of the attached programs, whose connections `witness` sees.
+    /// A self-test of the programs that are attached by `config`, whose connections `witness` sees.
     #[must_use]
-    pub fn new(config: Config, parts: SelftestParts, witness: Witness) -> Self {
-        Self { config, parts, witness, sandbox: None }
+    pub fn new(config: &intercept::Config, parts: &InterceptionParts, witness: Witness) -> Self {
+        Self {
+            interval: config.selftest_interval,
+            attested: config.attested,
+            guarded: parts.guards_packets || config.guard.route.is_some(),
+            path: config.path,
+            cgroup: parts.cgroup.path().to_owned(),
+            marks: parts.marks.clone(),
+            flows: parts.flows.clone(),
+            sandboxes: parts.sandboxes.clone(),
+            rewriter: parts.rewriter.clone(),
+            witness,
+            sandbox: None,
+        }
     }
 
     /// Runs the self-test at each interval until the drain begins, once `begin` is notified. Another agent that accepts from
@@ -183,7 +188,7 @@ impl Selftest {
             () = drain.started() => return,
             () = begin.notified() => {}
         }
-        let mut ticks = interval(self.config.interval);
+        let mut ticks = interval(self.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut failing = None;
         loop {
@@ -222,7 +227,7 @@ impl Selftest {
     }
 
     fn check(&mut self, blocking: &Blocking) -> io::Result<Vec<Failure>> {
-        let listeners: &[ListenerKind] = match self.config.path {
+        let listeners: &[ListenerKind] = match self.path {
             ListenerPath::Node => &[ListenerKind::Node],
             ListenerPath::Auto => &[ListenerKind::Node, ListenerKind::Pod],
             ListenerPath::PodLocal => &[ListenerKind::Pod],
@@ -240,34 +245,34 @@ impl Selftest {
         listener: ListenerKind,
     ) -> io::Result<Vec<Failure>> {
         // Reopened each time, since it may have been recreated.
-        let cgroup = Cgroup::open(blocking, Some(&self.parts.cgroup)).map_err(io::Error::other)?;
+        let cgroup = Cgroup::open(blocking, Some(&self.cgroup)).map_err(io::Error::other)?;
         let sandbox = match self.sandbox.take() {
             Some(sandbox) => sandbox,
             None => prepare(blocking, &cgroup)?,
         };
         let sandbox = self.sandbox.insert(sandbox);
-        self.parts.marks.intercept(sandbox.cgroup_id()).map_err(io::Error::other)?;
+        self.marks.intercept(sandbox.cgroup_id()).map_err(io::Error::other)?;
         let (pod, addresses) = (sandbox.cgroup_id(), sandbox.addresses());
         let client = TestClient { cgroup: pod, netns: sandbox.cookie(), addresses };
         self.witness.watch(Some(client));
         let tap = Tap::open()?;
-        let rewriting = self.parts.rewriter.attach(&cgroup).map_err(io::Error::other)?;
+        let rewriting = self.rewriter.attach(&cgroup).map_err(io::Error::other)?;
         let mut client = Command::new("/proc/self/exe");
         let mut run = || sandbox.run(client.arg(SUBCOMMAND).env_clear());
         let output = match (listener, sandbox.cookie()) {
             (ListenerKind::Pod, Some(netns)) => {
-                let table = &self.parts.sandboxes;
+                let table = &self.sandboxes;
                 let published = NamespaceEntry::open(sandbox.netns(), (netns, pod), table)?;
-                published.seen_by(&self.witness, &self.parts.flows, run)??
+                published.seen_by(&self.witness, &self.flows, run)??
             }
-            (ListenerKind::Pod, None) if self.config.path == ListenerPath::PodLocal => {
+            (ListenerKind::Pod, None) if self.path == ListenerPath::PodLocal => {
                 return Err(io::Error::other("--path=pod-local needs kernel 5.14"));
             }
             // Without cookies there are no pod listeners.
             (ListenerKind::Pod, None) => return Ok(Vec::new()),
             (ListenerKind::Node, Some(netns)) => {
                 let known = (netns, pod);
-                let _published = NamespaceEntry::without_listener(known, &self.parts.sandboxes)?;
+                let _published = NamespaceEntry::without_listener(known, &self.sandboxes)?;
                 run()?
             }
             (ListenerKind::Node, None) => run()?,
@@ -284,7 +289,7 @@ impl Selftest {
             .into_iter()
             .collect::<Result<_, _>>()?;
         let left = tap.left(&addresses);
-        let (id, cookie, attested) = (sandbox.cgroup_id(), sandbox.cookie(), self.config.attested);
+        let (id, cookie, attested) = (sandbox.cgroup_id(), sandbox.cookie(), self.attested);
         let is_identified = |port| match self.witness.arrived(port) {
             None => false,
             Some(None) => !attested,
@@ -292,14 +297,14 @@ impl Selftest {
                 entry.cgroup == id && cookie.is_none_or(|cookie| entry.netns == cookie)
             }
         };
-        Ok(judge(&outcomes, left, self.config.guarded, is_identified))
+        Ok(judge(&outcomes, left, self.guarded, is_identified))
     }
 
     fn discard(&mut self) {
         self.witness.watch(None);
         if let Some(sandbox) = self.sandbox.take() {
             // After a failure, the next start of an agent removes the mark.
-            let _ = self.parts.marks.remove(sandbox.cgroup_id());
+            let _ = self.marks.remove(sandbox.cgroup_id());
         }
     }
 }
