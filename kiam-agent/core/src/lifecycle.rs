@@ -1,8 +1,12 @@
 //! The states of the process: ready, draining, stopping.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::{
+    borrow::Cow, collections::BTreeMap, future::pending, panic::AssertUnwindSafe, sync::Arc,
+};
 
+use futures::FutureExt as _;
 use tokio::sync::watch;
+use tracing::error;
 
 /// The condition that an agent adds when it is asked to end. It holds never again, and `uninstall` reads it.
 pub const ENDING: &str = "asked to end: serving until another agent takes over";
@@ -56,6 +60,20 @@ enum Phase {
 pub fn drain() -> (DrainSignal, Drain) {
     let (tx, rx) = watch::channel(Phase::Running);
     (DrainSignal(tx), Drain(rx))
+}
+
+/// Does `work` until the drain begins; its end, or a panic in it, is no end of this.
+pub async fn apart(part: &'static str, work: impl Future<Output = ()>, mut drain: Drain) {
+    let work = async {
+        if AssertUnwindSafe(work).catch_unwind().await.is_err() {
+            error!(part, "A part panicked, which is a bug of the agent; going on without it");
+        }
+        pending::<()>().await;
+    };
+    tokio::select! {
+        () = work => {}
+        () = drain.started() => {}
+    }
 }
 
 // === impl Readiness ===
@@ -270,5 +288,18 @@ mod tests {
         assert!(drain.is_started() && !drain.is_handed_over());
         signal.hand_over(true);
         assert!(!drain.is_handed_over(), "the end can't be handed over any more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_ends_or_panics_apart_is_no_end_of_the_agent() {
+        let (signal, drain) = drain();
+        let panics = apart("panics", async { std::panic::panic_any(()) }, drain.clone());
+        let ends = apart("ends", async {}, drain.clone());
+        let goes_on = apart("goes on", pending(), drain);
+        let mut all = Box::pin(async { tokio::join!(panics, ends, goes_on) });
+        let hour = std::time::Duration::from_secs(3600);
+        assert!(tokio::time::timeout(hour, &mut all).await.is_err());
+        signal.start();
+        assert!(tokio::time::timeout(hour, all).await.is_ok());
     }
 }

@@ -1,11 +1,9 @@
 //! What the parts of the agent have in common while they run.
 
-use std::{future::pending, net::SocketAddr, panic::AssertUnwindSafe, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
-use futures::FutureExt as _;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
-use tracing::error;
 
 use super::error::Error;
 use crate::admin;
@@ -69,38 +67,6 @@ impl Process {
         name: &'static str,
         part: impl Future<Output = ()> + Send + 'static,
     ) {
-        self.tasks.spawn(apart(name, part, self.drain.clone()));
-    }
-}
-
-/// Does `work` until the drain begins; its end, or a panic in it, is no end of this.
-async fn apart(part: &'static str, work: impl Future<Output = ()>, mut drain: Drain) {
-    let work = async {
-        if AssertUnwindSafe(work).catch_unwind().await.is_err() {
-            error!(part, "A part panicked, which is a bug of the agent; going on without it");
-        }
-        pending::<()>().await;
-    };
-    tokio::select! {
-        () = work => {}
-        () = drain.started() => {}
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn what_ends_or_panics_apart_is_no_end_of_the_agent() {
-        let (signal, drain) = lifecycle::drain();
-        let panics = apart("panics", async { std::panic::panic_any(()) }, drain.clone());
-        let ends = apart("ends", async {}, drain.clone());
-        let goes_on = apart("goes on", pending(), drain);
-        let mut all = Box::pin(async { tokio::join!(panics, ends, goes_on) });
-        let hour = Duration::from_secs(3600);
-        assert!(tokio::time::timeout(hour, &mut all).await.is_err());
-        signal.start();
-        assert!(tokio::time::timeout(hour, all).await.is_ok());
+        self.tasks.spawn(lifecycle::apart(name, part, self.drain.clone()));
     }
 }
