@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{cluster, handover, sts};
+use crate::{cluster, config::Unreported, handover, sts};
 use kiam_kernel::{intercept, sandboxes};
 use kiam_requests::imds;
 
@@ -20,12 +20,8 @@ pub(super) enum Error {
         #[source]
         source: io::Error,
     },
-    #[error("the region is not known: set --region, as {upstream} does not report it: {error}")]
-    Region { upstream: String, error: imds::UpstreamError },
-    #[error(
-        "the base ARN is not known: set --role-base-arn, as the node's profile does not report it: {0}"
-    )]
-    BaseArn(imds::UpstreamError),
+    #[error(transparent)]
+    Unreported(#[from] Unreported),
     #[error(transparent)]
     Intercept(#[from] intercept::Error),
     #[error(transparent)]

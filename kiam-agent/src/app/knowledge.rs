@@ -3,12 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
-use tracing::{info, warn};
 
 use super::{error::Error, process::Process};
 use crate::{
     cluster::{self, Cluster, EventParts, EvictionParts, SyncLatches},
-    config::{Base, Config},
+    config::Config,
     handover::{FirstPass, Peers},
     observe::Sightings,
     older_pods::Exposure,
@@ -19,8 +18,8 @@ use kiam_core::{
     credentials::{self, CredentialReader, CredentialSource, Prefetcher, Refresher},
     lifecycle::Latch,
     pods::{self, NodePods, PodIndex, PodReader, PodUid},
-    policy::{RolePolicy, publish_wanted},
-    role::{BaseArn, Sessions, WantedRoles},
+    policy::{RolePolicy, publish_wanted, report_sessions},
+    role::WantedRoles,
 };
 use kiam_kernel::identity::InterfaceAddresses;
 use kiam_requests::imds;
@@ -70,10 +69,13 @@ impl Knowledge {
         let metrics = cluster::Metrics::register(&mut process.registry);
         let events = cluster.events(&metrics);
         evict(process, &cluster, &metrics, eviction_parts(&pods, node_pods, &exposure));
-        remove_startup_taint(process, &cluster);
+        if let Some(taint) = cluster.startup_taint() {
+            let removed = taint.remove_once_ready(process.readiness.clone());
+            process.spawn_apart("startup taint", removed);
+        }
         let first_credentials = process.readiness.latch("first credentials");
-        let region = region(config, upstream).await?;
-        let base = base_arn(config, upstream, &region).await?;
+        let region = config.region(upstream).await?;
+        let base = config.base_arn(upstream, &region).await?;
         let policy = RolePolicy::new(config.policy(base), pods.clone());
         let identity = config.sts.token_kubeconfig.clone();
         let tokens = cluster.tokens(config.sts.source, identity, pods.clone(), metrics.clone())?;
@@ -148,43 +150,6 @@ impl Knowledge {
     }
 }
 
-/// The region of STS.
-async fn region(config: &Config, upstream: &imds::Upstream) -> Result<String, Error> {
-    let failed = |error| Error::Region { upstream: config.upstream.to_string(), error };
-    match &config.sts.region {
-        Some(region) => Ok(region.clone()),
-        None => upstream.region_at_start().await.map_err(failed),
-    }
-}
-
-/// What completes short role names, if anything does. Logged.
-async fn base_arn(
-    config: &Config,
-    upstream: &imds::Upstream,
-    region: &str,
-) -> Result<Option<BaseArn>, Error> {
-    let base = match &config.roles.base {
-        Base::Given(base) => base.clone(),
-        Base::Autodetect => upstream.base_arn_at_start().await.map_err(Error::BaseArn)?,
-        Base::Absent => return Ok(None),
-    };
-    info!(base_arn = %base, "Short role names are completed");
-    if base.partition() != sts::partition(region) {
-        warn!(base_arn = %base, region, "Short role names are of another partition than the region, whose STS does not know them");
-    }
-    Ok(Some(base))
-}
-
-/// Removes the taint that keeps pods from the node, once the agent is ready.
-fn remove_startup_taint(process: &mut Process, cluster: &Cluster) {
-    let Some(taint) = cluster.startup_taint() else { return };
-    let (readiness, shown) = (process.readiness.clone(), process.readiness.detail("startup taint"));
-    process.spawn_apart("startup taint", async move {
-        readiness.ready().await;
-        taint.remove(shown).await;
-    });
-}
-
 /// Evicts pods that may hold the node's credentials from now on, if that is configured.
 fn evict(
     process: &mut Process,
@@ -244,14 +209,4 @@ fn report_by_events(
         readiness.wait_for(&kinds).await;
         events.run(parts, drain).await;
     });
-}
-
-/// Logs what sessions of the pods' own cost, once it is known what is wanted.
-async fn report_sessions(mut wanted: watch::Receiver<WantedRoles>) {
-    if let Ok(first) = wanted.wait_for(|wanted| !wanted.is_empty()).await {
-        info!(
-            "Session names, source identities or tags are the pods' own: {}",
-            Sessions::of(&first)
-        );
-    }
 }

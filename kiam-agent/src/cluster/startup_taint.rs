@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::{backoff::Backoff, describe};
-use kiam_core::lifecycle::Detail;
+use kiam_core::lifecycle::Readiness;
 
 const NODES: &str = "/api/v1/nodes";
 /// The deadline of one request.
@@ -80,8 +80,11 @@ impl fmt::Display for TaintKey {
 // === impl StartupTaint ===
 
 impl StartupTaint {
-    /// Removes the taint, with as many attempts as needed, and shows the state in `detail`. It is fine if there is none.
-    pub async fn remove(self, detail: Detail) {
+    /// Removes the taint once the agent is ready, with as many attempts as needed, and shows the state there. It is fine if
+    /// there is none.
+    pub async fn remove_once_ready(self, readiness: Readiness) {
+        readiness.ready().await;
+        let detail = readiness.detail("startup taint");
         let (mut backoff, mut warned) = (Backoff::new(), false);
         loop {
             match self.try_remove().await {

@@ -29,6 +29,7 @@ use self::{
     warnings::warnings,
 };
 pub use self::{
+    parts::Unreported,
     preflight::Preflight,
     roles::{Base, Roles},
     sts::Sts,

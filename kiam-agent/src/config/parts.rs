@@ -1,6 +1,8 @@
 //! The configurations of parts that several flags decide, or that lack what the node's metadata service knows.
 
-use super::{Config, version};
+use tracing::{info, warn};
+
+use super::{Base, Config, version};
 use crate::{admin::StatusSettings, older_pods::Entitlement, sts};
 use kiam_core::{
     pods::NodePods,
@@ -11,10 +13,26 @@ use kiam_kernel::{
     intercept::{self, HostNetworkPods, ListenerPath},
     sandboxes,
 };
-use kiam_requests::serve;
+use kiam_requests::{
+    imds::{Upstream, UpstreamError},
+    serve,
+};
 
 /// Pods of a large node; EKS's default is 110, and 250 with prefix delegation.
 const PODS: usize = 250;
+
+/// The node's metadata service does not report what the flags leave open.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreported {
+    /// The region.
+    #[error("the region is not known: set --region, as {0} does not report it: {1}")]
+    Region(String, UpstreamError),
+    /// The base ARN.
+    #[error(
+        "the base ARN is not known: set --role-base-arn, as the node's profile does not report it: {0}"
+    )]
+    BaseArn(UpstreamError),
+}
 
 // === impl Config ===
 
@@ -24,6 +42,41 @@ impl Config {
     pub fn observes(&self) -> bool {
         let mode = self.intercept.as_ref().map(|intercept| intercept.mode);
         mode == Some(intercept::Mode::Observe)
+    }
+
+    /// The region of STS.
+    ///
+    /// # Errors
+    ///
+    /// [`Unreported::Region`].
+    pub async fn region(&self, upstream: &Upstream) -> Result<String, Unreported> {
+        let failed = |error| Unreported::Region(self.upstream.to_string(), error);
+        match &self.sts.region {
+            Some(region) => Ok(region.clone()),
+            None => upstream.region_at_start().await.map_err(failed),
+        }
+    }
+
+    /// What completes short role names, if anything does. Logged.
+    ///
+    /// # Errors
+    ///
+    /// [`Unreported::BaseArn`].
+    pub async fn base_arn(
+        &self,
+        upstream: &Upstream,
+        region: &str,
+    ) -> Result<Option<BaseArn>, Unreported> {
+        let base = match &self.roles.base {
+            Base::Given(base) => base.clone(),
+            Base::Autodetect => upstream.base_arn_at_start().await.map_err(Unreported::BaseArn)?,
+            Base::Absent => return Ok(None),
+        };
+        info!(base_arn = %base, "Short role names are completed");
+        if base.partition() != sts::partition(region) {
+            warn!(base_arn = %base, region, "Short role names are of another partition than the region, whose STS does not know them");
+        }
+        Ok(Some(base))
     }
 
     /// The policy's configuration, with `base` completing short role names.

@@ -20,7 +20,7 @@ pub use self::{
     allowed::{AllowedRoles, InvalidAllowedRoles},
     expression::{InvalidExpression, PermittedRoles},
     namespace::{Mistake, Ruling, Rulings},
-    publish::publish_wanted,
+    publish::{publish_wanted, report_sessions},
     refusal::Refusal,
     standing::Standing,
 };

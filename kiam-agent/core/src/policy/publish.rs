@@ -9,16 +9,27 @@ use tokio::{
     sync::watch,
     time::{self, Instant},
 };
+use tracing::info;
 
 use super::{Decision, RolePolicy};
 use crate::{
     lifecycle::Drain,
     pods::{Changed, Pod, PodUid, Position},
-    role::{Claimant, RoleIdentity, WantedRoles},
+    role::{Claimant, RoleIdentity, Sessions, WantedRoles},
 };
 
 /// The pause after following changes, in multiples of the time that it took.
 const PAUSE_PER_WORK: u32 = 9;
+
+/// Logs what sessions of the pods' own cost, once it is known what is wanted.
+pub async fn report_sessions(mut wanted: watch::Receiver<WantedRoles>) {
+    if let Ok(first) = wanted.wait_for(|wanted| !wanted.is_empty()).await {
+        info!(
+            "Session names, source identities or tags are the pods' own: {}",
+            Sessions::of(&first)
+        );
+    }
+}
 
 /// Publishes the wanted roles whenever a record changes, until the drain begins.
 ///
