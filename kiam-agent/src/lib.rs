@@ -1,7 +1,7 @@
 //! kiam-agent: gives each pod on a Kubernetes node the credentials of its own AWS IAM role.
 //!
-//! This crate has the edges, where Kubernetes, AWS, pods and operators are spoken to, and the wiring. What is decided
-//! is in `kiam-core`, what is asked of the kernel in `kiam-kernel`. `ARCHITECTURE.md` has the table of modules.
+//! This crate has the edges, where Kubernetes, AWS, operators and the next agent are spoken to, and the wiring. Pods are
+//! answered in `kiam-requests`, what is decided is in `kiam-core`, and what is asked of the kernel in `kiam-kernel`. `ARCHITECTURE.md` has the table of modules.
 
 #![forbid(unsafe_code)]
 

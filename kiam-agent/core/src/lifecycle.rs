@@ -1,4 +1,4 @@
-//! The states of the process: ready, draining, stopping.
+//! The states of the process: ready, draining, stopping. Runs what the agent can do without.
 
 use std::{
     borrow::Cow, collections::BTreeMap, future::pending, panic::AssertUnwindSafe, sync::Arc,

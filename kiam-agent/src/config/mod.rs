@@ -1,4 +1,5 @@
-//! Parses flags and environment into the configuration of all parts, and reports all mistakes.
+//! Parses flags and environment into the configuration of all parts, and reports all mistakes. Asks the node's metadata for
+//! what no flag says.
 
 mod audit;
 mod flags;

@@ -1,5 +1,5 @@
-//! Passes the cached credentials and the listening sockets from the running agent to its successor, so that a takeover
-//! neither rejects connections nor requests credentials again.
+//! Gets the node's sockets, those of the running agent or new ones, and passes the sockets and the cached credentials to
+//! the next agent, so that a takeover neither rejects connections nor requests credentials again.
 //!
 //! Credentials go in sealed memory, from one running agent to another. Nothing is kept for an agent that starts later: a
 //! file would outlive the agent, and every tool that dumps maps reads a pinned map.

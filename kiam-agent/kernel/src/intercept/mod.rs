@@ -1,8 +1,8 @@
 //! Loads, attaches, pins and reads the kernel programs.
 //!
 //! Everything is pinned below `<bpffs>/v<layout>/`, so that the interception outlives the agent: without an agent, pods'
-//! connects to the IMDS are denied. A later agent adopts the maps and replaces the programs in place. They are never
-//! detached.
+//! connects to the IMDS are denied. A later agent adopts the maps and replaces the programs in place. Only
+//! `uninstall` and `--detach-on-exit` detach them.
 
 mod ancestors;
 mod attach;

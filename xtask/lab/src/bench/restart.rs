@@ -217,7 +217,7 @@ The agent is the release build. A round that is not counted comes first, so that
 the page cache.
 
 After `kill -9` the kernel denies pods until the next agent serves. A process in a pod asks for
-credentials, and is started anew until it has them. Each attempt takes some milliseconds, which are
+credentials, and is started again until it has them. Each attempt takes some milliseconds, which are
 part of the first answer's time. The new agent starts without credentials, so the first answer waits
 for the list of the pods and for one call to STS.
 

@@ -235,8 +235,8 @@ async fn a_pod_that_is_denied_again_and_again_is_heard_less_often() {
         fixture.wanted.send_replace(pods([("bad", "loop", &*format!("r{n}"))]));
         sleep(SECOND).await;
     }
-    // 15 s, 30 s, 60 s, ... after the second; without it there would be 32.
-    assert!((4..=8).contains(&fixture.all_calls()), "{}", fixture.all_calls());
+    // 15 s, 30 s, 60 s, ... after the second, or half of that; without it there would be 32.
+    assert!((4..=10).contains(&fixture.all_calls()), "{}", fixture.all_calls());
     assert_eq!(limit(&fixture, "r599"), Some(Limit::Denied));
 }
 
