@@ -22,8 +22,8 @@ use kiam_core::{
     ticks::ticks,
 };
 use kiam_kernel::{
-    intercept::{self, InterceptedSince, OlderPods, OlderSearch, since_boot},
-    sys::Cgroup,
+    intercept::{self, InterceptedSince, OlderPods, OlderSearch},
+    sys::{Cgroup, since_boot},
 };
 use kiam_requests::imds::NodeRole;
 

@@ -17,7 +17,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::intercept::{since_boot, start_time};
+use crate::{intercept::start_time, sys::since_boot};
 use kiam_core::{
     blocking::Blocking,
     pods::{CallingProcess, Executable, Inspection, Relative},

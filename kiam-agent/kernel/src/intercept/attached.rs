@@ -11,10 +11,14 @@ use std::{
 
 use aya::maps::{HashMap, Map, MapData};
 use kiam_common::names::{map, program};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::ClockId;
 
 use super::programs::map_error;
-use crate::{error::Error, pins, sys::links::PinnedLink};
+use crate::{
+    error::Error,
+    pins,
+    sys::{links::PinnedLink, since_boot, uptime},
+};
 
 const NAME: &str = map::ATTACHED;
 /// The key that says that programs which only observe had the links since the last record: no link has this id.
@@ -36,18 +40,6 @@ pub struct InterceptedSince {
 }
 
 type Noted = HashMap<MapData, u32, u64>;
-
-/// The time since the node booted, in the clock of processes' start times. Steps of the wall clock do not change it.
-#[must_use]
-pub fn since_boot() -> Duration {
-    read(ClockId::Boottime)
-}
-
-fn read(clock: ClockId) -> Duration {
-    let time = clock_gettime(clock);
-    let nanos = u32::try_from(time.tv_nsec).unwrap_or_default();
-    Duration::new(time.tv_sec.unsigned_abs(), nanos)
-}
 
 /// Records since when each intercepting link in `pins` intercepts, unless it is recorded already. `routing` is when the boot guard
 /// set its rules. Returns the time since when all of them do; `None` if one is missing.
@@ -96,7 +88,7 @@ fn pinned(pin: &Path) -> Result<Duration, Error> {
     let failed = |source| Error::File { what: "read the age of", path: PathBuf::from(pin), source };
     let modified = fs::metadata(pin).and_then(|pin| pin.modified()).map_err(failed)?;
     let modified = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let wall = read(ClockId::Realtime);
+    let wall = uptime::read(ClockId::Realtime);
     // A pin from the future is from before the clock was set back.
     let age = wall.saturating_sub(modified).saturating_sub(TICK);
     Ok(since_boot().saturating_sub(age))

@@ -10,7 +10,7 @@ use std::{
 use aya::maps::{HashMap, MapData, MapError};
 use kiam_common::client::{CallingProcess as ProcessRecord, ConnectionCount, FlowKey, Opener};
 
-use super::attached::since_boot;
+use crate::sys::since_boot;
 use kiam_core::pods::{CallingProcess, Comm};
 
 /// A connection is accepted within this time after its connect(2), or has been given up: a SYN is sent again for two minutes

@@ -30,7 +30,7 @@ mod uninstall;
 
 pub(crate) use self::{ancestors::above, config::check, loading::verify_all, older::start_time};
 pub use self::{
-    attached::{InterceptedSince, since_boot},
+    attached::InterceptedSince,
     config::{Config, HostNetworkPods, ListenerPath, Mode},
     flows::{FlowEntry, Flows},
     lease::{Lease, last_renewed},

@@ -238,7 +238,8 @@ pub(crate) fn start_time(stat: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::since_boot, *};
+    use super::*;
+    use crate::sys::since_boot;
 
     const LATER: Duration = Duration::from_secs(1 << 40);
 

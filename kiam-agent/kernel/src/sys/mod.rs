@@ -16,6 +16,7 @@ pub mod ports;
 pub(crate) mod rejection;
 pub(crate) mod sock_diag;
 mod unfilter;
+pub(crate) mod uptime;
 mod walk;
 
 pub use self::{
@@ -27,5 +28,6 @@ pub use self::{
     netns::{cookie_of, is_elsewhere},
     rejection::ProgramRejection,
     unfilter::unfilter,
+    uptime::since_boot,
     walk::Walk,
 };

@@ -21,7 +21,7 @@ use super::{
     super::{is_family_off, route},
     text::NOTE,
 };
-use crate::intercept::since_boot;
+use crate::sys::since_boot;
 
 /// The kernel's name for this boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
