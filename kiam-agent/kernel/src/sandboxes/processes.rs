@@ -233,7 +233,7 @@ fn is_populated(cgroup: &Path) -> bool {
 }
 
 /// Whether a cgroup's file could not be read because the cgroup is gone, or has no such file. After another error, such as too
-/// many open files, nobody knows what is there.
+/// many open files, what is there is not known.
 fn is_gone(error: &io::Error) -> bool {
     let number = error.raw_os_error();
     [Errno::NOENT, Errno::NODEV].iter().any(|gone| number == Some(gone.raw_os_error()))
